@@ -1,0 +1,57 @@
+"""Families of models as data: which text encoders one has, how wide they are, where a diffusers pipeline keeps them.
+
+A new family is a JSON file in this folder; code never asks for a family by name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One text encoder of a family: key in files, width of its vectors, attributes of the diffusers pipeline."""
+
+    key: str
+    width: int
+    module: str
+    tokenizer: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """What an embedding, a LoRA or a training step needs to know of a kind of model."""
+
+    name: str
+    title: str
+    encoders: tuple[EncoderSpec, ...]
+    pipeline: str
+    denoiser_kind: str
+    denoiser_module: str
+    resolution: int
+    modelspec: str
+    base_model_version: str
+    lora_prefixes: dict[str, str]
+    cross_attention: int
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Encoder key to width of one vector."""
+        return {encoder.key: encoder.width for encoder in self.encoders}
+
+
+@cache
+def families() -> dict[str, Family]:
+    """All families that ship, by name."""
+    found = (entry for entry in files(__package__).iterdir() if entry.name.endswith(".json"))
+    loaded = [_family(json.loads(entry.read_text("utf-8"))) for entry in sorted(found, key=lambda entry: entry.name)]
+    return {family.name: family for family in loaded}
+
+
+def _family(data: dict) -> Family:
+    denoiser = data.pop("denoiser")
+    encoders = tuple(EncoderSpec(**encoder) for encoder in data.pop("encoders"))
+    return Family(encoders=encoders, denoiser_kind=denoiser["kind"], denoiser_module=denoiser["module"], **data)

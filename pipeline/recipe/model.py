@@ -1,0 +1,73 @@
+"""What a checked recipe is: plain frozen values, no behaviour. Defaults live in the JSON Schemas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model to load: `micro`, a hub id, a diffusers folder or a single-file checkpoint."""
+
+    base: str
+    family: str | None
+    dtype: str
+    revision: str | None
+    variant: str | None
+    tokenizer: str | None
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Pictures of one thing and where their captions come from.
+
+    `captions` is `beside` (x.txt next to x.png), `file-name`, the path of a JSONL file, or a tuple of templates.
+    """
+
+    images: Path
+    captions: str | tuple[str, ...]
+    repeats: int
+
+
+@dataclass(frozen=True)
+class StopAfter:
+    """When a word stops training: `value` in `unit` (steps, epochs, seconds, minutes, hours, percent) or never."""
+
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class Word:
+    """One `[[embedding]]` table. `learning_rate` is one number, one per encoder key, or None (the train stage's)."""
+
+    placeholder: str
+    initial_text: str
+    tokens: int | None
+    train: bool
+    learning_rate: float | dict[str, float] | None
+    stop_after: StopAfter
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the recipe: its kind and its options, defaults filled in."""
+
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe with every default filled in and every path absolute."""
+
+    path: Path
+    name: str
+    seed: int
+    device: str
+    model: ModelSpec
+    concepts: tuple[Concept, ...]
+    words: tuple[Word, ...]
+    stages: tuple[Stage, ...]
