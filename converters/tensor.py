@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
-# Bits a value takes, by the names safetensors gives to data types.
+from .file_range import FileRange
+
+# Bits a value takes, by the names safetensors gives to data types, in the order in which a file keeps them.
 DTYPE_BITS: dict[str, int] = {
-    "F64": 64, "I64": 64, "U64": 64, "C64": 64,
-    "F32": 32, "I32": 32, "U32": 32,
-    "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I8": 8, "U8": 8, "BOOL": 8,
-    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+    "F32": 32, "U32": 32, "I32": 32,
+    "BF16": 16, "F16": 16, "U16": 16, "I16": 16,
+    "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "F8_E8M0": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8,
+    "F6_E3M2": 6, "F6_E2M3": 6, "F4": 4, "BOOL": 8,
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
 class RawTensor:
     """`dtype` as safetensors spells it, `shape`, and the little-endian bytes in C order.
 
-    `data` may be a view of a memory-mapped file, so a large tensor costs nothing until it is written.
+    The bytes may stay where they are in a file: `data` then reads them anew at each access, so a LoRA of any
+    size costs no memory until somebody looks. Raises ValueError if bytes, dtype and shape do not fit.
     """
 
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes | memoryview
+    __slots__ = ("dtype", "shape", "stored")
 
-    def __post_init__(self) -> None:
-        want = nbytes(self.dtype, self.shape)
-        if len(self.data) != want:
-            raise ValueError(f"{self.dtype} {self.shape} takes {want} bytes, not {len(self.data)}")
+    def __init__(self, dtype: str, shape: tuple[int, ...], data: bytes | memoryview | FileRange) -> None:
+        want = nbytes(dtype, shape)
+        if len(data) != want:
+            raise ValueError(f"{dtype} {shape} takes {want} bytes, not {len(data)}")
+        self.dtype = dtype
+        self.shape = tuple(shape)
+        self.stored = data
+
+    @property
+    def data(self) -> bytes | memoryview:
+        """The bytes, read from the file if they are still there; ConvertError if that file has changed since."""
+        return self.stored.read() if isinstance(self.stored, FileRange) else self.stored
+
+    def __repr__(self) -> str:
+        return f"RawTensor({self.dtype!r}, {self.shape!r})"
 
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes a tensor of this data type and shape takes in a safetensors file. Raises KeyError for an unknown type."""
     return (DTYPE_BITS[dtype] * prod(shape) + 7) // 8
+
+
+def same(a: RawTensor, b: RawTensor) -> bool:
+    """Whether two tensors are equal in type, shape and every bit (so two NaN of the same bits are equal)."""
+    return a.dtype == b.dtype and a.shape == b.shape and bytes(a.data) == bytes(b.data)

@@ -1,0 +1,87 @@
+"""Bytes that stay in a file until they are wanted, and the opening of files that others name."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ConvertError
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One state of one file: a path and what the system said of it when its header was read."""
+
+    path: Path
+    device: int
+    inode: int
+    size: int
+    changed: int
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor of the file; ConvertError if it is not the one that was looked at before."""
+        with opened(self.path) as (descriptor, origin):
+            if origin != self:
+                raise ConvertError(f"{self.path}: changed while it was being read; start again when it is at rest")
+            yield descriptor
+
+
+@dataclass(frozen=True, eq=False)
+class FileRange:
+    """`length` bytes from `offset` on. No descriptor is held, so a hundred thousand of them are cheap."""
+
+    origin: Origin
+    offset: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self) -> bytes:
+        """All bytes at once; ConvertError if the file has changed or grown shorter."""
+        with self.origin.opened() as descriptor:
+            return read_exactly(descriptor, self.offset, self.length, self.origin.path)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[int, Origin]]:
+    """A descriptor of a regular file and its Origin. ConvertError, at once, for a pipe, folder or device."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        raise ConvertError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConvertError(f"{path}: not an ordinary file")
+        yield descriptor, Origin(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    finally:
+        os.close(descriptor)
+
+
+def read_exactly(descriptor: int, offset: int, length: int, path: Path) -> bytes:
+    """`length` bytes from `offset` on, or ConvertError if the file ends before."""
+    parts = []
+    while length:
+        part = pread(descriptor, min(length, 1 << 30), offset)
+        if not part:
+            raise ConvertError(f"{path}: grew shorter while it was being read")
+        parts.append(part)
+        offset += len(part)
+        length -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def pread(descriptor: int, length: int, offset: int) -> bytes:
+    """os.pread, also where the system (Windows) has none."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, length, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, length)

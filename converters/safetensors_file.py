@@ -1,0 +1,171 @@
+"""safetensors files: a header that is believed only once it is checked, and files with the same bytes every time.
+
+Written from the format's own description; the `safetensors` package is not needed here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .atomic import Batch, batch
+from .errors import ConvertError
+from .file_range import FileRange, opened, read_exactly
+from .safetensors_bytes import fill, in_file_order
+from .tensor import DTYPE_BITS, RawTensor, nbytes, same
+
+MAX_HEADER = 100_000_000  # what the format's own reader allows
+SMALL = 1 << 20  # the tensors of a file up to this size are read with the header
+
+Header = tuple[dict[str, RawTensor], dict[str, str]]
+
+
+def read(path: Path | str) -> Header:
+    """Tensors by name, in the order of their bytes, and the metadata.
+
+    The bytes of a large file stay there until they are looked at. Raises ConvertError for anything that the
+    format forbids: a length that lies, ranges that overlap, leave holes or do not fit dtype and shape, a name
+    given twice, metadata that is not text.
+    """
+    path = Path(path)
+    with opened(path) as (descriptor, origin):
+        if origin.size < 8:
+            raise ConvertError(f"{path}: not a safetensors file ({origin.size} bytes)")
+        length = int.from_bytes(read_exactly(descriptor, 0, 8, path), "little")
+        if length > min(MAX_HEADER, origin.size - 8):
+            raise ConvertError(f"{path}: not a safetensors file (its header would be {length} bytes long)")
+        entries, metadata = _parse(read_exactly(descriptor, 8, length, path), path)
+        start = 8 + length
+        _check_ranges(entries, origin.size - start, path)
+        data = None
+        if origin.size - start <= SMALL:
+            data = memoryview(read_exactly(descriptor, start, origin.size - start, path))
+    tensors = {}
+    for name, (dtype, shape, begin, end) in entries.items():
+        stored = FileRange(origin, start + begin, end - begin) if data is None else data[begin:end]
+        tensors[name] = RawTensor(dtype, shape, stored)
+    return tensors, metadata
+
+
+Entry = tuple[str, tuple[int, ...], int, int]
+
+
+def _parse(header: bytes, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    try:
+        loaded = json.loads(header.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ConvertError(f"{path}: not a safetensors file (header: {_short(error)})") from error
+    if not isinstance(loaded, dict):
+        raise ConvertError(f"{path}: not a safetensors file (its header is no object)")
+    metadata = loaded.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ConvertError(f"{path}: its __metadata__ must map text to text")
+    try:
+        "".join((*loaded, *metadata, *metadata.values())).encode()
+    except UnicodeEncodeError as error:
+        raise ConvertError(f"{path}: a name in its header is not valid text") from error
+    entries = {name: _entry(name, value, path) for name, value in loaded.items()}
+    return dict(sorted(entries.items(), key=lambda item: item[1][2:])), metadata
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice[:60]!r} is given twice")
+    return found
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _entry(name: str, value: Any, path: Path) -> Entry:
+    if isinstance(value, dict) and value.keys() == {"dtype", "shape", "data_offsets"}:
+        dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+        if isinstance(dtype, str) and _sizes(shape) and _sizes(offsets) and len(offsets) == 2:
+            if dtype not in DTYPE_BITS:
+                raise ConvertError(f"{path}: {_short(name)}: unknown data type {_short(dtype)}")
+            size = offsets[1] - offsets[0]
+            if len(shape) > 64 or max(shape, default=0) > 1 << 62 or nbytes(dtype, tuple(shape)) != size:
+                raise ConvertError(f"{path}: {_short(name)}: {size} bytes do not fit {dtype} {_short(shape)}")
+            return dtype, tuple(shape), offsets[0], offsets[1]
+    raise ConvertError(f"{path}: {_short(name)}: not a description of a tensor (dtype, shape, data_offsets)")
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_ranges(entries: Mapping[str, Entry], size: int, path: Path) -> None:
+    """Raises ConvertError unless the ranges, sorted, cover the data from its first to its last byte."""
+    at = 0
+    for name, (_, _, begin, end) in entries.items():
+        if begin != at:
+            what = "overlaps the tensor before it" if begin < at else f"leaves a hole of {begin - at} bytes before it"
+            raise ConvertError(f"{path}: {_short(name)} {what}")
+        at = end
+    if at != size:
+        raise ConvertError(f"{path}: its tensors take {at} bytes but {size} follow the header; a damaged download?")
+
+
+def write(
+    path: Path | str, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str], *, overwrite: bool = False
+) -> None:
+    """Write one file, atomically; the same tensors and metadata give the same bytes.
+
+    Hashes of the data that the metadata names (`safetensors_bytes.HASHES`) are made true again. Raises
+    ConvertError if the place is taken or the file read back is not what was asked for.
+    """
+    with batch(overwrite=overwrite) as files:
+        add(files, Path(path), tensors, metadata)
+
+
+def add(
+    files: Batch,
+    path: Path,
+    tensors: Mapping[str, RawTensor],
+    metadata: Mapping[str, str],
+    check: Callable[[dict[str, RawTensor], dict[str, str]], None] | None = None,
+) -> None:
+    """As `write`, for one file of a batch; `check` is given what was read back and may raise.
+
+    Tensors that come from memory are compared byte for byte. Those copied from another file (a LoRA's own) are
+    not read a second time: their place and size are compared, and a short read or write fails by itself.
+    """
+    _check_text(path, tensors, metadata)
+    ordered = in_file_order(tensors)
+
+    def verify(temporary: Path) -> None:
+        found, found_metadata = read(temporary)
+        if list(found) != list(ordered) or found_metadata.keys() != metadata.keys():
+            raise ConvertError(f"{path}: what was written is not what is on the disk")
+        for name, tensor in ordered.items():
+            kept = (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+            if not kept or not (isinstance(tensor.stored, FileRange) or same(found[name], tensor)):
+                raise ConvertError(f"{path}: {_short(name)} on the disk differs from what was written")
+        if check is not None:
+            check(found, found_metadata)
+
+    files.add(path, lambda file: fill(file, ordered, metadata), verify)
+
+
+def _check_text(path: Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
+    if "__metadata__" in tensors:
+        raise ConvertError(f"{path}: no tensor may be called __metadata__ in a safetensors file")
+    for text in (*tensors, *metadata, *metadata.values()):
+        if not isinstance(text, str):
+            raise ConvertError(f"{path}: names and metadata must be text, not {type(text).__name__}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ConvertError(f"{path}: {_short(text)} is not valid text") from error
+
+
+def _short(value: object) -> str:
+    text = str(value) if isinstance(value, Exception) else repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
