@@ -1,0 +1,60 @@
+"""File names out of words that strangers chose: nothing that a system, a shell or a program would take amiss."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from .errors import ConvertError
+
+# What Windows or a path separator forbids, and what programs read as prompt syntax around a word.
+_UNSAFE = frozenset('<>:"/\\|?*')
+_GONE = "\x00"  # stands for a character that became `_`, so that those at the ends can be told from the name's own
+_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³")}
+MAX_BYTES = 120  # of a stem in UTF-8: leaves room for a suffix, a number and an extension on every file system
+
+
+def safe_stem(name: str, allowed: str | None = None) -> str:
+    """A file name without extension that stays close to `name`: `<cat>` gives `cat`.
+
+    `allowed` is a regular expression of the characters a program takes; every other becomes `_`. Control
+    characters, path separators, leading and trailing dots and spaces, reserved names and over-long names are
+    dealt with; two names may meet (see `distinct_stems`). Raises ConvertError if nothing is left.
+    """
+    marked = "".join(_GONE if _unsafe(char) else char for char in unicodedata.normalize("NFC", name))
+    if allowed is not None:
+        marked = "".join(char if re.fullmatch(allowed, char) else _GONE for char in marked)
+    stem = _cut(marked.strip(f"{_GONE} .").lstrip("-")).replace(_GONE, "_")
+    if not stem.strip("_-. "):
+        raise ConvertError(f"no file can be named after the word {name[:40]!r}; give it a name with letters (--name)")
+    base, dot, rest = stem.partition(".")
+    return f"{base}_{dot}{rest}" if base.strip().upper() in _RESERVED else stem
+
+
+def distinct_stems(names: Iterable[str], allowed: str | None = None) -> dict[str, str]:
+    """A stem for each name, no two alike even where case does not count: the second `cat` becomes `cat_2`.
+
+    Raises ConvertError for the same name given twice: which of the two words is meant?
+    """
+    stems: dict[str, str] = {}
+    used: set[str] = set()
+    for name in names:
+        if name in stems:
+            raise ConvertError(f"two words are called {name[:40]!r}; rename one of them")
+        stem = base = safe_stem(name, allowed)
+        number = 2
+        while stem.casefold() in used:
+            stem = f"{base}_{number}"
+            number += 1
+        used.add(stem.casefold())
+        stems[name] = stem
+    return stems
+
+
+def _unsafe(char: str) -> bool:
+    return char in _UNSAFE or unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+
+
+def _cut(stem: str) -> str:
+    return stem.encode("utf-8")[:MAX_BYTES].decode("utf-8", "ignore").rstrip(f"{_GONE} .")
