@@ -60,6 +60,17 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Pictures for the report: `count` of every prompt, the first with `seed`, the next with the seeds after it."""
+
+    prompts: tuple[str, ...] = ()
+    count: int = 4
+    steps: int = 20
+    guidance: float = 5.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A checked recipe with every default filled in and every path absolute."""
 
@@ -71,3 +82,6 @@ class Recipe:
     concepts: tuple[Concept, ...]
     words: tuple[Word, ...]
     stages: tuple[Stage, ...]
+    samples: Samples = field(default_factory=Samples)
+    threads: int | None = None
+    description: str = ""

@@ -1,0 +1,83 @@
+"""The `pivotune` command. A command's module is imported when the command is called, so that --help stays quick."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from pivotune import __version__
+
+# name: (module, attribute, line of --help)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "run": ("commands.run", "run", "Run a recipe: teach its words and export them."),
+    "check": ("commands.check", "check", "Check recipes; print every problem at once."),
+    "plan": ("commands.plan", "plan", "Show what a recipe would do, without doing it."),
+    "new": ("commands.new", "new", "Write a recipe from a template."),
+    "tokens": ("commands.tokens", "tokens", "Show how each text encoder splits a text."),
+    "schema": ("commands.schema", "schema", "Print a JSON Schema."),
+    "inspect": ("commands_convert", "inspect", "Show what a file holds and which programs load it."),
+    "unbundle": ("commands_convert", "unbundle", "Take the words out of LoRA files."),
+    "bundle": ("commands_convert", "bundle", "Put words into a LoRA file."),
+    "retarget": ("commands_convert", "retarget", "Write words for other programs."),
+    "rename": ("commands_convert", "rename", "Give a word another name."),
+    "merge": ("commands_convert", "merge", "Put several files' words into one file."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and help lines without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        loaded = import_module(f".{module}", __package__)
+        table = getattr(loaded, "COMMANDS", None)
+        return table[cmd_name] if table is not None else getattr(loaded, attribute)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from .recipe.nearest import nearest
+
+        guess = nearest(args[0], COMMANDS) if args[0] not in COMMANDS and not args[0].startswith("-") else None
+        if guess is not None:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{guess}'?")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pivotune", message="%(prog)s %(version)s")
+def pivotune() -> None:
+    """Teach diffusion models new words from TOML recipes, and carry those words between programs.
+
+    Exit codes: 0 done; 1 the input or the run failed, and why is said; 2 wrong usage.
+    """
+
+
+def main() -> None:
+    """Run the command line; errors meant for people become a message and exit code 1, others keep their traceback."""
+    try:
+        pivotune(prog_name="pivotune")
+    except Exception as error:
+        if not _for_people(error):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+def _for_people(error: Exception) -> bool:
+    from pivotune.converters.errors import ConvertError
+
+    from .errors import RecipeError, StageError
+
+    return isinstance(error, (RecipeError, StageError, ConvertError))

@@ -1,0 +1,39 @@
+"""`pivotune run`: checks a recipe and runs its stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from .options import json_option, print_json, recipe_argument, set_option
+
+
+@click.command()
+@recipe_argument
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run [runs/NAME].")
+@set_option
+@click.option("--device", help="Where to compute: auto, cuda, cuda:1, mps, xpu, cpu.")
+@json_option
+def run(recipe: str, out: Path | None, overrides: tuple[str, ...], device: str | None, as_json: bool) -> None:
+    """Run a recipe: teach its words, export them, and write a report.
+
+    RECIPE is a file or the name of a recipe that ships (try: quickstart).
+    """
+    from pivotune.pipeline.recipe.check import checked_recipe
+
+    if device is not None:
+        overrides = (*overrides, f"device={json.dumps(device)}")
+    loaded, warnings = checked_recipe(recipe, overrides)
+    for warning in warnings:
+        click.echo(warning.shown(recipe), err=True)
+
+    from pivotune.pipeline.run.runner import run_recipe
+
+    result = run_recipe(loaded, out=out, progress=lambda text: click.echo(text, err=True), bar=not as_json)
+    if as_json:
+        print_json({"folder": str(result.folder), "report": str(result.report)})
+    else:
+        click.echo(result.summary)
+        click.echo(f"Report: {result.report}")

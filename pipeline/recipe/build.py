@@ -1,0 +1,123 @@
+"""From a document that fits the schema to the values of `model.py`, and back."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from pivotune import schemas
+
+from .model import Concept, ModelSpec, Recipe, Samples, Stage, StopAfter, Word
+from .stop import parse_stop, stop_text
+
+CHECKPOINTS = (".safetensors", ".ckpt")
+
+
+def filled(table: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The table with every key of its schema: given, else the default, else None."""
+    result: dict[str, Any] = {}
+    for key, about in schema["properties"].items():
+        value = copy.deepcopy(table.get(key, about.get("default")))
+        if isinstance(value, dict) and "properties" in about:
+            value = filled(value, about)
+        elif isinstance(value, list) and "properties" in about.get("items", {}):
+            value = [filled(item, about["items"]) for item in value]
+        result[key] = value
+    return result
+
+
+def build(data: dict[str, Any], path: Path) -> Recipe:
+    """A recipe from a document that fits `recipe.json`. ValueError where a text (stop_after) is more than a pattern."""
+    folder = path.parent
+    kinds = data["stage"]
+    table = filled({key: value for key, value in data.items() if key != "stage"}, schemas.schema("recipe.json"))
+    words = tuple(Word(**{**item, "stop_after": parse_stop(item["stop_after"])}) for item in table["embedding"])
+    return Recipe(
+        path=path,
+        name=table["name"],
+        seed=table["seed"],
+        device=table["device"],
+        model=_model(table["model"], folder),
+        concepts=tuple(_concept(item, folder) for item in table["concept"]),
+        words=words,
+        stages=tuple(stage(item) for item in kinds),
+        samples=_samples(table["samples"], words),
+        threads=table["threads"],
+        description=table["description"],
+    )
+
+
+def stage(table: dict[str, Any]) -> Stage:
+    """One stage with all its options; an option that is off is None."""
+    options = filled(table, schemas.schema(f"stages/{table['kind']}.json"))
+    kind = options.pop("kind")
+    lora = options.get("lora")
+    if lora is not None and lora["alpha"] is None:
+        lora["alpha"] = float(lora["rank"])
+    return Stage(kind, options)
+
+
+def located(text: str, folder: Path) -> Path:
+    """A path of a recipe, made absolute: relative ones start at the recipe's folder."""
+    return Path(folder, Path(text).expanduser())
+
+
+def _model(table: dict[str, Any], folder: Path) -> ModelSpec:
+    return ModelSpec(
+        **{**table, "base": _source(table["base"], folder), "tokenizer": _source(table["tokenizer"], folder)}
+    )
+
+
+def _source(text: str | None, folder: Path) -> str | None:
+    """A model's place: an absolute path when it is a path, else the text (micro or a hub id)."""
+    if text is None or text == "micro":
+        return text
+    path = located(text, folder)
+    looks_so = text.startswith((".", "~", "/")) or text.lower().endswith(CHECKPOINTS)
+    return str(path) if looks_so or path.exists() else text
+
+
+def _concept(table: dict[str, Any], folder: Path) -> Concept:
+    captions = table["captions"]
+    if isinstance(captions, list):
+        captions = tuple(captions)
+    elif captions not in ("beside", "file-name"):
+        captions = str(located(captions, folder))
+    return Concept(located(table["images"], folder), captions, table["repeats"])
+
+
+def _samples(table: dict[str, Any], words: tuple[Word, ...]) -> Samples:
+    prompts = table["prompts"]
+    if prompts is None:
+        prompts = [f"a photo of {word.placeholder}" for word in words]
+    return Samples(**{**table, "prompts": tuple(prompts)})
+
+
+def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with every effective setting, as a document that fits `recipe.json` again; paths are absolute."""
+    top = {key: getattr(recipe, key) for key in ("name", "description", "seed", "device", "threads")}
+    document = {
+        **top,
+        "model": vars(recipe.model),
+        "concept": [vars(concept) for concept in recipe.concepts],
+        "embedding": [vars(word) for word in recipe.words],
+        "stage": [{"kind": item.kind, **item.options} for item in recipe.stages],
+        "samples": vars(recipe.samples),
+    }
+    return _plain(document)
+
+
+def recipe_from_json(document: dict[str, Any], path: Path) -> Recipe:
+    """The recipe that `recipe_as_json` wrote down; `path` is the recipe file it came from."""
+    return build(document, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, StopAfter):
+        return stop_text(value)
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,145 @@
+"""Opens a recipe: finds the file, refuses what is no recipe before parsing it, and keeps the line of every key."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from .lines import key_lines
+from .nearest import did_you_mean
+from .problem import Place, Problem, place
+
+LARGEST = 1_000_000  # bytes; a recipe of a thousand words has about 200,000
+DEEPEST = 16  # tables in tables; a recipe needs 4
+
+
+class Unreadable(Exception):
+    """The recipe could not even be parsed; `problem` says why."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.text)
+        self.problem = problem
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """A parsed recipe that nobody has checked yet. `overridden` maps a place to the --set that wrote it."""
+
+    path: Path
+    text: str
+    data: dict[str, Any]
+    overridden: dict[Place, str] = field(default_factory=dict)
+
+    @cached_property
+    def lines(self) -> dict[Place, int]:
+        """Line of every key of the file."""
+        return key_lines(self.text)
+
+    def problem(self, path: Place, text: str, severity: str = "error") -> Problem:
+        """A problem at a path, with the line of the nearest key that the file has, or the --set to blame."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.overridden:
+                return Problem(severity, 0, f"--set {self.overridden[path[:end]]}", text)
+        line = next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), 1)
+        return Problem(severity, line, place(path), text)
+
+
+def shipped_folder() -> Path:
+    """Where the recipes that ship lie."""
+    from importlib.resources import files
+
+    return Path(str(files("pivotune.recipes")))
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that ship, by name."""
+    return {path.stem: path for path in sorted(shipped_folder().glob("*.toml"))}
+
+
+def find(path_or_name: str | Path) -> Path:
+    """The file meant: a path when it exists, else the shipped recipe of that name. Raises Unreadable."""
+    path = Path(path_or_name).expanduser()
+    try:
+        exists = os.path.lexists(path)
+    except ValueError:
+        exists = False
+    if exists:
+        return path.absolute()
+    name = str(path_or_name)
+    if name in shipped():
+        return shipped()[name]
+    hint = did_you_mean(name, shipped()) if os.sep not in name and not path.suffix else ""
+    raise Unreadable(Problem("error", 0, "", f"no such file, and no recipe of that name ships{hint}"))
+
+
+def read(path: Path) -> Document:
+    """Parse the file. Only a regular file is opened, so that a pipe cannot block; raises Unreadable."""
+    text = _text(path)
+    try:
+        data = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise Unreadable(Problem("error", error.lineno, "", _syntax(error))) from error
+    except (RecursionError, ValueError) as error:
+        raise Unreadable(Problem("error", 0, "", f"not usable TOML: {error}")) from error
+    if not data:
+        raise Unreadable(Problem("error", 0, "", "the recipe is empty; `pivotune new` writes one to start from"))
+    _refuse_deep(data)
+    return Document(path, text, data)
+
+
+def _text(path: Path) -> str:
+    try:
+        facts = path.stat()
+        if stat.S_ISDIR(facts.st_mode):
+            inside = sorted(entry.name for entry in path.glob("*.toml"))[:5]
+            hint = f"; it holds {', '.join(inside)}" if inside else ""
+            raise Unreadable(Problem("error", 0, "", f"this is a folder, a recipe is a .toml file{hint}"))
+        if not stat.S_ISREG(facts.st_mode):
+            raise Unreadable(Problem("error", 0, "", "this is no regular file, a recipe is a .toml file"))
+        if facts.st_size > LARGEST:
+            size = f"{facts.st_size / 1e6:.1f} MB"
+            raise Unreadable(
+                Problem("error", 0, "", f"{size} is too large for a recipe (at most {LARGEST / 1e6:g} MB)")
+            )
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+    except OSError as error:
+        raise Unreadable(Problem("error", 0, "", f"cannot be read: {error.strerror or error}")) from error
+    return _decoded(raw)
+
+
+def _decoded(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        kind = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{raw[error.start]:02x}"
+        text = f"not UTF-8 text ({kind}); save the file as UTF-8"
+        raise Unreadable(Problem("error", line, "", text)) from error
+
+
+def _syntax(error: tomli.TOMLDecodeError) -> str:
+    cause = error.msg[0].lower() + error.msg[1:]
+    if "overwrite" in cause or "declare" in cause or "mutate" in cause:
+        cause = f"a key or table stands here twice ({cause})"
+    return f"broken TOML in column {error.colno}: {cause}"
+
+
+def _refuse_deep(data: dict[str, Any]) -> None:
+    level: list[Any] = [data]
+    for _ in range(DEEPEST):
+        level = [item for value in level for item in _children(value)]
+    if level:
+        raise Unreadable(Problem("error", 0, "", f"tables or lists nested more than {DEEPEST} deep; a recipe needs 4"))
+
+
+def _children(value: object) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []

@@ -1,0 +1,117 @@
+"""Turns what JSON Schema objects to into words: what is wrong there, and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from .nearest import did_you_mean
+from .problem import Place
+from .stop import parse_stop
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+
+_TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "a text in quotes",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+_LIMITS = {
+    "minimum": "{0} is too small; at least {1}",
+    "exclusiveMinimum": "{0} is too small; more than {1}",
+    "maximum": "{0} is too large; at most {1}",
+    "exclusiveMaximum": "{0} is too large; less than {1}",
+    "multipleOf": "{0} is no multiple of {1}",
+    "minLength": "the text is empty",
+    "minProperties": "the table is empty",
+    "minItems": "the list is too short; at least {1}",
+    "maxItems": "the list is too long; at most {1}",
+    "uniqueItems": "the list holds something twice",
+}
+
+
+def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
+    """Every (path, words) that one violation stands for."""
+    path: Place = tuple(error.absolute_path)
+    value, limit, schema = error.instance, error.validator_value, error.schema
+    if error.validator == "additionalProperties" and limit is False:
+        known = schema["properties"]
+        for key in value:
+            if key not in known:
+                yield (*path, key), f"unknown key '{shortened(key)}'{did_you_mean(key, known)}"
+    elif error.validator == "required":
+        missing = next(key for key in limit if key not in value and f"'{key}'" in error.message)
+        text = schema["properties"].get(missing, {}).get("description", "")
+        yield path, f"'{missing}' is missing ({text.rstrip('.')})" if text else f"'{missing}' is missing"
+    elif error.validator == "anyOf":
+        yield from _any_of(error, path)
+    else:
+        yield path, _words(str(error.validator), value, limit, schema, path)
+
+
+def _words(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path: Place) -> str:
+    if keyword == "type":
+        names = [limit] if isinstance(limit, str) else limit
+        return f"expected {schema.get('title') or ' or '.join(_TYPES[name] for name in names)}, got {shown(value)}"
+    if keyword == "enum":
+        hint = did_you_mean(value, limit) if isinstance(value, str) else f"; known: {', '.join(limit)}"
+        return f"{shown(value)} is not known here{hint}"
+    if keyword == "pattern":
+        if path[-1] == "stop_after":
+            return _stop(value)
+        return f"{shown(value)} is not {schema.get('title', 'allowed here')}"
+    form = _LIMITS.get(keyword)
+    return form.format(shown(value), limit) if form else f"{shown(value)} is not allowed here ({keyword})"
+
+
+def _stop(value: str) -> str:
+    try:
+        parse_stop(value)
+    except ValueError as error:
+        return str(error)
+    return f"{shown(value)} has more digits or blanks than are read here"
+
+
+def _any_of(error: ValidationError, path: Place) -> Iterator[tuple[Place, str]]:
+    """Of several forms take the one whose type the value has, and say what is wrong with it as that form."""
+    forms = error.validator_value
+    wrong_type = [inner for inner in error.context if inner.validator == "type" and not inner.relative_path]
+    unfit = {inner.relative_schema_path[0] for inner in wrong_type}
+    chosen = [inner for inner in error.context if inner.relative_schema_path[0] not in unfit]
+    if chosen:
+        for inner in chosen:
+            yield from explain(inner)
+    else:
+        yield path, f"expected {' or '.join(_form(form) for form in forms)}, got {shown(error.instance)}"
+
+
+def _form(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return " or ".join(f"'{word}'" for word in schema["enum"])
+    if schema["type"] == "object":
+        return "a table { " + ", ".join(schema["properties"]) + " }"
+    return _TYPES[schema["type"]]
+
+
+def shown(value: Any) -> str:
+    """A value in an error message: short, and never its insides."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"the text {shortened(value)!r}"
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**30 else "a huge number"
+    return str(value) if isinstance(value, float) else f"the date or time {value}"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text cut where it gets too long for a message."""
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,82 @@
+"""Reads a recipe: every problem of its form at once, each with file, line, place, cause and way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pivotune import schemas
+from pivotune.pipeline.errors import RecipeError
+
+from .build import build, recipe_as_json, recipe_from_json
+from .document import Document, Unreadable, find, read
+from .explain import explain
+from .model import Recipe
+from .overrides import BadOverride, override
+from .problem import Place, Problem
+from .stop import parse_stop
+
+__all__ = ["load_recipe", "open_recipe", "recipe_as_json", "recipe_from_json"]
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file, or the shipped one of that name; RecipeError lists all that is wrong with its form.
+
+    What a schema cannot see (pictures, captions, names) is `check.py`'s. Overrides are written as `train.steps=10`.
+    """
+    recipe, _, problems = open_recipe(path_or_name, overrides)
+    if recipe is None:
+        raise RecipeError([problem.shown(str(path_or_name)) for problem in problems])
+    return recipe
+
+
+def open_recipe(
+    path_or_name: str | Path, overrides: Sequence[str] = ()
+) -> tuple[Recipe | None, Document | None, list[Problem]]:
+    """The recipe, or None and its problems; the document (for line numbers) is None where the file cannot be parsed."""
+    try:
+        document = override(read(find(path_or_name)), overrides, list(schemas.schema("recipe.json")["properties"]))
+    except (Unreadable, BadOverride) as error:
+        return None, None, [error.problem]
+    problems = list(form_problems(document))
+    if problems:
+        return None, document, problems
+    return build(document.data, document.path), document, []
+
+
+def form_problems(document: Document) -> Iterator[Problem]:
+    """What keeps the document from being a recipe, in the order of its lines."""
+    found: dict[Place, str] = {}
+    usable = _finite((), document.data, found)
+    for error in schemas.violations(usable):
+        for path, text in explain(error):
+            found.setdefault(path, text)
+    for path, text in _stops(document.data):
+        found.setdefault(path, text)
+    problems = [document.problem(path, text) for path, text in found.items()]
+    yield from sorted(problems, key=lambda problem: problem.line)
+
+
+def _finite(path: Place, value: Any, found: dict[Place, str]) -> Any:
+    """The value with 0.5 for nan and infinities, which JSON Schema does not know; each is noted in `found`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        found[path] = f"{value} is no usable number"
+        return 0.5
+    if isinstance(value, dict):
+        return {key: _finite((*path, key), item, found) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite((*path, index), item, found) for index, item in enumerate(value)]
+    return value
+
+
+def _stops(data: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    words = data.get("embedding")
+    for index, word in enumerate(words if isinstance(words, list) else []):
+        text = word.get("stop_after") if isinstance(word, dict) else None
+        if isinstance(text, str):
+            try:
+                parse_stop(text)
+            except ValueError as error:
+                yield ("embedding", index, "stop_after"), str(error)

@@ -1,0 +1,95 @@
+"""`--set key=value`: changes a parsed recipe before it is checked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import tomli
+
+from .document import Document
+from .nearest import did_you_mean
+from .problem import Place, Problem
+
+
+class BadOverride(Exception):
+    """A --set that names no place; `problem` says why."""
+
+    def __init__(self, text: str, cause: str) -> None:
+        super().__init__(cause)
+        self.problem = Problem("error", 0, f"--set {text}", cause)
+
+
+def override(document: Document, overrides: Sequence[str], top_level: Sequence[str]) -> Document:
+    """The document with every `place=value` written in, later ones last.
+
+    A place is what error messages show: `seed`, `model.base`, `stage.3.steps` (tables counted from 1), and for stages
+    also the kind: `train.steps` is the first train stage's. A list of one table needs no number. The value is TOML;
+    what is no TOML value is taken as text, so that `--set device=cpu` works.
+    """
+    data, written = copy.deepcopy(document.data), dict(document.overridden)
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise BadOverride(text, "is not of the form place=value, for example train.steps=10")
+        path = _path(data, [part.strip() for part in name.split(".")], top_level, text)
+        _write(data, path, _value(value), text)
+        written[path] = text
+    return replace(document, data=data, overridden=written)
+
+
+def _value(text: str) -> Any:
+    try:
+        parsed = tomli.loads(f"value = {text}")
+    except (tomli.TOMLDecodeError, RecursionError, ValueError):
+        return text.strip()
+    return parsed["value"] if len(parsed) == 1 else text.strip()
+
+
+def _path(data: dict[str, Any], parts: list[str], top_level: Sequence[str], text: str) -> Place:
+    stages = data.get("stage")
+    kinds = [stage.get("kind") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    if parts[0] in kinds and parts[0] not in top_level:
+        path: list[str | int] = ["stage", kinds.index(parts[0])]
+        parts = parts[1:]
+    elif parts[0] in top_level:
+        path, parts = [parts[0]], parts[1:]
+    else:
+        raise BadOverride(
+            text, f"no part of a recipe is called '{parts[0]}'{did_you_mean(parts[0], [*top_level, *kinds])}"
+        )
+    for part in parts:
+        value = _at(data, path)
+        path += _step(value, part, text) if isinstance(value, list) else [part]
+    return tuple(path)
+
+
+def _step(tables: list[Any], part: str, text: str) -> list[str | int]:
+    if part.isdecimal() and 1 <= int(part[:9]) <= len(tables):
+        return [int(part) - 1]
+    if part.isdecimal():
+        raise BadOverride(text, f"there is no number {part[:9]}; the recipe has {len(tables)} (counted from 1)")
+    if len(tables) == 1:
+        return [0, part]
+    raise BadOverride(text, f"which of the {len(tables)}? Put its number before '{part}', counted from 1")
+
+
+def _at(data: Any, path: Sequence[str | int]) -> Any:
+    for part in path:
+        data = data[part] if isinstance(data, list) else data.get(part) if isinstance(data, dict) else None
+    return data
+
+
+def _write(data: dict[str, Any], path: Place, value: Any, text: str) -> None:
+    target: Any = data
+    for part in path[:-1]:
+        if isinstance(target, dict):
+            target = target.setdefault(part, {})
+        else:
+            target = target[part] if isinstance(target, list) else None
+    if isinstance(target, dict) or (isinstance(target, list) and isinstance(path[-1], int)):
+        target[path[-1]] = value  # type: ignore[index]
+    else:
+        raise BadOverride(text, f"'{path[-2]}' is no table, it has no '{path[-1]}'")

@@ -1,0 +1,33 @@
+"""What is wrong with a recipe, as a value: errors stop a run, warnings do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Place = tuple[str | int, ...]  # ("stage", 2, "steps"), tables counted from 0 as in the parsed document
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`place` is written as --set takes it, tables counted from 1: `stage.3.steps`. `line` is 0 where there is none."""
+
+    severity: str  # "error" or "warning"
+    line: int
+    place: str
+    text: str
+
+    def shown(self, file: str) -> str:
+        """One line for people: file, line, place, cause."""
+        where = f"{file}:{self.line}" if self.line else file
+        mark = "warning: " if self.severity == "warning" else ""
+        return f"{where}: {self.place}: {mark}{self.text}" if self.place else f"{where}: {mark}{self.text}"
+
+
+def place(path: Place) -> str:
+    """A path as --set takes it: tables are counted from 1, keys that are not plain are quoted."""
+    return ".".join(str(part + 1) if isinstance(part, int) else _key(part) for part in path)
+
+
+def _key(part: str) -> str:
+    plain = part.replace("_", "").replace("-", "")
+    return part if plain.isascii() and plain.isalnum() else repr(part[:60])
