@@ -16,7 +16,7 @@ class ModelSpec:
     dtype: str
     revision: str | None
     variant: str | None
-    tokenizer: str | None
+    config: str | None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,38 @@
+"""What went into a run, by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".json", ".txt")
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_hashes(path: Path) -> dict[str, str]:
+    """Hash of a checkpoint, or of every weight and config file of a model folder, by its path in there."""
+    if path.is_file():
+        return {path.name: sha256(path)}
+    found = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix in WEIGHTS)
+    return {file.relative_to(path).as_posix(): sha256(file) for file in found}
+
+
+def file_hashes(paths: Iterable[Path], base: Path) -> dict[str, str]:
+    """Hash of each file, by its path from `base`; absolute where it lies elsewhere."""
+    return {path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path): sha256(path) for path in paths}
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """Hash of a tensor's values as bytes: equal only for tensors that are equal bit for bit."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(memoryview(flat.numpy())).hexdigest()

@@ -1,0 +1,128 @@
+"""What a run did, as the JSON its schema describes: settings, hashes, versions, and what each vector did."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from ...converters.embedding import Contents, Embedding
+from ..models.device import device_name
+from ..recipe.captions import read_captions
+from ..recipe.model import Recipe, Word
+from ..words.injection import Encoder
+from ..words.nearest import nearest_tokens
+from ..words.placeholders import Replacer
+from ..words.raw import from_raw
+from .hashes import file_hashes
+from .state import Run
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and threads: all that may change the bytes of a run beside the recipe and its inputs."""
+    return {
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def model_facts(run: Run, hashes: dict[str, str]) -> dict[str, Any]:
+    """The model that was taught, and the norms of its vocabularies."""
+    encoders = {}
+    for encoder in run.model.encoders:
+        norm = run.statistics[encoder.key]
+        encoders[encoder.key] = {
+            "width": encoder.width,
+            "vocabulary": len(encoder.table),
+            "norm": {"median": norm.median, "mean": norm.mean, "low": norm.low, "high": norm.high},
+        }
+    spec = run.recipe.model
+    return {
+        "base": spec.base, "family": run.model.family.name, "path": str(run.model.path), "sha256": hashes,
+        "dtype": spec.dtype, "encoders": encoders,
+    }  # fmt: skip
+
+
+def data_facts(recipe: Recipe) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The pictures and captions by hash, how many captions hold each word, and each word's pictures."""
+    pairs = [pair for concept in recipe.concepts for pair in read_captions(concept)]
+    captions = [caption for _, texts in pairs for caption in texts]
+    replacer = Replacer([word.placeholder for word in recipe.words])
+    held = [set(replacer.words_in(caption)) for caption in captions]
+    base = recipe.path.parent
+    pictures = list(dict.fromkeys(path for path, _ in pairs))
+    beside = [path.with_suffix(".txt") for path in pictures if path.with_suffix(".txt").is_file()]
+    shown = {
+        word.placeholder: [
+            path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
+            for path, texts in pairs
+            if any(word.placeholder in replacer.words_in(text) for text in texts)
+        ]
+        for word in recipe.words
+    }
+    facts = {
+        "pictures": len(pictures),
+        "files": file_hashes([*pictures, *beside], base),
+        "captions": captions[:5],
+        "coverage": {
+            word.placeholder: sum(word.placeholder in words for words in held) / max(1, len(held)) for word in recipe.words
+        },
+    }
+    return facts, shown
+
+
+def word_facts(run: Run, word: Word, end: Contents, pictures: list[str]) -> dict[str, Any]:
+    """What became of one word's vectors in each encoder."""
+    start = _named(run.start, word.placeholder)
+    after = _named(end, word.placeholder)
+    return {
+        "placeholder": word.placeholder,
+        "initial_text": word.initial_text,
+        "train": word.train,
+        "stopped_at": run.stopped_at.get(word.placeholder),
+        "pictures": pictures,
+        "encoders": {encoder.key: _vector_facts(run, encoder, start, after) for encoder in run.model.encoders},
+    }
+
+
+def _vector_facts(run: Run, encoder: Encoder, start: Embedding, end: Embedding) -> dict[str, Any]:
+    tokens = run.initial[start.name][encoder.key]
+    before, after = from_raw(start.vectors[encoder.key]), from_raw(end.vectors[encoder.key])
+    nearest = nearest_tokens(after.to(encoder.table.device), encoder.table)
+    pieces = encoder.tokenizer.convert_ids_to_tokens
+    return {
+        "tokens": list(tokens.pieces),
+        "kept": tokens.kept,
+        "cut": list(tokens.cut),
+        "padded": tokens.padded,
+        "norm_before": before.norm(dim=1).tolist(),
+        "norm_after": after.norm(dim=1).tolist(),
+        "moved": (after - before).norm(dim=1).tolist(),
+        "cosine_to_start": cosine_similarity(after, before, dim=1).tolist(),
+        "nearest": [[[_piece(pieces(token)), cosine] for token, cosine in row] for row in nearest],
+    }
+
+
+def _piece(piece: str | None) -> str:
+    return (piece or "").removesuffix("</w>")
+
+
+def _named(contents: Contents, name: str) -> Embedding:
+    return next(word for word in contents.embeddings if word.name == name)

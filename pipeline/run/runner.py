@@ -1,0 +1,159 @@
+"""A recipe becomes a run: the stages in the order written, pictures before and after, a manifest and a report."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pivotune import __version__
+
+from ...converters.embedding import Contents
+from ...converters.errors import ConvertError
+from ..errors import StageError
+from ..models.device import make_deterministic, pick_device
+from ..models.load import Model, load_model
+from ..recipe.load import recipe_as_json
+from ..recipe.model import Recipe
+from ..stages import STAGES
+from ..words.norms import norm_statistics
+from .folder import open_folder, write_json
+from .hashes import model_hashes, tensor_hash
+from .manifest import data_facts, environment, model_facts, word_facts
+from .metrics import Metrics, finite
+from .samples import draw_after, draw_before
+from .state import Run
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a finished run lies, its report, and the table of words for the command line."""
+
+    folder: Path
+    report: Path
+    summary: str
+
+
+def run_recipe(recipe: Recipe, *, out: Path | None, progress: Callable[[str], None], bar: bool) -> RunResult:
+    """Run every stage of a checked recipe into a new folder.
+
+    Raises StageError or ConvertError when a stage fails; the folder then holds a manifest that says why.
+    """
+    begin = time.monotonic()
+    device = pick_device(recipe.device)
+    make_deterministic(recipe.seed, recipe.threads)
+    folder = open_folder(recipe.name, out)
+    (folder / "recipe.toml").write_bytes(recipe.path.read_bytes())
+    manifest: dict[str, Any] = {
+        "pivotune": __version__, "name": recipe.name, "recipe": recipe_as_json(recipe),
+        "recipe_sha256": hashlib.sha256(recipe.path.read_bytes()).hexdigest(), "status": "running", "error": None,
+        "started": datetime.now(UTC).astimezone().isoformat(timespec="seconds"), "seconds": 0.0,
+        "environment": environment(device), "words": [], "stages": [], "proofs": {}, "artefacts": [], "pictures": [],
+        "warnings": [],
+    }  # fmt: skip
+    metrics = Metrics(folder)
+    try:
+        write_json(folder / "manifest.json", manifest)
+        progress(f"loading {recipe.model.base} on {device}")
+        model = load_model(recipe.model, device)
+        run = Run(recipe, folder, model, _statistics(model), metrics, progress, bar)
+        _run_stages(run, manifest)
+        manifest["status"] = "finished"
+    except (StageError, ConvertError) as error:
+        manifest |= {"status": "failed", "error": str(error)}
+        raise
+    except BaseException as error:
+        manifest |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        raise
+    finally:
+        metrics.close()
+        manifest["seconds"] = round(time.monotonic() - begin, 3)
+        write_json(folder / "manifest.json", finite(manifest))
+    return _finish(folder, manifest)
+
+
+def _statistics(model: Model) -> dict[str, Any]:
+    return {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
+
+
+def _run_stages(run: Run, manifest: dict[str, Any]) -> None:
+    """Everything between the loaded model and the finished manifest."""
+    recipe, model = run.recipe, run.model
+    before = {encoder.key: tensor_hash(encoder.table) for encoder in model.encoders}
+    tables = {encoder.key: encoder.module.get_input_embeddings() for encoder in model.encoders}  # type: ignore[operator]
+    manifest["model"] = model_facts(run, model_hashes(model.path) if model.path else {})
+    manifest["data"], shown = data_facts(recipe)
+    run.progress("drawing pictures before")
+    manifest["pictures"] = draw_before(model, recipe, run.folder / "pictures")
+    contents = Contents()
+    try:
+        for number, stage in enumerate(recipe.stages):
+            contents = _run_stage(run, number, contents, manifest)
+    finally:
+        run.eject()
+        manifest["warnings"] = run.warnings
+        manifest["artefacts"] = run.artefacts
+    manifest["words"] = [
+        word_facts(run, word, contents, shown[word.placeholder]) for word in recipe.words if contents.embeddings
+    ]
+    same = all(
+        encoder.module.get_input_embeddings() is tables[encoder.key]  # type: ignore[operator]
+        and getattr(model.pipe, encoder.tokenizer_name) is encoder.tokenizer
+        for encoder in model.encoders
+    )
+    manifest["proofs"] = {
+        "vocabulary_unchanged": {e.key: tensor_hash(e.table) == before[e.key] for e in model.encoders},
+        "gradient_reached": {word.placeholder: word.placeholder in run.reached for word in recipe.words if word.train},
+        "ejected_clean": same,
+        **{name: run.data[name] for name in ("exports_verified", "exports_declared") if name in run.data},
+    }
+    _hold_proofs(manifest["proofs"])
+    if run.data.get("standalone"):
+        run.progress("drawing pictures after, from the exported files")
+        manifest["pictures"] += draw_after(
+            model, recipe, run.data["standalone"], run.data.get("lora"), run.folder / "pictures"
+        )
+
+
+def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, Any]) -> Contents:
+    """Run one stage and note it in the manifest. A failure says which stage it was."""
+    stage = run.recipe.stages[number]
+    run.stage, run.notes = number, []
+    begin = time.monotonic()
+    run.progress(f"stage {number + 1} of {len(run.recipe.stages)}: {stage.kind}")
+    row = {"kind": stage.kind, "seconds": 0.0, "takes": _held(contents), "gives": [], "notes": run.notes}
+    manifest["stages"].append(row)
+    try:
+        after = STAGES[stage.kind](run, contents, **stage.options)
+        row["gives"] = _held(after)
+        return after
+    except (StageError, ConvertError) as error:
+        raise StageError(f"stage {number + 1} ({stage.kind}): {error}") from error
+    finally:
+        row["seconds"] = round(time.monotonic() - begin, 3)
+
+
+def _held(contents: Contents) -> list[str]:
+    words = [f"{word.name} ({', '.join(f'{key} {raw.shape[0]}x{raw.shape[1]}' for key, raw in word.vectors.items())})"
+             for word in contents.embeddings]  # fmt: skip
+    return words + ([f"LoRA of {len(contents.rest)} tensors"] if contents.rest else [])
+
+
+def _hold_proofs(proofs: dict[str, Any]) -> None:
+    """A run that cannot prove what it did has failed."""
+    changed = [key for key, same in proofs["vocabulary_unchanged"].items() if not same]
+    if changed:
+        raise StageError(f"the vocabulary of {', '.join(changed)} is not bit for bit what it was")
+    if not proofs["ejected_clean"]:
+        raise StageError("an encoder or tokenizer was not put back as it was")
+
+
+def _finish(folder: Path, manifest: dict[str, Any]) -> RunResult:
+    from ..report.page import write_report
+    from ..report.table import word_table
+
+    return RunResult(folder, write_report(folder), word_table(manifest))

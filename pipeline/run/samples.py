@@ -1,0 +1,83 @@
+"""Pictures before and after: the same prompts and seeds, first without the word, then with it read from its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...converters.safetensors_file import read as read_safetensors
+from ..models.load import Model
+from ..recipe.model import Recipe
+from ..words.injection import Injection
+from ..words.placeholders import Replacer
+from ..words.raw import from_raw
+from ..words.rows import WordRows
+
+BATCH_PIXELS = 4 * 512 * 512  # as many pictures at once as have this many pixels
+
+
+def draw_before(model: Model, recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+    """Each prompt with the initial text in the word's place, drawn by the untouched model."""
+    replacer = Replacer([word.placeholder for word in recipe.words])
+    texts = {word.placeholder: word.initial_text for word in recipe.words}
+    prompts = [replacer.replace(prompt, texts) for prompt in recipe.samples.prompts]
+    return list(_draw(model, recipe, prompts, folder, "before"))
+
+
+def draw_after(
+    model: Model, recipe: Recipe, files: Mapping[str, Path], lora: Path | None, folder: Path
+) -> list[dict[str, Any]]:
+    """Each prompt as it is, with the words (and the LoRA) as their exported files hold them.
+
+    `files` maps a placeholder to its standalone safetensors file: nothing that is still in memory is used.
+    """
+    injection = inject_files(model, files)
+    injection.activate(recipe.samples.prompts)
+    if lora is not None:
+        model.pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, local_files_only=True)
+    try:
+        return list(_draw(model, recipe, recipe.samples.prompts, folder, "after"))
+    finally:
+        injection.eject()
+        if lora is not None:
+            model.pipe.unload_lora_weights()
+
+
+def inject_files(model: Model, files: Mapping[str, Path]) -> Injection:
+    """Words from standalone files into a model. A file has one tensor an encoder, or a single one for a single encoder."""
+    vectors: dict[str, dict[str, torch.Tensor]] = {encoder.key: {} for encoder in model.encoders}
+    for word, path in files.items():
+        tensors, _ = read_safetensors(path)
+        for encoder in model.encoders:
+            raw = tensors[encoder.key] if encoder.key in tensors else next(iter(tensors.values()))
+            vectors[encoder.key][word] = from_raw(raw).float()
+    rows = {key: WordRows(words, model.device) for key, words in vectors.items()}
+    return Injection(model.pipe, model.encoders, rows)
+
+
+def _draw(model: Model, recipe: Recipe, prompts: Sequence[str], folder: Path, when: str) -> Iterator[dict[str, Any]]:
+    """Draw and save every prompt at every seed; yields the manifest's row of each picture."""
+    samples = recipe.samples
+    folder.mkdir(exist_ok=True)
+    replacer = Replacer([word.placeholder for word in recipe.words])
+    side = model.denoiser.config.sample_size * model.pipe.vae_scale_factor
+    at_once = max(1, BATCH_PIXELS // (side * side))
+    for number, (prompt, asked) in enumerate(zip(prompts, samples.prompts, strict=True)):
+        words = replacer.words_in(asked)
+        seeds = [samples.seed + offset for offset in range(samples.count)]
+        for start in range(0, len(seeds), at_once):
+            part = seeds[start : start + at_once]
+            pictures = model.pipe(
+                [prompt] * len(part), num_inference_steps=samples.steps, guidance_scale=samples.guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in part],
+            ).images  # fmt: skip
+            for seed, picture in zip(part, pictures, strict=True):
+                path = folder / f"{when}-{number:03d}-{seed}.png"
+                picture.save(path)
+                yield {
+                    "path": f"{folder.name}/{path.name}", "when": when, "prompt": prompt,
+                    "word": words[0] if len(words) == 1 else None, "seed": seed,
+                }  # fmt: skip

@@ -1,0 +1,56 @@
+"""What a stage may know of the run it is part of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...converters.embedding import Contents
+from ..errors import StageError
+from ..models.load import Model
+from ..recipe.model import Recipe
+from ..words.initial import InitialTokens
+from ..words.injection import Injection
+from ..words.norms import NormStatistics
+from .metrics import Metrics
+
+
+@dataclass(eq=False)
+class Run:
+    """One execution of a recipe: the model, the folder, and what stages leave for the manifest.
+
+    `start` is what `tokenize` made, so that every later vector can be held against its beginning. `data` is what a
+    stage tells the manifest; nothing else reads it.
+    """
+
+    recipe: Recipe
+    folder: Path
+    model: Model
+    statistics: dict[str, NormStatistics]
+    metrics: Metrics
+    progress: Callable[[str], None]
+    bar: bool
+    stage: int = 0
+    injection: Injection | None = None
+    initial: dict[str, dict[str, InitialTokens]] = field(default_factory=dict)
+    start: Contents = field(default_factory=Contents)
+    stopped_at: dict[str, int] = field(default_factory=dict)
+    reached: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    artefacts: list[dict[str, Any]] = field(default_factory=list)
+
+    def need_injection(self) -> Injection:
+        """The injected words; StageError when no `inject` stage came before."""
+        if self.injection is None:
+            raise StageError("no word is in the model yet: put an inject stage before this one")
+        return self.injection
+
+    def eject(self) -> None:
+        """Take the words out of the model again, if they are in it."""
+        if self.injection is not None:
+            self.injection.eject()
+            self.injection = None

@@ -1,0 +1,169 @@
+"""Words go into a loaded model and come out again, and nothing else of the model changes.
+
+Injection swaps two things of each encoder, its token embedding (`SlotTable`) and its tokenizer (`WordTokenizer`, over
+a copy). Ejection puts the very same objects back, so encoder and tokenizer are bit for bit what they were.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .placeholders import Replacer
+from .rows import WordRows
+from .table import SlotTable
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A loaded text encoder: its key in files, where the pipeline keeps it, the module and its tokenizer."""
+
+    key: str
+    module_name: str
+    tokenizer_name: str
+    module: nn.Module
+    tokenizer: Any
+    width: int
+
+    @property
+    def table(self) -> Tensor:
+        """The vocabulary, (tokens, width), in the model's data type."""
+        weight = self.module.get_input_embeddings().weight  # type: ignore[operator]
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+
+class WordTokenizer:
+    """A tokenizer that knows the active words: each placeholder becomes its slots before the text is tokenized.
+
+    Everything but the call and `tokenize` is the wrapped tokenizer's own.
+    """
+
+    def __init__(self, tokenizer: Any, replacer: Replacer) -> None:
+        self._inner = copy.deepcopy(tokenizer)
+        self._replacer = replacer
+        self._slots: list[str] = []
+        self._texts: dict[str, str] = {}
+        self.first_slot = len(tokenizer)
+
+    def activate(self, slots: Mapping[str, Sequence[int]]) -> None:
+        """From now on each of these words is spelled by these slots; other placeholders stay plain text."""
+        need = 1 + max((slot for numbers in slots.values() for slot in numbers), default=-1)
+        if need > len(self._slots):
+            self._add_slots(need - len(self._slots))
+        self._texts = {word: "".join(self._slots[n] for n in numbers) for word, numbers in slots.items()}
+
+    def _add_slots(self, count: int) -> None:
+        from tokenizers import AddedToken
+
+        names = [f"<|slot-{len(self._slots) + n}|>" for n in range(count)]
+        self._inner.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+        self._slots += names
+
+    def spelled(self, text: str) -> str:
+        """The text with each active placeholder spelled by its slots."""
+        return self._replacer.replace(text, self._texts)
+
+    def __call__(self, text: str | list[str], **options: Any) -> Any:
+        spelled = self.spelled(text) if isinstance(text, str) else [self.spelled(one) for one in text]
+        return self._inner(spelled, **options)
+
+    def tokenize(self, text: str, **options: Any) -> Any:
+        return self._inner.tokenize(self.spelled(text), **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Injected:
+    """One encoder with its words in it, and what must be put back."""
+
+    encoder: Encoder
+    rows: WordRows
+    table: SlotTable
+    tokenizer: WordTokenizer
+    end_tokens: tuple[tuple[nn.Module, int], ...]
+
+
+class Injection:
+    """The words of a run inside a pipeline, from `inject` to `eject`."""
+
+    def __init__(self, pipe: Any, encoders: Sequence[Encoder], rows: Mapping[str, WordRows]) -> None:
+        self.words: tuple[str, ...] = tuple(next(iter(rows.values())).spans)
+        self.replacer = Replacer(self.words)
+        self._pipe = pipe
+        self._injected = {encoder.key: self._put_in(encoder, rows[encoder.key]) for encoder in encoders}
+
+    def _put_in(self, encoder: Encoder, rows: WordRows) -> _Injected:
+        tokenizer = WordTokenizer(encoder.tokenizer, self.replacer)
+        base = encoder.module.get_input_embeddings()  # type: ignore[operator]
+        table = SlotTable(base, tokenizer.first_slot)
+        encoder.module.set_input_embeddings(table)  # type: ignore[operator]
+        setattr(self._pipe, encoder.tokenizer_name, tokenizer)
+        return _Injected(encoder, rows, table, tokenizer, _mend_end_token(encoder))
+
+    @property
+    def rows(self) -> dict[str, WordRows]:
+        """Encoder key to its new rows."""
+        return {key: one.rows for key, one in self._injected.items()}
+
+    def words_in(self, texts: Iterable[str]) -> list[str]:
+        """The words these texts hold, each once, in the order in which the run declares them."""
+        found = {word for text in texts for word in self.replacer.words_in(text)}
+        return [word for word in self.words if word in found]
+
+    def activate(self, texts: Iterable[str], *, train: bool = False) -> dict[str, ActiveRows]:
+        """Make the words of these texts usable in prompts; with `train`, as leaves that collect a gradient.
+
+        Returns encoder key to the rows taken out: call once for all micro-batches of one optimizer step.
+        """
+        words = self.words_in(texts)
+        return {key: self._activate(one, words, train) for key, one in self._injected.items()}
+
+    def _activate(self, one: _Injected, words: Sequence[str], train: bool) -> ActiveRows:
+        slots: dict[str, range] = {}
+        for word in words:
+            start = sum(len(numbers) for numbers in slots.values())
+            slots[word] = range(start, start + len(one.rows.spans[word]))
+        index = torch.tensor(one.rows.index(words), dtype=torch.long, device=one.rows.values.device)
+        leaf = one.rows.values[index].requires_grad_(train)
+        one.table.active = leaf
+        one.tokenizer.activate(slots)
+        return ActiveRows(tuple(words), index, leaf)
+
+    def eject(self) -> None:
+        """Put encoders and tokenizers back as they were. Doing so twice does no harm."""
+        for one in self._injected.values():
+            one.encoder.module.set_input_embeddings(one.table.base)  # type: ignore[operator]
+            setattr(self._pipe, one.encoder.tokenizer_name, one.encoder.tokenizer)
+            for module, value in one.end_tokens:
+                module.eos_token_id = value  # type: ignore[assignment]
+        self._injected = {}
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveRows:
+    """The rows one step uses: `leaf` is (active rows, width) float32, `index` their row numbers in `WordRows`."""
+
+    words: tuple[str, ...]
+    index: Tensor
+    leaf: Tensor
+
+
+def _mend_end_token(encoder: Encoder) -> tuple[tuple[nn.Module, int], ...]:
+    """Make the encoder pool at its end token while slots are in use; return what to put back.
+
+    Models made before transformers 4.31 say `eos_token_id = 2`, which makes transformers pool at the *largest* id.
+    Slot ids are larger than the end token's, so the pooled vector would come from a word. Looking for the end token
+    itself finds the same position in every text without slots.
+    """
+    wrong = [m for m in encoder.module.modules() if getattr(m, "eos_token_id", None) == 2]
+    for module in wrong:
+        module.eos_token_id = encoder.tokenizer.eos_token_id
+    return tuple((module, 2) for module in wrong)

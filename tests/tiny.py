@@ -1,0 +1,68 @@
+"""Tiny random models built from configs, in the exact shape of the real ones: no downloads, seconds on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from pivotune.recipes.micro.tokenizer import build_tokenizer
+
+
+def text_config(tokenizer: Any, width: int, **changes: Any) -> CLIPTextConfig:
+    options = {
+        "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "projection_dim": width, "max_position_embeddings": 77,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    return CLIPTextConfig(**options | changes)
+
+
+def tiny_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16,
+    )  # fmt: skip
+
+
+def tiny_unet(cross: int, **changes: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), block_out_channels=(8, 16), layers_per_block=1,
+        cross_attention_dim=cross, attention_head_dim=2, norm_num_groups=4, **changes,
+    )  # fmt: skip
+
+
+def tiny_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+
+
+def tiny_sd(seed: int = 0, **text_changes: Any) -> StableDiffusionPipeline:
+    """A random model in the shape of Stable Diffusion 1.x: one encoder of width 32, 16x16 pictures."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    return StableDiffusionPipeline(
+        vae=tiny_vae(), text_encoder=CLIPTextModel(text_config(tokenizer, 32, **text_changes)), tokenizer=tokenizer,
+        unet=tiny_unet(32), scheduler=tiny_scheduler(), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def tiny_sdxl(seed: int = 0, **text_changes: Any) -> StableDiffusionXLPipeline:
+    """A random model in the shape of SDXL: encoders of width 24 and 40, pooled text, time ids."""
+    torch.manual_seed(seed)
+    tokenizer, tokenizer_2 = build_tokenizer(), build_tokenizer()
+    unet = tiny_unet(
+        64, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=40 + 6 * 8
+    )
+    return StableDiffusionXLPipeline(
+        vae=tiny_vae(), text_encoder=CLIPTextModel(text_config(tokenizer, 24)), tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer_2, 40, **text_changes)),
+        tokenizer_2=tokenizer_2, unet=unet, scheduler=tiny_scheduler(),
+    )  # fmt: skip
