@@ -65,7 +65,7 @@ def located(text: str, folder: Path) -> Path:
 
 def _model(table: dict[str, Any], folder: Path) -> ModelSpec:
     return ModelSpec(
-        **{**table, "base": _source(table["base"], folder), "tokenizer": _source(table["tokenizer"], folder)}
+        **{**table, "base": _source(table["base"], folder), "config": _source(table["config"], folder)}
     )
 
 
