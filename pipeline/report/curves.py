@@ -1,0 +1,131 @@
+"""Draws curves as SVG for a page: no global state, the same bytes every time, colours left to the page's CSS."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .series import Array, Line, envelope, smoothed, thinned
+
+SIZE = (6.2, 3.5)  # inches of 72 points, which the page treats as pixels
+POINTS = 500  # a curve
+SINGLE = 8  # curves that get a colour each; more become a band and its median
+
+# Colours that are drawn with, and what the page's CSS puts in their place.
+INK, FAINT, BAND = "#000001", "#000002", "#000003"
+SERIES = tuple(f"#0000{n:02x}" for n in range(0x10, 0x10 + SINGLE))
+CSS = {INK: "var(--ink)", FAINT: "var(--rule)", BAND: "var(--band)"}
+CSS |= {colour: f"var(--c{n})" for n, colour in enumerate(SERIES)}
+
+SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pivotune",
+    "text.usetex": False,
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 1,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.major.pad": 6,
+    "ytick.major.pad": 6,
+    "axes.formatter.useoffset": False,
+    "axes.unicode_minus": True,
+}
+
+
+def loss_curve(x: Array, loss: Array, borders: list[float]) -> Markup:
+    """Every step faint, the running mean strong; outliers may leave the frame so that the rest can be read."""
+
+    def draw(axes: Axes) -> None:
+        raw = thinned(Line("", x, loss), 2 * POINTS)
+        mean = thinned(Line("", x, smoothed(loss, max(5, len(loss) // 12))), POINTS)
+        axes.plot(raw.x, raw.y, color=SERIES[0], linewidth=0.8, alpha=0.3)
+        axes.plot(mean.x, mean.y, color=SERIES[0], linewidth=2.2, marker="o" if len(x) == 1 else None)
+        finite = loss[np.isfinite(loss)]
+        if len(finite) > 1:
+            low, high = float(finite.min()), float(np.quantile(finite, 0.99))
+            room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+            axes.set_ylim(low - room, high + room)
+        _borders(axes, borders)
+
+    return _svg("loss", "Loss at every step", draw)
+
+
+def vector_curves(name: str, title: str, lines: list[Line], borders: list[float], band: dict[str, float]) -> Markup:
+    """One curve a vector, or the band of all where there are many; `band` is the vocabulary's low, median, high."""
+
+    def draw(axes: Axes) -> None:
+        if band:
+            axes.axhspan(band["low"], band["high"], color=BAND, linewidth=0)
+            axes.axhline(band["median"], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        if len(lines) <= SINGLE:
+            for colour, line in zip(SERIES, lines, strict=False):
+                thin = thinned(line, POINTS)
+                axes.plot(thin.x, thin.y, color=colour, linewidth=2, marker="o" if len(thin.x) == 1 else None)
+        else:
+            low, middle, high = (thinned(line, POINTS) for line in envelope(lines))
+            axes.fill_between(low.x, low.y, high.y, color=SERIES[0], alpha=0.25, linewidth=0)
+            axes.plot(middle.x, middle.y, color=SERIES[0], linewidth=2)
+        if not band:
+            axes.set_ylim(bottom=0)
+        _borders(axes, borders)
+
+    return _svg(name, title, draw)
+
+
+def _borders(axes: Axes, borders: list[float]) -> None:
+    for border in borders:
+        axes.axvline(border, color=INK, linewidth=1, alpha=0.5, linestyle=(0, (1, 2)))
+
+
+def _svg(name: str, title: str, draw: Callable[[Axes], None]) -> Markup:
+    """A figure of its own, under default settings whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        figure = Figure(figsize=SIZE, layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_visible(False)
+        axes = figure.add_subplot()
+        axes.patch.set_visible(False)
+        axes.set_xlabel("step")
+        axes.margins(x=0.015)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _for_a_page(buffer.getvalue(), name, title)
+
+
+def _for_a_page(svg: str, name: str, title: str) -> Markup:
+    """Only the drawing, with ids that no other drawing of the page has, and the page's colours and fonts."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r'xlink:href="#', f'href="#{name}-', svg)
+    svg = re.sub(r"font: [^;\"]*;?|font-family: [^;\"]*;?", "", svg)
+    svg = re.sub("#0000[0-9a-f]{2}", lambda match: CSS.get(match[0], match[0]), svg)
+    width, height = (72 * edge for edge in SIZE)
+    head = f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
+    return Markup(re.sub(r"<svg[^>]*>", head, svg, count=1))

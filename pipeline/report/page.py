@@ -1,0 +1,145 @@
+"""Writes report.html: one page, complete in itself, that shows what a run taught and what made it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+from markupsafe import Markup
+
+from . import facts, show, words
+from .curves import SERIES, SINGLE, loss_curve, vector_curves
+from .folder import Json, read_manifest, read_metrics
+from .pictures import Gallery, inside, pairs, training_pictures
+from .series import column, positions, vector_lines
+
+WORDS = 50  # shown in full; the others are folded away
+LINES = 3000  # of a folded table
+RECIPE = 60_000  # characters of the resolved recipe
+NAME = "report.html"
+
+
+def write_report(folder: Path) -> Path:
+    """Makes `folder`/report.html from the run's manifest, metrics and pictures, and returns its path.
+
+    Works on a run in any state. What is missing is said on the page; only a folder without a readable manifest
+    raises (StageError). The same folder gives the same bytes.
+    """
+    manifest = read_manifest(folder)
+    metrics, unread = read_metrics(folder)
+    warnings = list(manifest.get("warnings") or [])
+    if unread:
+        warnings.append(f"metrics.jsonl: {unread:,} lines could not be read and are left out of the curves")
+    taught = manifest.get("words") or []
+    page = _environment().get_template("report.html.j2").render(
+        css=Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
+        m=manifest,
+        warnings=warnings,
+        facts=facts.facts(manifest, metrics),
+        proofs=facts.proofs(manifest),
+        stages=facts.stages(manifest),
+        recipe=facts.recipe_text(manifest, RECIPE),
+        samples=_samples(manifest, folder),
+        curves=_curves(manifest, metrics),
+        words=[_word(manifest, word) for word in taught[:WORDS]],
+        more=[_word(manifest, word) for word in taught[WORDS:LINES]],
+        shown=WORDS,
+        lines=LINES,
+    )
+    path = folder / NAME
+    scratch = folder / f".{NAME}.{os.getpid()}"
+    scratch.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    os.replace(scratch, path)
+    return path
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": show.number,
+        "duration": show.duration,
+        "size": show.size,
+        "printable": words.printable,
+    }
+    return environment
+
+
+def _word(manifest: Json, word: Json) -> Json:
+    """A word and, for each encoder, its rows and the scale that its norms are drawn on."""
+    encoders = []
+    for key, encoder in (word.get("encoders") or {}).items():
+        rows, usual = words.rows(encoder), words.usual(manifest, key)
+        encoders.append(
+            {"key": key, "rows": rows, "start": words.start_of(encoder), "usual": usual, "gauge": show.gauge(rows, usual)}
+        )
+    return {**word, "fate": words.fate(word), "vectors": words.vectors_of(word), "encoders": encoders}
+
+
+def _samples(manifest: Json, folder: Path) -> list[Json]:
+    """For each word: training pictures, and the rows of pictures before and after."""
+    taught = [word["placeholder"] for word in manifest.get("words") or []]
+    drawn = manifest.get("pictures") or []
+    others = dict.fromkeys(p.get("word") for p in drawn if p.get("word") not in set(taught))
+    training = training_pictures(manifest, folder)
+    gallery = Gallery(len(drawn) + min(12, len(training)))
+    blocks = []
+    for word in [*taught[:WORDS], *others]:
+        prompts = []
+        for before, after, rows in pairs(drawn, word):
+            sides = [[_show(gallery, folder, picture) for picture in side] for side in zip(*rows, strict=True)]
+            prompts.append({"before": before, "after": after, "sides": sides})
+        names = _trained_on(manifest, word, list(training))
+        most = max(4, min(12, sum(len(prompt["sides"][1]) for prompt in prompts)))
+        shown = [gallery.show(training[name]) for name in names[:most] if name in training]
+        if prompts or shown:
+            blocks.append({"word": word, "training": shown, "of": len(names), "prompts": prompts})
+    return blocks
+
+
+def _show(gallery: Gallery, folder: Path, picture: Json | None) -> Any:
+    if picture is None:
+        return gallery.show(None)
+    return gallery.show(inside(folder, picture["path"]), picture.get("seed"))
+
+
+def _trained_on(manifest: Json, word: str | None, every: list[str]) -> list[str]:
+    """The word's own training pictures where the manifest names them; all of them where there is but one word."""
+    taught = manifest.get("words") or []
+    own = next((w.get("pictures") for w in taught if w["placeholder"] == word), None)
+    if own is not None:
+        return list(own)
+    return every if len(taught) == 1 else []
+
+
+def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
+    """What is drawn: heading, one line of explanation, the drawing, and the legend as (colour, label)."""
+    if not metrics:
+        return []
+    x, borders = positions(metrics)
+    made = [
+        {
+            "title": "Loss",
+            "text": "Each step faint, the running mean strong.",
+            "svg": loss_curve(x, column(metrics, "loss"), borders),
+        }
+    ]
+    for what, title in (("norm", "Norm"), ("moved", "Way from the start")):
+        for n, (encoder, lines) in enumerate(vector_lines(metrics, x, what).items()):
+            band = words.usual(manifest, encoder) if what == "norm" else {}
+            few = len(lines) <= SINGLE
+            text = "L2 norm of each vector" if what == "norm" else "L2 distance of each vector from where it started"
+            if not few:
+                text += f": lowest to highest of {len(lines):,}, and their median"
+            text += "; shaded: the usual norms of the vocabulary, dashed: their median." if band else "."
+            svg = vector_curves(f"{what}{n}", f"{title}, {encoder}", lines, borders, band)
+            legend = [(i, line.label) for i, line in zip(range(len(SERIES)), lines, strict=False)] if few else []
+            made.append({"title": title, "encoder": encoder, "text": text, "svg": svg, "legend": legend})
+    return made

@@ -1,0 +1,122 @@
+"""Pictures for a page: thumbnails as data URIs within a budget, and which of them belong side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+Json = dict[str, Any]
+
+BUDGET = 3_300_000  # characters of all data URIs of a page
+EDGES = ((24, 512), (80, 320), (200, 224))  # up to so many pictures, so many pixels; beyond them the last
+TINY = 160  # pixels; smaller pictures are kept as they are and shown with hard edges
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture on the page. Without a `uri` it is not there, and `why` says what to put in its place."""
+
+    uri: str | None
+    why: str
+    width: int
+    height: int
+    tiny: bool
+    seed: int | None = None
+
+
+class Gallery:
+    """Makes thumbnails until the page's budget is spent."""
+
+    def __init__(self, pictures: int) -> None:
+        self.edge = next((edge for most, edge in EDGES if pictures <= most), EDGES[-1][1])
+        self.left = BUDGET
+
+    def show(self, path: Path | None, seed: int | None = None) -> Shown:
+        """Never raises for a picture that is missing or broken: the page says so in its place."""
+        if path is None or not path.is_file():
+            return _absent("missing", seed)
+        if self.left <= 0:
+            return _absent("left out", seed)
+        try:
+            shown = _thumbnail(path, self.edge, seed)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return _absent("unreadable", seed)
+        self.left -= len(shown.uri or "")
+        return shown
+
+
+def _absent(why: str, seed: int | None) -> Shown:
+    return Shown(None, why, 1, 1, False, seed)
+
+
+def _thumbnail(path: Path, edge: int, seed: int | None) -> Shown:
+    with Image.open(path) as opened:
+        opened.draft("RGB", (2 * edge, 2 * edge))
+        picture = _flat(ImageOps.exif_transpose(opened))
+    tiny = max(picture.size) <= TINY
+    if not tiny:
+        picture.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, **({"format": "PNG"} if tiny else {"format": "JPEG", "quality": 84}), optimize=True)
+    kind = "png" if tiny else "jpeg"
+    uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Shown(uri, "", *picture.size, tiny, seed)
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    """Without transparency: on white."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def inside(folder: Path, path: str) -> Path | None:
+    """A file of the run, or None for a path that leaves its folder."""
+    found = (folder / path).resolve()
+    return found if found.is_relative_to(folder.resolve()) else None
+
+
+def pairs(pictures: list[Json], word: str | None) -> list[tuple[Json | None, Json | None, list[tuple[Any, Any]]]]:
+    """The samples of a word as (first before, first after, [(before, after) at each seed]) for each prompt.
+
+    The prompts differ, since one says the initial text where the other has the word; both were drawn in the same
+    order, and so they are matched by it. None stands where one side is missing.
+    """
+    sides = [_by_prompt([p for p in pictures if p["when"] == when and p.get("word") == word]) for when in _WHEN]
+    found = []
+    for before, after in zip_longest(*sides, fillvalue={}):
+        seeds = list(dict.fromkeys([*before, *after]))
+        rows = [(before.get(seed), after.get(seed)) for seed in seeds]
+        found.append((next(iter(before.values()), None), next(iter(after.values()), None), rows))
+    return found
+
+
+_WHEN = ("before", "after")
+
+
+def _by_prompt(pictures: list[Json]) -> list[dict[Any, Json]]:
+    prompts: dict[str, dict[Any, Json]] = {}
+    for picture in pictures:
+        prompts.setdefault(picture["prompt"], {})[picture.get("seed")] = picture
+    return list(prompts.values())
+
+
+def training_pictures(manifest: Json, folder: Path) -> dict[str, Path | None]:
+    """Every training picture of the manifest and where it lies now, if it does."""
+    recipe = manifest.get("recipe") or {}
+    homes = [Path(recipe["path"]).parent] if recipe.get("path") else []
+    found: dict[str, Path | None] = {}
+    for name in (manifest.get("data") or {}).get("files") or {}:
+        if Path(name).suffix.lower() in SUFFIXES:
+            places = (home / name for home in (*homes, folder))
+            found[name] = next((place for place in places if place.is_file()), None)
+    return found

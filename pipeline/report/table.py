@@ -1,0 +1,100 @@
+"""The table of words that ends a run on the command line."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+from .words import printable, rows, start_of, usual
+
+Json = dict[str, Any]
+
+WIDTH = 100
+WORDS = 50  # shown; the rest is counted
+# Heading, width, and whether it is a number; the nearest pieces take what is left.
+COLUMNS = (
+    ("word", 16, False),
+    ("encoder", 7, False),
+    ("#", 3, True),
+    ("from", 10, False),
+    ("norm", 14, True),
+    ("usual", 6, True),
+    ("moved", 6, True),
+)
+NEAREST = WIDTH - sum(width + 2 for _, width, _ in COLUMNS)
+
+
+def word_table(manifest: Json) -> str:
+    """Each vector of each word: what it started from, its norm before and after beside the vocabulary's median
+    (`usual`), its way from the start, its nearest pieces. No line is wider than 100 columns.
+    """
+    words = manifest.get("words") or []
+    if not words:
+        return "no words"
+    lines = [_line([*(title for title, _, _ in COLUMNS), "nearest"])]
+    lines.append("  ".join("-" * width for width in (*(width for _, width, _ in COLUMNS), NEAREST)))
+    notes = []
+    for word in words[:WORDS]:
+        first = printable(word["placeholder"])
+        for key, encoder in word.get("encoders", {}).items():
+            median = usual(manifest, key).get("median")
+            for cells in _cells(key, encoder, median):
+                lines.append(_line([first, *cells]))
+                first = ""
+            notes += _notes(word, key, encoder)
+    if len(words) > WORDS:
+        lines.append(f"... and {len(words) - WORDS:,} words more: see report.html or manifest.json")
+    return "\n".join(lines + notes)
+
+
+def _cells(key: str, encoder: Json, median: float | None) -> list[list[str]]:
+    made = []
+    for row in rows(encoder):
+        norm = f"{_number(row['norm_before'])} -> {_number(row['norm_after'])}"
+        nearest = ", ".join(f"{printable(piece)} {cosine:.2f}" for piece, cosine in row["nearest"])
+        numbers = [norm, _number(median), _number(row["moved"])]
+        made.append([key, str(row["number"]), printable(row["token"]), *numbers, nearest])
+        key = ""
+    return made
+
+
+def _notes(word: Json, key: str, encoder: Json) -> list[str]:
+    start = start_of(encoder)
+    if not start["cut"]:
+        return []
+    text = f"{printable(word['placeholder'])}, {key}: no room for \"{' '.join(map(printable, start['cut']))}\""
+    return [_fit(f"{text} of the initial text", WIDTH)]
+
+
+def _line(cells: list[str]) -> str:
+    made = []
+    for cell, (_, width, number) in zip(cells, COLUMNS, strict=False):
+        text = _fit(cell, width)
+        blank = " " * (width - _columns(text))
+        made.append(blank + text if number else text + blank)
+    return "  ".join([*made, _fit(cells[-1], NEAREST)]).rstrip()
+
+
+def _number(value: float | None) -> str:
+    """Six columns at most: three decimals, or fewer digits where the value is far from 1."""
+    if value is None:
+        return "-"
+    text = f"{value:.3f}"
+    if len(text) <= 6 and (value == 0 or abs(value) >= 0.001 or value != value):
+        return text
+    return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
+
+
+def _columns(text: str) -> int:
+    """Columns of a terminal: wide characters take two, marks none."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def _fit(text: str, width: int) -> str:
+    if _columns(text) <= width:
+        return text
+    text = text[: 2 * width]  # names may be very long
+    while _columns(text) > width - 1:
+        text = text[:-1]
+    return text + "…"

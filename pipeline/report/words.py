@@ -1,0 +1,71 @@
+"""What became of each word, arranged for people. Needs no library, so that the command line may use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Json = dict[str, Any]
+
+WORD_END = "</w>"
+
+
+def printable(text: str) -> str:
+    """On one line and without control characters: names come from files and may hold anything."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def spelled(pieces: list[str]) -> list[str]:
+    """Pieces of a vocabulary as people read them: `ring</w>` is ring; one that goes on ends in a hyphen."""
+    if not any(piece.endswith(WORD_END) for piece in pieces):
+        return [piece.replace("▁", " ").strip() or piece for piece in pieces]
+    return [_clip_piece(piece) for piece in pieces]
+
+
+def _clip_piece(piece: str) -> str:
+    if piece.endswith(WORD_END):
+        return piece.removesuffix(WORD_END) or piece
+    return piece if piece.startswith("<|") or not piece[-1:].isalnum() else piece + "-"
+
+
+def fate(word: Json) -> str:
+    """Whether the word was trained, and until when."""
+    if not word.get("train", True):
+        return "kept as it was"
+    if word.get("stopped_at") is not None:
+        return f"trained, held still from step {word['stopped_at']:,}"
+    return "trained to the end"
+
+
+def vectors_of(word: Json) -> int:
+    """How many vectors the word has; every encoder agrees."""
+    return max((len(e.get("tokens") or e.get("norm_after") or ()) for e in word.get("encoders", {}).values()), default=0)
+
+
+def rows(encoder: Json) -> list[Json]:
+    """One row a vector: its number, the piece it started from, norms, way, and its nearest pieces."""
+    tokens, nearest = encoder.get("tokens") or [], encoder.get("nearest") or []
+    known = [piece for neighbours in nearest for piece, _ in neighbours] + tokens
+    names = dict(zip(known, spelled(known), strict=True))
+    made = []
+    for n in range(max(len(tokens), len(encoder.get("norm_after") or []))):
+        row: Json = {"number": n + 1, "token": names[tokens[n]] if n < len(tokens) else ""}
+        for key in ("norm_before", "norm_after", "moved", "cosine_to_start"):
+            values = encoder.get(key) or []
+            row[key] = values[n] if n < len(values) else None
+        row["nearest"] = [(names[piece], cosine) for piece, cosine in (nearest[n] if n < len(nearest) else [])]
+        made.append(row)
+    return made
+
+
+def start_of(encoder: Json) -> Json:
+    """What the initial text became: the pieces kept, those cut off, and how many vectors were padded."""
+    tokens, cut = encoder.get("tokens") or [], encoder.get("cut") or []
+    names = spelled(tokens + cut)
+    kept = encoder.get("kept", len(tokens))
+    return {"kept": names[:kept], "cut": names[len(tokens) :], "padded": encoder.get("padded", 0)}
+
+
+def usual(manifest: Json, encoder: str) -> dict[str, float]:
+    """The vocabulary's norms in this encoder, or nothing where the run did not come so far."""
+    found = (manifest.get("model") or {}).get("encoders", {}).get(encoder, {}).get("norm") or {}
+    return dict(found) if {"low", "median", "high"} <= set(found) else {}
