@@ -32,22 +32,31 @@ def safe_stem(name: str, allowed: str | None = None) -> str:
     return f"{base}_{dot}{rest}" if base.strip().upper() in _RESERVED else stem
 
 
-def distinct_stems(names: Iterable[str], allowed: str | None = None) -> dict[str, str]:
+def distinct_stems(
+    names: Iterable[str],
+    allowed: str | None = None,
+    reserved: Iterable[str] = (),
+    suffixes: Iterable[str] = ("",),
+) -> dict[str, str]:
     """A stem for each name, no two alike even where case does not count: the second `cat` becomes `cat_2`.
 
-    Raises ConvertError for the same name given twice: which of the two words is meant?
+    `reserved` are words that a program reads as something else (`AND`): they get a `_`. `suffixes` are what the
+    files of one word are told apart by; none of them may meet another word's file either. Raises ConvertError
+    for the same name given twice: which of the two words is meant?
     """
     stems: dict[str, str] = {}
     used: set[str] = set()
+    suffixes, reserved = tuple(suffixes), tuple(reserved)
     for name in names:
         if name in stems:
             raise ConvertError(f"two words are called {name[:40]!r}; rename one of them")
-        stem = base = safe_stem(name, allowed)
+        base = safe_stem(name, allowed)
+        stem = base = f"{base}_" if base in reserved else base
         number = 2
-        while stem.casefold() in used:
+        while not used.isdisjoint((stem + suffix).casefold() for suffix in suffixes):
             stem = f"{base}_{number}"
             number += 1
-        used.add(stem.casefold())
+        used.update((stem + suffix).casefold() for suffix in suffixes)
         stems[name] = stem
     return stems
 

@@ -1,0 +1,85 @@
+"""Programs that embeddings are for: what each writes and reads, as data, and how it reads, as one small module each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Protocol
+
+from ..stored import Stored
+from . import a1111, comfyui, diffusers, forge, invokeai, kohya, onetrainer, sdnext
+from .reading import Reading
+
+
+class Reads(Protocol):
+    """A module that imitates how one program reads a file from its folder of embeddings."""
+
+    def reads(self, file: Stored, widths: dict[str, int]) -> Reading:
+        """What the program makes of the file when a model with these encoders is loaded."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a program wants one family: the dialect's name, and for each file encoder key to tensor name.
+
+    `{word}` as a tensor name stands for the word itself. A second file is called `<stem>_2`.
+    """
+
+    dialect: str
+    files: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A target: where its files go, what the user types, which characters a file name may have."""
+
+    name: str
+    title: str
+    folder: str
+    lora_folder: str
+    prompt: str
+    characters: str | None
+    layouts: dict[str, Layout]
+    words_in_loras: str
+    reserved: tuple[str, ...] = ()
+    outputs: bool = False
+    one_count: bool = True
+    refuses: dict[str, str] = field(default_factory=dict)
+
+    def prompted(self, stem: str, word: str) -> str:
+        """What the user types for the word of a file with this stem."""
+        return self.prompt.format(stem=stem, word=word)
+
+
+MODULES: dict[str, Reads] = {
+    "a1111": a1111,
+    "forge": forge,
+    "sdnext": sdnext,
+    "comfyui": comfyui,
+    "invokeai": invokeai,
+    "diffusers": diffusers,
+    "onetrainer": onetrainer,
+    "kohya": kohya,
+}
+
+
+@cache
+def programs() -> dict[str, Program]:
+    """All programs, by the name that `--for` and a recipe's `targets` take."""
+    return {name: _program(name) for name in MODULES}
+
+
+def _program(name: str) -> Program:
+    data = json.loads(files(__package__).joinpath(f"{name}.json").read_text("utf-8"))
+    layouts = {
+        family: Layout(layout["dialect"], tuple(layout["files"])) for family, layout in data.pop("layouts").items()
+    }
+    data["reserved"] = tuple(data.get("reserved", ()))
+    return Program(name=name, layouts=layouts, **data)
+
+
+def reads(program: str, file: Stored, widths: dict[str, int]) -> Reading:
+    """What `program` makes of `file` with a model whose encoders have these widths (encoder key to width)."""
+    return MODULES[program].reads(file, widths)

@@ -1,0 +1,51 @@
+"""Reading as ComfyUI (and SwarmUI): `load_embed`, once for each text encoder, by its own names for them."""
+
+from __future__ import annotations
+
+from ..stored import Stored
+from ..tensor import RawTensor
+from .reading import Reading, Vectors, broken, string_to_param, width, word
+
+KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name ComfyUI looks for
+DEAF = ("gemma", "qwen")  # encoders that are given no folder of embeddings
+
+
+def reads(file: Stored, widths: dict[str, int]) -> Reading:
+    """One word called like the file. An encoder that finds no name of its own takes the first tensor, whatever it is.
+
+    Order of the rules as in comfy/sd1_clip.py; a tensor of the wrong width is warned of and ignored at use.
+    """
+    vectors: Vectors = {}
+    used: set[str] = set()
+    for key, size in widths.items():
+        names = [] if key in DEAF else _chosen(file, KEYS.get(key, key), size)
+        if names and all(width(file.tensors[name]) == size for name in names):
+            vectors[key] = _joined([file.tensors[name] for name in names])
+            used.update(names)
+    if not vectors:
+        return broken("no tensor is as wide as the model's text encoders; the word is ignored with a warning")
+    return word(file.stem, vectors, file.tensors, used)
+
+
+def _chosen(file: Stored, key: str, size: int) -> list[str]:
+    tensors = file.tensors
+    if string_to_param(tensors):
+        return [f"string_to_param.{next(iter(string_to_param(tensors)))}"]
+    if file.root == "list":
+        return [name for name, tensor in tensors.items() if width(tensor) == size]
+    if key in tensors:
+        return [key]
+    bundled = [name for name in tensors if name.startswith("bundle_emb.")]
+    for tail in (".string_to_param.*", f".{key}"):
+        if found := [name for name in bundled if name.endswith(tail)]:
+            return found
+    return list(tensors)[:1]
+
+
+def _joined(tensors: list[RawTensor]) -> RawTensor:
+    if len(tensors) == 1:
+        return tensors[0]
+    size = width(tensors[0])
+    data = b"".join(bytes(tensor.data) for tensor in tensors)
+    count = sum(tensor.shape[0] if len(tensor.shape) > 1 else 1 for tensor in tensors)
+    return RawTensor(tensors[0].dtype, (count, size), data)

@@ -1,0 +1,23 @@
+"""Reading as diffusers' `load_textual_inversion(file)`, with the text encoder whose width the vectors have."""
+
+from __future__ import annotations
+
+from ..stored import Stored
+from .reading import Reading, broken, rows, string_to_param, width, word
+
+
+def reads(file: Stored, widths: dict[str, int]) -> Reading:
+    """One word called like the tensor (or `name` beside string_to_param); clip_l and clip_g need two calls by hand."""
+    tensors, entries = file.tensors, string_to_param(file.tensors)
+    if file.root == "tensor":
+        token, tensor = file.stem, next(iter(tensors.values()))
+    elif len(tensors) == 1 and not entries:
+        token, tensor = next(iter(tensors.items()))
+    elif "*" in entries and "name" in file.metadata:
+        token, tensor = file.metadata["name"], entries["*"]
+    else:
+        return broken("more than one tensor: each must be passed by hand, with token= and its text encoder")
+    fitting = [key for key, size in widths.items() if size == width(tensor)]
+    if not fitting:
+        return broken(f"no text encoder of the model takes vectors {width(tensor)} wide")
+    return word(token, {fitting[0]: rows(tensor)}, tensors, tensors)

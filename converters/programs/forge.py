@@ -1,0 +1,32 @@
+"""Reading as Forge: A1111's parser for each text encoder by itself, each with the width that it expects."""
+
+from __future__ import annotations
+
+from ..stored import Stored
+from ..tensor import RawTensor
+from .reading import Reading, broken, clips, word
+from .webui import parsed
+
+
+def reads(file: Stored, widths: dict[str, int]) -> Reading:
+    """One word called like the file, for the CLIP encoders whose expected width it meets (the T5 engine has none).
+
+    With exactly CLIP-L and CLIP-G (SDXL) both expect the sum of the widths, in any other model each its own
+    (backend/diffusion_engine/sdxl.py, sd35.py, flux.py).
+    """
+    found = parsed(file)
+    if isinstance(found, str):
+        return broken(found)
+    tensors, size = found
+    encoders = clips(widths)
+    joint = widths.keys() == {"clip_l", "clip_g"}
+    vectors: dict[str, RawTensor] = {}
+    used: set[str] = set()
+    for key, own in encoders.items():
+        source = "" if "" in tensors else key
+        if size == (sum(encoders.values()) if joint else own) and source in tensors:
+            vectors[key] = tensors[source]
+            used.update(file.tensors if source == "" else (key,))
+    if not vectors or (joint and "" in tensors):
+        return broken(f"its vectors are {size} wide, which no text encoder of this model expects")
+    return word(file.stem, vectors, file.tensors, used)

@@ -1,0 +1,50 @@
+"""Reading as InvokeAI: an import that guesses the base model from a width, and a loader for four spellings."""
+
+from __future__ import annotations
+
+from ..stored import Stored
+from .reading import Reading, Vectors, broken, string_to_param, width, word
+
+MOST = 10  # a file with as many tensors is taken for something else unless it is named learned_embeds
+
+
+def reads(file: Stored, widths: dict[str, int]) -> Reading:
+    """One word called like the file, if its base is SD 1, SD 2 or SDXL and fits the model.
+
+    Imitates configs/textual_inversion.py and backend/textual_inversion.py: a file with none of the known names
+    is taken by the length of its FIRST dimension, so a 2-D `{token: vectors}` is refused.
+    """
+    tensors = file.tensors
+    if not tensors:
+        return broken("there is no tensor")
+    entries = string_to_param(tensors)
+    if entries and any(key.startswith("string_to_token") for key in (*file.metadata, *tensors)):
+        base = width(next(iter(entries.values())))
+    elif entries:
+        return broken("string_to_param without string_to_token is not recognised")
+    elif "emb_params" in tensors:
+        base = width(tensors["emb_params"])
+    elif "clip_g" in tensors:
+        base = width(tensors["clip_g"])
+    elif len(tensors) < MOST or file.path.name.startswith("learned_embeds."):
+        base = next(iter(tensors.values())).shape[0] if next(iter(tensors.values())).shape else 0
+    else:
+        return broken("not recognised as an embedding")
+    wanted = widths["clip_g"] if widths.keys() == {"clip_l", "clip_g"} else next(iter(widths.values()))
+    if base != wanted or len(widths) > 2:
+        return broken(f"it takes {base} for the width of the model's text encoder; the file cannot be imported")
+    return _loaded(file, entries, widths)
+
+
+def _loaded(file: Stored, entries: Vectors, widths: dict[str, int]) -> Reading:
+    tensors, only = file.tensors, next(iter(widths))
+    if entries:
+        return word(file.stem, {only: next(iter(entries.values()))}, tensors, tensors)
+    if "emb_params" in tensors:
+        return word(file.stem, {only: tensors["emb_params"]}, tensors, ("emb_params",))
+    if "clip_g" in tensors and "clip_l" in tensors and len(widths) == 2:
+        return word(file.stem, {key: tensors[key] for key in widths}, tensors, widths)
+    if len(widths) == 2:
+        return broken("an SDXL word needs both clip_l and clip_g")
+    first = next(iter(tensors))
+    return word(file.stem, {only: tensors[first]}, tensors, (first,))

@@ -1,0 +1,23 @@
+"""Reading as kohya's sd-scripts: `--weights` of the textual-inversion scripts and gen_img."""
+
+from __future__ import annotations
+
+from ..stored import Stored
+from .reading import Reading, broken, rows, string_to_param, width, word
+
+
+def reads(file: Stored, widths: dict[str, int]) -> Reading:
+    """One word called like the file: the first tensor, or for SDXL clip_l and clip_g by name."""
+    tensors = file.tensors
+    if widths.keys() == {"clip_l", "clip_g"}:
+        if not all(key in tensors and width(tensors[key]) == size for key, size in widths.items()):
+            return broken("an SDXL word needs both clip_l and clip_g")
+        return word(file.stem, {key: tensors[key] for key in widths}, tensors, widths)
+    if len(widths) != 1 or not tensors:
+        return broken("only SD 1, SD 2 and SDXL words can be loaded")
+    (only, size), entries = next(iter(widths.items())), string_to_param(tensors)
+    named = bool(entries) and file.container != "safetensors"
+    first = f"string_to_param.{next(iter(entries))}" if named else next(iter(tensors))
+    if width(tensors[first]) != size:
+        return broken(f"its vectors are {width(tensors[first])} wide, the model wants {size}")
+    return word(file.stem, {only: rows(tensors[first])}, tensors, (first,))

@@ -1,0 +1,28 @@
+"""Reading as OneTrainer: `<key>_out`, else `<key>`, under exactly its own names."""
+
+from __future__ import annotations
+
+from ..stored import Stored
+from .reading import Reading, Vectors, broken, width, word
+
+ALONE = {"clip_l": "emp_params", "clip_h": "emp_params"}  # SD 1 and SD 2; the spelling is its own
+
+
+def reads(file: Stored, widths: dict[str, int]) -> Reading:
+    """One word, called as the configuration says (here: like the file).
+
+    A model of one or two CLIP encoders needs all its names (else AttributeError), a larger one goes on without
+    those that are missing.
+    """
+    vectors: Vectors = {}
+    used = []
+    for key, size in widths.items():
+        name = ALONE.get(key, key) if len(widths) == 1 else key
+        name = f"{name}_out" if f"{name}_out" in file.tensors else name
+        if name in file.tensors and width(file.tensors[name]) == size:
+            vectors[f"{key}_out" if name.endswith("_out") else key] = file.tensors[name]
+            used.append(name)
+    if not vectors or (len(vectors) < len(widths) and all(key.startswith("clip") for key in widths)):
+        wanted = [ALONE.get(key, key) if len(widths) == 1 else key for key in widths]
+        return broken(f"it needs {' and '.join(wanted)}, with the model's widths")
+    return word(file.stem, vectors, file.tensors, used)

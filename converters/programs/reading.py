@@ -1,0 +1,54 @@
+"""What a program makes of a file: the vectors of each word, what it leaves out, and what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ..tensor import RawTensor
+
+Vectors = dict[str, RawTensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """`words` maps what the program calls a word to its vectors by encoder key of the loaded model.
+
+    `dropped` names tensors that go unused, `breaks` says why nothing loads (then `words` is empty).
+    """
+
+    words: dict[str, Vectors] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    breaks: str = ""
+
+
+def word(name: str, vectors: Vectors, tensors: Iterable[str], used: Iterable[str]) -> Reading:
+    """A Reading of one word; every tensor that is not `used` is dropped."""
+    used = set(used)
+    return Reading({name: vectors}, tuple(key for key in tensors if key not in used))
+
+
+def broken(why: str) -> Reading:
+    """A Reading of nothing."""
+    return Reading(breaks=why)
+
+
+def rows(tensor: RawTensor) -> RawTensor:
+    """A single vector as one row."""
+    return RawTensor(tensor.dtype, (1, *tensor.shape), tensor.stored) if len(tensor.shape) == 1 else tensor
+
+
+def width(tensor: RawTensor) -> int:
+    """Length of the last dimension, 0 for a scalar."""
+    return tensor.shape[-1] if tensor.shape else 0
+
+
+def clips(widths: dict[str, int]) -> dict[str, int]:
+    """The CLIP encoders of a model: the only ones that A1111 and its kin give words to."""
+    return {key: size for key, size in widths.items() if key.startswith("clip")}
+
+
+def string_to_param(tensors: dict[str, RawTensor]) -> dict[str, RawTensor]:
+    """The entries of a file that calls its vectors `string_to_param`, by placeholder."""
+    prefix = "string_to_param."
+    return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}

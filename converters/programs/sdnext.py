@@ -1,0 +1,36 @@
+"""Reading as SD.Next: all tensors of a .safetensors, given to the encoders by width alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..stored import Stored
+from ..tensor import RawTensor
+from .reading import Reading, broken, string_to_param, width, word
+
+
+def reads(file: Stored, widths: dict[str, int]) -> Reading:
+    """One word called like the file; of two tensors of one width the later one wins.
+
+    Imitates modules/textual_inversion.py: only .safetensors and .pt are listed, a .pt must hold
+    `string_to_param["*"]`, and a file is skipped if a width is unknown or the number of tensors does not fit.
+    """
+    if Path(file.path).suffix.lower() not in (".safetensors", ".pt"):
+        return broken("only .safetensors and .pt files are listed")
+    tensors = file.tensors
+    if file.container != "safetensors":
+        lone = string_to_param(tensors).get("*")
+        if lone is None:
+            return broken('a .pt must hold string_to_param["*"]')
+        tensors = {"string_to_param.*": lone}
+    sizes = [width(tensor) for tensor in tensors.values()]
+    if not set(sizes) <= set(widths.values()):
+        return broken("a tensor is as wide as no text encoder of the model; the file is skipped")
+    if len(sizes) > len(widths) or (len(sizes) < len(widths) and len(sizes) != 2):
+        return broken(f"{len(sizes)} tensors for {len(widths)} text encoders; the file is skipped")
+    vectors: dict[str, RawTensor] = {}
+    for key, size in widths.items():
+        for tensor in tensors.values():
+            if width(tensor) == size:
+                vectors[key] = tensor
+    return word(file.stem, vectors, file.tensors, tensors)

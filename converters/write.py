@@ -1,0 +1,170 @@
+"""Writing a word for a program: its own dialect, read back as the program reads it before the file gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from . import safetensors_file
+from .atomic import Batch, batch
+from .check import is_finite, is_zero
+from .embedding import Embedding
+from .errors import ConvertError
+from .families import Family
+from .names import distinct_stems
+from .programs import Layout, Program, programs, reads
+from .stored import Stored
+from .tensor import RawTensor, same
+
+FORMAT = {"format": "pt"}  # without it some loaders built on transformers refuse a file
+
+
+@dataclass(frozen=True)
+class Written:
+    """One file that was written: for which program, what the user types there, and what could not go in."""
+
+    path: Path
+    program: str
+    dialect: str
+    trigger: str
+    losses: tuple[str, ...] = ()
+
+
+def write_word(
+    embedding: Embedding,
+    program: str,
+    family: Family,
+    folder: Path,
+    *,
+    widths: dict[str, int] | None = None,
+    overwrite: bool = False,
+) -> list[Written]:
+    """Write one word; `write_words` says more."""
+    return write_words([embedding], program, family, folder, widths=widths, overwrite=overwrite)
+
+
+def write_words(
+    embeddings: Sequence[Embedding],
+    program: str,
+    family: Family,
+    folder: Path,
+    *,
+    widths: dict[str, int] | None = None,
+    overwrite: bool = False,
+) -> list[Written]:
+    """Write every word in the dialect that `program` reads best for `family`, all of them or none.
+
+    `widths` replaces those of the family, for a model of its shape and other sizes. Raises ConvertError if the
+    program has no use for a word, if a file would be lost, or if the file, read as the program reads it, does not
+    give the vectors that went in.
+    """
+    with batch(overwrite=overwrite) as files:
+        return add_words(files, embeddings, program, family, folder, widths=widths)
+
+
+def add_words(
+    files: Batch,
+    embeddings: Sequence[Embedding],
+    program: str,
+    family: Family,
+    folder: Path,
+    *,
+    widths: dict[str, int] | None = None,
+) -> list[Written]:
+    """As `write_words`, for files that appear together with others of a batch."""
+    target, layout = layout_for(program, family)
+    suffixes = [f"_{number}" if number > 1 else "" for number in range(1, len(layout.files) + 1)]
+    stems = distinct_stems((word.name for word in embeddings), target.characters, target.reserved, suffixes)
+    written = []
+    for embedding in embeddings:
+        losses = losses_for(embedding, target, layout, family)
+        for suffix, keys in zip(suffixes, layout.files, strict=True):
+            stem = stems[embedding.name] + suffix
+            path = Path(folder) / f"{stem}.safetensors"
+            sizes = widths or family.widths
+            model = sizes if len(layout.files) == 1 else {key: size for key, size in sizes.items() if key in keys}
+            _add_file(files, path, embedding, target, keys, model)
+            trigger = target.prompted(stem, embedding.name)
+            written.append(Written(path, program, layout.dialect, trigger, losses))
+    return written
+
+
+def layout_for(program: str, family: Family) -> tuple[Program, Layout]:
+    """The program and its way of writing a family; ConvertError that says why there is none."""
+    if program not in programs():
+        raise ConvertError(f"{program!r} is no program; choose from {', '.join(programs())}")
+    target = programs()[program]
+    if family.name not in target.layouts:
+        why = target.refuses.get(family.name, f"{target.title} loads no words for {family.title}")
+        able = [name for name, other in programs().items() if family.name in other.layouts]
+        raise ConvertError(f"{why}; programs that do: {', '.join(able) or 'none'}")
+    return target, target.layouts[family.name]
+
+
+def losses_for(embedding: Embedding, target: Program, layout: Layout, family: Family) -> tuple[str, ...]:
+    """What the program cannot hold or will misuse, by name; ConvertError if nothing would be left of the word."""
+    name, inputs = embedding.name, {key: tensor for key, tensor in embedding.vectors.items() if not _output(key)}
+    outputs = embedding.vectors.keys() - inputs.keys()
+    for key, tensor in embedding.vectors.items():
+        if not is_finite(tensor):
+            raise ConvertError(f"{name}: {key} has values that are not finite; no program can draw with it")
+        if key in inputs and is_zero(tensor) and not (target.outputs and f"{key}_out" in outputs):
+            hint = ": only its output vectors were trained, which OneTrainer alone can use" if outputs else ""
+            raise ConvertError(f"{name}: all values of {key} are zero{hint}")
+    held = {key for keys in layout.files for key in keys}
+    losses = [f"{key} is left out: {target.title} has no use for it" for key in inputs if key not in held]
+    if not target.outputs:
+        losses += [f"{key} is left out: only OneTrainer uses output vectors" for key in sorted(outputs)]
+    missing = [key for key in held if key in family.widths and key not in embedding.vectors]
+    losses += [f"{key} is missing: the word is silent for that encoder" for key in sorted(missing)]
+    counts = {tensor.shape[0] for key, tensor in inputs.items() if key in held}
+    if target.one_count and len(counts) > 1:
+        losses.append(
+            f"its encoders have {' and '.join(map(str, sorted(counts)))} vectors, which {target.title} mixes up"
+        )
+    return tuple(losses)
+
+
+def _add_file(
+    files: Batch, path: Path, embedding: Embedding, target: Program, keys: dict[str, str], widths: dict[str, int]
+) -> None:
+    tensors, meant = {}, {}
+    for key, tensor in embedding.vectors.items():
+        output = _output(key) and target.outputs
+        base = key.removesuffix("_out") if output else key
+        if base in keys:
+            tensors[keys[base].replace("{word}", embedding.name) + ("_out" if output else "")] = tensor
+            meant[key] = tensor
+    meant = {key: tensor for key, tensor in meant.items() if f"{key}_out" not in meant}
+    if not tensors:
+        raise ConvertError(f"{embedding.name}: has no vectors that {target.title} could use")
+    check = partial(_check, path=path, program=target, meant=meant, widths=widths)
+    safetensors_file.add(files, path, tensors, _provenance(embedding), check)
+
+
+def _check(
+    tensors: dict[str, RawTensor],
+    metadata: dict[str, str],
+    *,
+    path: Path,
+    program: Program,
+    meant: dict[str, RawTensor],
+    widths: dict[str, int],
+) -> None:
+    reading = reads(program.name, Stored(path, tensors, metadata), widths)
+    if reading.breaks or len(reading.words) != 1:
+        raise ConvertError(f"{path}: {program.title} would not load it: {reading.breaks or 'it sees several words'}")
+    found = next(iter(reading.words.values()))
+    for key, tensor in meant.items():
+        if key not in found or not same(found[key], tensor):
+            raise ConvertError(f"{path}: {program.title} would not read {key} as it was written")
+
+
+def _provenance(embedding: Embedding) -> dict[str, str]:
+    return {**embedding.metadata, **FORMAT, "pivotune.word": embedding.name}
+
+
+def _output(key: str) -> bool:
+    return key.endswith("_out")
