@@ -57,7 +57,10 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             keep = name == "vae" and dtype == torch.float16 and getattr(part.config, "force_upcast", False)
-            part.requires_grad_(False).eval().to(device, torch.float32 if keep else dtype)
+            wanted = torch.float32 if keep else dtype
+            part.requires_grad_(False).eval().to(device)
+            if part.dtype != wanted:
+                part.to(wanted)
     pipe.set_progress_bar_config(disable=True)
     encoders = tuple(
         Encoder(e.key, e.module, e.tokenizer, getattr(pipe, e.module), getattr(pipe, e.tokenizer), _width(pipe, e.module))

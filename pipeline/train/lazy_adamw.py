@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,11 +34,13 @@ class LazyAdamW:
         steps = self.steps[index] + 1
         moment = self.moment[index].lerp_(gradient, 1 - first)
         square = self.square[index].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        rates = (rate * torch.ones_like(steps)).unsqueeze(1)
-        count = steps.unsqueeze(1)
-        size = square.sqrt().div_((1 - second**count).sqrt_()).add_(self.eps)
-        moved = rows.detach() * (1 - rates * self.weight_decay) if self.weight_decay else rows.detach().clone()
-        moved.sub_(moment.div(size).mul_(rates / (1 - first**count)))
+        left_first = -torch.expm1(steps * math.log(first)) if first else torch.ones_like(steps)
+        left_second = -torch.expm1(steps * math.log(second))  # 1 - second ** steps, exact to float32
+        size = square.sqrt().div_(left_second.sqrt_().unsqueeze(1)).add_(self.eps)
+        moved = rows.detach().clone()
+        if self.weight_decay:
+            moved.sub_(moved * (torch.as_tensor(rate, device=moved.device).reshape(-1, 1) * self.weight_decay))
+        moved.sub_(moment.div(size).mul_((rate / left_first).unsqueeze(1)))
         self.steps[index], self.moment[index], self.square[index] = steps, moment, square
         self.values[index] = moved
         return moved

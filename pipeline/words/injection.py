@@ -76,6 +76,9 @@ class WordTokenizer:
     def tokenize(self, text: str, **options: Any) -> Any:
         return self._inner.tokenize(self.spelled(text), **options)
 
+    def __len__(self) -> int:
+        return len(self._inner)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 

@@ -1,0 +1,40 @@
+"""Norm rules against hand-made numbers."""
+
+import pytest
+import torch
+
+from pivotune.pipeline.words.norms import apply_rule, norm_statistics, scale_to
+
+TABLE = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 2.0], [6.0, 8.0]])  # norms 5, 1, 2, 10
+VECTORS = torch.tensor([[0.6, 0.8], [0.0, 20.0]])  # norms 1, 20
+
+
+def test_statistics_of_a_vocabulary():
+    statistics = norm_statistics(TABLE)
+    assert (statistics.median, statistics.mean, statistics.low, statistics.high) == (2.0, 4.5, 1.0, 10.0)
+
+
+def test_statistics_of_a_half_precision_vocabulary_are_taken_in_float32():
+    table = torch.full((10, 4096), 8.0, dtype=torch.float16)  # the sum of squares overflows float16
+    assert norm_statistics(table).median == 512.0
+
+
+@pytest.mark.parametrize(
+    ("rule", "norms"),
+    [
+        ("median", [2.0, 2.0]),
+        ("mean", [4.5, 4.5]),
+        ("initial", [5.0, 1.0]),
+        (0.4, [0.4, 0.4]),
+        ({"low": 2.0, "high": 10.0}, [2.0, 10.0]),
+        ({"low": 0.5, "high": 30.0}, [1.0, 20.0]),
+    ],
+)
+def test_a_rule_sets_the_norm_and_keeps_the_direction(rule, norms):
+    after = apply_rule(VECTORS, rule, norm_statistics(TABLE), TABLE[:2])
+    assert after.norm(dim=1).tolist() == pytest.approx(norms)
+    assert torch.nn.functional.cosine_similarity(after, VECTORS).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_a_vector_of_zeros_has_no_direction_and_stays():
+    assert scale_to(torch.zeros(1, 3), 2.0).tolist() == [[0.0, 0.0, 0.0]]
