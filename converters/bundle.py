@@ -1,0 +1,122 @@
+"""LoRA files that carry words: `bundle_emb.<name>.<key>`, the layout of A1111 (2023-10), LyCORIS and OneTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace as with_changes
+
+from .check import is_finite, is_zero
+from .embedding import Contents, Embedding
+from .errors import ConvertError
+from .slots import KEYS, outputs, slots
+from .tensor import RawTensor
+
+PREFIX = "bundle_emb."
+
+
+def bundle(
+    lora: Contents,
+    embeddings: Iterable[Embedding],
+    *,
+    widths: Mapping[str, int] | None = None,
+    replace: bool = False,
+    drop_outputs: bool = False,
+) -> Contents:
+    """The LoRA with the words in it; its own tensors and metadata are untouched.
+
+    `widths` are those of the LoRA's model, and a word for another one is refused. Raises ConvertError for what
+    would make A1111 refuse the whole LoRA or lose a word: a name that is empty or has a dot, two names that
+    differ in case only, output vectors (left out with `drop_outputs`), vectors of zeros or not finite.
+    """
+    words = {embedding.name: embedding for embedding in lora.embeddings}
+    for embedding in embeddings:
+        taken = next((name for name in words if name.casefold() == embedding.name.casefold()), None)
+        if taken is not None and not (replace and taken == embedding.name):
+            raise ConvertError(f"the LoRA has a word {taken!r} already; pass --replace, or rename the new one")
+        words[embedding.name] = _fit(embedding, widths, drop_outputs)
+    return with_changes(lora, embeddings=tuple(words.values()))
+
+
+def tensors_of(contents: Contents) -> dict[str, RawTensor]:
+    """All tensors of a LoRA with its words, as one file has them. Raises ConvertError if two would share a name."""
+    tensors = dict(contents.rest)
+    for embedding in contents.embeddings:
+        for key, tensor in embedding.vectors.items():
+            name = f"{PREFIX}{embedding.name}.{key}"
+            if name in tensors:
+                raise ConvertError(f"two tensors of the bundle would be called {name[:80]!r}; rename a word")
+            tensors[name] = tensor
+    return tensors
+
+
+def split(tensors: Mapping[str, RawTensor]) -> tuple[dict[str, dict[str, RawTensor]], dict[str, RawTensor]]:
+    """Words by name, each with its tensors by their key in the file, and all tensors that belong to no word.
+
+    A name may have dots: the key is parsed from the right, against those that exist, and is the last part
+    otherwise. A tensor `bundle_emb.x` has no key and is no word.
+    """
+    words: dict[str, dict[str, RawTensor]] = {}
+    rest: dict[str, RawTensor] = {}
+    for name, tensor in tensors.items():
+        parsed = parse(name)
+        if parsed is None:
+            rest[name] = tensor
+        else:
+            words.setdefault(parsed[0], {})[parsed[1]] = tensor
+    return words, rest
+
+
+def parse(name: str) -> tuple[str, str] | None:
+    """Word and key of a tensor's name in a bundle, or None. `bundle_emb.mr. smith.clip_l` is the word `mr. smith`."""
+    if not name.startswith(PREFIX):
+        return None
+    inner = name[len(PREFIX) :]
+    for key in KEYS:
+        if inner.endswith(f".{key}"):
+            return inner[: -len(key) - 1], key
+    word, dot, key = inner.rpartition(".")
+    return (word, key) if dot else None
+
+
+def words_of(tensors: Mapping[str, RawTensor]) -> tuple[tuple[Embedding, ...], dict[str, RawTensor]]:
+    """As `split`, with the vectors of each word by encoder key and as rows."""
+    words, rest = split(tensors)
+    found = (
+        Embedding(name, {key: _rows(tensor) for key, tensor in slots(parts).items()}) for name, parts in words.items()
+    )
+    return tuple(found), rest
+
+
+def check_name(name: str) -> None:
+    """Raises ConvertError for a name that A1111 or SD.Next would cut or cannot look up."""
+    if not name.strip():
+        raise ConvertError("a word in a bundle must have a name; give it one (--name)")
+    if "." in name:
+        raise ConvertError(
+            f"the word {name!r} has a dot, at which A1111 and SD.Next would cut it; "
+            f"rename it first, for example to {name.replace('.', '_')!r}"
+        )
+
+
+def _fit(embedding: Embedding, widths: Mapping[str, int] | None, drop_outputs: bool) -> Embedding:
+    name, vectors = embedding.name, dict(embedding.vectors)
+    check_name(name)
+    for key in outputs(vectors):
+        if not drop_outputs:
+            raise ConvertError(f"{name}: with its output vectors ({key}) A1111 refuses the whole LoRA; leave them out")
+        del vectors[key]
+    for key, tensor in vectors.items():
+        if is_zero(tensor) or not is_finite(tensor):
+            raise ConvertError(f"{name}: {key} is all zeros or not finite; it would spoil every picture")
+        if len(tensor.shape) != 2 or 0 in tensor.shape:
+            raise ConvertError(f"{name}: {key} must be rows of vectors, not of shape {tensor.shape}")
+        if widths is not None and widths.get(key) != tensor.shape[1]:
+            model = ", ".join(f"{encoder} {size}" for encoder, size in widths.items())
+            raise ConvertError(f"{name}: {key} is {tensor.shape[1]} wide; the LoRA is for a model with {model}")
+    if missing := (widths or {}).keys() - vectors.keys():
+        raise ConvertError(f"{name}: has no vectors for {', '.join(sorted(missing))}, which the LoRA's model needs")
+    return with_changes(embedding, vectors=vectors)
+
+
+def _rows(tensor: RawTensor) -> RawTensor:
+    return RawTensor(tensor.dtype, (1, *tensor.shape), tensor.stored) if len(tensor.shape) == 1 else tensor

@@ -1,0 +1,76 @@
+"""Which text encoder a tensor belongs to: its name says so, its width confirms it, and on conflict the width wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from .tensor import RawTensor
+
+# Other spellings of an encoder's key. A new spelling is a row here.
+SPELLINGS = {
+    "t5xxl": "t5",  # ComfyUI
+    "gemma2_2b": "gemma",  # ComfyUI
+    "text_encoders_0": "clip_l",  # diffusers' advanced script of 2023-11, cog-sdxl
+    "text_encoders_1": "clip_g",
+}
+ENCODERS = ("clip_l", "clip_g", "clip_h", "t5", "gemma", "llama", "qwen")
+# Names that say nothing of the encoder: kohya, OneTrainer, A1111, LyCORIS' unpacker.
+NAMELESS = ("emb_params", "emp_params", "string_to_param.*", "*")
+# The encoder that alone has a width. 4096 is T5 or Llama: such a tensor stays UNNAMED until a family is known.
+BY_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 2304: "gemma"}
+UNNAMED = "unnamed"
+
+# Every key a tensor may have in a file, longest first, so that a name is parsed from the right.
+KEYS = tuple(
+    sorted(
+        (key + out for key in (*ENCODERS, *SPELLINGS, *NAMELESS) for out in ("", "_out") if "*" not in key or not out),
+        key=len,
+        reverse=True,
+    )
+)
+
+
+def slots(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
+    """Tensors of one word by encoder key (`clip_l`, `clip_l_out`, ...), from whatever their names in a file were.
+
+    CLIP-L that is called `clip_g` (OneTrainer's FLUX files of 2024) and SD 2's `clip_l` are put right by their
+    width. Two tensors never share a slot: where the width would make them, the name stands.
+    """
+    named = {key: _named(key, tensor) for key, tensor in tensors.items()}
+    sized = {key: _sized(named[key], tensor) for key, tensor in tensors.items()}
+    distinct = len(set(sized.values())) == len(sized)
+    return {(sized if distinct else named)[key]: tensor for key, tensor in tensors.items()}
+
+
+def settle(vectors: Mapping[str, RawTensor], widths: Mapping[str, int]) -> dict[str, RawTensor]:
+    """The same vectors with an UNNAMED one given to the only encoder of a model that has its width, if there is one."""
+    settled = {}
+    for key, tensor in vectors.items():
+        base, out = split_out(key)
+        fitting = [encoder for encoder, size in widths.items() if tensor.shape and size == tensor.shape[-1]]
+        settled[fitting[0] + out if base == UNNAMED and len(fitting) == 1 else key] = tensor
+    return settled
+
+
+def split_out(key: str) -> tuple[str, str]:
+    """`clip_l_out` as `clip_l` and `_out`."""
+    return (key.removesuffix("_out"), "_out") if key.endswith("_out") else (key, "")
+
+
+def outputs(keys: Iterable[str]) -> list[str]:
+    """Those keys that hold what an encoder puts out, which no input vector can be made of."""
+    return [key for key in keys if key.endswith("_out")]
+
+
+def _named(key: str, tensor: RawTensor) -> str:
+    base, out = split_out(key)
+    if base in NAMELESS:
+        return BY_WIDTH.get(tensor.shape[-1] if tensor.shape else 0, UNNAMED) + out
+    return SPELLINGS.get(base, base) + out
+
+
+def _sized(key: str, tensor: RawTensor) -> str:
+    base, out = split_out(key)
+    if base.startswith("clip_") and tensor.shape:
+        return BY_WIDTH.get(tensor.shape[-1], base) + out
+    return key
