@@ -1,0 +1,59 @@
+"""Sample vectors and files, made key by key."""
+
+import random
+import struct
+
+import pytest
+
+from pivotune.converters import safetensors_file
+from pivotune.converters.embedding import Embedding
+from pivotune.converters.tensor import RawTensor
+
+
+@pytest.fixture
+def rows():
+    """rows(n, width, dtype="F32") gives a tensor of numbers, other ones at each call, the same in each test run."""
+    source = random.Random(7)
+
+    def make(count, width, dtype="F32"):
+        shape = (count, width) if count else (width,)
+        numbers = [source.uniform(-0.1, 0.1) for _ in range(max(count, 1) * width)]
+        code = {"F32": "f", "F16": "e", "F64": "d"}[dtype]
+        return RawTensor(dtype, shape, struct.pack(f"<{len(numbers)}{code}", *numbers))
+
+    return make
+
+
+@pytest.fixture
+def word(rows):
+    """word(name, {"clip_l": 768}, count=2) gives an embedding."""
+
+    def make(name, widths, count=2, **metadata):
+        return Embedding(name, {key: rows(count, width) for key, width in widths.items()}, metadata)
+
+    return make
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """saved("x.safetensors", {"key": tensor}, metadata) writes a file and gives its path."""
+
+    def make(name, tensors, metadata=None):
+        path = tmp_path / name
+        safetensors_file.write(path, tensors, metadata or {})
+        return path
+
+    return make
+
+
+@pytest.fixture
+def same():
+    """same(a, b): two mappings hold the same tensors bit for bit."""
+
+    def check(a, b):
+        def plain(tensors):
+            return {key: (tensor.dtype, tensor.shape, bytes(tensor.data)) for key, tensor in tensors.items()}
+
+        return plain(a) == plain(b)
+
+    return check

@@ -1,0 +1,82 @@
+import errno
+import os
+
+import pytest
+
+from pivotune.converters import atomic
+from pivotune.converters.errors import ConvertError
+
+
+def put(text):
+    return lambda file: file.write(text)
+
+
+def write_both(a, b, *, verify=None, meanwhile=lambda: None):
+    with atomic.batch() as files:
+        files.add(a, put(b"mine"))
+        files.add(b, put(b"mine"), verify)
+        meanwhile()
+
+
+def refuse(path):
+    raise ConvertError("not what was written")
+
+
+def test_a_file_that_fails_its_check_never_appears(tmp_path):
+    with pytest.raises(ConvertError, match="not what was written"):
+        atomic.write_file(tmp_path / "x", put(b"1"), verify=refuse)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+
+    def fill(file):
+        file.write(b"new")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ConvertError, match="No space left"):
+        atomic.write_file(tmp_path / "x", fill, overwrite=True)
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_batch_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(ConvertError):
+        write_both(tmp_path / "a", tmp_path / "b", verify=refuse)
+    assert not os.listdir(tmp_path)
+    with atomic.batch() as files:
+        files.add(tmp_path / "a", put(b"1"))
+        files.add(tmp_path / "sub" / "b", put(b"2"))
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a").read_bytes() + (tmp_path / "sub" / "b").read_bytes() == b"12"
+
+
+def test_a_name_taken_meanwhile_is_not_overwritten_and_the_batch_is_taken_back(tmp_path):
+    b = tmp_path / "b"
+    with pytest.raises(ConvertError, match="exists already"):
+        write_both(tmp_path / "a", b, meanwhile=lambda: b.write_bytes(b"theirs"))
+    assert os.listdir(tmp_path) == ["b"]
+    assert (tmp_path / "b").read_bytes() == b"theirs"
+
+
+def test_without_hard_links_a_name_is_still_claimed_first(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    atomic.write_file(tmp_path / "x", put(b"1"))
+    y = tmp_path / "y"
+    with pytest.raises(ConvertError, match="exists already"):
+        write_both(tmp_path / "a", y, meanwhile=lambda: y.write_bytes(b"theirs"))
+    assert (tmp_path / "x").read_bytes() + y.read_bytes() == b"1theirs"
+    assert sorted(os.listdir(tmp_path)) == ["x", "y"]
+
+
+def test_two_files_of_one_name_and_dangling_links_are_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConvertError, match="exists already"):
+        write_both(tmp_path / "a", tmp_path / "a")
+    with pytest.raises(ConvertError, match="exists already"):
+        atomic.write_file(tmp_path / "link", put(b"1"))
+    assert os.listdir(tmp_path) == ["link"]

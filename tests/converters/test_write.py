@@ -1,0 +1,132 @@
+import os
+
+import pytest
+
+from pivotune.converters import safetensors_file
+from pivotune.converters.embedding import Embedding
+from pivotune.converters.errors import ConvertError
+from pivotune.converters.families import families
+from pivotune.converters.programs import programs
+from pivotune.converters.tensor import RawTensor
+from pivotune.converters.write import write_word, write_words
+
+SUPPORTED = [
+    (program.name, family)
+    for program in programs().values()
+    for family in sorted(program.layouts)
+    if family in families()
+]
+KEYS = {  # what each program's own writer or reader calls the tensors (SD 1, SDXL)
+    "a1111": ("emb_params", {"clip_l", "clip_g"}),
+    "forge": ("emb_params", {"clip_l", "clip_g"}),
+    "sdnext": ("emb_params", {"clip_l", "clip_g"}),
+    "comfyui": ("emb_params", {"clip_l", "clip_g"}),
+    "invokeai": ("emb_params", {"clip_l", "clip_g"}),
+    "kohya": ("emb_params", {"clip_l", "clip_g"}),
+    "onetrainer": ("emp_params", {"clip_l", "clip_g"}),
+}
+
+
+def own_family(name):
+    return families()[name]
+
+
+@pytest.mark.parametrize(("program", "family"), SUPPORTED)
+def test_every_program_reads_back_what_was_written_for_it(program, family, tmp_path, word):
+    spec = own_family(family)
+    written = write_word(word("<emblem>", spec.widths, initial_text="ring"), program, spec, tmp_path)
+    assert {item.path for item in written} == set(tmp_path.iterdir())
+    for item in written:
+        _, metadata = safetensors_file.read(item.path)
+        assert metadata["initial_text"] == "ring"
+        assert metadata["pivotune.word"] == "<emblem>"
+
+
+@pytest.mark.parametrize("program", KEYS)
+def test_tensors_are_called_as_the_program_wants_them(program, tmp_path, word):
+    (one,) = write_word(word("cat", {"clip_l": 768}), program, own_family("sd1"), tmp_path / "1")
+    (two,) = write_word(word("cat", {"clip_l": 768, "clip_g": 1280}), program, own_family("sdxl"), tmp_path / "2")
+    assert set(safetensors_file.read(one.path)[0]) == {KEYS[program][0]}
+    assert set(safetensors_file.read(two.path)[0]) == KEYS[program][1]
+
+
+def test_diffusers_gets_a_file_for_each_encoder_named_by_the_placeholder(tmp_path, word):
+    written = write_word(word("<cat>", {"clip_l": 768, "clip_g": 1280}), "diffusers", own_family("sdxl"), tmp_path)
+    found = {item.path.name: list(safetensors_file.read(item.path)[0].items()) for item in written}
+    assert {name: (key, tensor.shape) for name, [(key, tensor)] in found.items()} == {
+        "cat.safetensors": ("<cat>", (2, 768)),
+        "cat_2.safetensors": ("<cat>", (2, 1280)),
+    }
+
+
+def test_what_the_user_types_is_said(tmp_path, word):
+    def prompt(program, name):
+        (item, *_) = write_word(word(name, {"clip_l": 768}), program, own_family("sd1"), tmp_path / program)
+        return item.trigger
+
+    assert prompt("a1111", "<ema (y)>") == "ema _y"
+    assert prompt("comfyui", "ema y") == "embedding:ema_y"
+    assert prompt("invokeai", "<猫 a>") == "<a>"
+    assert prompt("diffusers", "<ema y>") == "<ema y>"
+    assert prompt("onetrainer", "<ema y>") == "<ema y>"
+
+
+def test_a_model_of_other_widths_is_served(tmp_path, word):
+    widths = {"clip_l": 96}
+    for program in programs():
+        write_word(word("cat", widths), program, own_family("sd1"), tmp_path / program, widths=widths)
+        with pytest.raises(ConvertError, match=r"wide|widths|cannot be imported"):
+            write_word(word("dog", widths), program, own_family("sd1"), tmp_path / program)
+
+
+def test_a_half_word_is_refused_where_it_would_not_load(tmp_path, word):
+    for program in ("a1111", "forge", "invokeai", "kohya", "onetrainer"):
+        with pytest.raises(ConvertError):
+            write_word(word("cat", {"clip_l": 768}), program, own_family("sdxl"), tmp_path)
+    assert not os.listdir(tmp_path)
+
+
+def test_output_vectors_go_to_onetrainer_alone(tmp_path, rows):
+    both = Embedding("cat", {"clip_l": rows(2, 768), "clip_l_out": rows(2, 768)})
+    (item,) = write_word(both, "a1111", own_family("sd1"), tmp_path)
+    assert item.losses == ("clip_l_out is left out: only OneTrainer uses output vectors",)
+    (item,) = write_word(both, "onetrainer", own_family("sd1"), tmp_path / "o")
+    assert (item.losses, set(safetensors_file.read(item.path)[0])) == ((), {"emp_params", "emp_params_out"})
+    hollow = Embedding("dog", {"clip_l": RawTensor("F32", (1, 768), bytes(3072)), "clip_l_out": rows(1, 768)})
+    with pytest.raises(ConvertError, match="only its output vectors were trained"):
+        write_word(hollow, "comfyui", own_family("sd1"), tmp_path)
+    write_word(hollow, "onetrainer", own_family("sd1"), tmp_path / "o")
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    bad = Embedding("cat", {"clip_l": RawTensor("F32", (1, 768), b"\0\0\xc0\x7f" + bytes(3068))})
+    with pytest.raises(ConvertError, match="not finite"):
+        write_word(bad, "a1111", own_family("sd1"), tmp_path)
+
+
+def test_different_counts_are_told_where_they_matter(tmp_path, rows):
+    uneven = Embedding("cat", {"clip_l": rows(2, 768), "clip_g": rows(3, 1280)})
+    (item,) = write_word(uneven, "a1111", own_family("sdxl"), tmp_path)
+    assert "2 and 3 vectors" in item.losses[0]
+    (item,) = write_word(uneven, "onetrainer", own_family("sdxl"), tmp_path / "o")
+    assert item.losses == ()
+
+
+def test_words_whose_names_meet_get_files_of_their_own(tmp_path, word, same):
+    words = [word(name, {"clip_l": 768}) for name in ("<cat>", "cat", "CAT")]
+    written = write_words(words, "a1111", own_family("sd1"), tmp_path)
+    assert [item.path.name for item in written] == ["cat.safetensors", "cat_2.safetensors", "CAT_3.safetensors"]
+    for item, embedding in zip(written, words, strict=True):
+        assert same(safetensors_file.read(item.path)[0], {"emb_params": embedding.vectors["clip_l"]})
+
+
+def test_an_unknown_program_or_family_names_the_choices(tmp_path, word):
+    with pytest.raises(ConvertError, match="choose from a1111"):
+        write_word(word("cat", {"clip_l": 768}), "paint", own_family("sd1"), tmp_path)
+
+
+def test_one_bad_word_leaves_none_behind(tmp_path, word, rows):
+    words = [word("a", {"clip_l": 768}), Embedding("b", {"clip_g": rows(1, 1280)})]
+    with pytest.raises(ConvertError):
+        write_words(words, "a1111", own_family("sd1"), tmp_path)
+    assert not os.listdir(tmp_path)
