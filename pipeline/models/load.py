@@ -42,12 +42,20 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
     Weights are in the recipe's data type (the VAE in float32 where its config asks for that) and require no gradient.
     Raises StageError when it cannot be found, cannot be read, or its family stays open.
     """
-    from diffusers.utils import logging
-
-    logging.disable_progress_bar()
+    quiet_libraries()
     base, path = locate(spec.base)
     pipe = _single_file(spec, Path(base)) if path and path.is_file() else _pretrained(spec, base, path)
     return prepare(pipe, spec, path, device)
+
+
+def quiet_libraries() -> None:
+    """No progress bars of their own, and no advice: what matters is checked and said by us."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
 
 
 def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device) -> Model:
@@ -89,7 +97,7 @@ def _pretrained(spec: ModelSpec, base: str, path: Path | None) -> Any:
     extra = {} if path is None else {"local_files_only": True}
     try:
         return DiffusionPipeline.from_pretrained(
-            base, revision=spec.revision, variant=spec.variant, torch_dtype=DTYPES[spec.dtype],
+            base, revision=spec.revision, variant=spec.variant, dtype=DTYPES[spec.dtype],
             **_without_guard(path), **extra,
         )  # fmt: skip
     except (OSError, ValueError) as error:
@@ -116,7 +124,7 @@ def _single_file(spec: ModelSpec, path: Path) -> Any:
     loader = getattr(diffusers, families()[spec.family].pipeline)
     try:
         return loader.from_single_file(
-            str(path), config=spec.config, torch_dtype=DTYPES[spec.dtype], safety_checker=None,
+            str(path), config=spec.config, dtype=DTYPES[spec.dtype], safety_checker=None,
             local_files_only=spec.config is not None and Path(spec.config).is_dir(),
         )  # fmt: skip
     except (OSError, ValueError, KeyError) as error:

@@ -11,6 +11,7 @@ from ...converters.embedding import Contents
 from ..errors import StageError
 from ..models.load import Model
 from ..recipe.model import Recipe
+from ..train.lora import remove_lora
 from ..words.initial import InitialTokens
 from ..words.injection import Injection
 from ..words.norms import NormStatistics
@@ -50,7 +51,8 @@ class Run:
         return self.injection
 
     def eject(self) -> None:
-        """Take the words out of the model again, if they are in it."""
+        """Take the words and the LoRA out of the model again, if they are in it."""
+        remove_lora(self.model.denoiser)
         if self.injection is not None:
             self.injection.eject()
             self.injection = None

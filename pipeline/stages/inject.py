@@ -20,6 +20,7 @@ def inject(run: Run, contents: Contents) -> Contents:
         )
         for encoder in run.model.encoders
     }
-    run.eject()
+    if run.injection is not None:
+        raise StageError("the words are in the model already: one inject stage is enough")
     run.injection = Injection(run.model.pipe, run.model.encoders, rows)
     return contents

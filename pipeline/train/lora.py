@@ -52,16 +52,9 @@ def add_lora(denoiser: nn.Module, options: Mapping[str, Any], seed: int) -> list
 
 
 def remove_lora(denoiser: nn.Module) -> None:
-    """Take the LoRA off again; the layers below are the original ones."""
+    """Take the LoRA off again, if there is one: the layers are the original ones, in their places."""
     if ADAPTER in getattr(denoiser, "peft_config", {}):
-        denoiser.delete_adapters(ADAPTER)  # type: ignore[operator]
-        from peft.tuners.lora import LoraLayer
-
-        for name, module in list(denoiser.named_modules()):
-            if isinstance(module, LoraLayer):
-                parent, _, child = name.rpartition(".")
-                setattr(denoiser.get_submodule(parent), child, module.get_base_layer())
-        denoiser._hf_peft_config_loaded = False  # type: ignore[assignment]
+        denoiser.unload_lora()  # type: ignore[operator]
 
 
 def lora_tensors(denoiser: nn.Module, prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,63 @@
+"""A short text beside the files of each program: where they go, what to type, and for diffusers the lines that load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...converters.families import Family
+from ...converters.programs import Program
+from ...converters.write import Written
+
+
+@dataclass(frozen=True)
+class Files:
+    """What was written for one program: standalone words by name, the LoRA (relative path) and whether it has words."""
+
+    words: dict[str, tuple[Written, ...]]
+    lora: str | None
+    bundled: bool
+
+
+def guide_text(program: Program, files: Files) -> str:
+    """Where to put the files in a program and what to type there."""
+    lines = [f"{program.title}", ""]
+    for name, written in files.words.items():
+        put = ", ".join(one.path.name for one in written)
+        lines += [f"{name}: put {put} into {program.folder} and type  {written[0].trigger}"]
+        lines += [f"  note: {loss}" for one in written[:1] for loss in one.losses]
+    if files.lora is not None:
+        has = " (the words are in it)" if files.bundled else ""
+        lines += ["", f"LoRA{has}: put {files.lora} into {program.lora_folder}"]
+        if files.bundled:
+            lines += [f"Words in LoRAs: {program.words_in_loras}."]
+    return "\n".join(lines) + "\n"
+
+
+def diffusers_lines(family: Family, files: Files, base: str) -> str:
+    """A script that loads the exported words, and the LoRA, with diffusers' own loaders."""
+    kind = family.pipeline
+    lines = [
+        "from pathlib import Path",
+        "",
+        f"from diffusers import {kind}",
+        "",
+        "here = Path(__file__).parent",
+        f"pipe = {kind}.from_pretrained({base!r})",
+    ]
+    for name, written in files.words.items():
+        lines += _load_lines(family, name, written)
+    if files.lora is not None:
+        lines += [f'pipe.load_lora_weights(here / {str(Path(files.lora).parent)!r}, weight_name={Path(files.lora).name!r})']
+    first = next(iter(files.words))
+    lines += ["", f"picture = pipe({f'a photo of {first}'!r}).images[0]", 'picture.save(here / "try.png")']
+    return "\n".join(lines) + "\n"
+
+
+def _load_lines(family: Family, name: str, written: Sequence[Written]) -> list[str]:
+    lines = []
+    for encoder, one in zip(family.encoders, written, strict=True):
+        where = "" if len(written) == 1 else f", text_encoder=pipe.{encoder.module}, tokenizer=pipe.{encoder.tokenizer}"
+        lines.append(f"pipe.load_textual_inversion(here / {one.path.name!r}, token={name!r}{where})")
+    return lines

@@ -1,0 +1,60 @@
+"""The trained LoRA as files: plain, and with the words bundled in it; each read again before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ...converters import safetensors_file
+from ...converters.bundle import bundle, tensors_of, words_of
+from ...converters.embedding import Contents, Embedding
+from ...converters.errors import ConvertError
+from ...converters.lora import lora_metadata, write_lora
+from ...converters.tensor import RawTensor, same
+from ..run.state import Run
+from ..words.raw import from_raw
+from .standalone import widths
+
+
+def write_plain(run: Run, tensors: Mapping[str, RawTensor], path: Path) -> None:
+    """The LoRA without words. Raises ConvertError when the file does not hold the tensors that went in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_lora(path, tensors, _metadata(run, tensors))
+    _compare(path, safetensors_file.read(path)[0], tensors)
+
+
+def write_bundle(run: Run, tensors: Mapping[str, RawTensor], words: Iterable[Embedding], path: Path) -> None:
+    """The LoRA with the words as `bundle_emb.<name>.<key>`. A family with one encoder has its key spelled `clip_l`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spelled, sizes = _spelled(words, widths(run))
+    whole = bundle(Contents(rest=dict(tensors)), spelled, widths=sizes)
+    write_lora(path, tensors_of(whole), _metadata(run, tensors))
+    found, rest = words_of(safetensors_file.read(path)[0])
+    _compare(path, rest, tensors)
+    back = {word.name: word.vectors for word in found}
+    for word in spelled:
+        if word.name not in back or any(not same(back[word.name][key], raw) for key, raw in word.vectors.items()):
+            raise ConvertError(f"{path}: the word {word.name!r} does not come back as it went in")
+
+
+def _spelled(words: Iterable[Embedding], sizes: dict[str, int]) -> tuple[list[Embedding], dict[str, int]]:
+    """Bundles of a single-encoder model say `clip_l` whatever the encoder (SD 2's too): readers go by that key."""
+    if len(sizes) > 1:
+        return list(words), sizes
+    renamed = [Embedding(w.name, {"clip_l": raw for raw in w.vectors.values()}, w.metadata) for w in words]
+    return renamed, {"clip_l": size for size in sizes.values()}
+
+
+def _metadata(run: Run, tensors: Mapping[str, RawTensor]) -> dict[str, str]:
+    down = next(raw for name, raw in tensors.items() if name.endswith(".lora_down.weight"))
+    alpha = next(raw for name, raw in tensors.items() if name.endswith(".alpha"))
+    facts = lora_metadata(
+        run.model.family, title=run.recipe.name, rank=down.shape[0], alpha=float(from_raw(alpha).float())
+    )
+    return facts | {"pivotune.recipe": run.recipe.name, "pivotune.seed": str(run.recipe.seed)}
+
+
+def _compare(path: Path, found: Mapping[str, RawTensor], meant: Mapping[str, RawTensor]) -> None:
+    wrong = [name for name, raw in meant.items() if name not in found or not same(found[name], raw)]
+    if wrong or len(found) != len(meant):
+        raise ConvertError(f"{path}: the LoRA does not come back as it went in ({wrong[:3] or 'foreign tensors'})")

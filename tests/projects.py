@@ -1,0 +1,69 @@
+"""A whole small project on disk: a tiny model folder, a few pictures with captions, and a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+from PIL import Image
+from tiny import tiny_sd, tiny_sdxl
+
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.model import Recipe
+from pivotune.pipeline.run.runner import RunResult, run_recipe
+
+RECIPE = """
+name = "tiny"
+seed = 3
+device = "cpu"
+threads = 1
+[model]
+base = "model"
+family = "{family}"
+{model}
+[[concept]]
+images = "pictures"
+[[embedding]]
+placeholder = "<cat>"
+initial_text = "red ring"
+{word}
+{more}
+[[stage]]
+kind = "tokenize"
+[[stage]]
+kind = "inject"
+[[stage]]
+kind = "train"
+steps = 3
+batch_size = 2
+learning_rate = 1e-2
+{train}
+{stages}
+[[stage]]
+kind = "export"
+{export}
+[samples]
+count = 1
+steps = 2
+"""
+
+
+def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of <cat>", **parts: str) -> Path:
+    """Write the project; `parts` fill the recipe's places (model, word, more, train, stages, export). Returns the recipe."""
+    (tiny_sdxl() if family == "sdxl" else tiny_sd()).save_pretrained(folder / "model")
+    (folder / "pictures").mkdir()
+    draw = numpy.random.default_rng(0)
+    for number in range(3):
+        values = draw.integers(0, 255, (20, 16, 3), dtype=numpy.uint8)
+        Image.fromarray(values).save(folder / "pictures" / f"{number}.png")
+        (folder / "pictures" / f"{number}.txt").write_text(captions, "utf-8")
+    filled = dict.fromkeys(("model", "word", "more", "train", "stages", "export"), "") | parts
+    recipe = folder / "recipe.toml"
+    recipe.write_text(RECIPE.format(family=family, **filled), "utf-8")
+    return recipe
+
+
+def run_project(recipe: Path | Recipe, out: Path, **options: Any) -> RunResult:
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    return run_recipe(loaded, out=out, progress=lambda text: None, bar=False, **options)
