@@ -7,7 +7,7 @@ from importlib import import_module
 
 import click
 
-from pivotune import __version__
+from .. import __version__
 
 # name: (module, attribute, line of --help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -76,8 +76,7 @@ def main() -> None:
 
 
 def _for_people(error: Exception) -> bool:
-    from pivotune.converters.errors import ConvertError
-
+    from ..converters.errors import ConvertError
     from .errors import RecipeError, StageError
 
     return isinstance(error, (RecipeError, StageError, ConvertError))

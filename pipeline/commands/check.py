@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from .options import json_option, print_json, set_option
+
+if TYPE_CHECKING:
+    from ..recipe.check import Checked
 
 
 @click.command()
@@ -20,16 +25,38 @@ def check(
 
     RECIPE is a file or the name of a recipe that ships. Exit code 1 when there is an error.
     """
-    from pivotune.pipeline.recipe.check import check_recipe
+    from ..recipe.check import check_recipe
 
     reports, failed = [], False
     for name in recipes:
-        _, problems = check_recipe(name, overrides)
-        failed |= any(strict or problem.severity == "error" for problem in problems)
-        reports.append({"recipe": name, "problems": [vars(problem) for problem in problems]})
+        checked = check_recipe(name, overrides)
+        failed |= checked.failed or (strict and bool(checked.problems))
+        reports.append(_report(name, checked))
         if not as_json:
-            lines = [problem.shown(name) for problem in problems] or [f"{name}: ok"]
-            click.echo("\n".join(lines), err=bool(problems))
+            for problem in checked.problems:
+                click.echo(problem.shown(name), err=True)
+            if not checked.failed:
+                click.echo(f"{name}: ok{_facts(checked)}")
     if as_json:
         print_json(reports)
     ctx.exit(1 if failed else 0)
+
+
+def _report(name: str, checked: Checked) -> dict[str, Any]:
+    return {
+        "recipe": name,
+        "ok": not checked.failed,
+        "problems": [vars(problem) for problem in checked.problems],
+        "pictures": checked.pictures,
+        "captions": checked.captions,
+        "captions_with": checked.holding,
+    }
+
+
+def _facts(checked: Checked) -> str:
+    """How much there is to learn from: ` (10 pictures, 10 captions; <emblem> in 10)`."""
+    if not checked.captions:
+        return ""
+    words = ", ".join(f"{word} in {count}" for word, count in list(checked.holding.items())[:8])
+    more = f", and {len(checked.holding) - 8} more" if len(checked.holding) > 8 else ""
+    return f" ({checked.pictures} pictures, {checked.captions} captions; {words}{more})"

@@ -21,7 +21,7 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], device: str |
 
     RECIPE is a file or the name of a recipe that ships (try: quickstart).
     """
-    from pivotune.pipeline.recipe.check import checked_recipe
+    from ..recipe.check import checked_recipe
 
     if device is not None:
         overrides = (*overrides, f"device={json.dumps(device)}")
@@ -29,7 +29,7 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], device: str |
     for warning in warnings:
         click.echo(warning.shown(recipe), err=True)
 
-    from pivotune.pipeline.run.runner import run_recipe
+    from ..run.runner import run_recipe
 
     result = run_recipe(loaded, out=out, progress=lambda text: click.echo(text, err=True), bar=not as_json)
     if as_json:

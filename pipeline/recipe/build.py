@@ -6,8 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from pivotune import schemas
-
+from ... import schemas
 from .model import Concept, ModelSpec, Recipe, Samples, Stage, StopAfter, Word
 from .stop import parse_stop, stop_text
 
@@ -64,9 +63,7 @@ def located(text: str, folder: Path) -> Path:
 
 
 def _model(table: dict[str, Any], folder: Path) -> ModelSpec:
-    return ModelSpec(
-        **{**table, "base": _source(table["base"], folder), "config": _source(table["config"], folder)}
-    )
+    return ModelSpec(**{**table, "base": _source(table["base"], folder), "config": _source(table["config"], folder)})
 
 
 def _source(text: str | None, folder: Path) -> str | None:

@@ -2,27 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pivotune.pipeline.errors import RecipeError
-
+from ..errors import RecipeError
+from .captions import Captioned
+from .check_model import family_of, model_findings
+from .check_pictures import picture_findings
+from .check_stages import stage_findings
+from .check_targets import same_files, target_findings
+from .check_words import caption_findings, coverage, name_findings
 from .load import open_recipe
 from .model import Recipe
-from .problem import Problem
+from .problem import Finding, Problem
 
 
-def check_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe | None, list[Problem]]:
-    """The recipe and all that is wrong with it; no recipe where its form is wrong."""
+@dataclass(frozen=True)
+class Checked:
+    """A recipe (None where its form is wrong), its problems, and how many captions hold each word."""
+
+    recipe: Recipe | None
+    problems: list[Problem]
+    pictures: int = 0
+    captions: int = 0
+    holding: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        return any(problem.severity == "error" for problem in self.problems)
+
+
+def check_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Checked:
+    """Everything that is wrong with a recipe: its form, or when that is right, what it asks for."""
     recipe, document, problems = open_recipe(path_or_name, overrides)
     if recipe is None or document is None:
-        return None, problems
-    return recipe, problems
+        return Checked(None, problems)
+    captioned: list[Captioned] = []
+    findings = list(_findings(recipe, captioned))
+    problems = [document.problem(finding.path, finding.text, finding.severity) for finding in findings]
+    captions = [text for concept in captioned for _, texts in concept.pictures for text in texts]
+    return Checked(
+        recipe,
+        sorted(problems, key=lambda problem: problem.line),
+        sum(len(concept.pictures) for concept in captioned),
+        len(captions),
+        coverage(recipe.words, captions),
+    )
 
 
 def checked_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Problem]]:
     """A recipe without errors and its warnings; RecipeError lists every error and warning otherwise."""
-    recipe, problems = check_recipe(path_or_name, overrides)
-    if recipe is None or any(problem.severity == "error" for problem in problems):
-        raise RecipeError([problem.shown(str(path_or_name)) for problem in problems])
-    return recipe, problems
+    checked = check_recipe(path_or_name, overrides)
+    if checked.recipe is None or checked.failed:
+        raise RecipeError([problem.shown(path_or_name) for problem in checked.problems])
+    return checked.recipe, checked.problems
+
+
+def _findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
+    family = family_of(recipe.model)
+    yield from model_findings(recipe)
+    yield from picture_findings(recipe, captioned)
+    yield from name_findings(recipe.words)
+    yield from same_files(recipe)
+    yield from caption_findings(recipe, captioned)
+    yield from stage_findings(recipe, family)
+    yield from target_findings(recipe, family)

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pivotune import schemas
-from pivotune.pipeline.errors import RecipeError
-
+from ... import schemas
+from ..errors import RecipeError
 from .build import build, recipe_as_json, recipe_from_json
 from .document import Document, Unreadable, find, read
 from .explain import explain

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Place = tuple[str | int, ...]  # ("stage", 2, "steps"), tables counted from 0 as in the parsed document
+
+
+class Finding(NamedTuple):
+    """Something wrong at a path of the document; `Document.problem` gives it a line."""
+
+    path: Place
+    text: str
+    severity: str = "error"
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,7 @@ class Problem:
     place: str
     text: str
 
-    def shown(self, file: str) -> str:
+    def shown(self, file: object) -> str:
         """One line for people: file, line, place, cause."""
         where = f"{file}:{self.line}" if self.line else file
         mark = "warning: " if self.severity == "warning" else ""

@@ -1,0 +1,97 @@
+"""Is the model there, and which family is it? Reads small JSON files only, never weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...converters.families import Family, families
+from .build import CHECKPOINTS
+from .document import shipped_folder
+from .model import ModelSpec, Recipe
+from .nearest import nearest
+from .problem import Finding
+
+BASE = ("model", "base")
+
+
+def model_findings(recipe: Recipe) -> Iterator[Finding]:
+    """What is wrong with `[model]`, as far as it shows without loading it."""
+    spec = recipe.model
+    path = local_path(spec)
+    if path is None:
+        if _is_hub_id(spec.base):
+            return
+        hint = "; did you mean 'micro'?" if nearest(spec.base, ["micro"]) else ""
+        yield Finding(BASE, f"'{spec.base}' is no file or folder, and no hub id (owner/name){hint}")
+    elif not path.exists():
+        yield Finding(BASE, f"{path} does not exist{_sibling(path)}")
+    elif path.is_dir() and not (path / "model_index.json").is_file():
+        yield Finding(BASE, f"{path} has no model_index.json, so it is no diffusers folder")
+    elif path.is_file():
+        yield from _checkpoint(spec, path)
+    found = family_of(spec)
+    if spec.family and path and path.is_dir() and found and found.name != spec.family:
+        yield Finding(("model", "family"), f"'{spec.family}', but the files in {path} are those of {found.title}")
+
+
+def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:
+    if path.suffix.lower() not in CHECKPOINTS:
+        yield Finding(BASE, f"{path} is no checkpoint; one ends in {' or '.join(CHECKPOINTS)}")
+    if spec.family is None:
+        yield Finding(BASE, f"a single file does not tell its family; add family = one of {', '.join(families())}")
+    if spec.config is None:
+        text = "without config = a diffusers folder of the same family, the hub is asked for layout and tokenizers"
+        yield Finding(BASE, text, "warning")
+
+
+def local_path(spec: ModelSpec) -> Path | None:
+    """Where the model lies on this machine; None for a hub id."""
+    if spec.base == "micro":
+        return shipped_folder() / "micro" / "model"
+    path = Path(spec.base)
+    return path if path.is_absolute() else None
+
+
+def family_of(spec: ModelSpec) -> Family | None:
+    """The family of a model by its recipe or its folder's own files; None where only loading it would tell.
+
+    The micro model is narrower than every real one, so there the pipeline's class alone decides.
+    """
+    path = local_path(spec)
+    index = _json(path / "model_index.json") if path and path.is_dir() else {}
+    fitting = [family for family in families().values() if family.pipeline == index.get("_class_name")]
+    if not fitting:
+        return families().get(spec.family or "")
+    width = _json(path / "unet" / "config.json").get("cross_attention_dim") if path else None
+    exact = [family for family in fitting if family.cross_attention == width]
+    if len(exact) == 1:
+        return exact[0]
+    named = [family for family in fitting if family.name == spec.family]
+    return (named or fitting)[0] if named or spec.base == "micro" else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_hub_id(text: str) -> bool:
+    owner, slash, name = text.partition("/")
+    plain = (owner + name).replace("-", "").replace("_", "").replace(".", "")
+    return bool(slash and owner and name) and plain.isascii() and plain.isalnum()
+
+
+def _sibling(path: Path) -> str:
+    """`; did you mean 'x'?` with the entry of the same folder that is called nearly so."""
+    try:
+        guess = nearest(path.name, os.listdir(path.parent))
+    except OSError:
+        return ""
+    return f"; did you mean '{guess}'?" if guess else ""

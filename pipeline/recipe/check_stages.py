@@ -1,0 +1,94 @@
+"""The order of stages, and options that cannot be used together or not with this family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ...converters.families import Family
+from .model import Recipe, Stage
+from .nearest import did_you_mean
+from .problem import Finding, Place
+
+# kind: what must have run before it when the recipe has words
+_NEEDS = {
+    "inject": ("tokenize",),
+    "train": ("tokenize", "inject"),
+    "rescale": ("tokenize", "inject"),
+    "export": ("tokenize",),
+}
+_ONCE = ("tokenize", "inject")
+
+
+def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
+    """What is wrong with the stages, in their order."""
+    kinds = [stage.kind for stage in recipe.stages]
+    for index, stage in enumerate(recipe.stages):
+        place: Place = ("stage", index)
+        yield from _order(place, stage, kinds[:index], kinds[index + 1 :], bool(recipe.words))
+        if stage.kind == "train":
+            yield from _train(place, stage.options, recipe, family)
+        for key in ("to", "preserve_norm"):
+            yield from _band((*place, key), stage.options.get(key))
+        if stage.kind == "tokenize" and not stage.options["pad_with"].strip():
+            yield Finding((*place, "pad_with"), 'a blank text has no token to pad with; use "*"')
+    if "export" not in kinds:
+        yield Finding(("stage",), "no export stage, so the run writes no file that a program loads", "warning")
+    for index, word in enumerate(recipe.words):
+        yield from _rates(("embedding", index, "learning_rate"), word.learning_rate, family)
+
+
+def _order(place: Place, stage: Stage, before: list[str], after: list[str], words: bool) -> Iterator[Finding]:
+    kind = stage.kind
+    if words:
+        for needed in _NEEDS.get(kind, ()):
+            if needed not in before:
+                way = "move it up" if needed in after else f'add a [[stage]] with kind = "{needed}"'
+                yield Finding(place, f"{kind} needs {needed} before it; {way}")
+    elif kind in ("tokenize", "inject", "rescale"):
+        yield Finding(place, f"{kind} has nothing to do, the recipe has no [[embedding]]", "warning")
+    if kind in _ONCE and kind in before:
+        yield Finding(place, f"{kind} stands here twice; one is enough for all words")
+    if kind == "export" and "train" not in before:
+        yield Finding(place, "export comes before any train stage: the words it writes are untrained", "warning")
+    if kind == "rescale" and "train" not in before:
+        yield Finding(place, "rescale comes before any train stage: it rescales untrained words", "warning")
+    if kind in ("train", "rescale") and "export" in before and "export" not in after:
+        yield Finding(place, f"no export comes after this {kind}: its result is not written", "warning")
+
+
+def _train(place: Place, options: dict[str, Any], recipe: Recipe, family: Family | None) -> Iterator[Finding]:
+    movable = [word for word in recipe.words if word.train]
+    if options["lora"] is None:
+        if not options["embeddings"]:
+            yield Finding(place, "nothing to train: embeddings = false and no lora; add lora = { rank = 16 }")
+        elif not recipe.words:
+            yield Finding(place, "nothing to train: the recipe has no [[embedding]], and this stage no lora")
+        elif not movable:
+            yield Finding(place, "nothing to train: every [[embedding]] has train = false, and this stage has no lora")
+    elif options["embeddings"] and recipe.words and not movable:
+        text = "embeddings = true, but every [[embedding]] has train = false: only the LoRA is trained"
+        yield Finding((*place, "embeddings"), text, "warning")
+    if options["warmup_steps"] >= options["steps"]:
+        text = f"the warm-up takes all of the {options['steps']} steps"
+        yield Finding((*place, "warmup_steps"), text, "warning")
+    if options["caption_dropout"] == 1 and movable and options["embeddings"]:
+        yield Finding((*place, "caption_dropout"), "1 leaves every caption empty, so no word is ever seen")
+    yield from _rates((*place, "learning_rate"), options["learning_rate"], family)
+
+
+def _rates(place: Place, rates: float | dict[str, float] | None, family: Family | None) -> Iterator[Finding]:
+    if not isinstance(rates, dict) or family is None:
+        return
+    keys = list(family.widths)
+    for key in rates:
+        if key not in keys:
+            yield Finding((*place, key), f"{family.title} has no text encoder '{key}'{did_you_mean(key, keys)}")
+    for key in keys:
+        if key not in rates and any(known in keys for known in rates):
+            yield Finding(place, f"{key} is not in the table, so its vectors stand still", "warning")
+
+
+def _band(place: Place, rule: Any) -> Iterator[Finding]:
+    if isinstance(rule, dict) and rule["low"] > rule["high"]:
+        yield Finding(place, f"low = {rule['low']} is above high = {rule['high']}")

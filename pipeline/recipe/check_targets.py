@@ -1,0 +1,88 @@
+"""Can the programs that a recipe exports for use what it asks, and under which names?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ...converters.errors import ConvertError
+from ...converters.families import Family
+from ...converters.names import safe_stem
+from ...converters.programs import Program, programs
+from .model import Recipe
+from .problem import Finding, Place
+
+
+def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
+    """Targets that do not fit the family, words that a target cannot be called by."""
+    has_lora = any(stage.kind == "train" and stage.options["lora"] is not None for stage in recipe.stages)
+    seen: set[tuple[int, str]] = set()
+    for index, stage in enumerate(recipe.stages):
+        if stage.kind != "export":
+            continue
+        for number, target in enumerate(stage.options["targets"]):
+            program = programs()[target]
+            place: Place = ("stage", index, "targets", number)
+            if family is not None and family.name not in program.layouts:
+                yield Finding(place, _unfit(program, family))
+        yield from _names(recipe, stage.options, seen)
+        if has_lora and stage.options["bundle"]:
+            yield from _dots(recipe)
+
+
+def _unfit(program: Program, family: Family) -> str:
+    cause = program.refuses.get(family.name, f"{program.title} takes no words for {family.title}")
+    others = [name for name, other in programs().items() if family.name in other.layouts]
+    return f"{cause}; programs that do: {', '.join(others) or 'none'}"
+
+
+def _names(recipe: Recipe, options: dict[str, Any], seen: set[tuple[int, str]]) -> Iterator[Finding]:
+    for index, word in enumerate(recipe.words):
+        place: Place = ("embedding", index, "placeholder")
+        try:
+            plain = safe_stem(word.placeholder)
+        except ConvertError as error:
+            if (index, "") not in seen:
+                seen.add((index, ""))
+                yield Finding(place, str(error))
+            continue
+        typed: dict[str, list[str]] = {}
+        for target in options["targets"]:
+            program = programs()[target]
+            stem = _stem(program, word.placeholder)
+            changed = stem != plain and "{stem}" in program.prompt
+            if changed and (index, target) not in seen:
+                seen.add((index, target))
+                typed.setdefault(program.prompted(stem, word.placeholder), []).append(target)
+        for prompt, targets in typed.items():
+            text = f"'{word.placeholder}' holds what {', '.join(targets)} cannot take; there people type {prompt}"
+            yield Finding(place, text, "warning")
+
+
+def _stem(program: Program, name: str) -> str:
+    stem = safe_stem(name, program.characters)
+    return f"{stem}_" if stem in program.reserved else stem
+
+
+def _dots(recipe: Recipe) -> Iterator[Finding]:
+    for index, word in enumerate(recipe.words):
+        if "." in word.placeholder:
+            text = (
+                f"'{word.placeholder}' has a dot, at which programs cut the names of words in a LoRA file; "
+                "take another placeholder, or bundle = false"
+            )
+            yield Finding(("embedding", index, "placeholder"), text)
+
+
+def same_files(recipe: Recipe) -> Iterator[Finding]:
+    """Words that would be written to files of the same name, on systems where case counts or not."""
+    files: dict[str, str] = {}
+    for index, word in enumerate(recipe.words):
+        try:
+            stem = safe_stem(word.placeholder)
+        except ConvertError:
+            continue
+        other = files.setdefault(stem.casefold(), word.placeholder)
+        if other != word.placeholder:
+            text = f"'{word.placeholder}' and '{other}' would both be written to {stem}.safetensors; rename one"
+            yield Finding(("embedding", index, "placeholder"), text)
