@@ -52,22 +52,22 @@ SETTINGS = {
 }
 
 
-def loss_curve(x: Array, loss: Array, borders: list[float]) -> Markup:
+def noisy_curve(name: str, title: str, x: Array, y: Array, borders: list[float]) -> Markup:
     """Every step faint, the running mean strong; outliers may leave the frame so that the rest can be read."""
 
     def draw(axes: Axes) -> None:
-        raw = thinned(Line("", x, loss), 2 * POINTS)
-        mean = thinned(Line("", x, smoothed(loss, max(5, len(loss) // 12))), POINTS)
+        raw = thinned(Line("", x, y), 2 * POINTS)
+        mean = thinned(Line("", x, smoothed(y, max(5, len(y) // 12))), POINTS)
         axes.plot(raw.x, raw.y, color=SERIES[0], linewidth=0.8, alpha=0.3)
         axes.plot(mean.x, mean.y, color=SERIES[0], linewidth=2.2, marker="o" if len(x) == 1 else None)
-        finite = loss[np.isfinite(loss)]
+        finite = y[np.isfinite(y)]
         if len(finite) > 1:
-            low, high = float(finite.min()), float(np.quantile(finite, 0.99))
+            low, high = float(finite.min()), float(np.quantile(finite, 0.985))
             room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
             axes.set_ylim(low - room, high + room)
         _borders(axes, borders)
 
-    return _svg("loss", "Loss at every step", draw)
+    return _svg(name, title, draw)
 
 
 def vector_curves(name: str, title: str, lines: list[Line], borders: list[float], band: dict[str, float]) -> Markup:

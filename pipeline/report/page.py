@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
 from . import facts, show, words
-from .curves import SERIES, SINGLE, loss_curve, vector_curves
+from .curves import SERIES, SINGLE, noisy_curve, vector_curves
 from .folder import Json, read_manifest, read_metrics
-from .pictures import Gallery, inside, pairs, training_pictures
+from .pictures import Gallery, Shown, absent, inside, pairs, training_pictures
 from .series import column, positions, vector_lines
 
 WORDS = 50  # shown in full; the others are folded away
+STRIP = 12  # training pictures of several words that the manifest does not tell apart
 LINES = 3000  # of a folded table
 RECIPE = 60_000  # characters of the resolved recipe
 NAME = "report.html"
@@ -80,7 +81,8 @@ def _word(manifest: Json, word: Json) -> Json:
         encoders.append(
             {"key": key, "rows": rows, "start": words.start_of(encoder), "usual": usual, "gauge": show.gauge(rows, usual)}
         )
-    return {**word, "fate": words.fate(word), "vectors": words.vectors_of(word), "encoders": encoders}
+    fate = words.fate(word, manifest.get("status") == "finished")
+    return {**word, "fate": fate, "vectors": words.vectors_of(word), "encoders": encoders}
 
 
 def _samples(manifest: Json, folder: Path) -> list[Json]:
@@ -90,11 +92,14 @@ def _samples(manifest: Json, folder: Path) -> list[Json]:
     others = dict.fromkeys(p.get("word") for p in drawn if p.get("word") not in set(taught))
     training = training_pictures(manifest, folder)
     gallery = Gallery(len(drawn) + min(12, len(training)))
-    blocks = []
+    blocks: list[Json] = []
+    if len(taught) > 1 and not any("pictures" in word for word in manifest["words"]):
+        strip = [gallery.show(path) for path in list(training.values())[:STRIP]]
+        blocks += [{"word": None, "training": strip, "of": len(training), "prompts": []}] if strip else []
     for word in [*taught[:WORDS], *others]:
         prompts = []
         for before, after, rows in pairs(drawn, word):
-            sides = [[_show(gallery, folder, picture) for picture in side] for side in zip(*rows, strict=True)]
+            sides = [[_show(gallery, folder, row[side], row[1 - side]) for row in rows] for side in (0, 1)]
             prompts.append({"before": before, "after": after, "sides": sides})
         names = _trained_on(manifest, word, list(training))
         most = max(4, min(12, sum(len(prompt["sides"][1]) for prompt in prompts)))
@@ -104,9 +109,10 @@ def _samples(manifest: Json, folder: Path) -> list[Json]:
     return blocks
 
 
-def _show(gallery: Gallery, folder: Path, picture: Json | None) -> Any:
+def _show(gallery: Gallery, folder: Path, picture: Json | None, twin: Json | None) -> Shown:
+    """The sample, or in its place a word of why it is not there, under the seed of its twin."""
     if picture is None:
-        return gallery.show(None)
+        return absent("not drawn", (twin or {}).get("seed"))
     return gallery.show(inside(folder, picture["path"]), picture.get("seed"))
 
 
@@ -128,9 +134,13 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
         {
             "title": "Loss",
             "text": "Each step faint, the running mean strong.",
-            "svg": loss_curve(x, column(metrics, "loss"), borders),
+            "svg": noisy_curve("loss", "Loss at every step", x, column(metrics, "loss"), borders),
         }
     ]
+    pull = column(metrics, "gradient_norm")
+    if np.isfinite(pull).any():
+        svg = noisy_curve("gradient", "Gradient norm at every step", x, pull, borders)
+        made.append({"title": "Gradient", "text": "L2 norm of the gradient of all trained vectors together.", "svg": svg})
     for what, title in (("norm", "Norm"), ("moved", "Way from the start")):
         for n, (encoder, lines) in enumerate(vector_lines(metrics, x, what).items()):
             band = words.usual(manifest, encoder) if what == "norm" else {}

@@ -41,18 +41,19 @@ class Gallery:
     def show(self, path: Path | None, seed: int | None = None) -> Shown:
         """Never raises for a picture that is missing or broken: the page says so in its place."""
         if path is None or not path.is_file():
-            return _absent("missing", seed)
+            return absent("missing", seed)
         if self.left <= 0:
-            return _absent("left out", seed)
+            return absent("left out", seed)
         try:
             shown = _thumbnail(path, self.edge, seed)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return _absent("unreadable", seed)
+            return absent("unreadable", seed)
         self.left -= len(shown.uri or "")
         return shown
 
 
-def _absent(why: str, seed: int | None) -> Shown:
+def absent(why: str, seed: int | None) -> Shown:
+    """What stands in the place of a picture that is not there."""
     return Shown(None, why, 1, 1, False, seed)
 
 

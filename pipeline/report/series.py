@@ -41,13 +41,12 @@ def column(metrics: list[Json], key: str) -> Array:
 
 
 def smoothed(y: Array, window: int) -> Array:
-    """Centred moving mean that leaves out what is not finite and shrinks at both ends."""
+    """Centred moving mean that leaves out what is not finite; near the ends it takes the steps that are there."""
     finite = np.isfinite(y)
     total = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
     count = np.concatenate([[0], np.cumsum(finite)])
     here = np.arange(len(y))
-    reach = np.minimum(np.minimum(here, len(y) - 1 - here), window // 2)
-    low, high = here - reach, here + reach + 1
+    low, high = np.maximum(here - window // 2, 0), np.minimum(here + window // 2 + 1, len(y))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((total[high] - total[low]) / (count[high] - count[low]))
 

@@ -22,6 +22,8 @@ def duration(seconds: Any) -> str:
     """As one would say it."""
     if not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
         return "–"
+    if seconds < 0.1:
+        return "< 0.1 s"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -48,13 +50,15 @@ def gauge(rows: list[dict[str, Any]], usual: dict[str, float]) -> dict[str, Any]
     """Where norms stand on one scale for all vectors of an encoder, in percent; nothing without a vocabulary."""
     values = [row[key] for row in rows for key in ("norm_before", "norm_after")]
     known = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
-    if not usual or not known or max(usual["high"], *known) <= 0:
+    if not usual or not known:
         return {}
-    top = 1.1 * max(usual["high"], *known)
+    bottom, top = min(usual["low"], *known), max(usual["high"], *known)
+    room = 0.15 * (top - bottom) or 1.0
+    bottom, top = bottom - room, top + room
 
     def at(value: Any) -> float | None:
         fits = isinstance(value, (int, float)) and math.isfinite(value)
-        return round(100 * max(0.0, float(value)) / top, 2) if fits else None
+        return round(100 * (float(value) - bottom) / (top - bottom), 2) if fits else None
 
     low, median, high = (at(usual[name]) or 0.0 for name in ("low", "median", "high"))
     marks = [(at(row["norm_before"]), at(row["norm_after"])) for row in rows]

@@ -27,13 +27,13 @@ def _clip_piece(piece: str) -> str:
     return piece if piece.startswith("<|") or not piece[-1:].isalnum() else piece + "-"
 
 
-def fate(word: Json) -> str:
+def fate(word: Json, finished: bool) -> str:
     """Whether the word was trained, and until when."""
     if not word.get("train", True):
         return "kept as it was"
     if word.get("stopped_at") is not None:
         return f"trained, held still from step {word['stopped_at']:,}"
-    return "trained to the end"
+    return "trained to the end" if finished else "trained"
 
 
 def vectors_of(word: Json) -> int:
