@@ -39,6 +39,11 @@ def stopped(rule: StopAfter, clock: Clock) -> bool:
     return clock.step >= rule.value * (clock.steps_per_epoch if rule.unit == "epochs" else 1)
 
 
+def rate_for(rate: float | Mapping[str, float] | None, key: str) -> float | None:
+    """The learning rate that one setting gives an encoder, or None where it says nothing of it."""
+    return rate.get(key) if isinstance(rate, Mapping) else rate
+
+
 class WordTrainer:
     """Trains the rows of the words that are to be trained; all others are read, never written."""
 
@@ -68,11 +73,13 @@ class WordTrainer:
         """One learning rate a row: the word's own, per encoder where it says so, else the stage's."""
         rows = self.injection.rows[key]
         rates = torch.zeros(len(rows), device=rows.values.device)
-        for name, span in rows.spans.items():
-            word = self.words.get(name)
-            own = default if word is None or word.learning_rate is None else word.learning_rate
-            rate = own.get(key, 0.0) if isinstance(own, Mapping) else own
-            rates[span.start : span.stop] = float(rate)
+        for name, word in self.words.items():
+            span = rows.spans[name]
+            own = rate_for(word.learning_rate, key)
+            rate = own if own is not None else rate_for(default, key)
+            if rate is None:
+                raise StageError(f"learning_rate has no number for {key}: add it, 0 to hold its vectors still")
+            rates[span.start : span.stop] = rate
         return rates
 
     def running(self, clock: Clock) -> set[str]:
