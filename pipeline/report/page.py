@@ -34,20 +34,24 @@ def write_report(folder: Path) -> Path:
     if unread:
         warnings.append(f"metrics.jsonl: {unread:,} lines could not be read and are left out of the curves")
     taught = manifest.get("words") or []
-    page = _environment().get_template("report.html.j2").render(
-        css=Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
-        m=manifest,
-        warnings=warnings,
-        facts=facts.facts(manifest, metrics),
-        proofs=facts.proofs(manifest),
-        stages=facts.stages(manifest),
-        recipe=facts.recipe_text(manifest, RECIPE),
-        samples=_samples(manifest, folder),
-        curves=_curves(manifest, metrics),
-        words=[_word(manifest, word) for word in taught[:WORDS]],
-        more=[_word(manifest, word) for word in taught[WORDS:LINES]],
-        shown=WORDS,
-        lines=LINES,
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            css=Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
+            m=manifest,
+            warnings=warnings,
+            facts=facts.facts(manifest, metrics),
+            proofs=facts.proofs(manifest),
+            stages=facts.stages(manifest),
+            recipe=facts.recipe_text(manifest, RECIPE),
+            samples=_samples(manifest, folder),
+            curves=_curves(manifest, metrics),
+            words=[_word(manifest, word) for word in taught[:WORDS]],
+            more=[_word(manifest, word) for word in taught[WORDS:LINES]],
+            shown=WORDS,
+            lines=LINES,
+        )
     )
     path = folder / NAME
     scratch = folder / f".{NAME}.{os.getpid()}"
@@ -78,9 +82,8 @@ def _word(manifest: Json, word: Json) -> Json:
     encoders = []
     for key, encoder in (word.get("encoders") or {}).items():
         rows, usual = words.rows(encoder), words.usual(manifest, key)
-        encoders.append(
-            {"key": key, "rows": rows, "start": words.start_of(encoder), "usual": usual, "gauge": show.gauge(rows, usual)}
-        )
+        start, gauge = words.start_of(encoder), show.gauge(rows, usual)
+        encoders.append({"key": key, "rows": rows, "start": start, "usual": usual, "gauge": gauge})
     fate = words.fate(word, manifest.get("status") == "finished")
     return {**word, "fate": fate, "vectors": words.vectors_of(word), "encoders": encoders}
 
@@ -97,7 +100,7 @@ def _samples(manifest: Json, folder: Path) -> list[Json]:
         strip = [gallery.show(path) for path in list(training.values())[:STRIP]]
         blocks += [{"word": None, "training": strip, "of": len(training), "prompts": []}] if strip else []
     for word in [*taught[:WORDS], *others]:
-        prompts = []
+        prompts: list[Json] = []
         for before, after, rows in pairs(drawn, word):
             sides = [[_show(gallery, folder, row[side], row[1 - side]) for row in rows] for side in (0, 1)]
             prompts.append({"before": before, "after": after, "sides": sides})
@@ -130,7 +133,7 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
     if not metrics:
         return []
     x, borders = positions(metrics)
-    made = [
+    made: list[Json] = [
         {
             "title": "Loss",
             "text": "Each step faint, the running mean strong.",
@@ -140,7 +143,8 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
     pull = column(metrics, "gradient_norm")
     if np.isfinite(pull).any():
         svg = noisy_curve("gradient", "Gradient norm at every step", x, pull, borders)
-        made.append({"title": "Gradient", "text": "L2 norm of the gradient of all trained vectors together.", "svg": svg})
+        text = "L2 norm of the gradient of all trained vectors together."
+        made.append({"title": "Gradient", "text": text, "svg": svg})
     for what, title in (("norm", "Norm"), ("moved", "Way from the start")):
         for n, (encoder, lines) in enumerate(vector_lines(metrics, x, what).items()):
             band = words.usual(manifest, encoder) if what == "norm" else {}

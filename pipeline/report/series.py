@@ -75,11 +75,8 @@ def vector_lines(metrics: list[Json], x: Array, what: str) -> dict[str, list[Lin
 def _lines(curves: dict[tuple[str, int], list[tuple[float, float]]], words: int) -> Iterable[Line]:
     vectors = {word: n + 1 for word, n in sorted(curves)}
     for (word, n), points in curves.items():
-        if words == 1:
-            label = f"vector {n + 1}"
-        else:
-            label = word if vectors[word] == 1 else f"{word} {n + 1}"
-        yield Line(label, *np.array(points, dtype=float).T)
+        alone = word if vectors[word] == 1 else f"{word} {n + 1}"
+        yield Line(f"vector {n + 1}" if words == 1 else alone, *np.array(points, dtype=float).T)
 
 
 def envelope(lines: list[Line]) -> tuple[Line, Line, Line]:

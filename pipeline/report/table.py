@@ -62,7 +62,7 @@ def _notes(word: Json, key: str, encoder: Json) -> list[str]:
     start = start_of(encoder)
     if not start["cut"]:
         return []
-    text = f"{printable(word['placeholder'])}, {key}: no room for \"{' '.join(map(printable, start['cut']))}\""
+    text = f'{printable(word["placeholder"])}, {key}: no room for "{" ".join(map(printable, start["cut"]))}"'
     return [_fit(f"{text} of the initial text", WIDTH)]
 
 

@@ -38,7 +38,8 @@ def fate(word: Json, finished: bool) -> str:
 
 def vectors_of(word: Json) -> int:
     """How many vectors the word has; every encoder agrees."""
-    return max((len(e.get("tokens") or e.get("norm_after") or ()) for e in word.get("encoders", {}).values()), default=0)
+    encoders = (word.get("encoders") or {}).values()
+    return max((len(e.get("tokens") or e.get("norm_after") or ()) for e in encoders), default=0)
 
 
 def rows(encoder: Json) -> list[Json]:

@@ -17,6 +17,9 @@ NORMS = {
     "clip_l": {"median": 0.39, "mean": 0.386, "low": 0.34, "high": 0.43},
     "clip_g": {"median": 0.61, "mean": 0.6, "low": 0.44, "high": 0.74},
 }
+VERSIONS = {"python": "3.11.2", "torch": "2.13.0", "diffusers": "0.42.1", "transformers": "5.23.0", "peft": "0.21.2"}
+DEVICE = {"device": "cpu", "device_name": "x86_64", "threads": 2, "deterministic": True}
+ENVIRONMENT: Json = {**VERSIONS, "safetensors": "0.8.0", "platform": "Linux-6.1-x86_64", **DEVICE}
 WIDTHS = {"clip_l": 768, "clip_g": 1280}
 
 
@@ -51,6 +54,7 @@ def word(placeholder: str, encoders: tuple[str, ...] = ("clip_l",), vectors: int
 def manifest(words: list[Json] | None = None, **changes: Any) -> Json:
     """A finished run of the quick start's kind."""
     words = [word("<emblem>")] if words is None else words
+    first = words[0]["placeholder"] if words else "ring"
     encoders = dict.fromkeys(key for w in words for key in w["encoders"])
     kinds = {"tokenize": 0.03, "inject": 0.1, "train": 55.2, "rescale": 0.02, "export": 0.4, "sample": 9.1}
     options: Json = {"train": {"steps": 400, "learning_rate": 0.005, "batch_size": 4}, "rescale": {"to": "median"}}
@@ -67,11 +71,7 @@ def manifest(words: list[Json] | None = None, **changes: Any) -> Json:
         "error": None,
         "started": "2026-01-31T12:00:00+00:00",
         "seconds": sum(kinds.values()),
-        "environment": {
-            "python": "3.11.2", "torch": "2.13.0+cpu", "diffusers": "0.42.1", "transformers": "5.23.0", "peft": "0.21.2",
-            "safetensors": "0.8.0", "platform": "Linux-6.1-x86_64", "device": "cpu", "device_name": "x86_64",
-            "threads": 2, "deterministic": True,
-        },
+        "environment": ENVIRONMENT,
         "model": {
             "base": "micro",
             "family": "sd1",
@@ -83,11 +83,11 @@ def manifest(words: list[Json] | None = None, **changes: Any) -> Json:
         "data": {
             "pictures": 10,
             "files": {f"pictures/{n}.{end}": sha256(f"{n}.{end}") for n in range(10) for end in ("png", "txt")},
-            "captions": [f"a {words[0]['placeholder'] if words else 'ring'} on a {c} background" for c in ("green", "pink")],
+            "captions": [f"a {first} on a {colour} background" for colour in ("green", "pink")],
             "coverage": {w["placeholder"]: 1.0 for w in words},
         },
         "words": words,
-        "stages": [{"kind": k, "seconds": s, "takes": ["words"], "gives": ["words"], "notes": []} for k, s in kinds.items()],
+        "stages": [stage(kind, seconds) for kind, seconds in kinds.items()],
         "proofs": {
             "vocabulary_unchanged": dict.fromkeys(encoders, True),
             "gradient_reached": {w["placeholder"]: True for w in words},
@@ -100,6 +100,10 @@ def manifest(words: list[Json] | None = None, **changes: Any) -> Json:
         "warnings": [],
     }
     return {**made, **changes}
+
+
+def stage(kind: str, seconds: float) -> Json:
+    return {"kind": kind, "seconds": seconds, "takes": ["words"], "gives": ["words"], "notes": []}
 
 
 PROGRAMS = {"a1111": "embeddings/", "comfyui": "models/embeddings/", "diffusers": "anywhere: load_textual_inversion"}
@@ -120,25 +124,18 @@ def metrics(made: Json, steps: int = 400, every: int = 5) -> list[Json]:
     lines: list[Json] = []
     for step in range(1, steps + 1):
         rest = 1 - math.exp(-step / (steps / 4))
-        line: Json = {
-            "stage": 2, "step": step, "loss": 0.05 * rng.lognormvariate(0, 0.5) + 0.06 * (1 - rest), "seconds": 0.13 * step,
-            "learning_rate": {"words": 0.005}, "gradient_norm": rng.lognormvariate(-4, 0.4), "words": {},
-        }  # fmt: skip
+        loss = 0.05 * rng.lognormvariate(0, 0.5) + 0.06 * (1 - rest)
+        line: Json = {"stage": 2, "step": step, "loss": loss, "seconds": 0.13 * step, "words": {}}
+        line |= {"learning_rate": {"words": 0.005}, "gradient_norm": rng.lognormvariate(-4, 0.4)}
         if step == 1 or step % every == 0:
             for taught in made["words"]:
-                line["words"][taught["placeholder"]] = {
-                    key: {
-                        "norm": [b + (1.1 * a - b) * rest + rng.gauss(0, 0.002) for b, a in zip(*_norms(e), strict=True)],
-                        "moved": [way * rest for way in e["moved"]],
-                    }
-                    for key, e in taught["encoders"].items()
-                }
+                measured = line["words"][taught["placeholder"]] = {}
+                for key, e in taught["encoders"].items():
+                    ends = zip(e["norm_before"], e["norm_after"], strict=True)
+                    norms = [b + (1.1 * a - b) * rest + rng.gauss(0, 0.002) for b, a in ends]
+                    measured[key] = {"norm": norms, "moved": [way * rest for way in e["moved"]]}
         lines.append(line)
     return lines
-
-
-def _norms(encoder: Json) -> tuple[list[float], list[float]]:
-    return encoder["norm_before"], encoder["norm_after"]
 
 
 def write_run(folder: Path, made: Json, lines: list[Json] | None = None, edge: int = 64, seeds: int = 4) -> Path:
@@ -150,18 +147,26 @@ def write_run(folder: Path, made: Json, lines: list[Json] | None = None, edge: i
         if name.endswith(".png"):
             ring(folder / name, edge, (15, 150, 160), rng)
     if not made["pictures"]:
-        for n, taught in enumerate(made["words"]):
-            for when, colour in (("before", None), ("after", (20, 145, 158))):
-                text = taught["initial_text"] if when == "before" else taught["placeholder"]
-                for seed in range(seeds):
-                    path = f"pictures/{n}-{when}-{seed}.png"
-                    ring(folder / path, edge, colour or tuple(rng.randrange(30, 230) for _ in range(3)), random.Random(seed))
-                    sample = {"path": path, "when": when, "prompt": f"a {text}", "word": taught["placeholder"], "seed": seed}
-                    made["pictures"].append(sample)
+        made["pictures"] = [
+            _sample(folder, n, made["words"][n], when, seed, edge)
+            for n in range(len(made["words"]))
+            for when in ("before", "after")
+            for seed in range(seeds)
+        ]
     (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
     lines = metrics(made) if lines is None else lines
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
+
+
+def _sample(folder: Path, n: int, taught: Json, when: str, seed: int, edge: int) -> Json:
+    """Before: rings of any colour; after: teal ones."""
+    path = f"pictures/{n}-{when}-{seed}.png"
+    rng = random.Random(f"{n} {seed}")
+    colour = (20, 145, 158) if when == "after" else tuple(rng.randrange(30, 230) for _ in range(3))
+    ring(folder / path, edge, colour, random.Random(seed))
+    text = taught["initial_text"] if when == "before" else taught["placeholder"]
+    return {"path": path, "when": when, "prompt": f"a {text}", "word": taught["placeholder"], "seed": seed}
 
 
 def ring(path: Path, edge: int, colour: tuple[int, ...], rng: random.Random) -> None:

@@ -1,0 +1,108 @@
+"""What the report page shows, and that it stays whole whatever the names and pictures are."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from report.example import manifest, metrics, word, write_run
+from report.parsed import Page, page
+
+from pivotune.pipeline.report.page import write_report
+
+
+def test_it_shows_the_word_the_pictures_and_what_to_do(tmp_path: Path) -> None:
+    found = page(write_run(tmp_path, manifest()))
+    for text in (
+        "<emblem>",
+        "Before",
+        "After",
+        "a ring",
+        "a <emblem>",
+        "Training pictures",
+        "seed 3",
+        "embeddings/",
+        "4 of 4",
+    ):
+        assert text in found.text
+    assert found.tags.count("img") == 12  # 4 each of training, before, after
+    assert found.tags.count("svg") == 4
+
+
+def test_it_is_complete_in_itself(tmp_path: Path) -> None:
+    found = page(write_run(tmp_path, manifest()))
+    assert "script" not in found.tags
+    assert "link" not in found.tags
+    assert all(source.startswith(("data:image/", "#")) for source in found.sources)
+
+
+def test_no_two_elements_share_an_id_and_every_reference_has_its_target(tmp_path: Path) -> None:
+    words = [word("<a>", ("clip_l", "clip_g")), word("<b>", ("clip_l", "clip_g"))]
+    html = write_report(write_run(tmp_path, manifest(words))).read_text(encoding="utf-8")
+    found = Page(html)
+    assert len(found.ids) == len(set(found.ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(found.ids)
+    assert {source[1:] for source in found.sources if source.startswith("#")} <= set(found.ids)
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, manifest())
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "metrics.jsonl", "pictures", "report.html"]
+
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def test_markup_in_names_is_shown_and_not_run(tmp_path: Path) -> None:
+    rough = word(HOSTILE, initial_text='<b>"x"\' onerror=1')
+    rough["encoders"]["clip_l"]["nearest"][0][0][0] = "<i>near</w>"
+    made = manifest([rough, word("$x^2_{$"), word("_hidden")], name="</title><script>", warnings=["<img src=x>"])
+    made["data"]["captions"] = [HOSTILE]
+    found = page(write_run(tmp_path, made))
+    assert "script" not in found.tags
+    assert "b" in found.tags
+    assert not [source for source in found.sources if source == "x"]
+    for text in (HOSTILE, "$x^2_{$", "_hidden", "<img src=x>", "<i>near"):
+        assert text in found.text
+
+
+def test_names_that_are_long_or_odd_do_not_break_the_page(tmp_path: Path) -> None:
+    names = ["x" * 5000, "line\nbreak\x1b[31m", "\u202egnp.exe", "\ud800", "猫", "{{ 7*7 }}"]
+    found = page(write_run(tmp_path, manifest([word(name) for name in names])))
+    assert "\\x1b[31m" in found.text
+    assert "\u202e" not in found.text
+    assert "猫" in found.text
+    assert "{{ 7*7 }}" in found.text
+
+
+def test_a_thousand_words_are_folded(tmp_path: Path) -> None:
+    made = manifest([word(f"<w{n}>", ("clip_l", "clip_g")) for n in range(1000)])
+    found = page(write_run(tmp_path, made, metrics(made, 4), seeds=0))
+    assert "1,000 new words" in found.text
+    assert "950 more words" in found.text
+    assert "<w999>" in found.text
+
+
+def test_large_pictures_become_small_and_the_page_stays_small(tmp_path: Path) -> None:
+    made = manifest([word(f"<w{n}>") for n in range(25)])
+    folder = write_run(tmp_path, made, metrics(made, 2), edge=32)
+    noise = Image.frombytes("RGB", (768, 768), random.Random(0).randbytes(768 * 768 * 3))  # the hardest to compress
+    noise.save(folder / "pictures/noise.jpg", quality=60)
+    for sample in made["pictures"]:
+        sample["path"] = "pictures/noise.jpg"
+    (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
+    found = page(folder)
+    assert "left out" in found.text
+
+
+@pytest.mark.parametrize("edge", [64, 512])
+def test_only_tiny_pictures_keep_hard_edges(tmp_path: Path, edge: int) -> None:
+    html = write_report(write_run(tmp_path, manifest(), edge=edge)).read_text(encoding="utf-8")
+    assert ('class="picture tiny"' in html) == (edge == 64)
+    assert ("data:image/png" in html) == (edge == 64)

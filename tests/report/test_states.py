@@ -1,0 +1,106 @@
+"""The report page of runs that broke off, and of folders that lack something."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from report.example import manifest, metrics, ring, word, write_run
+from report.parsed import page
+
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.report.page import write_report
+
+
+def test_a_failed_run_says_why_and_shows_how_far_it_came(tmp_path: Path) -> None:
+    changes = {"status": "failed", "error": "the loss is not a number", "artefacts": [], "proofs": {}}
+    made = manifest(**changes)
+    lines = metrics(made, 9)
+    lines[-1]["loss"] = float("nan")
+    folder = write_run(tmp_path, made, lines)
+    made["pictures"] = [p for p in made["pictures"] if p["when"] == "before"]
+    (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
+    found = page(folder)
+    for text in ("This run failed", "the loss is not a number", "not drawn", "the run did not come so far", "0 of 4"):
+        assert text in found.text
+    assert "trained to the end" not in found.text
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_a_run_that_broke_off_at_once_has_a_page(tmp_path: Path, status: str) -> None:
+    made = manifest(
+        [], status=status, error="no pictures" if status == "failed" else None, stages=[], artefacts=[], proofs={}
+    )
+    del made["model"], made["data"]
+    found = page(write_run(tmp_path, made, []))
+    assert "before a model was loaded" in found.text
+    assert "svg" not in found.tags
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_few_steps_are_enough(tmp_path: Path, steps: int) -> None:
+    made = manifest()
+    found = page(write_run(tmp_path, made, metrics(made, steps)))
+    assert found.tags.count("svg") == (4 if steps else 0)
+
+
+def test_losses_that_are_not_numbers_are_left_out_of_the_curve(tmp_path: Path) -> None:
+    made = manifest()
+    lines = metrics(made, 20)
+    for line, loss in zip(lines, [float("nan"), float("inf"), None] * 6, strict=False):
+        line["loss"] = loss
+    html = write_report(write_run(tmp_path, made, lines)).read_text(encoding="utf-8")
+    assert "nan" not in re.sub(r"data:image/[^\"]*", "", html).lower()
+
+
+def test_pictures_that_are_missing_broken_or_elsewhere_are_named_in_their_place(tmp_path: Path) -> None:
+    made = manifest()
+    folder = write_run(tmp_path / "run", made)
+    ring(tmp_path / "secret.png", 64, (0, 0, 0), random.Random(0))
+    (folder / "pictures/0-before-0.png").unlink()
+    (folder / "pictures/0-before-1.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    made["pictures"][2]["path"] = "../secret.png"
+    (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
+    found = page(folder)
+    assert found.text.count("missing") == 2
+    assert found.text.count("unreadable") == 1
+    assert found.tags.count("img") == 9
+
+
+def test_training_pictures_are_found_from_the_recipe(tmp_path: Path) -> None:
+    made = manifest()
+    made["recipe"]["path"] = str(tmp_path / "recipes/quickstart.toml")
+    folder = write_run(tmp_path / "run", made)
+    (tmp_path / "recipes/pictures").mkdir(parents=True)
+    for name in [n for n in made["data"]["files"] if n.endswith(".png")]:
+        (folder / name).rename(tmp_path / "recipes" / name)
+    assert page(folder).tags.count("img") == 12
+
+
+def test_each_word_has_its_own_training_pictures_where_the_manifest_tells(tmp_path: Path) -> None:
+    words = [word("<a>", pictures=["pictures/0.png", "pictures/1.png"]), word("<b>", pictures=["pictures/2.png"])]
+    found = page(write_run(tmp_path, manifest(words)))
+    assert found.text.count("Training pictures") == 3  # two panels and the tile
+    assert found.tags.count("img") == 16 + 3
+
+
+def test_a_line_that_broke_off_is_told_and_a_step_done_twice_counts_once(tmp_path: Path) -> None:
+    made = manifest()
+    lines = metrics(made, 10)
+    folder = write_run(tmp_path, made, [*lines[:6], *lines[3:]])
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"stage": 2, "st')
+    text = page(folder).text
+    assert "1 lines could not be read" in text
+    assert re.search(r"Steps\s*10\b", text)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", "\udcff"])
+def test_a_folder_that_is_no_run_is_refused_with_the_reason(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(StageError, match=r"manifest"):
+        write_report(tmp_path)

@@ -1,0 +1,59 @@
+"""The table of words on the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from report.example import manifest, word
+
+from pivotune.pipeline.report.table import word_table
+
+
+def test_each_vector_has_its_line() -> None:
+    lines = word_table(manifest([word("<emblem>", ("clip_l", "clip_g"), 2)])).splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[2].startswith("<emblem>          clip_l     1  ring")
+    assert "-> 0.390   0.390" in lines[2]
+    assert lines[4].startswith(" " * 18 + "clip_g     1")
+    assert "ring 0.62" in lines[2]
+
+
+def test_what_was_cut_off_is_told() -> None:
+    taught = word("<emblem>")
+    taught["encoders"]["clip_l"]["cut"] = ["gold", "en</w>"]
+    assert '<emblem>, clip_l: no room for "gold- en" of the initial text' in word_table(manifest([taught]))
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "猫" * 60, "e\u0301" * 90, "a\nb\tc\x1b[2J", "\u202ex", "<|x|>"])
+def test_it_fits_100_columns_and_holds_no_control_characters(name: str) -> None:
+    taught = word(name)
+    taught["encoders"]["clip_l"].update(
+        norm_before=[1e9, float("nan")], norm_after=[1e-9, float("inf")], moved=[-0.0, 12345.6]
+    )
+    lines = word_table(manifest([taught])).splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert sum(2 if c == "猫" else 0 if c == "\u0301" else 1 for c in line) <= 100
+        assert line.isprintable()
+
+
+def test_many_words_are_counted_and_none_is_no_error() -> None:
+    assert word_table(manifest([word(f"w{n}") for n in range(60)])).splitlines()[-1].startswith("... and 10 words more")
+    assert word_table(manifest([])) == "no words"
+    assert word_table({}) == "no words"
+
+
+def test_a_run_that_ended_early_has_a_table() -> None:
+    made = manifest([word("<emblem>")])
+    del made["model"]
+    made["words"][0]["encoders"]["clip_l"].update(norm_after=[], moved=[], nearest=[])
+    assert "0.348 -> -" in word_table(made)
+
+
+def test_it_needs_no_library() -> None:
+    heavy = {"torch", "numpy", "matplotlib", "jinja2"}
+    code = f"import sys, pivotune.pipeline.report.table; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
