@@ -50,12 +50,15 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
 
 def quiet_libraries() -> None:
     """No progress bars of their own, and no advice: what matters is checked and said by us."""
-    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # before diffusers is imported, which makes transformers talk
+
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
 
 
 def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device) -> Model:

@@ -116,12 +116,8 @@ def _vector_facts(run: Run, encoder: Encoder, start: Embedding, end: Embedding) 
         "norm_after": after.norm(dim=1).tolist(),
         "moved": (after - before).norm(dim=1).tolist(),
         "cosine_to_start": cosine_similarity(after, before, dim=1).tolist(),
-        "nearest": [[[_piece(pieces(token)), cosine] for token, cosine in row] for row in nearest],
+        "nearest": [[[pieces(token) or "", cosine] for token, cosine in row] for row in nearest],
     }
-
-
-def _piece(piece: str | None) -> str:
-    return (piece or "").removesuffix("</w>")
 
 
 def _named(contents: Contents, name: str) -> Embedding:

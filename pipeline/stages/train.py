@@ -175,4 +175,4 @@ def _keep_last_good(run: Run, contents: Contents) -> None:
     from ..export.standalone import write_standalone
 
     written = [write_standalone(run, _vectors(run, word), run.folder / "last-good") for word in contents.embeddings]
-    run.progress(f"the last good vectors are in {written[0].parent}" if written else "no vectors to keep")
+    run.progress(f"the last good vectors are in {written[0].path.parent}" if written else "no vectors to keep")

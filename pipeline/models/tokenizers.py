@@ -1,0 +1,77 @@
+"""The tokenizers of a model without its weights, and without torch: for plans and for counting tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ...converters.families import families
+from ..errors import StageError
+from ..recipe.check_model import family_of, local_path
+from ..recipe.model import ModelSpec
+
+_HUB_FILES = ["model_index.json", "unet/config.json", "tokenizer*/*"]
+
+
+def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
+    """One tokenizer for each text encoder of the model, by encoder key.
+
+    A single-file checkpoint takes them from `config`. Only a hub id may go to the network, and only for the files of
+    the tokenizers. Raises StageError when they cannot be found or the family stays open.
+    """
+    folder = _folder(spec)
+    family = family_of(ModelSpec(str(folder) if spec.base != "micro" else "micro", spec.family, "", None, None, None))
+    if family is None:
+        known = ", ".join(families())
+        raise StageError(f"{spec.base} does not tell its family; say model.family, one of {known}")
+    loaded = {encoder.key: _load(folder / encoder.tokenizer) for encoder in family.encoders}
+    return {key: tokenizer for key, tokenizer in loaded.items() if tokenizer is not None}
+
+
+def token_limit(tokenizer: Any) -> int:
+    """How many tokens of a text the encoder reads, its begin and end tokens not counted."""
+    limit = int(tokenizer.model_max_length)
+    return (limit if limit < 10**9 else 77) - 2
+
+
+def _folder(spec: ModelSpec) -> Path:
+    path = local_path(spec)
+    if path is not None and path.is_file():
+        if spec.config is None:
+            raise StageError(f"{path} is a single file; its tokenizers need model.config, a diffusers folder or hub id")
+        path = Path(spec.config) if Path(spec.config).is_absolute() else None
+        source = spec.config
+    else:
+        source = spec.base
+    if path is None:
+        return _from_hub(source, spec.revision if source == spec.base else None)
+    if not path.is_dir():
+        raise StageError(f"{path} does not exist")
+    return path
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StageError(f"the tokenizers of {name} cannot be had from the hub: {cause}") from error
+
+
+def _load(folder: Path) -> Any:
+    """The tokenizer of a folder by the class that the folder names; None where a model leaves the encoder out."""
+    if not folder.is_dir():
+        return None
+    import transformers
+
+    try:
+        name = json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class", "CLIPTokenizer")
+        kind = getattr(transformers, name.removesuffix("Fast"), transformers.AutoTokenizer)
+        return kind.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StageError(f"the tokenizer in {folder} cannot be loaded: {cause}") from error

@@ -1,0 +1,334 @@
+"""Whole runs on tiny models: what was asked is there, and nothing else has changed."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from jsonschema import Draft202012Validator
+from projects import make_project, run_project
+
+from pivotune import schemas
+from pivotune.converters.safetensors_file import read as read_safetensors
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.models.denoisers import DENOISERS
+from pivotune.pipeline.models.load import load_model
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.samples import inject_files
+from pivotune.pipeline.train import loop
+from pivotune.pipeline.train.lora import ADAPTER
+from pivotune.pipeline.words.raw import from_raw
+
+FAMILIES = ["sd1", "sdxl"]
+PIPES = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+
+
+def manifest_of(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text("utf-8"))
+
+
+def vectors_of(folder: Path, word: str = "cat") -> dict[str, torch.Tensor]:
+    tensors, _ = read_safetensors(folder / "exports" / "tiny_embeddings" / f"{word}.safetensors")
+    return {key: from_raw(raw) for key, raw in tensors.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_alone_load_in_diffusers_as_they_were_trained(tmp_path, family):
+    recipe = make_project(tmp_path, family)
+    result = run_project(recipe, tmp_path / "run")
+    exports = tmp_path / "run" / "exports"
+    model = load_model(load_recipe(recipe).model, torch.device("cpu"))
+    encode = DENOISERS[model.family.denoiser_kind].encode
+    prompt = ["a photo of <cat>, small"]
+    before = encode(model.pipe, prompt)
+    injection = inject_files(model, {"<cat>": exports / "tiny_embeddings" / "cat.safetensors"})
+    injection.activate(prompt)
+    ours = encode(model.pipe, prompt)
+    injection.eject()
+    pipe = PIPES[family].from_pretrained(tmp_path / "model")
+    for encoder, name in zip(model.encoders, ("cat", "cat_2"), strict=False):
+        pipe.load_textual_inversion(
+            exports / "diffusers" / f"{name}.safetensors", text_encoder=getattr(pipe, encoder.module_name),
+            tokenizer=getattr(pipe, encoder.tokenizer_name),
+        )  # fmt: skip
+    theirs = encode(pipe, prompt)
+    assert torch.equal(ours.states, theirs.states)
+    assert not torch.allclose(ours.states, before.states, atol=1e-3)
+    assert result.report.is_file()
+    assert "<cat>" in result.summary
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_exported_lora_is_the_trained_one(tmp_path, family, monkeypatch):
+    trained = {}
+    from pivotune.pipeline.run.state import Run
+
+    eject = Run.eject
+
+    def spy(run):
+        if "answer" not in trained:
+            trained["answer"] = answer(run.model)
+            trained["parameters"] = [p for n, p in run.model.denoiser.named_parameters() if ADAPTER in n]
+        eject(run)
+
+    def answer(model):
+        draw = torch.Generator().manual_seed(0)
+        text = DENOISERS[model.family.denoiser_kind].encode(model.pipe, ["a red ring"])
+        noisy = torch.randn(1, 4, 8, 8, generator=draw)
+        return DENOISERS[model.family.denoiser_kind].predict(model.pipe, noisy, torch.tensor([500]), text).detach()
+
+    monkeypatch.setattr(Run, "eject", spy)
+    recipe = make_project(tmp_path, family, train="lora = { rank = 2, alpha = 1, learning_rate = 0.05 }")
+    run_project(recipe, tmp_path / "run")
+    fresh = load_model(load_recipe(recipe).model, torch.device("cpu"))
+    untouched = answer(fresh)
+    fresh.pipe.load_lora_weights(tmp_path / "run" / "exports", weight_name="tiny.safetensors")
+    assert trained["parameters"]
+    torch.testing.assert_close(answer(fresh), trained["answer"], rtol=1e-5, atol=1e-6)
+    assert (answer(fresh) - untouched).abs().max() > 1e-3
+
+
+def test_a_bundle_is_made_where_a_program_reads_one(tmp_path):
+    recipe = make_project(
+        tmp_path, "sdxl", train="lora = { rank = 2 }", export='targets = ["a1111", "forge", "comfyui", "onetrainer"]'
+    )
+    run_project(recipe, tmp_path / "run")
+    exports = tmp_path / "run" / "exports"
+    bundle, metadata = read_safetensors(exports / "a1111" / "tiny.safetensors")
+    plain, _ = read_safetensors(exports / "tiny.safetensors")
+    words = {name for name in bundle if name.startswith("bundle_emb.")}
+    assert words == {"bundle_emb.<cat>.clip_l", "bundle_emb.<cat>.clip_g"}
+    assert bundle.keys() - words == plain.keys()
+    assert metadata["ss_base_model_version"].startswith("sdxl")
+    assert (exports / "forge" / "cat.safetensors").is_file()
+    assert "embedding:cat" in (exports / "comfyui" / "HOW-TO.txt").read_text("utf-8")
+    assert not any("bundle_emb" in name for name in plain)
+
+
+def test_bundling_can_be_turned_off(tmp_path):
+    recipe = make_project(tmp_path, train="lora = { rank = 2 }", export='targets = ["a1111"]\nbundle = false')
+    run_project(recipe, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run/exports/a1111").glob("*.safetensors")] == ["cat.safetensors"]
+
+
+@pytest.mark.parametrize("train", ["", "lora = { rank = 2, dropout = 0.1 }\nflip = true\ncaption_dropout = 0.2"])
+def test_the_same_recipe_twice_gives_the_same_bytes(tmp_path, train):
+    recipe = make_project(tmp_path, "sdxl", train=train)
+    for name in ("one", "two"):
+        run_project(recipe, tmp_path / name)
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one" / "exports").rglob("*") if p.is_file())
+    assert len(files) >= 6
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+    hashes = [{row["path"]: row["sha256"] for row in manifest_of(tmp_path / n)["artefacts"]} for n in ("one", "two")]
+    assert hashes[0] == hashes[1]
+
+
+def test_another_seed_gives_other_bytes(tmp_path):
+    recipe = make_project(tmp_path)
+    run_project(load_recipe(recipe), tmp_path / "one")
+    run_project(load_recipe(recipe, ["seed=4"]), tmp_path / "two")
+    assert not torch.equal(vectors_of(tmp_path / "one")["emb_params"], vectors_of(tmp_path / "two")["emb_params"])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_manifest_fits_its_schema_and_proves_the_run(tmp_path, lora):
+    recipe = make_project(tmp_path, "sdxl", train="lora = { rank = 2 }" if lora else "")
+    run_project(recipe, tmp_path / "run")
+    manifest = manifest_of(tmp_path / "run")
+    assert [e.message for e in Draft202012Validator(schemas.schema("manifest.json")).iter_errors(manifest)] == []
+    assert manifest["status"] == "finished"
+    assert manifest["proofs"] == {
+        "vocabulary_unchanged": {"clip_l": True, "clip_g": True},
+        "gradient_reached": {"<cat>": True},
+        "ejected_clean": True,
+        "exports_verified": 4 + lora,
+        "exports_declared": 4 + lora,
+    }
+    [word] = manifest["words"]
+    assert all(way > 0 for encoder in word["encoders"].values() for way in encoder["moved"])
+    assert len(manifest["pictures"]) == 2
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert set(rows[0]["words"]["<cat>"]) == {"clip_l", "clip_g"}
+
+
+def test_the_lines_for_diffusers_run(tmp_path):
+    recipe = make_project(tmp_path, "sdxl", train="lora = { rank = 2 }")
+    run_project(recipe, tmp_path / "run")
+    script = tmp_path / "run" / "exports" / "diffusers" / "load.py"
+    runpy.run_path(str(script))
+    assert (script.parent / "try.png").is_file()
+
+
+MORE = """
+[[concept]]
+images = "pictures"
+captions = ["a picture of <dog>"]
+[[embedding]]
+placeholder = "<dog>"
+initial_text = "blue"
+"""
+
+
+@pytest.mark.parametrize("preserve", ["", 'preserve_norm = "median"'])
+def test_a_word_that_is_not_in_the_batch_does_not_move(tmp_path, monkeypatch, preserve):
+    recipe = make_project(
+        tmp_path, more=MORE, train=f"optimizer = {{ kind = 'adamw', weight_decay = 0.1 }}\n{preserve}",
+    )  # fmt: skip
+    loaded = load_recipe(recipe, ["train.steps=12", "train.batch_size=1"])
+    one_step, seen = loop.one_step, []
+
+    def checked(training, clock):
+        rows = training.injection.rows["clip_l"]
+        before = {word: rows.of(word).clone() for word in rows.spans}
+        row = one_step(training, clock)
+        for word in rows.spans:
+            assert torch.equal(rows.of(word), before[word]) == (word not in row["active"]), (word, row["active"])
+        seen.append(tuple(row["active"]))
+        return row
+
+    monkeypatch.setattr(loop, "one_step", checked)
+    run_project(loaded, tmp_path / "run")
+    assert {("<cat>",), ("<dog>",)} <= set(seen)
+
+
+def test_a_word_with_train_false_stays_and_helps_others(tmp_path):
+    recipe = make_project(tmp_path, more=MORE + "train = false", stages='[[stage]]\nkind = "rescale"')
+    run_project(recipe, tmp_path / "run")
+    cat, dog = manifest_of(tmp_path / "run")["words"]
+    assert dog["encoders"]["clip_l"]["moved"] == [0.0]
+    assert dog["encoders"]["clip_l"]["norm_after"] == dog["encoders"]["clip_l"]["norm_before"]
+    assert min(cat["encoders"]["clip_l"]["moved"]) > 0
+
+
+def test_a_learning_rate_of_zero_for_an_encoder_leaves_its_vectors(tmp_path):
+    recipe = make_project(tmp_path, "sdxl", word="learning_rate = { clip_l = 1e-2, clip_g = 0 }")
+    run_project(recipe, tmp_path / "run")
+    [word] = manifest_of(tmp_path / "run")["words"]
+    assert word["encoders"]["clip_g"]["moved"] == [0.0, 0.0]
+    assert min(word["encoders"]["clip_l"]["moved"]) > 0
+
+
+def test_a_word_stops_after_its_steps(tmp_path):
+    recipe = make_project(tmp_path, word='stop_after = "1 steps"')
+    run_project(recipe, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    moved = [row["words"]["<cat>"]["clip_l"]["moved"] for row in rows]
+    assert moved[0] == moved[1] == moved[2]
+    assert manifest_of(tmp_path / "run")["words"][0]["stopped_at"] == 1
+
+
+def test_two_train_stages_tune_the_model_around_words_that_stand_still(tmp_path):
+    second = '[[stage]]\nkind = "train"\nsteps = 2\nembeddings = false\nlora = { rank = 2, learning_rate = 0.01 }'
+    recipe = make_project(tmp_path, stages=second)
+    run_project(recipe, tmp_path / "run")
+    run_project(make_project(tmp_path / "alone"), tmp_path / "alone" / "run")
+    both, first = (vectors_of(folder)["emb_params"] for folder in (tmp_path / "run", tmp_path / "alone" / "run"))
+    assert torch.equal(both, first)
+    lora, _ = read_safetensors(tmp_path / "run" / "exports" / "tiny.safetensors")
+    ups = [from_raw(raw) for name, raw in lora.items() if name.endswith("lora_up.weight")]
+    assert ups
+    assert all(up.abs().max() > 0 for up in ups)
+
+
+@pytest.mark.parametrize(("rule", "check"), [('"median"', "median"), ('"mean"', "mean"), ("0.3", 0.3)])
+def test_rescale_sets_norms_by_each_encoders_own_statistics(tmp_path, rule, check):
+    recipe = make_project(tmp_path, "sdxl", stages=f'[[stage]]\nkind = "rescale"\nto = {rule}')
+    run_project(recipe, tmp_path / "run")
+    manifest = manifest_of(tmp_path / "run")
+    for key, encoder in manifest["words"][0]["encoders"].items():
+        goal = check if isinstance(check, float) else manifest["model"]["encoders"][key]["norm"][check]
+        assert encoder["norm_after"] == pytest.approx([goal, goal], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_exports_in_half_precision_hold_the_rounded_vectors(tmp_path, dtype):
+    recipe = make_project(tmp_path, export=f'dtype = "{dtype}"')
+    run_project(recipe, tmp_path / "run")
+    run_project(load_recipe(recipe, ["export.dtype='float32'"]), tmp_path / "full")
+    half, full = vectors_of(tmp_path / "run")["emb_params"], vectors_of(tmp_path / "full")["emb_params"]
+    assert half.dtype == getattr(torch, dtype)
+    assert torch.equal(half, full.to(half.dtype))
+
+
+def test_a_frozen_model_in_bfloat16_trains_float32_words(tmp_path):
+    recipe = make_project(tmp_path, "sdxl", model='dtype = "bfloat16"', train="lora = { rank = 2 }")
+    run_project(recipe, tmp_path / "run")
+    vectors = vectors_of(tmp_path / "run")
+    assert {tensor.dtype for tensor in vectors.values()} == {torch.float32}
+    assert not torch.equal(vectors["clip_l"], vectors["clip_l"].bfloat16().float())
+
+
+# --- what must fail ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_vectors(tmp_path, monkeypatch, bad):
+    recipe = make_project(tmp_path)
+    good = run_project(load_recipe(recipe, ["train.steps=2", "train.warmup_steps=0"]), tmp_path / "good")
+    true_loss, calls = loop.Objective.loss, []
+
+    def loss(prediction, target):
+        calls.append(1)
+        return true_loss(prediction, target) * (bad if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(loop.Objective, "loss", staticmethod(loss))
+    with pytest.raises(StageError, match=r"stage 3 \(train\): the loss at step 3 is"):
+        run_project(recipe, tmp_path / "run")
+    kept, _ = read_safetensors(tmp_path / "run" / "last-good" / "cat.safetensors")
+    assert torch.equal(from_raw(kept["emb_params"]), vectors_of(good.folder)["emb_params"])
+    manifest = manifest_of(tmp_path / "run")
+    assert manifest["status"] == "failed"
+    assert "not a finite number" in manifest["error"]
+    assert not (tmp_path / "run" / "exports").exists()
+
+
+def test_a_caption_that_is_cut_off_before_the_word_is_an_error(tmp_path):
+    recipe = make_project(tmp_path, captions="red " * 80 + "<cat>")
+    with pytest.raises(StageError, match="no gradient reaches vector 0, 1 of '<cat>' in clip_l"):
+        run_project(recipe, tmp_path / "run")
+
+
+def test_a_vocabulary_that_moved_fails_the_run(tmp_path, monkeypatch):
+    recipe = make_project(tmp_path)
+    one_step = loop.one_step
+
+    def meddling(training, clock):
+        training.model.encoders[0].table[5, 0] += 1e-6
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", meddling)
+    with pytest.raises(StageError, match="vocabulary of clip_l is not bit for bit"):
+        run_project(recipe, tmp_path / "run")
+
+
+def test_words_that_were_not_taken_out_fail_the_run(tmp_path, monkeypatch):
+    from pivotune.pipeline.words.injection import Injection
+
+    monkeypatch.setattr(Injection, "eject", lambda self: None)
+    with pytest.raises(StageError, match="not put back"):
+        run_project(make_project(tmp_path), tmp_path / "run")
+
+
+def test_a_folder_with_files_is_never_written_over(tmp_path):
+    recipe = make_project(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("mine", "utf-8")
+    with pytest.raises(StageError, match="holds files already"):
+        run_project(recipe, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+
+def test_nothing_to_train_is_an_error(tmp_path):
+    recipe = make_project(tmp_path, train="embeddings = false")
+    with pytest.raises(StageError, match="nothing to train"):
+        run_project(recipe, tmp_path / "run")
+
+
+def test_lora_targets_that_fit_no_layer_are_an_error(tmp_path):
+    recipe = make_project(tmp_path, train='lora = { targets = ["no_such_layer"] }')
+    with pytest.raises(StageError, match=r"lora\.targets"):
+        run_project(recipe, tmp_path / "run")
