@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,17 @@ def stage(table: dict[str, Any]) -> Stage:
 
 def located(text: str, folder: Path) -> Path:
     """A path of a recipe, made absolute: relative ones start at the recipe's folder."""
-    return Path(folder, Path(text).expanduser())
+    return Path(os.path.abspath(folder / Path(text).expanduser()))
 
 
 def _model(table: dict[str, Any], folder: Path) -> ModelSpec:
     return ModelSpec(**{**table, "base": _source(table["base"], folder), "config": _source(table["config"], folder)})
+
+
+def stated_model(base: str, family: str | None, config: str | None) -> ModelSpec:
+    """A model as a command line names it; relative paths start at the working folder."""
+    here = Path.cwd()
+    return ModelSpec(str(_source(base, here)), family, "float32", None, None, _source(config, here))
 
 
 def _source(text: str | None, folder: Path) -> str | None:

@@ -61,7 +61,7 @@ def checked_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> t
 
 def _findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     family = family_of(recipe.model)
-    yield from model_findings(recipe)
+    yield from model_findings(recipe.model)
     yield from picture_findings(recipe, captioned)
     yield from name_findings(recipe.words)
     yield from same_files(recipe)

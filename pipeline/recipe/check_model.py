@@ -11,16 +11,15 @@ from typing import Any
 from ...converters.families import Family, families
 from .build import CHECKPOINTS
 from .document import shipped_folder
-from .model import ModelSpec, Recipe
+from .model import ModelSpec
 from .nearest import nearest
 from .problem import Finding
 
 BASE = ("model", "base")
 
 
-def model_findings(recipe: Recipe) -> Iterator[Finding]:
+def model_findings(spec: ModelSpec) -> Iterator[Finding]:
     """What is wrong with `[model]`, as far as it shows without loading it."""
-    spec = recipe.model
     path = local_path(spec)
     if path is None:
         if _is_hub_id(spec.base):

@@ -26,8 +26,9 @@ def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             if family is not None and family.name not in program.layouts:
                 yield Finding(place, _unfit(program, family))
         yield from _names(recipe, stage.options, seen)
-        if has_lora and stage.options["bundle"]:
-            yield from _dots(recipe)
+        bundled = [name for name in stage.options["targets"] if programs()[name].words_in_loras.startswith("yes")]
+        if has_lora and stage.options["bundle"] and bundled:
+            yield from _dots(recipe, bundled)
 
 
 def _unfit(program: Program, family: Family) -> str:
@@ -64,11 +65,11 @@ def _stem(program: Program, name: str) -> str:
     return f"{stem}_" if stem in program.reserved else stem
 
 
-def _dots(recipe: Recipe) -> Iterator[Finding]:
+def _dots(recipe: Recipe, targets: list[str]) -> Iterator[Finding]:
     for index, word in enumerate(recipe.words):
         if "." in word.placeholder:
             text = (
-                f"'{word.placeholder}' has a dot, at which programs cut the names of words in a LoRA file; "
+                f"'{word.placeholder}' has a dot, at which {', '.join(targets)} would cut it inside the LoRA file; "
                 "take another placeholder, or bundle = false"
             )
             yield Finding(("embedding", index, "placeholder"), text)

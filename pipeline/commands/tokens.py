@@ -1,0 +1,38 @@
+"""`pivotune tokens`: how each text encoder of a model splits a text."""
+
+from __future__ import annotations
+
+import click
+
+from .options import json_option, print_json
+
+
+@click.command()
+@click.argument("text")
+@click.option("--model", "base", default="micro", show_default=True, help="micro, a folder, a hub id or a checkpoint.")
+@click.option("--family", help="Kind of model, where the model does not tell: sd1, sd2, sdxl.")
+@click.option("--config", help="Diffusers folder or hub id with the tokenizers of a single-file checkpoint.")
+@json_option
+def tokens(text: str, base: str, family: str | None, config: str | None, as_json: bool) -> None:
+    """Show the tokens of a TEXT for each text encoder of a model, and how many it may have."""
+    from ..errors import RecipeError
+    from ..models.tokenizers import load_tokenizers, token_limit
+    from ..recipe.build import stated_model
+    from ..recipe.check_model import model_findings
+
+    spec = stated_model(base, family, config)
+    wrong = [finding.text for finding in model_findings(spec) if finding.severity == "error"]
+    if wrong:
+        raise RecipeError(wrong)
+    rows = {}
+    for key, tokenizer in load_tokenizers(spec).items():
+        ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
+        pieces = [tokenizer.decode([number]).strip() for number in ids]
+        rows[key] = {"count": len(ids), "limit": token_limit(tokenizer), "ids": ids, "pieces": pieces}
+    if as_json:
+        print_json({"text": text, "encoders": rows})
+        return
+    for key, row in rows.items():
+        click.echo(f"{key}: {row['count']} of {row['limit']} tokens")
+        for number, piece in zip(row["ids"], row["pieces"], strict=True):
+            click.echo(f"  {number:>6}  {piece}")

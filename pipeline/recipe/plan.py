@@ -1,0 +1,158 @@
+"""What a recipe would do, found out with its tokenizers alone: no weights, no torch, nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..models.tokenizers import token_limit
+from ..words.initial import InitialTokens, tokenize_initial
+from ..words.placeholders import Replacer
+from .captions import read_captions
+from .model import Recipe, Stage
+
+EXAMPLES = 4  # captions that are shown
+
+
+@dataclass(frozen=True)
+class PlannedCaption:
+    """One caption: as it is, with words spelled out, its tokens for each encoder, and words lost at the limit."""
+
+    picture: str
+    before: str
+    after: str
+    tokens: dict[str, int]
+    lost: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage: what it takes, what it gives, and for a train stage what it sees."""
+
+    kind: str
+    takes: str
+    gives: str
+    steps: int = 0
+    pictures: int = 0
+    epochs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `pivotune plan` shows. `limits` is tokens a text may have, by encoder key."""
+
+    recipe: Recipe
+    words: dict[str, dict[str, InitialTokens]]
+    limits: dict[str, int]
+    stages: tuple[PlannedStage, ...]
+    captions: tuple[PlannedCaption, ...]
+    pictures: int
+    holding: dict[str, int]
+
+    @property
+    def lost(self) -> list[PlannedCaption]:
+        """Captions in which a word stands behind the token limit, so that it is never seen."""
+        return [caption for caption in self.captions if caption.lost]
+
+
+def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
+    """The plan of a checked recipe. ValueError when the padding text has no token."""
+    pad_with = next((stage.options["pad_with"] for stage in recipe.stages if stage.kind == "tokenize"), "*")
+    words = {
+        word.placeholder: {
+            key: tokenize_initial(tokenizer, word.initial_text, word.tokens, pad_with)
+            for key, tokenizer in tokenizers.items()
+        }
+        for word in recipe.words
+    }
+    limits = {key: token_limit(tokenizer) for key, tokenizer in tokenizers.items()}
+    pairs = [(concept.repeats, *pair) for concept in recipe.concepts for pair in read_captions(concept)]
+    sizes = {word: {key: len(tokens.ids) for key, tokens in made.items()} for word, made in words.items()}
+    captions = tuple(_captions(pairs, sizes, limits, tokenizers))
+    shown = sum(repeats for repeats, _, _ in pairs)
+    replacer = Replacer(words)
+    holding = {word: sum(word in replacer.words_in(caption.before) for caption in captions) for word in words}
+    stages = tuple(_stage(recipe, index, stage, shown) for index, stage in enumerate(recipe.stages))
+    return Plan(recipe, words, limits, stages, captions, len(pairs), holding)
+
+
+def spelled_out(word: str, vectors: int) -> str:
+    """How a plan writes a word's vectors: `[<emblem> 1][<emblem> 2]`."""
+    return "".join(f"[{word} {number}]" for number in range(1, vectors + 1))
+
+
+def _captions(
+    pairs: list[tuple[int, Any, list[str]]],
+    sizes: Mapping[str, Mapping[str, int]],
+    limits: Mapping[str, int],
+    tokenizers: Mapping[str, Any],
+) -> Iterator[PlannedCaption]:
+    replacer = Replacer(sizes)
+    texts = {word: spelled_out(word, max(by_key.values())) for word, by_key in sizes.items()}
+    for _, path, captions in pairs:
+        for caption in captions:
+            tokens, lost = {}, {}
+            for key, tokenizer in tokenizers.items():
+                tokens[key], beyond = _count(
+                    caption, replacer, {word: by[key] for word, by in sizes.items()}, tokenizer, limits[key]
+                )
+                lost.update(dict.fromkeys(beyond))
+            yield PlannedCaption(path.name, caption, replacer.replace(caption, texts), tokens, tuple(lost))
+
+
+def _count(
+    text: str, replacer: Replacer, sizes: Mapping[str, int], tokenizer: Any, limit: int
+) -> tuple[int, list[str]]:
+    """Tokens of a text, and the words of which a vector stands behind the limit."""
+    total, end, beyond = 0, 0, []
+    for found in replacer.find(text):
+        total += _plain(text[end : found.start], tokenizer) + sizes[found.word]
+        end = found.end
+        if total > limit:
+            beyond.append(found.word)
+    return total + _plain(text[end:], tokenizer), beyond
+
+
+def _plain(text: str, tokenizer: Any) -> int:
+    return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids) if text.strip() else 0
+
+
+def _stage(recipe: Recipe, index: int, stage: Stage, shown: int) -> PlannedStage:
+    options = stage.options
+    moving = [word.placeholder for word in recipe.words if word.train]
+    if stage.kind == "tokenize":
+        return PlannedStage(stage.kind, "initial texts", "first vectors of every word")
+    if stage.kind == "inject":
+        return PlannedStage(stage.kind, "first vectors", "tokenizers and text encoders that know the words")
+    if stage.kind == "rescale":
+        return PlannedStage(stage.kind, "trained vectors", f"vectors of norm {_rule(options['to'])}")
+    if stage.kind == "export":
+        return PlannedStage(
+            stage.kind, "vectors" + _with_lora(recipe, index), f"files for {', '.join(options['targets'])}"
+        )
+    pictures = options["steps"] * options["batch_size"] * options["gradient_accumulation"]
+    things = [f"vectors of {', '.join(moving)}"] if options["embeddings"] and moving else []
+    if options["lora"] is not None:
+        things.append(f"a LoRA of rank {options['lora']['rank']}")
+    epochs = pictures / shown if shown else 0.0
+    return PlannedStage(
+        "train", "pictures, captions", "trained " + " and ".join(things), options["steps"], pictures, epochs
+    )
+
+
+def _with_lora(recipe: Recipe, index: int) -> str:
+    trained = [stage for stage in recipe.stages[:index] if stage.kind == "train"]
+    return " and the LoRA" if any(stage.options["lora"] is not None for stage in trained) else ""
+
+
+def _rule(rule: Any) -> str:
+    if isinstance(rule, dict):
+        return f"{rule['low']:g} to {rule['high']:g}"
+    return (
+        f"{rule:g}"
+        if isinstance(rule, (int, float))
+        else f"{rule} of the vocabulary"
+        if rule != "initial"
+        else "at the start"
+    )

@@ -1,0 +1,85 @@
+"""A plan as a page for people, and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..words.initial import InitialTokens
+from .plan import EXAMPLES, Plan, PlannedStage
+
+
+def plan_text(plan: Plan, seconds: float | None) -> str:
+    """The page; `seconds` is the estimate of the run's time, if there is one."""
+    recipe = plan.recipe
+    words = ", ".join(plan.words) or "no word"
+    lines = [f"{recipe.name}: teaches {words} to {recipe.model.base}", "", "Stages"]
+    lines += [line for number, stage in enumerate(plan.stages, 1) for line in _stage(number, stage)]
+    lines += ["", "Words"] + [line for word in plan.words for line in _word(plan, word)]
+    lines += ["", *_captions(plan)]
+    if seconds is not None:
+        lines += ["", f"Estimated time: {duration(seconds)}"]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit that fits: `45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _stage(number: int, stage: PlannedStage) -> Iterator[str]:
+    yield f"  {number}. {stage.kind:<9} {stage.takes} → {stage.gives}"
+    if stage.steps:
+        yield f"     {'':<9} {stage.steps} steps, {stage.pictures} pictures seen, {stage.epochs:.1f} epochs"
+
+
+def _word(plan: Plan, placeholder: str) -> Iterator[str]:
+    word = next(word for word in plan.recipe.words if word.placeholder == placeholder)
+    still = "" if word.train else ", not trained"
+    yield f"  {placeholder}  from the text {word.initial_text!r}{still}"
+    for key, tokens in plan.words[placeholder].items():
+        yield f"    {key}: {_tokens(tokens)}"
+
+
+def _tokens(tokens: InitialTokens) -> str:
+    kept = " ".join(tokens.pieces[: tokens.kept]) or "nothing"
+    text = f"{len(tokens.ids)} {'vector' if len(tokens.ids) == 1 else 'vectors'}: kept {kept}"
+    if tokens.cut:
+        text += f"; cut {' '.join(tokens.cut)}"
+    if tokens.padded:
+        text += f"; padded {' '.join(tokens.pieces[tokens.kept :])}"
+    return text
+
+
+def _captions(plan: Plan) -> Iterator[str]:
+    total = len(plan.captions)
+    held = ", ".join(f"{word} in {count}" for word, count in plan.holding.items())
+    yield f"Captions: {total}, on {plan.pictures} pictures" + (f"; {held}" if held else "")
+    distinct = list({caption.before: caption for caption in plan.captions}.values())
+    for caption in distinct[:EXAMPLES]:
+        counts = ", ".join(f"{key} {count} of {plan.limits[key]} tokens" for key, count in caption.tokens.items())
+        yield f"  {caption.before}"
+        yield f"    → {caption.after}  ({counts})"
+    if len(distinct) > EXAMPLES:
+        yield f"  and {len(distinct) - EXAMPLES} more"
+    for caption in plan.lost[:10]:
+        yield f"  warning: {caption.picture}: {', '.join(caption.lost)} stands behind the token limit and is never seen"
+    if len(plan.lost) > 10:
+        yield f"  warning: and {len(plan.lost) - 10} more captions like these"
+
+
+def plan_json(plan: Plan, seconds: float | None) -> dict[str, Any]:
+    """The same as data."""
+    return {
+        "name": plan.recipe.name,
+        "model": plan.recipe.model.base,
+        "stages": [vars(stage) for stage in plan.stages],
+        "words": {word: {key: vars(made) for key, made in by_key.items()} for word, by_key in plan.words.items()},
+        "token_limits": plan.limits,
+        "pictures": plan.pictures,
+        "captions_with": plan.holding,
+        "captions": [vars(caption) for caption in plan.captions],
+        "estimated_seconds": seconds,
+    }
