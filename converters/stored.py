@@ -13,7 +13,9 @@ class Stored:
     """Tensors by name and text by key, whatever the container was.
 
     A nested pickle is flat here: `string_to_param["*"]` is `string_to_param.*`, numbers and texts are in
-    `metadata` under such dotted names. `root` is what the outermost value was: `dict`, `list`, `tensor`.
+    `metadata` under such dotted names. `root` is what the outermost value was: `dict`, `ordered` (another kind
+    of dict), `list`, `tensor`. Of a pickle also: which tensors are nn.Parameter, which classes and functions it
+    `names`, and the `members` of its zip file; some programs refuse a file for one of these.
     """
 
     path: Path
@@ -21,6 +23,9 @@ class Stored:
     metadata: dict[str, str] = field(default_factory=dict)
     container: str = "safetensors"  # or "pickle", "image"
     root: str = "dict"
+    parameters: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    members: tuple[str, ...] = ()
 
     @property
     def stem(self) -> str:

@@ -6,6 +6,7 @@ A new family is a JSON file in this folder; code never asks for a family by name
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -23,7 +24,10 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class Family:
-    """What an embedding, a LoRA or a training step needs to know of a kind of model."""
+    """What an embedding, a LoRA or a training step needs to know of a kind of model.
+
+    `denoiser_kind` is empty for a family whose files are only converted, not trained.
+    """
 
     name: str
     title: str
@@ -43,12 +47,23 @@ class Family:
         return {encoder.key: encoder.width for encoder in self.encoders}
 
 
-@cache
 def families() -> dict[str, Family]:
-    """All families that ship, by name."""
+    """The families that can be trained, by name."""
+    return {name: family for name, family in all_families().items() if family.denoiser_kind}
+
+
+@cache
+def all_families() -> dict[str, Family]:
+    """All families whose files can be converted, by name."""
     found = (entry for entry in files(__package__).iterdir() if entry.name.endswith(".json"))
     loaded = [_family(json.loads(entry.read_text("utf-8"))) for entry in sorted(found, key=lambda entry: entry.name)]
     return {family.name: family for family in loaded}
+
+
+def possible_families(widths: Mapping[str, int]) -> list[str]:
+    """Families that have all these encoders (key to width); those that have no others come first."""
+    fitting = [family for family in all_families().values() if widths.items() <= family.widths.items()]
+    return [family.name for family in sorted(fitting, key=lambda family: len(family.encoders))]
 
 
 def _family(data: dict) -> Family:

@@ -1,0 +1,161 @@
+"""A pickle read as data: no class is looked up and nothing is called, so nothing in it can run.
+
+Where a pickle asks for a call (`torch._utils._rebuild_tensor_v2(...)`) the result here is a `Made` that says what
+was asked for; what that means is decided by whoever reads it. Opcodes as in CPython's Lib/pickletools.py.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ConvertError
+from .pickle_opcodes import MARK, OPERATIONS
+
+
+@dataclass(eq=False)
+class Named:
+    """A class or function that the pickle names, such as `torch.FloatStorage`; never looked up."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Made:
+    """An object that the pickle wants made by calling `name` with `args`, and what it puts into it."""
+
+    name: str
+    args: tuple
+    state: Any = None
+    items: dict = field(default_factory=dict)
+    elements: list = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Reference:
+    """A persistent id: torch's way of pointing at a storage outside the pickle."""
+
+    key: Any
+
+
+class Malformed(ConvertError):
+    """The bytes are no pickle, or use a part of the language that no embedding needs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """The value of a pickle, where it ended, the references it made, and the classes and functions it named."""
+
+    value: Any
+    end: int
+    references: list[Reference]
+    names: list[str]
+
+
+def load(data: bytes | memoryview, at: int = 0) -> Loaded:
+    """The pickle that starts at `at`. Raises Malformed."""
+    machine = Machine(data, at)
+    try:
+        return Loaded(machine.run(), machine.at, machine.references, machine.names)
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error, OverflowError) as error:
+        raise Malformed(f"not a pickle ({type(error).__name__} at byte {machine.at})") from error
+
+
+class Machine:
+    """A stack, a memo and a position, as in pickle's own virtual machine."""
+
+    def __init__(self, data: bytes | memoryview, at: int) -> None:
+        self.data, self.at = memoryview(data), at
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.references: list[Reference] = []
+        self.names: list[str] = []
+
+    def run(self) -> Any:
+        while True:
+            code = self.data[self.at]
+            self.at += 1
+            if code == 0x2E:  # STOP
+                return self.stack.pop()
+            operation = OPERATIONS.get(code)
+            if operation is None:
+                raise Malformed(
+                    f"a pickle with opcode {bytes([code])!r} at byte {self.at - 1}, which no embedding needs"
+                )
+            operation(self)
+
+    def take(self, count: int) -> memoryview:
+        if count < 0 or self.at + count > len(self.data):
+            raise ValueError("beyond the end")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def text(self, form: str) -> str:
+        return str(self.take(self.number(form)), "utf-8", "surrogatepass")
+
+    def line(self) -> str:
+        end = bytes(self.data[self.at : self.at + 4096]).index(b"\n")
+        text = str(self.take(end), "utf-8")
+        self.at += 1
+        return text
+
+    def above_mark(self) -> list[Any]:
+        at = next(at for at in reversed(range(len(self.stack))) if self.stack[at] is MARK)
+        above = self.stack[at + 1 :]
+        del self.stack[at:]
+        if any(item is MARK for item in above):
+            raise ValueError("a mark in a mark")
+        return above
+
+    def pop(self) -> Any:
+        if self.stack[-1] is MARK:
+            raise ValueError("nothing to take")
+        return self.stack.pop()
+
+    def put(self, key: int) -> None:
+        self.memo[key] = self.stack[-1]
+
+    def call(self) -> None:
+        args, called = self.pop(), self.pop()
+        if not isinstance(called, Named) or not isinstance(args, tuple):
+            raise Malformed("a pickle that calls something that is no function")
+        self.stack.append(Made(called.name, args))
+
+    def made(self, name: str) -> Made:
+        return Made(name, ())
+
+    def build(self) -> None:
+        state = self.pop()
+        if not isinstance(self.stack[-1], Made):
+            raise Malformed("a pickle that changes something that is no object")
+        self.stack[-1].state = state
+
+    def append(self, elements: list[Any]) -> None:
+        target = self.stack[-1]
+        target = target.elements if isinstance(target, Made) else target
+        if not isinstance(target, list):
+            raise Malformed("a pickle that appends to something that is no list")
+        target.extend(elements)
+
+    def set_items(self, flat: list[Any]) -> None:
+        target = self.stack[-1]
+        target = target.items if isinstance(target, Made) else target
+        if not isinstance(target, dict) or len(flat) % 2:
+            raise Malformed("a pickle that sets items of something that is no dict")
+        for key, value in zip(flat[::2], flat[1::2], strict=True):
+            target[key if isinstance(key, str | int | float | bytes | bool | None) else repr(type(key))] = value
+
+    def name(self, module: str, name: str) -> Named:
+        self.names.append(f"{module}.{name}")
+        return Named(f"{module}.{name}")
+
+    def refer(self) -> Reference | Named:
+        key = self.pop()
+        if isinstance(key, tuple) and len(key) > 1 and key[0] == "module" and isinstance(key[1], Named):
+            return key[1]  # how torch before 1.6 named the class of a module, with its source beside it
+        self.references.append(Reference(key))
+        return self.references[-1]

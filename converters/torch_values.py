@@ -1,0 +1,148 @@
+"""What a torch file's value means: tensors by dotted name, and numbers and texts beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import count, product
+from math import prod
+from typing import Any
+
+from .errors import ConvertError
+from .file_range import FileRange
+from .pickle_data import Made, Malformed, Named, Reference
+from .stored import Stored
+from .tensor import DTYPE_BITS, RawTensor, nbytes
+from .torch_file import Storage, TorchFile, storage_key
+
+DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+    "uint16": "U16", "uint32": "U32", "uint64": "U64",
+}  # fmt: skip
+MAX_GATHERED = 1 << 22  # values of a tensor that is not stored row by row
+MAX_DEPTH = 16
+MAX_VISITS = 200_000
+PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+DICTS = ("collections.OrderedDict", "torch.nn.modules.container.ParameterDict", "builtins.dict")
+# Objects that real files hold beside their tensors and that say nothing of the word (A1111's list has them too).
+IGNORED = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.ModelCheckpoint",
+    "builtins.set",
+    "__builtin__.set",
+    "torch.device",
+    "torch.Size",
+    "_codecs.encode",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+)
+
+
+def flatten(file: TorchFile, stored: Stored) -> Stored:
+    """`stored` with the tensors and texts of the file.
+
+    Dicts of any kind give dotted names, a list of dicts gives `0.name`; a lone tensor is called `""`. Raises
+    ConvertError for a value that asks for a call which no embedding needs (an attack, or another kind of file).
+    """
+    try:
+        tensors, metadata = dict[str, RawTensor](), dict[str, str]()
+        parameters = set()
+        for name, value in _leaves(file.value, "", 0, count()):
+            if isinstance(value, Made):
+                tensor = _tensor(value, file.storages)
+                if tensor is None:
+                    continue
+                if name in tensors:
+                    raise Malformed(f"two tensors are called {name[:60]!r}")
+                tensors[name] = tensor
+                if value.name in PARAMETERS:
+                    parameters.add(name)
+            elif value is not None:
+                metadata[name] = str(value)
+    except (Malformed, TypeError, ValueError, RecursionError) as error:
+        raise ConvertError(f"{stored.path}: {error}") from error
+    kinds = ((dict, "dict"), (list | tuple, "list"))
+    root = next((name for kind, name in kinds if isinstance(file.value, kind)), "tensor")
+    if isinstance(file.value, Made) and file.value.name in DICTS:
+        root = "ordered"
+    return Stored(
+        stored.path,
+        tensors,
+        metadata,
+        stored.container,
+        root,
+        frozenset(parameters),
+        frozenset(file.names),
+        file.members,
+    )
+
+
+def _leaves(value: Any, name: str, depth: int, visits: Iterator[int]) -> Iterator[tuple[str, Any]]:
+    """Names and values below `value`. A pickle may hold itself, or double itself often: hence the two limits."""
+    if depth > MAX_DEPTH or next(visits) > MAX_VISITS:
+        raise Malformed("values in values, deeper or more than any embedding has")
+    children = _children(value)
+    if children is None:
+        yield name, value
+        return
+    for key, child in children:
+        yield from _leaves(child, f"{name}.{key}" if name else str(key), depth + 1, visits)
+
+
+def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """Names and values of a dict or list of any kind; None for anything else."""
+    if isinstance(value, Made) and value.name in DICTS:
+        inner = value.state.get("_parameters") if isinstance(value.state, dict) else None  # an nn.Module's
+        return _children(inner) if isinstance(inner, dict | Made) else value.items.items()
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list | tuple) else None
+
+
+def _tensor(made: Made, storages: dict[str, Storage]) -> RawTensor | None:
+    """The tensor that a call of torch's asks for, None for an object without interest. Raises Malformed."""
+    match made.name, made.args:
+        case (name, (Made() as inner, *_)) if name in PARAMETERS:
+            return _tensor(inner, storages)
+        case ("torch._tensor._rebuild_from_type_v2", (Named(function), _, tuple(args), *_)):
+            return _tensor(Made(function, args), storages)
+        case ("torch._utils._rebuild_tensor", (Reference() as reference, int(start), tuple(shape), tuple(stride))):
+            return _view(reference, None, start, shape, stride, storages)
+        case (
+            "torch._utils._rebuild_tensor_v2",
+            (Reference() as reference, int(start), tuple(shape), tuple(stride), *_),
+        ):
+            return _view(reference, None, start, shape, stride, storages)
+        case (
+            "torch._utils._rebuild_tensor_v3",
+            (Reference() as reference, int(start), tuple(shape), tuple(stride), _, _, Named(dtype), *_),
+        ) if dtype.removeprefix("torch.") in DTYPES:
+            return _view(reference, DTYPES[dtype.removeprefix("torch.")], start, shape, stride, storages)
+    if made.name in IGNORED:
+        return None
+    raise Malformed(f"the file asks to run {made.name[:80]!r}, which no embedding needs; nothing was run")
+
+
+def _view(
+    reference: Reference, dtype: str | None, start: int, shape: tuple, stride: tuple, storages: dict[str, Storage]
+) -> RawTensor:
+    storage = storages[storage_key(reference)[0]]
+    dtype = dtype or storage.dtype
+    size = DTYPE_BITS[dtype] // 8
+    if len(shape) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 48 for n in (start, *shape, *stride)):
+        raise Malformed("a tensor of impossible shape")
+    last = start + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
+    if prod(shape) == 0:
+        return RawTensor(dtype, shape, b"")
+    if (last + 1) * size > storage.data.length:
+        raise Malformed("a tensor that goes beyond its storage")
+    rows = [prod(shape[at + 1 :]) for at in range(len(shape))]
+    if all(step == row or length == 1 for length, step, row in zip(shape, stride, rows, strict=True)):
+        data = FileRange(storage.data.origin, storage.data.offset + start * size, nbytes(dtype, shape))
+        return RawTensor(dtype, shape, data)
+    if prod(shape) > MAX_GATHERED:
+        raise Malformed("a tensor that is not stored row by row and larger than any embedding")
+    held = storage.data.read()
+    places = (start + sum(map(int.__mul__, index, stride)) for index in product(*map(range, shape)))
+    return RawTensor(dtype, shape, b"".join(held[place * size : (place + 1) * size] for place in places))
