@@ -14,7 +14,7 @@ from ..errors import RecipeError
 
 _SCHEMA = re.compile(r"^#:schema .*$", re.M)
 _NAME = re.compile(r'^name = ".*?"', re.M)
-_FOLDER = re.compile(r'^(?P<key>images|captions|base) = "(?P<path>[^"\n]+)"', re.M)
+_FOLDER = re.compile(r'^(?P<key>images|captions) = "(?P<path>[^"\n]+)"', re.M)
 
 
 def description(path: Path) -> str:
