@@ -45,19 +45,20 @@ class Malformed(ConvertError):
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """The value of a pickle, where it ended, the references it made, and the classes and functions it named."""
+    """The value of a pickle, where it ended, the references it made, the names it used and those it wanted called."""
 
     value: Any
     end: int
     references: list[Reference]
     names: list[str]
+    called: list[str]
 
 
 def load(data: bytes | memoryview, at: int = 0) -> Loaded:
     """The pickle that starts at `at`. Raises Malformed."""
     machine = Machine(data, at)
     try:
-        return Loaded(machine.run(), machine.at, machine.references, machine.names)
+        return Loaded(machine.run(), machine.at, machine.references, machine.names, machine.called)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error, OverflowError) as error:
         raise Malformed(f"not a pickle ({type(error).__name__} at byte {machine.at})") from error
 
@@ -71,6 +72,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
         self.references: list[Reference] = []
         self.names: list[str] = []
+        self.called: list[str] = []
 
     def run(self) -> Any:
         while True:
@@ -123,6 +125,7 @@ class Machine:
         args, called = self.pop(), self.pop()
         if not isinstance(called, Named) or not isinstance(args, tuple):
             raise Malformed("a pickle that calls something that is no function")
+        self.called.append(called.name)
         self.stack.append(Made(called.name, args))
 
     def made(self, name: str) -> Made:
@@ -147,7 +150,7 @@ class Machine:
         if not isinstance(target, dict) or len(flat) % 2:
             raise Malformed("a pickle that sets items of something that is no dict")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
-            target[key if isinstance(key, str | int | float | bytes | bool | None) else repr(type(key))] = value
+            target[getattr(key, "name", "?") if not isinstance(key, str | int | float | bytes | None) else key] = value
 
     def name(self, module: str, name: str) -> Named:
         self.names.append(f"{module}.{name}")

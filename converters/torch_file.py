@@ -31,11 +31,12 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class TorchFile:
-    """The outermost value of a file, its storages by key, the names its pickle uses, and the members of its zip."""
+    """The outermost value, its storages by key, names the pickle uses and those it wants called, members of its zip."""
 
     value: Any
     storages: dict[str, Storage]
     names: tuple[str, ...]
+    called: tuple[str, ...]
     members: tuple[str, ...] = ()
 
 
@@ -81,7 +82,7 @@ def _zip(origin: Origin) -> TorchFile:
         if f"{folder}data/{key}" not in ranges:
             raise ConvertError(f"{path}: its storage {key[:40]!r} is missing")
         storages[key] = Storage(dtype, ranges[f"{folder}data/{key}"])
-    return TorchFile(loaded.value, storages, tuple(loaded.names), names)
+    return TorchFile(loaded.value, storages, tuple(loaded.names), tuple(loaded.called), names)
 
 
 def _stored(member: zipfile.ZipInfo, origin: Origin) -> FileRange:
@@ -100,7 +101,7 @@ def _stream(head: bytes, origin: Origin) -> TorchFile:
     """Before torch 1.6: pickles of magic number, version, system, value and keys of storages; then the storages."""
     loaded = load(head)
     if loaded.value != LEGACY_MAGIC:
-        return TorchFile(loaded.value, {}, tuple(loaded.names))
+        return TorchFile(loaded.value, {}, tuple(loaded.names), tuple(loaded.called))
     version = load(head, loaded.end)
     system = load(head, version.end)
     if not isinstance(system.value, dict) or system.value.get("little_endian") is not True:
@@ -118,7 +119,7 @@ def _stream(head: bytes, origin: Origin) -> TorchFile:
         if at > origin.size:
             raise ConvertError(f"{origin.path}: ends inside a tensor")
         storages[key] = Storage(dtypes[key], data)
-    return TorchFile(loaded.value, storages, tuple(loaded.names))
+    return TorchFile(loaded.value, storages, tuple(loaded.names), tuple(loaded.called))
 
 
 def _big_endian(path: Path) -> ConvertError:

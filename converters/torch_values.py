@@ -38,6 +38,16 @@ IGNORED = (
     "numpy._core.multiarray.scalar",
 )
 
+CALLS = (
+    *PARAMETERS,
+    *DICTS,
+    *IGNORED,
+    "torch._tensor._rebuild_from_type_v2",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+)
+
 
 def flatten(file: TorchFile, stored: Stored) -> Stored:
     """`stored` with the tensors and texts of the file.
@@ -46,6 +56,9 @@ def flatten(file: TorchFile, stored: Stored) -> Stored:
     ConvertError for a value that asks for a call which no embedding needs (an attack, or another kind of file).
     """
     try:
+        for name in file.called:
+            if name not in CALLS:
+                raise Malformed(f"the file asks to run {name[:80]!r}, which no embedding needs; nothing was run")
         tensors, metadata = dict[str, RawTensor](), dict[str, str]()
         parameters = set()
         for name, value in _leaves(file.value, "", 0, count()):
@@ -121,7 +134,7 @@ def _tensor(made: Made, storages: dict[str, Storage]) -> RawTensor | None:
             return _view(reference, DTYPES[dtype.removeprefix("torch.")], start, shape, stride, storages)
     if made.name in IGNORED:
         return None
-    raise Malformed(f"the file asks to run {made.name[:80]!r}, which no embedding needs; nothing was run")
+    raise Malformed(f"the file asks for {made.name[:80]!r} with arguments that it does not take")
 
 
 def _view(

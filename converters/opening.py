@@ -1,0 +1,43 @@
+"""Opening a file by what it holds, whatever its name says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import safetensors_file
+from .errors import ConvertError
+from .file_range import opened, read_exactly
+from .stored import Stored
+
+PICTURES = (
+    b"\x89PNG",
+    b"RIFF",
+    b"\xff\x0a",
+    b"\x00\x00\x00\x0cJXL",
+    b"\x00\x00\x00\x1cftypavif",
+    b"\x00\x00\x00 ftypavif",
+)
+
+
+def open_file(path: Path | str) -> Stored:
+    """Tensors and texts of a safetensors file, a torch pickle (old or new) or an A1111 picture, made flat.
+
+    Raises ConvertError that names the file and what is wrong with it; code in a pickle is never run.
+    """
+    path = Path(path)
+    with opened(path) as (descriptor, origin):
+        if origin.size == 0:
+            raise ConvertError(f"{path}: the file is empty")
+        start = read_exactly(descriptor, 0, min(16, origin.size), path)
+    pickled = start[:2] == b"PK" or (start[:1] == b"\x80" and start[1] <= LATEST_PICKLE)
+    if start[8:9] == b"{" and (not pickled or int.from_bytes(start[:8], "little") <= origin.size - 8):
+        return Stored(path, *safetensors_file.read(path))
+    if start.startswith(PICTURES):
+        from . import image_file
+
+        return image_file.read(path)
+    if pickled:
+        from . import torch_file, torch_values
+
+        return torch_values.flatten(torch_file.read(path), Stored(path, {}, {}, "pickle"))
+    raise ConvertError(f"{path}: no safetensors, torch or picture file (it starts with {start[:8]!r})")
