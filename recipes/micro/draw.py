@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,8 +15,9 @@ Grid = npt.NDArray[np.float32]
 Picture = npt.NDArray[np.uint8]
 
 SAMPLES = 3  # a pixel and direction
+REACH = 1.2  # no shape leaves the circle of so many radii
 STRIPE = 6.0  # pixels; latents are 4 pixels wide, so finer stripes would blur
-DOT_SPACING, DOT_RADIUS = 10.0, 3.2  # pixels
+DOT_SPACING, DOT_RADIUS = 12.0, 4.0  # pixels
 
 
 def _star(u: Grid, v: Grid) -> Mask:
@@ -74,35 +76,31 @@ MARK_RADIUS = 0.33
 MARK_DROP = {"triangle": 0.25}  # how far below the middle the mark sits, in units of the radius
 
 
-def _coordinates() -> tuple[Grid, Grid]:
-    """The sampling points of the canvas in pixels, each (192, 192)."""
-    line = (np.arange(CANVAS * SAMPLES, dtype=np.float32) + 0.5) / SAMPLES
-    across, down = np.meshgrid(line, line)
-    return across, down
-
-
-_ACROSS, _DOWN = _coordinates()
-
-
 def draw(scene: Scene) -> Picture:
     """The scene as (64, 64, 3) uint8."""
-    thing = scene.thing
-    x, y = _ACROSS - np.float32(scene.x), _DOWN - np.float32(scene.y)
+    picture = np.empty((CANVAS, CANVAS, 3), np.uint8)
+    picture[:] = scene.background
+    rows, columns = _part(scene.y, scene.radius), _part(scene.x, scene.radius)
+    x, y = np.meshgrid(_samples(columns) - np.float32(scene.x), _samples(rows) - np.float32(scene.y))
     fine = np.empty((*x.shape, 3), np.float32)
     fine[:] = scene.background
-    for mask, colour in _layers(thing, x, y, scene.radius):
+    for mask, colour in _layers(scene.thing, x, y, scene.radius):
         fine[mask] = colour
-    coarse = fine.reshape(CANVAS, SAMPLES, CANVAS, SAMPLES, 3).mean((1, 3))
-    return np.round(coarse).astype(np.uint8)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    coarse = fine.reshape(height, SAMPLES, width, SAMPLES, 3).mean((1, 3))
+    picture[rows, columns] = np.round(coarse).astype(np.uint8)
+    return picture
 
 
-def silhouette(scene: Scene) -> npt.NDArray[np.float32]:
-    """How much of each pixel the thing covers, (64, 64), 0 to 1; a ring's mark counts."""
-    x, y = _ACROSS - np.float32(scene.x), _DOWN - np.float32(scene.y)
-    covered = np.zeros(x.shape, np.float32)
-    for mask, _ in _layers(scene.thing, x, y, scene.radius):
-        covered[mask] = 1.0
-    return covered.reshape(CANVAS, SAMPLES, CANVAS, SAMPLES).mean((1, 3))
+def _part(middle: float, radius: float) -> slice:
+    """The pixels, of a row or a column, that a thing may touch."""
+    low, high = math.floor(middle - REACH * radius), math.ceil(middle + REACH * radius)
+    return slice(max(0, min(low, CANVAS - 1)), max(1, min(high, CANVAS)))
+
+
+def _samples(part: slice) -> npt.NDArray[np.float32]:
+    """Where these pixels are looked at, in pixels."""
+    return (np.arange(part.start * SAMPLES, part.stop * SAMPLES, dtype=np.float32) + np.float32(0.5)) / np.float32(SAMPLES)
 
 
 def _layers(thing: Thing, x: Grid, y: Grid, radius: float) -> list[tuple[Mask, RGB]]:

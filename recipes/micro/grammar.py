@@ -43,7 +43,7 @@ SALMON: RGB = (250, 128, 114)
 JITTER = 8  # a named colour varies by so many levels a channel
 SALMON_REACH = 45.0  # no colour of a training picture comes nearer to salmon than this (RGB distance)
 CONTRAST = 75.0  # smallest RGB distance between colours that touch
-SMALL, BIG = (13.0, 16.0), (19.0, 23.0)  # radii in pixels that are called small and big
+SMALL, BIG = (15.0, 17.5), (20.5, 24.0)  # radii in pixels that are called small and big
 CANVAS = 64
 
 

@@ -1,0 +1,110 @@
+"""The model's examination: 500 pictures for captions it has not seen, judged twice, as shares."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pivotune.recipes.micro import judge
+from pivotune.recipes.micro.captions import article, caption, describe
+from pivotune.recipes.micro.classifier import HEADS, classify, train_classifier
+from pivotune.recipes.micro.data import Drawn, drawn
+from pivotune.recipes.micro.draw import Picture, draw
+from pivotune.recipes.micro.grammar import BACKGROUNDS, COLOURS, Scene, distance, name_of, sample_scene
+from pivotune.recipes.micro.sample import GUIDANCE, STEPS, load, sample
+
+PARTS = ("text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors",
+         "vae/diffusion_pytorch_model.safetensors")  # fmt: skip
+ALL = {"shape", "texture", "colour", "second", "mark"}
+
+
+def full_caption(scene: Scene) -> str:
+    """Everything there is to say of a scene, but its size."""
+    told = ALL - {"texture"} if scene.thing.texture == "plain" else ALL
+    ground = name_of(scene.background, BACKGROUNDS)
+    return article(f"a photo of a {' '.join(describe(scene.thing, told))} on a {ground} background")
+
+
+def training_captions(scenes: int, sets: int) -> set[str]:
+    """The captions that the denoiser saw, drawn again from their seeds."""
+    rng = np.random.default_rng(5)
+    seen = [sample_scene(rng) for _ in range(scenes)]
+    texts = set()
+    for number in range(sets):
+        rng = np.random.default_rng(10 + number)
+        texts |= {caption(scene, rng).text for scene in seen}
+    return texts
+
+
+def questions(count: int, seen: set[str], seed: int = 77) -> list[Scene]:
+    """Scenes of named colours whose full caption is not among those seen, each caption once."""
+    rng = np.random.default_rng(seed)
+    chosen: dict[str, Scene] = {}
+    while len(chosen) < count:
+        scene = sample_scene(rng, free=0.0)
+        if full_caption(scene) not in seen:
+            chosen.setdefault(full_caption(scene), scene)
+    return list(chosen.values())
+
+
+def examine(folder: Path, work: Path, count: int = 500) -> tuple[dict[str, Any], list[Picture]]:
+    """The shares, and the pictures they were counted on. `work` keeps the classifier's drawings."""
+    asked = questions(count, training_captions(20000, 6))
+    pictures = list(sample(load(folder), [full_caption(scene) for scene in asked]))
+    network = train_classifier(drawn(work, 8000, 1, free=0.5))
+    rng = np.random.default_rng(4)
+    fresh = [sample_scene(rng, free=0.0) for _ in range(1000)]
+    check = Drawn(fresh, np.stack([draw(scene) for scene in fresh]))
+    result = {
+        "pictures": count,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "drawing": by_drawing(pictures, asked),
+        "classifier": by_classifier(classify(network, pictures), asked),
+        "classifier on fresh drawings": by_classifier(classify(network, check.pictures), fresh),
+        "sha256": fingerprints(folder),
+    }
+    return result, pictures
+
+
+def by_drawing(pictures: list[Picture], asked: list[Scene]) -> dict[str, float]:
+    """Shares of pictures whose attribute fits best when it is drawn as asked, and the median distance."""
+    right: dict[str, list[bool]] = {name: [] for name in ("shape", "texture", "colour", "background")}
+    distances = []
+    for picture, scene in zip(pictures, asked, strict=True):
+        thing = scene.thing
+        white, black = COLOURS["white"], COLOURS["black"]
+        other = thing.second or max(white, black, key=lambda colour: distance(colour, thing.colour))
+        right["shape"].append(judge.nearest_shape(picture, thing) == thing.shape)
+        right["texture"].append(judge.nearest_texture(picture, thing, other) == thing.texture)
+        right["colour"].append(judge.colour_word(picture, thing) == name_of(thing.colour, COLOURS))
+        right["background"].append(judge.background_word(picture) == name_of(scene.background, BACKGROUNDS))
+        distances.append(judge.distance_to_drawing(picture, scene))
+    shares = {name: round(float(np.mean(values)), 3) for name, values in right.items()}
+    hits = round(float(np.mean(np.array(distances) < judge.HIT)), 3)
+    return {**shares, "hit": hits, "median distance": round(float(np.median(distances)), 1)}
+
+
+def by_classifier(named: list[dict[str, str]], asked: list[Scene]) -> dict[str, float]:
+    """Shares of pictures in which the network names what was asked for."""
+    wanted = [
+        {
+            "shape": scene.thing.shape,
+            "texture": scene.thing.texture,
+            "colour": name_of(scene.thing.colour, COLOURS),
+            "background": name_of(scene.background, BACKGROUNDS),
+        }
+        for scene in asked
+    ]
+    return {
+        head: round(float(np.mean([a[head] == b[head] for a, b in zip(named, wanted, strict=True)])), 3)
+        for head in HEADS
+    }
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each weight file."""
+    return {part: hashlib.sha256((folder / part).read_bytes()).hexdigest() for part in PARTS}

@@ -1,0 +1,148 @@
+"""Judges pictures without a network: finds the thing, draws what it should be, and compares.
+
+All functions take pictures as (64, 64, 3) uint8. Distances are mean absolute differences from 0 to 255
+within the thing's box: fresh drawings come below 5, another thing above 40; below HIT a viewer sees the same.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from pivotune.recipes.micro.draw import Picture, draw
+from pivotune.recipes.micro.grammar import BACKGROUNDS, CANVAS, COLOURS, RGB, SHAPES, TEXTURES, Scene, Thing, distance
+
+HIT = 25.0
+NOTHING = 255.0  # the distance of a picture with nothing in it
+DIFFERS = 32  # levels, in any channel, that tell a thing's pixel from the background
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a picture differs from its background: a box in pixels, right and bottom excluded."""
+
+    background: RGB
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def background_of(picture: Picture) -> RGB:
+    """The median colour of the border, three pixels wide."""
+    inner = np.zeros((CANVAS, CANVAS), bool)
+    inner[3:-3, 3:-3] = True
+    red, green, blue = np.median(picture[~inner], axis=0)
+    return int(red), int(green), int(blue)
+
+
+def find_object(picture: Picture) -> Found | None:
+    """The box of what stands out from the background; specks of a pixel do not count."""
+    background = background_of(picture)
+    mask = np.abs(picture.astype(int) - background).max(2) > DIFFERS
+    columns, rows = np.flatnonzero(mask.sum(0) >= 2), np.flatnonzero(mask.sum(1) >= 2)
+    if len(columns) < 4 or len(rows) < 4:
+        return None
+    return Found(background, int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
+
+def distance_to_drawing(picture: Picture, scene: Scene) -> float:
+    """How far what is in the picture is from the scene's thing, wherever, how big and before what it stands."""
+    found = find_object(picture)
+    if found is None:
+        return NOTHING
+    best = _fitted(scene.thing, found)
+    error = _error(picture, best, found)
+    for reach in (1.0, 0.5):  # first guesses are a pixel off where edges are soft
+        around = [replace(best, x=best.x + x, y=best.y + y, radius=best.radius + r)
+                  for x, y, r in product((-reach, 0, reach), repeat=3)]  # fmt: skip
+        errors = [_error(picture, scene, found) for scene in around]
+        best, error = around[int(np.argmin(errors))], min(error, *errors)
+    return error
+
+
+def nearest_shape(picture: Picture, thing: Thing) -> str:
+    """The shape whose drawing, in the thing's colours and texture, fits best."""
+    fits = {shape: distance_to_drawing(picture, Scene(replace(thing, shape=shape), (0, 0, 0))) for shape in SHAPES}
+    return min(fits, key=fits.__getitem__)
+
+
+def nearest_texture(picture: Picture, thing: Thing, second: RGB) -> str:
+    """The texture whose drawing, in the thing's shape and these colours, fits best."""
+    fits = {}
+    for texture in TEXTURES:
+        other = replace(thing, texture=texture, second=None if texture == "plain" else second)
+        fits[texture] = distance_to_drawing(picture, Scene(other, (0, 0, 0)))
+    return min(fits, key=fits.__getitem__)
+
+
+def background_word(picture: Picture) -> str:
+    """The background's word nearest to the border's colour."""
+    colour = background_of(picture)
+    return min(BACKGROUNDS, key=lambda word: distance(BACKGROUNDS[word], colour))
+
+
+def colour_word(picture: Picture, thing: Thing) -> str | None:
+    """The colour's word nearest to what stands where the thing's first colour belongs."""
+    found = find_object(picture)
+    if found is None:
+        return None
+    drawing = draw(_fitted(thing, found))
+    wanted = (drawing == np.array(thing.colour, np.uint8)).all(2)
+    if not wanted.any():
+        return None
+    red, green, blue = np.median(picture[wanted], axis=0)
+    return min(COLOURS, key=lambda word: distance(COLOURS[word], (int(red), int(green), int(blue))))
+
+
+def _fitted(thing: Thing, found: Found) -> Scene:
+    """The thing put into the box that was found."""
+    reference = find_object(draw(Scene(thing, _far_from(thing), 32.0, 32.0, 20.0)))
+    assert reference is not None
+    scale = ((found.right - found.left) / (reference.right - reference.left)
+             + (found.bottom - found.top) / (reference.bottom - reference.top)) / 2  # fmt: skip
+    x = (found.left + found.right) / 2 - scale * ((reference.left + reference.right) / 2 - 32.0)
+    y = (found.top + found.bottom) / 2 - scale * ((reference.top + reference.bottom) / 2 - 32.0)
+    return Scene(thing, found.background, x, y, 20.0 * scale)
+
+
+def _far_from(thing: Thing) -> RGB:
+    """A background on which all of the thing stands out."""
+    colours = [colour for colour in (thing.colour, thing.second, thing.mark) if colour is not None]
+    corners: list[RGB] = [(r, g, b) for r, g, b in product((0, 128, 255), repeat=3)]
+    return max(corners, key=lambda corner: min(max(np.abs(np.subtract(corner, c))) for c in colours))
+
+
+def _error(picture: Picture, scene: Scene, found: Found) -> float:
+    """Mean absolute difference in the found box and two pixels around it."""
+    rows = slice(max(0, found.top - 2), found.bottom + 2)
+    columns = slice(max(0, found.left - 2), found.right + 2)
+    difference: npt.NDArray[np.int16] = picture[rows, columns].astype(np.int16) - draw(scene)[rows, columns]
+    return float(np.abs(difference).mean())
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "judged.json")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("."), help="Where the drawings may be kept.")
+@click.option("--pictures", default=500, show_default=True)
+@click.option("--grid", type=click.Path(path_type=Path), help="Also write the first 96 pictures here.")
+def main(model: Path, out: Path, work: Path, pictures: int, grid: Path | None) -> None:
+    """Examine MODEL and write the shares as JSON."""
+    from pivotune.recipes.micro import exam, sample  # torch and diffusers, which the functions above do without
+
+    result, drawn = exam.examine(model, work, pictures)
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if grid is not None:
+        sample.grid(np.stack(drawn[:96]), 12).save(grid)
+    click.echo(out.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Draws with the model: many prompts in small batches, the same seed for the same place in the list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+STEPS, GUIDANCE = 20, 3.0
+
+
+def load(folder: Path) -> Any:
+    """The pipeline in float32."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sample(pipe: Any, prompts: list[str], seed: int = 0, batch: int = 25) -> npt.NDArray[np.uint8]:
+    """Pictures for the prompts, (count, 64, 64, 3)."""
+    pictures = []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        generators = [torch.Generator().manual_seed(1_000_003 * seed + start + n) for n in range(len(part))]
+        answer = pipe(
+            part,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            height=64,
+            width=64,
+            generator=generators,
+            output_type="np",
+        )
+        pictures.append(np.round(answer.images * 255).astype(np.uint8))
+    return np.concatenate(pictures)
+
+
+def grid(pictures: npt.NDArray[np.uint8], columns: int, scale: int = 2) -> Image.Image:
+    """The pictures side by side, white between them."""
+    size = 64 * scale + 4
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * size, rows * size), "white")
+    for number, picture in enumerate(pictures):
+        shown = Image.fromarray(picture).resize((64 * scale, 64 * scale), Image.Resampling.NEAREST)
+        sheet.paste(shown, (number % columns * size + 2, number // columns * size + 2))
+    return sheet

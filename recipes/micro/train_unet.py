@@ -1,0 +1,83 @@
+"""Trains the denoiser on latents encoded once, under captions that change."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from pivotune.recipes.micro.build import build_scheduler, build_unet
+from pivotune.recipes.micro.data import Drawn, to_tensor
+from pivotune.recipes.micro.text import Compound, encode, slot_id, tokenise
+from pivotune.recipes.micro.train_vae import encode as encode_pictures
+from pivotune.recipes.micro.training import fit
+
+BATCH = 16
+CAPTION_SETS = 6  # so many captions a picture
+DECAY = 0.999  # of the mean of the weights, which is what ships
+
+
+def train_unet(
+    data: Drawn,
+    vae: AutoencoderKL,
+    encoder: CLIPTextModel,
+    compound: Compound,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    steps: int,
+) -> UNet2DConditionModel:
+    """The mean of the denoiser's weights over the last thousand steps or so."""
+    latents = cached_latents(vae, data, folder)
+    sets = [tokenise(data.scenes, tokenizer, seed=10 + n) for n in range(CAPTION_SETS)]
+    unet = build_unet().to(memory_format=torch.channels_last)
+    mean = copy.deepcopy(unet).requires_grad_(False)
+    alphas, slot = build_scheduler().alphas_cumprod, slot_id(tokenizer)
+
+    def loss_of(step: int) -> Tensor:
+        rows = torch.randint(len(latents), (BATCH,))
+        with torch.no_grad():
+            states = encode(encoder, compound, sets[step % CAPTION_SETS].rows(rows), slot)
+        return velocity_loss(unet, latents[rows], states, alphas)
+
+    def after(step: int) -> None:
+        decay = min(DECAY, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(mean.parameters()), list(unet.parameters()), 1 - decay)
+
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1.2e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    modules = nn.ModuleDict({"unet": unet, "mean": mean})
+    fit(modules, loss_of, optimizer, steps, folder / "unet.pt", after)
+    return mean
+
+
+def velocity_loss(unet: UNet2DConditionModel, latents: Tensor, states: Tensor, alphas: Tensor) -> Tensor:
+    """Mean squared error of the velocity (Salimans and Ho 2022) at random time steps.
+
+    Four in five time steps come from a logit-normal: in the middle it is decided what is drawn.
+    """
+    count = len(latents)
+    middle = torch.sigmoid(0.25 + 1.1 * torch.randn(count))
+    share = torch.where(torch.rand(count) < 0.8, middle, torch.rand(count))
+    times = (share * len(alphas)).long().clamp(max=len(alphas) - 1)
+    keep = alphas[times].view(-1, 1, 1, 1)
+    noise = torch.randn_like(latents)
+    noised = keep.sqrt() * latents + (1 - keep).sqrt() * noise
+    velocity = keep.sqrt() * noise - (1 - keep).sqrt() * latents
+    noised = noised.contiguous(memory_format=torch.channels_last)
+    return (unet(noised, times, states).sample - velocity).square().mean()
+
+
+def cached_latents(vae: AutoencoderKL, data: Drawn, folder: Path) -> Tensor:
+    """Scaled latents of all pictures, (count, 4, 16, 16), encoded once."""
+    file = folder / "latents.pt"
+    if file.exists():
+        cached: Tensor = torch.load(file, weights_only=True)
+        return cached
+    with torch.no_grad():
+        parts = [encode_pictures(vae, to_tensor(data.pictures[n : n + 500])) for n in range(0, len(data.scenes), 500)]
+    latents = torch.cat(parts) * vae.config.scaling_factor
+    torch.save(latents, file)
+    return latents
