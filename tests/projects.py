@@ -50,7 +50,7 @@ steps = 2
 
 
 def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of <cat>", **parts: str) -> Path:
-    """Write the project; `parts` fill the recipe's places (model, word, more, train, stages, export). Returns the recipe."""
+    """Write the project and return its recipe; `parts` fill its places (model, word, more, train, stages, export)."""
     (tiny_sdxl() if family == "sdxl" else tiny_sd()).save_pretrained(folder / "model")
     (folder / "pictures").mkdir()
     draw = numpy.random.default_rng(0)

@@ -49,7 +49,8 @@ def diffusers_lines(family: Family, files: Files, base: str) -> str:
     for name, written in files.words.items():
         lines += _load_lines(family, name, written)
     if files.lora is not None:
-        lines += [f'pipe.load_lora_weights(here / {str(Path(files.lora).parent)!r}, weight_name={Path(files.lora).name!r})']
+        lora = Path(files.lora)
+        lines += [f"pipe.load_lora_weights(here / {str(lora.parent)!r}, weight_name={lora.name!r})"]
     first = next(iter(files.words))
     lines += ["", f"picture = pipe({f'a photo of {first}'!r}).images[0]", 'picture.save(here / "try.png")']
     return "\n".join(lines) + "\n"

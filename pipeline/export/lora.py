@@ -41,8 +41,8 @@ def _spelled(words: Iterable[Embedding], sizes: dict[str, int]) -> tuple[list[Em
     """Bundles of a single-encoder model say `clip_l` whatever the encoder (SD 2's too): readers go by that key."""
     if len(sizes) > 1:
         return list(words), sizes
-    renamed = [Embedding(w.name, {"clip_l": raw for raw in w.vectors.values()}, w.metadata) for w in words]
-    return renamed, {"clip_l": size for size in sizes.values()}
+    [(key, size)] = sizes.items()
+    return [Embedding(word.name, {"clip_l": word.vectors[key]}, word.metadata) for word in words], {"clip_l": size}
 
 
 def _metadata(run: Run, tensors: Mapping[str, RawTensor]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 WEIGHTS = (".safetensors", ".bin", ".ckpt", ".json", ".txt")
@@ -27,12 +28,15 @@ def model_hashes(path: Path) -> dict[str, str]:
 
 def file_hashes(paths: Iterable[Path], base: Path) -> dict[str, str]:
     """Hash of each file, by its path from `base`; absolute where it lies elsewhere."""
-    return {path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path): sha256(path) for path in paths}
+    return {shown_path(path, base): sha256(path) for path in paths}
+
+
+def shown_path(path: Path, base: Path) -> str:
+    """A path as the manifest has it: from `base`, absolute where it lies elsewhere."""
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
 
 
 def tensor_hash(tensor: Tensor) -> str:
     """Hash of a tensor's values as bytes: equal only for tensors that are equal bit for bit."""
-    import torch
-
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(flat.numpy())).hexdigest()
+    return hashlib.sha256(flat.numpy().data).hexdigest()

@@ -17,7 +17,7 @@ from ..words.injection import Encoder
 from ..words.nearest import nearest_tokens
 from ..words.placeholders import Replacer
 from ..words.raw import from_raw
-from .hashes import file_hashes
+from .hashes import file_hashes, shown_path
 from .state import Run
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
@@ -71,7 +71,7 @@ def data_facts(recipe: Recipe) -> tuple[dict[str, Any], dict[str, list[str]]]:
     beside = [path.with_suffix(".txt") for path in pictures if path.with_suffix(".txt").is_file()]
     shown = {
         word.placeholder: [
-            path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
+            shown_path(path, base)
             for path, texts in pairs
             if any(word.placeholder in replacer.words_in(text) for text in texts)
         ]
@@ -82,7 +82,8 @@ def data_facts(recipe: Recipe) -> tuple[dict[str, Any], dict[str, list[str]]]:
         "files": file_hashes([*pictures, *beside], base),
         "captions": captions[:5],
         "coverage": {
-            word.placeholder: sum(word.placeholder in words for words in held) / max(1, len(held)) for word in recipe.words
+            word.placeholder: sum(word.placeholder in words for words in held) / max(1, len(held))
+            for word in recipe.words
         },
     }
     return facts, shown

@@ -91,7 +91,7 @@ def _run_stages(run: Run, manifest: dict[str, Any]) -> None:
     manifest["pictures"] = draw_before(model, recipe, run.folder / "pictures")
     contents = Contents()
     try:
-        for number, stage in enumerate(recipe.stages):
+        for number in range(len(recipe.stages)):
             contents = _run_stage(run, number, contents, manifest)
     finally:
         run.eject()

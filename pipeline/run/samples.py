@@ -47,7 +47,7 @@ def draw_after(
 
 
 def inject_files(model: Model, files: Mapping[str, Path]) -> Injection:
-    """Words from standalone files into a model. A file has one tensor an encoder, or a single one for a single encoder."""
+    """Words from standalone files into a model. A file has one tensor an encoder, or just one for a single encoder."""
     vectors: dict[str, dict[str, torch.Tensor]] = {encoder.key: {} for encoder in model.encoders}
     for word, path in files.items():
         tensors, _ = read_safetensors(path)

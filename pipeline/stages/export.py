@@ -57,10 +57,11 @@ def export(
 
 
 def _count(run: Run, ready: Contents, targets: Sequence[str], bundle: bool) -> dict[str, int]:
-    """What the recipe declares, word by program, against what lies on disk with the hash it had when it was verified."""
+    """What the recipe declares, against what lies on disk with the hash it had when it was verified."""
     whole = [bool(ready.rest) and bundle and programs()[name].words_in_loras.startswith("yes") for name in targets]
     declared = len(ready.embeddings) * (1 + whole.count(False)) + whole.count(True) + bool(ready.rest)
-    there = [row for row in run.artefacts if row["kind"] != "text" and sha256(run.folder / row["path"]) == row["sha256"]]
+    files = [row for row in run.artefacts if row["kind"] != "text"]
+    there = [row for row in files if sha256(run.folder / row["path"]) == row["sha256"]]
     distinct = {(row["kind"], row["program"], row["word"], Path(row["path"]).parent.name) for row in there}
     if len(distinct) != declared:
         raise StageError(f"{declared} exports are declared, {len(distinct)} are there and verified")
@@ -79,9 +80,7 @@ def _for_program(run: Run, ready: Contents, program: Program, folder: Path, lora
     else:
         words = write_words(ready.embeddings, program.name, family, folder, widths=widths(run))
         each = len(words) // len(ready.embeddings)
-        by_name = {
-            word.name: tuple(words[at * each : (at + 1) * each]) for at, word in enumerate(ready.embeddings)
-        }
+        by_name = {word.name: tuple(words[at * each : (at + 1) * each]) for at, word in enumerate(ready.embeddings)}
         for word, several in by_name.items():
             for written in several:
                 _note(run, written.path, "word", program, written, word)
@@ -109,7 +108,7 @@ def _described(run: Run, contents: Contents) -> Contents:
 
 
 def _in_dtype(contents: Contents, dtype: str, run: Run) -> Contents:
-    """Everything in the data type of the files. What becomes zero on the way is said; what would overflow is an error."""
+    """Everything in the data type of the files. What becomes zero is said; what would overflow is an error."""
 
     def converted(raw: RawTensor, what: str) -> RawTensor:
         made, lost = convert(raw, dtype, what)
@@ -129,9 +128,7 @@ def _text(run: Run, path: Path, text: str, program: Program) -> None:
     _note(run, path, "text", program, None, None)
 
 
-def _note(
-    run: Run, path: Path, kind: str, program: Program | None, written: Written | None, word: str | None
-) -> None:
+def _note(run: Run, path: Path, kind: str, program: Program | None, written: Written | None, word: str | None) -> None:
     """A row of the manifest's artefacts."""
     put = None if program is None else program.lora_folder if kind == "bundle" else program.folder
     row: dict[str, Any] = {

@@ -18,7 +18,9 @@ def rescale(run: Run, contents: Contents, *, to: Any = "median") -> Contents:
     """
     trained = {word.placeholder for word in run.recipe.words if word.train}
     start = {word.name: word for word in run.start.embeddings}
-    words = (_rescaled(run, word, start[word.name], to) if word.name in trained else word for word in contents.embeddings)
+    words = [
+        _rescaled(run, word, start[word.name], to) if word.name in trained else word for word in contents.embeddings
+    ]
     return replace(contents, embeddings=tuple(words))
 
 

@@ -30,6 +30,6 @@ def _first_vectors(run: Run, word: Word, pad_with: str) -> Embedding:
         ids = torch.tensor(tokens.ids, device=encoder.table.device)
         vectors[encoder.key] = to_raw(encoder.table[ids].float())
         if tokens.cut:
-            cut = " ".join(tokens.cut)
-            run.warnings.append(f"{word.placeholder}: initial text is cut to {len(tokens.ids)} tokens in {encoder.key}, without {cut}")
+            lost = f"cut to {len(tokens.ids)} tokens in {encoder.key}, without {' '.join(tokens.cut)}"
+            run.warnings.append(f"{word.placeholder}: initial text is {lost}")
     return Embedding(word.placeholder, vectors, {"initial_text": word.initial_text})

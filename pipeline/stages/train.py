@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from ...converters.embedding import Contents, Embedding
 from ..errors import StageError
+from ..export.standalone import write_standalone
 from ..models.denoisers import DENOISERS
-from ..recipe.captions import read_captions
 from ..run.state import Run
-from ..train.batches import Batches, Example
-from ..train.latents import Latents, encode_pictures
+from ..train.batches import Batches
 from ..train.loop import LoraTrainer, Training, train_steps
-from ..train.lora import add_lora, lora_tensors
+from ..train.lora import lora_tensors
 from ..train.objective import Objective
 from ..train.schedule import rate_factor
+from ..train.setup import examples_of, latents_of, lora_trainer, native_resolution
 from ..train.word_trainer import WordTrainer
 from ..words.raw import from_raw, to_raw
 
@@ -52,80 +52,58 @@ def train(
     Returns the trained vectors and, in `rest`, the LoRA. Raises StageError when a value stops being finite (the last
     good vectors are then in `last-good/` of the run's folder) or a word's vector gets no gradient.
     """
-    injection = run.need_injection()
-    for word in contents.embeddings:  # what an earlier stage changed (rescale) goes back into the model
-        for key, rows in injection.rows.items():
-            rows.of(word.name).copy_(from_raw(word.vectors[key]))
-    trainer = None
+    _put_back(run, contents)
+    words = adapter = None
     if embeddings and any(word.train for word in run.recipe.words):
-        trainer = WordTrainer(
-            injection, run.recipe.words, run.statistics, learning_rate=learning_rate, optimizer=optimizer,
+        words = WordTrainer(
+            run.need_injection(), run.recipe.words, run.statistics, learning_rate=learning_rate, optimizer=optimizer,
             clip_norm=clip_norm, preserve_norm=preserve_norm,
         )  # fmt: skip
-    adapter = _lora_trainer(run, lora, optimizer, clip_norm) if lora is not None else None
-    if trainer is None and adapter is None:
+    if lora is not None:
+        adapter = lora_trainer(run.model, lora, optimizer, clip_norm=clip_norm, seed=run.recipe.seed)
+    if words is None and adapter is None:
         raise StageError("nothing to train: embeddings = false (or no word has train = true) and there is no lora")
-    if gradient_checkpointing:
-        run.model.denoiser.enable_gradient_checkpointing()
-    seed = run.recipe.seed + 1000 * run.stage
-    examples = _examples(run)
+    seed, examples = run.recipe.seed + 1000 * run.stage, examples_of(run.recipe)
+    size = resolution or native_resolution(run.model)
+    run.progress(f"encoding {len({example.picture for example in examples})} pictures at {size}x{size}")
     training = Training(
         model=run.model,
         denoiser=DENOISERS[run.model.family.denoiser_kind],
-        injection=injection,
+        injection=run.need_injection(),
         objective=Objective(run.model.pipe.scheduler),
-        latents=_latents(run, examples, resolution, flip),
+        latents=latents_of(run.model, examples, size, flip=flip),
         batches=Batches(examples, batch_size, seed, flip=flip, caption_dropout=caption_dropout),
-        words=trainer,
+        words=words,
         lora=adapter,
         steps=steps,
         accumulation=gradient_accumulation,
         seed=seed,
-        factor=lambda step: rate_factor(schedule, step, steps, warmup_steps),
+        factor=partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps),
     )
+    _run_steps(run, training, contents, log_every, gradient_checkpointing)
+    return _trained(run, contents, words, adapter)
+
+
+def _put_back(run: Run, contents: Contents) -> None:
+    """What an earlier stage changed (rescale) goes into the model."""
+    for word in contents.embeddings:
+        for key, rows in run.need_injection().rows.items():
+            rows.of(word.name).copy_(from_raw(word.vectors[key]))
+
+
+def _run_steps(run: Run, training: Training, contents: Contents, log_every: int, checkpointing: bool) -> None:
+    """The steps, with their metrics; when one fails, the vectors that the step before left are kept."""
+    if checkpointing:
+        run.model.denoiser.enable_gradient_checkpointing()
     try:
         _follow(run, training, log_every)
     except StageError:
-        _keep_last_good(run, contents)
+        kept = [write_standalone(run, _vectors(run, word), run.folder / "last-good") for word in contents.embeddings]
+        run.progress(f"the last good vectors are in {kept[0].path.parent}")
         raise
     finally:
-        if gradient_checkpointing:
+        if checkpointing:
             run.model.denoiser.disable_gradient_checkpointing()
-    return _trained(run, contents, trainer, adapter)
-
-
-def _lora_trainer(run: Run, options: Mapping[str, Any], optimizer: Mapping[str, Any], clip_norm: float) -> LoraTrainer:
-    parameters = add_lora(run.model.denoiser, options, run.recipe.seed)
-    adamw = torch.optim.AdamW(
-        parameters, lr=options["learning_rate"], betas=tuple(optimizer["betas"]), eps=optimizer["eps"],
-        weight_decay=options["weight_decay"],
-    )  # fmt: skip
-    return LoraTrainer(parameters, adamw, options["learning_rate"], clip_norm)
-
-
-def _examples(run: Run) -> list[Example]:
-    """Every picture of every concept with its captions, repeated as its concept says, in a fixed order."""
-    examples = []
-    for concept in run.recipe.concepts:
-        examples += [Example(path, tuple(captions)) for path, captions in read_captions(concept)] * concept.repeats
-    return examples
-
-
-def _latents(run: Run, examples: list[Example], resolution: int | None, flip: bool) -> tuple[Latents, Latents | None]:
-    """Each distinct picture encoded once; repeats share their latents."""
-    model = run.model
-    size = resolution or model.denoiser.config.sample_size * model.pipe.vae_scale_factor
-    paths = [example.picture for example in examples]
-    distinct = list(dict.fromkeys(paths))
-    run.progress(f"encoding {len(distinct)} pictures at {size}x{size}")
-    place = {path: number for number, path in enumerate(distinct)}
-    order = torch.tensor([place[path] for path in paths])
-
-    def encoded(mirrored: bool) -> Latents:
-        once = encode_pictures(model.pipe.vae, distinct, size, flip=mirrored)
-        return replace(once, mean=once.mean[order], deviation=once.deviation[order])
-
-    return encoded(False), encoded(True) if flip else None
 
 
 def _follow(run: Run, training: Training, log_every: int) -> None:
@@ -168,11 +146,3 @@ def _trained(run: Run, contents: Contents, trainer: WordTrainer | None, adapter:
         prefix = run.model.family.lora_prefixes[run.model.family.denoiser_module]
         rest = {name: to_raw(tensor) for name, tensor in lora_tensors(run.model.denoiser, prefix).items()}
     return replace(contents, embeddings=tuple(_vectors(run, word) for word in contents.embeddings), rest=rest)
-
-
-def _keep_last_good(run: Run, contents: Contents) -> None:
-    """Write the vectors as the last good step left them: standalone files, one a word."""
-    from ..export.standalone import write_standalone
-
-    written = [write_standalone(run, _vectors(run, word), run.folder / "last-good") for word in contents.embeddings]
-    run.progress(f"the last good vectors are in {written[0].path.parent}" if written else "no vectors to keep")

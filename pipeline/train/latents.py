@@ -16,9 +16,10 @@ from .pictures import picture_tensor
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """What the VAE says of each picture: `mean` and `deviation`, (pictures, channels, height, width) float32 on the CPU.
+    """What the VAE says of each picture: `mean` and `deviation`, (pictures, channels, height, width) on the CPU.
 
-    A step draws from them, as training with the VAE in the loop does. `factor` and `shift` scale to the denoiser's range.
+    A step draws from them, as training with the VAE in the loop does. `factor` and `shift` scale to the denoiser's
+    range.
     """
 
     mean: Tensor

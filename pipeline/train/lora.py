@@ -33,9 +33,7 @@ def add_lora(denoiser: nn.Module, options: Mapping[str, Any], seed: int) -> list
     alpha = float(options["alpha"] if options["alpha"] is not None else rank)
     present = getattr(denoiser, "peft_config", {}).get(ADAPTER)
     if present is None:
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=options["dropout"], target_modules=list(endings), init_lora_weights=True
-        )
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=options["dropout"], target_modules=list(endings))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
@@ -43,7 +41,8 @@ def add_lora(denoiser: nn.Module, options: Mapping[str, Any], seed: int) -> list
             except ValueError as error:
                 raise StageError(f"lora.targets = {targets!r}: {error}") from error
     elif (present.r, present.lora_alpha) != (rank, alpha):
-        raise StageError(f"the LoRA of the stage before has rank {present.r}, alpha {present.lora_alpha}: keep both, or use one stage")
+        before = f"rank {present.r} and alpha {present.lora_alpha}"
+        raise StageError(f"the LoRA of the stage before has {before}: keep both, or train in one stage")
     parameters = [p for name, p in denoiser.named_parameters() if f".{ADAPTER}." in name]
     for parameter in parameters:
         parameter.data = parameter.data.float()
@@ -58,7 +57,7 @@ def remove_lora(denoiser: nn.Module) -> None:
 
 
 def lora_tensors(denoiser: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """The LoRA in kohya's layout, float32 on the CPU: `<prefix>_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+    """The LoRA in kohya's layout, float32, CPU: `<prefix>_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`.
 
     kohya's keys carry alpha, load in every program and in diffusers (whose own layout loses alpha on saving). Module
     names are diffusers' with underscores.

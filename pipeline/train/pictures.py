@@ -19,15 +19,17 @@ def open_picture(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
-            if getattr(file, "n_frames", 1) > 1:
-                raise StageError(f"{path}: an animation of {file.n_frames} frames; give one picture a file")
+            frames = getattr(file, "n_frames", 1)
+            if frames > 1:
+                raise StageError(f"{path}: an animation of {frames} frames; give one picture a file")
             upright = ImageOps.exif_transpose(file)
             if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
                 see_through = upright.convert("RGBA")
                 ground = Image.new("RGBA", see_through.size, "white")
                 return Image.alpha_composite(ground, see_through).convert("RGB")
             if upright.mode.startswith("I"):  # 16 bits a pixel: PIL's own conversion would clip instead of scale
-                return Image.fromarray((numpy.asarray(upright).astype(numpy.uint32) >> 8).astype(numpy.uint8)).convert("RGB")
+                high = (numpy.asarray(upright).astype(numpy.uint32) >> 8).astype(numpy.uint8)
+                return Image.fromarray(high).convert("RGB")
             return upright.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise StageError(f"{path}: not a readable picture ({error})") from error

@@ -14,8 +14,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def rate_factor(kind: str, step: int, steps: int, warmup_steps: int) -> float:
-    """Factor of the learning rate at `step`, counted from 0: a linear warm-up, then the schedule down to the last step."""
+def rate_factor(kind: str, step: int, *, steps: int, warmup_steps: int) -> float:
+    """Factor of the learning rate at `step`, counted from 0: a linear warm-up, then the schedule to the last step."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return SCHEDULES[kind]((step - warmup_steps) / max(1, steps - warmup_steps))

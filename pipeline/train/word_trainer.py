@@ -123,7 +123,9 @@ class WordTrainer:
             kept = apply_rule(moved, self.preserve_norm, self.statistics[key], self.start[key][index])
             self.injection.rows[key].values[index] = kept
 
-    def _check_reach(self, part: Mapping[str, tuple[ActiveRows, Tensor | slice]], gradients: Mapping[str, Tensor]) -> None:
+    def _check_reach(
+        self, part: Mapping[str, tuple[ActiveRows, Tensor | slice]], gradients: Mapping[str, Tensor]
+    ) -> None:
         """At a word's first step a gradient must reach each of its vectors in each encoder that trains it."""
         new = {word for rows, _ in part.values() for word in rows.words if word in self.words} - self.reached
         if not new:

@@ -12,7 +12,7 @@ _TYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def to_raw(tensor: Tensor) -> RawTensor:
-    """A float tensor as the bytes a file holds. The bytes are a copy: what happens to the tensor later does not show."""
+    """A float tensor as the bytes a file holds: a copy, so what happens to the tensor later does not show."""
     flat = tensor.detach().to("cpu", copy=True).contiguous()
     return RawTensor(_NAMES[flat.dtype], tuple(flat.shape), flat.reshape(-1).view(torch.uint8).numpy().tobytes())
 

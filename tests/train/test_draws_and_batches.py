@@ -47,7 +47,7 @@ def test_flips_come_only_where_asked():
 
 
 def test_schedules_start_after_the_warm_up_and_end_at_the_last_step():
-    assert [rate_factor("constant", step, 10, 4) for step in (0, 3, 4, 9)] == [0.25, 1.0, 1.0, 1.0]
-    assert rate_factor("linear", 5, 10, 0) == pytest.approx(0.5)
-    assert rate_factor("cosine", 7, 10, 4) == pytest.approx(0.5)
-    assert rate_factor("sqrt", 75, 100, 0) == pytest.approx(0.5)
+    assert [rate_factor("constant", step, steps=10, warmup_steps=4) for step in (0, 3, 4, 9)] == [0.25, 1.0, 1.0, 1.0]
+    assert rate_factor("linear", 5, steps=10, warmup_steps=0) == pytest.approx(0.5)
+    assert rate_factor("cosine", 7, steps=10, warmup_steps=4) == pytest.approx(0.5)
+    assert rate_factor("sqrt", 75, steps=100, warmup_steps=0) == pytest.approx(0.5)
