@@ -57,7 +57,7 @@ def noisy_curve(name: str, title: str, x: Array, y: Array, borders: list[float])
 
     def draw(axes: Axes) -> None:
         raw = thinned(Line("", x, y), 2 * POINTS)
-        mean = thinned(Line("", x, smoothed(y, max(5, len(y) // 12))), POINTS)
+        mean = thinned(Line("", x, smoothed(y, max(1, len(y) // 12))), POINTS)
         axes.plot(raw.x, raw.y, color=SERIES[0], linewidth=0.8, alpha=0.3)
         axes.plot(mean.x, mean.y, color=SERIES[0], linewidth=2.2, marker="o" if len(x) == 1 else None)
         finite = y[np.isfinite(y)]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path, PurePath
 from typing import Any
 
 from . import show
 from .folder import Json
+from .pictures import inside
+
+CODE, CODES = 4000, 5  # characters of a text, and texts
 
 PROOFS = (
     ("vocabulary_unchanged", "The vocabulary is bit for bit what it was"),
@@ -22,7 +26,7 @@ def facts(manifest: Json, metrics: list[Json]) -> list[tuple[str, str]]:
     losses = [row.get("loss") for row in metrics]
     device = (manifest.get("environment") or {}).get("device")
     found = [
-        ("Model", model.get("base")),
+        ("Model", _last_part(model.get("base"))),
         ("Training pictures", f"{data['pictures']:,}" if data else None),
         ("Steps", f"{len(metrics):,}"),
         ("Loss", _from_to(losses)),
@@ -30,6 +34,11 @@ def facts(manifest: Json, metrics: list[Json]) -> list[tuple[str, str]]:
         ("Proofs that hold", f"{checked.count(True)} of {len(checked)}"),
     ]
     return [(label, value) for label, value in found if value is not None]
+
+
+def _last_part(base: str | None) -> str | None:
+    """A path by its last part; a hub id as it is."""
+    return PurePath(base).name if base and PurePath(base).is_absolute() else base
 
 
 def _from_to(losses: list[Any]) -> str | None:
@@ -73,14 +82,40 @@ def stages(manifest: Json) -> list[Json]:
         if wish.get("kind") != stage["kind"]:
             options = {}
         share = round(100 * (stage.get("seconds") or 0) / total, 1)
-        made.append({**stage, "share": share, "options": [(k, _short(v)) for k, v in options.items() if v is not None]})
+        shown = [(key, _short(value)) for key, value in options.items() if value is not None]
+        flow = {key: _some(stage.get(key) or []) for key in ("takes", "gives")}
+        made.append({**stage, **flow, "share": share, "options": shown})
     return made
 
 
+def _some(names: list[str], most: int = 6) -> str:
+    """The first few, and how many more there are."""
+    rest = f" … and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
 def _short(value: Any) -> str:
-    if isinstance(value, list) and all(isinstance(v, (str, int, float)) for v in value):
-        return ", ".join(map(str, value))
+    """A setting without the brackets and quotes of its notation."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_short, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def files(manifest: Json, folder: Path) -> tuple[list[Json], list[tuple[str, str]]]:
+    """Exported files, those that belong together in one row; and the code that loads them as (path, text)."""
+    rows: dict[tuple[Any, ...], Json] = {}
+    code = []
+    for file in manifest.get("artefacts") or []:
+        if file["kind"] == "text":
+            source = inside(folder, file["path"])
+            if file["path"].endswith(".py") and source and source.is_file():
+                code.append((file["path"], source.read_text(encoding="utf-8", errors="replace")[:CODE]))
+            continue
+        key = tuple(file.get(name) for name in ("program", "kind", "word", "trigger", "put_in"))
+        rows.setdefault(key, {**file, "files": []})["files"].append(file)
+    return list(rows.values()), code[:CODES]
 
 
 def recipe_text(manifest: Json, most: int) -> str:

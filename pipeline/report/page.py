@@ -34,6 +34,7 @@ def write_report(folder: Path) -> Path:
     if unread:
         warnings.append(f"metrics.jsonl: {unread:,} lines could not be read and are left out of the curves")
     taught = manifest.get("words") or []
+    files, code = facts.files(manifest, folder)
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -43,6 +44,8 @@ def write_report(folder: Path) -> Path:
             warnings=warnings,
             facts=facts.facts(manifest, metrics),
             proofs=facts.proofs(manifest),
+            files=files,
+            code=code,
             stages=facts.stages(manifest),
             recipe=facts.recipe_text(manifest, RECIPE),
             samples=_samples(manifest, folder),

@@ -105,19 +105,31 @@ _WHEN = ("before", "after")
 
 
 def _by_prompt(pictures: list[Json]) -> list[dict[Any, Json]]:
-    prompts: dict[str, dict[Any, Json]] = {}
+    """Seed to picture for each prompt. Two words may have one initial text: a seed that comes again begins anew."""
+    prompts: list[dict[Any, Json]] = []
+    last = None
     for picture in pictures:
-        prompts.setdefault(picture["prompt"], {})[picture.get("seed")] = picture
-    return list(prompts.values())
+        if not prompts or picture["prompt"] != last or picture.get("seed") in prompts[-1]:
+            prompts.append({})
+        last = picture["prompt"]
+        prompts[-1][picture.get("seed")] = picture
+    return prompts
 
 
 def training_pictures(manifest: Json, folder: Path) -> dict[str, Path | None]:
-    """Every training picture of the manifest and where it lies now, if it does."""
+    """Every training picture of the manifest and where it lies now, if it does.
+
+    Their paths start at the recipe's folder, which the manifest does not name: it is a parent of a concept's pictures.
+    """
     recipe = manifest.get("recipe") or {}
-    homes = [Path(recipe["path"]).parent] if recipe.get("path") else []
+    concepts = [Path(str(concept.get("images"))) for concept in recipe.get("concept") or [] if concept.get("images")]
+    homes = list(dict.fromkeys([folder, *(home for images in concepts for home in (images, *images.parents))]))
     found: dict[str, Path | None] = {}
     for name in (manifest.get("data") or {}).get("files") or {}:
         if Path(name).suffix.lower() in SUFFIXES:
-            places = (home / name for home in (*homes, folder))
-            found[name] = next((place for place in places if place.is_file()), None)
+            home = next((home for home in homes if (home / name).is_file()), None)
+            found[name] = home / name if home else None
+            if home:  # the next one is likely to lie there too
+                homes.remove(home)
+                homes.insert(0, home)
     return found

@@ -64,7 +64,7 @@ def manifest(words: list[Json] | None = None, **changes: Any) -> Json:
         "recipe": {
             "name": "emblem",
             "seed": 7,
-            "stages": [{"kind": kind, "options": options.get(kind, {})} for kind in kinds],
+            "stage": [{"kind": kind, **options.get(kind, {})} for kind in kinds],
         },
         "recipe_sha256": sha256("recipe"),
         "status": "finished",

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from report.example import manifest, metrics, word, write_run
+from report.example import artefact, manifest, metrics, word, write_run
 from report.parsed import Page, page
 
 from pivotune.pipeline.report.page import write_report
+from pivotune.pipeline.report.pictures import pairs
 
 
 def test_it_shows_the_word_the_pictures_and_what_to_do(tmp_path: Path) -> None:
@@ -106,3 +107,24 @@ def test_only_tiny_pictures_keep_hard_edges(tmp_path: Path, edge: int) -> None:
     html = write_report(write_run(tmp_path, manifest(), edge=edge)).read_text(encoding="utf-8")
     assert ('class="picture tiny"' in html) == (edge == 64)
     assert ("data:image/png" in html) == (edge == 64)
+
+
+def test_files_that_belong_together_share_a_row_and_their_code_is_shown(tmp_path: Path) -> None:
+    made = manifest()
+    made["artefacts"] = [artefact("<emblem>", "diffusers", "some/place") | {"path": f"e{n}.safetensors"} for n in (1, 2)]
+    made["artefacts"].append(made["artefacts"][0] | {"path": "load.py", "kind": "text", "program": None})
+    folder = write_run(tmp_path, made)
+    (folder / "load.py").write_text("pipe.load('<emblem>')", encoding="utf-8")
+    text = page(folder).text
+    assert text.count("some/place") == 1
+    assert "e1.safetensors" in text
+    assert "e2.safetensors" in text
+    assert "pipe.load('<emblem>')" in text
+
+
+def test_two_words_with_one_initial_text_keep_their_own_pictures() -> None:
+    sample = {"word": None, "path": "", "seed": 0}
+    before = [sample | {"when": "before", "prompt": "ring, ring"} for _ in range(2)]
+    after = [sample | {"when": "after", "prompt": prompt} for prompt in ("<a>, <b>", "<b>, <a>")]
+    found = pairs([*before, *after], None)
+    assert [(b["prompt"], a["prompt"]) for b, a, _ in found] == [("ring, ring", "<a>, <b>"), ("ring, ring", "<b>, <a>")]

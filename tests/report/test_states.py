@@ -72,7 +72,7 @@ def test_pictures_that_are_missing_broken_or_elsewhere_are_named_in_their_place(
 
 def test_training_pictures_are_found_from_the_recipe(tmp_path: Path) -> None:
     made = manifest()
-    made["recipe"]["path"] = str(tmp_path / "recipes/quickstart.toml")
+    made["recipe"]["concept"] = [{"images": str(tmp_path / "recipes/pictures")}]
     folder = write_run(tmp_path / "run", made)
     (tmp_path / "recipes/pictures").mkdir(parents=True)
     for name in [n for n in made["data"]["files"] if n.endswith(".png")]:
