@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -35,10 +36,45 @@ def violations(document: object, name: str = "recipe.json") -> Iterator[Validati
     from jsonschema.validators import extend, validator_for
     from referencing import Registry, Resource
 
-    registry: Registry[Any] = Registry().with_resources(
-        (other, Resource.from_contents(schema(other))) for other in names() if schema(other).get("$schema")
-    )
+    registry: Registry[Any] = Registry(retrieve=lambda other: Resource.from_contents(schema(other)))
     plain = validator_for(schema(name))
     types = plain.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     strict = extend(plain, type_checker=types)
     yield from strict({"$ref": name}, registry=registry).iter_errors(document)
+
+
+def bundled(name: str = "recipe.json") -> dict[str, Any]:
+    """The schema with all it refers to inside it, for editors; `editor.json` is the recipe's.
+
+    Some TOML editors cannot follow references between files, and some complete only what `oneOf` offers: every list
+    of if/then branches gets its branches as `oneOf` beside it, which allows the same documents.
+    """
+    definitions: dict[str, Any] = {}
+    whole = _inlined(schema(name), name, definitions)
+    return {**whole, "definitions": dict(sorted(definitions.items()))}
+
+
+def _inlined(value: Any, origin: str, definitions: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_inlined(item, origin, definitions) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return {"$ref": f"#/definitions/{_defined(value['$ref'], origin, definitions)}"}
+    result = {key: _inlined(item, origin, definitions) for key, item in value.items()}
+    if isinstance(result.get("allOf"), list) and all("then" in branch for branch in result["allOf"]):
+        result |= {"oneOf": [branch["then"] for branch in result["allOf"]], "additionalProperties": True}
+    return result
+
+
+def _defined(reference: str, origin: str, definitions: dict[str, Any]) -> str:
+    """The key in `definitions` of what a reference means, which is put there the first time."""
+    file, _, pointer = urljoin(origin, reference).partition("#/")
+    target = schema(file)
+    for part in pointer.split("/") if pointer else []:
+        target = target[part]
+    key = (pointer or file).removesuffix(".json").split("/")[-1]
+    if key not in definitions:
+        definitions[key] = {}  # found first, filled after: a schema may refer to itself
+        definitions[key] = {k: v for k, v in _inlined(target, file, definitions).items() if k != "$schema"}
+    return key

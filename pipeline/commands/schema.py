@@ -11,19 +11,19 @@ from .options import print_json
 @click.argument("name", required=False)
 @click.option("--path", is_flag=True, help="Print where the file lies instead, for a recipe's #:schema line.")
 def schema(name: str | None, path: bool) -> None:
-    """Print a JSON Schema: recipe, a stage's (train), manifest, ... Without NAME: list them."""
+    """Print a JSON Schema in one piece: recipe, a stage's (train), manifest, ... Without NAME: list them."""
     from importlib.resources import files
 
     from ... import schemas
     from ..recipe.nearest import did_you_mean
 
-    names = {file.removesuffix(".json").split("/")[-1]: file for file in schemas.names()}
+    names = {file.removesuffix(".json").split("/")[-1]: file for file in schemas.names() if file != "editor.json"}
     if name is None:
         for known, file in names.items():
             click.echo(f"{known:<10} {schemas.schema(file).get('description', '')}")
     elif name not in names:
         raise click.BadParameter(f"no schema is called '{name}'{did_you_mean(name, names)}", param_hint="NAME")
     elif path:
-        click.echo(str(files("pivotune.schemas") / names[name]))
+        click.echo(str(files("pivotune.schemas") / ("editor.json" if name == "recipe" else names[name])))
     else:
-        print_json(schemas.schema(names[name]))
+        print_json(schemas.bundled(names[name]))
