@@ -97,7 +97,7 @@ def _run_steps(run: Run, training: Training, contents: Contents, log_every: int,
         run.model.denoiser.enable_gradient_checkpointing()
     try:
         _follow(run, training, log_every)
-    except StageError:
+    except (StageError, KeyboardInterrupt):
         kept = [write_standalone(run, _vectors(run, word), run.folder / "last-good") for word in contents.embeddings]
         run.progress(f"the last good vectors are in {kept[0].path.parent}")
         raise

@@ -88,8 +88,9 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
     first = clock.step * training.accumulation
     batches = [training.batches.at(first + part) for part in range(training.accumulation)]
     captions = [caption for batch in batches for caption in batch.captions]
-    running = training.words.running(clock) if training.words else set()
-    active = training.injection.activate(captions, train=bool(running))
+    words = training.injection.words_in(captions)
+    running = training.words.running(words, clock) if training.words else set()
+    active = training.injection.take(words, train=bool(running))
     loss = 0.0
     for part, batch in enumerate(batches):
         loss += _backward(training, batch, first + part, grad_text=bool(running)) / training.accumulation
@@ -101,12 +102,12 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
     if training.words:
         _unscale(active, scale)
         row["gradient_norm"] = training.words.step(active, factor, running)
-        row["learning_rate"]["words"] = factor * max(float(rates.max()) for rates in training.words.rates.values())
+        row["learning_rate"]["words"] = factor * training.words.highest_rate
     if training.lora:
         norm = training.lora.step(factor, scale)
         row.setdefault("gradient_norm", norm)
         row["learning_rate"]["lora"] = factor * training.lora.learning_rate
-    row["active"] = list(next(iter(active.values())).words)
+    row["active"] = words
     return row
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,7 @@ class WordTrainer:
         self.adam = {key: LazyAdamW(rows.values, betas=betas, **rest) for key, rows in injection.rows.items()}
         self.start = {key: rows.values.clone() for key, rows in injection.rows.items()}
         self.rates = {key: self._rates(key, learning_rate) for key in injection.rows}
+        self.highest_rate = max(float(rates.max()) for rates in self.rates.values())
 
     def _rates(self, key: str, default: float | Mapping[str, float]) -> Tensor:
         """One learning rate a row: the word's own, per encoder where it says so, else the stage's."""
@@ -82,12 +83,12 @@ class WordTrainer:
             rates[span.start : span.stop] = rate
         return rates
 
-    def running(self, clock: Clock) -> set[str]:
-        """The words still in training; those whose stop has come are noted with the step."""
-        for name, word in self.words.items():
-            if name not in self.stopped_at and stopped(word.stop_after, clock):
-                self.stopped_at[name] = clock.step
-        return self.words.keys() - self.stopped_at.keys()
+    def running(self, words: Iterable[str], clock: Clock) -> set[str]:
+        """Which of these words are still in training; those whose stop has come are noted with the step."""
+        going = [word for word in words if word in self.words and word not in self.stopped_at]
+        over = {word for word in going if stopped(self.words[word].stop_after, clock)}
+        self.stopped_at |= dict.fromkeys(over, clock.step)
+        return set(going) - over
 
     def step(self, active: Mapping[str, ActiveRows], factor: float, running: set[str]) -> float:
         """Move the running words of this batch; return the norm of their gradient before clipping.

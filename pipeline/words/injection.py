@@ -99,6 +99,7 @@ class Injection:
 
     def __init__(self, pipe: Any, encoders: Sequence[Encoder], rows: Mapping[str, WordRows]) -> None:
         self.words: tuple[str, ...] = tuple(next(iter(rows.values())).spans)
+        self._order = {word: number for number, word in enumerate(self.words)}
         self.replacer = Replacer(self.words)
         self._pipe = pipe
         self._injected = {encoder.key: self._put_in(encoder, rows[encoder.key]) for encoder in encoders}
@@ -119,14 +120,18 @@ class Injection:
     def words_in(self, texts: Iterable[str]) -> list[str]:
         """The words these texts hold, each once, in the order in which the run declares them."""
         found = {word for text in texts for word in self.replacer.words_in(text)}
-        return [word for word in self.words if word in found]
+        return sorted(found, key=self._order.__getitem__)
 
     def activate(self, texts: Iterable[str], *, train: bool = False) -> dict[str, ActiveRows]:
-        """Make the words of these texts usable in prompts; with `train`, as leaves that collect a gradient.
+        """Make the words that these texts hold usable in prompts, and no others; see `take`."""
+        return self.take(self.words_in(texts), train=train)
 
-        Returns encoder key to the rows taken out: call once for all micro-batches of one optimizer step.
+    def take(self, words: Sequence[str], *, train: bool) -> dict[str, ActiveRows]:
+        """Take the rows of these words out of the tables; with `train`, as leaves that collect a gradient.
+
+        Returns encoder key to the rows taken out: call once for all micro-batches of one optimizer step. Costs as
+        much as these words have rows, whatever the number of words in the run.
         """
-        words = self.words_in(texts)
         return {key: self._activate(one, words, train) for key, one in self._injected.items()}
 
     def _activate(self, one: _Injected, words: Sequence[str], train: bool) -> ActiveRows:
