@@ -8,7 +8,7 @@ from dataclasses import replace as with_changes
 from .check import is_finite, is_zero
 from .embedding import Contents, Embedding
 from .errors import ConvertError
-from .slots import KEYS, outputs, slots
+from .slots import KEYS, as_rows, outputs, slots
 from .tensor import RawTensor
 
 PREFIX = "bundle_emb."
@@ -82,7 +82,7 @@ def words_of(tensors: Mapping[str, RawTensor]) -> tuple[tuple[Embedding, ...], d
     """As `split`, with the vectors of each word by encoder key and as rows."""
     words, rest = split(tensors)
     found = (
-        Embedding(name, {key: _rows(tensor) for key, tensor in slots(parts).items()}) for name, parts in words.items()
+        Embedding(name, {key: as_rows(tensor) for key, tensor in slots(parts).items()}) for name, parts in words.items()
     )
     return tuple(found), rest
 
@@ -116,7 +116,3 @@ def _fit(embedding: Embedding, widths: Mapping[str, int] | None, drop_outputs: b
     if missing := (widths or {}).keys() - vectors.keys():
         raise ConvertError(f"{name}: has no vectors for {', '.join(sorted(missing))}, which the LoRA's model needs")
     return with_changes(embedding, vectors=vectors)
-
-
-def _rows(tensor: RawTensor) -> RawTensor:
-    return RawTensor(tensor.dtype, (1, *tensor.shape), tensor.stored) if len(tensor.shape) == 1 else tensor

@@ -9,6 +9,7 @@ from .errors import ConvertError
 from .file_range import opened, read_exactly
 from .stored import Stored
 
+LATEST_PICKLE = 5  # protocol
 PICTURES = (
     b"\x89PNG",
     b"RIFF",

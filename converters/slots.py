@@ -19,6 +19,7 @@ NAMELESS = ("emb_params", "emp_params", "string_to_param.*", "*")
 # The encoder that alone has a width. 4096 is T5 or Llama: such a tensor stays UNNAMED until a family is known.
 BY_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 2304: "gemma"}
 UNNAMED = "unnamed"
+JOINED = (768, 2048)
 
 # Every key a tensor may have in a file, longest first, so that a name is parsed from the right.
 KEYS = tuple(
@@ -34,8 +35,11 @@ def slots(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
     """Tensors of one word by encoder key (`clip_l`, `clip_l_out`, ...), from whatever their names in a file were.
 
     CLIP-L that is called `clip_g` (OneTrainer's FLUX files of 2024) and SD 2's `clip_l` are put right by their
-    width. Two tensors never share a slot: where the width would make them, the name stands.
+    width. Two tensors never share a slot: where the width would make them, the name stands. A tensor without an
+    encoder's name that is as wide as CLIP-L and CLIP-G together (HCP-Diffusion, A1111 on SDXL) is cut in two.
     """
+    if len(tensors) == 1 and (halves := _halves(*next(iter(tensors.items())))):
+        return halves
     named = {key: _named(key, tensor) for key, tensor in tensors.items()}
     sized = {key: _sized(named[key], tensor) for key, tensor in tensors.items()}
     distinct = len(set(sized.values())) == len(sized)
@@ -60,6 +64,26 @@ def split_out(key: str) -> tuple[str, str]:
 def outputs(keys: Iterable[str]) -> list[str]:
     """Those keys that hold what an encoder puts out, which no input vector can be made of."""
     return [key for key in keys if key.endswith("_out")]
+
+
+def as_rows(tensor: RawTensor) -> RawTensor:
+    """A single vector as one row; anything else as it is."""
+    return RawTensor(tensor.dtype, (1, *tensor.shape), tensor.stored) if len(tensor.shape) == 1 else tensor
+
+
+def columns(tensor: RawTensor, first: int, last: int) -> RawTensor:
+    """Columns `first` to `last` of each row."""
+    count, width = tensor.shape
+    size, data = len(tensor.stored) // (count * width), tensor.data
+    parts = [bytes(data[(row * width + first) * size : (row * width + last) * size]) for row in range(count)]
+    return RawTensor(tensor.dtype, (count, last - first), b"".join(parts))
+
+
+def _halves(key: str, tensor: RawTensor) -> dict[str, RawTensor] | None:
+    cut, whole = JOINED
+    if key in NAMELESS and len(tensor.shape) == 2 and tensor.shape[0] and tensor.shape[1] == whole:
+        return {"clip_l": columns(tensor, 0, cut), "clip_g": columns(tensor, cut, whole)}
+    return None
 
 
 def _named(key: str, tensor: RawTensor) -> str:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from .tensor import RawTensor
+
+# kohya, diffusers/peft, ComfyUI, OneTrainer and LyCORIS spell it so; `unet:0:up` is cloneofsimo's.
+_LORA = re.compile(
+    r"^lora_|[._]lora[._]|lora_[AB]\b|lora_(up|down|magnitude)|hada_w|lokr_w|oft_|boft|dora_scale|^lycoris_"
+    r"|^(unet|text_encoder):\d+:(up|down)$"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +34,11 @@ class Stored:
     parameters: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     members: tuple[str, ...] = ()
+
+    @cached_property
+    def is_lora(self) -> bool:
+        """Whether a tensor is called as those of a LoRA, LoHa, LoKr, OFT or DoRA are, in any layout."""
+        return any(map(_LORA.search, self.tensors))
 
     @property
     def stem(self) -> str:

@@ -1,1 +1,67 @@
-"""Dialects: the ways to lay an embedding out in a file, one small module each."""
+"""Every way an embedding is laid out in a file, recognised by content.
+
+One row a dialect: how to know it, how to read it. A mere spelling of keys is a row over `keyed`; a new shape is a
+module with `detect` and `read`. No two rows may claim one file, which a test checks for every pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from ..embedding import Contents
+from ..slots import ENCODERS
+from ..stored import Stored
+from . import ai_toolkit, bare, bundled, cloneofsimo, comfyui_list, keyed, lora, string_to_param, tokens, xti
+
+OF_SD = ("sd1", "sd2")  # families that the writers of a dialect know; none named: any
+OF_A1111 = (*OF_SD, "sdxl")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """`name_from` says where a word's name is in such a file, for most dialects differ in that."""
+
+    title: str
+    detect: Callable[[Stored], bool]
+    read: Callable[[Stored], Contents]
+    name_from: str = "file name"
+    families: tuple[str, ...] = ()
+
+
+def _keyed(title: str, *keys: str, families: tuple[str, ...] = ()) -> Dialect:
+    return Dialect(title, partial(keyed.detect, keys=frozenset(keys)), keyed.read, families=families)
+
+
+def _param(title: str, writer: str, name_from: str = "file name") -> Dialect:
+    return Dialect(title, partial(string_to_param.detect, writer=writer), string_to_param.read, name_from, OF_A1111)
+
+
+DIALECTS: dict[str, Dialect] = {
+    "bundle": Dialect("LoRA with words in it (bundle_emb)", bundled.detect, bundled.read, "tensor names"),
+    "cloneofsimo": Dialect("pivotal LoRA of cloneofsimo/lora", cloneofsimo.detect, cloneofsimo.read, "metadata"),
+    "ai-toolkit": Dialect("LoRA with a nameless word in it (ai-toolkit)", ai_toolkit.detect, ai_toolkit.read),
+    "lora": Dialect("LoRA without words", lora.detect, lora.read),
+    "a1111": _param("AUTOMATIC1111 .pt", "a1111"),
+    "a1111-image": _param("AUTOMATIC1111 picture", "image", "`name` in the picture"),
+    "original": _param("original textual inversion", "original"),
+    "hcp": _param("HCP-Diffusion", "hcp"),
+    "kohya": _keyed("kohya, ai-toolkit", "emb_params", families=OF_SD),
+    "onetrainer": _keyed("OneTrainer, SD 1 and SD 2", "emp_params", "emp_params_out", families=OF_SD),
+    "lycoris": _keyed("unpacked by LyCORIS", "*", families=OF_SD),
+    "text-encoders": Dialect(
+        "cog-sdxl, diffusers' advanced training of 2023-11",
+        partial(keyed.detect, keys=frozenset(("text_encoders_0", "text_encoders_1"))),
+        keyed.read_cog,
+        "special_params.json, else file name",
+    ),
+    "encoders": _keyed(
+        "one tensor an encoder (SDXL and later)",
+        *(key + out for key in (*ENCODERS, "t5xxl", "gemma2_2b") for out in ("", "_out")),
+    ),
+    "diffusers": Dialect("diffusers learned_embeds", tokens.detect, tokens.read, "tensor name"),
+    "comfyui-list": Dialect("list of dicts (ComfyUI)", comfyui_list.detect, comfyui_list.read),
+    "tensor": Dialect("a bare tensor", bare.detect, bare.read),
+    "xti": Dialect("extended textual inversion (XTI, P+)", xti.detect, xti.read),
+}

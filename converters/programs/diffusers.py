@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..slots import as_rows
 from ..stored import Stored
-from .reading import Reading, broken, rows, string_to_param, width, word
+from .reading import Reading, broken, string_to_param, width, word
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
@@ -20,4 +21,4 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     fitting = [key for key, size in widths.items() if size == width(tensor)]
     if not fitting:
         return broken(f"no text encoder of the model takes vectors {width(tensor)} wide")
-    return word(token, {fitting[0]: rows(tensor)}, tensors, tensors)
+    return word(token, {fitting[0]: as_rows(tensor)}, tensors, tensors)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..slots import as_rows
 from ..stored import Stored
-from .reading import Reading, broken, rows, string_to_param, width, word
+from .reading import Reading, broken, string_to_param, width, word
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
@@ -20,4 +21,4 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     first = f"string_to_param.{next(iter(entries))}" if named else next(iter(tensors))
     if width(tensors[first]) != size:
         return broken(f"its vectors are {width(tensors[first])} wide, the model wants {size}")
-    return word(file.stem, {only: rows(tensors[first])}, tensors, (first,))
+    return word(file.stem, {only: as_rows(tensors[first])}, tensors, (first,))

@@ -33,11 +33,6 @@ def broken(why: str) -> Reading:
     return Reading(breaks=why)
 
 
-def rows(tensor: RawTensor) -> RawTensor:
-    """A single vector as one row."""
-    return RawTensor(tensor.dtype, (1, *tensor.shape), tensor.stored) if len(tensor.shape) == 1 else tensor
-
-
 def width(tensor: RawTensor) -> int:
     """Length of the last dimension, 0 for a scalar."""
     return tensor.shape[-1] if tensor.shape else 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ..slots import as_rows
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import rows, string_to_param, width
+from .reading import string_to_param, width
 
 
 def parsed(file: Stored) -> tuple[dict[str, RawTensor], int] | str:
@@ -25,6 +26,6 @@ def parsed(file: Stored) -> tuple[dict[str, RawTensor], int] | str:
     if file.root == "dict" and tensors:
         if len(tensors) != 1:
             return f"it takes one tensor, or clip_l and clip_g; here are {', '.join(list(tensors)[:4])}"
-        lone = rows(next(iter(tensors.values())))
+        lone = as_rows(next(iter(tensors.values())))
         return {"": lone}, width(lone)
     return "it cannot tell what the file is"

@@ -1,0 +1,21 @@
+"""A LoRA with `emb_params`, or `clip_l` and `clip_g`, at top level and no name for the word: ostris/ai-toolkit."""
+
+from __future__ import annotations
+
+from ..embedding import Contents, Embedding
+from ..slots import KEYS, as_rows, slots
+from ..stored import Stored
+from . import bundled, cloneofsimo
+
+
+def detect(file: Stored) -> bool:
+    """Tensors of a LoRA and some called like an encoder."""
+    words = not file.tensors.keys().isdisjoint(KEYS)
+    return words and file.is_lora and not bundled.detect(file) and not cloneofsimo.detect(file)
+
+
+def read(file: Stored) -> Contents:
+    """One word, called like the file."""
+    vectors = {key: as_rows(tensor) for key, tensor in file.tensors.items() if key in KEYS}
+    rest = {key: tensor for key, tensor in file.tensors.items() if key not in KEYS}
+    return Contents((Embedding(file.stem, slots(vectors)),), rest, dict(file.metadata))

@@ -1,0 +1,21 @@
+"""A tensor and nothing around it: what diffusers takes with `token=`."""
+
+from __future__ import annotations
+
+from ..embedding import Contents, Embedding
+from ..errors import ConvertError
+from ..slots import as_rows, slots
+from ..stored import Stored
+
+
+def detect(file: Stored) -> bool:
+    """The outermost value is a tensor."""
+    return file.root == "tensor" and "" in file.tensors
+
+
+def read(file: Stored) -> Contents:
+    """One word, called like the file."""
+    tensor = file.tensors[""]
+    if not 1 <= len(tensor.shape) <= 2:
+        raise ConvertError(f"{file.path}: a tensor of shape {tensor.shape}, which holds no rows of vectors")
+    return Contents((Embedding(file.stem, slots({"*": as_rows(tensor)})),), {}, dict(file.metadata))

@@ -1,0 +1,18 @@
+"""`bundle_emb.<name>.<key>` beside a LoRA's own tensors: A1111, OneTrainer, LyCORIS and community scripts."""
+
+from __future__ import annotations
+
+from ..bundle import parse, words_of
+from ..embedding import Contents
+from ..stored import Stored
+
+
+def detect(file: Stored) -> bool:
+    """At least one tensor with a word and a key in its name, in a dict."""
+    return file.root in ("dict", "ordered") and any(map(parse, file.tensors))
+
+
+def read(file: Stored) -> Contents:
+    """The words, and the LoRA's tensors as `rest`. Stray scalars of LyCORIS' packer stay in `rest`."""
+    words, rest = words_of(file.tensors)
+    return Contents(words, rest, dict(file.metadata))

@@ -1,0 +1,29 @@
+"""A LoRA with one vector a token at top level, marked in the metadata: `metadata["<s1>"] == "<embed>"`.
+
+Written by cloneofsimo/lora (lora_diffusion/lora.py, EMBED_FLAG); files of tokens alone exist as well.
+"""
+
+from __future__ import annotations
+
+from ..embedding import Contents, Embedding
+from ..slots import as_rows, slots
+from ..stored import Stored
+from . import bundled
+
+FLAG = "<embed>"
+
+
+def detect(file: Stored) -> bool:
+    """A tensor's name is a key of the metadata with the flag as its value."""
+    flagged = any(value == FLAG and key in file.tensors for key, value in file.metadata.items())
+    return flagged and not bundled.detect(file)
+
+
+def read(file: Stored) -> Contents:
+    """A word a token; flags of words leave the metadata, the rest of which is the structure of the LoRA."""
+    names = {key for key, value in file.metadata.items() if value == FLAG and key in file.tensors}
+    words = tuple(
+        Embedding(name, slots({"*": as_rows(tensor)})) for name, tensor in file.tensors.items() if name in names
+    )
+    rest = {name: tensor for name, tensor in file.tensors.items() if name not in names}
+    return Contents(words, rest, {key: value for key, value in file.metadata.items() if key not in names})

@@ -1,0 +1,70 @@
+"""Tensors that are called like encoders and nothing else; each spelling is a row in the registry."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from ..embedding import Contents, Embedding
+from ..errors import ConvertError
+from ..file_range import opened, read_exactly
+from ..names import alike
+from ..slots import as_rows, slots
+from ..stored import Stored
+from ..tensor import RawTensor
+
+WORD = "pivotune.word"  # metadata: the word as it was trained, which a file name may not be able to hold
+PARAMS = "special_params.json"  # beside cog-sdxl's embeddings.pti: {"TOK": "<s0><s1>"}
+
+
+def detect(file: Stored, keys: frozenset[str]) -> bool:
+    """A dict of tensors, all of them called by `keys`."""
+    return file.root in ("dict", "ordered") and bool(file.tensors) and file.tensors.keys() <= keys
+
+
+def read(file: Stored) -> Contents:
+    """One word. It is called like the file, or as its metadata says if the file's name comes from that word."""
+    for name, tensor in file.tensors.items():
+        if not 1 <= len(tensor.shape) <= 2:
+            raise ConvertError(f"{file.path}: {name} has the shape {tensor.shape}, and rows of vectors are wanted")
+    vectors = slots({name: as_rows(tensor) for name, tensor in file.tensors.items()})
+    stated = file.metadata.get(WORD, "")
+    name = stated if alike(stated, file.stem) else file.stem
+    metadata = {key: value for key, value in file.metadata.items() if key not in (WORD, "format")}
+    return Contents((Embedding(name, vectors, metadata),), {}, dict(file.metadata))
+
+
+def read_cog(file: Stored) -> Contents:
+    """As `read`; if `special_params.json` lies beside the file, the words that it names with the rows it gives them."""
+    contents = read(file)
+    vectors = contents.embeddings[0].vectors
+    words = []
+    for name, rows in _special_params(file.path.parent / PARAMS).items():
+        if rows and max(rows) < min(tensor.shape[0] for tensor in vectors.values()):
+            words.append(Embedding(name, {key: _picked(tensor, rows) for key, tensor in vectors.items()}))
+    return Contents(tuple(words) or contents.embeddings, {}, contents.metadata)
+
+
+def _special_params(path: Path) -> dict[str, list[int]]:
+    if not path.is_file():
+        return {}
+    with opened(path) as (descriptor, origin):
+        text = read_exactly(descriptor, 0, min(origin.size, 1 << 16), path)
+    try:
+        loaded = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConvertError(f"{path}: is not the JSON that cog-sdxl writes ({str(error)[:80]})") from error
+    if not isinstance(loaded, dict):
+        return {}
+    return {
+        name: [int(number) for number in re.findall(r"<s(\d{1,6})>", value)]
+        for name, value in loaded.items()
+        if isinstance(value, str)
+    }
+
+
+def _picked(tensor: RawTensor, rows: list[int]) -> RawTensor:
+    size, data = len(tensor.stored) // tensor.shape[0], tensor.data
+    picked = b"".join(bytes(data[row * size : (row + 1) * size]) for row in rows)
+    return RawTensor(tensor.dtype, (len(rows), *tensor.shape[1:]), picked)

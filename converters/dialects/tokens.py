@@ -1,0 +1,43 @@
+"""`{<placeholder>: vectors}`: diffusers' learned_embeds and custom diffusion, cloneofsimo's .ti.pt."""
+
+from __future__ import annotations
+
+from ..dtypes import FLOATS
+from ..embedding import Contents, Embedding
+from ..families import all_families
+from ..slots import JOINED, KEYS, as_rows, slots
+from ..stored import Stored
+from ..tensor import RawTensor
+from . import bundled, cloneofsimo, xti
+from .keyed import WORD
+
+MOST = 1000  # a text encoder whose weights happen to be as wide has fewer than this many odd names
+
+
+def detect(file: Stored) -> bool:
+    """A dict whose tensors are all vectors of a known width and whose names are no encoder's.
+
+    A file of our own may have any width.
+    """
+    tensors = file.tensors
+    if file.root not in ("dict", "ordered") or not 0 < len(tensors) <= MOST or file.is_lora:
+        return False
+    if not tensors.keys().isdisjoint(KEYS) or any(name.startswith("string_to_") for name in tensors):
+        return False
+    if bundled.detect(file) or cloneofsimo.detect(file) or xti.detect(file):
+        return False
+    ours = len(tensors) == 1 and WORD in file.metadata
+    weights = any(name.endswith((".weight", ".bias")) for name in tensors)
+    return not weights and all(_vectors(tensor, ours) for tensor in tensors.values())
+
+
+def read(file: Stored) -> Contents:
+    """A word a tensor, for the encoder that has its width."""
+    metadata = {key: value for key, value in file.metadata.items() if key not in (WORD, "format")}
+    words = [Embedding(name, slots({"*": as_rows(tensor)}), metadata) for name, tensor in file.tensors.items()]
+    return Contents(tuple(words), {}, dict(file.metadata))
+
+
+def _vectors(tensor: RawTensor, any_width: bool) -> bool:
+    widths = {size for family in all_families().values() for size in family.widths.values()} | {JOINED[1]}
+    return 1 <= len(tensor.shape) <= 2 and tensor.dtype in FLOATS and (any_width or tensor.shape[-1] in widths)

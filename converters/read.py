@@ -1,0 +1,88 @@
+"""Reading any file that holds words: opened by content, recognised by exactly one dialect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .dialects import DIALECTS
+from .embedding import Contents, Embedding
+from .errors import ConvertError
+from .families import all_families, possible_families
+from .opening import open_file
+from .slots import UNNAMED, outputs
+from .stored import Stored
+
+
+@dataclass(frozen=True, eq=False)
+class Recognised:
+    """An opened file, its dialect (None: no embedding and no LoRA), and what it holds."""
+
+    stored: Stored
+    dialect: str | None
+    contents: Contents
+
+
+def read(path: Path | str) -> Contents:
+    """Words, other tensors and metadata of a file of any dialect. Raises ConvertError that says what the file is."""
+    return recognised(path).contents
+
+
+def recognised(path: Path | str) -> Recognised:
+    """As `read`, with the dialect and the opened file."""
+    stored = open_file(path)
+    dialect = dialect_of(stored)
+    if dialect is None:
+        raise ConvertError(f"{stored.path}: {unknown(stored)}")
+    return Recognised(stored, dialect, DIALECTS[dialect].read(stored))
+
+
+def dialect_of(stored: Stored) -> str | None:
+    """The one dialect that claims the file, None if none does. Raises ConvertError if several do."""
+    claims = [name for name, dialect in DIALECTS.items() if dialect.detect(stored)]
+    if len(claims) > 1:
+        raise ConvertError(f"{stored.path}: could be any of {', '.join(claims)}; please report this file")
+    return claims[0] if claims else None
+
+
+def families_of(embedding: Embedding, dialect: str | None = None) -> list[str]:
+    """Families that a word may be for, the likeliest first: all whose encoders have the widths of its vectors.
+
+    A file that fills every encoder of a family is for none that has more, unless it holds one tensor alone: a lone
+    768-wide one fits SD 1, half of SDXL, or FLUX. Where a dialect's writers know certain families, only those.
+    """
+    widths = {key.removesuffix("_out"): tensor.shape[-1] for key, tensor in embedding.vectors.items()}
+    if UNNAMED in widths:
+        size = widths.pop(UNNAMED)
+        found = [name for name, family in all_families().items() if size in family.widths.values() and not widths]
+    else:
+        found = possible_families(widths)
+    writers = DIALECTS[dialect].families if dialect else ()
+    whole = [name for name in found if len(all_families()[name].widths) == len(widths)]
+    if writers:
+        return [name for name in whole if name in writers]
+    return whole if whole and len(widths) > 1 else found
+
+
+def family_of(embedding: Embedding, dialect: str | None = None) -> str | None:
+    """The family of a word if its vectors leave no other."""
+    found = families_of(embedding, dialect)
+    return found[0] if len(found) == 1 else None
+
+
+def unknown(stored: Stored) -> str:
+    """What to say of a file that no dialect claims."""
+    names = list(stored.tensors)
+    if not names:
+        return "no tensor in it, so it is no embedding"
+    if any(name.startswith(("model.diffusion_model.", "cond_stage_model.", "conditioner.")) for name in names):
+        return "this is a whole model (a checkpoint), not an embedding"
+    if any(name.startswith(("text_model.", "transformer.resblocks")) for name in names):
+        return "this is a text encoder, not an embedding"
+    shown = ", ".join(f"{name[:50]} {list(stored.tensors[name].shape)}" for name in names[:4])
+    return f"not an embedding and not a LoRA; it holds {len(names)} tensors: {shown}"
+
+
+def hollow(embedding: Embedding) -> bool:
+    """Whether only output vectors are there."""
+    return len(outputs(embedding.vectors)) == len(embedding.vectors)
