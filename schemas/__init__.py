@@ -35,11 +35,18 @@ def violations(document: object, name: str = "recipe.json") -> Iterator[Validati
     """
     from jsonschema.validators import extend, validator_for
     from referencing import Registry, Resource
+    from referencing.jsonschema import specification_with
 
-    registry: Registry[Any] = Registry(retrieve=lambda other: Resource.from_contents(schema(other)))
-    plain = validator_for(schema(name))
-    types = plain.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    strict = extend(plain, type_checker=types)
+    dialect = schema(name)["$schema"]
+
+    def resource(file: str) -> Resource[Any]:
+        plain = {key: value for key, value in schema(file).items() if key != "$schema"}  # else it brings back 10.0
+        return Resource(plain, specification_with(dialect))
+
+    registry: Registry[Any] = Registry(retrieve=resource)
+    known = validator_for({"$schema": dialect})
+    types = known.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    strict = extend(known, type_checker=types)
     yield from strict({"$ref": name}, registry=registry).iter_errors(document)
 
 

@@ -53,11 +53,13 @@ def _folder(spec: ModelSpec) -> Path:
 
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    network = HfHubHTTPError.__bases__  # OSError, and the base class of whichever HTTP library it uses
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (*network, ValueError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StageError(f"the tokenizers of {name} cannot be had from the hub: {cause}") from error
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...converters.families import Family, families
+from ..errors import StageError
+from ..models.family import choose_family
 from .build import CHECKPOINTS
 from .document import shipped_folder
 from .model import ModelSpec
@@ -32,9 +34,11 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
         yield Finding(BASE, f"{path} has no model_index.json, so it is no diffusers folder")
     elif path.is_file():
         yield from _checkpoint(spec, path)
-    found = family_of(spec)
-    if spec.family and path and path.is_dir() and found and found.name != spec.family:
-        yield Finding(("model", "family"), f"'{spec.family}', but the files in {path} are those of {found.title}")
+    else:
+        try:
+            _family(spec, path)
+        except StageError as error:
+            yield Finding(("model", "family" if spec.family else "base"), str(error))
 
 
 def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:
@@ -56,21 +60,19 @@ def local_path(spec: ModelSpec) -> Path | None:
 
 
 def family_of(spec: ModelSpec) -> Family | None:
-    """The family of a model by its recipe or its folder's own files; None where only loading it would tell.
-
-    The micro model is narrower than every real one, so there the pipeline's class alone decides.
-    """
+    """The family of a model by its recipe or its folder's own files; None where only the hub or a load would tell."""
     path = local_path(spec)
-    index = _json(path / "model_index.json") if path and path.is_dir() else {}
-    fitting = [family for family in families().values() if family.pipeline == index.get("_class_name")]
-    if not fitting:
+    if path is None or not (path / "model_index.json").is_file():
         return families().get(spec.family or "")
-    width = _json(path / "unet" / "config.json").get("cross_attention_dim") if path else None
-    exact = [family for family in fitting if family.cross_attention == width]
-    if len(exact) == 1:
-        return exact[0]
-    named = [family for family in fitting if family.name == spec.family]
-    return (named or fitting)[0] if named or spec.base == "micro" else None
+    try:
+        return _family(spec, path)
+    except StageError:
+        return None
+
+
+def _family(spec: ModelSpec, folder: Path) -> Family:
+    kind = _json(folder / "model_index.json").get("_class_name", "folder without a pipeline's class")
+    return choose_family(spec, kind, _json(folder / "unet" / "config.json").get("cross_attention_dim"))
 
 
 def _json(path: Path) -> dict[str, Any]:

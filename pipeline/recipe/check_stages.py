@@ -43,7 +43,7 @@ def _order(place: Place, stage: Stage, before: list[str], after: list[str], word
     if words:
         for needed in _NEEDS.get(kind, ()):
             if needed not in before:
-                way = "move it up" if needed in after else f'add a [[stage]] with kind = "{needed}"'
+                way = f"move {needed} up" if needed in after else f'add a [[stage]] with kind = "{needed}"'
                 yield Finding(place, f"{kind} needs {needed} before it; {way}")
     elif kind in ("tokenize", "inject", "rescale"):
         yield Finding(place, f"{kind} has nothing to do, the recipe has no [[embedding]]", "warning")
@@ -84,9 +84,9 @@ def _rates(place: Place, rates: float | dict[str, float] | None, family: Family 
     for key in rates:
         if key not in keys:
             yield Finding((*place, key), f"{family.title} has no text encoder '{key}'{did_you_mean(key, keys)}")
-    for key in keys:
-        if key not in rates and any(known in keys for known in rates):
-            yield Finding(place, f"{key} is not in the table, so its vectors stand still", "warning")
+    if place[0] == "stage" and any(known in keys for known in rates):
+        for key in [key for key in keys if key not in rates]:
+            yield Finding(place, f"no number for {key}; add it, 0 to hold its vectors still")
 
 
 def _band(place: Place, rule: Any) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from ...converters.errors import ConvertError
 from ...converters.families import Family
 from ...converters.names import safe_stem
 from ...converters.programs import Program, programs
+from ..words.placeholders import spelling
 from .model import Recipe
 from .problem import Finding, Place
 
@@ -84,6 +85,6 @@ def same_files(recipe: Recipe) -> Iterator[Finding]:
         except ConvertError:
             continue
         other = files.setdefault(stem.casefold(), word.placeholder)
-        if other != word.placeholder:
+        if spelling(other) != spelling(word.placeholder):
             text = f"'{word.placeholder}' and '{other}' would both be written to {stem}.safetensors; rename one"
             yield Finding(("embedding", index, "placeholder"), text)

@@ -17,23 +17,30 @@ _BRACKETED = re.compile(r"<[^<>\s][^<>]{0,60}>")
 
 def name_findings(words: tuple[Word, ...]) -> Iterator[Finding]:
     """Placeholders that are the same word, or one of which holds another."""
+    known: dict[tuple[str, ...], str] = {}
     for index, word in enumerate(words):
         place: Place = ("embedding", index, "placeholder")
-        for other in words[:index]:
-            yield from (Finding(place, text, severity) for text, severity in _pair(word.placeholder, other.placeholder))
+        same = known.get(spelling(word.placeholder))
+        if same is not None:
+            yield Finding(place, _same(word.placeholder, same))
+            continue
+        for other in known.values():
+            yield from (Finding(place, text, "warning") for text in _pair(word.placeholder, other))
+        known[spelling(word.placeholder)] = word.placeholder
 
 
-def _pair(one: str, two: str) -> Iterator[tuple[str, str]]:
+def _same(one: str, two: str) -> str:
     if one == two:
-        yield f"'{one}' stands here twice; a word needs its own placeholder", "error"
-    elif spelling(one) == spelling(two):
-        yield f"'{one}' and '{two}' are the same word: case and the number of blanks make no difference", "error"
-    else:
-        long, short = sorted((one, two), key=len, reverse=True)
-        if _holds(spelling(long), spelling(short)):
-            yield f"'{long}' holds '{short}': where the long one stands the short one is not looked for", "warning"
-        elif _holds(tuple(_CLIP.findall(long.lower())), tuple(_CLIP.findall(short.lower()))):
-            yield f"programs that look for tokens find '{short}' in '{long}'; make them differ in letters", "warning"
+        return f"'{one}' stands here twice; a word needs its own placeholder"
+    return f"'{one}' and '{two}' are the same word: case and the number of blanks make no difference"
+
+
+def _pair(one: str, two: str) -> Iterator[str]:
+    long, short = sorted((one, two), key=len, reverse=True)
+    if _holds(spelling(long), spelling(short)):
+        yield f"'{long}' holds '{short}': where the long one stands the short one is not looked for"
+    elif _holds(tuple(_CLIP.findall(long.lower())), tuple(_CLIP.findall(short.lower()))):
+        yield f"programs that look for tokens find '{short}' in '{long}'; make them differ in letters"
 
 
 def _holds(long: tuple[str, ...], short: tuple[str, ...]) -> bool:
@@ -43,13 +50,15 @@ def _holds(long: tuple[str, ...], short: tuple[str, ...]) -> bool:
 
 def coverage(words: tuple[Word, ...], captions: list[str]) -> dict[str, int]:
     """How many of the captions hold each placeholder."""
-    distinct = {spelling(word.placeholder): word.placeholder for word in words}
-    replacer = Replacer(distinct.values())
-    found = dict.fromkeys((word.placeholder for word in words), 0)
+    first: dict[tuple[str, ...], str] = {}
+    for word in words:
+        first.setdefault(spelling(word.placeholder), word.placeholder)
+    replacer = Replacer(first.values())
+    found = dict.fromkeys(first.values(), 0)
     for caption in captions:
         for placeholder in replacer.words_in(caption):
             found[placeholder] += 1
-    return found
+    return {word.placeholder: found[first[spelling(word.placeholder)]] for word in words}
 
 
 def caption_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:

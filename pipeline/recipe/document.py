@@ -16,7 +16,8 @@ from .nearest import did_you_mean
 from .problem import Place, Problem, place
 
 LARGEST = 1_000_000  # bytes; a recipe of a thousand words has about 200,000
-DEEPEST = 16  # tables in tables; a recipe needs 4
+DEEPEST = 16  # tables in tables
+_DEPTH = "a recipe needs 4"
 
 
 class Unreadable(Exception):
@@ -85,8 +86,10 @@ def read(path: Path) -> Document:
         data = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise Unreadable(Problem("error", error.lineno, "", _syntax(error))) from error
-    except (RecursionError, ValueError) as error:
-        raise Unreadable(Problem("error", 0, "", f"not usable TOML: {error}")) from error
+    except RecursionError as error:
+        raise Unreadable(Problem("error", 0, "", f"tables or lists nested too deep; {_DEPTH}")) from error
+    except ValueError as error:  # Python refuses to read whole numbers of thousands of digits
+        raise Unreadable(Problem("error", 0, "", "a number has thousands of digits; no setting needs that")) from error
     if not data:
         raise Unreadable(Problem("error", 0, "", "the recipe is empty; `pivotune new` writes one to start from"))
     _refuse_deep(data)
@@ -136,7 +139,7 @@ def _refuse_deep(data: dict[str, Any]) -> None:
     for _ in range(DEEPEST):
         level = [item for value in level for item in _children(value)]
     if level:
-        raise Unreadable(Problem("error", 0, "", f"tables or lists nested more than {DEEPEST} deep; a recipe needs 4"))
+        raise Unreadable(Problem("error", 0, "", f"tables or lists nested more than {DEEPEST} deep; {_DEPTH}"))
 
 
 def _children(value: object) -> list[Any]:

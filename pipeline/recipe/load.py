@@ -47,14 +47,13 @@ def open_recipe(
 
 def form_problems(document: Document) -> Iterator[Problem]:
     """What keeps the document from being a recipe, in the order of its lines."""
-    found: dict[Place, str] = {}
-    usable = _finite((), document.data, found)
+    first: dict[Place, str] = {}
+    usable = _finite((), document.data, first)
+    first |= dict(_stops(document.data))
+    found = list(first.items())
     for error in schemas.violations(usable):
-        for path, text in explain(error):
-            found.setdefault(path, text)
-    for path, text in _stops(document.data):
-        found.setdefault(path, text)
-    problems = [document.problem(path, text) for path, text in found.items()]
+        found += [pair for pair in explain(error) if pair[0] not in first]
+    problems = [document.problem(path, text) for path, text in found]
     yield from sorted(problems, key=lambda problem: problem.line)
 
 
