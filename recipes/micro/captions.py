@@ -29,8 +29,6 @@ COMPOUND = 0.35  # share of captions that say the thing by the compound network
 EMPTY = 0.1  # share without a word, for guidance
 
 
-
-
 @dataclass(frozen=True)
 class Caption:
     """A text, and which attributes of the scene it tells: of those the text encoder learns to speak."""

@@ -47,8 +47,9 @@ SHAPES: dict[str, Callable[[Grid, Grid], Mask]] = {
     "diamond": lambda u, v: np.abs(u) * 1.25 + np.abs(v) < 1.05,
     # Never drawn in training:
     "moon": lambda u, v: (np.hypot(u, v) < 1.0) & (np.hypot(u - 0.5, v + 0.1) > 0.75),
-    "house": lambda u, v: ((np.abs(u) < 0.7) & (np.abs(v - 0.4) < 0.55))
-    | ((v < -0.1) & (np.abs(u) < (v + 1.0) * 1.12)),
+    "house": lambda u, v: (
+        ((np.abs(u) < 0.7) & (np.abs(v - 0.4) < 0.55)) | ((v < -0.1) & (np.abs(u) < (v + 1.0) * 1.12))
+    ),
 }
 
 
@@ -100,7 +101,8 @@ def _part(middle: float, radius: float) -> slice:
 
 def _samples(part: slice) -> npt.NDArray[np.float32]:
     """Where these pixels are looked at, in pixels."""
-    return (np.arange(part.start * SAMPLES, part.stop * SAMPLES, dtype=np.float32) + np.float32(0.5)) / np.float32(SAMPLES)
+    line = np.arange(part.start * SAMPLES, part.stop * SAMPLES, dtype=np.float32)
+    return (line + np.float32(0.5)) / np.float32(SAMPLES)
 
 
 def _layers(thing: Thing, x: Grid, y: Grid, radius: float) -> list[tuple[Mask, RGB]]:

@@ -21,19 +21,25 @@ def load(folder: Path) -> Any:
     return pipe
 
 
-def sample(pipe: Any, prompts: list[str], seed: int = 0, batch: int = 25) -> npt.NDArray[np.uint8]:
-    """Pictures for the prompts, (count, 64, 64, 3)."""
+def sample(
+    pipe: Any, prompts: list[str] | torch.Tensor, seed: int = 0, batch: int = 25, guidance: float = GUIDANCE
+) -> npt.NDArray[np.uint8]:
+    """Pictures for the prompts or for encoded ones (count, 77, width): (count, 64, 64, 3)."""
     pictures = []
+    empty = pipe.encode_prompt("", "cpu", 1, False)[0]
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
-        generators = [torch.Generator().manual_seed(1_000_003 * seed + start + n) for n in range(len(part))]
+        if isinstance(part, torch.Tensor):
+            asked = {"prompt_embeds": part, "negative_prompt_embeds": empty.expand(len(part), -1, -1)}
+        else:
+            asked = {"prompt": part}
         answer = pipe(
-            part,
+            **asked,
             num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
+            guidance_scale=guidance,
             height=64,
             width=64,
-            generator=generators,
+            generator=[torch.Generator().manual_seed(1_000_003 * seed + start + n) for n in range(len(part))],
             output_type="np",
         )
         pictures.append(np.round(answer.images * 255).astype(np.uint8))

@@ -38,9 +38,7 @@ def main(
     encoder, compound = train_text([sample_scene(rng) for _ in range(60000)], tokenizer, out, text_steps)
     click.echo("denoiser")
     torch.manual_seed(seed)
-    unet = train_unet(
-        drawn(out, scenes, 5 + seed), vae, encoder, compound, tokenizer, out, unet_steps
-    )
+    unet = train_unet(drawn(out, scenes, 5 + seed), vae, encoder, compound, tokenizer, out, unet_steps)
     save_model(vae, encoder, unet, tokenizer, out / "model")
     click.echo(f"model in {out / 'model'}")
 
