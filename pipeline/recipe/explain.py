@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .nearest import did_you_mean
-from .problem import Place
+from .problem import Place, shortened
 from .stop import parse_stop
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
         known = schema["properties"]
         for key in value:
             if key not in known:
-                yield (*path, key), f"unknown key '{shortened(key)}'{did_you_mean(key, known)}"
+                yield (*path, key), f"unknown key {shortened(key)!r}{did_you_mean(key, known)}"
     elif error.validator == "required":
         missing = next(key for key in limit if key not in value and f"'{key}'" in error.message)
         text = schema["properties"].get(missing, {}).get("description", "")
@@ -107,11 +107,4 @@ def shown(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return f"the text {shortened(value)!r}"
-    if isinstance(value, int):
-        return str(value) if abs(value) < 10**30 else "a huge number"
-    return str(value) if isinstance(value, float) else f"the date or time {value}"
-
-
-def shortened(text: str, most: int = 60) -> str:
-    """A text cut where it gets too long for a message."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return str(value) if isinstance(value, (int, float)) else f"the date or time {value}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from .problem import Place, Problem
 from .stop import parse_stop
 
 __all__ = ["load_recipe", "open_recipe", "recipe_as_json", "recipe_from_json"]
+
+MOST = 100  # problems that are shown
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -39,33 +42,36 @@ def open_recipe(
         document = override(read(find(path_or_name)), overrides, list(schemas.schema("recipe.json")["properties"]))
     except (Unreadable, BadOverride) as error:
         return None, None, [error.problem]
-    problems = list(form_problems(document))
+    problems = form_problems(document)
     if problems:
         return None, document, problems
     return build(document.data, document.path), document, []
 
 
-def form_problems(document: Document) -> Iterator[Problem]:
+def form_problems(document: Document) -> list[Problem]:
     """What keeps the document from being a recipe, in the order of its lines."""
     first: dict[Place, str] = {}
-    usable = _finite((), document.data, first)
+    usable = _usable((), document.data, first)
     first |= dict(_stops(document.data))
-    found = list(first.items())
-    for error in schemas.violations(usable):
-        found += [pair for pair in explain(error) if pair[0] not in first]
-    problems = [document.problem(path, text) for path, text in found]
-    yield from sorted(problems, key=lambda problem: problem.line)
+    objections = (pair for error in schemas.violations(usable) for pair in explain(error) if pair[0] not in first)
+    found = list(islice(chain(first.items(), objections), MOST + 1))
+    problems = sorted((document.problem(*pair) for pair in found[:MOST]), key=lambda problem: problem.line)
+    more = [Problem("error", 0, "", f"and more; mend these {MOST} first")] if len(found) > MOST else []
+    return problems + more
 
 
-def _finite(path: Place, value: Any, found: dict[Place, str]) -> Any:
-    """The value with 0.5 for nan and infinities, which JSON Schema does not know; each is noted in `found`."""
+def _usable(path: Place, value: Any, found: dict[Place, str]) -> Any:
+    """The value with 0.5 for numbers that JSON Schema chokes on: nan, infinities, huge ones; each is noted."""
     if isinstance(value, float) and not math.isfinite(value):
         found[path] = f"{value} is no usable number"
         return 0.5
+    if isinstance(value, int) and value.bit_length() > 1000:
+        found[path] = "a huge number is no usable number"
+        return 0.5
     if isinstance(value, dict):
-        return {key: _finite((*path, key), item, found) for key, item in value.items()}
+        return {key: _usable((*path, key), item, found) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite((*path, index), item, found) for index, item in enumerate(value)]
+        return [_usable((*path, index), item, found) for index, item in enumerate(value)]
     return value
 
 

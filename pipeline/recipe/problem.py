@@ -27,9 +27,9 @@ class Problem:
 
     def shown(self, file: object) -> str:
         """One line for people: file, line, place, cause."""
-        where = f"{file}:{self.line}" if self.line else file
+        where = f"{file}:{self.line}" if self.line else str(file)
         mark = "warning: " if self.severity == "warning" else ""
-        return f"{where}: {self.place}: {mark}{self.text}" if self.place else f"{where}: {mark}{self.text}"
+        return printable(": ".join(part for part in (where, self.place, mark + self.text) if part))
 
 
 def place(path: Place) -> str:
@@ -39,4 +39,14 @@ def place(path: Place) -> str:
 
 def _key(part: str) -> str:
     plain = part.replace("_", "").replace("-", "")
-    return part if plain.isascii() and plain.isalnum() else repr(part[:60])
+    return shortened(part) if plain.isascii() and plain.isalnum() else repr(shortened(part))
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text cut where it gets too long for a message."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelled out: recipes and captions of strangers must not steer a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -21,7 +21,7 @@ def test_there_are_bad_recipes() -> None:
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
 def test_a_bad_recipe_is_refused_with_all_its_problems(path: Path) -> None:
     checked = check_recipe(path)
-    shown = [problem.shown("").replace(f"{HERE}/", "") for problem in checked.problems]
+    shown = [problem.shown(path.name).removeprefix(path.name).replace(f"{HERE}/", "") for problem in checked.problems]
     assert shown == path.with_suffix(".txt").read_text("utf-8").splitlines()
     assert checked.failed == (path.stem not in ONLY_WARNED)
 

@@ -1,0 +1,174 @@
+"""Placeholders are found as whole words, longest first, in one pass, whatever their case."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pivotune.pipeline.words.placeholders import Replacer, replace, spelling
+
+CAT = {"cat": "DOG"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cat", "DOG"),
+        ("a cat.", "a DOG."),
+        ("category", "category"),
+        ("concat", "concat"),
+        ("cats", "cats"),
+        ("cat2 2cat", "cat2 2cat"),
+        ("my_cat _cat cat_", "my_cat _cat cat_"),
+        ("cat's (cat) cat-like \"cat\"", "DOG's (DOG) DOG-like \"DOG\""),
+        ("cat cat cat", "DOG DOG DOG"),
+        ("cat,cat/cat", "DOG,DOG/DOG"),
+        ("CAT Cat cAt", "DOG DOG DOG"),
+        ("catégorie écat", "catégorie écat"),
+        ("cate\u0301 cat\u0301", "cate\u0301 cat\u0301"),
+        ("кот cat кот", "кот DOG кот"),
+        ("котcat", "котcat"),
+        ("", ""),
+        ("   ", "   "),
+        ("cat\n\tcat", "DOG\n\tDOG"),
+    ],
+)
+def test_only_whole_words_are_replaced(text: str, expected: str) -> None:
+    assert replace(text, CAT) == expected
+
+
+@pytest.mark.parametrize("text", ["x<emblem>y", "<emblem>", "(<emblem>)", "<emblem><emblem>", "<EMBLEM>, <<emblem>>"])
+def test_a_word_in_brackets_is_found_glued_to_anything(text: str) -> None:
+    assert "emblem" not in replace(text, {"<emblem>": "!"}).lower()
+
+
+def test_a_bracketed_word_is_not_its_bare_letters() -> None:
+    assert replace("emblem <emblems> < emblem >", {"<emblem>": "!"}) == "emblem <emblems> < emblem >"
+
+
+@pytest.mark.parametrize("text", ["ema yasuhara", "Ema  Yasuhara", "ema\nyasuhara", "ema \t yasuhara", "ema\u00a0yasuhara"])
+def test_a_word_of_two_words_takes_any_blanks_between(text: str) -> None:
+    assert replace(f"({text})", {"ema yasuhara": "E"}) == "(E)"
+
+
+def test_a_word_of_two_words_needs_a_blank() -> None:
+    assert replace("emayasuhara ema-yasuhara ema yasuharas", {"ema yasuhara": "E"}) == "emayasuhara ema-yasuhara ema yasuharas"
+
+
+def test_the_longest_word_wins_whatever_the_order() -> None:
+    words = ["ema", "ema yasuhara", "ema yasuhara red"]
+    for order in (words, words[::-1]):
+        texts = {word: f"[{len(word)}]" for word in order}
+        assert replace("ema yasuhara red ema yasuhara ema red", texts) == "[16] [12] [3] red"
+
+
+def test_a_replacement_is_not_searched_again() -> None:
+    assert replace("a b", {"a": "b", "b": "a"}) == "b a"
+    assert replace("cat", {"cat": "cat cat"}) == "cat cat"
+
+
+def test_a_word_without_a_text_stays_whole() -> None:
+    assert Replacer(["ema", "ema yasuhara"]).replace("ema yasuhara, ema", {"ema": "E"}) == "ema yasuhara, E"
+
+
+def test_found_places_and_counts() -> None:
+    replacer = Replacer(["<emblem>", "cat"])
+    text = "Cat on <Emblem>, cat"
+    assert [(start, end, word, text[start:end]) for start, end, word in replacer.find(text)] == [
+        (0, 3, "cat", "Cat"),
+        (7, 15, "<emblem>", "<Emblem>"),
+        (17, 20, "cat", "cat"),
+    ]
+    assert replacer.count(text) == {"cat": 2, "<emblem>": 1}
+    assert replacer.words_in(text) == ["cat", "<emblem>"]
+
+
+@pytest.mark.parametrize(("word", "text"), [("café", "CAFE\u0301"), ("cafe\u0301", "Café"), ("Ω", "ω"), ("İx", "İX")])
+def test_accents_and_case_are_spelled_either_way(word: str, text: str) -> None:
+    assert replace(f"a {text} b", {word: "!"}) == "a ! b"
+
+
+@pytest.mark.parametrize(("word", "text"), [("👩", "👩\u200d🚀"), ("क", "कि"), ("❤", "❤\ufe0f"), ("می", "می\u200cخواهم")])
+def test_part_of_a_joined_character_is_no_word(word: str, text: str) -> None:
+    assert replace(text, {word: "!"}) == text
+
+
+def test_a_joined_character_is_a_word() -> None:
+    assert replace("a 👩\u200d🚀, ❤\ufe0fcat", {"👩\u200d🚀": "!", "cat": "DOG"}) == "a !, ❤\ufe0fDOG"
+
+
+def test_regular_expressions_mean_nothing() -> None:
+    assert replace("a.b axb a+ (x) \\1", {"a.b": "1", "a+": "2", "(x)": r"\1"}) == r"1 axb 2 \1 \1"
+
+
+@pytest.mark.parametrize("words", [["cat", "CAT"], ["a  b", "a b"], ["café", "cafe\u0301"]])
+def test_two_spellings_of_one_word_are_refused(words: list[str]) -> None:
+    with pytest.raises(ValueError, match="two placeholders are the same word"):
+        Replacer(words)
+
+
+@pytest.mark.parametrize("word", ["", "  ", "\n"])
+def test_a_blank_word_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="must not be blank"):
+        Replacer([word])
+
+
+def test_the_time_for_a_text_does_not_grow_with_the_words() -> None:
+    text = "a photo of word5 and nothing else " * 10
+
+    def seconds(replacer: Replacer) -> float:
+        begin = time.perf_counter()
+        for _ in range(100):
+            replacer.find(text)
+        return time.perf_counter() - begin
+
+    few, many = Replacer(["word5"]), Replacer([f"word{number}" for number in range(20_000)])
+    assert min(seconds(many) for _ in range(5)) < 3 * min(seconds(few) for _ in range(5))
+
+
+TEXTS = st.text(st.sampled_from(list("abAB1_<>-.,' \n\u0301\u200déÉ猫İ")), max_size=40)
+WORDS = st.lists(st.text(st.sampled_from(list("abA1_<>- \u0301é猫")), min_size=1, max_size=6), max_size=6)
+
+
+def distinct(words: list[str]) -> list[str]:
+    return list({spelling(word): word for word in words if word.strip()}.values())
+
+
+@given(TEXTS, WORDS)
+def test_places_are_in_order_and_spell_their_word(text: str, words: list[str]) -> None:
+    end = 0
+    for found in Replacer(distinct(words)).find(text):
+        assert end <= found.start < found.end <= len(text)
+        assert spelling(text[found.start : found.end]) == spelling(found.word)
+        end = found.end
+
+
+@given(TEXTS, WORDS)
+def test_replacing_words_by_themselves_changes_nothing_but_spelling(text: str, words: list[str]) -> None:
+    replacer = Replacer(distinct(words))
+    kept = "".join(part for part in pieces(replacer, text))
+    assert kept == replacer.replace(text, dict.fromkeys(replacer.words, ""))
+    assert replacer.replace(text, {}) == text
+
+
+def pieces(replacer: Replacer, text: str) -> list[str]:
+    """What stands between the words."""
+    ends = [0, *(found.end for found in replacer.find(text))]
+    starts = [*(found.start for found in replacer.find(text)), len(text)]
+    return [text[end:start] for end, start in zip(ends, starts, strict=True)]
+
+
+@given(TEXTS, WORDS, st.permutations(range(6)))
+def test_the_order_of_the_words_makes_no_difference(text: str, words: list[str], order: list[int]) -> None:
+    one = distinct(words)
+    two = [one[index] for index in order if index < len(one)]
+    assert Replacer(one).find(text) == Replacer(two).find(text)
+
+
+@given(st.lists(st.sampled_from(["cat", "dog", "<x>", "ema yasuhara"]), min_size=1, max_size=8))
+def test_words_between_blanks_are_all_found(words: list[str]) -> None:
+    found = Replacer(["cat", "dog", "<x>", "ema yasuhara"]).find(" and ".join(words))
+    assert [one.word for one in found] == words
