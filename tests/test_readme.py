@@ -1,0 +1,45 @@
+"""What the README says of stages, targets and families is what the code has."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from pivotune import schemas
+from pivotune.converters.programs import programs
+from pivotune.pipeline.recipe.load import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_table_of_stages_is_the_schemas():
+    table = README.split("| stage |")[1].split("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", table, re.M))
+    told = {name: schemas.schema(f"stages/{name}.json")["description"] for name in rows}
+    assert rows == told
+    assert set(rows) == {path.stem for path in (ROOT / "schemas" / "stages").glob("*.json")}
+
+
+def test_every_target_is_in_the_table():
+    table = README.split("| target |")[1].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", table)) >= set(programs())
+
+
+def test_the_recipe_in_the_readme_is_a_recipe(tmp_path):
+    [text] = re.findall(r"```toml\n(.*?)```", README, re.S)
+    assert tomllib.loads(text)["name"] == "emblem"
+    (tmp_path / "recipe.toml").write_text(text, "utf-8")
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    assert [stage.kind for stage in recipe.stages] == ["tokenize", "inject", "train", "rescale", "export"]
+
+
+def test_files_that_the_readme_shows_are_there():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_ci_finds_its_two_commands():
+    found = re.findall(r"<!-- ci: (\w+) -->\n```sh\n(.+?)\n```", README, re.S)
+    assert [name for name, _ in found] == ["quickstart", "tests"]
+    assert all("\n" not in command and command.startswith("pip install") for _, command in found)
