@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import torch
 
 from ..errors import StageError
@@ -14,18 +17,27 @@ def pick_device(wanted: str) -> torch.device:
 
     Raises StageError for a device this torch does not have.
     """
-    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "xpu": _xpu, "cpu": lambda: True}
+    present: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "xpu": _xpu, "cpu": lambda: True,
+    }  # fmt: skip
     if wanted == "auto":
         return torch.device(next(kind for kind, there in present.items() if there()))
     device = torch.device(wanted)
     if not present[device.type]():
         have = ", ".join(kind for kind, there in present.items() if there())
-        raise StageError(f"device = {wanted!r}: this torch ({torch.__version__}) has {have}; leave device out for the best")
+        raise StageError(f"device = {wanted!r}: this torch ({torch.__version__}) has {have}; leave it out for the best")
+    count = {"cuda": torch.cuda.device_count, "xpu": _xpu_count}.get(device.type, lambda: 1)()
+    if (device.index or 0) >= count:
+        raise StageError(f"device = {wanted!r}: there are {count} of that kind, numbered from 0")
     return device
 
 
 def _xpu() -> bool:
     return hasattr(torch, "xpu") and torch.xpu.is_available()
+
+
+def _xpu_count() -> int:
+    return torch.xpu.device_count()
 
 
 def device_name(device: torch.device) -> str:
@@ -39,7 +51,11 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def make_deterministic(seed: int, threads: int | None) -> None:
-    """Same recipe, same machine, same versions: same bytes. What has no deterministic kernel warns instead of failing."""
+    """Same recipe, same machine, same versions: same bytes. What has no deterministic kernel warns instead of failing.
+
+    Call it before anything is computed: cuBLAS reads its workspace from the environment when it starts.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)

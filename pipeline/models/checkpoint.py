@@ -1,0 +1,48 @@
+"""A single-file checkpoint becomes a pipeline, with configs and tokenizers from a diffusers folder or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...converters.families import families
+from ..errors import StageError
+from ..recipe.model import ModelSpec
+from .device import DTYPES
+from .find import SINGLE_FILES
+from .folder import check_weights
+from .unreadable import READ_ERRORS, unreadable
+
+
+def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
+    """The pipeline of a .safetensors or .ckpt file, without safety checker.
+
+    Raises StageError when the file is none, lacks weights, its family is not said, or its configs cannot be had.
+    """
+    import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    if path.suffix.lower() not in SINGLE_FILES:
+        raise StageError(f"model.base = {spec.base!r}: a checkpoint ends in {' or '.join(SINGLE_FILES)}")
+    if spec.family is None:
+        known = ", ".join(families())
+        raise StageError(f"model.base = {spec.base!r} is a single file: say model.family, one of {known}")
+    loader = getattr(diffusers, families()[spec.family].pipeline)
+    dtype = DTYPES[spec.dtype]
+    options = {"config": spec.config, "local_files_only": spec.config is not None and Path(spec.config).is_dir()}
+    try:
+        given = {}
+        if dtype == torch.float16:  # the run may keep it in float32, see folder.py
+            given["vae"] = diffusers.AutoencoderKL.from_single_file(
+                str(path), dtype=torch.float32, **options | ({"subfolder": "vae"} if spec.config else {})
+            )
+        pipe = loader.from_single_file(str(path), dtype=dtype, safety_checker=None, **options, **given)
+    except (*READ_ERRORS, SingleFileComponentError) as error:
+        hint = "" if spec.config else "; without a network set model.config to a diffusers folder of the same family"
+        raise unreadable(spec, error, hint) from error
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            check_weights(spec, name, part, [key for key, value in part.state_dict().items() if value.is_meta])
+    return pipe

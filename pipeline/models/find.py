@@ -1,0 +1,86 @@
+"""Where a model lies: the one that ships, a folder, a file, or the hub's snapshot of it on this machine."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..errors import StageError
+from ..recipe.model import ModelSpec
+from .family import MICRO, check_kind
+from .json_file import read_json
+from .unreadable import unreadable
+
+SINGLE_FILES = (".safetensors", ".ckpt")
+GUARDS = ("safety_checker", "feature_extractor")  # training needs neither
+
+
+def find_model(spec: ModelSpec) -> Path:
+    """The local folder or file of a recipe's model; a hub id is downloaded, as far as it is not in the local cache.
+
+    Raises StageError when there is no such thing.
+    """
+    if spec.base == MICRO:
+        return Path(str(files("pivotune.recipes") / "micro" / "model"))
+    path = Path(spec.base).expanduser()
+    if path.exists():
+        return path
+    if spec.base.startswith((".", "/", "~")) or spec.base.endswith(SINGLE_FILES) or spec.base.count("/") != 1:
+        why = "there is no such file or folder, and it is not a hub id (owner/name)"
+        raise StageError(f"model.base = {spec.base!r}: {why}")
+    return _download(spec)
+
+
+def _download(spec: ModelSpec) -> Path:
+    """The snapshot of a hub model: only the files its pipeline loads, and none when it is of no kind that we train."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import hf_hub_download
+
+    try:
+        where: dict[str, Any] = {"revision": spec.revision, "local_files_only": not _hub_answers(spec)}
+        index = Path(hf_hub_download(spec.base, "model_index.json", **where))
+        check_kind(spec, read_json(index).get("_class_name"))
+        return Path(DiffusionPipeline.download(spec.base, variant=spec.variant, **where, **dict.fromkeys(GUARDS)))
+    except _hub_errors() as error:
+        raise unreadable(spec, _trouble(error, spec)) from error
+
+
+def _hub_answers(spec: ModelSpec) -> bool:
+    """Ask the hub once for the model, since a download that cannot reach it tries again for half a minute.
+
+    Raises the hub's own error when it answers that there is no such model or revision.
+    """
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        model_info(spec.base, revision=spec.revision, timeout=10)
+    except HfHubHTTPError:
+        raise
+    except _hub_errors():
+        return False
+    return True
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """OSError and the base class of whichever HTTP library the hub's client uses; ValueError for a bad name."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*HfHubHTTPError.__bases__, ValueError)
+
+
+def _trouble(error: Exception, spec: ModelSpec) -> str:
+    """What is wrong with the hub, or with us asking it, for people."""
+    from huggingface_hub import errors
+
+    texts: dict[type[Exception], str] = {
+        errors.HFValidationError: "it is no hub id (owner/name)",
+        errors.GatedRepoError: "the hub wants its terms accepted there, and a login (hf auth login)",
+        errors.RepositoryNotFoundError: "the hub has no such model, or it is private and wants a login (hf auth login)",
+        errors.RevisionNotFoundError: f"the hub has no revision {spec.revision!r} of it",
+        errors.RemoteEntryNotFoundError: "it has no model_index.json, so it is no diffusers model",
+    }
+    told = [text for kind, text in texts.items() if isinstance(error, kind)]
+    away = "it is not (wholly) in the local cache, and the hub cannot be reached; name a folder, or load it once online"
+    return told[0] if told else away

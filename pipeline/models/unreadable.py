@@ -1,0 +1,22 @@
+"""What the libraries raise at a model they cannot read, and the one line that people are told instead."""
+
+from __future__ import annotations
+
+from pickle import UnpicklingError
+
+from safetensors import SafetensorError
+
+from ..errors import StageError
+from ..recipe.model import ModelSpec
+
+READ_ERRORS = (OSError, ValueError, RuntimeError, LookupError, EOFError, UnpicklingError, SafetensorError)
+
+
+def unreadable(spec: ModelSpec, why: Exception | str, hint: str = "") -> StageError:
+    """The error of a model that cannot be loaded: which one, why, and what helps."""
+    return StageError(f"model.base = {spec.base!r} cannot be loaded: {_one_line(why)}{hint}")
+
+
+def _one_line(why: Exception | str) -> str:
+    text = str(why).strip() or type(why).__name__
+    return text.splitlines()[0].rstrip(". ")
