@@ -49,7 +49,7 @@ def families_of(embedding: Embedding, dialect: str | None = None) -> list[str]:
     """Families that a word may be for, the likeliest first: all whose encoders have the widths of its vectors.
 
     A file that fills every encoder of a family is for none that has more, unless it holds one tensor alone: a lone
-    768-wide one fits SD 1, half of SDXL, or FLUX. Where a dialect's writers know certain families, only those.
+    768-wide one fits SD 1, half of SDXL, or FLUX, unless the writers of its dialect always give all encoders.
     """
     widths = {key.removesuffix("_out"): tensor.shape[-1] for key, tensor in embedding.vectors.items()}
     if UNNAMED in widths:
@@ -57,10 +57,9 @@ def families_of(embedding: Embedding, dialect: str | None = None) -> list[str]:
         found = [name for name, family in all_families().items() if size in family.widths.values() and not widths]
     else:
         found = possible_families(widths)
-    writers = DIALECTS[dialect].families if dialect else ()
-    whole = [name for name in found if len(all_families()[name].widths) == len(widths)]
-    if writers:
-        return [name for name in whole if name in writers]
+    whole = [name for name in found if len(all_families()[name].widths) == max(len(widths), 1)]
+    if dialect and DIALECTS[dialect].whole:
+        return whole
     return whole if whole and len(widths) > 1 else found
 
 

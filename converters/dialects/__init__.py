@@ -15,27 +15,27 @@ from ..slots import ENCODERS
 from ..stored import Stored
 from . import ai_toolkit, bare, bundled, cloneofsimo, comfyui_list, keyed, lora, string_to_param, tokens, xti
 
-OF_SD = ("sd1", "sd2")  # families that the writers of a dialect know; none named: any
-OF_A1111 = (*OF_SD, "sdxl")
-
 
 @dataclass(frozen=True)
 class Dialect:
-    """`name_from` says where a word's name is in such a file, for most dialects differ in that."""
+    """`name_from` says where a word's name is in such a file, for most dialects differ in that.
+
+    `whole`: its writers give every encoder of a model, so a lone 768-wide tensor is no half of something larger.
+    """
 
     title: str
     detect: Callable[[Stored], bool]
     read: Callable[[Stored], Contents]
     name_from: str = "file name"
-    families: tuple[str, ...] = ()
+    whole: bool = False
 
 
-def _keyed(title: str, *keys: str, families: tuple[str, ...] = ()) -> Dialect:
-    return Dialect(title, partial(keyed.detect, keys=frozenset(keys)), keyed.read, families=families)
+def _keyed(title: str, *keys: str, whole: bool = False) -> Dialect:
+    return Dialect(title, partial(keyed.detect, keys=frozenset(keys)), keyed.read, whole=whole)
 
 
 def _param(title: str, writer: str, name_from: str = "file name") -> Dialect:
-    return Dialect(title, partial(string_to_param.detect, writer=writer), string_to_param.read, name_from, OF_A1111)
+    return Dialect(title, partial(string_to_param.detect, writer=writer), string_to_param.read, name_from, True)
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -47,9 +47,9 @@ DIALECTS: dict[str, Dialect] = {
     "a1111-image": _param("AUTOMATIC1111 picture", "image", "`name` in the picture"),
     "original": _param("original textual inversion", "original"),
     "hcp": _param("HCP-Diffusion", "hcp"),
-    "kohya": _keyed("kohya, ai-toolkit", "emb_params", families=OF_SD),
-    "onetrainer": _keyed("OneTrainer, SD 1 and SD 2", "emp_params", "emp_params_out", families=OF_SD),
-    "lycoris": _keyed("unpacked by LyCORIS", "*", families=OF_SD),
+    "kohya": _keyed("kohya, ai-toolkit", "emb_params", whole=True),
+    "onetrainer": _keyed("OneTrainer, SD 1 and SD 2", "emp_params", "emp_params_out", whole=True),
+    "lycoris": _keyed("unpacked by LyCORIS", "*", whole=True),
     "text-encoders": Dialect(
         "cog-sdxl, diffusers' advanced training of 2023-11",
         partial(keyed.detect, keys=frozenset(("text_encoders_0", "text_encoders_1"))),

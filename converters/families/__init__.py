@@ -23,6 +23,16 @@ class EncoderSpec:
 
 
 @dataclass(frozen=True)
+class Signs:
+    """How a LoRA of others shows its family: the start of modelspec.architecture (lower case, parted by `-`) and of
+    ss_base_model_version, and a regular expression for names of blocks that no other family has (empty: none)."""
+
+    architectures: tuple[str, ...]
+    base_models: tuple[str, ...]
+    blocks: str
+
+
+@dataclass(frozen=True)
 class Family:
     """What an embedding, a LoRA or a training step needs to know of a kind of model.
 
@@ -40,6 +50,7 @@ class Family:
     base_model_version: str
     lora_prefixes: dict[str, str]
     cross_attention: int
+    signs: Signs
 
     @property
     def widths(self) -> dict[str, int]:
@@ -69,4 +80,6 @@ def possible_families(widths: Mapping[str, int]) -> list[str]:
 def _family(data: dict) -> Family:
     denoiser = data.pop("denoiser")
     encoders = tuple(EncoderSpec(**encoder) for encoder in data.pop("encoders"))
+    signs = data.pop("signs")
+    data["signs"] = Signs(tuple(signs["architectures"]), tuple(signs["base_models"]), signs["blocks"])
     return Family(encoders=encoders, denoiser_kind=denoiser["kind"], denoiser_module=denoiser["module"], **data)

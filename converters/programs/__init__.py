@@ -14,10 +14,13 @@ from .reading import Reading
 
 
 class Reads(Protocol):
-    """A module that imitates how one program reads a file from its folder of embeddings."""
+    """A module that imitates how one program reads a file, as an embedding and as a LoRA."""
 
     def reads(self, file: Stored, widths: dict[str, int]) -> Reading:
         """What the program makes of the file when a model with these encoders is loaded."""
+
+    def reads_lora(self, file: Stored, widths: dict[str, int]) -> Reading:
+        """What it makes of the words in a LoRA; `breaks` then says why the whole LoRA is refused."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Program:
     folder: str
     lora_folder: str
     prompt: str
+    lora_prompt: str
     characters: str | None
     layouts: dict[str, Layout]
     words_in_loras: str
@@ -83,3 +87,8 @@ def _program(name: str) -> Program:
 def reads(program: str, file: Stored, widths: dict[str, int]) -> Reading:
     """What `program` makes of `file` with a model whose encoders have these widths (encoder key to width)."""
     return MODULES[program].reads(file, widths)
+
+
+def reads_lora(program: str, file: Stored, widths: dict[str, int]) -> Reading:
+    """As `reads`, for a LoRA file in the program's folder of LoRAs: its words, and whether the LoRA loads at all."""
+    return MODULES[program].reads_lora(file, widths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from .reading import Reading, broken, clips, word
+from .reading import BUNDLED, Reading, Vectors, broken, bundled, clips, cut_at_first_dots, word
 from .webui import parsed
 
 
@@ -21,3 +21,45 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
             return broken("one tensor as wide as both encoders together loads and then fails in a prompt")
         return word(file.stem, dict.fromkeys(encoders, tensors[""]), file.tensors, file.tensors)
     return word(file.stem, {key: tensors[key] for key in encoders}, file.tensors, encoders)
+
+
+def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
+    """Words that exist while the LoRA is in the prompt. One word that cannot be parsed costs the whole LoRA.
+
+    Follows extensions-builtin/Lora/networks.py; a model with a T5 (SD3) takes the path of 1.10 that parts names
+    from the right, wants two dots in every name and does not know string_to_param.
+    """
+    if "t5" in widths:
+        return _reads_lora_of_sd3(file, widths)
+    words = cut_at_first_dots(file.tensors)
+    if words is None:
+        return broken("a bundle_emb tensor has no key after its name, and the whole LoRA is refused")
+    return _loaded(words, file, widths)
+
+
+def _reads_lora_of_sd3(file: Stored, widths: dict[str, int]) -> Reading:
+    short = next((name for name in file.tensors if name.count(".") < 2), None)
+    if short is not None:
+        return broken(f"its SD3 loader wants two dots in every name, and {short[:60]!r} has fewer")
+    words: dict[str, Vectors] = {}
+    for full in bundled(file.tensors):
+        name, _, key = full[len(BUNDLED) :].rpartition(".")
+        if "." not in name:
+            words.setdefault(name, {})[key] = file.tensors[full]
+    return _loaded(words, file, widths)
+
+
+def _loaded(words: dict[str, Vectors], file: Stored, widths: dict[str, int]) -> Reading:
+    kept: dict[str, Vectors] = {}
+    used: set[str] = set()
+    for name, tensors in words.items():
+        if not name or "/" in name or "\\" in name:
+            return broken(f"the word {name!r} makes the load of the whole LoRA fail")
+        found = parsed(Stored(file.path.with_name(name), tensors))
+        if isinstance(found, str):
+            return broken(f"the whole LoRA is refused because of the word {name!r}: {found}")
+        one = reads(Stored(file.path.with_name(f"{name}.safetensors"), tensors), widths)
+        if not one.breaks and name.casefold() not in map(str.casefold, kept):
+            kept[name] = next(iter(one.words.values()))
+            used.update(f"{BUNDLED}{name}.{key}" for key in tensors if key not in one.dropped)
+    return Reading(kept, tuple(full for full in bundled(file.tensors) if full not in used))

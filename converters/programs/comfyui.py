@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import Reading, Vectors, broken, string_to_param, width, word
+from .reading import Reading, Vectors, broken, bundled, string_to_param, width, word
 
 KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name ComfyUI looks for
 DEAF = ("gemma", "qwen")  # encoders that are given no folder of embeddings
@@ -49,3 +49,8 @@ def _joined(tensors: list[RawTensor]) -> RawTensor:
     data = b"".join(bytes(tensor.data) for tensor in tensors)
     count = sum(tensor.shape[0] if len(tensor.shape) > 1 else 1 for tensor in tensors)
     return RawTensor(tensors[0].dtype, (count, size), data)
+
+
+def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
+    """The LoRA loads, with a warning for each tensor of a word; words are looked for among embeddings only."""
+    return Reading(dropped=bundled(file.tensors))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..slots import as_rows
 from ..stored import Stored
-from .reading import Reading, broken, string_to_param, width, word
+from .reading import Reading, broken, bundled, string_to_param, width, word
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
@@ -22,3 +22,18 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     if not fitting:
         return broken(f"no text encoder of the model takes vectors {width(tensor)} wide")
     return word(token, {fitting[0]: as_rows(tensor)}, tensors, tensors)
+
+
+def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
+    """`load_lora_weights` refuses a file in which a tensor's name has no `lora`; FLUX alone leaves such tensors out."""
+    words = bundled(file.tensors)
+    strange = [name for name in file.tensors if "lora" not in name]
+    if widths.keys() == {"clip_l", "t5"}:
+        if words and any(name.startswith("lora_transformer_") for name in file.tensors):
+            return broken("OneTrainer's FLUX layout with words in it fails an assertion")
+        return Reading(dropped=words)
+    if strange and all(name.startswith(("lora_", "bundle_emb.")) for name in file.tensors) and not words:
+        strange = []  # kohya's .alpha: converted before the names are looked at
+    if strange:
+        return broken(f"the whole LoRA is refused, because no 'lora' is in the name {strange[0][:60]!r}")
+    return Reading(dropped=words)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import Reading, broken, clips, word
+from .reading import BUNDLED, Reading, broken, clips, word
 from .webui import parsed
+
+MOST_UNMATCHED = 12
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
@@ -30,3 +32,11 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     if not vectors or (joint and "" in tensors):
         return broken(f"its vectors are {size} wide, which no text encoder of this model expects")
     return word(file.stem, vectors, file.tensors, used)
+
+
+def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
+    """Words are never used; with too many tensors that fit no module the LoRA is dropped (load_lora_for_models)."""
+    unmatched = [name for name in file.tensors if name.startswith(BUNDLED) or "." not in name]
+    if len(unmatched) > MOST_UNMATCHED:
+        return broken(f"{len(unmatched)} tensors fit no module, more than {MOST_UNMATCHED}: the whole LoRA is refused")
+    return Reading(dropped=tuple(unmatched))

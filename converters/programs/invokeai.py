@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from .reading import Reading, Vectors, broken, string_to_param, width, word
+from .reading import Reading, Vectors, broken, bundled, string_to_param, width, word
 
 MOST = 10  # a file with as many tensors is taken for something else unless it is named learned_embeds
 
@@ -48,3 +48,11 @@ def _loaded(file: Stored, entries: Vectors, widths: dict[str, int]) -> Reading:
         return broken("an SDXL word needs both clip_l and clip_g")
     first = next(iter(tensors))
     return word(file.stem, {only: tensors[first]}, tensors, (first,))
+
+
+def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
+    """Tensors of words are taken out at load; a FLUX LoRA with some is not recognised at import (6.0 and later)."""
+    words = bundled(file.tensors)
+    if words and widths.keys() == {"clip_l", "t5"}:
+        return broken("a FLUX LoRA with words in it is not recognised and cannot be imported")
+    return Reading(dropped=words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..slots import as_rows
 from ..stored import Stored
-from .reading import Reading, broken, string_to_param, width, word
+from .reading import Reading, broken, bundled, string_to_param, width, word
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
@@ -22,3 +22,8 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     if width(tensors[first]) != size:
         return broken(f"its vectors are {width(tensors[first])} wide, the model wants {size}")
     return word(file.stem, {only: as_rows(tensors[first])}, tensors, (first,))
+
+
+def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
+    """Tensors that fit no module are listed and left out (networks/merge_lora.py fails at them with a KeyError)."""
+    return Reading(dropped=bundled(file.tensors))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from .reading import Reading, Vectors, broken, width, word
+from .reading import Reading, Vectors, broken, bundled, width, word
 
 ALONE = {"clip_l": "emp_params", "clip_h": "emp_params"}  # SD 1 and SD 2; the spelling is its own
 
@@ -26,3 +26,8 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
         wanted = [ALONE.get(key, key) if len(widths) == 1 else key for key in widths]
         return broken(f"it needs {' and '.join(wanted)}, with the model's widths")
     return word(file.stem, vectors, file.tensors, used)
+
+
+def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
+    """Words are dropped silently, its own too: they must be given again as files of their own."""
+    return Reading(dropped=bundled(file.tensors))

@@ -38,6 +38,25 @@ def width(tensor: RawTensor) -> int:
     return tensor.shape[-1] if tensor.shape else 0
 
 
+BUNDLED = "bundle_emb."
+
+
+def bundled(tensors: dict[str, RawTensor]) -> tuple[str, ...]:
+    """Names of the tensors that belong to words in a LoRA, or seem to."""
+    return tuple(name for name in tensors if name.startswith(BUNDLED))
+
+
+def cut_at_first_dots(tensors: dict[str, RawTensor]) -> dict[str, dict[str, RawTensor]] | None:
+    """Words as A1111 and SD.Next part them: the name ends at the first dot. None if a tensor's name has no key."""
+    words: dict[str, dict[str, RawTensor]] = {}
+    for full in bundled(tensors):
+        name, dot, key = full[len(BUNDLED) :].partition(".")
+        if not dot:
+            return None
+        words.setdefault(name, {})[key] = tensors[full]
+    return words
+
+
 def clips(widths: dict[str, int]) -> dict[str, int]:
     """The CLIP encoders of a model: the only ones that A1111 and its kin give words to."""
     return {key: size for key, size in widths.items() if key.startswith("clip")}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import Reading, broken, string_to_param, width, word
+from .reading import BUNDLED, Reading, Vectors, broken, bundled, cut_at_first_dots, string_to_param, width, word
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
@@ -34,3 +34,20 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
             if width(tensor) == size:
                 vectors[key] = tensor
     return word(file.stem, vectors, file.tensors, tensors)
+
+
+def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
+    """Words by width, called up to the first dot; they stay in the tokenizer when the LoRA has left the prompt."""
+    words = cut_at_first_dots(file.tensors)
+    if words is None or any("." not in name for name in file.tensors):
+        return broken("a tensor's name has no dot, at which its loader fails")
+    if not file.is_lora:
+        return broken("no tensor of a LoRA in it, so the words are not looked at")
+    kept: dict[str, Vectors] = {}
+    used: set[str] = set()
+    for name, tensors in words.items():
+        one = reads(Stored(file.path.with_name(f"{name}.safetensors"), tensors), widths)
+        if not one.breaks and name:
+            kept[name] = next(iter(one.words.values()))
+            used.update(f"{BUNDLED}{name}.{key}" for key in tensors)
+    return Reading(kept, tuple(full for full in bundled(file.tensors) if full not in used))

@@ -1,0 +1,81 @@
+"""What kind of LoRA a file holds: layout, modules, rank, and the family of its model, told from names and shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .families import all_families
+from .tensor import RawTensor
+
+# Layout to how all (or, for the last ones, some) of its names look; the first that fits counts.
+LAYOUTS = {
+    "cloneofsimo": r"^(unet|text_encoder):\d+:",
+    "lycoris": r"hada_w|lokr_w|oft_|boft|^lycoris_|glora",
+    "onetrainer": r"^lora_transformer_",
+    "kohya": r"^lora_",
+    "comfyui": r"^diffusion_model\.|^text_encoders\.",
+    "diffusers": r"^(unet|transformer|text_encoder(_\d)?|base_model|prior)\.|\.lora\.(up|down)\.|\.lora_[AB]\.",
+}
+_DOWN = re.compile(r"(\.|_)lora_down\.weight$|\.lora\.down\.weight$|\.lora_A(\.default)?\.weight$|:down$")
+_CROSS = re.compile(r"attn2[._](processor\.)?to_[kv]")
+
+
+@dataclass(frozen=True)
+class LoraInfo:
+    """`ranks` are all that occur, smallest first; `families` those that the file may be for."""
+
+    layout: str
+    modules: int
+    ranks: tuple[int, ...]
+    families: tuple[str, ...]
+
+
+def describe(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> LoraInfo:
+    """What the tensors of a LoRA (without those of words) tell; metadata only where shapes leave it open."""
+    layout = next((name for name, sign in LAYOUTS.items() if any(map(re.compile(sign).search, tensors))), "other")
+    downs = {name: tensor for name, tensor in tensors.items() if _DOWN.search(name) and tensor.shape}
+    modules = {re.split(r"\.(?=lora|alpha|hada|lokr|oft|diff|dora)|:(?=up|down|alpha)", name)[0] for name in tensors}
+    ranks = tuple(sorted({tensor.shape[0] for tensor in downs.values()}))
+    return LoraInfo(layout, len(modules), ranks, tuple(_families(tensors, metadata)))
+
+
+def _families(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> list[str]:
+    stated = _stated(metadata)
+    blocks = [
+        f.name
+        for f in all_families().values()
+        if f.signs.blocks and any(map(re.compile(f.signs.blocks).search, tensors))
+    ]
+    if blocks:
+        return stated if stated and not _has_signs(stated) else blocks
+    inputs = {_inputs(name, tensors) for name in tensors if _CROSS.search(name) or name.startswith("unet:")}
+    return [f.name for f in all_families().values() if f.denoiser_kind and f.cross_attention in inputs] or stated
+
+
+def _has_signs(names: list[str]) -> bool:
+    """Whether blocks could tell these families; Chroma has those of FLUX and can be told by metadata alone."""
+    return any(all_families()[name].signs.blocks for name in names)
+
+
+def _inputs(name: str, tensors: Mapping[str, RawTensor]) -> int:
+    """Width of what a cross-attention layer takes in, told by a tensor of LoRA, LoHa, LoKr or a full difference."""
+    tensor = tensors[name]
+    if len(tensor.shape) < 2:
+        return 0
+    if _DOWN.search(name) or name.endswith((".hada_w1_b", ".diff")):
+        return tensor.shape[1]
+    if name.endswith(".lokr_w1"):
+        second = tensors.get(name.removesuffix("1") + "2") or tensors.get(name.removesuffix("1") + "2_b")
+        return tensor.shape[1] * second.shape[1] if second is not None and len(second.shape) > 1 else 0
+    return 0
+
+
+def _stated(metadata: Mapping[str, str]) -> list[str]:
+    """Families that the metadata names, in ModelSpec's, kohya's or OneTrainer's way."""
+    stated = re.sub(r"[^a-z0-9]+", "-", metadata.get("modelspec.architecture", "").lower())
+    base = metadata.get("ss_base_model_version", "").lower()
+    kinds = all_families().values()
+    found = [f.name for f in kinds if stated.startswith(f.signs.architectures)]
+    return found or [f.name for f in kinds if base.startswith(f.signs.base_models)]
