@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
@@ -46,8 +47,16 @@ def violations(document: object, name: str = "recipe.json") -> Iterator[Validati
     registry: Registry[Any] = Registry(retrieve=resource)
     known = validator_for({"$schema": dialect})
     types = known.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    strict = extend(known, type_checker=types)
+    strict = extend(known, {"pattern": _pattern}, type_checker=types)
     yield from strict({"$ref": name}, registry=registry).iter_errors(document)
+
+
+def _pattern(_: object, pattern: str, text: object, __: object) -> Iterator[ValidationError]:
+    """JSON Schema's `$` is the end of the text; Python's also stands before a last line break."""
+    from jsonschema.exceptions import ValidationError
+
+    if isinstance(text, str) and re.search(re.sub(r"\$$", r"\\Z", pattern), text) is None:
+        yield ValidationError(f"{text!r} does not match {pattern!r}")
 
 
 def bundled(name: str = "recipe.json") -> dict[str, Any]:

@@ -92,7 +92,7 @@ def read(path: Path) -> Document:
         raise Unreadable(Problem("error", 0, "", "a number has thousands of digits; no setting needs that")) from error
     if not data:
         raise Unreadable(Problem("error", 0, "", "the recipe is empty; `pivotune new` writes one to start from"))
-    _refuse_deep(data)
+    refuse_deep(data)
     return Document(path, text, data)
 
 
@@ -134,7 +134,8 @@ def _syntax(error: tomli.TOMLDecodeError) -> str:
     return f"broken TOML in column {error.colno}: {cause}"
 
 
-def _refuse_deep(data: dict[str, Any]) -> None:
+def refuse_deep(data: dict[str, Any]) -> None:
+    """Raises Unreadable for nesting that only an attack or a slip has, before anything recursive looks at it."""
     level: list[Any] = [data]
     for _ in range(DEEPEST):
         level = [item for value in level for item in _children(value)]

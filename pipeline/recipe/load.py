@@ -11,7 +11,7 @@ from typing import Any
 from ... import schemas
 from ..errors import RecipeError
 from .build import build, recipe_as_json, recipe_from_json
-from .document import Document, Unreadable, find, read
+from .document import Document, Unreadable, find, read, refuse_deep
 from .explain import explain
 from .model import Recipe
 from .overrides import BadOverride, override
@@ -40,6 +40,7 @@ def open_recipe(
     """The recipe, or None and its problems; the document (for line numbers) is None where the file cannot be parsed."""
     try:
         document = override(read(find(path_or_name)), overrides, list(schemas.schema("recipe.json")["properties"]))
+        refuse_deep(document.data)
     except (Unreadable, BadOverride) as error:
         return None, None, [error.problem]
     problems = form_problems(document)

@@ -25,7 +25,7 @@ def description(path: Path) -> str:
 def from_template(template: Path, target: Path) -> str:
     """The template's text, comments and all, named after `target`; paths to what ships beside it become absolute."""
     about = schemas.schema("recipe.json")["properties"]["name"]
-    if re.search(about["pattern"], target.stem) is None:
+    if re.fullmatch(about["pattern"], target.stem) is None:
         raise RecipeError([f"the file's name names the recipe, but '{target.stem}' is not {about['title']}"])
     schema = Path(str(files("pivotune.schemas") / "recipe.json"))
     text = template.read_text("utf-8")

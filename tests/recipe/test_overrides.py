@@ -1,0 +1,78 @@
+"""`--set place=value`: where it may point, how its value is read, and what is said when it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pivotune.pipeline.errors import RecipeError
+from pivotune.pipeline.recipe.build import recipe_as_json
+from pivotune.pipeline.recipe.load import load_recipe
+
+
+def at(path: Path, override: str, *keys: Any) -> Any:
+    """A value of the recipe after one override."""
+    value: Any = recipe_as_json(load_recipe(path, [override]))
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def test_places(good: Path) -> None:
+    assert at(good, "seed=3", "seed") == 3
+    assert at(good, "model.dtype=bfloat16", "model", "dtype") == "bfloat16"
+    assert at(good, "train.steps=77", "stage", 2, "steps") == 77
+    assert at(good, "stage.3.steps=78", "stage", 2, "steps") == 78
+    assert at(good, "train.optimizer.eps=1e-6", "stage", 2, "optimizer", "eps") == 1e-6
+    assert at(good, "embedding.tokens=4", "embedding", 0, "tokens") == 4
+    assert at(good, "embedding.1.learning_rate.clip_l=0.1", "embedding", 0, "learning_rate") == {"clip_l": 0.1}
+    assert at(good, "samples.count=9", "samples", "count") == 9
+
+
+def test_values_are_toml_and_bare_words_are_texts(good: Path) -> None:
+    assert at(good, 'device="cpu"', "device") == at(good, "device=cpu", "device") == "cpu"
+    assert at(good, "train.lora={ rank = 3 }", "stage", 2, "lora", "alpha") == 3
+    assert at(good, 'export.targets=["kohya"]', "stage", 3, "targets") == ["kohya"]
+    assert at(good, "description=a = b", "description") == "a = b"
+    assert at(good, "description=1\nseed=2", "seed") == 0
+    assert at(good, "embedding.train=false", "embedding", 0, "train") is False
+
+
+def test_later_ones_win(good: Path) -> None:
+    assert load_recipe(good, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("steps", "--set steps: is not of the form place=value, for example train.steps=10"),
+        ("=3", "is not of the form place=value"),
+        ("sede=3", "--set sede=3: no part of a recipe is called 'sede'; did you mean 'seed'?"),
+        ("trian.steps=3", "did you mean 'train'?"),
+        ("rescale.to=mean", "no part of a recipe is called 'rescale'"),
+        ("stage.9.steps=3", "there is no number 9; the recipe has 4 (counted from 1)"),
+        ("stage.0.steps=3", "there is no number 0"),
+        ("stage.steps=3", "which of the 4? Put its number before 'steps', counted from 1"),
+        ("name.x=3", "'name' is no table, it has no 'x'"),
+        ("seed.x=3", "expected a whole number, got a table"),
+        ("train.step=3", "--set train.step=3: unknown key 'step'; did you mean 'steps'?"),
+        ("train.steps=many", "--set train.steps=many: expected a whole number, got the text 'many'"),
+        ("train.steps=nan", "--set train.steps=nan: nan is no usable number"),
+        ("train.learning_rate=[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]", "nested more than 16 deep"),
+        ("a.b.c", "is not of the form"),
+    ],
+)
+def test_a_wrong_one_is_named_in_the_message(good: Path, override: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(good, [override])
+    assert len(caught.value.problems) == 1
+    assert words in caught.value.problems[0]
+    assert caught.value.problems[0].startswith(str(good))
+
+
+def test_the_file_is_not_changed(good: Path) -> None:
+    before = good.read_bytes()
+    load_recipe(good, ["seed=3"])
+    assert good.read_bytes() == before

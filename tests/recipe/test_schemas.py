@@ -1,0 +1,129 @@
+"""The schema files: complete, described, pinned to the code they describe, and usable by editors."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import socket
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from pivotune import schemas
+from pivotune.converters.families import families
+from pivotune.converters.programs import programs
+from pivotune.pipeline.recipe.build import filled
+
+FOLDER = Path(str(files("pivotune.schemas")))
+RECIPE = ("recipe.json", "values.json", *(name for name in schemas.names() if name.startswith("stages/")))
+
+
+def parts(value: Any) -> Iterator[dict[str, Any]]:
+    """Every table of a schema."""
+    if isinstance(value, dict):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from parts(item)
+
+
+@pytest.mark.parametrize("name", schemas.names())
+def test_a_schema_is_a_schema(name: str) -> None:
+    jsonschema.validators.validator_for(schemas.schema(name)).check_schema(schemas.schema(name))
+
+
+@pytest.mark.parametrize("name", RECIPE)
+def test_every_property_is_described_and_no_table_is_open(name: str) -> None:
+    for part in parts(schemas.schema(name)):
+        for key, about in part.get("properties", {}).items():
+            assert about.get("description") or about.keys() == {"const"}, (name, key)
+        if part.get("type") == "object" and "if" not in str(part.get("allOf")):
+            assert part.get("additionalProperties") is not None, part
+
+
+@pytest.mark.parametrize("name", RECIPE)
+def test_every_option_has_a_default_or_says_what_leaving_it_out_means(name: str) -> None:
+    for part in parts(schemas.schema(name)):
+        for key, about in part.get("properties", {}).items():
+            optional = key not in part.get("required", ())
+            assert not optional or "default" in about or "Left out" in about["description"] or key in (
+                "revision", "variant", "config",
+            ), (name, key)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPE)
+def test_references_between_files_are_relative_and_lead_somewhere(name: str) -> None:
+    assert "$id" not in schemas.schema(name)  # an editor would look there instead of beside the file
+    for part in parts(schemas.schema(name)):
+        file, _, pointer = part.get("$ref", "").partition("#/")
+        assert ":" not in file
+        if file:
+            target = (FOLDER / name).parent / file
+            assert target.is_file()
+            about: Any = json.loads(target.read_text("utf-8"))
+            for key in pointer.split("/") if pointer else []:
+                about = about[key]
+
+
+def test_references_are_resolved_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("the network was asked"))
+    train = {"kind": "train", "steps": 1, "learning_rate": {"clip_l": -1}}
+    found = list(schemas.violations({"name": "x", "model": {"base": "micro"}, "stage": [train]}))
+    assert [list(error.absolute_path) for error in found] == [["stage", 0, "learning_rate", "clip_l"]]
+
+
+def test_the_file_for_editors_is_up_to_date_and_whole() -> None:
+    made = schemas.bundled("recipe.json")
+    assert schemas.schema("editor.json") == made, "make it anew: pivotune schema recipe > schemas/editor.json"
+    for part in parts(made):
+        assert part.get("$ref", "#/definitions/").startswith("#/definitions/")
+    assert set(made["definitions"]) >= {"train", "export", "norm", "learning_rate"}
+
+
+def test_shipped_recipes_name_the_file_for_editors() -> None:
+    for path in Path(str(files("pivotune.recipes"))).glob("*.toml"):
+        first = path.read_text("utf-8").splitlines()[0]
+        assert first.startswith("#:schema ")
+        assert (path.parent / first.removeprefix("#:schema ")).resolve() == (FOLDER / "editor.json").resolve()
+
+
+def test_a_branch_is_chosen_by_kind() -> None:
+    stage = schemas.schema("recipe.json")["properties"]["stage"]["items"]
+    kinds = stage["properties"]["kind"]["enum"]
+    assert [branch["if"]["properties"]["kind"]["const"] for branch in stage["allOf"]] == kinds
+    assert [branch["then"]["$ref"] for branch in stage["allOf"]] == [f"stages/{kind}.json" for kind in kinds]
+    assert sorted(f"stages/{kind}.json" for kind in kinds) == [name for name in schemas.names() if "/" in name]
+
+
+def test_families_and_targets_are_those_of_the_converters() -> None:
+    model = schemas.schema("recipe.json")["properties"]["model"]["properties"]
+    assert model["family"]["enum"] == list(families())
+    targets = schemas.schema("stages/export.json")["properties"]["targets"]["items"]["enum"]
+    assert targets == list(programs())
+
+
+def test_stages_take_the_options_of_their_schemas() -> None:
+    from pivotune.pipeline.stages import STAGES
+
+    assert list(STAGES) == schemas.schema("recipe.json")["properties"]["stage"]["items"]["properties"]["kind"]["enum"]
+    for kind, function in STAGES.items():
+        about = schemas.schema(f"stages/{kind}.json")
+        options = {
+            name: parameter
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        assert set(options) == set(about["properties"]) - {"kind"}, kind
+        needed = {name for name, parameter in options.items() if parameter.default is inspect.Parameter.empty}
+        assert needed == set(about["required"]) - {"kind"}, kind
+        defaults = filled({}, about)
+        for name in options.keys() - needed:
+            assert plain(options[name].default) == defaults[name], (kind, name)
+
+
+def plain(value: Any) -> Any:
+    """A default as JSON writes it."""
+    return json.loads(json.dumps(value))
