@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,22 +18,28 @@ Verify = Callable[[Path], None]
 class Batch:
     """Files that are written beside their places and appear together; made by `batch`."""
 
-    def __init__(self, overwrite: bool) -> None:
-        self.overwrite = overwrite
+    def __init__(self, overwrite: bool, dry: bool = False, claimed: set[Path] | None = None) -> None:
+        self.overwrite, self.dry = overwrite, dry
+        self._claimed = set() if claimed is None else claimed
         self._staged: dict[Path, Path] = {}  # place -> temporary file
+        self._folders: list[Path] = []  # made on the way
 
     def add(self, path: Path, fill: Fill, verify: Verify | None = None) -> None:
         """Write a temporary file beside `path`, bring it to the disk, and let `verify` read it back.
 
-        Raises ConvertError if the place is taken (by a file, or by another one of this batch).
+        Raises ConvertError if the place is taken (by a file, or by another one of this batch or command).
         """
-        if path in self._staged or (os.path.lexists(path) and not self.overwrite):
-            raise taken(path)
+        place = path.absolute()
+        if place in self._claimed or (os.path.lexists(path) and not self.overwrite):
+            raise taken(path, place in self._claimed)
         if path.is_dir():
             raise ConvertError(f"{path}: is a folder")
+        self._claimed.add(place)
+        if self.dry:
+            return
         temporary = path.parent / f".{secrets.token_hex(8)}.part"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(path.parent)
             with open(temporary, "xb") as file:
                 self._staged[path] = temporary
                 fill(file)
@@ -43,6 +49,12 @@ class Batch:
             raise ConvertError(f"{path}: cannot be written ({error.strerror or error})") from error
         if verify is not None:
             verify(temporary)
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            self._folders.append(folder)
 
     def commit(self) -> None:
         """Give every file its name. If a name was taken meanwhile, the files placed so far are taken back."""
@@ -56,6 +68,7 @@ class Batch:
                 for path in placed:
                     path.unlink(missing_ok=True)
             raise
+        self._folders.clear()
         for folder in {path.parent for path in placed}:
             _sync_folder(folder)
 
@@ -63,12 +76,19 @@ class Batch:
         """Remove what was written and has no name yet."""
         for temporary in self._staged.values():
             temporary.unlink(missing_ok=True)
+        for folder in reversed(self._folders):
+            with suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
 
 
 @contextmanager
-def batch(*, overwrite: bool = False) -> Iterator[Batch]:
-    """Several files that appear together when the block ends well; nothing is left behind when it does not."""
-    files = Batch(overwrite)
+def batch(*, overwrite: bool = False, dry: bool = False, claimed: set[Path] | None = None) -> Iterator[Batch]:
+    """Several files that appear together when the block ends well; nothing is left behind when it does not.
+
+    `dry` checks the places and writes nothing. `claimed` are places that other batches of the same command have
+    written to: not even `overwrite` lets two words meet on one file.
+    """
+    files = Batch(overwrite, dry, claimed)
     try:
         yield files
         files.commit()
@@ -82,8 +102,10 @@ def write_file(path: Path, fill: Fill, *, verify: Verify | None = None, overwrit
         files.add(path, fill, verify)
 
 
-def taken(path: Path) -> ConvertError:
+def taken(path: Path, just_now: bool = False) -> ConvertError:
     """The one wording for a file that would be lost."""
+    if just_now:
+        return ConvertError(f"{path}: was written just now for another word; give one of them another name (--name)")
     return ConvertError(f"{path}: exists already; choose another name, or pass --overwrite")
 
 

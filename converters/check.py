@@ -10,7 +10,10 @@ from .tensor import RawTensor
 
 def is_finite(tensor: RawTensor) -> bool:
     """No NaN and no infinity; integers and types that are not in dtypes.FLOATS count as finite."""
-    return tensor.dtype not in FLOATS or all(map(isfinite, values(tensor)))
+    if tensor.dtype not in FLOATS:
+        return True
+    numbers = values(tensor)
+    return isfinite(sum(numbers)) or all(map(isfinite, numbers))
 
 
 def is_zero(tensor: RawTensor) -> bool:

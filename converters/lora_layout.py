@@ -75,7 +75,7 @@ def _inputs(name: str, tensors: Mapping[str, RawTensor]) -> int:
 def _stated(metadata: Mapping[str, str]) -> list[str]:
     """Families that the metadata names, in ModelSpec's, kohya's or OneTrainer's way."""
     stated = re.sub(r"[^a-z0-9]+", "-", metadata.get("modelspec.architecture", "").lower())
-    base = metadata.get("ss_base_model_version", "").lower()
+    base = metadata.get("ss_base_model_version", "").lower() or ("sd_v2" if metadata.get("ss_v2") == "True" else "")
     kinds = all_families().values()
     found = [f.name for f in kinds if stated.startswith(f.signs.architectures)]
     return found or [f.name for f in kinds if base.startswith(f.signs.base_models)]

@@ -45,6 +45,7 @@ class Program:
     prompt: str
     lora_prompt: str
     characters: str | None
+    runs: list[str] | None  # families whose models it can run at all; None: all that are known here
     layouts: dict[str, Layout]
     words_in_loras: str
     reserved: tuple[str, ...] = ()

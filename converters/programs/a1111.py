@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from ..stored import Stored
 from .reading import BUNDLED, Reading, Vectors, broken, bundled, clips, cut_at_first_dots, word
-from .webui import parsed
+from .webui import parsed, unsafe
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
     """One word called like the file. A T5 or other part is carried along unused (SD3)."""
+    if why := unsafe(file):
+        return broken(why)
     found = parsed(file)
     if isinstance(found, str):
         return broken(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import Reading, Vectors, broken, bundled, string_to_param, width, word
+from .reading import REFUSED, Reading, Vectors, broken, bundled, only_weights, string_to_param, width, word
 
 KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name ComfyUI looks for
 DEAF = ("gemma", "qwen")  # encoders that are given no folder of embeddings
@@ -15,6 +15,8 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
 
     Order of the rules as in comfy/sd1_clip.py; a tensor of the wrong width is warned of and ignored at use.
     """
+    if not only_weights(file):
+        return broken(REFUSED)
     vectors: Vectors = {}
     used: set[str] = set()
     for key, size in widths.items():

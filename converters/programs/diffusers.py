@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from ..slots import as_rows
 from ..stored import Stored
-from .reading import Reading, broken, bundled, string_to_param, width, word
+from .reading import REFUSED, Reading, broken, bundled, only_weights, string_to_param, width, word
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
     """One word called like the tensor (or `name` beside string_to_param); clip_l and clip_g need two calls by hand."""
+    if not only_weights(file):
+        return broken(REFUSED)
     tensors, entries = file.tensors, string_to_param(file.tensors)
     if file.root == "tensor":
         token, tensor = file.stem, next(iter(tensors.values()))

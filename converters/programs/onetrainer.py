@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from .reading import Reading, Vectors, broken, bundled, width, word
+from .reading import REFUSED, Reading, Vectors, broken, bundled, only_weights, width, word
 
 ALONE = {"clip_l": "emp_params", "clip_h": "emp_params"}  # SD 1 and SD 2; the spelling is its own
 
@@ -14,6 +14,8 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     A model of one or two CLIP encoders needs all its names (else AttributeError), a larger one goes on without
     those that are missing.
     """
+    if not only_weights(file):
+        return broken(REFUSED)
     vectors: Vectors = {}
     used = []
     for key, size in widths.items():

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ..stored import Stored
 from ..tensor import RawTensor
+
+# What torch.load(weights_only=True) allows; an nn.ParameterDict (original textual inversion) is not among it.
+_PLAIN = re.compile(
+    r"torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_\w+|torch(\.storage)?\.\w+Storage|torch\.(b?float|u?int|bool)\w*"
+    r"|collections\.OrderedDict|torch\.(Size|device|Tensor)|torch\.nn\.parameter\.Parameter|(__builtin__|builtins)\.set"
+    r"|_codecs\.encode"
+)
 
 Vectors = dict[str, RawTensor]
 
@@ -38,6 +47,12 @@ def width(tensor: RawTensor) -> int:
     return tensor.shape[-1] if tensor.shape else 0
 
 
+def only_weights(file: Stored) -> bool:
+    """Whether `torch.load(weights_only=True)` opens the file (always, if it is no pickle)."""
+    return all(map(_PLAIN.fullmatch, file.names))
+
+
+REFUSED = "torch.load(weights_only=True) refuses the classes in this pickle"
 BUNDLED = "bundle_emb."
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from ..slots import as_rows
 from ..stored import Stored
 from ..tensor import RawTensor
 from .reading import string_to_param, width
+
+# Members that A1111's check (modules/safe.py) knows; current torch writes two more, and the file is refused.
+_MEMBERS = re.compile(r"[^/]+/(data/\d+|version|byteorder|\.data/serialization_id|data\.pkl)")
 
 
 def parsed(file: Stored) -> tuple[dict[str, RawTensor], int] | str:
@@ -23,9 +28,17 @@ def parsed(file: Stored) -> tuple[dict[str, RawTensor], int] | str:
         return {"": lone}, width(lone)
     if file.root == "dict" and "clip_g" in tensors and "clip_l" in tensors:
         return dict(tensors), width(tensors["clip_g"]) + width(tensors["clip_l"])
-    if file.root == "dict" and tensors:
+    if file.root == "dict" and tensors and next(iter(tensors)) not in file.parameters:
         if len(tensors) != 1:
             return f"it takes one tensor, or clip_l and clip_g; here are {', '.join(list(tensors)[:4])}"
         lone = as_rows(next(iter(tensors.values())))
         return {"": lone}, width(lone)
     return "it cannot tell what the file is"
+
+
+def unsafe(file: Stored) -> str:
+    """Why A1111's check of pickles refuses the file; empty if it does not."""
+    strange = [member for member in file.members if not _MEMBERS.fullmatch(member)]
+    return (
+        f"its check does not know {strange[0]!r} in a .pt of current torch, and refuses it as unsafe" if strange else ""
+    )

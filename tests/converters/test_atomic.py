@@ -75,8 +75,32 @@ def test_without_hard_links_a_name_is_still_claimed_first(tmp_path, monkeypatch)
 
 def test_two_files_of_one_name_and_dangling_links_are_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConvertError, match="exists already"):
+    with pytest.raises(ConvertError, match="another word"):
         write_both(tmp_path / "a", tmp_path / "a")
     with pytest.raises(ConvertError, match="exists already"):
         atomic.write_file(tmp_path / "link", put(b"1"))
     assert os.listdir(tmp_path) == ["link"]
+
+
+def test_a_folder_made_on_the_way_goes_with_a_failed_batch(tmp_path):
+    with pytest.raises(ConvertError):
+        write_both(tmp_path / "new" / "deep" / "a", tmp_path / "other" / "b", verify=refuse)
+    assert not os.listdir(tmp_path)
+
+
+def test_two_batches_of_one_command_never_meet_even_when_they_may_overwrite(tmp_path):
+    claimed = set()
+    with atomic.batch(overwrite=True, claimed=claimed) as files:
+        files.add(tmp_path / "a", put(b"1"))
+    with pytest.raises(ConvertError, match="just now"), atomic.batch(overwrite=True, claimed=claimed) as files:
+        files.add(tmp_path / "a", put(b"2"))
+    assert (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_a_dry_batch_says_what_is_taken_and_writes_nothing(tmp_path):
+    (tmp_path / "old").write_bytes(b"old")
+    with atomic.batch(dry=True) as files:
+        files.add(tmp_path / "new" / "a", put(b"1"), refuse)
+        with pytest.raises(ConvertError, match="exists already"):
+            files.add(tmp_path / "old", put(b"1"))
+    assert os.listdir(tmp_path) == ["old"]

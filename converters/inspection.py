@@ -1,0 +1,128 @@
+"""What a file holds, as plain values for people and for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from math import fsum, isfinite, sqrt
+from pathlib import Path
+from typing import Any
+
+from .dialects import DIALECTS
+from .dtypes import FLOATS, values
+from .embedding import Contents, Embedding
+from .errors import ConvertError
+from .lora_layout import describe
+from .opening import open_file
+from .read import dialect_of, families_of, unknown
+from .slots import UNNAMED, outputs
+from .stored import Stored
+from .tensor import RawTensor
+from .verdicts import verdicts
+
+
+def inspect(path: Path | str) -> dict[str, Any]:
+    """Everything about one file, in values that JSON has.
+
+    `kind` is embedding, lora, bundle or other; `family` is None while several `families` remain possible;
+    `programs` says for each program whether it `loads` the file (yes, partly, no), what to type (`prompt`) and
+    why (`notes`). Raises ConvertError only for a file that cannot be opened or lies about itself.
+    """
+    stored = open_file(path)
+    dialect = dialect_of(stored)
+    try:
+        contents = DIALECTS[dialect].read(stored) if dialect else Contents()
+        notes = [] if dialect else [unknown(stored)]
+    except ConvertError as error:
+        contents, notes = Contents(), [str(error).removeprefix(f"{stored.path}: ")]
+    kind = _kind(stored, contents)
+    families, lora = _families(contents, dialect), None
+    if kind in ("lora", "bundle"):
+        info = describe(contents.rest, contents.metadata)
+        lora = {**asdict(info), "tensors": len(contents.rest)}
+        families = [name for name in info.families if name in families or not contents.embeddings] or families
+    return {
+        "path": str(path),
+        "kind": kind,
+        "dialect": dialect,
+        "title": DIALECTS[dialect].title if dialect else None,
+        "family": families[0] if len(families) == 1 else None,
+        "families": families,
+        "embeddings": [_embedding(item) for item in contents.embeddings],
+        "lora": lora,
+        "metadata": dict(stored.metadata),
+        "notes": notes + _notes(stored, contents),
+        "programs": {}
+        if kind == "other"
+        else {
+            name: {"loads": verdict.loads, "prompt": verdict.prompt, "notes": list(verdict.notes)}
+            for name, verdict in verdicts(stored, contents, families, kind != "embedding").items()
+        },
+    }
+
+
+def _kind(stored: Stored, contents: Contents) -> str:
+    if contents.embeddings:
+        return "bundle" if stored.is_lora else "embedding"
+    return "lora" if contents.rest else "other"
+
+
+def _families(contents: Contents, dialect: str | None) -> list[str]:
+    found: list[str] | None = None
+    for embedding in contents.embeddings:
+        own = families_of(embedding, dialect)
+        found = own if found is None else [name for name in found if name in own]
+    return found or []
+
+
+def _embedding(embedding: Embedding) -> dict[str, Any]:
+    return {"name": embedding.name, "vectors": {key: _tensor(tensor) for key, tensor in embedding.vectors.items()}}
+
+
+def _tensor(tensor: RawTensor) -> dict[str, Any]:
+    norms = _norms(tensor)
+    return {
+        "shape": list(tensor.shape),
+        "dtype": tensor.dtype,
+        "sha256": sha256(tensor.data).hexdigest(),
+        "norms": None if norms is None else [norm if isfinite(norm) else None for norm in norms],
+        "finite": norms is None or all(map(isfinite, norms)),
+    }
+
+
+def _norms(tensor: RawTensor) -> Sequence[float] | None:
+    """Euclidean length of each vector; None for types that Python has no numbers for."""
+    if tensor.dtype not in FLOATS or len(tensor.shape) != 2:
+        return None
+    numbers, width = values(tensor), tensor.shape[1]
+    return [_length(numbers[at : at + width]) for at in range(0, len(numbers), width or 1)]
+
+
+def _length(numbers: Sequence[float]) -> float:
+    if not all(map(isfinite, numbers)):
+        return float("inf")
+    largest = max(map(abs, numbers), default=0.0) or 1.0
+    return round(largest * sqrt(fsum((number / largest) ** 2 for number in numbers)), 6)
+
+
+def _notes(stored: Stored, contents: Contents) -> list[str]:
+    notes = []
+    for embedding in contents.embeddings:
+        for key, tensor in embedding.vectors.items():
+            if UNNAMED in key:
+                notes.append(
+                    f"{embedding.name}: {tensor.shape[-1]} wide, which does not tell the encoder; pass --family"
+                )
+        live = [key for key in outputs(embedding.vectors) if any(embedding.vectors.get(key[:-4], _NONE).data)]
+        if live:
+            notes.append(
+                f"{embedding.name}: {', '.join(live)} beside input vectors that are not zero; OneTrainer would use "
+                "the output vectors, which may be left from an earlier training"
+            )
+    if "clip_g" in stored.tensors and stored.tensors["clip_g"].shape[-1:] == (768,):
+        notes.append("its clip_g is CLIP-L (OneTrainer wrote FLUX files so in 2024); read as clip_l")
+    return notes
+
+
+_NONE = RawTensor("U8", (0,), b"")

@@ -1,0 +1,100 @@
+"""Which programs will load a file: what the user types there, what is left out, what breaks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .check import is_zero
+from .embedding import Contents
+from .families import Family, all_families
+from .programs import Program, programs, reads, reads_lora
+from .programs.reading import Reading
+from .slots import outputs
+from .stored import Stored
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`loads` is `yes`, `partly` or `no`; `prompt` is what the user types, empty if nothing loads."""
+
+    loads: str
+    prompt: str
+    notes: tuple[str, ...] = ()
+
+
+def verdicts(stored: Stored, contents: Contents, families: Sequence[str], is_lora: bool) -> dict[str, Verdict]:
+    """A verdict a program. Where several families remain possible, the one that goes best counts and is named."""
+    return {name: _best(program, stored, contents, families, is_lora) for name, program in programs().items()}
+
+
+def _best(program: Program, stored: Stored, contents: Contents, families: Sequence[str], is_lora: bool) -> Verdict:
+    judge = _lora if is_lora else _embedding
+    found = []
+    for name in families:
+        family = all_families()[name]
+        verdict = judge(program, stored, contents, family)
+        if len(families) > 1:
+            verdict = Verdict(verdict.loads, verdict.prompt, (f"for {family.title}", *verdict.notes))
+        found.append(verdict)
+    if not found:
+        return Verdict("no", "", ("no model that is known here has text encoders of these widths",))
+    return min(found, key=lambda verdict: ("yes", "partly", "no").index(verdict.loads))
+
+
+def _embedding(program: Program, stored: Stored, contents: Contents, family: Family) -> Verdict:
+    if family.name not in program.layouts:
+        return Verdict("no", "", (program.refuses.get(family.name, f"no words for {family.title}"),))
+    reading = reads(program.name, stored, family.widths)
+    if reading.breaks:
+        return Verdict("no", "", (reading.breaks,))
+    notes = [f"left out: {', '.join(reading.dropped[:6])}"] if reading.dropped else []
+    for word, vectors in reading.words.items():
+        used = {key.removesuffix("_out") for key in vectors}
+        notes += [f"{key} gets nothing" for key in family.widths if key not in used and _can_take(program, family, key)]
+        notes += [f"{key} is all zeros: the word does nothing" for key in vectors if is_zero(vectors[key])]
+        if program.prompt.count("{stem}") and not _typeable(program, word):
+            notes.append("its prompts cannot hold this name; rename the file")
+    if len(contents.embeddings) > len(reading.words):
+        notes.append(f"{len(contents.embeddings)} words in the file, of which it sees {len(reading.words)}")
+    prompts = [program.prompted(word, word) for word in reading.words]
+    return Verdict("partly" if notes else "yes", ", ".join(prompts), tuple(notes))
+
+
+def _lora(program: Program, stored: Stored, contents: Contents, family: Family) -> Verdict:
+    if program.runs is not None and family.name not in program.runs:
+        return Verdict("no", "", (f"cannot run {family.title}",))
+    reading = reads_lora(program.name, stored, family.widths)
+    if reading.breaks:
+        return Verdict("no", "", (reading.breaks,))
+    prompt = program.lora_prompt.format(stem=stored.stem, file=stored.path.name)
+    return Verdict(
+        _how_much(reading, contents), " ".join((prompt, *reading.words)), _lora_notes(program, reading, contents)
+    )
+
+
+def _how_much(reading: Reading, contents: Contents) -> str:
+    return "yes" if not reading.dropped and len(reading.words) == len(contents.embeddings) else "partly"
+
+
+def _lora_notes(program: Program, reading: Reading, contents: Contents) -> tuple[str, ...]:
+    notes = []
+    if contents.embeddings:
+        notes.append(f"words in a LoRA: {program.words_in_loras}")
+    lost = [word.name for word in contents.embeddings if word.name not in reading.words]
+    if lost and reading.words:
+        notes.append(f"not found under their names: {', '.join(lost[:6])}")
+    for word in contents.embeddings:
+        if outputs(word.vectors):
+            notes.append(f"{word.name}: output vectors, which OneTrainer alone can use")
+    return tuple(notes)
+
+
+def _can_take(program: Program, family: Family, key: str) -> bool:
+    return any(key in keys for keys in program.layouts[family.name].files)
+
+
+def _typeable(program: Program, word: str) -> bool:
+    allowed = program.characters is None or all(re.fullmatch(program.characters, char) for char in word)
+    return allowed and word not in program.reserved
