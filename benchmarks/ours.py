@@ -1,0 +1,108 @@
+"""Pivotune's own code, as a train stage calls it: injection, slots, the words' trainer."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from scene import VECTORS, VOCABULARY, Scene
+from torch import Tensor, nn
+
+from pivotune.pipeline.recipe.model import StopAfter, Word
+from pivotune.pipeline.train.word_trainer import Clock, WordTrainer
+from pivotune.pipeline.words.injection import ActiveRows, Encoder, Injection
+from pivotune.pipeline.words.norms import norm_statistics
+from pivotune.pipeline.words.rows import WordRows
+
+OPTIMIZER = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+KEY = "clip_l"
+
+
+class Vocabulary(nn.Module):
+    """As much of a text encoder as injection asks for."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.embedding: nn.Module = nn.Embedding.from_pretrained(table, freeze=True)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def set_input_embeddings(self, module: nn.Module) -> None:
+        self.embedding = module
+
+
+class Counted:
+    """A tokenizer of the right size that takes new tokens and tokenizes nothing: ids are made by the scene."""
+
+    def __init__(self) -> None:
+        self.tokens = VOCABULARY
+
+    def add_tokens(self, tokens: list[Any]) -> int:
+        self.tokens += len(tokens)
+        return len(tokens)
+
+    def __len__(self) -> int:
+        return self.tokens
+
+
+class Slots:
+    """One step of the embedding part: words of the caption made active, looked up, pulled, moved, normed."""
+
+    def __init__(self, scene: Scene, module: Any = None) -> None:
+        module = Vocabulary(scene.table) if module is None else module
+        names = [f"<word-{n}>" for n in range(scene.words)]
+        encoder = Encoder(KEY, "encoder", "tokenizer", module, Counted(), scene.table.shape[1])
+        rows = WordRows(dict(zip(names, scene.vectors, strict=True)))
+        self.module, self.pull = module, scene.pull
+        self.injection = Injection(SimpleNamespace(), [encoder], {KEY: rows})
+        words = [Word(name, "ring", VECTORS, True, None, StopAfter(0, "never")) for name in names]
+        self.trainer = WordTrainer(
+            self.injection, words, {KEY: norm_statistics(scene.table)},
+            learning_rate=5e-3, optimizer=OPTIMIZER, clip_norm=1.0, preserve_norm="median",
+        )  # fmt: skip
+        ids = [scene.ids(n, [VOCABULARY + VECTORS * at for at in range(len(h))]) for n, h in enumerate(scene.held)]
+        self.captions = cycle(list(zip(scene.texts(), ids, strict=True)))
+        self.active: dict[str, ActiveRows] = {}
+        self.running: set[str] = set()
+
+    def prepare(self) -> tuple[Tensor, set[str]]:
+        """What precedes the forward pass: which words still run, which the caption holds. Returns its ids."""
+        text, ids = next(self.captions)
+        words = self.injection.words_in([text])
+        running = self.trainer.running(words, Clock(1, 100, 10.0, 1.0))
+        self.active = self.injection.take(words, train=True)
+        return ids, running
+
+    def forward(self) -> Tensor:
+        ids, self.running = self.prepare()
+        found: Tensor = self.module.get_input_embeddings()(ids)
+        return found
+
+    def learn(self) -> None:
+        """What follows the backward pass."""
+        self.trainer.step(self.active, 1.0, self.running)
+
+    def step(self) -> None:
+        self.forward().backward(self.pull)
+        self.learn()
+
+    def state(self) -> list[Tensor]:
+        """Every tensor that training adds to the vocabulary."""
+        trainer, rows = self.trainer, self.injection.rows[KEY]
+        leaves = [one.leaf for one in self.active.values()]
+        gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        adam = trainer.adam[KEY]
+        held = [rows.values, trainer.start[KEY], trainer.rates[KEY], adam.moment, adam.square, adam.steps]
+        return [*held, *leaves, *gradients, *(one.index for one in self.active.values())]
+
+
+def unique_bytes(tensors: list[Tensor]) -> int:
+    """Bytes of all storages behind the tensors, each once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+torch.set_num_threads(1)
