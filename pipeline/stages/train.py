@@ -108,7 +108,9 @@ def _run_steps(run: Run, training: Training, contents: Contents, log_every: int,
 
 def _follow(run: Run, training: Training, log_every: int) -> None:
     """Run the steps with a progress bar (rate and time left) and write their metrics."""
-    with tqdm(total=training.steps, desc="train", unit="step", disable=not run.bar, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=training.steps, desc="train", unit="step", disable=None if run.bar else True, dynamic_ncols=True
+    ) as bar:
         for row in train_steps(training):
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
