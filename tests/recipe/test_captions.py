@@ -1,0 +1,98 @@
+"""Captions from every place they may come from, and what is said when one is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pivotune.pipeline.errors import RecipeError
+from pivotune.pipeline.recipe.captions import collect_captions, read_captions
+from pivotune.pipeline.recipe.model import Concept
+
+Make = Callable[..., Concept]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Makes a folder of files (name to text) and a concept over it."""
+
+    def concept(captions: str | tuple[str, ...] = "beside", **texts: str) -> Concept:
+        for name, text in texts.items():
+            (tmp_path / name.replace("__", ".")).write_text(text, "utf-8")
+        return Concept(tmp_path, captions, 1)
+
+    return concept
+
+
+def row(name: str, text: str) -> str:
+    """One line of a table of captions."""
+    return json.dumps({"file_name": name, "text": text})
+
+
+def names(concept: Concept) -> list[tuple[str, list[str]]]:
+    return [(path.name, texts) for path, texts in read_captions(concept)]
+
+
+def test_beside(make: Make) -> None:
+    concept = make(b__png="", a__JPG="", a__txt="one\n\n  two  \n", b__txt="\ufeffthree", notes__md="no picture")
+    assert names(concept) == [("a.JPG", ["one", "two"]), ("b.png", ["three"])]
+
+
+def test_templates_are_captions_of_every_picture(make: Make) -> None:
+    assert names(make(("x <e>", "y"), a__png="", b__webp="")) == [("a.png", ["x <e>", "y"]), ("b.webp", ["x <e>", "y"])]
+
+
+def test_file_names(make: Make) -> None:
+    assert names(make("file-name", **{"a cat on red__png": ""})) == [("a cat on red.png", ["a cat on red"])]
+
+
+def test_hidden_files_and_folders_are_no_pictures(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / ".hidden.png").write_bytes(b"x")
+    assert names(make(("x",), a__png="")) == [("a.png", ["x"])]
+
+
+def test_a_table(make: Make, tmp_path: Path) -> None:
+    rows = f"{row('b.png', ' two ')}\n\n{row('a.png', 'one')}\n{row('a.png', 'uno')}"
+    concept = make(str(tmp_path / "t.jsonl"), a__png="", b__png="", t__jsonl=rows)
+    assert names(concept) == [("a.png", ["one", "uno"]), ("b.png", ["two"])]
+
+
+def test_all_that_a_table_gets_wrong_is_said(make: Make, tmp_path: Path) -> None:
+    wrong = [row("aa.png", "x"), "not json", "[]", '{"file_name": "b.png"}', row("b.png", " "), row("c.png", "c")]
+    concept = make(str(tmp_path / "t.jsonl"), a__png="", c__png="", t__jsonl="\n".join(wrong))
+    problems = [problem.replace(f"{tmp_path}/", "") for problem in collect_captions(concept).problems]
+    assert problems[0] == f"t.jsonl:1: {tmp_path} has no picture 'aa.png'; did you mean 'a.png'?"
+    assert problems[1].startswith("t.jsonl:2: not JSON: ")
+    assert problems[2] == problems[3].replace(":4:", ":3:") == problems[4].replace(":5:", ":3:")
+    assert problems[5] == "t.jsonl: no caption for a.png; add a line for it"
+    assert len(problems) == 6
+    assert [path.name for path, _ in collect_captions(concept).pictures] == ["c.png"]
+
+
+def test_a_table_nested_without_end_is_not_json(make: Make, tmp_path: Path) -> None:
+    concept = make(str(tmp_path / "t.jsonl"), a__png="", t__jsonl="[" * 200_000)
+    assert "not JSON" in collect_captions(concept).problems[0]
+
+
+def test_every_missing_caption_is_named(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "d.txt").mkdir()
+    concept = make(a__png="", b__png="", b__txt=" \n", c__png="", d__png="")
+    with pytest.raises(RecipeError) as caught:
+        read_captions(concept)
+    shown = [problem.replace(f"{tmp_path}/", "") for problem in caught.value.problems]
+    assert shown == [
+        "a.txt: the caption of a.png is missing",
+        "b.txt: the caption of b.png is empty",
+        "c.txt: the caption of c.png is not UTF-8 text",
+        "d.txt: the caption of d.png cannot be read: Is a directory",
+    ]
+
+
+def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read: No such file"):
+        read_captions(Concept(tmp_path / "none", "beside", 1))

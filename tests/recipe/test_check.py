@@ -1,0 +1,172 @@
+"""What `check` finds beyond the form, where it is not already among the bad recipes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pivotune.pipeline.errors import RecipeError
+from pivotune.pipeline.recipe.check import check_recipe, checked_recipe
+from pivotune.pipeline.recipe.document import shipped
+from pivotune.pipeline.recipe.model import Word
+
+HERE = Path(__file__).parent
+OWN_PICTURES = {"sd15": 1, "sdxl-words": 2, "sdxl-words-lora": 1}  # recipes for the user's own pictures: concepts
+
+
+def texts(path: str | Path, *overrides: str) -> str:
+    """All problems as one text."""
+    return "\n".join(problem.shown("") for problem in check_recipe(path, overrides).problems)
+
+
+def test_a_good_recipe_has_no_problem(good: Path) -> None:
+    checked = check_recipe(good)
+    assert checked.problems == []
+    assert (checked.pictures, checked.captions, checked.holding) == (3, 3, {"<emblem>": 3})
+
+
+def test_recipes_that_ship_are_known() -> None:
+    assert set(shipped()) == {"quickstart", "pivotal", *OWN_PICTURES}
+
+
+@pytest.mark.parametrize("name", sorted(OWN_PICTURES))
+def test_a_template_lacks_nothing_but_its_pictures(name: str) -> None:
+    count = OWN_PICTURES[name]
+    lacking = check_recipe(name).problems
+    assert [problem.place for problem in lacking if problem.severity == "error"] == [
+        f"concept.{number}.images" for number in range(1, count + 1)
+    ]
+    words = [word.placeholder for word in words_of(name)]
+    overrides = [
+        f"concept.{number}.{key}={json.dumps(value)}"
+        for number in range(1, count + 1)
+        for key, value in (("images", str(HERE / "pictures")), ("captions", [f"a photo of {word}" for word in words]))
+    ]
+    assert not check_recipe(name, overrides).failed
+
+
+def words_of(name: str) -> tuple[Word, ...]:
+    recipe = check_recipe(name).recipe
+    assert recipe is not None
+    return recipe.words
+
+
+@pytest.mark.parametrize("name", sorted(set(shipped()) - set(OWN_PICTURES)))
+def test_a_recipe_for_the_micro_model_has_no_problem(name: str) -> None:
+    assert check_recipe(name).problems == []
+
+
+def test_a_recipe_with_errors_is_not_given_out(good: Path) -> None:
+    with pytest.raises(RecipeError, match=r"concept\.images"):
+        checked_recipe(good, ["concept.images=nowhere"])
+
+
+def test_problems_come_in_the_order_of_the_lines(good: Path) -> None:
+    good.write_text(
+        good.read_text("utf-8").replace("<emblem>", "<other>").replace("steps = 10", "steps = 10\nwarmup_steps = 10")
+    )
+    lines = [problem.line for problem in check_recipe(good).problems]
+    assert lines == sorted(lines)
+    assert len(lines) >= 2
+
+
+def test_warnings_are_told_apart(good: Path) -> None:
+    problems = check_recipe(good, ["train.warmup_steps=10"]).problems
+    assert [problem.severity for problem in problems] == ["warning"]
+    assert problems[0].shown("x.toml").startswith("x.toml: --set train.warmup_steps=10: warning: the warm-up takes all")
+
+
+def test_words_held_still_need_not_be_in_captions(good: Path) -> None:
+    overrides = ["embedding.train=false", "embedding.placeholder=other", "train.lora={}"]
+    problems = check_recipe(good, overrides).problems
+    assert {problem.severity for problem in problems} == {"warning"}
+
+
+def test_a_word_in_few_captions_is_warned_of(good: Path) -> None:
+    captions = json.dumps(["x"] * 30 + ["a <emblem>"])
+    assert "only 3 of the 93 captions hold '<emblem>'" in texts(good, f"concept.captions={captions}")
+
+
+def test_a_slip_in_a_prompt_is_warned_of(good: Path) -> None:
+    assert "<emblm> is no word of this recipe; did you mean '<emblem>'?" in texts(good, 'samples.prompts=["a <emblm>"]')
+
+
+def test_a_lora_may_be_trained_without_words(good: Path) -> None:
+    good.write_text(
+        "\n".join(good.read_text("utf-8").split("\n")[:6])
+        + '\n[[stage]]\nkind = "train"\nsteps = 1\nlora = {}\n[[stage]]\nkind = "export"\n'
+    )
+    assert not check_recipe(good).failed
+
+
+def test_the_family_is_read_from_the_model(good: Path) -> None:
+    sdxl = json.dumps(str(HERE / "sdxl"))
+    assert "no number for clip_g" in texts(good, f"model.base={sdxl}", "train.learning_rate.clip_l=0.1")
+    assert texts(good, f"model.base={sdxl}", "train.learning_rate={clip_l = 0.1, clip_g = 0}") == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "the file is empty"), (b"GIF89a", "this is no picture"), (b"<html>", "this is no picture")],
+)
+def test_a_file_that_is_no_picture_is_named(good: Path, content: bytes, words: str) -> None:
+    (good.parent / "a.png").write_bytes(content)
+    assert words in texts(good, f"concept.images={good.parent}", 'concept.captions=["<emblem>"]')
+
+
+def test_many_problems_of_a_kind_are_counted(good: Path) -> None:
+    for number in range(50):
+        (good.parent / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    shown = texts(good, f"concept.images={good.parent}")
+    assert shown.count("the caption of") == 10
+    assert "and 40 more like these" in shown
+
+
+def test_pictures_given_as_a_file(good: Path) -> None:
+    assert "is a file; give the folder" in texts(good, f"concept.images={good}")
+
+
+def test_models_on_this_machine(good: Path) -> None:
+    folder = good.parent
+    (folder / "m.safetensors").write_bytes(b"")
+    (folder / "m.bin").write_bytes(b"")
+    (folder / "plain").mkdir()
+    single = texts(good, "model.base=m.safetensors")
+    assert "a single file does not tell its family; add family = one of sd1, sd2, sdxl" in single
+    assert "warning: without config" in single
+    assert "is no checkpoint" in texts(good, "model.base=./m.bin")
+    assert "has no model_index.json" in texts(good, "model.base=./plain")
+    assert "m.safetensors does not exist" in texts(good, "model.base=x/m.safetensors")
+    assert texts(good, "model.base=owner/name") == ""
+    assert "no hub id" in texts(good, "model.base=a/b/c")
+
+
+def test_a_name_is_tried_on_every_target(good: Path) -> None:
+    shown = texts(
+        good,
+        "embedding.placeholder=émblem x",
+        'concept.captions=["émblem x"]',
+        'export.targets=["invokeai", "comfyui"]',
+    )
+    assert "'émblem x' holds what invokeai cannot take; there people type <mblem x>" in shown
+    assert "embedding:émblem_x" in shown
+
+
+@pytest.mark.parametrize("word", ["AND", "BREAK"])
+def test_words_that_a_program_keeps_for_itself(good: Path, word: str) -> None:
+    shown = texts(good, f"embedding.placeholder={word}", f'concept.captions=["{word}"]', 'export.targets=["a1111"]')
+    assert f"there people type {word}_" in shown
+
+
+def test_check_needs_no_heavy_library(good: Path) -> None:
+    code = (
+        "import sys; from pivotune.pipeline.recipe.check import check_recipe\n"
+        f"assert not check_recipe({str(good)!r}).problems\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'diffusers', 'peft', 'PIL', 'safetensors', 'huggingface_hub'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
