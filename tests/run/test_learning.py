@@ -1,0 +1,53 @@
+"""The point of it all: the exported word draws the thing it was taught, far better than its initial text does."""
+
+import json
+from statistics import mean, stdev
+
+import numpy
+import pytest
+from PIL import Image
+
+from pivotune.converters.safetensors_file import read as read_safetensors
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.runner import run_recipe
+from pivotune.recipes.micro.grammar import Scene
+from pivotune.recipes.micro.judge import HIT, distance_to_drawing
+from pivotune.recipes.micro.pictures import THINGS
+
+SEEDS = 12
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The quick start as it ships, with one prompt at twelve seeds."""
+    prompts = 'samples.prompts=["a photo of <emblem> on a yellow background"]'
+    recipe = load_recipe("quickstart", [prompts, f"samples.count={SEEDS}", "device='cpu'"])
+    return run_recipe(recipe, out=tmp_path_factory.mktemp("learning") / "run", progress=lambda text: None, bar=False)
+
+
+def distances(folder, when):
+    """How far each picture is from the thing as it is drawn, 0 to 255, in the order of the seeds."""
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    paths = [row["path"] for row in manifest["pictures"] if row["when"] == when]
+    scene = Scene(THINGS["emblem"], (250, 232, 150))
+    return [distance_to_drawing(numpy.asarray(Image.open(folder / path).convert("RGB")), scene) for path in paths]
+
+
+def test_the_exported_word_draws_the_thing_better_than_its_initial_text(run):
+    before, after = distances(run.folder, "before"), distances(run.folder, "after")
+    assert len(before) == len(after) == SEEDS
+    gains = [first - second for first, second in zip(before, after, strict=True)]
+    noise = stdev(gains) / SEEDS**0.5  # of the mean gain, over seeds
+    assert mean(gains) > 6 * noise, (before, after)
+    assert mean(after) < 0.5 * mean(before), (before, after)
+    assert sum(distance < HIT for distance in after) >= SEEDS * 0.6, after
+    assert sum(distance < HIT for distance in before) <= SEEDS * 0.2, before
+
+
+def test_the_word_moved_and_its_norm_is_known(run):
+    manifest = json.loads((run.folder / "manifest.json").read_text("utf-8"))
+    [word] = manifest["words"]
+    vectors = word["encoders"]["clip_l"]
+    assert all(way > 0.5 * norm for way, norm in zip(vectors["moved"], vectors["norm_before"], strict=True))
+    tensors, _ = read_safetensors(run.folder / "exports" / "quickstart_embeddings" / "emblem.safetensors")
+    assert [raw.shape[0] for raw in tensors.values()] == [len(vectors["moved"])]

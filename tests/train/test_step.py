@@ -1,0 +1,67 @@
+"""One training step against the plain formula written out: the same loss, the same gradient, the same move."""
+
+import pytest
+import torch
+from projects import make_project
+
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.runner import run_recipe
+from pivotune.pipeline.train import loop
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_step_is_the_textbook_step(tmp_path, monkeypatch, family):
+    recipe = load_recipe(make_project(tmp_path, family), ["train.steps=1", "train.clip_norm=0"])
+    one_step, seen = loop.one_step, {}
+
+    def compared(training, clock):
+        rows = training.injection.rows
+        before = {key: one.values.clone() for key, one in rows.items()}
+        batch = training.batches.at(0)
+        active = training.injection.activate(batch.captions, train=True)
+        latents = training.latents[0].draw(batch.pictures, training.seed, 0)
+        noise, times = training.objective.draw(latents, training.seed, 0)
+        text = training.denoiser.encode(training.model.pipe, list(batch.captions))
+        added = {}
+        if text.pooled is not None:
+            ids = torch.tensor([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]]).repeat(2, 1)
+            added = {"added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": ids}}
+        noisy = training.objective.process.add_noise(latents, noise, times)
+        answer = training.model.pipe.unet(noisy, times, text.states, **added).sample
+        loss = ((answer - noise) ** 2).mean()
+        loss.backward()
+        gradients = {key: one.leaf.grad.clone() for key, one in active.items()}
+        row = one_step(training, clock)
+        seen["loss"] = (row["loss"], float(loss))
+        norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
+        seen["norm"] = (row["gradient_norm"], float(norm))
+        for key, gradient in gradients.items():  # Adam's first step: the sign of the gradient, but for eps
+            expected = before[key] - 1e-2 * gradient / (gradient.abs() + 1e-8)
+            torch.testing.assert_close(rows[key].values, expected, rtol=1e-4, atol=1e-6)
+        return row
+
+    monkeypatch.setattr(loop, "one_step", compared)
+    run_recipe(recipe, out=tmp_path / "run", progress=lambda text: None, bar=False)
+    assert seen["loss"][0] == pytest.approx(seen["loss"][1], rel=1e-6)
+    assert seen["norm"][0] == pytest.approx(seen["norm"][1], rel=1e-5)
+
+
+def test_accumulated_micro_batches_average_their_gradients(tmp_path, monkeypatch):
+    recipe = load_recipe(
+        make_project(tmp_path), ["train.steps=1", "train.gradient_accumulation=3", "train.batch_size=1"]
+    )
+    norms, one_step = [], loop.one_step
+
+    def compared(training, clock):
+        total = 0
+        for number in range(3):
+            active = training.injection.activate(training.batches.at(number).captions, train=True)["clip_l"]
+            loop._backward(training, training.batches.at(number), number, grad_text=True)
+            total = total + active.leaf.grad  # each is already a third: what is left to compare is the sum
+        row = one_step(training, clock)
+        norms.extend([float(total.norm()), row["gradient_norm"]])
+        return row
+
+    monkeypatch.setattr(loop, "one_step", compared)
+    run_recipe(recipe, out=tmp_path / "run", progress=lambda text: None, bar=False)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
