@@ -14,6 +14,7 @@ from ..words.injection import Encoder
 from .device import DTYPES
 from .family import choose_family
 from .find import find_model
+from .unreadable import unreadable
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
                 _take_any_dtype(part)
     pipe.set_progress_bar_config(disable=True)
     encoders = tuple(
-        _encoder(pipe, about) for about in family.encoders if getattr(pipe, about.module, None) is not None
+        _encoder(pipe, spec, about) for about in family.encoders if getattr(pipe, about.module, None) is not None
     )
     return Model(pipe, family, encoders, path, dtype, device)
 
@@ -87,7 +88,13 @@ def _take_any_dtype(vae: Any) -> None:
     first.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(vae.dtype), *inputs[1:]))
 
 
-def _encoder(pipe: Any, about: EncoderSpec) -> Encoder:
-    module = getattr(pipe, about.module)
-    width = int(module.get_input_embeddings().weight.shape[1])
-    return Encoder(about.key, about.module, about.tokenizer, module, getattr(pipe, about.tokenizer), width)
+def _encoder(pipe: Any, spec: ModelSpec, about: EncoderSpec) -> Encoder:
+    module, tokenizer = getattr(pipe, about.module), getattr(pipe, about.tokenizer)
+    rows, width = module.get_input_embeddings().weight.shape
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
+        raise unreadable(
+            spec, f"{about.tokenizer} is empty; its folder needs tokenizer.json, or vocab.json and merges.txt"
+        )
+    if len(tokenizer) > rows:
+        raise unreadable(spec, f"{about.tokenizer} has {len(tokenizer)} tokens, but {about.module} has {rows} vectors")
+    return Encoder(about.key, about.module, about.tokenizer, module, tokenizer, int(width))
