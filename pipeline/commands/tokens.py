@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from .options import json_option, print_json
@@ -27,7 +29,7 @@ def tokens(text: str, base: str, family: str | None, config: str | None, as_json
     rows = {}
     for key, tokenizer in load_tokenizers(spec).items():
         ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
-        pieces = [tokenizer.decode([number]).strip() for number in ids]
+        pieces = [_piece(tokenizer, number) for number in ids]
         rows[key] = {"count": len(ids), "limit": token_limit(tokenizer), "ids": ids, "pieces": pieces}
     if as_json:
         print_json({"text": text, "encoders": rows})
@@ -36,3 +38,9 @@ def tokens(text: str, base: str, family: str | None, config: str | None, as_json
         click.echo(f"{key}: {row['count']} of {row['limit']} tokens")
         for number, piece in zip(row["ids"], row["pieces"], strict=True):
             click.echo(f"  {number:>6}  {piece}")
+
+
+def _piece(tokenizer: Any, number: int) -> str:
+    """A token as text; as the vocabulary spells it where it is a part of a character."""
+    text = tokenizer.decode([number]).strip()
+    return tokenizer.convert_ids_to_tokens([number])[0] if "\ufffd" in text or not text else text

@@ -26,7 +26,10 @@ def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
         known = ", ".join(families())
         raise StageError(f"{spec.base} does not tell its family; say model.family, one of {known}")
     loaded = {encoder.key: _load(folder / encoder.tokenizer) for encoder in family.encoders}
-    return {key: tokenizer for key, tokenizer in loaded.items() if tokenizer is not None}
+    there = {key: tokenizer for key, tokenizer in loaded.items() if tokenizer is not None}
+    if not there:
+        raise StageError(f"{folder} holds no tokenizer ({', '.join(e.tokenizer for e in family.encoders)})")
+    return there
 
 
 def token_limit(tokenizer: Any) -> int:

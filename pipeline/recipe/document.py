@@ -60,7 +60,7 @@ def shipped_folder() -> Path:
 
 def shipped() -> dict[str, Path]:
     """The recipes that ship, by name."""
-    return {path.stem: path for path in sorted(shipped_folder().glob("*.toml"))}
+    return {path.stem: path for path in sorted(shipped_folder().glob("*.toml"), key=lambda path: path.stem)}
 
 
 def find(path_or_name: str | Path) -> Path:

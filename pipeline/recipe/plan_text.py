@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..words.initial import InitialTokens
@@ -44,13 +44,18 @@ def _word(plan: Plan, placeholder: str) -> Iterator[str]:
 
 
 def _tokens(tokens: InitialTokens) -> str:
-    kept = " ".join(tokens.pieces[: tokens.kept]) or "nothing"
+    kept = joined(tokens.pieces[: tokens.kept]) or "nothing"
     text = f"{len(tokens.ids)} {'vector' if len(tokens.ids) == 1 else 'vectors'}: kept {kept}"
     if tokens.cut:
-        text += f"; cut {' '.join(tokens.cut)}"
+        text += f"; cut {joined(tokens.cut)}"
     if tokens.padded:
-        text += f"; padded {' '.join(tokens.pieces[tokens.kept :])}"
+        text += f"; padded {joined(tokens.pieces[tokens.kept :])}"
     return text
+
+
+def joined(pieces: Sequence[str]) -> str:
+    """Tokens as words, with `·` where a word goes on in the next token: `ring em·blem`."""
+    return "".join(f"{p.removesuffix('</w>')} " if p.endswith("</w>") else f"{p}·" for p in pieces).rstrip(" ")
 
 
 def _captions(plan: Plan) -> Iterator[str]:

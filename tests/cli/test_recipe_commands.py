@@ -1,0 +1,180 @@
+"""check, run, plan, new, tokens and schema: what they print, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import jsonschema
+import pytest
+
+from pivotune.converters.errors import ConvertError
+from pivotune.pipeline.errors import StageError
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """Stands in for the runner, so that no model is loaded; `seen` is what it was called with."""
+    seen = SimpleNamespace(recipe=None, options={}, error=None)
+
+    def run_recipe(recipe: Any, **options: Any) -> SimpleNamespace:
+        seen.recipe, seen.options = recipe, options
+        options["progress"]("loading")
+        if seen.error is not None:
+            raise seen.error
+        return SimpleNamespace(folder=tmp_path, report=tmp_path / "report.html", summary="word  norm")
+
+    module = ModuleType("pivotune.pipeline.run.runner")
+    module.run_recipe = run_recipe  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pivotune.pipeline.run.runner", module)
+    return seen
+
+
+def test_check_says_ok_and_what_there_is(call, recipe: Path) -> None:
+    shown = call("check", recipe)
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out == f"{recipe}: ok (3 pictures, 3 captions; <emblem> in 3)\n"
+
+
+def test_check_prints_every_problem_of_every_recipe(call, recipe: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text(recipe.read_text("utf-8").replace("steps", "stps").replace("train", "trian"))
+    shown = call("check", recipe, bad, tmp_path)
+    assert shown.code == 1
+    assert shown.out == f"{recipe}: ok (3 pictures, 3 captions; <emblem> in 3)\n"
+    assert f"{bad}:12: stage.3.kind: the text 'trian' is not known here; did you mean 'train'?" in shown.err
+    assert f"{tmp_path}: this is a folder" in shown.err
+
+
+def test_check_as_json(call, recipe: Path) -> None:
+    shown = call("check", recipe, "--json", "--set", "train.steps=0")
+    (report,) = json.loads(shown.out)
+    assert shown.code == 1
+    assert report["ok"] is False
+    assert report["problems"] == [
+        {"severity": "error", "line": 0, "place": "--set train.steps=0", "text": "0 is too small; at least 1"}
+    ]
+
+
+def test_check_strict_counts_warnings(call, recipe: Path) -> None:
+    warned = ("check", recipe, "--set", "train.warmup_steps=10")
+    assert call(*warned).code == 0
+    assert call(*warned, "--strict").code == 1
+
+
+def test_run_hands_the_recipe_to_the_runner(call, recipe: Path, runner: SimpleNamespace, tmp_path: Path) -> None:
+    shown = call("run", recipe, "--out", tmp_path / "x", "--device", "cpu", "--set", "seed=5")
+    assert shown.code == 0
+    assert shown.out == f"word  norm\nReport: {tmp_path / 'report.html'}\n"
+    assert shown.err == "loading\n"
+    assert (runner.recipe.name, runner.recipe.device, runner.recipe.seed) == ("mine", "cpu", 5)
+    assert runner.options["out"] == tmp_path / "x"
+
+
+def test_run_as_json(call, recipe: Path, runner: SimpleNamespace, tmp_path: Path) -> None:
+    shown = call("run", recipe, "--json")
+    assert json.loads(shown.out) == {"folder": str(tmp_path), "report": str(tmp_path / "report.html")}
+    assert runner.options["bar"] is False
+
+
+def test_run_checks_first(call, recipe: Path, runner: SimpleNamespace) -> None:
+    shown = call("run", recipe, "--set", "concept.images=nowhere", "--device", "gpu")
+    assert shown.code == 1
+    assert shown.err.startswith(f"Error: {recipe}: --set device=")
+    assert runner.recipe is None
+
+
+def test_run_shows_warnings(call, recipe: Path, runner: SimpleNamespace) -> None:
+    assert "warning: the warm-up takes all" in call("run", recipe, "--set", "train.warmup_steps=10").err
+
+
+@pytest.mark.parametrize("error", [StageError("stage 3 (train): no gradient"), ConvertError("a.bin: no file")])
+def test_errors_for_people_are_a_line_and_exit_code_1(
+    call, recipe: Path, runner: SimpleNamespace, error: Exception
+) -> None:
+    runner.error = error
+    shown = call("run", recipe)
+    assert shown.code == 1
+    assert shown.err.endswith(f"Error: {error}\n")
+
+
+def test_other_errors_keep_their_traceback(call, recipe: Path, runner: SimpleNamespace) -> None:
+    runner.error = KeyError("a bug of ours")
+    with pytest.raises(KeyError, match="a bug of ours"):
+        call("run", recipe)
+
+
+def test_new_lists_templates(call) -> None:
+    shown = call("new").out.splitlines()
+    assert [line.split()[0] for line in shown] == ["pivotal", "quickstart", "sd15", "sdxl-words", "sdxl-words-lora"]
+    assert all(len(line.split()) > 4 for line in shown)
+
+
+def test_new_writes_a_recipe_that_runs_as_it_is(call, tmp_path: Path) -> None:
+    target = tmp_path / "my-word.toml"
+    assert call("new", "quickstart", "--out", target).code == 0
+    text = target.read_text("utf-8")
+    assert 'name = "my-word"' in text
+    assert "# the new word" in text  # comments are kept
+    schema = text.splitlines()[0].removeprefix("#:schema file://")
+    assert json.loads(Path(schema).read_text("utf-8"))["title"] == "Pivotune recipe"
+    assert call("check", target).code == 0
+
+
+def test_new_never_overwrites_unasked(call, tmp_path: Path) -> None:
+    target = tmp_path / "mine.toml"
+    target.write_text("precious")
+    shown = call("new", "quickstart", "--out", target)
+    assert (shown.code, target.read_text()) == (1, "precious")
+    assert "exists; give another --out, or --overwrite" in shown.err
+    assert call("new", "quickstart", "--out", target, "--overwrite").code == 0
+    assert target.read_text() != "precious"
+
+
+@pytest.mark.parametrize(("name", "words"), [("a b.toml", "is not a name made of"), ("no/x.toml", "cannot be written")])
+def test_new_says_why_it_cannot(call, tmp_path: Path, name: str, words: str) -> None:
+    shown = call("new", "sd15", "--out", tmp_path / name)
+    assert shown.code == 1
+    assert words in shown.err
+
+
+def test_plan_of_what_ships(call) -> None:
+    shown = call("plan", "quickstart")
+    assert shown.code == 0
+    assert "a photo of [<emblem> 1][<emblem> 2] on" in shown.out
+    assert "clip_l: 2 vectors: kept ring; padded *" in shown.out
+    assert json.loads(call("plan", "quickstart", "--json").out)["name"] == "quickstart"
+
+
+def test_plan_of_a_model_without_tokenizers(call, recipe: Path) -> None:
+    shown = call("plan", recipe)
+    assert shown.code == 1
+    assert "holds no tokenizer" in shown.err
+
+
+def test_tokens_of_a_text(call) -> None:
+    shown = call("tokens", "a photo of a ring")
+    assert shown.out.startswith("clip_l: 5 of 75 tokens\n")
+    encoders = json.loads(call("tokens", "a photo of a ring é", "--json").out)["encoders"]
+    assert encoders["clip_l"]["pieces"][:5] == ["a", "photo", "of", "a", "ring"]
+    assert encoders["clip_l"]["count"] == len(encoders["clip_l"]["ids"])
+    assert call("tokens", " ").out == "clip_l: 0 of 75 tokens\n"
+
+
+def test_tokens_of_a_model_that_is_not_there(call) -> None:
+    shown = call("tokens", "a", "--model", "nowhere")
+    assert shown.code == 1
+    assert "'nowhere' is no file or folder, and no hub id" in shown.err
+
+
+def test_schemas_are_printed_whole(call) -> None:
+    recipe = json.loads(call("schema", "recipe").out)
+    jsonschema.Draft7Validator(recipe).validate(
+        {"name": "x", "model": {"base": "micro"}, "stage": [{"kind": "inject"}]}
+    )
+    assert json.loads(call("schema", "train").out)["title"] == "train"
+    assert Path(call("schema", "recipe", "--path").out.strip()).name == "editor.json"
+    assert "train" in call("schema").out

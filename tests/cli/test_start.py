@@ -1,0 +1,104 @@
+"""Starting: quick, lazy, and clear about wrong use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pivotune import __version__
+from pivotune.pipeline.cli import COMMANDS
+
+HEAVY = {
+    "torch",
+    "numpy",
+    "transformers",
+    "diffusers",
+    "peft",
+    "accelerate",
+    "PIL",
+    "safetensors",
+    "matplotlib",
+    "jinja2",
+}
+
+
+def imported(*arguments: str) -> set[str]:
+    """Top-level names of all modules that a call imports."""
+    code = (
+        "import sys\nfrom pivotune.pipeline.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print('MODULES', *{name.split('.')[0] for name in sys.modules})"
+    )
+    shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stdout
+    return set(shown.rsplit("MODULES", 1)[1].split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["check", "--help"], ["new"]])
+def test_help_loads_next_to_nothing(arguments: list[str]) -> None:
+    assert not imported(*arguments) & (HEAVY | {"jsonschema", "referencing", "huggingface_hub"})
+
+
+def test_check_loads_no_heavy_library(recipe: Path) -> None:
+    assert not imported("check", str(recipe)) & (HEAVY | {"huggingface_hub"})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(call, name: str) -> None:
+    shown = call(name, "--help")
+    assert shown.code == 0
+    assert "Usage: pivotune" in shown.out
+    assert len(shown.out.splitlines()) > 6
+
+
+def test_the_help_lists_every_command(call) -> None:
+    shown = call("--help").out
+    for name, (_, _, text) in COMMANDS.items():
+        assert f"  {name}" in shown
+        assert text in shown
+
+
+def test_the_version(call) -> None:
+    assert call("--version").out == f"pivotune {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chek"], "No such command 'chek'. Did you mean 'check'?"),
+        (["zzz"], "No such command 'zzz'"),
+        (["check"], "Missing argument 'RECIPE...'"),
+        (["run"], "Missing argument 'RECIPE'"),
+        (["check", "x", "--jsn"], "--json"),
+        (["new", "quikstart"], "did you mean 'quickstart'?"),
+        (["schema", "trian"], "did you mean 'train'?"),
+    ],
+)
+def test_wrong_use_exits_with_2(call, arguments: list[str], words: str) -> None:
+    shown = call(*arguments)
+    assert shown.code == 2
+    assert words in shown.err
+    assert shown.out == ""
+
+
+def test_the_module_is_the_command() -> None:
+    shown = subprocess.run([sys.executable, "-m", "pivotune", "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout == f"pivotune {__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete(shell: str) -> None:
+    environment = {"_PIVOTUNE_COMPLETE": f"{shell}_source", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-m", "pivotune"]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "_PIVOTUNE_COMPLETE" in shown.stdout
+
+
+def test_a_shell_completes_commands() -> None:
+    environment = {"_PIVOTUNE_COMPLETE": "bash_complete", "COMP_WORDS": "pivotune ch", "COMP_CWORD": "1"}
+    shown = subprocess.run(
+        [sys.executable, "-m", "pivotune"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert shown.stdout.split() == ["plain,check"]

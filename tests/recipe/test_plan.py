@@ -1,0 +1,135 @@
+"""A plan: tokens of initial texts, captions before and after, words lost at the token limit; no weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.models.tokenizers import load_tokenizers, token_limit
+from pivotune.pipeline.recipe.document import shipped_folder
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.model import ModelSpec
+from pivotune.pipeline.recipe.plan import Plan, make_plan
+from pivotune.pipeline.recipe.plan_text import duration, joined, plan_json, plan_text
+
+MICRO = shipped_folder() / "micro" / "model"
+
+
+def spec(base: str | Path, family: str | None = None, config: str | None = None) -> ModelSpec:
+    return ModelSpec(str(base), family, "float32", None, None, config)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the shape of SDXL, with tokenizers and nothing else."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    (folder / "unet").mkdir()
+    (folder / "unet" / "config.json").write_text('{"cross_attention_dim": 2048}')
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(MICRO / "tokenizer", folder / name)
+    return folder
+
+
+def planned(good: Path, two: Path, *overrides: str) -> Plan:
+    recipe = load_recipe(good, [f"model.base={two}", *overrides])
+    return make_plan(recipe, load_tokenizers(recipe.model))
+
+
+def test_tokenizers_by_encoder(two: Path) -> None:
+    assert list(load_tokenizers(spec("micro"))) == ["clip_l"]
+    assert list(load_tokenizers(spec(two))) == ["clip_l", "clip_g"]
+    assert {token_limit(tokenizer) for tokenizer in load_tokenizers(spec(two)).values()} == {75}
+
+
+def test_a_single_file_takes_its_tokenizers_from_the_config(two: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(b"")
+    assert list(load_tokenizers(spec(tmp_path / "m.safetensors", "sdxl", str(two)))) == ["clip_l", "clip_g"]
+    with pytest.raises(StageError, match=r"m\.safetensors is a single file; its tokenizers need model\.config"):
+        load_tokenizers(spec(tmp_path / "m.safetensors", "sdxl"))
+
+
+def test_a_broken_tokenizer_is_named(two: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(two, tmp_path / "broken")
+    (broken / "tokenizer" / "tokenizer_config.json").write_text("{")
+    with pytest.raises(StageError, match=r"the tokenizer in .*tokenizer cannot be loaded"):
+        load_tokenizers(spec(broken))
+
+
+def test_a_hub_without_a_network_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = (
+        "from pivotune.pipeline.models.tokenizers import load_tokenizers, ModelSpec\n"
+        "from pivotune.pipeline.errors import StageError\n"
+        "try: load_tokenizers(ModelSpec('owner/none', 'sd1', '', None, None, None))\n"
+        "except StageError as error: print(error)"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin"}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "the tokenizers of owner/none cannot be had from the hub" in shown.stdout
+
+
+def test_initial_texts_are_cut_and_padded(good: Path, two: Path) -> None:
+    plan = planned(good, two, "embedding.initial_text=photo of", "embedding.tokens=3")
+    made = plan.words["<emblem>"]["clip_g"]
+    assert (len(made.ids), made.kept, made.padded, made.cut) == (3, 2, 1, ())
+    plan = planned(good, two, "embedding.initial_text=a photo of", "embedding.tokens=2")
+    assert plan.words["<emblem>"]["clip_l"].cut == ("of</w>",)
+    assert "2 vectors: kept a photo; cut of" in plan_text(plan, None)
+
+
+def test_captions_before_and_after(good: Path, two: Path) -> None:
+    plan = planned(good, two, "embedding.tokens=2", 'concept.captions=["a photo of <Emblem>, on red"]')
+    caption = plan.captions[0]
+    assert caption.after == "a photo of [<emblem> 1][<emblem> 2], on red"
+    assert caption.tokens == {"clip_l": 8, "clip_g": 8}
+    assert caption.lost == ()
+    assert plan.holding == {"<emblem>": 3}
+
+
+def test_counts_are_those_of_the_tokenizer(good: Path, two: Path) -> None:
+    tokenizer: Any = load_tokenizers(spec(two))["clip_l"]
+    text = "a photo of emblem's, RED; zürich 123"
+    plan = planned(good, two, f"concept.captions={json.dumps([text])}")
+    assert plan.captions[0].tokens["clip_l"] == len(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@pytest.mark.parametrize(("before", "lost"), [(72, ()), (73, ()), (74, ("<emblem>",)), (90, ("<emblem>",))])
+def test_a_word_behind_the_limit_is_lost(good: Path, two: Path, before: int, lost: tuple[str, ...]) -> None:
+    caption = "a " * before + "<emblem>"
+    plan = planned(good, two, "embedding.tokens=2", f"concept.captions={json.dumps([caption])}")
+    assert plan.captions[0].lost == lost
+    assert ("stands behind the token limit" in plan_text(plan, None)) == bool(lost)
+
+
+def test_stages_say_what_they_take_and_give(good: Path, two: Path) -> None:
+    overrides = ("train.lora={rank = 4}", "train.batch_size=2", "train.gradient_accumulation=3", "concept.repeats=2")
+    plan = planned(good, two, *overrides)
+    train, export = plan.stages[2:]
+    assert train.gives == "trained vectors of <emblem> and a LoRA of rank 4"
+    assert (train.steps, train.pictures, train.epochs) == (10, 60, 10.0)
+    assert export.takes == "vectors and the LoRA"
+    text = plan_text(plan, 200.0)
+    assert "10 steps, 60 pictures seen, 10.0 epochs" in text
+    assert text.endswith("Estimated time: 3 min")
+
+
+def test_a_plan_is_json(good: Path, two: Path) -> None:
+    document = json.loads(json.dumps(plan_json(planned(good, two), None)))
+    assert document["token_limits"] == {"clip_l": 75, "clip_g": 75}
+    assert document["words"]["<emblem>"]["clip_l"]["kept"] == 1
+    assert document["captions"][0]["tokens"]["clip_l"] > 0
+
+
+def test_pieces_are_joined_to_words() -> None:
+    assert joined(["ring</w>", "em", "blem</w>", "x"]) == "ring em·blem x·"
+
+
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (4.4, 89, 300, 9000)] == ["4 s", "89 s", "5 min", "2.5 h"]
