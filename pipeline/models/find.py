@@ -34,13 +34,14 @@ def find_model(spec: ModelSpec) -> Path:
 
 def _download(spec: ModelSpec) -> Path:
     """The snapshot of a hub model: only the files its pipeline loads, and none when it is of no kind that we train."""
-    from diffusers import DiffusionPipeline
     from huggingface_hub import hf_hub_download
 
     try:
         where: dict[str, Any] = {"revision": spec.revision, "local_files_only": not _hub_answers(spec)}
         index = Path(hf_hub_download(spec.base, "model_index.json", **where))
         check_kind(spec, read_json(index).get("_class_name"))
+        from diffusers import DiffusionPipeline  # takes seconds, so not before there is something to load
+
         return Path(DiffusionPipeline.download(spec.base, variant=spec.variant, **where, **dict.fromkeys(GUARDS)))
     except _hub_errors() as error:
         raise unreadable(spec, _trouble(error, spec)) from error
@@ -52,11 +53,11 @@ def _hub_answers(spec: ModelSpec) -> bool:
     Raises the hub's own error when it answers that there is no such model or revision.
     """
     from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         model_info(spec.base, revision=spec.revision, timeout=10)
-    except HfHubHTTPError:
+    except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except _hub_errors():
         return False

@@ -1,0 +1,62 @@
+"""Which family a model is of, by class and width; or a question that names the choices."""
+
+import pytest
+from models.folders import edit_json, load, spec_of
+
+from pivotune.converters.families import families
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.models.family import choose_family
+
+
+@pytest.mark.parametrize("name", families())
+def test_class_and_width_tell_the_family(name):
+    family = families()[name]
+    assert choose_family(spec_of("x", None), family.pipeline, family.cross_attention) is family
+    assert choose_family(spec_of("x", name), family.pipeline, family.cross_attention) is family
+
+
+def test_every_family_is_told_by_its_class_and_width():
+    marks = [(family.pipeline, family.cross_attention) for family in families().values()]
+    assert len(set(marks)) == len(marks)
+
+
+def test_a_width_of_no_family_is_asked_for_with_the_choices():
+    with pytest.raises(StageError, match=r"of width 32: say model\.family \(possible: sd1, sd2\)"):
+        choose_family(spec_of("x", None), "StableDiffusionPipeline", 32)
+
+
+def test_a_named_family_may_have_any_width_but_that_of_another():
+    assert choose_family(spec_of("x", "sd2"), "StableDiffusionPipeline", 32).name == "sd2"
+    with pytest.raises(StageError, match=r"'sd2', but x has the width of sd1 \(768\)"):
+        choose_family(spec_of("x", "sd2"), "StableDiffusionPipeline", 768)
+
+
+def test_a_family_of_another_class_is_refused():
+    with pytest.raises(StageError, match=r"model\.family = 'sdxl', but x is a StableDiffusionPipeline"):
+        choose_family(spec_of("x", "sdxl"), "StableDiffusionPipeline", 768)
+
+
+@pytest.mark.parametrize("kind", ["FluxPipeline", "StableDiffusionInpaintPipeline", None, ["a", "b"]])
+def test_a_class_that_cannot_be_trained_is_refused_with_those_that_can(kind):
+    with pytest.raises(StageError, match=r"what can be trained: .*Stable Diffusion XL"):
+        choose_family(spec_of("x", None), kind, 768)
+
+
+def test_the_micro_model_is_of_the_family_of_its_class():
+    assert choose_family(spec_of("micro", None), "StableDiffusionPipeline", 64).pipeline == "StableDiffusionPipeline"
+
+
+def test_a_wrong_family_is_refused_before_any_weight_is_read(sd1_folder):
+    for path in sd1_folder.rglob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(StageError, match=r"model\.family = 'sdxl', but .* is a StableDiffusionPipeline"):
+        load(sd1_folder, "sdxl")
+    with pytest.raises(StageError, match=r"say model\.family \(possible: sd1, sd2\)"):
+        load(sd1_folder, None)
+
+
+def test_a_folder_of_full_width_tells_its_family(sd1_folder):
+    """Read from the config; the weights then do not fit, which is another error."""
+    edit_json(sd1_folder / "unet" / "config.json", cross_attention_dim=768)
+    with pytest.raises(StageError, match=r"\(in unet\)"):
+        load(sd1_folder, None)
