@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pivotune import __version__
 
 from ...converters.embedding import Contents
@@ -133,6 +135,9 @@ def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, An
         return after
     except (StageError, ConvertError) as error:
         raise StageError(f"stage {number + 1} ({stage.kind}): {error}") from error
+    except torch.OutOfMemoryError as error:
+        way_out = "a smaller batch_size with gradient_accumulation, gradient_checkpointing = true, a smaller resolution"
+        raise StageError(f"stage {number + 1} ({stage.kind}): the device's memory is full; try {way_out}") from error
     finally:
         row["seconds"] = round(time.monotonic() - begin, 3)
 

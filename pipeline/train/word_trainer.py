@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,11 @@ def stopped(rule: StopAfter, clock: Clock) -> bool:
     if rule.unit == "percent":
         return clock.step >= clock.steps * rule.value / 100
     return clock.step >= rule.value * (clock.steps_per_epoch if rule.unit == "epochs" else 1)
+
+
+def _gradient(rows: ActiveRows) -> Tensor:
+    """The gradient of the active rows; zeros where nothing of the model listened to them."""
+    return torch.zeros_like(rows.leaf) if rows.leaf.grad is None else rows.leaf.grad
 
 
 def rate_for(rate: float | Mapping[str, float] | None, key: str) -> float | None:
@@ -96,12 +102,11 @@ class WordTrainer:
         Raises StageError for a gradient that is not finite (nothing has moved then) or that misses a vector.
         """
         part = {key: self._moving(key, rows, running) for key, rows in active.items()}
-        gradients = {key: rows.leaf.grad[where] for key, (rows, where) in part.items() if rows.leaf.grad is not None}
+        gradients = {key: _gradient(rows)[where] for key, (rows, where) in part.items()}
         if not any(len(gradient) for gradient in gradients.values()):
             return 0.0
-        norm = torch.stack([g.norm() for g in gradients.values()]).norm()
-        total = float(norm)
-        if not torch.isfinite(norm):
+        total = float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm())
+        if not math.isfinite(total):
             raise StageError(f"the gradient of the words is {total}, not a finite number")
         self._check_reach(part, gradients)
         scale = min(1.0, self.clip_norm / (total + 1e-6)) if self.clip_norm else 1.0

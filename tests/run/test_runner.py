@@ -292,6 +292,30 @@ def test_a_caption_that_is_cut_off_before_the_word_is_an_error(tmp_path):
         run_project(recipe, tmp_path / "run")
 
 
+def test_an_encoder_that_nothing_listens_to_is_an_error(tmp_path, monkeypatch):
+    from pivotune.pipeline.models import denoisers
+
+    encode = denoisers.UNetXL.encode
+
+    def deaf(pipe, captions):
+        text = encode(pipe, captions)
+        width = pipe.text_encoder.config.hidden_size  # the first encoder's states come first
+        return denoisers.Text(torch.cat([text.states[..., :width].detach(), text.states[..., width:]], -1), text.pooled)
+
+    monkeypatch.setattr(denoisers.DENOISERS["unet_xl"], "encode", deaf, raising=False)
+    with pytest.raises(StageError, match="no gradient reaches vector 0, 1 of '<cat>' in clip_l"):
+        run_project(make_project(tmp_path, "sdxl"), tmp_path / "run")
+
+
+def test_a_full_device_is_said_with_a_way_out(tmp_path, monkeypatch):
+    def full(training, clock):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "one_step", full)
+    with pytest.raises(StageError, match="memory is full; try a smaller batch_size"):
+        run_project(make_project(tmp_path), tmp_path / "run")
+
+
 def test_a_vocabulary_that_moved_fails_the_run(tmp_path, monkeypatch):
     recipe = make_project(tmp_path)
     one_step = loop.one_step
