@@ -1,0 +1,62 @@
+"""Goal 11: how long until the tokenizer knows 1000 words, beside one `add_tokens` call a word."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from typing import Any
+
+from measure import Row, in_fresh_process, ratios
+from scene import VECTORS, VOCABULARY
+
+WORDS = 1000
+ROUNDS = 5
+
+
+def rows() -> list[Row]:
+    return [Row(**row) for row in in_fresh_process("rows_setup.py")]  # type: ignore[union-attr]
+
+
+def make_tokenizer() -> Any:
+    """A CLIP tokenizer of full size with made-up merges."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    pieces = [*letters, *(letter + "</w>" for letter in letters)]
+    vocabulary, merges, draw = dict.fromkeys(pieces), [], random.Random(0)
+    starts = list(letters)
+    while len(vocabulary) < VOCABULARY - 2:
+        left, right = draw.choice(starts), draw.choice(pieces)
+        if left + right not in vocabulary and len(left + right) < 12:
+            vocabulary[left + right] = None
+            merges.append((left, right))
+            if not right.endswith("</w>"):
+                starts.append(left + right)
+    words = [*vocabulary, "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer({word: n for n, word in enumerate(words)}, merges)
+
+
+def measured() -> list[Row]:
+    from pivotune.pipeline.words.injection import WordTokenizer
+    from pivotune.pipeline.words.placeholders import Replacer
+
+    names = [f"<word-{n}>" for n in range(WORDS)]
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        tokenizer = make_tokenizer()
+        begin = time.process_time_ns()
+        known = WordTokenizer(tokenizer, Replacer(names))
+        known.activate({name: range(n * VECTORS, (n + 1) * VECTORS) for n, name in enumerate(names)})
+        ours.append(float(time.process_time_ns() - begin))
+        begin = time.process_time_ns()
+        for name in names:
+            tokenizer.add_tokens([f"{name}-{n}" for n in range(VECTORS)])
+        theirs.append(float(time.process_time_ns() - begin))
+    assert len(tokenizer) == len(known) == VOCABULARY + VECTORS * WORDS
+    return [Row(f"tokenizer learns {WORDS} words", "<= 1/20 of one call a word", 1 / 20, ratios(ours, theirs))]
+
+
+if __name__ == "__main__":
+    print(json.dumps([vars(row) for row in measured()]))
