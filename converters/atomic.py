@@ -23,6 +23,7 @@ class Batch:
         self._claimed = set() if claimed is None else claimed
         self._staged: dict[Path, Path] = {}  # place -> temporary file
         self._folders: list[Path] = []  # made on the way
+        self._own: list[Path] = []
 
     def add(self, path: Path, fill: Fill, verify: Verify | None = None) -> None:
         """Write a temporary file beside `path`, bring it to the disk, and let `verify` read it back.
@@ -35,6 +36,7 @@ class Batch:
         if path.is_dir():
             raise ConvertError(f"{path}: is a folder")
         self._claimed.add(place)
+        self._own.append(place)
         if self.dry:
             return
         temporary = path.parent / f".{secrets.token_hex(8)}.part"
@@ -69,6 +71,7 @@ class Batch:
                     path.unlink(missing_ok=True)
             raise
         self._folders.clear()
+        self._own.clear()
         for folder in {path.parent for path in placed}:
             _sync_folder(folder)
 
@@ -76,6 +79,8 @@ class Batch:
         """Remove what was written and has no name yet."""
         for temporary in self._staged.values():
             temporary.unlink(missing_ok=True)
+        if not self.dry:
+            self._claimed.difference_update(self._own)
         for folder in reversed(self._folders):
             with suppress(OSError):  # somebody else has put something there
                 folder.rmdir()

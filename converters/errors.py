@@ -1,5 +1,17 @@
 """The exception of this room for people; the command line turns it into a message and exit code 1."""
 
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Text from strangers' files on one line: no control characters that a terminal would obey."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
 
 class ConvertError(Exception):
     """A file cannot be read or written as asked; the message names the file, what is wrong and the way out."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))

@@ -61,13 +61,6 @@ def distinct_stems(
     return stems
 
 
-def alike(name: str, stem: str) -> bool:
-    """Whether a file of this stem was named after this word: the same letters and figures, perhaps a number more."""
-    letters = "".join(char for char in unicodedata.normalize("NFC", name).casefold() if char.isalnum())
-    found = "".join(char for char in unicodedata.normalize("NFC", stem).casefold() if char.isalnum())
-    return bool(letters) and (found == letters or (found.startswith(letters) and found[len(letters) :].isdecimal()))
-
-
 def _unsafe(char: str) -> bool:
     return char in _UNSAFE or unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 

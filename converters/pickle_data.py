@@ -79,7 +79,7 @@ class Machine:
             code = self.data[self.at]
             self.at += 1
             if code == 0x2E:  # STOP
-                return self.stack.pop()
+                return self.pop()
             operation = OPERATIONS.get(code)
             if operation is None:
                 raise Malformed(
@@ -116,7 +116,7 @@ class Machine:
     def pop(self) -> Any:
         if self.stack[-1] is MARK:
             raise ValueError("nothing to take")
-        return self.stack.pop()
+        return self.pop()
 
     def put(self, key: int) -> None:
         self.memo[key] = self.stack[-1]

@@ -75,7 +75,8 @@ def _lora(program: Program, stored: Stored, contents: Contents, family: Family) 
 
 
 def _how_much(reading: Reading, contents: Contents) -> str:
-    return "yes" if not reading.dropped and len(reading.words) == len(contents.embeddings) else "partly"
+    found = all(word.name in reading.words for word in contents.embeddings)
+    return "yes" if found and not reading.dropped else "partly"
 
 
 def _lora_notes(program: Program, reading: Reading, contents: Contents) -> tuple[str, ...]:

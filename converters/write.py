@@ -10,6 +10,7 @@ from pathlib import Path
 from . import safetensors_file
 from .atomic import Batch, batch
 from .check import is_finite, is_zero
+from .dialects.keyed import WORD
 from .embedding import Embedding
 from .errors import ConvertError
 from .families import Family
@@ -91,6 +92,13 @@ def add_words(
     return written
 
 
+def strictly(written: Sequence[Written]) -> None:
+    """Raises ConvertError if something could not go in: what `--strict` asks for, before a batch ends."""
+    lost = [f"{item.path.name}: {loss}" for item in written for loss in item.losses]
+    if lost:
+        raise ConvertError("something would be lost: " + "; ".join(lost))
+
+
 def layout_for(program: str, family: Family) -> tuple[Program, Layout]:
     """The program and its way of writing a family; ConvertError that says why there is none."""
     if program not in programs():
@@ -141,7 +149,9 @@ def _add_file(
     if not tensors:
         raise ConvertError(f"{embedding.name}: has no vectors that {target.title} could use")
     check = partial(_check, path=path, program=target, meant=meant, widths=widths)
-    safetensors_file.add(files, path, tensors, _provenance(embedding), check)
+    metadata = _provenance(embedding)
+    check(tensors, metadata)
+    safetensors_file.add(files, path, tensors, metadata, check)
 
 
 def _check(
@@ -163,7 +173,7 @@ def _check(
 
 
 def _provenance(embedding: Embedding) -> dict[str, str]:
-    return {**embedding.metadata, **FORMAT, "pivotune.word": embedding.name}
+    return {**embedding.metadata, **FORMAT, WORD: embedding.name}
 
 
 def _output(key: str) -> bool:

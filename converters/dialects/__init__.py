@@ -14,11 +14,15 @@ from ..embedding import Contents
 from ..slots import ENCODERS
 from ..stored import Stored
 from . import ai_toolkit, bare, bundled, cloneofsimo, comfyui_list, keyed, lora, string_to_param, tokens, xti
+from .keyed import Written
 
 
 @dataclass(frozen=True)
 class Dialect:
     """`name_from` says where a word's name is in such a file, for most dialects differ in that.
+
+    `write` gives the tensors and metadata of a safetensors file; those of pickles and pictures become kohya's or
+    one tensor an encoder, which every program reads that read the original.
 
     `whole`: its writers give every encoder of a model, so a lone 768-wide tensor is no half of something larger.
     """
@@ -28,10 +32,12 @@ class Dialect:
     read: Callable[[Stored], Contents]
     name_from: str = "file name"
     whole: bool = False
+    write: Callable[[Contents], Written] = keyed.write
 
 
-def _keyed(title: str, *keys: str, whole: bool = False) -> Dialect:
-    return Dialect(title, partial(keyed.detect, keys=frozenset(keys)), keyed.read, whole=whole)
+def _keyed(title: str, *keys: str, whole: bool = False, alone: str = "emb_params") -> Dialect:
+    detect, write = partial(keyed.detect, keys=frozenset(keys)), partial(keyed.write, alone=alone)
+    return Dialect(title, detect, keyed.read, whole=whole, write=write)
 
 
 def _param(title: str, writer: str, name_from: str = "file name") -> Dialect:
@@ -39,17 +45,23 @@ def _param(title: str, writer: str, name_from: str = "file name") -> Dialect:
 
 
 DIALECTS: dict[str, Dialect] = {
-    "bundle": Dialect("LoRA with words in it (bundle_emb)", bundled.detect, bundled.read, "tensor names"),
-    "cloneofsimo": Dialect("pivotal LoRA of cloneofsimo/lora", cloneofsimo.detect, cloneofsimo.read, "metadata"),
-    "ai-toolkit": Dialect("LoRA with a nameless word in it (ai-toolkit)", ai_toolkit.detect, ai_toolkit.read),
-    "lora": Dialect("LoRA without words", lora.detect, lora.read),
+    "bundle": Dialect(
+        "LoRA with words in it (bundle_emb)", bundled.detect, bundled.read, "tensor names", write=bundled.write
+    ),
+    "cloneofsimo": Dialect(
+        "pivotal LoRA of cloneofsimo/lora", cloneofsimo.detect, cloneofsimo.read, "metadata", write=cloneofsimo.write
+    ),
+    "ai-toolkit": Dialect(
+        "LoRA with a nameless word in it (ai-toolkit)", ai_toolkit.detect, ai_toolkit.read, write=ai_toolkit.write
+    ),
+    "lora": Dialect("LoRA without words", lora.detect, lora.read, write=lora.write),
     "a1111": _param("AUTOMATIC1111 .pt", "a1111"),
     "a1111-image": _param("AUTOMATIC1111 picture", "image", "`name` in the picture"),
     "original": _param("original textual inversion", "original"),
     "hcp": _param("HCP-Diffusion", "hcp"),
     "kohya": _keyed("kohya, ai-toolkit", "emb_params", whole=True),
-    "onetrainer": _keyed("OneTrainer, SD 1 and SD 2", "emp_params", "emp_params_out", whole=True),
-    "lycoris": _keyed("unpacked by LyCORIS", "*", whole=True),
+    "onetrainer": _keyed("OneTrainer, SD 1 and SD 2", "emp_params", "emp_params_out", whole=True, alone="emp_params"),
+    "lycoris": _keyed("unpacked by LyCORIS", "*", whole=True, alone="*"),
     "text-encoders": Dialect(
         "cog-sdxl, diffusers' advanced training of 2023-11",
         partial(keyed.detect, keys=frozenset(("text_encoders_0", "text_encoders_1"))),
@@ -60,7 +72,7 @@ DIALECTS: dict[str, Dialect] = {
         "one tensor an encoder (SDXL and later)",
         *(key + out for key in (*ENCODERS, "t5xxl", "gemma2_2b") for out in ("", "_out")),
     ),
-    "diffusers": Dialect("diffusers learned_embeds", tokens.detect, tokens.read, "tensor name"),
+    "diffusers": Dialect("diffusers learned_embeds", tokens.detect, tokens.read, "tensor name", write=tokens.write),
     "comfyui-list": Dialect("list of dicts (ComfyUI)", comfyui_list.detect, comfyui_list.read),
     "tensor": Dialect("a bare tensor", bare.detect, bare.read),
     "xti": Dialect("extended textual inversion (XTI, P+)", xti.detect, xti.read),

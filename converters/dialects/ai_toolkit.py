@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..embedding import Contents, Embedding
 from ..slots import KEYS, as_rows, slots
 from ..stored import Stored
-from . import bundled, cloneofsimo
+from . import bundled, cloneofsimo, keyed
+from .keyed import Written
 
 
 def detect(file: Stored) -> bool:
@@ -19,3 +20,8 @@ def read(file: Stored) -> Contents:
     vectors = {key: as_rows(tensor) for key, tensor in file.tensors.items() if key in KEYS}
     rest = {key: tensor for key, tensor in file.tensors.items() if key not in KEYS}
     return Contents((Embedding(file.stem, slots(vectors)),), rest, dict(file.metadata))
+
+
+def write(contents: Contents) -> Written:
+    """The one word's tensors at top level, beside the LoRA's."""
+    return {**contents.rest, **keyed.write(contents)[0]}, contents.metadata

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..bundle import parse, words_of
+from ..bundle import parse, tensors_of, words_of
 from ..embedding import Contents
 from ..stored import Stored
+from .keyed import Written
 
 
 def detect(file: Stored) -> bool:
@@ -16,3 +17,8 @@ def read(file: Stored) -> Contents:
     """The words, and the LoRA's tensors as `rest`. Stray scalars of LyCORIS' packer stay in `rest`."""
     words, rest = words_of(file.tensors)
     return Contents(words, rest, dict(file.metadata))
+
+
+def write(contents: Contents) -> Written:
+    """All tensors under the names A1111 and OneTrainer give them (`clip_l`, not `emb_params`)."""
+    return tensors_of(contents), contents.metadata

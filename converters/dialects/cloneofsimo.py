@@ -6,9 +6,12 @@ Written by cloneofsimo/lora (lora_diffusion/lora.py, EMBED_FLAG); files of token
 from __future__ import annotations
 
 from ..embedding import Contents, Embedding
+from ..errors import ConvertError
 from ..slots import as_rows, slots
 from ..stored import Stored
+from ..tensor import RawTensor
 from . import bundled
+from .keyed import Written
 
 FLAG = "<embed>"
 
@@ -27,3 +30,15 @@ def read(file: Stored) -> Contents:
     )
     rest = {name: tensor for name, tensor in file.tensors.items() if name not in names}
     return Contents(words, rest, {key: value for key, value in file.metadata.items() if key not in names})
+
+
+def write(contents: Contents) -> Written:
+    """Vectors at top level, flagged in the metadata; ConvertError for a word of several vectors or encoders."""
+    tensors, metadata = dict(contents.rest), dict(contents.metadata)
+    for embedding in contents.embeddings:
+        if len(embedding.vectors) != 1 or next(iter(embedding.vectors.values())).shape[0] != 1:
+            raise ConvertError(f"{embedding.name}: this LoRA format has one vector a word, for one encoder")
+        vector = next(iter(embedding.vectors.values()))
+        tensors[embedding.name] = RawTensor(vector.dtype, vector.shape[1:], vector.stored)
+        metadata[embedding.name] = FLAG
+    return tensors, metadata

@@ -9,12 +9,13 @@ from pathlib import Path
 from ..embedding import Contents, Embedding
 from ..errors import ConvertError
 from ..file_range import opened, read_exactly
-from ..names import alike
-from ..slots import as_rows, slots
+from ..slots import as_rows, slots, split_out
 from ..stored import Stored
 from ..tensor import RawTensor
 
 WORD = "pivotune.word"  # metadata: the word as it was trained, which a file name may not be able to hold
+Written = tuple[dict[str, RawTensor], dict[str, str]]  # tensors and metadata of one file
+
 PARAMS = "special_params.json"  # beside cog-sdxl's embeddings.pti: {"TOK": "<s0><s1>"}
 
 
@@ -24,13 +25,12 @@ def detect(file: Stored, keys: frozenset[str]) -> bool:
 
 
 def read(file: Stored) -> Contents:
-    """One word. It is called like the file, or as its metadata says if the file's name comes from that word."""
+    """One word, called as our own metadata says, else like the file."""
     for name, tensor in file.tensors.items():
         if not 1 <= len(tensor.shape) <= 2:
             raise ConvertError(f"{file.path}: {name} has the shape {tensor.shape}, and rows of vectors are wanted")
     vectors = slots({name: as_rows(tensor) for name, tensor in file.tensors.items()})
-    stated = file.metadata.get(WORD, "")
-    name = stated if alike(stated, file.stem) else file.stem
+    name = file.metadata.get(WORD) or file.stem
     metadata = {key: value for key, value in file.metadata.items() if key not in (WORD, "format")}
     return Contents((Embedding(name, vectors, metadata),), {}, dict(file.metadata))
 
@@ -68,3 +68,13 @@ def _picked(tensor: RawTensor, rows: list[int]) -> RawTensor:
     size, data = len(tensor.stored) // tensor.shape[0], tensor.data
     picked = b"".join(bytes(data[row * size : (row + 1) * size]) for row in rows)
     return RawTensor(tensor.dtype, (len(rows), *tensor.shape[1:]), picked)
+
+
+def write(contents: Contents, alone: str = "emb_params") -> Written:
+    """One word: a tensor an encoder under the encoder's key, or called `alone` if there is one encoder."""
+    if len(contents.embeddings) != 1:
+        raise ConvertError("such a file holds one word, not several")
+    (embedding,) = contents.embeddings
+    one = len({split_out(key)[0] for key in embedding.vectors}) == 1
+    tensors = {alone + split_out(key)[1] if one else key: tensor for key, tensor in embedding.vectors.items()}
+    return tensors, {**contents.metadata, **embedding.metadata, WORD: embedding.name}

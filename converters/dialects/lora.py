@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ..embedding import Contents
+from ..errors import ConvertError
 from ..stored import Stored
 from . import ai_toolkit, bundled, cloneofsimo
+from .keyed import Written
 
 
 def detect(file: Stored) -> bool:
@@ -15,3 +17,10 @@ def detect(file: Stored) -> bool:
 def read(file: Stored) -> Contents:
     """All of it as `rest`."""
     return Contents((), dict(file.tensors), dict(file.metadata))
+
+
+def write(contents: Contents) -> Written:
+    """The tensors as they are; ConvertError if there are words, for which it has no place."""
+    if contents.embeddings:
+        raise ConvertError("a LoRA that holds words is a bundle")
+    return dict(contents.rest), contents.metadata

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ..dtypes import FLOATS
 from ..embedding import Contents, Embedding
+from ..errors import ConvertError
 from ..families import all_families
 from ..slots import JOINED, KEYS, as_rows, slots
 from ..stored import Stored
 from ..tensor import RawTensor
 from . import bundled, cloneofsimo, xti
-from .keyed import WORD
+from .keyed import WORD, Written
 
 MOST = 1000  # a text encoder whose weights happen to be as wide has fewer than this many odd names
 
@@ -41,3 +42,18 @@ def read(file: Stored) -> Contents:
 def _vectors(tensor: RawTensor, any_width: bool) -> bool:
     widths = {size for family in all_families().values() for size in family.widths.values()} | {JOINED[1]}
     return 1 <= len(tensor.shape) <= 2 and tensor.dtype in FLOATS and (any_width or tensor.shape[-1] in widths)
+
+
+def write(contents: Contents) -> Written:
+    """A tensor a word; ConvertError if a word has vectors for several encoders, which need a file each."""
+    tensors, metadata = {}, dict(contents.metadata)
+    for embedding in contents.embeddings:
+        if len(embedding.vectors) != 1:
+            raise ConvertError(
+                f"{embedding.name}: has vectors for {len(embedding.vectors)} encoders; use retarget --for"
+            )
+        (tensors[embedding.name],) = embedding.vectors.values()
+        metadata.update(embedding.metadata)
+    if len(tensors) == 1:
+        metadata[WORD] = contents.embeddings[0].name
+    return tensors, metadata

@@ -1,0 +1,168 @@
+"""Unbundle, bundle, retarget, rename and merge: a few lines each over reading and writing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from . import safetensors_file
+from .atomic import Batch
+from .bundle import bundle as bundled
+from .bundle import check_name
+from .dialects import DIALECTS
+from .embedding import Contents, Embedding
+from .errors import ConvertError
+from .families import Family, all_families
+from .lora_layout import describe
+from .programs import programs, reads_lora
+from .read import Recognised, recognised
+from .slots import settle
+from .stored import Stored
+from .words import WORDS, Options, asked_family, family_of_words, joined, named, names, own_words, together, what
+from .write import Written, add_words, layout_for
+
+DEFAULT_PROGRAMS = ("comfyui", "onetrainer")  # their spelling is the one most programs read
+
+
+def unbundle(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
+    """The LoRA without its words, and a file a word for each program (in a folder each, if there are several).
+
+    Raises ConvertError if the file is no LoRA with words in it.
+    """
+    found = recognised(path)
+    words = own_words(found.contents)
+    if not words or not found.stored.is_lora:
+        raise ConvertError(f"{path}: {what(found)}, so there is nothing to take out")
+    family = family_of_words(path, words, found, options)
+    place = folder / f"{path.stem}.safetensors"
+    metadata = {key: value for key, value in found.contents.metadata.items() if key != WORDS}
+    safetensors_file.add(files, place, found.contents.rest, metadata)
+    return [Written(place, "", "lora", ""), *_for_targets(files, words, targets, family, folder)]
+
+
+def retarget(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
+    """Every word of a file of any dialect, written for each program; a LoRA's own tensors are left where they are."""
+    found = recognised(path)
+    words = named(joined(own_words(found.contents), path, found), options.name)
+    if not words:
+        raise ConvertError(f"{path}: {what(found)}, so there is no word to write")
+    return _for_targets(files, words, targets, family_of_words(path, words, found, options), folder)
+
+
+def bundle(
+    files: Batch, lora: Path, words: Sequence[Path], out: Path, targets: Sequence[str], options: Options
+) -> list[Written]:
+    """The LoRA with the words of the other files in it.
+
+    Raises ConvertError if they are for different families, if a word would be lost in A1111, or if a program of
+    `targets` would refuse the LoRA; that it leaves the words out is a loss.
+    """
+    found = recognised(lora)
+    if not found.contents.rest:
+        raise ConvertError(f"{lora}: {what(found)}; the first file must be the LoRA")
+    added = [word for path in words for word in _words_to_add(path)]
+    family = _family_of_lora(lora, found, added, options)
+    widths = family.widths if family else None
+    settled = [replace(word, vectors=settle(word.vectors, widths or {})) for word in named(added, options.name)]
+    lora_only = replace(found.contents, embeddings=own_words(found.contents))
+    contents = bundled(lora_only, settled, widths=widths, replace=options.replace, drop_outputs=options.drop_outputs)
+    tensors, _ = DIALECTS["bundle"].write(contents)
+    metadata = {**contents.metadata, WORDS: json.dumps({word.name: word.metadata for word in contents.embeddings})}
+    losses = _bundle_losses(Stored(out, tensors, metadata), contents, targets, family)
+    safetensors_file.add(files, out, tensors, metadata)
+    return [Written(out, ",".join(targets), "bundle", " ".join(word.name for word in contents.embeddings), losses)]
+
+
+def rename(files: Batch, path: Path, new: str, out: Path) -> list[Written]:
+    """The same file with its word called otherwise; `old=new` says which, where there are several."""
+    found = recognised(path)
+    words = own_words(found.contents)
+    old, _, name = new.rpartition("=") if len(words) > 1 else ("", "", new)
+    if len(words) > 1 and old not in [word.name for word in words]:
+        raise ConvertError(f"{path}: holds {len(words)} words; say which, as OLD=NEW: {names(words)}")
+    if not words:
+        raise ConvertError(f"{path}: {what(found)}, so there is no word to rename")
+    if len(words) > 1 and any(word.name.casefold() == name.casefold() for word in words if word.name != old):
+        raise ConvertError(f"{path}: has a word {name!r} already")
+    if found.dialect == "bundle":
+        check_name(name)
+    renamed = tuple(replace(word, name=name) if word.name == old or len(words) == 1 else word for word in words)
+    return _rewrite(files, out, replace(found.contents, embeddings=renamed), found.dialect or "")
+
+
+def merge(files: Batch, paths: Sequence[Path], out: Path, options: Options) -> list[Written]:
+    """All words of the files in one: halves of one word (diffusers' two SDXL files) together, several as a bundle.
+
+    At most one file may be a LoRA, and then the result is that LoRA with all words.
+    """
+    found = [(path, recognised(path)) for path in paths]
+    loras = [(path, item) for path, item in found if item.contents.rest]
+    if len(loras) > 1:
+        raise ConvertError(f"{loras[1][0]}: is a second LoRA; merging the weights of LoRAs is another task")
+    words = together(word for _, item in found for word in own_words(item.contents))
+    base = loras[0][1].contents if loras else Contents()
+    if not words:
+        raise ConvertError("no file holds a word")
+    if len(words) == 1 and not loras:
+        return _rewrite(files, out, Contents(tuple(named(words, options.name))), "encoders")
+    contents = bundled(replace(base, embeddings=()), words, drop_outputs=options.drop_outputs)
+    return _rewrite(files, out, contents, "bundle")
+
+
+def _rewrite(files: Batch, out: Path, contents: Contents, dialect: str) -> list[Written]:
+    tensors, metadata = DIALECTS[dialect].write(contents)
+    if dialect == "bundle":
+        metadata = {**metadata, WORDS: json.dumps({word.name: word.metadata for word in contents.embeddings})}
+    safetensors_file.add(files, out, tensors, metadata)
+    return [Written(out, "", dialect, " ".join(word.name for word in contents.embeddings))]
+
+
+def _for_targets(
+    files: Batch, words: Sequence[Embedding], targets: Sequence[str], family: Family, folder: Path
+) -> list[Written]:
+    if not targets:
+        able = [name for name in DEFAULT_PROGRAMS if family.name in programs()[name].layouts]
+        targets = able[:1]
+    for target in targets:
+        layout_for(target, family)  # what cannot be done is said before anything is written
+    settled = [replace(word, vectors=settle(word.vectors, family.widths)) for word in words]
+    written = []
+    for target in targets:
+        place = folder / target if len(targets) > 1 else folder
+        written += add_words(files, settled, target, family, place)
+    return written
+
+
+def _words_to_add(path: Path) -> Sequence[Embedding]:
+    found = recognised(path)
+    if not found.contents.embeddings or found.contents.rest:
+        raise ConvertError(f"{path}: {what(found)}; after the LoRA come files with words alone")
+    return joined(own_words(found.contents), path, found)
+
+
+def _family_of_lora(path: Path, found: Recognised, words: Sequence[Embedding], options: Options) -> Family | None:
+    """The LoRA's family; None only if neither it nor the words tell, so that no width can be checked."""
+    if options.family is not None:
+        return asked_family(options.family)
+    stated = describe(found.contents.rest, found.contents.metadata).families
+    if len(stated) == 1:
+        return all_families()[stated[0]]
+    return family_of_words(path, words, replace(found, dialect=None), options)
+
+
+def _bundle_losses(file: Stored, contents: Contents, targets: Sequence[str], family: Family | None) -> tuple[str, ...]:
+    losses = []
+    for target in targets:
+        if target not in programs():
+            raise ConvertError(f"{target!r} is no program; choose from {', '.join(programs())}")
+        reading = reads_lora(target, file, family.widths if family else {})
+        if reading.breaks:
+            raise ConvertError(
+                f"{programs()[target].title} would not load it: {reading.breaks}; use unbundle --for {target}"
+            )
+        lost = [word.name for word in contents.embeddings if word.name not in reading.words]
+        if lost:
+            losses.append(f"{programs()[target].title} does not use {', '.join(lost[:6])}; give it files of their own")
+    return tuple(losses)

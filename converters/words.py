@@ -1,0 +1,129 @@
+"""The words of a file as a user means them: halves joined, renamed, and for one family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .dialects import DIALECTS
+from .embedding import Contents, Embedding
+from .errors import ConvertError
+from .families import Family, all_families
+from .lora_layout import describe
+from .read import Recognised, families_of, recognised
+
+WORDS = "pivotune.words"  # metadata of a bundle: JSON of each word's own metadata
+
+
+@dataclass(frozen=True)
+class Options:
+    """`family` and `name` settle what a file leaves open."""
+
+    family: str | None = None
+    name: str | None = None
+    replace: bool = False
+    drop_outputs: bool = False
+
+
+def own_words(contents: Contents) -> tuple[Embedding, ...]:
+    """Words with the metadata that a bundle of ours keeps for each of them."""
+    try:
+        kept = json.loads(contents.metadata.get(WORDS, "{}"))
+    except (ValueError, RecursionError):
+        return contents.embeddings
+    if not isinstance(kept, dict):
+        return contents.embeddings
+    return tuple(
+        replace(word, metadata={str(key): value for key, value in own.items() if isinstance(value, str)})
+        if isinstance(own := kept.get(word.name), dict)
+        else word
+        for word in contents.embeddings
+    )
+
+
+def joined(words: Sequence[Embedding], path: Path, found: Recognised) -> Sequence[Embedding]:
+    """With the other half of a diffusers SDXL word, if it lies beside as `<stem>_2`."""
+    beside = path.with_name(f"{path.stem}_2{path.suffix}")
+    if found.dialect != "diffusers" or len(words) != 1 or not beside.is_file():
+        return words
+    other = recognised(beside)
+    halves = other.contents.embeddings
+    if other.dialect == "diffusers" and len(halves) == 1 and halves[0].name == words[0].name:
+        return together([*words, *halves])
+    return words
+
+
+def without_halves(paths: Sequence[Path]) -> list[Path]:
+    """The files without those that `joined` takes together with another one of them."""
+    given = set(paths)
+    kept = []
+    for path in paths:
+        first = path.with_name(path.stem.removesuffix("_2") + path.suffix)
+        if path.stem.endswith("_2") and first in given:
+            try:
+                found = recognised(first)
+                if len(joined(found.contents.embeddings, first, found)[0].vectors) > 1:
+                    continue
+            except (ConvertError, IndexError):
+                pass  # what is wrong with the file is said when its turn comes
+        kept.append(path)
+    return kept
+
+
+def together(words: Iterable[Embedding]) -> list[Embedding]:
+    """Words of one name with vectors for different encoders become one. Raises ConvertError if they overlap."""
+    found: dict[str, Embedding] = {}
+    for word in words:
+        known = found.get(word.name)
+        if known is not None and known.vectors.keys() & word.vectors.keys():
+            raise ConvertError(f"two words are called {word.name!r}; rename one of them first")
+        vectors = {**known.vectors, **word.vectors} if known else word.vectors
+        found[word.name] = replace(
+            word, vectors=vectors, metadata={**(known.metadata if known else {}), **word.metadata}
+        )
+    return list(found.values())
+
+
+def named(words: Sequence[Embedding], name: str | None) -> Sequence[Embedding]:
+    """The one word under another name, all as they are if no name is given."""
+    if name is None:
+        return words
+    if len(words) != 1:
+        raise ConvertError(f"--name is for one word, and here are {len(words)}: {names(words)}")
+    return [replace(words[0], name=name)]
+
+
+def family_of_words(path: Path, words: Sequence[Embedding], found: Recognised, options: Options) -> Family:
+    """The one family that words and LoRA leave, or the one that was asked for. Raises ConvertError if it stays open."""
+    if options.family is not None:
+        return asked_family(options.family)
+    possible = [name for name in all_families() if all(name in families_of(word, found.dialect) for word in words)]
+    if found.contents.rest and len(possible) != 1:
+        stated = describe(found.contents.rest, found.contents.metadata).families
+        possible = [name for name in stated if name in possible] or possible
+    if len(possible) != 1:
+        sizes = ", ".join(
+            sorted({f"{key} {tensor.shape[-1]}" for word in words for key, tensor in word.vectors.items()})
+        )
+        choice = f"fits {', '.join(possible)}" if possible else "fits no family that is known here"
+        raise ConvertError(f"{path}: {sizes} wide {choice}; say which with --family")
+    return all_families()[possible[0]]
+
+
+def asked_family(name: str) -> Family:
+    """A family by name; ConvertError that lists them all for a wrong one."""
+    if name not in all_families():
+        raise ConvertError(f"{name!r} is no family; choose from {', '.join(all_families())}")
+    return all_families()[name]
+
+
+def what(found: Recognised) -> str:
+    """`this is a ...`, for an error that says why a file does not serve."""
+    return f"this is a {DIALECTS[found.dialect or ''].title}" if found.dialect else "this is no embedding"
+
+
+def names(words: Sequence[Embedding]) -> str:
+    """The first words, for an error."""
+    return ", ".join(repr(word.name) for word in words[:8])

@@ -1,0 +1,212 @@
+"""The commands that carry words between files: inspect, unbundle, bundle, retarget, rename, merge."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..converters import operations
+from ..converters.atomic import Batch, batch
+from ..converters.errors import ConvertError, printable
+from ..converters.families import all_families
+from ..converters.folders import files_in
+from ..converters.inspection import inspect as inspected
+from ..converters.programs import MODULES
+from ..converters.words import Options, without_halves
+from ..converters.write import Written, strictly
+from .commands_convert_text import as_text
+
+Work = Callable[[Batch, Path], list[Written]]
+
+
+@dataclass(frozen=True)
+class How:
+    """What all commands that write have in common."""
+
+    overwrite: bool
+    strict: bool
+    dry_run: bool
+    json: bool
+
+
+def _writes(command: Callable) -> Callable:
+    """The options of every command that writes, given to it as one `how`."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Replace files that exist."),
+        click.option("--strict", is_flag=True, help="Fail if anything would be lost, before a file is written."),
+        click.option("--dry-run", is_flag=True, help="Check everything and say what would be written."),
+        click.option("--json", is_flag=True, help="Print an object a file, for programs."),
+    ):
+        command = option(command)
+    return command
+
+
+_FILES = click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+_FOR = click.option(
+    "--for", "targets", metavar="PROGRAM", multiple=True, type=click.Choice(tuple(MODULES)),
+    help=f"Write for this program ({', '.join(MODULES)}); may be given more than once, and then each has a folder.",
+)  # fmt: skip
+_OUT_FOLDER = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for what is written.")
+_OUT_FILE = click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="The .safetensors file to write."
+)
+_FAMILY = click.option(
+    "--family",
+    metavar="FAMILY",
+    type=click.Choice(tuple(all_families())),
+    help="Kind of model, where a file leaves it open: " + ", ".join(all_families()) + ".",
+)
+_NAME = click.option("--name", help="Name of the word, instead of the one in the file.")
+
+
+@click.command()
+@_FILES
+@click.option("--json", "as_json", is_flag=True, help="Print an object a file, one on each line.")
+def inspect(paths: Sequence[Path], as_json: bool) -> None:
+    """Show what files hold, for which family, and which programs load them under which word.
+
+    A folder stands for all files in it that may hold words.
+    """
+    failed = []
+    found = files_in(paths)
+    for path in found:
+        try:
+            facts = inspected(path)
+        except ConvertError as error:
+            failed.append(error)
+            facts = {"path": str(path), "kind": "other", "error": str(error)}
+        click.echo(json.dumps(facts) if as_json else as_text(facts))
+    _end(failed, len(found))
+
+
+@click.command()
+@_FILES
+@_OUT_FOLDER
+@_FOR
+@_FAMILY
+@_writes
+def unbundle(paths: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, **how: bool) -> None:
+    """Take the words out of LoRA files: the LoRA without them, and a file for each word."""
+    options = Options(family=family)
+    _each(files_in(paths), lambda files, path: operations.unbundle(files, path, out, targets, options), How(**how))
+
+
+@click.command()
+@click.argument("lora", metavar="LORA", type=click.Path(path_type=Path))
+@click.argument("words", metavar="WORD...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_OUT_FILE
+@_FOR
+@_FAMILY
+@_NAME
+@click.option("--replace", is_flag=True, help="Replace words of the same name in the LoRA.")
+@click.option("--drop-outputs", is_flag=True, help="Leave out output vectors, which OneTrainer alone can use.")
+@_writes
+def bundle(
+    lora: Path, words: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, name: str | None,
+    replace: bool, drop_outputs: bool, **how: bool,
+) -> None:  # fmt: skip
+    """Put the words of files into a LoRA file, for AUTOMATIC1111 and SD.Next."""
+    options = Options(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
+    added = without_halves(files_in(words))
+    _each([lora], lambda files, path: operations.bundle(files, path, added, out, targets, options), How(**how))
+
+
+@click.command()
+@_FILES
+@_FOR
+@_OUT_FOLDER
+@_FAMILY
+@_NAME
+@_writes
+def retarget(
+    paths: Sequence[Path], targets: Sequence[str], out: Path, family: str | None, name: str | None, **how: bool
+) -> None:
+    """Write the words of files of any kind for other programs, each in the dialect that the program reads best."""
+    if not targets:
+        raise click.UsageError("Missing option '--for'.")
+    options = Options(family=family, name=name)
+    found = without_halves(files_in(paths))
+    _each(found, lambda files, path: operations.retarget(files, path, out, targets, options), How(**how))
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("new")
+@_OUT_FILE
+@_writes
+def rename(file: Path, new: str, out: Path, **how: bool) -> None:
+    """Give the word in FILE the name NEW; where there are several, NEW is OLD=NEW."""
+    _each([file], lambda files, path: operations.rename(files, path, new, out), How(**how))
+
+
+@click.command()
+@_FILES
+@_OUT_FILE
+@_NAME
+@click.option("--drop-outputs", is_flag=True, help="Leave out output vectors, which OneTrainer alone can use.")
+@_writes
+def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool, **how: bool) -> None:
+    """Put the words of several files into one: halves of an SDXL word together, several words as a bundle."""
+    options = Options(name=name, drop_outputs=drop_outputs)
+    found = files_in(paths)
+    _each(found[:1], lambda files, _: operations.merge(files, found, out, options), How(**how))
+
+
+COMMANDS: dict[str, click.Command] = {
+    command.name or "": command for command in (inspect, unbundle, bundle, retarget, rename, merge)
+}
+
+
+def _each(paths: Sequence[Path], work: Work, how: How) -> None:
+    """One file after another, each whole or not at all; a bad one stops no other, and the exit code tells."""
+    claimed: set[Path] = set()
+    failed, count = [], 0
+    with click.progressbar(paths, file=sys.stderr, hidden=len(paths) < 20 or not sys.stderr.isatty()) as bar:
+        for path in bar:
+            try:
+                with batch(overwrite=how.overwrite, dry=how.dry_run, claimed=claimed) as files:
+                    written = work(files, path)
+                    if how.strict:
+                        strictly(written)
+            except ConvertError as error:
+                failed.append(error)
+                if how.json:
+                    click.echo(json.dumps({"path": str(path), "written": [], "error": str(error)}))
+                continue
+            count += len(written)
+            click.echo(_json(path, written) if how.json else "\n".join(_lines(written)))
+    if len(paths) > 1 and not how.json:
+        click.echo(f"{count} files {'would be ' if how.dry_run else ''}written from {len(paths) - len(failed)}")
+    _end(failed, len(paths))
+
+
+def _json(path: Path, written: Iterable[Written]) -> str:
+    files: list[dict[str, Any]] = [
+        {"path": str(item.path), "program": item.program, "dialect": item.dialect, "prompt": item.trigger,
+         "losses": list(item.losses)}
+        for item in written
+    ]  # fmt: skip
+    return json.dumps({"path": str(path), "written": files, "error": None})
+
+
+def _lines(written: Iterable[Written]) -> Iterable[str]:
+    for item in written:
+        prompt = f"  type: {item.trigger}" if item.trigger and item.program else ""
+        yield printable(f"{item.path}{prompt}")
+        yield from (printable(f"  lost: {loss}") for loss in item.losses)
+
+
+def _end(failed: Sequence[ConvertError], count: int) -> None:
+    """Raises ConvertError if something failed: the error itself, or after all of them how many."""
+    if len(failed) == 1 and count == 1:
+        raise failed[0]
+    for error in failed:
+        click.echo(f"Error: {error}", err=True)
+    if failed:
+        raise ConvertError(f"{len(failed)} of {count} files failed")

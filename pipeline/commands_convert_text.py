@@ -1,0 +1,43 @@
+"""What `inspect` found, as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..converters.errors import printable
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """Lines about one file; strangers' names are made harmless for a terminal."""
+    return "\n".join(printable(line) for line in _lines(facts))
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    yield facts["path"]
+    if "error" in facts:
+        yield f"  error: {facts['error'].removeprefix(facts['path'] + ': ')}"
+        return
+    family = facts["family"] or " or ".join(facts["families"]) or "unknown family"
+    kind = {"bundle": "LoRA with words in it", "lora": "LoRA without words"}.get(facts["kind"], facts["kind"])
+    yield f"  {kind}, {facts['dialect'] or 'no known dialect'}" + (f", {family}" if facts["kind"] != "other" else "")
+    if facts["lora"]:
+        ranks = ", ".join(map(str, facts["lora"]["ranks"])) or "unknown"
+        yield f"  LoRA: {facts['lora']['layout']} layout, {facts['lora']['modules']} modules, rank {ranks}"
+    for word in facts["embeddings"]:
+        yield f"  word {word['name']}"
+        for key, tensor in word["vectors"].items():
+            yield f"    {key:<8} {_vectors(tensor)}"
+    yield from (f"  note: {note}" for note in facts["notes"])
+    for name, verdict in facts["programs"].items():
+        yield f"  {name:<11}{verdict['loads']:<8}{verdict['prompt']}".rstrip()
+        yield from (f"{'':<21}{note}" for note in verdict["notes"])
+
+
+def _vectors(tensor: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, tensor["shape"]))
+    norms = tensor["norms"]
+    if norms is None:
+        return f"{shape} {tensor['dtype']}"
+    shown = " ".join("not finite" if norm is None else f"{norm:.3g}" for norm in norms[:8])
+    return f"{shape} {tensor['dtype']}  norms {shown}{' ...' if len(norms) > 8 else ''}"
