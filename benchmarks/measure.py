@@ -63,7 +63,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Child:
-    """What a process cost and said."""
+    """What a process cost, in seconds and bytes, and what it said."""
 
     cpu: float
     wall: float
@@ -72,7 +72,7 @@ class Child:
 
 
 def child(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
-    """Run a command to its end. CPU seconds and peak memory in bytes are those of the process itself. Raises on failure."""
+    """Run a command to its end; CPU seconds and peak memory are those of that process. Raises when it fails."""
     begin = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Goal 3: what training adds to the frozen vocabularies of SDXL, counted in bytes and as the peak of a fresh process."""
+"""Goal 3: what training adds to SDXL's frozen vocabularies, in bytes and as the peak of a fresh process."""
 
 from __future__ import annotations
 

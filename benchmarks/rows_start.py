@@ -21,5 +21,10 @@ def rows() -> list[Row]:
             seconds[name].append(child(command).cpu)
     return [
         Row("pivotune --help: CPU time", "<= 6 x python -c pass", 6, ratios(seconds["help"], seconds["nothing"])),
-        Row("pivotune check quickstart: CPU time", "<= 14 x python -c pass", 14, ratios(seconds["check"], seconds["nothing"])),
+        Row(
+            "pivotune check quickstart: CPU time",
+            "<= 14 x python -c pass",
+            14,
+            ratios(seconds["check"], seconds["nothing"]),
+        ),
     ]

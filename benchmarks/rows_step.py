@@ -52,7 +52,8 @@ def growth() -> list[Row]:
     }  # fmt: skip
     seconds = in_turn(modes, ROUNDS, {"one": 60, "thousand": 60, "wrapped, one": 60, "wrapped, thousand": 4})
     ours, theirs = (
-        ratios(seconds[many], seconds[few]) for many, few in (("thousand", "one"), ("wrapped, thousand", "wrapped, one"))
+        ratios(seconds[many], seconds[few])
+        for many, few in (("thousand", "one"), ("wrapped, thousand", "wrapped, one"))
     )
     text = f"<= 2 (OneTrainer's way: {sorted(theirs)[len(theirs) // 2]:.0f})"
     return [Row("host time of a step, 1000 words / 1 word", text, 2.0, ours)]

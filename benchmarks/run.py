@@ -59,11 +59,15 @@ def line(row: Row) -> str:
 
 def number(value: float) -> str:
     """Ratios far below one read better as a fraction."""
-    return f"1/{1 / value:.0f}" if 0 < value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:,.0f}"
+    return f"1/{1 / value:.0f}" if 0 < value < 0.2 else f"{value:.3f}" if value < 10 else f"{value:,.0f}"
 
 
 def markdown(results: dict[str, dict]) -> str:
-    lines = ["# Measured", "", "Written by `python benchmarks/run.py`. Times are CPU time of one thread, as ratios within"]
+    lines = [
+        "# Measured",
+        "",
+        "Written by `python benchmarks/run.py`. Times are CPU time of one thread, as ratios within",
+    ]
     lines += ["one run; spread is lowest to highest of the rounds.", ""]
     lines += ["| what | goal | measured | spread | rounds | verdict |", "|---|---|---|---|---|---|"]
     for name in [name for name in ROWS if name in results]:
