@@ -116,7 +116,7 @@ class Machine:
     def pop(self) -> Any:
         if self.stack[-1] is MARK:
             raise ValueError("nothing to take")
-        return self.pop()
+        return self.stack.pop()
 
     def put(self, key: int) -> None:
         self.memo[key] = self.stack[-1]
