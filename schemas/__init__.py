@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 @cache
 def names() -> tuple[str, ...]:
-    """Every schema that ships, as its path below this folder: `recipe.json`, `stages/train.json`, ..."""
+    """Every schema that ships, as its path below this folder: `recipe.json`, `stages/train.json`, ...
+
+    Not among them is `editor.json`, which is made of them (see `bundled`).
+    """
     here = files(__name__)
-    top = [entry.name for entry in here.iterdir() if entry.name.endswith(".json")]
+    top = [entry.name for entry in here.iterdir() if entry.name.endswith(".json") and entry.name != "editor.json"]
     stages = [f"stages/{entry.name}" for entry in (here / "stages").iterdir() if entry.name.endswith(".json")]
     return tuple(sorted(top) + sorted(stages))
 
@@ -35,20 +38,21 @@ def violations(document: object, name: str = "recipe.json") -> Iterator[Validati
     Unlike plain JSON Schema a whole number must be written as one: 10.0 is no integer.
     """
     from jsonschema.validators import extend, validator_for
-    from referencing import Registry, Resource
+    from referencing import Registry
     from referencing.jsonschema import specification_with
 
     dialect = schema(name)["$schema"]
-
-    def resource(file: str) -> Resource[Any]:
-        plain = {key: value for key, value in schema(file).items() if key != "$schema"}  # else it brings back 10.0
-        return Resource(plain, specification_with(dialect))
-
-    registry: Registry[Any] = Registry(retrieve=resource)
+    create = specification_with(dialect).create_resource
+    registry: Registry[Any] = Registry().with_resources((other, create(_undated(other))) for other in names())
     known = validator_for({"$schema": dialect})
     types = known.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     strict = extend(known, {"pattern": _pattern}, type_checker=types)
     yield from strict({"$ref": name}, registry=registry).iter_errors(document)
+
+
+def _undated(name: str) -> dict[str, Any]:
+    """A schema that does not say its dialect: where one does, jsonschema goes back to its own idea of an integer."""
+    return {key: value for key, value in schema(name).items() if key != "$schema"}
 
 
 def _pattern(_: object, pattern: str, text: object, __: object) -> Iterator[ValidationError]:

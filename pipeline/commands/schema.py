@@ -17,7 +17,7 @@ def schema(name: str | None, path: bool) -> None:
     from ... import schemas
     from ..recipe.nearest import did_you_mean
 
-    names = {file.removesuffix(".json").split("/")[-1]: file for file in schemas.names() if file != "editor.json"}
+    names = {file.removesuffix(".json").split("/")[-1]: file for file in schemas.names()}
     if name is None:
         for known, file in names.items():
             click.echo(f"{known:<10} {schemas.schema(file).get('description', '')}")

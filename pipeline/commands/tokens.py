@@ -26,7 +26,7 @@ def tokens(text: str, base: str, family: str | None, config: str | None, as_json
     wrong = [finding.text for finding in model_findings(spec) if finding.severity == "error"]
     if wrong:
         raise RecipeError(wrong)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for key, tokenizer in load_tokenizers(spec).items():
         ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
         pieces = [_piece(tokenizer, number) for number in ids]

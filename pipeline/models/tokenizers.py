@@ -58,11 +58,11 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    network = HfHubHTTPError.__bases__  # OSError, and the base class of whichever HTTP library it uses
-
+    # OSError, the base class of whichever HTTP library the hub's client uses, and what it makes of a bad name
+    network: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, ValueError)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
-    except (*network, ValueError) as error:
+    except network as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StageError(f"the tokenizers of {name} cannot be had from the hub: {cause}") from error
 

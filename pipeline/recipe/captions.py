@@ -95,9 +95,9 @@ def _rows(path: Path, result: Captioned) -> Iterator[tuple[int, str, str]]:
         except (ValueError, RecursionError) as error:
             result.problems.append(f"{path}:{number}: not JSON: {error}")
             continue
-        values = [row.get(key) for key in ("file_name", "text")] if isinstance(row, dict) else []
-        if len(values) == 2 and all(isinstance(value, str) and value.strip() for value in values):
-            yield number, values[0], values[1].strip()
+        name, text = (row.get("file_name"), row.get("text")) if isinstance(row, dict) else (None, None)
+        if isinstance(name, str) and isinstance(text, str) and text.strip():
+            yield number, name, text.strip()
         else:
             result.problems.append(f'{path}:{number}: a line is {{"file_name": "a.png", "text": "a caption"}}')
 

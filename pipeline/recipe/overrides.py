@@ -50,7 +50,7 @@ def _value(text: str) -> Any:
 
 def _path(data: dict[str, Any], parts: list[str], top_level: Sequence[str], text: str) -> Place:
     stages = data.get("stage")
-    kinds = [stage.get("kind") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    kinds = [str(_child(stage, "kind")) for stage in stages] if isinstance(stages, list) else []
     if parts[0] in kinds and parts[0] not in top_level:
         path: list[str | int] = ["stage", kinds.index(parts[0])]
         parts = parts[1:]
@@ -76,20 +76,24 @@ def _step(tables: list[Any], part: str, text: str) -> list[str | int]:
     raise BadOverride(text, f"which of the {len(tables)}? Put its number before '{part}', counted from 1")
 
 
-def _at(data: Any, path: Sequence[str | int]) -> Any:
+def _at(value: Any, path: Sequence[str | int]) -> Any:
     for part in path:
-        data = data[part] if isinstance(data, list) else data.get(part) if isinstance(data, dict) else None
-    return data
+        value = _child(value, part)
+    return value
+
+
+def _child(value: Any, part: str | int) -> Any:
+    if isinstance(value, dict):
+        return value.get(part)
+    return value[part] if isinstance(value, list) and isinstance(part, int) else None
 
 
 def _write(data: dict[str, Any], path: Place, value: Any, text: str) -> None:
     target: Any = data
     for part in path[:-1]:
-        if isinstance(target, dict):
-            target = target.setdefault(part, {})
-        else:
-            target = target[part] if isinstance(target, list) else None
-    if isinstance(target, dict) or (isinstance(target, list) and isinstance(path[-1], int)):
-        target[path[-1]] = value  # type: ignore[index]
-    else:
-        raise BadOverride(text, f"'{path[-2]}' is no table, it has no '{path[-1]}'")
+        target = target.setdefault(part, {}) if isinstance(target, dict) else _child(target, part)
+    last = path[-1]
+    fits = isinstance(target, dict) or (isinstance(target, list) and isinstance(last, int))
+    if not fits:
+        raise BadOverride(text, f"'{path[-2]}' is no table, it has no '{last}'")
+    target[last] = value
