@@ -11,7 +11,7 @@ from ...converters.families import families
 from ..errors import StageError
 from ..recipe.model import ModelSpec
 from .device import DTYPES
-from .find import SINGLE_FILES
+from .find import SINGLE_FILES, hub_errors
 from .folder import check_weights
 from .unreadable import READ_ERRORS, unreadable
 
@@ -23,6 +23,7 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
     """
     import diffusers
     from diffusers.loaders.single_file_utils import SingleFileComponentError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     if path.suffix.lower() not in SINGLE_FILES:
         raise StageError(f"model.base = {spec.base!r}: a checkpoint ends in {' or '.join(SINGLE_FILES)}")
@@ -39,9 +40,14 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
                 str(path), dtype=torch.float32, **options | ({"subfolder": "vae"} if spec.config else {})
             )
         pipe = loader.from_single_file(str(path), dtype=dtype, safety_checker=None, **options, **given)
-    except (*READ_ERRORS, SingleFileComponentError) as error:
-        hint = "" if spec.config else "; without a network set model.config to a diffusers folder of the same family"
-        raise unreadable(spec, error, hint) from error
+    except NotImplementedError as error:  # torch, asked to place a weight that has no value
+        raise unreadable(
+            spec, "the file lacks weights of the denoiser or the VAE, so it is of another model"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise unreadable(spec, error, "; set model.config to a diffusers folder of the same family") from error
+    except (*READ_ERRORS, *hub_errors(), SingleFileComponentError) as error:
+        raise unreadable(spec, error) from error
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             check_weights(spec, name, part, [key for key, value in part.state_dict().items() if value.is_meta])

@@ -43,7 +43,7 @@ def _download(spec: ModelSpec) -> Path:
         from diffusers import DiffusionPipeline  # takes seconds, so not before there is something to load
 
         return Path(DiffusionPipeline.download(spec.base, variant=spec.variant, **where, **dict.fromkeys(GUARDS)))
-    except _hub_errors() as error:
+    except hub_errors() as error:
         raise unreadable(spec, _trouble(error, spec)) from error
 
 
@@ -59,12 +59,12 @@ def _hub_answers(spec: ModelSpec) -> bool:
         model_info(spec.base, revision=spec.revision, timeout=10)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
-    except _hub_errors():
+    except hub_errors():
         return False
     return True
 
 
-def _hub_errors() -> tuple[type[Exception], ...]:
+def hub_errors() -> tuple[type[Exception], ...]:
     """OSError and the base class of whichever HTTP library the hub's client uses; ValueError for a bad name."""
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -16,6 +16,8 @@ from .family import choose_family
 from .find import find_model
 from .unreadable import unreadable
 
+ALIGNMENT = 64  # bytes; what PyTorch's own allocations have
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -73,6 +75,7 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
         if isinstance(part, torch.nn.Module):
             keep = name == "vae" and dtype == torch.float16 and getattr(part.config, "force_upcast", False)
             part.requires_grad_(False).eval().to(device=device, dtype=torch.float32 if keep else dtype)
+            _align(part)
             if keep:
                 _take_any_dtype(part)
     pipe.set_progress_bar_config(disable=True)
@@ -86,6 +89,16 @@ def _take_any_dtype(vae: Any) -> None:
     """Let a VAE in float32 decode latents of a float16 pipeline, which hands them over as they are."""
     first = vae.decoder if vae.post_quant_conv is None else vae.post_quant_conv
     first.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(vae.dtype), *inputs[1:]))
+
+
+def _align(part: torch.nn.Module) -> None:
+    """Copy weights that lie at odd addresses, as mapped files leave them.
+
+    The CPU's kernels round differently there, so the same weights would answer differently from file to file.
+    """
+    for tensor in (*part.parameters(), *part.buffers()):
+        if tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def _encoder(pipe: Any, spec: ModelSpec, about: EncoderSpec) -> Encoder:
