@@ -1,5 +1,6 @@
 """Sample vectors and files, made key by key."""
 
+import os
 import random
 import struct
 
@@ -8,6 +9,14 @@ import pytest
 from pivotune.converters import safetensors_file
 from pivotune.converters.embedding import Embedding
 from pivotune.converters.tensor import RawTensor
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_disks(monkeypatch):
+    """Tests take seconds, not minutes; that files are brought to the disk is a test of its own."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    return synced
 
 
 @pytest.fixture

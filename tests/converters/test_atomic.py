@@ -104,3 +104,8 @@ def test_a_dry_batch_says_what_is_taken_and_writes_nothing(tmp_path):
         with pytest.raises(ConvertError, match="exists already"):
             files.add(tmp_path / "old", put(b"1"))
     assert os.listdir(tmp_path) == ["old"]
+
+
+def test_a_file_and_its_folder_are_brought_to_the_disk(tmp_path, no_waiting_for_disks):
+    atomic.write_file(tmp_path / "x", put(b"1"))
+    assert len(no_waiting_for_disks) == 2

@@ -1,0 +1,276 @@
+"""What the six commands do, from the command line down."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from pivotune.converters import safetensors_file
+from pivotune.converters.read import read
+from pivotune.converters.tensor import RawTensor
+from pivotune.pipeline.commands_convert import COMMANDS
+
+UNET = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run("retarget", "a.pt", "--for", "a1111") in a folder of its own; gives click's result."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        return CliRunner().invoke(COMMANDS[args[0]], [str(arg) for arg in args[1:]])
+
+    return call
+
+
+@pytest.fixture
+def lora(rows):
+    def make(inputs, **words):
+        tensors = {f"{UNET}.lora_down.weight": rows(4, inputs), f"{UNET}.lora_up.weight": rows(320, 4),
+                   f"{UNET}.alpha": RawTensor("F32", (), b"\0\0\x80\x40")}  # fmt: skip
+        for name, vectors in words.items():
+            tensors |= {f"bundle_emb.{name.replace('_', ' ')}.{key}": tensor for key, tensor in vectors.items()}
+        return tensors
+
+    return make
+
+
+METADATA = {"sshs_model_hash": "stale", "ss_tag_frequency": '{"a": {"b": 1}}'}
+
+
+def sd1(rows):
+    return {"clip_l": rows(2, 768)}
+
+
+def sdxl(rows):
+    return {"clip_l": rows(2, 768), "clip_g": rows(2, 1280)}
+
+
+@pytest.mark.parametrize(("inputs", "vectors"), [(768, sd1), (2048, sdxl)])
+def test_unbundling_and_bundling_again_gives_every_tensor_back(inputs, vectors, run, lora, rows, saved, same):
+    before = lora(inputs, cat=vectors(rows), ema_y=vectors(rows))
+    saved("l.safetensors", before, METADATA)
+    result = run("unbundle", "l.safetensors", "--out", "out", "--for", "onetrainer")
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir("out")) == ["cat.safetensors", "ema y.safetensors", "l.safetensors"]
+    assert same(safetensors_file.read("out/l.safetensors")[0], lora(inputs) | read("out/l.safetensors").rest)
+    words = ("out/cat.safetensors", "out/ema y.safetensors")
+    result = run("bundle", "out/l.safetensors", *words, "--out", "again.safetensors", "--for", "a1111")
+    assert result.exit_code == 0, result.output
+    after, metadata = safetensors_file.read("again.safetensors")
+    assert same(after, before)
+    assert metadata["ss_tag_frequency"] == METADATA["ss_tag_frequency"]
+    first = safetensors_file.read("l.safetensors")[1]["sshs_model_hash"]
+    assert metadata["sshs_model_hash"] == first != safetensors_file.read("out/l.safetensors")[1]["sshs_model_hash"]
+
+
+def test_each_program_gets_a_folder_and_what_to_type_is_told(run, lora, rows, saved):
+    saved("l.safetensors", lora(768, ema_y=sd1(rows)))
+    result = run("unbundle", "l.safetensors", "--out", "out", "--for", "a1111", "--for", "comfyui", "--json")
+    files = {item["program"]: item for item in json.loads(result.output)["written"]}
+    assert files["a1111"]["prompt"] == "ema y"
+    assert files["comfyui"] == {"path": "out/comfyui/ema_y.safetensors", "program": "comfyui", "dialect": "kohya",
+                                "prompt": "embedding:ema_y", "losses": []}  # fmt: skip
+
+
+def test_both_halves_of_a_diffusers_word_make_one(run, rows, saved, same):
+    l, g = rows(2, 768), rows(2, 1280)  # noqa: E741
+    saved("learned_embeds.safetensors", {"<dog>": l})
+    saved("learned_embeds_2.safetensors", {"<dog>": g})
+    both = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")
+    assert run("retarget", *both, "--for", "a1111", "--out", "a").exit_code == 0
+    assert run("retarget", both[0], "--for", "a1111", "--out", "b").exit_code == 0
+    assert run("merge", *both, "--out", "c.safetensors").exit_code == 0
+    for path in ("a/dog.safetensors", "b/dog.safetensors", "c.safetensors"):
+        assert same(safetensors_file.read(path)[0], {"clip_l": l, "clip_g": g})
+    assert read("c.safetensors").embeddings[0].name == "<dog>"
+
+
+def test_a_family_that_stays_open_is_asked_for(run, rows, saved):
+    saved("x.safetensors", {"<cat>": rows(2, 768)})
+    result = run("retarget", "x.safetensors", "--for", "a1111", "--out", "out")
+    assert (result.exit_code, os.path.exists("out")) == (1, False)
+    assert "--family" in str(result.exception)
+    assert "sd1" in str(result.exception)
+    assert run("retarget", "x.safetensors", "--for", "a1111", "--out", "out", "--family", "sd1").exit_code == 0
+    result = run("retarget", "x.safetensors", "--for", "a1111", "--out", "out2", "--family", "sdxl")
+    assert "would not load it" in str(result.exception)
+
+
+def test_one_bad_file_stops_no_other_and_the_exit_code_tells(run, rows, saved, tmp_path):
+    saved("a.safetensors", {"emb_params": rows(1, 768)})
+    (tmp_path / "b.safetensors").write_bytes(b"rubbish")
+    saved("c.safetensors", {"emb_params": rows(1, 768)})
+    result = run("retarget", "a.safetensors", "b.safetensors", "c.safetensors", "--for", "a1111", "--out", "out")
+    assert result.exit_code == 1
+    assert sorted(os.listdir("out")) == ["a.safetensors", "c.safetensors"]
+    assert "1 of 3 files failed" in str(result.exception)
+    assert "b.safetensors" in result.output
+
+
+def test_a_folder_stands_for_the_files_in_it(run, rows, saved, tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    saved("in/a.safetensors", {"emb_params": rows(1, 768)})
+    saved("in/deep/b.safetensors", {"emb_params": rows(1, 768)})
+    for name in ("a.preview.png", "a.pt.optim", "empty.pt", "notes.txt", ".hidden.pt"):
+        (tmp_path / "in" / name).write_bytes(b"" if name == "empty.pt" else b"x")
+    assert run("retarget", "in", "--for", "a1111", "--out", "out").exit_code == 0
+    assert sorted(os.listdir("out")) == ["a.safetensors", "b.safetensors"]
+
+
+def test_two_files_never_meet_on_one_name_even_with_overwrite(run, rows, saved, tmp_path):
+    for folder in ("1", "2"):
+        (tmp_path / folder).mkdir()
+        saved(f"{folder}/cat.safetensors", {"emb_params": rows(1, 768)})
+    command = ("retarget", "1/cat.safetensors", "2/cat.safetensors", "--for", "a1111", "--out", "out", "--overwrite")
+    assert run(*command).exit_code == 1
+    assert run(*command).exit_code == 1
+    assert safetensors_file.read("out/cat.safetensors")[0]["emb_params"].data == \
+        safetensors_file.read("1/cat.safetensors")[0]["emb_params"].data  # fmt: skip
+
+
+def test_a_rehearsal_writes_nothing_and_finds_what_would_fail(run, rows, saved):
+    saved("x.safetensors", {"emb_params": rows(1, 768)})
+    result = run("retarget", "x.safetensors", "--for", "kohya", "--out", "out", "--dry-run")
+    assert (result.exit_code, os.path.exists("out")) == (0, False)
+    assert "out/x.safetensors" in result.output
+    saved("out.safetensors", {"emb_params": rows(1, 768)})
+    result = run("rename", "x.safetensors", "y", "--out", "out.safetensors", "--dry-run")
+    assert "exists already" in str(result.exception)
+
+
+def test_strict_makes_a_loss_an_error_before_anything_is_written(run, rows, saved):
+    saved("x.safetensors", {"clip_l": rows(1, 768), "t5": rows(1, 4096)})
+    command = ("retarget", "x.safetensors", "--for", "forge", "--out", "out")
+    result = run(*command, "--strict")
+    assert "t5 is left out" in str(result.exception)
+    assert not os.path.exists("out")
+    result = run(*command)
+    assert "lost: t5 is left out" in result.output
+
+
+def test_a_word_is_renamed_in_every_kind_of_file(run, rows, saved, lora):
+    saved("k.safetensors", {"emb_params": rows(1, 768)}, {"note": "kept"})
+    saved("d.safetensors", {"<cat>": rows(1, 768)})
+    saved("b.safetensors", lora(768, cat=sd1(rows), dog=sd1(rows)), METADATA)
+    assert run("rename", "k.safetensors", "kitty", "--out", "k2.safetensors").exit_code == 0
+    assert run("rename", "d.safetensors", "<kitty>", "--out", "d2.safetensors").exit_code == 0
+    assert run("rename", "b.safetensors", "cat=kitty", "--out", "b2.safetensors").exit_code == 0
+    assert [word.name for word in read("k2.safetensors").embeddings] == ["kitty"]
+    assert safetensors_file.read("k2.safetensors")[1]["note"] == "kept"
+    assert list(safetensors_file.read("d2.safetensors")[0]) == ["<kitty>"]
+    assert [word.name for word in read("b2.safetensors").embeddings] == ["dog", "kitty"]
+    assert "OLD=NEW" in str(run("rename", "b.safetensors", "kitty", "--out", "b3.safetensors").exception)
+    assert "already" in str(run("rename", "b.safetensors", "cat=Dog", "--out", "b3.safetensors").exception)
+    assert "dot" in str(run("rename", "b.safetensors", "cat=a.b", "--out", "b3.safetensors").exception)
+
+
+def test_merging_words_makes_a_bundle_and_keeps_each_words_own_metadata(run, rows, saved, lora, same):
+    a, b = rows(1, 768), rows(2, 768)
+    saved("a.safetensors", {"emb_params": a}, {"initial_text": "ring"})
+    saved("b.safetensors", {"emb_params": b})
+    saved("l.safetensors", lora(768), METADATA)
+    assert run("merge", "a.safetensors", "l.safetensors", "b.safetensors", "--out", "m.safetensors").exit_code == 0
+    found = {word.name: word for word in read("m.safetensors").embeddings}
+    assert same(found["a"].vectors, {"clip_l": a})
+    assert same(found["b"].vectors, {"clip_l": b})
+    assert run("unbundle", "m.safetensors", "--out", "out").exit_code == 0
+    assert read("out/a.safetensors").embeddings[0].metadata["initial_text"] == "ring"
+    assert "second LoRA" in str(run("merge", "l.safetensors", "m.safetensors", "--out", "n.safetensors").exception)
+
+
+def test_a_word_for_another_model_does_not_go_into_a_lora(run, rows, saved, lora):
+    saved("l.safetensors", lora(2048))
+    saved("x.safetensors", {"emb_params": rows(1, 768)})
+    result = run("bundle", "l.safetensors", "x.safetensors", "--out", "o.safetensors")
+    assert "no vectors for clip_g" in str(result.exception)
+    assert not os.path.exists("o.safetensors")
+
+
+def test_a_bundle_for_a_program_that_would_refuse_it_is_not_written(run, rows, saved, lora):
+    saved("l.safetensors", lora(768))
+    words = [saved(f"w{number}.safetensors", {"emb_params": rows(1, 768)}).name for number in range(13)]
+    for program, why in (("diffusers", "no 'lora' is in the name"), ("forge", "more than 12")):
+        result = run("bundle", "l.safetensors", *words, "--out", "o.safetensors", "--for", program)
+        assert why in str(result.exception)
+    result = run("bundle", "l.safetensors", words[0], "--out", "o.safetensors", "--for", "comfyui", "--strict")
+    assert "does not use w0" in str(result.exception)
+    assert not os.path.exists("o.safetensors")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "C:\\evil", "a\nb", "x" * 10_000, "con", "a\0b"])
+def test_no_name_in_a_file_leads_out_of_the_folder(name, run, rows, saved, lora, tmp_path):
+    saved("l.safetensors", {**lora(768), f"bundle_emb.{name}.clip_l": rows(1, 768)})
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    before = set(tmp_path.rglob("*"))
+    for program in ("a1111", "diffusers"):
+        assert run("unbundle", "l.safetensors", "--out", f"deep/er/{program}", "--for", program).exit_code == 0
+    new = set(tmp_path.rglob("*")) - before
+    assert all(path.is_relative_to(tmp_path / "deep" / "er") for path in new)
+    assert sum(path.is_file() for path in new) == 4
+    assert not os.path.lexists("/evil.safetensors")
+
+
+def test_a_terminal_is_not_at_the_mercy_of_names(run, rows, saved, lora):
+    saved("l.safetensors", {**lora(768), "bundle_emb.\x1b[31mred\r\n.clip_l": rows(1, 768)})
+    output = run("inspect", "l.safetensors").output
+    assert "\x1b" not in output
+    assert "\r" not in output
+    assert "\\x1b[31mred" in output
+
+
+def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path, rows, saved, lora):
+    saved("l.safetensors", lora(768))
+    saved("w.safetensors", {"emb_params": rows(1, 768)})
+    (tmp_path / "o.safetensors").write_bytes(b"old")
+    code = """
+import os
+from pivotune.converters.read import read
+from pivotune.pipeline.commands_convert import COMMANDS
+
+def run(step):
+    count = 0
+    def stop(event, args):
+        nonlocal count
+        if event in ("open", "os.rename", "os.link", "os.remove", "os.mkdir"):
+            count += 1
+            if count == step:
+                os._exit(9)
+    import sys
+    sys.addaudithook(stop)
+    COMMANDS["bundle"](["l.safetensors", "w.safetensors", "--out", "o.safetensors", "--overwrite"])
+
+def kill_at(step):
+    child = os.fork()
+    if child == 0:
+        run(step)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if open("o.safetensors", "rb").read() != b"old":
+        assert [word.name for word in read("o.safetensors").embeddings] == ["w"]
+        open("o.safetensors", "wb").write(b"old")
+    return ended
+
+step = 1
+while kill_at(step) == 9:
+    step += 1
+assert kill_at(step) == 0 and step > 5, step
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_no_heavy_library_is_loaded(rows, saved, lora, tmp_path):
+    saved("l.safetensors", lora(768))
+    saved("w.safetensors", {"emb_params": rows(1, 768)})
+    code = (
+        "import sys; from pivotune.pipeline.commands_convert import COMMANDS\n"
+        "COMMANDS['bundle'](['l.safetensors', 'w.safetensors', '--out', 'o.safetensors'], standalone_mode=False)\n"
+        "COMMANDS['inspect'](['o.safetensors', '--json'], standalone_mode=False)\n"
+        "COMMANDS['unbundle'](['o.safetensors', '--out', 'u', '--for', 'a1111'], standalone_mode=False)\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'diffusers', 'safetensors', 'PIL', 'jsonschema'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)

@@ -1,0 +1,182 @@
+"""Each program's decisions, on the files that were seen to go well or badly in the programs themselves."""
+
+import pytest
+
+from pivotune.converters.families import all_families
+from pivotune.converters.inspection import inspect
+from pivotune.converters.programs import programs, reads, reads_lora
+from pivotune.converters.stored import Stored
+from pivotune.converters.tensor import RawTensor
+
+LORA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
+
+
+@pytest.fixture
+def loads(rows, tmp_path):
+    """loads("sd1", {"key": (2, 768)}) gives the programs that make something of such a file."""
+
+    def check(family, shapes, name="cat.safetensors", **stored):
+        tensors = {key: rows(*shape) for key, shape in shapes.items()}
+        file = Stored(tmp_path / name, tensors, **stored)
+        widths = all_families()[family].widths
+        return {program for program in programs() if not reads(program, file, widths).breaks}
+
+    return check
+
+
+ALL = {"a1111", "forge", "sdnext", "comfyui", "invokeai", "diffusers", "onetrainer", "kohya"}
+PICKLE = {"container": "pickle", "name": "cat.pt"}
+
+
+@pytest.mark.parametrize(
+    ("family", "shapes", "stored", "expected"),
+    [
+        ("sd1", {"emb_params": (2, 768)}, {}, ALL - {"onetrainer"}),
+        ("sd1", {"emp_params": (2, 768)}, {}, ALL - {"invokeai"}),
+        ("sd1", {"clip_l": (2, 768)}, {}, ALL - {"invokeai", "onetrainer"}),
+        ("sd1", {"<cat>": (2, 768)}, {}, ALL - {"invokeai", "onetrainer"}),
+        ("sd1", {"emp_params": (2, 768), "emp_params_out": (2, 768)}, {}, {"onetrainer", "comfyui", "kohya"}),
+        ("sd1", {"emb_params": (2, 1024)}, {}, set()),
+        ("sd2", {"emb_params": (2, 1024)}, {}, ALL - {"onetrainer"}),
+        ("sdxl", {"clip_l": (2, 768), "clip_g": (2, 1280)}, {}, ALL - {"diffusers"}),
+        ("sdxl", {"clip_l": (2, 768)}, {}, {"comfyui", "diffusers"}),
+        ("sdxl", {"<cat>": (2, 1280)}, {}, {"comfyui", "diffusers"}),
+        ("sdxl", {"emb_params": (2, 2048)}, {}, set()),
+        ("sd3", {"clip_l": (2, 768), "clip_g": (2, 1280), "t5": (2, 4096)}, {},
+         {"a1111", "sdnext", "comfyui", "onetrainer"}),
+        ("flux", {"clip_l": (2, 768), "t5xxl": (2, 4096)}, {}, {"sdnext", "comfyui", "onetrainer"}),
+        ("flux", {"clip_g": (2, 768), "t5": (2, 4096)}, {}, {"sdnext", "comfyui", "onetrainer"}),
+        ("sd1", {"string_to_param.*": (2, 768)}, {**PICKLE, "metadata": {"string_to_token.*": "265", "name": "cat"}},
+         ALL - {"onetrainer"}),
+        ("sd1", {"string_to_param.*": (2, 768)}, {**PICKLE, "metadata": {"name": "cat"}},
+         ALL - {"onetrainer", "invokeai"}),
+        ("sd1", {"string_to_param.a": (2, 768), "string_to_param.b": (2, 768)}, {**PICKLE, "metadata": {
+            "string_to_token.a": "265"}}, {"comfyui", "invokeai", "kohya"}),
+        ("sd1", {"<cat>": (2, 768)}, {**PICKLE, "root": "ordered"}, {"comfyui", "diffusers", "kohya"}),
+        ("sd1", {"<cat>": (2, 768)}, {**PICKLE, "parameters": frozenset(["<cat>"])}, {"comfyui", "diffusers", "kohya"}),
+        ("sd1", {"emb_params": (2, 768)}, {**PICKLE, "members": ("x/data.pkl", "x/.format_version")}, {
+            "forge", "comfyui", "invokeai", "diffusers", "kohya"}),
+        ("sd1", {"string_to_param.*": (2, 768)}, {
+            **PICKLE, "metadata": {"string_to_token.*": "265"}, "names": frozenset([
+                "torch.nn.modules.container.ParameterDict"])}, {"a1111", "forge", "sdnext", "invokeai", "kohya"}),
+    ],
+)  # fmt: skip
+def test_a_program_loads_what_it_was_seen_to_load(family, shapes, stored, expected, loads):
+    assert loads(family, shapes, **stored) == expected
+
+
+@pytest.fixture
+def lora(rows, tmp_path):
+    """lora("sdxl", "cat.clip_l", ...) gives program -> Reading of a LoRA with such tensors of words."""
+
+    def read(family, *tails, prefix=LORA):
+        sizes = {"clip_l": 768, "clip_g": 1280, "clip_h": 1024, "t5": 4096}
+        tensors = {prefix: rows(4, 768)}
+        for tail in tails:
+            key = tail.rpartition(".")[2].removesuffix("_out")
+            tensors[f"bundle_emb.{tail}"] = rows(2, sizes.get(key, 768))
+        file = Stored(tmp_path / "l.safetensors", tensors)
+        return {name: reads_lora(name, file, all_families()[family].widths) for name in programs()}
+
+    return read
+
+
+def test_words_in_a_lora_work_in_two_programs_and_stop_one(lora):
+    found = lora("sdxl", "cat.clip_l", "cat.clip_g")
+    assert {name for name, reading in found.items() if "cat" in reading.words} == {"a1111", "sdnext"}
+    assert {name for name, reading in found.items() if reading.breaks} == {"diffusers"}
+
+
+@pytest.mark.parametrize("tail", ["clip_l", "string_to_param.*", "emb_params"])
+def test_every_spelling_for_sd1_works_in_a1111(tail, lora):
+    assert list(lora("sd1", f"cat.{tail}")["a1111"].words) == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("family", "tails", "why"),
+    [
+        ("sd1", ["cat.clip_l", "cat.clip_l_out"], "the word 'cat'"),
+        ("sdxl", ["mr. x.clip_l", "mr. x.clip_g"], "the word 'mr'"),
+        ("sd1", [".clip_l"], "the word ''"),
+        ("sd1", ["../x.clip_l"], "whole LoRA"),
+        ("sd1", ["cat"], "no key"),
+        ("sd3", ["cat.clip_l", "cat.clip_g"], "two dots"),
+    ],
+)
+def test_what_costs_a1111_the_whole_lora(family, tails, why, lora):
+    prefix = LORA if family != "sd3" else "lora_unet_x.alpha"
+    assert why in lora(family, *tails, prefix=prefix)["a1111"].breaks
+
+
+def test_two_words_meet_where_their_names_are_cut_at_the_first_dot(lora):
+    reading = lora("sd1", "tok.v1.clip_l", "tok.v2.clip_l")["a1111"]
+    assert "tok" in reading.breaks or list(reading.words) == ["tok"]
+
+
+def test_of_two_names_that_differ_in_case_the_second_is_never_reached(lora):
+    reading = lora("sd1", "Cat.clip_l", "cat.clip_l")["a1111"]
+    assert (list(reading.words), reading.dropped) == (["Cat"], ("bundle_emb.cat.clip_l",))
+
+
+def test_forge_refuses_a_lora_with_more_than_twelve_such_tensors(lora):
+    twelve = [f"w{number}.clip_l" for number in range(12)]
+    assert not lora("sd1", *twelve)["forge"].breaks
+    assert "13 tensors" in lora("sd1", *twelve, "x.clip_l")["forge"].breaks
+
+
+def test_a_name_with_lora_in_it_passes_diffusers_and_is_lost(lora):
+    reading = lora("sd1", "explora.clip_l")["diffusers"]
+    assert (reading.breaks, reading.words) == ("", {})
+
+
+def test_invokeai_does_not_know_a_flux_lora_with_words(lora):
+    assert "cannot be imported" in lora("flux", "cat.clip_l", "cat.t5")["invokeai"].breaks
+    assert not lora("sdxl", "cat.clip_l", "cat.clip_g")["invokeai"].breaks
+
+
+def test_comfyui_joins_all_words_of_a_bundle_in_its_folder_of_embeddings(rows, tmp_path):
+    a, b = rows(1, 768), rows(2, 768)
+    file = Stored(tmp_path / "l.safetensors", {"bundle_emb.a.clip_l": a, "bundle_emb.b.clip_l": b, LORA: rows(4, 768)})
+    (vectors,) = reads("comfyui", file, {"clip_l": 768}).words.values()
+    assert bytes(vectors["clip_l"].data) == bytes(a.data) + bytes(b.data)
+
+
+def test_inspect_says_what_loads_what_is_typed_and_what_breaks(saved, rows):
+    path = saved("ema y.safetensors", {"clip_l": rows(2, 768), "clip_g": rows(2, 1280)})
+    facts = inspect(path)
+    assert (facts["kind"], facts["dialect"], facts["family"], facts["families"]) == (
+        "embedding", "encoders", "sdxl", ["sdxl"])  # fmt: skip
+    assert facts["embeddings"][0]["vectors"]["clip_g"]["shape"] == [2, 1280]
+    told = {name: (verdict["loads"], verdict["prompt"]) for name, verdict in facts["programs"].items()}
+    assert told["a1111"] == ("yes", "ema y")
+    assert told["comfyui"] == ("partly", "embedding:ema y")
+    assert told["diffusers"] == ("no", "")
+
+
+def test_inspect_sees_zeros_values_that_are_not_finite_and_norms(saved):
+    nan = RawTensor("F32", (2, 768), b"\0\0\xc0\x7f" + bytes(3068) + b"\0\0\x80\x3f" * 768)
+    facts = inspect(saved("x.safetensors", {"emb_params": nan}))
+    vectors = facts["embeddings"][0]["vectors"]["clip_l"]
+    assert (vectors["finite"], vectors["norms"]) == (False, [None, 27.712813])
+    zero = inspect(saved("z.safetensors", {"emb_params": RawTensor("F32", (1, 768), bytes(3072))}))
+    assert zero["programs"]["a1111"]["loads"] == "partly"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "kind", "dialect"),
+    [
+        ({LORA: (4, 768)}, "lora", "lora"),
+        ({LORA: (4, 768), "bundle_emb.cat.clip_l": (2, 768)}, "bundle", "bundle"),
+        ({LORA: (4, 768), "emb_params": (2, 768)}, "bundle", "ai-toolkit"),
+        ({"weight": (3, 5)}, "other", None),
+    ],
+)
+def test_inspect_tells_loras_bundles_and_other_files_apart(tensors, kind, dialect, saved, rows):
+    facts = inspect(saved("x.safetensors", {name: rows(*shape) for name, shape in tensors.items()}))
+    assert (facts["kind"], facts["dialect"]) == (kind, dialect)
+    assert set(facts["programs"]) == (set() if kind == "other" else ALL)
+
+
+def test_output_vectors_beside_live_ones_are_pointed_out(saved, rows):
+    facts = inspect(saved("x.safetensors", {"emp_params": rows(1, 768), "emp_params_out": rows(1, 768)}))
+    assert "left from an earlier training" in facts["notes"][0]
