@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -59,11 +60,12 @@ def distance_to_drawing(picture: Picture, scene: Scene) -> float:
         return NOTHING
     best = _fitted(scene.thing, found)
     error = _error(picture, best, found)
-    for reach in (1.0, 0.5):  # first guesses are a pixel off where edges are soft
-        around = [replace(best, x=best.x + x, y=best.y + y, radius=best.radius + r)
-                  for x, y, r in product((-reach, 0, reach), repeat=3)]  # fmt: skip
-        errors = [_error(picture, scene, found) for scene in around]
-        best, error = around[int(np.argmin(errors))], min(error, *errors)
+    for reach, part in product((1.0, 0.5), ("radius", "x", "y")):  # a soft edge puts the first guess a pixel off
+        for shift in (-reach, reach):
+            other = replace(best, **{part: getattr(best, part) + shift})
+            closer = _error(picture, other, found)
+            if closer < error:
+                best, error = other, closer
     return error
 
 
@@ -103,13 +105,19 @@ def colour_word(picture: Picture, thing: Thing) -> str | None:
 
 def _fitted(thing: Thing, found: Found) -> Scene:
     """The thing put into the box that was found."""
-    reference = find_object(draw(Scene(thing, _far_from(thing), 32.0, 32.0, 20.0)))
-    assert reference is not None
-    scale = ((found.right - found.left) / (reference.right - reference.left)
-             + (found.bottom - found.top) / (reference.bottom - reference.top)) / 2  # fmt: skip
-    x = (found.left + found.right) / 2 - scale * ((reference.left + reference.right) / 2 - 32.0)
-    y = (found.top + found.bottom) / 2 - scale * ((reference.top + reference.bottom) / 2 - 32.0)
-    return Scene(thing, found.background, x, y, 20.0 * scale)
+    left, top, right, bottom = _reach(thing)
+    scale = ((found.right - found.left) / (right - left) + (found.bottom - found.top) / (bottom - top)) / 2
+    x = (found.left + found.right) / 2 - scale * (left + right) / 2
+    y = (found.top + found.bottom) / 2 - scale * (top + bottom) / 2
+    return Scene(thing, found.background, x, y, scale)
+
+
+@cache
+def _reach(thing: Thing) -> tuple[float, float, float, float]:
+    """The thing's box from its middle, in units of its radius: left, top, right, bottom."""
+    box = find_object(draw(Scene(thing, _far_from(thing), 32.0, 32.0, 20.0)))
+    assert box is not None
+    return (box.left - 32.0) / 20, (box.top - 32.0) / 20, (box.right - 32.0) / 20, (box.bottom - 32.0) / 20
 
 
 def _far_from(thing: Thing) -> RGB:
