@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,7 +38,7 @@ class Batch:
         self._own.append(place)
         if self.dry:
             return
-        temporary = path.parent / f".{secrets.token_hex(8)}.part"
+        temporary = path.parent / f".{os.urandom(8).hex()}.part"
         try:
             self._make_folder(path.parent)
             with open(temporary, "xb") as file:

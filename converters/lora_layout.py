@@ -19,6 +19,7 @@ LAYOUTS = {
     "diffusers": r"^(unet|transformer|text_encoder(_\d)?|base_model|prior)\.|\.lora\.(up|down)\.|\.lora_[AB]\.",
 }
 _DOWN = re.compile(r"(\.|_)lora_down\.weight$|\.lora\.down\.weight$|\.lora_A(\.default)?\.weight$|:down$")
+_TAIL = re.compile(r"\.(?=lora|alpha|hada|lokr|oft|diff|dora)|:(?=up|down|alpha)")
 _CROSS = re.compile(r"attn2[._](processor\.)?to_[kv]")
 
 
@@ -34,24 +35,21 @@ class LoraInfo:
 
 def describe(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> LoraInfo:
     """What the tensors of a LoRA (without those of words) tell; metadata only where shapes leave it open."""
-    layout = next((name for name, sign in LAYOUTS.items() if any(map(re.compile(sign).search, tensors))), "other")
-    downs = {name: tensor for name, tensor in tensors.items() if _DOWN.search(name) and tensor.shape}
-    modules = {re.split(r"\.(?=lora|alpha|hada|lokr|oft|diff|dora)|:(?=up|down|alpha)", name)[0] for name in tensors}
-    ranks = tuple(sorted({tensor.shape[0] for tensor in downs.values()}))
-    return LoraInfo(layout, len(modules), ranks, tuple(_families(tensors, metadata)))
+    names = "\n".join(tensors)
+    layout = next((name for name, sign in LAYOUTS.items() if re.search(sign, names, re.M)), "other")
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if tensor.shape and _DOWN.search(name)}
+    modules = {_TAIL.split(name)[0] for name in tensors}
+    return LoraInfo(layout, len(modules), tuple(sorted(ranks)), tuple(lora_families(tensors, metadata)))
 
 
-def _families(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> list[str]:
-    stated = _stated(metadata)
-    blocks = [
-        f.name
-        for f in all_families().values()
-        if f.signs.blocks and any(map(re.compile(f.signs.blocks).search, tensors))
-    ]
+def lora_families(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> list[str]:
+    """Families that a LoRA's blocks and the widths of its cross-attention leave, else those its metadata names."""
+    stated, names, kinds = _stated(metadata), "\n".join(tensors), all_families().values()
+    blocks = [family.name for family in kinds if family.signs.blocks and re.search(family.signs.blocks, names, re.M)]
     if blocks:
         return stated if stated and not _has_signs(stated) else blocks
     inputs = {_inputs(name, tensors) for name in tensors if _CROSS.search(name) or name.startswith("unet:")}
-    return [f.name for f in all_families().values() if f.denoiser_kind and f.cross_attention in inputs] or stated
+    return [family.name for family in kinds if family.denoiser_kind and family.cross_attention in inputs] or stated
 
 
 def _has_signs(names: list[str]) -> bool:

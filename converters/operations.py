@@ -15,7 +15,7 @@ from .dialects import DIALECTS
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import Family, all_families
-from .lora_layout import describe
+from .lora_layout import lora_families
 from .programs import programs, reads_lora
 from .read import Recognised, recognised
 from .slots import settle
@@ -146,7 +146,7 @@ def _family_of_lora(path: Path, found: Recognised, words: Sequence[Embedding], o
     """The LoRA's family; None only if neither it nor the words tell, so that no width can be checked."""
     if options.family is not None:
         return asked_family(options.family)
-    stated = describe(found.contents.rest, found.contents.metadata).families
+    stated = lora_families(found.contents.rest, found.contents.metadata)
     if len(stated) == 1:
         return all_families()[stated[0]]
     return family_of_words(path, words, replace(found, dialect=None), options)

@@ -37,17 +37,21 @@ def header(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> byt
     return len(text).to_bytes(8, "little") + text
 
 
-def fill(file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
-    """Write a whole file. Hashes that `metadata` states are computed on the way and put in place at the end."""
+def fill(file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
+    """Write a whole file and give its header.
+
+    Hashes that `metadata` states are computed on the way and put in place at the end.
+    """
     stated = {key: start + "0" * 64 for key, start in HASHES.items() if key in metadata}
     if LEGACY_HASH in metadata:
         stated[LEGACY_HASH] = "0" * 8
     written = {**metadata, **stated}
-    file.write(header(tensors, written))
+    head = header(tensors, written)
+    file.write(head)
     if not stated:
         for chunk in chunks(tensors):
             file.write(chunk)
-        return
+        return head
     digest, legacy = sha256(), _Window(header(tensors, {k: v for k, v in metadata.items() if k.startswith("ss_")}))
     for chunk in chunks(tensors):
         file.write(chunk)
@@ -56,8 +60,10 @@ def fill(file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str
     found = {key: HASHES[key] + digest.hexdigest() for key in stated if key in HASHES}
     if LEGACY_HASH in stated:
         found[LEGACY_HASH] = legacy.digest.hexdigest()[:8]
+    head = header(tensors, {**written, **found})
     file.seek(0)
-    file.write(header(tensors, {**written, **found}))
+    file.write(head)
+    return head
 
 
 def chunks(tensors: Mapping[str, RawTensor]) -> Iterator[bytes | memoryview]:

@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .atomic import Batch, batch
 from .errors import ConvertError
 from .file_range import FileRange, opened, read_exactly
 from .safetensors_bytes import fill, in_file_order
-from .tensor import DTYPE_BITS, RawTensor, nbytes, same
+from .tensor import DTYPE_BITS, RawTensor
 
 MAX_HEADER = 100_000_000  # what the format's own reader allows
 SMALL = 1 << 20  # the tensors of a file up to this size are read with the header
+
+MOST_DIMENSIONS = 64
+MOST_BYTES = 1 << 62
 
 Header = tuple[dict[str, RawTensor], dict[str, str]]
 
@@ -45,7 +48,11 @@ def read(path: Path | str) -> Header:
     tensors = {}
     for name, (dtype, shape, begin, end) in entries.items():
         stored = FileRange(origin, start + begin, end - begin) if data is None else data[begin:end]
-        tensors[name] = RawTensor(dtype, shape, stored)
+        try:
+            tensors[name] = RawTensor(dtype, shape, stored)
+        except (ValueError, KeyError, OverflowError) as error:
+            what = "unknown data type" if dtype not in DTYPE_BITS else f"{end - begin} bytes do not fit {_short(shape)}"
+            raise ConvertError(f"{path}: {_short(name)}: {what} {_short(dtype)}") from error
     return tensors, metadata
 
 
@@ -84,20 +91,16 @@ def _no_constant(word: str) -> None:
 
 
 def _entry(name: str, value: Any, path: Path) -> Entry:
-    if isinstance(value, dict) and value.keys() == {"dtype", "shape", "data_offsets"}:
-        dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-        if isinstance(dtype, str) and _sizes(shape) and _sizes(offsets) and len(offsets) == 2:
-            if dtype not in DTYPE_BITS:
-                raise ConvertError(f"{path}: {_short(name)}: unknown data type {_short(dtype)}")
-            size = offsets[1] - offsets[0]
-            if len(shape) > 64 or max(shape, default=0) > 1 << 62 or nbytes(dtype, tuple(shape)) != size:
-                raise ConvertError(f"{path}: {_short(name)}: {size} bytes do not fit {dtype} {_short(shape)}")
-            return dtype, tuple(shape), offsets[0], offsets[1]
+    try:
+        dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+        sizes = (*shape, begin, end)
+        sound = len(value) == 3 and type(dtype) is str and type(shape) is list and type(value["data_offsets"]) is list
+        sound = sound and len(sizes) < MOST_DIMENSIONS and set(map(type, sizes)) == {int}
+        if sound and min(sizes) >= 0 and max(sizes) < MOST_BYTES and begin <= end:
+            return dtype, tuple(shape), begin, end
+    except (TypeError, KeyError, ValueError):
+        pass
     raise ConvertError(f"{path}: {_short(name)}: not a description of a tensor (dtype, shape, data_offsets)")
-
-
-def _sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
 def _check_ranges(entries: Mapping[str, Entry], size: int, path: Path) -> None:
@@ -133,24 +136,33 @@ def add(
 ) -> None:
     """As `write`, for one file of a batch; `check` is given what was read back and may raise.
 
-    Tensors that come from memory are compared byte for byte. Those copied from another file (a LoRA's own) are
-    not read a second time: their place and size are compared, and a short read or write fails by itself.
+    Header and tensors that come from memory are compared byte for byte. Those copied from another file (a LoRA's
+    own) are not read a second time: their place and size are compared, and a short read or write fails by itself.
     """
     _check_text(path, tensors, metadata)
     ordered = in_file_order(tensors)
+    head = b""
+
+    def write_all(file: BinaryIO) -> None:
+        nonlocal head
+        head = fill(file, ordered, metadata)
 
     def verify(temporary: Path) -> None:
-        found, found_metadata = read(temporary)
-        if list(found) != list(ordered) or found_metadata.keys() != metadata.keys():
-            raise ConvertError(f"{path}: what was written is not what is on the disk")
-        for name, tensor in ordered.items():
-            kept = (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
-            if not kept or not (isinstance(tensor.stored, FileRange) or same(found[name], tensor)):
-                raise ConvertError(f"{path}: {_short(name)} on the disk differs from what was written")
+        with opened(temporary) as (descriptor, origin):
+            size = len(head) + sum(len(tensor.stored) for tensor in ordered.values())
+            if origin.size != size or read_exactly(descriptor, 0, len(head), temporary) != head:
+                raise ConvertError(f"{path}: what was written is not what is on the disk")
+            at = len(head)
+            for name, tensor in ordered.items():
+                length = len(tensor.stored)
+                kept = isinstance(tensor.stored, FileRange)
+                if not kept and read_exactly(descriptor, at, length, temporary) != tensor.stored:
+                    raise ConvertError(f"{path}: {_short(name)} on the disk differs from what was written")
+                at += length
         if check is not None:
-            check(found, found_metadata)
+            check(*read(temporary))
 
-    files.add(path, lambda file: fill(file, ordered, metadata), verify)
+    files.add(path, write_all, verify)
 
 
 def _check_text(path: Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:

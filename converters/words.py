@@ -11,7 +11,7 @@ from .dialects import DIALECTS
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import Family, all_families
-from .lora_layout import describe
+from .lora_layout import lora_families
 from .read import Recognised, families_of, recognised
 
 WORDS = "pivotune.words"  # metadata of a bundle: JSON of each word's own metadata
@@ -101,7 +101,7 @@ def family_of_words(path: Path, words: Sequence[Embedding], found: Recognised, o
         return asked_family(options.family)
     possible = [name for name in all_families() if all(name in families_of(word, found.dialect) for word in words)]
     if found.contents.rest and len(possible) != 1:
-        stated = describe(found.contents.rest, found.contents.metadata).families
+        stated = lora_families(found.contents.rest, found.contents.metadata)
         possible = [name for name in stated if name in possible] or possible
     if len(possible) != 1:
         sizes = ", ".join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Protocol
 
 from ..stored import Stored
@@ -77,7 +77,7 @@ def programs() -> dict[str, Program]:
 
 
 def _program(name: str) -> Program:
-    data = json.loads(files(__package__).joinpath(f"{name}.json").read_text("utf-8"))
+    data = json.loads(Path(__file__).with_name(f"{name}.json").read_text("utf-8"))
     layouts = {
         family: Layout(layout["dialect"], tuple(layout["files"])) for family, layout in data.pop("layouts").items()
     }
