@@ -8,7 +8,7 @@ from dataclasses import replace as with_changes
 from .check import is_finite, is_zero
 from .embedding import Contents, Embedding
 from .errors import ConvertError
-from .slots import KEYS, as_rows, outputs, slots
+from .slots import KEYS, as_rows, is_rows, outputs, slots
 from .tensor import RawTensor
 
 PREFIX = "bundle_emb."
@@ -53,13 +53,13 @@ def split(tensors: Mapping[str, RawTensor]) -> tuple[dict[str, dict[str, RawTens
     """Words by name, each with its tensors by their key in the file, and all tensors that belong to no word.
 
     A name may have dots: the key is parsed from the right, against those that exist, and is the last part
-    otherwise. A tensor `bundle_emb.x` has no key and is no word.
+    otherwise. A tensor `bundle_emb.x` has no key and is no word, nor is a number or a cube.
     """
     words: dict[str, dict[str, RawTensor]] = {}
     rest: dict[str, RawTensor] = {}
     for name, tensor in tensors.items():
         parsed = parse(name)
-        if parsed is None:
+        if parsed is None or not is_rows(tensor):
             rest[name] = tensor
         else:
             words.setdefault(parsed[0], {})[parsed[1]] = tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MOST = 2000  # characters of a message: files hold names of any length
+
 
 def printable(text: str) -> str:
     """Text from strangers' files on one line: no control characters that a terminal would obey."""
@@ -14,4 +16,5 @@ class ConvertError(Exception):
     """A file cannot be read or written as asked; the message names the file, what is wrong and the way out."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        text = printable(message)
+        super().__init__(text if len(text) <= MOST else f"{text[: MOST // 2]} … {text[-MOST // 2 :]}")

@@ -67,10 +67,14 @@ def opened(path: Path) -> Iterator[tuple[int, Origin]]:
 
 
 def read_exactly(descriptor: int, offset: int, length: int, path: Path) -> bytes:
-    """`length` bytes from `offset` on, or ConvertError if the file ends before."""
-    parts = []
+    """`length` bytes from `offset` on, or ConvertError if the file ends before or cannot be read."""
+    parts: list[bytes] = []
     while length:
-        part = pread(descriptor, min(length, 1 << 30), offset)
+        try:
+            part = pread(descriptor, min(length, 1 << 30), offset)
+        except (OSError, OverflowError) as error:  # also a place before the start or beyond what the system can count
+            why = getattr(error, "strerror", None) or error
+            raise ConvertError(f"{path}: cannot be read at byte {offset} ({why})") from error
         if not part:
             raise ConvertError(f"{path}: grew shorter while it was being read")
         parts.append(part)

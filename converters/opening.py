@@ -9,7 +9,7 @@ from .errors import ConvertError
 from .file_range import opened, read_exactly
 from .stored import Stored
 
-LATEST_PICKLE = 5  # protocol
+LATEST_PICKLE = b"\x05"  # protocol
 PICTURES = (
     b"\x89PNG",
     b"RIFF",
@@ -30,7 +30,7 @@ def open_file(path: Path | str) -> Stored:
         if origin.size == 0:
             raise ConvertError(f"{path}: the file is empty")
         start = read_exactly(descriptor, 0, min(16, origin.size), path)
-    pickled = start[:2] == b"PK" or (start[:1] == b"\x80" and start[1] <= LATEST_PICKLE)
+    pickled = start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= LATEST_PICKLE)
     if start[8:9] == b"{" and (not pickled or int.from_bytes(start[:8], "little") <= origin.size - 8):
         return Stored(path, *safetensors_file.read(path))
     if start.startswith(PICTURES):

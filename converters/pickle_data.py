@@ -13,6 +13,10 @@ from typing import Any
 from .errors import ConvertError
 from .pickle_opcodes import MARK, OPERATIONS
 
+LONGEST_NAME = 300
+MAX_NAMES = 100_000
+MAX_STEPS = 4_000_000  # each may take 60 bytes of memory; a LoRA of 10,000 tensors takes a tenth
+
 
 @dataclass(eq=False)
 class Named:
@@ -75,7 +79,7 @@ class Machine:
         self.called: list[str] = []
 
     def run(self) -> Any:
-        while True:
+        for _ in range(MAX_STEPS):
             code = self.data[self.at]
             self.at += 1
             if code == 0x2E:  # STOP
@@ -86,6 +90,7 @@ class Machine:
                     f"a pickle with opcode {bytes([code])!r} at byte {self.at - 1}, which no embedding needs"
                 )
             operation(self)
+        raise Malformed(f"a pickle of more than {MAX_STEPS} steps, which no embedding needs")
 
     def take(self, count: int) -> memoryview:
         if count < 0 or self.at + count > len(self.data):
@@ -106,12 +111,12 @@ class Machine:
         return text
 
     def above_mark(self) -> list[Any]:
-        at = next(at for at in reversed(range(len(self.stack))) if self.stack[at] is MARK)
-        above = self.stack[at + 1 :]
-        del self.stack[at:]
-        if any(item is MARK for item in above):
-            raise ValueError("a mark in a mark")
-        return above
+        for at in reversed(range(len(self.stack))):
+            if self.stack[at] is MARK:
+                above = self.stack[at + 1 :]
+                del self.stack[at:]
+                return above
+        raise ValueError("no mark")
 
     def pop(self) -> Any:
         if self.stack[-1] is MARK:
@@ -150,9 +155,14 @@ class Machine:
         if not isinstance(target, dict) or len(flat) % 2:
             raise Malformed("a pickle that sets items of something that is no dict")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
-            target[getattr(key, "name", "?") if not isinstance(key, str | int | float | bytes | None) else key] = value
+            plain = isinstance(key, str | int | float | bytes | None)
+            target[str(key) if plain else getattr(key, "name", "?")] = value  # numbers could be chosen to collide
 
-    def name(self, module: str, name: str) -> Named:
+    def name(self, module: Any, name: Any) -> Named:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise Malformed("a pickle that names something by what is no text")
+        if len(module) + len(name) > LONGEST_NAME or len(self.names) > MAX_NAMES:
+            raise Malformed("a pickle that names more classes, or longer ones, than any embedding")
         self.names.append(f"{module}.{name}")
         return Named(f"{module}.{name}")
 

@@ -66,6 +66,11 @@ def outputs(keys: Iterable[str]) -> list[str]:
     return [key for key in keys if key.endswith("_out")]
 
 
+def is_rows(tensor: RawTensor) -> bool:
+    """Whether it can hold vectors at all: a number or a cube of them is no word, whatever it is called."""
+    return 1 <= len(tensor.shape) <= 2
+
+
 def as_rows(tensor: RawTensor) -> RawTensor:
     """A single vector as one row; anything else as it is."""
     return RawTensor(tensor.dtype, (1, *tensor.shape), tensor.stored) if len(tensor.shape) == 1 else tensor

@@ -109,7 +109,8 @@ def _stream(head: bytes, origin: Origin) -> TorchFile:
     loaded = load(head, system.end)
     keys = load(head, loaded.end)
     dtypes = dict(map(storage_key, loaded.references))
-    if not isinstance(keys.value, list) or sorted(map(str, keys.value)) != sorted(dtypes):
+    texts = isinstance(keys.value, list) and all(isinstance(key, str) for key in keys.value)
+    if not texts or sorted(keys.value) != sorted(dtypes):
         raise ConvertError(f"{origin.path}: its list of storages does not fit its tensors")
     storages, at = {}, keys.end
     for key in keys.value:

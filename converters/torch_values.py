@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import count, product
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -11,7 +11,7 @@ from .errors import ConvertError
 from .file_range import FileRange
 from .pickle_data import Made, Malformed, Named, Reference
 from .stored import Stored
-from .tensor import DTYPE_BITS, RawTensor, nbytes
+from .tensor import DTYPE_BITS, RawTensor
 from .torch_file import Storage, TorchFile, storage_key
 
 DTYPES = {
@@ -19,9 +19,10 @@ DTYPES = {
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
     "uint16": "U16", "uint32": "U32", "uint64": "U64",
 }  # fmt: skip
-MAX_GATHERED = 1 << 22  # values of a tensor that is not stored row by row
+ROOM = 1 << 26  # bytes that names, texts and tensors which are not stored row by row may take together
+VISIT = 256  # bytes of it for each value, so that there are about 250,000
 MAX_DEPTH = 16
-MAX_VISITS = 200_000
+MAX_DIMENSIONS = 64
 PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 DICTS = ("collections.OrderedDict", "torch.nn.modules.container.ParameterDict", "builtins.dict")
 # Objects that real files hold beside their tensors and that say nothing of the word (A1111's list has them too).
@@ -49,6 +50,18 @@ CALLS = (
 )
 
 
+class Room:
+    """What a small file may still grow to; whatever is made larger than it was in the file takes from it."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise Malformed("values in values, deeper or more than any embedding has")
+
+
 def flatten(file: TorchFile, stored: Stored) -> Stored:
     """`stored` with the tensors and texts of the file.
 
@@ -60,10 +73,10 @@ def flatten(file: TorchFile, stored: Stored) -> Stored:
             if name not in CALLS:
                 raise Malformed(f"the file asks to run {name[:80]!r}, which no embedding needs; nothing was run")
         tensors, metadata = dict[str, RawTensor](), dict[str, str]()
-        parameters = set()
-        for name, value in _leaves(file.value, "", 0, count()):
+        parameters, room = set(), Room(ROOM)
+        for name, value in _leaves(file.value, "", 0, room):
             if isinstance(value, Made):
-                tensor = _tensor(value, file.storages)
+                tensor = _tensor(value, file.storages, room)
                 if tensor is None:
                     continue
                 if name in tensors:
@@ -72,7 +85,8 @@ def flatten(file: TorchFile, stored: Stored) -> Stored:
                 if value.name in PARAMETERS:
                     parameters.add(name)
             elif value is not None:
-                metadata[name] = str(value)
+                metadata[name] = _text(value)
+                room.take(len(metadata[name]))
     except (Malformed, TypeError, ValueError, RecursionError) as error:
         raise ConvertError(f"{stored.path}: {error}") from error
     kinds = ((dict, "dict"), (list | tuple, "list"))
@@ -91,16 +105,22 @@ def flatten(file: TorchFile, stored: Stored) -> Stored:
     )
 
 
-def _leaves(value: Any, name: str, depth: int, visits: Iterator[int]) -> Iterator[tuple[str, Any]]:
+def _text(value: Any) -> str:
+    """A number or text as text. What else a pickle may hold is not looked into: it may hold itself."""
+    if isinstance(value, Named):
+        return value.name
+    return str(value) if isinstance(value, str | int | float | bytes) else type(value).__name__
+
+
+def _leaves(value: Any, name: str, depth: int, room: Room) -> Iterator[tuple[str, Any]]:
     """Names and values below `value`. A pickle may hold itself, or double itself often: hence the two limits."""
-    if depth > MAX_DEPTH or next(visits) > MAX_VISITS:
-        raise Malformed("values in values, deeper or more than any embedding has")
+    room.take(len(name) + VISIT if depth <= MAX_DEPTH else ROOM + 1)
     children = _children(value)
     if children is None:
         yield name, value
         return
     for key, child in children:
-        yield from _leaves(child, f"{name}.{key}" if name else str(key), depth + 1, visits)
+        yield from _leaves(child, f"{name}.{key}" if name else str(key), depth + 1, room)
 
 
 def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
@@ -113,49 +133,63 @@ def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
     return enumerate(value) if isinstance(value, list | tuple) else None
 
 
-def _tensor(made: Made, storages: dict[str, Storage]) -> RawTensor | None:
+def _tensor(made: Made, storages: dict[str, Storage], room: Room) -> RawTensor | None:
     """The tensor that a call of torch's asks for, None for an object without interest. Raises Malformed."""
     match made.name, made.args:
         case (name, (Made() as inner, *_)) if name in PARAMETERS:
-            return _tensor(inner, storages)
+            return _tensor(inner, storages, room)
         case ("torch._tensor._rebuild_from_type_v2", (Named(function), _, tuple(args), *_)):
-            return _tensor(Made(function, args), storages)
+            return _tensor(Made(function, args), storages, room)
         case ("torch._utils._rebuild_tensor", (Reference() as reference, int(start), tuple(shape), tuple(stride))):
-            return _view(reference, None, start, shape, stride, storages)
+            return _view(reference, None, start, shape, stride, storages, room)
         case (
             "torch._utils._rebuild_tensor_v2",
             (Reference() as reference, int(start), tuple(shape), tuple(stride), *_),
         ):
-            return _view(reference, None, start, shape, stride, storages)
+            return _view(reference, None, start, shape, stride, storages, room)
         case (
             "torch._utils._rebuild_tensor_v3",
             (Reference() as reference, int(start), tuple(shape), tuple(stride), _, _, Named(dtype), *_),
         ) if dtype.removeprefix("torch.") in DTYPES:
-            return _view(reference, DTYPES[dtype.removeprefix("torch.")], start, shape, stride, storages)
+            return _view(reference, DTYPES[dtype.removeprefix("torch.")], start, shape, stride, storages, room)
     if made.name in IGNORED:
         return None
     raise Malformed(f"the file asks for {made.name[:80]!r} with arguments that it does not take")
 
 
 def _view(
-    reference: Reference, dtype: str | None, start: int, shape: tuple, stride: tuple, storages: dict[str, Storage]
-) -> RawTensor:
+    reference: Reference, dtype: str | None, start: int, shape: tuple, stride: tuple, storages: dict[str, Storage],
+    room: Room,
+) -> RawTensor:  # fmt: skip
     storage = storages[storage_key(reference)[0]]
     dtype = dtype or storage.dtype
     size = DTYPE_BITS[dtype] // 8
-    if len(shape) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 48 for n in (start, *shape, *stride)):
+    numbers = (start, *shape, *stride)
+    if len(shape) != len(stride) or len(numbers) > 2 * MAX_DIMENSIONS or not all(
+        type(n) is int and 0 <= n < 1 << 48 for n in numbers
+    ):  # fmt: skip
         raise Malformed("a tensor of impossible shape")
-    last = start + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
+    span = 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
     if prod(shape) == 0:
         return RawTensor(dtype, shape, b"")
-    if (last + 1) * size > storage.data.length:
+    if (start + span) * size > storage.data.length:
         raise Malformed("a tensor that goes beyond its storage")
     rows = [prod(shape[at + 1 :]) for at in range(len(shape))]
+    held = FileRange(storage.data.origin, storage.data.offset + start * size, span * size)
     if all(step == row or length == 1 for length, step, row in zip(shape, stride, rows, strict=True)):
-        data = FileRange(storage.data.origin, storage.data.offset + start * size, nbytes(dtype, shape))
-        return RawTensor(dtype, shape, data)
-    if prod(shape) > MAX_GATHERED:
-        raise Malformed("a tensor that is not stored row by row and larger than any embedding")
-    held = storage.data.read()
-    places = (start + sum(map(int.__mul__, index, stride)) for index in product(*map(range, shape)))
-    return RawTensor(dtype, shape, b"".join(held[place * size : (place + 1) * size] for place in places))
+        return RawTensor(dtype, shape, held)
+    sides = [(length, step) for length, step in zip(shape, stride, strict=True) if length > 1]
+    room.take(max(span, prod(shape)) * size + prod(shape) // sides[-1][0] * VISIT)
+    return RawTensor(dtype, shape, _gathered(held.read(), size, sides))
+
+
+def _gathered(held: bytes, size: int, sides: list[tuple[int, int]]) -> bytes:
+    """Values in C order out of bytes where they lie otherwise: transposed, or one row for all."""
+    view = memoryview(held).cast({1: "B", 2: "H", 4: "I", 8: "Q"}[size])
+    *outer, (length, step) = sides
+    parts = []
+    for index in product(*(range(count) for count, _ in outer)):
+        at = sum(number * stride for number, (_, stride) in zip(index, outer, strict=True))
+        last = at + (length - 1) * step + 1
+        parts.append(view[at:last:step].tobytes() if step else view[at : at + 1].tobytes() * length)
+    return b"".join(parts)

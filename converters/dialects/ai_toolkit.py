@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from ..embedding import Contents, Embedding
-from ..slots import KEYS, as_rows, slots
+from ..slots import KEYS, as_rows, is_rows, slots
 from ..stored import Stored
+from ..tensor import RawTensor
 from . import bundled, cloneofsimo, keyed
 from .keyed import Written
 
 
 def detect(file: Stored) -> bool:
     """Tensors of a LoRA and some called like an encoder."""
-    words = not file.tensors.keys().isdisjoint(KEYS)
-    return words and file.is_lora and not bundled.detect(file) and not cloneofsimo.detect(file)
+    return bool(_words(file)) and file.is_lora and not bundled.detect(file) and not cloneofsimo.detect(file)
 
 
 def read(file: Stored) -> Contents:
     """One word, called like the file."""
-    vectors = {key: as_rows(tensor) for key, tensor in file.tensors.items() if key in KEYS}
-    rest = {key: tensor for key, tensor in file.tensors.items() if key not in KEYS}
+    vectors = {key: as_rows(tensor) for key, tensor in _words(file).items()}
+    rest = {key: tensor for key, tensor in file.tensors.items() if key not in vectors}
     return Contents((Embedding(file.stem, slots(vectors)),), rest, dict(file.metadata))
 
 
 def write(contents: Contents) -> Written:
     """The one word's tensors at top level, beside the LoRA's."""
     return {**contents.rest, **keyed.write(contents)[0]}, contents.metadata
+
+
+def _words(file: Stored) -> dict[str, RawTensor]:
+    return {key: tensor for key, tensor in file.tensors.items() if key in KEYS and is_rows(tensor)}

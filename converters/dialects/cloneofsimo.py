@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..embedding import Contents, Embedding
 from ..errors import ConvertError
-from ..slots import as_rows, slots
+from ..slots import as_rows, is_rows, slots
 from ..stored import Stored
 from ..tensor import RawTensor
 from . import bundled
@@ -18,13 +18,12 @@ FLAG = "<embed>"
 
 def detect(file: Stored) -> bool:
     """A tensor's name is a key of the metadata with the flag as its value."""
-    flagged = any(value == FLAG and key in file.tensors for key, value in file.metadata.items())
-    return flagged and not bundled.detect(file)
+    return bool(_flagged(file)) and not bundled.detect(file)
 
 
 def read(file: Stored) -> Contents:
     """A word a token; flags of words leave the metadata, the rest of which is the structure of the LoRA."""
-    names = {key for key, value in file.metadata.items() if value == FLAG and key in file.tensors}
+    names = _flagged(file)
     words = tuple(
         Embedding(name, slots({"*": as_rows(tensor)})) for name, tensor in file.tensors.items() if name in names
     )
@@ -42,3 +41,8 @@ def write(contents: Contents) -> Written:
         tensors[embedding.name] = RawTensor(vector.dtype, vector.shape[1:], vector.stored)
         metadata[embedding.name] = FLAG
     return tensors, metadata
+
+
+def _flagged(file: Stored) -> set[str]:
+    told = {key for key, value in file.metadata.items() if value == FLAG}
+    return {name for name in told & file.tensors.keys() if is_rows(file.tensors[name])}
