@@ -11,6 +11,7 @@ from ... import schemas
 from .model import Concept, ModelSpec, Recipe, Samples, Stage, StopAfter, Word
 from .stop import parse_stop, stop_text
 
+MOST_PROMPTS = 8  # made up where a recipe has none
 CHECKPOINTS = (".safetensors", ".ckpt")
 
 
@@ -91,10 +92,13 @@ def _concept(table: dict[str, Any], folder: Path) -> Concept:
     return Concept(located(table["images"], folder), captions, table["repeats"])
 
 
+SHOWN = 8  # so many words are drawn where the recipe names no prompts: a thousand would take longer than the training
+
+
 def _samples(table: dict[str, Any], words: tuple[Word, ...]) -> Samples:
     prompts = table["prompts"]
     if prompts is None:
-        prompts = [f"a photo of {word.placeholder}" for word in words]
+        prompts = [f"a photo of {word.placeholder}" for word in words[:SHOWN]]
     return Samples(**{**table, "prompts": tuple(prompts)})
 
 

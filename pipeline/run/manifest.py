@@ -63,28 +63,23 @@ def model_facts(run: Run, hashes: dict[str, str]) -> dict[str, Any]:
 def data_facts(recipe: Recipe) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """The pictures and captions by hash, how many captions hold each word, and each word's pictures."""
     pairs = [pair for concept in recipe.concepts for pair in read_captions(concept)]
+    replacer, base = Replacer([word.placeholder for word in recipe.words]), recipe.path.parent
+    shown: dict[str, list[str]] = {word.placeholder: [] for word in recipe.words}
+    held = dict.fromkeys(shown, 0)
+    for path, texts in pairs:
+        words = [word for text in texts for word in replacer.words_in(text)]
+        for word in words:
+            held[word] += 1
+        for word in dict.fromkeys(words):
+            shown[word].append(shown_path(path, base))
     captions = [caption for _, texts in pairs for caption in texts]
-    replacer = Replacer([word.placeholder for word in recipe.words])
-    held = [set(replacer.words_in(caption)) for caption in captions]
-    base = recipe.path.parent
     pictures = list(dict.fromkeys(path for path, _ in pairs))
     beside = [path.with_suffix(".txt") for path in pictures if path.with_suffix(".txt").is_file()]
-    shown = {
-        word.placeholder: [
-            shown_path(path, base)
-            for path, texts in pairs
-            if any(word.placeholder in replacer.words_in(text) for text in texts)
-        ]
-        for word in recipe.words
-    }
     facts = {
         "pictures": len(pictures),
         "files": file_hashes([*pictures, *beside], base),
         "captions": captions[:5],
-        "coverage": {
-            word.placeholder: sum(word.placeholder in words for words in held) / max(1, len(held))
-            for word in recipe.words
-        },
+        "coverage": {word: number / max(1, len(captions)) for word, number in held.items()},
     }
     return facts, shown
 

@@ -24,9 +24,10 @@ from ..recipe.model import Recipe
 from ..stages import STAGES
 from ..words.norms import norm_statistics
 from .folder import open_folder, write_json
-from .hashes import model_hashes, tensor_hash
+from .hashes import model_hashes
 from .manifest import data_facts, environment, model_facts, word_facts
 from .metrics import Metrics, finite
+from .proofs import hold, look_before, model_proofs
 from .samples import draw_after, draw_before
 from .state import Run
 
@@ -85,8 +86,7 @@ def _statistics(model: Model) -> dict[str, Any]:
 def _run_stages(run: Run, manifest: dict[str, Any]) -> None:
     """Everything between the loaded model and the finished manifest."""
     recipe, model = run.recipe, run.model
-    before = {encoder.key: tensor_hash(encoder.table) for encoder in model.encoders}
-    tables = {encoder.key: encoder.module.get_input_embeddings() for encoder in model.encoders}  # type: ignore[operator]
+    before = look_before(model)
     manifest["model"] = model_facts(run, model_hashes(model.path) if model.path else {})
     manifest["data"], shown = data_facts(recipe)
     run.progress("drawing pictures before")
@@ -97,23 +97,16 @@ def _run_stages(run: Run, manifest: dict[str, Any]) -> None:
             contents = _run_stage(run, number, contents, manifest)
     finally:
         run.eject()
-        manifest["warnings"] = run.warnings
-        manifest["artefacts"] = run.artefacts
-    manifest["words"] = [
-        word_facts(run, word, contents, shown[word.placeholder]) for word in recipe.words if contents.embeddings
-    ]
-    same = all(
-        encoder.module.get_input_embeddings() is tables[encoder.key]  # type: ignore[operator]
-        and getattr(model.pipe, encoder.tokenizer_name) is encoder.tokenizer
-        for encoder in model.encoders
-    )
+        manifest |= {"warnings": run.warnings, "artefacts": run.artefacts}
+    if contents.embeddings:
+        manifest["words"] = [word_facts(run, word, contents, shown[word.placeholder]) for word in recipe.words]
+    trained = [word.placeholder for word in recipe.words if word.train]
     manifest["proofs"] = {
-        "vocabulary_unchanged": {e.key: tensor_hash(e.table) == before[e.key] for e in model.encoders},
-        "gradient_reached": {word.placeholder: word.placeholder in run.reached for word in recipe.words if word.train},
-        "ejected_clean": same,
+        **model_proofs(model, before),
+        "gradient_reached": {word: word in run.reached for word in trained},
         **{name: run.data[name] for name in ("exports_verified", "exports_declared") if name in run.data},
     }
-    _hold_proofs(manifest["proofs"])
+    hold(manifest["proofs"])
     if run.data.get("standalone"):
         run.progress("drawing pictures after, from the exported files")
         manifest["pictures"] += draw_after(
@@ -146,15 +139,6 @@ def _held(contents: Contents) -> list[str]:
     words = [f"{word.name} ({', '.join(f'{key} {raw.shape[0]}x{raw.shape[1]}' for key, raw in word.vectors.items())})"
              for word in contents.embeddings]  # fmt: skip
     return words + ([f"LoRA of {len(contents.rest)} tensors"] if contents.rest else [])
-
-
-def _hold_proofs(proofs: dict[str, Any]) -> None:
-    """A run that cannot prove what it did has failed."""
-    changed = [key for key, same in proofs["vocabulary_unchanged"].items() if not same]
-    if changed:
-        raise StageError(f"the vocabulary of {', '.join(changed)} is not bit for bit what it was")
-    if not proofs["ejected_clean"]:
-        raise StageError("an encoder or tokenizer was not put back as it was")
 
 
 def _finish(folder: Path, manifest: dict[str, Any]) -> RunResult:
