@@ -29,10 +29,12 @@ def bundle(
     differ in case only, output vectors (left out with `drop_outputs`), vectors of zeros or not finite.
     """
     words = {embedding.name: embedding for embedding in lora.embeddings}
+    folded = {name.casefold(): name for name in words}
     for embedding in embeddings:
-        taken = next((name for name in words if name.casefold() == embedding.name.casefold()), None)
+        taken = folded.get(embedding.name.casefold())
         if taken is not None and not (replace and taken == embedding.name):
             raise ConvertError(f"the LoRA has a word {taken!r} already; pass --replace, or rename the new one")
+        folded[embedding.name.casefold()] = embedding.name
         words[embedding.name] = _fit(embedding, widths, drop_outputs)
     return with_changes(lora, embeddings=tuple(words.values()))
 

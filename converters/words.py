@@ -99,7 +99,9 @@ def family_of_words(path: Path, words: Sequence[Embedding], found: Recognised, o
     """The one family that words and LoRA leave, or the one that was asked for. Raises ConvertError if it stays open."""
     if options.family is not None:
         return asked_family(options.family)
-    possible = [name for name in all_families() if all(name in families_of(word, found.dialect) for word in words)]
+    shapes = {tuple(sorted((key, tensor.shape[-1]) for key, tensor in word.vectors.items())): word for word in words}
+    each = [families_of(word, found.dialect) for word in shapes.values()]
+    possible = [name for name in all_families() if all(name in names for names in each)]
     if found.contents.rest and len(possible) != 1:
         stated = lora_families(found.contents.rest, found.contents.metadata)
         possible = [name for name in stated if name in possible] or possible

@@ -54,6 +54,7 @@ def _reads_lora_of_sd3(file: Stored, widths: dict[str, int]) -> Reading:
 def _loaded(words: dict[str, Vectors], file: Stored, widths: dict[str, int]) -> Reading:
     kept: dict[str, Vectors] = {}
     used: set[str] = set()
+    folded: set[str] = set()
     for name, tensors in words.items():
         if not name or "/" in name or "\\" in name:
             return broken(f"the word {name!r} makes the load of the whole LoRA fail")
@@ -61,7 +62,8 @@ def _loaded(words: dict[str, Vectors], file: Stored, widths: dict[str, int]) -> 
         if isinstance(found, str):
             return broken(f"the whole LoRA is refused because of the word {name!r}: {found}")
         one = reads(Stored(file.path.with_name(f"{name}.safetensors"), tensors), widths)
-        if not one.breaks and name.casefold() not in map(str.casefold, kept):
+        if not one.breaks and name.casefold() not in folded:
+            folded.add(name.casefold())
             kept[name] = next(iter(one.words.values()))
             used.update(f"{BUNDLED}{name}.{key}" for key in tensors if key not in one.dropped)
     return Reading(kept, tuple(full for full in bundled(file.tensors) if full not in used))

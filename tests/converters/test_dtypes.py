@@ -4,6 +4,7 @@ import struct
 import numpy
 import pytest
 
+from pivotune.converters.check import is_finite
 from pivotune.converters.dtypes import convert, values
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.tensor import RawTensor
@@ -69,3 +70,24 @@ def test_the_same_type_keeps_its_bits_and_integers_are_refused():
     assert convert(same, "F32") == (same, 0)
     with pytest.raises(ConvertError, match="from I8 to F32"):
         convert(RawTensor("I8", (1,), b"1"), "F32")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "code", "largest"), [("F64", "d", 1.7e308), ("F32", "f", 3.4e38), ("F16", "e", 65504.0)]
+)
+def test_values_that_are_not_finite_are_seen_wherever_they_are(dtype, code, largest):
+    sound = [0.0, -0.0, 1.5, -largest, largest, 5e-8]
+
+    def made(numbers):
+        return RawTensor(dtype, (len(numbers),), struct.pack(f"<{len(numbers)}{code}", *numbers))
+
+    assert is_finite(made(sound))
+    assert is_finite(made([]))
+    for bad in (math.nan, math.inf, -math.inf):
+        for place in range(len(sound) + 1):
+            assert not is_finite(made([*sound[:place], bad, *sound[place:]]))
+
+
+def test_values_that_are_not_finite_are_seen_in_bfloat16():
+    assert is_finite(convert(tensor([1.0, -3e38]), "BF16")[0])
+    assert not is_finite(convert(tensor([1.0, math.inf]), "BF16")[0])
