@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import json_option, print_json, set_option
+from .options import complete_recipe, json_option, print_json, set_option
 
 if TYPE_CHECKING:
     from ..recipe.check import Checked
 
 
 @click.command()
-@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True)
+@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True, shell_complete=complete_recipe)
 @set_option
 @json_option
 @click.option("--strict", is_flag=True, help="Count warnings as errors.")
@@ -54,9 +54,13 @@ def _report(name: str, checked: Checked) -> dict[str, Any]:
 
 
 def _facts(checked: Checked) -> str:
-    """How much there is to learn from: ` (10 pictures, 10 captions; <emblem> in 10)`."""
+    """How much there is to learn from: ` (10 pictures, 10 captions; <emblem> in 100 %)`."""
     if not checked.captions:
         return ""
-    words = ", ".join(f"{word} in {count}" for word, count in list(checked.holding.items())[:8])
-    more = f", and {len(checked.holding) - 8} more" if len(checked.holding) > 8 else ""
-    return f" ({checked.pictures} pictures, {checked.captions} captions; {words}{more})"
+    shares = [f"{word} in {_share(count, checked.captions)} %" for word, count in checked.holding.items()]
+    more = [f"and {len(shares) - 8} words more"] if len(shares) > 8 else []
+    return f" ({checked.pictures} pictures, {checked.captions} captions; {', '.join(shares[:8] + more)})"
+
+
+def _share(part: int, whole: int) -> str:
+    return "<1" if 0 < 100 * part < whole else f"{100 * part / whole:.0f}"

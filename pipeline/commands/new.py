@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from .options import complete_recipe
+
 
 @click.command()
-@click.argument("template", required=False)
+@click.argument("template", required=False, shell_complete=complete_recipe)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write [TEMPLATE.toml].")
 @click.option("--overwrite", is_flag=True, help="Replace the file if there is one.")
 def new(template: str | None, out: Path | None, overwrite: bool) -> None:

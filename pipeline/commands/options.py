@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-recipe_argument = click.argument("recipe", metavar="RECIPE")
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of recipes that ship, and files."""
+    from click.shell_completion import CompletionItem
+
+    from ..recipe.document import shipped
+
+    names = [CompletionItem(name) for name in shipped() if name.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
+
+
+recipe_argument = click.argument("recipe", metavar="RECIPE", shell_complete=complete_recipe)
 set_option = click.option(
     "--set",
     "overrides",

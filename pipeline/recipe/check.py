@@ -13,6 +13,7 @@ from .check_pictures import picture_findings
 from .check_stages import stage_findings
 from .check_targets import same_files, target_findings
 from .check_words import caption_findings, coverage, name_findings
+from .document import Document
 from .load import open_recipe
 from .model import Recipe
 from .problem import Finding, Problem
@@ -38,6 +39,11 @@ def check_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Che
     recipe, document, problems = open_recipe(path_or_name, overrides)
     if recipe is None or document is None:
         return Checked(None, problems)
+    return examined(recipe, document)
+
+
+def examined(recipe: Recipe, document: Document) -> Checked:
+    """What a recipe of the right form asks for, looked at on this machine."""
     captioned: list[Captioned] = []
     findings = list(_findings(recipe, captioned))
     problems = [document.problem(finding.path, finding.text, finding.severity) for finding in findings]

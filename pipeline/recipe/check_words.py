@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from ..words.placeholders import Replacer, spelling
 from .captions import Captioned
@@ -12,21 +13,32 @@ from .nearest import nearest
 from .problem import Finding, Place
 
 _CLIP = re.compile(r"[^\W\d_]+|\d|_+|[^\s\w]+")  # how CLIP's tokenizers cut a text before they look words up
+Units = tuple[str, ...]
+MOST_HINTS = 5  # missing words for which something similar is looked for in the captions
 _BRACKETED = re.compile(r"<[^<>\s][^<>]{0,60}>")
 
 
 def name_findings(words: tuple[Word, ...]) -> Iterator[Finding]:
     """Placeholders that are the same word, or one of which holds another."""
-    known: dict[tuple[str, ...], str] = {}
+    seen: dict[Units, str] = {}
+    distinct: dict[str, Place] = {}
     for index, word in enumerate(words):
         place: Place = ("embedding", index, "placeholder")
-        same = known.get(spelling(word.placeholder))
-        if same is not None:
+        same = seen.setdefault(spelling(word.placeholder), word.placeholder)
+        if word.placeholder in distinct or same != word.placeholder:
             yield Finding(place, _same(word.placeholder, same))
-            continue
-        for other in known.values():
-            yield from (Finding(place, text, "warning") for text in _pair(word.placeholder, other))
-        known[spelling(word.placeholder)] = word.placeholder
+        else:
+            distinct[word.placeholder] = place
+    whole = holding({word: spelling(word) for word in distinct})
+    tokens = holding({word: tuple(_CLIP.findall(word.lower())) for word in distinct})
+    for name, place in distinct.items():
+        for short in whole[name]:
+            text = f"'{name}' holds '{short}': where the long one stands the short one is not looked for"
+            yield Finding(place, text, "warning")
+        for short in tokens[name]:
+            if short not in whole[name]:
+                text = f"programs that look for tokens find '{short}' in '{name}'; make them differ in letters"
+                yield Finding(place, text, "warning")
 
 
 def _same(one: str, two: str) -> str:
@@ -35,17 +47,16 @@ def _same(one: str, two: str) -> str:
     return f"'{one}' and '{two}' are the same word: case and the number of blanks make no difference"
 
 
-def _pair(one: str, two: str) -> Iterator[str]:
-    long, short = sorted((one, two), key=len, reverse=True)
-    if _holds(spelling(long), spelling(short)):
-        yield f"'{long}' holds '{short}': where the long one stands the short one is not looked for"
-    elif _holds(tuple(_CLIP.findall(long.lower())), tuple(_CLIP.findall(short.lower()))):
-        yield f"programs that look for tokens find '{short}' in '{long}'; make them differ in letters"
-
-
-def _holds(long: tuple[str, ...], short: tuple[str, ...]) -> bool:
-    size = len(short)
-    return any(long[at : at + size] == short for at in range(len(long) - size + 1))
+def holding(units: Mapping[str, Units]) -> dict[str, list[str]]:
+    """For each word the other words whose units stand in a row among its own."""
+    by_units: dict[Units, list[str]] = {}
+    for word, row in units.items():
+        by_units.setdefault(row, []).append(word)
+    found: dict[str, list[str]] = {}
+    for word, row in units.items():
+        parts = {row[at:end] for at in range(len(row)) for end in range(at + 1, len(row) + 1)}
+        found[word] = sorted(other for part in parts for other in by_units.get(part, ()) if other != word)
+    return found
 
 
 def coverage(words: tuple[Word, ...], captions: list[str]) -> dict[str, int]:
@@ -66,16 +77,17 @@ def caption_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Fin
     captions = [text for concept in captioned for _, texts in concept.pictures for text in texts]
     if captions and any(stage.kind == "train" and stage.options["embeddings"] for stage in recipe.stages):
         found = coverage(recipe.words, captions)
+        hints = 0
         for index, word in enumerate(recipe.words):
-            if not found[word.placeholder]:
-                severity = "error" if word.train else "warning"
-                text = f"none of {_captions(len(captions))} holds '{word.placeholder}'"
-                yield Finding(
-                    ("embedding", index, "placeholder"), text + _similar(word.placeholder, captions), severity
-                )
-            elif found[word.placeholder] * 20 < len(captions) and len(recipe.words) == 1:
-                text = f"only {found[word.placeholder]} of {_captions(len(captions))} hold '{word.placeholder}'"
-                yield Finding(("embedding", index, "placeholder"), text, "warning")
+            place: Place = ("embedding", index, "placeholder")
+            count = found[word.placeholder]
+            if not count:
+                hints += 1
+                hint = _similar(word.placeholder, captions) if hints <= MOST_HINTS else ""
+                text = f"none of {_captions(len(captions))} holds '{word.placeholder}'{hint}"
+                yield Finding(place, text, "error" if word.train else "warning")
+            elif count * 20 < len(captions) and len(recipe.words) == 1:
+                yield Finding(place, f"only {count} of {_captions(len(captions))} hold '{word.placeholder}'", "warning")
     yield from _strangers(recipe, captions)
 
 
@@ -84,15 +96,14 @@ def _captions(count: int) -> str:
 
 
 def _similar(placeholder: str, captions: list[str]) -> str:
-    """`; did you mean '<emblam>' (in 9)?` with the captions' own spelling of something like the placeholder."""
+    """`; they hold '<emblam>' (9 times)`: the captions' own spelling of something like the placeholder."""
     size = len(placeholder.split())
-    candidates: dict[str, int] = {}
+    rows: Counter[str] = Counter()
     for caption in captions[:2000]:
         units = caption.split()
-        for row in {" ".join(units[at : at + size]).strip(".,;:!?\"'()") for at in range(len(units) - size + 1)}:
-            candidates[row] = candidates.get(row, 0) + 1
-    guess = nearest(placeholder, candidates)
-    return f"; they hold '{guess}' ({candidates[guess]} times)" if guess else f"; the first is {captions[0][:60]!r}"
+        rows.update({" ".join(units[at : at + size]).strip(".,;:!?\"'()") for at in range(len(units) - size + 1)})
+    guess = nearest(placeholder, [row for row, _ in rows.most_common(2000)])
+    return f"; they hold '{guess}' ({rows[guess]} times)" if guess else f"; the first is {captions[0][:60]!r}"
 
 
 def _strangers(recipe: Recipe, captions: list[str]) -> Iterator[Finding]:

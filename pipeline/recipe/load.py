@@ -43,10 +43,14 @@ def open_recipe(
         refuse_deep(document.data)
     except (Unreadable, BadOverride) as error:
         return None, None, [error.problem]
+    recipe, problems = formed(document)
+    return recipe, document, problems
+
+
+def formed(document: Document) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe that a document is, or what keeps it from being one."""
     problems = form_problems(document)
-    if problems:
-        return None, document, problems
-    return build(document.data, document.path), document, []
+    return (None, problems) if problems else (build(document.data, document.path), [])
 
 
 def form_problems(document: Document) -> list[Problem]:

@@ -36,7 +36,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 def test_check_says_ok_and_what_there_is(call, recipe: Path) -> None:
     shown = call("check", recipe)
     assert (shown.code, shown.err) == (0, "")
-    assert shown.out == f"{recipe}: ok (3 pictures, 3 captions; <emblem> in 3)\n"
+    assert shown.out == f"{recipe}: ok (3 pictures, 3 captions; <emblem> in 100 %)\n"
 
 
 def test_check_prints_every_problem_of_every_recipe(call, recipe: Path, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_check_prints_every_problem_of_every_recipe(call, recipe: Path, tmp_path
     bad.write_text(recipe.read_text("utf-8").replace("steps", "stps").replace("train", "trian"))
     shown = call("check", recipe, bad, tmp_path)
     assert shown.code == 1
-    assert shown.out == f"{recipe}: ok (3 pictures, 3 captions; <emblem> in 3)\n"
+    assert shown.out == f"{recipe}: ok (3 pictures, 3 captions; <emblem> in 100 %)\n"
     assert f"{bad}:12: stage.3.kind: the text 'trian' is not known here; did you mean 'train'?" in shown.err
     assert f"{tmp_path}: this is a folder" in shown.err
 

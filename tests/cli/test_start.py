@@ -96,9 +96,18 @@ def test_shells_can_complete(shell: str) -> None:
     assert "_PIVOTUNE_COMPLETE" in shown.stdout
 
 
-def test_a_shell_completes_commands() -> None:
-    environment = {"_PIVOTUNE_COMPLETE": "bash_complete", "COMP_WORDS": "pivotune ch", "COMP_CWORD": "1"}
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("pivotune ch", "plain,check"),
+        ("pivotune run qui", "plain,quickstart file,qui"),
+        ("pivotune run --dev", "plain,--device"),
+    ],
+)
+def test_a_shell_completes_commands_and_recipes(words: str, offered: str) -> None:
+    last = str(len(words.split()) - 1)
+    environment = {"_PIVOTUNE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": last}
     shown = subprocess.run(
         [sys.executable, "-m", "pivotune"], env=environment, capture_output=True, text=True, check=False
     )
-    assert shown.stdout.split() == ["plain,check"]
+    assert shown.stdout.split() == offered.split()
