@@ -6,56 +6,77 @@ Follows modules/textual_inversion/image_embedding.py of AUTOMATIC1111 1.10. Pill
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import struct
 import zlib
+from functools import reduce
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConvertError
 from .stored import Stored
 from .tensor import RawTensor
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 CHUNK = "sd-ti-embedding"
-MAX_PIXELS = 1 << 25
-MAX_JSON = 64 << 20
+FORMATS = ("PNG", "WEBP", "AVIF", "JXL")
+MAX_PIXELS = 1 << 23
+MAX_HIDDEN = 1 << 22  # packed bytes beside a picture
+MAX_JSON = 32 << 20
+MAX_VALUES = 1 << 20  # numbers in it: 512 vectors of SDXL
+# What Pillow's readers of damaged pictures are known to let out, and json and base64.
+DAMAGE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+    struct.error,
+    zlib.error,
+)
 
 
 def read(path: Path) -> Stored:
     """The embedding in a picture. Raises ConvertError if there is none, as in every resized or re-saved picture."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ConvertError(f"{path}: a picture too large to hold an embedding")
-            text = getattr(image, "text", {}).get(CHUNK)
-            packed = None if text else _hidden(image.convert("RGB").tobytes(), image.width, image.height)
-        if not text and not packed:
-            raise ConvertError(f"{path}: a picture without an embedding in it")
-        content = base64.b64decode(text) if text else _unpacked(packed or b"")
+        content = _content(path)
+        if content.count(b",") > MAX_VALUES:
+            raise ValueError("more numbers than an embedding has")
         loaded = json.loads(content)
-    except ConvertError:
-        raise
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        RecursionError,
-    ) as error:
+    except DAMAGE as error:
         raise ConvertError(f"{path}: a picture without a readable embedding in it ({str(error)[:80]})") from error
-    except (zlib.error, binascii.Error, struct.error) as error:
-        raise ConvertError(f"{path}: a picture without a readable embedding in it ({error})") from error
     if not isinstance(loaded, dict):
         raise ConvertError(f"{path}: a picture whose text is no embedding")
     tensors: dict[str, RawTensor] = {}
     metadata: dict[str, str] = {}
     _flatten(loaded, "", tensors, metadata, path)
     return Stored(path, tensors, metadata, "image")
+
+
+def _content(path: Path) -> bytes:
+    from PIL import Image as pillow
+
+    pillow.init()
+    try:
+        with pillow.open(path, formats=[name for name in FORMATS if name in pillow.OPEN]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ConvertError(f"{path}: a picture too large to hold an embedding")
+            text = getattr(image, "text", {}).get(CHUNK)
+            if text:
+                return base64.b64decode(text)
+            packed = _hidden(image.convert("RGB"))
+    except pillow.DecompressionBombError:
+        raise ConvertError(f"{path}: a picture too large to hold an embedding") from None
+    if not packed:
+        raise ConvertError(f"{path}: a picture without an embedding in it")
+    return _unpacked(packed)
 
 
 def _flatten(
@@ -88,11 +109,14 @@ def _tensor(rows: Any, name: str, path: Path) -> RawTensor:
     try:
         narrow = struct.pack(f"<{len(numbers)}f", *numbers)
         exact = all(a == b for a, b in zip(struct.unpack(f"<{len(numbers)}f", narrow), numbers, strict=True))
-    except OverflowError:
+    except (OverflowError, struct.error):
         exact = False
     if exact:
         return RawTensor("F32", tuple(shape), narrow)
-    return RawTensor("F64", tuple(shape), struct.pack(f"<{len(numbers)}d", *numbers))
+    try:
+        return RawTensor("F64", tuple(shape), struct.pack(f"<{len(numbers)}d", *numbers))
+    except (OverflowError, struct.error):
+        raise ConvertError(f"{path}: {name[:40]!r} holds a number too large for any tensor") from None
 
 
 def _product(shape: list[int]) -> int:
@@ -107,35 +131,36 @@ def _unpacked(packed: bytes) -> bytes:
     return content
 
 
-def _hidden(pixels: bytes, width: int, height: int) -> bytes | None:
-    """The packed bytes beside the picture: low halves left of the first dark column, high halves right of the last."""
-    pixels, width, height = _without_border(pixels, width, height)
-    low = bytes(value & 0x0F for value in range(256))
-    nibbles = pixels.translate(low)
-    stride = 3 * width
-    dark = [x for x in range(width) if not any(any(nibbles[3 * x + c :: stride]) for c in range(3))]
+def _hidden(image: Image) -> bytes | None:
+    """The packed bytes beside the picture: low halves left of the first dark column, high halves right of the last.
+
+    Rows and columns off at the edges, in which no pixel has all three channels above zero, do not count.
+    """
+    from PIL import ImageChops
+
+    box = reduce(ImageChops.darker, image.split()).getbbox()
+    if box is None:
+        return None
+    halves = image.crop(box).point([value & 0x0F for value in range(256)] * 3)
+    lit, _ = reduce(ImageChops.lighter, halves.split()).getprojection()
+    dark = [x for x, light in enumerate(lit) if not light]
     if len(dark) < 2:
         return None
-    left = b"".join(nibbles[y * stride : y * stride + 3 * dark[0]] for y in range(height))
-    right = b"".join(nibbles[y * stride + 3 * dark[-1] + 3 : (y + 1) * stride] for y in range(height))
-    if not left or len(left) != len(right):
+    left = halves.crop((0, 0, dark[0], halves.height)).tobytes()
+    right = halves.crop((dark[-1] + 1, 0, halves.width, halves.height)).tobytes()
+    if not 2 <= len(left) == len(right) <= MAX_HIDDEN or not _packed(_unmasked(left[:2], right[:2])):
         return None
+    return _unmasked(left, right)
+
+
+def _packed(start: bytes) -> bool:
+    """Whether zlib would write these two bytes first; an ordinary picture with dark columns has others."""
+    return start[0] & 0x0F == 8 and int.from_bytes(start, "big") % 31 == 0
+
+
+def _unmasked(left: bytes, right: bytes) -> bytes:
     mask = _mask(len(left))
     return bytes((high ^ key) << 4 | (value ^ key) for value, high, key in zip(left, right, mask, strict=True))
-
-
-def _without_border(pixels: bytes, width: int, height: int) -> tuple[bytes, int, int]:
-    """Rows and columns off at the edges in which no pixel has all three channels above zero."""
-    stride = 3 * width
-    lit = [bytes(min(t) for t in zip(*(pixels[y * stride + c : (y + 1) * stride : 3] for c in range(3)), strict=True))
-           for y in range(height)]  # fmt: skip
-    rows = [y for y in range(height) if any(lit[y])]
-    if not rows:
-        return b"", 0, 0
-    any_column = [any(column) for column in zip(*lit, strict=True)]
-    first, last = any_column.index(True), width - any_column[::-1].index(True)
-    kept = range(rows[0], rows[-1] + 1)
-    return b"".join(pixels[y * stride + 3 * first : y * stride + 3 * last] for y in kept), last - first, len(kept)
 
 
 def _mask(count: int) -> bytes:

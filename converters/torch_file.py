@@ -69,7 +69,8 @@ def _zip(origin: Origin) -> TorchFile:
     pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl" and name.count("/") <= 1]
     if len(pickles) != 1 or len(set(names)) != len(names):
         raise ConvertError(f"{path}: a zip file, but not one of torch's")
-    ranges = {member.filename: _stored(member, origin) for member in members}
+    with origin.opened() as descriptor:
+        ranges = {member.filename: _stored(member, origin, descriptor) for member in members}
     folder = pickles[0].removesuffix("data.pkl")
     order = ranges.get(f"{folder}byteorder")
     if order is not None and order.length < 16 and order.read() == b"big":
@@ -85,12 +86,11 @@ def _zip(origin: Origin) -> TorchFile:
     return TorchFile(loaded.value, storages, tuple(loaded.names), tuple(loaded.called), names)
 
 
-def _stored(member: zipfile.ZipInfo, origin: Origin) -> FileRange:
+def _stored(member: zipfile.ZipInfo, origin: Origin, descriptor: int) -> FileRange:
     """Where the bytes of a member lie: after its own header, whose two lengths may differ from the directory's."""
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
         raise ConvertError(f"{origin.path}: {member.filename[:60]!r} in it is packed, which torch never does")
-    with origin.opened() as descriptor:
-        head = read_exactly(descriptor, member.header_offset, 30, origin.path)
+    head = read_exactly(descriptor, member.header_offset, 30, origin.path)
     at = member.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
     if head[:4] != b"PK\x03\x04" or at + member.file_size > origin.size:
         raise ConvertError(f"{origin.path}: a damaged zip file (a member is not where it should be)")
