@@ -20,10 +20,11 @@ PICTURES = (
 )
 
 
-def open_file(path: Path | str) -> Stored:
+def open_file(path: Path | str, *, held: int = safetensors_file.SMALL) -> Stored:
     """Tensors and texts of a safetensors file, a torch pickle (old or new) or an A1111 picture, made flat.
 
-    Raises ConvertError that names the file and what is wrong with it; code in a pickle is never run.
+    Up to `held` bytes of tensors are kept in memory, more stay in the file. Raises ConvertError that names the
+    file and what is wrong with it; code in a pickle is never run.
     """
     path = Path(path)
     with opened(path) as (descriptor, origin):
@@ -32,7 +33,7 @@ def open_file(path: Path | str) -> Stored:
         start = read_exactly(descriptor, 0, min(16, origin.size), path)
     pickled = start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= LATEST_PICKLE)
     if start[8:9] == b"{" and (not pickled or int.from_bytes(start[:8], "little") <= origin.size - 8):
-        return Stored(path, *safetensors_file.read(path))
+        return Stored(path, *safetensors_file.read(path, held=held))
     if start.startswith(PICTURES):
         from . import image_file
 

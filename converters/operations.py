@@ -5,41 +5,49 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from . import safetensors_file
 from .atomic import Batch
 from .bundle import bundle as bundled
-from .bundle import check_name
+from .bundle import check_name, words_of
 from .dialects import DIALECTS
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import Family, all_families
 from .lora_layout import lora_families
+from .names import distinct_stems
 from .programs import programs, reads_lora
 from .read import Recognised, recognised
 from .slots import settle
 from .stored import Stored
+from .tensor import RawTensor, same
 from .words import WORDS, Options, asked_family, family_of_words, joined, named, names, own_words, together, what
 from .write import Written, add_words, layout_for
 
+MANY = 256  # files, of which no vectors are kept in memory
 DEFAULT_PROGRAMS = ("comfyui", "onetrainer")  # their spelling is the one most programs read
 
 
 def unbundle(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
     """The LoRA without its words, and a file a word for each program (in a folder each, if there are several).
 
-    Raises ConvertError if the file is no LoRA with words in it.
+    The LoRA keeps its file name, with `_lora` if a word needs that name. Raises ConvertError if the file is no LoRA
+    with words in it.
     """
     found = recognised(path)
     words = own_words(found.contents)
     if not words or not found.stored.is_lora:
         raise ConvertError(f"{path}: {what(found)}, so there is nothing to take out")
     family = family_of_words(path, words, found, options)
-    place = folder / f"{path.stem}.safetensors"
+    written = _for_targets(files, words, targets, family, folder)
+    taken = {str(item.path).casefold() for item in written}
+    names = (f"{path.stem}{suffix}.safetensors" for suffix in ("", "_lora", "_lora_2"))
+    place = next(folder / name for name in names if str(folder / name).casefold() not in taken)
     metadata = {key: value for key, value in found.contents.metadata.items() if key != WORDS}
     safetensors_file.add(files, place, found.contents.rest, metadata)
-    return [Written(place, "", "lora", ""), *_for_targets(files, words, targets, family, folder)]
+    return [Written(place, "", "lora", ""), *written]
 
 
 def retarget(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
@@ -48,6 +56,8 @@ def retarget(files: Batch, path: Path, folder: Path, targets: Sequence[str], opt
     words = named(joined(own_words(found.contents), path, found), options.name)
     if not words:
         raise ConvertError(f"{path}: {what(found)}, so there is no word to write")
+    if options.dialect is not None:
+        return _in_dialect(files, words, folder, options.dialect)
     return _for_targets(files, words, targets, family_of_words(path, words, found, options), folder)
 
 
@@ -62,7 +72,8 @@ def bundle(
     found = recognised(lora)
     if not found.contents.rest:
         raise ConvertError(f"{lora}: {what(found)}; the first file must be the LoRA")
-    added = [word for path in words for word in _words_to_add(path)]
+    held = safetensors_file.SMALL if len(words) <= MANY else 0
+    added = [word for path in words for word in _words_to_add(path, held)]
     family = _family_of_lora(lora, found, added, options)
     widths = family.widths if family else None
     settled = [replace(word, vectors=settle(word.vectors, widths or {})) for word in named(added, options.name)]
@@ -71,7 +82,7 @@ def bundle(
     tensors, _ = DIALECTS["bundle"].write(contents)
     metadata = {**contents.metadata, WORDS: json.dumps({word.name: word.metadata for word in contents.embeddings})}
     losses = _bundle_losses(Stored(out, tensors, metadata), contents, targets, family)
-    safetensors_file.add(files, out, tensors, metadata)
+    safetensors_file.add(files, out, tensors, metadata, partial(_check_words, out, contents))
     return [Written(out, ",".join(targets), "bundle", " ".join(word.name for word in contents.embeddings), losses)]
 
 
@@ -115,8 +126,28 @@ def _rewrite(files: Batch, out: Path, contents: Contents, dialect: str) -> list[
     tensors, metadata = DIALECTS[dialect].write(contents)
     if dialect == "bundle":
         metadata = {**metadata, WORDS: json.dumps({word.name: word.metadata for word in contents.embeddings})}
-    safetensors_file.add(files, out, tensors, metadata)
+    check = partial(_check_words, out, contents) if dialect == "bundle" else None
+    safetensors_file.add(files, out, tensors, metadata, check)
     return [Written(out, "", dialect, " ".join(word.name for word in contents.embeddings))]
+
+
+def _in_dialect(files: Batch, words: Sequence[Embedding], folder: Path, dialect: str) -> list[Written]:
+    written = []
+    for word, stem in zip(words, distinct_stems(word.name for word in words).values(), strict=True):
+        written += _rewrite(files, folder / f"{stem}.safetensors", Contents((word,)), dialect)
+    return written
+
+
+def _check_words(out: Path, contents: Contents, tensors: dict[str, RawTensor], _: dict[str, str]) -> None:
+    """Raises ConvertError unless the written tensors give back every word bit for bit."""
+    found, rest = words_of(tensors)
+    meant = {word.name: word.vectors for word in contents.embeddings}
+    if {word.name for word in found} != meant.keys() or rest.keys() != contents.rest.keys():
+        raise ConvertError(f"{out}: its words would not be found again under their names")
+    for word in found:
+        kept = word.vectors.keys() == meant[word.name].keys()
+        if not kept or not all(same(tensor, meant[word.name][key]) for key, tensor in word.vectors.items()):
+            raise ConvertError(f"{out}: the word {word.name!r} would not be read as it was written")
 
 
 def _for_targets(
@@ -135,8 +166,8 @@ def _for_targets(
     return written
 
 
-def _words_to_add(path: Path) -> Sequence[Embedding]:
-    found = recognised(path)
+def _words_to_add(path: Path, held: int) -> Sequence[Embedding]:
+    found = recognised(path, held=held)
     if not found.contents.embeddings or found.contents.rest:
         raise ConvertError(f"{path}: {what(found)}; after the LoRA come files with words alone")
     return joined(own_words(found.contents), path, found)

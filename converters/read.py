@@ -10,6 +10,7 @@ from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import all_families, possible_families
 from .opening import open_file
+from .safetensors_file import SMALL
 from .slots import UNNAMED, outputs
 from .stored import Stored
 
@@ -28,9 +29,9 @@ def read(path: Path | str) -> Contents:
     return recognised(path).contents
 
 
-def recognised(path: Path | str) -> Recognised:
+def recognised(path: Path | str, *, held: int = SMALL) -> Recognised:
     """As `read`, with the dialect and the opened file."""
-    stored = open_file(path)
+    stored = open_file(path, held=held)
     dialect = dialect_of(stored)
     if dialect is None:
         raise ConvertError(f"{stored.path}: {unknown(stored)}")

@@ -25,12 +25,12 @@ MOST_BYTES = 1 << 62
 Header = tuple[dict[str, RawTensor], dict[str, str]]
 
 
-def read(path: Path | str) -> Header:
+def read(path: Path | str, *, held: int = SMALL) -> Header:
     """Tensors by name, in the order of their bytes, and the metadata.
 
-    The bytes of a large file stay there until they are looked at. Raises ConvertError for anything that the
-    format forbids: a length that lies, ranges that overlap, leave holes or do not fit dtype and shape, a name
-    given twice, metadata that is not text.
+    The bytes of a file with more than `held` of them stay there until they are looked at. Raises ConvertError for
+    anything that the format forbids: a length that lies, ranges that overlap, leave holes or do not fit dtype and
+    shape, a name given twice, metadata that is not text.
     """
     path = Path(path)
     with opened(path) as (descriptor, origin):
@@ -43,7 +43,7 @@ def read(path: Path | str) -> Header:
         start = 8 + length
         _check_ranges(entries, origin.size - start, path)
         data = None
-        if origin.size - start <= SMALL:
+        if origin.size - start <= held:
             data = memoryview(read_exactly(descriptor, start, origin.size - start, path))
     tensors = {}
     for name, (dtype, shape, begin, end) in entries.items():

@@ -19,10 +19,11 @@ WORDS = "pivotune.words"  # metadata of a bundle: JSON of each word's own metada
 
 @dataclass(frozen=True)
 class Options:
-    """`family` and `name` settle what a file leaves open."""
+    """`family` and `name` settle what a file leaves open; `dialect` is written where no program is named."""
 
     family: str | None = None
     name: str | None = None
+    dialect: str | None = None
     replace: bool = False
     drop_outputs: bool = False
 

@@ -13,6 +13,7 @@ import click
 
 from ..converters import operations
 from ..converters.atomic import Batch, batch
+from ..converters.dialects import WRITABLE
 from ..converters.errors import ConvertError, printable
 from ..converters.families import all_families
 from ..converters.folders import files_in
@@ -120,17 +121,19 @@ def bundle(
 @click.command()
 @_FILES
 @_FOR
+@click.option("--dialect", type=click.Choice(WRITABLE), help="Write in this dialect instead of for a program.")
 @_OUT_FOLDER
 @_FAMILY
 @_NAME
 @_writes
 def retarget(
-    paths: Sequence[Path], targets: Sequence[str], out: Path, family: str | None, name: str | None, **how: bool
-) -> None:
+    paths: Sequence[Path], targets: Sequence[str], dialect: str | None, out: Path, family: str | None,
+    name: str | None, **how: bool,
+) -> None:  # fmt: skip
     """Write the words of files of any kind for other programs, each in the dialect that the program reads best."""
-    if not targets:
-        raise click.UsageError("Missing option '--for'.")
-    options = Options(family=family, name=name)
+    if bool(targets) == bool(dialect):
+        raise click.UsageError("Give either --for PROGRAM or --dialect.")
+    options = Options(family=family, name=name, dialect=dialect)
     found = without_halves(files_in(paths))
     _each(found, lambda files, path: operations.retarget(files, path, out, targets, options), How(**how))
 

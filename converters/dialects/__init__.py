@@ -71,9 +71,13 @@ DIALECTS: dict[str, Dialect] = {
     "encoders": _keyed(
         "one tensor an encoder (SDXL and later)",
         *(key + out for key in (*ENCODERS, "t5xxl", "gemma2_2b") for out in ("", "_out")),
+        alone="",
     ),
     "diffusers": Dialect("diffusers learned_embeds", tokens.detect, tokens.read, "tensor name", write=tokens.write),
     "comfyui-list": Dialect("list of dicts (ComfyUI)", comfyui_list.detect, comfyui_list.read),
     "tensor": Dialect("a bare tensor", bare.detect, bare.read),
     "xti": Dialect("extended textual inversion (XTI, P+)", xti.detect, xti.read),
 }
+
+# Those that single words can be written in by name; what programs read is chosen by `programs` instead.
+WRITABLE = ("kohya", "onetrainer", "lycoris", "encoders", "diffusers", "bundle")

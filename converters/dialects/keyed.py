@@ -71,10 +71,10 @@ def _picked(tensor: RawTensor, rows: list[int]) -> RawTensor:
 
 
 def write(contents: Contents, alone: str = "emb_params") -> Written:
-    """One word: a tensor an encoder under the encoder's key, or called `alone` if there is one encoder."""
+    """One word: a tensor an encoder under the encoder's key, or called `alone` if there is one (and `alone` a name)."""
     if len(contents.embeddings) != 1:
         raise ConvertError("such a file holds one word, not several")
     (embedding,) = contents.embeddings
     one = len({split_out(key)[0] for key in embedding.vectors}) == 1
-    tensors = {alone + split_out(key)[1] if one else key: tensor for key, tensor in embedding.vectors.items()}
+    tensors = {alone + split_out(key)[1] if one and alone else key: tensor for key, tensor in embedding.vectors.items()}
     return tensors, {**contents.metadata, **embedding.metadata, WORD: embedding.name}

@@ -101,6 +101,43 @@ def test_a_family_that_stays_open_is_asked_for(run, rows, saved):
     assert "would not load it" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("dialect", "keys"),
+    [("kohya", {"emb_params"}), ("onetrainer", {"emp_params"}), ("lycoris", {"*"}), ("encoders", {"clip_l"}),
+     ("diffusers", {"<cat>"}), ("bundle", {"bundle_emb.<cat>.clip_l"})],
+)  # fmt: skip
+def test_a_word_can_be_written_in_a_dialect_by_name(dialect, keys, run, rows, saved, same):
+    tensor = rows(2, 768)
+    saved("x.safetensors", {"<cat>": tensor}, {"note": "kept"})
+    result = run("retarget", "x.safetensors", "--dialect", dialect, "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert set(safetensors_file.read("out/cat.safetensors")[0]) == keys
+    (word,) = read("out/cat.safetensors").embeddings
+    assert word.name == "<cat>"
+    assert same(word.vectors, {"clip_l": tensor})
+    assert run("retarget", "x.safetensors", "--out", "out").exit_code == 2
+
+
+@pytest.mark.parametrize("layout", ["cloneofsimo", "ai-toolkit"])
+def test_words_of_other_loras_are_taken_out_and_bundled(layout, run, rows, saved, same):
+    if layout == "cloneofsimo":
+        lora = {"unet:0:up": rows(320, 4), "unet:0:down": rows(4, 768)}
+        words, flags = {"<s1>": rows(0, 768)}, {"unet": "[]", "<s1>": "<embed>"}
+    else:
+        lora, flags = {f"{UNET}.lora_down.weight": rows(4, 768)}, {"ss_base_model_version": "sd_1.5"}
+        words = {"emb_params": rows(2, 768)}
+    saved("l.safetensors", lora | words, flags)
+    result = run("unbundle", "l.safetensors", "--out", "out", "--for", "comfyui")
+    assert result.exit_code == 0, str(result.exception)
+    files = {"cloneofsimo": ["l.safetensors", "s1.safetensors"], "ai-toolkit": ["l.safetensors", "l_lora.safetensors"]}
+    assert sorted(os.listdir("out")) == files[layout]
+    tensors, metadata = safetensors_file.read(
+        "out/l.safetensors" if layout == "cloneofsimo" else "out/l_lora.safetensors"
+    )
+    assert same(tensors, lora)
+    assert metadata == {key: value for key, value in flags.items() if value != "<embed>"}
+
+
 def test_one_bad_file_stops_no_other_and_the_exit_code_tells(run, rows, saved, tmp_path):
     saved("a.safetensors", {"emb_params": rows(1, 768)})
     (tmp_path / "b.safetensors").write_bytes(b"rubbish")
