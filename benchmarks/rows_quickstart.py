@@ -1,4 +1,7 @@
-"""The quick start as a user runs it: peak memory, and time against its promise of 90 seconds on two cores."""
+"""The quick start as a user runs it: peak memory, and whether its promise of 90 seconds can be kept.
+
+CPU time of all threads together is an upper bound of the time on idle cores, and other work does not disturb it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,5 @@ def rows() -> list[Row]:
         assert (out / "report.html").is_file()
     return [
         Row("quick start: peak memory", "<= 2 GiB", 2, [found.peak / GIB], " GiB"),
-        Row("quick start: CPU time / (2 cores x 90 s)", "<= 1", 1, [found.cpu / 180]),
-        Row("quick start: wall time", "<= 90 s", 90, [found.wall], " s"),
+        Row("quick start: CPU time of all threads", "<= 90 s", 90, [found.cpu], " s"),
     ]
