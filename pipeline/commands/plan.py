@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from .options import json_option, print_json, recipe_argument, set_option
+
+if TYPE_CHECKING:
+    from ..models.estimate import Estimate
+    from ..recipe.model import Recipe
 
 
 @click.command()
 @recipe_argument
 @set_option
 @json_option
-def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+@click.option("--no-time", is_flag=True, help="Leave out the estimate of time, which takes some seconds.")
+def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_time: bool) -> None:
     """Show what a recipe would do: stages, tokens of every initial text, captions as the encoders see them.
 
     Loads the model's tokenizers, not its weights. RECIPE is a file or the name of a recipe that ships.
@@ -23,9 +30,19 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     loaded, warnings = checked_recipe(recipe, overrides)
     made = make_plan(loaded, load_tokenizers(loaded.model))
+    time = None if no_time else _time(loaded)
     if as_json:
-        print_json(plan_json(made, None))
+        print_json(plan_json(made, time))
         return
     for warning in warnings:
         click.echo(warning.shown(recipe), err=True)
-    click.echo(plan_text(made, None))
+    click.echo(plan_text(made, time))
+
+
+def _time(recipe: Recipe) -> Estimate:
+    """How long the run would take on the recipe's device, from the speed of a few products of matrices there."""
+    from ..models.device import pick_device
+    from ..models.estimate import estimate_recipe
+    from ..models.tokenizers import stated_family
+
+    return estimate_recipe(recipe, stated_family(recipe.model), pick_device(recipe.device))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...converters.families import families
+from ...converters.families import Family, families
 from ..errors import StageError
 from ..recipe.check_model import family_of, local_path
 from ..recipe.model import ModelSpec
@@ -20,16 +21,21 @@ def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
     A single-file checkpoint takes them from `config`. Only a hub id may go to the network, and only for the files of
     the tokenizers. Raises StageError when they cannot be found or the family stays open.
     """
-    folder = _folder(spec)
-    family = family_of(ModelSpec(str(folder) if spec.base != "micro" else "micro", spec.family, "", None, None, None))
-    if family is None:
-        known = ", ".join(families())
-        raise StageError(f"{spec.base} does not tell its family; say model.family, one of {known}")
+    folder, family = _folder(spec), stated_family(spec)
     loaded = {encoder.key: _load(folder / encoder.tokenizer) for encoder in family.encoders}
     there = {key: tokenizer for key, tokenizer in loaded.items() if tokenizer is not None}
     if not there:
         raise StageError(f"{folder} holds no tokenizer ({', '.join(e.tokenizer for e in family.encoders)})")
     return there
+
+
+def stated_family(spec: ModelSpec) -> Family:
+    """The family of a model by its small files, a hub id's too. StageError when it stays open."""
+    base = spec.base if spec.base == "micro" else str(_folder(spec))
+    family = family_of(replace(spec, base=base))
+    if family is None:
+        raise StageError(f"{spec.base} does not tell its family; say model.family, one of {', '.join(families())}")
+    return family
 
 
 def token_limit(tokenizer: Any) -> int:

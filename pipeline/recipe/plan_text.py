@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..words.initial import InitialTokens
 from .plan import EXAMPLES, Plan, PlannedStage
 
+if TYPE_CHECKING:
+    from ..models.estimate import Estimate
 
-def plan_text(plan: Plan, seconds: float | None) -> str:
-    """The page; `seconds` is the estimate of the run's time, if there is one."""
+
+def plan_text(plan: Plan, time: Estimate | None) -> str:
+    """The page, with an estimate of the run's time if there is one."""
     recipe = plan.recipe
     words = ", ".join(plan.words) or "no word"
     lines = [f"{recipe.name}: teaches {words} to {recipe.model.base}", "", "Stages"]
     lines += [line for number, stage in enumerate(plan.stages, 1) for line in _stage(number, stage)]
     lines += ["", "Words"] + [line for word in plan.words for line in _word(plan, word)]
     lines += ["", *_captions(plan)]
-    if seconds is not None:
-        lines += ["", f"Estimated time: {duration(seconds)}"]
+    if time is not None:
+        lines += ["", f"Estimated time: {duration(time.low)} to {duration(time.high)} ({time.basis})"]
     return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:
     """Seconds in the largest unit that fits: `45 s`, `12 min`, `3.5 h`."""
+    if seconds < 1:
+        return "1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -75,7 +80,7 @@ def _captions(plan: Plan) -> Iterator[str]:
         yield f"  warning: and {len(plan.lost) - 10} more captions like these"
 
 
-def plan_json(plan: Plan, seconds: float | None) -> dict[str, Any]:
+def plan_json(plan: Plan, time: Estimate | None) -> dict[str, Any]:
     """The same as data."""
     return {
         "name": plan.recipe.name,
@@ -86,5 +91,5 @@ def plan_json(plan: Plan, seconds: float | None) -> dict[str, Any]:
         "pictures": plan.pictures,
         "captions_with": plan.holding,
         "captions": [vars(caption) for caption in plan.captions],
-        "estimated_seconds": seconds,
+        "estimated_seconds": None if time is None else {"low": time.low, "high": time.high, "basis": time.basis},
     }

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.models.estimate import Estimate
 from pivotune.pipeline.models.tokenizers import load_tokenizers, token_limit
 from pivotune.pipeline.recipe.document import shipped_folder
 from pivotune.pipeline.recipe.load import load_recipe
@@ -115,9 +116,9 @@ def test_stages_say_what_they_take_and_give(good: Path, two: Path) -> None:
     assert train.gives == "trained vectors of <emblem> and a LoRA of rank 4"
     assert (train.steps, train.pictures, train.epochs) == (10, 60, 10.0)
     assert export.takes == "vectors and the LoRA"
-    text = plan_text(plan, 200.0)
+    text = plan_text(plan, Estimate(40.0, 200.0, "a guess"))
     assert "10 steps, 60 pictures seen, 10.0 epochs" in text
-    assert text.endswith("Estimated time: 3 min")
+    assert text.endswith("Estimated time: 40 s to 3 min (a guess)")
 
 
 def test_a_plan_is_json(good: Path, two: Path) -> None:
@@ -132,4 +133,4 @@ def test_pieces_are_joined_to_words() -> None:
 
 
 def test_durations() -> None:
-    assert [duration(seconds) for seconds in (4.4, 89, 300, 9000)] == ["4 s", "89 s", "5 min", "2.5 h"]
+    assert [duration(seconds) for seconds in (0.1, 4.4, 89, 300, 9000)] == ["1 s", "4 s", "89 s", "5 min", "2.5 h"]
