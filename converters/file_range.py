@@ -29,7 +29,7 @@ class Origin:
         """A descriptor of the file; ConvertError if it is not the one that was looked at before."""
         with opened(self.path) as (descriptor, origin):
             if origin != self:
-                raise ConvertError(f"{self.path}: changed while it was being read; start again when it is at rest")
+                raise changed(self.path)
             yield descriptor
 
 
@@ -50,9 +50,17 @@ class FileRange:
             return read_exactly(descriptor, self.offset, self.length, self.origin.path)
 
 
+def changed(path: Path) -> ConvertError:
+    """The one wording for a file that others write to at the same time."""
+    return ConvertError(f"{path}: changed while it was being read; start again when it is at rest")
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[int, Origin]]:
-    """A descriptor of a regular file and its Origin. ConvertError, at once, for a pipe, folder or device."""
+    """A descriptor of a regular file and its Origin.
+
+    ConvertError, at once, for a pipe, folder or device; at the end if the file has changed meanwhile.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
@@ -62,6 +70,9 @@ def opened(path: Path) -> Iterator[tuple[int, Origin]]:
         if not stat.S_ISREG(status.st_mode):
             raise ConvertError(f"{path}: not an ordinary file")
         yield descriptor, Origin(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        after = os.fstat(descriptor)
+        if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+            raise changed(path)
     finally:
         os.close(descriptor)
 

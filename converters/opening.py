@@ -26,14 +26,14 @@ def open_file(path: Path | str, *, held: int = safetensors_file.SMALL) -> Stored
     Up to `held` bytes of tensors are kept in memory, more stay in the file. Raises ConvertError that names the
     file and what is wrong with it; code in a pickle is never run.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)
     with opened(path) as (descriptor, origin):
         if origin.size == 0:
             raise ConvertError(f"{path}: the file is empty")
         start = read_exactly(descriptor, 0, min(16, origin.size), path)
-    pickled = start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= LATEST_PICKLE)
-    if start[8:9] == b"{" and (not pickled or int.from_bytes(start[:8], "little") <= origin.size - 8):
-        return Stored(path, *safetensors_file.read(path, held=held))
+        pickled = start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= LATEST_PICKLE)
+        if start[8:9] == b"{" and (not pickled or int.from_bytes(start[:8], "little") <= origin.size - 8):
+            return Stored(path, *safetensors_file.read_opened(descriptor, origin))
     if start.startswith(PICTURES):
         from . import image_file
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
 from . import safetensors_file
@@ -43,7 +44,8 @@ def unbundle(files: Batch, path: Path, folder: Path, targets: Sequence[str], opt
     family = family_of_words(path, words, found, options)
     written = _for_targets(files, words, targets, family, folder)
     taken = {str(item.path).casefold() for item in written}
-    names = (f"{path.stem}{suffix}.safetensors" for suffix in ("", "_lora", "_lora_2"))
+    suffixes = chain(("", "_lora"), (f"_lora_{number}" for number in count(2)))
+    names = (f"{path.stem}{suffix}.safetensors" for suffix in suffixes)
     place = next(folder / name for name in names if str(folder / name).casefold() not in taken)
     metadata = {key: value for key, value in found.contents.metadata.items() if key != WORDS}
     safetensors_file.add(files, place, found.contents.rest, metadata)

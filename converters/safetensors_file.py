@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from .atomic import Batch, batch
 from .errors import ConvertError
-from .file_range import FileRange, opened, read_exactly
+from .file_range import FileRange, Origin, opened, read_exactly
 from .safetensors_bytes import fill, in_file_order
 from .tensor import DTYPE_BITS, RawTensor
 
@@ -34,17 +34,23 @@ def read(path: Path | str, *, held: int = SMALL) -> Header:
     """
     path = Path(path)
     with opened(path) as (descriptor, origin):
-        if origin.size < 8:
-            raise ConvertError(f"{path}: not a safetensors file ({origin.size} bytes)")
-        length = int.from_bytes(read_exactly(descriptor, 0, 8, path), "little")
-        if length > min(MAX_HEADER, origin.size - 8):
-            raise ConvertError(f"{path}: not a safetensors file (its header would be {length} bytes long)")
-        entries, metadata = _parse(read_exactly(descriptor, 8, length, path), path)
-        start = 8 + length
-        _check_ranges(entries, origin.size - start, path)
-        data = None
-        if origin.size - start <= held:
-            data = memoryview(read_exactly(descriptor, start, origin.size - start, path))
+        return read_opened(descriptor, origin, held=held)
+
+
+def read_opened(descriptor: int, origin: Origin, *, held: int = SMALL) -> Header:
+    """As `read`, of a file that is open already."""
+    path = origin.path
+    if origin.size < 8:
+        raise ConvertError(f"{path}: not a safetensors file ({origin.size} bytes)")
+    length = int.from_bytes(read_exactly(descriptor, 0, 8, path), "little")
+    if length > min(MAX_HEADER, origin.size - 8):
+        raise ConvertError(f"{path}: not a safetensors file (its header would be {length} bytes long)")
+    entries, metadata = _parse(read_exactly(descriptor, 8, length, path), path)
+    start = 8 + length
+    _check_ranges(entries, origin.size - start, path)
+    data = None
+    if origin.size - start <= held:
+        data = memoryview(read_exactly(descriptor, start, origin.size - start, path))
     tensors = {}
     for name, (dtype, shape, begin, end) in entries.items():
         stored = FileRange(origin, start + begin, end - begin) if data is None else data[begin:end]
@@ -134,7 +140,7 @@ def add(
     metadata: Mapping[str, str],
     check: Callable[[dict[str, RawTensor], dict[str, str]], None] | None = None,
 ) -> None:
-    """As `write`, for one file of a batch; `check` is given what was read back and may raise.
+    """As `write`, for one file of a batch; `check` is given what is on the disk and may raise.
 
     Header and tensors that come from memory are compared byte for byte. Those copied from another file (a LoRA's
     own) are not read a second time: their place and size are compared, and a short read or write fails by itself.
@@ -148,19 +154,21 @@ def add(
         head = fill(file, ordered, metadata)
 
     def verify(temporary: Path) -> None:
+        found = {}
         with opened(temporary) as (descriptor, origin):
             size = len(head) + sum(len(tensor.stored) for tensor in ordered.values())
             if origin.size != size or read_exactly(descriptor, 0, len(head), temporary) != head:
                 raise ConvertError(f"{path}: what was written is not what is on the disk")
             at = len(head)
             for name, tensor in ordered.items():
-                length = len(tensor.stored)
+                stored = FileRange(origin, at, len(tensor.stored))
                 kept = isinstance(tensor.stored, FileRange)
-                if not kept and read_exactly(descriptor, at, length, temporary) != tensor.stored:
+                if not kept and read_exactly(descriptor, at, len(stored), temporary) != tensor.stored:
                     raise ConvertError(f"{path}: {_short(name)} on the disk differs from what was written")
-                at += length
+                found[name] = RawTensor(tensor.dtype, tensor.shape, stored)
+                at += len(stored)
         if check is not None:
-            check(*read(temporary))
+            check(found, dict(metadata))
 
     files.add(path, write_all, verify)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .tensor import RawTensor
+from .tensor import DTYPE_BITS, RawTensor
 
 # Other spellings of an encoder's key. A new spelling is a row here.
 SPELLINGS = {
@@ -77,7 +77,7 @@ def as_rows(tensor: RawTensor) -> RawTensor:
 
 
 def columns(tensor: RawTensor, first: int, last: int) -> RawTensor:
-    """Columns `first` to `last` of each row."""
+    """Columns `first` to `last` of each row, of numbers that take whole bytes."""
     count, width = tensor.shape
     size, data = len(tensor.stored) // (count * width), tensor.data
     parts = [bytes(data[(row * width + first) * size : (row * width + last) * size]) for row in range(count)]
@@ -86,7 +86,8 @@ def columns(tensor: RawTensor, first: int, last: int) -> RawTensor:
 
 def _halves(key: str, tensor: RawTensor) -> dict[str, RawTensor] | None:
     cut, whole = JOINED
-    if key in NAMELESS and len(tensor.shape) == 2 and tensor.shape[0] and tensor.shape[1] == whole:
+    whole_bytes = DTYPE_BITS[tensor.dtype] % 8 == 0
+    if key in NAMELESS and len(tensor.shape) == 2 and tensor.shape[0] and tensor.shape[1] == whole and whole_bytes:
         return {"clip_l": columns(tensor, 0, cut), "clip_g": columns(tensor, cut, whole)}
     return None
 
