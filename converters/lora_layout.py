@@ -18,9 +18,9 @@ LAYOUTS = {
     "comfyui": r"^diffusion_model\.|^text_encoders\.",
     "diffusers": r"^(unet|transformer|text_encoder(_\d)?|base_model|prior)\.|\.lora\.(up|down)\.|\.lora_[AB]\.",
 }
-_DOWN = re.compile(r"(\.|_)lora_down\.weight$|\.lora\.down\.weight$|\.lora_A(\.default)?\.weight$|:down$")
-_TAIL = re.compile(r"\.(?=lora|alpha|hada|lokr|oft|diff|dora)|:(?=up|down|alpha)")
-_CROSS = re.compile(r"attn2[._](processor\.)?to_[kv]")
+_DOWN = r"(\.|_)lora_down\.weight$|\.lora\.down\.weight$|\.lora_A(\.default)?\.weight$|:down$"
+_TAIL = r"\.(?=lora|alpha|hada|lokr|oft|diff|dora)|:(?=up|down|alpha)"
+_CROSS = r"attn2[._](processor\.)?to_[kv]"
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def describe(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> L
     """What the tensors of a LoRA (without those of words) tell; metadata only where shapes leave it open."""
     names = "\n".join(tensors)
     layout = next((name for name, sign in LAYOUTS.items() if re.search(sign, names, re.M)), "other")
-    ranks = {tensor.shape[0] for name, tensor in tensors.items() if tensor.shape and _DOWN.search(name)}
-    modules = {_TAIL.split(name)[0] for name in tensors}
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if tensor.shape and re.search(_DOWN, name)}
+    modules = {re.split(_TAIL, name)[0] for name in tensors}
     return LoraInfo(layout, len(modules), tuple(sorted(ranks)), tuple(lora_families(tensors, metadata)))
 
 
@@ -48,7 +48,7 @@ def lora_families(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str])
     blocks = [family.name for family in kinds if family.signs.blocks and re.search(family.signs.blocks, names, re.M)]
     if blocks:
         return stated if stated and not _has_signs(stated) else blocks
-    inputs = {_inputs(name, tensors) for name in tensors if _CROSS.search(name) or name.startswith("unet:")}
+    inputs = {_inputs(name, tensors) for name in tensors if re.search(_CROSS, name) or name.startswith("unet:")}
     return [family.name for family in kinds if family.denoiser_kind and family.cross_attention in inputs] or stated
 
 
@@ -62,7 +62,7 @@ def _inputs(name: str, tensors: Mapping[str, RawTensor]) -> int:
     tensor = tensors[name]
     if len(tensor.shape) < 2:
         return 0
-    if _DOWN.search(name) or name.endswith((".hada_w1_b", ".diff")):
+    if re.search(_DOWN, name) or name.endswith((".hada_w1_b", ".diff")):
         return tensor.shape[1]
     if name.endswith(".lokr_w1"):
         second = tensors.get(name.removesuffix("1") + "2") or tensors.get(name.removesuffix("1") + "2_b")

@@ -10,7 +10,7 @@ from pathlib import Path
 from .tensor import RawTensor
 
 # kohya, diffusers/peft, ComfyUI, OneTrainer and LyCORIS spell it so; `unet:0:up` is cloneofsimo's.
-_LORA = re.compile(
+_LORA = (
     r"^lora_|[._]lora[._]|lora_[AB]\b|lora_(up|down|magnitude)|hada_w|lokr_w|oft_|boft|dora_scale|^lycoris_"
     r"|^(unet|text_encoder):\d+:(up|down)$"
 )
@@ -38,7 +38,7 @@ class Stored:
     @cached_property
     def is_lora(self) -> bool:
         """Whether a tensor is called as those of a LoRA, LoHa, LoKr, OFT or DoRA are, in any layout."""
-        return any(map(_LORA.search, self.tensors))
+        return any(map(re.compile(_LORA).search, self.tensors))
 
     @property
     def stem(self) -> str:

@@ -26,6 +26,8 @@ class RawTensor:
     __slots__ = ("dtype", "shape", "stored")
 
     def __init__(self, dtype: str, shape: tuple[int, ...], data: bytes | memoryview | FileRange) -> None:
+        if isinstance(data, memoryview) and (data.format != "B" or data.ndim != 1):
+            data = data.cast("B")
         want = nbytes(dtype, shape)
         if len(data) != want:
             raise ValueError(f"{dtype} {shape} takes {want} bytes, not {len(data)}")

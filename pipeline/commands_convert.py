@@ -17,11 +17,9 @@ from ..converters.dialects import WRITABLE
 from ..converters.errors import ConvertError, printable
 from ..converters.families import all_families
 from ..converters.folders import files_in
-from ..converters.inspection import inspect as inspected
 from ..converters.programs import MODULES
 from ..converters.words import Options, without_halves
 from ..converters.write import Written, strictly
-from .commands_convert_text import as_text
 
 Work = Callable[[Batch, Path], list[Written]]
 
@@ -74,6 +72,9 @@ def inspect(paths: Sequence[Path], as_json: bool) -> None:
 
     A folder stands for all files in it that may hold words.
     """
+    from ..converters.inspection import inspect as inspected
+    from .commands_convert_text import as_text
+
     failed = []
     found = files_in(paths)
     for path in found:

@@ -10,7 +10,7 @@ from ..stored import Stored
 from ..tensor import RawTensor
 
 # What torch.load(weights_only=True) allows; an nn.ParameterDict (original textual inversion) is not among it.
-_PLAIN = re.compile(
+_PLAIN = (
     r"torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_\w+|torch(\.storage)?\.\w+Storage|torch\.(b?float|u?int|bool)\w*"
     r"|collections\.OrderedDict|torch\.(Size|device|Tensor)|torch\.nn\.parameter\.Parameter|(__builtin__|builtins)\.set"
     r"|_codecs\.encode"
@@ -49,7 +49,7 @@ def width(tensor: RawTensor) -> int:
 
 def only_weights(file: Stored) -> bool:
     """Whether `torch.load(weights_only=True)` opens the file (always, if it is no pickle)."""
-    return all(map(_PLAIN.fullmatch, file.names))
+    return all(re.fullmatch(_PLAIN, name) for name in file.names)
 
 
 REFUSED = "torch.load(weights_only=True) refuses the classes in this pickle"

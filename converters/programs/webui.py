@@ -10,7 +10,7 @@ from ..tensor import RawTensor
 from .reading import string_to_param, width
 
 # Members that A1111's check (modules/safe.py) knows; current torch writes two more, and the file is refused.
-_MEMBERS = re.compile(r"[^/]+/(data/\d+|version|byteorder|\.data/serialization_id|data\.pkl)")
+_MEMBERS = r"[^/]+/(data/\d+|version|byteorder|\.data/serialization_id|data\.pkl)"
 
 
 def parsed(file: Stored) -> tuple[dict[str, RawTensor], int] | str:
@@ -38,7 +38,7 @@ def parsed(file: Stored) -> tuple[dict[str, RawTensor], int] | str:
 
 def unsafe(file: Stored) -> str:
     """Why A1111's check of pickles refuses the file; empty if it does not."""
-    strange = [member for member in file.members if not _MEMBERS.fullmatch(member)]
+    strange = [member for member in file.members if not re.fullmatch(_MEMBERS, member)]
     return (
         f"its check does not know {strange[0]!r} in a .pt of current torch, and refuses it as unsafe" if strange else ""
     )
