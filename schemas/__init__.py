@@ -1,12 +1,17 @@
-"""The JSON Schemas: reading them, and putting the recipe's into one piece for editors. `validate.py` applies them."""
+"""The JSON Schemas, and the one function that applies them. `jsonschema` is imported when a document is checked."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 
 @cache
@@ -25,6 +30,37 @@ def names() -> tuple[str, ...]:
 def schema(name: str) -> dict[str, Any]:
     """One schema, read once; callers must not change it."""
     return json.loads(files(__name__).joinpath(*name.split("/")).read_text("utf-8"))
+
+
+def violations(document: object, name: str = "recipe.json") -> Iterator[ValidationError]:
+    """Every place where the document breaks the schema. References between the files are resolved offline.
+
+    Unlike plain JSON Schema a whole number must be written as one: 10.0 is no integer.
+    """
+    from jsonschema.validators import extend, validator_for
+    from referencing import Registry
+    from referencing.jsonschema import specification_with
+
+    dialect = schema(name)["$schema"]
+    create = specification_with(dialect).create_resource
+    registry: Registry[Any] = Registry().with_resources((other, create(_undated(other))) for other in names())
+    known = validator_for({"$schema": dialect})
+    types = known.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    strict = extend(known, {"pattern": _pattern}, type_checker=types)
+    yield from strict({"$ref": name}, registry=registry).iter_errors(document)
+
+
+def _undated(name: str) -> dict[str, Any]:
+    """A schema that does not say its dialect: where one does, jsonschema goes back to its own idea of an integer."""
+    return {key: value for key, value in schema(name).items() if key != "$schema"}
+
+
+def _pattern(_: object, pattern: str, text: object, __: object) -> Iterator[ValidationError]:
+    """JSON Schema's `$` is the end of the text; Python's also stands before a last line break."""
+    from jsonschema.exceptions import ValidationError
+
+    if isinstance(text, str) and re.search(re.sub(r"\$$", r"\\Z", pattern), text) is None:
+        yield ValidationError(f"{text!r} does not match {pattern!r}")
 
 
 def bundled(name: str = "recipe.json") -> dict[str, Any]:

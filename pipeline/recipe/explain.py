@@ -1,15 +1,16 @@
-"""Turns what a schema objects to into words: what is wrong there, and the way out."""
+"""Turns what JSON Schema objects to into words: what is wrong there, and the way out."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...schemas.validate import Violation
 from .nearest import did_you_mean
 from .problem import Place, shortened
 from .stop import parse_stop
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 _TYPES = {
     "integer": "a whole number",
@@ -33,20 +34,23 @@ _LIMITS = {
 }
 
 
-def explain(violation: Violation) -> Iterator[tuple[Place, str]]:
-    """What one violation says, with the path it is about."""
-    path, value, limit, about = violation.path, violation.value, violation.limit, violation.about
-    if violation.keyword == "additionalProperties":
-        yield (*path, limit), f"unknown key {shortened(limit)!r}{did_you_mean(limit, about['properties'])}"
-    elif violation.keyword == "required":
-        text = about["properties"].get(limit, {}).get("description", "").rstrip(".")
-        yield path, f"'{limit}' is missing ({text})" if text else f"'{limit}' is missing"
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield path, f"{value} is no usable number"
-    elif violation.keyword == "anyOf":
-        yield from _any_of(violation)
+def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
+    """Every (path, words) that one violation stands for."""
+    path: Place = tuple(error.absolute_path)
+    value, limit, schema = error.instance, error.validator_value, error.schema
+    if error.validator == "additionalProperties" and limit is False:
+        known = schema["properties"]
+        for key in value:
+            if key not in known:
+                yield (*path, key), f"unknown key {shortened(key)!r}{did_you_mean(key, known)}"
+    elif error.validator == "required":
+        missing = next(key for key in limit if key not in value and f"'{key}'" in error.message)
+        text = schema["properties"].get(missing, {}).get("description", "")
+        yield path, f"'{missing}' is missing ({text.rstrip('.')})" if text else f"'{missing}' is missing"
+    elif error.validator == "anyOf":
+        yield from _any_of(error, path)
     else:
-        yield path, _words(violation.keyword, value, limit, about, path)
+        yield path, _words(str(error.validator), value, limit, schema, path)
 
 
 def _words(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path: Place) -> str:
@@ -72,19 +76,17 @@ def _stop(value: str) -> str:
     return f"{shown(value)} has more digits or blanks than are read here"
 
 
-def _any_of(violation: Violation) -> Iterator[tuple[Place, str]]:
+def _any_of(error: ValidationError, path: Place) -> Iterator[tuple[Place, str]]:
     """Of several forms take the one whose type the value has, and say what is wrong with it as that form."""
-    fitting = [form for form in violation.forms if not any(_is_of_other_type(inner, violation) for inner in form)]
-    if fitting:
-        for inner in fitting[0]:
+    forms = error.validator_value
+    wrong_type = [inner for inner in error.context if inner.validator == "type" and not inner.relative_path]
+    unfit = {inner.relative_schema_path[0] for inner in wrong_type}
+    chosen = [inner for inner in error.context if inner.relative_schema_path[0] not in unfit]
+    if chosen:
+        for inner in chosen:
             yield from explain(inner)
     else:
-        forms = " or ".join(_form(form) for form in violation.limit)
-        yield violation.path, f"expected {forms}, got {shown(violation.value)}"
-
-
-def _is_of_other_type(inner: Violation, whole: Violation) -> bool:
-    return inner.keyword == "type" and inner.path == whole.path
+        yield path, f"expected {' or '.join(_form(form) for form in forms)}, got {shown(error.instance)}"
 
 
 def _form(schema: dict[str, Any]) -> str:
@@ -105,6 +107,4 @@ def shown(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return f"the text {shortened(value)!r}"
-    if isinstance(value, int) and value.bit_length() > 1000:
-        return "a huge number"
     return str(value) if isinstance(value, (int, float)) else f"the date or time {value}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ... import schemas
-from ...schemas.validate import violations
 from ..errors import RecipeError
 from .build import build, recipe_as_json, recipe_from_json
 from .document import Document, Unreadable, find, read, refuse_deep
@@ -55,12 +55,29 @@ def formed(document: Document) -> tuple[Recipe | None, list[Problem]]:
 
 def form_problems(document: Document) -> list[Problem]:
     """What keeps the document from being a recipe, in the order of its lines."""
-    objections = (pair for violation in violations(document.data) for pair in explain(violation))
-    found = list(islice(chain(objections, _stops(document.data)), MOST + 1))
-    distinct = dict.fromkeys(found[:MOST])
-    problems = sorted((document.problem(*pair) for pair in distinct), key=lambda problem: problem.line)
+    first: dict[Place, str] = {}
+    usable = _usable((), document.data, first)
+    first |= dict(_stops(document.data))
+    objections = (pair for error in schemas.violations(usable) for pair in explain(error) if pair[0] not in first)
+    found = list(islice(chain(first.items(), objections), MOST + 1))
+    problems = sorted((document.problem(*pair) for pair in found[:MOST]), key=lambda problem: problem.line)
     more = [Problem("error", 0, "", f"and more; mend these {MOST} first")] if len(found) > MOST else []
     return problems + more
+
+
+def _usable(path: Place, value: Any, found: dict[Place, str]) -> Any:
+    """The value with 0.5 for numbers that JSON Schema chokes on: nan, infinities, huge ones; each is noted."""
+    if isinstance(value, float) and not math.isfinite(value):
+        found[path] = f"{value} is no usable number"
+        return 0.5
+    if isinstance(value, int) and value.bit_length() > 1000:
+        found[path] = "a huge number is no usable number"
+        return 0.5
+    if isinstance(value, dict):
+        return {key: _usable((*path, key), item, found) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_usable((*path, index), item, found) for index, item in enumerate(value)]
+    return value
 
 
 def _stops(data: dict[str, Any]) -> Iterator[tuple[Place, str]]:

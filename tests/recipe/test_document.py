@@ -98,7 +98,7 @@ def test_deep_nesting_is_refused(written: Write, bomb: bytes) -> None:
 
 def test_a_number_of_thousands_of_digits_is_refused(written: Write) -> None:
     assert "a number has thousands of digits" in refusal(written(b"seed = " + b"9" * 5000))
-    assert "seed: a huge number is too large; at most" in "".join(_problems(written(b"seed = 0x" + b"9" * 5000)))
+    assert "a huge number is no usable number" in "".join(_problems(written(b"seed = 0x" + b"9" * 5000)))
 
 
 def test_names_and_values_in_messages_are_cut(written: Write) -> None:

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import tomli
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pivotune import schemas
@@ -19,7 +18,6 @@ from pivotune.pipeline.recipe.build import recipe_as_json, recipe_from_json
 from pivotune.pipeline.recipe.check import examined
 from pivotune.pipeline.recipe.document import Document, refuse_deep, shipped
 from pivotune.pipeline.recipe.load import formed
-from pivotune.schemas.validate import violations
 
 GOOD = [tomli.loads(path.read_text("utf-8")) for path in shipped().values()]
 WORDS = [
@@ -100,35 +98,19 @@ def test_a_spoilt_recipe_is_judged_in_words(data: dict[str, Any]) -> None:
     assert time.monotonic() - begin < 5
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spoilt())
-def test_violations_are_those_that_jsonschema_finds(data: dict[str, Any]) -> None:
-    assume(not any(differs(value) for value in leaves(data)))
-    ours = {(violation.path, violation.keyword) for violation in violations(data)}
-    theirs = {(tuple(error.absolute_path), error.validator) for error in JSONSCHEMA.iter_errors(data)}
-    assert ours == theirs
+def test_what_is_let_through_fits_plain_json_schema(data: dict[str, Any]) -> None:
+    """Our own words and stricter rules never let through what the schema itself refuses."""
+    import jsonschema
 
-
-def differs(value: Any) -> bool:
-    """Whether we mean to judge a value differently: see schemas/validate.py. Huge numbers stop jsonschema."""
-    if isinstance(value, str):
-        return value.endswith("\n")
-    if isinstance(value, float):
-        return not math.isfinite(value) or value.is_integer()
-    return isinstance(value, int) and abs(value) > 10**100
+    recipe, _ = formed(Document(Path(str(shipped()["quickstart"])), "", data))
+    validator = jsonschema.Draft7Validator(schemas.schema("editor.json"))
+    if recipe is not None:
+        assert list(validator.iter_errors(data)) == []
+        assert not any(isinstance(value, float) and not math.isfinite(value) for value in leaves(data))
 
 
 def leaves(value: Any) -> list[Any]:
-    """Every value of a document that is no table and no list."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return [value] if items is None else [leaf for item in items for leaf in leaves(item)]
-
-
-def flat(about: Any) -> Any:
-    """The editors' schema without the `oneOf` that repeats its branches, which would report them twice."""
-    if isinstance(about, dict):
-        return {key: flat(item) for key, item in about.items() if key != "oneOf"}
-    return [flat(item) for item in about] if isinstance(about, list) else about
-
-
-JSONSCHEMA = jsonschema.Draft7Validator(flat(schemas.schema("editor.json")))

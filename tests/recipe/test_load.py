@@ -15,7 +15,6 @@ from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.load import load_recipe, recipe_as_json, recipe_from_json
 from pivotune.pipeline.recipe.model import StopAfter
 from pivotune.pipeline.recipe.stop import parse_stop, stop_text
-from pivotune.schemas.validate import violations
 
 HERE = Path(__file__).parent
 
@@ -75,7 +74,7 @@ def test_paths_start_at_the_recipe(good: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_json_and_back_is_the_same_recipe(name: str) -> None:
     recipe = load_recipe(name)
     document = json.loads(json.dumps(recipe_as_json(recipe)))
-    assert list(violations(document)) == []
+    assert list(schemas.violations(document)) == []
     assert recipe_from_json(document, recipe.path) == recipe
 
 
@@ -85,7 +84,9 @@ def test_json_and_back_is_the_same_recipe(name: str) -> None:
 def test_stop_rules_come_back(text: str) -> None:
     rule = parse_stop(text)
     assert parse_stop(stop_text(rule)) == rule
-    assert not any(violations({**minimal(), "embedding": [{"placeholder": "x", "stop_after": stop_text(rule)}]}))
+    assert not any(
+        schemas.violations({**minimal(), "embedding": [{"placeholder": "x", "stop_after": stop_text(rule)}]})
+    )
 
 
 def test_stop_rules_in_plain_words() -> None:
