@@ -90,12 +90,13 @@ def _flops(count: float) -> str:
 
 def _step(spec: ModelSpec, family: Family) -> tuple[int, float]:
     """Resolution of a model and the work of a step with one such picture: the family's, or counted for other sizes."""
+    usual = family.resolution, family.step_tflops * 1e12
     folder = find_model(spec) if spec.base == MICRO or Path(spec.base).is_dir() else None
-    if folder is None or not (folder / "unet" / "config.json").is_file():
-        return family.resolution, family.step_tflops * 1e12
+    if folder is None or not all((folder / part / "config.json").is_file() for part in ("unet", "vae")):
+        return usual
     config = read_json(folder / "unet" / "config.json")
     if config.get("cross_attention_dim") == family.cross_attention:
-        return family.resolution, family.step_tflops * 1e12
+        return usual
     levels = len(read_json(folder / "vae" / "config.json")["block_out_channels"])
     return config["sample_size"] * 2 ** (levels - 1), _counted(json.dumps(config))
 
