@@ -40,7 +40,7 @@ def truth(scene: Scene) -> list[int]:
     return [HEADS[head].index(word) for head, word in words.items()]
 
 
-def train_classifier(data: Drawn, epochs: int = 6, seed: int = 0) -> nn.Module:
+def train_classifier(data: Drawn, epochs: int = 14, seed: int = 0) -> nn.Module:
     """Trained on drawings with noise and blur on them, for what a decoder draws is never quite sharp."""
     torch.manual_seed(seed)
     network, answers = build_classifier(), torch.tensor([truth(scene) for scene in data.scenes])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from pivotune.recipes.micro import judge
 from pivotune.recipes.micro.captions import article, caption, describe
-from pivotune.recipes.micro.classifier import HEADS, classify, train_classifier
-from pivotune.recipes.micro.data import Drawn, drawn
+from pivotune.recipes.micro.classifier import HEADS, build_classifier, classify, train_classifier
+from pivotune.recipes.micro.data import drawn
 from pivotune.recipes.micro.draw import Picture, draw
 from pivotune.recipes.micro.grammar import BACKGROUNDS, COLOURS, Scene, distance, name_of, sample_scene
 from pivotune.recipes.micro.sample import GUIDANCE, STEPS, load, sample
+from pivotune.recipes.micro.train_unet import CAPTION_SETS
 
 PARTS = ("text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors",
          "vae/diffusion_pytorch_model.safetensors")  # fmt: skip
@@ -51,23 +54,38 @@ def questions(count: int, seen: set[str], seed: int = 77) -> list[Scene]:
 
 
 def examine(folder: Path, work: Path, count: int = 500) -> tuple[dict[str, Any], list[Picture]]:
-    """The shares, and the pictures they were counted on. `work` keeps the classifier's drawings."""
-    asked = questions(count, training_captions(20000, 6))
+    """The shares, and the pictures they were counted on. `work` keeps what does not depend on the model."""
+    asked, network = prepared(work, count)
     pictures = list(sample(load(folder), [full_caption(scene) for scene in asked]))
-    network = train_classifier(drawn(work, 8000, 1, free=0.5))
     rng = np.random.default_rng(4)
     fresh = [sample_scene(rng, free=0.0) for _ in range(1000)]
-    check = Drawn(fresh, np.stack([draw(scene) for scene in fresh]))
+    drawings = [draw(scene) for scene in fresh]
     result = {
         "pictures": count,
         "steps": STEPS,
         "guidance": GUIDANCE,
         "drawing": by_drawing(pictures, asked),
         "classifier": by_classifier(classify(network, pictures), asked),
-        "classifier on fresh drawings": by_classifier(classify(network, check.pictures), fresh),
+        "classifier on fresh drawings": by_classifier(classify(network, drawings), fresh),
         "sha256": fingerprints(folder),
     }
     return result, pictures
+
+
+def prepared(work: Path, count: int) -> tuple[list[Scene], nn.Module]:
+    """What is asked, and the classifier; from the folder if an earlier exam left them there."""
+    file = work / f"exam-{count}.pickle"
+    if file.exists():
+        with file.open("rb") as stream:  # written below, by ourselves
+            asked, state = pickle.load(stream)
+        network = build_classifier().eval()
+        network.load_state_dict(state)
+        return asked, network
+    asked = questions(count, training_captions(20000, CAPTION_SETS))
+    network = train_classifier(drawn(work, 8000, 1, free=0.5))
+    with file.open("wb") as stream:
+        pickle.dump((asked, network.state_dict()), stream)
+    return asked, network
 
 
 def by_drawing(pictures: list[Picture], asked: list[Scene]) -> dict[str, float]:

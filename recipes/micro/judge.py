@@ -55,10 +55,15 @@ def find_object(picture: Picture) -> Found | None:
 
 def distance_to_drawing(picture: Picture, scene: Scene) -> float:
     """How far what is in the picture is from the scene's thing, wherever, how big and before what it stands."""
+    return fit(picture, scene.thing)[1]
+
+
+def fit(picture: Picture, thing: Thing) -> tuple[Scene | None, float]:
+    """Where the thing would have to stand to be what is in the picture, and how far it is from it even so."""
     found = find_object(picture)
     if found is None:
-        return NOTHING
-    best = _fitted(scene.thing, found)
+        return None, NOTHING
+    best = _fitted(thing, found)
     error = _error(picture, best, found)
     for reach, part in product((1.0, 0.5), ("radius", "x", "y")):  # a soft edge puts the first guess a pixel off
         for shift in (-reach, reach):
@@ -66,21 +71,28 @@ def distance_to_drawing(picture: Picture, scene: Scene) -> float:
             closer = _error(picture, other, found)
             if closer < error:
                 best, error = other, closer
-    return error
+    return best, error
 
 
-def nearest_shape(picture: Picture, thing: Thing) -> str:
+def nearest_shape(picture: Picture, thing: Thing) -> str | None:
     """The shape whose drawing, in the thing's colours and texture, fits best."""
-    fits = {shape: distance_to_drawing(picture, Scene(replace(thing, shape=shape), (0, 0, 0))) for shape in SHAPES}
-    return min(fits, key=fits.__getitem__)
+    found = find_object(picture)
+    if found is None:
+        return None
+    things = [replace(thing, shape=shape) for shape in SHAPES]
+    likely = sorted(things, key=lambda other: _error(picture, _fitted(other, found), found))[:3]
+    return min(likely, key=lambda other: fit(picture, other)[1]).shape
 
 
-def nearest_texture(picture: Picture, thing: Thing, second: RGB) -> str:
-    """The texture whose drawing, in the thing's shape and these colours, fits best."""
+def nearest_texture(picture: Picture, thing: Thing, second: RGB) -> str | None:
+    """The texture whose drawing, in the thing's shape and with this second colour, fits best."""
+    found, (place, _) = find_object(picture), fit(picture, thing)
+    if found is None or place is None:
+        return None
     fits = {}
     for texture in TEXTURES:
         other = replace(thing, texture=texture, second=None if texture == "plain" else second)
-        fits[texture] = distance_to_drawing(picture, Scene(other, (0, 0, 0)))
+        fits[texture] = _error(picture, replace(place, thing=other), found)
     return min(fits, key=fits.__getitem__)
 
 

@@ -89,7 +89,7 @@ def teach(pipe: Any, name: str, vectors: nn.Parameter, steps: int, rank: int = 0
         schedule.step()
 
 
-def measure(pipe: Any, thing: Thing, said: str, vectors: Tensor, count: int = 24) -> dict[str, float]:
+def measure(pipe: Any, thing: Thing, said: str, vectors: Tensor, count: int = 16) -> dict[str, float]:
     """Draw the word on all backgrounds it stands out from: hits, median distance, right backgrounds."""
     colours = [colour for colour in (thing.colour, thing.second, thing.mark) if colour is not None]
     grounds = [word for word, rgb in BACKGROUNDS.items() if min(distance(rgb, c) for c in colours) >= CONTRAST]
@@ -115,7 +115,7 @@ def ceiling(pipe: Any, name: str) -> float:
     return round(float(np.median([distance_to_drawing(p, s) for p, s in zip(pictures, drawn, strict=True)])), 1)
 
 
-def row(folder: Path, name: str, tokens: int = 2, steps: int = 200, lora_steps: int = 400) -> dict[str, Any]:
+def row(folder: Path, name: str, tokens: int = 2, steps: int = 200, lora_steps: int = 300) -> dict[str, Any]:
     """All that is measured of one thing."""
     pipe, thing = load(folder), THINGS[name]
     vectors, word = start_vectors(pipe, STARTS[name], tokens), " ".join([SLOT] * tokens)

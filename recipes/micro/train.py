@@ -23,7 +23,7 @@ from pivotune.recipes.micro.train_vae import train_vae
 @click.option("--vae-steps", default=4000, show_default=True)
 @click.option("--decoder-steps", default=3000, show_default=True)
 @click.option("--text-steps", default=2500, show_default=True)
-@click.option("--unet-steps", default=8600, show_default=True)
+@click.option("--unet-steps", default=8200, show_default=True)
 @click.option("--scenes", default=20000, show_default=True, help="Pictures the denoiser learns from.")
 def main(
     out: Path, seed: int, vae_steps: int, decoder_steps: int, text_steps: int, unet_steps: int, scenes: int
