@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,10 +31,10 @@ class Batch:
 
         Raises ConvertError if the place is taken (by a file, or by another one of this batch or command).
         """
-        place = path.absolute()
+        place = _folded(path)
         if place in self._claimed or (os.path.lexists(path) and not self.overwrite):
             raise taken(path, place in self._claimed)
-        if path.is_dir():
+        if os.path.isdir(path):
             raise ConvertError(f"{path}: is a folder")
         self._claimed.add(place)
         self._own.append(place)
@@ -46,8 +48,8 @@ class Batch:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise ConvertError(f"{path}: cannot be written ({error.strerror or error})") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise _failed(path, "cannot be written", error) from error
         if verify is not None:
             verify(temporary)
 
@@ -58,26 +60,42 @@ class Batch:
             self._folders.append(folder)
 
     def commit(self) -> None:
-        """Give every file its name. If a name was taken meanwhile, the files placed so far are taken back."""
+        """Give every file its name. If one cannot have it, those placed so far are taken back, old files put back.
+
+        Each file appears in one step. A kill between two of them leaves the first new and the second old, both whole.
+        """
         placed: list[Path] = []
+        kept: dict[Path, Path | None] = {}  # place -> the old file under a temporary name, None if there was none
         try:
             for path, temporary in self._staged.items():
-                _place(temporary, path, self.overwrite)
+                if len(self._staged) > 1:
+                    _keep(path, kept, self.overwrite)
+                try:
+                    _place(temporary, path, self.overwrite)
+                except OSError as error:
+                    raise _failed(path, "cannot be written", error) from error
                 placed.append(path)
         except BaseException:
-            if not self.overwrite:
-                for path in placed:
-                    path.unlink(missing_ok=True)
+            for path in placed:
+                with suppress(OSError, KeyError):  # KeyError: the old one could not be kept, the new one is whole
+                    old = kept.pop(path)
+                    os.replace(old, path) if old else path.unlink()
             raise
+        finally:
+            for aside in filter(None, kept.values()):
+                with suppress(OSError):
+                    aside.unlink()
+        folders = {path.parent for path in placed} | {folder.parent for folder in self._folders}
         self._folders.clear()
         self._own.clear()
-        for folder in {path.parent for path in placed}:
+        for folder in folders:
             _sync_folder(folder)
 
     def discard(self) -> None:
         """Remove what was written and has no name yet."""
         for temporary in self._staged.values():
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # mostly because it has its name by now
+                temporary.unlink()
         if not self.dry:
             self._claimed.difference_update(self._own)
         for folder in reversed(self._folders):
@@ -121,19 +139,61 @@ def _place(temporary: Path, path: Path, overwrite: bool) -> None:
         os.link(temporary, path)
     except FileExistsError:
         raise taken(path) from None
-    except OSError:  # a file system without hard links: claim the name first
+    except OSError:  # a file system without hard links
+        from .no_replace import rename_if_free
+
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            rename_if_free(temporary, path)
         except FileExistsError:
             raise taken(path) from None
+        except OSError:  # nor a rename that spares a file: claim the name first
+            _claim(temporary, path)
+
+
+def _claim(temporary: Path, path: Path) -> None:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        raise taken(path) from None
+    try:
         os.replace(temporary, path)
+    except OSError:
+        path.unlink()
+        raise
+
+
+def _keep(path: Path, kept: dict[Path, Path | None], overwrite: bool) -> None:
+    """A second name for a file that is about to be replaced; none where there are no hard links."""
+    aside = path.parent / f".{os.urandom(8).hex()}.part" if overwrite and os.path.lexists(path) else None
+    with suppress(OSError):
+        if aside is not None:
+            os.link(path, aside, follow_symlinks=False)
+        kept[path] = aside
+
+
+def _folded(path: Path) -> Path:
+    """The place under the one name by which a system that minds neither case nor composition knows it."""
+    absolute = path.absolute()
+    return absolute.parent / unicodedata.normalize("NFC", absolute.name.casefold())
+
+
+def _failed(path: Path, what: str, error: Exception) -> ConvertError:
+    return ConvertError(f"{path}: {what} ({getattr(error, 'strerror', None) or error})")
 
 
 def _sync_folder(folder: Path) -> None:
     if not hasattr(os, "O_DIRECTORY"):
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+            errno.EACCES,
+        ):  # systems that sync no folders, or not for us
+            raise _failed(folder, "its new files are written but may not last a power cut", error) from error

@@ -1,0 +1,61 @@
+"""A process that is killed at any moment leaves the old file or the new one, whole."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from crash import faults, jobs
+
+from pivotune.converters import safetensors_file
+from pivotune.converters.tensor import RawTensor
+
+
+@pytest.mark.parametrize("what", jobs.NAMES)
+def test_a_kill_at_any_moment_leaves_each_file_old_or_new(what, case):
+    work, folder, before, new = case(what)
+    points, place = faults.Points(), folder("count")
+    with faults.points_at(points):
+        work(place)
+    assert {"write", "fsync", "fsync done"} < set(points.passed)
+    for at, name in enumerate(points.passed):
+        place = folder(at)
+        with faults.points_at(faults.Points(at, faults.die)):
+            assert faults.forked(lambda place=place: work(place)) == faults.DIED
+        found = jobs.contents(place)
+        shown = jobs.without_litter(found)
+        assert shown.keys() <= new.keys(), name
+        assert all(shown[path] in (new[path], before.get(path)) for path in shown), name
+        assert before.keys() <= shown.keys(), name
+        assert all(path.endswith(".part") for path in found.keys() - shown.keys()), name
+        if shown:
+            assert set(jobs.seen(place)) == set(shown), name
+
+
+def test_kills_at_random_times_never_leave_half_a_file(tmp_path):
+    path, source = tmp_path / "x.safetensors", random.Random(1)
+    states = [{"x": RawTensor("U8", (1 << 20,), bytes([number]) * (1 << 20))} for number in range(2)]
+    safetensors_file.write(path, states[0], {})
+
+    def forever():
+        while True:
+            for state in states:
+                safetensors_file.write(path, state, {}, overwrite=True)
+
+    written = 0
+    for _ in range(12):
+        child = os.fork()
+        if not child:
+            try:
+                forever()
+            finally:
+                os._exit(1)
+        time.sleep(source.uniform(0.005, 0.06))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == faults.DIED
+        found, _ = safetensors_file.read(path)
+        assert bytes(found["x"].data) in (bytes([0]) * (1 << 20), bytes([1]) * (1 << 20))
+        written += len(os.listdir(tmp_path)) - 1
+    assert all(name == path.name or name.endswith(".part") for name in os.listdir(tmp_path))
+    assert written, "no kill came while a file was written"

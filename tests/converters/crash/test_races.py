@@ -1,0 +1,71 @@
+"""Two processes that write one name at once: one wins whole, the other is told."""
+
+import errno
+import os
+
+import pytest
+from crash import faults
+
+from pivotune.converters import atomic, no_replace
+
+MANY = 4
+
+
+def no(*_, **__):
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.fixture(params=["links", "no links", "no links, no rename that spares a file"])
+def system(request, monkeypatch):
+    if request.param != "links":
+        monkeypatch.setattr(os, "link", no)
+    if request.param.endswith("file"):
+        monkeypatch.setattr(no_replace, "rename_if_free", no)
+    return request.param
+
+
+def race(path, overwrite):
+    """How MANY processes ended that wrote at the same moment."""
+    start, go = os.pipe()
+    children = []
+    for number in range(MANY):
+        child = os.fork()
+        if not child:
+            os.close(go)
+            data = bytes([65 + number]) * 300_000
+
+            def work(data=data):
+                os.read(start, 1)
+                atomic.write_file(path, lambda file: file.write(data), overwrite=overwrite)
+
+            os._exit(faults.forked(work) % 256)
+        children.append(child)
+    os.close(go)
+    os.close(start)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+@pytest.mark.parametrize("time", range(3))
+def test_of_several_writers_of_a_new_file_one_wins_whole(time, system, tmp_path):
+    path = tmp_path / "x"
+    ended = race(path, overwrite=False)
+    assert sorted(ended) == [0] + [faults.REFUSED] * (MANY - 1)
+    assert path.read_bytes() == bytes([65 + ended.index(0)]) * 300_000
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_of_several_that_may_overwrite_each_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "x"
+    assert race(path, overwrite=True) == [0] * MANY
+    assert path.read_bytes() in [bytes([65 + number]) * 300_000 for number in range(MANY)]
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_rename_never_replaces_a_file(tmp_path):
+    (tmp_path / "old").write_bytes(b"1")
+    (tmp_path / "new").write_bytes(b"2")
+    with pytest.raises(FileExistsError):
+        no_replace.rename_if_free(tmp_path / "old", tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == b"2"
+    no_replace.rename_if_free(tmp_path / "old", tmp_path / "free")
+    assert sorted(os.listdir(tmp_path)) == ["free", "new"]
