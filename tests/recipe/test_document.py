@@ -16,11 +16,11 @@ Write = Callable[[bytes], Path]
 
 
 def refusal(path: str | Path) -> str:
-    """The one message with which a recipe is refused, which must not take a second."""
-    begin = time.monotonic()
+    """The one message with which a recipe is refused, which must not take a second of CPU."""
+    begin = time.process_time()
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
     assert len(caught.value.problems) == 1
     return caught.value.problems[0]
 
@@ -60,10 +60,10 @@ def test_ten_megabytes_are_not_parsed(written: Write) -> None:
 
 def test_a_megabyte_of_keys_is_quick(written: Write) -> None:
     path = written(b"name = 3\n" + b"".join(b"k%d = 1\n" % number for number in range(70_000)))
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
     assert len(caught.value.problems) == 101
     assert "and more; mend these 100 first" in caught.value.problems[-1]
 

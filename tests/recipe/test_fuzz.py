@@ -85,7 +85,7 @@ def spoilt(draw: st.DrawFn) -> dict[str, Any]:
 def test_a_spoilt_recipe_is_judged_in_words(data: dict[str, Any]) -> None:
     document = Document(Path(str(shipped()["quickstart"])), "", data)
     refuse_deep(data)
-    begin = time.monotonic()
+    begin = time.process_time()
     recipe, problems = formed(document)
     if recipe is not None:
         problems = examined(recipe, document).problems
@@ -95,7 +95,7 @@ def test_a_spoilt_recipe_is_judged_in_words(data: dict[str, Any]) -> None:
         shown = problem.shown("x.toml")
         assert shown.isprintable()
         assert len(shown) < 1000
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import tomli
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pivotune.pipeline.recipe.lines import key_lines
@@ -86,6 +86,7 @@ TABLES = st.tuples(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(TABLES, max_size=5))
 def test_documents_made_at_random(tables: list[tuple[str, list[str], dict[str, str], str]]) -> None:
     text = ""
