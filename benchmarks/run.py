@@ -22,6 +22,7 @@ ROWS = {
     "flops": "rows_flops",
     "setup": "rows_setup",
     "start": "rows_start",
+    "converters": "rows_converters",
     "quickstart": "rows_quickstart",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "peft")

@@ -1,0 +1,143 @@
+"""Converters beside what everybody does (load all with torch, save all) and beside a plain copy of the file."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import sys
+import tempfile
+from pathlib import Path
+
+from measure import Child, Row, child, ratios
+
+from pivotune.converters import safetensors_file
+from pivotune.converters.tensor import RawTensor
+
+ROUNDS = 5
+MODULES = 722  # of an SDXL LoRA: three tensors each
+PIVOTUNE = [sys.executable, "-m", "pivotune"]
+NAIVE = """
+import sys; from pathlib import Path; from safetensors.torch import load_file, save_file
+tensors = load_file(sys.argv[1])
+for path in Path(sys.argv[2]).iterdir():
+    tensors |= {f"bundle_emb.{path.stem}.{key}": tensor for key, tensor in load_file(path).items()}
+save_file(tensors, sys.argv[3])
+"""
+NAIVE_BACK = """
+import sys; from pathlib import Path; from safetensors.torch import load_file, save_file
+tensors, words = load_file(sys.argv[1]), {}
+for name in [name for name in tensors if name.startswith("bundle_emb.")]:
+    _, word, key = name.split(".")
+    words.setdefault(word, {})[key] = tensors.pop(name)
+save_file(tensors, sys.argv[3])
+for word, vectors in words.items():
+    save_file(vectors, Path(sys.argv[2]) / f"{word}.safetensors")
+"""
+KEYS = """
+import sys, time; from {module} import {name}
+begin = time.process_time_ns()
+{call}
+print(time.process_time_ns() - begin)
+"""
+
+
+def rows() -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        return [*_bundles(place), *_many_words(place), *_small(place), *_header(place)]
+
+
+def _bundles(place: Path) -> list[Row]:
+    lora, words = _lora(place / "lora.safetensors", 200), _words(place / "words", 100)
+    found: dict[str, list[Child]] = {}
+
+    def run(name: str, *command: object) -> None:
+        found.setdefault(name, []).append(child([str(part) for part in command]))
+
+    for number in range(ROUNDS):
+        ours, naive, back = place / f"o{number}.safetensors", place / f"n{number}.safetensors", place / f"b{number}"
+        back.mkdir()
+        run("ours", *PIVOTUNE, "bundle", lora, words, "--out", ours)
+        run("naive", sys.executable, "-c", NAIVE, lora, words, naive)
+        run("back", *PIVOTUNE, "unbundle", ours, "--out", place / f"u{number}", "--for", "a1111")
+        run("naive back", sys.executable, "-c", NAIVE_BACK, naive, back, back / "lora.safetensors")
+        for used in (ours, naive):
+            used.unlink()
+        shutil.rmtree(back)
+        shutil.rmtree(place / f"u{number}")
+    large = _lora(place / "large.safetensors", 800)
+    peak = child([*PIVOTUNE, "bundle", str(large), str(words), "--out", str(place / "large-out.safetensors")]).peak
+    (place / "large-out.safetensors").unlink()
+    large.unlink()
+    cpu = {name: [one.cpu for one in children] for name, children in found.items()}
+    wall = {name: [one.wall for one in children] for name, children in found.items()}
+    return [
+        Row("bundle, 200 MB, 100 words: CPU time", "<= 0.15 of torch's load and save", 0.15, ratios(cpu["ours"], cpu["naive"])),
+        Row("bundle, 200 MB, 100 words: wall time", "<= 0.2 of torch's load and save", 0.2, ratios(wall["ours"], wall["naive"])),
+        Row("unbundle, 200 MB, 100 words: CPU time", "<= 0.2 of torch's load and save", 0.2, ratios(cpu["back"], cpu["naive back"])),
+        Row("bundle, 200 MB and 800 MB: peak memory", "<= 64 MiB", 64, [
+            *(one.peak / 2**20 for one in found["ours"]), peak / 2**20], " MiB"),
+    ]  # fmt: skip
+
+
+def _many_words(place: Path) -> list[Row]:
+    lora, words = _lora(place / "small.safetensors", 10), _words(place / "many", 10_000)
+    ours = child([*PIVOTUNE, "bundle", str(lora), str(words), "--out", str(place / "many.safetensors")])
+    naive = child([sys.executable, "-c", NAIVE, str(lora), str(words), str(place / "naive.safetensors")])
+    return [
+        Row("bundle, 10,000 words: CPU time", "<= 0.35 of torch's load and save", 0.35, [ours.cpu / naive.cpu]),
+        Row("bundle, 10,000 words: peak memory", "<= 200 MiB", 200, [ours.peak / 2**20], " MiB"),
+    ]
+
+
+def _small(place: Path) -> list[Row]:
+    lora, words = _lora(place / "tiny.safetensors", 1), _words(place / "one", 1)
+    commands = {
+        "nothing": [sys.executable, "-c", "pass"],
+        "inspect": [*PIVOTUNE, "inspect", str(words / "word0.safetensors")],
+        "bundle": [*PIVOTUNE, "bundle", str(lora), str(words), "--out", str(place / "t.safetensors"), "--overwrite"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(2 * ROUNDS):
+        for name, command in commands.items():
+            seconds[name].append(child(command).cpu)
+    return [
+        Row("inspect: CPU time", "<= 7 x python -c pass", 7, ratios(seconds["inspect"], seconds["nothing"])),
+        Row("bundle of 1 MB: CPU time", "<= 9 x python -c pass", 9, ratios(seconds["bundle"], seconds["nothing"])),
+    ]
+
+
+def _header(place: Path) -> list[Row]:
+    path = place / "keys.safetensors"
+    one = RawTensor("F16", (1, 2), b"\0\0\0\0")
+    safetensors_file.write(path, {f"lora_unet_block_{number}.lora_down.weight": one for number in range(100_000)}, {})
+    ours = KEYS.format(module="pivotune.converters.safetensors_file", name="read", call="read(sys.argv[1])")
+    theirs = KEYS.format(module="safetensors", name="safe_open", call="safe_open(sys.argv[1], 'numpy').keys()")
+    values = []
+    for _ in range(ROUNDS):
+        a, b = (int(child([sys.executable, "-c", code, str(path)]).output) for code in (ours, theirs))
+        values.append(a / b)
+    return [Row("header of 100,000 tensors, checked: CPU time", "<= 3 x safe_open().keys()", 3, values)]
+
+
+def _lora(path: Path, megabytes: int) -> Path:
+    rank = max(1, megabytes * 2**20 // MODULES // 2 // 2 // 2048)
+    data = bytes(range(256)) * (rank * 16)
+    tensors = {}
+    for number in range(MODULES):
+        name = f"lora_unet_input_blocks_{number}_attn2_to_k"
+        tensors[f"{name}.lora_down.weight"] = RawTensor("F16", (rank, 2048), data)
+        tensors[f"{name}.lora_up.weight"] = RawTensor("F16", (2048, rank), data)
+        tensors[f"{name}.alpha"] = RawTensor("F16", (), b"\0\x3c")
+    safetensors_file.write(path, tensors, {"ss_base_model_version": "sdxl_base_v1-0"})
+    return path
+
+
+def _words(folder: Path, count: int) -> Path:
+    vectors = {key: RawTensor("F32", (4, size), struct.pack("<f", 0.02) * 4 * size) for key, size in
+               {"clip_l": 768, "clip_g": 1280}.items()}  # fmt: skip
+    folder.mkdir()
+    safetensors_file.write(folder / "word0.safetensors", vectors, {})
+    for number in range(1, count):
+        shutil.copyfile(folder / "word0.safetensors", folder / f"word{number}.safetensors")
+    return folder
