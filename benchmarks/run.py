@@ -67,7 +67,7 @@ def markdown(results: dict[str, dict]) -> str:
     lines = [
         "# Measured",
         "",
-        "Written by `python benchmarks/run.py`. Times are CPU time of one thread, as ratios within",
+        "Written by `python benchmarks/run.py`. Ratios of times are of CPU time, one thread, within",
     ]
     lines += ["one run; spread is lowest to highest of the rounds.", ""]
     lines += ["| what | goal | measured | spread | rounds | verdict |", "|---|---|---|---|---|---|"]
