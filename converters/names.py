@@ -11,7 +11,15 @@ from .errors import ConvertError
 # What Windows or a path separator forbids, and what programs read as prompt syntax around a word.
 _UNSAFE = frozenset('<>:"/\\|?*')
 _GONE = "\x00"  # stands for a character that became `_`, so that those at the ends can be told from the name's own
-_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³")}
+_RESERVED = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    "CONIN$",
+    "CONOUT$",
+    *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"),
+}
 MAX_BYTES = 120  # of a stem in UTF-8: leaves room for a suffix, a number and an extension on every file system
 
 
@@ -25,7 +33,7 @@ def safe_stem(name: str, allowed: str | None = None) -> str:
     marked = "".join(_GONE if _unsafe(char) else char for char in unicodedata.normalize("NFC", name))
     if allowed is not None:
         marked = "".join(char if re.fullmatch(allowed, char) else _GONE for char in marked)
-    stem = _cut(marked.strip(f"{_GONE} .").lstrip("-")).replace(_GONE, "_")
+    stem = _cut(marked.lstrip(f"{_GONE} .-")).replace(_GONE, "_")
     if not stem.strip("_-. "):
         raise ConvertError(f"no file can be named after the word {name[:40]!r}; give it a name with letters (--name)")
     base, dot, rest = stem.partition(".")

@@ -15,7 +15,7 @@ from .pickle_opcodes import MARK, OPERATIONS
 
 LONGEST_NAME = 300
 MAX_NAMES = 100_000
-MAX_STEPS = 4_000_000  # each may take 60 bytes of memory; a LoRA of 10,000 tensors takes a tenth
+MAX_STEPS = 2_000_000  # each may take 60 bytes of memory; a LoRA of 10,000 tensors takes a fifth
 
 
 @dataclass(eq=False)

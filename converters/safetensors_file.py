@@ -72,7 +72,8 @@ def _parse(header: bytes, path: Path) -> tuple[dict[str, Entry], dict[str, str]]
         raise ConvertError(f"{path}: not a safetensors file (header: {_short(error)})") from error
     if not isinstance(loaded, dict):
         raise ConvertError(f"{path}: not a safetensors file (its header is no object)")
-    metadata = loaded.pop("__metadata__", None) or {}
+    metadata = loaded.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ConvertError(f"{path}: its __metadata__ must map text to text")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from .errors import ConvertError
 from .file_range import FileRange
@@ -23,6 +23,7 @@ ROOM = 1 << 26  # bytes that names, texts and tensors which are not stored row b
 VISIT = 256  # bytes of it for each value, so that there are about 250,000
 MAX_DEPTH = 16
 MAX_DIMENSIONS = 64
+_INTEGERS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 DICTS = ("collections.OrderedDict", "torch.nn.modules.container.ParameterDict", "builtins.dict")
 # Objects that real files hold beside their tensors and that say nothing of the word (A1111's list has them too).
@@ -185,7 +186,7 @@ def _view(
 
 def _gathered(held: bytes, size: int, sides: list[tuple[int, int]]) -> bytes:
     """Values in C order out of bytes where they lie otherwise: transposed, or one row for all."""
-    view = memoryview(held).cast({1: "B", 2: "H", 4: "I", 8: "Q"}[size])
+    view = memoryview(held).cast(_INTEGERS[size])
     *outer, (length, step) = sides
     parts = []
     for index in product(*(range(count) for count, _ in outer)):

@@ -46,7 +46,7 @@ def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     kept: dict[str, Vectors] = {}
     used: set[str] = set()
     for name, tensors in words.items():
-        one = reads(Stored(file.path.with_name(f"{name}.safetensors"), tensors), widths)
+        one = reads(Stored(file.path.with_suffix(".safetensors"), tensors), widths)
         if not one.breaks and name:
             kept[name] = next(iter(one.words.values()))
             used.update(f"{BUNDLED}{name}.{key}" for key in tensors)
