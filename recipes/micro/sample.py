@@ -16,7 +16,7 @@ STEPS, GUIDANCE = 20, 3.0
 
 def load(folder: Path) -> Any:
     """The pipeline in float32."""
-    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
     return pipe
