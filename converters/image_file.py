@@ -10,11 +10,13 @@ import json
 import struct
 import zlib
 from functools import reduce
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConvertError
+from .file_range import opened, read_exactly
 from .stored import Stored
 from .tensor import RawTensor
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 CHUNK = "sd-ti-embedding"
 FORMATS = ("PNG", "WEBP", "AVIF", "JXL")
+MAX_FILE = 1 << 26
 MAX_PIXELS = 1 << 23
 MAX_HIDDEN = 1 << 22  # packed bytes beside a picture
 MAX_JSON = 32 << 20
@@ -63,9 +66,14 @@ def read(path: Path) -> Stored:
 def _content(path: Path) -> bytes:
     from PIL import Image as pillow
 
+    with opened(path) as (descriptor, origin):
+        if origin.size > MAX_FILE:
+            raise ConvertError(f"{path}: a picture too large to hold an embedding")
+        # A file would be asked for as much as a damaged chunk says of itself, and allocate it.
+        held = BytesIO(read_exactly(descriptor, 0, origin.size, path))
     pillow.init()
     try:
-        with pillow.open(path, formats=[name for name in FORMATS if name in pillow.OPEN]) as image:
+        with pillow.open(held, formats=[name for name in FORMATS if name in pillow.OPEN]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ConvertError(f"{path}: a picture too large to hold an embedding")
             text = getattr(image, "text", {}).get(CHUNK)

@@ -162,7 +162,10 @@ def _view(
     reference: Reference, dtype: str | None, start: int, shape: tuple, stride: tuple, storages: dict[str, Storage],
     room: Room,
 ) -> RawTensor:  # fmt: skip
-    storage = storages[storage_key(reference)[0]]
+    key, _ = storage_key(reference)
+    if key not in storages:
+        raise Malformed(f"its storage {key[:40]!r} is missing")
+    storage = storages[key]
     dtype = dtype or storage.dtype
     size = DTYPE_BITS[dtype] // 8
     numbers = (start, *shape, *stride)
