@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .disk import failed, sync_file, sync_folder
 from .errors import ConvertError
 
 Fill = Callable[[BinaryIO], None]
@@ -27,7 +27,7 @@ class Batch:
         self._own: list[Path] = []
 
     def add(self, path: Path, fill: Fill, verify: Verify | None = None) -> None:
-        """Write a temporary file beside `path`, bring it to the disk, and let `verify` read it back.
+        """Write a temporary file beside `path` and let `verify` read it back.
 
         Raises ConvertError if the place is taken (by a file, or by another one of this batch or command).
         """
@@ -46,10 +46,8 @@ class Batch:
             with open(temporary, "xb") as file:
                 self._staged[path] = temporary
                 fill(file)
-                file.flush()
-                os.fsync(file.fileno())
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise _failed(path, "cannot be written", error) from error
+            raise failed(path, "cannot be written", error) from error
         if verify is not None:
             verify(temporary)
 
@@ -67,13 +65,15 @@ class Batch:
         placed: list[Path] = []
         kept: dict[Path, Path | None] = {}  # place -> the old file under a temporary name, None if there was none
         try:
+            for path, temporary in self._staged.items():  # all at the end: the first takes most of the others with it
+                sync_file(path, temporary)
             for path, temporary in self._staged.items():
                 if len(self._staged) > 1:
                     _keep(path, kept, self.overwrite)
                 try:
                     _place(temporary, path, self.overwrite)
                 except OSError as error:
-                    raise _failed(path, "cannot be written", error) from error
+                    raise failed(path, "cannot be written", error) from error
                 placed.append(path)
         except BaseException:
             for path in placed:
@@ -89,7 +89,7 @@ class Batch:
         self._folders.clear()
         self._own.clear()
         for folder in folders:
-            _sync_folder(folder)
+            sync_folder(folder)
 
     def discard(self) -> None:
         """Remove what was written and has no name yet."""
@@ -175,25 +175,3 @@ def _folded(path: Path) -> Path:
     """The place under the one name by which a system that minds neither case nor composition knows it."""
     absolute = path.absolute()
     return absolute.parent / unicodedata.normalize("NFC", absolute.name.casefold())
-
-
-def _failed(path: Path, what: str, error: Exception) -> ConvertError:
-    return ConvertError(f"{path}: {what} ({getattr(error, 'strerror', None) or error})")
-
-
-def _sync_folder(folder: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOTSUP,
-            errno.EACCES,
-        ):  # systems that sync no folders, or not for us
-            raise _failed(folder, "its new files are written but may not last a power cut", error) from error

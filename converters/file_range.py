@@ -33,13 +33,15 @@ class Origin:
             yield descriptor
 
 
-@dataclass(frozen=True, eq=False)
 class FileRange:
     """`length` bytes from `offset` on. No descriptor is held, so a hundred thousand of them are cheap."""
 
-    origin: Origin
-    offset: int
-    length: int
+    __slots__ = ("length", "offset", "origin")
+
+    def __init__(self, origin: Origin, offset: int, length: int) -> None:
+        self.origin = origin
+        self.offset = offset
+        self.length = length
 
     def __len__(self) -> int:
         return self.length

@@ -5,22 +5,19 @@ Written from the format's own description; the `safetensors` package is not need
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from .atomic import Batch, batch
 from .errors import ConvertError
 from .file_range import FileRange, Origin, opened, read_exactly
 from .safetensors_bytes import fill, in_file_order
+from .safetensors_header import check_ranges, no_collector, parse, short
 from .tensor import DTYPE_BITS, RawTensor
 
 MAX_HEADER = 100_000_000  # what the format's own reader allows
 SMALL = 1 << 20  # the tensors of a file up to this size are read with the header
-
-MOST_DIMENSIONS = 64
-MOST_BYTES = 1 << 62
 
 Header = tuple[dict[str, RawTensor], dict[str, str]]
 
@@ -45,9 +42,14 @@ def read_opened(descriptor: int, origin: Origin, *, held: int = SMALL) -> Header
     length = int.from_bytes(read_exactly(descriptor, 0, 8, path), "little")
     if length > min(MAX_HEADER, origin.size - 8):
         raise ConvertError(f"{path}: not a safetensors file (its header would be {length} bytes long)")
-    entries, metadata = _parse(read_exactly(descriptor, 8, length, path), path)
-    start = 8 + length
-    _check_ranges(entries, origin.size - start, path)
+    with no_collector(length > SMALL):
+        return _tensors(descriptor, origin, length, held)
+
+
+def _tensors(descriptor: int, origin: Origin, length: int, held: int) -> Header:
+    path, start = origin.path, 8 + length
+    entries, metadata = parse(read_exactly(descriptor, 8, length, path), path)
+    check_ranges(entries, origin.size - start, path)
     data = None
     if origin.size - start <= held:
         data = memoryview(read_exactly(descriptor, start, origin.size - start, path))
@@ -57,69 +59,9 @@ def read_opened(descriptor: int, origin: Origin, *, held: int = SMALL) -> Header
         try:
             tensors[name] = RawTensor(dtype, shape, stored)
         except (ValueError, KeyError, OverflowError) as error:
-            what = "unknown data type" if dtype not in DTYPE_BITS else f"{end - begin} bytes do not fit {_short(shape)}"
-            raise ConvertError(f"{path}: {_short(name)}: {what} {_short(dtype)}") from error
+            what = "unknown data type" if dtype not in DTYPE_BITS else f"{end - begin} bytes do not fit {short(shape)}"
+            raise ConvertError(f"{path}: {short(name)}: {what} {short(dtype)}") from error
     return tensors, metadata
-
-
-Entry = tuple[str, tuple[int, ...], int, int]
-
-
-def _parse(header: bytes, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    try:
-        loaded = json.loads(header.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ConvertError(f"{path}: not a safetensors file (header: {_short(error)})") from error
-    if not isinstance(loaded, dict):
-        raise ConvertError(f"{path}: not a safetensors file (its header is no object)")
-    metadata = loaded.pop("__metadata__", None)
-    metadata = {} if metadata is None else metadata
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ConvertError(f"{path}: its __metadata__ must map text to text")
-    try:
-        "".join((*loaded, *metadata, *metadata.values())).encode()
-    except UnicodeEncodeError as error:
-        raise ConvertError(f"{path}: a name in its header is not valid text") from error
-    entries = {name: _entry(name, value, path) for name, value in loaded.items()}
-    return dict(sorted(entries.items(), key=lambda item: item[1][2:])), metadata
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice[:60]!r} is given twice")
-    return found
-
-
-def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
-
-
-def _entry(name: str, value: Any, path: Path) -> Entry:
-    try:
-        dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
-        sizes = (*shape, begin, end)
-        sound = len(value) == 3 and type(dtype) is str and type(shape) is list and type(value["data_offsets"]) is list
-        sound = sound and len(sizes) < MOST_DIMENSIONS and set(map(type, sizes)) == {int}
-        if sound and min(sizes) >= 0 and max(sizes) < MOST_BYTES and begin <= end:
-            return dtype, tuple(shape), begin, end
-    except (TypeError, KeyError, ValueError):
-        pass
-    raise ConvertError(f"{path}: {_short(name)}: not a description of a tensor (dtype, shape, data_offsets)")
-
-
-def _check_ranges(entries: Mapping[str, Entry], size: int, path: Path) -> None:
-    """Raises ConvertError unless the ranges, sorted, cover the data from its first to its last byte."""
-    at = 0
-    for name, (_, _, begin, end) in entries.items():
-        if begin != at:
-            what = "overlaps the tensor before it" if begin < at else f"leaves a hole of {begin - at} bytes before it"
-            raise ConvertError(f"{path}: {_short(name)} {what}")
-        at = end
-    if at != size:
-        raise ConvertError(f"{path}: its tensors take {at} bytes but {size} follow the header; a damaged download?")
 
 
 def write(
@@ -165,7 +107,7 @@ def add(
                 stored = FileRange(origin, at, len(tensor.stored))
                 kept = isinstance(tensor.stored, FileRange)
                 if not kept and read_exactly(descriptor, at, len(stored), temporary) != tensor.stored:
-                    raise ConvertError(f"{path}: {_short(name)} on the disk differs from what was written")
+                    raise ConvertError(f"{path}: {short(name)} on the disk differs from what was written")
                 found[name] = RawTensor(tensor.dtype, tensor.shape, stored)
                 at += len(stored)
         if check is not None:
@@ -184,9 +126,4 @@ def _check_text(path: Path, tensors: Mapping[str, RawTensor], metadata: Mapping[
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise ConvertError(f"{path}: {_short(text)} is not valid text") from error
-
-
-def _short(value: object) -> str:
-    text = str(value) if isinstance(value, Exception) else repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+                raise ConvertError(f"{path}: {short(text)} is not valid text") from error

@@ -26,11 +26,14 @@ class RawTensor:
     __slots__ = ("dtype", "shape", "stored")
 
     def __init__(self, dtype: str, shape: tuple[int, ...], data: bytes | memoryview | FileRange) -> None:
-        if isinstance(data, memoryview) and (data.format != "B" or data.ndim != 1):
-            data = data.cast("B")
-        want = nbytes(dtype, shape)
-        if len(data) != want:
-            raise ValueError(f"{dtype} {shape} takes {want} bytes, not {len(data)}")
+        if type(data) is FileRange:
+            length = data.length
+        else:
+            if isinstance(data, memoryview) and (data.format != "B" or data.ndim != 1):
+                data = data.cast("B")
+            length = len(data)
+        if length != (DTYPE_BITS[dtype] * prod(shape) + 7) // 8:
+            raise ValueError(f"{dtype} {shape} takes {nbytes(dtype, shape)} bytes, not {length}")
         self.dtype = dtype
         self.shape = tuple(shape)
         self.stored = data
