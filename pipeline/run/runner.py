@@ -21,6 +21,8 @@ from ..models.device import make_deterministic, pick_device
 from ..models.load import Model, load_model
 from ..recipe.load import recipe_as_json
 from ..recipe.model import Recipe
+from ..report.page import write_report
+from ..report.table import word_table
 from ..stages import STAGES
 from ..words.norms import norm_statistics
 from .folder import open_folder, write_json
@@ -44,7 +46,7 @@ class RunResult:
 def run_recipe(recipe: Recipe, *, out: Path | None, progress: Callable[[str], None], bar: bool) -> RunResult:
     """Run every stage of a checked recipe into a new folder.
 
-    Raises StageError or ConvertError when a stage fails; the folder then holds a manifest that says why.
+    Raises StageError or ConvertError when a stage fails; manifest and report then say why.
     """
     begin = time.monotonic()
     device = pick_device(recipe.device)
@@ -76,7 +78,8 @@ def run_recipe(recipe: Recipe, *, out: Path | None, progress: Callable[[str], No
         metrics.close()
         manifest["seconds"] = round(time.monotonic() - begin, 3)
         write_json(folder / "manifest.json", finite(manifest))
-    return _finish(folder, manifest)
+        report = write_report(folder)
+    return RunResult(folder, report, word_table(manifest))
 
 
 def _statistics(model: Model) -> dict[str, Any]:
@@ -139,10 +142,3 @@ def _held(contents: Contents) -> list[str]:
     words = [f"{word.name} ({', '.join(f'{key} {raw.shape[0]}x{raw.shape[1]}' for key, raw in word.vectors.items())})"
              for word in contents.embeddings]  # fmt: skip
     return words + ([f"LoRA of {len(contents.rest)} tensors"] if contents.rest else [])
-
-
-def _finish(folder: Path, manifest: dict[str, Any]) -> RunResult:
-    from ..report.page import write_report
-    from ..report.table import word_table
-
-    return RunResult(folder, write_report(folder), word_table(manifest))

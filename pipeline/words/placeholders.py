@@ -32,18 +32,20 @@ class Replacer:
     def __init__(self, words: Iterable[str]) -> None:
         """ValueError when a placeholder is blank or two are the same word but for case and blanks."""
         self.words = tuple(dict.fromkeys(words))
-        self._by_first: dict[str, list[tuple[tuple[str, ...], str]]] = {}
-        spelled: dict[tuple[str, ...], str] = {}
+        self._lengths: dict[str, list[int]] = {}  # of the placeholders that begin with a unit, longest first
+        self._spelled: dict[tuple[str, ...], str] = {}
         for word in self.words:
             units = spelling(word)
             if not units:
                 raise ValueError(f"a placeholder must not be blank: {word!r}")
-            if units in spelled:
-                raise ValueError(f"two placeholders are the same word: {spelled[units]!r} and {word!r}")
-            spelled[units] = word
-            self._by_first.setdefault(units[0], []).append((units, word))
-        for candidates in self._by_first.values():
-            candidates.sort(key=lambda candidate: -len(candidate[0]))
+            if units in self._spelled:
+                raise ValueError(f"two placeholders are the same word: {self._spelled[units]!r} and {word!r}")
+            self._spelled[units] = word
+            lengths = self._lengths.setdefault(units[0], [])
+            if len(units) not in lengths:
+                lengths.append(len(units))
+        for lengths in self._lengths.values():
+            lengths.sort(reverse=True)
 
     def find(self, text: str) -> list[Found]:
         """Every placeholder in the text from left to right; where several begin, the longest. None overlap."""
@@ -61,9 +63,10 @@ class Replacer:
         return found
 
     def _at(self, keys: list[str], at: int) -> tuple[int, str] | None:
-        for units, word in self._by_first.get(keys[at], ()):
-            if tuple(keys[at : at + len(units)]) == units:
-                return len(units), word
+        for length in self._lengths.get(keys[at], ()):
+            units = tuple(keys[at : at + length])
+            if len(units) == length and units in self._spelled:
+                return length, self._spelled[units]
         return None
 
     def words_in(self, text: str) -> list[str]:

@@ -13,7 +13,7 @@ from pivotune.recipes.micro.grammar import sample_scene
 from pivotune.recipes.micro.save import save_model
 from pivotune.recipes.micro.tokenizer import build_tokenizer
 from pivotune.recipes.micro.train_text import train_text
-from pivotune.recipes.micro.train_unet import train_unet
+from pivotune.recipes.micro.train_unet import refine_unet, train_unet
 from pivotune.recipes.micro.train_vae import train_vae
 
 
@@ -24,9 +24,17 @@ from pivotune.recipes.micro.train_vae import train_vae
 @click.option("--decoder-steps", default=3000, show_default=True)
 @click.option("--text-steps", default=2500, show_default=True)
 @click.option("--unet-steps", default=8200, show_default=True)
+@click.option("--refine-steps", default=4000, show_default=True)
 @click.option("--scenes", default=20000, show_default=True, help="Pictures the denoiser learns from.")
 def main(
-    out: Path, seed: int, vae_steps: int, decoder_steps: int, text_steps: int, unet_steps: int, scenes: int
+    out: Path,
+    seed: int,
+    vae_steps: int,
+    decoder_steps: int,
+    text_steps: int,
+    unet_steps: int,
+    refine_steps: int,
+    scenes: int,
 ) -> None:
     """Train all parts one after the other; started again with the same folder, it goes on where it was."""
     out.mkdir(parents=True, exist_ok=True)
@@ -38,7 +46,10 @@ def main(
     encoder, compound = train_text([sample_scene(rng) for _ in range(60000)], tokenizer, out, text_steps)
     click.echo("denoiser")
     torch.manual_seed(seed)
-    unet = train_unet(drawn(out, scenes, 5 + seed), vae, encoder, compound, tokenizer, out, unet_steps)
+    shown = drawn(out, scenes, 5 + seed)
+    unet = train_unet(shown, vae, encoder, compound, tokenizer, out, unet_steps)
+    torch.manual_seed(100 + seed)
+    unet = refine_unet(unet, shown, vae, encoder, compound, tokenizer, out, refine_steps)
     save_model(vae, encoder, unet, tokenizer, out / "model")
     click.echo(f"model in {out / 'model'}")
 

@@ -284,6 +284,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_vectors
     assert manifest["status"] == "failed"
     assert "not a finite number" in manifest["error"]
     assert not (tmp_path / "run" / "exports").exists()
+    assert "not a finite number" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
 def test_a_caption_that_is_cut_off_before_the_word_is_an_error(tmp_path):

@@ -184,3 +184,22 @@ def test_the_order_of_the_words_makes_no_difference(text: str, words: list[str],
 def test_words_between_blanks_are_all_found(words: list[str]) -> None:
     found = Replacer(["cat", "dog", "<x>", "ema yasuhara"]).find(" and ".join(words))
     assert [one.word for one in found] == words
+
+
+def test_a_long_placeholder_is_not_found_in_the_short_end_of_a_text():
+    assert [(found.start, found.end) for found in Replacer(["cat", "cat and dog"]).find("a cat")] == [(2, 5)]
+
+
+def test_ten_thousand_placeholders_that_begin_alike_are_looked_up_not_tried():
+    replacer = Replacer([f"<w{number}>" for number in range(10_000)])
+    looked = []
+    spelled = replacer._spelled
+
+    class Counted(dict):
+        def __contains__(self, units):
+            looked.append(units)
+            return units in spelled
+
+    replacer._spelled = Counted(spelled)
+    assert replacer.words_in("a <w9999> and a < b") == ["<w9999>"]
+    assert len(looked) <= 2
