@@ -38,7 +38,7 @@ class Guard:
         sys.addaudithook(self._audit)
         signal.signal(signal.SIGVTALRM, self._tick)
 
-    def start(self, seconds=2.0):
+    def start(self, seconds):
         """From now on a `watch` that takes more CPU than this raises Hang, at the latest after twice as much."""
         self.counted = -1
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds)

@@ -27,6 +27,7 @@ from fuzz import cases, check, guard, seeds
 
 BATCH = 10_000  # cases a process
 MEMORY = 256 << 20  # bytes beyond what a process has when it starts
+SECONDS = 2.0  # of CPU a case
 PATIENCE = 120  # seconds without a new case
 KEPT = 3  # inputs of one kind of failure
 
@@ -82,7 +83,7 @@ def _one(args, scratch):
         case = cases.make(args.seed, args.replay)
     checker = _checker(scratch)
     guard.limit_memory(MEMORY)
-    checker.guard.start()
+    checker.guard.start(SECONDS)
     say(case, len(case.data), "bytes", case.data[:200])
     say(checker.run(case))
     return 0
@@ -168,7 +169,7 @@ def _waited(child, progress):
 
 def _work(seed, numbers, checker, progress):
     guard.limit_memory(MEMORY)
-    checker.guard.start()
+    checker.guard.start(SECONDS)
     outcomes, failures = Counter(), []
     for number in numbers:
         progress[:] = number.to_bytes(8, "little")

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from fuzz import cases, seeds
 
 from pivotune.converters.dialects import DIALECTS
@@ -15,22 +14,22 @@ from pivotune.converters.read import dialect_of
 RUN = Path(__file__).with_name("run.py")
 PLANT = """
 import sys
-sys.path.insert(0, {tests!r})
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
 from fuzz import check, run
-def planted(path):
-    {fault}
-run.main.__globals__["_checker"] = lambda scratch, made=run._checker: spoilt(made(scratch))
-def spoilt(checker):
-    check.recognised = planted
-    return checker
-sys.exit(run.main(["--cases", "1", "--failures", {kept!r}]))
+run.SECONDS = 0.2
+checker = run._checker(Path(sys.argv[2]))
+run._checker = lambda scratch: checker
+for number, fault in enumerate(sys.argv[3:]):
+    check.recognised = lambda path, code=fault: exec(code, {"check": check})
+    print("exit code", run.main(["--cases", "1", "--failures", f"{sys.argv[2]}/kept{number}"]), flush=True)
 """
 FAULTS = {
     "raise ValueError('x')": "ValueError",
     "raise check.ConvertError('ab' * 5000) from None": None,  # cut short: nothing to tell
     "import os; os.system('true')": "os.system",
     "open('/dev/null', 'wb').close()": "open outside the folder",
-    "import os\n    try: os.mkdir('/no/where')\n    except OSError: pass": "os.mkdir outside the folder",
+    "import os\ntry: os.mkdir('/no/where')\nexcept OSError: pass": "os.mkdir outside the folder",
     "while True: pass": "Hang",
     "bytes(1 << 30)": "MemoryError",
     "import os; os._exit(9)": "the process ended",
@@ -49,17 +48,18 @@ def test_no_damaged_file_leads_astray(tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_fuzzer_tells_what_goes_wrong_and_keeps_the_input(fault, tmp_path):
-    code = PLANT.format(tests=str(RUN.parents[1]), fault=fault, kept=str(tmp_path / "kept"))
-    done = run("-c", code)
-    if FAULTS[fault] is None:
-        assert done.returncode == 0, done.stdout + done.stderr
-        return
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert FAULTS[fault] in done.stdout
-    assert "again with --seed 0 --replay" in done.stdout
-    assert (tmp_path / "kept" / "0-0.bin").read_bytes() == cases.make(0, 0).data
+def test_the_fuzzer_tells_what_goes_wrong_and_keeps_the_input(tmp_path):
+    done = run("-c", PLANT, RUN.parents[1], tmp_path, *FAULTS)
+    told = done.stdout.split("exit code ")
+    assert len(told) == len(FAULTS) + 1, done.stdout + done.stderr
+    for number, words in enumerate(FAULTS.values()):
+        assert told[number + 1][0] == ("0" if words is None else "1"), done.stdout
+        kept = tmp_path / f"kept{number}" / "0-0.bin"
+        assert kept.exists() == (words is not None)
+        if words is not None:
+            assert words in told[number], done.stdout
+            assert "again with --seed 0 --replay 0" in told[number]
+            assert kept.read_bytes() == cases.make(0, 0).data
 
 
 def test_a_case_is_the_same_in_each_process():
