@@ -7,6 +7,7 @@ from pivotune.converters.embedding import Embedding
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import families
 from pivotune.converters.programs import programs
+from pivotune.converters.programs.reading import Reading
 from pivotune.converters.tensor import RawTensor
 from pivotune.converters.write import write_word, write_words
 
@@ -118,6 +119,17 @@ def test_words_whose_names_meet_get_files_of_their_own(tmp_path, word, same):
     assert [item.path.name for item in written] == ["cat.safetensors", "cat_2.safetensors", "CAT_3.safetensors"]
     for item, embedding in zip(written, words, strict=True):
         assert same(safetensors_file.read(item.path)[0], {"emb_params": embedding.vectors["clip_l"]})
+
+
+@pytest.mark.parametrize("change", ["other numbers", "another encoder", "no word", "two words"])
+def test_a_file_that_the_program_would_read_otherwise_is_not_written(change, tmp_path, word, rows, monkeypatch):
+    other = rows(2, 768)
+    words = {"other numbers": {"cat": {"clip_l": other}}, "another encoder": {"cat": {"clip_g": other}}, "no word": {},
+             "two words": {"cat": {}, "dog": {}}}[change]  # fmt: skip
+    monkeypatch.setattr("pivotune.converters.write.reads", lambda *_: Reading(words))
+    with pytest.raises(ConvertError, match="would not"):
+        write_word(word("cat", {"clip_l": 768}), "a1111", own_family("sd1"), tmp_path)
+    assert not os.listdir(tmp_path)
 
 
 def test_an_unknown_program_or_family_names_the_choices(tmp_path, word):
