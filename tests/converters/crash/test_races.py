@@ -25,23 +25,29 @@ def system(request, monkeypatch):
 
 
 def race(path, overwrite):
-    """How MANY processes ended that wrote at the same moment."""
-    start, go = os.pipe()
+    """How MANY processes ended, all of which had found the name free, or theirs to take, before the first took it."""
+    arrived, go = os.pipe(), os.pipe()
     children = []
     for number in range(MANY):
         child = os.fork()
         if not child:
-            os.close(go)
             data = bytes([65 + number]) * 300_000
 
-            def work(data=data):
-                os.read(start, 1)
-                atomic.write_file(path, lambda file: file.write(data), overwrite=overwrite)
+            def check(_):
+                os.write(arrived[1], b"x")
+                os.read(go[0], 1)
+
+            def work(data=data, check=check):
+                atomic.write_file(path, lambda file: file.write(data), verify=check, overwrite=overwrite)
 
             os._exit(faults.forked(work) % 256)
         children.append(child)
-    os.close(go)
-    os.close(start)
+    os.close(arrived[1])  # so that a writer that dies before is not waited for
+    for _ in range(MANY):
+        os.read(arrived[0], 1)
+    os.write(go[1], b"x" * MANY)
+    for end in (arrived[0], *go):
+        os.close(end)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 

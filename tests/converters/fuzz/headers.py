@@ -152,6 +152,6 @@ def mutate(rng, data):
             if not isinstance(header, dict) or not _tensors(header):
                 break
             data = rng.choice(ALL)(rng, header, body)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
             break  # the first one left no header that could be changed again
     return data

@@ -173,9 +173,8 @@ def _work(seed, numbers, checker, progress):
     outcomes, failures = Counter(), []
     for number in numbers:
         progress[:] = number.to_bytes(8, "little")
-        case = cases.make(seed, number)
         try:
-            outcomes[checker.run(case)] += 1
+            outcomes[checker.run(cases.make(seed, number))] += 1
         except (Exception, guard.Hang) as error:  # noqa: BLE001 - any exception is a finding
             failures.append((number, _kind(error), traceback.format_exc()))
     checker.guard.stop()
