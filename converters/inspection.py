@@ -95,8 +95,10 @@ def _norms(tensor: RawTensor) -> Sequence[float] | None:
     """Euclidean length of each vector; None for types that Python has no numbers for."""
     if tensor.dtype not in FLOATS or len(tensor.shape) != 2:
         return None
-    numbers, width = values(tensor), tensor.shape[1]
-    return [_length(numbers[at : at + width]) for at in range(0, len(numbers), width or 1)]
+    data, width = tensor.data, tensor.shape[1]
+    size = len(data) // tensor.shape[0] if len(data) else 0
+    rows = (RawTensor(tensor.dtype, (width,), data[at : at + size]) for at in range(0, len(data), size or 1))
+    return [_length(values(row)) for row in rows]  # one row at a time: a number in Python takes eight times its bytes
 
 
 def _length(numbers: Sequence[float]) -> float:
