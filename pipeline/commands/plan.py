@@ -39,10 +39,19 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_time: bool) 
     click.echo(plan_text(made, time))
 
 
-def _time(recipe: Recipe) -> Estimate:
-    """How long the run would take on the recipe's device, from the speed of a few products of matrices there."""
+def _time(recipe: Recipe) -> Estimate | None:
+    """How long the run would take on the recipe's device, from the speed of a few products of matrices there.
+
+    None where the recipe is for another machine: its device is not here to be measured.
+    """
+    from ..errors import StageError
     from ..models.device import pick_device
     from ..models.estimate import estimate_recipe
     from ..models.tokenizers import stated_family
 
-    return estimate_recipe(recipe, stated_family(recipe.model), pick_device(recipe.device))
+    try:
+        device = pick_device(recipe.device)
+    except StageError as error:
+        click.echo(f"no estimate of the time: {error}", err=True)
+        return None
+    return estimate_recipe(recipe, stated_family(recipe.model), device)

@@ -35,16 +35,21 @@ def guide_text(program: Program, files: Files) -> str:
     return "\n".join(lines) + "\n"
 
 
-def diffusers_lines(family: Family, files: Files, base: str) -> str:
-    """A script that loads the exported words, and the LoRA, with diffusers' own loaders."""
+def diffusers_lines(family: Family, files: Files, base: str, config: str | None = None) -> str:
+    """A script that loads the exported words, and the LoRA, with diffusers' own loaders.
+
+    `base` is a hub id, a folder or a single file; `config` is where a single file takes its configs from.
+    """
     kind = family.pipeline
+    loader = f"from_single_file({base!r}" if Path(base).is_file() else f"from_pretrained({base!r}"
+    extra = f", config={config!r}" if Path(base).is_file() and config else ""
     lines = [
         "from pathlib import Path",
         "",
         f"from diffusers import {kind}",
         "",
         "here = Path(__file__).parent",
-        f"pipe = {kind}.from_pretrained({base!r})",
+        f"pipe = {kind}.{loader}{extra})",
     ]
     for name, written in files.words.items():
         lines += _load_lines(family, name, written)

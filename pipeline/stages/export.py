@@ -17,6 +17,7 @@ from ..errors import StageError
 from ..export.guide import Files, diffusers_lines, guide_text
 from ..export.lora import write_bundle, write_plain
 from ..export.standalone import STANDALONE, widths, write_standalone
+from ..models.family import MICRO
 from ..run.hashes import sha256
 from ..run.state import Run
 
@@ -87,8 +88,9 @@ def _for_program(run: Run, ready: Contents, program: Program, folder: Path, lora
                 run.warnings += [f"{word} for {program.title}: {loss}" for loss in written.losses]
         files = Files(by_name, os.path.relpath(lora, folder) if lora else None, bundled=False)
     if files.words and program.name == "diffusers":
-        base = str(run.model.path or run.recipe.model.base)
-        _text(run, folder / "load.py", diffusers_lines(family, files, base), program)
+        spec = run.recipe.model
+        base = str(run.model.path) if spec.base == MICRO else spec.base
+        _text(run, folder / "load.py", diffusers_lines(family, files, base, spec.config), program)
     _text(run, folder / "HOW-TO.txt", guide_text(program, files), program)
 
 

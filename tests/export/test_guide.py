@@ -1,0 +1,45 @@
+"""The lines for diffusers name what a user can load: a hub id, a folder, or a single file."""
+
+from pathlib import Path
+
+import pytest
+
+from pivotune.converters.families import families
+from pivotune.converters.programs import programs
+from pivotune.converters.write import Written
+from pivotune.pipeline.export.guide import Files, diffusers_lines, guide_text
+
+
+def files(lora=None, bundled=False):
+    one = Written(Path("diffusers/my-cat.safetensors"), "diffusers", "diffusers", "<my cat>")
+    two = Written(Path("diffusers/my-cat_2.safetensors"), "diffusers", "diffusers", "<my cat>")
+    return Files({"<my cat>": (one, two)}, lora, bundled)
+
+
+def test_a_hub_model_is_loaded_by_its_id():
+    text = diffusers_lines(families()["sdxl"], files("../run.safetensors"), "someone/some-model")
+    compile(text, "load.py", "exec")
+    assert "from_pretrained('someone/some-model')" in text
+    assert "text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2" in text
+    assert "load_lora_weights(here / '..', weight_name='run.safetensors')" in text
+
+
+@pytest.mark.parametrize("config", [None, "a/folder"])
+def test_a_single_file_is_loaded_as_one(tmp_path, config):
+    (tmp_path / "model.safetensors").touch()
+    text = diffusers_lines(families()["sdxl"], files(), str(tmp_path / "model.safetensors"), config)
+    compile(text, "load.py", "exec")
+    assert f"from_single_file('{tmp_path}/model.safetensors'" in text
+    assert ("config='a/folder'" in text) == (config is not None)
+
+
+def test_quotes_in_names_do_not_break_out():
+    text = diffusers_lines(families()["sdxl"], files(), "x/y'); import os; ('")
+    assert not any(line.strip().startswith("import os") for line in text.splitlines())
+    compile(text, "load.py", "exec")
+
+
+def test_the_guide_says_where_and_what_to_type():
+    text = guide_text(programs()["comfyui"], files("../run.safetensors"))
+    assert "models/embeddings" in text
+    assert "models/loras" in text
