@@ -108,7 +108,8 @@ def _fit(embedding: Embedding, widths: Mapping[str, int] | None, drop_outputs: b
             raise ConvertError(f"{name}: with its output vectors ({key}) A1111 refuses the whole LoRA; leave them out")
         del vectors[key]
     for key, tensor in vectors.items():
-        if is_zero(tensor) or not is_finite(tensor):
+        read = RawTensor(tensor.dtype, tensor.shape, tensor.data)  # once, for both questions
+        if is_zero(read) or not is_finite(read):
             raise ConvertError(f"{name}: {key} is all zeros or not finite; it would spoil every picture")
         if len(tensor.shape) != 2 or 0 in tensor.shape:
             raise ConvertError(f"{name}: {key} must be rows of vectors, not of shape {tensor.shape}")

@@ -33,7 +33,7 @@ def open_file(path: Path | str, *, held: int = safetensors_file.SMALL) -> Stored
         start = read_exactly(descriptor, 0, min(16, origin.size), path)
         pickled = start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= LATEST_PICKLE)
         if start[8:9] == b"{" and (not pickled or int.from_bytes(start[:8], "little") <= origin.size - 8):
-            return Stored(path, *safetensors_file.read_opened(descriptor, origin))
+            return Stored(path, *safetensors_file.read_opened(descriptor, origin, held=held))
     if start.startswith(PICTURES):
         from . import image_file
 

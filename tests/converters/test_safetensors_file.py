@@ -9,6 +9,7 @@ import safetensors.numpy
 from pivotune.converters import safetensors_file
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.file_range import FileRange
+from pivotune.converters.read import recognised
 from pivotune.converters.tensor import RawTensor
 
 
@@ -162,3 +163,12 @@ def test_names_that_would_spoil_the_file_are_refused(name, tmp_path, rows):
     with pytest.raises(ConvertError):
         safetensors_file.write(tmp_path / "x.safetensors", {name: rows(1, 2)}, {})
     assert not os.listdir(tmp_path)
+
+
+def test_of_many_files_nothing_is_held(tmp_path, rows):
+    safetensors_file.write(tmp_path / "x.safetensors", {"emb_params": rows(2, 768)}, {})
+    (kept,) = recognised(tmp_path / "x.safetensors").contents.embeddings[0].vectors.values()
+    (left,) = recognised(tmp_path / "x.safetensors", held=0).contents.embeddings[0].vectors.values()
+    assert not isinstance(kept.stored, FileRange)
+    assert isinstance(left.stored, FileRange)
+    assert bytes(left.data) == bytes(kept.data)
