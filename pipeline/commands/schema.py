@@ -17,6 +17,7 @@ def schema(name: str | None, path: bool) -> None:
     from ... import schemas
     from ..recipe.nearest import did_you_mean
 
+    name = name and name.removesuffix(".json").split("/")[-1]  # a schema's file is a name for it too
     names = {file.removesuffix(".json").split("/")[-1]: file for file in schemas.names()}
     if name is None:
         for known, file in names.items():

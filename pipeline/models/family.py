@@ -39,7 +39,9 @@ def check_kind(spec: ModelSpec, kind: Any) -> list[Family]:
 
 
 def _named(spec: ModelSpec, kind: Any, width: Any, fitting: list[Family]) -> Family:
-    named = families()[spec.family or ""]
+    named = families().get(spec.family or "")
+    if named is None:
+        raise StageError(f"model.family = {spec.family!r} is none; known: {', '.join(families())}")
     if named not in fitting:
         raise StageError(f"model.family = {spec.family!r}, but {spec.base} is a {kind}")
     others = [family for family in fitting if family.cross_attention == width and family is not named]

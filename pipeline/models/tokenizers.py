@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ...converters.families import Family, families
 from ..errors import StageError
 from ..recipe.check_model import family_of, local_path
 from ..recipe.model import ModelSpec
+from .json_file import read_json
 
 _HUB_FILES = ["model_index.json", "unet/config.json", "tokenizer*/*"]
 
@@ -80,8 +80,8 @@ def _load(folder: Path) -> Any:
     import transformers
 
     try:
-        name = json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class", "CLIPTokenizer")
-        kind = getattr(transformers, name.removesuffix("Fast"), transformers.AutoTokenizer)
+        name = read_json(folder / "tokenizer_config.json").get("tokenizer_class") or "CLIPTokenizer"
+        kind = getattr(transformers, str(name).removesuffix("Fast"), transformers.AutoTokenizer)
         return kind.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]

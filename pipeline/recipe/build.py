@@ -11,7 +11,6 @@ from ... import schemas
 from .model import Concept, ModelSpec, Recipe, Samples, Stage, StopAfter, Word
 from .stop import parse_stop, stop_text
 
-MOST_PROMPTS = 8  # made up where a recipe has none
 CHECKPOINTS = (".safetensors", ".ckpt")
 
 

@@ -29,7 +29,7 @@ class SlotTable(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(batch, length) ids to (batch, length, width) vectors in the data type of the base table."""
-        if self.active is None:
+        if self.active is None or not len(self.active):  # an accelerator has no row 0 to read then
             found: Tensor = self.base(ids)
             return found
         slots = ids - self.first_slot

@@ -171,11 +171,18 @@ def test_tokens_of_a_model_that_is_not_there(call) -> None:
     assert "'nowhere' is no file or folder, and no hub id" in shown.err
 
 
+def test_tokens_of_a_family_that_is_not_known(call) -> None:
+    shown = call("tokens", "a", "--family", "sdx")
+    assert shown.code == 1
+    assert "known: sd1, sd2, sdxl" in shown.err
+
+
 def test_schemas_are_printed_whole(call) -> None:
     recipe = json.loads(call("schema", "recipe").out)
     jsonschema.Draft7Validator(recipe).validate(
         {"name": "x", "model": {"base": "micro"}, "stage": [{"kind": "inject"}]}
     )
     assert json.loads(call("schema", "train").out)["title"] == "train"
+    assert call("schema", "stages/train.json").out == call("schema", "train").out
     assert Path(call("schema", "recipe", "--path").out.strip()).name == "editor.json"
     assert "train" in call("schema").out

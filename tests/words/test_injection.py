@@ -10,6 +10,7 @@ from pivotune.pipeline.models.load import prepare
 from pivotune.pipeline.recipe.model import ModelSpec
 from pivotune.pipeline.words.injection import Injection
 from pivotune.pipeline.words.rows import WordRows
+from pivotune.pipeline.words.table import SlotTable
 
 
 def model_of(pipe, family):
@@ -63,6 +64,23 @@ def test_prompts_without_words_are_encoded_as_before(model):
     assert same(before, encode(model, ["a red ring", ""]))
     injection.activate([])
     assert same(before, encode(model, ["a red ring", ""]))
+
+
+def test_a_batch_without_words_reads_the_vocabulary_only():
+    """Off the CPU every position is looked up in the active rows, and a table without rows has none to give."""
+
+    class NoRows:
+        def __len__(self):
+            return 0
+
+        def __getitem__(self, index):
+            raise IndexError("index is out of bounds for dimension with size 0")
+
+    base = torch.nn.Embedding(5, 3)
+    table = SlotTable(base, 5)
+    table.__dict__["active"] = NoRows()
+    ids = torch.tensor([[0, 4, 2]])
+    assert torch.equal(table(ids), base(ids))
 
 
 def test_ejecting_restores_encoders_and_tokenizers_bit_for_bit(model):
