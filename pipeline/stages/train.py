@@ -16,7 +16,7 @@ from ..models.denoisers import DENOISERS
 from ..run.state import Run
 from ..train.batches import Batches
 from ..train.loop import LoraTrainer, Training, train_steps
-from ..train.lora import lora_tensors
+from ..train.lora import freeze_lora, lora_tensors
 from ..train.objective import Objective
 from ..train.schedule import rate_factor
 from ..train.setup import examples_of, latents_of, lora_trainer, native_resolution
@@ -59,6 +59,7 @@ def train(
             run.need_injection(), run.recipe.words, run.statistics, learning_rate=learning_rate, optimizer=optimizer,
             clip_norm=clip_norm, preserve_norm=preserve_norm,
         )  # fmt: skip
+    freeze_lora(run.model.denoiser)
     if lora is not None:
         adapter = lora_trainer(run.model, lora, optimizer, clip_norm=clip_norm, seed=run.recipe.seed)
     if words is None and adapter is None:
@@ -97,7 +98,8 @@ def _run_steps(run: Run, training: Training, contents: Contents, log_every: int,
         run.model.denoiser.enable_gradient_checkpointing()
     try:
         _follow(run, training, log_every)
-    except (StageError, KeyboardInterrupt):
+        _all_seen(training.words)
+    except BaseException:  # whatever it was, hours of training must not be lost with it
         kept = [write_standalone(run, _vectors(run, word), run.folder / "last-good") for word in contents.embeddings]
         run.progress(f"the last good vectors are in {kept[0].path.parent}")
         raise
@@ -118,6 +120,13 @@ def _follow(run: Run, training: Training, log_every: int) -> None:
             run.metrics.write({"stage": run.stage, **row})
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
             bar.update()
+
+
+def _all_seen(trainer: WordTrainer | None) -> None:
+    missed = sorted(trainer.words.keys() - trainer.reached) if trainer is not None else []
+    if missed:
+        names = ", ".join(map(repr, missed[:5])) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
+        raise StageError(f"in no batch of this stage: {names}; train for more steps, or balance the concepts")
 
 
 def _gauge(run: Run, name: str) -> dict[str, Any]:
@@ -141,8 +150,6 @@ def _trained(run: Run, contents: Contents, trainer: WordTrainer | None, adapter:
     if trainer is not None:
         run.stopped_at.update(trainer.stopped_at)
         run.reached |= trainer.reached
-        for name in trainer.words.keys() - trainer.reached:
-            raise StageError(f"{name!r} was in no batch of this stage: train for more steps, or balance the concepts")
     rest = contents.rest
     if adapter is not None:
         prefix = run.model.family.lora_prefixes[run.model.family.denoiser_module]

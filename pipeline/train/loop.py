@@ -99,14 +99,13 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
     factor = training.factor(clock.step)
     row: dict[str, Any] = {"step": clock.step + 1, "loss": loss, "learning_rate": {}}
     scale = LOSS_SCALE.get(training.model.dtype, 1.0)
+    if training.lora:  # before the words, so that they are the last good ones when its gradient is not finite
+        row["gradient_norm"] = training.lora.step(factor, scale)
+        row["learning_rate"]["lora"] = factor * training.lora.learning_rate
     if training.words:
         _unscale(active, scale)
         row["gradient_norm"] = training.words.step(active, factor, running)
         row["learning_rate"]["words"] = factor * training.words.highest_rate
-    if training.lora:
-        norm = training.lora.step(factor, scale)
-        row.setdefault("gradient_norm", norm)
-        row["learning_rate"]["lora"] = factor * training.lora.learning_rate
     row["active"] = words
     return row
 

@@ -29,6 +29,7 @@ def add_lora(denoiser: nn.Module, options: Mapping[str, Any], seed: int) -> list
 
     targets = options["targets"]
     endings: Sequence[str] = TARGETS[targets] if isinstance(targets, str) else targets
+    ends = tuple(f".{ending}" for ending in endings)
     rank = int(options["rank"])
     alpha = float(options["alpha"] if options["alpha"] is not None else rank)
     present = getattr(denoiser, "peft_config", {}).get(ADAPTER)
@@ -43,11 +44,30 @@ def add_lora(denoiser: nn.Module, options: Mapping[str, Any], seed: int) -> list
     elif (present.r, present.lora_alpha) != (rank, alpha):
         before = f"rank {present.r} and alpha {present.lora_alpha}"
         raise StageError(f"the LoRA of the stage before has {before}: keep both, or train in one stage")
-    parameters = [p for name, p in denoiser.named_parameters() if f".{ADAPTER}." in name]
+    elif _layers(denoiser) != {name for name, _ in denoiser.named_modules() if f".{name}".endswith(ends)}:
+        raise StageError("the LoRA of the stage before is on other layers: keep its targets, or train in one stage")
+    parameters = _parameters(denoiser)
     for parameter in parameters:
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return parameters
+
+
+def freeze_lora(denoiser: nn.Module) -> None:
+    """Hold a LoRA of an earlier stage still: it is part of the model then, and collects no gradient."""
+    for parameter in _parameters(denoiser):
+        parameter.requires_grad_(False)
+        parameter.grad = None
+
+
+def _layers(denoiser: nn.Module) -> set[str]:
+    from peft.tuners.lora import LoraLayer
+
+    return {name for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _parameters(denoiser: nn.Module) -> list[nn.Parameter]:
+    return [parameter for name, parameter in denoiser.named_parameters() if f".{ADAPTER}." in name]
 
 
 def remove_lora(denoiser: nn.Module) -> None:

@@ -218,6 +218,7 @@ def test_a_word_stops_after_its_steps(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     moved = [row["words"]["<cat>"]["clip_l"]["moved"] for row in rows]
     assert moved[0] == moved[1] == moved[2]
+    assert min(moved[0]) > 0
     assert manifest_of(tmp_path / "run")["words"][0]["stopped_at"] == 1
 
 
@@ -232,6 +233,35 @@ def test_two_train_stages_tune_the_model_around_words_that_stand_still(tmp_path)
     ups = [from_raw(raw) for name, raw in lora.items() if name.endswith("lora_up.weight")]
     assert ups
     assert all(up.abs().max() > 0 for up in ups)
+
+
+def test_a_lora_stands_still_in_a_stage_of_words_and_goes_on_afterwards(tmp_path, monkeypatch):
+    lora = "lora = { rank = 2, learning_rate = 0.01 }"
+    after = '[[stage]]\nkind = "train"\nsteps = 2\n'
+    recipe = make_project(tmp_path, train=lora, stages=f"{after}{after}embeddings = false\n{lora}")
+    one_step, seen = loop.one_step, []
+
+    def checked(training, clock):
+        parameters = [p for name, p in training.model.denoiser.named_parameters() if ADAPTER in name]
+        assert parameters
+        assert all(parameter.grad is None for parameter in parameters)
+        seen.append(all(parameter.requires_grad for parameter in parameters))
+        before = [parameter.clone() for parameter in parameters]
+        row = one_step(training, clock)
+        same = all(torch.equal(one, two) for one, two in zip(before, parameters, strict=True))
+        assert same == (training.lora is None)
+        return row
+
+    monkeypatch.setattr(loop, "one_step", checked)
+    run_project(recipe, tmp_path / "run")
+    assert seen == [True] * 3 + [False] * 2 + [True] * 2
+
+
+def test_a_lora_on_other_layers_than_the_stage_before_is_an_error(tmp_path):
+    lora = 'lora = { rank = 2, targets = ["to_q", "to_k"] }'
+    after = f'[[stage]]\nkind = "train"\nsteps = 1\n{lora.replace(", " + chr(34) + "to_k" + chr(34), "")}'
+    with pytest.raises(StageError, match="the LoRA of the stage before is on other layers"):
+        run_project(make_project(tmp_path, train=lora, stages=after), tmp_path / "run")
 
 
 @pytest.mark.parametrize(("rule", "check"), [('"median"', "median"), ('"mean"', "mean"), ("0.3", 0.3)])
@@ -315,6 +345,31 @@ def test_a_full_device_is_said_with_a_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "one_step", full)
     with pytest.raises(StageError, match="memory is full; try a smaller batch_size"):
         run_project(make_project(tmp_path), tmp_path / "run")
+    assert (tmp_path / "run" / "last-good" / "cat.safetensors").is_file()
+
+
+def test_a_word_in_no_batch_is_an_error_that_keeps_the_others(tmp_path):
+    recipe = load_recipe(make_project(tmp_path, more=MORE), ["train.steps=1", "train.batch_size=1"])
+    with pytest.raises(StageError, match=r"in no batch of this stage: '<(cat|dog)>'; train for more steps"):
+        run_project(recipe, tmp_path / "run")
+    kept = {path.name for path in (tmp_path / "run" / "last-good").iterdir()}
+    assert kept == {"cat.safetensors", "dog.safetensors"}
+
+
+def test_a_lora_gradient_that_is_not_finite_leaves_the_words_as_they_were(tmp_path, monkeypatch):
+    def broken(trainer, factor, scale):
+        raise StageError("the gradient of the LoRA is nan, not a finite number")
+
+    monkeypatch.setattr(loop.LoraTrainer, "step", broken)
+    with pytest.raises(StageError, match="gradient of the LoRA"):
+        run_project(make_project(tmp_path, train="lora = { rank = 2 }"), tmp_path / "run")
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
+    kept, _ = read_safetensors(tmp_path / "run" / "last-good" / "cat.safetensors")
+    model = load_model(load_recipe(tmp_path / "recipe.toml").model, torch.device("cpu"))
+    [encoder] = model.encoders
+    ids = encoder.tokenizer("red ring", add_special_tokens=False).input_ids
+    assert rows == ""
+    assert torch.equal(from_raw(kept["emb_params"]), encoder.table[ids])
 
 
 def test_a_vocabulary_that_moved_fails_the_run(tmp_path, monkeypatch):
