@@ -28,7 +28,7 @@ from .words import WORDS, Options, asked_family, family_of_words, joined, named,
 from .write import Written, add_words, layout_for
 
 MANY = 256  # files, of which no vectors are kept in memory
-DEFAULT_PROGRAMS = ("comfyui", "onetrainer")  # their spelling is the one most programs read
+DEFAULT_PROGRAMS = ("comfyui", "onetrainer")  # spelled as most programs read it
 
 
 def unbundle(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
@@ -125,10 +125,10 @@ def merge(files: Batch, paths: Sequence[Path], out: Path, options: Options) -> l
 
 
 def _rewrite(files: Batch, out: Path, contents: Contents, dialect: str) -> list[Written]:
-    tensors, metadata = DIALECTS[dialect].write(contents)
+    (tensors, metadata), check = DIALECTS[dialect].write(contents), None
     if dialect == "bundle":
         metadata = {**metadata, WORDS: json.dumps({word.name: word.metadata for word in contents.embeddings})}
-    check = partial(_check_words, out, contents) if dialect == "bundle" else None
+        check = partial(_check_words, out, contents)
     safetensors_file.add(files, out, tensors, metadata, check)
     return [Written(out, "", dialect, " ".join(word.name for word in contents.embeddings))]
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ..converters import operations
 from ..converters.atomic import Batch, batch
 from ..converters.dialects import WRITABLE
-from ..converters.errors import ConvertError, printable
+from ..converters.errors import ConvertError
 from ..converters.families import all_families
 from ..converters.folders import files_in
 from ..converters.programs import MODULES
 from ..converters.words import Options, without_halves
 from ..converters.write import Written, strictly
+from .commands_convert_text import written_json, written_lines
 
 Work = Callable[[Batch, Path], list[Written]]
 
@@ -184,26 +184,10 @@ def _each(paths: Sequence[Path], work: Work, how: How) -> None:
                     click.echo(json.dumps({"path": str(path), "written": [], "error": str(error)}))
                 continue
             count += len(written)
-            click.echo(_json(path, written) if how.json else "\n".join(_lines(written)))
+            click.echo(written_json(path, written) if how.json else "\n".join(written_lines(written)))
     if len(paths) > 1 and not how.json:
         click.echo(f"{count} files {'would be ' if how.dry_run else ''}written from {len(paths) - len(failed)}")
     _end(failed, len(paths))
-
-
-def _json(path: Path, written: Iterable[Written]) -> str:
-    files: list[dict[str, Any]] = [
-        {"path": str(item.path), "program": item.program, "dialect": item.dialect, "prompt": item.trigger,
-         "losses": list(item.losses)}
-        for item in written
-    ]  # fmt: skip
-    return json.dumps({"path": str(path), "written": files, "error": None})
-
-
-def _lines(written: Iterable[Written]) -> Iterable[str]:
-    for item in written:
-        prompt = f"  type: {item.trigger}" if item.trigger and item.program else ""
-        yield printable(f"{item.path}{prompt}")
-        yield from (printable(f"  lost: {loss}") for loss in item.losses)
 
 
 def _end(failed: Sequence[ConvertError], count: int) -> None:

@@ -1,11 +1,14 @@
-"""What `inspect` found, as text for people."""
+"""What the commands of words found and wrote, as text for people or JSON for programs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ..converters.errors import printable
+from ..converters.write import Written
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -41,3 +44,21 @@ def _vectors(tensor: dict[str, Any]) -> str:
         return f"{shape} {tensor['dtype']}"
     shown = " ".join("not finite" if norm is None else f"{norm:.3g}" for norm in norms[:8])
     return f"{shape} {tensor['dtype']}  norms {shown}{' ...' if len(norms) > 8 else ''}"
+
+
+def written_json(path: Path, written: Iterable[Written]) -> str:
+    """What was written for one file, as JSON."""
+    files: list[dict[str, Any]] = [
+        {"path": str(item.path), "program": item.program, "dialect": item.dialect, "prompt": item.trigger,
+         "losses": list(item.losses)}
+        for item in written
+    ]  # fmt: skip
+    return json.dumps({"path": str(path), "written": files, "error": None})
+
+
+def written_lines(written: Iterable[Written]) -> Iterator[str]:
+    """What was written, what to type for it and what was lost, a line each."""
+    for item in written:
+        prompt = f"  type: {item.trigger}" if item.trigger and item.program else ""
+        yield printable(f"{item.path}{prompt}")
+        yield from (printable(f"  lost: {loss}") for loss in item.losses)
