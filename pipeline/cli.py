@@ -71,8 +71,15 @@ def main() -> None:
     except Exception as error:
         if not _for_people(error):
             raise
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {_shown(error)}", err=True)
         sys.exit(1)
+
+
+def _shown(error: Exception) -> str:
+    """What an error says, without control characters: names from files and hubs must not steer a terminal."""
+    from .recipe.problem import printable
+
+    return "\n".join(printable(line) for line in str(error).split("\n"))
 
 
 def _for_people(error: Exception) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,9 +76,11 @@ def data_facts(recipe: Recipe) -> tuple[dict[str, Any], dict[str, list[str]]]:
     captions = [caption for _, texts in pairs for caption in texts]
     pictures = list(dict.fromkeys(path for path, _ in pairs))
     beside = [path.with_suffix(".txt") for path in pictures if path.with_suffix(".txt").is_file()]
+    named = dict.fromkeys(concept.captions for concept in recipe.concepts if isinstance(concept.captions, str))
+    tables = [Path(captions) for captions in named if captions not in ("beside", "file-name")]
     facts = {
         "pictures": len(pictures),
-        "files": file_hashes([*pictures, *beside], base),
+        "files": file_hashes([*pictures, *beside, *tables], base),
         "captions": captions[:5],
         "coverage": {word: number / max(1, len(captions)) for word, number in held.items()},
     }

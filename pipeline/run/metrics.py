@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..errors import StageError
+
 
 def finite(value: Any) -> Any:
     """The same value with every number that JSON cannot spell as None."""
@@ -20,10 +22,13 @@ def finite(value: Any) -> Any:
 
 
 class Metrics:
-    """Appends to `metrics.jsonl` of a run's folder."""
+    """Writes `metrics.jsonl` of a run's folder. StageError when another run has begun in the same folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        try:
+            self._file = (folder / "metrics.jsonl").open("x", encoding="utf-8")
+        except FileExistsError:
+            raise StageError(f"another run has just begun in {folder}: choose another --out") from None
 
     def write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(finite(row), ensure_ascii=False) + "\n")

@@ -52,6 +52,7 @@ def run_recipe(recipe: Recipe, *, out: Path | None, progress: Callable[[str], No
     device = pick_device(recipe.device)
     make_deterministic(recipe.seed, recipe.threads)
     folder = open_folder(recipe.name, out)
+    metrics = Metrics(folder)
     (folder / "recipe.toml").write_bytes(recipe.path.read_bytes())
     manifest: dict[str, Any] = {
         "pivotune": __version__, "name": recipe.name, "recipe": recipe_as_json(recipe),
@@ -60,7 +61,6 @@ def run_recipe(recipe: Recipe, *, out: Path | None, progress: Callable[[str], No
         "environment": environment(device), "words": [], "stages": [], "proofs": {}, "artefacts": [], "pictures": [],
         "warnings": [],
     }  # fmt: skip
-    metrics = Metrics(folder)
     try:
         write_json(folder / "manifest.json", manifest)
         progress(f"loading {recipe.model.base} on {device}")

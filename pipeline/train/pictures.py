@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import StageError
@@ -31,7 +32,7 @@ def open_picture(path: Path) -> Image.Image:
                 high = (numpy.asarray(upright).astype(numpy.uint32) >> 8).astype(numpy.uint8)
                 return Image.fromarray(high).convert("RGB")
             return upright.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise StageError(f"{path}: not a readable picture ({error})") from error
 
 

@@ -177,6 +177,15 @@ def test_tokens_of_a_family_that_is_not_known(call) -> None:
     assert "known: sd1, sd2, sdxl" in shown.err
 
 
+def test_names_in_errors_do_not_steer_the_terminal(call, monkeypatch) -> None:
+    def failing(**options: object) -> None:
+        raise StageError("a\x1b[2J\udcff\nb")
+
+    monkeypatch.setattr("pivotune.pipeline.commands.schema.schema.callback", failing)
+    shown = call("schema")
+    assert (shown.code, shown.err) == (1, "Error: a\\x1b[2J\\udcff\nb\n")
+
+
 def test_schemas_are_printed_whole(call) -> None:
     recipe = json.loads(call("schema", "recipe").out)
     jsonschema.Draft7Validator(recipe).validate(

@@ -16,6 +16,8 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.manifest import data_facts
+from pivotune.pipeline.run.metrics import Metrics
 from pivotune.pipeline.run.samples import inject_files
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.lora import ADAPTER
@@ -400,6 +402,25 @@ def test_a_folder_with_files_is_never_written_over(tmp_path):
     with pytest.raises(StageError, match="holds files already"):
         run_project(recipe, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+
+def test_of_two_runs_that_begin_in_one_folder_the_second_is_refused(tmp_path):
+    first = Metrics(tmp_path)
+    with pytest.raises(StageError, match="another run has just begun in"):
+        Metrics(tmp_path)
+    first.close()
+
+
+def test_a_table_of_captions_is_in_the_manifest_by_its_hash(tmp_path):
+    (tmp_path / "words.jsonl").write_text('{"file_name": "a.png", "text": "a <cat>"}', "utf-8")
+    (tmp_path / "a.png").write_bytes(b"")
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'name = "x"\nmodel.base = "micro"\nembedding = [{ placeholder = "<cat>" }]\nstage = [{ kind = "tokenize" }]\n'
+        'concept = [{ images = ".", captions = "words.jsonl" }]\n'
+    )
+    facts, _ = data_facts(load_recipe(path))
+    assert set(facts["files"]) == {"a.png", "words.jsonl"}
 
 
 def test_nothing_to_train_is_an_error(tmp_path):

@@ -4,6 +4,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.train.pictures import open_picture, picture_tensor
@@ -76,6 +77,9 @@ def broken(folder):
     (folder / "cut.png").write_bytes(data[: len(data) // 2])
     (folder / "text.png").write_text("no picture", "utf-8")
     (folder / "empty.png").write_bytes(b"")
+    about = PngInfo()
+    about.add_text("comment", "x" * 2_000_000, zip=True)  # more than Pillow will unpack
+    Image.new("RGB", (4, 4)).save(folder / "bomb.png", pnginfo=about)
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "moving.webp", save_all=True, append_images=frames[1:])
 
@@ -87,6 +91,7 @@ def broken(folder):
         ("text.png", "not a readable picture"),
         ("empty.png", "not a readable picture"),
         ("missing.png", "not a readable picture"),
+        ("bomb.png", "not a readable picture"),
         ("moving.webp", "2 frames"),
     ],
 )
