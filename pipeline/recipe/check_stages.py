@@ -47,14 +47,18 @@ def _order(place: Place, stage: Stage, before: list[str], after: list[str], word
                 yield Finding(place, f"{kind} needs {needed} before it; {way}")
     elif kind in ("tokenize", "inject", "rescale"):
         yield Finding(place, f"{kind} has nothing to do, the recipe has no [[embedding]]", "warning")
+    if kind == "export" and kind in before:
+        yield Finding(place, "export stands here twice; one names all its targets, the files of two would collide")
+    if kind == "train" and "export" in before:
+        yield Finding(place, "train comes after export, which takes the words out of the model; move export to the end")
     if kind in _ONCE and kind in before:
         yield Finding(place, f"{kind} stands here twice; one is enough for all words")
     if kind == "export" and "train" not in before:
         yield Finding(place, "export comes before any train stage: the words it writes are untrained", "warning")
     if kind == "rescale" and "train" not in before:
         yield Finding(place, "rescale comes before any train stage: it rescales untrained words", "warning")
-    if kind in ("train", "rescale") and "export" in before and "export" not in after:
-        yield Finding(place, f"no export comes after this {kind}: its result is not written", "warning")
+    if kind == "rescale" and "export" in before:
+        yield Finding(place, "rescale comes after export: its result is not written; move export to the end", "warning")
 
 
 def _train(place: Place, options: dict[str, Any], recipe: Recipe, family: Family | None) -> Iterator[Finding]:

@@ -103,6 +103,18 @@ def test_a_lora_may_be_trained_without_words(good: Path) -> None:
     assert not check_recipe(good).failed
 
 
+def test_export_ends_a_recipe(good: Path) -> None:
+    """It takes the words out of the model, and never writes over its own files."""
+    good.write_text(
+        good.read_text("utf-8")
+        + '\n[[stage]]\nkind = "train"\nsteps = 1\n[[stage]]\nkind = "rescale"\n[[stage]]\nkind = "export"\n'
+    )
+    shown = texts(good)
+    assert "train comes after export, which takes the words out of the model; move export to the end" in shown
+    assert "warning: rescale comes after export" in shown
+    assert "export stands here twice" in shown
+
+
 def test_the_family_is_read_from_the_model(good: Path) -> None:
     sdxl = json.dumps(str(HERE / "sdxl"))
     assert "no number for clip_g" in texts(good, f"model.base={sdxl}", "train.learning_rate.clip_l=0.1")
