@@ -71,6 +71,10 @@ def run_recipe(recipe: Recipe, *, out: Path | None, progress: Callable[[str], No
     except (StageError, ConvertError) as error:
         manifest |= {"status": "failed", "error": str(error)}
         raise
+    except torch.OutOfMemoryError as error:  # while the model is loaded or draws; stages know a better way out
+        full = StageError("the device's memory is full; try model.dtype = 'bfloat16', or device = 'cpu'")
+        manifest |= {"status": "failed", "error": str(full)}
+        raise full from error
     except BaseException as error:
         manifest |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise

@@ -35,10 +35,10 @@ def draw_after(
     `files` maps a placeholder to its standalone safetensors file: nothing that is still in memory is used.
     """
     injection = inject_files(model, files)
-    injection.activate(recipe.samples.prompts)
-    if lora is not None:
-        model.pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, local_files_only=True)
     try:
+        injection.activate(recipe.samples.prompts)
+        if lora is not None:
+            model.pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, local_files_only=True)
         return list(_draw(model, recipe, recipe.samples.prompts, folder, "after"))
     finally:
         injection.eject()

@@ -16,6 +16,7 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.manifest import data_facts
 from pivotune.pipeline.run.metrics import Metrics
 from pivotune.pipeline.run.samples import inject_files
@@ -348,6 +349,16 @@ def test_a_full_device_is_said_with_a_way_out(tmp_path, monkeypatch):
     with pytest.raises(StageError, match="memory is full; try a smaller batch_size"):
         run_project(make_project(tmp_path), tmp_path / "run")
     assert (tmp_path / "run" / "last-good" / "cat.safetensors").is_file()
+
+
+def test_a_device_too_small_for_the_model_is_said_with_a_way_out(tmp_path, monkeypatch):
+    def full(spec, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(runner, "load_model", full)
+    with pytest.raises(StageError, match=r"memory is full; try model\.dtype"):
+        run_project(make_project(tmp_path), tmp_path / "run")
+    assert "memory is full" in manifest_of(tmp_path / "run")["error"]
 
 
 def test_a_word_in_no_batch_is_an_error_that_keeps_the_others(tmp_path):
