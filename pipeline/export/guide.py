@@ -9,6 +9,7 @@ from pathlib import Path
 from ...converters.families import Family
 from ...converters.programs import Program
 from ...converters.write import Written
+from ..recipe.model import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,23 @@ def guide_text(program: Program, files: Files) -> str:
     return "\n".join(lines) + "\n"
 
 
-def diffusers_lines(family: Family, files: Files, base: str, config: str | None = None) -> str:
+def diffusers_lines(family: Family, files: Files, base: str, spec: ModelSpec) -> str:
     """A script that loads the exported words, and the LoRA, with diffusers' own loaders.
 
-    `base` is a hub id, a folder or a single file; `config` is where a single file takes its configs from.
+    `base` is a hub id, a folder or a single file; the rest of how the model is loaded is as `spec` has it.
     """
-    kind = family.pipeline
-    loader = f"from_single_file({base!r}" if Path(base).is_file() else f"from_pretrained({base!r}"
-    extra = f", config={config!r}" if Path(base).is_file() and config else ""
+    kind, single = family.pipeline, Path(base).is_file()
+    asked = {"config": spec.config} if single else {"revision": spec.revision, "variant": spec.variant}
+    options = "".join(f", {name}={value!r}" for name, value in asked.items() if value)
+    loader = "from_single_file" if single else "from_pretrained"
     lines = [
         "from pathlib import Path",
         "",
+        "import torch",
         f"from diffusers import {kind}",
         "",
         "here = Path(__file__).parent",
-        f"pipe = {kind}.{loader}{extra})",
+        f"pipe = {kind}.{loader}({base!r}{options}, dtype=torch.{spec.dtype})",
     ]
     for name, written in files.words.items():
         lines += _load_lines(family, name, written)

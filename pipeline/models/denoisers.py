@@ -52,6 +52,9 @@ class UNetXL:
         states, _, pooled, _ = pipe.encode_prompt(
             captions, device=pipe.text_encoder_2.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
+        if pipe.config.force_zeros_for_empty_prompt:  # as the pipeline itself does for an empty negative prompt
+            said = torch.tensor([bool(caption) for caption in captions], device=states.device)
+            states, pooled = states * said.reshape(-1, 1, 1), pooled * said.reshape(-1, 1)
         return Text(states, pooled)
 
     @staticmethod

@@ -45,8 +45,8 @@ def _order(place: Place, stage: Stage, before: list[str], after: list[str], word
             if needed not in before:
                 way = f"move {needed} up" if needed in after else f'add a [[stage]] with kind = "{needed}"'
                 yield Finding(place, f"{kind} needs {needed} before it; {way}")
-    elif kind in ("tokenize", "inject", "rescale"):
-        yield Finding(place, f"{kind} has nothing to do, the recipe has no [[embedding]]", "warning")
+    else:
+        yield Finding(place, f"{kind} has no word to work on: add an [[embedding]]; train = false only uses it")
     if kind == "export" and kind in before:
         yield Finding(place, "export stands here twice; one names all its targets, the files of two would collide")
     if kind == "train" and "export" in before:

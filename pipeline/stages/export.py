@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...converters.dtypes import convert
 from ...converters.embedding import Contents, Embedding
+from ...converters.errors import ConvertError
 from ...converters.programs import Program, programs
 from ...converters.tensor import RawTensor
 from ...converters.write import Written, write_words
@@ -20,8 +23,10 @@ from ..export.standalone import STANDALONE, widths, write_standalone
 from ..models.family import MICRO
 from ..run.hashes import sha256
 from ..run.state import Run
+from ..words.raw import from_raw, to_raw
 
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def export(
@@ -90,7 +95,7 @@ def _for_program(run: Run, ready: Contents, program: Program, folder: Path, lora
     if files.words and program.name == "diffusers":
         spec = run.recipe.model
         base = str(run.model.path) if spec.base == MICRO else spec.base
-        _text(run, folder / "load.py", diffusers_lines(family, files, base, spec.config), program)
+        _text(run, folder / "load.py", diffusers_lines(family, files, base, spec), program)
     _text(run, folder / "HOW-TO.txt", guide_text(program, files), program)
 
 
@@ -121,8 +126,19 @@ def _in_dtype(contents: Contents, dtype: str, run: Run) -> Contents:
     def word_of(word: Embedding) -> Embedding:
         return replace(word, vectors={key: converted(raw, f"{word.name} {key}") for key, raw in word.vectors.items()})
 
-    rest = {name: converted(raw, name) for name, raw in contents.rest.items()}
+    rest = {
+        name: raw if name.endswith(".alpha") else _by_torch(raw, dtype, name) for name, raw in contents.rest.items()
+    }
     return replace(contents, embeddings=tuple(word_of(word) for word in contents.embeddings), rest=rest)
+
+
+def _by_torch(raw: RawTensor, dtype: str, name: str) -> RawTensor:
+    """A LoRA's tensor in another type, rounded to nearest; ConvertError where a value would overflow."""
+    before = from_raw(raw)
+    after = before.to(TORCH_TYPES[dtype])
+    if bool((after.isinf() & ~before.isinf()).any()):
+        raise ConvertError(f"{name}: has values too large for {dtype}; write it as bfloat16 or float32")
+    return to_raw(after)
 
 
 def _text(run: Run, path: Path, text: str, program: Program) -> None:

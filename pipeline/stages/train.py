@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ...converters.embedding import Contents, Embedding
@@ -57,7 +59,7 @@ def train(
     if embeddings and any(word.train for word in run.recipe.words):
         words = WordTrainer(
             run.need_injection(), run.recipe.words, run.statistics, learning_rate=learning_rate, optimizer=optimizer,
-            clip_norm=clip_norm, preserve_norm=preserve_norm,
+            clip_norm=clip_norm, preserve_norm=preserve_norm, start=_starts(run),
         )  # fmt: skip
     freeze_lora(run.model.denoiser)
     if lora is not None:
@@ -110,13 +112,14 @@ def _run_steps(run: Run, training: Training, contents: Contents, log_every: int,
 
 def _follow(run: Run, training: Training, log_every: int) -> None:
     """Run the steps with a progress bar (rate and time left) and write their metrics."""
+    starts = _starts(run)
     with tqdm(
         total=training.steps, desc="train", unit="step", disable=None if run.bar else True, dynamic_ncols=True
     ) as bar:
         for row in train_steps(training):
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
-                row["words"] = {name: _gauge(run, name) for name in active} if training.words else {}
+                row["words"] = {name: _gauge(run, starts, name) for name in active} if training.words else {}
             run.metrics.write({"stage": run.stage, **row})
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
             bar.update()
@@ -129,13 +132,20 @@ def _all_seen(trainer: WordTrainer | None) -> None:
         raise StageError(f"in no batch of this stage: {names}; train for more steps, or balance the concepts")
 
 
-def _gauge(run: Run, name: str) -> dict[str, Any]:
+def _starts(run: Run) -> dict[str, Tensor]:
+    """Encoder key to the rows as the run began, in the order of the injected rows."""
+    return {
+        key: torch.cat([from_raw(word.vectors[key]) for word in run.start.embeddings]).to(rows.values.device)
+        for key, rows in run.need_injection().rows.items()
+    }
+
+
+def _gauge(run: Run, starts: Mapping[str, Tensor], name: str) -> dict[str, Any]:
     """Norm of each vector and its way from the start of the run, per encoder."""
-    start = next(word for word in run.start.embeddings if word.name == name)
     gauge = {}
     for key, rows in run.need_injection().rows.items():
-        now = rows.of(name)
-        way = (now - from_raw(start.vectors[key]).to(now.device)).norm(dim=1)
+        now, span = rows.of(name), rows.spans[name]
+        way = (now - starts[key][span.start : span.stop]).norm(dim=1)
         gauge[key] = {"norm": now.norm(dim=1).tolist(), "moved": way.tolist()}
     return gauge
 

@@ -63,7 +63,9 @@ class WordTrainer:
         optimizer: Mapping[str, Any],
         clip_norm: float,
         preserve_norm: Any,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """`start` has the rows whose norms the rule `initial` keeps, by encoder; else those the stage begins with."""
         self.injection, self.statistics = injection, statistics
         self.clip_norm, self.preserve_norm = clip_norm, preserve_norm
         self.words = {word.placeholder: word for word in words if word.train}
@@ -72,7 +74,7 @@ class WordTrainer:
         betas = (float(optimizer["betas"][0]), float(optimizer["betas"][1]))
         rest = {"eps": float(optimizer["eps"]), "weight_decay": float(optimizer["weight_decay"])}
         self.adam = {key: LazyAdamW(rows.values, betas=betas, **rest) for key, rows in injection.rows.items()}
-        self.start = {key: rows.values.clone() for key, rows in injection.rows.items()}
+        self.start = start or {key: rows.values.clone() for key, rows in injection.rows.items()}
         self.rates = {key: self._rates(key, learning_rate) for key in injection.rows}
         self.highest_rate = max(float(rates.max()) for rates in self.rates.values())
 

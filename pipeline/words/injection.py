@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import StageError
 from .placeholders import Replacer
 from .rows import WordRows
 from .table import SlotTable
@@ -63,6 +64,9 @@ class WordTokenizer:
 
         names = [f"<|slot-{len(self._slots) + n}|>" for n in range(count)]
         self._inner.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+        given = self._inner.convert_tokens_to_ids(names)
+        if given != [self.first_slot + len(self._slots) + number for number in range(count)]:
+            raise StageError("this tokenizer does not number new tokens from its end on, so no word can be injected")
         self._slots += names
 
     def spelled(self, text: str) -> str:

@@ -95,12 +95,14 @@ def test_a_slip_in_a_prompt_is_warned_of(good: Path) -> None:
     assert "<emblm> is no word of this recipe; did you mean '<emblem>'?" in texts(good, 'samples.prompts=["a <emblm>"]')
 
 
-def test_a_lora_may_be_trained_without_words(good: Path) -> None:
+def test_a_recipe_without_words_is_refused_with_a_way_out(good: Path) -> None:
     good.write_text(
         "\n".join(good.read_text("utf-8").split("\n")[:6])
         + '\n[[stage]]\nkind = "train"\nsteps = 1\nlora = {}\n[[stage]]\nkind = "export"\n'
     )
-    assert not check_recipe(good).failed
+    checked = check_recipe(good)
+    assert checked.failed
+    assert any("add an [[embedding]]" in problem.text for problem in checked.problems)
 
 
 def test_export_ends_a_recipe(good: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_step_is_the_textbook_step(tmp_path, monkeypatch, family):
         loss.backward()
         gradients = {key: one.leaf.grad.clone() for key, one in active.items()}
         row = one_step(training, clock)
-        seen["loss"] = (row["loss"], float(loss))
+        seen["loss"] = (row["loss"], float(loss.detach()))
         norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
         seen["norm"] = (row["gradient_norm"], float(norm))
         for key, gradient in gradients.items():  # Adam's first step: the sign of the gradient, but for eps
