@@ -97,6 +97,8 @@ def rename(files: Batch, path: Path, new: str, out: Path) -> list[Written]:
         raise ConvertError(f"{path}: holds {len(words)} words; say which, as OLD=NEW: {names(words)}")
     if not words:
         raise ConvertError(f"{path}: {what(found)}, so there is no word to rename")
+    if not name.strip():
+        raise ConvertError(f"{path}: a word must have a name; the new one is blank")
     if len(words) > 1 and any(word.name.casefold() == name.casefold() for word in words if word.name != old):
         raise ConvertError(f"{path}: has a word {name!r} already")
     if found.dialect == "bundle":

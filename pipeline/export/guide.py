@@ -14,26 +14,38 @@ from ..recipe.model import ModelSpec
 
 @dataclass(frozen=True)
 class Files:
-    """What was written for one program: standalone words by name, the LoRA (relative path) and whether it has words."""
+    """What was written for one program: standalone words by name, the LoRA (relative path), words in it, a script."""
 
     words: dict[str, tuple[Written, ...]]
     lora: str | None
-    bundled: bool
+    bundled: tuple[str, ...] = ()
+    script: str | None = None
 
 
 def guide_text(program: Program, files: Files) -> str:
     """Where to put the files in a program and what to type there."""
     lines = [f"{program.title}", ""]
+    if files.script is not None:
+        lines += [f"{files.script} loads all of this with {program.title}' own loaders; copy its lines.", ""]
     for name, written in files.words.items():
         put = ", ".join(one.path.name for one in written)
-        lines += [f"{name}: put {put} into {program.folder} and type  {written[0].trigger}"]
+        where = "" if files.script else f"put it into {program.folder} and "
+        lines += [f"{name} is in {put}: {where}type  {written[0].trigger}"]
         lines += [f"  note: {loss}" for one in written[:1] for loss in one.losses]
     if files.lora is not None:
-        has = " (the words are in it)" if files.bundled else ""
-        lines += ["", f"LoRA{has}: put {files.lora} into {program.lora_folder}"]
+        has = " with the words in it" if files.bundled else ""
+        lines += ["", f"LoRA{has}: {files.lora}" + ("" if files.script else f", to be put into {program.lora_folder}")]
         if files.bundled:
-            lines += [f"Words in LoRAs: {program.words_in_loras}."]
+            lines += [
+                f"type  {bundle_trigger(files.lora, files.bundled)}",
+                f"Words in LoRAs: {program.words_in_loras}.",
+            ]
     return "\n".join(lines) + "\n"
+
+
+def bundle_trigger(lora: str, words: Sequence[str]) -> str:
+    """What is typed to use words that a LoRA file carries: the LoRA itself, and each word as it was taught."""
+    return f"<lora:{Path(lora).stem}:1> {' '.join(words)}"
 
 
 def diffusers_lines(family: Family, files: Files, base: str, spec: ModelSpec) -> str:

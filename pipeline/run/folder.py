@@ -10,6 +10,12 @@ from typing import Any
 from ..errors import StageError
 
 
+def refuse_taken(out: Path | None) -> None:
+    """StageError when the folder asked for holds something: said before minutes are spent on loading a model."""
+    if out is not None and out.is_dir() and any(out.iterdir()):
+        raise StageError(f"{out} holds files already; a run never writes over them: choose another --out")
+
+
 def open_folder(name: str, out: Path | None) -> Path:
     """Make the folder of a new run. Without `out` it is `runs/<name>`, or `runs/<name>-2` where that is taken.
 
@@ -17,8 +23,7 @@ def open_folder(name: str, out: Path | None) -> Path:
     """
     try:
         if out is not None:
-            if out.is_dir() and any(out.iterdir()):
-                raise StageError(f"{out} holds files already; a run never writes over them: choose another --out")
+            refuse_taken(out)
             out.mkdir(parents=True, exist_ok=True)
             return out.absolute()
         for number in range(1, 10_000):

@@ -17,6 +17,7 @@ from pivotune import __version__
 from ...converters.embedding import Contents
 from ...converters.errors import ConvertError
 from ..errors import StageError
+from ..export.last_good import keep_last_good
 from ..models.device import make_deterministic, pick_device
 from ..models.load import Model, load_model
 from ..recipe.load import recipe_as_json
@@ -25,13 +26,15 @@ from ..report.page import write_report
 from ..report.table import word_table
 from ..stages import STAGES
 from ..words.norms import norm_statistics
-from .folder import open_folder, write_json
+from .folder import open_folder, refuse_taken, write_json
 from .hashes import model_hashes
 from .manifest import data_facts, environment, model_facts, word_facts
 from .metrics import Metrics, finite
 from .proofs import hold, look_before, model_proofs
 from .samples import draw_after, draw_before
 from .state import Run
+
+FULL = "the device's memory is full; try model.dtype = 'bfloat16', or device = 'cpu'"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ def run_recipe(recipe: Recipe, *, out: Path | None, progress: Callable[[str], No
     begin = time.monotonic()
     device = pick_device(recipe.device)
     make_deterministic(recipe.seed, recipe.threads)
+    refuse_taken(out)
+    progress(f"loading {recipe.model.base} on {device}")
+    model = _loaded(recipe, device)
     folder = open_folder(recipe.name, out)
     metrics = Metrics(folder)
     (folder / "recipe.toml").write_bytes(recipe.path.read_bytes())
@@ -63,27 +69,46 @@ def run_recipe(recipe: Recipe, *, out: Path | None, progress: Callable[[str], No
     }  # fmt: skip
     try:
         write_json(folder / "manifest.json", manifest)
-        progress(f"loading {recipe.model.base} on {device}")
-        model = load_model(recipe.model, device)
         run = Run(recipe, folder, model, _statistics(model), metrics, progress, bar)
         _run_stages(run, manifest)
         manifest["status"] = "finished"
     except (StageError, ConvertError) as error:
         manifest |= {"status": "failed", "error": str(error)}
         raise
-    except torch.OutOfMemoryError as error:  # while the model is loaded or draws; stages know a better way out
-        full = StageError("the device's memory is full; try model.dtype = 'bfloat16', or device = 'cpu'")
-        manifest |= {"status": "failed", "error": str(full)}
-        raise full from error
+    except torch.OutOfMemoryError as error:  # while it draws; stages know a better way out
+        manifest |= {"status": "failed", "error": FULL}
+        raise StageError(FULL) from error
     except BaseException as error:
-        manifest |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        why = "stopped by Ctrl-C" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        manifest |= {"status": "failed", "error": why}
         raise
     finally:
         metrics.close()
         manifest["seconds"] = round(time.monotonic() - begin, 3)
         write_json(folder / "manifest.json", finite(manifest))
         report = write_report(folder)
-    return RunResult(folder, report, word_table(manifest))
+    return RunResult(folder, report, f"{word_table(manifest)}\n{_ending(manifest)}")
+
+
+def _loaded(recipe: Recipe, device: torch.device) -> Model:
+    """The recipe's model; a run has no folder yet, so a model that cannot be had leaves nothing behind."""
+    try:
+        return load_model(recipe.model, device)
+    except torch.OutOfMemoryError as error:
+        raise StageError(FULL) from error
+
+
+def _ending(manifest: dict[str, Any]) -> str:
+    """The lines under the table of words: what was proved, and the files by program."""
+    proofs = manifest["proofs"]
+    lines = ["", "Proved: the vocabulary is bit for bit what it was; a gradient reached every vector that was trained;"]
+    if "exports_verified" in proofs:
+        lines += [f"{proofs['exports_verified']} of {proofs['exports_declared']} exports read back as they went in."]
+    files: dict[str, list[str]] = {}
+    for row in manifest["artefacts"]:
+        if row["kind"] != "text":
+            files.setdefault(row["program"] or "LoRA", []).append(row["path"])
+    return "\n".join([*lines, *(f"  {program}: {', '.join(paths)}" for program, paths in files.items())])
 
 
 def _statistics(model: Model) -> dict[str, Any]:
@@ -102,6 +127,10 @@ def _run_stages(run: Run, manifest: dict[str, Any]) -> None:
     try:
         for number in range(len(recipe.stages)):
             contents = _run_stage(run, number, contents, manifest)
+    except BaseException:  # whatever it was: a full disk, Ctrl-C, a stage that found its match
+        if run.kept is not None:
+            keep_last_good(run, run.kept)
+        raise
     finally:
         run.eject()
         manifest |= {"warnings": run.warnings, "artefacts": run.artefacts}
@@ -131,6 +160,7 @@ def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, An
     manifest["stages"].append(row)
     try:
         after = STAGES[stage.kind](run, contents, **stage.options)
+        run.kept = after if run.kept is not None else None
         row["gives"] = _held(after)
         return after
     except (StageError, ConvertError) as error:

@@ -22,7 +22,8 @@ from .metrics import Metrics
 class Run:
     """One execution of a recipe: the model, the folder, and what stages leave for the manifest.
 
-    `start` is what `tokenize` made, so that every later vector can be held against its beginning. `data` is what a
+    `start` is what `tokenize` made, so that every later vector can be held against its beginning. `kept` is what
+    training has reached, for the day on which the run is stopped. `data` is what a
     stage tells the manifest; nothing else reads it.
     """
 
@@ -37,6 +38,7 @@ class Run:
     injection: Injection | None = None
     initial: dict[str, dict[str, InitialTokens]] = field(default_factory=dict)
     start: Contents = field(default_factory=Contents)
+    kept: Contents | None = None
     stopped_at: dict[str, int] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)

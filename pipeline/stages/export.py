@@ -17,7 +17,7 @@ from ...converters.programs import Program, programs
 from ...converters.tensor import RawTensor
 from ...converters.write import Written, write_words
 from ..errors import StageError
-from ..export.guide import Files, diffusers_lines, guide_text
+from ..export.guide import Files, bundle_trigger, diffusers_lines, guide_text
 from ..export.lora import write_bundle, write_plain
 from ..export.standalone import STANDALONE, widths, write_standalone
 from ..models.family import MICRO
@@ -26,6 +26,7 @@ from ..run.state import Run
 from ..words.raw import from_raw, to_raw
 
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+SCRIPTS = {"diffusers": "load.py"}  # programs whose users write code
 TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -81,8 +82,10 @@ def _for_program(run: Run, ready: Contents, program: Program, folder: Path, lora
     if lora is not None and bundle and program.words_in_loras.startswith("yes"):
         path = folder / f"{name}.safetensors"
         write_bundle(run, ready.rest, ready.embeddings, path)
+        names = tuple(word.name for word in ready.embeddings)
         _note(run, path, "bundle", program, None, None)
-        files = Files({}, path.name, bundled=True)
+        run.artefacts[-1]["trigger"] = bundle_trigger(path.name, names)
+        files = Files({}, path.name, names)
     else:
         words = write_words(ready.embeddings, program.name, family, folder, widths=widths(run))
         each = len(words) // len(ready.embeddings)
@@ -91,11 +94,12 @@ def _for_program(run: Run, ready: Contents, program: Program, folder: Path, lora
             for written in several:
                 _note(run, written.path, "word", program, written, word)
                 run.warnings += [f"{word} for {program.title}: {loss}" for loss in written.losses]
-        files = Files(by_name, os.path.relpath(lora, folder) if lora else None, bundled=False)
-    if files.words and program.name == "diffusers":
+        script = SCRIPTS.get(program.name)
+        files = Files(by_name, os.path.relpath(lora, folder) if lora else None, script=script)
+    if files.script is not None:
         spec = run.recipe.model
         base = str(run.model.path) if spec.base == MICRO else spec.base
-        _text(run, folder / "load.py", diffusers_lines(family, files, base, spec), program)
+        _text(run, folder / files.script, diffusers_lines(family, files, base, spec), program)
     _text(run, folder / "HOW-TO.txt", guide_text(program, files), program)
 
 

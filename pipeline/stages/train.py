@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from ...converters.embedding import Contents, Embedding
 from ..errors import StageError
-from ..export.standalone import write_standalone
 from ..models.denoisers import DENOISERS
 from ..run.state import Run
 from ..train.batches import Batches
@@ -84,7 +83,10 @@ def train(
         factor=partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps),
     )
     _run_steps(run, training, contents, log_every, gradient_checkpointing)
-    return _trained(run, contents, words, adapter)
+    if words is not None:
+        run.stopped_at.update(words.stopped_at)
+        run.reached |= words.reached
+    return run.kept or contents
 
 
 def _put_back(run: Run, contents: Contents) -> None:
@@ -95,17 +97,14 @@ def _put_back(run: Run, contents: Contents) -> None:
 
 
 def _run_steps(run: Run, training: Training, contents: Contents, log_every: int, checkpointing: bool) -> None:
-    """The steps, with their metrics; when one fails, the vectors that the step before left are kept."""
+    """The steps, with their metrics; whatever ends them, `run.kept` is what the last good one left."""
     if checkpointing:
         run.model.denoiser.enable_gradient_checkpointing()
     try:
         _follow(run, training, log_every)
         _all_seen(training.words)
-    except BaseException:  # whatever it was, hours of training must not be lost with it
-        kept = [write_standalone(run, _vectors(run, word), run.folder / "last-good") for word in contents.embeddings]
-        run.progress(f"the last good vectors are in {kept[0].path.parent}")
-        raise
     finally:
+        run.kept = _as_left(run, contents, training.lora)
         if checkpointing:
             run.model.denoiser.disable_gradient_checkpointing()
 
@@ -155,11 +154,8 @@ def _vectors(run: Run, word: Embedding) -> Embedding:
     return replace(word, vectors={key: to_raw(rows[key].of(word.name)) for key in word.vectors})
 
 
-def _trained(run: Run, contents: Contents, trainer: WordTrainer | None, adapter: LoraTrainer | None) -> Contents:
-    """The contents as the stage leaves them, and what it has to tell the manifest."""
-    if trainer is not None:
-        run.stopped_at.update(trainer.stopped_at)
-        run.reached |= trainer.reached
+def _as_left(run: Run, contents: Contents, adapter: LoraTrainer | None) -> Contents:
+    """The contents with words and LoRA as the model has them now."""
     rest = contents.rest
     if adapter is not None:
         prefix = run.model.family.lora_prefixes[run.model.family.denoiser_module]

@@ -16,7 +16,7 @@ def spec(**changes):
     return replace(ModelSpec("base", "sdxl", "float32", None, None, None), **changes)
 
 
-def files(lora=None, bundled=False):
+def files(lora=None, bundled=()):
     one = Written(Path("diffusers/my-cat.safetensors"), "diffusers", "diffusers", "<my cat>")
     two = Written(Path("diffusers/my-cat_2.safetensors"), "diffusers", "diffusers", "<my cat>")
     return Files({"<my cat>": (one, two)}, lora, bundled)
@@ -49,3 +49,8 @@ def test_the_guide_says_where_and_what_to_type():
     text = guide_text(programs()["comfyui"], files("../run.safetensors"))
     assert "models/embeddings" in text
     assert "models/loras" in text
+
+
+def test_a_bundle_says_what_to_type():
+    text = guide_text(programs()["a1111"], Files({}, "run.safetensors", ("<my cat>", "dog")))
+    assert "type  <lora:run:1> <my cat> dog" in text

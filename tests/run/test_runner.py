@@ -320,6 +320,40 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_vectors
     assert "not a finite number" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
+@pytest.mark.parametrize("when", ["in the second stage", "between the stages"])
+def test_ctrl_c_keeps_words_and_lora(tmp_path, monkeypatch, when):
+    second = '[[stage]]\nkind = "train"\nsteps = 5\nembeddings = false\nlora = { rank = 2, learning_rate = 0.01 }'
+    recipe = make_project(tmp_path, stages=second)
+    one_step, steps = loop.one_step, []
+
+    def interrupted(training, clock):
+        steps.append(training.lora is not None)
+        if training.lora is not None and (when == "between the stages" or sum(steps) == 3):
+            raise KeyboardInterrupt
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_project(recipe, tmp_path / "run")
+    kept, _ = read_safetensors(tmp_path / "run" / "last-good" / "cat.safetensors")
+    monkeypatch.setattr(loop, "one_step", one_step)
+    whole = run_project(load_recipe(recipe, ["stage.4.steps=2"]), tmp_path / "whole").folder
+    assert torch.equal(from_raw(kept["emb_params"]), vectors_of(whole)["emb_params"])
+    lora, _ = read_safetensors(tmp_path / "run" / "last-good" / "tiny.safetensors")
+    if when == "in the second stage":
+        meant, _ = read_safetensors(whole / "exports" / "tiny.safetensors")
+        assert lora.keys() == meant.keys()
+        assert all(torch.equal(from_raw(lora[name]), from_raw(raw)) for name, raw in meant.items())
+    assert manifest_of(tmp_path / "run")["error"] == "stopped by Ctrl-C"
+
+
+def test_a_model_that_cannot_be_had_leaves_nothing_behind(tmp_path):
+    recipe = load_recipe(make_project(tmp_path), [f"model.base='{tmp_path}/nowhere'"])
+    with pytest.raises(StageError, match="nowhere"):
+        run_project(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_caption_that_is_cut_off_before_the_word_is_an_error(tmp_path):
     recipe = make_project(tmp_path, captions="red " * 80 + "<cat>")
     with pytest.raises(StageError, match="no gradient reaches vector 0, 1 of '<cat>' in clip_l"):
@@ -358,7 +392,7 @@ def test_a_device_too_small_for_the_model_is_said_with_a_way_out(tmp_path, monke
     monkeypatch.setattr(runner, "load_model", full)
     with pytest.raises(StageError, match=r"memory is full; try model\.dtype"):
         run_project(make_project(tmp_path), tmp_path / "run")
-    assert "memory is full" in manifest_of(tmp_path / "run")["error"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_word_in_no_batch_is_an_error_that_keeps_the_others(tmp_path):
