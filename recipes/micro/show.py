@@ -15,12 +15,18 @@ import matplotlib.pyplot as plt
 from pivotune.recipes.micro.exam import full_caption, prepared
 from pivotune.recipes.micro.sample import load, sample
 
-PARTS = {"vae": "autoencoder", "decoder": "decoder alone", "text": "text encoder", "unet": "denoiser"}
+PARTS = {
+    "vae": "autoencoder",
+    "decoder": "decoder alone",
+    "text": "text encoder",
+    "unet": "denoiser",
+    "refined": "denoiser, refined",
+}
 
 
 def curves(folder: Path, file: Path) -> None:
     """The loss of every part over its steps, from the JSON lines that the training left in the folder."""
-    figure, axes = plt.subplots(1, len(PARTS), figsize=(14, 3), constrained_layout=True)
+    figure, axes = plt.subplots(1, len(PARTS), figsize=(17, 3), constrained_layout=True)
     for axis, (name, title) in zip(axes, PARTS.items(), strict=True):
         lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1)
