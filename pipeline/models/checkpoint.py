@@ -9,9 +9,10 @@ import torch
 
 from ...converters.families import families
 from ..errors import StageError
+from ..recipe.build import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from .device import DTYPES
-from .find import SINGLE_FILES, hub_errors
+from .find import hub_errors
 from .folder import check_weights
 from .unreadable import READ_ERRORS, unreadable
 
@@ -25,8 +26,8 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if path.suffix.lower() not in SINGLE_FILES:
-        raise StageError(f"model.base = {spec.base!r}: a checkpoint ends in {' or '.join(SINGLE_FILES)}")
+    if path.suffix.lower() not in CHECKPOINTS:
+        raise StageError(f"model.base = {spec.base!r}: a checkpoint ends in {' or '.join(CHECKPOINTS)}")
     if spec.family is None:
         known = ", ".join(families())
         raise StageError(f"model.base = {spec.base!r} is a single file: say model.family, one of {known}")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StageError
+from ..recipe.build import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from .family import MICRO, check_kind
 from .json_file import read_json
 from .unreadable import unreadable
 
-SINGLE_FILES = (".safetensors", ".ckpt")
 GUARDS = ("safety_checker", "feature_extractor")  # training needs neither
 
 
@@ -26,7 +26,7 @@ def find_model(spec: ModelSpec) -> Path:
     path = Path(spec.base).expanduser()
     if path.exists():
         return path
-    if spec.base.startswith((".", "/", "~")) or spec.base.endswith(SINGLE_FILES) or spec.base.count("/") != 1:
+    if spec.base.startswith((".", "/", "~")) or spec.base.endswith(CHECKPOINTS) or spec.base.count("/") != 1:
         why = "there is no such file or folder, and it is not a hub id (owner/name)"
         raise StageError(f"model.base = {spec.base!r}: {why}")
     return _download(spec)

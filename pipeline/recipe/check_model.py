@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ..models.family import choose_family
 from .build import CHECKPOINTS
 from .document import shipped_folder
 from .model import ModelSpec
-from .nearest import nearest
+from .nearest import nearest, sibling
 from .problem import Finding
 
 BASE = ("model", "base")
@@ -91,8 +90,5 @@ def _is_hub_id(text: str) -> bool:
 
 def _sibling(path: Path) -> str:
     """`; did you mean 'x'?` with the entry of the same folder that is called nearly so."""
-    try:
-        guess = nearest(path.name, os.listdir(path.parent))
-    except OSError:
-        return ""
+    guess = sibling(path)
     return f"; did you mean '{guess}'?" if guess else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .captions import PICTURES, Captioned, collect_captions
 from .model import Concept, Recipe
-from .nearest import nearest
+from .nearest import sibling
 from .problem import Finding
 
 MOST = 10  # problems of one kind that are named one by one
@@ -85,8 +85,5 @@ def _inside(folder: Path) -> str:
 
 
 def _sibling(path: Path) -> str:
-    try:
-        guess = nearest(path.name, os.listdir(path.parent))
-    except OSError:
-        return ""
+    guess = sibling(path)
     return f"; did you mean '{path.parent / guess}'?" if guess else ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -12,6 +14,14 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     by_lower = {other.lower(): other for other in known}
     found = get_close_matches(word.lower()[:100], list(by_lower), n=1, cutoff=0.6)
     return by_lower[found[0]] if found else None
+
+
+def sibling(path: Path) -> str | None:
+    """The entry of the path's folder that is called most nearly like it, or None."""
+    try:
+        return nearest(path.name, os.listdir(path.parent))
+    except OSError:
+        return None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

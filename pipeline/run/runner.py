@@ -59,10 +59,11 @@ def run_recipe(recipe: Recipe, *, out: Path | None, progress: Callable[[str], No
     model = _loaded(recipe, device)
     folder = open_folder(recipe.name, out)
     metrics = Metrics(folder)
-    (folder / "recipe.toml").write_bytes(recipe.path.read_bytes())
+    text = recipe.path.read_bytes()
+    (folder / "recipe.toml").write_bytes(text)
     manifest: dict[str, Any] = {
         "pivotune": __version__, "name": recipe.name, "recipe": recipe_as_json(recipe),
-        "recipe_sha256": hashlib.sha256(recipe.path.read_bytes()).hexdigest(), "status": "running", "error": None,
+        "recipe_sha256": hashlib.sha256(text).hexdigest(), "status": "running", "error": None,
         "started": datetime.now(UTC).astimezone().isoformat(timespec="seconds"), "seconds": 0.0,
         "environment": environment(device), "words": [], "stages": [], "proofs": {}, "artefacts": [], "pictures": [],
         "warnings": [],
