@@ -16,7 +16,7 @@ Picture = npt.NDArray[np.uint8]
 
 SAMPLES = 3  # a pixel and direction
 REACH = 1.2  # no shape leaves the circle of so many radii
-STRIPE = 6.0  # pixels; latents are 4 pixels wide, so finer stripes would blur
+STRIPE, SECOND_STRIPE = 9.0, 5.0  # pixels; the first colour's are wider, so that one sees which colour is first
 DOT_SPACING, DOT_RADIUS = 12.0, 4.0  # pixels
 
 
@@ -54,8 +54,8 @@ SHAPES: dict[str, Callable[[Grid, Grid], Mask]] = {
 
 
 def _striped(x: Grid, y: Grid) -> Mask:
-    """Level stripes, the middle one of the first colour."""
-    return np.asarray((y + STRIPE / 2) % (2 * STRIPE) >= STRIPE)
+    """Level stripes, the middle one of the first colour. Latents are 4 pixels wide: finer ones would blur."""
+    return np.asarray((y + STRIPE / 2) % (STRIPE + SECOND_STRIPE) >= STRIPE)
 
 
 def _dotted(x: Grid, y: Grid) -> Mask:
