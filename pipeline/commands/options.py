@@ -26,7 +26,7 @@ set_option = click.option(
     "overrides",
     metavar="PLACE=VALUE",
     multiple=True,
-    help="Change the recipe: seed=3, model.base=FOLDER, train.steps=10, stage.3.steps=10 (counted from 1). Repeatable.",
+    help="Change the recipe: seed=3, model.base=FOLDER, train.steps=10 (train.2.steps=10: the second one). Repeatable.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 

@@ -64,15 +64,17 @@ def shipped() -> dict[str, Path]:
 
 
 def find(path_or_name: str | Path) -> Path:
-    """The file meant: a path when it exists, else the shipped recipe of that name. Raises Unreadable."""
-    path = Path(path_or_name).expanduser()
+    """The file meant: a path when it exists, else the shipped recipe of that name. Raises Unreadable.
+
+    A folder of that name (a run's, for instance) does not hide the shipped recipe.
+    """
+    path, name = Path(path_or_name).expanduser(), str(path_or_name)
     try:
         exists = os.path.lexists(path)
     except ValueError:
         exists = False
-    if exists:
+    if exists and not (path.is_dir() and name in shipped()):
         return path.absolute()
-    name = str(path_or_name)
     if name in shipped():
         return shipped()[name]
     hint = did_you_mean(name, shipped()) if os.sep not in name and not path.suffix else ""

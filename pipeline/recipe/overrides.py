@@ -26,8 +26,8 @@ def override(document: Document, overrides: Sequence[str], top_level: Sequence[s
     """The document with every `place=value` written in, later ones last.
 
     A place is what error messages show: `seed`, `model.base`, `stage.3.steps` (tables counted from 1), and for stages
-    also the kind: `train.steps` is the first train stage's. A list of one table needs no number. The value is TOML;
-    what is no TOML value is taken as text, so that `--set device=cpu` works.
+    also the kind: `train.steps`, or `train.2.steps` where there are several. A list of one table needs no number. The
+    value is TOML; what is no TOML value is taken as text, so that `--set device=cpu` works.
     """
     data, written = copy.deepcopy(document.data), dict(document.overridden)
     for text in overrides:
@@ -51,9 +51,10 @@ def _value(text: str) -> Any:
 def _path(data: dict[str, Any], parts: list[str], top_level: Sequence[str], text: str) -> Place:
     stages = data.get("stage")
     kinds = [str(_child(stage, "kind")) for stage in stages] if isinstance(stages, list) else []
+    path: list[str | int]
     if parts[0] in kinds and parts[0] not in top_level:
-        path: list[str | int] = ["stage", kinds.index(parts[0])]
-        parts = parts[1:]
+        number, parts = _stage(kinds, parts, text)
+        path = ["stage", number]
     elif parts[0] in top_level:
         path, parts = [parts[0]], parts[1:]
     else:
@@ -64,6 +65,18 @@ def _path(data: dict[str, Any], parts: list[str], top_level: Sequence[str], text
         value = _at(data, path)
         path += _step(value, part, text) if isinstance(value, list) else [part]
     return tuple(path)
+
+
+def _stage(kinds: Sequence[str], parts: list[str], text: str) -> tuple[int, list[str]]:
+    """Which stage a kind means, and what of the place is left."""
+    same = [number for number, kind in enumerate(kinds) if kind == parts[0]]
+    numbered = len(parts) > 1 and parts[1].isdecimal()
+    if numbered and 1 <= int(parts[1][:9]) <= len(same):
+        return same[int(parts[1]) - 1], parts[2:]
+    if numbered or len(same) > 1:
+        ways = " or ".join(".".join([parts[0], str(n + 1), *parts[1 + numbered :]]) for n in range(min(len(same), 3)))
+        raise BadOverride(text, f"the recipe has {len(same)} stage(s) of the kind '{parts[0]}'; write {ways}")
+    return same[0], parts[1:]
 
 
 def _step(tables: list[Any], part: str, text: str) -> list[str | int]:

@@ -24,6 +24,7 @@ def test_places(good: Path) -> None:
     assert at(good, "seed=3", "seed") == 3
     assert at(good, "model.dtype=bfloat16", "model", "dtype") == "bfloat16"
     assert at(good, "train.steps=77", "stage", 2, "steps") == 77
+    assert at(good, "train.1.steps=79", "stage", 2, "steps") == 79
     assert at(good, "stage.3.steps=78", "stage", 2, "steps") == 78
     assert at(good, "train.optimizer.eps=1e-6", "stage", 2, "optimizer", "eps") == 1e-6
     assert at(good, "embedding.tokens=4", "embedding", 0, "tokens") == 4
@@ -61,6 +62,7 @@ def test_later_ones_win(good: Path) -> None:
         ("train.steps=many", "--set train.steps=many: expected a whole number, got the text 'many'"),
         ("train.steps=nan", "--set train.steps=nan: nan is no usable number"),
         ("train.learning_rate=[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]", "nested more than 16 deep"),
+        ("train.2.steps=3", "has 1 stage(s) of the kind 'train'; write train.1.steps"),
         ("a.b.c", "is not of the form"),
     ],
 )
@@ -76,3 +78,19 @@ def test_the_file_is_not_changed(good: Path) -> None:
     before = good.read_bytes()
     load_recipe(good, ["seed=3"])
     assert good.read_bytes() == before
+
+
+def test_two_stages_of_a_kind_need_a_number() -> None:
+    with pytest.raises(
+        RecipeError, match=r"has 2 stage\(s\) of the kind 'train'; write train\.1\.steps or train\.2\.steps"
+    ):
+        load_recipe("pivotal", ["train.steps=3"])
+    stages = [stage for stage in load_recipe("pivotal", ["train.2.steps=3"]).stages if stage.kind == "train"]
+    assert stages[0].options["steps"] != 3
+    assert stages[1].options["steps"] == 3
+
+
+def test_a_folder_does_not_hide_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "quickstart").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("quickstart").name == "quickstart"
