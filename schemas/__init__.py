@@ -18,12 +18,18 @@ if TYPE_CHECKING:
 def names() -> tuple[str, ...]:
     """Every schema that ships, as its path below this folder: `recipe.json`, `stages/train.json`, ...
 
-    Not among them is `editor.json`, which is made of them (see `bundled`).
+    `tables/` has the tables of options that stages refer to. Not among them is `editor.json`, which is made of them
+    (see `bundled`).
     """
     here = files(__name__)
     top = [entry.name for entry in here.iterdir() if entry.name.endswith(".json") and entry.name != "editor.json"]
-    stages = [f"stages/{entry.name}" for entry in (here / "stages").iterdir() if entry.name.endswith(".json")]
-    return tuple(sorted(top) + sorted(stages))
+    below = [
+        f"{folder}/{entry.name}"
+        for folder in ("stages", "tables")
+        for entry in sorted((here / folder).iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".json")
+    ]
+    return tuple(sorted(top) + below)
 
 
 @cache
@@ -74,6 +80,28 @@ def bundled(name: str = "recipe.json") -> dict[str, Any]:
     return {**whole, "definitions": dict(sorted(definitions.items()))}
 
 
+def resolved(about: dict[str, Any], origin: str) -> tuple[dict[str, Any], str]:
+    """A property's schema with what it refers to merged in (its own words win), and the file this came from.
+
+    References stand alone (`$ref`) or, with a description and a default of their own, as `allOf = [{ $ref }]`.
+    """
+    parts = about.get("allOf") or [about]
+    if len(parts) != 1 or "$ref" not in parts[0]:
+        return about, origin
+    file, target = _target(parts[0]["$ref"], origin)
+    merged, home = resolved(target, file)
+    return {**merged, **{key: value for key, value in about.items() if key not in ("$ref", "allOf")}}, home
+
+
+def _target(reference: str, origin: str) -> tuple[str, dict[str, Any]]:
+    """The file that a reference of `origin` leads to, and the part of it that is meant."""
+    file, _, pointer = urljoin(origin, reference).partition("#/")
+    target = schema(file)
+    for part in pointer.split("/") if pointer else []:
+        target = target[part]
+    return file, target
+
+
 def _inlined(value: Any, origin: str, definitions: dict[str, Any]) -> Any:
     if isinstance(value, list):
         return [_inlined(item, origin, definitions) for item in value]
@@ -89,10 +117,8 @@ def _inlined(value: Any, origin: str, definitions: dict[str, Any]) -> Any:
 
 def _defined(reference: str, origin: str, definitions: dict[str, Any]) -> str:
     """The key in `definitions` of what a reference means, which is put there the first time."""
-    file, _, pointer = urljoin(origin, reference).partition("#/")
-    target = schema(file)
-    for part in pointer.split("/") if pointer else []:
-        target = target[part]
+    file, target = _target(reference, origin)
+    pointer = urljoin(origin, reference).partition("#/")[2]
     key = (pointer or file).removesuffix(".json").split("/")[-1]
     if key not in definitions:
         definitions[key] = {}  # found first, filled after: a schema may refer to itself

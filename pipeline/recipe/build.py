@@ -14,17 +14,27 @@ from .stop import parse_stop, stop_text
 CHECKPOINTS = (".safetensors", ".ckpt")
 
 
-def filled(table: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """The table with every key of its schema: given, else the default, else None."""
+def filled(table: dict[str, Any], schema: dict[str, Any], origin: str = "recipe.json") -> dict[str, Any]:
+    """The table with every key of its schema: given, else the default, else None.
+
+    `origin` is the file of the schema, where its references start. A table that may also be a plain value, or one of
+    several tables, is left as it is given.
+    """
     result: dict[str, Any] = {}
-    for key, about in schema["properties"].items():
+    for key, property_ in schema["properties"].items():
+        about, home = schemas.resolved(property_, origin)
         value = copy.deepcopy(table.get(key, about.get("default")))
         if isinstance(value, dict) and "properties" in about:
-            value = filled(value, about)
+            value = filled(value, about, home)
         elif isinstance(value, list) and "properties" in about.get("items", {}):
-            value = [filled(item, about["items"]) for item in value]
+            value = [filled(item, about["items"], home) for item in value]
         result[key] = value
     return result
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """All options of one schema (`tables/objective.json`) as they are when a recipe says nothing of them."""
+    return filled({}, schemas.schema(name), name)
 
 
 def build(data: dict[str, Any], path: Path) -> Recipe:
@@ -50,7 +60,8 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
 
 def stage(table: dict[str, Any]) -> Stage:
     """One stage with all its options; an option that is off is None."""
-    options = filled(table, schemas.schema(f"stages/{table['kind']}.json"))
+    name = f"stages/{table['kind']}.json"
+    options = filled(table, schemas.schema(name), name)
     kind = options.pop("kind")
     lora = options.get("lora")
     if lora is not None and lora["alpha"] is None:
