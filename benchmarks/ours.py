@@ -11,13 +11,15 @@ from scene import VECTORS, VOCABULARY, Scene
 from torch import Tensor, nn
 
 from pivotune.pipeline.recipe.model import StopAfter, Word
-from pivotune.pipeline.train.word_trainer import Clock, WordTrainer
+from pivotune.pipeline.train.clock import Clock
+from pivotune.pipeline.train.word_trainer import WordSettings, WordTrainer
 from pivotune.pipeline.words.injection import ActiveRows, Encoder, Injection
 from pivotune.pipeline.words.norms import norm_statistics
 from pivotune.pipeline.words.rows import WordRows
 
 OPTIMIZER = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 KEY = "clip_l"
+CLOCK = Clock(1, 100, 10.0, 1.0)
 
 
 class Vocabulary(nn.Module):
@@ -61,29 +63,26 @@ class Slots:
         words = [Word(name, "ring", VECTORS, True, None, StopAfter(0, "never")) for name in names]
         self.trainer = WordTrainer(
             self.injection, words, {KEY: norm_statistics(scene.table)},
-            learning_rate=5e-3, optimizer=OPTIMIZER, clip_norm=1.0, preserve_norm="median",
+            WordSettings(learning_rate=5e-3, optimizer=OPTIMIZER, clip_norm=1.0, preserve_norm="median"),
         )  # fmt: skip
         ids = [scene.ids(n, [VOCABULARY + VECTORS * at for at in range(len(h))]) for n, h in enumerate(scene.held)]
         self.captions = cycle(list(zip(scene.texts(), ids, strict=True)))
         self.active: dict[str, ActiveRows] = {}
-        self.running: set[str] = set()
 
-    def prepare(self) -> tuple[Tensor, set[str]]:
-        """What precedes the forward pass: which words still run, which the caption holds. Returns its ids."""
+    def prepare(self) -> Tensor:
+        """What precedes the forward pass: which words the caption holds, which still run. Returns its ids."""
         text, ids = next(self.captions)
-        words = self.injection.words_in([text])
-        running = self.trainer.running(words, Clock(1, 100, 10.0, 1.0))
-        self.active = self.injection.take(words, train=True)
-        return ids, running
+        self.active = self.trainer.begin(self.injection.words_in([text]), CLOCK)
+        return ids
 
     def forward(self) -> Tensor:
-        ids, self.running = self.prepare()
+        ids = self.prepare()
         found: Tensor = self.module.get_input_embeddings()(ids)
         return found
 
     def learn(self) -> None:
         """What follows the backward pass."""
-        self.trainer.step(self.active, 1.0, self.running)
+        self.trainer.step(self.trainer.gradient_norm(1.0), CLOCK)
 
     def step(self) -> None:
         self.forward().backward(self.pull)
@@ -94,7 +93,7 @@ class Slots:
         trainer, rows = self.trainer, self.injection.rows[KEY]
         leaves = [one.leaf for one in self.active.values()]
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
-        adam = trainer.adam[KEY]
+        adam = trainer.optimizers[KEY]
         held = [rows.values, trainer.start[KEY], trainer.rates[KEY], adam.moment, adam.square, adam.steps]
         return [*held, *leaves, *gradients, *(one.index for one in self.active.values())]
 

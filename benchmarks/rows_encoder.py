@@ -71,7 +71,7 @@ def _step(words: int) -> Any:
     slots = Slots(scene, encoder)
 
     def step() -> None:
-        ids, slots.running = slots.prepare()
+        ids = slots.prepare()
         encoder(ids).last_hidden_state.backward(scene.pull)
         slots.learn()
 

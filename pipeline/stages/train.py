@@ -16,12 +16,14 @@ from ..errors import StageError
 from ..models.denoisers import DENOISERS
 from ..run.state import Run
 from ..train.batches import Batches
-from ..train.loop import LoraTrainer, Training, train_steps
-from ..train.lora import freeze_lora, lora_tensors
+from ..train.loop import Training, train_steps
+from ..train.lora import freeze_lora, has_lora, lora_tensors
 from ..train.objective import Objective
+from ..train.scaling import loss_scale
 from ..train.schedule import rate_factor
 from ..train.setup import examples_of, latents_of, lora_trainer, native_resolution
-from ..train.word_trainer import WordTrainer
+from ..train.trained import Trained
+from ..train.word_trainer import WordSettings, WordTrainer
 from ..words.raw import from_raw, to_raw
 
 ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
@@ -54,16 +56,15 @@ def train(
     good vectors are then in `last-good/` of the run's folder) or a word's vector gets no gradient.
     """
     _put_back(run, contents)
-    words = adapter = None
-    if embeddings and any(word.train for word in run.recipe.words):
-        words = WordTrainer(
-            run.need_injection(), run.recipe.words, run.statistics, learning_rate=learning_rate, optimizer=optimizer,
-            clip_norm=clip_norm, preserve_norm=preserve_norm, start=_starts(run),
-        )  # fmt: skip
+    factor = partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps)
+    things: list[Trained] = []
     freeze_lora(run.model.denoiser)
+    if embeddings and any(word.train for word in run.recipe.words):
+        words = WordSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm)
+        things.append(WordTrainer(run.need_injection(), run.recipe.words, run.statistics, words, _starts(run)))
     if lora is not None:
-        adapter = lora_trainer(run.model, lora, optimizer, clip_norm=clip_norm, seed=run.recipe.seed)
-    if words is None and adapter is None:
+        things.append(lora_trainer(run.model, lora, optimizer, factor, clip_norm=clip_norm, seed=run.recipe.seed))
+    if not things:
         raise StageError("nothing to train: embeddings = false (or no word has train = true) and there is no lora")
     seed, examples = run.recipe.seed + 1000 * run.stage, examples_of(run.recipe)
     size = resolution or native_resolution(run.model)
@@ -75,17 +76,16 @@ def train(
         objective=Objective(run.model.pipe.scheduler),
         latents=latents_of(run.model, examples, size, flip=flip),
         batches=Batches(examples, batch_size, seed, flip=flip, caption_dropout=caption_dropout),
-        words=words,
-        lora=adapter,
+        things=tuple(things),
         steps=steps,
         accumulation=gradient_accumulation,
         seed=seed,
-        factor=partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps),
+        scale=loss_scale(run.model.dtype),
     )
     _run_steps(run, training, contents, log_every, gradient_checkpointing)
-    if words is not None:
-        run.stopped_at.update(words.stopped_at)
-        run.reached |= words.reached
+    if training.words is not None:
+        run.stopped_at.update(training.words.stopped_at)
+        run.reached |= training.words.reached
     return run.kept or contents
 
 
@@ -104,7 +104,7 @@ def _run_steps(run: Run, training: Training, contents: Contents, log_every: int,
         _follow(run, training, log_every)
         _all_seen(training.words)
     finally:
-        run.kept = _as_left(run, contents, training.lora)
+        run.kept = _as_left(run, contents)
         if checkpointing:
             run.model.denoiser.disable_gradient_checkpointing()
 
@@ -154,10 +154,10 @@ def _vectors(run: Run, word: Embedding) -> Embedding:
     return replace(word, vectors={key: to_raw(rows[key].of(word.name)) for key in word.vectors})
 
 
-def _as_left(run: Run, contents: Contents, adapter: LoraTrainer | None) -> Contents:
+def _as_left(run: Run, contents: Contents) -> Contents:
     """The contents with words and LoRA as the model has them now."""
     rest = contents.rest
-    if adapter is not None:
+    if has_lora(run.model.denoiser):
         prefix = run.model.family.lora_prefixes[run.model.family.denoiser_module]
         rest = {name: to_raw(tensor) for name, tensor in lora_tensors(run.model.denoiser, prefix).items()}
     return replace(contents, embeddings=tuple(_vectors(run, word) for word in contents.embeddings), rest=rest)

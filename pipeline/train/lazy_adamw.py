@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from .packing import copy_into
 
 
 class LazyAdamW:
@@ -23,6 +26,15 @@ class LazyAdamW:
         self.moment = torch.zeros_like(values)
         self.square = torch.zeros_like(values)
         self.steps = torch.zeros(len(values), dtype=torch.float32, device=values.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step counts by name: the tensors themselves."""
+        return {"moment": self.moment, "square": self.square, "steps": self.steps}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with the moments and step counts of `state`. Raises StageError when their shapes differ."""
+        for name, values in self.state().items():
+            copy_into(values, state[name], f"the optimizer's {name}")
 
     @torch.no_grad()
     def step(self, index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor | float) -> Tensor:

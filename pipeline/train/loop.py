@@ -1,11 +1,11 @@
-"""The steps of one train stage: batch, words in, loss, gradient, words and LoRA moved, a line of metrics."""
+"""The steps of one train stage: batch, words in, loss, gradients, everything moved, a line of metrics."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,43 +14,19 @@ from torch import Tensor
 from ..errors import StageError
 from ..models.denoisers import Denoiser
 from ..models.load import Model
-from ..words.injection import ActiveRows, Injection
+from ..words.injection import Injection
 from .batches import Batch, Batches
+from .clock import Clock
 from .latents import Latents
 from .objective import Objective
-from .word_trainer import Clock, WordTrainer
-
-# Gradients of float16 weights are small enough to vanish: the loss is multiplied before and the gradient divided after.
-LOSS_SCALE = {torch.float16: 128.0}
-
-
-@dataclass(frozen=True, eq=False)
-class LoraTrainer:
-    """The LoRA's parameters and their own optimizer, so that its step size and clipping are not the words'."""
-
-    parameters: list[torch.nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    learning_rate: float
-    clip_norm: float
-
-    def step(self, factor: float, scale: float) -> float:
-        """Move the LoRA; return the norm of its gradient before clipping. Raises StageError when it is not finite."""
-        for parameter in self.parameters:
-            if parameter.grad is not None and scale != 1.0:
-                parameter.grad /= scale
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
-        if not torch.isfinite(norm):
-            raise StageError(f"the gradient of the LoRA is {float(norm)}, not a finite number")
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+from .scaling import LossScale
+from .trained import Trained
+from .word_trainer import WordTrainer
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What a train stage is made of, put together before its first step."""
+    """What a train stage is made of, put together before its first step. `things` are moved in their order."""
 
     model: Model
     denoiser: Denoiser
@@ -58,12 +34,16 @@ class Training:
     objective: Objective
     latents: tuple[Latents, Latents | None]
     batches: Batches
-    words: WordTrainer | None
-    lora: LoraTrainer | None
+    things: tuple[Trained, ...]
     steps: int
     accumulation: int
     seed: int
-    factor: Callable[[int], float]
+    scale: LossScale = field(default_factory=LossScale)
+
+    @property
+    def words(self) -> WordTrainer | None:
+        """The words among the things that are trained."""
+        return next((thing for thing in self.things if isinstance(thing, WordTrainer)), None)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -73,7 +53,7 @@ class Training:
 def train_steps(training: Training) -> Iterator[dict[str, Any]]:
     """Run the steps one by one, yielding each one's row of metrics.
 
-    Raises StageError, with all vectors as the last good step left them, when loss or gradient is not finite.
+    Raises StageError, with everything as the last good step left it, when loss or gradient is not finite.
     """
     begin = time.monotonic()
     for step in range(training.steps):
@@ -85,53 +65,90 @@ def train_steps(training: Training) -> Iterator[dict[str, Any]]:
 
 def one_step(training: Training, clock: Clock) -> dict[str, Any]:
     """One optimizer step over `accumulation` micro-batches."""
-    first = clock.step * training.accumulation
-    batches = [training.batches.at(first + part) for part in range(training.accumulation)]
-    captions = [caption for batch in batches for caption in batch.captions]
-    words = training.injection.words_in(captions)
-    running = training.words.running(words, clock) if training.words else set()
-    active = training.injection.take(words, train=bool(running))
+    batches = step_batches(training, clock.step)
+    words = activate_words(training, batches, clock)
+    loss, norms = gradients(training, batches, clock.step)
+    while not all(math.isfinite(norm) for norm in norms.values()):
+        for thing in training.things:
+            thing.clear()
+        if not training.scale.halve():
+            bad = next(name for name, norm in norms.items() if not math.isfinite(norm))
+            raise StageError(f"the gradient of {bad} at step {clock.step + 1} is {norms[bad]}, not a finite number")
+        loss, norms = gradients(training, batches, clock.step)
+    training.scale.keep()
+    for thing in training.things:
+        thing.step(norms[thing.name], clock)
+    return _row(training, clock, loss, norms) | {"active": words}
+
+
+def step_batches(training: Training, step: int) -> list[Batch]:
+    """The micro-batches of a step, the same whatever was asked before."""
+    first = step * training.accumulation
+    return [training.batches.at(first + part) for part in range(training.accumulation)]
+
+
+def activate_words(training: Training, batches: Sequence[Batch], clock: Clock) -> list[str]:
+    """Put the words that these captions hold into the model, as leaves where they are in training; return them."""
+    words = training.injection.words_in(caption for batch in batches for caption in batch.captions)
+    if training.words is None:
+        training.injection.take(words, train=False)
+    else:
+        training.words.begin(words, clock)
+    return words
+
+
+def gradients(training: Training, batches: Sequence[Batch], step: int) -> tuple[float, dict[str, float]]:
+    """The loss of a step, and the norm of the gradient that it left in each thing.
+
+    Raises StageError when the loss is not finite: nothing has moved then.
+    """
+    grad_text = any(thing.moves_text for thing in training.things)
     loss = 0.0
     for part, batch in enumerate(batches):
-        loss += _backward(training, batch, first + part, grad_text=bool(running)) / training.accumulation
+        loss += _backward(training, batch, step * training.accumulation + part, grad_text=grad_text)
+    loss /= training.accumulation
     if not math.isfinite(loss):
-        raise StageError(f"the loss at step {clock.step + 1} is {loss}, not a finite number")
-    factor = training.factor(clock.step)
-    row: dict[str, Any] = {"step": clock.step + 1, "loss": loss, "learning_rate": {}}
-    scale = LOSS_SCALE.get(training.model.dtype, 1.0)
-    if training.lora:  # before the words, so that they are the last good ones when its gradient is not finite
-        row["gradient_norm"] = training.lora.step(factor, scale)
-        row["learning_rate"]["lora"] = factor * training.lora.learning_rate
-    if training.words:
-        _unscale(active, scale)
-        row["gradient_norm"] = training.words.step(active, factor, running)
-        row["learning_rate"]["words"] = factor * training.words.highest_rate
-    row["active"] = words
-    return row
+        raise StageError(f"the loss at step {step + 1} is {loss}, not a finite number")
+    return loss, {thing.name: thing.gradient_norm(training.scale.value) for thing in training.things}
 
 
 def _backward(training: Training, batch: Batch, number: int, *, grad_text: bool) -> float:
-    """Loss of one micro-batch; its gradient is added to the active rows and the LoRA."""
+    """Loss of one micro-batch; its gradient is added to what is trained."""
+    loss = batch_loss(training, batch, number, grad_text=grad_text)
+    if loss.requires_grad:
+        (loss * (training.scale.value / training.accumulation)).backward()
+    return float(loss.detach())
+
+
+def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool) -> Tensor:
+    """Loss of micro-batch `number` of the stage, with its graph."""
     model, objective = training.model, training.objective
-    plain, mirrored = training.latents
-    latents = plain.draw(batch.pictures, training.seed, number)
-    if mirrored is not None:
-        other = mirrored.draw(batch.pictures, training.seed, number)
-        latents = torch.where(torch.tensor(batch.flipped).reshape(-1, 1, 1, 1), other, latents)
+    latents = _latents(training, batch, number)
     noise, timesteps = objective.draw(latents, training.seed, number)
     noisy = objective.noisy(latents, noise, timesteps).to(model.device, model.dtype)
     target = objective.target(latents, noise, timesteps).to(model.device)
     with torch.set_grad_enabled(grad_text):
         text = training.denoiser.encode(model.pipe, list(batch.captions))
     prediction = training.denoiser.predict(model.pipe, noisy, timesteps.to(model.device), text)
-    loss = objective.loss(prediction, target)
-    if loss.requires_grad:
-        (loss * (LOSS_SCALE.get(model.dtype, 1.0) / training.accumulation)).backward()
-    return float(loss.detach())
+    return objective.loss(prediction, target)
 
 
-def _unscale(active: dict[str, ActiveRows], scale: float) -> None:
-    for rows in active.values():
-        gradient: Tensor | None = rows.leaf.grad
-        if gradient is not None and scale != 1.0:
-            gradient /= scale
+def _latents(training: Training, batch: Batch, number: int) -> Tensor:
+    """What the VAE says of the batch's pictures, mirrored where the batch says so."""
+    plain, mirrored = training.latents
+    latents = plain.draw(batch.pictures, training.seed, number)
+    if mirrored is None:
+        return latents
+    other = mirrored.draw(batch.pictures, training.seed, number)
+    return torch.where(torch.tensor(batch.flipped).reshape(-1, 1, 1, 1), other, latents)
+
+
+def _row(training: Training, clock: Clock, loss: float, norms: dict[str, float]) -> dict[str, Any]:
+    """A step's line of metrics: `gradient_norm` is that of everything together."""
+    row: dict[str, Any] = {"step": clock.step + 1, "loss": loss, "gradient_norm": math.hypot(*norms.values())}
+    if len(norms) > 1:
+        row["gradient_norms"] = norms
+    if training.scale.dynamic:
+        row["loss_scale"] = training.scale.value
+    row["learning_rate"] = {key: rate for thing in training.things for key, rate in thing.learning_rates().items()}
+    return row

@@ -19,8 +19,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def add_lora(denoiser: nn.Module, options: Mapping[str, Any], seed: int) -> list[nn.Parameter]:
-    """Put a fresh LoRA on the denoiser and return its float32 parameters; its first answer is the untouched model's.
+def add_lora(denoiser: nn.Module, options: Mapping[str, Any], seed: int) -> dict[str, nn.Parameter]:
+    """Put a fresh LoRA on the denoiser and return its float32 parameters by name; the model answers as before with it.
 
     A LoRA that an earlier stage left is trained on when it has the same shape. Raises StageError when no layer has a
     name that ends as `targets` says, or the shapes differ.
@@ -47,7 +47,7 @@ def add_lora(denoiser: nn.Module, options: Mapping[str, Any], seed: int) -> list
     elif _layers(denoiser) != {name for name, _ in denoiser.named_modules() if f".{name}".endswith(ends)}:
         raise StageError("the LoRA of the stage before is on other layers: keep its targets, or train in one stage")
     parameters = _parameters(denoiser)
-    for parameter in parameters:
+    for parameter in parameters.values():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return parameters
@@ -55,7 +55,7 @@ def add_lora(denoiser: nn.Module, options: Mapping[str, Any], seed: int) -> list
 
 def freeze_lora(denoiser: nn.Module) -> None:
     """Hold a LoRA of an earlier stage still: it is part of the model then, and collects no gradient."""
-    for parameter in _parameters(denoiser):
+    for parameter in _parameters(denoiser).values():
         parameter.requires_grad_(False)
         parameter.grad = None
 
@@ -66,13 +66,18 @@ def _layers(denoiser: nn.Module) -> set[str]:
     return {name for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
 
 
-def _parameters(denoiser: nn.Module) -> list[nn.Parameter]:
-    return [parameter for name, parameter in denoiser.named_parameters() if f".{ADAPTER}." in name]
+def _parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in denoiser.named_parameters() if f".{ADAPTER}." in name}
+
+
+def has_lora(denoiser: nn.Module) -> bool:
+    """Whether a LoRA of this run is on it."""
+    return ADAPTER in getattr(denoiser, "peft_config", {})
 
 
 def remove_lora(denoiser: nn.Module) -> None:
     """Take the LoRA off again, if there is one: the layers are the original ones, in their places."""
-    if ADAPTER in getattr(denoiser, "peft_config", {}):
+    if has_lora(denoiser):
         denoiser.unload_lora()  # type: ignore[operator]
 
 

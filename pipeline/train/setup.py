@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..models.load import Model
 from ..recipe.captions import read_captions
 from ..recipe.model import Recipe
 from .batches import Example
 from .latents import Latents, encode_pictures
-from .loop import LoraTrainer
 from .lora import add_lora
+from .weights import WeightSettings, WeightTrainer
 
 
 def lora_trainer(
-    model: Model, options: Mapping[str, Any], optimizer: Mapping[str, Any], *, clip_norm: float, seed: int
-) -> LoraTrainer:
+    model: Model, options: Mapping[str, Any], optimizer: Mapping[str, Any], factor: Callable[[int], float], *,
+    clip_norm: float, seed: int,
+) -> WeightTrainer:  # fmt: skip
     """A LoRA on the denoiser with an optimizer of its own: the stage's kind and betas, the LoRA's rate and decay."""
+
+    def adamw(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            parameters, lr=options["learning_rate"], betas=tuple(optimizer["betas"]), eps=optimizer["eps"],
+            weight_decay=options["weight_decay"],
+        )  # fmt: skip
+
     parameters = add_lora(model.denoiser, options, seed)
-    adamw = torch.optim.AdamW(
-        parameters, lr=options["learning_rate"], betas=tuple(optimizer["betas"]), eps=optimizer["eps"],
-        weight_decay=options["weight_decay"],
-    )  # fmt: skip
-    return LoraTrainer(parameters, adamw, options["learning_rate"], clip_norm)
+    settings = WeightSettings(adamw, options["learning_rate"], factor, clip_norm)
+    return WeightTrainer("lora.denoiser", parameters, settings, text=False)
 
 
 def examples_of(recipe: Recipe) -> list[Example]:

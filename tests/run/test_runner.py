@@ -22,6 +22,7 @@ from pivotune.pipeline.run.metrics import Metrics
 from pivotune.pipeline.run.samples import inject_files
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.lora import ADAPTER
+from pivotune.pipeline.train.weights import WeightTrainer
 from pivotune.pipeline.words.raw import from_raw
 
 FAMILIES = ["sd1", "sdxl"]
@@ -252,7 +253,7 @@ def test_a_lora_stands_still_in_a_stage_of_words_and_goes_on_afterwards(tmp_path
         before = [parameter.clone() for parameter in parameters]
         row = one_step(training, clock)
         same = all(torch.equal(one, two) for one, two in zip(before, parameters, strict=True))
-        assert same == (training.lora is None)
+        assert same == ("lora.denoiser" not in {thing.name for thing in training.things})
         return row
 
     monkeypatch.setattr(loop, "one_step", checked)
@@ -327,8 +328,9 @@ def test_ctrl_c_keeps_words_and_lora(tmp_path, monkeypatch, when):
     one_step, steps = loop.one_step, []
 
     def interrupted(training, clock):
-        steps.append(training.lora is not None)
-        if training.lora is not None and (when == "between the stages" or sum(steps) == 3):
+        tunes = training.words is None
+        steps.append(tunes)
+        if tunes and (when == "between the stages" or sum(steps) == 3):
             raise KeyboardInterrupt
         return one_step(training, clock)
 
@@ -404,11 +406,8 @@ def test_a_word_in_no_batch_is_an_error_that_keeps_the_others(tmp_path):
 
 
 def test_a_lora_gradient_that_is_not_finite_leaves_the_words_as_they_were(tmp_path, monkeypatch):
-    def broken(trainer, factor, scale):
-        raise StageError("the gradient of the LoRA is nan, not a finite number")
-
-    monkeypatch.setattr(loop.LoraTrainer, "step", broken)
-    with pytest.raises(StageError, match="gradient of the LoRA"):
+    monkeypatch.setattr(WeightTrainer, "gradient_norm", lambda trainer, scale: float("nan"))
+    with pytest.raises(StageError, match=r"gradient of lora.denoiser at step 1 is nan, not a finite number"):
         run_project(make_project(tmp_path, train="lora = { rank = 2 }"), tmp_path / "run")
     rows = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
     kept, _ = read_safetensors(tmp_path / "run" / "last-good" / "cat.safetensors")

@@ -1,0 +1,59 @@
+"""Nested values with tensors in them, as an optimizer's state is, taken apart for a file and put together again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import StageError
+from .trained import State
+
+
+def pack(tree: Any, path: str = "") -> State:
+    """Copies of all tensors of a tree of dicts, lists and tuples by their path, and the rest as JSON values.
+
+    Raises StageError for a value that JSON cannot spell.
+    """
+    tensors: dict[str, Tensor] = {}
+    return State(tensors, {"tree": _apart(tree, path, tensors)})
+
+
+def _apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().clone()
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {"pairs": [[key, _apart(one, f"{path}.{key}".lstrip("."), tensors)] for key, one in value.items()]}
+    if isinstance(value, (list, tuple)):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_apart(one, f"{path}.{at}".lstrip("."), tensors) for at, one in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise StageError(f"the optimizer keeps a {type(value).__name__} at {path}, which no checkpoint can hold")
+
+
+def unpack(state: State) -> Any:
+    """The tree that `pack` took apart, with copies of its tensors."""
+    return _together(state.values["tree"], state.tensors)
+
+
+def _together(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]].clone()
+    if "pairs" in value:
+        return {key: _together(one, tensors) for key, one in value["pairs"]}
+    if "tuple" in value:
+        return tuple(_together(one, tensors) for one in value["tuple"])
+    return [_together(one, tensors) for one in value["list"]]
+
+
+@torch.no_grad()
+def copy_into(target: Tensor, source: Tensor, what: str) -> None:
+    """Fill a tensor with values of a checkpoint. Raises StageError when the shapes differ."""
+    if target.shape != source.shape:
+        raise StageError(f"{what} is {tuple(target.shape)}, the checkpoint has {tuple(source.shape)}")
+    target.copy_(source)

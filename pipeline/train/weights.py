@@ -1,0 +1,115 @@
+"""Training weights of the model: a LoRA's own, or the model's themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import StageError
+from .clock import Clock
+from .packing import copy_into, pack, unpack
+from .trained import State
+
+
+@dataclass(frozen=True, eq=False)
+class WeightSettings:
+    """How weights are moved: the optimizer (made for the parameters it is given), rate, its factor a step, clipping."""
+
+    optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer]
+    learning_rate: float
+    factor: Callable[[int], float]
+    clip_norm: float
+
+
+class WeightTrainer:
+    """Weights with an optimizer of their own, so that its step size and clipping are nobody else's.
+
+    Weights of a half-precision model are moved in a float32 copy and rounded into the model after each step: a step
+    that is smaller than half precision can hold adds up in the copy instead of being lost, for every optimizer alike.
+    """
+
+    def __init__(
+        self, name: str, parameters: Mapping[str, torch.nn.Parameter], settings: WeightSettings, *, text: bool
+    ) -> None:
+        """`text` says that the weights are a text encoder's, which needs a gradient through it."""
+        self.name, self.parameters, self.settings = name, dict(parameters), settings
+        self.moves_text = text
+        self.masters = {key: _master(parameter) for key, parameter in self.parameters.items()}
+        self.optimizer = settings.optimizer(list(self.masters.values()))
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+            parameter.grad = None
+
+    def gradient_norm(self, scale: float) -> float:
+        """Norm of the gradient divided by `scale`; the float32 copies hold it now."""
+        gradients = []
+        for key, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
+            gradient = parameter.grad.float()
+            if scale != 1.0:
+                gradient = gradient / scale
+            if self.masters[key] is not parameter:
+                parameter.grad = None
+            self.masters[key].grad = gradient
+            gradients.append(gradient)
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+    def step(self, norm: float, clock: Clock) -> None:
+        """Move the weights, at most `clip_norm` of the gradient's norm."""
+        if self.settings.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.masters.values(), self.settings.clip_norm, torch.tensor(norm, dtype=torch.float32)
+            )
+        rate = self.settings.learning_rate * self.settings.factor(clock.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.clear()
+        self._round()
+
+    def clear(self) -> None:
+        for tensor in (*self.parameters.values(), *self.masters.values()):
+            tensor.grad = None
+
+    def learning_rates(self) -> dict[str, float]:
+        return {self.name: max(float(group["lr"]) for group in self.optimizer.param_groups)}
+
+    def state(self) -> State:
+        tree = {"weights": dict(self.masters), "optimizer": self.optimizer.state_dict()}
+        return pack(tree)
+
+    def restore(self, state: State) -> None:
+        tree = unpack(state)
+        if tree["weights"].keys() != self.masters.keys():
+            raise StageError(f"the checkpoint's {self.name} has other weights than the recipe asks for")
+        for key, values in tree["weights"].items():
+            copy_into(self.masters[key], values, f"{self.name}: {key}")
+        self.optimizer.load_state_dict(tree["optimizer"])
+        self._round()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        yield
+
+    def finish(self) -> None:
+        """Hold the weights still from now on."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        for key, parameter in self.parameters.items():
+            if self.masters[key] is not parameter:
+                parameter.copy_(self.masters[key])
+
+
+def _master(parameter: torch.nn.Parameter) -> Tensor:
+    if parameter.dtype == torch.float32:
+        return parameter
+    return parameter.detach().float().requires_grad_(True)

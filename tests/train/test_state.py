@@ -1,0 +1,65 @@
+"""What a checkpoint holds of a trained thing is enough to go on as if nothing had happened."""
+
+import json
+
+import pytest
+import torch
+from projects import make_project, run_project
+
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.train import loop
+from pivotune.pipeline.train.packing import pack, unpack
+from pivotune.pipeline.train.trained import State
+
+
+def test_a_tree_comes_back_from_json_and_tensors():
+    tree = {"a": [torch.arange(3), (1, 2.5)], 0: {"b": None, "inf": float("inf")}, "true": True}
+    packed = pack(tree)
+    again = unpack(State(packed.tensors, json.loads(json.dumps(packed.values))))
+    assert list(packed.tensors) == ["a.0"]
+    assert torch.equal(again["a"][0], torch.arange(3))
+    assert again["a"][1] == (1, 2.5)
+    assert (again[0], again["true"]) == (tree[0], True)
+
+
+def test_what_json_cannot_spell_is_refused():
+    with pytest.raises(StageError, match=r"keeps a function at a\.b"):
+        pack({"a": {"b": pack}})
+
+
+def trained(tmp_path, monkeypatch, train, name, interrupt):
+    """The states after five steps; with `interrupt` all things are put back to what they were after the third."""
+    recipe = load_recipe(make_project(tmp_path / name, train=train), ["train.steps=5"])
+    one_step, kept, ends = loop.one_step, {}, {}
+
+    def stepped(training, clock):
+        if interrupt and clock.step == 3:
+            kept.update({thing.name: thing.state() for thing in training.things})
+            for step in (3, 4):
+                one_step(training, type(clock)(step, clock.steps, clock.steps_per_epoch, clock.seconds))
+            for thing in training.things:
+                facts = json.loads(json.dumps(kept[thing.name].values))
+                thing.restore(State(kept[thing.name].tensors, facts))
+        row = one_step(training, clock)
+        if clock.step == 4:
+            ends.update({thing.name: thing.state() for thing in training.things})
+        return row
+
+    monkeypatch.setattr(loop, "one_step", stepped)
+    run_project(recipe, tmp_path / f"run-{name}")
+    monkeypatch.setattr(loop, "one_step", one_step)
+    return ends
+
+
+def test_a_state_is_all_that_is_needed_to_go_on(tmp_path, monkeypatch):
+    for name in ("whole", "again"):
+        (tmp_path / name).mkdir()
+    train = "lora = { rank = 2, learning_rate = 0.05 }"
+    whole = trained(tmp_path, monkeypatch, train, "whole", False)
+    again = trained(tmp_path, monkeypatch, train, "again", True)
+    assert whole.keys() == again.keys() == {"words", "lora.denoiser"}
+    for name, state in whole.items():
+        assert state.values == again[name].values
+        assert state.tensors.keys() == again[name].tensors.keys()
+        assert all(torch.equal(tensor, again[name].tensors[key]) for key, tensor in state.tensors.items())
