@@ -23,8 +23,11 @@ class Denoiser(Protocol):
     def encode(self, pipe: Any, captions: list[str]) -> Text:
         """Captions through the pipeline's own prompt encoding, with gradients: what is trained is what is used."""
 
-    def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
-        """The denoiser's answer for (batch, channels, height, width) latents at (batch,) time steps."""
+    def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
+        """The denoiser's answer for (batch, channels, height, width) latents at (batch,) time steps.
+
+        `sizes` is `Batch.sizes`, for models that are told them; left out: whole pictures of the latents' size.
+        """
 
 
 class UNet:
@@ -36,16 +39,13 @@ class UNet:
         return Text(states)
 
     @staticmethod
-    def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
+    def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
         prediction: Tensor = pipe.unet(noisy, timesteps, encoder_hidden_states=text.states, return_dict=False)[0]
         return prediction
 
 
 class UNetXL:
-    """Stable Diffusion XL: two encoders side by side, the second's pooled vector, and the picture's size as time ids.
-
-    Pictures are trained as whole, uncropped ones: original size = target size, crop corner (0, 0).
-    """
+    """Stable Diffusion XL: two encoders side by side, the second's pooled vector, and sizes as time ids."""
 
     @staticmethod
     def encode(pipe: Any, captions: list[str]) -> Text:
@@ -58,10 +58,11 @@ class UNetXL:
         return Text(states, pooled)
 
     @staticmethod
-    def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
+    def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
         height, width = (side * pipe.vae_scale_factor for side in noisy.shape[-2:])
-        ids = torch.tensor([height, width, 0, 0, height, width], dtype=text.states.dtype, device=noisy.device)
-        added = {"text_embeds": text.pooled, "time_ids": ids.expand(len(noisy), -1)}
+        if sizes is None:
+            sizes = torch.tensor([height, width, 0, 0, height, width]).expand(len(noisy), -1)
+        added = {"text_embeds": text.pooled, "time_ids": sizes.to(noisy.device, text.states.dtype)}
         prediction: Tensor = pipe.unet(
             noisy, timesteps, encoder_hidden_states=text.states, added_cond_kwargs=added, return_dict=False
         )[0]

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.captions import Captioned
 from ..errors import RecipeError
-from .captions import Captioned
 from .check_model import family_of, model_findings
 from .check_pictures import picture_findings
 from .check_stages import stage_findings

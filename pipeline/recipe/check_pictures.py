@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from .captions import PICTURES, Captioned, collect_captions
+from ..data.captions import PICTURES, Captioned, collect_captions
 from .model import Concept, Recipe
 from .nearest import sibling
 from .problem import Finding

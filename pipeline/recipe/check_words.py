@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from ..data.captions import Captioned
 from ..words.placeholders import Replacer, spelling
-from .captions import Captioned
 from .model import Recipe, Word
 from .nearest import nearest
 from .problem import Finding, Place

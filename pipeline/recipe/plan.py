@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.captions import read_captions
 from ..models.tokenizers import token_limit
 from ..words.initial import InitialTokens, tokenize_initial
 from ..words.placeholders import Replacer
-from .captions import read_captions
 from .model import Recipe, Stage
 
 EXAMPLES = 4  # captions that are shown

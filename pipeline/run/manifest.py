@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from ...converters.embedding import Contents, Embedding
+from ..data.captions import read_captions
 from ..models.device import device_name
-from ..recipe.captions import read_captions
 from ..recipe.model import Recipe, Word
 from ..words.injection import Encoder
 from ..words.nearest import nearest_tokens

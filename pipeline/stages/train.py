@@ -12,16 +12,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...converters.embedding import Contents, Embedding
+from ..data.dataset import open_dataset
 from ..errors import StageError
 from ..models.denoisers import DENOISERS
 from ..run.state import Run
-from ..train.batches import Batches
 from ..train.loop import Training, train_steps
 from ..train.lora import freeze_lora, has_lora, lora_tensors
 from ..train.objective import Objective
 from ..train.scaling import loss_scale
 from ..train.schedule import rate_factor
-from ..train.setup import examples_of, latents_of, lora_trainer, native_resolution
+from ..train.setup import lora_trainer, native_resolution
 from ..train.trained import Trained
 from ..train.word_trainer import WordSettings, WordTrainer
 from ..words.raw import from_raw, to_raw
@@ -66,16 +66,22 @@ def train(
         things.append(lora_trainer(run.model, lora, optimizer, factor, clip_norm=clip_norm, seed=run.recipe.seed))
     if not things:
         raise StageError("nothing to train: embeddings = false (or no word has train = true) and there is no lora")
-    seed, examples = run.recipe.seed + 1000 * run.stage, examples_of(run.recipe)
-    size = resolution or native_resolution(run.model)
-    run.progress(f"encoding {len({example.picture for example in examples})} pictures at {size}x{size}")
+    seed = run.recipe.seed + 1000 * run.stage
+    run.progress("reading and encoding the pictures")
     training = Training(
         model=run.model,
         denoiser=DENOISERS[run.model.family.denoiser_kind],
         injection=run.need_injection(),
         objective=Objective(run.model.pipe.scheduler),
-        latents=latents_of(run.model, examples, size, flip=flip),
-        batches=Batches(examples, batch_size, seed, flip=flip, caption_dropout=caption_dropout),
+        dataset=open_dataset(
+            run.recipe,
+            run.model.pipe.vae,
+            resolution=resolution or native_resolution(run.model),
+            batch_size=batch_size,
+            seed=seed,
+            flip=flip,
+            caption_dropout=caption_dropout,
+        ),
         things=tuple(things),
         steps=steps,
         accumulation=gradient_accumulation,

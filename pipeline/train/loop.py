@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.batch import Batch
+from ..data.dataset import Dataset
 from ..errors import StageError
 from ..models.denoisers import Denoiser
 from ..models.load import Model
 from ..words.injection import Injection
-from .batches import Batch, Batches
 from .clock import Clock
-from .latents import Latents
 from .objective import Objective
 from .scaling import LossScale
 from .trained import Trained
@@ -32,8 +32,7 @@ class Training:
     denoiser: Denoiser
     injection: Injection
     objective: Objective
-    latents: tuple[Latents, Latents | None]
-    batches: Batches
+    dataset: Dataset
     things: tuple[Trained, ...]
     steps: int
     accumulation: int
@@ -47,7 +46,7 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> float:
-        return len(self.batches.examples) / (self.batches.size * self.accumulation)
+        return self.dataset.batches_per_epoch / self.accumulation
 
 
 def train_steps(training: Training) -> Iterator[dict[str, Any]]:
@@ -84,7 +83,7 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
 def step_batches(training: Training, step: int) -> list[Batch]:
     """The micro-batches of a step, the same whatever was asked before."""
     first = step * training.accumulation
-    return [training.batches.at(first + part) for part in range(training.accumulation)]
+    return [training.dataset.at(first + part) for part in range(training.accumulation)]
 
 
 def activate_words(training: Training, batches: Sequence[Batch], clock: Clock) -> list[str]:
@@ -123,24 +122,14 @@ def _backward(training: Training, batch: Batch, number: int, *, grad_text: bool)
 def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool) -> Tensor:
     """Loss of micro-batch `number` of the stage, with its graph."""
     model, objective = training.model, training.objective
-    latents = _latents(training, batch, number)
+    latents = batch.latents
     noise, timesteps = objective.draw(latents, training.seed, number)
     noisy = objective.noisy(latents, noise, timesteps).to(model.device, model.dtype)
     target = objective.target(latents, noise, timesteps).to(model.device)
     with torch.set_grad_enabled(grad_text):
         text = training.denoiser.encode(model.pipe, list(batch.captions))
-    prediction = training.denoiser.predict(model.pipe, noisy, timesteps.to(model.device), text)
+    prediction = training.denoiser.predict(model.pipe, noisy, timesteps.to(model.device), text, batch.sizes)
     return objective.loss(prediction, target)
-
-
-def _latents(training: Training, batch: Batch, number: int) -> Tensor:
-    """What the VAE says of the batch's pictures, mirrored where the batch says so."""
-    plain, mirrored = training.latents
-    latents = plain.draw(batch.pictures, training.seed, number)
-    if mirrored is None:
-        return latents
-    other = mirrored.draw(batch.pictures, training.seed, number)
-    return torch.where(torch.tensor(batch.flipped).reshape(-1, 1, 1, 1), other, latents)
 
 
 def _row(training: Training, clock: Clock, loss: float, norms: dict[str, float]) -> dict[str, Any]:

@@ -17,14 +17,15 @@ def test_a_step_is_the_textbook_step(tmp_path, monkeypatch, family):
     def compared(training, clock):
         rows = training.injection.rows
         before = {key: one.values.clone() for key, one in rows.items()}
-        batch = training.batches.at(0)
+        batch = training.dataset.at(0)
         active = training.injection.activate(batch.captions, train=True)
-        latents = training.latents[0].draw(batch.pictures, training.seed, 0)
+        latents = batch.latents
         noise, times = training.objective.draw(latents, training.seed, 0)
         text = training.denoiser.encode(training.model.pipe, list(batch.captions))
         added = {}
         if text.pooled is not None:
-            ids = torch.tensor([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]]).repeat(2, 1)
+            sizes = [20.0, 16.0, 2.0, 0.0, 16.0, 16.0]  # pictures of 16x20, cut to 16x16
+            ids = torch.tensor([sizes] * len(batch.captions))
             added = {"added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": ids}}
         noisy = training.objective.process.add_noise(latents, noise, times)
         answer = training.model.pipe.unet(noisy, times, text.states, **added).sample
@@ -55,8 +56,8 @@ def test_accumulated_micro_batches_average_their_gradients(tmp_path, monkeypatch
     def compared(training, clock):
         total = 0
         for number in range(3):
-            active = training.injection.activate(training.batches.at(number).captions, train=True)["clip_l"]
-            loop._backward(training, training.batches.at(number), number, grad_text=True)
+            active = training.injection.activate(training.dataset.at(number).captions, train=True)["clip_l"]
+            loop._backward(training, training.dataset.at(number), number, grad_text=True)
             total = total + active.leaf.grad  # each is already a third: what is left to compare is the sum
         row = one_step(training, clock)
         norms.extend([float(total.norm()), row["gradient_norm"]])

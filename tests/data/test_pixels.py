@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from pivotune.pipeline.data.pixels import open_picture, picture_tensor
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.train.pictures import open_picture, picture_tensor
 
 
 def test_values_run_from_minus_one_to_one(tmp_path):
     Image.new("RGB", (8, 8), (255, 0, 127)).save(tmp_path / "a.png")
-    tensor = picture_tensor(tmp_path / "a.png", 4)
+    tensor = picture_tensor(open_picture(tmp_path / "a.png"), 4)
     assert tensor.shape == (3, 4, 4)
     assert tensor.dtype == torch.float32
     assert tensor[:, 0, 0].tolist() == pytest.approx([1.0, -1.0, -0.0039216], abs=1e-6)
@@ -22,12 +22,12 @@ def test_a_long_picture_is_cut_at_the_centre(tmp_path):
     picture = Image.new("RGB", (30, 10), "red")
     picture.paste(Image.new("RGB", (10, 10), "blue"), (10, 0))
     picture.save(tmp_path / "a.png")
-    assert picture_tensor(tmp_path / "a.png", 10)[:, 5, :].T.tolist() == [[-1.0, -1.0, 1.0]] * 10
+    assert picture_tensor(open_picture(tmp_path / "a.png"), 10)[:, 5, :].T.tolist() == [[-1.0, -1.0, 1.0]] * 10
 
 
 def test_a_picture_of_one_pixel_is_enlarged(tmp_path):
     Image.new("RGB", (1, 1), "red").save(tmp_path / "a.png")
-    assert picture_tensor(tmp_path / "a.png", 8).unique().tolist() == [-1.0, 1.0]
+    assert picture_tensor(open_picture(tmp_path / "a.png"), 8).unique().tolist() == [-1.0, 1.0]
 
 
 def test_the_exif_mark_turns_the_picture(tmp_path):
@@ -98,5 +98,5 @@ def broken(folder):
 def test_what_is_no_single_whole_picture_is_refused_by_name(tmp_path, name, why):
     broken(tmp_path)
     with pytest.raises(StageError, match=why) as caught:
-        picture_tensor(tmp_path / name, 8)
+        open_picture(tmp_path / name)
     assert name in str(caught.value)

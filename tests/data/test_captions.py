@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pivotune.pipeline.data.captions import collect_captions, read_captions
 from pivotune.pipeline.errors import RecipeError
-from pivotune.pipeline.recipe.captions import collect_captions, read_captions
 from pivotune.pipeline.recipe.model import Concept
 
 Make = Callable[..., Concept]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import RecipeError
-from .model import Concept
-from .nearest import nearest
+from ..recipe.model import Concept
+from ..recipe.nearest import nearest
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

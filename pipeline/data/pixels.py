@@ -36,8 +36,19 @@ def open_picture(path: Path) -> Image.Image:
         raise StageError(f"{path}: not a readable picture ({error})") from error
 
 
-def picture_tensor(path: Path, resolution: int) -> Tensor:
+def picture_tensor(picture: Image.Image, resolution: int) -> Tensor:
     """(3, resolution, resolution) float32 in -1..1: resized (Lanczos) until it covers the square, cut at the centre."""
-    square = ImageOps.fit(open_picture(path), (resolution, resolution), Image.Resampling.LANCZOS)
+    square = ImageOps.fit(picture, (resolution, resolution), Image.Resampling.LANCZOS)
     values = numpy.asarray(square, dtype=numpy.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def crop_sizes(size: tuple[int, int], cut: tuple[int, int]) -> tuple[float, ...]:
+    """SDXL's six sizes of a picture of `size` (width, height) that is cut at its centre to `cut`.
+
+    Original height and width, top and left of the cut in the picture resized to cover it, height and width of the cut
+    (Podell et al. 2023, section 2.2).
+    """
+    scale = max(cut[0] / size[0], cut[1] / size[1])
+    left, top = (round((side * scale - to) / 2) for side, to in zip(size, cut, strict=True))
+    return tuple(float(value) for value in (size[1], size[0], top, left, cut[1], cut[0]))

@@ -1,0 +1,36 @@
+"""What a training step gets of the data: the one interface between pictures and training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One micro-batch: pictures of one shape with a caption each. Everything is on the CPU and float32 unless said.
+
+    `Dataset.at(number)` makes it, as a function of (seed, number) alone.
+
+    - `captions`: as the text encoders get them; "" where the caption was dropped.
+    - `latents` (batch, channels, height, width): drawn from what the VAE says of each picture, scaled to the range of
+      the denoiser.
+    - `mask` (batch, 1, height, width), 0 to 1, in the resolution of the latents: 1 where the loss counts. A picture
+      without a mask has ones. None when no picture of the batch has one.
+    - `weight` (batch,): how much each picture's loss counts (`loss_weight` of its concept); the loss of a batch is
+      the mean of each picture's loss times this.
+    - `prior` (batch,), bool: pictures of a concept with `prior = true`, which show what the model should go on
+      knowing (prior preservation, DreamBooth).
+    - `sizes` (batch, 6): original height and width, top and left of the crop, height and width it is trained at, in
+      pixels: SDXL's `time_ids`. The crop's corner counts in the picture resized to cover the trained size.
+    - `examples`: numbers of the pictures in `Dataset.examples`, for logs and tests.
+    """
+
+    captions: tuple[str, ...]
+    latents: Tensor
+    mask: Tensor | None
+    weight: Tensor
+    prior: Tensor
+    sizes: Tensor
+    examples: tuple[int, ...]

@@ -1,0 +1,22 @@
+"""Random choices depend on seed, purpose and step alone; schedules are the ones they are called after."""
+
+import pytest
+import torch
+
+from pivotune.pipeline.train.draws import generator
+from pivotune.pipeline.train.schedule import rate_factor
+
+
+def test_draws_differ_by_purpose_step_and_seed_and_repeat():
+    def draw(*key):
+        return torch.rand(4, generator=generator(*key)).tolist()
+
+    assert draw(1, "noise", 5) == draw(1, "noise", 5)
+    assert len({tuple(draw(*key)) for key in [(1, "noise", 5), (2, "noise", 5), (1, "order", 5), (1, "noise", 6)]}) == 4
+
+
+def test_schedules_start_after_the_warm_up_and_end_at_the_last_step():
+    assert [rate_factor("constant", step, steps=10, warmup_steps=4) for step in (0, 3, 4, 9)] == [0.25, 1.0, 1.0, 1.0]
+    assert rate_factor("linear", 5, steps=10, warmup_steps=0) == pytest.approx(0.5)
+    assert rate_factor("cosine", 7, steps=10, warmup_steps=4) == pytest.approx(0.5)
+    assert rate_factor("sqrt", 75, steps=100, warmup_steps=0) == pytest.approx(0.5)
