@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,26 @@ class FileRange:
         """All bytes at once; ConvertError if the file has changed or grown shorter."""
         with self.origin.opened() as descriptor:
             return read_exactly(descriptor, self.offset, self.length, self.origin.path)
+
+
+class Made:
+    """`length` bytes that are made anew at each reading, so a file of any size is written piece by piece."""
+
+    __slots__ = ("_make", "length")
+
+    def __init__(self, length: int, make: Callable[[], bytes | memoryview]) -> None:
+        self.length = length
+        self._make = make
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self) -> bytes | memoryview:
+        """All bytes at once; ValueError if they are not as many as was said."""
+        data = self._make()
+        if len(data) != self.length:
+            raise ValueError(f"{len(data)} bytes were made, {self.length} were said")
+        return data
 
 
 def changed(path: Path) -> ConvertError:

@@ -11,8 +11,12 @@ from .safetensors_bytes import HASHES, LEGACY_HASH
 from .tensor import RawTensor
 
 
-def lora_metadata(family: Family, *, title: str, rank: int, alpha: float) -> dict[str, str]:
+def lora_metadata(
+    family: Family, *, title: str, rank: int | str, alpha: float | str, dora: bool = False
+) -> dict[str, str]:
     """What A1111, Forge, SD.Next and SwarmUI tell a LoRA's model by, in kohya's and ModelSpec's fields.
+
+    `rank` and `alpha` are `Dynamic` where they are not the same for all modules.
 
     Nothing in it changes between two runs; add dates and the like yourself. Hashes are put in by `write_lora`.
     """
@@ -22,6 +26,7 @@ def lora_metadata(family: Family, *, title: str, rank: int, alpha: float) -> dic
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(alpha),
+        **({"ss_network_args": '{"dora_wd": "True"}'} if dora else {}),
         "ss_output_name": title,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": title,

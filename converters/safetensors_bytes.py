@@ -82,7 +82,7 @@ def chunks(tensors: Mapping[str, RawTensor]) -> Iterator[bytes | memoryview]:
         if run:
             yield from _pieces(run)
             run = None
-        yield stored
+        yield tensor.data
     if run:
         yield from _pieces(run)
 

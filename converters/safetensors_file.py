@@ -106,7 +106,7 @@ def add(
             for name, tensor in ordered.items():
                 stored = FileRange(origin, at, len(tensor.stored))
                 kept = isinstance(tensor.stored, FileRange)
-                if not kept and read_exactly(descriptor, at, len(stored), temporary) != tensor.stored:
+                if not kept and read_exactly(descriptor, at, len(stored), temporary) != tensor.data:
                     raise ConvertError(f"{path}: {short(name)} on the disk differs from what was written")
                 found[name] = RawTensor(tensor.dtype, tensor.shape, stored)
                 at += len(stored)

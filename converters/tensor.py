@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from .file_range import FileRange
+from .file_range import FileRange, Made
 
 # Bits a value takes, by the names safetensors gives to data types, in the order in which a file keeps them.
 DTYPE_BITS: dict[str, int] = {
@@ -19,14 +19,14 @@ DTYPE_BITS: dict[str, int] = {
 class RawTensor:
     """`dtype` as safetensors spells it, `shape`, and the little-endian bytes in C order.
 
-    The bytes may stay where they are in a file: `data` then reads them anew at each access, so a LoRA of any
-    size costs no memory until somebody looks. Raises ValueError if bytes, dtype and shape do not fit.
+    The bytes may stay in a file, or be made on demand: `data` then has them anew at each access, so a LoRA or model of
+    any size costs no memory until somebody looks. Raises ValueError if bytes, dtype and shape do not fit.
     """
 
     __slots__ = ("dtype", "shape", "stored")
 
-    def __init__(self, dtype: str, shape: tuple[int, ...], data: bytes | memoryview | FileRange) -> None:
-        if type(data) is FileRange:
+    def __init__(self, dtype: str, shape: tuple[int, ...], data: bytes | memoryview | FileRange | Made) -> None:
+        if type(data) is FileRange or type(data) is Made:
             length = data.length
         else:
             if isinstance(data, memoryview) and (data.format != "B" or data.ndim != 1):
@@ -41,7 +41,7 @@ class RawTensor:
     @property
     def data(self) -> bytes | memoryview:
         """The bytes, read from the file if they are still there; ConvertError if that file has changed since."""
-        return self.stored.read() if isinstance(self.stored, FileRange) else self.stored
+        return self.stored.read() if isinstance(self.stored, FileRange | Made) else self.stored
 
     def __repr__(self) -> str:
         return f"RawTensor({self.dtype!r}, {self.shape!r})"

@@ -72,3 +72,32 @@ def tiny_sdxl(seed: int = 0, **text_changes: Any) -> StableDiffusionXLPipeline:
         text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer_2, 40, **text_changes)),
         tokenizer_2=tokenizer_2, unet=unet, scheduler=tiny_scheduler(),
     )  # fmt: skip
+
+
+def tiny_sd2(seed: int = 0, **text_changes: Any) -> StableDiffusionPipeline:
+    """A random model in the shape of Stable Diffusion 2.x: v-prediction, OpenCLIP's activation and padding."""
+    pipe = tiny_sd(seed, hidden_act="gelu", **text_changes)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    return pipe
+
+
+def real_blocks(family: str, seed: int = 0) -> Any:
+    """A random model with all the blocks and layers of the real one, eight channels wide."""
+    pipe = {"sd1": tiny_sd, "sd2": tiny_sd2, "sdxl": tiny_sdxl}[family](seed)
+    torch.manual_seed(seed + 1)
+    attention, plain = "CrossAttn{}Block2D", "{}Block2D"
+    kinds = [plain, attention, attention] if family == "sdxl" else [attention, attention, attention, plain]
+    blocks = {
+        "down_block_types": tuple(kind.format("Down") for kind in kinds),
+        "up_block_types": tuple(kind.format("Up") for kind in reversed(kinds)),
+        "block_out_channels": (8,) * len(kinds), "layers_per_block": 2, "sample_size": 16, "norm_num_groups": 4,
+        "attention_head_dim": 2, "use_linear_projection": family != "sd1",
+        "transformer_layers_per_block": (1, 2, 10) if family == "sdxl" else 1,
+    }  # fmt: skip
+    given = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
+    pipe.unet = UNet2DConditionModel.from_config(given | blocks)
+    pipe.vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16), layers_per_block=2, latent_channels=4, norm_num_groups=4, sample_size=128,
+    )  # fmt: skip
+    return pipe

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +20,14 @@ class EncoderSpec:
     width: int
     module: str
     tokenizer: str
+
+
+@dataclass(frozen=True)
+class CheckpointPart:
+    """Where a checkpoint file has one model of the pipeline: its layout and how the names of its tensors begin."""
+
+    layout: str
+    prefix: str
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ class Family:
     """What an embedding, a LoRA or a training step needs to know of a kind of model.
 
     `denoiser_kind` is empty for a family whose files are only converted, not trained. `step_tflops` is the work of one
-    training step with one picture of `resolution`, words only, in 10^12 floating-point operations.
+    training step with one picture of `resolution`, words only, in 10^12 floating-point operations. `checkpoint` says
+    how one file holds the whole model, by attribute of the pipeline; it is empty where we write no such file.
     """
 
     name: str
@@ -53,6 +62,7 @@ class Family:
     cross_attention: int
     signs: Signs
     step_tflops: float = 0.0
+    checkpoint: dict[str, CheckpointPart] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -83,4 +93,5 @@ def _family(data: dict) -> Family:
     encoders = tuple(EncoderSpec(**encoder) for encoder in data.pop("encoders"))
     signs = data.pop("signs")
     data["signs"] = Signs(tuple(signs["architectures"]), tuple(signs["base_models"]), signs["blocks"])
+    data["checkpoint"] = {name: CheckpointPart(**part) for name, part in data.get("checkpoint", {}).items()}
     return Family(encoders=encoders, denoiser_kind=denoiser["kind"], denoiser_module=denoiser["module"], **data)

@@ -36,12 +36,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class Program:
-    """A target: where its files go, what the user types, which characters a file name may have."""
+    """A target: where its files go, what the user types, which characters a file name may have.
+
+    `dora` says whether it reads what a DoRA learns beside a LoRA, `lora_layout` in whose layout it gets LoRAs (kohya's
+    or PEFT's), `lora_blocks` for which families these name the denoiser's blocks as Stability does.
+    """
 
     name: str
     title: str
     folder: str
     lora_folder: str
+    model_folder: str
     prompt: str
     lora_prompt: str
     characters: str | None
@@ -51,6 +56,9 @@ class Program:
     reserved: tuple[str, ...] = ()
     outputs: bool = False
     one_count: bool = True
+    dora: bool = True
+    lora_layout: str = "kohya"
+    lora_blocks: dict[str, str] = field(default_factory=dict)
     refuses: dict[str, str] = field(default_factory=dict)
 
     def prompted(self, stem: str, word: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ...converters import safetensors_file
 from ...converters.bundle import bundle, tensors_of, words_of
@@ -13,13 +14,19 @@ from ...converters.lora import lora_metadata, write_lora
 from ...converters.tensor import RawTensor, same
 from ..run.state import Run
 from ..words.raw import from_raw
+from .lora_layout import has_dora
 from .standalone import widths
 
 
-def write_plain(run: Run, tensors: Mapping[str, RawTensor], path: Path) -> None:
-    """The LoRA without words. Raises ConvertError when the file does not hold the tensors that went in."""
+def write_plain(
+    run: Run, tensors: Mapping[str, RawTensor], path: Path, *, facts: Mapping[str, RawTensor] | None = None
+) -> None:
+    """The LoRA without words. `facts` is it in kohya's layout, where `tensors` is not.
+
+    Raises ConvertError when the file does not hold the tensors that went in.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_lora(path, tensors, _metadata(run, tensors))
+    write_lora(path, tensors, _metadata(run, facts or tensors))
     _compare(path, safetensors_file.read(path)[0], tensors)
 
 
@@ -46,12 +53,17 @@ def _spelled(words: Iterable[Embedding], sizes: dict[str, int]) -> tuple[list[Em
 
 
 def _metadata(run: Run, tensors: Mapping[str, RawTensor]) -> dict[str, str]:
-    down = next(raw for name, raw in tensors.items() if name.endswith(".lora_down.weight"))
-    alpha = next(raw for name, raw in tensors.items() if name.endswith(".alpha"))
+    ranks = {raw.shape[0] for name, raw in tensors.items() if name.endswith(".lora_down.weight")}
+    alphas = {float(from_raw(raw).float()) for name, raw in tensors.items() if name.endswith(".alpha")}
     facts = lora_metadata(
-        run.model.family, title=run.recipe.name, rank=down.shape[0], alpha=float(from_raw(alpha).float())
+        run.model.family, title=run.recipe.name, rank=_only(ranks), alpha=_only(alphas), dora=has_dora(tensors)
     )
     return facts | {"pivotune.recipe": run.recipe.name, "pivotune.seed": str(run.recipe.seed)}
+
+
+def _only(values: set[Any]) -> str:
+    """The one value of all modules, or what kohya's scripts say where they differ."""
+    return str(next(iter(values))) if len(values) == 1 else "Dynamic"
 
 
 def _compare(path: Path, found: Mapping[str, RawTensor], meant: Mapping[str, RawTensor]) -> None:

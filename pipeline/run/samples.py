@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...converters.safetensors_file import read as read_safetensors
+from ..export.lora_layout import peft
 from ..models.load import Model
 from ..recipe.model import Recipe
 from ..words.injection import Injection
@@ -38,7 +39,8 @@ def draw_after(
     try:
         injection.activate(recipe.samples.prompts)
         if lora is not None:
-            model.pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, local_files_only=True)
+            tensors = peft(read_safetensors(lora)[0], model.family, model.pipe)
+            model.pipe.load_lora_weights({name: from_raw(raw) for name, raw in tensors.items()})
         return list(_draw(model, recipe, recipe.samples.prompts, folder, "after"))
     finally:
         injection.eject()

@@ -24,7 +24,8 @@ class Run:
 
     `start` is what `tokenize` made, so that every later vector can be held against its beginning. `kept` is what
     training has reached, for the day on which the run is stopped. `data` is what a
-    stage tells the manifest; nothing else reads it.
+    stage tells the manifest; nothing else reads it. `finetuned` names the models of the pipeline (`unet`,
+    `text_encoder`, …) whose own weights a stage has trained: `export` writes the whole model then.
     """
 
     recipe: Recipe
@@ -41,6 +42,7 @@ class Run:
     kept: Contents | None = None
     stopped_at: dict[str, int] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
+    finetuned: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)

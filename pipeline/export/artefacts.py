@@ -1,0 +1,60 @@
+"""The manifest's rows of what was exported, and the count: what the recipe declares against what lies on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...converters.programs import Program
+from ...converters.write import Written
+from ..errors import StageError
+from ..run.hashes import sha256
+from ..run.state import Run
+
+
+def note(
+    run: Run,
+    path: Path,
+    kind: str,
+    program: Program | None = None,
+    written: Written | None = None,
+    word: str | None = None,
+    trigger: str | None = None,
+) -> None:
+    """Add a file's row: `kind` is word, lora, bundle, model or text."""
+    put = None
+    if program is not None and kind != "text":
+        put = program.lora_folder if kind in ("bundle", "lora") else program.folder
+    row: dict[str, Any] = {
+        "path": path.relative_to(run.folder).as_posix(),
+        "sha256": sha256(path),
+        "bytes": path.stat().st_size,
+        "kind": kind,
+        "program": program.name if program else None,
+        "dialect": written.dialect if written else None,
+        "trigger": written.trigger if written else trigger,
+        "put_in": put,
+        "word": word,
+    }
+    run.artefacts.append(row)
+
+
+def count(run: Run, declared: int) -> dict[str, int]:
+    """`declared` against the files that still have the hash they had when they were verified.
+
+    A model's folder is one export, whole when all its files are. Raises StageError when an export is missing.
+    """
+    exports: dict[str, list[dict[str, Any]]] = {}
+    for row in run.artefacts:
+        if row["kind"] != "text":
+            inside = row["path"].split("/")[:2] if row["kind"] == "model" else [row["path"]]
+            exports.setdefault("/".join(inside), []).append(row)
+    whole = [path for path, rows in exports.items() if all(_there(run, row) for row in rows)]
+    if len(whole) != declared:
+        raise StageError(f"{declared} exports are declared, {len(whole)} are there and verified")
+    return {"exports_declared": declared, "exports_verified": len(whole)}
+
+
+def _there(run: Run, row: dict[str, Any]) -> bool:
+    path = run.folder / row["path"]
+    return path.is_file() and sha256(path) == row["sha256"]

@@ -1,0 +1,68 @@
+"""A fine-tuned model as a diffusers folder, which `from_pretrained` of diffusers and many programs load."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...converters import safetensors_file
+from .tensors import plain, raw_tensors
+
+
+def write_model_folder(pipe: Any, folder: Path, dtype: torch.dtype, *, source: Path | None = None) -> None:
+    """Write the whole model; the folder appears when all of it is there, in the place of an older one.
+
+    Tokenizers and scheduler settings come from the pipeline; files of tokenizers that the folder `source` has, as they
+    are there. Raises ConvertError when a value is too large for `dtype`.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        for name, component in pipe.components.items():
+            if isinstance(component, torch.nn.Module):
+                _model(component, part / name, dtype)
+            elif hasattr(component, "get_vocab"):
+                _tokenizer(component, part / name, source / name if source is not None else None)
+            elif component is not None:
+                component.save_pretrained(part / name)
+        pipe.save_config(part)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _model(module: Any, folder: Path, dtype: torch.dtype) -> None:
+    folder.mkdir()
+    state = plain(module.state_dict())
+    if hasattr(module, "save_config"):
+        module.save_config(folder)
+        name = "diffusion_pytorch_model.safetensors"
+    else:  # transformers
+        config = copy.deepcopy(module.config)
+        config.architectures, config.dtype = [type(module).__name__], dtype
+        config.save_pretrained(folder)
+        name = "model.safetensors"
+        if type(module).__name__ == "CLIPTextModel":  # the name that older versions of transformers look for
+            state = {f"text_model.{key.removeprefix('text_model.')}": tensors for key, tensors in state.items()}
+    safetensors_file.write(folder / name, raw_tensors(state, dtype), {"format": "pt"})
+
+
+def _tokenizer(tokenizer: Any, folder: Path, source: Path | None) -> None:
+    """The tokenizer's files, with the two that older versions of transformers need."""
+    if source is not None and source.is_dir():
+        shutil.copytree(source, folder)
+        return
+    tokenizer.save_pretrained(folder)
+    model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+    if model.get("type") == "BPE" and not (folder / "vocab.json").exists():
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", "utf-8")

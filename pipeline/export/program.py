@@ -1,0 +1,102 @@
+"""All files of one program: words, LoRA or both in one, and the text that says what to do with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...converters.embedding import Contents, Embedding
+from ...converters.programs import Program
+from ...converters.write import Written, layout_for, write_words
+from ..models.family import MICRO
+from ..run.state import Run
+from .artefacts import note
+from .guide import Base, Files, bundle_trigger, diffusers_lines, guide_text
+from .lora import write_bundle, write_plain
+from .lora_layout import for_program, lost
+from .standalone import widths
+
+SCRIPTS = {"diffusers": "load.py"}  # programs whose users write code
+
+
+@dataclass(frozen=True)
+class Made:
+    """What every program may use beside its own files: the plain LoRA, the fine-tuned model as folder and as file."""
+
+    lora: Path | None = None
+    folder: Path | None = None
+    file: Path | None = None
+
+
+def export_for(run: Run, ready: Contents, program: Program, folder: Path, made: Made, *, bundle: bool) -> int:
+    """Write the files of one program; returns how many it was to have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = bool(ready.rest) and bundle and program.words_in_loras.startswith("yes") and bool(ready.embeddings)
+    if whole:
+        path = folder / f"{run.recipe.name}.safetensors"
+        write_bundle(run, ready.rest, ready.embeddings, path)
+        names = tuple(word.name for word in ready.embeddings)
+        note(run, path, "bundle", program, trigger=bundle_trigger(path.name, names))
+        declared, files = 1, Files({}, path.name, names)
+    else:
+        words, declared = _words(run, ready.embeddings, program, folder)
+        own, lora = _lora(run, ready, program, folder, made)
+        declared, files = declared + own, Files(words, lora)
+    if ready.rest:
+        run.warnings += lost(ready.rest, program)
+    files = replace(
+        files, script=SCRIPTS.get(program.name), model_folder=_from(folder, made.folder),
+        model_file=_from(folder, made.file),
+    )  # fmt: skip
+    _texts(run, files, program, folder)
+    return declared
+
+
+def _from(folder: Path, path: Path | None) -> str | None:
+    return None if path is None else os.path.relpath(path, folder)
+
+
+def _words(
+    run: Run, embeddings: Sequence[Embedding], program: Program, folder: Path
+) -> tuple[dict[str, tuple[Written, ...]], int]:
+    """The standalone words of a program, by name, and how many files its layout wants."""
+    if not embeddings:
+        return {}, 0
+    family = run.model.family
+    words = write_words(embeddings, program.name, family, folder, widths=widths(run))
+    each = len(words) // len(embeddings)
+    by_name = {word.name: tuple(words[at * each : (at + 1) * each]) for at, word in enumerate(embeddings)}
+    for word, several in by_name.items():
+        for written in several:
+            note(run, written.path, "word", program, written, word)
+        run.warnings += [f"{word} for {program.title}: {loss}" for loss in several[0].losses]
+    return by_name, len(embeddings) * len(layout_for(program.name, family)[1].files)
+
+
+def _lora(run: Run, ready: Contents, program: Program, folder: Path, made: Made) -> tuple[int, str | None]:
+    """Where a program finds the LoRA: a file of its own (1) where it wants other names, else the one for all (0)."""
+    if made.lora is None:
+        return 0, None
+    tensors = for_program(ready.rest, program, run.model.family, run.model.pipe)
+    if tensors is None:
+        return 0, _from(folder, made.lora)
+    path = folder / f"{run.recipe.name}_lora.safetensors"
+    write_plain(run, tensors, path, facts=ready.rest)
+    note(run, path, "lora", program)
+    return 1, path.name
+
+
+def _texts(run: Run, files: Files, program: Program, folder: Path) -> None:
+    """HOW-TO.txt, and the script where the program's users write code."""
+    if files.script is not None and (files.words or files.lora or files.model_folder):
+        spec = run.recipe.model
+        base = Base(str(run.model.path) if spec.base == MICRO else spec.base, spec)
+        _text(run, folder / files.script, diffusers_lines(run.model.family, files, base), program)
+    _text(run, folder / "HOW-TO.txt", guide_text(program, files), program)
+
+
+def _text(run: Run, path: Path, text: str, program: Program) -> None:
+    path.write_text(text, encoding="utf-8")
+    note(run, path, "text", program)

@@ -1,0 +1,51 @@
+"""A model's tensors as bytes for a file, made one at a time while it is written: memory holds the model once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...converters.errors import ConvertError
+from ...converters.file_range import Made
+from ...converters.tensor import RawTensor, nbytes
+from .sgm_layout import Pieces
+
+NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def raw_tensors(pieces: Pieces, dtype: torch.dtype, prefix: str = "") -> dict[str, RawTensor]:
+    """Tensors for a file in `dtype`, rounded to nearest when they are written.
+
+    Reading one raises ConvertError where a finite value would become infinite.
+    """
+    return {prefix + name: _raw(parts, dtype, prefix + name) for name, parts in pieces.items()}
+
+
+def plain(state: Mapping[str, Tensor]) -> Pieces:
+    """Tensors under their own names; of several names for the same memory (tied weights) the first stays."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    pieces: Pieces = {}
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if place not in seen:
+            seen.add(place)
+            pieces[name] = (tensor,)
+    return pieces
+
+
+def _raw(parts: Sequence[Tensor], dtype: torch.dtype, name: str) -> RawTensor:
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if parts[0].ndim else ()
+    return RawTensor(NAMES[dtype], shape, Made(nbytes(NAMES[dtype], shape), partial(_bytes, tuple(parts), dtype, name)))
+
+
+def _bytes(parts: tuple[Tensor, ...], dtype: torch.dtype, name: str) -> memoryview:
+    """The bytes in C order; those of a tensor that is as it must be already are its own memory."""
+    before = parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])
+    after = before.to("cpu", dtype).contiguous()
+    if dtype == torch.float16 and bool((after.isinf().cpu() & ~before.isinf().cpu()).any()):
+        raise ConvertError(f"{name}: has values too large for float16; write the model as bfloat16 or float32")
+    return after.reshape(-1).view(torch.uint8).numpy().data
