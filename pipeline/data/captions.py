@@ -1,114 +1,147 @@
-"""Reads the captions of a concept. Opens no picture and needs no torch."""
+"""Reads the captions of a concept and finds its masks. Opens no picture and needs no torch."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import RecipeError
 from ..recipe.model import Concept
 from ..recipe.nearest import nearest
+from .files import PICTURES, Files, composed, files_in
+from .tables import TABLES, table_rows
+from .text import read_text
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+BESIDE = (".txt", ".caption")
 
 
 @dataclass
 class Captioned:
-    """Pictures with their captions, and what is wrong: a picture without a caption is only among the problems."""
+    """Pictures with their captions, and what is wrong: a picture without a caption is only among the problems.
+
+    `masks` has the mask file of each picture that has one; `files` are the files that captions came from.
+    """
 
     pictures: list[tuple[Path, list[str]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder (not of folders in it), in the order of their names. OSError when there is none."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
-    return [folder / name for name in sorted(names) if name.lower().endswith(PICTURES)]
+    warnings: list[str] = field(default_factory=list)
+    masks: dict[Path, Path] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
 
 
 def read_captions(concept: Concept) -> list[tuple[Path, list[str]]]:
     """Every picture of a concept with its captions. RecipeError names every picture and line that has none."""
+    return read_concept(concept).pictures
+
+
+def read_concept(concept: Concept) -> Captioned:
+    """Pictures, captions and masks of a concept. RecipeError names every picture and line that is wrong."""
     try:
         captioned = collect_captions(concept)
     except OSError as error:
         raise RecipeError([f"{concept.images}: cannot be read: {error.strerror or error}"]) from error
     if captioned.problems:
         raise RecipeError(captioned.problems)
-    return captioned.pictures
+    return captioned
 
 
 def collect_captions(concept: Concept) -> Captioned:
     """Captions as far as they can be read. OSError when the folder of pictures cannot."""
-    paths = pictures_in(concept.images)
+    files, result = files_in(concept.images, recursive=concept.recursive), Captioned()
     if isinstance(concept.captions, tuple):
-        return Captioned([(path, list(concept.captions)) for path in paths])
-    if concept.captions == "beside":
-        return _beside(paths)
-    if concept.captions == "file-name":
-        return Captioned([(path, [path.stem.strip()]) for path in paths])
-    return _from_table(Path(concept.captions), concept.images, paths)
-
-
-def _beside(pictures: list[Path]) -> Captioned:
-    result = Captioned()
-    for picture in pictures:
-        path = picture.with_suffix(".txt")
-        text = _text(path, f"the caption of {picture.name}", result)
-        captions = [line.strip() for line in (text or "").splitlines() if line.strip()]
-        if captions:
-            result.pictures.append((picture, captions))
-        elif text is not None:
-            result.problems.append(f"{path}: the caption of {picture.name} is empty")
+        result.pictures = [(path, list(concept.captions)) for path in files.pictures]
+    elif concept.captions == "beside":
+        _beside(files, result)
+    elif concept.captions == "file-name":
+        result.pictures = [(path, [path.stem.strip()]) for path in files.pictures]
+    elif concept.captions.lower().endswith(".txt"):
+        _templates(Path(concept.captions), files, result)
+    elif concept.captions.lower().endswith(TABLES):
+        _table(Path(concept.captions), concept.images, files, result)
+    else:
+        known = f"'beside', 'file-name', a {', '.join(TABLES)} or .txt file, or a list of templates"
+        result.problems.append(f"{concept.captions}: captions come from {known}")
+    if concept.prefix or concept.suffix:
+        result.pictures = [
+            (path, [f"{concept.prefix}{text}{concept.suffix}" for text in texts]) for path, texts in result.pictures
+        ]
+    _masks(concept, files, result)
     return result
 
 
-def _from_table(path: Path, folder: Path, pictures: list[Path]) -> Captioned:
-    result = Captioned()
-    names = {picture.name for picture in pictures}
-    captions: dict[str, list[str]] = {}
-    for number, name, caption in _rows(path, result):
-        if name in names:
-            captions.setdefault(name, []).append(caption)
+def _beside(files: Files, result: Captioned) -> None:
+    owners: dict[Path, Path] = {}
+    for picture in files.pictures:
+        paths = files.beside(picture, *BESIDE)
+        if len(paths) > 1:
+            names = " and ".join(path.name for path in paths)
+            result.problems.append(f"{picture}: has two files of captions, {names}; keep one")
+            continue
+        path = paths[0] if paths else picture.with_suffix(".txt")
+        text = read_text(path, f"the caption of {picture.name}", result.problems)
+        captions = [line.strip() for line in (text or "").splitlines() if line.strip()]
+        if captions:
+            result.pictures.append((picture, captions))
+            if path in owners:
+                result.warnings.append(f"{picture}: has the same caption file as {owners[path].name}, {path.name}")
+            else:
+                result.files.append(path)
+            owners.setdefault(path, picture)
+        elif text is not None:
+            result.problems.append(f"{path}: the caption of {picture.name} is empty")
+
+
+def _templates(path: Path, files: Files, result: Captioned) -> None:
+    """One template a line; a line that starts with # is a remark."""
+    text = read_text(path, "the file of templates", result.problems)
+    lines = [line.strip() for line in (text or "").splitlines()]
+    templates = [line for line in lines if line and not line.startswith("#")]
+    if text is not None and not templates:
+        result.problems.append(f"{path}: holds no template; write one on each line")
+    if templates:
+        result.files.append(path)
+        result.pictures = [(picture, list(templates)) for picture in files.pictures]
+
+
+def _table(path: Path, folder: Path, files: Files, result: Captioned) -> None:
+    names = {composed(picture.relative_to(folder).as_posix()): picture for picture in files.pictures}
+    captions: dict[Path, list[str]] = {}
+    for number, name, texts in table_rows(path, result.problems):
+        picture = names.get(composed(name.replace("\\", "/").removeprefix("./")))
+        if picture is not None:
+            captions.setdefault(picture, []).extend(texts)
         else:
             guess = nearest(name, names)
             hint = f"; did you mean '{guess}'?" if guess else ""
             result.problems.append(f"{path}:{number}: {folder} has no picture '{name}'{hint}")
-    for picture in pictures:
-        if picture.name in captions:
-            result.pictures.append((picture, captions[picture.name]))
+    result.files.append(path)
+    for name, picture in names.items():
+        if picture in captions:
+            result.pictures.append((picture, captions[picture]))
         elif captions:
-            result.problems.append(f"{path}: no caption for {picture.name}; add a line for it")
-    return result
+            result.problems.append(f"{path}: no caption for {name}; add a line for it")
 
 
-def _rows(path: Path, result: Captioned) -> Iterator[tuple[int, str, str]]:
-    lines = (_text(path, "the table of captions", result) or "").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            result.problems.append(f"{path}:{number}: not JSON: {error}")
-            continue
-        name, text = (row.get("file_name"), row.get("text")) if isinstance(row, dict) else (None, None)
-        if isinstance(name, str) and isinstance(text, str) and text.strip():
-            yield number, name, text.strip()
-        else:
-            result.problems.append(f'{path}:{number}: a line is {{"file_name": "a.png", "text": "a caption"}}')
-
-
-def _text(path: Path, what: str, result: Captioned) -> str | None:
+def _masks(concept: Concept, files: Files, result: Captioned) -> None:
+    if concept.masks in ("none", "alpha"):
+        return
+    folder = None if concept.masks == "beside" else Path(concept.masks)
     try:
-        return path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        result.problems.append(f"{path}: {what} is missing")
-    except UnicodeDecodeError:
-        result.problems.append(f"{path}: {what} is not UTF-8 text")
+        there = files_in(folder, recursive=concept.recursive) if folder else files
     except OSError as error:
-        result.problems.append(f"{path}: {what} cannot be read: {error.strerror or error}")
-    return None
+        result.problems.append(f"{folder}: the folder of masks cannot be read: {error.strerror or error}")
+        return
+    for picture, _ in result.pictures:
+        if folder is None:
+            found = there.mask(picture)
+        else:
+            place = folder / picture.relative_to(concept.images)
+            found = there.beside(place, *PICTURES) + there.mask(place)
+        if len(found) > 1:
+            result.problems.append(f"{picture}: has {len(found)} masks, {found[0].name} and {found[1].name}; keep one")
+        elif found:
+            result.masks[picture] = found[0]
+    without = [picture.name for picture, _ in result.pictures if picture not in result.masks]
+    if without and (result.masks or folder):
+        text = f"{without[0]} and {len(without) - 1} more have" if len(without) > 1 else f"{without[0]} has"
+        result.warnings.append(f"{text} no mask: all of the picture counts")

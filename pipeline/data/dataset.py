@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..recipe.model import Concept, Recipe
+from ..errors import StageError
+from ..recipe.model import Recipe
 from ..train.draws import generator
 from .batch import Batch
-from .captions import read_captions
+from .cache import Cache, Encoded, cache_folder
+from .examples import Example, read_examples
 from .latents import Latents
-from .order import Order, Turns
-
-
-@dataclass(frozen=True)
-class Example:
-    """One picture of a concept and the captions it may be shown with; one of them is drawn each time."""
-
-    picture: Path
-    captions: tuple[str, ...]
-    concept: Concept
+from .order import Order
+from .shapes import told_sizes
+from .text import changes_tags, shown_tags
 
 
 class Dataset:
@@ -46,43 +41,85 @@ class Dataset:
 
     def at(self, number: int) -> Batch:
         """The `number`-th batch of the run, from 0."""
-        shown = self.order.at(number)
-        chances = torch.rand(3, len(shown), generator=generator(self.seed, "captions", number)).tolist()
-        examples = [self.examples[place] for place in shown]
-        captions = tuple(
-            "" if drop < self.caption_dropout else _pick(example.captions, choice)
-            for example, choice, drop in zip(examples, chances[0], chances[1], strict=True)
-        )
-        flipped = [self.flip and chance < 0.5 for chance in chances[2]]
-        wanted = [(example.picture, flip) for example, flip in zip(examples, flipped, strict=True)]
+        places = self.order.at(number)
+        examples = [self.examples[place] for place in places]
+        chances = torch.rand(4, len(places), generator=generator(self.seed, "captions", number)).tolist()
+        variants = [
+            self.latents.shown(example, self._flips(example, side), chance, number * self.order.size + place)
+            for place, (example, side, chance) in enumerate(zip(examples, chances[2], chances[3], strict=True))
+        ]
+        told = [self.latents.get(example, variant) for example, variant in zip(examples, variants, strict=True)]
+        sizes = [
+            told_sizes(example.size, example.cut, variant.place, variant.flip)
+            for example, variant in zip(examples, variants, strict=True)
+        ]
         return Batch(
-            captions=captions,
-            latents=self.latents.draw(wanted, generator(self.seed, "latents", number)),
-            mask=None,
-            weight=torch.ones(len(shown)),
-            prior=torch.zeros(len(shown), dtype=torch.bool),
-            sizes=torch.tensor([self.latents.sizes[picture] for picture in wanted]),
-            examples=shown,
+            captions=self._captions(examples, chances[0], chances[1], number),
+            latents=self._latents(told, number),
+            mask=_mask(told),
+            weight=torch.tensor([example.concept.loss_weight for example in examples]),
+            prior=torch.tensor([example.concept.prior for example in examples]),
+            sizes=torch.tensor(sizes),
+            examples=places,
         )
+
+    def _flips(self, example: Example, chance: float) -> bool:
+        return (self.flip or example.concept.flip) and chance < 0.5
+
+    def _captions(
+        self, examples: Sequence[Example], choices: Sequence[float], drops: Sequence[float], number: int
+    ) -> tuple[str, ...]:
+        draw = generator(self.seed, "tags", number)
+        captions = []
+        for example, choice, drop in zip(examples, choices, drops, strict=True):
+            caption = example.captions[int(choice * len(example.captions))]
+            if changes_tags(example.concept):
+                caption = shown_tags(
+                    caption, example.concept,
+                    lambda count: torch.rand(count, generator=draw).tolist(),
+                    lambda count: torch.randperm(count, generator=draw).tolist(),
+                )  # fmt: skip
+            captions.append("" if drop < self.caption_dropout else caption)
+        return tuple(captions)
+
+    def _latents(self, told: Sequence[Encoded], number: int) -> Tensor:
+        mean = torch.stack([one.mean for one in told])
+        deviation = torch.stack([one.deviation for one in told])
+        noise = torch.randn(mean.shape, generator=generator(self.seed, "latents", number))
+        return (mean + deviation * noise - self.latents.shift) * self.latents.factor
+
+
+def _mask(told: Sequence[Encoded]) -> Tensor | None:
+    if all(one.mask is None for one in told):
+        return None
+    whole = torch.full((1, *told[0].mean.shape[-2:]), 255, dtype=torch.uint8)
+    return torch.stack([whole if one.mask is None else one.mask for one in told]).float() / 255
 
 
 def open_dataset(
     recipe: Recipe, vae: Any, *, resolution: int, batch_size: int, seed: int, flip: bool = False,
-    caption_dropout: float = 0.0,
+    caption_dropout: float = 0.0, run_folder: Path | None = None, warn: Callable[[str], None] | None = None,
+    bar: bool = False,
 ) -> Dataset:  # fmt: skip
-    """The pictures of a recipe, encoded; `seed` is the train stage's own."""
-    examples: list[Example] = []
-    turns: list[Turns] = []
-    for concept in recipe.concepts:
-        here = [Example(path, tuple(captions), concept) for path, captions in read_captions(concept)]
-        numbers = tuple(range(len(examples), len(examples) + len(here)))
-        turns.append(Turns(numbers * concept.repeats, len(here) * concept.repeats))
-        examples += here
-    order = Order(turns, [(resolution, resolution)] * len(examples), batch_size, seed)
-    paths = list(dict.fromkeys(example.picture for example in examples))
-    latents = Latents(vae, paths, resolution, flip=flip)
-    return Dataset(examples, order, latents, seed, flip=flip, caption_dropout=caption_dropout)
+    """The pictures of a recipe, encoded or found in the cache.
 
-
-def _pick(captions: Sequence[str], chance: float) -> str:
-    return captions[int(chance * len(captions))]
+    `seed` is the train stage's own; the variants of pictures hang on the recipe's, so that two stages share them.
+    `warn` is told of what is worth a warning. Raises StageError that names every picture that cannot be used.
+    """
+    read, data = read_examples(recipe, resolution), recipe.data
+    if not read.rows and not read.problems:
+        raise StageError("there are no pictures; add a [[concept]] with images = a folder")
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    odd = next((example.cut for example in read.rows if example.cut[0] % factor or example.cut[1] % factor), None)
+    if odd is not None:
+        raise StageError(f"a cut of {odd[0]}x{odd[1]} pixels is no multiple of {factor}, which the model's VAE needs")
+    folder = cache_folder(data.cache_latents, run_folder)
+    latents = Latents(
+        vae, recipe.seed, variants=data.variants, cache=Cache(folder) if folder else None,
+        fresh=data.cache_latents == "off",
+    )  # fmt: skip
+    latents.prepare(read.rows, read.problems, flip=flip, bar=bar)
+    if latents.unwritable is not None and warn is not None:
+        warn(f"encoded pictures are not kept on disk: {latents.unwritable}")
+    order = Order(read.turns, [example.cut for example in read.rows], batch_size, seed)
+    return Dataset(read.rows, order, latents, seed, flip=flip, caption_dropout=caption_dropout)

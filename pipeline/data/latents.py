@@ -1,47 +1,129 @@
-"""Pictures through the VAE once, before the first step."""
+"""Pictures through the VAE: once and kept, or anew each time they are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
+from tqdm import tqdm
 
-from .pixels import crop_sizes, open_picture, picture_tensor
+from ...converters.errors import ConvertError
+from ..errors import StageError
+from ..train.draws import generator
+from .cache import Cache, Encoded, key_of, vae_identity
+from .examples import Example
+from .open import open_alpha, open_mask, open_picture
+from .variants import Variant, drawn_variant, shown_mask, shown_picture, varies
 
-Wanted = tuple[Path, bool]  # a picture, and whether it is mirrored
+HELD = 512 * 2**20  # bytes of encoded pictures held in memory; the rest is read from the cache when it is shown
+SHOWN = 20  # bad pictures that are named
 
 
 class Latents:
-    """What the VAE says of each picture: mean and deviation, from which each step draws, as with the VAE in the loop.
+    """What the VAE says of each variant of each example.
 
-    Pictures are encoded one by one: a batch would change the last bits.
+    Pictures are encoded one by one: in a batch the last bits would depend on their neighbours. `hits` and `misses`
+    count the variants that were found and those that had to be encoded; `unwritable` says why the cache takes no
+    files, where it does not. With `fresh` nothing is kept and every showing is a variant of its own.
     """
 
-    def __init__(self, vae: Any, paths: Sequence[Path], resolution: int, *, flip: bool) -> None:
+    def __init__(self, vae: Any, seed: int, *, variants: int, cache: Cache | None, fresh: bool = False) -> None:
+        self.vae, self.seed, self.variants, self.cache, self.fresh = vae, seed, variants, cache, fresh
         self.factor = float(vae.config.scaling_factor)
         self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
-        self.sizes: dict[Wanted, tuple[float, ...]] = {}
-        self._told: dict[Wanted, tuple[Tensor, Tensor]] = {}
-        for path in paths:
-            picture = open_picture(path)
-            values = picture_tensor(picture, resolution)
-            for mirrored in (False, True) if flip else (False,):
-                self._told[path, mirrored] = encode(vae, values.flip(-1) if mirrored else values)
-                self.sizes[path, mirrored] = crop_sizes(picture.size, (resolution, resolution))
+        self.hits = self.misses = 0
+        self.unwritable: str | None = None
+        self._identity = vae_identity(vae) if cache is not None else {}
+        self._held: dict[str, Encoded] = {}
+        self._bytes = 0
 
-    def draw(self, wanted: Sequence[Wanted], draw: torch.Generator) -> Tensor:
-        """Latents of these pictures for one step, (batch, channels, height, width) float32 on the CPU."""
-        mean = torch.stack([self._told[one][0] for one in wanted])
-        deviation = torch.stack([self._told[one][1] for one in wanted])
-        noise = torch.randn(mean.shape, generator=draw)
-        return (mean + deviation * noise - self.shift) * self.factor
+    def shown(self, example: Example, flip: bool, chance: float, showing: int) -> Variant:
+        """The variant of one showing: one of those that are kept, by chance from 0 to 1, or with `fresh` a new one."""
+        return self._variant(example, flip, showing if self.fresh else int(chance * self.variants))
+
+    def prepare(self, examples: Sequence[Example], problems: list[str], *, flip: bool, bar: bool) -> None:
+        """Encode what is not kept yet. StageError names these problems and all pictures that cannot be decoded.
+
+        With `fresh` nothing is encoded, but every picture is opened once, so that a bad one is found now.
+        """
+        found = list(problems)
+        for example in tqdm(examples, desc="encode", unit="picture", disable=None if bar else True, leave=False):
+            try:
+                self._prepare(example, flip, encode=not found and not self.fresh)
+            except StageError as error:
+                found.append(str(error))
+        if found:
+            distinct = list(dict.fromkeys(found))
+            more = [f"and {len(distinct) - SHOWN} more"] if len(distinct) > SHOWN else []
+            raise StageError("\n".join([*distinct[:SHOWN], *more]))
+
+    def get(self, example: Example, variant: Variant) -> Encoded:
+        """What the VAE says of one variant: from memory, from the cache, or encoded now."""
+        kept = None if self.fresh else self._read(example, variant)
+        return kept or self._made(example, variant, *opened(example))
+
+    def _prepare(self, example: Example, flip: bool, *, encode: bool) -> None:
+        count = self.variants if varies(example.concept) and not self.fresh else 1
+        sides = (False, True) if flip or example.concept.flip else (False,)
+        wanted = [self._variant(example, side, number) for number in range(count) for side in sides]
+        lacking = [variant for variant in wanted if self.fresh or self._read(example, variant) is None]
+        self.hits += len(wanted) - len(lacking)
+        if lacking:
+            picture, mask = opened(example)
+            for variant in lacking if encode else ():
+                self._made(example, variant, picture, mask)
+
+    def _variant(self, example: Example, flip: bool, number: int) -> Variant:
+        if not varies(example.concept):
+            return Variant(flip=flip)
+        return drawn_variant(example.concept, flip, generator(self.seed, "variant", example.content, number))
+
+    def _key(self, example: Example, variant: Variant) -> str:
+        return key_of(self._identity, content=example.content, cut=example.cut, variant=variant.as_json())
+
+    def _read(self, example: Example, variant: Variant) -> Encoded | None:
+        key = self._key(example, variant)
+        kept = self._held.get(key)
+        if kept is None and self.cache is not None:
+            kept = self.cache.read(key)
+            if kept is not None:
+                self._hold(key, kept)
+        return kept
+
+    def _made(self, example: Example, variant: Variant, picture: Image.Image, mask: Image.Image | None) -> Encoded:
+        encoded = encode(self.vae, example, variant, picture, mask)
+        self.misses += 1
+        if not self.fresh:
+            key = self._key(example, variant)
+            if self.cache is not None and self.unwritable is None:
+                try:
+                    self.cache.write(key, encoded)
+                except ConvertError as error:
+                    self.unwritable = str(error)
+            self._hold(key, encoded)
+        return encoded
+
+    def _hold(self, key: str, encoded: Encoded) -> None:
+        if self.cache is None or self.unwritable is not None or self._bytes + encoded.bytes <= HELD:
+            self._held[key] = encoded
+            self._bytes += encoded.bytes
+
+
+def opened(example: Example) -> tuple[Image.Image, Image.Image | None]:
+    """A picture and its mask, of the same size. StageError when one of them cannot be read."""
+    picture = open_picture(example.picture)
+    if example.mask is not None:
+        return picture, open_mask(example.mask, picture.size)
+    return picture, open_alpha(example.picture) if example.masked else None
 
 
 @torch.no_grad()
-def encode(vae: Any, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of one picture's latents, (channels, height, width) float32 on the CPU."""
+def encode(vae: Any, example: Example, variant: Variant, picture: Image.Image, mask: Image.Image | None) -> Encoded:
+    """One variant of a picture through the VAE, and the same part of its mask."""
+    values = shown_picture(picture, example.cut, variant)
     told = vae.encode(values.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist
-    return told.mean[0].float().cpu(), told.std[0].float().cpu()
+    mean, deviation = told.mean[0].float().cpu(), told.std[0].float().cpu()
+    part = None if mask is None else shown_mask(mask, example.cut, variant, mean.shape[-2], mean.shape[-1])
+    return Encoded(mean, deviation, part)

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
 import torch
 
 from ..train.draws import generator
-
-
-@dataclass(frozen=True)
-class Turns:
-    """The examples of one concept, each as often as it is repeated, and how many of them an epoch shows.
-
-    Fewer or more than there are: the examples take turns, so that over the epochs each is shown as often as any other.
-    """
-
-    examples: tuple[int, ...]
-    per_epoch: int
+from .balance import Turns
 
 
 class Order:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import schemas
-from .model import Concept, ModelSpec, Recipe, Samples, Stage, StopAfter, Word
+from .model import Concept, DataSpec, ModelSpec, Recipe, Samples, Stage, StopAfter, Word
 from .stop import parse_stop, stop_text
 
 CHECKPOINTS = (".safetensors", ".ckpt")
@@ -53,6 +53,7 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
         words=words,
         stages=tuple(stage(item) for item in kinds),
         samples=_samples(table["samples"], words),
+        data=_data(table["data"], folder),
         threads=table["threads"],
         description=table["description"],
     )
@@ -99,7 +100,16 @@ def _concept(table: dict[str, Any], folder: Path) -> Concept:
         captions = tuple(captions)
     elif captions not in ("beside", "file-name"):
         captions = str(located(captions, folder))
-    return Concept(located(table["images"], folder), captions, table["repeats"])
+    masks = table["masks"]
+    if masks not in ("beside", "alpha", "none"):
+        masks = str(located(masks, folder))
+    return Concept(**{**table, "images": located(table["images"], folder), "captions": captions, "masks": masks})
+
+
+def _data(table: dict[str, Any], folder: Path) -> DataSpec:
+    cache = table["cache_latents"]
+    place = cache if cache in ("user", "run", "memory", "off") else str(located(cache, folder))
+    return DataSpec(**{**table, "cache_latents": place})
 
 
 SHOWN = 8  # so many words are drawn where the recipe names no prompts: a thousand would take longer than the training
@@ -122,6 +132,7 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
         "embedding": [vars(word) for word in recipe.words],
         "stage": [{"kind": item.kind, **item.options} for item in recipe.stages],
         "samples": vars(recipe.samples),
+        "data": vars(recipe.data),
     }
     return _plain(document)
 

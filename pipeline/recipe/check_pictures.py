@@ -1,4 +1,4 @@
-"""Pictures and captions: are they there, and are they what they seem?"""
+"""Pictures and captions: are they there, and are they what they seem? Opens pictures, decodes none."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.captions import PICTURES, Captioned, collect_captions
+from ..data.captions import Captioned, collect_captions
+from ..data.files import PICTURES
+from ..errors import StageError
 from .model import Concept, Recipe
 from .nearest import sibling
 from .problem import Finding
 
 MOST = 10  # problems of one kind that are named one by one
-_BEGINNINGS = {
-    ".png": (b"\x89PNG\r\n\x1a\n",),
-    ".jpg": (b"\xff\xd8\xff",),
-    ".jpeg": (b"\xff\xd8\xff",),
-    ".bmp": (b"BM",),
-    ".webp": (b"RIFF",),
-}
+WELL_SEEN = 0.5  # less of a picture than this is worth a warning
 
 
 def picture_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
@@ -29,10 +25,12 @@ def picture_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Fin
     for index, concept in enumerate(recipe.concepts):
         result = Captioned()
         captioned.append(result)
-        yield from _concept(("concept", index), concept, result)
+        yield from _concept(("concept", index), concept, recipe, result)
+    if recipe.concepts and all(concept.prior for concept in recipe.concepts):
+        yield Finding(("concept",), "every concept has prior = true; one shows the thing that is learned")
 
 
-def _concept(place: tuple[str | int, ...], concept: Concept, result: Captioned) -> Iterator[Finding]:
+def _concept(place: tuple[str | int, ...], concept: Concept, recipe: Recipe, result: Captioned) -> Iterator[Finding]:
     folder, where = concept.images, (*place, "images")
     if not folder.exists():
         yield Finding(where, f"{folder} does not exist{_sibling(folder)}")
@@ -45,32 +43,55 @@ def _concept(place: tuple[str | int, ...], concept: Concept, result: Captioned) 
     except OSError as error:
         yield Finding(where, f"{folder} cannot be read: {error.strerror or error}")
         return
-    result.pictures, result.problems = read.pictures, read.problems
+    vars(result).update(vars(read))
     if not read.pictures and not read.problems:
         yield Finding(where, f"{folder} holds no picture ({_inside(folder)}); known: {', '.join(PICTURES)}")
-    yield from _some([Finding(where, text) for text in _broken(read)])
+    broken, odd = _looked_at(concept, recipe, read)
+    yield from _some([Finding(where, text) for text in broken])
     yield from _some([Finding((*place, "captions"), text) for text in read.problems])
+    yield from _some([Finding(where, text, "warning") for text in odd])
+    yield from _some([Finding(where, text, "warning") for text in read.warnings])
 
 
-def _broken(captioned: Captioned) -> Iterator[str]:
-    """Pictures whose first bytes are not those of their kind: empty, cut off, or something else by another name."""
+def _looked_at(concept: Concept, recipe: Recipe, captioned: Captioned) -> tuple[list[str], list[str]]:
+    """Pictures that cannot be used, and those that are worth a warning, by what their first bytes say."""
+    if not captioned.pictures:
+        return [], []  # Pillow need not be loaded
+    from ..data.examples import cut_of, refuse_narrow
+    from ..data.open import ENDINGS, look_at
+    from ..data.shapes import seen
+
+    broken, odd = [], []
+    edge = concept.resolution or _resolution(recipe)
     for path, _ in captioned.pictures:
         try:
-            with path.open("rb") as file:
-                head = file.read(16)
-        except OSError as error:
-            yield f"{path}: cannot be read: {error.strerror or error}"
+            size, kind = look_at(path)
+            cut = cut_of(size, concept, recipe.data, edge or 512)
+            refuse_narrow(path, size, cut)
+            if path in captioned.masks:
+                look_at(captioned.masks[path])
+        except StageError as error:
+            broken.append(str(error))
             continue
-        if not head:
-            yield f"{path}: the file is empty"
-        elif not any(head.startswith(begin) for known in _BEGINNINGS.values() for begin in known):
-            yield f"{path}: this is no picture, whatever its name says"
+        if not path.name.lower().endswith(ENDINGS[kind]):
+            odd.append(f"{path}: a {kind} file by another name; it is read as what it is")
+        if seen(size, cut) < WELL_SEEN:
+            way_out = "" if recipe.data.buckets else "; data.buckets = true keeps more"
+            odd.append(f"{path}: {seen(size, cut):.0%} of its {size[0]}x{size[1]} pixels will be seen{way_out}")
+        elif edge and min(size) * 4 < edge:
+            odd.append(f"{path}: {size[0]}x{size[1]} pixels are enlarged more than four times")
+    return list(dict.fromkeys(broken)), odd
+
+
+def _resolution(recipe: Recipe) -> int | None:
+    """What the first train stage cuts pictures to, where it says so."""
+    return next((stage.options["resolution"] for stage in recipe.stages if stage.kind == "train"), None)
 
 
 def _some(findings: list[Finding]) -> Iterator[Finding]:
     yield from findings[:MOST]
     if len(findings) > MOST:
-        yield Finding(findings[0].path, f"and {len(findings) - MOST} more like these")
+        yield Finding(findings[0].path, f"and {len(findings) - MOST} more like these", findings[0].severity)
 
 
 def _inside(folder: Path) -> str:
@@ -80,7 +101,7 @@ def _inside(folder: Path) -> str:
     folders = sum(entry.is_dir() for entry in entries)
     parts = [f"{count} {end}" for end, count in ends.most_common(3)]
     if folders:
-        parts.append(f"{folders} folder{'s' * (folders > 1)}")
+        parts.append(f"{folders} folder{'s' * (folders > 1)}; recursive = true looks into folders")
     return ", ".join(parts) or "it is empty"
 
 

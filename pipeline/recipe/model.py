@@ -21,14 +21,44 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Concept:
-    """Pictures of one thing and where their captions come from.
+    """Pictures of one thing, where their captions and masks come from, and how they are shown.
 
-    `captions` is `beside` (x.txt next to x.png), `file-name`, the path of a JSONL file, or a tuple of templates.
+    `captions` is `beside` (x.txt next to x.png), `file-name`, the path of a .jsonl, .csv or .txt file, or a tuple of
+    templates. `masks` is `beside`, `alpha`, `none`, or the path of a folder. The schema describes every field.
     """
 
     images: Path
-    captions: str | tuple[str, ...]
-    repeats: int
+    captions: str | tuple[str, ...] = "beside"
+    repeats: int = 1
+    samples: int | None = None
+    recursive: bool = False
+    loss_weight: float = 1.0
+    prior: bool = False
+    prefix: str = ""
+    suffix: str = ""
+    shuffle_tags: bool = False
+    keep_tags: int = 0
+    tag_separator: str = ","
+    tag_dropout: float = 0.0
+    masks: str = "beside"
+    resolution: int | None = None
+    flip: bool = False
+    crop: str = "centre"
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """How the pictures of all concepts are prepared. `cache_latents` is `user`, `run`, `memory`, `off` or a folder."""
+
+    balance: str = "none"
+    buckets: bool = False
+    bucket_step: int | None = None
+    cache_latents: str = "user"
+    variants: int = 4
 
 
 @dataclass(frozen=True)
@@ -83,5 +113,6 @@ class Recipe:
     words: tuple[Word, ...]
     stages: tuple[Stage, ...]
     samples: Samples = field(default_factory=Samples)
+    data: DataSpec = field(default_factory=DataSpec)
     threads: int | None = None
     description: str = ""

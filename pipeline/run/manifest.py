@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import cosine_similarity
 
 from ...converters.embedding import Contents, Embedding
-from ..data.captions import read_captions
+from ..data.captions import read_concept
 from ..models.device import device_name
 from ..recipe.model import Recipe, Word
 from ..words.injection import Encoder
@@ -63,7 +62,8 @@ def model_facts(run: Run, hashes: dict[str, str]) -> dict[str, Any]:
 
 def data_facts(recipe: Recipe) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """The pictures and captions by hash, how many captions hold each word, and each word's pictures."""
-    pairs = [pair for concept in recipe.concepts for pair in read_captions(concept)]
+    read = [read_concept(concept) for concept in recipe.concepts]
+    pairs = [pair for concept in read for pair in concept.pictures]
     replacer, base = Replacer([word.placeholder for word in recipe.words]), recipe.path.parent
     shown: dict[str, list[str]] = {word.placeholder: [] for word in recipe.words}
     held = dict.fromkeys(shown, 0)
@@ -75,12 +75,10 @@ def data_facts(recipe: Recipe) -> tuple[dict[str, Any], dict[str, list[str]]]:
             shown[word].append(shown_path(path, base))
     captions = [caption for _, texts in pairs for caption in texts]
     pictures = list(dict.fromkeys(path for path, _ in pairs))
-    beside = [path.with_suffix(".txt") for path in pictures if path.with_suffix(".txt").is_file()]
-    named = dict.fromkeys(concept.captions for concept in recipe.concepts if isinstance(concept.captions, str))
-    tables = [Path(captions) for captions in named if captions not in ("beside", "file-name")]
+    others = dict.fromkeys(path for concept in read for path in (*concept.files, *concept.masks.values()))
     facts = {
         "pictures": len(pictures),
-        "files": file_hashes([*pictures, *beside, *tables], base),
+        "files": file_hashes([*pictures, *others], base),
         "captions": captions[:5],
         "coverage": {word: number / max(1, len(captions)) for word, number in held.items()},
     }

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from pivotune.pipeline.data.order import Order, Turns
+from pivotune.pipeline.data.balance import Turns
+from pivotune.pipeline.data.order import Order
 
 
 def one_concept(count: int, size: int, shapes=None, seed: int = 0) -> Order:

@@ -6,13 +6,14 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pivotune.pipeline.data.pixels import open_picture, picture_tensor
+from pivotune.pipeline.data.open import open_picture
+from pivotune.pipeline.data.variants import Variant, shown_picture
 from pivotune.pipeline.errors import StageError
 
 
 def test_values_run_from_minus_one_to_one(tmp_path):
     Image.new("RGB", (8, 8), (255, 0, 127)).save(tmp_path / "a.png")
-    tensor = picture_tensor(open_picture(tmp_path / "a.png"), 4)
+    tensor = shown_picture(open_picture(tmp_path / "a.png"), (4, 4), Variant())
     assert tensor.shape == (3, 4, 4)
     assert tensor.dtype == torch.float32
     assert tensor[:, 0, 0].tolist() == pytest.approx([1.0, -1.0, -0.0039216], abs=1e-6)
@@ -22,12 +23,15 @@ def test_a_long_picture_is_cut_at_the_centre(tmp_path):
     picture = Image.new("RGB", (30, 10), "red")
     picture.paste(Image.new("RGB", (10, 10), "blue"), (10, 0))
     picture.save(tmp_path / "a.png")
-    assert picture_tensor(open_picture(tmp_path / "a.png"), 10)[:, 5, :].T.tolist() == [[-1.0, -1.0, 1.0]] * 10
+    assert (
+        shown_picture(open_picture(tmp_path / "a.png"), (10, 10), Variant())[:, 5, :].T.tolist()
+        == [[-1.0, -1.0, 1.0]] * 10
+    )
 
 
 def test_a_picture_of_one_pixel_is_enlarged(tmp_path):
     Image.new("RGB", (1, 1), "red").save(tmp_path / "a.png")
-    assert picture_tensor(open_picture(tmp_path / "a.png"), 8).unique().tolist() == [-1.0, 1.0]
+    assert shown_picture(open_picture(tmp_path / "a.png"), (8, 8), Variant()).unique().tolist() == [-1.0, 1.0]
 
 
 def test_the_exif_mark_turns_the_picture(tmp_path):
@@ -88,8 +92,8 @@ def broken(folder):
     ("name", "why"),
     [
         ("cut.png", "not a readable picture"),
-        ("text.png", "not a readable picture"),
-        ("empty.png", "not a readable picture"),
+        ("text.png", "no picture, whatever its name says"),
+        ("empty.png", "the file is empty"),
         ("missing.png", "not a readable picture"),
         ("bomb.png", "not a readable picture"),
         ("moving.webp", "2 frames"),

@@ -1,0 +1,106 @@
+"""The pictures of a recipe as examples: with captions, mask, content hash and the shape they are cut to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import StageError
+from ..recipe.model import Concept, DataSpec, Recipe
+from .balance import Turns, turns_of
+from .captions import read_concept
+from .open import look_at
+from .shapes import LEAST_SEEN, Shape, cut_shape, seen, usual_step
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture of a concept and the captions it may be shown with; one of them is drawn each time.
+
+    `content` is the hash of picture and mask, `size` its upright width and height, `cut` what it is cut to.
+    """
+
+    picture: Path
+    captions: tuple[str, ...]
+    concept: Concept
+    mask: Path | None
+    content: str
+    size: Shape
+    cut: Shape
+
+    @property
+    def masked(self) -> bool:
+        """Whether the picture has a mask, in a file or as its transparency."""
+        return self.mask is not None or self.concept.masks == "alpha"
+
+
+@dataclass
+class Examples:
+    """The examples of all concepts in their order, how an epoch takes turns with them, and pictures that are bad."""
+
+    rows: list[Example] = field(default_factory=list)
+    turns: list[Turns] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_examples(recipe: Recipe, resolution: int) -> Examples:
+    """Every picture of every concept, looked at but not decoded. `resolution` is the train stage's.
+
+    RecipeError where captions are missing; pictures that cannot be used are among the problems.
+    """
+    result, captions = Examples(), []
+    hashes: dict[Path, str] = {}
+    for concept in recipe.concepts:
+        read = read_concept(concept)
+        captions.append([texts for _, texts in read.pictures])
+        for picture, texts in read.pictures:
+            mask = read.masks.get(picture)
+            try:
+                size, _ = look_at(picture)
+                cut = cut_of(size, concept, recipe.data, resolution)
+                refuse_narrow(picture, size, cut)
+                content = "+".join(_contents(picture, mask, concept, hashes))
+            except StageError as error:
+                result.problems.append(str(error))
+                continue
+            result.rows.append(Example(picture, tuple(texts), concept, mask, content, size, cut))
+    if not result.problems:
+        result.turns = turns_of(recipe, captions)
+    return result
+
+
+def cut_of(size: Shape, concept: Concept, data: DataSpec, resolution: int) -> Shape:
+    """What a picture of this size is cut to. StageError when the buckets do not fit the resolution."""
+    edge = concept.resolution or resolution
+    try:
+        return cut_shape(size, edge, (data.bucket_step or usual_step(edge)) if data.buckets else None)
+    except ValueError as error:
+        raise StageError(f"{error}; choose a smaller data.bucket_step") from error
+
+
+def refuse_narrow(picture: Path, size: Shape, cut: Shape) -> None:
+    """StageError for a picture of which next to nothing would be seen."""
+    share = seen(size, cut)
+    if share < LEAST_SEEN:
+        sizes = f"{size[0]}x{size[1]} pixels cut to {cut[0]}x{cut[1]}"
+        raise StageError(f"{picture}: {sizes} leave {share:.1%} of it; cut the part that matters, or leave it out")
+
+
+def _contents(picture: Path, mask: Path | None, concept: Concept, hashes: dict[Path, str]) -> Iterator[str]:
+    yield _hash(picture, hashes)
+    if mask is not None:
+        yield _hash(mask, hashes)
+    elif concept.masks == "alpha":
+        yield "alpha"
+
+
+def _hash(path: Path, hashes: dict[Path, str]) -> str:
+    if path not in hashes:
+        try:
+            with path.open("rb") as file:
+                hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise StageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return hashes[path]

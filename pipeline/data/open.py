@@ -1,0 +1,122 @@
+"""A picture file as a viewer sees it, or refused by name. Needs Pillow, not torch."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import StageError
+from .shapes import Shape
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
+ENDINGS = {
+    "PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jfif"), "MPO": (".jpg", ".jpeg"), "WEBP": (".webp",),
+    "BMP": (".bmp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",), "HEIF": (".heic", ".heif"),
+}  # fmt: skip
+SMALLEST = 8  # pixels a side: less shows nothing
+TURNED = (5, 6, 7, 8)  # EXIF marks by which width and height change places
+_UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
+    MemoryError, Image.DecompressionBombError,
+)  # fmt: skip  # what Pillow's plugins raise for files that are not what they should be
+
+
+def look_at(path: Path) -> tuple[Shape, str]:
+    """Upright width and height, and the format by content, from the file's beginning alone.
+
+    Raises StageError for a file that is no picture, is too small to show anything, or holds several.
+    """
+    with _opened(path) as file:
+        size = file.size[::-1] if file.getexif().get(0x0112) in TURNED else file.size
+        if min(size) < SMALLEST:
+            raise StageError(f"{path}: {size[0]}x{size[1]} pixels are too few; the least is {SMALLEST}x{SMALLEST}")
+        return (size[0], size[1]), file.format or ""
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture turned by its EXIF mark, transparent parts on white, as 8-bit RGB.
+
+    Raises StageError for a file that is no picture, is cut off, or holds several.
+    """
+    upright = _upright(path)
+    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
+        see_through = upright.convert("RGBA")
+        ground = Image.new("RGBA", see_through.size, "white")
+        return Image.alpha_composite(ground, see_through).convert("RGB")
+    return upright.convert("RGB")
+
+
+def open_mask(path: Path, picture: Shape) -> Image.Image:
+    """A mask in 8-bit grey, in the size of its picture: white counts. StageError when its shape is another one."""
+    mask = open_picture(path).convert("L")
+    if abs(mask.width * picture[1] - picture[0] * mask.height) > 0.02 * mask.height * picture[1]:
+        sizes = f"{mask.width}x{mask.height}", f"{picture[0]}x{picture[1]}"
+        raise StageError(f"{path}: the mask is {sizes[0]}, its picture {sizes[1]}: they do not have the same shape")
+    return mask if mask.size == picture else mask.resize(picture, Image.Resampling.BILINEAR)
+
+
+def open_alpha(path: Path) -> Image.Image:
+    """How opaque each pixel is, in 8-bit grey; white everywhere where the file does not say."""
+    upright = _upright(path)
+    if "A" in upright.getbands() or "a" in upright.getbands() or "transparency" in upright.info:
+        return upright.convert("RGBA").getchannel("A")
+    return Image.new("L", upright.size, 255)
+
+
+def _upright(path: Path) -> Image.Image:
+    with _opened(path) as file:
+        upright = ImageOps.exif_transpose(file)
+        if upright.mode == "F":
+            raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+        if upright.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip instead of scale
+            return upright.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
+        upright.load()
+        return upright
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file open in Pillow; whatever Pillow objects to becomes a StageError that names it."""
+    Image.init()
+    _learn_heif()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large pictures and damaged EXIF: both are handled or refused below
+            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as file:
+                frames = getattr(file, "n_frames", 1)
+                if frames > 1 and file.format != "MPO":  # telephones put a small second picture into a JPEG
+                    kind = "pages" if file.format == "TIFF" else "frames of an animation"
+                    raise StageError(f"{path}: holds {frames} {kind}; give one picture a file")
+                yield file
+    except UnidentifiedImageError as error:
+        raise StageError(f"{path}: {_unknown(path)}") from error
+    except Image.DecompressionBombError as error:
+        raise StageError(f"{path}: too large to be opened safely ({error}); make it smaller") from error
+    except _UNREADABLE as error:
+        raise StageError(f"{path}: not a readable picture ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _learn_heif() -> None:
+    if "HEIF" not in Image.OPEN:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            return
+        register_heif_opener()
+
+
+def _unknown(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(32)
+    if not head:
+        return "the file is empty"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"heis"):
+        return "a HEIC picture; pip install pillow-heif, or save it as PNG or JPEG"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
+        return "an AVIF picture, which this Pillow cannot read; pip install -U pillow, or save it as PNG or JPEG"
+    return "this is no picture, whatever its name says"

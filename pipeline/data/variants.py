@@ -1,0 +1,71 @@
+"""One way to show a picture: which part, mirrored or not, in which colours."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from ..recipe.model import Concept
+from .shapes import CENTRE, Shape, cut_box
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`place` is that of `cut_box`; brightness, contrast and saturation are factors; `hue` is a part of the circle."""
+
+    place: tuple[float, float] = CENTRE
+    flip: bool = False
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """For the key of a cache: equal only for variants that show a picture in the same way."""
+        return asdict(self)
+
+
+def varies(concept: Concept) -> bool:
+    """Whether the pictures of a concept are shown in several variants, mirrored ones aside."""
+    colours = concept.brightness, concept.contrast, concept.saturation, concept.hue
+    return concept.crop == "random" or any(colours)
+
+
+def drawn_variant(concept: Concept, flip: bool, draw: torch.Generator) -> Variant:
+    """A random variant within what the concept allows."""
+    across, down, *chances = torch.rand(6, generator=draw, dtype=torch.float64).tolist()
+    bright, contrast, colour, hue = (2 * chance - 1 for chance in chances)
+    return Variant(
+        (across, down) if concept.crop == "random" else CENTRE, flip, 1 + bright * concept.brightness,
+        1 + contrast * concept.contrast, 1 + colour * concept.saturation, hue * concept.hue,
+    )  # fmt: skip
+
+
+def shown_picture(picture: Image.Image, cut: Shape, variant: Variant) -> Tensor:
+    """(3, height, width) float32 in -1..1: cut and resized (Lanczos) to `cut`, then colours, then mirrored."""
+    shown = picture.resize(cut, Image.Resampling.LANCZOS, box=cut_box(picture.size, cut, variant.place))
+    for enhance, factor in (
+        (ImageEnhance.Brightness, variant.brightness), (ImageEnhance.Contrast, variant.contrast),
+        (ImageEnhance.Color, variant.saturation),
+    ):  # fmt: skip
+        if factor != 1.0:
+            shown = enhance(shown).enhance(factor)
+    if variant.hue:
+        shift = round(variant.hue * 256)
+        hue, *rest = shown.convert("HSV").split()
+        turned = Image.fromarray((numpy.asarray(hue).astype(numpy.int16) + shift).astype(numpy.uint8))
+        shown = Image.merge("HSV", (turned, *rest)).convert("RGB")
+    values = torch.from_numpy(numpy.asarray(shown, dtype=numpy.float32) / 127.5 - 1).permute(2, 0, 1)
+    return (values.flip(-1) if variant.flip else values).contiguous()
+
+
+def shown_mask(mask: Image.Image, cut: Shape, variant: Variant, height: int, width: int) -> Tensor:
+    """(1, height, width) uint8: the same part of the mask, averaged to the resolution of the latents."""
+    shown = mask.resize((width, height), Image.Resampling.BOX, box=cut_box(mask.size, cut, variant.place))
+    values = torch.from_numpy(numpy.array(shown, dtype=numpy.uint8)).unsqueeze(0)
+    return (values.flip(-1) if variant.flip else values).contiguous()
