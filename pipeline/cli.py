@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("commands.run", "run", "Run a recipe: teach its words and export them."),
     "check": ("commands.check", "check", "Check recipes; print every problem at once."),
     "plan": ("commands.plan", "plan", "Show what a recipe would do, without doing it."),
+    "report": ("commands.report", "report", "Write the report of a run, also while it goes."),
     "new": ("commands.new", "new", "Write a recipe from a template."),
     "tokens": ("commands.tokens", "tokens", "Show how each text encoder splits a text."),
     "schema": ("commands.schema", "schema", "Print a JSON Schema."),

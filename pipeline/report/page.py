@@ -12,7 +12,9 @@ from markupsafe import Markup
 from . import facts, show, words
 from .curves import SERIES, SINGLE, noisy_curve, vector_curves
 from .folder import Json, read_manifest, read_metrics
+from .lock import at_work
 from .pictures import Gallery, Shown, absent, inside, pairs, training_pictures
+from .progress import through_time
 from .series import column, positions, vector_lines
 
 WORDS = 50  # shown in full; the others are folded away
@@ -22,13 +24,15 @@ RECIPE = 60_000  # characters of the resolved recipe
 NAME = "report.html"
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, refresh: int | None = None) -> Path:
     """Makes `folder`/report.html from the run's manifest, metrics and pictures, and returns its path.
 
     Works on a run in any state. What is missing is said on the page; only a folder without a readable manifest
-    raises (StageError). The same folder gives the same bytes.
+    raises (StageError). The same folder gives the same bytes. With `refresh` an open page loads itself again after so
+    many seconds.
     """
     manifest = read_manifest(folder)
+    killed = manifest.get("status") == "running" and at_work(folder) is False
     metrics, unread = read_metrics(folder)
     warnings = list(manifest.get("warnings") or [])
     if unread:
@@ -41,6 +45,9 @@ def write_report(folder: Path) -> Path:
         .render(
             css=Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
             m=manifest,
+            state="killed" if killed else manifest.get("status"),
+            refresh=refresh,
+            asked=[word.get("placeholder") for word in (manifest.get("recipe") or {}).get("embedding") or []],
             warnings=warnings,
             facts=facts.facts(manifest, metrics),
             proofs=facts.proofs(manifest),
@@ -49,6 +56,7 @@ def write_report(folder: Path) -> Path:
             stages=facts.stages(manifest),
             recipe=facts.recipe_text(manifest, RECIPE),
             samples=_samples(manifest, folder),
+            progress=through_time(metrics, folder),
             curves=_curves(manifest, metrics),
             words=[_word(manifest, word) for word in taught[:WORDS]],
             more=[_word(manifest, word) for word in taught[WORDS:LINES]],

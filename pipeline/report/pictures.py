@@ -34,9 +34,9 @@ class Shown:
 class Gallery:
     """Makes thumbnails until the page's budget is spent."""
 
-    def __init__(self, pictures: int) -> None:
+    def __init__(self, pictures: int, budget: int = BUDGET) -> None:
         self.edge = next((edge for most, edge in EDGES if pictures <= most), EDGES[-1][1])
-        self.left = BUDGET
+        self.left = budget
 
     def show(self, path: Path | None, seed: int | None = None) -> Shown:
         """Never raises for a picture that is missing or broken: the page says so in its place."""

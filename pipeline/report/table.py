@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from .words import printable, rows, start_of, usual
 
 Json = dict[str, Any]
 
-WIDTH = 100
+WIDTH = 100  # columns; more where the terminal has more
 WORDS = 50  # shown; the rest is counted
 # Heading, width, and whether it is a number; the nearest pieces take what is left.
 COLUMNS = (
@@ -22,23 +24,28 @@ COLUMNS = (
     ("moved", 6, True),
 )
 NEAREST = WIDTH - sum(width + 2 for _, width, _ in COLUMNS)
+MOST_NEAREST = 60
 
 
-def word_table(manifest: Json) -> str:
+def word_table(manifest: Json, width: int | None = None) -> str:
     """Each vector of each word: what it started from, its norm before and after beside the vocabulary's median
-    (`usual`), its way from the start, its nearest pieces. No line is wider than 100 columns.
+    (`usual`), its way from the start, and as many of its nearest pieces as fit whole.
+
+    No line is wider than `width` columns, the terminal's own where it is left out, and at least 100.
     """
     words = manifest.get("words") or []
     if not words:
         return "no words"
+    columns = width or shutil.get_terminal_size((WIDTH, 24)).columns
+    room = min(MOST_NEAREST, NEAREST + max(0, columns - WIDTH))
     lines = [_line([*(title for title, _, _ in COLUMNS), "nearest"])]
-    lines.append("  ".join("-" * width for width in (*(width for _, width, _ in COLUMNS), NEAREST)))
+    lines.append("  ".join("-" * width for width in (*(width for _, width, _ in COLUMNS), room)))
     notes = []
     for word in words[:WORDS]:
         first = printable(word["placeholder"])
         for key, encoder in word.get("encoders", {}).items():
             median = usual(manifest, key).get("median")
-            for cells in _cells(key, encoder, median):
+            for cells in _cells(key, encoder, median, room):
                 lines.append(_line([first, *cells]))
                 first = ""
             notes += _notes(word, key, encoder)
@@ -47,11 +54,11 @@ def word_table(manifest: Json) -> str:
     return "\n".join(lines + notes)
 
 
-def _cells(key: str, encoder: Json, median: float | None) -> list[list[str]]:
+def _cells(key: str, encoder: Json, median: float | None, room: int) -> list[list[str]]:
     made = []
     for row in rows(encoder):
         norm = f"{_number(row['norm_before'])} -> {_number(row['norm_after'])}"
-        nearest = ", ".join(f"{printable(piece)} {cosine:.2f}" for piece, cosine in row["nearest"])
+        nearest = _whole([f"{printable(piece)} {cosine:.2f}" for piece, cosine in row["nearest"]], room)
         numbers = [norm, _number(median), _number(row["moved"])]
         made.append([key, str(row["number"]), printable(row["token"]), *numbers, nearest])
         key = ""
@@ -72,7 +79,17 @@ def _line(cells: list[str]) -> str:
         text = _fit(cell, width)
         blank = " " * (width - _columns(text))
         made.append(blank + text if number else text + blank)
-    return "  ".join([*made, _fit(cells[-1], NEAREST)]).rstrip()
+    return "  ".join([*made, cells[-1]]).rstrip()
+
+
+def _whole(entries: Sequence[str], room: int) -> str:
+    """As many entries as fit, none of them cut; of a first one that is too long, what fits."""
+    text = _fit(entries[0], room) if entries else ""
+    for entry in entries[1:]:
+        if _columns(text) + 2 + _columns(entry) > room:
+            break
+        text += f", {entry}"
+    return text
 
 
 def _number(value: float | None) -> str:

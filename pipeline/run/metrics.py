@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StageError
+from ..report.lock import hold
 
 
 def finite(value: Any) -> Any:
@@ -22,13 +23,17 @@ def finite(value: Any) -> Any:
 
 
 class Metrics:
-    """Writes `metrics.jsonl` of a run's folder. StageError when another run has begun in the same folder."""
+    """Writes `metrics.jsonl` of a run's folder. StageError when another run has begun in the same folder.
+
+    The file is locked as long as the run is at work (see `report.lock`).
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
             self._file = (folder / "metrics.jsonl").open("x", encoding="utf-8")
         except FileExistsError:
             raise StageError(f"another run has just begun in {folder}: choose another --out") from None
+        hold(self._file)
 
     def write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(finite(row), ensure_ascii=False) + "\n")

@@ -79,14 +79,16 @@ def run_recipe(recipe: Recipe, *, out: Path | None, progress: Callable[[str], No
     except torch.OutOfMemoryError as error:  # while it draws; stages know a better way out
         manifest |= {"status": "failed", "error": FULL}
         raise StageError(FULL) from error
+    except KeyboardInterrupt:
+        manifest |= {"status": "stopped", "error": "stopped by Ctrl-C"}
+        raise
     except BaseException as error:
-        why = "stopped by Ctrl-C" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-        manifest |= {"status": "failed", "error": why}
+        manifest |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise
     finally:
-        metrics.close()
         manifest["seconds"] = round(time.monotonic() - begin, 3)
         write_json(folder / "manifest.json", finite(manifest))
+        metrics.close()  # now, for until then the run counts as being at work
         report = write_report(folder)
     return RunResult(folder, report, f"{word_table(manifest)}\n{_ending(manifest)}")
 
@@ -127,6 +129,7 @@ def _run_stages(run: Run, manifest: dict[str, Any]) -> None:
     contents = Contents()
     try:
         for number in range(len(recipe.stages)):
+            write_json(run.folder / "manifest.json", finite(manifest))  # for those who follow the run
             contents = _run_stage(run, number, contents, manifest)
     except BaseException:  # whatever it was: a full disk, Ctrl-C, a stage that found its match
         if run.kept is not None:

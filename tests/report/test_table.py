@@ -20,6 +20,16 @@ def test_each_vector_has_its_line() -> None:
     assert "ring 0.62" in lines[2]
 
 
+def test_nearest_pieces_are_shown_whole_and_more_of_them_in_a_wide_terminal() -> None:
+    made = manifest([word("<emblem>")])
+    assert word_table(made, 100).splitlines()[2].endswith("  ring 0.62, teal 0.55")
+    assert word_table(made, 120).splitlines()[2].endswith("  ring 0.62, teal 0.55, circle 0.48, tur- 0.41")
+    made["words"][0]["encoders"]["clip_l"]["nearest"][0][0][0] = "x" * 90 + "</w>"
+    line = word_table(made, 100).splitlines()[2]
+    assert line.endswith("xx…")
+    assert len(line) == 100
+
+
 def test_what_was_cut_off_is_told() -> None:
     taught = word("<emblem>")
     taught["encoders"]["clip_l"]["cut"] = ["gold", "en</w>"]

@@ -346,7 +346,12 @@ def test_ctrl_c_keeps_words_and_lora(tmp_path, monkeypatch, when):
         meant, _ = read_safetensors(whole / "exports" / "tiny.safetensors")
         assert lora.keys() == meant.keys()
         assert all(torch.equal(from_raw(lora[name]), from_raw(raw)) for name, raw in meant.items())
-    assert manifest_of(tmp_path / "run")["error"] == "stopped by Ctrl-C"
+    manifest = manifest_of(tmp_path / "run")
+    assert (manifest["status"], manifest["error"]) == ("stopped", "stopped by Ctrl-C")
+    assert [e.message for e in Draft202012Validator(schemas.schema("manifest.json")).iter_errors(manifest)] == []
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "This run was stopped" in page
+    assert "This run failed" not in page
 
 
 def test_a_model_that_cannot_be_had_leaves_nothing_behind(tmp_path):

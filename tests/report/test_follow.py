@@ -1,0 +1,123 @@
+"""The report of a run that is still at work, and the command that keeps it up to date."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from report.example import manifest, metrics, ring, write_run
+from report.parsed import Page, page
+
+from pivotune.pipeline.cli import pivotune
+from pivotune.pipeline.report.follow import follow
+from pivotune.pipeline.report.lock import at_work
+from pivotune.pipeline.report.page import write_report
+from pivotune.pipeline.run.metrics import Metrics
+
+
+def begun(folder: Path) -> Path:
+    """A run that has just begun: its manifest has no words yet, and nothing has been measured."""
+    made = manifest([], status="running", artefacts=[], proofs={})
+    made["recipe"]["embedding"] = [{"placeholder": "<emblem>"}]
+    write_run(folder, made, [])
+    (folder / "metrics.jsonl").unlink()
+    return folder
+
+
+def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    writer, pages, steps = Metrics(folder), [], iter(metrics(manifest(), 4))
+
+    def work(seconds: float) -> None:
+        """What the run does while the follower sleeps: a step, nothing at all, its end."""
+        assert seconds == 3
+        pages.append((folder / "report.html").read_text("utf-8"))
+        if len(pages) == 3:
+            (folder / "manifest.json").write_text(json.dumps(manifest()), "utf-8")
+            writer.close()
+        elif len(pages) == 1:
+            writer.write(next(steps))
+
+    said: list[str] = []
+    last = follow(folder, 3, said.append, work).read_text("utf-8")
+    assert 'http-equiv="refresh" content="3"' in pages[0]
+    assert "Teaching <code>&lt;emblem&gt;</code>" in pages[0]
+    assert "<svg" not in pages[0]
+    assert "<svg" in pages[1]
+    assert pages[2] == pages[1]
+    assert [line.rpartition(" ")[2] for line in said] == ["on", "on", "complete"]  # nothing new: not written again
+    assert "refresh" not in last
+    assert "New word" in last
+
+
+def test_ctrl_c_ends_the_following_and_leaves_a_page_that_stands_still(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    writer = Metrics(folder)
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    html = follow(folder, 5, lambda text: None, interrupted).read_text("utf-8")
+    writer.close()
+    assert "refresh" not in html
+    assert "has not ended" in html
+
+
+AT_WORK = """
+import pathlib, sys, time
+from pivotune.pipeline.run.metrics import Metrics
+metrics = Metrics(pathlib.Path(sys.argv[1]))
+print("at work", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_run_is_told_from_one_at_work(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", AT_WORK, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        assert at_work(folder) is True
+        assert "has not ended" in page(folder).text
+    finally:
+        process.kill()
+        process.communicate()
+    assert at_work(folder) is False
+    html = follow(folder, 1, lambda text: None, lambda seconds: pytest.fail("it waited for a dead run")).read_text()
+    assert "This run was cut short" in html
+    assert "refresh" not in html
+
+
+def test_pictures_of_the_training_stand_in_rows_through_time(tmp_path: Path) -> None:
+    made = manifest()
+    lines = metrics(made, 60)
+    folder = write_run(tmp_path, made, lines)
+    for line in lines[4::5]:  # twelve moments, two seeds
+        line["pictures"] = [
+            {"path": f"pictures/t{line['step']}-{seed}.png", "prompt": "a <emblem>", "seed": seed, "word": "<emblem>"}
+            for seed in (0, 1)
+        ]
+        for picture in line["pictures"]:
+            ring(folder / picture["path"], 64, (200, 30, 30), random.Random(0))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    (folder / "pictures" / "t5-1.png").unlink()
+    found = page(folder)
+    assert "Through time" in found.text
+    assert "10 of 12 moments" in found.text
+    assert found.text.count("step 60") == 2
+    assert found.tags.count("img") == 12 + 20 - 1
+    assert found.text.count("missing") == 1
+
+
+def test_the_command_writes_the_page_of_any_run(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, manifest())
+    done = CliRunner().invoke(pivotune, ["report", str(folder), "--follow"])
+    assert done.exit_code == 0, done.output
+    assert Page((folder / "report.html").read_text("utf-8")).text.count("New word")
+    assert write_report(folder).read_bytes() == (folder / "report.html").read_bytes()
