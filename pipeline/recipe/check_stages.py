@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...converters.families import Family
+from .check_training import table_findings
 from .model import Recipe, Stage
 from .nearest import did_you_mean
 from .problem import Finding, Place
@@ -79,6 +80,7 @@ def _train(place: Place, options: dict[str, Any], recipe: Recipe, family: Family
     if options["caption_dropout"] == 1 and movable and options["embeddings"]:
         yield Finding((*place, "caption_dropout"), "1 leaves every caption empty, so no word is ever seen")
     yield from _rates((*place, "learning_rate"), options["learning_rate"], family)
+    yield from table_findings(place, options)
 
 
 def _rates(place: Place, rates: float | dict[str, float] | None, family: Family | None) -> Iterator[Finding]:

@@ -15,10 +15,11 @@ from ...converters.embedding import Contents, Embedding
 from ..data.dataset import open_dataset
 from ..errors import StageError
 from ..models.denoisers import DENOISERS
+from ..recipe.build import defaults
 from ..run.state import Run
 from ..train.loop import Training, train_steps
 from ..train.lora import freeze_lora, has_lora, lora_tensors
-from ..train.objective import Objective
+from ..train.objective import objective_for
 from ..train.scaling import loss_scale
 from ..train.schedule import rate_factor
 from ..train.setup import lora_trainer, native_resolution
@@ -26,6 +27,7 @@ from ..train.trained import Trained
 from ..train.word_trainer import WordSettings, WordTrainer
 from ..words.raw import from_raw, to_raw
 
+OBJECTIVE, NOISE, TIMESTEPS = (defaults(f"tables/{name}.json") for name in ("objective", "noise", "timesteps"))
 ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 
 
@@ -49,6 +51,10 @@ def train(
     flip: bool = False,
     caption_dropout: float = 0.0,
     log_every: int = 1,
+    objective: Mapping[str, Any] = OBJECTIVE,
+    noise: Mapping[str, Any] = NOISE,
+    timesteps: Mapping[str, Any] = TIMESTEPS,
+    prior_weight: float = 1.0,
 ) -> Contents:
     """Train for `steps` optimizer steps (changes the injected rows and, with `lora`, the denoiser).
 
@@ -72,7 +78,7 @@ def train(
         model=run.model,
         denoiser=DENOISERS[run.model.family.denoiser_kind],
         injection=run.need_injection(),
-        objective=Objective(run.model.pipe.scheduler),
+        objective=objective_for(run.model.pipe.scheduler, objective, noise, timesteps),
         dataset=open_dataset(
             run.recipe,
             run.model.pipe.vae,
@@ -90,12 +96,25 @@ def train(
         accumulation=gradient_accumulation,
         seed=seed,
         scale=loss_scale(run.model.dtype),
+        prior_weight=prior_weight,
     )
+    _draw_as_trained(run, training)
     _run_steps(run, training, contents, log_every, gradient_checkpointing)
     if training.words is not None:
         run.stopped_at.update(training.words.stopped_at)
         run.reached |= training.words.reached
     return run.kept or contents
+
+
+def _draw_as_trained(run: Run, training: Training) -> None:
+    """Where the stage changes what the model is asked for, pictures of this run are drawn accordingly."""
+    told = training.objective.drawing(run.model.pipe.scheduler)
+    if told is not run.model.pipe.scheduler:
+        run.model.pipe.scheduler = told
+        run.warnings.append(
+            f"the model's scheduler says otherwise than objective (prediction {training.objective.kind}); pictures of "
+            "this run are drawn as trained, other programs must be told"
+        )
 
 
 def _put_back(run: Run, contents: Contents) -> None:

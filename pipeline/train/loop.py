@@ -18,6 +18,7 @@ from ..models.denoisers import Denoiser
 from ..models.load import Model
 from ..words.injection import Injection
 from .clock import Clock
+from .loss import mean_loss
 from .objective import Objective
 from .scaling import LossScale
 from .trained import Trained
@@ -37,6 +38,7 @@ class Training:
     steps: int
     accumulation: int
     seed: int
+    prior_weight: float = 1.0
     scale: LossScale = field(default_factory=LossScale)
 
     @property
@@ -122,14 +124,12 @@ def _backward(training: Training, batch: Batch, number: int, *, grad_text: bool)
 def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool) -> Tensor:
     """Loss of micro-batch `number` of the stage, with its graph."""
     model, objective = training.model, training.objective
-    latents = batch.latents
-    noise, timesteps = objective.draw(latents, training.seed, number)
-    noisy = objective.noisy(latents, noise, timesteps).to(model.device, model.dtype)
-    target = objective.target(latents, noise, timesteps).to(model.device)
+    asked = objective.ask(batch.latents, training.seed, number).to(model.device, model.dtype)
     with torch.set_grad_enabled(grad_text):
         text = training.denoiser.encode(model.pipe, list(batch.captions))
-    prediction = training.denoiser.predict(model.pipe, noisy, timesteps.to(model.device), text, batch.sizes)
-    return objective.loss(prediction, target)
+    prediction = training.denoiser.predict(model.pipe, asked.noisy, asked.timesteps, text, batch.sizes)
+    losses = objective.losses(prediction, asked, batch.mask)
+    return mean_loss(losses, batch.weight, batch.prior, training.prior_weight)
 
 
 def _row(training: Training, clock: Clock, loss: float, norms: dict[str, float]) -> dict[str, Any]:

@@ -1,50 +1,50 @@
-"""Noise, target and loss of the models' own diffusion objective."""
+"""What a model is trained on, chosen by its scheduler: diffusion or flow matching."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
-from .draws import generator
+from ..recipe.build import defaults
+from .diffusion import Diffusion
+from .flow import Flow
+from .loss import Question
+from .noise import NoiseOptions
+from .timesteps import TimeStepOptions
 
 
-class Objective:
-    """The forward process of a pipeline's scheduler (Ho et al. 2020) and what its denoiser is asked for.
+class Objective(Protocol):
+    """What a training step asks of an objective."""
 
-    Epsilon, sample or v-prediction (Salimans & Ho 2022), as the scheduler's config says.
+    kind: str
+    timesteps: int
+
+    def ask(self, latents: Tensor, seed: int, step: int) -> Question:
+        """What the denoiser is asked for one batch of float32 latents on the CPU, all drawn from (seed, step)."""
+
+    def drawing(self, scheduler: Any) -> Any:
+        """The pipeline's scheduler for drawing with what was trained: itself, where the options change nothing."""
+
+    def losses(self, prediction: Tensor, question: Question, mask: Tensor | None = None) -> Tensor:
+        """The loss of each example, (batch,) float32."""
+
+
+def objective_for(
+    scheduler: Any,
+    options: Mapping[str, Any] | None = None,
+    noise: Mapping[str, Any] | None = None,
+    timesteps: Mapping[str, Any] | None = None,
+) -> Objective:
+    """The objective of a pipeline's scheduler. The tables are those of a train stage; one left out is all defaults.
+
+    Raises StageError for options that do not fit the kind of model.
     """
-
-    def __init__(self, scheduler: Any) -> None:
-        from diffusers import DDPMScheduler
-
-        self.process = DDPMScheduler.from_config(scheduler.config)
-        self.kind: str = self.process.config.prediction_type
-        self.timesteps: int = self.process.config.num_train_timesteps
-
-    def draw(self, latents: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Noise like `latents` (CPU, float32) and uniform time steps (batch,) for one step."""
-        draw = generator(seed, "noise", step)
-        noise = torch.randn(latents.shape, generator=draw)
-        return noise, torch.randint(self.timesteps, (len(latents),), generator=draw)
-
-    def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Latents as the denoiser sees them at these time steps."""
-        mixed: Tensor = self.process.add_noise(latents, noise, timesteps)
-        return mixed
-
-    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the denoiser should answer."""
-        if self.kind == "epsilon":
-            return noise
-        if self.kind == "sample":
-            return latents
-        velocity: Tensor = self.process.get_velocity(latents, noise, timesteps)
-        return velocity
-
-    @staticmethod
-    def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error in float32 over everything."""
-        return mse_loss(prediction.float(), target.float())
+    kind = Flow if type(scheduler).__name__.startswith("FlowMatch") else Diffusion
+    return kind(
+        scheduler,
+        defaults("tables/objective.json") | dict(options or {}),
+        NoiseOptions.of(noise or defaults("tables/noise.json")),
+        TimeStepOptions.of(timesteps or defaults("tables/timesteps.json")),
+    )

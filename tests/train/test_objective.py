@@ -1,31 +1,37 @@
-"""Noise and targets against the papers' formulas written out."""
+"""Noise, targets and time steps of diffusion models against the papers' formulas written out."""
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
+from train.objectives import diffusion, huber, scheduler
 
-from pivotune.pipeline.train.objective import Objective
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.train.draws import generator
+from pivotune.pipeline.train.objective import objective_for
+from pivotune.pipeline.train.timesteps import TimeStepOptions, draw_shares, draw_steps
 
-
-def scheduler(kind):
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind)
+STEPS = [0, 500, 999]
 
 
 def parts():
     draw = torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(3, 4, 2, 2, generator=draw) for _ in range(2))
-    return latents, noise, torch.tensor([0, 500, 999])
+    return latents, noise, torch.tensor(STEPS)
 
 
 def alphas():
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0)[[0, 500, 999]].reshape(3, 1, 1, 1)
+    return (1 - betas).cumprod(0)[STEPS].reshape(3, 1, 1, 1)
+
+
+def snr():
+    return (alphas() / (1 - alphas())).flatten()
 
 
 def test_noised_latents():
     latents, noise, steps = parts()
     expected = alphas().sqrt() * latents + (1 - alphas()).sqrt() * noise
-    torch.testing.assert_close(Objective(scheduler("epsilon")).noisy(latents, noise, steps), expected.float())
+    torch.testing.assert_close(diffusion().noisy(latents, noise, steps), expected.float())
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -36,18 +42,168 @@ def test_targets(kind):
         "sample": latents,
         "v_prediction": (alphas().sqrt() * noise - (1 - alphas()).sqrt() * latents).float(),
     }
-    torch.testing.assert_close(Objective(scheduler(kind)).target(latents, noise, steps), expected[kind])
+    torch.testing.assert_close(diffusion(kind).target(latents, noise, steps), expected[kind])
+    torch.testing.assert_close(diffusion("sample", prediction=kind).target(latents, noise, steps), expected[kind])
+
+
+def test_zero_terminal_snr_is_lins_rescaled_schedule():
+    objective = diffusion("v_prediction", zero_terminal_snr=True)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    root = (1 - betas).cumprod(0).sqrt()
+    expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    torch.testing.assert_close(objective.alphas.double(), expected, atol=1e-6, rtol=1e-4)
+    latents, noise, _ = parts()
+    last = torch.full((3,), 999)
+    torch.testing.assert_close(objective.noisy(latents, noise, last), noise)  # nothing of the picture is left
+    torch.testing.assert_close(objective.target(latents, noise, last), -latents)
+
+
+def test_zero_terminal_snr_of_a_model_that_predicts_noise_is_refused():
+    with pytest.raises(StageError, match="nothing to learn there; it needs a model with v-prediction"):
+        diffusion("epsilon", zero_terminal_snr=True)
+    with pytest.raises(StageError, match="nothing to learn there"):
+        objective_for(scheduler("epsilon", rescale_betas_zero_snr=True))
 
 
 def test_noise_and_time_steps_depend_on_seed_and_step_alone():
-    objective, latents = Objective(scheduler("epsilon")), parts()[0]
-    one, again, other = (objective.draw(latents, 7, step) for step in (3, 3, 4))
-    assert torch.equal(one[0], again[0])
-    assert torch.equal(one[1], again[1])
-    assert not torch.equal(one[0], other[0])
+    objective, latents = diffusion(), parts()[0]
+    one, again, other = (objective.ask(latents, 7, step) for step in (3, 3, 4))
+    assert torch.equal(one.noisy, again.noisy)
+    assert torch.equal(one.timesteps, again.timesteps)
+    assert not torch.equal(one.noisy, other.noisy)
     assert int(torch.stack([objective.draw(latents, 0, step)[1] for step in range(300)]).max()) <= 999
 
 
-def test_the_loss_is_taken_in_float32():
-    prediction = torch.full((2, 2), 300.0, dtype=torch.float16)  # its square is no finite float16
-    assert float(Objective.loss(prediction, torch.zeros(2, 2))) == 90000.0
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("epsilon", lambda snr: snr.clamp(max=5) / snr),
+        ("v_prediction", lambda snr: snr.clamp(max=5) / (snr + 1)),
+        ("sample", lambda snr: snr.clamp(max=5)),
+    ],
+)
+def test_min_snr_weights(kind, expected):
+    objective = diffusion(kind, weighting="min-snr")
+    torch.testing.assert_close(objective.weight(torch.tensor(STEPS)), expected(snr()).float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        objective.snr(torch.tensor(STEPS)), compute_snr(objective.process, torch.tensor(STEPS)), rtol=1e-3, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("epsilon", lambda snr: 1 / snr.clamp(max=1000).sqrt()),
+        ("v_prediction", lambda snr: 1 / (snr.clamp(max=1000) + 1)),
+        ("sample", lambda snr: snr.clamp(max=1000).sqrt()),
+    ],
+)
+def test_debiased_weights(kind, expected):
+    assert snr()[0] > 1000  # else the cut is not tried
+    weights = diffusion(kind, weighting="debiased").weight(torch.tensor(STEPS))
+    torch.testing.assert_close(weights, expected(snr()).float(), rtol=1e-4, atol=1e-6)
+
+
+def test_all_weightings_of_the_picture_agree():
+    """One error of the predicted picture costs the same whichever way the denoiser spells its answer."""
+    costs = []
+    for kind in ("epsilon", "v_prediction", "sample"):
+        a = alphas().flatten()
+        error = {"epsilon": a / (1 - a), "v_prediction": 1 / (1 - a), "sample": torch.ones(3)}[kind]  # of the picture's
+        costs.append(diffusion(kind, weighting="min-snr").weight(torch.tensor(STEPS)) * error)
+    torch.testing.assert_close(costs[0], costs[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(costs[0], costs[2].double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", lambda t, sigma: torch.full((3,), 0.1 * 2.0)),
+        ("exponential", lambda t, sigma: 2.0 * 0.1 ** (t / 1000)),
+        ("snr", lambda t, sigma: 0.9 / (1 + sigma) ** 2 + 0.1),
+    ],
+)
+def test_huber_thresholds(schedule, expected):
+    objective = diffusion(loss="huber", huber=huber(schedule=schedule, scale=2.0))
+    steps = torch.tensor(STEPS)
+    wanted = expected(steps, snr().rsqrt()).float()
+    torch.testing.assert_close(objective.threshold(steps), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_bounds_and_sampling_of_time_steps():
+    def drawn(**options):
+        draw = torch.Generator().manual_seed(0)
+        return draw_steps(20_000, 1000, draw, TimeStepOptions(**options))
+
+    for sampling in ("uniform", "logit-normal", "mode"):
+        some = drawn(low=200, high=700, sampling=sampling)
+        assert 200 <= int(some.min()) < 215
+        assert 685 < int(some.max()) < 700
+    middle = [float(((some > 250) & (some < 750)).float().mean()) for some in (drawn(), drawn(sampling="logit-normal"))]
+    assert middle[0] == pytest.approx(0.5, abs=0.02)
+    assert middle[1] == pytest.approx(0.728, abs=0.02)  # of a normal distribution, within ±ln 3
+    assert float(drawn(sampling="logit-normal", mean=1.0).float().median()) == pytest.approx(731, abs=10)
+    assert float(drawn(shift=3.0).float().median()) == pytest.approx(750, abs=10)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "logit-normal", "mode"])
+def test_shares_are_those_of_diffusers(kind):
+    options = TimeStepOptions(mean=0.3, deviation=0.8)
+    ours = draw_shares(kind, 50, torch.Generator().manual_seed(1), options)
+    theirs = compute_density_for_timestep_sampling(
+        kind.replace("-", "_"), 50, 0.3, 0.8, 1.29, generator=torch.Generator().manual_seed(1)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_noise_offset_moves_whole_channels():
+    latents = parts()[0]
+    plain, moved = (diffusion(noise={"offset": offset}).ask(latents, 7, 3) for offset in (0.0, 0.1))
+    drawn = torch.randn(3, 4, 1, 1, generator=generator(7, "noise offset", 3))
+    torch.testing.assert_close(moved.target, plain.target + 0.1 * drawn)
+    assert torch.equal(moved.timesteps, plain.timesteps)
+    torch.testing.assert_close(moved.noisy, diffusion().noisy(latents, moved.target, moved.timesteps))
+    adaptive = diffusion(noise={"offset": 0.1, "offset_adaptive": -0.5}).ask(latents, 7, 3)
+    strength = (0.1 - 0.5 * latents.mean(dim=(2, 3), keepdim=True).abs()).clamp(min=0)
+    assert 0 < int((strength == 0).sum()) < 12
+    torch.testing.assert_close(adaptive.target, plain.target + strength * drawn)
+    together = diffusion(noise={"offset": 0.1, "offset_per_channel": False}).ask(latents, 7, 3).target - plain.target
+    assert together.flatten(1).std(dim=1).max() < 1e-6
+    assert together.std() > 0.01
+
+
+def test_a_perturbation_is_asked_for_and_an_input_perturbation_is_not():
+    latents = parts()[0]
+    plain = diffusion().ask(latents, 7, 3)
+    more = torch.randn(3, 4, 2, 2, generator=generator(7, "noise perturbation", 3))
+    asked = diffusion(noise={"perturbation": 0.2}).ask(latents, 7, 3)
+    torch.testing.assert_close(asked.target, plain.target + 0.2 * more)
+    torch.testing.assert_close(asked.noisy, diffusion().noisy(latents, plain.target + 0.2 * more, plain.timesteps))
+    seen = torch.randn(3, 4, 2, 2, generator=generator(7, "input perturbation", 3))
+    unasked = diffusion(noise={"input_perturbation": 0.1}).ask(latents, 7, 3)
+    assert torch.equal(unasked.target, plain.target)
+    torch.testing.assert_close(unasked.noisy, diffusion().noisy(latents, plain.target + 0.1 * seen, plain.timesteps))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weighting": "cosmap"}, "is for flow matching; use none, min-snr, debiased"),
+        ({"timesteps": {"low": 900, "high": 900}}, "leave nothing of the model's 1000 time steps"),
+        ({"timesteps": {"high": 2000}}, "high at most that many"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, message):
+    with pytest.raises(StageError, match=message):
+        diffusion(**options)
+
+
+def test_drawing_is_told_what_was_changed():
+    told = diffusion("epsilon", prediction="v_prediction", zero_terminal_snr=True).drawing(scheduler("epsilon"))
+    assert type(told).__name__ == "DDIMScheduler"
+    assert told.config.prediction_type == "v_prediction"
+    assert float(told.alphas_cumprod[-1]) == 0
+    told.set_timesteps(5)
+    assert int(told.timesteps[0]) == 999
+    unchanged = scheduler("epsilon")
+    assert diffusion("epsilon").drawing(unchanged) is unchanged

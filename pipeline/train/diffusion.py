@@ -1,0 +1,131 @@
+"""Noise, target and weights of diffusion models: epsilon, sample or v-prediction, any noise schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import StageError
+from .draws import generator
+from .loss import LossOptions, Question, example_losses
+from .noise import NoiseOptions, input_noise, offset_noise
+from .timesteps import TimeStepOptions, draw_steps
+
+WEIGHTINGS = ("none", "min-snr", "debiased")
+MOST_SNR = 1000.0  # of debiased weights, as in kohya's scripts: the first time steps have hardly any noise
+
+
+class Diffusion:
+    """The forward process of a pipeline's scheduler (Ho et al. 2020) and what its denoiser is asked for.
+
+    Epsilon, sample or v-prediction (Salimans & Ho 2022), as the scheduler's config or the options say.
+    """
+
+    def __init__(
+        self, scheduler: Any, options: Mapping[str, Any], noise: NoiseOptions, timesteps: TimeStepOptions
+    ) -> None:
+        """Raises StageError for options that fit no diffusion model, or not this one."""
+        from diffusers import DDPMScheduler
+
+        asked = {"prediction_type": options["prediction"], "rescale_betas_zero_snr": options["zero_terminal_snr"]}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        self.process = DDPMScheduler.from_config(scheduler.config, **changes)
+        self.kind: str = self.process.config.prediction_type
+        self.timesteps: int = self.process.config.num_train_timesteps
+        self.options, self.noise, self.steps = options, noise, timesteps
+        self.loss = LossOptions.of(options)
+        self.alphas: Tensor = self.process.alphas_cumprod
+        self._refuse()
+
+    def _refuse(self) -> None:
+        if self.options["weighting"] not in WEIGHTINGS:
+            kind, known = self.options["weighting"], ", ".join(WEIGHTINGS)
+            raise StageError(f"objective.weighting = {kind!r} is for flow matching; use {known}")
+        self.steps.refuse(self.timesteps)
+        if self.kind == "epsilon" and self.process.config.rescale_betas_zero_snr:
+            raise StageError(
+                "zero terminal SNR: the last time step holds nothing of the picture, so a model that predicts the "
+                "noise has nothing to learn there; it needs a model with v-prediction "
+                '(objective.prediction = "v_prediction")'
+            )
+
+    def drawing(self, scheduler: Any) -> Any:
+        """The pipeline's scheduler for drawing with what was trained: of its kind, told what the options changed.
+
+        Zero terminal SNR is drawn from the last time step on (`trailing`), as Lin et al. 2023 show it must be.
+        """
+        asked = {"prediction_type": self.kind, "rescale_betas_zero_snr": self.process.config.rescale_betas_zero_snr}
+        told = {name: value for name, value in asked.items() if scheduler.config.get(name, False) != value}
+        if told.get("rescale_betas_zero_snr"):
+            told["timestep_spacing"] = "trailing"
+        return type(scheduler).from_config(scheduler.config, **told) if told else scheduler
+
+    def ask(self, latents: Tensor, seed: int, step: int) -> Question:
+        """The question of one batch, all drawn from (seed, step); `latents` are float32 on the CPU."""
+        noise, timesteps = self.draw(latents, seed, step)
+        noise = offset_noise(noise, latents, self.noise, seed, step)
+        noisy = self.noisy(latents, input_noise(noise, self.noise, seed, step), timesteps)
+        target = self.target(latents, noise, timesteps)
+        return Question(noisy, timesteps, target, self.weight(timesteps), self.threshold(timesteps))
+
+    def losses(self, prediction: Tensor, question: Question, mask: Tensor | None = None) -> Tensor:
+        """The loss of each example, (batch,); see `loss.example_losses`."""
+        return example_losses(prediction, question, self.loss, mask)
+
+    def draw(self, latents: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Plain noise like `latents` (CPU, float32) and time steps (batch,) for one step."""
+        draw = generator(seed, "noise", step)
+        noise = torch.randn(latents.shape, generator=draw)
+        return noise, draw_steps(len(latents), self.timesteps, draw, self.steps)
+
+    def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents as the denoiser sees them at these time steps."""
+        mixed: Tensor = self.process.add_noise(latents, noise, timesteps)
+        return mixed
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the denoiser should answer."""
+        if self.kind == "epsilon":
+            return noise
+        if self.kind == "sample":
+            return latents
+        velocity: Tensor = self.process.get_velocity(latents, noise, timesteps)
+        return velocity
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio at time steps (batch,), float32."""
+        alphas = self.alphas[timesteps].double()
+        return (alphas / (1 - alphas)).float()
+
+    def weight(self, timesteps: Tensor) -> Tensor | None:
+        """What the loss counts at these time steps.
+
+        min-SNR-γ (Hang et al. 2023): min(SNR, γ) of the picture's loss, whose epsilon form is divided by SNR and whose
+        velocity form by SNR + 1. Debiased (Yu et al. 2023): 1/√SNR of the noise's loss; for velocity 1/(SNR + 1), as
+        kohya's scripts have it.
+        """
+        if self.options["weighting"] == "none":
+            return None
+        snr = self.snr(timesteps)
+        if self.options["weighting"] == "min-snr":
+            kept = snr.clamp(max=self.options["gamma"])
+            return kept / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[self.kind]
+        snr = snr.clamp(max=MOST_SNR)
+        return {"epsilon": snr.rsqrt(), "v_prediction": 1 / (snr + 1), "sample": snr.sqrt()}[self.kind]
+
+    def threshold(self, timesteps: Tensor) -> Tensor | None:
+        """Where Huber's loss turns straight at these time steps, by the schedules of kohya's scripts."""
+        if self.loss.kind not in ("huber", "smooth_l1"):
+            return None
+        huber = self.options["huber"]
+        c, scale = float(huber["threshold"]), float(huber["scale"])
+        if huber["schedule"] == "constant":
+            return torch.full((len(timesteps),), c * scale)
+        if huber["schedule"] == "exponential":
+            return torch.exp(math.log(c) / self.timesteps * timesteps) * scale
+        sigma = self.snr(timesteps).rsqrt()
+        return (1 - c) / (1 + sigma) ** 2 + c

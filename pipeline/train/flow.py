@@ -1,0 +1,113 @@
+"""Noise, target and weights of flow matching models (rectified flow: SD3 and its kin)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import StageError
+from .draws import generator
+from .loss import LossOptions, Question, example_losses
+from .noise import NoiseOptions, input_noise, offset_noise
+from .timesteps import TimeStepOptions, draw_shares
+
+WEIGHTINGS = ("none", "sigma-sqrt", "cosmap", "sigma-squared")
+
+
+class Flow:
+    """Rectified flow (Liu et al. 2022, Esser et al. 2024) as diffusers' SD3 training scripts have it.
+
+    A picture x and noise n are mixed as (1 - σ) x + σ n; the denoiser answers the velocity n - x. σ are those of the
+    pipeline's scheduler, with its shift or the one of the options.
+    """
+
+    def __init__(
+        self, scheduler: Any, options: Mapping[str, Any], noise: NoiseOptions, timesteps: TimeStepOptions
+    ) -> None:
+        """Raises StageError for options that have no meaning in flow matching."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        changes = {} if timesteps.shift is None else {"shift": timesteps.shift}
+        process = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, **changes)
+        self.kind = "flow"
+        self.timesteps: int = process.config.num_train_timesteps
+        self.times: Tensor = process.timesteps  # falling: the first is pure noise
+        self.sigmas: Tensor = process.sigmas[: self.timesteps]
+        self.options, self.noise, self.steps = options, noise, timesteps
+        self.loss = LossOptions.of(options)
+        self._refuse()
+
+    def _refuse(self) -> None:
+        options = self.options
+        if options["weighting"] not in WEIGHTINGS:
+            raise StageError(
+                f"objective.weighting = {options['weighting']!r} is for diffusion; use {', '.join(WEIGHTINGS)}"
+            )
+        if options["prediction"] is not None or options["zero_terminal_snr"]:
+            raise StageError(
+                "objective: prediction and zero_terminal_snr say nothing for a flow matching model; leave them out"
+            )
+        if self.loss.kind in ("huber", "smooth_l1") and options["huber"]["schedule"] == "snr":
+            raise StageError('objective.huber.schedule = "snr" is for diffusion models; use constant or exponential')
+        self.steps.refuse(self.timesteps)
+
+    @staticmethod
+    def drawing(scheduler: Any) -> Any:
+        """The pipeline's scheduler as it is: a shift in training says nothing of the one for drawing."""
+        return scheduler
+
+    def ask(self, latents: Tensor, seed: int, step: int) -> Question:
+        """The question of one batch, all drawn from (seed, step); `latents` are float32 on the CPU."""
+        noise, places = self.draw(latents, seed, step)
+        noise = offset_noise(noise, latents, self.noise, seed, step)
+        sigmas = self.sigmas[places]
+        noisy = self.noisy(latents, input_noise(noise, self.noise, seed, step), sigmas)
+        threshold = self.threshold(sigmas)
+        return Question(noisy, self.times[places], noise - latents, self.weight(sigmas), threshold)
+
+    def losses(self, prediction: Tensor, question: Question, mask: Tensor | None = None) -> Tensor:
+        """The loss of each example, (batch,); see `loss.example_losses`."""
+        return example_losses(prediction, question, self.loss, mask)
+
+    def draw(self, latents: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Plain noise like `latents` (CPU, float32) and places (batch,) in the scheduler's falling time steps.
+
+        `low` and `high` count from the end without noise, before the shift.
+        """
+        draw = generator(seed, "noise", step)
+        noise = torch.randn(latents.shape, generator=draw)
+        share = draw_shares(self.steps.sampling or "logit-normal", len(latents), draw, self.steps)
+        first, end = self.timesteps - (self.steps.high or self.timesteps), self.timesteps - self.steps.low
+        places = (first + share * (end - first)).long()
+        return noise, places.clamp(first, end - 1)
+
+    @staticmethod
+    def noisy(latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+        """Latents as the denoiser sees them at these sigmas (batch,)."""
+        mix = sigmas.reshape(-1, *([1] * (latents.ndim - 1)))
+        return (1 - mix) * latents + mix * noise
+
+    def weight(self, sigmas: Tensor) -> Tensor | None:
+        """What the loss counts at these sigmas: σ⁻² and the CosMap density of Esser et al. 2024, or σ².
+
+        σ² makes the velocity's loss that of the picture which it predicts: `precondition_outputs` of diffusers' script.
+        """
+        kind = self.options["weighting"]
+        if kind == "sigma-sqrt":
+            return sigmas**-2.0
+        if kind == "cosmap":
+            return 2 / (math.pi * (1 - 2 * sigmas + 2 * sigmas**2))
+        return sigmas**2 if kind == "sigma-squared" else None
+
+    def threshold(self, sigmas: Tensor) -> Tensor | None:
+        """Where Huber's loss turns straight; exponential by σ, which is the share of the way to pure noise."""
+        if self.loss.kind not in ("huber", "smooth_l1"):
+            return None
+        c, scale = float(self.options["huber"]["threshold"]), float(self.options["huber"]["scale"])
+        if self.options["huber"]["schedule"] == "constant":
+            return torch.full((len(sigmas),), c * scale)
+        return torch.exp(math.log(c) * sigmas) * scale

@@ -1,0 +1,83 @@
+"""Rectified flow against its formulas, and against the lines of diffusers' SD3 training script."""
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
+from train.objectives import flow, huber
+
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.train.draws import generator
+
+LATENTS = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+ANSWER = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", ["logit-normal", "mode", "uniform"])
+@pytest.mark.parametrize("weighting", ["none", "sigma-sqrt", "cosmap"])
+def test_the_loss_is_that_of_the_sd3_script(kind, weighting):
+    objective = flow(weighting=weighting, timesteps={"sampling": kind})
+    losses = objective.losses(ANSWER, objective.ask(LATENTS, 7, 3))
+
+    scheduler, draw = FlowMatchEulerDiscreteScheduler(shift=3.0), generator(7, "noise", 3)
+    noise = torch.randn(LATENTS.shape, generator=draw)
+    u = compute_density_for_timestep_sampling(kind.replace("-", "_"), 6, 0.0, 1.0, 1.29, generator=draw)
+    indices = (u * scheduler.config.num_train_timesteps).long()
+    timesteps = scheduler.timesteps[indices]
+    places = [(scheduler.timesteps == t).nonzero().item() for t in timesteps]
+    sigmas = scheduler.sigmas[places].flatten().reshape(6, 1, 1, 1)
+    noisy = (1.0 - sigmas) * LATENTS + sigmas * noise
+    weight = compute_loss_weighting_for_sd3(weighting.replace("-", "_"), sigmas)
+    loss = torch.mean((weight * (ANSWER - (noise - LATENTS)) ** 2).reshape(6, -1), 1)
+
+    asked = objective.ask(LATENTS, 7, 3)
+    assert torch.equal(asked.timesteps, timesteps)
+    torch.testing.assert_close(asked.noisy, noisy)
+    torch.testing.assert_close(losses, loss)
+
+
+def test_weights_by_the_square_of_sigma_are_preconditioned_outputs():
+    objective = flow(weighting="sigma-squared")
+    asked = objective.ask(LATENTS, 7, 3)
+    sigmas = (asked.timesteps / 1000).reshape(6, 1, 1, 1)
+    picture = ANSWER * (-sigmas) + asked.noisy
+    expected = ((picture - LATENTS) ** 2).flatten(1).mean(1)
+    torch.testing.assert_close(objective.losses(ANSWER, asked), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_shift_is_the_schedulers_or_the_recipes():
+    for objective in (flow(shift=3.0), flow(shift=1.0, timesteps={"shift": 3.0})):
+        plain = torch.linspace(1, 1 / 1000, 1000)
+        torch.testing.assert_close(objective.sigmas, 3 * plain / (1 + 2 * plain), rtol=1e-4, atol=1e-5)
+
+
+def test_bounds_count_from_the_end_without_noise():
+    objective = flow(shift=1.0, timesteps={"low": 100, "high": 400, "sampling": "uniform"})
+    times = torch.cat([objective.ask(LATENTS, 0, step).timesteps for step in range(200)])
+    assert 100 < float(times.min()) < 105
+    assert 395 < float(times.max()) <= 400
+
+
+def test_a_velocity_takes_noise_back_to_the_picture():
+    asked = flow().ask(LATENTS, 7, 3)
+    sigmas = (asked.timesteps / 1000).reshape(6, 1, 1, 1)
+    torch.testing.assert_close(asked.noisy - sigmas * asked.target, LATENTS, rtol=1e-4, atol=1e-5)
+
+
+def test_huber_thresholds_fall_with_sigma():
+    objective = flow(loss="huber", huber=huber(schedule="exponential"))
+    torch.testing.assert_close(objective.threshold(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([1.0, 0.1**0.5, 0.1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weighting": "min-snr"}, "is for diffusion; use none, sigma-sqrt, cosmap, sigma-squared"),
+        ({"prediction": "epsilon"}, "say nothing for a flow matching model"),
+        ({"zero_terminal_snr": True}, "say nothing for a flow matching model"),
+        ({"loss": "huber"}, "is for diffusion models; use constant or exponential"),
+    ],
+)
+def test_options_of_diffusion_are_refused(options, message):
+    with pytest.raises(StageError, match=message):
+        flow(**options)
