@@ -93,6 +93,18 @@ def resolved(about: dict[str, Any], origin: str) -> tuple[dict[str, Any], str]:
     return {**merged, **{key: value for key, value in about.items() if key not in ("$ref", "allOf")}}, home
 
 
+def has_branches(about: dict[str, Any]) -> bool:
+    """Whether a schema has branches, of which the `kind` of a table chooses one."""
+    return all("then" in part for part in about.get("allOf", [{}]))
+
+
+def branch(about: dict[str, Any], table: dict[str, Any], origin: str) -> tuple[dict[str, Any], str]:
+    """The schema of the branch that a table's `kind` chooses (left out: its default), and the file this came from."""
+    kind = table.get("kind", about["properties"]["kind"].get("default"))
+    then = next(part["then"] for part in about["allOf"] if part["if"]["properties"]["kind"]["const"] == kind)
+    return resolved(then, origin)
+
+
 def _target(reference: str, origin: str) -> tuple[str, dict[str, Any]]:
     """The file that a reference of `origin` leads to, and the part of it that is meant."""
     file, _, pointer = urljoin(origin, reference).partition("#/")

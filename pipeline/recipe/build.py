@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from typing import Any
 
 from ... import schemas
+from .fill import filled
 from .model import Concept, DataSpec, ModelSpec, Recipe, Samples, Stage, StopAfter, Word
 from .stop import parse_stop, stop_text
+from .trained import fill_trained
 
 CHECKPOINTS = (".safetensors", ".ckpt")
-
-
-def filled(table: dict[str, Any], schema: dict[str, Any], origin: str = "recipe.json") -> dict[str, Any]:
-    """The table with every key of its schema: given, else the default, else None.
-
-    `origin` is the file of the schema, where its references start. A table that may also be a plain value, or one of
-    several tables, is left as it is given.
-    """
-    result: dict[str, Any] = {}
-    for key, property_ in schema["properties"].items():
-        about, home = schemas.resolved(property_, origin)
-        value = copy.deepcopy(table.get(key, about.get("default")))
-        if isinstance(value, dict) and "properties" in about:
-            value = filled(value, about, home)
-        elif isinstance(value, list) and "properties" in about.get("items", {}):
-            value = [filled(item, about["items"], home) for item in value]
-        result[key] = value
-    return result
-
-
-def defaults(name: str) -> dict[str, Any]:
-    """All options of one schema (`tables/objective.json`) as they are when a recipe says nothing of them."""
-    return filled({}, schemas.schema(name), name)
 
 
 def build(data: dict[str, Any], path: Path) -> Recipe:
@@ -64,9 +42,8 @@ def stage(table: dict[str, Any]) -> Stage:
     name = f"stages/{table['kind']}.json"
     options = filled(table, schemas.schema(name), name)
     kind = options.pop("kind")
-    lora = options.get("lora")
-    if lora is not None and lora["alpha"] is None:
-        lora["alpha"] = float(lora["rank"])
+    if kind == "train":
+        fill_trained(options)
     return Stage(kind, options)
 
 

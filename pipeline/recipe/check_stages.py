@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...converters.families import Family
+from .check_train import train_findings
 from .check_training import table_findings
 from .model import Recipe, Stage
 from .nearest import did_you_mean
@@ -28,7 +29,9 @@ def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
         place: Place = ("stage", index)
         yield from _order(place, stage, kinds[:index], kinds[index + 1 :], bool(recipe.words))
         if stage.kind == "train":
-            yield from _train(place, stage.options, recipe, family)
+            yield from train_findings(place, stage.options, recipe, family)
+            yield from rate_findings((*place, "learning_rate"), stage.options["learning_rate"], family)
+            yield from table_findings(place, stage.options)
         for key in ("to", "preserve_norm"):
             yield from _band((*place, key), stage.options.get(key))
         if stage.kind == "tokenize" and not stage.options["pad_with"].strip():
@@ -36,7 +39,8 @@ def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
     if "export" not in kinds:
         yield Finding(("stage",), "no export stage, so the run writes no file that a program loads", "warning")
     for index, word in enumerate(recipe.words):
-        yield from _rates(("embedding", index, "learning_rate"), word.learning_rate, family)
+        yield from rate_findings(("embedding", index, "learning_rate"), word.learning_rate, family)
+        yield from _band(("embedding", index, "preserve_norm"), word.preserve_norm)
 
 
 def _order(place: Place, stage: Stage, before: list[str], after: list[str], words: bool) -> Iterator[Finding]:
@@ -62,28 +66,8 @@ def _order(place: Place, stage: Stage, before: list[str], after: list[str], word
         yield Finding(place, "rescale comes after export: its result is not written; move export to the end", "warning")
 
 
-def _train(place: Place, options: dict[str, Any], recipe: Recipe, family: Family | None) -> Iterator[Finding]:
-    movable = [word for word in recipe.words if word.train]
-    if options["lora"] is None:
-        if not options["embeddings"]:
-            yield Finding(place, "nothing to train: embeddings = false and no lora; add lora = { rank = 16 }")
-        elif not recipe.words:
-            yield Finding(place, "nothing to train: the recipe has no [[embedding]], and this stage no lora")
-        elif not movable:
-            yield Finding(place, "nothing to train: every [[embedding]] has train = false, and this stage has no lora")
-    elif options["embeddings"] and recipe.words and not movable:
-        text = "embeddings = true, but every [[embedding]] has train = false: only the LoRA is trained"
-        yield Finding((*place, "embeddings"), text, "warning")
-    if options["warmup_steps"] >= options["steps"]:
-        text = f"the warm-up takes all of the {options['steps']} steps"
-        yield Finding((*place, "warmup_steps"), text, "warning")
-    if options["caption_dropout"] == 1 and movable and options["embeddings"]:
-        yield Finding((*place, "caption_dropout"), "1 leaves every caption empty, so no word is ever seen")
-    yield from _rates((*place, "learning_rate"), options["learning_rate"], family)
-    yield from table_findings(place, options)
-
-
-def _rates(place: Place, rates: float | dict[str, float] | None, family: Family | None) -> Iterator[Finding]:
+def rate_findings(place: Place, rates: float | dict[str, float] | None, family: Family | None) -> Iterator[Finding]:
+    """Learning rates an encoder that name encoders the family has not, or leave one out."""
     if not isinstance(rates, dict) or family is None:
         return
     keys = list(family.widths)

@@ -93,7 +93,7 @@ def _form(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(f"'{word}'" for word in schema["enum"])
     if schema["type"] == "object":
-        return "a table { " + ", ".join(schema["properties"]) + " }"
+        return "a table { " + ", ".join(schema["properties"]) + " }" if "properties" in schema else "a table"
     return _TYPES[schema["type"]]
 
 

@@ -71,7 +71,8 @@ class StopAfter:
 
 @dataclass(frozen=True)
 class Word:
-    """One `[[embedding]]` table. `learning_rate` is one number, one per encoder key, or None (the train stage's)."""
+    """One `[[embedding]]` table. `learning_rate` is one number, one per encoder key, or None (the train stage's);
+    `preserve_norm` is a norm rule or None (the train stage's)."""
 
     placeholder: str
     initial_text: str
@@ -79,6 +80,7 @@ class Word:
     train: bool
     learning_rate: float | dict[str, float] | None
     stop_after: StopAfter
+    preserve_norm: Any = None
 
 
 @dataclass(frozen=True)

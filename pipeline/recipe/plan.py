@@ -133,12 +133,23 @@ def _stage(recipe: Recipe, index: int, stage: Stage, shown: int) -> PlannedStage
         )
     pictures = options["steps"] * options["batch_size"] * options["gradient_accumulation"]
     things = [f"vectors of {', '.join(moving)}"] if options["embeddings"] and moving else []
-    if options["lora"] is not None:
-        things.append(f"a LoRA of rank {options['lora']['rank']}")
+    things += [f"a LoRA of rank {table['rank']} on {_parts(table)}" for table in options["lora"] or ()]
+    things += [f"weights of {_parts(table)}{_layers(table)}" for table in options["finetune"] or ()]
     epochs = pictures / shown if shown else 0.0
-    return PlannedStage(
-        "train", "pictures, captions", "trained " + " and ".join(things), options["steps"], pictures, epochs
-    )
+    return PlannedStage("train", "pictures, captions", "trained " + _and(things), options["steps"], pictures, epochs)
+
+
+def _and(things: list[str]) -> str:
+    return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
+
+
+def _parts(table: dict[str, Any]) -> str:
+    return _and(["the denoiser" if part == "denoiser" else part for part in table["parts"]])
+
+
+def _layers(table: dict[str, Any]) -> str:
+    layers = table["layers"]
+    return "" if layers == "all" else f" ({layers if isinstance(layers, str) else 'those with ' + ', '.join(layers)})"
 
 
 def _with_lora(recipe: Recipe, index: int) -> str:

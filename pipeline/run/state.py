@@ -12,6 +12,7 @@ from ..errors import StageError
 from ..models.load import Model
 from ..recipe.model import Recipe
 from ..train.lora import remove_lora
+from ..train.parts import part_modules
 from ..words.initial import InitialTokens
 from ..words.injection import Injection
 from ..words.norms import NormStatistics
@@ -56,7 +57,8 @@ class Run:
 
     def eject(self) -> None:
         """Take the words and the LoRA out of the model again, if they are in it."""
-        remove_lora(self.model.denoiser)
+        for module in part_modules(self.model).values():
+            remove_lora(module)
         if self.injection is not None:
             self.injection.eject()
             self.injection = None

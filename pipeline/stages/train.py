@@ -1,8 +1,8 @@
-"""Stage `train`: words alone, a LoRA around words that stand still, or both together."""
+"""Stage `train`: words, LoRAs and weights of the model, in any combination; the rest stands still."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,20 +15,21 @@ from ...converters.embedding import Contents, Embedding
 from ..data.dataset import open_dataset
 from ..errors import StageError
 from ..models.denoisers import DENOISERS
-from ..recipe.build import defaults
+from ..recipe.fill import defaults
 from ..run.state import Run
 from ..train.loop import Training, train_steps
-from ..train.lora import freeze_lora, has_lora, lora_tensors
+from ..train.lora import has_lora, lora_tensors
+from ..train.memory import less_memory
 from ..train.objective import objective_for
+from ..train.parts import kohya_prefix, part_modules, pipe_name
 from ..train.scaling import loss_scale
 from ..train.schedule import rate_factor
-from ..train.setup import lora_trainer, native_resolution
-from ..train.trained import Trained
+from ..train.setup import Common, native_resolution, weight_trainers
 from ..train.word_trainer import WordSettings, WordTrainer
 from ..words.raw import from_raw, to_raw
 
 OBJECTIVE, NOISE, TIMESTEPS = (defaults(f"tables/{name}.json") for name in ("objective", "noise", "timesteps"))
-ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": None}
 
 
 def train(
@@ -39,11 +40,13 @@ def train(
     batch_size: int = 1,
     embeddings: bool = True,
     learning_rate: float | Mapping[str, float] = 5e-3,
-    lora: Mapping[str, Any] | None = None,
+    lora: Sequence[Mapping[str, Any]] | None = None,
+    finetune: Sequence[Mapping[str, Any]] | None = None,
     optimizer: Mapping[str, Any] = ADAMW,
-    schedule: str = "constant",
-    warmup_steps: int = 0,
+    schedule: str | Mapping[str, Any] = "constant",
+    warmup_steps: float = 0,
     clip_norm: float = 1.0,
+    ema: float | None = None,
     gradient_accumulation: int = 1,
     gradient_checkpointing: bool = False,
     preserve_norm: Any = None,
@@ -56,22 +59,22 @@ def train(
     timesteps: Mapping[str, Any] = TIMESTEPS,
     prior_weight: float = 1.0,
 ) -> Contents:
-    """Train for `steps` optimizer steps (changes the injected rows and, with `lora`, the denoiser).
+    """Train for `steps` optimizer steps (changes the injected rows, and what `lora` and `finetune` name).
 
-    Returns the trained vectors and, in `rest`, the LoRA. Raises StageError when a value stops being finite (the last
-    good vectors are then in `last-good/` of the run's folder) or a word's vector gets no gradient.
+    Returns the trained vectors and, in `rest`, the LoRA; tuned parts are noted in `run.finetuned`. Raises StageError
+    when a value stops being finite (the last good vectors are then in `last-good/` of the run's folder) or a word's
+    vector gets no gradient.
     """
     _put_back(run, contents)
-    factor = partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps)
-    things: list[Trained] = []
-    freeze_lora(run.model.denoiser)
+    common = Common(steps, clip_norm, ema, run.recipe.seed)
+    things = weight_trainers(run.model, lora or (), finetune or (), common)
+    run.finetuned |= {pipe_name(run.model, part) for table in finetune or () for part in table["parts"]}
     if embeddings and any(word.train for word in run.recipe.words):
-        words = WordSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm)
-        things.append(WordTrainer(run.need_injection(), run.recipe.words, run.statistics, words, _starts(run)))
-    if lora is not None:
-        things.append(lora_trainer(run.model, lora, optimizer, factor, clip_norm=clip_norm, seed=run.recipe.seed))
+        factor = partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps)
+        words = WordSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm, ema)
+        things.insert(0, WordTrainer(run.need_injection(), run.recipe.words, run.statistics, words, _starts(run)))
     if not things:
-        raise StageError("nothing to train: embeddings = false (or no word has train = true) and there is no lora")
+        raise StageError("nothing to train: no word (embeddings = false, or train = false), no lora, no finetune")
     seed = run.recipe.seed + 1000 * run.stage
     run.progress("reading and encoding the pictures")
     training = Training(
@@ -126,15 +129,18 @@ def _put_back(run: Run, contents: Contents) -> None:
 
 def _run_steps(run: Run, training: Training, contents: Contents, log_every: int, checkpointing: bool) -> None:
     """The steps, with their metrics; whatever ends them, `run.kept` is what the last good one left."""
-    if checkpointing:
-        run.model.denoiser.enable_gradient_checkpointing()
-    try:
-        _follow(run, training, log_every)
-        _all_seen(training.words)
-    finally:
-        run.kept = _as_left(run, contents)
-        if checkpointing:
-            run.model.denoiser.disable_gradient_checkpointing()
+    with less_memory(run.model, checkpointing):
+        try:
+            _follow(run, training, log_every)
+            _all_seen(training.words)
+            for thing in training.things:
+                thing.finish()
+        finally:
+            run.kept = _as_left(run, contents)
+    if training.scale.overflows:
+        run.warnings.append(
+            f"{training.scale.overflows} steps overflowed float16 and were repeated with a smaller scale"
+        )
 
 
 def _follow(run: Run, training: Training, log_every: int) -> None:
@@ -185,7 +191,8 @@ def _vectors(run: Run, word: Embedding) -> Embedding:
 def _as_left(run: Run, contents: Contents) -> Contents:
     """The contents with words and LoRA as the model has them now."""
     rest = contents.rest
-    if has_lora(run.model.denoiser):
-        prefix = run.model.family.lora_prefixes[run.model.family.denoiser_module]
-        rest = {name: to_raw(tensor) for name, tensor in lora_tensors(run.model.denoiser, prefix).items()}
+    for part, module in part_modules(run.model).items():
+        if has_lora(module):
+            own = lora_tensors(module, kohya_prefix(run.model, part))
+            rest = rest | {name: to_raw(tensor) for name, tensor in own.items()}
     return replace(contents, embeddings=tuple(_vectors(run, word) for word in contents.embeddings), rest=rest)

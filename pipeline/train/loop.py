@@ -18,6 +18,7 @@ from ..models.denoisers import Denoiser
 from ..models.load import Model
 from ..words.injection import Injection
 from .clock import Clock
+from .draws import generator
 from .loss import mean_loss
 from .objective import Objective
 from .scaling import LossScale
@@ -115,6 +116,7 @@ def gradients(training: Training, batches: Sequence[Batch], step: int) -> tuple[
 
 def _backward(training: Training, batch: Batch, number: int, *, grad_text: bool) -> float:
     """Loss of one micro-batch; its gradient is added to what is trained."""
+    torch.manual_seed(generator(training.seed, "dropout", number).initial_seed())  # for what the modules draw
     loss = batch_loss(training, batch, number, grad_text=grad_text)
     if loss.requires_grad:
         (loss * (training.scale.value / training.accumulation)).backward()

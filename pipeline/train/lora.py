@@ -1,4 +1,4 @@
-"""A LoRA on the denoiser through peft, and its tensors in the layout the programs read."""
+"""LoRAs on the parts of a model through peft, and their tensors in the layout the programs read."""
 
 from __future__ import annotations
 
@@ -11,90 +11,112 @@ from torch import Tensor, nn
 from ..errors import StageError
 
 ADAPTER = "pivotune"
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "to_add_out", "add_q_proj", "add_k_proj", "add_v_proj")
+_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "SelfAttention.q", "SelfAttention.k", "SelfAttention.v",
+         "SelfAttention.o")  # fmt: skip
+_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+_TEXT_FORWARD = ("fc1", "fc2", "wi", "wi_0", "wi_1", "wo")
 TARGETS: dict[str, tuple[str, ...]] = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
-    "attention+feed-forward": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
-    "all": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
-            "conv1", "conv2", "conv_shortcut", "conv", "time_emb_proj"),
+    "attention": (*_ATTENTION, *_TEXT),
+    "attention+feed-forward": (*_ATTENTION, *_TEXT, *_FORWARD, *_TEXT_FORWARD),
+    "all": (*_ATTENTION, *_TEXT, *_FORWARD, *_TEXT_FORWARD, "proj_in", "proj_out", "conv1", "conv2",
+            "conv_shortcut", "conv", "time_emb_proj"),
 }  # fmt: skip
 
 
-def add_lora(denoiser: nn.Module, options: Mapping[str, Any], seed: int) -> dict[str, nn.Parameter]:
-    """Put a fresh LoRA on the denoiser and return its float32 parameters by name; the model answers as before with it.
+def add_lora(part: str, module: nn.Module, options: Mapping[str, Any], seed: int) -> dict[str, nn.Parameter]:
+    """Put a fresh LoRA on a part of the model and return its float32 parameters by name; the part answers as before.
 
     A LoRA that an earlier stage left is trained on when it has the same shape. Raises StageError when no layer has a
     name that ends as `targets` says, or the shapes differ.
     """
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     targets = options["targets"]
     endings: Sequence[str] = TARGETS[targets] if isinstance(targets, str) else targets
-    ends = tuple(f".{ending}" for ending in endings)
-    rank = int(options["rank"])
-    alpha = float(options["alpha"] if options["alpha"] is not None else rank)
-    present = getattr(denoiser, "peft_config", {}).get(ADAPTER)
+    config = LoraConfig(
+        r=int(options["rank"]), lora_alpha=options["alpha"], lora_dropout=options["dropout"],
+        use_dora=options["dora"], target_modules=list(endings),
+    )  # fmt: skip
+    present = getattr(module, "peft_config", {}).get(ADAPTER)
     if present is None:
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=options["dropout"], target_modules=list(endings))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                denoiser.add_adapter(config, adapter_name=ADAPTER)  # type: ignore[operator]
+                inject_adapter_in_model(config, module, ADAPTER)
             except ValueError as error:
-                raise StageError(f"lora.targets = {targets!r}: {error}") from error
-    elif (present.r, present.lora_alpha) != (rank, alpha):
-        before = f"rank {present.r} and alpha {present.lora_alpha}"
-        raise StageError(f"the LoRA of the stage before has {before}: keep both, or train in one stage")
-    elif _layers(denoiser) != {name for name, _ in denoiser.named_modules() if f".{name}".endswith(ends)}:
-        raise StageError("the LoRA of the stage before is on other layers: keep its targets, or train in one stage")
-    parameters = _parameters(denoiser)
+                raise StageError(f"lora.targets = {targets!r} for {part}: {error}") from error
+    else:
+        _same_shape(part, module, present, config, tuple(f".{ending}" for ending in endings))
+    parameters = _parameters(module)
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
     return parameters
 
 
-def freeze_lora(denoiser: nn.Module) -> None:
+def _same_shape(part: str, module: nn.Module, present: Any, wanted: Any, ends: tuple[str, ...]) -> None:
+    """StageError when the LoRA of an earlier stage is not the one that is wanted."""
+    facts = [(one.r, float(one.lora_alpha), bool(one.use_dora)) for one in (present, wanted)]
+    if facts[0] != facts[1]:
+        rank, alpha, dora = facts[0]
+        before = f"rank {rank} and alpha {alpha:g}" + (" as a DoRA" if dora else "")
+        raise StageError(f"the LoRA of the stage before on {part} has {before}: keep that, or train in one stage")
+    if _layers(module) != {name for name, _ in module.named_modules() if f".{name}".endswith(ends)}:
+        raise StageError(
+            f"the LoRA of the stage before is on other layers of {part}: keep its targets, or train in one stage"
+        )
+
+
+def freeze_lora(module: nn.Module) -> None:
     """Hold a LoRA of an earlier stage still: it is part of the model then, and collects no gradient."""
-    for parameter in _parameters(denoiser).values():
+    for parameter in _parameters(module).values():
         parameter.requires_grad_(False)
         parameter.grad = None
 
 
-def _layers(denoiser: nn.Module) -> set[str]:
+def _layers(module: nn.Module) -> set[str]:
     from peft.tuners.lora import LoraLayer
 
-    return {name for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
+    return {name for name, one in module.named_modules() if isinstance(one, LoraLayer)}
 
 
-def _parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in denoiser.named_parameters() if f".{ADAPTER}." in name}
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if f".{ADAPTER}." in f"{name}."}
 
 
-def has_lora(denoiser: nn.Module) -> bool:
+def has_lora(module: nn.Module) -> bool:
     """Whether a LoRA of this run is on it."""
-    return ADAPTER in getattr(denoiser, "peft_config", {})
+    return ADAPTER in getattr(module, "peft_config", {})
 
 
-def remove_lora(denoiser: nn.Module) -> None:
+def remove_lora(module: nn.Module) -> None:
     """Take the LoRA off again, if there is one: the layers are the original ones, in their places."""
-    if has_lora(denoiser):
-        denoiser.unload_lora()  # type: ignore[operator]
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+
+    if has_lora(module):
+        recurse_remove_peft_layers(module)
+        del module.peft_config
 
 
-def lora_tensors(denoiser: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """The LoRA in kohya's layout, float32, CPU: `<prefix>_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+def lora_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """The LoRA of one part in kohya's layout, float32, CPU.
 
-    kohya's keys carry alpha, load in every program and in diffusers (whose own layout loses alpha on saving). Module
-    names are diffusers' with underscores.
+    `<prefix>_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`, and `.dora_scale` (out, 1, ...) for a DoRA. Such
+    keys carry alpha, load in every program and in diffusers (whose own layout loses alpha on saving). Module names are
+    diffusers' with underscores.
     """
     from peft.tuners.lora import LoraLayer
 
     tensors: dict[str, Tensor] = {}
-    for name, module in denoiser.named_modules():
-        if not isinstance(module, LoraLayer) or ADAPTER not in module.lora_A:
+    for name, one in module.named_modules():
+        if not isinstance(one, LoraLayer) or ADAPTER not in one.lora_A:
             continue
-        key = f"{prefix}_{name.replace('.', '_')}"
-        tensors[f"{key}.lora_down.weight"] = module.lora_A[ADAPTER].weight.detach().float().cpu()
-        tensors[f"{key}.lora_up.weight"] = module.lora_B[ADAPTER].weight.detach().float().cpu()
-        tensors[f"{key}.alpha"] = torch.tensor(float(module.lora_alpha[ADAPTER]))
+        key = f"{prefix}_{name.removeprefix('text_model.').replace('.', '_')}"
+        up = one.lora_B[ADAPTER].weight.detach().float().cpu()
+        tensors[f"{key}.lora_down.weight"] = one.lora_A[ADAPTER].weight.detach().float().cpu()
+        tensors[f"{key}.lora_up.weight"] = up
+        tensors[f"{key}.alpha"] = torch.tensor(float(one.lora_alpha[ADAPTER]))
+        if ADAPTER in one.lora_magnitude_vector:
+            length = one.lora_magnitude_vector[ADAPTER].weight.detach().float().cpu()
+            tensors[f"{key}.dora_scale"] = length.reshape(-1, *[1] * (up.ndim - 1))
     return tensors

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..recipe.build import defaults
+from ..recipe.fill import defaults
 from .diffusion import Diffusion
 from .flow import Flow
 from .loss import Question

@@ -1,33 +1,68 @@
-"""What a train stage puts together before its first step."""
+"""What a train stage trains, put together before its first step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import nn
 
+from ..errors import StageError
 from ..models.load import Model
-from .lora import add_lora
+from .finetune import weights_to_tune
+from .lora import add_lora, freeze_lora
+from .parts import DENOISER, part_module, part_modules
+from .schedule import rate_factor
+from .trained import Trained
 from .weights import WeightSettings, WeightTrainer
 
+Tables = Sequence[Mapping[str, Any]]
 
-def lora_trainer(
-    model: Model, options: Mapping[str, Any], optimizer: Mapping[str, Any], factor: Callable[[int], float], *,
-    clip_norm: float, seed: int,
-) -> WeightTrainer:  # fmt: skip
-    """A LoRA on the denoiser with an optimizer of its own: the stage's kind and betas, the LoRA's rate and decay."""
 
-    def adamw(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameters, lr=options["learning_rate"], betas=tuple(optimizer["betas"]), eps=optimizer["eps"],
-            weight_decay=options["weight_decay"],
-        )  # fmt: skip
+@dataclass(frozen=True)
+class Common:
+    """What a stage says of everything that it trains."""
 
-    parameters = add_lora(model.denoiser, options, seed)
-    settings = WeightSettings(adamw, options["learning_rate"], factor, clip_norm)
-    return WeightTrainer("lora.denoiser", parameters, settings, text=False)
+    steps: int
+    clip_norm: float
+    ema: float | None
+    seed: int
+
+
+def weight_trainers(model: Model, lora: Tables, finetune: Tables, common: Common) -> list[Trained]:
+    """A trainer for each part of each LoRA and fine-tune; LoRAs of earlier stages are held still.
+
+    Raises StageError when a part stands in two of them, or the model has no such part.
+    """
+    for module in part_modules(model).values():
+        freeze_lora(module)
+    taken: set[str] = set()
+    trainers: list[Trained] = []
+    for kind, tables in (("finetune", finetune), ("lora", lora)):
+        for table in tables:
+            for part in table["parts"]:
+                if part in taken:
+                    raise StageError(f"{part} stands in two of this stage's lora and finetune tables; one can have it")
+                taken.add(part)
+                parameters = _parameters(kind, part, part_module(model, part), table, common.seed)
+                settings = _settings(table, common)
+                trainers.append(WeightTrainer(f"{kind}.{part}", parameters, settings, text=part != DENOISER))
+    return trainers
+
+
+def _parameters(
+    kind: str, part: str, module: nn.Module, table: Mapping[str, Any], seed: int
+) -> dict[str, nn.Parameter]:
+    if kind == "lora":
+        return add_lora(part, module, table, seed)
+    return weights_to_tune(part, module, table["layers"])
+
+
+def _settings(table: Mapping[str, Any], common: Common) -> WeightSettings:
+    factor = partial(rate_factor, table["schedule"], steps=common.steps, warmup_steps=table["warmup_steps"])
+    return WeightSettings(table["optimizer"], table["learning_rate"], factor, common.clip_norm, common.ema)
 
 
 def native_resolution(model: Model) -> int:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import StageError
 from .clock import Clock
+from .ema import Average
+from .optimizers import effective_rate, make_optimizer, set_rate, show_averages
 from .packing import copy_into, pack, unpack
 from .trained import State
 
 
 @dataclass(frozen=True, eq=False)
 class WeightSettings:
-    """How weights are moved: the optimizer (made for the parameters it is given), rate, its factor a step, clipping."""
+    """How weights are moved: optimizer, rate, its factor a step, clipping, and the decay of an average of them."""
 
-    optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer]
+    optimizer: Mapping[str, Any]
     learning_rate: float
-    factor: Callable[[int], float]
-    clip_norm: float
+    factor: Callable[[int], float] = lambda step: 1.0
+    clip_norm: float = 1.0
+    ema: float | None = None
 
 
 class WeightTrainer:
@@ -39,7 +43,9 @@ class WeightTrainer:
         self.name, self.parameters, self.settings = name, dict(parameters), settings
         self.moves_text = text
         self.masters = {key: _master(parameter) for key, parameter in self.parameters.items()}
-        self.optimizer = settings.optimizer(list(self.masters.values()))
+        self.optimizer = make_optimizer(list(self.masters.values()), settings.optimizer, settings.learning_rate)
+        self.averages = _averages(self.masters, settings.ema)
+        self._in_use = False
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
             parameter.grad = None
@@ -65,11 +71,11 @@ class WeightTrainer:
             torch.nn.utils.clip_grads_with_norm_(
                 self.masters.values(), self.settings.clip_norm, torch.tensor(norm, dtype=torch.float32)
             )
-        rate = self.settings.learning_rate * self.settings.factor(clock.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, self.settings.learning_rate * self.settings.factor(clock.step))
         self.optimizer.step()
         self.clear()
+        for average in self.averages.values():
+            average.update()
         self._round()
 
     def clear(self) -> None:
@@ -77,30 +83,47 @@ class WeightTrainer:
             tensor.grad = None
 
     def learning_rates(self) -> dict[str, float]:
-        return {self.name: max(float(group["lr"]) for group in self.optimizer.param_groups)}
+        return {self.name: effective_rate(self.optimizer)}
 
     def state(self) -> State:
-        tree = {"weights": dict(self.masters), "optimizer": self.optimizer.state_dict()}
-        return pack(tree)
+        averages = {key: average.state() for key, average in self.averages.items()}
+        return pack({"weights": self.masters, "optimizer": self.optimizer.state_dict(), "averages": averages})
 
     def restore(self, state: State) -> None:
         tree = unpack(state)
-        if tree["weights"].keys() != self.masters.keys():
+        if tree["weights"].keys() != self.masters.keys() or tree["averages"].keys() != self.averages.keys():
             raise StageError(f"the checkpoint's {self.name} has other weights than the recipe asks for")
         for key, values in tree["weights"].items():
             copy_into(self.masters[key], values, f"{self.name}: {key}")
+        for key, average in self.averages.items():
+            average.restore(tree["averages"][key])
         self.optimizer.load_state_dict(tree["optimizer"])
         self._round()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        yield
+        """The model has the weights that are to be used: the average where one is kept, else the present ones."""
+        self._use(True)
+        try:
+            yield
+        finally:
+            self._use(False)
 
     def finish(self) -> None:
-        """Hold the weights still from now on."""
+        """The weights that are to be used stay, and stand still from now on."""
+        self._use(True)
+        self.averages = {}
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None
+
+    def _use(self, use: bool) -> None:
+        if self._in_use != use:
+            self._in_use = use
+            show_averages([self.optimizer], use)
+            for average in self.averages.values():
+                average.swap()
+            self._round()
 
     @torch.no_grad()
     def _round(self) -> None:
@@ -113,3 +136,7 @@ def _master(parameter: torch.nn.Parameter) -> Tensor:
     if parameter.dtype == torch.float32:
         return parameter
     return parameter.detach().float().requires_grad_(True)
+
+
+def _averages(masters: Mapping[str, Tensor], decay: float | None) -> dict[str, Average]:
+    return {} if decay is None else {key: Average(master, decay) for key, master in masters.items()}

@@ -1,14 +1,16 @@
-"""The learning rate of each row of a table of words, and whether a gradient reached it."""
+"""Which rows of a table of words a step moves, their learning rates, and whether a gradient reached them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import StageError
 from ..recipe.model import Word
+from ..words.injection import ActiveRows
 from ..words.rows import WordRows
 
 
@@ -35,14 +37,36 @@ def row_rates(key: str, rows: WordRows, words: Sequence[Word], default: float | 
     return rates
 
 
-def check_reach(
-    key: str, index: Tensor, gradient: Tensor, rates: Tensor, spans: Mapping[str, range], words: Iterable[str]
-) -> None:
-    """StageError when no gradient reaches one of these words' vectors in an encoder that trains it.
+@dataclass(frozen=True, eq=False)
+class Moving:
+    """The rows of one encoder that a step moves: whose they are, their numbers, values and gradient."""
 
-    `index` (rows,) are the numbers of the rows whose `gradient` (rows, width) is given.
+    words: tuple[str, ...]
+    index: Tensor
+    values: Tensor
+    gradient: Tensor
+
+
+def moving(rows: ActiveRows, running: set[str], spans: Mapping[str, range], scale: float) -> Moving:
+    """Those of the active rows that belong to running words, with their gradient divided by `scale`.
+
+    The gradient is zeros where nothing of the model listened to the rows.
     """
-    missed = index[(gradient.abs().amax(dim=1) == 0) & (rates[index] > 0)].tolist()
+    gradient = torch.zeros_like(rows.leaf) if rows.leaf.grad is None else rows.leaf.grad
+    if scale != 1.0:
+        gradient = gradient / scale
+    values = rows.leaf.detach()
+    if all(word in running for word in rows.words):
+        return Moving(rows.words, rows.index, values, gradient)
+    keep = [word in running for word in rows.words for _ in spans[word]]
+    where = torch.tensor(keep, dtype=torch.bool, device=values.device)
+    words = tuple(word for word in rows.words if word in running)
+    return Moving(words, rows.index[where], values[where], gradient[where])
+
+
+def check_reach(key: str, part: Moving, rates: Tensor, spans: Mapping[str, range], words: Iterable[str]) -> None:
+    """StageError when no gradient reaches one of these words' vectors in an encoder that trains it."""
+    missed = part.index[(part.gradient.abs().amax(dim=1) == 0) & (rates[part.index] > 0)].tolist()
     for name in sorted(words):
         span = spans[name]
         lost = [row - span.start for row in missed if row in span]

@@ -14,33 +14,26 @@ from torch import Tensor
 from ..errors import StageError
 from ..recipe.model import Word
 from ..words.injection import ActiveRows, Injection
-from ..words.norms import NormStatistics, apply_rule
+from ..words.norms import NormStatistics, apply_rules
 from .clock import Clock, stopped
-from .lazy_adamw import LazyAdamW
+from .ema import Average
 from .packing import copy_into, pack, unpack
 from .trained import State
-from .word_rates import check_reach, row_rates
+from .word_optimizers import row_optimizer
+from .word_rates import Moving, check_reach, moving, row_rates
 
 
 @dataclass(frozen=True, eq=False)
 class WordSettings:
-    """How words are moved: rate (one, or one an encoder), optimizer, the rate's factor a step, clipping, norm rule."""
+    """How words are moved: rate (one, or one an encoder), optimizer, the rate's factor a step, clipping, norm rule,
+    and the decay of an average of them."""
 
     learning_rate: float | Mapping[str, float]
     optimizer: Mapping[str, Any]
     factor: Callable[[int], float] = lambda step: 1.0
     clip_norm: float = 1.0
     preserve_norm: Any = None
-
-
-@dataclass(frozen=True, eq=False)
-class Moving:
-    """The rows of one encoder that a step moves: whose they are, their numbers, values and gradient."""
-
-    words: tuple[str, ...]
-    index: Tensor
-    values: Tensor
-    gradient: Tensor
+    ema: float | None = None
 
 
 class WordTrainer:
@@ -63,12 +56,14 @@ class WordTrainer:
         self.reached: set[str] = set()
         self.start = start or {key: rows.values.clone() for key, rows in injection.rows.items()}
         self.rates = {key: row_rates(key, rows, words, settings.learning_rate) for key, rows in injection.rows.items()}
-        self.optimizers = {key: _adam(rows.values, settings.optimizer) for key, rows in injection.rows.items()}
-        self.highest = {name: self._highest(name) for name in self.words}
+        self.word_rates = {name: self._rates_of(name) for name in self.words}
+        self.optimizers = {key: row_optimizer(rows, settings.optimizer) for key, rows in injection.rows.items()}
+        self.averages = _averages(injection, settings.ema)
         self._active: dict[str, ActiveRows] = {}
         self._running: set[str] = set()
         self._moving: dict[str, Moving] = {}
         self._rate = 0.0
+        self._in_use = False
 
     @property
     def moves_text(self) -> bool:
@@ -85,18 +80,20 @@ class WordTrainer:
         going = [word for word in words if word in self.words and word not in self.stopped_at]
         over = {word for word in going if stopped(self.words[word].stop_after, clock)}
         self.stopped_at |= dict.fromkeys(over, clock.step)
+        self._settle(over)
         return set(going) - over
 
     def gradient_norm(self, scale: float) -> float:
         """Norm of the running words' gradient. Raises StageError for a gradient that misses a vector."""
-        self._moving = {key: self._part(key, rows, scale) for key, rows in self._active.items()}
+        spans = {key: rows.spans for key, rows in self.injection.rows.items()}
+        self._moving = {key: moving(rows, self._running, spans[key], scale) for key, rows in self._active.items()}
         if not self._running:
             return 0.0
         total = float(torch.stack([part.gradient.norm() for part in self._moving.values()]).norm())
         new = self._running - self.reached
         if new and math.isfinite(total):
             for key, part in self._moving.items():
-                check_reach(key, part.index, part.gradient, self.rates[key], self.injection.rows[key].spans, new)
+                check_reach(key, part, self.rates[key], spans[key], new)
             self.reached |= new
         return total
 
@@ -107,7 +104,7 @@ class WordTrainer:
         for key, part in self._moving.items():
             if len(part.index):
                 self._move(key, part, clip, self.rates[key][part.index] * factor)
-        self._rate = factor * max((self.highest[word] for word in self._running), default=0.0)
+        self._rate = factor * max((self.step_size(word) for word in self._running), default=0.0)
         self.clear()
 
     def clear(self) -> None:
@@ -121,8 +118,9 @@ class WordTrainer:
     def state(self) -> State:
         rows = {key: rows.values for key, rows in self.injection.rows.items()}
         optimizers = {key: one.state() for key, one in self.optimizers.items()}
+        averages = {key: average.state() for key, average in self.averages.items()}
         facts = {"stopped_at": self.stopped_at, "reached": sorted(self.reached)}
-        return pack({"rows": rows, "optimizers": optimizers, **facts})
+        return pack({"rows": rows, "optimizers": optimizers, "averages": averages, **facts})
 
     def restore(self, state: State) -> None:
         tree = unpack(state)
@@ -133,41 +131,66 @@ class WordTrainer:
         for key, values in tree["rows"].items():
             copy_into(self.injection.rows[key].values, values, f"words of {key}")
             self.optimizers[key].restore(tree["optimizers"][key])
+            if key in self.averages:
+                self.averages[key].restore(tree["averages"][key])
         self.stopped_at, self.reached = tree["stopped_at"], set(tree["reached"])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        yield
+        """The tables have the words that are to be used: the average where one is kept, else the present ones."""
+        self._use(True)
+        try:
+            yield
+        finally:
+            self._use(False)
 
     def finish(self) -> None:
-        """The rows in the tables are the words."""
+        """The words that are to be used stay."""
+        self._use(True)
 
-    def _highest(self, word: str) -> float:
-        spans = {key: rows.spans[word] for key, rows in self.injection.rows.items()}
-        return max(float(self.rates[key][span.start]) for key, span in spans.items())
+    def _use(self, use: bool) -> None:
+        if self._in_use == use:
+            return
+        self._in_use = use
+        words = self.words.keys() - self.stopped_at.keys()
+        for key, optimizer in self.optimizers.items():
+            optimizer.show(words, use)
+            if key in self.averages:
+                self.averages[key].swap()
 
-    def _part(self, key: str, rows: ActiveRows, scale: float) -> Moving:
-        """Which of the active rows are to move, and their gradient: zeros where nothing of the model listened."""
-        gradient = torch.zeros_like(rows.leaf) if rows.leaf.grad is None else rows.leaf.grad
-        if scale != 1.0:
-            gradient = gradient / scale
-        values = rows.leaf.detach()
-        if all(word in self._running for word in rows.words):
-            return Moving(rows.words, rows.index, values, gradient)
-        spans = self.injection.rows[key].spans
-        keep = [word in self._running for word in rows.words for _ in spans[word]]
-        where = torch.tensor(keep, dtype=torch.bool, device=values.device)
-        words = tuple(word for word in rows.words if word in self._running)
-        return Moving(words, rows.index[where], values[where], gradient[where])
+    def _settle(self, words: Iterable[str]) -> None:
+        """Words that stop now: from here on they are what is to be used of them, and the rest learns around that."""
+        for key, rows in self.injection.rows.items():
+            self.optimizers[key].show(words, True)
+            if key in self.averages:
+                for word in words:
+                    span = rows.spans[word]
+                    self.averages[key].settle(slice(span.start, span.stop))
+
+    def step_size(self, word: str) -> float:
+        """The largest step size of a word's encoders: its learning rate, times what Prodigy has found."""
+        return max(rate * self.optimizers[key].effective(word) for key, rate in self.word_rates[word].items())
+
+    def rule_of(self, word: str) -> Any:
+        """The norm rule of a word: its own, else the stage's."""
+        own = self.words[word].preserve_norm
+        return self.settings.preserve_norm if own is None else own
+
+    def _rates_of(self, word: str) -> dict[str, float]:
+        rows = self.injection.rows
+        return {key: float(rates[rows[key].spans[word].start]) for key, rates in self.rates.items()}
 
     def _move(self, key: str, part: Moving, clip: float, rates: Tensor) -> None:
-        moved = self.optimizers[key].step(part.index, part.values, part.gradient * clip, rates)
-        rule = self.settings.preserve_norm
-        if rule is not None:
-            kept = apply_rule(moved, rule, self.statistics[key], self.start[key][part.index])
-            self.injection.rows[key].values[part.index] = kept
+        rows = self.injection.rows[key]
+        moved = self.optimizers[key].step(part.words, part.index, part.values, part.gradient * clip, rates)
+        rules = [self.rule_of(word) for word in part.words for _ in rows.spans[word]]
+        if any(rule is not None for rule in rules):
+            rows.values[part.index] = apply_rules(moved, rules, self.statistics[key], self.start[key][part.index])
+        if key in self.averages:
+            self.averages[key].update(part.index)
 
 
-def _adam(values: Tensor, options: Mapping[str, Any]) -> LazyAdamW:
-    betas = (float(options["betas"][0]), float(options["betas"][1]))
-    return LazyAdamW(values, betas=betas, eps=float(options["eps"]), weight_decay=float(options["weight_decay"]))
+def _averages(injection: Injection, decay: float | None) -> dict[str, Average]:
+    if decay is None:
+        return {}
+    return {key: Average(rows.values, decay, rows=True) for key, rows in injection.rows.items()}

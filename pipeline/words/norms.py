@@ -5,22 +5,28 @@ Norms are L2, one a vector. The vocabulary's statistics come from each encoder's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+SPREAD_POWER = 0.1
+
 
 @dataclass(frozen=True)
 class NormStatistics:
-    """Median, mean, and the 5 % and 95 % quantiles of the L2 norms of a vocabulary's vectors."""
+    """Median, mean, and the 5 % and 95 % quantiles of the L2 norms of a vocabulary's vectors.
+
+    `spread` is the standard deviation of all its values.
+    """
 
     median: float
     mean: float
     low: float
     high: float
+    spread: float = 0.0
 
 
 def norm_statistics(table: Tensor) -> NormStatistics:
@@ -28,11 +34,12 @@ def norm_statistics(table: Tensor) -> NormStatistics:
 
     The median is torch's: for an even count the lower of the two middle values, as OneTrainer takes it.
     """
-    norms = table.detach().to(torch.float32).norm(dim=1)
+    values = table.detach().to(torch.float32)
+    norms = values.norm(dim=1)
     ordered = norms.sort().values
     last = len(ordered) - 1
     low, high = ordered[round(0.05 * last)], ordered[round(0.95 * last)]
-    return NormStatistics(float(norms.median()), float(norms.mean()), float(low), float(high))
+    return NormStatistics(float(norms.median()), float(norms.mean()), float(low), float(high), float(values.std()))
 
 
 def scale_to(vectors: Tensor, norms: Tensor | float) -> Tensor:
@@ -46,11 +53,27 @@ def apply_rule(vectors: Tensor, rule: Any, statistics: NormStatistics, initial: 
     """Rows of (tokens, width) with the norms that a rule asks for.
 
     `rule` is `median` (OneTrainer: each vector to the median norm of the table), `mean`, `initial` (the norm of the
-    same row of `initial`), a number, or `{"low": a, "high": b}`, which moves only norms outside the band to its edge.
+    same row of `initial`), a number, `{"low": a, "high": b}`, which moves only norms outside the band to its edge, or
+    `spread`: all rows together times (standard deviation of the table / theirs) ** 0.1, which draws them towards the
+    table in each step (diffusers' advanced training scripts, retract_embeddings).
     """
+    if rule == "spread":
+        now = vectors.std()
+        return vectors * (statistics.spread / now) ** SPREAD_POWER if now > 0 else vectors
     if isinstance(rule, Mapping):
         return scale_to(vectors, vectors.norm(dim=1).clamp(float(rule["low"]), float(rule["high"])))
     if rule == "initial":
         return scale_to(vectors, initial.to(vectors).norm(dim=1))
     named = {"median": statistics.median, "mean": statistics.mean}
     return scale_to(vectors, named[rule] if isinstance(rule, str) else float(rule))
+
+
+def apply_rules(
+    vectors: Tensor, rules: Sequence[Any], statistics: NormStatistics, initial: Tensor
+) -> Tensor:  # fmt: skip
+    """Rows of (tokens, width), each by its own rule (None: as it is); rows with the same rule are treated together."""
+    held = vectors.clone()
+    for rule in [rule for at, rule in enumerate(rules) if rule is not None and rule not in rules[:at]]:
+        rows = [at for at, one in enumerate(rules) if one == rule]
+        held[rows] = apply_rule(vectors[rows], rule, statistics, initial[rows])
+    return held

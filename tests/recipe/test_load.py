@@ -47,8 +47,8 @@ def test_defaults_are_not_shared_between_recipes(good: Path) -> None:
 
 
 def test_alpha_is_the_rank_unless_it_is_said(good: Path) -> None:
-    assert load_recipe(good, ["train.lora={rank = 7}"]).stages[2].options["lora"]["alpha"] == 7
-    assert load_recipe(good, ["train.lora={rank = 7, alpha = 2}"]).stages[2].options["lora"]["alpha"] == 2
+    assert load_recipe(good, ["train.lora={rank = 7}"]).stages[2].options["lora"][0]["alpha"] == 7
+    assert load_recipe(good, ["train.lora={rank = 7, alpha = 2}"]).stages[2].options["lora"][0]["alpha"] == 2
 
 
 def test_an_empty_list_of_prompts_means_no_pictures(good: Path) -> None:

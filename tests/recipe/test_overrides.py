@@ -34,7 +34,7 @@ def test_places(good: Path) -> None:
 
 def test_values_are_toml_and_bare_words_are_texts(good: Path) -> None:
     assert at(good, 'device="cpu"', "device") == at(good, "device=cpu", "device") == "cpu"
-    assert at(good, "train.lora={ rank = 3 }", "stage", 2, "lora", "alpha") == 3
+    assert at(good, "train.lora={ rank = 3 }", "stage", 2, "lora", 0, "alpha") == 3
     assert at(good, 'export.targets=["kohya"]', "stage", 3, "targets") == ["kohya"]
     assert at(good, "description=a = b", "description") == "a = b"
     assert at(good, "description=1\nseed=2", "seed") == 0

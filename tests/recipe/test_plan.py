@@ -113,7 +113,7 @@ def test_stages_say_what_they_take_and_give(good: Path, two: Path) -> None:
     overrides = ("train.lora={rank = 4}", "train.batch_size=2", "train.gradient_accumulation=3", "concept.repeats=2")
     plan = planned(good, two, *overrides)
     train, export = plan.stages[2:]
-    assert train.gives == "trained vectors of <emblem> and a LoRA of rank 4"
+    assert train.gives == "trained vectors of <emblem> and a LoRA of rank 4 on the denoiser"
     assert (train.steps, train.pictures, train.epochs) == (10, 60, 10.0)
     assert export.takes == "vectors and the LoRA"
     text = plan_text(plan, Estimate(40.0, 200.0, "a guess"))

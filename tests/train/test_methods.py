@@ -1,0 +1,160 @@
+"""LoRAs and fine-tunes on any part of the model, beside words or around them: what moves, and what stays."""
+
+import pytest
+import torch
+from projects import make_project, run_project
+
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.models.load import load_model
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.state import Run
+from pivotune.pipeline.train import loop
+from pivotune.pipeline.train.clock import Clock
+from pivotune.pipeline.train.parts import part_modules
+from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
+
+WHOLE = """
+[[stage.lora]]
+parts = ["denoiser", "clip_g"]
+rank = 2
+learning_rate = 0.05
+[[stage.finetune]]
+parts = ["clip_l"]
+learning_rate = 1e-3
+"""
+
+
+def watched(monkeypatch, run_it):
+    """The run's model as it ended (before words and LoRAs are taken out), by parameter name."""
+    seen = {}
+    eject = Run.eject
+
+    def look(run):
+        if "end" not in seen:
+            seen["run"] = run
+            seen["end"] = parameters(run.model)
+        eject(run)
+
+    monkeypatch.setattr(Run, "eject", look)
+    seen["result"] = run_it()
+    monkeypatch.setattr(Run, "eject", eject)
+    return seen
+
+
+def parameters(model):
+    return {
+        f"{part}.{name}": value.detach().clone()
+        for part, module in part_modules(model).items()
+        for name, value in module.named_parameters()
+    }
+
+
+def untouched(folder):
+    return parameters(load_model(load_recipe(folder / "recipe.toml").model, torch.device("cpu")))
+
+
+def changed(before, after):
+    """Names of weights of the model that moved; LoRAs' own and the wrapping of words are looked through."""
+    plain = {name.replace("base_layer.", "").replace("token_embedding.base.", "token_embedding."): value
+             for name, value in after.items() if ".pivotune." not in name}  # fmt: skip
+    assert plain.keys() == before.keys()
+    return {name for name, value in plain.items() if not torch.equal(value, before[name])}
+
+
+def test_words_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path, monkeypatch):
+    recipe = make_project(tmp_path, "sdxl", train=WHOLE)
+    seen = watched(monkeypatch, lambda: run_project(recipe, tmp_path / "run"))
+    moved = changed(untouched(tmp_path), seen["end"])
+    assert moved
+    assert {name.split(".")[0] for name in moved} == {"clip_l"}
+    assert not any("token_embedding" in name for name in moved)
+    ups = [value for name, value in seen["end"].items() if "lora_B" in name]
+    assert ups
+    assert all(bool(up.any()) for up in ups)  # every LoRA layer of both parts has left its start, zero
+    assert seen["run"].finetuned == {"text_encoder"}
+    assert not any(value.requires_grad for module in part_modules(seen["run"].model).values()
+                   for value in module.parameters())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layers", "held"), [('"cross-attention"', ".attn2."), ('"attention"', ".attn"), ('["mid_block."]', ".mid_block.")]
+)
+def test_a_filter_chooses_the_weights(tmp_path, monkeypatch, layers, held):
+    recipe = make_project(tmp_path, train=f"finetune = {{ layers = {layers}, learning_rate = 1e-3 }}")
+    seen = watched(monkeypatch, lambda: run_project(recipe, tmp_path / "run"))
+    moved = changed(untouched(tmp_path), seen["end"])
+    assert moved
+    assert all(held in f".{name}" for name in moved)
+
+
+def test_a_filter_that_fits_nothing_is_an_error(tmp_path):
+    recipe = make_project(tmp_path, train='finetune = { layers = ["nothing"] }')
+    with pytest.raises(StageError, match="fits no weight of denoiser; its names begin with conv_in"):
+        run_project(recipe, tmp_path / "run")
+
+
+def test_a_lora_over_which_a_fine_tune_would_come_is_an_error(tmp_path):
+    second = '[[stage]]\nkind = "train"\nsteps = 1\nfinetune = {}'
+    recipe = make_project(tmp_path, train="lora = { rank = 2 }", stages=second)
+    with pytest.raises(StageError, match="denoiser has a LoRA and cannot be fine-tuned under it"):
+        run_project(recipe, tmp_path / "run")
+
+
+def test_words_first_then_the_model_around_them(tmp_path, monkeypatch):
+    """Pivotal tuning: in the second stage the words are bit for bit what the first one found."""
+    second = '[[stage]]\nkind = "train"\nsteps = 2\nembeddings = false\nfinetune = { learning_rate = 1e-3 }'
+    recipe = make_project(tmp_path, stages=second)
+    one_step, rows = loop.one_step, []
+
+    def noted(training, clock):
+        row = one_step(training, clock)
+        weights = torch.cat([value.flatten() for value in training.model.denoiser.parameters()])
+        rows.append((training.injection.rows["clip_l"].values.clone(), weights))
+        return row
+
+    monkeypatch.setattr(loop, "one_step", noted)
+    run_project(recipe, tmp_path / "run")
+    words, weights = zip(*rows, strict=True)
+    assert not torch.equal(words[0], words[2])
+    assert torch.equal(words[2], words[3])
+    assert torch.equal(words[2], words[4])
+    assert torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[2], weights[4])
+
+
+def test_weights_in_half_precision_gather_steps_too_small_for_it():
+    """Steps of 1e-5 are far below what bfloat16 can add to 0.1; two hundred of them are not."""
+    weight = torch.nn.Parameter(torch.full((8,), 0.1, dtype=torch.bfloat16))
+    options = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    trainer = WeightTrainer("finetune.denoiser", {"weight": weight}, WeightSettings(options, 1e-5), text=False)
+    start = weight.detach().clone()
+    assert torch.equal(start + 1e-5, start)
+    for step in range(200):
+        weight.grad = torch.ones_like(weight)
+        trainer.step(trainer.gradient_norm(1.0), Clock(step, 200, 10.0, 0.0))
+    assert weight.dtype == torch.bfloat16
+    torch.testing.assert_close(weight.float(), torch.full((8,), 0.1 - 200e-5), rtol=0, atol=4e-4)
+
+
+def test_lora_dropout_is_a_function_of_seed_and_step_and_off_in_use(tmp_path, monkeypatch):
+    train = "lora = { rank = 2, dropout = 0.5, learning_rate = 0.05 }"
+    ends = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        recipe = make_project(tmp_path / name, train=train)
+        seen = watched(monkeypatch, lambda recipe=recipe, name=name: run_project(recipe, tmp_path / name / "run"))
+        ends.append(seen["end"])
+        dropouts = [one for one in seen["run"].model.denoiser.modules() if isinstance(one, torch.nn.Dropout) and one.p]
+        assert not any(one.training for one in dropouts)
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_checkpointing_changes_nothing_but_memory(tmp_path, monkeypatch):
+    ends = []
+    for name, extra in (("plain", ""), ("less", "gradient_checkpointing = true\n")):
+        (tmp_path / name).mkdir()
+        recipe = make_project(tmp_path / name, "sdxl", train=extra + WHOLE)
+        seen = watched(monkeypatch, lambda recipe=recipe, name=name: run_project(recipe, tmp_path / name / "run"))
+        ends.append(seen["end"])
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
