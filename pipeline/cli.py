@@ -12,6 +12,7 @@ from .. import __version__
 # name: (module, attribute, line of --help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("commands.run", "run", "Run a recipe: teach its words and export them."),
+    "replay": ("commands.replay", "replay", "Run a finished run again and compare every file."),
     "check": ("commands.check", "check", "Check recipes; print every problem at once."),
     "plan": ("commands.plan", "plan", "Show what a recipe would do, without doing it."),
     "report": ("commands.report", "report", "Write the report of a run, also while it goes."),

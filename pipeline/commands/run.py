@@ -15,11 +15,15 @@ from .options import json_option, print_json, recipe_argument, set_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run [runs/NAME].")
 @set_option
 @click.option("--device", help="Where to compute: auto, cuda, cuda:1, mps, xpu, cpu.")
+@click.option("--fresh", is_flag=True, help="Begin anew, also where an unfinished run of the recipe could go on.")
 @json_option
-def run(recipe: str, out: Path | None, overrides: tuple[str, ...], device: str | None, as_json: bool) -> None:
+def run(
+    recipe: str, out: Path | None, overrides: tuple[str, ...], device: str | None, fresh: bool, as_json: bool
+) -> None:
     """Run a recipe: teach its words, export them, and write a report.
 
-    RECIPE is a file or the name of a recipe that ships (try: quickstart).
+    RECIPE is a file or the name of a recipe that ships (try: quickstart). A run that was stopped or killed goes on
+    with the same command, and ends in the same bytes.
     """
     from ..recipe.check import checked_recipe
 
@@ -31,7 +35,7 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], device: str |
 
     from ..run.runner import run_recipe
 
-    result = run_recipe(loaded, out=out, progress=lambda text: click.echo(text, err=True), bar=not as_json)
+    result = run_recipe(loaded, out=out, progress=lambda text: click.echo(text, err=True), bar=not as_json, fresh=fresh)
     if as_json:
         print_json({"folder": str(result.folder), "report": str(result.report)})
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import schemas
 from .fill import filled
-from .model import Concept, DataSpec, ModelSpec, Recipe, Samples, Stage, StopAfter, Word
+from .model import CheckpointRule, Concept, DataSpec, ModelSpec, Recipe, Samples, Stage, StopAfter, Word
 from .stop import parse_stop, stop_text
 from .trained import fill_trained
 
@@ -32,6 +32,7 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
         stages=tuple(stage(item) for item in kinds),
         samples=_samples(table["samples"], words),
         data=_data(table["data"], folder),
+        checkpoint=CheckpointRule(parse_stop(table["checkpoint"]["every"]), table["checkpoint"]["keep"]),
         threads=table["threads"],
         description=table["description"],
     )
@@ -110,6 +111,7 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
         "stage": [{"kind": item.kind, **item.options} for item in recipe.stages],
         "samples": vars(recipe.samples),
         "data": vars(recipe.data),
+        "checkpoint": vars(recipe.checkpoint),
     }
     return _plain(document)
 

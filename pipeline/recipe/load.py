@@ -82,10 +82,16 @@ def _usable(path: Place, value: Any, found: dict[Place, str]) -> Any:
 
 def _stops(data: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     words = data.get("embedding")
-    for index, word in enumerate(words if isinstance(words, list) else []):
-        text = word.get("stop_after") if isinstance(word, dict) else None
+    texts: dict[Place, Any] = {
+        ("embedding", index, "stop_after"): word.get("stop_after")
+        for index, word in enumerate(words if isinstance(words, list) else [])
+        if isinstance(word, dict)
+    }
+    checkpoint = data.get("checkpoint")
+    texts["checkpoint", "every"] = checkpoint.get("every") if isinstance(checkpoint, dict) else None
+    for place, text in texts.items():
         if isinstance(text, str):
             try:
                 parse_stop(text)
             except ValueError as error:
-                yield ("embedding", index, "stop_after"), str(error)
+                yield place, str(error)

@@ -103,6 +103,14 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class CheckpointRule:
+    """How often a train stage writes a checkpoint, and how many of the newest are kept."""
+
+    every: StopAfter = StopAfter(5.0, "minutes")
+    keep: int = 2
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A checked recipe with every default filled in and every path absolute."""
 
@@ -116,5 +124,6 @@ class Recipe:
     stages: tuple[Stage, ...]
     samples: Samples = field(default_factory=Samples)
     data: DataSpec = field(default_factory=DataSpec)
+    checkpoint: CheckpointRule = field(default_factory=CheckpointRule)
     threads: int | None = None
     description: str = ""

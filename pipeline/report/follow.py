@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..lock import is_locked
 from .folder import read_manifest
-from .lock import at_work
 from .page import write_report
 
 STAMPED = ("manifest.json", "metrics.jsonl")
@@ -34,7 +34,7 @@ def follow(folder: Path, every: int, show: Callable[[str], None], sleep: Callabl
 
 
 def _goes_on(folder: Path) -> bool:
-    return read_manifest(folder).get("status") == "running" and at_work(folder) is not False
+    return read_manifest(folder).get("status") == "running" and is_locked(folder)
 
 
 def _stamps(folder: Path) -> list[tuple[int, int]]:

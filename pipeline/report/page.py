@@ -9,10 +9,10 @@ import numpy as np
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
+from ..lock import is_locked
 from . import facts, show, words
 from .curves import SERIES, SINGLE, noisy_curve, vector_curves
 from .folder import Json, read_manifest, read_metrics
-from .lock import at_work
 from .pictures import Gallery, Shown, absent, inside, pairs, training_pictures
 from .progress import through_time
 from .series import column, positions, vector_lines
@@ -32,7 +32,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
     many seconds.
     """
     manifest = read_manifest(folder)
-    killed = manifest.get("status") == "running" and at_work(folder) is False
+    killed = manifest.get("status") == "running" and not is_locked(folder)
     metrics, unread = read_metrics(folder)
     warnings = list(manifest.get("warnings") or [])
     if unread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,12 +13,15 @@ from torch.nn.functional import cosine_similarity
 from ...converters.embedding import Contents, Embedding
 from ..data.captions import read_concept
 from ..models.device import device_name
+from ..models.load import Model
+from ..recipe.load import recipe_as_json
 from ..recipe.model import Recipe, Word
 from ..words.injection import Encoder
 from ..words.nearest import nearest_tokens
+from ..words.norms import NormStatistics
 from ..words.placeholders import Replacer
 from ..words.raw import from_raw
-from .hashes import file_hashes, shown_path
+from .hashes import file_hashes, model_hashes, shown_path
 from .state import Run
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
@@ -43,19 +47,34 @@ def _version(package: str) -> str | None:
         return None
 
 
-def model_facts(run: Run, hashes: dict[str, str]) -> dict[str, Any]:
+def inputs_of(recipe: Recipe, model: Model, statistics: Mapping[str, NormStatistics]) -> dict[str, Any]:
+    """All that the bytes of a run depend on, as the manifest has it: recipe, model, data, versions, device.
+
+    Raises RecipeError when a picture or caption that was there for the check is gone.
+    """
+    data, _ = data_facts(recipe)
+    hashes = model_hashes(model.path) if model.path else {}
+    return {
+        "recipe": recipe_as_json(recipe), "environment": environment(model.device),
+        "model": model_facts(recipe, model, statistics, hashes), "data": data,
+    }  # fmt: skip
+
+
+def model_facts(
+    recipe: Recipe, model: Model, statistics: Mapping[str, NormStatistics], hashes: dict[str, str]
+) -> dict[str, Any]:
     """The model that was taught, and the norms of its vocabularies."""
     encoders = {}
-    for encoder in run.model.encoders:
-        norm = run.statistics[encoder.key]
+    for encoder in model.encoders:
+        norm = statistics[encoder.key]
         encoders[encoder.key] = {
             "width": encoder.width,
             "vocabulary": len(encoder.table),
             "norm": {"median": norm.median, "mean": norm.mean, "low": norm.low, "high": norm.high},
         }
-    spec = run.recipe.model
+    spec = recipe.model
     return {
-        "base": spec.base, "family": run.model.family.name, "path": str(run.model.path), "sha256": hashes,
+        "base": spec.base, "family": model.family.name, "path": str(model.path), "sha256": hashes,
         "dtype": spec.dtype, "encoders": encoders,
     }  # fmt: skip
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import StageError
-from ..report.lock import hold
 
 
 def finite(value: Any) -> Any:
@@ -23,20 +23,23 @@ def finite(value: Any) -> Any:
 
 
 class Metrics:
-    """Writes `metrics.jsonl` of a run's folder. StageError when another run has begun in the same folder.
+    """Writes `metrics.jsonl` of a run's folder; what a step writes can be read at once."""
 
-    The file is locked as long as the run is at work (see `report.lock`).
-    """
+    def __init__(self, folder: Path, size: int = 0) -> None:
+        """Go on behind the first `size` bytes that an earlier process wrote; what it wrote after them is done again."""
+        path = folder / "metrics.jsonl"
+        if path.exists() and path.stat().st_size < size:
+            raise StageError(f"{path} is shorter than when the checkpoint was written: it was changed since")
+        self._file = path.open("a+b")
+        self._file.truncate(size)
 
-    def __init__(self, folder: Path) -> None:
-        try:
-            self._file = (folder / "metrics.jsonl").open("x", encoding="utf-8")
-        except FileExistsError:
-            raise StageError(f"another run has just begun in {folder}: choose another --out") from None
-        hold(self._file)
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return os.fstat(self._file.fileno()).st_size
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(finite(row), ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(finite(row), ensure_ascii=False).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch.nn import Parameter
 
 from ...converters.embedding import Contents
 from ..errors import StageError
@@ -16,6 +18,8 @@ from ..train.parts import part_modules
 from ..words.initial import InitialTokens
 from ..words.injection import Injection
 from ..words.norms import NormStatistics
+from .checkpoint import Checkpoint
+from .keeper import Keeper
 from .metrics import Metrics
 
 
@@ -24,18 +28,25 @@ class Run:
     """One execution of a recipe: the model, the folder, and what stages leave for the manifest.
 
     `start` is what `tokenize` made, so that every later vector can be held against its beginning. `kept` is what
-    training has reached, for the day on which the run is stopped. `data` is what a
-    stage tells the manifest; nothing else reads it. `finetuned` names the models of the pipeline (`unet`,
-    `text_encoder`, …) whose own weights a stage has trained: `export` writes the whole model then.
+    training has reached, for the day on which the run is stopped. `data` is what a stage tells the manifest; nothing
+    else reads it. `rows` are the manifest's lines of the stages so far. With `resume` the run goes on from a
+    checkpoint: `done_rows` are the lines of the stages before it, `restored` what the run had noted by then.
+    `finetuned` names the models of the pipeline (`unet`, `text_encoder`, …) whose own weights a stage has trained:
+    `export` writes the whole model then. `moved` has every weight, of LoRAs too, that a stage of the run trains.
     """
 
     recipe: Recipe
     folder: Path
     model: Model
     statistics: dict[str, NormStatistics]
-    metrics: Metrics
+    keeper: Keeper
     progress: Callable[[str], None]
     bar: bool
+    metrics: Metrics = field(init=False)
+    resume: Checkpoint | None = None
+    restored: Mapping[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    done_rows: list[dict[str, Any]] = field(default_factory=list)
     stage: int = 0
     injection: Injection | None = None
     initial: dict[str, dict[str, InitialTokens]] = field(default_factory=dict)
@@ -44,6 +55,7 @@ class Run:
     stopped_at: dict[str, int] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     finetuned: set[str] = field(default_factory=set)
+    moved: dict[str, Parameter] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)

@@ -16,15 +16,16 @@ from ..data.dataset import open_dataset
 from ..errors import StageError
 from ..models.denoisers import DENOISERS
 from ..recipe.fill import defaults
+from ..run.resume import go_on, keep_on
 from ..run.state import Run
 from ..train.loop import Training, train_steps
 from ..train.lora import has_lora, lora_tensors
 from ..train.memory import less_memory
-from ..train.objective import objective_for
+from ..train.objective import Objective, objective_for
 from ..train.parts import kohya_prefix, part_modules, pipe_name
 from ..train.scaling import loss_scale
 from ..train.schedule import rate_factor
-from ..train.setup import Common, native_resolution, weight_trainers
+from ..train.setup import Common, native_resolution, weight_trainers, weights_of
 from ..train.word_trainer import WordSettings, WordTrainer
 from ..words.raw import from_raw, to_raw
 
@@ -75,13 +76,18 @@ def train(
         things.insert(0, WordTrainer(run.need_injection(), run.recipe.words, run.statistics, words, _starts(run)))
     if not things:
         raise StageError("nothing to train: no word (embeddings = false, or train = false), no lora, no finetune")
+    run.moved |= weights_of(things)
+    asked = objective_for(run.model.pipe.scheduler, objective, noise, timesteps)
+    _draw_as_trained(run, asked)
+    if run.resume is not None and run.stage < run.resume.stage:
+        return _as_left(run, contents)  # the checkpoint of a later stage has the values of what was put together here
     seed = run.recipe.seed + 1000 * run.stage
     run.progress("reading and encoding the pictures")
     training = Training(
         model=run.model,
         denoiser=DENOISERS[run.model.family.denoiser_kind],
         injection=run.need_injection(),
-        objective=objective_for(run.model.pipe.scheduler, objective, noise, timesteps),
+        objective=asked,
         dataset=open_dataset(
             run.recipe,
             run.model.pipe.vae,
@@ -101,7 +107,6 @@ def train(
         scale=loss_scale(run.model.dtype),
         prior_weight=prior_weight,
     )
-    _draw_as_trained(run, training)
     _run_steps(run, training, contents, log_every, gradient_checkpointing)
     if training.words is not None:
         run.stopped_at.update(training.words.stopped_at)
@@ -109,13 +114,13 @@ def train(
     return run.kept or contents
 
 
-def _draw_as_trained(run: Run, training: Training) -> None:
+def _draw_as_trained(run: Run, asked: Objective) -> None:
     """Where the stage changes what the model is asked for, pictures of this run are drawn accordingly."""
-    told = training.objective.drawing(run.model.pipe.scheduler)
+    told = asked.drawing(run.model.pipe.scheduler)
     if told is not run.model.pipe.scheduler:
         run.model.pipe.scheduler = told
         run.warnings.append(
-            f"the model's scheduler says otherwise than objective (prediction {training.objective.kind}); pictures of "
+            f"the model's scheduler says otherwise than objective (prediction {asked.kind}); pictures of "
             "this run are drawn as trained, other programs must be told"
         )
 
@@ -146,16 +151,19 @@ def _run_steps(run: Run, training: Training, contents: Contents, log_every: int,
 def _follow(run: Run, training: Training, log_every: int) -> None:
     """Run the steps with a progress bar (rate and time left) and write their metrics."""
     starts = _starts(run)
+    first, seconds = go_on(run, training)
     with tqdm(
-        total=training.steps, desc="train", unit="step", disable=None if run.bar else True, dynamic_ncols=True
-    ) as bar:
-        for row in train_steps(training):
+        total=training.steps, initial=first, desc="train", unit="step", disable=None if run.bar else True,
+        dynamic_ncols=True,
+    ) as bar:  # fmt: skip
+        for row in train_steps(training, first, seconds):
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
                 row["words"] = {name: _gauge(run, starts, name) for name in active} if training.words else {}
             run.metrics.write({"stage": run.stage, **row})
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
             bar.update()
+            keep_on(run, training, number, row["seconds"])
 
 
 def _all_seen(trainer: WordTrainer | None) -> None:

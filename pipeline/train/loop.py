@@ -52,13 +52,13 @@ class Training:
         return self.dataset.batches_per_epoch / self.accumulation
 
 
-def train_steps(training: Training) -> Iterator[dict[str, Any]]:
-    """Run the steps one by one, yielding each one's row of metrics.
+def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Iterator[dict[str, Any]]:
+    """Run the steps one by one, yielding each one's row of metrics; the first `first` steps, `seconds` long, are done.
 
     Raises StageError, with everything as the last good step left it, when loss or gradient is not finite.
     """
-    begin = time.monotonic()
-    for step in range(training.steps):
+    begin = time.monotonic() - seconds
+    for step in range(first, training.steps):
         clock = Clock(step, training.steps, training.steps_per_epoch, time.monotonic() - begin)
         row = one_step(training, clock)
         row["seconds"] = round(time.monotonic() - begin, 3)

@@ -52,6 +52,12 @@ def weight_trainers(model: Model, lora: Tables, finetune: Tables, common: Common
     return trainers
 
 
+def weights_of(things: Sequence[Trained]) -> dict[str, nn.Parameter]:
+    """The model's weights that these train, as `<thing>/<parameter>`; words have none, their rows are their own."""
+    trainers = [thing for thing in things if isinstance(thing, WeightTrainer)]
+    return {f"{thing.name}/{name}": weight for thing in trainers for name, weight in thing.parameters.items()}
+
+
 def _parameters(
     kind: str, part: str, module: nn.Module, table: Mapping[str, Any], seed: int
 ) -> dict[str, nn.Parameter]:

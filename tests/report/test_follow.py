@@ -14,8 +14,8 @@ from report.example import manifest, metrics, ring, write_run
 from report.parsed import Page, page
 
 from pivotune.pipeline.cli import pivotune
+from pivotune.pipeline.lock import is_locked, locked
 from pivotune.pipeline.report.follow import follow
-from pivotune.pipeline.report.lock import at_work
 from pivotune.pipeline.report.page import write_report
 from pivotune.pipeline.run.metrics import Metrics
 
@@ -44,7 +44,8 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
             writer.write(next(steps))
 
     said: list[str] = []
-    last = follow(folder, 3, said.append, work).read_text("utf-8")
+    with locked(folder):
+        last = follow(folder, 3, said.append, work).read_text("utf-8")
     assert 'http-equiv="refresh" content="3"' in pages[0]
     assert "Teaching <code>&lt;emblem&gt;</code>" in pages[0]
     assert "<svg" not in pages[0]
@@ -57,23 +58,23 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_the_following_and_leaves_a_page_that_stands_still(tmp_path: Path) -> None:
     folder = begun(tmp_path)
-    writer = Metrics(folder)
 
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    html = follow(folder, 5, lambda text: None, interrupted).read_text("utf-8")
-    writer.close()
+    Metrics(folder).close()
+    with locked(folder):
+        html = follow(folder, 5, lambda text: None, interrupted).read_text("utf-8")
     assert "refresh" not in html
     assert "has not ended" in html
 
 
 AT_WORK = """
 import pathlib, sys, time
-from pivotune.pipeline.run.metrics import Metrics
-metrics = Metrics(pathlib.Path(sys.argv[1]))
-print("at work", flush=True)
-time.sleep(60)
+from pivotune.pipeline.lock import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("at work", flush=True)
+    time.sleep(60)
 """
 
 
@@ -83,12 +84,12 @@ def test_a_killed_run_is_told_from_one_at_work(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "at work\n"
-        assert at_work(folder) is True
+        assert is_locked(folder)
         assert "has not ended" in page(folder).text
     finally:
         process.kill()
         process.communicate()
-    assert at_work(folder) is False
+    assert not is_locked(folder)
     html = follow(folder, 1, lambda text: None, lambda seconds: pytest.fail("it waited for a dead run")).read_text()
     assert "This run was cut short" in html
     assert "refresh" not in html

@@ -18,8 +18,8 @@ from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.manifest import data_facts
-from pivotune.pipeline.run.metrics import Metrics
 from pivotune.pipeline.run.samples import inject_files
+from pivotune.pipeline.run.stopping import Stopped
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.lora import ADAPTER
 from pivotune.pipeline.train.weights import WeightTrainer
@@ -335,7 +335,7 @@ def test_ctrl_c_keeps_words_and_lora(tmp_path, monkeypatch, when):
         return one_step(training, clock)
 
     monkeypatch.setattr(loop, "one_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped, match="the same command goes on"):
         run_project(recipe, tmp_path / "run")
     kept, _ = read_safetensors(tmp_path / "run" / "last-good" / "cat.safetensors")
     monkeypatch.setattr(loop, "one_step", one_step)
@@ -451,13 +451,6 @@ def test_a_folder_with_files_is_never_written_over(tmp_path):
     with pytest.raises(StageError, match="holds files already"):
         run_project(recipe, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious.txt"]
-
-
-def test_of_two_runs_that_begin_in_one_folder_the_second_is_refused(tmp_path):
-    first = Metrics(tmp_path)
-    with pytest.raises(StageError, match="another run has just begun in"):
-        Metrics(tmp_path)
-    first.close()
 
 
 def test_a_table_of_captions_is_in_the_manifest_by_its_hash(tmp_path):

@@ -1,0 +1,36 @@
+"""`pivotune replay`: proves that a run comes out the same again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import json_option, print_json
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the second run.")
+@json_option
+@click.pass_context
+def replay(ctx: click.Context, run: Path, out: Path | None, as_json: bool) -> None:
+    """Run the recipe of RUN again elsewhere and compare every step and file; name the first that differs.
+
+    Exit code 1 when something differs.
+    """
+    from ..run.replay import replay as run_again
+
+    result = run_again(run, out=out, progress=lambda text: click.echo(text, err=True), bar=not as_json)
+    if as_json:
+        told = {"folder": str(result.folder), "same": not result.differences, "differences": result.differences}
+        print_json({**told, "inputs": result.inputs, "steps": result.steps, "files": result.files})
+    else:
+        for line in result.inputs:
+            click.echo(f"input changed: {line}")
+        if result.differences:
+            click.echo(f"First difference: {result.differences[0]}")
+            click.echo(f"Different in {len(result.differences)} place(s); second run: {result.folder}")
+        else:
+            click.echo(f"The same: {result.steps} steps and {result.files} files, byte for byte. {result.folder}")
+    ctx.exit(1 if result.differences else 0)

@@ -1,0 +1,110 @@
+"""Everything a training is at one step, in one file that is either whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...converters.disk import sync_folder
+from ..errors import StageError
+
+FOLDER, KEPT = "checkpoints", 2
+_FORMAT = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state after `step` steps of stage `stage` (from 0), `seconds` of training into it.
+
+    `tensors` are on the CPU; `facts` is JSON: what is no tensor (see `pipeline/train/state.py`).
+    """
+
+    stage: int
+    step: int
+    seconds: float
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"stage-{self.stage + 1:03d}-step-{self.step:09d}.safetensors"
+
+
+def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Path:
+    """Write it beside the others and then take away all but the newest `keep`.
+
+    The file gets its name when its bytes are on the disk: a kill or a full disk leaves the older ones as they were.
+    Raises StageError when it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    folder = run / FOLDER
+    path = folder / checkpoint.name
+    temporary = folder / f".{checkpoint.name}.part"
+    head = {"stage": checkpoint.stage, "step": checkpoint.step, "seconds": checkpoint.seconds}
+    facts = json.dumps({**head, "facts": checkpoint.facts}, sort_keys=True)
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+    try:
+        folder.mkdir(exist_ok=True)
+        for litter in folder.glob(".*.part"):  # of a process that was killed while it wrote
+            litter.unlink()
+        save_file(tensors, temporary, {"format": _FORMAT, "checkpoint": facts, "sha256": _digest(facts, tensors)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(folder)
+        for old in _by_age(folder)[keep:]:
+            old.unlink()
+    except Exception as error:  # safetensors has an exception of its own for a full disk
+        temporary.unlink(missing_ok=True)
+        raise StageError(f"{path}: the checkpoint cannot be written ({error})") from error
+    return path
+
+
+def newest_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest one that is whole; each damaged one is passed over and said. None where there is none."""
+    for path in _by_age(run / FOLDER):
+        try:
+            return read_checkpoint(path)
+        except StageError as error:
+            say(f"{error}; passed over")
+    return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read one file. Raises StageError when it is damaged or no checkpoint."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            told = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if told.get("format") != _FORMAT or told.get("sha256") != _digest(told["checkpoint"], tensors):
+            raise StageError(f"{path}: the checkpoint is damaged: its hash is not the one it was written with")
+        head = json.loads(told["checkpoint"])
+        return Checkpoint(head["stage"], head["step"], head["seconds"], tensors, head["facts"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise StageError(f"{path}: the checkpoint cannot be read ({error})") from error
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """The checkpoints, newest first: their names sort by stage and step."""
+    return sorted(folder.glob("stage-*-step-*.safetensors"), reverse=True)
+
+
+def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    from .hashes import tensor_hash
+
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        digest.update(
+            f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} {tensor_hash(tensors[name])}".encode()
+        )
+    return digest.hexdigest()

@@ -1,0 +1,99 @@
+"""The stages of a run in the order written, from the beginning or from a checkpoint on."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from ...converters.embedding import Contents
+from ...converters.errors import ConvertError
+from ..errors import StageError
+from ..export.last_good import keep_last_good
+from ..stages import STAGES
+from .folder import write_json
+from .manifest import data_facts, word_facts
+from .metrics import finite
+from .proofs import hold, look_before, model_proofs
+from .samples import draw_after, draw_before
+from .state import Run
+
+# What puts the words and adapters into the model: done again before a checkpoint is put back. All else is in it.
+STRUCTURE = ("tokenize", "inject", "train")
+
+
+def execute(run: Run, manifest: dict[str, Any]) -> None:
+    """Everything between the loaded model and the finished manifest."""
+    recipe, model = run.recipe, run.model
+    before = look_before(model)
+    run.progress("drawing pictures before")
+    manifest["pictures"] = draw_before(model, recipe, run.folder / "pictures")
+    contents = Contents()
+    try:
+        for number in range(len(recipe.stages)):
+            write_json(run.folder / "manifest.json", finite(manifest))  # for those who follow the run
+            contents = _run_stage(run, number, contents, manifest)
+    except BaseException:  # whatever it was: a full disk, Ctrl-C, a stage that found its match
+        if run.kept is not None:
+            keep_last_good(run, run.kept)
+        raise
+    finally:
+        run.eject()
+        manifest |= {"warnings": run.warnings, "artefacts": run.artefacts}
+    if contents.embeddings:
+        shown = data_facts(recipe)[1]
+        manifest["words"] = [word_facts(run, word, contents, shown[word.placeholder]) for word in recipe.words]
+    manifest["proofs"] = _proofs(run, model_proofs(model, before))
+    hold(manifest["proofs"])
+    if run.data.get("standalone"):
+        run.progress("drawing pictures after, from the exported files")
+        manifest["pictures"] += draw_after(
+            model, recipe, run.data["standalone"], run.data.get("lora"), run.folder / "pictures"
+        )
+
+
+def _proofs(run: Run, model: dict[str, Any]) -> dict[str, Any]:
+    trained = [word.placeholder for word in run.recipe.words if word.train]
+    return {
+        **model,
+        "gradient_reached": {word: word in run.reached for word in trained},
+        **{name: run.data[name] for name in ("exports_verified", "exports_declared") if name in run.data},
+    }
+
+
+def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, Any]) -> Contents:
+    """Run one stage and note it in the manifest. A failure says which stage it was."""
+    stage = run.recipe.stages[number]
+    done = run.resume is not None and number < run.resume.stage
+    if done and stage.kind not in STRUCTURE:
+        run.rows.append(run.done_rows[number])
+        return contents
+    run.stage, run.notes = number, []
+    begin = time.monotonic()
+    run.progress(f"stage {number + 1} of {len(run.recipe.stages)}: {stage.kind}{' (done before)' if done else ''}")
+    row = {"kind": stage.kind, "seconds": 0.0, "takes": held(contents), "gives": [], "notes": run.notes}
+    run.rows.append(row)
+    try:
+        after = STAGES[stage.kind](run, contents, **stage.options)
+        run.kept = after if run.kept is not None else None
+        row["gives"] = held(after)
+        return after
+    except StageError as error:
+        raise type(error)(f"stage {number + 1} ({stage.kind}): {error}") from error
+    except ConvertError as error:
+        raise StageError(f"stage {number + 1} ({stage.kind}): {error}") from error
+    except torch.OutOfMemoryError as error:
+        way_out = "a smaller batch_size with gradient_accumulation, gradient_checkpointing = true, a smaller resolution"
+        raise StageError(f"stage {number + 1} ({stage.kind}): the device's memory is full; try {way_out}") from error
+    finally:
+        row["seconds"] = round(time.monotonic() - begin, 3)
+        if done:
+            run.rows[-1] = run.done_rows[number]
+
+
+def held(contents: Contents) -> list[str]:
+    """What the contents hold, a line each, for the manifest."""
+    words = [f"{word.name} ({', '.join(f'{key} {raw.shape[0]}x{raw.shape[1]}' for key, raw in word.vectors.items())})"
+             for word in contents.embeddings]  # fmt: skip
+    return words + ([f"LoRA of {len(contents.rest)} tensors"] if contents.rest else [])

@@ -1,0 +1,104 @@
+"""Runs a finished run again, elsewhere, and holds everything it made against what is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import StageError
+from ..recipe.load import recipe_from_json
+from ..recipe.model import Recipe, StopAfter
+from ..train.clock import SECONDS
+from .differences import input_differences
+from .hashes import sha256
+from .runner import run_recipe
+from .start import left_behind
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Where the second run lies; what differs, in the order in which it came about; how much was compared."""
+
+    folder: Path
+    differences: tuple[str, ...]
+    inputs: tuple[str, ...]
+    steps: int
+    files: int
+
+
+def replay(folder: Path, *, out: Path | None, progress: Callable[[str], None], bar: bool) -> Replayed:
+    """Run the recipe of `folder` again, into `out` (left out: `runs/<name>-replay`).
+
+    Raises StageError when the folder holds no finished run, or the second one fails.
+    """
+    before = left_behind(folder)
+    if before is None:
+        raise StageError(f"{folder}: holds no run (no manifest.json that can be read)")
+    if before["status"] != "finished":
+        raise StageError(f"{folder}: the run has not finished; `pivotune run` with its recipe goes on with it")
+    recipe = recipe_from_json(before["recipe"], Path(before["recipe_file"]))
+    again = replace(_stopped_by_steps(recipe, before), name=f"{recipe.name}-replay" if out is None else recipe.name)
+    result = run_recipe(again, out=out, progress=progress, bar=bar, fresh=True)
+    after = left_behind(result.folder)
+    assert after is not None
+    inputs = [line for line in input_differences(before, after) if not line.startswith("recipe.name:")]
+    differences = [*_metrics(folder, result.folder), *_files(folder, result.folder, before, after)]
+    steps = sum(1 for _ in _rows(result.folder))
+    return Replayed(result.folder, tuple(differences), tuple(inputs), steps, len(_made(before)))
+
+
+def _stopped_by_steps(recipe: Recipe, before: Mapping[str, Any]) -> Recipe:
+    """A word that the clock stopped is stopped at the same step again: no machine keeps time twice the same way."""
+    stopped = {word["placeholder"]: word["stopped_at"] for word in before["words"]}
+    words = []
+    for word in recipe.words:
+        if word.stop_after.unit in SECONDS:
+            at = stopped.get(word.placeholder)
+            word = replace(word, stop_after=StopAfter(at, "steps") if at else StopAfter(0.0, "never"))
+        words.append(word)
+    return replace(recipe, words=tuple(words))
+
+
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            row.pop("seconds", None)
+            yield row
+
+
+def _metrics(one: Path, other: Path) -> Iterator[str]:
+    """The first step whose line of metrics differs, with the first number in it that does."""
+    rows, others = list(_rows(one)), list(_rows(other))
+    for row, second in zip(rows, others, strict=False):
+        if row != second:
+            name = next(key for key in row if row.get(key) != second.get(key))
+            place = f"step {row['step']} of stage {row['stage']}"
+            yield f"metrics, {place}: {name} was {row.get(name)}, is {second.get(name)}"
+            return
+    if len(rows) != len(others):
+        yield f"metrics: {len(rows)} lines, then {len(others)}"
+
+
+def _made(manifest: Mapping[str, Any]) -> list[str]:
+    """Every file that a run made and that must come out the same."""
+    texts = {row["path"] for row in manifest["artefacts"] if row["kind"] == "text"}
+    paths = [row["path"] for row in [*manifest["artefacts"], *manifest["pictures"]]]
+    return [path for path in dict.fromkeys(paths) if path not in texts]
+
+
+def _files(one: Path, other: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    made = _made(after)
+    for path in _made(before):
+        if path not in made:
+            yield f"{path}: not made again"
+        elif not (one / path).is_file():
+            yield f"{path}: no longer in {one}"
+        elif sha256(one / path) != sha256(other / path):
+            yield f"{path}: other bytes"
+    for path in made:
+        if path not in _made(before):
+            yield f"{path}: made only now"

@@ -1,0 +1,96 @@
+"""What a run must know, beside the training's own state, to go on from a checkpoint as if it had never stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..train.clock import Clock
+from ..train.loop import Training
+from ..train.snapshot import restore_snapshot, take_snapshot
+from .checkpoint import Checkpoint
+from .state import Run
+
+_PATH = "path in the run"
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """The run's side of a checkpoint, as JSON."""
+    return {
+        "metrics": run.metrics.size,
+        "stopped_at": run.stopped_at,
+        "reached": sorted(run.reached),
+        "warnings": run.warnings,
+        "artefacts": run.artefacts,
+        "data": _packed(run.data, run.folder),
+        "rows": run.rows,
+    }
+
+
+def take_up(run: Run, checkpoint: Checkpoint | None) -> int:
+    """Put the run's side of a checkpoint back; what was made after it is taken away, for it is made again.
+
+    Returns how many bytes of the metrics belong to it.
+    """
+    run.resume = checkpoint
+    facts: Mapping[str, Any] = checkpoint.facts["run"] if checkpoint else {}
+    run.done_rows = list(facts.get("rows", []))
+    run.restored = facts
+    _forget_later(run.folder, {row["path"] for row in facts.get("artefacts", [])})
+    return int(facts.get("metrics", 0))
+
+
+def keep_on(run: Run, training: Training, step: int, seconds: float) -> None:
+    """After each step: a checkpoint if one is due. Raises Stopped when a signal has asked for an end."""
+
+    def state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, facts = take_snapshot(training, run.moved)
+        return tensors, {**facts, "run": run_facts(run)}
+
+    run.keeper.after_step(run.stage, Clock(step, training.steps, training.steps_per_epoch, seconds), state)
+
+
+def go_on(run: Run, training: Training) -> tuple[int, float]:
+    """Put the checkpoint of this stage back, if there is one; return the steps that are done and their seconds.
+
+    Raises StageError when it does not fit.
+    """
+    point = run.resume
+    if point is None or point.stage != run.stage:
+        return 0, 0.0
+    restore_snapshot(training, run.moved, point.tensors, point.facts)
+    facts = run.restored
+    run.stopped_at, run.reached = dict(facts["stopped_at"]), set(facts["reached"])
+    run.warnings, run.artefacts = list(facts["warnings"]), list(facts["artefacts"])
+    run.data = _unpacked(facts["data"], run.folder)
+    run.resume = None
+    return point.step, point.seconds
+
+
+def _forget_later(folder: Path, kept: set[str]) -> None:
+    """Remove exports that an unfinished stage had begun to write; those of stages that were done stay."""
+    exports = folder / "exports"
+    if not kept:
+        shutil.rmtree(exports, ignore_errors=True)
+        return
+    for path in exports.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in kept:
+            path.unlink()
+
+
+def _packed(value: Any, folder: Path) -> Any:
+    if isinstance(value, Path):
+        return {_PATH: value.relative_to(folder).as_posix()}
+    if isinstance(value, dict):
+        return {key: _packed(one, folder) for key, one in value.items()}
+    return [_packed(one, folder) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _unpacked(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return folder / value[_PATH] if _PATH in value else {key: _unpacked(one, folder) for key, one in value.items()}
+    return [_unpacked(one, folder) for one in value] if isinstance(value, list) else value

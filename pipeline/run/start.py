@@ -1,0 +1,113 @@
+"""Where a run begins: in a new folder, or where an earlier process left off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import StageError
+from ..lock import is_locked
+from .differences import input_differences
+
+MOST = 12  # differences that are listed
+
+
+@dataclass(frozen=True)
+class Start:
+    """The run's folder and, where a process before left it unfinished, the manifest it left."""
+
+    folder: Path
+    left: Mapping[str, Any] | None = None
+
+
+def refuse_foreign(out: Path | None) -> None:
+    """StageError when the folder asked for holds a finished run, or files that are no run's.
+
+    Said before minutes are spent on loading a model.
+    """
+    if out is None or not out.is_dir() or not any(out.iterdir()):
+        return
+    left = left_behind(out)
+    if left is None:
+        raise StageError(f"{out} holds files already, and no run that could go on; choose another --out")
+    if left["status"] == "finished":
+        raise StageError(
+            f"{out} holds a finished run, which is never written over: choose another --out; to go on from its end "
+            f"with more steps, raise them and add --from-checkpoint {out}"
+        )
+
+
+def choose_start(name: str, out: Path | None, inputs: Mapping[str, Any], *, fresh: bool) -> Start:
+    """The unfinished run of the same inputs that is to go on, else a new folder (not yet made).
+
+    Without `out` it is `runs/<name>`, or `runs/<name>-2` and so on where that is taken. Raises StageError when the
+    unfinished run in `out` was begun with other inputs, and names what differs.
+    """
+    if out is not None:
+        refuse_foreign(out)
+        left = left_behind(out)
+        if left is None:
+            return Start(out.absolute())
+        if fresh:
+            raise StageError(f"{out} holds an unfinished run; with --fresh choose another --out")
+        _refuse_changed(out, input_differences(left, inputs))
+        return Start(out.absolute(), left)
+    for number in range(1, 10_000):
+        folder = (Path("runs") / (name if number == 1 else f"{name}-{number}")).absolute()
+        if not folder.exists():
+            return Start(folder)
+        left = None if fresh else left_behind(folder)
+        if left is None or left["status"] == "finished" or is_locked(folder):
+            continue
+        if not input_differences(left, inputs):
+            return Start(folder, left)
+    raise StageError(f"runs/{name}-… : all 9,999 names are taken")
+
+
+def left_behind(folder: Path) -> dict[str, Any] | None:
+    """The manifest in a folder, or None where there is none that can be read."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "status" in manifest else None
+
+
+def begin_folder(name: str, out: Path | None, inputs: Mapping[str, Any], *, fresh: bool) -> Start:
+    """Choose where to begin (see `choose_start`) and make the folder. StageError when nothing can be written there."""
+    while True:
+        start = choose_start(name, out, inputs, fresh=fresh)
+        try:
+            start.folder.mkdir(parents=True, exist_ok=out is not None or start.left is not None)
+            probe = start.folder / ".probe"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except FileExistsError:
+            if out is not None or start.left is not None:
+                raise StageError(f"the run's folder cannot be made: {start.folder} is a file") from None
+            continue  # another process has taken the name between the look and the making
+        except OSError as error:
+            raise StageError(f"the run's folder cannot be made: {error}") from error
+        return start
+
+
+def say_start(start: Start, checkpointed: tuple[int, int] | None, progress: Callable[[str], None]) -> None:
+    """Say once that, and from where, an unfinished run goes on."""
+    if start.left is None:
+        return
+    stage, step = checkpointed or (0, 0)
+    where = f"after step {step} of stage {stage + 1}" if checkpointed else "from its beginning: there is no checkpoint"
+    progress(f"going on with {start.folder}, {where}")
+
+
+def _refuse_changed(out: Path, differences: list[str]) -> None:
+    if differences:
+        more = [f"and {len(differences) - MOST} more"] if len(differences) > MOST else []
+        listed = "\n  ".join([*differences[:MOST], *more])
+        raise StageError(
+            f"{out}: an unfinished run of other inputs; choose another --out, or take what fits into a new run with "
+            f"--from-checkpoint {out}. What differs:\n  {listed}"
+        )

@@ -1,0 +1,85 @@
+"""Checkpoint files: whole or not there, the newest whole one is found, damage is seen."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.run import checkpoint as module
+from pivotune.pipeline.run.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
+
+
+def at(step: int, stage: int = 2) -> Checkpoint:
+    tensors = {"rows": torch.arange(6.0).reshape(2, 3) + step, "half": torch.ones(3, dtype=torch.bfloat16)}
+    return Checkpoint(stage, step, 1.5 * step, tensors, {"words": ["<cat>"], "step": step})
+
+
+def test_what_went_in_comes_out(tmp_path: Path) -> None:
+    back = read_checkpoint(write_checkpoint(tmp_path, at(7)))
+    assert (back.stage, back.step, back.seconds, back.facts) == (2, 7, 10.5, {"words": ["<cat>"], "step": 7})
+    assert back.tensors.keys() == {"rows", "half"}
+    assert torch.equal(back.tensors["rows"], at(7).tensors["rows"])
+    assert back.tensors["half"].dtype == torch.bfloat16
+
+
+def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
+    for step in (3, 20, 100):
+        write_checkpoint(tmp_path, at(step), keep=2)
+    write_checkpoint(tmp_path, at(1, stage=3), keep=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["stage-003-step-000000100.safetensors", "stage-004-step-000000001.safetensors"]
+    found = newest_checkpoint(tmp_path, pytest.fail)
+    assert found is not None
+    assert (found.stage, found.step) == (3, 1)
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "other"])
+def test_a_damaged_one_is_passed_over_with_a_word(tmp_path: Path, damage: str) -> None:
+    write_checkpoint(tmp_path, at(3))
+    path = write_checkpoint(tmp_path, at(4))
+    data = bytearray(path.read_bytes())
+    if damage == "bit":
+        data[-2] ^= 4
+    path.write_bytes({"bit": data, "cut": data[:-5], "empty": b"", "other": b"no checkpoint at all"}[damage])
+    said: list[str] = []
+    found = newest_checkpoint(tmp_path, said.append)
+    assert found is not None
+    assert found.step == 3
+    assert len(said) == 1
+    assert said[0].startswith(str(path))
+    assert said[0].endswith("passed over")
+
+
+def test_there_may_be_none(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path, pytest.fail) is None
+
+
+def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path, at(3), keep=1)
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(StageError, match="No space left"):
+        write_checkpoint(tmp_path, at(4), keep=1)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["stage-003-step-000000003.safetensors"]
+    found = newest_checkpoint(tmp_path, pytest.fail)
+    assert found is not None
+    assert found.step == 3
+
+
+def test_older_ones_go_only_when_the_new_one_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path, at(3), keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "replace", lambda old, new: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_checkpoint(tmp_path, at(4), keep=1)
+    found = newest_checkpoint(tmp_path, pytest.fail)
+    assert found is not None
+    assert found.step == 3
+    write_checkpoint(tmp_path, at(5), keep=1)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1

@@ -1,0 +1,187 @@
+"""A run that was stopped goes on with the same command and ends in the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from projects import make_project, run_project
+from run.killing import METHODS, child, killed_again_and_again, made_files, project
+
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run import runner
+from pivotune.pipeline.run.replay import replay
+from pivotune.pipeline.run.stopping import Stopped
+from pivotune.pipeline.train import loop
+
+KILLS = 25
+EVERY = '[checkpoint]\nevery = "2 steps"'
+
+
+def manifest_of(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text("utf-8"))
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_kills_at_random_moments_change_no_byte(tmp_path, method):
+    made = project(tmp_path / "project", method)
+    draw, kills, runs = random.Random(1), 0, 0
+    while kills < KILLS / len(METHODS):
+        out = tmp_path / f"run-{runs}"
+        kills += killed_again_and_again(made, out, draw, most=6)
+        assert made_files(out) == made_files(made.whole)
+        assert metrics_of(out) == metrics_of(made.whole)
+        runs += 1
+
+
+def stopped_at(monkeypatch, number: int, how: int) -> None:
+    """Have step `number` (of both stages together) send this process a signal."""
+    one_step, count = loop.one_step, []
+
+    def asked(training, clock):
+        count.append(clock.step)
+        if len(count) == number:
+            os.kill(os.getpid(), how)
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", asked)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch, how):
+    recipe = load_recipe(make_project(tmp_path, more='[checkpoint]\nevery = "never"'))
+    whole = run_project(recipe, tmp_path / "whole").folder
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 2, how)
+        with pytest.raises(Stopped, match=r"stopped by .* after step 2 of 3; the same command goes on"):
+            run_project(recipe, tmp_path / "run")
+    left = manifest_of(tmp_path / "run")
+    assert left["status"] == "stopped"
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["stage-003-step-000000002.safetensors"]
+    said: list[str] = []
+    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+    assert f"going on with {tmp_path / 'run'}, after step 2 of stage 3" in said
+    assert made_files(tmp_path / "run") == made_files(whole)
+    after = manifest_of(tmp_path / "run")
+    assert (after["status"], after["started"], len(after["resumed"])) == ("finished", left["started"], 1)
+    assert after["words"] == manifest_of(whole)["words"]
+
+
+def test_the_second_signal_stops_at_once_and_the_checkpoint_stays(tmp_path, monkeypatch):
+    recipe = load_recipe(make_project(tmp_path, more='[checkpoint]\nevery = "1 steps"'))
+    whole = run_project(recipe, tmp_path / "whole").folder
+    with monkeypatch.context() as patch:
+        one_step = loop.one_step
+
+        def impatient(training, clock):
+            if clock.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return one_step(training, clock)
+
+        patch.setattr(loop, "one_step", impatient)
+        with pytest.raises(Stopped, match="stopped at once"):
+            run_project(recipe, tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/stage-003-step-000000002.safetensors").is_file()
+    run_project(recipe, tmp_path / "run")
+    assert made_files(tmp_path / "run") == made_files(whole)
+
+
+def test_a_changed_picture_refuses_the_checkpoint_and_is_named(tmp_path, monkeypatch):
+    recipe = load_recipe(make_project(tmp_path, more=EVERY))
+    stopped_at(monkeypatch, 2, signal.SIGINT)
+    with pytest.raises(Stopped):
+        run_project(recipe, tmp_path / "run")
+    (tmp_path / "pictures/1.png").write_bytes((tmp_path / "pictures/0.png").read_bytes())
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    with pytest.raises(StageError, match=r"data\.files\.pictures/1\.png: [0-9a-f]{57}\.\.\., now"):
+        run_project(recipe, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkeypatch):
+    recipe = load_recipe(make_project(tmp_path, more='[checkpoint]\nevery = "1 steps"'))
+    whole = run_project(recipe, tmp_path / "whole").folder
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 2, signal.SIGINT)
+        with pytest.raises(Stopped):
+            run_project(recipe, tmp_path / "run")
+    newest = max((tmp_path / "run/checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-100])
+    said: list[str] = []
+    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+    assert any(str(newest) in line and "passed over" in line for line in said)
+    assert any("after step 1 of stage 3" in line for line in said)
+    assert made_files(tmp_path / "run") == made_files(whole)
+
+
+def test_a_second_process_in_the_folder_is_refused(tmp_path, monkeypatch):
+    recipe = load_recipe(make_project(tmp_path))
+    codes = []
+    one_step = loop.one_step
+
+    def meanwhile(training, clock):
+        if clock.step == 1:
+            codes.append(child(lambda: run_project(recipe, tmp_path / "run")))
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", meanwhile)
+    run_project(recipe, tmp_path / "run")
+    assert codes == [1]
+    assert manifest_of(tmp_path / "run")["status"] == "finished"
+
+
+def test_a_full_disk_while_a_checkpoint_is_written_loses_nothing(tmp_path, monkeypatch):
+    recipe = load_recipe(make_project(tmp_path, more='[checkpoint]\nevery = "1 steps"'))
+    whole = run_project(recipe, tmp_path / "whole").folder
+    from safetensors import torch as module
+
+    save, calls = module.save_file, []
+
+    def full(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(tensors, path, metadata)
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(StageError, match=r"the checkpoint cannot be written .*No space left"):
+        run_project(recipe, tmp_path / "run")
+    run_project(recipe, tmp_path / "run")
+    assert made_files(tmp_path / "run") == made_files(whole)
+
+
+def test_replay_finds_the_same_and_names_what_differs(tmp_path):
+    recipe = load_recipe(make_project(tmp_path, train="lora = { rank = 2, dropout = 0.2 }"))
+    first = run_project(recipe, tmp_path / "run").folder
+    quiet = {"progress": lambda text: None, "bar": False}
+    same = replay(first, out=tmp_path / "again", **quiet)
+    assert (same.differences, same.inputs, same.steps) == ((), (), 3)
+    assert same.files >= 4
+    lines = (first / "metrics.jsonl").read_text("utf-8").splitlines()
+    row = json.loads(lines[1])
+    lines[1] = json.dumps({**row, "loss": row["loss"] + 1e-9})
+    (first / "metrics.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    export = first / "exports" / "tiny.safetensors"
+    export.write_bytes(export.read_bytes()[:-1] + b"\x7f")
+    (tmp_path / "pictures/0.txt").write_text("a picture of <cat>", "utf-8")
+    other = replay(first, out=tmp_path / "third", **quiet)
+    assert other.differences[0].startswith("metrics, step 1 of stage")
+    assert "exports/tiny.safetensors: other bytes" in other.differences
+    assert any(line.startswith("data.files.pictures/0.txt: ") for line in other.inputs)
+
+
+def test_only_a_finished_run_is_replayed(tmp_path):
+    with pytest.raises(StageError, match="holds no run"):
+        replay(tmp_path, out=None, progress=lambda text: None, bar=False)
