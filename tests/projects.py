@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy
 from PIL import Image
-from tiny import tiny_sd, tiny_sdxl
+from tiny import tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl
 
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
@@ -49,9 +50,14 @@ steps = 2
 """
 
 
+BUILD = {
+    "sd1": tiny_sd, "sd2": tiny_sd2, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "sd3-without-t5": partial(tiny_sd3, t5=False),
+}  # fmt: skip
+
+
 def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of <cat>", **parts: str) -> Path:
     """Write the project and return its recipe; `parts` fill its places (model, word, more, train, stages, export)."""
-    (tiny_sdxl() if family == "sdxl" else tiny_sd()).save_pretrained(folder / "model")
+    BUILD[family]().save_pretrained(folder / "model")
     (folder / "pictures").mkdir()
     draw = numpy.random.default_rng(0)
     for number in range(3):
@@ -60,7 +66,7 @@ def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of 
         (folder / "pictures" / f"{number}.txt").write_text(captions, "utf-8")
     filled = dict.fromkeys(("model", "word", "more", "train", "stages", "export"), "") | parts
     recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.format(family=family, **filled), "utf-8")
+    recipe.write_text(RECIPE.format(family=family.partition("-")[0], **filled), "utf-8")
     return recipe
 
 

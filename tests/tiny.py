@@ -8,11 +8,21 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from pivotune.recipes.micro.tokenizer import build_tokenizer
 
@@ -27,10 +37,11 @@ def text_config(tokenizer: Any, width: int, **changes: Any) -> CLIPTextConfig:
     return CLIPTextConfig(**options | changes)
 
 
-def tiny_vae() -> AutoencoderKL:
+def tiny_vae(**changes: Any) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16,
+        **changes,
     )  # fmt: skip
 
 
@@ -101,3 +112,34 @@ def real_blocks(family: str, seed: int = 0) -> Any:
         block_out_channels=(8, 8, 16, 16), layers_per_block=2, latent_channels=4, norm_num_groups=4, sample_size=128,
     )  # fmt: skip
     return pipe
+
+
+def tiny_t5_tokenizer() -> Any:
+    """A T5 tokenizer of single letters, with the real one's special tokens and the blank in front of words."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,<>-*"
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in letters)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
+
+
+def tiny_sd3(seed: int = 0, *, t5: bool = True) -> StableDiffusion3Pipeline:
+    """A random model in the shape of SD3: CLIP encoders of width 24 and 40, T5 of width 72 or none, flow matching."""
+    torch.manual_seed(seed)
+    tokenizer, tokenizer_2, tokenizer_3 = build_tokenizer(), build_tokenizer(), tiny_t5_tokenizer() if t5 else None
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=72, caption_projection_dim=16, pooled_projection_dim=64, out_channels=4,
+        pos_embed_max_size=16,
+    )  # fmt: skip
+    vae = tiny_vae(shift_factor=0.06, scaling_factor=1.5)
+    encoder = None
+    if tokenizer_3 is not None:
+        encoder = T5EncoderModel(T5Config(
+            vocab_size=len(tokenizer_3) + 12, d_model=72, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+            feed_forward_proj="gated-gelu",
+        ))  # fmt: skip
+    return StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae,
+        text_encoder=CLIPTextModelWithProjection(text_config(tokenizer, 24)), tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer_2, 40)), tokenizer_2=tokenizer_2,
+        text_encoder_3=encoder, tokenizer_3=tokenizer_3,
+    )  # fmt: skip

@@ -44,9 +44,11 @@ class Signs:
 class Family:
     """What an embedding, a LoRA or a training step needs to know of a kind of model.
 
-    `denoiser_kind` is empty for a family whose files are only converted, not trained. `step_tflops` is the work of one
-    training step with one picture of `resolution`, words only, in 10^12 floating-point operations. `checkpoint` says
-    how one file holds the whole model, by attribute of the pipeline; it is empty where we write no such file.
+    `denoiser_kind` is empty for a family whose files are only converted, not trained. `denoiser_width` is the key of
+    the denoiser's config that has the width of the text it attends to, `cross_attention` its value. `step_tflops` is
+    the work of one training step with one picture of `resolution`, words only, in 10^12 floating-point operations.
+    `example` is the hub id of a well-known model of it. `checkpoint` says how one file holds the whole model, by
+    attribute of the pipeline; it is empty where we write no such file.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Family:
     pipeline: str
     denoiser_kind: str
     denoiser_module: str
+    denoiser_width: str
     resolution: int
     modelspec: str
     base_model_version: str
@@ -62,6 +65,7 @@ class Family:
     cross_attention: int
     signs: Signs
     step_tflops: float = 0.0
+    example: str = ""
     checkpoint: dict[str, CheckpointPart] = field(default_factory=dict)
 
     @property
@@ -94,4 +98,5 @@ def _family(data: dict) -> Family:
     signs = data.pop("signs")
     data["signs"] = Signs(tuple(signs["architectures"]), tuple(signs["base_models"]), signs["blocks"])
     data["checkpoint"] = {name: CheckpointPart(**part) for name, part in data.get("checkpoint", {}).items()}
-    return Family(encoders=encoders, denoiser_kind=denoiser["kind"], denoiser_module=denoiser["module"], **data)
+    about = {f"denoiser_{key}": denoiser.get(key, "") for key in ("kind", "module", "width")}
+    return Family(encoders=encoders, **about, **data)

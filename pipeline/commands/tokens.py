@@ -11,17 +11,18 @@ from .options import json_option, print_json
 
 @click.command()
 @click.argument("text")
-@click.option("--model", "base", default="micro", show_default=True, help="micro, a folder, a hub id or a checkpoint.")
-@click.option("--family", help="Kind of model, where the model does not tell: sd1, sd2, sdxl.")
+@click.option("--model", "base", help="micro, a folder, a hub id or a checkpoint.  [default: micro]")
+@click.option("--family", help="Kind of model, where the model does not tell; without --model: a well-known one of it.")
 @click.option("--config", help="Diffusers folder or hub id with the tokenizers of a single-file checkpoint.")
 @json_option
-def tokens(text: str, base: str, family: str | None, config: str | None, as_json: bool) -> None:
+def tokens(text: str, base: str | None, family: str | None, config: str | None, as_json: bool) -> None:
     """Show the tokens of a TEXT for each text encoder of a model, and how many it may have."""
     from ..errors import RecipeError
-    from ..models.tokenizers import load_tokenizers, token_limit
+    from ..models.tokenizers import known_model, load_tokenizers, token_limit
     from ..recipe.build import stated_model
     from ..recipe.check_model import model_findings
 
+    base = base or (known_model(family) if family else "micro")
     spec = stated_model(base, family, config)
     wrong = [finding.text for finding in model_findings(spec) if finding.severity == "error"]
     if wrong:

@@ -69,4 +69,26 @@ class UNetXL:
         return prediction
 
 
-DENOISERS: dict[str, Denoiser] = {"unet": UNet(), "unet_xl": UNetXL()}
+class JointTransformer:
+    """Stable Diffusion 3: all encoders' states in one sequence, CLIP's pooled vectors beside them.
+
+    A model may lack T5; the pipeline puts zeros in its place.
+    """
+
+    @staticmethod
+    def encode(pipe: Any, captions: list[str]) -> Text:
+        states, _, pooled, _ = pipe.encode_prompt(
+            captions, None, None, device=pipe.text_encoder.device, do_classifier_free_guidance=False
+        )
+        return Text(states, pooled)
+
+    @staticmethod
+    def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
+        prediction: Tensor = pipe.transformer(
+            noisy, encoder_hidden_states=text.states, pooled_projections=text.pooled, timestep=timesteps,
+            return_dict=False,
+        )[0]  # fmt: skip
+        return prediction
+
+
+DENOISERS: dict[str, Denoiser] = {"unet": UNet(), "unet_xl": UNetXL(), "joint_transformer": JointTransformer()}

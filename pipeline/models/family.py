@@ -1,7 +1,8 @@
-"""Which family a model is of: the pipeline's class and the width of the denoiser's cross-attention tell."""
+"""Which family a model is of: the pipeline's class and the width of the text its denoiser attends to tell."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...converters.families import Family, families
@@ -27,6 +28,15 @@ def choose_family(spec: ModelSpec, kind: Any, width: Any) -> Family:
         names = ", ".join(family.name for family in fitting)
         raise StageError(f"{spec.base} is a {kind} of width {width}: say model.family (possible: {names})")
     return exact[0]
+
+
+def width_of(kind: Any, config_of: Callable[[str], Mapping[str, Any]]) -> Any:
+    """Width of the text that a pipeline's denoiser attends to; `config_of` gives the config of one of its models.
+
+    None where the class is of no family, or the config does not say.
+    """
+    fitting = [family for family in families().values() if family.pipeline == kind]
+    return config_of(fitting[0].denoiser_module).get(fitting[0].denoiser_width) if fitting else None
 
 
 def check_kind(spec: ModelSpec, kind: Any) -> list[Family]:

@@ -24,7 +24,7 @@ def find_model(spec: ModelSpec) -> Path:
     if spec.base == MICRO:
         return Path(str(files("pivotune.recipes") / "micro" / "model"))
     path = Path(spec.base).expanduser()
-    if path.exists():
+    if path.is_absolute() and path.exists():  # a recipe's relative paths were made absolute, so this is a hub id
         return path
     if spec.base.startswith((".", "/", "~")) or spec.base.endswith(CHECKPOINTS) or spec.base.count("/") != 1:
         why = "there is no such file or folder, and it is not a hub id (owner/name)"

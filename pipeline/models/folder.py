@@ -12,7 +12,7 @@ import torch
 from ..errors import StageError
 from ..recipe.model import ModelSpec
 from .device import DTYPES
-from .family import choose_family
+from .family import choose_family, width_of
 from .find import GUARDS
 from .json_file import read_json
 from .unreadable import READ_ERRORS, unreadable
@@ -33,15 +33,18 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
         raise StageError(f"model.base = {spec.base!r}: the folder has no model_index.json, so it is no diffusers model")
     try:
         index = read_json(folder / "model_index.json")
-        unet = folder / "unet" / "config.json"
-        width = read_json(unet).get("cross_attention_dim") if unet.is_file() else None
-        choose_family(spec, index.get("_class_name"), width)
+        kind = index.get("_class_name")
+        choose_family(spec, kind, width_of(kind, lambda module: _config(folder / module / "config.json")))
         _check_variant(spec, folder)
         given = {part: None for part in GUARDS if part in index}
         models = {name: _model(spec, folder / name, kind) for name, kind in _kinds(index).items()}
         return DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **given, **models)
     except READ_ERRORS as error:
         raise unreadable(spec, error) from error
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def _kinds(index: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ...converters.families import EncoderSpec, Family
 from ..recipe.model import ModelSpec
 from ..words.injection import Encoder
 from .device import DTYPES
-from .family import choose_family
+from .family import choose_family, width_of
 from .find import find_model
 from .unreadable import unreadable
 
@@ -68,8 +68,9 @@ def quiet_libraries() -> None:
 
 def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device) -> Model:
     """Freeze a loaded pipeline, move it, and say what it is: the part of loading that touches no file."""
-    width = getattr(getattr(pipe, "unet", None), "config", {}).get("cross_attention_dim")
-    family = choose_family(spec, type(pipe).__name__, width)
+    kind = type(pipe).__name__
+    width = width_of(kind, lambda module: getattr(getattr(pipe, module, None), "config", {}))
+    family = choose_family(spec, kind, width)
     dtype = DTYPES[spec.dtype]
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):

@@ -12,7 +12,7 @@ from ..recipe.check_model import family_of, local_path
 from ..recipe.model import ModelSpec
 from .json_file import read_json
 
-_HUB_FILES = ["model_index.json", "unet/config.json", "tokenizer*/*"]
+_HUB_FILES = ["model_index.json", "unet/config.json", "transformer/config.json", "tokenizer*/*"]
 
 
 def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
@@ -36,6 +36,16 @@ def stated_family(spec: ModelSpec) -> Family:
     if family is None:
         raise StageError(f"{spec.base} does not tell its family; say model.family, one of {', '.join(families())}")
     return family
+
+
+def known_model(family: str) -> str:
+    """The hub id of a well-known model of a family: tokenizers differ between families, hardly within one.
+
+    Raises StageError when there is no such family.
+    """
+    if family not in families():
+        raise StageError(f"{family!r} is no family that can be trained; known: {', '.join(families())}")
+    return families()[family].example
 
 
 def token_limit(tokenizer: Any) -> int:
@@ -70,7 +80,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except network as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StageError(f"the tokenizers of {name} cannot be had from the hub: {cause}") from error
+        way_out = "name a diffusers folder of the same family instead"
+        raise StageError(f"the tokenizers of {name} cannot be had from the hub: {cause}; {way_out}") from error
 
 
 def _load(folder: Path) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...converters.families import Family, families
 from ..errors import StageError
-from ..models.family import choose_family
+from ..models.family import choose_family, width_of
 from .build import CHECKPOINTS
 from .document import shipped_folder
 from .model import ModelSpec
@@ -71,7 +71,7 @@ def family_of(spec: ModelSpec) -> Family | None:
 
 def _family(spec: ModelSpec, folder: Path) -> Family:
     kind = _json(folder / "model_index.json").get("_class_name", "folder without a pipeline's class")
-    return choose_family(spec, kind, _json(folder / "unet" / "config.json").get("cross_attention_dim"))
+    return choose_family(spec, kind, width_of(kind, lambda module: _json(folder / module / "config.json")))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -114,7 +114,11 @@ def word_facts(run: Run, word: Word, end: Contents, pictures: list[str]) -> dict
         "train": word.train,
         "stopped_at": run.stopped_at.get(word.placeholder),
         "pictures": pictures,
-        "encoders": {encoder.key: _vector_facts(run, encoder, start, after) for encoder in run.model.encoders},
+        "encoders": {
+            encoder.key: _vector_facts(run, encoder, start, after)
+            for encoder in run.model.encoders
+            if encoder.key in after.vectors
+        },
     }
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
+from ...converters.embedding import Embedding
 from ...converters.safetensors_file import read as read_safetensors
 from ..export.lora_layout import peft
+from ..export.standalone import standalone_vectors
 from ..models.load import Model
 from ..recipe.model import Recipe
 from ..words.injection import Injection
 from ..words.placeholders import Replacer
-from ..words.raw import from_raw
+from ..words.raw import from_raw, vectors_for
 from ..words.rows import WordRows
 
 BATCH_PIXELS = 4 * 512 * 512  # as many pictures at once as have this many pixels
@@ -49,13 +51,12 @@ def draw_after(
 
 
 def inject_files(model: Model, files: Mapping[str, Path]) -> Injection:
-    """Words from standalone files into a model. A file has one tensor an encoder, or just one for a single encoder."""
+    """Words from standalone files into a model."""
     vectors: dict[str, dict[str, torch.Tensor]] = {encoder.key: {} for encoder in model.encoders}
     for word, path in files.items():
-        tensors, _ = read_safetensors(path)
+        found = Embedding(word, standalone_vectors(read_safetensors(path)[0], model.family))
         for encoder in model.encoders:
-            raw = tensors[encoder.key] if encoder.key in tensors else next(iter(tensors.values()))
-            vectors[encoder.key][word] = from_raw(raw).float()
+            vectors[encoder.key][word] = vectors_for(found, encoder.key, encoder.width).float()
     rows = {key: WordRows(words, model.device) for key, words in vectors.items()}
     return Injection(model.pipe, model.encoders, rows)
 

@@ -16,7 +16,7 @@ from ..export.model_file import write_model_file
 from ..export.model_folder import write_model_folder
 from ..export.numbers import in_dtype
 from ..export.program import Made, export_for
-from ..export.standalone import STANDALONE, write_standalone
+from ..export.standalone import write_standalone
 from ..export.tensors import DTYPES
 from ..run.state import Run
 
@@ -47,7 +47,7 @@ def export(
     for word in ready.embeddings:
         written = write_standalone(run, word, folder / f"{run.recipe.name}_embeddings")
         standalone[word.name] = written.path
-        note(run, written.path, "word", programs()[STANDALONE], written, word.name)
+        note(run, written.path, "word", programs()[written.program], written, word.name)
     made = _made(run, ready, folder, _ways(run, model), model_dtype)
     declared = len(standalone) + sum(path is not None for path in (made.lora, made.folder, made.file))
     for target in targets:

@@ -27,7 +27,7 @@ from ..train.scaling import loss_scale
 from ..train.schedule import rate_factor
 from ..train.setup import Common, native_resolution, weight_trainers, weights_of
 from ..train.word_trainer import WordSettings, WordTrainer
-from ..words.raw import from_raw, to_raw
+from ..words.raw import to_raw, vectors_for
 
 OBJECTIVE, NOISE, TIMESTEPS = (defaults(f"tables/{name}.json") for name in ("objective", "noise", "timesteps"))
 ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": None}
@@ -129,7 +129,7 @@ def _put_back(run: Run, contents: Contents) -> None:
     """What an earlier stage changed (rescale) goes into the model."""
     for word in contents.embeddings:
         for key, rows in run.need_injection().rows.items():
-            rows.of(word.name).copy_(from_raw(word.vectors[key]))
+            rows.of(word.name).copy_(vectors_for(word, key, rows.values.shape[1]))
 
 
 def _run_steps(run: Run, training: Training, contents: Contents, log_every: int, checkpointing: bool) -> None:
@@ -176,7 +176,9 @@ def _all_seen(trainer: WordTrainer | None) -> None:
 def _starts(run: Run) -> dict[str, Tensor]:
     """Encoder key to the rows as the run began, in the order of the injected rows."""
     return {
-        key: torch.cat([from_raw(word.vectors[key]) for word in run.start.embeddings]).to(rows.values.device)
+        key: torch.cat([vectors_for(word, key, rows.values.shape[1]) for word in run.start.embeddings]).to(
+            rows.values.device
+        )
         for key, rows in run.need_injection().rows.items()
     }
 

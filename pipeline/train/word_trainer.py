@@ -178,7 +178,8 @@ class WordTrainer:
 
     def _rates_of(self, word: str) -> dict[str, float]:
         rows = self.injection.rows
-        return {key: float(rates[rows[key].spans[word].start]) for key, rates in self.rates.items()}
+        spans = {key: rows[key].spans[word] for key in self.rates}
+        return {key: float(self.rates[key][span.start]) for key, span in spans.items() if span}
 
     def _move(self, key: str, part: Moving, clip: float, rates: Tensor) -> None:
         rows = self.injection.rows[key]

@@ -95,6 +95,7 @@ class _Injected:
     rows: WordRows
     table: SlotTable
     tokenizer: WordTokenizer
+    places: tuple[tuple[nn.Module, str, nn.Module], ...]
     end_tokens: tuple[tuple[nn.Module, int], ...]
 
 
@@ -112,9 +113,11 @@ class Injection:
         tokenizer = WordTokenizer(encoder.tokenizer, self.replacer)
         base = encoder.module.get_input_embeddings()  # type: ignore[operator]
         table = SlotTable(base, tokenizer.first_slot)
-        encoder.module.set_input_embeddings(table)  # type: ignore[operator]
+        places = _places(encoder.module, base)
+        for parent, name, _ in places:
+            setattr(parent, name, table)
         setattr(self._pipe, encoder.tokenizer_name, tokenizer)
-        return _Injected(encoder, rows, table, tokenizer, _mend_end_token(encoder))
+        return _Injected(encoder, rows, table, tokenizer, places, _mend_end_token(encoder))
 
     @property
     def rows(self) -> dict[str, WordRows]:
@@ -152,7 +155,8 @@ class Injection:
     def eject(self) -> None:
         """Put encoders and tokenizers back as they were. Doing so twice does no harm."""
         for one in self._injected.values():
-            one.encoder.module.set_input_embeddings(one.table.base)  # type: ignore[operator]
+            for parent, name, module in one.places:
+                setattr(parent, name, module)
             setattr(self._pipe, one.encoder.tokenizer_name, one.encoder.tokenizer)
             for module, value in one.end_tokens:
                 module.eos_token_id = value  # type: ignore[assignment]
@@ -166,6 +170,16 @@ class ActiveRows:
     words: tuple[str, ...]
     index: Tensor
     leaf: Tensor
+
+
+def _places(encoder: nn.Module, base: nn.Module) -> tuple[tuple[nn.Module, str, nn.Module], ...]:
+    """Where an encoder keeps its token embedding: owner, attribute, module. T5 has two modules that share a weight."""
+    return tuple(
+        (parent, name, child)
+        for parent in encoder.modules()
+        for name, child in parent.named_children()
+        if child is base or (isinstance(child, nn.Embedding) and child.weight is base.weight)
+    )
 
 
 def _mend_end_token(encoder: Encoder) -> tuple[tuple[nn.Module, int], ...]:

@@ -12,14 +12,15 @@ class WordRows:
     """All taught vectors of one encoder.
 
     `values` is (rows, width) float32 and never requires a gradient itself: a step takes out the few rows its batch
-    holds as a leaf, so neither gradient nor time grows with the number of words. `spans` says which rows are whose.
+    holds as a leaf, so neither gradient nor time grows with the number of words. `spans` says which rows are whose; a
+    word may have none in this encoder, which then leaves it out of the text.
     """
 
     def __init__(self, vectors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
         self.spans: dict[str, range] = {}
         start = 0
         for word, rows in vectors.items():
-            if rows.ndim != 2 or rows.shape[0] == 0:
+            if rows.ndim != 2:
                 raise ValueError(f"{word}: vectors have shape {tuple(rows.shape)}, not (tokens, width)")
             self.spans[word] = range(start, start + rows.shape[0])
             start += rows.shape[0]

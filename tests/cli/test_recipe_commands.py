@@ -13,6 +13,7 @@ import pytest
 
 from pivotune.converters.errors import ConvertError
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.document import shipped
 
 
 @pytest.fixture
@@ -109,7 +110,8 @@ def test_other_errors_keep_their_traceback(call, recipe: Path, runner: SimpleNam
 
 def test_new_lists_templates(call) -> None:
     shown = call("new").out.splitlines()
-    assert [line.split()[0] for line in shown] == ["pivotal", "quickstart", "sd15", "sdxl-words", "sdxl-words-lora"]
+    assert [line.split()[0] for line in shown] == sorted(shipped())
+    assert {"pivotal", "quickstart", "sd15"} <= set(shipped())
     assert all(len(line.split()) > 4 for line in shown)
 
 
@@ -174,7 +176,7 @@ def test_tokens_of_a_model_that_is_not_there(call) -> None:
 def test_tokens_of_a_family_that_is_not_known(call) -> None:
     shown = call("tokens", "a", "--family", "sdx")
     assert shown.code == 1
-    assert "known: sd1, sd2, sdxl" in shown.err
+    assert "known: sd1, sd2, sd3, sdxl" in shown.err
 
 
 def test_names_in_errors_do_not_steer_the_terminal(call, monkeypatch) -> None:
@@ -195,3 +197,19 @@ def test_schemas_are_printed_whole(call) -> None:
     assert call("schema", "stages/train.json").out == call("schema", "train").out
     assert Path(call("schema", "recipe", "--path").out.strip()).name == "editor.json"
     assert "train" in call("schema").out
+
+
+def test_tokens_of_a_family_asks_for_a_well_known_model_of_it(call, monkeypatch, tmp_path) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot(name, **options):
+        asked.append(name)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    shown = call("tokens", "a ring", "--family", "sd1")
+    assert shown.code == 1
+    assert asked == ["stable-diffusion-v1-5/stable-diffusion-v1-5"]
+    assert "no network here; name a diffusers folder of the same family instead" in shown.err

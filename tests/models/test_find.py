@@ -136,3 +136,12 @@ def test_paths_are_found(tmp_path):
     assert find_model(spec_of(tmp_path)) == tmp_path
     assert find_model(spec_of("micro")).parts[-2:] == ("micro", "model")
     assert isinstance(find_model(spec_of("micro")), Path)
+
+
+def test_a_hub_id_is_not_taken_for_a_folder_of_the_working_directory(monkeypatch, sd1_folder, tmp_path):
+    """What a recipe means does not depend on where the command is started."""
+    hub = fake_hub(monkeypatch, sd1_folder)
+    (tmp_path / HUB).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert find_model(spec_of(HUB)) == sd1_folder
+    assert hub.asked

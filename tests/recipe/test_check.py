@@ -15,7 +15,8 @@ from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.model import Word
 
 HERE = Path(__file__).parent
-OWN_PICTURES = {"sd15": 1, "sdxl-words": 2, "sdxl-words-lora": 1}  # recipes for the user's own pictures: concepts
+# recipes for the user's own pictures: how many concepts
+OWN_PICTURES = {"sd15": 1, "sd2": 1, "sd3-words": 1, "sdxl-one-encoder": 1, "sdxl-words": 2, "sdxl-words-lora": 1}
 
 
 def texts(path: str | Path, *overrides: str) -> str:
@@ -150,7 +151,7 @@ def test_models_on_this_machine(good: Path) -> None:
     (folder / "m.bin").write_bytes(b"")
     (folder / "plain").mkdir()
     single = texts(good, "model.base=m.safetensors")
-    assert "a single file does not tell its family; add family = one of sd1, sd2, sdxl" in single
+    assert "a single file does not tell its family; add family = one of sd1, sd2, sd3, sdxl" in single
     assert "warning: without config" in single
     assert "is no checkpoint" in texts(good, "model.base=./m.bin")
     assert "has no model_index.json" in texts(good, "model.base=./plain")

@@ -1,0 +1,131 @@
+"""Whole runs on tiny models of every shape: every stage runs, every encoder's vectors move, every export is there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from projects import BUILD, make_project, run_project
+
+from pivotune.converters.safetensors_file import read
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.models.denoisers import DENOISERS
+from pivotune.pipeline.models.load import load_model
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.samples import inject_files
+
+CPU = torch.device("cpu")
+TARGETS = {
+    "sd2": ["a1111", "comfyui", "diffusers", "kohya"],
+    "sdxl": ["a1111", "comfyui", "diffusers", "kohya"],
+    "sd3": ["a1111", "comfyui", "onetrainer"],
+    "sd3-without-t5": ["a1111", "comfyui"],
+}
+WIDTHS = {
+    "sd2": {"clip_h": 32}, "sdxl": {"clip_l": 24, "clip_g": 40}, "sd3": {"clip_l": 24, "clip_g": 40, "t5": 72},
+    "sd3-without-t5": {"clip_l": 24, "clip_g": 40},
+}  # fmt: skip
+TRAIN = "preserve_norm = { low = 0.001, high = 1000.0 }\nlora = { rank = 2, learning_rate = 0.01 }\nflip = true"
+RESCALE = '[[stage]]\nkind = "rescale"\nto = { low = 0.001, high = 1000.0 }'
+
+
+def run(folder: Path, family: str, **parts: str) -> dict:
+    targets = f"targets = {json.dumps(TARGETS[family])}"
+    run_project(make_project(folder, family, **{"export": targets, **parts}), folder / "run")
+    return json.loads((folder / "run" / "manifest.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_words_and_lora_go_through_every_stage(tmp_path, family):
+    manifest = run(tmp_path, family, train=TRAIN, stages=RESCALE)
+    assert manifest["status"] == "finished"
+    proofs = manifest["proofs"]
+    assert all(proofs["vocabulary_unchanged"].values())
+    assert proofs["vocabulary_unchanged"].keys() == WIDTHS[family].keys()
+    assert proofs["exports_verified"] == proofs["exports_declared"] >= len(TARGETS[family]) + 2
+    [word] = manifest["words"]
+    assert {key: len(one["moved"]) for key, one in word["encoders"].items()}.keys() == WIDTHS[family].keys()
+    assert all(way > 0 for one in word["encoders"].values() for way in one["moved"])
+    assert sum(picture["when"] == "after" for picture in manifest["pictures"]) == 1
+
+
+@pytest.mark.parametrize("family", ["sd3", "sd3-without-t5"])
+def test_sd3_words_are_read_back_and_change_what_the_model_is_told(tmp_path, family):
+    run(tmp_path, family)
+    exports = tmp_path / "run" / "exports"
+    tensors, _ = read(exports / "tiny_embeddings" / "cat.safetensors")
+    names = {"t5": "t5xxl"}
+    assert {name: raw.shape[1] for name, raw in tensors.items()} == {
+        names.get(key, key): width for key, width in WIDTHS[family].items()
+    }
+    model = load_model(load_recipe(tmp_path / "recipe.toml").model, CPU)
+    encode = DENOISERS[model.family.denoiser_kind].encode
+    before = encode(model.pipe, ["a photo of <cat>"])
+    injection = inject_files(model, {"<cat>": exports / "tiny_embeddings" / "cat.safetensors"})
+    injection.activate(["a photo of <cat>"])
+    after = encode(model.pipe, ["a photo of <cat>"])
+    injection.eject()
+    again = encode(model.pipe, ["a photo of <cat>"])
+    clip = slice(0, 77)
+    assert not torch.equal(before.states[:, clip], after.states[:, clip])
+    assert torch.equal(before.states[:, 77:], after.states[:, 77:]) == (family == "sd3-without-t5")
+    assert torch.equal(before.states, again.states)
+    assert torch.equal(before.pooled, again.pooled)
+
+
+def test_sd3_is_encoded_as_its_pipeline_encodes_it():
+    pipe = BUILD["sd3"]()
+    pipe.text_encoder_3.eval()  # drops values while it trains
+    text = DENOISERS["joint_transformer"].encode(pipe, ["a red ring", ""])
+    states, _, pooled, _ = pipe.encode_prompt(["a red ring", ""], None, None, do_classifier_free_guidance=False)
+    assert text.states.requires_grad
+    assert torch.equal(text.states, states)
+    assert torch.equal(text.pooled, pooled)
+
+
+def test_t5_has_both_its_tables_back_after_ejecting(tmp_path):
+    recipe = make_project(tmp_path, "sd3", export='targets = ["comfyui"]')
+    model = load_model(load_recipe(recipe).model, CPU)
+    t5 = model.pipe.text_encoder_3
+    before = (t5.shared, t5.encoder.embed_tokens)
+    run_project(recipe, tmp_path / "run")
+    file = tmp_path / "run" / "exports" / "tiny_embeddings" / "cat.safetensors"
+    injection = inject_files(model, {"<cat>": file})
+    assert t5.encoder.embed_tokens is t5.shared is not before[0]
+    injection.eject()
+    assert (t5.shared, t5.encoder.embed_tokens) == before
+    assert t5.shared.weight is t5.encoder.embed_tokens.weight
+    assert isinstance(model.pipe, StableDiffusion3Pipeline)
+
+
+def one_encoder(folder: Path, family: str, encoders: str, export: str) -> dict:
+    recipe = make_project(folder, family, export=export)
+    text = recipe.read_text("utf-8").replace('kind = "inject"', f'kind = "inject"\nencoders = {encoders}')
+    recipe.write_text(text, "utf-8")
+    run_project(recipe, folder / "run")
+    return json.loads((folder / "run" / "manifest.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("key", ["clip_l", "clip_g"])
+def test_a_word_for_one_encoder_of_sdxl_is_exported_for_who_can_read_it(tmp_path, key):
+    manifest = one_encoder(tmp_path, "sdxl", f'["{key}"]', 'targets = ["comfyui"]')
+    assert manifest["status"] == "finished"
+    [word] = manifest["words"]
+    assert list(word["encoders"]) == [key]
+    other = "clip_g" if key == "clip_l" else "clip_l"
+    assert any(f"{other} is missing: the word is silent for that encoder" in text for text in manifest["warnings"])
+    tensors, _ = read(tmp_path / "run" / "exports" / "comfyui" / "cat.safetensors")
+    assert list(tensors) == [key]
+
+
+def test_a_program_that_wants_both_encoders_is_named_when_a_word_has_one(tmp_path):
+    with pytest.raises(StageError, match="AUTOMATIC1111 web UI would not load it"):
+        one_encoder(tmp_path, "sdxl", '["clip_g"]', 'targets = ["a1111"]')
+
+
+def test_an_encoder_that_is_held_still_keeps_its_start_and_every_program_reads_the_word(tmp_path):
+    manifest = run(tmp_path, "sdxl", word="learning_rate = { clip_l = 0.0, clip_g = 1e-2 }")
+    [word] = manifest["words"]
+    assert set(word["encoders"]["clip_l"]["moved"]) == {0.0}
+    assert all(way > 0 for way in word["encoders"]["clip_g"]["moved"])

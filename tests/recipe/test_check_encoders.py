@@ -1,0 +1,45 @@
+"""Words for one encoder of several: who can load them is known before anything is trained."""
+
+import pytest
+from projects import make_project
+
+from pivotune.converters.families import families
+from pivotune.converters.programs import programs
+from pivotune.pipeline.recipe.check import check_recipe
+from pivotune.pipeline.recipe.check_encoders import refusal
+
+
+def why(program, family, chosen):
+    found, kind = programs()[program], families()[family]
+    return refusal(found, found.layouts[family], kind, chosen)
+
+
+@pytest.mark.parametrize("chosen", [["clip_l"], ["clip_g"]])
+@pytest.mark.parametrize(
+    "program", ["a1111", "forge", "sdnext", "comfyui", "invokeai", "diffusers", "onetrainer", "kohya"]
+)
+def test_who_loads_a_word_of_one_encoder_of_sdxl(program, chosen):
+    assert (why(program, "sdxl", chosen) == "") == (program == "comfyui")
+
+
+@pytest.mark.parametrize("program", ["a1111", "comfyui", "invokeai", "kohya"])
+def test_everybody_loads_a_word_of_all_encoders(program):
+    assert why(program, "sdxl", ["clip_l", "clip_g"]) == ""
+
+
+def findings(folder, inject, export):
+    recipe = make_project(folder, "sdxl", export=export)
+    text = recipe.read_text("utf-8").replace('kind = "inject"', f'kind = "inject"\nencoders = {inject}')
+    recipe.write_text(text, "utf-8")
+    return [problem.text for problem in check_recipe(recipe).problems if problem.severity == "error"]
+
+
+def test_check_names_targets_that_cannot_load_the_words(tmp_path):
+    found = findings(tmp_path, ["clip_g"], 'targets = ["a1111", "comfyui"]')
+    assert len(found) == 1
+    assert "AUTOMATIC1111 web UI cannot load a word that has vectors for clip_g only" in found[0]
+
+
+def test_check_names_an_encoder_that_is_not_there(tmp_path):
+    [found] = findings(tmp_path, ["clip_h", "clip_l", "clip_g"], 'targets = ["a1111"]')
+    assert "Stable Diffusion XL has no text encoder 'clip_h'; did you mean 'clip_" in found
