@@ -36,7 +36,7 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
         kind = index.get("_class_name")
         choose_family(spec, kind, width_of(kind, lambda module: _config(folder / module / "config.json")))
         _check_variant(spec, folder)
-        given = {part: None for part in GUARDS if part in index}
+        given = {name: None for name, value in index.items() if name in GUARDS or value == [None, None]}
         models = {name: _model(spec, folder / name, kind) for name, kind in _kinds(index).items()}
         return DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **given, **models)
     except READ_ERRORS as error:
