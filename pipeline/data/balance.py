@@ -84,11 +84,17 @@ def batches_of(turns: Iterable[Turns], shapes: Sequence[Hashable], size: int) ->
     return sum(-(-round(times) // size) for times in by_shape.values())
 
 
-def word_counts(recipe: Recipe, captions: Sequence[Sequence[str]], turns: Iterable[Turns]) -> dict[str, float]:
-    """How many times an epoch shows each word, on average; `captions` holds those of each example."""
+def word_counts(
+    recipe: Recipe, captions: Sequence[Sequence[str]], turns: Iterable[Turns]
+) -> dict[str, tuple[int, float]]:
+    """For each word the pictures that hold it, and how many times an epoch shows it on average.
+
+    `captions` holds those of each example; a picture with the word in half of its captions shows it half the time.
+    """
     replacer = Replacer([word.placeholder for word in recipe.words])
-    found = dict.fromkeys((word.placeholder for word in recipe.words), 0.0)
-    for example, times in shown_counts(turns).items():
-        for word, share in _shares(replacer, captions[example]).items():
-            found[word] += times * share
+    times, found = shown_counts(turns), {word.placeholder: (0, 0.0) for word in recipe.words}
+    for example, texts in enumerate(captions):
+        for word, share in _shares(replacer, texts).items():
+            pictures, shown = found[word]
+            found[word] = pictures + 1, shown + share * times.get(example, 0.0)
     return found

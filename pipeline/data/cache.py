@@ -40,15 +40,19 @@ class Encoded:
 
 
 def cache_folder(place: str, run_folder: Path | None) -> Path | None:
-    """Where `cache_latents` keeps its files; None for `memory` and `off`."""
+    """Where `cache_latents` keeps its files; None for `memory` and `off`.
+
+    The user's cache is `$PIVOTUNE_CACHE`, else `pivotune` in `$XDG_CACHE_HOME` or `~/.cache`.
+    """
     if place in ("memory", "off"):
         return None
     if place == "run":
         return run_folder / "latents" if run_folder is not None else None
     if place != "user":
         return Path(place)
+    own = os.environ.get("PIVOTUNE_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "pivotune" / "latents"
+    return Path(own or (Path(base) if base else Path.home() / ".cache") / "pivotune").expanduser() / "latents"
 
 
 def vae_identity(vae: Any) -> dict[str, Any]:

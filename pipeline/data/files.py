@@ -20,6 +20,7 @@ class Files:
 
     pictures: list[Path] = field(default_factory=list)
     _known: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)
+    _masks: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)  # by the picture's folder and stem
 
     def beside(self, picture: Path, *endings: str) -> list[Path]:
         """Files beside the picture that are called as it is, with one of these endings (`.txt`, `-mask.png`)."""
@@ -29,10 +30,14 @@ class Files:
 
     def mask(self, picture: Path) -> list[Path]:
         """The masks beside a picture: none, one, or by mistake several."""
-        return self.beside(picture, *(mark + ending for mark in MASKS for ending in PICTURES))
+        return self._masks.get((picture.parent, _key(picture.stem)), [])
 
     def add(self, path: Path) -> None:
+        """Take a file in."""
         self._known.setdefault((path.parent, _key(path.name)), []).append(path)
+        for mark in MASKS:
+            if path.stem.endswith(mark) and path.name.lower().endswith(PICTURES):
+                self._masks.setdefault((path.parent, _key(path.stem.removesuffix(mark))), []).append(path)
 
 
 def files_in(folder: Path, *, recursive: bool = False) -> Files:

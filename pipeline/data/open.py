@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -32,10 +33,18 @@ def look_at(path: Path) -> tuple[Shape, str]:
     Raises StageError for a file that is no picture, is too small to show anything, or holds several.
     """
     with _opened(path) as file:
-        size = file.size[::-1] if file.getexif().get(0x0112) in TURNED else file.size
+        size = file.size[::-1] if _mark(file) in TURNED else file.size
         if min(size) < SMALLEST:
             raise StageError(f"{path}: {size[0]}x{size[1]} pixels are too few; the least is {SMALLEST}x{SMALLEST}")
         return (size[0], size[1]), file.format or ""
+
+
+def _mark(file: Image.Image) -> int | None:
+    """The EXIF mark of how a picture is turned; of a PNG only one before the pixels: for others Pillow decodes it."""
+    if file.format == "PNG" and not any("exif" in str(key).lower() for key in file.info):
+        return None
+    mark: int | None = file.getexif().get(0x0112)
+    return mark
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -82,12 +91,10 @@ def _upright(path: Path) -> Image.Image:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The file open in Pillow; whatever Pillow objects to becomes a StageError that names it."""
-    Image.init()
-    _learn_heif()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large pictures and damaged EXIF: both are handled or refused below
-            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as file:
+            with Image.open(path, formats=_formats()) as file:
                 frames = getattr(file, "n_frames", 1)
                 if frames > 1 and file.format != "MPO":  # telephones put a small second picture into a JPEG
                     kind = "pages" if file.format == "TIFF" else "frames of an animation"
@@ -101,13 +108,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise StageError(f"{path}: not a readable picture ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _learn_heif() -> None:
-    if "HEIF" not in Image.OPEN:
-        try:
-            from pillow_heif import register_heif_opener
-        except ImportError:
-            return
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats that this machine reads; HEIC where pillow-heif is installed."""
+    Image.init()
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
         register_heif_opener()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _unknown(path: Path) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ..data.captions import read_captions
+from ..data.survey import Survey, look, native_resolution, survey
 from ..models.tokenizers import token_limit
 from ..words.initial import InitialTokens, tokenize_initial
 from ..words.placeholders import Replacer
@@ -40,7 +41,10 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `pivotune plan` shows. `limits` is tokens a text may have, by encoder key."""
+    """Everything that `pivotune plan` shows. `limits` is tokens a text may have, by encoder key.
+
+    `surveys` says for each train stage, by its place among the stages, what an epoch of it shows.
+    """
 
     recipe: Recipe
     words: dict[str, dict[str, InitialTokens]]
@@ -49,6 +53,7 @@ class Plan:
     captions: tuple[PlannedCaption, ...]
     pictures: int
     holding: dict[str, int]
+    surveys: dict[int, Survey]
 
     @property
     def lost(self) -> list[PlannedCaption]:
@@ -67,14 +72,20 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
         for word in recipe.words
     }
     limits = {key: token_limit(tokenizer) for key, tokenizer in tokenizers.items()}
-    pairs = [(concept.repeats, *pair) for concept in recipe.concepts for pair in read_captions(concept)]
+    seen = look(recipe)
+    usual = native_resolution(recipe.model) or 512
+    surveys = {
+        index: survey(recipe, seen, stage.options["resolution"] or usual, stage.options["batch_size"])
+        for index, stage in enumerate(recipe.stages)
+        if stage.kind == "train" and seen
+    }
+    pairs = [(one.path, one.captions) for one in seen]
     sizes = {word: {key: len(tokens.ids) for key, tokens in made.items()} for word, made in words.items()}
     captions = tuple(_captions(pairs, sizes, limits, tokenizers))
-    shown = sum(repeats for repeats, _, _ in pairs)
     replacer = Replacer(words)
     holding = {word: sum(word in replacer.words_in(caption.before) for caption in captions) for word in words}
-    stages = tuple(_stage(recipe, index, stage, shown) for index, stage in enumerate(recipe.stages))
-    return Plan(recipe, words, limits, stages, captions, len(pairs), holding)
+    stages = tuple(_stage(recipe, index, stage, surveys.get(index)) for index, stage in enumerate(recipe.stages))
+    return Plan(recipe, words, limits, stages, captions, len(pairs), holding, surveys)
 
 
 def spelled_out(word: str, vectors: int) -> str:
@@ -83,14 +94,14 @@ def spelled_out(word: str, vectors: int) -> str:
 
 
 def _captions(
-    pairs: list[tuple[int, Any, list[str]]],
+    pairs: list[tuple[Path, tuple[str, ...]]],
     sizes: Mapping[str, Mapping[str, int]],
     limits: Mapping[str, int],
     tokenizers: Mapping[str, Any],
 ) -> Iterator[PlannedCaption]:
     replacer = Replacer(sizes)
     texts = {word: spelled_out(word, max(by_key.values())) for word, by_key in sizes.items()}
-    for _, path, captions in pairs:
+    for path, captions in pairs:
         for caption in captions:
             tokens, lost = {}, {}
             for key, tokenizer in tokenizers.items():
@@ -118,7 +129,7 @@ def _plain(text: str, tokenizer: Any) -> int:
     return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids) if text.strip() else 0
 
 
-def _stage(recipe: Recipe, index: int, stage: Stage, shown: int) -> PlannedStage:
+def _stage(recipe: Recipe, index: int, stage: Stage, seen: Survey | None) -> PlannedStage:
     options = stage.options
     moving = [word.placeholder for word in recipe.words if word.train]
     if stage.kind == "tokenize":
@@ -131,11 +142,11 @@ def _stage(recipe: Recipe, index: int, stage: Stage, shown: int) -> PlannedStage
         return PlannedStage(
             stage.kind, "vectors" + _with_lora(recipe, index), f"files for {', '.join(options['targets'])}"
         )
-    pictures = options["steps"] * options["batch_size"] * options["gradient_accumulation"]
+    epochs = options["steps"] * options["gradient_accumulation"] / seen.batches if seen else 0.0
+    pictures = round(epochs * seen.shown) if seen else 0
     things = [f"vectors of {', '.join(moving)}"] if options["embeddings"] and moving else []
     things += [f"a LoRA of rank {table['rank']} on {_parts(table)}" for table in options["lora"] or ()]
     things += [f"weights of {_parts(table)}{_layers(table)}" for table in options["finetune"] or ()]
-    epochs = pictures / shown if shown else 0.0
     return PlannedStage("train", "pictures, captions", "trained " + _and(things), options["steps"], pictures, epochs)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..data.survey import Survey
 from ..words.initial import InitialTokens
 from .plan import EXAMPLES, Plan, PlannedStage
 
 if TYPE_CHECKING:
     from ..models.estimate import Estimate
+
+SHAPES = 12  # shapes that are listed
 
 
 def plan_text(plan: Plan, time: Estimate | None) -> str:
@@ -19,7 +22,7 @@ def plan_text(plan: Plan, time: Estimate | None) -> str:
     lines = [f"{recipe.name}: teaches {words} to {recipe.model.base}", "", "Stages"]
     lines += [line for number, stage in enumerate(plan.stages, 1) for line in _stage(number, stage)]
     lines += ["", "Words"] + [line for word in plan.words for line in _word(plan, word)]
-    lines += ["", *_captions(plan)]
+    lines += ["", *_pictures(plan), "", *_captions(plan)]
     if time is not None:
         lines += ["", f"Estimated time: {duration(time.low)} to {duration(time.high)} ({time.basis})"]
     return "\n".join(lines)
@@ -63,6 +66,29 @@ def joined(pieces: Sequence[str]) -> str:
     return "".join(f"{p.removesuffix('</w>')} " if p.endswith("</w>") else f"{p}·" for p in pieces).rstrip(" ")
 
 
+def _pictures(plan: Plan) -> Iterator[str]:
+    """What an epoch shows; once for train stages that see the same."""
+    yield "Pictures"
+    said: list[Survey] = []
+    for index, seen in plan.surveys.items():
+        if seen in said:
+            continue
+        said.append(seen)
+        mark = f" of stage {index + 1}" if len(set(map(repr, plan.surveys.values()))) > 1 else ""
+        for row in seen.concepts:
+            about = [f"{row.pictures} pictures", f"shown {row.shown:.4g} times an epoch{mark}"]
+            about += [f"{row.masked} with a mask"] if row.masked else []
+            about += [f"loss x {row.loss_weight:g}"] if row.loss_weight != 1 else []
+            about += ["prior"] if row.prior else []
+            yield f"  {row.images}: {', '.join(about)}"
+        shapes = list(seen.shapes.items())
+        more = f" and {len(shapes) - SHAPES} more shapes" if len(shapes) > SHAPES else ""
+        yield f"  cut to {', '.join(f'{shape} ({count})' for shape, count in shapes[:SHAPES])}{more}"
+        yield f"  {seen.batches} batches an epoch, {seen.shown / seen.batches:.3g} pictures each on average"
+        for word, (count, shown) in seen.words.items():
+            yield f"  {word}: in {count} of {plan.pictures} pictures, shown {shown:.4g} times an epoch"
+
+
 def _captions(plan: Plan) -> Iterator[str]:
     total = len(plan.captions)
     held = ", ".join(f"{word} in {count}" for word, count in plan.holding.items())
@@ -90,6 +116,14 @@ def plan_json(plan: Plan, time: Estimate | None) -> dict[str, Any]:
         "token_limits": plan.limits,
         "pictures": plan.pictures,
         "captions_with": plan.holding,
+        "epochs": {
+            str(index + 1): {
+                **vars(seen),
+                "concepts": [vars(row) for row in seen.concepts],
+                "words": {word: {"pictures": count, "shown": shown} for word, (count, shown) in seen.words.items()},
+            }
+            for index, seen in plan.surveys.items()
+        },
         "captions": [vars(caption) for caption in plan.captions],
         "estimated_seconds": None if time is None else {"low": time.low, "high": time.high, "basis": time.basis},
     }

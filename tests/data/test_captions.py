@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,83 @@ def test_every_missing_caption_is_named(make: Make, tmp_path: Path) -> None:
         "c.txt: the caption of c.png is not UTF-8 text",
         "d.txt: the caption of d.png cannot be read: Is a directory",
     ]
+
+
+def test_other_places_for_captions(make: Make, tmp_path: Path) -> None:
+    assert names(make(a__png="", a__caption="one", b__png="", b__TXT="two")) == [("a.png", ["one"]), ("b.png", ["two"])]
+
+
+def test_two_caption_files_for_one_picture_are_refused(make: Make) -> None:
+    with pytest.raises(RecipeError, match=r"a\.png: has two files of captions, a\.txt and a\.caption; keep one"):
+        read_captions(make(a__png="", a__txt="x", a__caption="y"))
+
+
+def test_two_pictures_of_one_name_share_a_caption_and_it_is_said(make: Make) -> None:
+    read = collect_captions(make(a__jpg="", a__png="", a__txt="x"))
+    assert [(path.name, texts) for path, texts in read.pictures] == [("a.jpg", ["x"]), ("a.png", ["x"])]
+    assert len(read.warnings) == 1
+    assert read.warnings[0].endswith("a.png: has the same caption file as a.jpg, a.txt")
+
+
+def test_a_file_of_templates(make: Make, tmp_path: Path) -> None:
+    concept = make(str(tmp_path / "t.txt"), a__png="", b__png="", t__txt="# ours\na <e>\n\n  the <e> \n")
+    assert names(concept) == [("a.png", ["a <e>", "the <e>"]), ("b.png", ["a <e>", "the <e>"])]
+    assert collect_captions(concept).files == [tmp_path / "t.txt"]
+    (tmp_path / "t.txt").write_text("# nothing\n", "utf-8")
+    with pytest.raises(RecipeError, match="holds no template"):
+        read_captions(concept)
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_table_in_csv(make: Make, tmp_path: Path, mark: str) -> None:
+    rows = ["file_name,text", "b.png,two", 'a.png,"one, and more"', "a.png,uno"]
+    text = "\ufeff" + "\r\n".join(rows).replace(",", mark).replace(f"one{mark} and", "one, and")
+    concept = make(str(tmp_path / "t.csv"), a__png="", b__png="", t__csv=text)
+    assert names(concept) == [("a.png", ["one, and more", "uno"]), ("b.png", ["two"])]
+
+
+def test_what_a_csv_gets_wrong_is_said_with_its_line(make: Make, tmp_path: Path) -> None:
+    concept = make(str(tmp_path / "t.csv"), a__png="", t__csv="file_name,caption\na.png,\nc.png,x\n")
+    problems = [problem.replace(f"{tmp_path}/", "") for problem in collect_captions(concept).problems]
+    assert problems[0] == "t.csv:2: a line has a file_name and a caption"
+    assert problems[1].startswith("t.csv:3: ")
+    (tmp_path / "t.csv").write_text("a.png,x\n", "utf-8")
+    assert "the first line names the columns" in collect_captions(concept).problems[0]
+
+
+def test_a_table_names_pictures_in_folders_and_may_give_several_captions(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "é.png").write_bytes(b"")
+    rows = json.dumps({"file_name": "./sub/e\u0301.png", "caption": ["one", " two "]})
+    concept = replace(make(str(tmp_path / "m.jsonl"), m__jsonl=rows), recursive=True)
+    assert [(path.parent.name, texts) for path, texts in read_captions(concept)] == [("sub", ["one", "two"])]
+
+
+def test_captions_from_nowhere_known_are_refused_with_the_ways_there_are(make: Make, tmp_path: Path) -> None:
+    problem = collect_captions(make(str(tmp_path / "captions.xml"), a__png="")).problems[0]
+    assert problem.endswith(
+        "captions come from 'beside', 'file-name', a .jsonl, .csv or .txt file, or a list of templates"
+    )
+
+
+def test_prefix_and_suffix_are_part_of_every_caption(make: Make) -> None:
+    concept = replace(make(("a", "b"), a__png=""), prefix="<e>, ", suffix=", photo")
+    assert names(concept) == [("a.png", ["<e>, a, photo", "<e>, b, photo"])]
+
+
+def test_masks_beside_and_in_a_folder(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "b.png").write_bytes(b"")
+    concept = make(("x",), **{"a__jpg": "", "a-mask__png": "", "b__jpg": ""})
+    read = collect_captions(concept)
+    assert {picture.name: mask.name for picture, mask in read.masks.items()} == {"a.jpg": "a-mask.png"}
+    assert read.warnings == ["b.jpg has no mask: all of the picture counts"]
+    read = collect_captions(replace(concept, masks=str(tmp_path / "masks")))
+    assert {picture.name: mask.name for picture, mask in read.masks.items()} == {"b.jpg": "b.png"}
+    assert collect_captions(replace(concept, masks="none")).masks == {}
+    assert "the folder of masks cannot be read" in collect_captions(replace(concept, masks="/nowhere")).problems[0]
+    (tmp_path / "a.mask.png").write_bytes(b"")
+    assert "a.jpg: has 2 masks" in collect_captions(concept).problems[0]
 
 
 def test_a_missing_folder_is_said(tmp_path: Path) -> None:

@@ -1,57 +1,19 @@
 """A dataset's batches: captions drawn and dropped, latents drawn from what the VAE says, mirrored where asked."""
 
+from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from data_of import noise, opened, recipe_of
 from PIL import Image
-from tiny import tiny_vae
 
-from pivotune.pipeline.data.dataset import Dataset, open_dataset
-from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.recipe.model import Recipe
-
-RECIPE = """
-name = "tiny"
-[model]
-base = "micro"
-{concepts}
-[[stage]]
-kind = "train"
-steps = 1
-"""
+from pivotune.pipeline.errors import StageError
 
 
-def recipe_of(folder: Path, concepts: str = '[[concept]]\nimages = "pictures"') -> Recipe:
-    (folder / "recipe.toml").write_text(RECIPE.format(concepts=concepts), "utf-8")
-    return load_recipe(folder / "recipe.toml")
-
-
-@pytest.fixture(scope="module")
-def vae():
-    torch.manual_seed(0)
-    return tiny_vae().eval()
-
-
-@pytest.fixture
-def recipe(tmp_path) -> Recipe:
-    """Five noisy pictures of 20x16 with two captions each."""
-    (tmp_path / "pictures").mkdir()
-    draw = numpy.random.default_rng(0)
-    for number in range(5):
-        Image.fromarray(draw.integers(0, 255, (20, 16, 3), dtype=numpy.uint8)).save(tmp_path / f"pictures/{number}.png")
-        (tmp_path / f"pictures/{number}.txt").write_text(f"a {number}\nthe {number}", "utf-8")
-    return recipe_of(tmp_path)
-
-
-def opened(recipe: Recipe, vae, size: int = 2, **options) -> Dataset:
-    return open_dataset(recipe, vae, **{"resolution": 16, "batch_size": size, "seed": 3} | options)
-
-
-def test_a_batch_has_the_shapes_it_promises(recipe, vae):
-    batch = opened(recipe, vae, flip=True).at(0)
+def test_a_batch_has_the_shapes_it_promises(five, vae):
+    batch = opened(five, vae, flip=True).at(0)
     assert batch.latents.shape == (len(batch.captions), 4, 8, 8)
     assert batch.latents.dtype == batch.weight.dtype == batch.sizes.dtype == torch.float32
     assert batch.mask is None
@@ -60,8 +22,8 @@ def test_a_batch_has_the_shapes_it_promises(recipe, vae):
     assert batch.sizes.tolist() == [[20.0, 16.0, 2.0, 0.0, 16.0, 16.0]] * len(batch.captions)
 
 
-def test_a_batch_is_the_same_whatever_was_asked_before(recipe, vae):
-    forward, backward = (opened(recipe, vae, flip=True, caption_dropout=0.2) for _ in range(2))
+def test_a_batch_is_the_same_whatever_was_asked_before(five, vae):
+    forward, backward = (opened(five, vae, flip=True, caption_dropout=0.2) for _ in range(2))
     there = [forward.at(n) for n in range(6)]
     for number in reversed(range(6)):
         batch = backward.at(number)
@@ -69,9 +31,9 @@ def test_a_batch_is_the_same_whatever_was_asked_before(recipe, vae):
         assert torch.equal(batch.latents, there[number].latents)
 
 
-def test_latents_are_drawn_from_what_the_vae_says(recipe, vae):
+def test_latents_are_drawn_from_what_the_vae_says(five, vae):
     """Shown often, a picture's latents have the mean and deviation of the VAE's answer, scaled."""
-    dataset = opened(recipe, vae, size=5)
+    dataset = opened(five, vae, size=5)
     drawn = [batch.latents[batch.examples.index(2)] for batch in map(dataset.at, range(400))]
     picture = Image.open(dataset.examples[2].picture).convert("RGB").crop((0, 2, 16, 18))
     values = torch.from_numpy(numpy.asarray(picture) / numpy.float32(127.5) - 1).permute(2, 0, 1)
@@ -83,29 +45,114 @@ def test_latents_are_drawn_from_what_the_vae_says(recipe, vae):
     assert (found.std(0) / deviation - 1).abs().max() < 0.25
 
 
-def test_captions_are_drawn_and_dropped(recipe, vae):
-    dataset = opened(recipe, vae, size=5, caption_dropout=0.3)
+def test_captions_are_drawn_and_dropped(five, vae):
+    dataset = opened(five, vae, size=5, caption_dropout=0.3)
     captions = [caption for n in range(200) for caption in dataset.at(n).captions]
     said = [caption.split()[0] for caption in captions if caption]
     assert said.count("a") / len(said) == pytest.approx(0.5, abs=0.06)
     assert captions.count("") / len(captions) == pytest.approx(0.3, abs=0.05)
 
 
-def test_each_picture_has_a_caption_of_its_own(recipe, vae):
-    dataset = opened(recipe, vae, size=3)
+def test_each_picture_has_a_caption_of_its_own(five, vae):
+    dataset = opened(five, vae, size=3)
     for number in range(10):
         batch = dataset.at(number)
         assert [int(caption.split()[1]) for caption in batch.captions] == list(batch.examples)
 
 
-def test_flips_come_only_where_asked_and_half_the_time(recipe, vae):
-    plain, flipped = opened(recipe, vae, size=1), opened(recipe, vae, size=1, flip=True)
+def test_flips_come_only_where_asked_and_half_the_time(five, vae):
+    plain, flipped = opened(five, vae, size=1), opened(five, vae, size=1, flip=True)
     same = [torch.equal(plain.at(n).latents, flipped.at(n).latents) for n in range(200)]
     assert sum(same) / len(same) == pytest.approx(0.5, abs=0.1)
 
 
-def test_repeats_show_a_concept_more_often(recipe, vae):
-    more = replace(recipe, concepts=(replace(recipe.concepts[0], repeats=3),))
+def test_repeats_show_a_concept_more_often(five, vae):
+    more = replace(five, concepts=(replace(five.concepts[0], repeats=3),))
     dataset = opened(more, vae, size=4)
     shown = [example for n in range(dataset.batches_per_epoch) for example in dataset.at(n).examples]
     assert sorted(shown) == sorted([*range(5)] * 3)
+
+
+def templates(**more):
+    return {"captions": ["a <e>"]} | more
+
+
+def test_a_batch_holds_pictures_of_one_shape_and_an_epoch_each_of_them_once(tmp_path, vae):
+    sizes = [(40, 20), (20, 40), (32, 32), (39, 20), (21, 40), (20, 41), (64, 20)]
+    for number, (width, height) in enumerate(sizes):
+        noise(tmp_path / f"pictures/{number}.png", width, height, number)
+    dataset = opened(recipe_of(tmp_path, templates(), buckets=True), vae, size=2, resolution=32)
+    batches = [dataset.at(number) for number in range(dataset.batches_per_epoch)]
+    assert Counter(example for batch in batches for example in batch.examples) == dict.fromkeys(range(7), 1)
+    assert len({batch.latents.shape[-2:] for batch in batches}) >= 3
+    for batch in batches:
+        height, width = (2.0 * side for side in batch.latents.shape[-2:])
+        assert {tuple(size[4:]) for size in batch.sizes.tolist()} == {(height, width)}
+        for size, example in zip(batch.sizes.tolist(), batch.examples, strict=True):
+            assert (size[1], size[0]) == sizes[int(dataset.examples[example].picture.stem)]
+
+
+def test_concepts_have_settings_of_their_own(tmp_path, vae):
+    noise(tmp_path / "thing/0.png", 24, 24)
+    noise(tmp_path / "class/0.png", 24, 24, 1)
+    Image.new("L", (24, 24), 0).save(tmp_path / "thing/0-mask.png")
+    thing = templates(images="thing", loss_weight=2.5)
+    kind = {"captions": ["a ring"], "images": "class", "prior": True, "loss_weight": 0.5, "resolution": 8}
+    dataset = opened(recipe_of(tmp_path, thing, kind), vae, size=4)
+    seen = {batch.captions[0]: batch for batch in map(dataset.at, range(2))}
+    assert seen["a <e>"].weight.tolist() == [2.5]
+    assert seen["a <e>"].prior.tolist() == [False]
+    assert seen["a <e>"].mask.shape == (1, 1, 8, 8)
+    assert seen["a <e>"].mask.max() == 0
+    assert seen["a ring"].weight.tolist() == [0.5]
+    assert seen["a ring"].prior.tolist() == [True]
+    assert seen["a ring"].mask is None
+    assert seen["a ring"].latents.shape == (1, 4, 4, 4)
+
+
+def test_a_picture_without_a_mask_counts_whole_beside_one_with_a_mask(tmp_path, vae):
+    for number in range(2):
+        noise(tmp_path / f"pictures/{number}.png", 16, 16, number)
+    half = Image.new("L", (16, 16), 255)
+    half.paste(0, (0, 0, 8, 16))
+    half.save(tmp_path / "pictures/1-mask.png")
+    dataset = opened(recipe_of(tmp_path, templates(flip=True)), vae, size=2)
+    sides = set()
+    for number in range(20):
+        batch = dataset.at(number)
+        masks = dict(zip(batch.examples, batch.mask, strict=True))
+        assert masks[0].min() == 1
+        left, right = masks[1][0, :, :4], masks[1][0, :, 4:]
+        assert {float(left.mean()), float(right.mean())} == {0.0, 1.0}
+        sides.add(float(left.mean()))
+    assert sides == {0.0, 1.0}  # mirrored with its picture, about half the time
+
+
+def test_transparency_as_a_mask(tmp_path, vae):
+    values = numpy.full((16, 16, 4), 255, numpy.uint8)
+    values[:8, :, 3] = 0
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(values).save(tmp_path / "pictures/0.png")
+    batch = opened(recipe_of(tmp_path, templates(masks="alpha")), vae).at(0)
+    assert batch.mask[0, 0, :, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert opened(recipe_of(tmp_path, templates()), vae).at(0).mask is None
+
+
+def test_tags_are_shuffled_by_seed_and_number_alone(tmp_path, vae):
+    noise(tmp_path / "pictures/0.png")
+    concept = {"captions": ["<e>, a, b, c"], "shuffle_tags": True, "keep_tags": 1, "repeats": 3}
+    recipe = recipe_of(tmp_path, concept)
+    shown = [opened(recipe, vae, size=3).at(number).captions for number in range(20)]
+    again = opened(recipe, vae, size=3)
+    assert [again.at(number).captions for number in reversed(range(20))] == shown[::-1]
+    texts = Counter(text for captions in shown for text in captions)
+    assert len(texts) == 6
+    assert all(text.startswith("<e>, ") for text in texts)
+
+
+def test_bad_settings_are_said(tmp_path, vae):
+    noise(tmp_path / "pictures/0.png")
+    with pytest.raises(StageError, match=r"steps of 64 pixels do not fit a resolution of 16; choose a smaller"):
+        opened(recipe_of(tmp_path, templates(), buckets=True, bucket_step=64), vae)
+    with pytest.raises(StageError, match="15x15 pixels is no multiple of 2"):
+        opened(recipe_of(tmp_path, templates()), vae, resolution=15)

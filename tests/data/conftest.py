@@ -1,0 +1,21 @@
+"""A tiny VAE and a recipe over five pictures."""
+
+import pytest
+import torch
+from data_of import noise, recipe_of
+from tiny import tiny_vae
+
+
+@pytest.fixture(scope="session")
+def vae():
+    torch.manual_seed(0)
+    return tiny_vae().eval()
+
+
+@pytest.fixture
+def five(tmp_path):
+    """Five noisy pictures of 16x20 with two captions each, encoded anew for each test."""
+    for number in range(5):
+        noise(tmp_path / f"pictures/{number}.png", seed=number)
+        (tmp_path / f"pictures/{number}.txt").write_text(f"a {number}\nthe {number}", "utf-8")
+    return recipe_of(tmp_path, cache_latents="memory")

@@ -1,0 +1,155 @@
+"""What `check` and `plan` say of pictures: without torch, all at once, quickly."""
+
+import json
+import subprocess
+import sys
+from time import perf_counter
+
+import pytest
+from bad_pictures import BROKEN, broken
+from data_of import noise
+from PIL import Image
+
+from pivotune.pipeline.models.tokenizers import load_tokenizers
+from pivotune.pipeline.recipe.check import check_recipe
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.plan import make_plan
+from pivotune.pipeline.recipe.plan_text import plan_json, plan_text
+
+RECIPE = """
+name = "x"
+[model]
+base = "micro"
+[data]
+{data}
+{concepts}
+[[embedding]]
+placeholder = "<a>"
+[[embedding]]
+placeholder = "<b>"
+[[stage]]
+kind = "tokenize"
+[[stage]]
+kind = "inject"
+[[stage]]
+kind = "train"
+steps = 30
+batch_size = 4
+[[stage]]
+kind = "export"
+"""
+ONE = '[[concept]]\nimages = "pictures"\ncaptions = ["<a> <b>"]\n'
+
+
+def recipe(folder, concepts=ONE, data=""):
+    (folder / "x.toml").write_text(RECIPE.format(concepts=concepts, data=data), "utf-8")
+    return folder / "x.toml"
+
+
+def problems(path, severity="error"):
+    return [problem.text for problem in check_recipe(path).problems if problem.severity == severity]
+
+
+def test_bad_pictures_are_named_all_at_once_as_far_as_their_beginnings_tell(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    broken(tmp_path / "pictures")
+    Image.new("RGB", (1, 1)).save(tmp_path / "pictures/one.png")
+    Image.new("RGB", (40, 4000)).save(tmp_path / "pictures/long.png")
+    (tmp_path / "pictures/dead.png").symlink_to(tmp_path / "nowhere.png")
+    shown = "\n".join(problems(recipe(tmp_path, ONE, "balance = 'none'")))
+    late = ("cut.png", "cut.jpg", "float.tif", "missing.png", "folder.png")  # found when they are decoded
+    names = [name for name, _ in BROKEN if name not in late] + ["one.png", "long.png", "dead.png"]
+    assert f"and {len(names) - 10} more like these" in shown
+    assert [name for name in sorted(names)[:10] if f"/{name}: " not in shown] == []
+
+
+def test_what_is_odd_is_warned_of(tmp_path):
+    noise(tmp_path / "pictures/wide.png", 200, 60)
+    noise(tmp_path / "pictures/tiny.png", 9, 9)
+    noise(tmp_path / "pictures/jpeg.jpg", 64, 64).rename(tmp_path / "pictures/other.png")
+    shown = problems(recipe(tmp_path, ONE.replace('"pictures"', '"pictures"\nresolution = 64')), "warning")
+    wide = "wide.png: 30% of its 200x60 pixels will be seen; data.buckets = true keeps more"
+    assert any(wide in text for text in shown)
+    assert any("tiny.png: 9x9 pixels are enlarged more than four times" in text for text in shown)
+    assert any("other.png: a JPEG file by another name; it is read as what it is" in text for text in shown)
+    assert not any("wide.png" in text for text in problems(recipe(tmp_path, ONE, "buckets = true"), "warning"))
+
+
+def test_only_prior_pictures_are_nothing_to_learn_from(tmp_path):
+    noise(tmp_path / "pictures/a.png")
+    assert any("every concept has prior = true" in text for text in problems(recipe(tmp_path, ONE + "prior = true")))
+
+
+def test_pictures_in_folders_are_hinted_at(tmp_path):
+    noise(tmp_path / "pictures/sub/a.png")
+    assert any("1 folder; recursive = true looks into folders" in text for text in problems(recipe(tmp_path)))
+    assert problems(recipe(tmp_path, ONE + "recursive = true")) == []
+
+
+def test_neither_check_nor_plan_needs_torch_for_pictures(tmp_path):
+    noise(tmp_path / "pictures/a.png", 64, 64)
+    path = recipe(tmp_path, ONE, "buckets = true\nbalance = 'words'")
+    code = (
+        "import sys; from pivotune.pipeline.recipe.check import checked_recipe\n"
+        "from pivotune.pipeline.data.survey import look, survey\n"
+        f"recipe, _ = checked_recipe({str(path)!r})\n"
+        "assert survey(recipe, look(recipe), 64, 4).batches == 1\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'peft'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """Two pictures of <a>, one of them with a mask, twelve of <b> in two shapes."""
+    for number in range(2):
+        noise(tmp_path / f"a/{number}.png", 64, 64, number)
+    Image.new("L", (64, 64)).save(tmp_path / "a/0-mask.png")
+    for number in range(12):
+        noise(tmp_path / f"b/{number}.png", *((96, 48) if number % 2 else (64, 64)), number)
+    concepts = (
+        '[[concept]]\nimages = "a"\ncaptions = ["<a>"]\nloss_weight = 2\n'
+        '[[concept]]\nimages = "b"\ncaptions = ["<b>", "the <b>"]\n'
+    )
+
+    def plan(data=""):
+        loaded = load_recipe(recipe(tmp_path, concepts, data))
+        return make_plan(loaded, load_tokenizers(loaded.model))
+
+    return plan
+
+
+def test_a_plan_counts_what_an_epoch_shows(uneven):
+    plain, balanced = uneven(), uneven("buckets = true\nbalance = 'concepts'")
+    first = plan_json(plain, None)["epochs"]["3"]
+    assert first["shapes"] == {"64x64": 14}
+    assert [row["shown"] for row in first["concepts"]] == [2, 12]
+    assert (first["shown"], first["batches"]) == (14, 4)
+    assert first["words"] == {"<a>": {"pictures": 2, "shown": 2.0}, "<b>": {"pictures": 12, "shown": 12.0}}
+    second = json.loads(json.dumps(plan_json(balanced, None)))["epochs"]["3"]
+    assert second["shapes"] == {"64x64": 8, "88x40": 6}
+    assert [row["shown"] for row in second["concepts"]] == [12, 12]
+    assert second["words"]["<a>"] == {"pictures": 2, "shown": 12.0}
+    assert second["batches"] == 5 + 2
+    assert (plain.stages[2].epochs, plain.stages[2].pictures) == (7.5, 105)
+    text = plan_text(balanced, None)
+    assert "/a: 2 pictures, shown 12 times an epoch, 1 with a mask, loss x 2\n" in text
+    assert "cut to 64x64 (8), 88x40 (6)\n" in text
+    assert "<a>: in 2 of 14 pictures, shown 12 times an epoch\n" in text
+
+
+@pytest.mark.slow
+def test_ten_thousand_pictures_are_looked_at_in_seconds_and_twice_as_many_in_twice_the_time(tmp_path):
+    first = noise(tmp_path / "pictures/0.png", 32, 32)
+    times = []
+    for count in (5000, 10000):
+        for number in range(count):
+            if not (tmp_path / f"pictures/{number}.png").exists():
+                (tmp_path / f"pictures/{number}.png").write_bytes(first.read_bytes() + str(number).encode())
+        path = recipe(tmp_path)
+        begin = perf_counter()
+        assert problems(path) == []
+        times.append(perf_counter() - begin)
+    assert times[1] < 2.6 * times[0]
+    assert times[1] < 20

@@ -1,0 +1,52 @@
+"""The files of a concept's folder: which are pictures, which are masks, what stands beside what."""
+
+import unicodedata
+
+from pivotune.pipeline.data.files import files_in
+
+
+def names(folder, **options):
+    return [path.relative_to(folder).as_posix() for path in files_in(folder, **options).pictures]
+
+
+def make(folder, *paths):
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"")
+
+
+def test_pictures_of_every_ending_whatever_its_case(tmp_path):
+    make(tmp_path, "b.PNG", "a.Jpeg", "c.webp", "d.tiff", "e.HEIC", "f.gif", "notes.md", "a.txt", ".hidden.png")
+    assert names(tmp_path) == ["a.Jpeg", "b.PNG", "c.webp", "d.tiff", "e.HEIC", "f.gif"]
+
+
+def test_folders_inside_count_only_when_asked(tmp_path):
+    make(tmp_path, "b.png", "sub/a.png", "sub/deep/c.png", ".git/d.png", "a.png/e.png")
+    assert names(tmp_path) == ["b.png"]
+    assert names(tmp_path, recursive=True) == ["a.png/e.png", "b.png", "sub/a.png", "sub/deep/c.png"]
+
+
+def test_links_are_followed_once_and_a_dead_one_is_listed(tmp_path):
+    make(tmp_path / "there", "a.png")
+    make(tmp_path / "elsewhere", "x.png")
+    (tmp_path / "there/linked.png").symlink_to(tmp_path / "elsewhere/x.png")
+    (tmp_path / "there/dead.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "there/other").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "there/round").symlink_to(tmp_path / "there")
+    assert names(tmp_path / "there", recursive=True) == ["a.png", "dead.png", "linked.png", "other/x.png"]
+
+
+def test_masks_are_no_pictures_but_only_where_their_picture_is(tmp_path):
+    make(tmp_path, "a.jpg", "a-mask.png", "b.png", "b.mask.PNG", "c.webp", "c-masklabel.png", "iron-mask.png")
+    files = files_in(tmp_path)
+    assert [path.name for path in files.pictures] == ["a.jpg", "b.png", "c.webp", "iron-mask.png"]
+    masks = [[mask.name for mask in files.mask(picture)] for picture in files.pictures]
+    assert masks == [["a-mask.png"], ["b.mask.PNG"], ["c-masklabel.png"], []]
+
+
+def test_names_in_other_spellings_of_the_same_accents_belong_together(tmp_path):
+    """A folder packed on one system and unpacked on another."""
+    picture, caption = unicodedata.normalize("NFD", "café 日本.png"), unicodedata.normalize("NFC", "café 日本.TXT")
+    make(tmp_path, picture, caption)
+    files = files_in(tmp_path)
+    assert [path.name for path in files.beside(files.pictures[0], ".txt")] == [caption]

@@ -1,0 +1,185 @@
+"""Encoded pictures: kept on disk by content, made anew when something has changed, one by one."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from bad_pictures import BROKEN, broken
+from data_of import noise, opened, recipe_of
+from PIL import Image
+from tiny import tiny_vae
+
+from pivotune.pipeline.data import latents as module
+from pivotune.pipeline.data.cache import cache_folder
+from pivotune.pipeline.data.variants import Variant
+from pivotune.pipeline.errors import StageError
+
+CAPTIONS = {"captions": ["a <e>"]}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for number in range(4):
+        noise(tmp_path / f"pictures/{number}.png", 24, 16, seed=number)
+    return tmp_path
+
+
+def counts(folder, vae, *concepts, size: int = 2, cache="kept", **options) -> tuple[int, int]:
+    """Variants found in the cache and encoded."""
+    dataset = opened(recipe_of(folder, *(concepts or (CAPTIONS,)), cache_latents=cache), vae, size, **options)
+    return dataset.latents.hits, dataset.latents.misses
+
+
+def test_only_what_has_changed_is_encoded_again(folder, vae):
+    assert counts(folder, vae) == (0, 4)
+    assert counts(folder, vae) == (4, 0)
+    noise(folder / "pictures/2.png", 24, 16, seed=99)
+    assert counts(folder, vae) == (3, 1)
+    shutil.copy(folder / "pictures/0.png", folder / "pictures/new name.png")
+    assert counts(folder, vae) == (5, 0)  # found by content, whatever it is called
+
+
+def test_mask_resolution_crop_and_mirror_are_part_of_the_content(folder, vae):
+    counts(folder, vae)
+    assert counts(folder, vae, resolution=8) == (0, 4)
+    assert counts(folder, vae, flip=True) == (4, 4)
+    Image.new("L", (24, 16), 100).save(folder / "pictures/1-mask.png")
+    assert counts(folder, vae) == (3, 1)
+    Image.new("L", (24, 16), 200).save(folder / "pictures/1-mask.png")
+    assert counts(folder, vae) == (3, 1)
+    assert counts(folder, vae) == (4, 0)
+    assert counts(folder, vae, CAPTIONS | {"masks": "none"}) == (4, 0)
+    assert counts(folder, vae, CAPTIONS | {"crop": "random"}) == (0, 16)
+    assert counts(folder, vae, CAPTIONS | {"crop": "random"}) == (16, 0)
+
+
+def test_captions_steps_and_the_stages_seed_are_not(folder, vae):
+    concept = CAPTIONS | {"crop": "random", "brightness": 0.1}
+    counts(folder, vae, concept)
+    assert counts(folder, vae, concept | {"captions": ["other"], "repeats": 3}, size=1, seed=1003) == (16, 0)
+
+
+def test_another_vae_finds_nothing(folder, vae):
+    counts(folder, vae)
+    torch.manual_seed(1)
+    assert counts(folder, tiny_vae().eval()) == (0, 4)
+
+
+def test_a_cached_picture_gives_the_same_bytes(folder, vae):
+    concept = CAPTIONS | {"crop": "random", "flip": True}
+    batches = [
+        [opened(recipe_of(folder, concept, cache_latents=cache), vae).at(number) for number in range(8)]
+        for cache in ("memory", "kept", "kept")
+    ]
+    for first, second, third in zip(*batches, strict=True):
+        assert torch.equal(first.latents, second.latents)
+        assert torch.equal(second.latents, third.latents)
+        assert torch.equal(first.sizes, third.sizes)
+
+
+@pytest.mark.parametrize("harm", ["cut", "bit", "empty", "other"])
+def test_a_damaged_file_is_made_anew(folder, vae, harm):
+    counts(folder, vae)
+    before = opened(recipe_of(folder, CAPTIONS, cache_latents="kept"), vae).at(0)
+    file = sorted((folder / "kept").rglob("*.safetensors"))[0]
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    other = sorted((folder / "kept").rglob("*.safetensors"))[1].read_bytes()[:-20]
+    file.write_bytes({"cut": data[:-9], "bit": data, "empty": b"", "other": other}[harm])
+    assert counts(folder, vae) == (3, 1)
+    assert counts(folder, vae) == (4, 0)
+    assert torch.equal(opened(recipe_of(folder, CAPTIONS, cache_latents="kept"), vae).at(0).latents, before.latents)
+
+
+def test_what_does_not_fit_the_memory_is_read_when_it_is_shown(folder, vae, monkeypatch):
+    """With room for one picture all batches are the same, and one that is taken away is encoded again."""
+    recipe = recipe_of(folder, CAPTIONS, cache_latents="kept")
+    expected = [opened(recipe, vae).at(number).latents for number in range(4)]
+    monkeypatch.setattr(module, "HELD", 3000)
+    small = opened(recipe, vae)
+    assert len(small.latents._held) == 1
+    assert [torch.equal(small.at(number).latents, expected[number]) for number in range(4)] == [True] * 4
+    shutil.rmtree(folder / "kept")
+    assert [torch.equal(small.at(number).latents, expected[number]) for number in range(4)] == [True] * 4
+    assert small.latents.misses == 3
+    assert len(list((folder / "kept").rglob("*.safetensors"))) == 3
+
+
+def test_a_folder_that_takes_no_files_costs_the_cache_but_not_the_run(folder, vae):
+    (folder / "kept").write_text("a file, not a folder")
+    warnings = []
+    dataset = opened(recipe_of(folder, CAPTIONS, cache_latents="kept"), vae, warn=warnings.append)
+    assert len(warnings) == 1
+    assert "encoded pictures are not kept on disk" in warnings[0]
+    assert dataset.latents.misses == 4
+    dataset.at(0)
+    assert dataset.latents.misses == 4
+
+
+def test_where_the_cache_lies(tmp_path, monkeypatch):
+    monkeypatch.delenv("PIVOTUNE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder("user", None) == tmp_path / "pivotune" / "latents"
+    monkeypatch.setenv("PIVOTUNE_CACHE", str(tmp_path / "own"))
+    assert cache_folder("user", None) == tmp_path / "own" / "latents"
+    assert cache_folder("run", tmp_path / "run") == tmp_path / "run" / "latents"
+    assert cache_folder("memory", tmp_path) is cache_folder("off", tmp_path) is None
+
+
+def test_off_shows_another_variant_each_time_and_the_same_ones_again(folder, vae):
+    concept = CAPTIONS | {"crop": "random", "brightness": 0.2}
+    recipe = recipe_of(folder, concept, cache_latents="off")
+    dataset = opened(recipe, vae, size=1)
+    crops = [tuple(dataset.at(number).sizes[0, 2:4].tolist()) for number in range(60)]
+    lights = {round(float(dataset.at(number).latents.mean()), 4) for number in range(12)}
+    assert len(set(crops)) > 4
+    assert len(lights) == 12
+    again = opened(recipe, vae, size=1)
+    assert torch.equal(again.at(7).latents, dataset.at(7).latents)
+
+
+def test_kept_variants_are_as_many_as_the_recipe_says(folder, vae):
+    recipe = recipe_of(folder, CAPTIONS | {"crop": "random"}, variants=3)
+    dataset = opened(recipe, vae, size=4)
+    crops: dict[int, set] = {}
+    for number in range(40):
+        batch = dataset.at(number)
+        for example, size in zip(batch.examples, batch.sizes.tolist(), strict=True):
+            crops.setdefault(example, set()).add(tuple(size))
+    assert {len(seen) for seen in crops.values()} <= {2, 3}  # two of three may round to the same pixel
+    assert dataset.latents.misses == 12
+
+
+def test_pictures_are_encoded_one_by_one(folder, vae, monkeypatch):
+    """What the VAE says of a picture does not depend on the others: alone it has the same bits."""
+    together = opened(recipe_of(folder, CAPTIONS, cache_latents="memory"), vae, size=4)
+    for number in (0, 1, 3):
+        (folder / f"pictures/{number}.png").unlink()
+    alone = opened(recipe_of(folder, CAPTIONS, cache_latents="memory"), vae, size=4)
+    place = next(n for n, example in enumerate(together.examples) if example.picture.name == "2.png")
+    first = together.latents.get(together.examples[place], Variant())
+    second = alone.latents.get(alone.examples[0], Variant())
+    assert torch.equal(first.mean, second.mean)
+    assert torch.equal(first.deviation, second.deviation)
+
+
+@pytest.mark.parametrize("cache", ["memory", "off", "kept"])
+def test_all_bad_pictures_are_named_at_once_before_the_first_step(folder, vae, cache):
+    broken(folder / "pictures")
+    noise(folder / "pictures/long.png", 300, 8)
+    with pytest.raises(StageError) as caught:
+        opened(recipe_of(folder, CAPTIONS, cache_latents=cache), vae)
+    shown = str(caught.value).splitlines()
+    names = [name for name, _ in BROKEN if name not in ("missing.png", "folder.png")]
+    assert len(shown) == len(names) + 1
+    for name in [*names, "long.png"]:
+        assert sum(f"/{name}: " in line for line in shown) == 1, name
+    assert any("300x8 pixels cut to 16x16 leave 2.7% of it" in line for line in shown)
+
+
+def test_many_bad_pictures_are_counted(folder, vae):
+    for number in range(30):
+        (folder / f"pictures/bad {number}.png").write_bytes(b"x")
+    with pytest.raises(StageError, match="and 10 more"):
+        opened(recipe_of(folder, CAPTIONS), vae)

@@ -1,0 +1,61 @@
+"""Buckets, the box that is cut, and SDXL's sizes, against numbers made by hand."""
+
+import pytest
+
+from pivotune.pipeline.data.shapes import bucket_shapes, cut_box, cut_shape, nearest_shape, seen, told_sizes
+
+
+def test_buckets_of_a_real_resolution():
+    """Those of kohya's scripts for 512 with a least side of 256 and a greatest of 1024."""
+    assert bucket_shapes(512, 64) == (
+        (256, 832), (256, 896), (256, 960), (256, 1024), (320, 704), (320, 768), (384, 640), (448, 576), (512, 512),
+        (576, 448), (640, 384), (704, 320), (768, 320), (832, 256), (896, 256), (960, 256), (1024, 256),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("resolution", "step"), [(512, 64), (1024, 64), (768, 64), (64, 8), (16, 8), (520, 64)])
+def test_buckets_keep_area_and_step(resolution, step):
+    shapes = bucket_shapes(resolution, step)
+    assert (resolution // step * step,) * 2 in shapes
+    assert {(height, width) for width, height in shapes} == set(shapes)
+    for width, height in shapes:
+        assert width % step == height % step == 0
+        assert width * height <= resolution**2
+        assert width * height > 0.7 * (resolution // step * step) ** 2
+
+
+def test_a_step_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="steps of 64 pixels do not fit a resolution of 32"):
+        bucket_shapes(32, 64)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [((500, 500), (512, 512)), ((4000, 3000), (576, 448)), ((3000, 4000), (448, 576)), ((1, 99), (256, 1024))],
+)
+def test_the_nearest_bucket_is_taken(size, shape):
+    assert nearest_shape(size, bucket_shapes(512, 64)) == shape
+
+
+def test_without_buckets_all_are_square():
+    assert cut_shape((400, 100), 512, None) == (512, 512)
+
+
+def test_the_box_has_the_shape_of_the_cut():
+    assert cut_box((300, 100), (50, 50)) == (100, 0, 200, 100)
+    assert cut_box((300, 100), (50, 50), (0, 0)) == (0, 0, 100, 100)
+    assert cut_box((300, 100), (50, 50), (1, 1)) == (200, 0, 300, 100)
+    assert cut_box((100, 300), (50, 100), (0.5, 0.25)) == (0, 25, 100, 225)
+    assert cut_box((1, 1), (64, 64)) == (0, 0, 1, 1)
+
+
+def test_how_much_is_seen():
+    assert seen((300, 100), (50, 50)) == pytest.approx(1 / 3)
+    assert seen((100, 100), (64, 64)) == 1
+
+
+def test_sizes_that_sdxl_is_told():
+    assert told_sizes((300, 100), (50, 50), (0.5, 0.5), False) == (100, 300, 0, 50, 50, 50)
+    assert told_sizes((300, 100), (50, 50), (0, 0.5), False) == (100, 300, 0, 0, 50, 50)
+    assert told_sizes((300, 100), (50, 50), (0, 0.5), True) == (100, 300, 0, 100, 50, 50)
+    assert told_sizes((10, 30), (40, 60), (0.5, 1), False) == (30, 10, 60, 0, 60, 40)

@@ -1,0 +1,45 @@
+"""Tags of a caption: the first stay, the others are shuffled and left out."""
+
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from pivotune.pipeline.data.text import shown_tags
+from pivotune.pipeline.recipe.model import Concept
+
+
+def shown(caption: str, draw: Random, **options) -> str:
+    concept = Concept(Path("x"), **options)
+
+    def order(count):
+        return draw.sample(range(count), count)
+
+    return shown_tags(caption, concept, lambda count: [draw.random() for _ in range(count)], order)
+
+
+def test_kept_tags_stand_first_and_every_order_of_the_others_comes_up_equally_often():
+    draw = Random(0)
+    seen = Counter(shown("<e> ring,  a, b ,c", draw, shuffle_tags=True, keep_tags=1) for _ in range(6000))
+    assert len(seen) == 6
+    assert all(text.startswith("<e> ring, ") for text in seen)
+    assert all(count == pytest.approx(1000, abs=150) for count in seen.values())
+
+
+def test_tags_are_left_out_at_their_rate_and_kept_ones_never():
+    draw = Random(0)
+    texts = [shown("<e>, a, b, c", draw, tag_dropout=0.3, keep_tags=1).split(", ") for _ in range(2000)]
+    assert all(tags[0] == "<e>" for tags in texts)
+    assert sum(len(tags) - 1 for tags in texts) / 6000 == pytest.approx(0.7, abs=0.03)
+    assert [tag for tag in "abc" if ["<e>", tag] in texts] == ["a", "b", "c"]
+
+
+def test_all_may_be_left_out_and_none():
+    draw = Random(0)
+    assert shown("a, b", draw, tag_dropout=1.0) == ""
+    assert shown("a, b", draw, shuffle_tags=True, keep_tags=9) == "a, b"
+
+
+def test_another_separator():
+    assert sorted(shown("a|b, c|d", Random(0), shuffle_tags=True, tag_separator="|").split("| ")) == ["a", "b, c", "d"]

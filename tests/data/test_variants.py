@@ -1,0 +1,79 @@
+"""Crops, mirrors and colours; a mask goes wherever its picture goes."""
+
+import colorsys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from pivotune.pipeline.data.variants import Variant, drawn_variant, shown_mask, shown_picture, varies
+from pivotune.pipeline.recipe.model import Concept
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("place", [(0.5, 0.5), (0.0, 0.0), (1.0, 0.2), (0.3, 0.9)])
+@pytest.mark.parametrize(("size", "cut"), [((96, 48), (32, 32)), ((48, 96), (32, 64)), ((100, 40), (64, 32))])
+def test_a_mask_is_cut_and_mirrored_with_its_picture(size, cut, place, flip):
+    """The picture is its own mask: white where the loss counts. Averaged to the same grid both must be equal."""
+    draw = numpy.random.default_rng(1)
+    blobs = Image.fromarray((draw.random((6, 12)) > 0.5).astype(numpy.uint8) * 255)
+    blobs = blobs.resize(size, Image.Resampling.NEAREST)
+    variant = Variant(place, flip)
+    picture = (shown_picture(blobs.convert("RGB"), cut, variant)[0] + 1) / 2
+    grid = picture.reshape(cut[1] // 8, 8, cut[0] // 8, 8).mean((1, 3))
+    mask = shown_mask(blobs, cut, variant, cut[1] // 8, cut[0] // 8)[0].float() / 255
+    assert mask.shape == grid.shape
+    assert (mask - grid).abs().max() < 0.12
+    assert mask.std() > 0.2
+
+
+def test_a_mirrored_picture_is_the_mirror_image():
+    picture = Image.effect_noise((16, 16), 90).convert("RGB")
+    plain, mirrored = (shown_picture(picture, (16, 16), Variant(flip=flip)) for flip in (False, True))
+    assert torch.equal(mirrored, plain.flip(-1))
+    assert not torch.equal(mirrored, plain)
+
+
+def colour(**changes) -> list[int]:
+    shown = shown_picture(Image.new("RGB", (8, 8), (200, 100, 50)), (8, 8), Variant(**changes))
+    return ((shown[:, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+def test_colours_change_as_they_are_called():
+    assert colour() == [200, 100, 50]
+    assert colour(brightness=0.5) == [100, 50, 25]
+    gray = colour(saturation=0.0)
+    assert max(gray) - min(gray) <= 1
+    turned = colour(hue=0.25)
+    before, after = (colorsys.rgb_to_hsv(*(value / 255 for value in rgb)) for rgb in ([200, 100, 50], turned))
+    assert (after[0] - before[0]) % 1 == pytest.approx(0.25, abs=0.02)
+    assert after[1:] == pytest.approx(before[1:], abs=0.02)
+    assert colour(contrast=0.0) == colour(contrast=0.0, brightness=1.0) != [200, 100, 50]
+
+
+def drawn(concept: Concept) -> list[Variant]:
+    return [drawn_variant(concept, False, torch.Generator().manual_seed(seed)) for seed in range(300)]
+
+
+def test_variants_stay_within_what_the_concept_allows_and_fill_it():
+    concept = Concept(Path("x"), crop="random", brightness=0.2, contrast=0.1, saturation=0.3, hue=0.05)
+    variants = drawn(concept)
+    for key, low, high in (
+        ("brightness", 0.8, 1.2), ("contrast", 0.9, 1.1), ("saturation", 0.7, 1.3), ("hue", -0.05, 0.05),
+    ):  # fmt: skip
+        values = [getattr(variant, key) for variant in variants]
+        assert low <= min(values) < low + 0.05 * (high - low)
+        assert high - 0.05 * (high - low) < max(values) <= high
+    places = torch.tensor([variant.place for variant in variants])
+    assert places.min() >= 0
+    assert places.max() <= 1
+    assert places.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.06)
+
+
+def test_what_is_not_asked_for_stays_as_it_is():
+    assert set(drawn(Concept(Path("x")))) == {Variant()}
+    assert not varies(Concept(Path("x"), flip=True))
+    assert varies(Concept(Path("x"), crop="random"))
+    assert varies(Concept(Path("x"), hue=0.1))
