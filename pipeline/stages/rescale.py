@@ -5,31 +5,39 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...converters.embedding import Contents, Embedding
+import torch
+from torch import Tensor
+
+from ...converters.embedding import Contents
 from ..run.state import Run
 from ..words.norms import apply_rule
 from ..words.raw import from_raw, to_raw
 
 
 def rescale(run: Run, contents: Contents, *, to: Any = "median") -> Contents:
-    """Vectors scaled by `to` (see `words.norms.apply_rule`); the vocabulary's statistics are each encoder's own.
+    """Vectors scaled by `to` (see `words.norms.apply_rule`), with each encoder's own statistics of its vocabulary.
 
     Words with `train = false` are left as they are.
     """
     trained = {word.placeholder for word in run.recipe.words if word.train}
     start = {word.name: word for word in run.start.embeddings}
-    words = [
-        _rescaled(run, word, start[word.name], to) if word.name in trained else word for word in contents.embeddings
-    ]
-    return replace(contents, embeddings=tuple(words))
+    moved = [word for word in contents.embeddings if word.name in trained]
+    after = {word.name: dict(word.vectors) for word in moved}
+    for key, statistics in run.statistics.items():
+        here = [word for word in moved if key in word.vectors]
+        if not here:
+            continue
+        vectors = [from_raw(word.vectors[key]) for word in here]
+        initial = [from_raw(start[word.name].vectors[key]) for word in here]
+        scaled = apply_rule(torch.cat(vectors), to, statistics, torch.cat(initial)).split([len(v) for v in vectors])
+        for word, before, now in zip(here, vectors, scaled, strict=True):
+            after[word.name][key] = to_raw(now.contiguous())
+            run.notes.append(_note(word.name, key, before, now))
+    return replace(
+        contents, embeddings=tuple(replace(w, vectors=after.get(w.name, w.vectors)) for w in contents.embeddings)
+    )
 
 
-def _rescaled(run: Run, word: Embedding, start: Embedding, rule: Any) -> Embedding:
-    vectors = {}
-    for key, raw in word.vectors.items():
-        before = from_raw(raw)
-        after = apply_rule(before, rule, run.statistics[key], from_raw(start.vectors[key]))
-        vectors[key] = to_raw(after)
-        norms = zip(before.norm(dim=1).tolist(), after.norm(dim=1).tolist(), strict=True)
-        run.notes.append(f"{word.name} {key}: norm " + ", ".join(f"{a:.3f} → {b:.3f}" for a, b in norms))
-    return replace(word, vectors=vectors)
+def _note(word: str, key: str, before: Tensor, after: Tensor) -> str:
+    norms = zip(before.norm(dim=1).tolist(), after.norm(dim=1).tolist(), strict=True)
+    return f"{word} {key}: norm " + ", ".join(f"{one:.3f} → {two:.3f}" for one, two in norms)

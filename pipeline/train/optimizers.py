@@ -107,14 +107,29 @@ def make_optimizer(tensors: Sequence[Tensor], options: Options, rate: float) -> 
         raise StageError(f"the optimizer {options['kind']} needs {error.name}: {EXTRA}") from error
 
 
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on from what `state_dict` gave. Unlike `load_state_dict` alone this keeps the data type of every tensor."""
+    optimizer.load_state_dict(state)
+    tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    for number, kept in state["state"].items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor):
+                optimizer.state[tensors[number]][name] = value.to(optimizer.state[tensors[number]][name].device)
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
+def found(optimizer: torch.optim.Optimizer) -> float:
+    """What the learning rate is multiplied by: the step size that Prodigy has found (its `d`), 1 for others."""
+    return max(float(group.get("d", 1.0)) for group in optimizer.param_groups)
+
+
 def effective_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The largest step size: the learning rate, times what Prodigy has found (its `d`)."""
+    """The largest step size: the learning rate times what was found."""
     return max(float(group["lr"]) * float(group.get("d", 1.0)) for group in optimizer.param_groups)
 
 

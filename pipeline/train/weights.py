@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import StageError
 from .clock import Clock
 from .ema import Average
-from .optimizers import effective_rate, make_optimizer, set_rate, show_averages
+from .optimizers import effective_rate, load_state, make_optimizer, set_rate, show_averages
 from .packing import copy_into, pack, unpack
 from .trained import State
 
@@ -97,7 +97,7 @@ class WeightTrainer:
             copy_into(self.masters[key], values, f"{self.name}: {key}")
         for key, average in self.averages.items():
             average.restore(tree["averages"][key])
-        self.optimizer.load_state_dict(tree["optimizer"])
+        load_state(self.optimizer, tree["optimizer"])
         self._round()
 
     @contextmanager

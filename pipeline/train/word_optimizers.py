@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import StageError
 from ..words.rows import WordRows
 from .lazy_adamw import LazyAdamW
-from .optimizers import effective_rate, make_optimizer, set_rate, show_averages
+from .optimizers import found, load_state, make_optimizer, set_rate, show_averages
 
 
 class RowOptimizer(Protocol):
@@ -103,10 +103,7 @@ class PerWord:
         return self.optimizers[word]
 
     def effective(self, word: str) -> float:
-        if word not in self.optimizers:
-            return 1.0
-        optimizer = self.optimizers[word]
-        return effective_rate(optimizer) / max(float(group["lr"]) for group in optimizer.param_groups)
+        return found(self.optimizers[word]) if word in self.optimizers else 1.0
 
     def show(self, words: Iterable[str], shown: bool) -> None:
         for word in words:
@@ -129,7 +126,8 @@ class PerWord:
             if word not in self.rows.spans or kept["values"].shape != self.rows.of(word).shape:
                 raise StageError(f"the checkpoint's word {word!r} is none of this run, or has other vectors")
             rate = float(kept["optimizer"]["param_groups"][0]["lr"])
-            self._of(word, kept["values"].to(self.rows.values.device), rate).load_state_dict(kept["optimizer"])
+            optimizer = self._of(word, kept["values"].to(self.rows.values.device), rate)
+            load_state(optimizer, kept["optimizer"])
 
 
 def row_optimizer(rows: WordRows, options: Mapping[str, Any]) -> RowOptimizer:

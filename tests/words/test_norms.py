@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pivotune.pipeline.words.norms import apply_rule, norm_statistics, scale_to
+from pivotune.pipeline.words.norms import apply_rule, apply_rules, norm_statistics, scale_to
 
 TABLE = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 2.0], [6.0, 8.0]])  # norms 5, 1, 2, 10
 VECTORS = torch.tensor([[0.6, 0.8], [0.0, 20.0]])  # norms 1, 20
@@ -38,3 +38,23 @@ def test_a_rule_sets_the_norm_and_keeps_the_direction(rule, norms):
 
 def test_a_vector_of_zeros_has_no_direction_and_stays():
     assert scale_to(torch.zeros(1, 3), 2.0).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_the_spread_of_all_rows_together_is_drawn_towards_the_tables():
+    """diffusers' retract_embeddings, with the standard deviations by hand."""
+    values = [3.0, 4.0, 0.0, 1.0, 0.0, 2.0, 6.0, 8.0]
+    mean = sum(values) / 8
+    table = (sum((value - mean) ** 2 for value in values) / 7) ** 0.5
+    vectors = torch.tensor([[1.0, -1.0], [3.0, -3.0]])  # mean 0, squares 1, 1, 9, 9
+    own = (20 / 3) ** 0.5
+    statistics = norm_statistics(TABLE)
+    assert statistics.spread == pytest.approx(table)
+    after = apply_rule(vectors, "spread", statistics, TABLE[:2])
+    torch.testing.assert_close(after, vectors * (table / own) ** 0.1)
+
+
+def test_rows_follow_their_own_rules_and_those_of_one_rule_go_together():
+    vectors = torch.tensor([[1.0, -1.0], [3.0, -3.0], [0.0, 7.0], [5.0, 0.0]])
+    after = apply_rules(vectors, ["spread", "spread", 2.0, None], norm_statistics(TABLE), TABLE)
+    torch.testing.assert_close(after[:2], apply_rule(vectors[:2], "spread", norm_statistics(TABLE), TABLE[:2]))
+    assert after[2:].tolist() == [[0.0, 2.0], [5.0, 0.0]]

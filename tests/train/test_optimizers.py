@@ -1,0 +1,152 @@
+"""Every optimizer moves words and weights, leaves absent words alone, and goes on from its state."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+from train_words import NAMES, pull, trainer, values
+
+from pivotune import schemas
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.fill import filled
+from pivotune.pipeline.train import optimizers
+from pivotune.pipeline.train.clock import Clock
+from pivotune.pipeline.train.optimizers import OPTIMIZERS, effective_rate, make_optimizer
+from pivotune.pipeline.train.trained import State
+from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
+from pivotune.pipeline.train.word_trainer import WordSettings
+
+# a rate at which forty steps go far
+RATES = {"adamw": 0.03, "adafactor": 0.03, "lion": 0.02, "came": 0.03, "prodigy": 1.0, "prodigy-schedule-free": 1.0}
+KINDS = list(RATES)
+
+
+def options(kind, **changes):
+    about, origin = schemas.branch(
+        schemas.schema("tables/optimizer.json"), {"kind": kind}, "tables/optimizer.json"
+    )  # fmt: skip
+    table = filled({"kind": kind, **changes}, about, origin)
+    return table | {"weight_decay": table["weight_decay"] or 0.0}
+
+
+def words_with(kind, **changes):
+    first = {"d0": 1e-3} if kind.startswith("prodigy") else {}
+    settings = {"learning_rate": RATES[kind], "optimizer": options(kind, **first), "clip_norm": 0.0}
+    return trainer(WordSettings(**settings | changes))
+
+
+def test_the_schema_names_the_optimizers():
+    assert list(OPTIMIZERS) == schemas.schema("tables/optimizer.json")["properties"]["kind"]["enum"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_word_comes_nearer_and_one_that_is_absent_stays_bit_for_bit(kind):
+    one = words_with(kind)
+    start = values(one)
+    for step in range(40):
+        pull(one, ["<a>", "<c>"] if step % 2 else ["<a>"], step)
+    one.finish()
+    for key, rows in one.injection.rows.items():
+        assert (rows.of("<a>") - 2).norm() < 0.7 * (start[key][:2] - 2).norm(), key
+        assert not torch.equal(rows.of("<c>"), start[key][4:])
+        assert torch.equal(rows.of("<b>"), start[key][2:4])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_words_way_does_not_depend_on_what_other_words_do(kind):
+    alone, among = words_with(kind), words_with(kind)
+    for step in range(12):
+        pull(alone, ["<a>"], step)
+        pull(among, ["<a>"], step)
+        pull(among, ["<b>", "<c>"], step, goal=-5.0)
+    for key, rows in alone.injection.rows.items():
+        torch.testing.assert_close(rows.of("<a>"), among.injection.rows[key].of("<a>"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_go_on_from_their_state(kind):
+    whole, again = words_with(kind, ema=0.9), words_with(kind, ema=0.9)
+    for step in range(6):
+        pull(whole, list(NAMES[: 1 + step % 3]), step)
+        if step == 3:
+            kept = whole.state()
+    again.restore(State(kept.tensors, json.loads(json.dumps(kept.values))))
+    for step in (4, 5):
+        pull(again, list(NAMES[: 1 + step % 3]), step)
+    for show in (False, True):
+        for one in (whole, again):
+            one._use(show)
+        assert all(torch.equal(value, values(again)[key]) for key, value in values(whole).items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_moved_and_go_on_from_their_state(kind):
+    def weights():
+        parameters = {"matrix": torch.nn.Parameter(torch.ones(8, 8)), "bias": torch.nn.Parameter(torch.ones(8))}
+        first = {"d0": 1e-3} if kind.startswith("prodigy") else {}
+        settings = WeightSettings(options(kind, **first), RATES[kind], clip_norm=0.0, ema=0.9)
+        return WeightTrainer("finetune.denoiser", parameters, settings, text=False)
+
+    def step(one, number):
+        for parameter in one.parameters.values():
+            parameter.grad = parameter.detach() - 2
+        one.step(one.gradient_norm(1.0), Clock(number, 40, 1.0, 0.0))
+
+    whole, again = weights(), weights()
+    for number in range(40):
+        if number == 20:
+            kept = whole.state()
+        step(whole, number)
+    again.restore(State(kept.tensors, json.loads(json.dumps(kept.values))))
+    for number in range(20, 40):
+        step(again, number)
+    whole.finish()
+    again.finish()
+    assert float((whole.parameters["matrix"] - 2).abs().mean()) < 0.8
+    for key, parameter in whole.parameters.items():
+        assert torch.equal(parameter, again.parameters[key])
+
+
+def test_prodigys_step_size_grows_to_what_it_finds_and_no_faster_than_it_may():
+    one = trainer(WordSettings(1.0, options("prodigy", growth_rate=2), clip_norm=0.0))
+    sizes = []
+    for step in range(60):
+        pull(one, ["<a>"], step)
+        sizes.append(one.learning_rates()["words"])
+    assert sizes[-1] > 1e-2
+    growth = [after / before for before, after in pairwise(sizes[1:])]
+    assert max(growth) <= 2 + 1e-9
+    assert max(growth) > 1.9
+
+
+def test_prodigys_step_size_is_each_words_own():
+    one = trainer(WordSettings(1.0, options("prodigy", d0=1e-4), clip_norm=0.0))
+    for step in range(20):
+        pull(one, ["<a>"], step, goal=1.01)  # almost there: small steps are right
+        pull(one, ["<b>"], step, goal=50.0)
+    assert one.step_size("<b>") > 20 * one.step_size("<a>")
+    assert one.step_size("<c>") == 1.0  # never seen: the rate alone
+
+
+def test_what_is_not_installed_is_said_with_the_way_out(monkeypatch):
+    def missing(tensors, options, rate):
+        raise ModuleNotFoundError("No module named 'prodigyopt'", name="prodigyopt")
+
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "prodigy", missing)
+    with pytest.raises(StageError, match=r"prodigy needs prodigyopt: pip install 'pivotune\[optimizers\]'"):
+        make_optimizer([torch.zeros(1, requires_grad=True)], options("prodigy"), 1.0)
+
+
+@pytest.mark.gpu
+def test_adamw_of_eight_bits_moves_weights():
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    weight = torch.nn.Parameter(torch.ones(128, 64, device="cuda"))
+    optimizer = make_optimizer([weight], options("adamw8bit"), 0.01)
+    for _ in range(20):
+        weight.grad = weight.detach() - 2
+        optimizer.step()
+    assert effective_rate(optimizer) == 0.01
+    assert 1.1 < float(weight.mean()) < 2.1

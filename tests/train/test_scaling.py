@@ -1,0 +1,57 @@
+"""float16: a gradient that overflows costs one repetition, not the run."""
+
+import sys
+
+import pytest
+import torch
+from projects import make_project, run_project
+
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.train import loop
+from pivotune.pipeline.train.scaling import FIRST, GROW_AFTER, LossScale, loss_scale
+from pivotune.pipeline.train.word_trainer import WordTrainer
+
+STAGE = sys.modules["pivotune.pipeline.stages.train"]
+
+
+def test_the_scale_halves_at_an_overflow_and_doubles_after_many_good_steps():
+    scale = loss_scale(torch.float16)
+    assert (scale.value, loss_scale(torch.bfloat16).value, loss_scale(torch.float32).value) == (FIRST, 1.0, 1.0)
+    assert scale.halve()
+    assert scale.value == FIRST / 2
+    for _ in range(GROW_AFTER):
+        scale.keep()
+    assert scale.value == FIRST
+    assert not LossScale().halve()  # float32 has no overflow to shrink from
+    while scale.halve():
+        pass
+    assert scale.value < 1
+
+
+def test_one_infinite_gradient_is_repeated_with_half_the_scale(tmp_path, monkeypatch):
+    """The model computes in float32; only the scale believes in float16, so both runs can be compared."""
+    norm, scales = WordTrainer.gradient_norm, []
+
+    def overflowing(trainer, scale):
+        scales.append(scale)
+        return float("inf") if len(scales) == 2 else norm(trainer, scale)
+
+    monkeypatch.setattr(STAGE, "loss_scale", lambda dtype: loss_scale(torch.float16))
+    recipe = load_recipe(make_project(tmp_path))
+    whole = run_project(recipe, tmp_path / "whole").folder
+    monkeypatch.setattr(WordTrainer, "gradient_norm", overflowing)
+    folder = run_project(recipe, tmp_path / "run").folder
+    assert scales == [FIRST, FIRST, FIRST / 2, FIRST / 2]
+    path = "exports/tiny_embeddings/cat.safetensors"
+    assert (folder / path).read_bytes() == (whole / path).read_bytes()  # powers of two leave no trace
+    text = (folder / "manifest.json").read_text("utf-8")
+    assert text.count("repeated with a smaller scale") == 1
+
+
+def test_a_gradient_that_never_becomes_finite_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(STAGE, "loss_scale", lambda dtype: loss_scale(torch.float16))
+    monkeypatch.setattr(WordTrainer, "gradient_norm", lambda trainer, scale: float("nan"))
+    monkeypatch.setattr(loop, "gradients", lambda training, batches, step: (1.0, {"words": float("nan")}))
+    with pytest.raises(StageError, match="gradient of words at step 1 is nan"):
+        run_project(make_project(tmp_path), tmp_path / "run")
