@@ -47,6 +47,8 @@ def read_concept(concept: Concept) -> Captioned:
 
 def collect_captions(concept: Concept) -> Captioned:
     """Captions as far as they can be read. OSError when the folder of pictures cannot."""
+    if concept.generate is not None and not concept.images.exists():
+        return Captioned()  # class pictures that the run is yet to draw
     files, result = files_in(concept.images, recursive=concept.recursive), Captioned()
     if isinstance(concept.captions, tuple):
         result.pictures = [(path, list(concept.captions)) for path in files.pictures]

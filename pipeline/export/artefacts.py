@@ -47,12 +47,18 @@ def count(run: Run, declared: int) -> dict[str, int]:
     exports: dict[str, list[dict[str, Any]]] = {}
     for row in run.artefacts:
         if row["kind"] != "text":
-            inside = row["path"].split("/")[:2] if row["kind"] == "model" else [row["path"]]
-            exports.setdefault("/".join(inside), []).append(row)
+            exports.setdefault(_export(row), []).append(row)
     whole = [path for path, rows in exports.items() if all(_there(run, row) for row in rows)]
     if len(whole) != declared:
         raise StageError(f"{declared} exports are declared, {len(whole)} are there and verified")
     return {"exports_declared": declared, "exports_verified": len(whole)}
+
+
+def _export(row: dict[str, Any]) -> str:
+    """What a file is part of: itself, or the folder of a whole model."""
+    parts = row["path"].split("/")
+    end = next((n for n, part in enumerate(parts) if row["kind"] == "model" and part.endswith("_model")), len(parts))
+    return "/".join(parts[: end + 1])
 
 
 def _there(run: Run, row: dict[str, Any]) -> bool:

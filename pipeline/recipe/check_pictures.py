@@ -32,6 +32,10 @@ def picture_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Fin
 
 def _concept(place: tuple[str | int, ...], concept: Concept, recipe: Recipe, result: Captioned) -> Iterator[Finding]:
     folder, where = concept.images, (*place, "images")
+    if concept.generate is not None:
+        yield from _generated(place, concept, recipe)
+        if not folder.exists():
+            return
     if not folder.exists():
         yield Finding(where, f"{folder} does not exist{_sibling(folder)}")
         return
@@ -44,13 +48,26 @@ def _concept(place: tuple[str | int, ...], concept: Concept, recipe: Recipe, res
         yield Finding(where, f"{folder} cannot be read: {error.strerror or error}")
         return
     vars(result).update(vars(read))
-    if not read.pictures and not read.problems:
+    if not read.pictures and not read.problems and concept.generate is None:
         yield Finding(where, f"{folder} holds no picture ({_inside(folder)}); known: {', '.join(PICTURES)}")
     broken, odd = _looked_at(concept, recipe, read)
     yield from _some([Finding(where, text) for text in broken])
     yield from _some([Finding((*place, "captions"), text) for text in read.problems])
     yield from _some([Finding(where, text, "warning") for text in odd])
     yield from _some([Finding(where, text, "warning") for text in read.warnings])
+
+
+def _generated(place: tuple[str | int, ...], concept: Concept, recipe: Recipe) -> Iterator[Finding]:
+    """Class pictures that the run draws: of the class, not of the thing, and captioned as they were asked for."""
+    where = (*place, "generate")
+    if not concept.prior:
+        yield Finding(where, "the model can only draw what it knows: such pictures need prior = true")
+    if concept.captions != "beside":
+        yield Finding(where, 'each picture\'s prompt is written beside it: captions must be "beside"')
+    for prompt in (concept.generate or {})["prompts"]:
+        held = [word.placeholder for word in recipe.words if word.placeholder in prompt]
+        if held:
+            yield Finding((*where, "prompts"), f"the untouched model does not know '{held[0]}'; name its class instead")
 
 
 def _looked_at(concept: Concept, recipe: Recipe, captioned: Captioned) -> tuple[list[str], list[str]]:

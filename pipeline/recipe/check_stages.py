@@ -31,7 +31,7 @@ def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
         if stage.kind == "train":
             yield from train_findings(place, stage.options, recipe, family)
             yield from rate_findings((*place, "learning_rate"), stage.options["learning_rate"], family)
-            yield from table_findings(place, stage.options)
+            yield from table_findings(place, stage.options, recipe)
         for key in ("to", "preserve_norm"):
             yield from _band((*place, key), stage.options.get(key))
         if stage.kind == "tokenize" and not stage.options["pad_with"].strip():

@@ -48,6 +48,7 @@ class Concept:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    generate: dict[str, Any] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ _FORM = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(\S+)\s*")
 _EXAMPLES = 'never, or a number and its unit: "500 steps", "10 epochs", "30 minutes", "60 %"'
 
 
-def parse_stop(text: str) -> StopAfter:
+def parse_stop(text: str, zero: str = "0 would never train the word; write train = false instead") -> StopAfter:
     """The rule that a text states; ValueError says what is wrong with it and names the nearest right unit."""
     if text == "never":
         return StopAfter(0.0, "never")
@@ -26,7 +26,7 @@ def parse_stop(text: str) -> StopAfter:
         hint = f"did you mean '{match[1]} {guess}'?" if guess else f"known: {', '.join(UNITS[:-1])}, %"
         raise ValueError(f"{match[2]!r} is no unit of time; {hint}")
     if value == 0:
-        raise ValueError("0 would never train the word; write train = false instead")
+        raise ValueError(zero)
     if unit == "percent" and value > 100:
         raise ValueError(f"{match[1]} % is more than the whole stage; at most 100 %")
     return StopAfter(value, unit)

@@ -24,6 +24,7 @@ from ..report.page import write_report
 from ..report.table import word_table
 from ..words.norms import norm_statistics
 from .checkpoint import newest_checkpoint
+from .class_pictures import draw_class_pictures
 from .execute import execute
 from .folder import write_json
 from .keeper import Keeper
@@ -58,6 +59,7 @@ def run_recipe(recipe: Recipe, *, out: Path | None, progress: Progress, bar: boo
     refuse_foreign(out)
     progress(f"loading {recipe.model.base} on {device}")
     model = _loaded(recipe, device)
+    draw_class_pictures(model, recipe, progress)
     statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
     inputs = inputs_of(recipe, model, statistics)
     start = begin_folder(recipe.name, out, inputs, fresh=fresh)

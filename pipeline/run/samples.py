@@ -50,6 +50,11 @@ def draw_after(
             model.pipe.unload_lora_weights()
 
 
+def draw_now(model: Model, recipe: Recipe, folder: Path, name: str) -> list[dict[str, Any]]:
+    """Each prompt of the recipe's samples with the words that are in the model at this moment."""
+    return list(_draw(model, recipe, recipe.samples.prompts, folder, name))
+
+
 def inject_files(model: Model, files: Mapping[str, Path]) -> Injection:
     """Words from standalone files into a model."""
     vectors: dict[str, dict[str, torch.Tensor]] = {encoder.key: {} for encoder in model.encoders}

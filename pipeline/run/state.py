@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.nn import Parameter
 
 from ...converters.embedding import Contents
@@ -33,6 +34,7 @@ class Run:
     checkpoint: `done_rows` are the lines of the stages before it, `restored` what the run had noted by then.
     `finetuned` names the models of the pipeline (`unet`, `text_encoder`, …) whose own weights a stage has trained:
     `export` writes the whole model then. `moved` has every weight, of LoRAs too, that a stage of the run trains.
+    `originals` has those of the model itself as they were loaded, where a stage must hold the model to them.
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class Run:
     reached: set[str] = field(default_factory=set)
     finetuned: set[str] = field(default_factory=set)
     moved: dict[str, Parameter] = field(default_factory=dict)
+    originals: dict[Parameter, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)

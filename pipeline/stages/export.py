@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ...converters.embedding import Contents
 from ...converters.programs import programs
@@ -38,10 +39,25 @@ def export(
     Raises ConvertError when a program cannot hold a word or a file, read as its program reads it, does not give the
     vectors that went in.
     """
+    run.eject()
+    ready, facts = write_exports(
+        run, contents, run.folder / "exports", targets=targets, bundle=bundle, dtype=dtype, model=model,
+        model_dtype=model_dtype,
+    )  # fmt: skip
+    run.data |= facts
+    return ready
+
+
+def write_exports(
+    run: Run, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, dtype: str,
+    model: Sequence[str], model_dtype: str,
+) -> tuple[Contents, dict[str, Any]]:  # fmt: skip
+    """Write what `export` says into a folder, from a model that holds no words; also for saves during training.
+
+    Returns what was written and, for `Run.data`, where the plain files are and how many were verified.
+    """
     if not contents.embeddings and not contents.rest and not run.finetuned:
         raise StageError("there is no word, LoRA or fine-tuned model to export")
-    run.eject()
-    folder = run.folder / "exports"
     ready = in_dtype(_described(run, replace(contents, rest=settled(contents.rest))), dtype, run)
     standalone = {}
     for word in ready.embeddings:
@@ -52,8 +68,7 @@ def export(
     declared = len(standalone) + sum(path is not None for path in (made.lora, made.folder, made.file))
     for target in targets:
         declared += export_for(run, ready, programs()[target], folder / target, made, bundle=bundle)
-    run.data |= {"standalone": standalone, "lora": made.lora, **count(run, declared)}
-    return ready
+    return ready, {"standalone": standalone, "lora": made.lora, **count(run, declared)}
 
 
 def _made(run: Run, ready: Contents, folder: Path, model: Sequence[str], model_dtype: str) -> Made:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,8 +16,10 @@ from ..data.dataset import open_dataset
 from ..errors import StageError
 from ..models.denoisers import DENOISERS
 from ..recipe.fill import defaults
+from ..run.beside import Options, beside
 from ..run.resume import go_on, keep_on
 from ..run.state import Run
+from ..train.locality_setup import locality_of, remember
 from ..train.loop import Training, train_steps
 from ..train.lora import has_lora, lora_tensors
 from ..train.memory import less_memory
@@ -28,6 +30,7 @@ from ..train.schedule import rate_factor
 from ..train.setup import Common, native_resolution, weight_trainers, weights_of
 from ..train.word_trainer import WordSettings, WordTrainer
 from ..words.raw import to_raw, vectors_for
+from .export import write_exports
 
 OBJECTIVE, NOISE, TIMESTEPS = (defaults(f"tables/{name}.json") for name in ("objective", "noise", "timesteps"))
 ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": None}
@@ -59,6 +62,9 @@ def train(
     noise: Mapping[str, Any] = NOISE,
     timesteps: Mapping[str, Any] = TIMESTEPS,
     prior_weight: float = 1.0,
+    locality: Mapping[str, Any] | None = None,
+    watch: Mapping[str, Any] | None = None,
+    save: Mapping[str, Any] | None = None,
 ) -> Contents:
     """Train for `steps` optimizer steps (changes the injected rows, and what `lora` and `finetune` name).
 
@@ -77,6 +83,7 @@ def train(
     if not things:
         raise StageError("nothing to train: no word (embeddings = false, or train = false), no lora, no finetune")
     run.moved |= weights_of(things)
+    remember(run, things)
     asked = objective_for(run.model.pipe.scheduler, objective, noise, timesteps)
     _draw_as_trained(run, asked)
     if run.resume is not None and run.stage < run.resume.stage:
@@ -107,7 +114,9 @@ def train(
         scale=loss_scale(run.model.dtype),
         prior_weight=prior_weight,
     )
-    _run_steps(run, training, contents, log_every, gradient_checkpointing)
+    if locality is not None:
+        training = replace(training, locality=locality_of(run, training, locality))
+    _run_steps(run, training, contents, log_every, gradient_checkpointing, watch, save)
     if training.words is not None:
         run.stopped_at.update(training.words.stopped_at)
         run.reached |= training.words.reached
@@ -132,11 +141,14 @@ def _put_back(run: Run, contents: Contents) -> None:
             rows.of(word.name).copy_(vectors_for(word, key, rows.values.shape[1]))
 
 
-def _run_steps(run: Run, training: Training, contents: Contents, log_every: int, checkpointing: bool) -> None:
+def _run_steps(
+    run: Run, training: Training, contents: Contents, log_every: int, checkpointing: bool, watch: Options, save: Options
+) -> None:
     """The steps, with their metrics; whatever ends them, `run.kept` is what the last good one left."""
     with less_memory(run.model, checkpointing):
         try:
-            _follow(run, training, log_every)
+            with beside(run, training, watch, save, partial(_as_left, run, contents), write_exports) as after:
+                _follow(run, training, log_every, after)
             _all_seen(training.words)
             for thing in training.things:
                 thing.finish()
@@ -148,7 +160,7 @@ def _run_steps(run: Run, training: Training, contents: Contents, log_every: int,
         )
 
 
-def _follow(run: Run, training: Training, log_every: int) -> None:
+def _follow(run: Run, training: Training, log_every: int, after: Callable[[dict[str, Any]], None]) -> None:
     """Run the steps with a progress bar (rate and time left) and write their metrics."""
     starts = _starts(run)
     first, seconds = go_on(run, training)
@@ -160,7 +172,8 @@ def _follow(run: Run, training: Training, log_every: int) -> None:
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
                 row["words"] = {name: _gauge(run, starts, name) for name in active} if training.words else {}
-            run.metrics.write({"stage": run.stage, **row})
+            after(row)
+            run.metrics.write({"stage": run.stage + 1, **row})
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
             bar.update()
             keep_on(run, training, number, row["seconds"])

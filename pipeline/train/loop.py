@@ -19,6 +19,7 @@ from ..models.load import Model
 from ..words.injection import Injection
 from .clock import Clock
 from .draws import generator
+from .locality import Locality
 from .loss import mean_loss
 from .objective import Objective
 from .scaling import LossScale
@@ -40,6 +41,7 @@ class Training:
     accumulation: int
     seed: int
     prior_weight: float = 1.0
+    locality: Locality | None = None
     scale: LossScale = field(default_factory=LossScale)
 
     @property
@@ -131,7 +133,9 @@ def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool
         text = training.denoiser.encode(model.pipe, list(batch.captions))
     prediction = training.denoiser.predict(model.pipe, asked.noisy, asked.timesteps, text, batch.sizes)
     losses = objective.losses(prediction, asked, batch.mask)
-    return mean_loss(losses, batch.weight, batch.prior, training.prior_weight)
+    loss = mean_loss(losses, batch.weight, batch.prior, training.prior_weight)
+    near = training.locality.loss(text, asked, batch.sizes, number) if training.locality else None
+    return loss if near is None else loss + near
 
 
 def _row(training: Training, clock: Clock, loss: float, norms: dict[str, float]) -> dict[str, Any]:
@@ -139,6 +143,8 @@ def _row(training: Training, clock: Clock, loss: float, norms: dict[str, float])
     row: dict[str, Any] = {"step": clock.step + 1, "loss": loss, "gradient_norm": math.hypot(*norms.values())}
     if len(norms) > 1:
         row["gradient_norms"] = norms
+    if training.locality is not None:
+        row["locality"] = training.locality.measured
     if training.scale.dynamic:
         row["loss_scale"] = training.scale.value
     row["learning_rate"] = {key: rate for thing in training.things for key, rate in thing.learning_rates().items()}

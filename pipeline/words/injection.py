@@ -7,7 +7,8 @@ a copy). Ejection puts the very same objects back, so encoder and tokenizer are 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,13 +155,29 @@ class Injection:
 
     def eject(self) -> None:
         """Put encoders and tokenizers back as they were. Doing so twice does no harm."""
+        self._take_out()
+        self._injected = {}
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Encoders and tokenizers as they were, for as long as this lasts; then the words are in them again."""
+        self._take_out()
+        try:
+            yield
+        finally:
+            for one in self._injected.values():
+                one.encoder.module.set_input_embeddings(one.table)  # type: ignore[operator]
+                setattr(self._pipe, one.encoder.tokenizer_name, one.tokenizer)
+                for module, _ in one.end_tokens:
+                    module.eos_token_id = one.encoder.tokenizer.eos_token_id
+
+    def _take_out(self) -> None:
         for one in self._injected.values():
             for parent, name, module in one.places:
                 setattr(parent, name, module)
             setattr(self._pipe, one.encoder.tokenizer_name, one.encoder.tokenizer)
             for module, value in one.end_tokens:
                 module.eos_token_id = value  # type: ignore[assignment]
-        self._injected = {}
 
 
 @dataclass(frozen=True, eq=False)

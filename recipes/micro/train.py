@@ -24,7 +24,7 @@ from pivotune.recipes.micro.train_vae import train_vae
 @click.option("--decoder-steps", default=3000, show_default=True)
 @click.option("--text-steps", default=2500, show_default=True)
 @click.option("--unet-steps", default=8200, show_default=True)
-@click.option("--refine-steps", default=4000, show_default=True)
+@click.option("--refine-steps", default=10000, show_default=True)
 @click.option("--scenes", default=20000, show_default=True, help="Pictures the denoiser learns from.")
 def main(
     out: Path,

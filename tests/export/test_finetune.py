@@ -11,30 +11,38 @@ from jsonschema import Draft202012Validator
 from projects import make_project, run_project
 
 from pivotune import schemas
-from pivotune.pipeline import stages
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.run.state import Run
+
+TRAIN = '[stage.finetune]\nparts = ["denoiser", "clip_l"]\nlearning_rate = 1e-3'
 
 
 @pytest.fixture
 def finetuned(tmp_path, monkeypatch):
-    """A project whose train stage moves the UNet's weights too, and what they are then."""
+    """A project that tunes the UNet and the text encoder, and what they are when it exports."""
     kept = {}
+    eject = Run.eject
 
-    def train(run, contents, **options):
-        for parameter in run.model.pipe.unet.parameters():
-            parameter.data += 0.01
-        run.finetuned.add("unet")
-        kept.update({name: tensor.clone() for name, tensor in run.model.pipe.unet.state_dict().items()})
-        run.reached |= {word.placeholder for word in run.recipe.words}
-        return contents
+    def spy(run):
+        eject(run)
+        for name in ("unet", "text_encoder"):
+            kept.setdefault(name, {key: one.clone() for key, one in getattr(run.model.pipe, name).state_dict().items()})
 
-    monkeypatch.setitem(stages.STAGES, "train", train)
+    monkeypatch.setattr(Run, "eject", spy)
 
     def make(export=""):
-        run_project(make_project(tmp_path, "sd1", export=export), tmp_path / "run")
+        recipe = make_project(tmp_path, "sd1", train=TRAIN, export=export)
+        run_project(recipe, tmp_path / "run")
         return tmp_path / "run", kept
 
     return make
+
+
+def assert_tuned(pipe, weights):
+    for name, state in weights.items():
+        found = getattr(pipe, name).state_dict()
+        assert found.keys() == state.keys()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in found.items())
 
 
 def test_model_words_and_texts_are_all_there(finetuned):
@@ -45,11 +53,14 @@ def test_model_words_and_texts_are_all_there(finetuned):
     assert manifest["proofs"]["exports_verified"] == manifest["proofs"]["exports_declared"] == 6
     assert (exports / "tiny_embeddings" / "cat.safetensors").is_file()
     pipe = StableDiffusionPipeline.from_pretrained(exports / "tiny_model", local_files_only=True)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in pipe.unet.state_dict().items())
+    assert_tuned(pipe, weights)
     one = StableDiffusionPipeline.from_single_file(
         str(exports / "tiny_model.safetensors"), config=str(folder.parent / "model"), local_files_only=True
     )
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in one.unet.state_dict().items())
+    assert_tuned(one, weights)
+    before = StableDiffusionPipeline.from_pretrained(folder.parent / "model", local_files_only=True)
+    for name in weights:
+        assert any(not torch.equal(one, weights[name][key]) for key, one in getattr(before, name).state_dict().items())
     told = (exports / "a1111" / "HOW-TO.txt").read_text("utf-8")
     assert "../tiny_model.safetensors, to be put into models/Stable-diffusion" in told
     assert "type  cat" in told

@@ -1,6 +1,7 @@
 """Whole runs on tiny models of every shape: every stage runs, every encoder's vectors move, every export is there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run.samples import inject_files
+from pivotune.pipeline.run.state import Run
 
 CPU = torch.device("cpu")
 TARGETS = {
@@ -129,3 +131,59 @@ def test_an_encoder_that_is_held_still_keeps_its_start_and_every_program_reads_t
     [word] = manifest["words"]
     assert set(word["encoders"]["clip_l"]["moved"]) == {0.0}
     assert all(way > 0 for way in word["encoders"]["clip_g"]["moved"])
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl", "sd3"])
+def test_a_finetuned_model_of_every_family_is_a_model_again(tmp_path, family):
+    """What was exported is loaded by this program itself, from the folder and from the file where there is one."""
+    parts = ["denoiser", list(WIDTHS[family])[-1]]
+    train = f"[stage.finetune]\nparts = {json.dumps(parts)}\nlearning_rate = 1e-3"
+    export = 'model_dtype = "float32"\ntargets = ["comfyui"]'
+    manifest = run(tmp_path, family, train=train, export=export)
+    exports = tmp_path / "run" / "exports"
+    assert (exports / "tiny_model.safetensors").is_file() == (family != "sd3")
+    assert any("written as a folder" in text for text in manifest["warnings"]) == (family == "sd3")
+    spec = load_recipe(tmp_path / "recipe.toml").model
+    folder = load_model(replace(spec, base=str(exports / "tiny_model")), CPU)
+    before = load_model(spec, CPU)
+    tuned = {folder.family.denoiser_module, folder.encoders[-1].module_name}
+    for name, part in modules(folder.pipe).items():
+        same = all(torch.equal(one, getattr(before.pipe, name).state_dict()[key]) for key, one in part.items())
+        assert same == (name not in tuned), name
+    if family != "sd3":
+        file = replace(spec, base=str(exports / "tiny_model.safetensors"), config=str(exports / "tiny_model"))
+        again = modules(load_model(file, CPU).pipe)
+        for name, part in modules(folder.pipe).items():
+            assert all(torch.equal(one, again[name][key]) for key, one in part.items()), name
+
+
+def modules(pipe) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: part.state_dict() for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_diffusers_answers_with_the_exported_lora_as_the_trained_model_did(tmp_path, monkeypatch, dora):
+    """On the denoiser and on one of SDXL's encoders, with an alpha that is not the rank."""
+    told = {}
+    eject = Run.eject
+
+    def spy(run):
+        told.setdefault("trained", answer(run.model))
+        eject(run)
+
+    monkeypatch.setattr(Run, "eject", spy)
+    lora = f'parts = ["denoiser", "clip_g"]\nrank = 3\nalpha = 2\ndora = {json.dumps(dora)}\nlearning_rate = 0.05'
+    run(tmp_path, "sdxl", train=f"[stage.lora]\n{lora}")
+    fresh = load_model(load_recipe(tmp_path / "recipe.toml").model, CPU)
+    untouched = answer(fresh)
+    fresh.pipe.load_lora_weights(tmp_path / "run" / "exports" / "diffusers", weight_name="tiny_lora.safetensors")
+    torch.testing.assert_close(answer(fresh), told["trained"], rtol=1e-5, atol=1e-5)
+    assert (untouched - told["trained"]).abs().max() > 1e-3
+
+
+def answer(model) -> torch.Tensor:
+    denoiser = DENOISERS[model.family.denoiser_kind]
+    with torch.no_grad():
+        text = denoiser.encode(model.pipe, ["a red ring"])
+        noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        return denoiser.predict(model.pipe, noisy, torch.tensor([500]), text)

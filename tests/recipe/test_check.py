@@ -16,7 +16,15 @@ from pivotune.pipeline.recipe.model import Word
 
 HERE = Path(__file__).parent
 # recipes for the user's own pictures: how many concepts
-OWN_PICTURES = {"sd15": 1, "sd2": 1, "sd3-words": 1, "sdxl-one-encoder": 1, "sdxl-words": 2, "sdxl-words-lora": 1}
+OWN_PICTURES = {
+    "sd15": 1,
+    "sd2": 1,
+    "sd3-words": 1,
+    "sdxl-finetune": 1,
+    "sdxl-one-encoder": 1,
+    "sdxl-words": 2,
+    "sdxl-words-lora": 1,
+}
 
 
 def texts(path: str | Path, *overrides: str) -> str:

@@ -1,0 +1,53 @@
+"""What goes on beside the steps of a train stage: pictures, saves, trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ...converters.embedding import Contents
+from ..recipe.stop import parse_stop
+from ..train.loop import Training
+from ..train.rhythm import Rhythm
+from .metrics import finite
+from .saves import Saves, Write
+from .state import Run
+from .trackers import Trackers
+from .watch import Watch
+
+Options = Mapping[str, Any] | None
+
+
+@contextmanager
+def beside(
+    run: Run, training: Training, watch: Options, save: Options, contents: Callable[[], Contents], write: Write
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a function to be called with each step's line of metrics, which adds to it what was drawn and saved.
+
+    `contents` gives words and LoRA as they are now, `write` writes them as the export stage does.
+    """
+    title = f"{run.recipe.name}-stage-{run.stage + 1}"
+    trackers = Trackers(watch["trackers"] if watch else (), title, run.folder / "tracking")
+    looks = _rhythm(watch and watch["sample_every"], training)
+    eye = Watch(run, training, watch) if watch and looks else None
+    turns = _rhythm(save and save["every"], training)
+    saves = Saves(run, training, save, contents, write) if save and turns else None
+
+    def after(row: dict[str, Any]) -> None:
+        if eye is not None and looks is not None and looks.due(row["step"], row["seconds"]):
+            row["pictures"] = eye.draw(row["step"])
+        if saves is not None and turns is not None and turns.due(row["step"], row["seconds"]):
+            row["saved"] = saves.save(row["step"])
+        trackers.log(finite(row), run.folder)
+
+    try:
+        yield after
+    finally:
+        trackers.close()
+
+
+def _rhythm(text: Any, training: Training) -> Rhythm | None:
+    if not text:
+        return None
+    return Rhythm(parse_stop(text), steps=training.steps, steps_per_epoch=training.steps_per_epoch)

@@ -1,0 +1,80 @@
+"""Saves while a stage trains: what an export would write at this step, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...converters.embedding import Contents
+from ..recipe.fill import defaults
+from ..train.loop import Training
+from ..train.lora import has_lora
+from .folder import write_json
+from .state import Run
+from .watch import as_used, undisturbed
+
+Write = Callable[..., object]  # (run, contents, folder, the export stage's options)
+
+
+class Saves:
+    """Writes `saves/stage-3-step-000500/` and its like, as the recipe's export stage says, and keeps the last few."""
+
+    def __init__(
+        self, run: Run, training: Training, options: Mapping[str, Any], contents: Callable[[], Contents], write: Write
+    ) -> None:
+        """`contents` gives the words and the LoRA as they are now; `write` is what the export stage writes with."""
+        self.run, self.training, self.options, self.contents, self.write = run, training, options, contents, write
+        self.folder = run.folder / "saves"
+        asked = [stage.options for stage in run.recipe.stages if stage.kind == "export"]
+        self.export = asked[-1] if asked else {k: v for k, v in defaults("stages/export.json").items() if k != "kind"}
+
+    def save(self, step: int) -> str:
+        """Save after this step, counted from 1; returns the folder's path from the run's folder.
+
+        The folder appears when all of it is written and verified; one that is there already is left as it is.
+        """
+        final = self.folder / f"stage-{self.run.stage + 1}-step-{step:06d}"
+        if not final.exists():
+            part = self.folder / f".{final.name}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            try:
+                self._written(part, step)
+                os.replace(part, final)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        self._forget()
+        return final.relative_to(self.run.folder).as_posix()
+
+    def _written(self, part: Path, step: int) -> None:
+        with as_used(self.training), undisturbed(self.training.model.device):
+            contents, finetuned = self.contents(), self._finetuned()
+            there = replace(
+                self.run, folder=part, artefacts=[], warnings=[], notes=[], data={}, finetuned=finetuned,
+                progress=lambda text: None,
+            )  # fmt: skip
+            with self.training.injection.suspended():
+                self.write(there, contents, part, **self.export)
+        facts = {"step": step, "stage": self.run.stage + 1, "artefacts": there.artefacts, "warnings": there.warnings}
+        write_json(part / "save.json", facts)
+
+    def _finetuned(self) -> set[str]:
+        """The tuned models to be written: none while a LoRA is in one of them, whose weights it would hide."""
+        pipe = self.training.model.pipe
+        if not self.options["model"] or any(has_lora(getattr(pipe, name)) for name in self.run.finetuned):
+            return set()
+        return set(self.run.finetuned)
+
+    def _forget(self) -> None:
+        """Delete the saves of this stage before the last few; one is renamed first, so that none is half there."""
+        if not self.options["keep"]:
+            return
+        saves = sorted(self.folder.glob(f"stage-{self.run.stage + 1}-step-*"))
+        for old in saves[: -self.options["keep"]]:
+            hidden = old.with_name(f".{old.name}.old")
+            os.replace(old, hidden)
+            shutil.rmtree(hidden)

@@ -1,0 +1,159 @@
+"""Pictures, saves and trackers while a stage trains: they show what is true, and change nothing of the training."""
+
+import json
+import sys
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from projects import make_project, run_project
+
+from pivotune.converters.safetensors_file import read as read_safetensors
+from pivotune.pipeline.cli import pivotune
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.stop import parse_stop
+from pivotune.pipeline.run import trackers
+from pivotune.pipeline.run.trackers import flat
+from pivotune.pipeline.stages import STAGES
+from pivotune.pipeline.train.rhythm import Rhythm
+
+WATCH = ["train.watch.sample_every='2 steps'", "train.watch.prompts=['<cat>', 'a blue ring']", "train.watch.count=2"]
+SAVE = ["train.save.every='2 steps'", "train.save.keep=2"]
+MORE = '[[embedding]]\nplaceholder = "<dog>"\ninitial_text = "teal"\ntrain = false'
+
+
+def project(folder, family="sd1", **parts):
+    folder.mkdir()
+    train = "lora = [{ rank = 2, dropout = 0.5 }]\n" + parts.pop("train", "")
+    return make_project(folder, family, train=train.rstrip(), **parts)
+
+
+def exports(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))}
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_watching_and_saving_change_no_byte_of_what_is_learnt(tmp_path):
+    options = ["train.steps=5"]
+    recipe = project(tmp_path / "a", more=MORE)
+    plain = run_project(load_recipe(recipe, options), tmp_path / "plain").folder
+    seen = run_project(load_recipe(recipe, [*options, *WATCH, *SAVE]), tmp_path / "seen").folder
+    assert exports(plain / "exports") == exports(seen / "exports")
+    losses = [[row["loss"] for row in rows_of(folder)] for folder in (plain, seen)]
+    assert losses[0] == losses[1]
+    rows = rows_of(seen)
+    assert [row["stage"] for row in rows] == [3] * 5  # counted from 1, as people do
+    assert [row["step"] for row in rows if "pictures" in row] == [2, 4]
+    first, second = (rows[step]["pictures"] for step in (1, 3))
+    assert [(one["prompt"], one["seed"]) for one in first] == [(p, s) for p in ("<cat>", "a blue ring") for s in (0, 1)]
+    pictures = [[Image.open(seen / one["path"]).tobytes() for one in moment] for moment in (first, second)]
+    assert len(set(pictures[0])) == 4
+    assert pictures[0][0] != pictures[1][0]  # the word has moved
+    assert "Through time" in (seen / "report.html").read_text("utf-8")
+    assert not (plain / "saves").exists()
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_save_is_what_an_export_at_that_step_would_be(tmp_path, family):
+    export = 'targets = ["a1111", "kohya", "diffusers"]\ndtype = "float16"'
+    path = project(tmp_path / "a", family, export=export, train='save = { every = "2 steps" }')
+    folder = run_project(load_recipe(path, ["train.steps=4"]), tmp_path / "run").folder
+    assert sorted(p.name for p in (folder / "saves").iterdir()) == ["stage-3-step-000002", "stage-3-step-000004"]
+    assert next(row["saved"] for row in rows_of(folder) if "saved" in row) == "saves/stage-3-step-000002"
+    saves = [exports(folder / "saves" / name) for name in ("stage-3-step-000002", "stage-3-step-000004")]
+    assert saves[1] == exports(folder / "exports")  # the last save is the export itself, to the byte
+    assert saves[0].keys() == saves[1].keys()
+    assert saves[0]["tiny_embeddings/cat.safetensors"] != saves[1]["tiny_embeddings/cat.safetensors"]
+    told = json.loads((folder / "saves" / "stage-3-step-000002" / "save.json").read_text("utf-8"))
+    assert (told["stage"], told["step"]) == (3, 2)
+    for row in told["artefacts"]:
+        assert (folder / "saves" / "stage-3-step-000002" / row["path"]).stat().st_size == row["bytes"]
+    tensors, _ = read_safetensors(folder / "saves" / "stage-3-step-000002" / "a1111" / "tiny.safetensors")
+    assert any(name.startswith("bundle_emb.") for name in tensors)  # bundled where the export stage says so
+
+
+def test_only_the_last_saves_are_kept_and_none_is_written_over(tmp_path):
+    path = project(tmp_path / "a", train='save = { every = "1 steps", keep = 2 }')
+    folder = run_project(load_recipe(path, ["train.steps=4"]), tmp_path / "run").folder
+    assert sorted(p.name for p in (folder / "saves").iterdir()) == ["stage-3-step-000003", "stage-3-step-000004"]
+
+
+def test_a_save_that_cannot_be_written_leaves_nothing_half_done(tmp_path, monkeypatch):
+    calls = []
+
+    def full(run, contents, folder, **options):
+        calls.append(folder)
+        if len(calls) == 2:
+            (folder / "half").write_text("a")
+            raise OSError(28, "No space left on device")
+        (folder / "whole").write_text("a")
+
+    monkeypatch.setattr(sys.modules[STAGES["train"].__module__], "write_exports", full)
+    path = project(tmp_path / "a", train='save = { every = "1 steps" }')
+    with pytest.raises((OSError, StageError), match="No space left"):
+        run_project(load_recipe(path, ["train.steps=3"]), tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run" / "saves").iterdir()] == ["stage-3-step-000001"]
+    assert (tmp_path / "run" / "last-good" / "cat.safetensors").is_file()
+
+
+def test_a_tuned_model_is_saved_with_its_words_beside_it(tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    (tmp_path / "a").mkdir()
+    tuned = 'finetune = [{ parts = ["denoiser", "clip_l"] }]\nsave = { every = "2 steps" }'
+    path = make_project(tmp_path / "a", train=tuned, export='model_dtype = "float32"')
+    folder = run_project(load_recipe(path, ["train.steps=2"]), tmp_path / "run").folder
+    save = folder / "saves" / "stage-3-step-000002"
+    assert exports(save) == exports(folder / "exports")
+    pipe = StableDiffusionPipeline.from_pretrained(save / "tiny_model")
+    assert len(pipe.tokenizer) == pipe.text_encoder.get_input_embeddings().weight.shape[0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("2 steps", [2, 4, 6]), ("1 epoch", [3, 5]), ("50 %", [3, 6]), ("10 seconds", [3, 5]), ("5 steps", [5])],
+)
+def test_a_rhythm(rule, expected):
+    rhythm = Rhythm(parse_stop(rule), steps=6, steps_per_epoch=2.5)
+    assert [step for step in range(1, 7) if rhythm.due(step, 4.0 * step)] == expected
+
+
+def test_every_number_of_a_line_has_a_place():
+    row = {"loss": 1, "learning_rate": {"words": 0.5}, "words": {"<a>": {"clip_l": {"norm": [1.0, 2.0], "x": None}}}}
+    expected = {"loss": 1.0, "learning_rate/words": 0.5, "words/<a>/clip_l/norm/0": 1.0, "words/<a>/clip_l/norm/1": 2.0}
+    assert flat(row | {"saved": "saves/x", "flag": True}) == expected
+
+
+def test_tensorboard_gets_numbers_and_pictures(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    watch = 'watch = { sample_every = "2 steps", trackers = ["tensorboard"] }'
+    path = project(tmp_path / "a", train=watch)
+    folder = run_project(load_recipe(path, ["train.steps=4"]), tmp_path / "run").folder
+    events = EventAccumulator(str(folder / "tracking" / "tiny-stage-3"))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("loss")]
+    assert losses == pytest.approx([row["loss"] for row in rows_of(folder)], rel=1e-6)
+    assert {"gradient_norm", "learning_rate/words", "words/<cat>/clip_l/norm/0"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("pictures")] == [2, 4]
+
+
+def test_a_tracker_that_is_not_there_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    path = project(tmp_path / "a", train='watch = { trackers = ["wandb"] }')
+    with pytest.raises(StageError, match="wandb is not installed; pip install wandb"):
+        run_project(load_recipe(path, ["train.steps=1"]), tmp_path / "run")
+
+
+def test_check_finds_rhythms_that_are_none(tmp_path):
+    path = project(
+        tmp_path / "a", train='watch = { sample_every = "10 stps" }\nsave = { every = "0 steps" }\nlocality = {}'
+    )
+    said = CliRunner().invoke(pivotune, ["check", str(path)]).output
+    assert "did you mean '10 steps'" in said
+    assert "0 is never; leave it out" in said
