@@ -9,53 +9,64 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .disk import failed, sync_file, sync_folder
+from .disk import failed, sync_folder
 from .errors import ConvertError
+from .temporary import Temporary, begun, part, sweep, sync_files
 
 Fill = Callable[[BinaryIO], None]
 Verify = Callable[[Path], None]
+MOST_UNNAMED = 32  # temporary files of a batch: each costs a descriptor until the end
 
 
 class Batch:
     """Files that are written beside their places and appear together; made by `batch`."""
 
-    def __init__(self, overwrite: bool, dry: bool = False, claimed: set[Path] | None = None) -> None:
+    def __init__(self, overwrite: bool, dry: bool = False, claimed: set[str] | None = None) -> None:
         self.overwrite, self.dry = overwrite, dry
         self._claimed = set() if claimed is None else claimed
-        self._staged: dict[Path, Path] = {}  # place -> temporary file
-        self._folders: list[Path] = []  # made on the way
-        self._own: list[Path] = []
+        self._staged: dict[Path, Temporary] = {}  # by place
+        self._folders: dict[Path, bool] = {}  # that were looked at: whether they were made on the way
+        self._own: list[str] = []
 
     def add(self, path: Path, fill: Fill, verify: Verify | None = None) -> None:
-        """Write a temporary file beside `path` and let `verify` read it back.
+        """Write a temporary file for `path` and let `verify` read it back.
 
         Raises ConvertError if the place is taken (by a file, or by another one of this batch or command).
         """
         place = _folded(path)
-        if place in self._claimed or (os.path.lexists(path) and not self.overwrite):
-            raise taken(path, place in self._claimed)
-        if os.path.isdir(path):
-            raise ConvertError(f"{path}: is a folder")
+        if place in self._claimed:
+            raise taken(path, True)
+        if os.path.lexists(path):
+            if not self.overwrite:
+                raise taken(path)
+            if os.path.isdir(path):
+                raise ConvertError(f"{path}: is a folder")
         self._claimed.add(place)
         self._own.append(place)
         if self.dry:
             return
-        temporary = path.parent / f".{os.urandom(8).hex()}.part"
         try:
             self._make_folder(path.parent)
-            with open(temporary, "xb") as file:
-                self._staged[path] = temporary
+            temporary = self._staged[path] = begun(path.parent, len(self._staged) < MOST_UNNAMED)
+            with open(temporary.descriptor, "wb", closefd=False) as file:
                 fill(file)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise failed(path, "cannot be written", error) from error
         if verify is not None:
-            verify(temporary)
+            verify(temporary.path)
+        if temporary.named:
+            temporary.close()
 
     def _make_folder(self, folder: Path) -> None:
-        if not folder.is_dir():
-            self._make_folder(folder.parent)
-            folder.mkdir(exist_ok=True)
-            self._folders.append(folder)
+        if folder in self._folders:
+            return
+        if folder.is_dir():
+            self._folders[folder] = False
+            sweep(folder)
+            return
+        self._make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        self._folders[folder] = True
 
     def commit(self) -> None:
         """Give every file its name. If one cannot have it, those placed so far are taken back, old files put back.
@@ -65,8 +76,7 @@ class Batch:
         placed: list[Path] = []
         kept: dict[Path, Path | None] = {}  # place -> the old file under a temporary name, None if there was none
         try:
-            for path, temporary in self._staged.items():  # all at the end: the first takes most of the others with it
-                sync_file(path, temporary)
+            sync_files(self._staged)
             for path, temporary in self._staged.items():
                 if len(self._staged) > 1:
                     _keep(path, kept, self.overwrite)
@@ -85,7 +95,7 @@ class Batch:
             for aside in filter(None, kept.values()):
                 with suppress(OSError):
                     aside.unlink()
-        folders = {path.parent for path in placed} | {folder.parent for folder in self._folders}
+        folders = {path.parent for path in placed} | {folder.parent for folder, made in self._folders.items() if made}
         self._folders.clear()
         self._own.clear()
         for folder in folders:
@@ -94,17 +104,16 @@ class Batch:
     def discard(self) -> None:
         """Remove what was written and has no name yet."""
         for temporary in self._staged.values():
-            with suppress(OSError):  # mostly because it has its name by now
-                temporary.unlink()
+            temporary.discard()
         if not self.dry:
             self._claimed.difference_update(self._own)
-        for folder in reversed(self._folders):
+        for folder in reversed([folder for folder, made in self._folders.items() if made]):
             with suppress(OSError):  # somebody else has put something there
                 folder.rmdir()
 
 
 @contextmanager
-def batch(*, overwrite: bool = False, dry: bool = False, claimed: set[Path] | None = None) -> Iterator[Batch]:
+def batch(*, overwrite: bool = False, dry: bool = False, claimed: set[str] | None = None) -> Iterator[Batch]:
     """Several files that appear together when the block ends well; nothing is left behind when it does not.
 
     `dry` checks the places and writes nothing. `claimed` are places that other batches of the same command have
@@ -131,23 +140,24 @@ def taken(path: Path, just_now: bool = False) -> ConvertError:
     return ConvertError(f"{path}: exists already; choose another name, or pass --overwrite")
 
 
-def _place(temporary: Path, path: Path, overwrite: bool) -> None:
+def _place(temporary: Temporary, path: Path, overwrite: bool) -> None:
     if overwrite:
-        os.replace(temporary, path)
+        os.replace(temporary.with_a_name(path), path)
         return
     try:
-        os.link(temporary, path)
+        temporary.link(path)
     except FileExistsError:
         raise taken(path) from None
     except OSError:  # a file system without hard links
         from .no_replace import rename_if_free
 
+        named = temporary.with_a_name(path)
         try:
-            rename_if_free(temporary, path)
+            rename_if_free(named, path)
         except FileExistsError:
             raise taken(path) from None
         except OSError:  # nor a rename that spares a file: claim the name first
-            _claim(temporary, path)
+            _claim(named, path)
 
 
 def _claim(temporary: Path, path: Path) -> None:
@@ -164,14 +174,14 @@ def _claim(temporary: Path, path: Path) -> None:
 
 def _keep(path: Path, kept: dict[Path, Path | None], overwrite: bool) -> None:
     """A second name for a file that is about to be replaced; none where there are no hard links."""
-    aside = path.parent / f".{os.urandom(8).hex()}.part" if overwrite and os.path.lexists(path) else None
+    aside = part(path.parent) if overwrite and os.path.lexists(path) else None
     with suppress(OSError):
         if aside is not None:
             os.link(path, aside, follow_symlinks=False)
         kept[path] = aside
 
 
-def _folded(path: Path) -> Path:
+def _folded(path: Path) -> str:
     """The place under the one name by which a system that minds neither case nor composition knows it."""
-    absolute = path.absolute()
-    return absolute.parent / unicodedata.normalize("NFC", absolute.name.casefold())
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(folder, name.lower() if name.isascii() else unicodedata.normalize("NFC", name.casefold()))

@@ -8,10 +8,11 @@ from dataclasses import replace as with_changes
 from .check import is_finite, is_zero
 from .embedding import Contents, Embedding
 from .errors import ConvertError
-from .slots import KEYS, as_rows, is_rows, outputs, slots
+from .slots import as_rows, is_rows, outputs, slots
 from .tensor import RawTensor
 
 PREFIX = "bundle_emb."
+DOTTED = ".string_to_param.*"  # the one key with a dot in it
 
 
 def bundle(
@@ -54,8 +55,8 @@ def tensors_of(contents: Contents) -> dict[str, RawTensor]:
 def split(tensors: Mapping[str, RawTensor]) -> tuple[dict[str, dict[str, RawTensor]], dict[str, RawTensor]]:
     """Words by name, each with its tensors by their key in the file, and all tensors that belong to no word.
 
-    A name may have dots: the key is parsed from the right, against those that exist, and is the last part
-    otherwise. A tensor `bundle_emb.x` has no key and is no word, nor is a number or a cube.
+    A name may have dots: the key is the last part, or the one that has a dot itself. A tensor `bundle_emb.x` has no
+    key and is no word, nor is a number or a cube.
     """
     words: dict[str, dict[str, RawTensor]] = {}
     rest: dict[str, RawTensor] = {}
@@ -73,9 +74,8 @@ def parse(name: str) -> tuple[str, str] | None:
     if not name.startswith(PREFIX):
         return None
     inner = name[len(PREFIX) :]
-    for key in KEYS:
-        if inner.endswith(f".{key}"):
-            return inner[: -len(key) - 1], key
+    if inner.endswith(DOTTED):
+        return inner[: -len(DOTTED)], DOTTED[1:]
     word, dot, key = inner.rpartition(".")
     return (word, key) if dot else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from .tensor import RawTensor
 
 # Bytes of a value, place and length of its exponent, which is all ones in NaN and infinity.
@@ -11,15 +13,25 @@ EXPONENTS = {"F64": (8, 52, 11), "F32": (4, 23, 8), "BF16": (2, 7, 8), "F16": (2
 def is_finite(tensor: RawTensor) -> bool:
     """No NaN and no infinity; types without an exponent in EXPONENTS count as finite.
 
-    All values are looked at at once, as one long number: adding one to each exponent carries where it is all ones.
+    A value that is none has an exponent of ones; if no value's first byte may be that of one, all are finite. Else
+    all are looked at as one long number: adding one to each exponent carries where it is all ones.
     """
     if tensor.dtype not in EXPONENTS:
         return True
     size, shift, bits = EXPONENTS[tensor.dtype]
-    data = tensor.data
+    data = bytes(tensor.data)
+    if not data[size - 1 :: size].translate(None, _harmless(size, shift, bits)):
+        return True
     one = int.from_bytes((1).to_bytes(size, "little") * (len(data) // size), "little")
     exponents = int.from_bytes(data, "little") >> shift & one * ((1 << bits) - 1)
     return not exponents + one & one << bits
+
+
+@cache
+def _harmless(size: int, shift: int, bits: int) -> bytes:
+    """First bytes (sign, and exponent as far as there is room) that no NaN and no infinity has."""
+    ones = (((1 << bits) - 1) << shift) >> 8 * (size - 1)
+    return bytes(byte for byte in range(256) if byte & ones != ones)
 
 
 def is_zero(tensor: RawTensor) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import ConvertError
@@ -16,16 +18,18 @@ def failed(path: Path, what: str, error: Exception) -> ConvertError:
     return ConvertError(f"{path}: {what} ({getattr(error, 'strerror', None) or error})")
 
 
-def sync_file(path: Path, temporary: Path) -> None:
-    """Bring a temporary file to the disk; ConvertError, about `path`, if the disk will not have it."""
-    try:
-        descriptor = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
+def sync_system(path: Path) -> None:
+    """Start bringing all that is written to the file system of `path` to the disk, where there is such a call."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            ctypes.CDLL(None).syncfs(descriptor)
         finally:
             os.close(descriptor)
-    except OSError as error:
-        raise failed(path, "cannot be written", error) from error
 
 
 def sync_folder(folder: Path) -> None:

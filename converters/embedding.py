@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from .file_range import FileRange, Origin, read_exactly
 from .tensor import RawTensor
 
 
@@ -28,3 +31,27 @@ class Contents:
     embeddings: tuple[Embedding, ...] = ()
     rest: dict[str, RawTensor] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+
+
+def at_hand(embeddings: Iterable[Embedding]) -> Iterator[Embedding]:
+    """The same words, each with its bytes in memory while it has its turn; a file is opened once for a row of words."""
+    opened: Origin | None = None
+    with ExitStack() as stack:
+        for embedding in embeddings:
+            ranges = [tensor.stored for tensor in embedding.vectors.values() if isinstance(tensor.stored, FileRange)]
+            ranges = [stored for stored in ranges if stored.held is None]
+            for stored in ranges:
+                if stored.origin is not opened:
+                    stack.close()
+                    descriptor, opened = stack.enter_context(stored.origin.opened()), stored.origin
+                stored.held = read_exactly(descriptor, stored.offset, stored.length, stored.origin.path)
+            yield embedding
+            for stored in ranges:
+                stored.held = None
+
+
+def let_go(embedding: Embedding) -> None:
+    """Keep the bytes of a word that are in a file there, and no longer in memory."""
+    for tensor in embedding.vectors.values():
+        if isinstance(tensor.stored, FileRange):
+            tensor.stored.held = None

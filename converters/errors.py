@@ -18,3 +18,7 @@ class ConvertError(Exception):
     def __init__(self, message: str) -> None:
         text = printable(message)
         super().__init__(text if len(text) <= MOST else f"{text[: MOST // 2]} … {text[-MOST // 2 :]}")
+
+
+class PlainPicture(ConvertError):
+    """A picture with no word in it: of no concern where it only lies among files that have some."""

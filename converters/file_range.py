@@ -6,16 +6,15 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import ConvertError
 
 CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """One state of one file: a path and what the system said of it when its header was read."""
 
     path: Path
@@ -34,20 +33,26 @@ class Origin:
 
 
 class FileRange:
-    """`length` bytes from `offset` on. No descriptor is held, so a hundred thousand of them are cheap."""
+    """`length` bytes from `offset` on. No descriptor is open, so a hundred thousand of them are cheap.
 
-    __slots__ = ("length", "offset", "origin")
+    `held` are the same bytes in memory, where somebody has them at hand already; they may be let go at any time.
+    """
 
-    def __init__(self, origin: Origin, offset: int, length: int) -> None:
+    __slots__ = ("held", "length", "offset", "origin")
+
+    def __init__(self, origin: Origin, offset: int, length: int, held: bytes | memoryview | None = None) -> None:
         self.origin = origin
         self.offset = offset
         self.length = length
+        self.held = held
 
     def __len__(self) -> int:
         return self.length
 
-    def read(self) -> bytes:
+    def read(self) -> bytes | memoryview:
         """All bytes at once; ConvertError if the file has changed or grown shorter."""
+        if self.held is not None:
+            return self.held
         with self.origin.opened() as descriptor:
             return read_exactly(descriptor, self.offset, self.length, self.origin.path)
 

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import ConvertError
 
-EXTENSIONS = frozenset((".safetensors", ".pt", ".bin", ".ckpt", ".pti", ".png", ".webp", ".jxl", ".avif"))
+EXTENSIONS = (".safetensors", ".pt", ".bin", ".ckpt", ".pti", ".png", ".webp", ".jxl", ".avif")
 
 
 def files_in(paths: Iterable[Path]) -> list[Path]:
     """The files as given, and for a folder all in it and below that may hold words, in the order of their names.
 
     Previews, optimizer states (`.optim`), hidden and empty files of a folder are passed over. Raises ConvertError
-    for a folder without any.
+    for a folder without any, or one that cannot be read.
     """
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(file for file in path.rglob("*") if _may_hold_words(file))
+        try:
+            inside = sorted(_inside(str(path)))
+        except OSError as error:
+            raise ConvertError(f"{path}: this folder cannot be read ({error.strerror})") from error
         if not inside:
             raise ConvertError(f"{path}: no file in this folder may hold words ({', '.join(sorted(EXTENSIONS))})")
-        found += inside
+        found += map(Path, inside)
     return list(dict.fromkeys(found))
 
 
-def _may_hold_words(file: Path) -> bool:
-    if file.suffix.lower() not in EXTENSIONS or file.name.startswith(".") or file.stem.endswith(".preview"):
+def _inside(folder: str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _inside(entry.path)
+            elif _may_hold_words(entry):
+                yield entry.path
+
+
+def _may_hold_words(entry: os.DirEntry[str]) -> bool:
+    name, dot, extension = entry.name.rpartition(".")
+    if not name or name.startswith(".") or name.endswith(".preview") or (dot + extension).lower() not in EXTENSIONS:
         return False
-    return file.is_file() and file.stat().st_size > 0
+    return entry.is_file() and entry.stat().st_size > 0

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConvertError
+from .errors import ConvertError, PlainPicture
 from .file_range import opened, read_exactly
 from .stored import Stored
 from .tensor import RawTensor
@@ -54,7 +54,7 @@ def read(path: Path) -> Stored:
             raise ValueError("more numbers than an embedding has")
         loaded = json.loads(content)
     except DAMAGE as error:
-        raise ConvertError(f"{path}: a picture without a readable embedding in it ({str(error)[:80]})") from error
+        raise PlainPicture(f"{path}: a picture without a readable embedding in it ({str(error)[:80]})") from error
     if not isinstance(loaded, dict):
         raise ConvertError(f"{path}: a picture whose text is no embedding")
     tensors: dict[str, RawTensor] = {}
@@ -68,22 +68,22 @@ def _content(path: Path) -> bytes:
 
     with opened(path) as (descriptor, origin):
         if origin.size > MAX_FILE:
-            raise ConvertError(f"{path}: a picture too large to hold an embedding")
+            raise PlainPicture(f"{path}: a picture too large to hold an embedding")
         # A file would be asked for as much as a damaged chunk says of itself, and allocate it.
         held = BytesIO(read_exactly(descriptor, 0, origin.size, path))
     pillow.init()
     try:
         with pillow.open(held, formats=[name for name in FORMATS if name in pillow.OPEN]) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ConvertError(f"{path}: a picture too large to hold an embedding")
+                raise PlainPicture(f"{path}: a picture too large to hold an embedding")
             text = getattr(image, "text", {}).get(CHUNK)
             if text:
                 return base64.b64decode(text)
             packed = _hidden(image.convert("RGB"))
     except pillow.DecompressionBombError:
-        raise ConvertError(f"{path}: a picture too large to hold an embedding") from None
+        raise PlainPicture(f"{path}: a picture too large to hold an embedding") from None
     if not packed:
-        raise ConvertError(f"{path}: a picture without an embedding in it")
+        raise PlainPicture(f"{path}: a picture without an embedding in it")
     return _unpacked(packed)
 
 

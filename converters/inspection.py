@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from hashlib import sha256
 from math import fsum, isfinite, sqrt
 from pathlib import Path
@@ -13,9 +12,10 @@ from .dialects import DIALECTS
 from .dtypes import FLOATS, values
 from .embedding import Contents, Embedding
 from .errors import ConvertError
+from .families import all_families
 from .lora_layout import describe
 from .opening import open_file
-from .read import dialect_of, families_of, unknown
+from .read import dialect_of, families_of, stated_family, unknown
 from .slots import UNNAMED, outputs
 from .stored import Stored
 from .tensor import RawTensor
@@ -40,8 +40,11 @@ def inspect(path: Path | str) -> dict[str, Any]:
     families, lora = _families(contents, dialect), None
     if kind in ("lora", "bundle"):
         info = describe(contents.rest, contents.metadata)
-        lora = {**asdict(info), "tensors": len(contents.rest)}
+        lora = {**info._asdict(), "tensors": len(contents.rest)}
         families = [name for name in info.families if name in families or not contents.embeddings] or families
+    kinds = [all_families()[name] for name in families]
+    if not kinds and (small := stated_family(contents.embeddings)) is not None:
+        families, kinds = [small.name], [small]
     return {
         "path": str(path),
         "kind": kind,
@@ -57,7 +60,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         if kind == "other"
         else {
             name: {"loads": verdict.loads, "prompt": verdict.prompt, "notes": list(verdict.notes)}
-            for name, verdict in verdicts(stored, contents, families, kind != "embedding").items()
+            for name, verdict in verdicts(stored, contents, kinds, kind != "embedding").items()
         },
     }
 

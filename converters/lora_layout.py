@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .families import all_families
 from .tensor import RawTensor
@@ -18,13 +18,14 @@ LAYOUTS = {
     "comfyui": r"^diffusion_model\.|^text_encoders\.",
     "diffusers": r"^(unet|transformer|text_encoder(_\d)?|base_model|prior)\.|\.lora\.(up|down)\.|\.lora_[AB]\.",
 }
-_DOWN = r"(\.|_)lora_down\.weight$|\.lora\.down\.weight$|\.lora_A(\.default)?\.weight$|:down$"
+# How names end of tensors whose second side is what a layer takes in; of the first ones the first side is the rank.
+_DOWN = ("lora_down.weight", ".lora.down.weight", ".lora_A.weight", ".lora_A.default.weight", ":down")
+_INPUTS = (*_DOWN, ".hada_w1_b", ".diff", ".lokr_w1")
 _TAIL = r"\.(?=lora|alpha|hada|lokr|oft|diff|dora)|:(?=up|down|alpha)"
 _CROSS = r"attn2[._](processor\.)?to_[kv]"
 
 
-@dataclass(frozen=True)
-class LoraInfo:
+class LoraInfo(NamedTuple):
     """`ranks` are all that occur, smallest first; `families` those that the file may be for."""
 
     layout: str
@@ -37,7 +38,7 @@ def describe(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> L
     """What the tensors of a LoRA (without those of words) tell; metadata only where shapes leave it open."""
     names = "\n".join(tensors)
     layout = next((name for name, sign in LAYOUTS.items() if re.search(sign, names, re.M)), "other")
-    ranks = {tensor.shape[0] for name, tensor in tensors.items() if tensor.shape and re.search(_DOWN, name)}
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if tensor.shape and name.endswith(_DOWN)}
     modules = {re.split(_TAIL, name)[0] for name in tensors}
     return LoraInfo(layout, len(modules), tuple(sorted(ranks)), tuple(lora_families(tensors, metadata)))
 
@@ -48,7 +49,8 @@ def lora_families(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str])
     blocks = [family.name for family in kinds if family.signs.blocks and re.search(family.signs.blocks, names, re.M)]
     if blocks:
         return stated if stated and not _has_signs(stated) else blocks
-    inputs = {_inputs(name, tensors) for name in tensors if re.search(_CROSS, name) or name.startswith("unet:")}
+    told = [name for name in tensors if name.endswith(_INPUTS)]
+    inputs = {_inputs(name, tensors) for name in told if name.startswith("unet:") or re.search(_CROSS, name)}
     return [family.name for family in kinds if family.denoiser_kind and family.cross_attention in inputs] or stated
 
 
@@ -62,12 +64,10 @@ def _inputs(name: str, tensors: Mapping[str, RawTensor]) -> int:
     tensor = tensors[name]
     if len(tensor.shape) < 2:
         return 0
-    if re.search(_DOWN, name) or name.endswith((".hada_w1_b", ".diff")):
+    if not name.endswith(".lokr_w1"):
         return tensor.shape[1]
-    if name.endswith(".lokr_w1"):
-        second = tensors.get(name.removesuffix("1") + "2") or tensors.get(name.removesuffix("1") + "2_b")
-        return tensor.shape[1] * second.shape[1] if second is not None and len(second.shape) > 1 else 0
-    return 0
+    second = tensors.get(name.removesuffix("1") + "2") or tensors.get(name.removesuffix("1") + "2_b")
+    return tensor.shape[1] * second.shape[1] if second is not None and len(second.shape) > 1 else 0
 
 
 def _stated(metadata: Mapping[str, str]) -> list[str]:

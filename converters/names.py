@@ -30,9 +30,11 @@ def safe_stem(name: str, allowed: str | None = None) -> str:
     characters, path separators, leading and trailing dots and spaces, reserved names and over-long names are
     dealt with; two names may meet (see `distinct_stems`). Raises ConvertError if nothing is left.
     """
-    marked = "".join(_GONE if _unsafe(char) else char for char in unicodedata.normalize("NFC", name))
+    marked = name
+    if not (name.isascii() and name.isprintable() and _UNSAFE.isdisjoint(name)):
+        marked = "".join(_GONE if _unsafe(char) else char for char in unicodedata.normalize("NFC", name))
     if allowed is not None:
-        marked = "".join(char if re.fullmatch(allowed, char) else _GONE for char in marked)
+        marked = re.sub(f"(?!{allowed}).", _GONE, marked, flags=re.DOTALL)
     stem = _cut(marked.lstrip(f"{_GONE} .-")).replace(_GONE, "_")
     if not stem.strip("_-. "):
         raise ConvertError(f"no file can be named after the word {name[:40]!r}; give it a name with letters (--name)")

@@ -9,6 +9,7 @@ from .errors import ConvertError
 from .file_range import opened, read_exactly
 from .stored import Stored
 
+FIRST = 1 << 16  # bytes that are read to begin with: all of a word
 LATEST_PICKLE = b"\x05"  # protocol
 PICTURES = (
     b"\x89PNG",
@@ -30,10 +31,10 @@ def open_file(path: Path | str, *, held: int = safetensors_file.SMALL) -> Stored
     with opened(path) as (descriptor, origin):
         if origin.size == 0:
             raise ConvertError(f"{path}: the file is empty")
-        start = read_exactly(descriptor, 0, min(16, origin.size), path)
+        start = read_exactly(descriptor, 0, min(FIRST, origin.size), path)
         pickled = start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= LATEST_PICKLE)
         if start[8:9] == b"{" and (not pickled or int.from_bytes(start[:8], "little") <= origin.size - 8):
-            return Stored(path, *safetensors_file.read_opened(descriptor, origin, held=held))
+            return Stored(path, *safetensors_file.read_opened(descriptor, origin, start, held=held))
     if start.startswith(PICTURES):
         from . import image_file
 

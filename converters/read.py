@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from .dialects import DIALECTS
 from .embedding import Contents, Embedding
 from .errors import ConvertError
-from .families import all_families, possible_families
+from .families import Family, all_families, possible_families
 from .opening import open_file
 from .safetensors_file import SMALL
-from .slots import UNNAMED, outputs
+from .slots import UNNAMED, outputs, split_out
 from .stored import Stored
 
+FAMILY = "pivotune.family"  # metadata of a word that was trained here
 
-@dataclass(frozen=True, eq=False)
-class Recognised:
+
+class Recognised(NamedTuple):
     """An opened file, its dialect (None: no embedding and no LoRA), and what it holds."""
 
     stored: Stored
@@ -68,6 +71,27 @@ def family_of(embedding: Embedding, dialect: str | None = None) -> str | None:
     """The family of a word if its vectors leave no other."""
     found = families_of(embedding, dialect)
     return found[0] if len(found) == 1 else None
+
+
+def stated_family(words: Sequence[Embedding]) -> Family | None:
+    """The family that words written here say they are for, with the widths that they have.
+
+    A small model has the encoders of its family in other sizes. None if the words do not say, or not the same.
+    """
+    names = {word.metadata.get(FAMILY) for word in words}
+    family = all_families().get(names.pop() or "") if len(names) == 1 else None
+    if family is None:
+        return None
+    found: dict[str, set[int]] = {}
+    for word in words:
+        for key, tensor in word.vectors.items():
+            base = split_out(key)[0]
+            base = family.encoders[0].key if base == UNNAMED and len(family.encoders) == 1 else base
+            found.setdefault(base, set()).add(tensor.shape[-1])
+    if not found.keys() <= family.widths.keys() or any(len(sizes) != 1 for sizes in found.values()):
+        return None
+    sized = (spec._replace(width=min(found.get(spec.key, {spec.width}))) for spec in family.encoders)
+    return replace(family, encoders=tuple(sized))
 
 
 def unknown(stored: Stored) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from hashlib import sha256
-from typing import BinaryIO
+import os
+from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
-from .file_range import CHUNK, FileRange, read_exactly
+from .clone import BLOCK, SMALLEST, cloned, padding
+from .file_range import CHUNK, FileRange, Made, read_exactly
 from .tensor import DTYPE_BITS, RawTensor
 
 # Metadata that states the SHA-256 of the bytes after the header, and what stands before its hexadecimal digits:
@@ -16,6 +18,7 @@ HASHES = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
 LEGACY_HASH = "sshs_legacy_hash"  # eight digits over the bytes from 1 MiB on, of the file kohya holds in memory
 LEGACY_START, LEGACY_END = 0x100000, 0x110000
 
+Stored = bytes | memoryview | FileRange | Made
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
 
 
@@ -40,68 +43,146 @@ def header(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> byt
 def fill(file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
     """Write a whole file and give its header.
 
-    Hashes that `metadata` states are computed on the way and put in place at the end.
+    Hashes that `metadata` states are computed on the way and put in place at the end. The longest run of another file
+    shares its blocks where the file system can, and then the header is padded with up to a block of spaces.
     """
     stated = {key: start + "0" * 64 for key, start in HASHES.items() if key in metadata}
     if LEGACY_HASH in metadata:
         stated[LEGACY_HASH] = "0" * 8
     written = {**metadata, **stated}
     head = header(tensors, written)
+    parts = [stored for _, stored in runs(tensors)]
+    shared = _shared(file, len(head), parts)
+    head = _padded(head, shared.pad)
+    hashes = _Hashes(header(tensors, {k: v for k, v in metadata.items() if k.startswith("ss_")})) if stated else None
     file.write(head)
-    if not stated:
-        for chunk in chunks(tensors):
-            file.write(chunk)
-        return head
-    digest, legacy = sha256(), _Window(header(tensors, {k: v for k, v in metadata.items() if k.startswith("ss_")}))
-    for chunk in chunks(tensors):
-        file.write(chunk)
-        digest.update(chunk)
-        legacy.update(chunk)
-    found = {key: HASHES[key] + digest.hexdigest() for key in stated if key in HASHES}
-    if LEGACY_HASH in stated:
-        found[LEGACY_HASH] = legacy.digest.hexdigest()[:8]
-    head = header(tensors, {**written, **found})
-    file.seek(0)
-    file.write(head)
+    for number, stored in enumerate(parts):
+        for part in shared.cut(stored) if number == shared.number else (stored,):
+            if part is shared.middle:
+                file.seek(len(part), os.SEEK_CUR)
+                if hashes is None:
+                    continue
+            for piece in _pieces(part):
+                if part is not shared.middle:
+                    file.write(piece)
+                if hashes is not None:
+                    hashes.update(piece)
+    if hashes is not None:
+        head = _padded(header(tensors, {**written, **hashes.found(stated)}), shared.pad)
+        file.seek(0)
+        file.write(head)
     return head
 
 
-def chunks(tensors: Mapping[str, RawTensor]) -> Iterator[bytes | memoryview]:
-    """The data in order, at most 1 MiB at a time where it comes from a file; neighbours there are read in one run."""
+class _Shared(NamedTuple):
+    """The part `number` of a file whose blocks from `lead` on, its `middle`, are those of another file already."""
+
+    number: int = -1
+    pad: int = 0
+    lead: int = 0
+    middle: FileRange | None = None
+
+    def cut(self, run: Stored) -> Iterator[FileRange]:
+        """The run as what comes before the middle, the middle, and what comes after."""
+        if isinstance(run, FileRange) and self.middle is not None:
+            last = self.lead + self.middle.length
+            yield FileRange(run.origin, run.offset, self.lead)
+            yield self.middle
+            yield FileRange(run.origin, run.offset + last, run.length - last)
+
+
+def _shared(file: BinaryIO, head: int, parts: list[Stored]) -> _Shared:
+    ranges = [(len(part), number) for number, part in enumerate(parts) if isinstance(part, FileRange) and not part.held]
+    length, number = max(ranges, default=(0, 0))
+    if length < SMALLEST:
+        return _Shared()
+    run, at = parts[number], head + sum(map(len, parts[:number]))
+    assert isinstance(run, FileRange)
+    pad, lead = padding(at, run.offset), -run.offset % BLOCK
+    middle = FileRange(run.origin, run.offset + lead, (length - lead) // BLOCK * BLOCK)
+    with run.origin.opened() as descriptor:
+        if pad % 8 or not cloned(file, at + pad + lead, descriptor, middle.offset, middle.length):
+            return _Shared()
+    return _Shared(number, pad, lead, middle)
+
+
+def _padded(head: bytes, spaces: int) -> bytes:
+    return (len(head) - 8 + spaces).to_bytes(8, "little") + head[8:] + b" " * spaces
+
+
+def differing(descriptor: int, at: int, tensors: Mapping[str, RawTensor], copied: Container[str], path: Path) -> str:
+    """The first tensor (of a run) whose bytes in the file, from `at` on, are others; empty if there is none."""
+    for name, stored in runs(tensors, copied):
+        if name not in copied:
+            place = at
+            for piece in _pieces(stored):
+                if read_exactly(descriptor, place, len(piece), path) != bytes(piece):
+                    return name
+                place += len(piece)
+        at += len(stored)
+    return ""
+
+
+def runs(tensors: Mapping[str, RawTensor], apart: Container[str] = ()) -> Iterator[tuple[str, Stored]]:
+    """The data in order, by the name of the first tensor of each run; neighbours in a file are one run.
+
+    Those `apart` make no run with others.
+    """
     run: FileRange | None = None
-    for tensor in tensors.values():
+    first, other = "", False
+    for name, tensor in tensors.items():
         stored = tensor.stored
-        if isinstance(stored, FileRange):
-            if run and run.origin is stored.origin and run.offset + run.length == stored.offset:
-                run = FileRange(run.origin, run.offset, run.length + stored.length)
+        if isinstance(stored, FileRange) and stored.held is None:
+            kind = name in apart
+            if run and run.origin is stored.origin and run.offset + run.length == stored.offset and kind == other:
+                run.length += stored.length
                 continue
             if run:
-                yield from _pieces(run)
-            run = stored
+                yield first, run
+            run, first, other = FileRange(stored.origin, stored.offset, stored.length), name, kind
             continue
         if run:
-            yield from _pieces(run)
+            yield first, run
             run = None
-        yield tensor.data
+        yield name, stored
     if run:
-        yield from _pieces(run)
+        yield first, run
 
 
-def _pieces(run: FileRange) -> Iterator[bytes]:
-    with run.origin.opened() as descriptor:
-        for at in range(0, run.length, CHUNK):
-            yield read_exactly(descriptor, run.offset + at, min(CHUNK, run.length - at), run.origin.path)
+def _pieces(stored: Stored) -> Iterator[bytes | memoryview]:
+    if isinstance(stored, Made):
+        yield stored.read()
+    elif not isinstance(stored, FileRange):
+        yield stored
+    elif stored.held is not None:
+        yield stored.held
+    else:
+        with stored.origin.opened() as descriptor:
+            for at in range(0, stored.length, CHUNK):
+                yield read_exactly(descriptor, stored.offset + at, min(CHUNK, stored.length - at), stored.origin.path)
 
 
-class _Window:
-    """A hash of the bytes between LEGACY_START and LEGACY_END of a stream that begins with `start`."""
+class _Hashes:
+    """SHA-256 of the data, and of the bytes between LEGACY_START and LEGACY_END of a file that begins with `start`."""
 
     def __init__(self, start: bytes) -> None:
-        self.digest = sha256()
-        self._at = 0
-        self.update(start)
+        from hashlib import sha256  # takes its time to load
+
+        self._data, self._window, self._at = sha256(), sha256(), 0
+        self._look(start)
 
     def update(self, data: bytes | memoryview) -> None:
+        """What comes next."""
+        self._data.update(data)
+        self._look(data)
+
+    def found(self, stated: Container[str]) -> dict[str, str]:
+        """The metadata fields of `stated`, true."""
+        fields = {key: start + self._data.hexdigest() for key, start in HASHES.items()}
+        fields[LEGACY_HASH] = self._window.hexdigest()[:8]
+        return {key: value for key, value in fields.items() if key in stated}
+
+    def _look(self, data: bytes | memoryview) -> None:
         low, high = max(LEGACY_START - self._at, 0), max(LEGACY_END - self._at, 0)
-        self.digest.update(memoryview(data)[low:high])
+        self._window.update(memoryview(data)[low:high])
         self._at += len(data)

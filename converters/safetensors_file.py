@@ -5,16 +5,17 @@ Written from the format's own description; the `safetensors` package is not need
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO
 
 from .atomic import Batch, batch
 from .errors import ConvertError
 from .file_range import FileRange, Origin, opened, read_exactly
-from .safetensors_bytes import fill, in_file_order
-from .safetensors_header import check_ranges, no_collector, parse, short
-from .tensor import DTYPE_BITS, RawTensor
+from .safetensors_bytes import differing, fill, in_file_order
+from .safetensors_header import no_collector, parse, short
+from .tensor import RawTensor
 
 MAX_HEADER = 100_000_000  # what the format's own reader allows
 SMALL = 1 << 20  # the tensors of a file up to this size are read with the header
@@ -34,34 +35,35 @@ def read(path: Path | str, *, held: int = SMALL) -> Header:
         return read_opened(descriptor, origin, held=held)
 
 
-def read_opened(descriptor: int, origin: Origin, *, held: int = SMALL) -> Header:
-    """As `read`, of a file that is open already."""
+def read_opened(descriptor: int, origin: Origin, start: bytes = b"", *, held: int = SMALL) -> Header:
+    """As `read`, of a file that is open already, and of which the first bytes may have been read: `start`."""
     path = origin.path
     if origin.size < 8:
         raise ConvertError(f"{path}: not a safetensors file ({origin.size} bytes)")
-    length = int.from_bytes(read_exactly(descriptor, 0, 8, path), "little")
+    length = int.from_bytes(start[:8] or read_exactly(descriptor, 0, 8, path), "little")
     if length > min(MAX_HEADER, origin.size - 8):
         raise ConvertError(f"{path}: not a safetensors file (its header would be {length} bytes long)")
     with no_collector(length > SMALL):
-        return _tensors(descriptor, origin, length, held)
+        return _tensors(descriptor, origin, start, length, held)
 
 
-def _tensors(descriptor: int, origin: Origin, length: int, held: int) -> Header:
-    path, start = origin.path, 8 + length
-    entries, metadata = parse(read_exactly(descriptor, 8, length, path), path)
-    check_ranges(entries, origin.size - start, path)
-    data = None
-    if origin.size - start <= held:
-        data = memoryview(read_exactly(descriptor, start, origin.size - start, path))
-    tensors = {}
-    for name, (dtype, shape, begin, end) in entries.items():
-        stored = FileRange(origin, start + begin, end - begin) if data is None else data[begin:end]
-        try:
-            tensors[name] = RawTensor(dtype, shape, stored)
-        except (ValueError, KeyError, OverflowError) as error:
-            what = "unknown data type" if dtype not in DTYPE_BITS else f"{end - begin} bytes do not fit {short(shape)}"
-            raise ConvertError(f"{path}: {short(name)}: {what} {short(dtype)}") from error
-    return tensors, metadata
+def _tensors(descriptor: int, origin: Origin, start: bytes, length: int, held: int) -> Header:
+    path, first = origin.path, 8 + length
+    header = start[8:first] if len(start) >= first else read_exactly(descriptor, 8, length, path)
+    found = parse(header, origin.size - first, path)
+    pieces: Iterable[memoryview | None] = repeat(None)
+    if origin.size - first <= held:
+        whole = len(start) == origin.size
+        data = (
+            memoryview(start)[first:]
+            if whole
+            else memoryview(read_exactly(descriptor, first, origin.size - first, path))
+        )
+        pieces = [data[begin:end] for begin, end in zip(found.begins, found.ends, strict=True)]
+    lengths = [end - begin for begin, end in zip(found.begins, found.ends, strict=True)]
+    places = map(FileRange, repeat(origin), [first + begin for begin in found.begins], lengths, pieces)
+    tensors = map(RawTensor.of_header, found.dtypes, found.shapes, places)
+    return dict(zip(found.names, tensors, strict=True)), found.metadata
 
 
 def write(
@@ -72,8 +74,9 @@ def write(
     Hashes of the data that the metadata names (`safetensors_bytes.HASHES`) are made true again. Raises
     ConvertError if the place is taken or the file read back is not what was asked for.
     """
+    copied = {name for name, tensor in tensors.items() if isinstance(tensor.stored, FileRange)}
     with batch(overwrite=overwrite) as files:
-        add(files, Path(path), tensors, metadata)
+        add(files, Path(path), tensors, metadata, copied=copied)
 
 
 def add(
@@ -81,12 +84,15 @@ def add(
     path: Path,
     tensors: Mapping[str, RawTensor],
     metadata: Mapping[str, str],
+    *,
     check: Callable[[dict[str, RawTensor], dict[str, str]], None] | None = None,
+    copied: Container[str] = (),
 ) -> None:
-    """As `write`, for one file of a batch; `check` is given what is on the disk and may raise.
+    """As `write`, for one file of a batch; `check` is given the tensors and metadata read from the disk and may raise.
 
-    Header and tensors that come from memory are compared byte for byte. Those copied from another file (a LoRA's
-    own) are not read a second time: their place and size are compared, and a short read or write fails by itself.
+    What is on the disk is compared byte for byte with what was to be written, but for the tensors `copied` as they
+    stand in another file (a LoRA's own): of these their place and size are compared, for a short read or write fails
+    by itself.
     """
     _check_text(path, tensors, metadata)
     ordered = in_file_order(tensors)
@@ -97,21 +103,14 @@ def add(
         head = fill(file, ordered, metadata)
 
     def verify(temporary: Path) -> None:
-        found = {}
         with opened(temporary) as (descriptor, origin):
             size = len(head) + sum(len(tensor.stored) for tensor in ordered.values())
             if origin.size != size or read_exactly(descriptor, 0, len(head), temporary) != head:
                 raise ConvertError(f"{path}: what was written is not what is on the disk")
-            at = len(head)
-            for name, tensor in ordered.items():
-                stored = FileRange(origin, at, len(tensor.stored))
-                kept = isinstance(tensor.stored, FileRange)
-                if not kept and read_exactly(descriptor, at, len(stored), temporary) != tensor.data:
-                    raise ConvertError(f"{path}: {short(name)} on the disk differs from what was written")
-                found[name] = RawTensor(tensor.dtype, tensor.shape, stored)
-                at += len(stored)
-        if check is not None:
-            check(found, dict(metadata))
+            if name := differing(descriptor, len(head), ordered, copied, temporary):
+                raise ConvertError(f"{path}: {short(name)} on the disk differs from what was written")
+            if check is not None:
+                check(*read_opened(descriptor, origin))
 
     files.add(path, write_all, verify)
 

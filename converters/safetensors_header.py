@@ -1,46 +1,72 @@
 """The header of a safetensors file, believed only once it is checked.
 
-Written from the format's own description; the `safetensors` package is not needed here.
+Written from the format's own description; the `safetensors` package is not needed here. A header may have a hundred
+thousand tensors, so each check looks at one column of all of them; the culprit is sought only when there is one.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import ConvertError
+from .tensor import DTYPE_BITS
 
 MOST_DIMENSIONS = 64
 MOST_BYTES = 1 << 62
 
-Entry = tuple[str, tuple[int, ...], int, int]
+Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
 
-def parse(header: bytes, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Tensors by name in the order of their bytes (dtype, shape, first and last byte), and metadata."""
-    try:
-        loaded = json.loads(header.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ConvertError(f"{path}: not a safetensors file (header: {short(error)})") from error
-    if not isinstance(loaded, dict):
-        raise ConvertError(f"{path}: not a safetensors file (its header is no object)")
+class Header(NamedTuple):
+    """Columns, a value a tensor, in the order of their bytes: names, data types, shapes, first and last byte."""
+
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[tuple[int, ...]]
+    begins: list[int]
+    ends: list[int]
+    metadata: dict[str, str]
+
+
+def parse(header: bytes, size: int, path: Path) -> Header:
+    """A header over `size` bytes of data. Raises ConvertError for anything that the format forbids."""
+    text, loaded = _loaded(header, path)
+    stated = "__metadata__" in loaded
     metadata = loaded.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ConvertError(f"{path}: its __metadata__ must map text to text")
+    texts = "".join((*loaded, *metadata, *metadata.values()))
     try:
-        "".join((*loaded, *metadata, *metadata.values())).encode()
+        texts.isascii() or texts.encode()
     except UnicodeEncodeError as error:
         raise ConvertError(f"{path}: a name in its header is not valid text") from error
-    entries = _entries(loaded, path)
-    begins, ends = ([entry[place] for entry in entries.values()] for place in (2, 3))
-    if begins != sorted(begins) or ends != sorted(ends):
-        entries = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
-    return entries, metadata
+    # Outside of texts, a colon follows each name and stands nowhere else: a name given twice, of which json keeps the
+    # last and says nothing, leaves one too many. Where a colon may be written otherwise, all pairs are looked at.
+    colons = 4 * len(loaded) + stated + len(metadata) + texts.count(":")
+    if "\\u" in text or text.count(":") != colons:
+        _loaded(header, path, _once)
+    found = _in_order(_columns(loaded, metadata, path))
+    _check_ranges(found, size, path)
+    return found
+
+
+def _loaded(header: bytes, path: Path, pairs: Pairs | None = None) -> tuple[str, dict[str, Any]]:
+    try:
+        text = header.decode("utf-8")
+        loaded = json.loads(text, object_pairs_hook=pairs, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ConvertError(f"{path}: not a safetensors file (header: {short(error)})") from error
+    if not isinstance(loaded, dict):
+        raise ConvertError(f"{path}: not a safetensors file (its header is no object)")
+    return text, loaded
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -56,35 +82,75 @@ def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-def _entries(loaded: dict[str, Any], path: Path) -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
-    for name, value in loaded.items():
-        try:
-            dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-            begin, end = offsets
-            sound = len(value) == 3 and type(dtype) is str and type(shape) is list and type(offsets) is list
-            sound = sound and _is_size(begin) and _is_size(end) and begin <= end and len(shape) <= MOST_DIMENSIONS
-            if sound and all(map(_is_size, shape)):
-                entries[name] = dtype, tuple(shape), begin, end
-                continue
-        except (TypeError, KeyError, ValueError):
-            pass
-        raise ConvertError(f"{path}: {short(name)}: not a description of a tensor (dtype, shape, data_offsets)")
-    return entries
+def _columns(loaded: dict[str, Any], metadata: dict[str, str], path: Path) -> Header:
+    entries = list(loaded.values())
+    try:
+        dtypes, shapes, offsets = ([entry[key] for entry in entries] for key in ("dtype", "shape", "data_offsets"))
+        numbers = [*chain.from_iterable(shapes), *chain.from_iterable(offsets)]
+        sound = {*map(type, shapes), *map(type, offsets)} <= {list} and {*map(type, dtypes)} <= {str}
+        sound = sound and {*map(len, entries)} <= {3} and {*map(len, offsets)} <= {2} and {*map(type, numbers)} <= {int}
+        sound = sound and min(numbers, default=0) >= 0 and max(numbers, default=0) < MOST_BYTES
+        sound = sound and max(map(len, shapes), default=0) <= MOST_DIMENSIONS
+    except (TypeError, KeyError):
+        sound = False
+    if not sound:
+        culprit = next(name for name, entry in loaded.items() if not _is_tensor(entry))
+        raise ConvertError(f"{path}: {short(culprit)}: not a description of a tensor (dtype, shape, data_offsets)")
+    begins, ends = ([offset[place] for offset in offsets] for place in (0, 1))
+    found = Header(list(loaded), dtypes, [*map(tuple, shapes)], begins, ends, metadata)
+    _check_sizes(found, path)
+    return found
 
 
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < MOST_BYTES
+def _is_tensor(value: Any) -> bool:
+    try:
+        dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+        kinds = type(dtype) is str and type(shape) is list and type(offsets) is list
+        return kinds and len(value) == 3 and len(offsets) == 2 and len(shape) <= MOST_DIMENSIONS and all(
+            type(number) is int and 0 <= number < MOST_BYTES for number in (*shape, *offsets)
+        )  # fmt: skip
+    except (TypeError, KeyError):
+        return False
 
 
-def check_ranges(entries: Mapping[str, Entry], size: int, path: Path) -> None:
+def _check_sizes(found: Header, path: Path) -> None:
+    lengths = [end - begin for begin, end in zip(found.begins, found.ends, strict=True)]
+    try:
+        sizes = [(DTYPE_BITS[d] * prod(shape) + 7) // 8 for d, shape in zip(found.dtypes, found.shapes, strict=True)]
+    except KeyError:
+        sizes = []
+    if sizes == lengths:
+        return
+    for name, dtype, shape, length in zip(found.names, found.dtypes, found.shapes, lengths, strict=True):
+        if dtype not in DTYPE_BITS:
+            raise ConvertError(f"{path}: {short(name)}: unknown data type {short(dtype)}")
+        if length < 0:
+            raise ConvertError(f"{path}: {short(name)}: not a description of a tensor (it ends before it begins)")
+        if length != (DTYPE_BITS[dtype] * prod(shape) + 7) // 8:
+            raise ConvertError(f"{path}: {short(name)}: {length} bytes do not fit {short(shape)} {short(dtype)}")
+
+
+def _in_order(found: Header) -> Header:
+    """The columns in the order of their bytes, in which they stand in nearly all files."""
+    if found.begins[1:] == found.ends[:-1]:
+        return found
+    places = [*zip(found.begins, found.ends, strict=True)]
+    order = sorted(range(len(places)), key=places.__getitem__)
+    names, dtypes = ([column[at] for at in order] for column in (found.names, found.dtypes))
+    begins, ends = ([column[at] for at in order] for column in (found.begins, found.ends))
+    return Header(names, dtypes, [found.shapes[at] for at in order], begins, ends, found.metadata)
+
+
+def _check_ranges(found: Header, size: int, path: Path) -> None:
     """Raises ConvertError unless the ranges, sorted, cover the data from its first to its last byte."""
-    at = 0
-    for name, (_, _, begin, end) in entries.items():
-        if begin != at:
-            what = "overlaps the tensor before it" if begin < at else f"leaves a hole of {begin - at} bytes before it"
-            raise ConvertError(f"{path}: {short(name)} {what}")
-        at = end
+    at = found.ends[-1] if found.ends else 0
+    if found.begins[1:] != found.ends[:-1] or found.begins[:1] not in ([], [0]):
+        at = 0
+        for name, begin, end in zip(found.names, found.begins, found.ends, strict=True):
+            if begin != at:
+                what = f"leaves a hole of {begin - at} bytes" if begin > at else "overlaps the tensor"
+                raise ConvertError(f"{path}: {short(name)} {what} before it")
+            at = end
     if at != size:
         raise ConvertError(f"{path}: its tensors take {at} bytes but {size} follow the header; a damaged download?")
 

@@ -14,9 +14,11 @@ _LORA = (
     r"^lora_|[._]lora[._]|lora_[AB]\b|lora_(up|down|magnitude)|hada_w|lokr_w|oft_|boft|dora_scale|^lycoris_"
     r"|^(unet|text_encoder):\d+:(up|down)$"
 )
+# One of these is in each name that the expression finds, and they are found sooner.
+_HINTS = ("lora", "hada_w", "lokr_w", "oft_", "boft", "dora_scale", "lycoris_", ":up\n", ":down\n")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stored:
     """Tensors by name and text by key, whatever the container was.
 
@@ -38,7 +40,12 @@ class Stored:
     @cached_property
     def is_lora(self) -> bool:
         """Whether a tensor is called as those of a LoRA, LoHa, LoKr, OFT or DoRA are, in any layout."""
-        return any(map(re.compile(_LORA).search, self.tensors))
+        return any(map(self.text.__contains__, _HINTS)) and bool(re.search(_LORA, self.text, re.M))
+
+    @cached_property
+    def text(self) -> str:
+        """All tensors' names, a line each: one look at it is quicker than one at each name."""
+        return "\n".join(("", *self.tensors, ""))
 
     @property
     def stem(self) -> str:

@@ -187,7 +187,7 @@ def _view(
     return RawTensor(dtype, shape, _gathered(held.read(), size, sides))
 
 
-def _gathered(held: bytes, size: int, sides: list[tuple[int, int]]) -> bytes:
+def _gathered(held: bytes | memoryview, size: int, sides: list[tuple[int, int]]) -> bytes:
     """Values in C order out of bytes where they lie otherwise: transposed, or one row for all."""
     view = memoryview(held).cast(_INTEGERS[size])
     *outer, (length, step) = sides

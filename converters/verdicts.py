@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .check import is_zero
 from .embedding import Contents
-from .families import Family, all_families
+from .families import Family
 from .programs import Program, programs, reads, reads_lora
 from .programs.reading import Reading
 from .slots import outputs
 from .stored import Stored
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """`loads` is `yes`, `partly` or `no`; `prompt` is what the user types, empty if nothing loads."""
 
     loads: str
@@ -24,16 +23,15 @@ class Verdict:
     notes: tuple[str, ...] = ()
 
 
-def verdicts(stored: Stored, contents: Contents, families: Sequence[str], is_lora: bool) -> dict[str, Verdict]:
+def verdicts(stored: Stored, contents: Contents, families: Sequence[Family], is_lora: bool) -> dict[str, Verdict]:
     """A verdict a program. Where several families remain possible, the one that goes best counts and is named."""
     return {name: _best(program, stored, contents, families, is_lora) for name, program in programs().items()}
 
 
-def _best(program: Program, stored: Stored, contents: Contents, families: Sequence[str], is_lora: bool) -> Verdict:
+def _best(program: Program, stored: Stored, contents: Contents, families: Sequence[Family], is_lora: bool) -> Verdict:
     judge = _lora if is_lora else _embedding
     found = []
-    for name in families:
-        family = all_families()[name]
+    for family in families:
         verdict = judge(program, stored, contents, family)
         if len(families) > 1:
             verdict = Verdict(verdict.loads, verdict.prompt, (f"for {family.title}", *verdict.notes))

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from .dialects import DIALECTS
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import Family, all_families
 from .lora_layout import lora_families
-from .read import Recognised, families_of, recognised
+from .read import Recognised, families_of, recognised, stated_family
 
 WORDS = "pivotune.words"  # metadata of a bundle: JSON of each word's own metadata
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """`family` and `name` settle what a file leaves open; `dialect` is written where no program is named."""
 
     family: str | None = None
@@ -30,8 +30,10 @@ class Options:
 
 def own_words(contents: Contents) -> tuple[Embedding, ...]:
     """Words with the metadata that a bundle of ours keeps for each of them."""
+    if WORDS not in contents.metadata:
+        return contents.embeddings
     try:
-        kept = json.loads(contents.metadata.get(WORDS, "{}"))
+        kept = json.loads(contents.metadata[WORDS])
     except (ValueError, RecursionError):
         return contents.embeddings
     if not isinstance(kept, dict):
@@ -46,8 +48,10 @@ def own_words(contents: Contents) -> tuple[Embedding, ...]:
 
 def joined(words: Sequence[Embedding], path: Path, found: Recognised) -> Sequence[Embedding]:
     """With the other half of a diffusers SDXL word, if it lies beside as `<stem>_2`."""
+    if found.dialect != "diffusers" or len(words) != 1:
+        return words
     beside = path.with_name(f"{path.stem}_2{path.suffix}")
-    if found.dialect != "diffusers" or len(words) != 1 or not beside.is_file():
+    if not beside.is_file():
         return words
     other = recognised(beside)
     halves = other.contents.embeddings
@@ -61,8 +65,11 @@ def without_halves(paths: Sequence[Path]) -> list[Path]:
     given = set(paths)
     kept = []
     for path in paths:
+        if not path.stem.endswith("_2"):
+            kept.append(path)
+            continue
         first = path.with_name(path.stem.removesuffix("_2") + path.suffix)
-        if path.stem.endswith("_2") and first in given:
+        if first in given:
             try:
                 found = recognised(first)
                 if len(joined(found.contents.embeddings, first, found)[0].vectors) > 1:
@@ -87,10 +94,11 @@ def together(words: Iterable[Embedding]) -> list[Embedding]:
     return list(found.values())
 
 
-def named(words: Sequence[Embedding], name: str | None) -> Sequence[Embedding]:
+def named(words: Iterable[Embedding], name: str | None) -> Iterable[Embedding]:
     """The one word under another name, all as they are if no name is given."""
     if name is None:
         return words
+    words = list(words)
     if len(words) != 1:
         raise ConvertError(f"--name is for one word, and here are {len(words)}: {names(words)}")
     return [replace(words[0], name=name)]
@@ -106,6 +114,8 @@ def family_of_words(path: Path, words: Sequence[Embedding], found: Recognised, o
     if found.contents.rest and len(possible) != 1:
         stated = lora_families(found.contents.rest, found.contents.metadata)
         possible = [name for name in stated if name in possible] or possible
+    if not possible and (small := stated_family(words)) is not None:
+        return small
     if len(possible) != 1:
         sizes = ", ".join(
             sorted({f"{key} {tensor.shape[-1]}" for word in words for key, tensor in word.vectors.items()})

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from . import safetensors_file
 from .atomic import Batch, batch
 from .check import is_finite, is_zero
 from .dialects.keyed import WORD
-from .embedding import Embedding
+from .embedding import Embedding, at_hand
 from .errors import ConvertError
 from .families import Family
 from .names import distinct_stems
@@ -22,8 +22,7 @@ from .tensor import RawTensor, same
 FORMAT = {"format": "pt"}  # without it some loaders built on transformers refuse a file
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """One file that was written: for which program, what the user types there, and what could not go in."""
 
     path: Path
@@ -79,7 +78,7 @@ def add_words(
     suffixes = [f"_{number}" if number > 1 else "" for number in range(1, len(layout.files) + 1)]
     stems = distinct_stems((word.name for word in embeddings), target.characters, target.reserved, suffixes)
     written = []
-    for embedding in embeddings:
+    for embedding in at_hand(embeddings):
         losses = losses_for(embedding, target, layout, family)
         for suffix, keys in zip(suffixes, layout.files, strict=True):
             stem = stems[embedding.name] + suffix
@@ -150,8 +149,9 @@ def _add_file(
         raise ConvertError(f"{embedding.name}: has no vectors that {target.title} could use")
     check = partial(_check, path=path, program=target, meant=meant, widths=widths)
     metadata = _provenance(embedding)
-    check(tensors, metadata)
-    safetensors_file.add(files, path, tensors, metadata, check)
+    if files.dry:
+        check(tensors, metadata)
+    safetensors_file.add(files, path, tensors, metadata, check=check)
 
 
 def _check(

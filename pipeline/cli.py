@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "new": ("commands.new", "new", "Write a recipe from a template."),
     "tokens": ("commands.tokens", "tokens", "Show how each text encoder splits a text."),
     "schema": ("commands.schema", "schema", "Print a JSON Schema."),
-    "inspect": ("commands_convert", "inspect", "Show what a file holds and which programs load it."),
+    "inspect": ("commands_convert_inspect", "inspect", "Show what a file holds and which programs load it."),
     "unbundle": ("commands_convert", "unbundle", "Take the words out of LoRA files."),
     "bundle": ("commands_convert", "bundle", "Put words into a LoRA file."),
     "retarget": ("commands_convert", "retarget", "Write words for other programs."),
@@ -45,11 +45,12 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        from .recipe.nearest import nearest
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            from .recipe.nearest import nearest
 
-        guess = nearest(args[0], COMMANDS) if args[0] not in COMMANDS and not args[0].startswith("-") else None
-        if guess is not None:
-            ctx.fail(f"No such command '{args[0]}'. Did you mean '{guess}'?")
+            guess = nearest(args[0], COMMANDS)
+            if guess is not None:
+                ctx.fail(f"No such command '{args[0]}'. Did you mean '{guess}'?")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

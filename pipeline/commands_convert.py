@@ -1,31 +1,31 @@
-"""The commands that carry words between files: inspect, unbundle, bundle, retarget, rename, merge."""
+"""The commands that carry words between files: unbundle, bundle, retarget, rename, merge."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
-from ..converters import operations
+from ..converters import adding, operations
 from ..converters.atomic import Batch, batch
 from ..converters.dialects import WRITABLE
-from ..converters.errors import ConvertError
-from ..converters.families import all_families
+from ..converters.errors import ConvertError, PlainPicture
+from ..converters.families import family_names
 from ..converters.folders import files_in
-from ..converters.programs import MODULES
+from ..converters.programs import NAMES
+from ..converters.safetensors_header import no_collector
 from ..converters.words import Options, without_halves
 from ..converters.write import Written, strictly
-from .commands_convert_text import written_json, written_lines
+from .commands_convert_text import ended, written_json, written_lines
 
 Work = Callable[[Batch, Path], list[Written]]
 
 
-@dataclass(frozen=True)
-class How:
+class How(NamedTuple):
     """What all commands that write have in common."""
 
     overwrite: bool
@@ -48,8 +48,8 @@ def _writes(command: Callable) -> Callable:
 
 _FILES = click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 _FOR = click.option(
-    "--for", "targets", metavar="PROGRAM", multiple=True, type=click.Choice(tuple(MODULES)),
-    help=f"Write for this program ({', '.join(MODULES)}); may be given more than once, and then each has a folder.",
+    "--for", "targets", metavar="PROGRAM", multiple=True, type=click.Choice(NAMES),
+    help=f"Write for this program ({', '.join(NAMES)}); may be given more than once, and then each has a folder.",
 )  # fmt: skip
 _OUT_FOLDER = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for what is written.")
 _OUT_FILE = click.option(
@@ -58,33 +58,10 @@ _OUT_FILE = click.option(
 _FAMILY = click.option(
     "--family",
     metavar="FAMILY",
-    type=click.Choice(tuple(all_families())),
-    help="Kind of model, where a file leaves it open: " + ", ".join(all_families()) + ".",
+    type=click.Choice(family_names()),
+    help="Kind of model, where a file leaves it open: " + ", ".join(family_names()) + ".",
 )
 _NAME = click.option("--name", help="Name of the word, instead of the one in the file.")
-
-
-@click.command()
-@_FILES
-@click.option("--json", "as_json", is_flag=True, help="Print an object a file, one on each line.")
-def inspect(paths: Sequence[Path], as_json: bool) -> None:
-    """Show what files hold, for which family, and which programs load them under which word.
-
-    A folder stands for all files in it that may hold words.
-    """
-    from ..converters.inspection import inspect as inspected
-    from .commands_convert_text import as_text
-
-    failed = []
-    found = files_in(paths)
-    for path in found:
-        try:
-            facts = inspected(path)
-        except ConvertError as error:
-            failed.append(error)
-            facts = {"path": str(path), "kind": "other", "error": str(error)}
-        click.echo(json.dumps(facts) if as_json else as_text(facts))
-    _end(failed, len(found))
 
 
 @click.command()
@@ -96,7 +73,9 @@ def inspect(paths: Sequence[Path], as_json: bool) -> None:
 def unbundle(paths: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, **how: bool) -> None:
     """Take the words out of LoRA files: the LoRA without them, and a file for each word."""
     options = Options(family=family)
-    _each(files_in(paths), lambda files, path: operations.unbundle(files, path, out, targets, options), How(**how))
+    _each(
+        files_in(paths), lambda files, path: operations.unbundle(files, path, out, targets, options), How(**how), paths
+    )
 
 
 @click.command()
@@ -116,7 +95,7 @@ def bundle(
     """Put the words of files into a LoRA file, for AUTOMATIC1111 and SD.Next."""
     options = Options(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
     added = without_halves(files_in(words))
-    _each([lora], lambda files, path: operations.bundle(files, path, added, out, targets, options), How(**how))
+    _each([lora], lambda files, path: adding.bundle(files, path, added, out, targets, options), How(**how), [lora])
 
 
 @click.command()
@@ -136,7 +115,7 @@ def retarget(
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
     options = Options(family=family, name=name, dialect=dialect)
     found = without_halves(files_in(paths))
-    _each(found, lambda files, path: operations.retarget(files, path, out, targets, options), How(**how))
+    _each(found, lambda files, path: operations.retarget(files, path, out, targets, options), How(**how), paths)
 
 
 @click.command()
@@ -146,7 +125,7 @@ def retarget(
 @_writes
 def rename(file: Path, new: str, out: Path, **how: bool) -> None:
     """Give the word in FILE the name NEW; where there are several, NEW is OLD=NEW."""
-    _each([file], lambda files, path: operations.rename(files, path, new, out), How(**how))
+    _each([file], lambda files, path: operations.rename(files, path, new, out), How(**how), [file])
 
 
 @click.command()
@@ -159,26 +138,31 @@ def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool
     """Put the words of several files into one: halves of an SDXL word together, several words as a bundle."""
     options = Options(name=name, drop_outputs=drop_outputs)
     found = files_in(paths)
-    _each(found[:1], lambda files, _: operations.merge(files, found, out, options), How(**how))
+    _each(found[:1], lambda files, _: operations.merge(files, found, out, options), How(**how), paths)
 
 
 COMMANDS: dict[str, click.Command] = {
-    command.name or "": command for command in (inspect, unbundle, bundle, retarget, rename, merge)
+    command.name or "": command for command in (unbundle, bundle, retarget, rename, merge)
 }
 
 
-def _each(paths: Sequence[Path], work: Work, how: How) -> None:
-    """One file after another, each whole or not at all; a bad one stops no other, and the exit code tells."""
-    claimed: set[Path] = set()
+def _each(paths: Sequence[Path], work: Work, how: How, asked: Sequence[Path]) -> None:
+    """One file after another, each whole or not at all; a bad one stops no other, and the exit code tells.
+
+    Ordinary pictures count only where they were `asked` for by name.
+    """
+    claimed: set[str] = set()
     failed, count = [], 0
     with click.progressbar(paths, file=sys.stderr, hidden=len(paths) < 20 or not sys.stderr.isatty()) as bar:
         for path in bar:
             try:
-                with batch(overwrite=how.overwrite, dry=how.dry_run, claimed=claimed) as files:
+                with no_collector(True), batch(overwrite=how.overwrite, dry=how.dry_run, claimed=claimed) as files:
                     written = work(files, path)
                     if how.strict:
                         strictly(written)
             except ConvertError as error:
+                if isinstance(error, PlainPicture) and path not in asked:
+                    continue
                 failed.append(error)
                 if how.json:
                     click.echo(json.dumps({"path": str(path), "written": [], "error": str(error)}))
@@ -187,14 +171,4 @@ def _each(paths: Sequence[Path], work: Work, how: How) -> None:
             click.echo(written_json(path, written) if how.json else "\n".join(written_lines(written)))
     if len(paths) > 1 and not how.json:
         click.echo(f"{count} files {'would be ' if how.dry_run else ''}written from {len(paths) - len(failed)}")
-    _end(failed, len(paths))
-
-
-def _end(failed: Sequence[ConvertError], count: int) -> None:
-    """Raises ConvertError if something failed: the error itself, or after all of them how many."""
-    if len(failed) == 1 and count == 1:
-        raise failed[0]
-    for error in failed:
-        click.echo(f"Error: {error}", err=True)
-    if failed:
-        raise ConvertError(f"{len(failed)} of {count} files failed")
+    ended(failed, len(paths))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..converters.errors import printable
-from ..converters.write import Written
+import click
+
+from ..converters.errors import ConvertError, printable
+
+if TYPE_CHECKING:
+    from ..converters.write import Written
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -62,3 +66,13 @@ def written_lines(written: Iterable[Written]) -> Iterator[str]:
         prompt = f"  type: {item.trigger}" if item.trigger and item.program else ""
         yield printable(f"{item.path}{prompt}")
         yield from (printable(f"  lost: {loss}") for loss in item.losses)
+
+
+def ended(failed: Sequence[ConvertError], count: int) -> None:
+    """Raises ConvertError if something failed: the error itself, or after all of them how many."""
+    if len(failed) == 1 and count == 1:
+        raise failed[0]
+    for error in failed:
+        click.echo(f"Error: {error}", err=True)
+    if failed:
+        raise ConvertError(f"{len(failed)} of {count} files failed")

@@ -7,8 +7,8 @@ module with `detect` and `read`. No two rows may claim one file, which a test ch
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from ..embedding import Contents
 from ..slots import ENCODERS
@@ -17,8 +17,7 @@ from . import ai_toolkit, bare, bundled, cloneofsimo, comfyui_list, keyed, lora,
 from .keyed import Written
 
 
-@dataclass(frozen=True)
-class Dialect:
+class Dialect(NamedTuple):
     """`name_from` says where a word's name is in such a file, for most dialects differ in that.
 
     `write` gives the tensors and metadata of a safetensors file; those of pickles and pictures become kohya's or

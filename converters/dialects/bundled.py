@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..bundle import parse, tensors_of, words_of
+from ..bundle import PREFIX, parse, tensors_of, words_of
 from ..embedding import Contents
 from ..stored import Stored
 from .keyed import Written
@@ -10,7 +10,7 @@ from .keyed import Written
 
 def detect(file: Stored) -> bool:
     """At least one tensor with a word and a key in its name, in a dict."""
-    return file.root in ("dict", "ordered") and any(map(parse, file.tensors))
+    return file.root in ("dict", "ordered") and f"\n{PREFIX}" in file.text and any(map(parse, file.tensors))
 
 
 def read(file: Stored) -> Contents:

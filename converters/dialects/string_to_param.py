@@ -16,8 +16,7 @@ PREFIX = "string_to_param."
 
 def detect(file: Stored, writer: str) -> bool:
     """`writer` is one of a1111, image, original, hcp."""
-    entries = any(name.startswith(PREFIX) for name in file.tensors)
-    return entries and not file.is_lora and writer == _writer(file)
+    return f"\n{PREFIX}" in file.text and not file.is_lora and writer == _writer(file)
 
 
 def read(file: Stored) -> Contents:

@@ -9,11 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from os import listdir
 from pathlib import Path
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class EncoderSpec:
+class EncoderSpec(NamedTuple):
     """One text encoder of a family: key in files, width of its vectors, attributes of the diffusers pipeline."""
 
     key: str
@@ -22,16 +23,14 @@ class EncoderSpec:
     tokenizer: str
 
 
-@dataclass(frozen=True)
-class CheckpointPart:
+class CheckpointPart(NamedTuple):
     """Where a checkpoint file has one model of the pipeline: its layout and how the names of its tensors begin."""
 
     layout: str
     prefix: str
 
 
-@dataclass(frozen=True)
-class Signs:
+class Signs(NamedTuple):
     """How a LoRA of others shows its family: the start of modelspec.architecture (lower case, parted by `-`) and of
     ss_base_model_version, and a regular expression for names of blocks that no other family has (empty: none)."""
 
@@ -82,8 +81,16 @@ def families() -> dict[str, Family]:
 @cache
 def all_families() -> dict[str, Family]:
     """All families whose files can be converted, by name."""
-    loaded = [_family(json.loads(file.read_text("utf-8"))) for file in sorted(Path(__file__).parent.glob("*.json"))]
+    folder = Path(__file__).parent
+    loaded = [_family(json.loads((folder / f"{name}.json").read_text("utf-8"))) for name in family_names()]
     return {family.name: family for family in loaded}
+
+
+@cache
+def family_names() -> tuple[str, ...]:
+    """The names of all families, which are those of their files."""
+    files = sorted(listdir(Path(__file__).parent))
+    return tuple(file.removesuffix(".json") for file in files if file.endswith(".json"))
 
 
 def possible_families(widths: Mapping[str, int]) -> list[str]:

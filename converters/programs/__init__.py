@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, cast
 
 from ..stored import Stored
-from . import a1111, comfyui, diffusers, forge, invokeai, kohya, onetrainer, sdnext
 from .reading import Reading
+
+NAMES = ("a1111", "forge", "sdnext", "comfyui", "invokeai", "diffusers", "onetrainer", "kohya")
 
 
 class Reads(Protocol):
-    """A module that imitates how one program reads a file, as an embedding and as a LoRA."""
+    """A module of this folder that imitates how one program reads a file, as an embedding and as a LoRA."""
 
     def reads(self, file: Stored, widths: dict[str, int]) -> Reading:
         """What the program makes of the file when a model with these encoders is loaded."""
@@ -23,8 +25,7 @@ class Reads(Protocol):
         """What it makes of the words in a LoRA; `breaks` then says why the whole LoRA is refused."""
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """How a program wants one family: the dialect's name, and for each file encoder key to tensor name.
 
     `{word}` as a tensor name stands for the word itself. A second file is called `<stem>_2`.
@@ -66,22 +67,10 @@ class Program:
         return self.prompt.format(stem=stem, word=word)
 
 
-MODULES: dict[str, Reads] = {
-    "a1111": a1111,
-    "forge": forge,
-    "sdnext": sdnext,
-    "comfyui": comfyui,
-    "invokeai": invokeai,
-    "diffusers": diffusers,
-    "onetrainer": onetrainer,
-    "kohya": kohya,
-}
-
-
 @cache
 def programs() -> dict[str, Program]:
     """All programs, by the name that `--for` and a recipe's `targets` take."""
-    return {name: _program(name) for name in MODULES}
+    return {name: _program(name) for name in NAMES}
 
 
 def _program(name: str) -> Program:
@@ -95,9 +84,13 @@ def _program(name: str) -> Program:
 
 def reads(program: str, file: Stored, widths: dict[str, int]) -> Reading:
     """What `program` makes of `file` with a model whose encoders have these widths (encoder key to width)."""
-    return MODULES[program].reads(file, widths)
+    return _module(program).reads(file, widths)
 
 
 def reads_lora(program: str, file: Stored, widths: dict[str, int]) -> Reading:
     """As `reads`, for a LoRA file in the program's folder of LoRAs: its words, and whether the LoRA loads at all."""
-    return MODULES[program].reads_lora(file, widths)
+    return _module(program).reads_lora(file, widths)
+
+
+def _module(program: str) -> Reads:
+    return cast(Reads, import_module(f".{program}", __package__))

@@ -61,7 +61,7 @@ def test_a_name_taken_meanwhile_is_not_overwritten_and_the_batch_is_taken_back(t
 
 
 def test_without_hard_links_a_name_is_still_claimed_first(tmp_path, monkeypatch):
-    def no_links(*_):
+    def no_links(*_, **__):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)

@@ -7,12 +7,15 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from pivotune.converters import safetensors_file
 from pivotune.converters.read import read
 from pivotune.converters.tensor import RawTensor
-from pivotune.pipeline.commands_convert import COMMANDS
+from pivotune.pipeline.commands_convert import COMMANDS as WRITING
+from pivotune.pipeline.commands_convert_inspect import inspect
 
+COMMANDS = {**WRITING, "inspect": inspect}
 UNET = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
 
@@ -304,10 +307,47 @@ def test_no_heavy_library_is_loaded(rows, saved, lora, tmp_path):
     saved("w.safetensors", {"emb_params": rows(1, 768)})
     code = (
         "import sys; from pivotune.pipeline.commands_convert import COMMANDS\n"
+        "from pivotune.pipeline.commands_convert_inspect import inspect\n"
         "COMMANDS['bundle'](['l.safetensors', 'w.safetensors', '--out', 'o.safetensors'], standalone_mode=False)\n"
-        "COMMANDS['inspect'](['o.safetensors', '--json'], standalone_mode=False)\n"
+        "inspect(['o.safetensors', '--json'], standalone_mode=False)\n"
         "COMMANDS['unbundle'](['o.safetensors', '--out', 'u', '--for', 'a1111'], standalone_mode=False)\n"
         "heavy = {'torch', 'numpy', 'transformers', 'diffusers', 'safetensors', 'PIL', 'jsonschema'}\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_a_word_that_is_not_there_is_not_renamed(run, rows, saved):
+    saved("k.safetensors", {"emb_params": rows(1, 768)})
+    result = run("rename", "k.safetensors", "dog=cat", "--out", "o.safetensors")
+    assert result.exit_code == 1
+    assert "no word 'dog'" in str(result.exception)
+    assert "'k'" in str(result.exception)
+    assert not os.path.exists("o.safetensors")
+    assert run("rename", "k.safetensors", "k=cat", "--out", "o.safetensors").exit_code == 0
+    assert [word.name for word in read("o.safetensors").embeddings] == ["cat"]
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["retarget", "--for", "a1111", "--out", "out"]])
+def test_ordinary_pictures_of_a_folder_are_passed_over(command, run, rows, saved, tmp_path):
+    saved("in/cat.safetensors", {"emb_params": rows(1, 768)})
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "in" / "photo.png")
+    result = run(*command, "in")
+    assert result.exit_code == 0, result.output
+    assert "photo" not in result.output
+    assert run(*command, "in/photo.png").exit_code == 1
+
+
+def test_words_of_a_small_model_are_for_the_family_that_they_state(run, rows, saved, lora):
+    saved("cat.safetensors", {"emb_params": rows(2, 64)}, {"pivotune.family": "sd1", "pivotune.word": "cat"})
+    saved("l.safetensors", lora(64), {"modelspec.architecture": "stable-diffusion-v1/lora"})
+    facts = json.loads(run("inspect", "cat.safetensors", "--json").output)
+    assert (facts["family"], facts["programs"]["a1111"]["loads"]) == ("sd1", "yes")
+    assert run("retarget", "cat.safetensors", "--for", "onetrainer", "--out", "out").exit_code == 0
+    assert safetensors_file.read("out/cat.safetensors")[0].keys() == {"emp_params"}
+    result = run("bundle", "l.safetensors", "cat.safetensors", "--out", "b.safetensors")
+    assert result.exit_code == 0, result.exception
+    assert read("b.safetensors").embeddings[0].vectors["clip_l"].shape == (2, 64)
+    saved("real.safetensors", lora(768))
+    result = run("bundle", "real.safetensors", "cat.safetensors", "--out", "no.safetensors")
+    assert "64 wide" in str(result.exception)

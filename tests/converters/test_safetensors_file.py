@@ -35,6 +35,19 @@ LIES = {
     "half a surrogate": (raw(b'{"\\ud800":' + json.dumps(entry()).encode() + b"}", bytes(8)), "not valid text"),
     "a number of 5000 digits": (raw(b'{"a": ' + b"9" * 5000 + b"}"), "not a safetensors file"),
     "NaN": (raw(b'{"a": NaN}'), "NaN"),
+    "a tensor given twice": (
+        raw(b'{"a":' + json.dumps(entry()).encode() + b',"a":' + json.dumps(entry()).encode() + b"}", bytes(8)),
+        "'a' is given twice",
+    ),
+    "something given twice, with as many colons as there should be": (
+        raw(b'{"__metadata__":null,"a":{"dtype":1,"shape":2},"a":' + json.dumps(entry()).encode() + b"}", bytes(8)),
+        "'a' is given twice",
+    ),
+    "a text given twice": (raw(b'{"__metadata__":{"k":"1","k":"2"}}'), "'k' is given twice"),
+    "a name given twice and a colon written otherwise": (
+        raw(b'{"__metadata__":{"k":"1","k":"\\u003a"}}'),
+        "'k' is given twice",
+    ),
     "a key given twice": (raw(b'{"a":1,"b":2,"a":3}'), "'a' is given twice"),
     "overlap": (raw({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)), "'b' overlaps"),
     "same bytes twice": (raw({"a": entry(), "b": entry()}, bytes(8)), "'b' overlaps"),
@@ -169,6 +182,8 @@ def test_of_many_files_nothing_is_held(tmp_path, rows):
     safetensors_file.write(tmp_path / "x.safetensors", {"emb_params": rows(2, 768)}, {})
     (kept,) = recognised(tmp_path / "x.safetensors").contents.embeddings[0].vectors.values()
     (left,) = recognised(tmp_path / "x.safetensors", held=0).contents.embeddings[0].vectors.values()
-    assert not isinstance(kept.stored, FileRange)
+    assert isinstance(kept.stored, FileRange)
     assert isinstance(left.stored, FileRange)
+    assert len(kept.stored.held) == len(left.stored)
+    assert left.stored.held is None
     assert bytes(left.data) == bytes(kept.data)

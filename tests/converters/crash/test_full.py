@@ -108,8 +108,8 @@ def test_a_close_that_fails_counts_like_a_write(tmp_path, monkeypatch):
             self._file.__exit__(*error)
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    def opening(file, mode="r", *args):
-        return Closing(opens(file, mode, *args), faults.Points())
+    def opening(file, mode="r", *args, **options):
+        return Closing(opens(file, mode, *args, **options), faults.Points())
 
     monkeypatch.setattr(builtins, "open", opening)
     with pytest.raises(ConvertError, match=os.strerror(errno.EDQUOT)):

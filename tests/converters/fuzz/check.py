@@ -9,12 +9,13 @@ from pathlib import Path
 from fuzz.guard import Violation
 
 from pivotune.converters import safetensors_file
+from pivotune.converters.adding import bundle
 from pivotune.converters.atomic import batch
 from pivotune.converters.dialects import DIALECTS
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import all_families
 from pivotune.converters.inspection import inspect
-from pivotune.converters.operations import bundle, merge, rename, retarget, unbundle
+from pivotune.converters.operations import merge, rename, retarget, unbundle
 from pivotune.converters.programs import programs
 from pivotune.converters.read import recognised
 from pivotune.converters.tensor import nbytes

@@ -80,6 +80,8 @@ class Guard:
         if isinstance(path, int):
             return
         place = os.path.abspath(os.fsdecode(path))
+        if place.startswith("/proc/self/fd/"):  # a file without a name: where it was made
+            place = os.readlink(place)
         if not (place + os.sep).startswith(self.folder + os.sep):
             self.seen.append(f"{event} outside the folder: {place[:200]!r}")
 

@@ -1,0 +1,93 @@
+"""Putting words into a LoRA file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .atomic import Batch
+from .bundle import bundle as bundled
+from .bundle import tensors_of
+from .embedding import Contents, Embedding, let_go
+from .errors import ConvertError
+from .families import Family, all_families
+from .lora_layout import lora_families
+from .programs import programs, reads_lora
+from .read import Recognised, recognised, stated_family
+from .rewriting import rewritten
+from .slots import settle
+from .stored import Stored
+from .words import Options, asked_family, family_of_words, joined, named, own_words, what
+from .write import Written
+
+MANY = 256  # files, of which no vectors are kept in memory
+
+
+def bundle(
+    files: Batch, lora: Path, words: Sequence[Path], out: Path, targets: Sequence[str], options: Options
+) -> list[Written]:
+    """The LoRA with the words of the other files in it.
+
+    Raises ConvertError if they are for different families, if a word would be lost in A1111, or if a program of
+    `targets` would refuse the LoRA; that it leaves the words out is a loss.
+    """
+    found = recognised(lora)
+    if not found.contents.rest:
+        raise ConvertError(f"{lora}: {what(found)}; the first file must be the LoRA")
+    family = _family_of_lora(lora, found, words, options)
+    widths = family.widths if family else None
+    added = (word for path in words for word in _words_to_add(path))
+    settled = (replace(word, vectors=settle(word.vectors, widths or {})) for word in named(added, options.name))
+    turns = _in_turn(settled) if len(words) > MANY else settled
+    lora_only = replace(found.contents, embeddings=own_words(found.contents))
+    contents = bundled(lora_only, turns, widths=widths, replace=options.replace, drop_outputs=options.drop_outputs)
+    losses = _bundle_losses(Stored(out, tensors_of(contents), contents.metadata), contents, targets, family)
+    return rewritten(files, out, contents, "bundle", ",".join(targets), losses)
+
+
+def _in_turn(words: Iterable[Embedding]) -> Iterator[Embedding]:
+    """The words, each of which gives up its place in memory to the next."""
+    for word in words:
+        yield word
+        let_go(word)
+
+
+def _words_to_add(path: Path) -> Sequence[Embedding]:
+    found = recognised(path)
+    if not found.contents.embeddings or found.contents.rest:
+        raise ConvertError(f"{path}: {what(found)}; after the LoRA come files with words alone")
+    return joined(own_words(found.contents), path, found)
+
+
+def _family_of_lora(lora: Path, found: Recognised, words: Sequence[Path], options: Options) -> Family | None:
+    """The LoRA's family by its shapes, else that of words of ours for a small model, else by its metadata or words."""
+    if options.family is not None:
+        return asked_family(options.family)
+    rest = found.contents.rest
+    stated = lora_families(rest, found.contents.metadata)
+    if len(stated) == 1 and lora_families(rest, {}):
+        return all_families()[stated[0]]
+    small = stated_family(_words_to_add(words[0]))
+    if small is not None and small.name in (stated or [small.name]):
+        return small
+    if len(stated) == 1:
+        return all_families()[stated[0]]
+    added = [word for path in words for word in _in_turn(_words_to_add(path))]
+    return family_of_words(lora, added, found._replace(dialect=None), options)
+
+
+def _bundle_losses(file: Stored, contents: Contents, targets: Sequence[str], family: Family | None) -> tuple[str, ...]:
+    losses = []
+    for target in targets:
+        if target not in programs():
+            raise ConvertError(f"{target!r} is no program; choose from {', '.join(programs())}")
+        reading = reads_lora(target, file, family.widths if family else {})
+        if reading.breaks:
+            raise ConvertError(
+                f"{programs()[target].title} would not load it: {reading.breaks}; use unbundle --for {target}"
+            )
+        lost = [word.name for word in contents.embeddings if word.name not in reading.words]
+        if lost:
+            losses.append(f"{programs()[target].title} does not use {', '.join(lost[:6])}; give it files of their own")
+    return tuple(losses)

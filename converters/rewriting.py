@@ -1,0 +1,40 @@
+"""All words of a file written into one file again, in a dialect of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from . import safetensors_file
+from .atomic import Batch
+from .bundle import words_of
+from .dialects import DIALECTS
+from .embedding import Contents
+from .errors import ConvertError
+from .tensor import RawTensor, same
+from .words import WORDS
+from .write import Written
+
+
+def rewritten(
+    files: Batch, out: Path, contents: Contents, dialect: str, program: str = "", losses: tuple[str, ...] = ()
+) -> list[Written]:
+    """Write `contents` in a dialect by name; a bundle keeps each word's own metadata and is read again as one."""
+    tensors, metadata = DIALECTS[dialect].write(contents)
+    if dialect == "bundle":
+        metadata = {**metadata, WORDS: json.dumps({word.name: word.metadata for word in contents.embeddings})}
+        _check_words(out, contents, tensors)
+    safetensors_file.add(files, out, tensors, metadata, copied=contents.rest)
+    return [Written(out, program, dialect, " ".join(word.name for word in contents.embeddings), losses)]
+
+
+def _check_words(out: Path, contents: Contents, tensors: dict[str, RawTensor]) -> None:
+    """Raises ConvertError unless the tensors as they will be written give back every word bit for bit."""
+    found, rest = words_of(tensors)
+    meant = {word.name: word.vectors for word in contents.embeddings}
+    if {word.name for word in found} != meant.keys() or rest.keys() != contents.rest.keys():
+        raise ConvertError(f"{out}: its words would not be found again under their names")
+    for word in found:
+        kept = word.vectors.keys() == meant[word.name].keys()
+        if not kept or not all(same(tensor, meant[word.name][key]) for key, tensor in word.vectors.items()):
+            raise ConvertError(f"{out}: the word {word.name!r} would not be read as it was written")
