@@ -16,9 +16,22 @@ from .options import json_option, print_json, recipe_argument, set_option
 @set_option
 @click.option("--device", help="Where to compute: auto, cuda, cuda:1, mps, xpu, cpu.")
 @click.option("--fresh", is_flag=True, help="Begin anew, also where an unfinished run of the recipe could go on.")
+@click.option(
+    "--from-checkpoint",
+    "source",
+    type=click.Path(exists=True, path_type=Path),
+    help="Begin a new run with what an earlier one reached: its folder, or a checkpoint in it. With more steps and "
+    "all else alike it goes on from there; else it takes what fits, and says what.",
+)
 @json_option
 def run(
-    recipe: str, out: Path | None, overrides: tuple[str, ...], device: str | None, fresh: bool, as_json: bool
+    recipe: str,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    device: str | None,
+    fresh: bool,
+    source: Path | None,
+    as_json: bool,
 ) -> None:
     """Run a recipe: teach its words, export them, and write a report.
 
@@ -35,7 +48,9 @@ def run(
 
     from ..run.runner import run_recipe
 
-    result = run_recipe(loaded, out=out, progress=lambda text: click.echo(text, err=True), bar=not as_json, fresh=fresh)
+    result = run_recipe(
+        loaded, out=out, progress=lambda text: click.echo(text, err=True), bar=not as_json, fresh=fresh, source=source
+    )
     if as_json:
         print_json({"folder": str(result.folder), "report": str(result.report)})
     else:

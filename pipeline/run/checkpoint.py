@@ -37,6 +37,15 @@ class Checkpoint:
         return f"stage-{self.stage + 1:03d}-step-{self.step:09d}.safetensors"
 
 
+@dataclass(frozen=True)
+class Source:
+    """An earlier run's state. `whole`: it fits to the last bit, and the new run goes on from its step."""
+
+    run: Path
+    point: Checkpoint
+    whole: bool
+
+
 def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Path:
     """Write it beside the others and then take away all but the newest `keep`.
 

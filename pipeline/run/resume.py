@@ -14,6 +14,7 @@ from ..train.loop import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
 from .checkpoint import Checkpoint
 from .state import Run
+from .takeover import take_what_fits
 
 _PATH = "path in the run"
 
@@ -61,6 +62,7 @@ def go_on(run: Run, training: Training) -> tuple[int, float]:
     """
     point = run.resume
     if point is None or point.stage != run.stage:
+        take_what_fits(run, training)
         return 0, 0.0
     restore_snapshot(training, run.moved, point.tensors, point.facts)
     facts = run.restored

@@ -34,6 +34,7 @@ from .resume import take_up
 from .start import Start, begin_folder, refuse_foreign, say_start
 from .state import Run
 from .stopping import Stopped, listening
+from .takeover import begin_from, open_source
 
 FULL = "the device's memory is full; try model.dtype = 'bfloat16', or device = 'cpu'"
 Progress = Callable[[str], None]
@@ -48,10 +49,19 @@ class RunResult:
     summary: str
 
 
-def run_recipe(recipe: Recipe, *, out: Path | None, progress: Progress, bar: bool, fresh: bool = False) -> RunResult:
+def run_recipe(
+    recipe: Recipe,
+    *,
+    out: Path | None,
+    progress: Progress,
+    bar: bool,
+    fresh: bool = False,
+    source: Path | None = None,
+) -> RunResult:
     """Run every stage of a checked recipe into a folder of its own, or go on with an unfinished run of the same inputs.
 
-    `fresh` begins anew even so. Raises StageError or ConvertError when a stage fails; manifest and report then say why.
+    `fresh` begins anew even so. `source`, a run's folder or a checkpoint, is where a new run takes its beginning from.
+    Raises StageError or ConvertError when a stage fails; manifest and report then say why.
     """
     begin = time.monotonic()
     device = pick_device(recipe.device)
@@ -62,14 +72,19 @@ def run_recipe(recipe: Recipe, *, out: Path | None, progress: Progress, bar: boo
     draw_class_pictures(model, recipe, progress)
     statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
     inputs = inputs_of(recipe, model, statistics)
-    start = begin_folder(recipe.name, out, inputs, fresh=fresh)
+    begun = open_source(source, inputs, progress) if source else None
+    start = begin_folder(recipe.name, out, inputs, fresh=fresh or source is not None)
     with locked(start.folder), listening(progress) as asked:
         checkpoint = newest_checkpoint(start.folder, progress) if start.left else None
+        if begun is not None:
+            begin_from(begun, start.folder)
+            checkpoint = begun.point if begun.whole else None
         say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
         rule = recipe.checkpoint
         run = Run(
             recipe, start.folder, model, statistics, Keeper(start.folder, rule.every, rule.keep, asked), progress, bar
         )
+        run.source = begun
         run.metrics = Metrics(start.folder, take_up(run, checkpoint))
         return _run(run, _manifest(recipe, inputs, start), begin)
 

@@ -52,7 +52,7 @@ def choose_start(name: str, out: Path | None, inputs: Mapping[str, Any], *, fres
         if left is None:
             return Start(out.absolute())
         if fresh:
-            raise StageError(f"{out} holds an unfinished run; with --fresh choose another --out")
+            raise StageError(f"{out} holds an unfinished run, and this one is to begin anew: choose another --out")
         _refuse_changed(out, input_differences(left, inputs))
         return Start(out.absolute(), left)
     for number in range(1, 10_000):

@@ -19,7 +19,7 @@ from ..train.parts import part_modules
 from ..words.initial import InitialTokens
 from ..words.injection import Injection
 from ..words.norms import NormStatistics
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Source
 from .keeper import Keeper
 from .metrics import Metrics
 
@@ -46,6 +46,8 @@ class Run:
     bar: bool
     metrics: Metrics = field(init=False)
     resume: Checkpoint | None = None
+    source: Source | None = None
+    taken: set[str] = field(default_factory=set)
     restored: Mapping[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     done_rows: list[dict[str, Any]] = field(default_factory=list)

@@ -24,7 +24,12 @@ def take_snapshot(training: Training, moved: Mapping[str, nn.Parameter]) -> tupl
         state = thing.state()
         tensors |= {f"{_THINGS}{thing.name}/{name}": tensor for name, tensor in state.tensors.items()}
         values[thing.name] = state.values
-    return {name: tensor.cpu() for name, tensor in tensors.items()}, {"things": values, "scale": vars(training.scale)}
+    spans = {
+        key: {word: [span.start, span.stop] for word, span in rows.spans.items()}
+        for key, rows in training.injection.rows.items()
+    }
+    facts = {"things": values, "scale": dict(vars(training.scale)), "spans": spans}
+    return {name: tensor.cpu() for name, tensor in tensors.items()}, facts
 
 
 def restore_snapshot(

@@ -100,6 +100,13 @@ class WeightTrainer:
         load_state(self.optimizer, tree["optimizer"])
         self._round()
 
+    @torch.no_grad()
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with these values of weights it has, in the same shapes; the optimizer begins anew."""
+        for key, values in weights.items():
+            copy_into(self.masters[key], values, f"{self.name}: {key}")
+        self._round()
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model has the weights that are to be used: the average where one is kept, else the present ones."""

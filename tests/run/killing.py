@@ -36,6 +36,10 @@ METHODS: dict[str, dict[str, str]] = {
         "train": "lora = { rank = 2, dropout = 0.3 }\nflip = true\ncaption_dropout = 0.3",
         "more": OFTEN,
     },
+    "fine-tune, Prodigy, average": {
+        "train": 'ema = 0.9\noptimizer = { kind = "prodigy" }\n[stage.finetune]\nlearning_rate = 1e-3',
+        "more": OFTEN,
+    },
     "pivotal": {"train": "gradient_accumulation = 2", "stages": TWO_STAGES, "more": OFTEN},
 }
 FAMILY = {"words": "sdxl"}
@@ -84,7 +88,8 @@ class Project:
 def project(folder: Path, method: str) -> Project:
     """Write the project and run it once, in peace."""
     folder.mkdir()
-    recipe = load_recipe(make_project(folder, FAMILY.get(method, "sd1"), **METHODS[method]), [f"stage.3.steps={STEPS}"])
+    path = make_project(folder, FAMILY.get(method, "sd1"), **METHODS[method])
+    recipe = load_recipe(path, [f"stage.3.steps={STEPS}", "samples.prompts=[]"])
     begin = time.monotonic()
     assert child(lambda: run_project(recipe, folder / "whole")) == 0
     return Project(recipe, folder / "whole", time.monotonic() - begin)

@@ -185,3 +185,47 @@ def test_replay_finds_the_same_and_names_what_differs(tmp_path):
 def test_only_a_finished_run_is_replayed(tmp_path):
     with pytest.raises(StageError, match="holds no run"):
         replay(tmp_path, out=None, progress=lambda text: None, bar=False)
+
+
+@pytest.mark.parametrize("train", ["", "lora = { rank = 2, dropout = 0.2 }\nema = 0.9"])
+def test_more_steps_go_on_from_the_end_of_a_finished_run(tmp_path, train):
+    path = make_project(tmp_path, train=train)
+    first = run_project(path, tmp_path / "first").folder
+    more = load_recipe(path, ["train.steps=6"])
+    with pytest.raises(StageError, match=f"add --from-checkpoint {first}"):
+        run_project(more, first)
+    made = made_files(first)
+    whole = run_project(more, tmp_path / "whole").folder
+    said: list[str] = []
+    longer = tmp_path / "longer"
+    runner.run_recipe(more, out=longer, progress=said.append, bar=False, source=first)
+    assert f"going on from {first}, after step 3 of stage 3" in said
+    assert made_files(longer) == made_files(whole)
+    assert metrics_of(longer) == metrics_of(whole)
+    assert made_files(first) == made
+
+
+def test_of_another_recipe_what_fits_is_taken_and_said(tmp_path):
+    more = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "red"\ntrain = false'
+    path = make_project(tmp_path, train="lora = { rank = 2 }", more=more)
+    first = run_project(path, tmp_path / "first").folder
+    text = path.read_text("utf-8").replace('"dog"', '"hen"').replace("rank = 2", "rank = 2, targets = 'all'")
+    path.write_text(text.replace("steps = 3", "steps = 1").replace("1e-2", "1e-30"), "utf-8")
+    said: list[str] = []
+    recipe = load_recipe(path, ["train.lora.learning_rate=1e-30"])
+    second = runner.run_recipe(recipe, out=tmp_path / "second", progress=said.append, bar=False, source=first).folder
+    lines = [line for line in said if line.startswith(("taken:", "not taken:"))]
+    assert "taken: '<cat>' in clip_l" in lines
+    assert "not taken: 'hen' in clip_l: the checkpoint has no such word" in lines
+    kept, whole = next(line for line in lines if line.endswith("of lora.denoiser")).split(" weights")[0].split(" of ")
+    assert 0 < int(kept.removeprefix("taken: ")) < int(whole)
+    assert any(line.startswith("taking what fits from") and "recipe.embedding.2.placeholder" in line for line in said)
+    cats = [(run / "exports/tiny_embeddings/cat.safetensors").read_bytes() for run in (first, second)]
+    assert cats[0] == cats[1]
+
+
+def test_a_folder_without_a_checkpoint_gives_nothing(tmp_path):
+    path = make_project(tmp_path)
+    with pytest.raises(StageError, match="holds no checkpoint that can be read"):
+        runner.run_recipe(load_recipe(path), out=tmp_path / "x", progress=print, bar=False, source=tmp_path / "model")
+    assert not (tmp_path / "x").exists()

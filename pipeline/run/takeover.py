@@ -1,0 +1,110 @@
+"""`--from-checkpoint`: a new run begins with what an earlier one reached, wholly or as far as it fits."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import StageError
+from ..train.loop import Training
+from ..train.weights import WeightTrainer
+from .checkpoint import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
+from .differences import input_differences
+from .start import left_behind
+from .state import Run
+
+# What may change without changing a step that is done: texts, pictures for the report, how often checkpoints come.
+_FREE = re.compile(r"recipe\.(name|samples|checkpoint)\b")
+_STEPS = re.compile(r"recipe\.stage\.(\d+)\.steps: (\d+), now (\d+)")
+
+
+def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], None]) -> Source:
+    """The newest checkpoint of a run's folder, or the one of that file. Raises StageError when there is none.
+
+    It fits wholly when nothing differs but texts and the steps of its own stage, which may be more.
+    """
+    run = place if place.is_dir() else place.parent.parent
+    point = newest_checkpoint(place, say) if place.is_dir() else read_checkpoint(place)
+    if point is None:
+        raise StageError(f"{place}: holds no checkpoint that can be read (a run's folder has them in {FOLDER}/)")
+    left = left_behind(run)
+    if left is None:
+        raise StageError(f"{run}: has no manifest.json, so nobody can tell what the checkpoint was made with")
+    differences = [line for line in input_differences(left, inputs) if not _FREE.match(line)]
+    unfit = [line for line in differences if not _more_steps(line, point)]
+    if not unfit:
+        say(f"going on from {run}, after step {point.step} of stage {point.stage + 1}")
+    else:
+        say(f"taking what fits from {run}; with new optimizers and from step 1, for this differs: {'; '.join(unfit)}")
+    return Source(run, point, not unfit)
+
+
+def _more_steps(line: str, point: Checkpoint) -> bool:
+    match = _STEPS.fullmatch(line)
+    return match is not None and int(match[1]) == point.stage + 1 and int(match[3]) > int(match[2])
+
+
+def begin_from(source: Source, folder: Path) -> None:
+    """Bring the earlier run's measurements up to the checkpoint into the folder of the one that goes on."""
+    if source.whole:
+        shutil.copyfile(source.run / "metrics.jsonl", folder / "metrics.jsonl")
+
+
+def take_what_fits(run: Run, training: Training) -> None:
+    """Fill words and weights of the stage's trained things from the source, each once; say what was and was not taken.
+
+    Vectors fit by the word's name and number, weights by name and shape.
+    """
+    source = run.source
+    if source is None or source.whole:
+        return
+    for line in [*_take_words(run, training, source.point), *_take_weights(run, training, source.point)]:
+        run.progress(line)
+        run.notes.append(line)
+
+
+def _take_words(run: Run, training: Training, point: Checkpoint) -> Iterator[str]:
+    if "words" in run.taken:
+        return
+    run.taken.add("words")
+    spans: Mapping[str, Mapping[str, list[int]]] = point.facts["spans"]
+    for key, rows in training.injection.rows.items():
+        there, values = spans.get(key, {}), point.tensors.get(f"rows/{key}")
+        for word, span in rows.spans.items():
+            first, last = there.get(word, (0, 0))
+            if values is None or word not in there:
+                yield f"not taken: {word!r} in {key}: the checkpoint has no such word"
+            elif last - first != len(span):
+                yield f"not taken: {word!r} in {key}: {last - first} vectors there, {len(span)} here"
+            else:
+                rows.values[span.start : span.stop] = values[first:last].to(rows.values)
+                yield f"taken: {word!r} in {key}"
+
+
+@torch.no_grad()
+def _take_weights(run: Run, training: Training, point: Checkpoint) -> Iterator[str]:
+    for thing in training.things:
+        if not isinstance(thing, WeightTrainer) or thing.name in run.taken:
+            continue
+        run.taken.add(thing.name)
+        there = _weights(point, thing.name)
+        fitting = [key for key, weight in thing.masters.items() if key in there and there[key].shape == weight.shape]
+        thing.take({key: there[key] for key in fitting})
+        yield f"{'taken' if fitting else 'not taken'}: {len(fitting)} of {len(thing.masters)} weights of {thing.name}"
+
+
+def _weights(point: Checkpoint, name: str) -> dict[str, Tensor]:
+    """A thing's weights, whether its stage was the one of the checkpoint or an earlier one."""
+    starts = (f"things/{name}/weights.", f"loose/{name}/")
+    return {
+        key.removeprefix(start): tensor
+        for start in starts
+        for key, tensor in point.tensors.items()
+        if key.startswith(start)
+    }
