@@ -99,12 +99,13 @@ def _mask(told: Sequence[Encoded]) -> Tensor | None:
 def open_dataset(
     recipe: Recipe, vae: Any, *, resolution: int, batch_size: int, seed: int, flip: bool = False,
     caption_dropout: float = 0.0, run_folder: Path | None = None, warn: Callable[[str], None] | None = None,
-    bar: bool = False,
+    tell: Callable[[str], None] | None = None, bar: bool = False,
 ) -> Dataset:  # fmt: skip
     """The pictures of a recipe, encoded or found in the cache.
 
     `seed` is the train stage's own; the variants of pictures hang on the recipe's, so that two stages share them.
-    `warn` is told of what is worth a warning. Raises StageError that names every picture that cannot be used.
+    `warn` is told of what is worth a warning, `tell` of what was done. Raises StageError that names every picture that
+    cannot be used.
     """
     read, data = read_examples(recipe, resolution), recipe.data
     if not read.rows and not read.problems:
@@ -119,6 +120,8 @@ def open_dataset(
         fresh=data.cache_latents == "off",
     )  # fmt: skip
     latents.prepare(read.rows, read.problems, flip=flip, bar=bar)
+    if tell is not None and not latents.fresh:
+        tell(f"{len(read.rows)} pictures: {latents.misses} variants encoded, {latents.hits} found encoded")
     if latents.unwritable is not None and warn is not None:
         warn(f"encoded pictures are not kept on disk: {latents.unwritable}")
     order = Order(read.turns, [example.cut for example in read.rows], batch_size, seed)

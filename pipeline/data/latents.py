@@ -125,5 +125,8 @@ def encode(vae: Any, example: Example, variant: Variant, picture: Image.Image, m
     values = shown_picture(picture, example.cut, variant)
     told = vae.encode(values.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist
     mean, deviation = told.mean[0].float().cpu(), told.std[0].float().cpu()
+    if not (mean.isfinite().all() and deviation.isfinite().all()):
+        raise StageError(f"{example.picture}: what the VAE says of it in {vae.dtype} is not finite; use model.dtype = "
+                         "'bfloat16' or 'float32'")  # fmt: skip
     part = None if mask is None else shown_mask(mask, example.cut, variant, mean.shape[-2], mean.shape[-1])
     return Encoded(mean, deviation, part)

@@ -74,7 +74,8 @@ def coverage(words: tuple[Word, ...], captions: list[str]) -> dict[str, int]:
 
 def caption_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     """Words that no caption holds, and what looks like a word in captions and prompts but is none."""
-    captions = [text for concept in captioned for _, texts in concept.pictures for text in texts]
+    kinds = zip(recipe.concepts, captioned, strict=True)  # pictures of what should stay as it is show no word
+    captions = [text for concept, read in kinds if not concept.prior for _, texts in read.pictures for text in texts]
     if captions and any(stage.kind == "train" and stage.options["embeddings"] for stage in recipe.stages):
         found = coverage(recipe.words, captions)
         hints = 0

@@ -105,6 +105,7 @@ def train(
             caption_dropout=caption_dropout,
             run_folder=run.folder,
             warn=run.warnings.append,
+            tell=run.progress,
             bar=run.bar,
         ),
         things=tuple(things),

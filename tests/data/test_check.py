@@ -153,3 +153,24 @@ def test_ten_thousand_pictures_are_looked_at_in_seconds_and_twice_as_many_in_twi
         times.append(perf_counter() - begin)
     assert times[1] < 2.6 * times[0]
     assert times[1] < 20
+
+
+def test_words_that_may_be_left_out_and_words_in_prior_captions_are_warned_of(tmp_path):
+    noise(tmp_path / "pictures/a.png", 64, 64)
+    tags = '[[concept]]\nimages = "pictures"\ncaptions = ["<a>, ring, <b>", "<a>, <b>, red"]\ntag_dropout = 0.1\n'
+    shown = problems(recipe(tmp_path, tags + "keep_tags = 2"), "warning")
+    assert shown == [
+        "in 1 of 2 captions a word may be left out, as in '<a>, ring, <b>'; "
+        "put it among the first keep_tags = 2 tags, or raise keep_tags"
+    ]
+    assert problems(recipe(tmp_path, tags + "keep_tags = 3"), "warning") == []
+    prior = ONE + ONE + "prior = true\n"
+    assert problems(recipe(tmp_path, prior), "warning") == [
+        "captions of prior pictures hold <a>, <b>: the word is pulled towards what it should leave"
+    ]
+
+
+def test_a_word_only_in_prior_captions_is_in_none(tmp_path):
+    noise(tmp_path / "pictures/a.png", 64, 64)
+    concepts = ONE.replace("<a> ", "") + ONE + "prior = true\n"
+    assert any("none of the caption holds '<a>'" in text for text in problems(recipe(tmp_path, concepts)))

@@ -1,0 +1,52 @@
+"""Whole train stages over pictures of several shapes, with masks and balance; twice, the second time from the cache."""
+
+import json
+
+import pytest
+from data_of import noise
+from PIL import Image
+from projects import make_project
+
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.runner import run_recipe
+
+OTHERS = """
+[[concept]]
+images = "others"
+captions = ["a ring, red, small", "a <cat>"]
+shuffle_tags = true
+loss_weight = 0.5
+flip = true
+crop = "random"
+brightness = 0.1
+[[concept]]
+images = "class"
+captions = ["a ring"]
+prior = true
+samples = 2
+[data]
+buckets = true
+balance = "words"
+variants = 2
+cache_latents = "kept"
+"""
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_run_over_all_kinds_of_pictures_ends_in_the_same_bytes_with_and_without_the_cache(tmp_path, family):
+    path = make_project(tmp_path, family, more=OTHERS)
+    for number in range(3):
+        noise(tmp_path / f"others/{number}.png", 40, 14, number)
+        noise(tmp_path / f"class/{number}.png", 14, 40, number)
+    Image.new("L", (40, 14), 128).save(tmp_path / "others/1-mask.png")
+    recipe, told, files = load_recipe(path, ["train.steps=6"]), [], []
+    for name in ("one", "two"):
+        run_recipe(recipe, out=tmp_path / name, progress=told.append, bar=False)
+        exports = tmp_path / name / "exports"
+        files.append({file.relative_to(exports): file.read_bytes() for file in exports.rglob("*") if file.is_file()})
+    assert files[0] == files[1]
+    assert [text for text in told if "variants" in text] == [
+        "9 pictures: 18 variants encoded, 0 found encoded", "9 pictures: 0 variants encoded, 18 found encoded",
+    ]  # fmt: skip
+    manifest = json.loads((tmp_path / "two" / "manifest.json").read_text("utf-8"))
+    assert manifest["warnings"] == []
