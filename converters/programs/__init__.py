@@ -39,8 +39,8 @@ class Layout(NamedTuple):
 class Program:
     """A target: where its files go, what the user types, which characters a file name may have.
 
-    `dora` says whether it reads what a DoRA learns beside a LoRA, `lora_layout` in whose layout it gets LoRAs (kohya's
-    or PEFT's), `lora_blocks` for which families these name the denoiser's blocks as Stability does.
+    `dora` says whether it reads what a DoRA learns beside a LoRA. `lora_layouts` maps families (`*`: all) whose LoRAs
+    it wants otherwise than in kohya's layout with diffusers' names: `peft`, or `sgm` for Stability's names of blocks.
     """
 
     name: str
@@ -58,8 +58,7 @@ class Program:
     outputs: bool = False
     one_count: bool = True
     dora: bool = True
-    lora_layout: str = "kohya"
-    lora_blocks: dict[str, str] = field(default_factory=dict)
+    lora_layouts: dict[str, str] = field(default_factory=dict)
     refuses: dict[str, str] = field(default_factory=dict)
 
     def prompted(self, stem: str, word: str) -> str:

@@ -11,6 +11,8 @@ from ...converters.bundle import bundle, tensors_of, words_of
 from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.lora import lora_metadata, write_lora
+from ...converters.programs import Program, reads_lora
+from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
 from ..run.state import Run
 from ..words.raw import from_raw
@@ -30,18 +32,42 @@ def write_plain(
     _compare(path, safetensors_file.read(path)[0], tensors)
 
 
-def write_bundle(run: Run, tensors: Mapping[str, RawTensor], words: Iterable[Embedding], path: Path) -> None:
-    """The LoRA with the words as `bundle_emb.<name>.<key>`. A family with one encoder has its key spelled `clip_l`."""
+def write_bundle(
+    run: Run,
+    tensors: Mapping[str, RawTensor],
+    words: Iterable[Embedding],
+    path: Path,
+    program: Program,
+    *,
+    facts: Mapping[str, RawTensor] | None = None,
+) -> None:
+    """The LoRA with the words as `bundle_emb.<name>.<key>`. A family with one encoder has its key spelled `clip_l`.
+
+    Raises ConvertError when the file does not hold what went in, or `program` would not find the words in it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     spelled, sizes = _spelled(words, widths(run))
     whole = bundle(Contents(rest=dict(tensors)), spelled, widths=sizes)
-    write_lora(path, tensors_of(whole), _metadata(run, tensors))
+    write_lora(path, tensors_of(whole), _metadata(run, facts or tensors))
     found, rest = words_of(safetensors_file.read(path)[0])
     _compare(path, rest, tensors)
     back = {word.name: word.vectors for word in found}
     for word in spelled:
         if word.name not in back or any(not same(back[word.name][key], raw) for key, raw in word.vectors.items()):
             raise ConvertError(f"{path}: the word {word.name!r} does not come back as it went in")
+    seen = check_reading(run, path, program)
+    lost = [word.name for word in spelled if word.name not in seen]
+    if lost:
+        raise ConvertError(f"{path}: {program.title} would not find {', '.join(map(repr, lost))} in it")
+
+
+def check_reading(run: Run, path: Path, program: Program) -> set[str]:
+    """Words that a program finds in a LoRA file; ConvertError when it would refuse the file."""
+    stored = Stored(path, *safetensors_file.read(path))
+    reading = reads_lora(program.name, stored, widths(run))
+    if reading.breaks:
+        raise ConvertError(f"{path}: {program.title} would not load it: {reading.breaks}")
+    return set(reading.words)
 
 
 def _spelled(words: Iterable[Embedding], sizes: dict[str, int]) -> tuple[list[Embedding], dict[str, int]]:

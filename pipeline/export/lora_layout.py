@@ -1,9 +1,10 @@
 """A LoRA's tensors under the names that each program looks for.
 
 A run holds its LoRA in kohya's layout with diffusers' module names (`lora_unet_down_blocks_…`,
-`lora_te1_text_model_…`), which A1111, Forge, SD.Next, ComfyUI, InvokeAI and OneTrainer read. Two want it otherwise.
+`lora_te1_text_model_…`), which A1111, Forge, SD.Next, ComfyUI, InvokeAI and OneTrainer read. Three cases differ.
 Kohya's scripts know SDXL's blocks by Stability's names only. diffusers reads kohya's layout, but drops `dora_scale`,
-and the attention of text encoders when their `out_proj` has no LoRA: it gets PEFT's layout.
+and the attention of text encoders when their `out_proj` has no LoRA: it gets PEFT's layout. So does A1111 for SD3,
+whose loader wants two dots in every name.
 """
 
 from __future__ import annotations
@@ -49,11 +50,8 @@ def _column(name: str, raw: RawTensor, tensors: Tensors) -> RawTensor:
 
 def for_program(tensors: Tensors, program: Program, family: Family, pipe: Any) -> dict[str, RawTensor] | None:
     """Settled tensors as `program` wants them, or None where it takes them as they are."""
-    if program.lora_layout == "peft":
-        return peft(tensors, family, pipe)
-    if program.lora_blocks.get(family.name) == "sgm":
-        return sgm(tensors, family, pipe)
-    return None
+    layout = program.lora_layouts.get(family.name, program.lora_layouts.get("*"))
+    return LAYOUTS[layout](tensors, family, pipe) if layout is not None else None
 
 
 def lost(tensors: Tensors, program: Program) -> list[str]:
@@ -95,6 +93,9 @@ def peft(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]:
         if SCALE in part:
             made[f"{module}.lora_magnitude_vector.weight"] = _row(part[SCALE])
     return made
+
+
+LAYOUTS = {"sgm": sgm, "peft": peft}
 
 
 def _row(raw: RawTensor) -> RawTensor:

@@ -14,7 +14,7 @@ from ..models.family import MICRO
 from ..run.state import Run
 from .artefacts import note
 from .guide import Base, Files, bundle_trigger, diffusers_lines, guide_text
-from .lora import write_bundle, write_plain
+from .lora import check_reading, write_bundle, write_plain
 from .lora_layout import for_program, lost
 from .standalone import widths
 
@@ -36,7 +36,8 @@ def export_for(run: Run, ready: Contents, program: Program, folder: Path, made: 
     whole = bool(ready.rest) and bundle and program.words_in_loras.startswith("yes") and bool(ready.embeddings)
     if whole:
         path = folder / f"{run.recipe.name}.safetensors"
-        write_bundle(run, ready.rest, ready.embeddings, path)
+        tensors = for_program(ready.rest, program, run.model.family, run.model.pipe)
+        write_bundle(run, tensors or ready.rest, ready.embeddings, path, program, facts=ready.rest)
         names = tuple(word.name for word in ready.embeddings)
         note(run, path, "bundle", program, trigger=bundle_trigger(path.name, names))
         declared, files = 1, Files({}, path.name, names)
@@ -81,9 +82,11 @@ def _lora(run: Run, ready: Contents, program: Program, folder: Path, made: Made)
         return 0, None
     tensors = for_program(ready.rest, program, run.model.family, run.model.pipe)
     if tensors is None:
+        check_reading(run, made.lora, program)
         return 0, _from(folder, made.lora)
     path = folder / f"{run.recipe.name}_lora.safetensors"
     write_plain(run, tensors, path, facts=ready.rest)
+    check_reading(run, path, program)
     note(run, path, "lora", program)
     return 1, path.name
 

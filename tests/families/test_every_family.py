@@ -9,6 +9,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from projects import BUILD, make_project, run_project
 
+from pivotune.converters.programs import programs
 from pivotune.converters.safetensors_file import read
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.denoisers import DENOISERS
@@ -187,3 +188,16 @@ def answer(model) -> torch.Tensor:
         text = denoiser.encode(model.pipe, ["a red ring"])
         noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         return denoiser.predict(model.pipe, noisy, torch.tensor([500]), text)
+
+
+def test_a1111_gets_an_sd3_lora_whose_names_its_loader_takes(tmp_path, monkeypatch):
+    export = 'targets = ["a1111"]'
+    run(tmp_path, "sd3", train="lora = { rank = 2 }", export=export)
+    tensors, _ = read(tmp_path / "run" / "exports" / "a1111" / "tiny.safetensors")
+    assert all(name.count(".") >= 2 for name in tensors)
+    assert {name for name in tensors if name.startswith("bundle_emb.")} == {
+        f"bundle_emb.<cat>.{key}" for key in WIDTHS["sd3"]
+    }
+    monkeypatch.setitem(programs(), "a1111", replace(programs()["a1111"], lora_layouts={}))
+    with pytest.raises(StageError, match="its SD3 loader wants two dots in every name"):
+        run_project(tmp_path / "recipe.toml", tmp_path / "again")
