@@ -13,6 +13,8 @@ from ..lock import is_locked
 from .differences import input_differences
 
 MOST = 12  # differences that are listed
+# What a run has written before its first manifest: a process killed so early leaves nothing that counts.
+BEGUN = {".lock", ".probe", ".manifest.json.part", "metrics.jsonl", "recipe.toml"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ def refuse_foreign(out: Path | None) -> None:
 
     Said before minutes are spent on loading a model.
     """
-    if out is None or not out.is_dir() or not any(out.iterdir()):
+    if out is None or not out.is_dir() or all(path.name in BEGUN for path in out.iterdir()):
         return
     left = left_behind(out)
     if left is None:

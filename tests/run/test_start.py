@@ -90,6 +90,14 @@ def test_finished_and_foreign_folders_are_refused(tmp_path: Path) -> None:
         begun(tmp_path / "file" / "below")
 
 
+def test_a_run_that_was_killed_before_its_first_manifest_begins_again(tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    out.mkdir()
+    for name in (".lock", ".probe", ".manifest.json.part", "recipe.toml", "metrics.jsonl"):
+        (out / name).write_bytes(b"{")
+    assert begun(out) == ("o", False)
+
+
 def test_names_for_people_are_no_difference() -> None:
     other = {**INPUTS, "model": {"sha256": {"unet": "aa"}, "path": "/there"}}
     assert input_differences(INPUTS, other) == []
