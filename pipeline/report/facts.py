@@ -24,16 +24,24 @@ def facts(manifest: Json, metrics: list[Json]) -> list[tuple[str, str]]:
     model, data = manifest.get("model") or {}, manifest.get("data") or {}
     checked = [state for _, _, state in proofs(manifest)]
     losses = [row.get("loss") for row in metrics]
+    running = manifest.get("status") == "running"
     device = (manifest.get("environment") or {}).get("device")
     found = [
         ("Model", _last_part(model.get("base"))),
         ("Training pictures", f"{data['pictures']:,}" if data else None),
-        ("Steps", f"{len(metrics):,}"),
+        ("Steps", _steps(manifest, len(metrics)) if running else f"{len(metrics):,}"),
         ("Loss", _from_to(losses)),
-        ("Time", show.duration(manifest.get("seconds")) + (f" on {device}" if device else "")),
-        ("Proofs that hold", f"{checked.count(True)} of {len(checked)}"),
+        ("Time", None if running else show.duration(manifest.get("seconds")) + (f" on {device}" if device else "")),
+        ("Proofs that hold", None if running else f"{checked.count(True)} of {len(checked)}"),
     ]
     return [(label, value) for label, value in found if value is not None]
+
+
+def _steps(manifest: Json, done: int) -> str:
+    """How many steps are done, of how many the recipe asks for."""
+    stages = (manifest.get("recipe") or {}).get("stage") or []
+    asked = sum(stage.get("steps") or 0 for stage in stages if stage.get("kind") == "train")
+    return f"{done:,} of {asked:,}" if asked else f"{done:,}"
 
 
 def _last_part(base: str | None) -> str | None:

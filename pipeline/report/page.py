@@ -37,7 +37,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
     warnings = list(manifest.get("warnings") or [])
     if unread:
         warnings.append(f"metrics.jsonl: {unread:,} lines could not be read and are left out of the curves")
-    taught = manifest.get("words") or []
+    taught, asked = manifest.get("words") or [], _asked(manifest)
     files, code = facts.files(manifest, folder)
     page = (
         _environment()
@@ -47,7 +47,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
             m=manifest,
             state="killed" if killed else manifest.get("status"),
             refresh=refresh,
-            asked=[word.get("placeholder") for word in (manifest.get("recipe") or {}).get("embedding") or []],
+            asked=[word["placeholder"] for word in asked],
             warnings=warnings,
             facts=facts.facts(manifest, metrics),
             proofs=facts.proofs(manifest),
@@ -55,7 +55,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
             code=code,
             stages=facts.stages(manifest),
             recipe=facts.recipe_text(manifest, RECIPE),
-            samples=_samples(manifest, folder),
+            samples=_samples({**manifest, "words": taught or asked}, folder),
             progress=through_time(metrics, folder),
             curves=_curves(manifest, metrics),
             words=[_word(manifest, word) for word in taught[:WORDS]],
@@ -86,6 +86,12 @@ def _environment() -> Environment:
         "printable": words.printable,
     }
     return environment
+
+
+def _asked(manifest: Json) -> list[Json]:
+    """The words that the recipe names: all that is known of them until the run has ended."""
+    words = (manifest.get("recipe") or {}).get("embedding") or []
+    return [{"placeholder": word["placeholder"]} for word in words if word.get("placeholder")]
 
 
 def _word(manifest: Json, word: Json) -> Json:

@@ -19,6 +19,7 @@ from ..recipe.fill import defaults
 from ..run.beside import Options, beside
 from ..run.resume import go_on, keep_on
 from ..run.state import Run
+from ..train.compiling import compiled
 from ..train.locality_setup import locality_of, remember
 from ..train.loop import Training, train_steps
 from ..train.lora import has_lora, lora_tensors
@@ -65,6 +66,7 @@ def train(
     locality: Mapping[str, Any] | None = None,
     watch: Mapping[str, Any] | None = None,
     save: Mapping[str, Any] | None = None,
+    compile: bool = False,
 ) -> Contents:
     """Train for `steps` optimizer steps (changes the injected rows, and what `lora` and `finetune` name).
 
@@ -117,7 +119,8 @@ def train(
     )
     if locality is not None:
         training = replace(training, locality=locality_of(run, training, locality))
-    _run_steps(run, training, contents, log_every, gradient_checkpointing, watch, save)
+    with compiled(run.model.denoiser, compile):
+        _run_steps(run, training, contents, log_every, gradient_checkpointing, watch, save)
     if training.words is not None:
         run.stopped_at.update(training.words.stopped_at)
         run.reached |= training.words.reached
