@@ -20,7 +20,7 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
     folder = path.parent
     kinds = data["stage"]
     table = filled({key: value for key, value in data.items() if key != "stage"}, schemas.schema("recipe.json"))
-    words = tuple(Word(**{**item, "stop_after": parse_stop(item["stop_after"])}) for item in table["embedding"])
+    words = tuple(_word(item, folder) for item in table["embedding"])
     return Recipe(
         path=path,
         name=table["name"],
@@ -61,6 +61,11 @@ def stated_model(base: str, family: str | None, config: str | None) -> ModelSpec
     """A model as a command line names it; relative paths start at the working folder."""
     here = Path.cwd()
     return ModelSpec(str(_source(base, here)), family, "float32", None, None, _source(config, here))
+
+
+def _word(table: dict[str, Any], folder: Path) -> Word:
+    base = None if table["base"] is None else located(table["base"], folder)
+    return Word(**{**table, "base": base, "stop_after": parse_stop(table["stop_after"])})
 
 
 def _source(text: str | None, folder: Path) -> str | None:

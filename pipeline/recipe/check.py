@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..data.captions import Captioned
 from ..errors import RecipeError
+from .check_base import base_findings
 from .check_captions import shown_word_findings
 from .check_encoders import encoder_findings
 from .check_model import family_of, model_findings
@@ -73,6 +74,7 @@ def _findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     yield from picture_findings(recipe, captioned)
     yield from name_findings(recipe.words)
     yield from same_files(recipe)
+    yield from base_findings(recipe, family)
     yield from caption_findings(recipe, captioned)
     yield from shown_word_findings(recipe, captioned)
     yield from stage_findings(recipe, family)

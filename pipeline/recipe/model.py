@@ -73,7 +73,8 @@ class StopAfter:
 @dataclass(frozen=True)
 class Word:
     """One `[[embedding]]` table. `learning_rate` is one number, one per encoder key, or None (the train stage's);
-    `preserve_norm` is a norm rule or None (the train stage's)."""
+    `preserve_norm` is a norm rule or None (the train stage's). `base` is the file that the word goes on from,
+    `base_name` the word in it, `resize` (cut, pad or None) what is done when it has another number of vectors."""
 
     placeholder: str
     initial_text: str
@@ -82,6 +83,9 @@ class Word:
     learning_rate: float | dict[str, float] | None
     stop_after: StopAfter
     preserve_norm: Any = None
+    base: Path | None = None
+    base_name: str | None = None
+    resize: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..data.survey import Survey, look, native_resolution, survey
 from ..models.tokenizers import token_limit
-from ..words.initial import InitialTokens, tokenize_initial
+from ..words.base import start_of, start_tokens
+from ..words.initial import InitialTokens
 from ..words.placeholders import Replacer
 from .model import Recipe, Stage
 
@@ -62,14 +63,13 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
-    """The plan of a checked recipe. ValueError when the padding text has no token."""
+    """The plan of a checked recipe. ValueError when the padding text has no token, ConvertError for a useless base."""
     pad_with = next((stage.options["pad_with"] for stage in recipe.stages if stage.kind == "tokenize"), "*")
     words = {
         word.placeholder: {
-            key: tokenize_initial(tokenizer, word.initial_text, word.tokens, pad_with)
-            for key, tokenizer in tokenizers.items()
+            key: start_tokens(tokenizer, word, pad_with, base, key) for key, tokenizer in tokenizers.items()
         }
-        for word in recipe.words
+        for word, base in ((word, start_of(word, list(tokenizers))) for word in recipe.words)
     }
     limits = {key: token_limit(tokenizer) for key, tokenizer in tokenizers.items()}
     seen = look(recipe)

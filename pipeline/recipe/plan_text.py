@@ -46,7 +46,8 @@ def _stage(number: int, stage: PlannedStage) -> Iterator[str]:
 def _word(plan: Plan, placeholder: str) -> Iterator[str]:
     word = next(word for word in plan.recipe.words if word.placeholder == placeholder)
     still = "" if word.train else ", not trained"
-    yield f"  {placeholder}  from the text {word.initial_text!r}{still}"
+    start = f"the text {word.initial_text!r}" if word.base is None else f"the file {word.base.name}"
+    yield f"  {placeholder}  from {start}{still}"
     for key, tokens in plan.words[placeholder].items():
         yield f"    {key}: {_tokens(tokens)}"
 
