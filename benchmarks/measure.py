@@ -73,8 +73,9 @@ class Child:
 
 def child(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
     """Run a command to its end; CPU seconds and peak memory are those of that process. Raises when it fails."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as users have it
     begin = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**kept, **(environment or {})})
     assert process.stdout is not None
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)

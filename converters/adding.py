@@ -61,16 +61,18 @@ def _words_to_add(path: Path) -> Sequence[Embedding]:
 
 
 def _family_of_lora(lora: Path, found: Recognised, words: Sequence[Path], options: Options) -> Family | None:
-    """The LoRA's family by its shapes, else that of words of ours for a small model, else by its metadata or words."""
+    """The LoRA's family by its shapes, else that of words of ours for a small model, else by its metadata or words.
+
+    Raises ConvertError if it stays open.
+    """
     if options.family is not None:
         return asked_family(options.family)
-    rest = found.contents.rest
+    rest, small = found.contents.rest, stated_family(_words_to_add(words[0]))
     stated = lora_families(rest, found.contents.metadata)
-    if len(stated) == 1 and lora_families(rest, {}):
-        return all_families()[stated[0]]
-    small = stated_family(_words_to_add(words[0]))
     if small is not None and small.name in (stated or [small.name]):
-        return small
+        other = small.widths != all_families()[small.name].widths
+        if other and not lora_families(rest, {}):
+            return small
     if len(stated) == 1:
         return all_families()[stated[0]]
     added = [word for path in words for word in _in_turn(_words_to_add(path))]
