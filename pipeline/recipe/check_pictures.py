@@ -28,6 +28,19 @@ def picture_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Fin
         yield from _concept(("concept", index), concept, recipe, result)
     if recipe.concepts and all(concept.prior for concept in recipe.concepts):
         yield Finding(("concept",), "every concept has prior = true; one shows the thing that is learned")
+    yield from _batches(recipe, captioned)
+
+
+def _batches(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
+    """Warnings about batches that an epoch cannot fill: none is filled up by showing a picture twice."""
+    shown = sum(
+        concept.samples or len(read.pictures) * concept.repeats
+        for concept, read in zip(recipe.concepts, captioned, strict=True)
+    )
+    for index, stage in enumerate(recipe.stages):
+        if stage.kind == "train" and 0 < shown < stage.options["batch_size"] and recipe.data.balance == "none":
+            text = f"an epoch shows {shown} pictures, so batches hold no more; a concept's repeats makes epochs longer"
+            yield Finding(("stage", index, "batch_size"), text, "warning")
 
 
 def _concept(place: tuple[str | int, ...], concept: Concept, recipe: Recipe, result: Captioned) -> Iterator[Finding]:

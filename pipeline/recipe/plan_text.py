@@ -22,7 +22,7 @@ def plan_text(plan: Plan, time: Estimate | None) -> str:
     lines = [f"{recipe.name}: teaches {words} to {recipe.model.base}", "", "Stages"]
     lines += [line for number, stage in enumerate(plan.stages, 1) for line in _stage(number, stage)]
     lines += ["", "Words"] + [line for word in plan.words for line in _word(plan, word)]
-    lines += ["", *_pictures(plan), "", *_captions(plan)]
+    lines += (["", *_pictures(plan)] if plan.surveys else []) + ["", *_captions(plan)]
     if time is not None:
         lines += ["", f"Estimated time: {duration(time.low)} to {duration(time.high)} ({time.basis})"]
     return "\n".join(lines)

@@ -75,6 +75,13 @@ def test_what_is_odd_is_warned_of(tmp_path):
     assert not any("wide.png" in text for text in problems(recipe(tmp_path, ONE, "buckets = true"), "warning"))
 
 
+def test_batches_that_no_epoch_fills_are_warned_of(tmp_path):
+    noise(tmp_path / "pictures/a.png", 64, 64)
+    text = "an epoch shows 3 pictures, so batches hold no more; a concept's repeats makes epochs longer"
+    assert problems(recipe(tmp_path, ONE + "repeats = 3"), "warning") == [text]
+    assert problems(recipe(tmp_path, ONE + "repeats = 4"), "warning") == []
+
+
 def test_only_prior_pictures_are_nothing_to_learn_from(tmp_path):
     noise(tmp_path / "pictures/a.png")
     assert any("every concept has prior = true" in text for text in problems(recipe(tmp_path, ONE + "prior = true")))
@@ -157,14 +164,15 @@ def test_ten_thousand_pictures_are_looked_at_in_seconds_and_twice_as_many_in_twi
 
 def test_words_that_may_be_left_out_and_words_in_prior_captions_are_warned_of(tmp_path):
     noise(tmp_path / "pictures/a.png", 64, 64)
-    tags = '[[concept]]\nimages = "pictures"\ncaptions = ["<a>, ring, <b>", "<a>, <b>, red"]\ntag_dropout = 0.1\n'
+    captions = '["<a>, ring, <b>", "<a>, <b>, red"]'
+    tags = f'[[concept]]\nimages = "pictures"\ncaptions = {captions}\ntag_dropout = 0.1\nrepeats = 4\n'
     shown = problems(recipe(tmp_path, tags + "keep_tags = 2"), "warning")
     assert shown == [
         "in 1 of 2 captions a word may be left out, as in '<a>, ring, <b>'; "
         "put it among the first keep_tags = 2 tags, or raise keep_tags"
     ]
     assert problems(recipe(tmp_path, tags + "keep_tags = 3"), "warning") == []
-    prior = ONE + ONE + "prior = true\n"
+    prior = ONE + "repeats = 4\n" + ONE + "prior = true\n"
     assert problems(recipe(tmp_path, prior), "warning") == [
         "captions of prior pictures hold <a>, <b>: the word is pulled towards what it should leave"
     ]
