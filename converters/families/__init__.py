@@ -15,12 +15,16 @@ from typing import NamedTuple
 
 
 class EncoderSpec(NamedTuple):
-    """One text encoder of a family: key in files, width of its vectors, attributes of the diffusers pipeline."""
+    """One text encoder of a family: key in files, width of its vectors, attributes of the diffusers pipeline.
+
+    `length` is how many tokens the pipeline gives it, where that is fewer than its tokenizer says.
+    """
 
     key: str
     width: int
     module: str
     tokenizer: str
+    length: int | None = None
 
 
 class CheckpointPart(NamedTuple):

@@ -24,6 +24,9 @@ def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
     folder, family = _folder(spec), stated_family(spec)
     loaded = {encoder.key: _load(folder / encoder.tokenizer) for encoder in family.encoders}
     there = {key: tokenizer for key, tokenizer in loaded.items() if tokenizer is not None}
+    for encoder in family.encoders:
+        if encoder.key in there and encoder.length is not None:
+            there[encoder.key].model_max_length = encoder.length
     if not there:
         raise StageError(f"{folder} holds no tokenizer ({', '.join(e.tokenizer for e in family.encoders)})")
     return there

@@ -135,12 +135,13 @@ def _stage(recipe: Recipe, index: int, stage: Stage, seen: Survey | None) -> Pla
     if stage.kind == "tokenize":
         return PlannedStage(stage.kind, "initial texts", "first vectors of every word")
     if stage.kind == "inject":
-        return PlannedStage(stage.kind, "first vectors", "tokenizers and text encoders that know the words")
+        which = f" ({', '.join(options['encoders'])} only)" if options["encoders"] else ""
+        return PlannedStage(stage.kind, "first vectors", f"tokenizers and text encoders{which} that know the words")
     if stage.kind == "rescale":
         return PlannedStage(stage.kind, "trained vectors", f"vectors of norm {_rule(options['to'])}")
     if stage.kind == "export":
         return PlannedStage(
-            stage.kind, "vectors" + _with_lora(recipe, index), f"files for {', '.join(options['targets'])}"
+            stage.kind, "vectors" + _with_more(recipe, index), f"files for {', '.join(options['targets'])}"
         )
     epochs = options["steps"] * options["gradient_accumulation"] / seen.batches if seen else 0.0
     pictures = round(epochs * seen.shown) if seen else 0
@@ -163,9 +164,11 @@ def _layers(table: dict[str, Any]) -> str:
     return "" if layers == "all" else f" ({layers if isinstance(layers, str) else 'those with ' + ', '.join(layers)})"
 
 
-def _with_lora(recipe: Recipe, index: int) -> str:
-    trained = [stage for stage in recipe.stages[:index] if stage.kind == "train"]
-    return " and the LoRA" if any(stage.options["lora"] is not None for stage in trained) else ""
+def _with_more(recipe: Recipe, index: int) -> str:
+    """What the stages before an export leave for it beside the words."""
+    trained = [stage.options for stage in recipe.stages[:index] if stage.kind == "train"]
+    lora = " and the LoRA" if any(options["lora"] for options in trained) else ""
+    return lora + (" and the fine-tuned model" if any(options["finetune"] for options in trained) else "")
 
 
 def _rule(rule: Any) -> str:

@@ -163,3 +163,11 @@ def test_the_file_says_dynamic_where_ranks_differ(tmp_path):
     _, metadata = read(tmp_path / "run" / "exports" / "tiny.safetensors")
     assert metadata["ss_network_dim"] == "2"
     assert metadata["ss_network_alpha"] == "2.0"
+
+
+def test_stabilitys_names_of_the_real_sd1_where_its_up_blocks_grow():
+    """diffusers reads either place, so no round trip tells: a block without attention has the upsampler second."""
+    kinds = ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]
+    shape = unet_shape({"layers_per_block": 2, "up_block_types": kinds})
+    names = [sgm_module(f"up_blocks.{block}.upsamplers.0.conv", shape) for block in range(3)]
+    assert names == ["output_blocks.2.1.conv", "output_blocks.5.2.conv", "output_blocks.8.2.conv"]

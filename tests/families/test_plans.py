@@ -1,0 +1,46 @@
+"""The recipes for the user's own pictures, planned with a small model of their family: what comes out makes sense."""
+
+import json
+from pathlib import Path
+
+import pytest
+from projects import BUILD
+
+from pivotune.pipeline.models.tokenizers import load_tokenizers
+from pivotune.pipeline.recipe.check import checked_recipe
+from pivotune.pipeline.recipe.document import shipped
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.plan import make_plan
+
+PICTURES = Path(__file__).parents[1] / "recipe" / "pictures"
+OWN = sorted(name for name in shipped() if load_recipe(name).model.family)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for family in ("sd1", "sd2", "sdxl", "sd3"):
+        BUILD[family]().save_pretrained(folder / family)
+    return folder
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_recipe_is_planned(name, models):
+    recipe = load_recipe(name)
+    captions = json.dumps([f"a photo of {word.placeholder}" for word in recipe.words])
+    overrides = [f"model.base={models / recipe.model.family}"]
+    for number in range(1, len(recipe.concepts) + 1):
+        overrides += [f"concept.{number}.images={PICTURES}", f"concept.{number}.captions={captions}"]
+    recipe, _ = checked_recipe(name, overrides)
+    tokenizers = load_tokenizers(recipe.model)
+    plan = make_plan(recipe, tokenizers)
+    trained = [stage for stage in plan.stages if stage.kind == "train"]
+    assert trained
+    assert all(stage.steps for stage in trained)
+    assert not plan.lost
+    assert plan.limits.get("t5", 254) == 254
+    assert {key for made in plan.words.values() for key in made} == tokenizers.keys()
+    export = plan.stages[-1]
+    assert export.kind == "export"
+    tuned = any(stage.options["finetune"] for stage in recipe.stages if stage.kind == "train")
+    assert ("and the fine-tuned model" in export.takes) == tuned
