@@ -1,5 +1,8 @@
 """LoRAs and fine-tunes on any part of the model, beside words or around them: what moves, and what stays."""
 
+import json
+from itertools import pairwise
+
 import pytest
 import torch
 from projects import make_project, run_project
@@ -158,3 +161,25 @@ def test_checkpointing_changes_nothing_but_memory(tmp_path, monkeypatch):
         ends.append(seen["end"])
     for name, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_prodigy_finds_its_step_sizes_in_bfloat16(tmp_path):
+    """The optimizers of the shipped recipe, on a model that has learnt something: word and LoRA each find their own."""
+    tables = next(stage.options for stage in load_recipe("sdxl-prodigy").stages if stage.kind == "train")
+    word, lora = tables["optimizer"], tables["lora"][0]["optimizer"]
+    assert word["growth_rate"] == lora["growth_rate"] == 2
+    changes = [
+        "model.dtype=bfloat16", "train.learning_rate=1", "train.steps=14", "train.warmup_steps=0", "device=cpu",
+        "train.schedule=constant", "samples.prompts=[]",
+    ]  # fmt: skip
+    recipe = load_recipe("quickstart", [*changes, "train.lora={ rank = 4, learning_rate = 1 }"])
+    train = next(stage for stage in recipe.stages if stage.kind == "train")
+    train.options.update(optimizer=word, lora=[train.options["lora"][0] | {"optimizer": lora}])
+    folder = run_project(recipe, tmp_path / "run").folder
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for name, first in (("words", word["d0"]), ("lora.denoiser", lora["d0"])):
+        sizes = [row["learning_rate"][name] for row in rows]
+        assert max(sizes) > 10 * first, (name, sizes)
+        assert all(after >= before for before, after in pairwise(sizes)), (name, sizes)
+        late = [size for size in sizes if size > first]  # the first guess that is better is taken as it is
+        assert all(after <= 2.001 * before for before, after in pairwise(late)), (name, sizes)
