@@ -162,6 +162,11 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
         svg = noisy_curve("gradient", "Gradient norm at every step", x, pull, borders)
         text = "L2 norm of the gradient of all trained vectors together."
         made.append({"title": "Gradient", "text": text, "svg": svg})
+    held = column(metrics, "locality")
+    if np.isfinite(held).any():
+        svg = noisy_curve("locality", "Difference to the untouched model", x, held, borders)
+        text = "Squared difference to the untouched model's answers for prompts near the words, before its weight."
+        made.append({"title": "Locality", "text": text, "svg": svg})
     for what, title in (("norm", "Norm"), ("moved", "Way from the start")):
         for n, (encoder, lines) in enumerate(vector_lines(metrics, x, what).items()):
             band = words.usual(manifest, encoder) if what == "norm" else {}

@@ -1,6 +1,8 @@
 """Pictures, saves and trackers while a stage trains: they show what is true, and change nothing of the training."""
 
 import json
+import os
+import signal
 import sys
 
 import pytest
@@ -14,8 +16,10 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.stop import parse_stop
 from pivotune.pipeline.run import trackers
+from pivotune.pipeline.run.stopping import Stopped
 from pivotune.pipeline.run.trackers import flat
 from pivotune.pipeline.stages import STAGES
+from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.rhythm import Rhythm
 
 WATCH = ["train.watch.sample_every='2 steps'", "train.watch.prompts=['<cat>', 'a blue ring']", "train.watch.count=2"]
@@ -157,3 +161,29 @@ def test_check_finds_rhythms_that_are_none(tmp_path):
     said = CliRunner().invoke(pivotune, ["check", str(path)]).output
     assert "did you mean '10 steps'" in said
     assert "0 is never; leave it out" in said
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_saves_and_pictures(tmp_path, monkeypatch):
+    tuned = ["train.finetune=[{ parts = ['denoiser'] }]", "train.locality={ weight = 2.0 }", "train.steps=5"]
+    recipe = load_recipe(make_project(tmp_path), [*WATCH[:1], *SAVE, *tuned])
+    whole = run_project(recipe, tmp_path / "whole").folder
+    one_step, calls = loop.one_step, []
+
+    def interrupted(training, clock):
+        calls.append(clock.step)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", interrupted)
+    with pytest.raises(Stopped):
+        run_project(recipe, tmp_path / "run")
+    run_project(recipe, tmp_path / "run")
+    assert calls == [0, 1, 2, 3, 4]
+    for name in ("exports", "saves"):
+        assert exports(tmp_path / "run" / name) == exports(whole / name)
+    both = [rows_of(tmp_path / "run"), rows_of(whole)]
+    for row in (*both[0], *both[1]):
+        del row["seconds"]
+    assert both[0] == both[1]
+    assert "locality" in both[0][0]
