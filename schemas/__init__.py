@@ -43,6 +43,12 @@ def violations(document: object, name: str = "recipe.json") -> Iterator[Validati
 
     Unlike plain JSON Schema a whole number must be written as one: 10.0 is no integer.
     """
+    yield from _validator(name).iter_errors(document)
+
+
+@cache
+def _validator(name: str) -> Any:
+    """What applies one schema; made once, for a table may have ten thousand rows."""
     from jsonschema.validators import extend, validator_for
     from referencing import Registry
     from referencing.jsonschema import specification_with
@@ -53,7 +59,7 @@ def violations(document: object, name: str = "recipe.json") -> Iterator[Validati
     known = validator_for({"$schema": dialect})
     types = known.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     strict = extend(known, {"pattern": _pattern}, type_checker=types)
-    yield from strict({"$ref": name}, registry=registry).iter_errors(document)
+    return strict({"$ref": name}, registry=registry)
 
 
 def _undated(name: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _report(name: str, checked: Checked) -> dict[str, Any]:
     return {
         "recipe": name,
         "ok": not checked.failed,
-        "problems": [vars(problem) for problem in checked.problems],
+        "problems": [{**vars(problem), "file": problem.file or name} for problem in checked.problems],
         "pictures": checked.pictures,
         "captions": checked.captions,
         "captions_with": checked.holding,

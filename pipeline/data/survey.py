@@ -67,12 +67,15 @@ def look(recipe: Recipe) -> list[Picture]:
 
 def survey(recipe: Recipe, pictures: list[Picture], resolution: int, batch_size: int) -> Survey:
     """What a train stage of this resolution and batch size shows of the pictures that `look` found."""
-    captions = [[list(one.captions) for one in pictures if one.concept == n] for n in range(len(recipe.concepts))]
+    places: list[list[int]] = [[] for _ in recipe.concepts]
+    for place, one in enumerate(pictures):
+        places[one.concept].append(place)
+    captions = [[list(pictures[place].captions) for place in here] for here in places]
     turns = turns_of(recipe, captions)
     shown = shown_counts(turns)
     cuts = [cut_of(one.size, recipe.concepts[one.concept], recipe.data, resolution) for one in pictures]
     return Survey(
-        tuple(_concept(number, concept, pictures, shown) for number, concept in enumerate(recipe.concepts)),
+        tuple(_concept(concept, here, pictures, shown) for concept, here in zip(recipe.concepts, places, strict=True)),
         {f"{width}x{height}": count for (width, height), count in sorted(Counter(cuts).items())},
         word_counts(recipe, [one.captions for one in pictures], turns),
         sum(shown.values()),
@@ -80,8 +83,7 @@ def survey(recipe: Recipe, pictures: list[Picture], resolution: int, batch_size:
     )
 
 
-def _concept(number: int, concept: Concept, pictures: list[Picture], shown: dict[int, float]) -> ConceptCount:
-    here = [place for place, one in enumerate(pictures) if one.concept == number]
+def _concept(concept: Concept, here: list[int], pictures: list[Picture], shown: dict[int, float]) -> ConceptCount:
     return ConceptCount(
         str(concept.images), len(here), sum(pictures[place].masked for place in here),
         sum(shown.get(place, 0.0) for place in here), concept.loss_weight, concept.prior,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from .document import Document
 from .load import open_recipe
 from .model import Recipe
 from .problem import Finding, Problem
+
+MOST_WORDS = 10  # findings of one kind about words that are listed
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,27 @@ def _findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     family = family_of(recipe.model)
     yield from model_findings(recipe.model)
     yield from picture_findings(recipe, captioned)
-    yield from name_findings(recipe.words)
-    yield from same_files(recipe)
-    yield from base_findings(recipe, family)
-    yield from caption_findings(recipe, captioned)
+    yield from _few(name_findings(recipe.words))
+    yield from _few(same_files(recipe))
+    yield from _few(base_findings(recipe, family))
+    yield from _few(caption_findings(recipe, captioned))
     yield from shown_word_findings(recipe, captioned)
     yield from stage_findings(recipe, family)
-    yield from target_findings(recipe, family)
+    yield from _few(target_findings(recipe, family))
     yield from encoder_findings(recipe, family)
+
+
+def _few(findings: Iterator[Finding]) -> Iterator[Finding]:
+    """The first few findings about words of each severity, and how many more there are: nobody reads ten thousand."""
+    said: Counter[str] = Counter()
+    last: dict[str, Finding] = {}
+    for finding in findings:
+        if finding.path[0] != "embedding" or said[finding.severity] < MOST_WORDS:
+            yield finding
+        if finding.path[0] == "embedding":
+            said[finding.severity] += 1
+            last[finding.severity] = finding
+    for severity, count in said.items():
+        if count > MOST_WORDS:
+            text = f"and {count - MOST_WORDS:,} more like these; this is the last of them"
+            yield Finding(last[severity].path, text, severity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...converters.errors import ConvertError
@@ -49,9 +49,8 @@ def _names(recipe: Recipe, options: dict[str, Any], seen: set[tuple[int, str]]) 
                 yield Finding(place, str(error))
             continue
         typed: dict[str, list[str]] = {}
-        for target in options["targets"]:
+        for target, stem in _stems(word.placeholder, options["targets"]):
             program = programs()[target]
-            stem = _stem(program, word.placeholder)
             changed = stem != plain and "{stem}" in program.prompt
             if changed and (index, target) not in seen:
                 seen.add((index, target))
@@ -61,9 +60,15 @@ def _names(recipe: Recipe, options: dict[str, Any], seen: set[tuple[int, str]]) 
             yield Finding(place, text, "warning")
 
 
-def _stem(program: Program, name: str) -> str:
-    stem = safe_stem(name, program.characters)
-    return f"{stem}_" if stem in program.reserved else stem
+def _stems(name: str, targets: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What each target calls the file of a word; targets that take the same characters have the same name."""
+    known: dict[str | None, str] = {}
+    for target in targets:
+        program = programs()[target]
+        if program.characters not in known:
+            known[program.characters] = safe_stem(name, program.characters)
+        stem = known[program.characters]
+        yield target, f"{stem}_" if stem in program.reserved else stem
 
 
 def _dots(recipe: Recipe, targets: list[str]) -> Iterator[Finding]:

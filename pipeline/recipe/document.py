@@ -30,12 +30,16 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """A parsed recipe that nobody has checked yet. `overridden` maps a place to the --set that wrote it."""
+    """A parsed recipe that nobody has checked yet. `overridden` maps a place to the --set that wrote it.
+
+    `origins` has the file and line of tables that the recipe does not hold itself: words of `embeddings_from`.
+    """
 
     path: Path
     text: str
     data: dict[str, Any]
     overridden: dict[Place, str] = field(default_factory=dict)
+    origins: dict[Place, tuple[str, int]] = field(default_factory=dict)
 
     @cached_property
     def lines(self) -> dict[Place, int]:
@@ -44,6 +48,9 @@ class Document:
 
     def problem(self, path: Place, text: str, severity: str = "error") -> Problem:
         """A problem at a path, with the line of the nearest key that the file has, or the --set to blame."""
+        if path[:2] in self.origins:
+            file, line = self.origins[path[:2]]
+            return Problem(severity, line, place(path[2:]), text, file)
         for end in range(len(path), 0, -1):
             if path[:end] in self.overridden:
                 return Problem(severity, 0, f"--set {self.overridden[path[:end]]}", text)

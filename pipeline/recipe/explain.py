@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ... import schemas
 from .nearest import did_you_mean
 from .problem import Place, shortened
 from .stop import parse_stop
@@ -45,7 +46,8 @@ def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
                 yield (*path, key), f"unknown key {shortened(key)!r}{did_you_mean(key, known)}"
     elif error.validator == "required":
         missing = next(key for key in limit if key not in value and f"'{key}'" in error.message)
-        text = schema["properties"].get(missing, {}).get("description", "")
+        properties = schemas.resolved(schema, "recipe.json")[0].get("properties", {})
+        text = properties.get(missing, {}).get("description", "")
         yield path, f"'{missing}' is missing ({text.rstrip('.')})" if text else f"'{missing}' is missing"
     elif error.validator == "anyOf":
         yield from _any_of(error, path)

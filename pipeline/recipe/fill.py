@@ -14,17 +14,29 @@ def filled(table: dict[str, Any], schema: dict[str, Any], origin: str = "recipe.
     `origin` is the file of the schema, where its references start. A table that may also be a plain value, or one of
     several tables, is left as it is given; where the table's `kind` chooses a branch, the keys are that branch's.
     """
+    return _filled(table, _properties(schema, origin))
+
+
+def _properties(schema: dict[str, Any], origin: str) -> list[tuple[str, dict[str, Any], str]]:
+    """Every key of a schema with what is said of it, and the file that says so."""
+    return [(key, *schemas.resolved(property_, origin)) for key, property_ in schema["properties"].items()]
+
+
+def _filled(table: dict[str, Any], properties: list[tuple[str, dict[str, Any], str]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for key, property_ in schema["properties"].items():
-        about, home = schemas.resolved(property_, origin)
-        value = copy.deepcopy(table.get(key, about.get("default")))
+    for key, about, home in properties:
+        value = table.get(key, about.get("default"))
+        value = copy.deepcopy(value) if isinstance(value, (dict, list)) else value
         if isinstance(value, dict) and schemas.has_branches(about):
             branch, origin_of_branch = schemas.branch(about, value, home)
             value = filled(value, branch, origin_of_branch)
         elif isinstance(value, dict) and "properties" in about:
             value = filled(value, about, home)
-        elif isinstance(value, list) and "properties" in about.get("items", {}):
-            value = [filled(item, about["items"], home) for item in value]
+        elif value and isinstance(value, list) and "items" in about:
+            each, place = schemas.resolved(about["items"], home)
+            if "properties" in each:  # looked up once for all of a long list
+                inner = _properties(each, place)
+                value = [_filled(item, inner) for item in value]
         result[key] = value
     return result
 

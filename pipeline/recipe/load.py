@@ -13,6 +13,7 @@ from ..errors import RecipeError
 from .build import build, recipe_as_json, recipe_from_json
 from .document import Document, Unreadable, find, read, refuse_deep
 from .explain import explain
+from .many_words import with_many_words
 from .model import Recipe
 from .overrides import BadOverride, override
 from .problem import Place, Problem
@@ -43,14 +44,15 @@ def open_recipe(
         refuse_deep(document.data)
     except (Unreadable, BadOverride) as error:
         return None, None, [error.problem]
-    recipe, problems = formed(document)
-    return recipe, document, problems
+    return formed(document)
 
 
-def formed(document: Document) -> tuple[Recipe | None, list[Problem]]:
-    """The recipe that a document is, or what keeps it from being one."""
+def formed(document: Document) -> tuple[Recipe | None, Document, list[Problem]]:
+    """The recipe that a document is, or what keeps it from being one; the document then has the words of its tables."""
     problems = form_problems(document)
-    return (None, problems) if problems else (build(document.data, document.path), [])
+    if not problems:
+        document, problems = with_many_words(document, MOST)
+    return (None if problems else build(document.data, document.path)), document, problems
 
 
 def form_problems(document: Document) -> list[Problem]:

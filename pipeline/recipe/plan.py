@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..words.placeholders import Replacer
 from .model import Recipe, Stage
 
 EXAMPLES = 4  # captions that are shown
+SHOWN = 8  # words that are shown
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     sizes = {word: {key: len(tokens.ids) for key, tokens in made.items()} for word, made in words.items()}
     captions = tuple(_captions(pairs, sizes, limits, tokenizers))
     replacer = Replacer(words)
-    holding = {word: sum(word in replacer.words_in(caption.before) for caption in captions) for word in words}
+    held = Counter(word for caption in captions for word in replacer.words_in(caption.before))
+    holding = {word: held[word] for word in words}
     stages = tuple(_stage(recipe, index, stage, surveys.get(index)) for index, stage in enumerate(recipe.stages))
     return Plan(recipe, words, limits, stages, captions, len(pairs), holding, surveys)
 
@@ -100,14 +103,13 @@ def _captions(
     tokenizers: Mapping[str, Any],
 ) -> Iterator[PlannedCaption]:
     replacer = Replacer(sizes)
-    texts = {word: spelled_out(word, max(by_key.values())) for word, by_key in sizes.items()}
+    texts = {word: spelled_out(word, max(counts.values())) for word, counts in sizes.items()}
+    by_key = {key: {word: counts[key] for word, counts in sizes.items()} for key in tokenizers}
     for path, captions in pairs:
         for caption in captions:
             tokens, lost = {}, {}
             for key, tokenizer in tokenizers.items():
-                tokens[key], beyond = _count(
-                    caption, replacer, {word: by[key] for word, by in sizes.items()}, tokenizer, limits[key]
-                )
+                tokens[key], beyond = _count(caption, replacer, by_key[key], tokenizer, limits[key])
                 lost.update(dict.fromkeys(beyond))
             yield PlannedCaption(path.name, caption, replacer.replace(caption, texts), tokens, tuple(lost))
 
@@ -145,10 +147,16 @@ def _stage(recipe: Recipe, index: int, stage: Stage, seen: Survey | None) -> Pla
         )
     epochs = options["steps"] * options["gradient_accumulation"] / seen.batches if seen else 0.0
     pictures = round(epochs * seen.shown) if seen else 0
-    things = [f"vectors of {', '.join(moving)}"] if options["embeddings"] and moving else []
+    things = [f"vectors of {some(moving)}"] if options["embeddings"] and moving else []
     things += [f"a LoRA of rank {table['rank']} on {_parts(table)}" for table in options["lora"] or ()]
     things += [f"weights of {_parts(table)}{_layers(table)}" for table in options["finetune"] or ()]
     return PlannedStage("train", "pictures, captions", "trained " + _and(things), options["steps"], pictures, epochs)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _and(things: list[str]) -> str:

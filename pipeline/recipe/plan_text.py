@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.survey import Survey
 from ..words.initial import InitialTokens
-from .plan import EXAMPLES, Plan, PlannedStage
+from .model import Word
+from .plan import EXAMPLES, SHOWN, Plan, PlannedStage, some
 
 if TYPE_CHECKING:
     from ..models.estimate import Estimate
 
-SHAPES = 12  # shapes that are listed
+SHAPES = 12  # shapes, and folders of pictures, that are listed
 
 
 def plan_text(plan: Plan, time: Estimate | None) -> str:
     """The page, with an estimate of the run's time if there is one."""
     recipe = plan.recipe
-    words = ", ".join(plan.words) or "no word"
+    words = some(list(plan.words)) or "no word"
     lines = [f"{recipe.name}: teaches {words} to {recipe.model.base}", "", "Stages"]
     lines += [line for number, stage in enumerate(plan.stages, 1) for line in _stage(number, stage)]
-    lines += ["", "Words"] + [line for word in plan.words for line in _word(plan, word)]
+    lines += ["", "Words"] + [line for word in recipe.words[:SHOWN] for line in _word(plan, word)]
+    lines += _more(len(recipe.words))
     lines += (["", *_pictures(plan)] if plan.surveys else []) + ["", *_captions(plan)]
     if time is not None:
         lines += ["", f"Estimated time: {duration(time.low)} to {duration(time.high)} ({time.basis})"]
@@ -43,12 +45,15 @@ def _stage(number: int, stage: PlannedStage) -> Iterator[str]:
         yield f"     {'':<9} {stage.steps} steps, {stage.pictures} pictures seen, {stage.epochs:.1f} epochs"
 
 
-def _word(plan: Plan, placeholder: str) -> Iterator[str]:
-    word = next(word for word in plan.recipe.words if word.placeholder == placeholder)
+def _more(words: int) -> list[str]:
+    return [f"  and {words - SHOWN:,} more; --json has them all"] if words > SHOWN else []
+
+
+def _word(plan: Plan, word: Word) -> Iterator[str]:
     still = "" if word.train else ", not trained"
     start = f"the text {word.initial_text!r}" if word.base is None else f"the file {word.base.name}"
-    yield f"  {placeholder}  from {start}{still}"
-    for key, tokens in plan.words[placeholder].items():
+    yield f"  {word.placeholder}  from {start}{still}"
+    for key, tokens in plan.words[word.placeholder].items():
         yield f"    {key}: {_tokens(tokens)}"
 
 
@@ -76,23 +81,25 @@ def _pictures(plan: Plan) -> Iterator[str]:
             continue
         said.append(seen)
         mark = f" of stage {index + 1}" if len(set(map(repr, plan.surveys.values()))) > 1 else ""
-        for row in seen.concepts:
+        for row in seen.concepts[:SHAPES]:
             about = [f"{row.pictures} pictures", f"shown {row.shown:.4g} times an epoch{mark}"]
             about += [f"{row.masked} with a mask"] if row.masked else []
             about += [f"loss x {row.loss_weight:g}"] if row.loss_weight != 1 else []
             about += ["prior"] if row.prior else []
             yield f"  {row.images}: {', '.join(about)}"
+        if len(seen.concepts) > SHAPES:
+            yield f"  and {len(seen.concepts) - SHAPES:,} more folders of pictures"
         shapes = list(seen.shapes.items())
         more = f" and {len(shapes) - SHAPES} more shapes" if len(shapes) > SHAPES else ""
         yield f"  cut to {', '.join(f'{shape} ({count})' for shape, count in shapes[:SHAPES])}{more}"
         yield f"  {seen.batches} batches an epoch, {seen.shown / seen.batches:.3g} pictures each on average"
-        for word, (count, shown) in seen.words.items():
+        for word, (count, shown) in list(seen.words.items())[:SHOWN]:
             yield f"  {word}: in {count} of {plan.pictures} pictures, shown {shown:.4g} times an epoch"
 
 
 def _captions(plan: Plan) -> Iterator[str]:
     total = len(plan.captions)
-    held = ", ".join(f"{word} in {count}" for word, count in plan.holding.items())
+    held = some([f"{word} in {count}" for word, count in plan.holding.items()])
     yield f"Captions: {total}, on {plan.pictures} pictures" + (f"; {held}" if held else "")
     distinct = list({caption.before: caption for caption in plan.captions}.values())
     for caption in distinct[:EXAMPLES]:

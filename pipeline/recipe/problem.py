@@ -18,16 +18,20 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """`place` is written as --set takes it, tables counted from 1: `stage.3.steps`. `line` is 0 where there is none."""
+    """`place` is written as --set takes it, tables counted from 1: `stage.3.steps`. `line` is 0 where there is none.
+
+    `file` is the table of words to blame; empty for the recipe itself.
+    """
 
     severity: str  # "error" or "warning"
     line: int
     place: str
     text: str
+    file: str = ""
 
     def shown(self, file: object) -> str:
         """One line for people: file, line, place, cause."""
-        where = f"{file}:{self.line}" if self.line else str(file)
+        where = f"{self.file or file}:{self.line}" if self.line else str(self.file or file)
         mark = "warning: " if self.severity == "warning" else ""
         return printable(": ".join(part for part in (where, self.place, mark + self.text) if part))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 _UNIT = re.compile(r"\w+|\s+|[^\w\s]")
@@ -99,6 +99,7 @@ def replace(text: str, texts: Mapping[str, str]) -> str:
     return Replacer(texts).replace(text, texts)
 
 
+@lru_cache(maxsize=100_000)  # asked again and again for the same thousands of words
 def spelling(word: str) -> tuple[str, ...]:
     """The units by which a placeholder is recognised: two with the same spelling cannot be told apart."""
     return tuple(key for _, _, key in _units(word.strip()))
@@ -106,9 +107,10 @@ def spelling(word: str) -> tuple[str, ...]:
 
 def _units(text: str) -> list[tuple[int, int, str]]:
     """(start, end, key) of every unit; equal keys mean equal text to a tokenizer."""
-    spans = [match.span() for match in _UNIT.finditer(text)]
     if text.isascii():
-        return [(start, end, " " if text[start].isspace() else text[start:end].lower()) for start, end in spans]
+        lower = text.lower()
+        return [(m.start(), m.end(), " " if m[0].isspace() else m[0]) for m in _UNIT.finditer(lower)]
+    spans = [match.span() for match in _UNIT.finditer(text)]
     return [(start, end, _key(text[start:end])) for start, end in _joined(text, spans)]
 
 

@@ -56,7 +56,13 @@ def test_check_as_json(call, recipe: Path) -> None:
     assert shown.code == 1
     assert report["ok"] is False
     assert report["problems"] == [
-        {"severity": "error", "line": 0, "place": "--set train.steps=0", "text": "0 is too small; at least 1"}
+        {
+            "severity": "error",
+            "line": 0,
+            "place": "--set train.steps=0",
+            "text": "0 is too small; at least 1",
+            "file": str(recipe),
+        }
     ]
 
 

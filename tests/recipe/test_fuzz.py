@@ -86,7 +86,7 @@ def test_a_spoilt_recipe_is_judged_in_words(data: dict[str, Any]) -> None:
     document = Document(Path(str(shipped()["quickstart"])), "", data)
     refuse_deep(data)
     begin = time.process_time()
-    recipe, problems = formed(document)
+    recipe, document, problems = formed(document)
     if recipe is not None:
         problems = examined(recipe, document).problems
         assert recipe_from_json(recipe_as_json(recipe), recipe.path) == recipe
@@ -104,7 +104,7 @@ def test_what_is_let_through_fits_plain_json_schema(data: dict[str, Any]) -> Non
     """Our own words and stricter rules never let through what the schema itself refuses."""
     import jsonschema
 
-    recipe, _ = formed(Document(Path(str(shipped()["quickstart"])), "", data))
+    recipe, _, _ = formed(Document(Path(str(shipped()["quickstart"])), "", data))
     validator = jsonschema.Draft7Validator(schemas.schema("editor.json"))
     if recipe is not None:
         assert list(validator.iter_errors(data)) == []
