@@ -22,7 +22,7 @@ from ..run.state import Run
 from ..train.compiling import compiled
 from ..train.locality_setup import locality_of, remember
 from ..train.loop import Training, train_steps
-from ..train.lora import has_lora, lora_tensors
+from ..train.lora import freeze_lora, has_lora, lora_tensors
 from ..train.memory import less_memory
 from ..train.objective import Objective, objective_for
 from ..train.parts import kohya_prefix, part_modules, pipe_name
@@ -157,6 +157,8 @@ def _run_steps(
             for thing in training.things:
                 thing.finish()
         finally:
+            for module in part_modules(run.model).values():
+                freeze_lora(module)
             run.kept = _as_left(run, contents)
     if training.scale.overflows:
         run.warnings.append(

@@ -51,6 +51,7 @@ def add_lora(part: str, module: nn.Module, options: Mapping[str, Any], seed: int
     parameters = _parameters(module)
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
+    _drop(module, True)
     return parameters
 
 
@@ -69,9 +70,19 @@ def _same_shape(part: str, module: nn.Module, present: Any, wanted: Any, ends: t
 
 def freeze_lora(module: nn.Module) -> None:
     """Hold a LoRA of an earlier stage still: it is part of the model then, and collects no gradient."""
+    _drop(module, False)
     for parameter in _parameters(module).values():
         parameter.requires_grad_(False)
         parameter.grad = None
+
+
+def _drop(module: nn.Module, on: bool) -> None:
+    """Let the LoRA's dropout act, or not: the model around it is never in training mode, so nothing else sets it."""
+    from peft.tuners.lora import LoraLayer
+
+    for one in module.modules():
+        if isinstance(one, LoraLayer) and ADAPTER in one.lora_dropout:
+            one.lora_dropout[ADAPTER].train(on)
 
 
 def _layers(module: nn.Module) -> set[str]:

@@ -140,16 +140,27 @@ def test_weights_in_half_precision_gather_steps_too_small_for_it():
 
 
 def test_lora_dropout_is_a_function_of_seed_and_step_and_off_in_use(tmp_path, monkeypatch):
-    train = "lora = { rank = 2, dropout = 0.5, learning_rate = 0.05 }"
     ends = []
-    for name in ("one", "two"):
+    one_step, on = loop.one_step, []
+
+    def noted(training, clock):
+        dropouts = [one for one in training.model.denoiser.modules() if isinstance(one, torch.nn.Dropout) and one.p]
+        on.append({one.training for one in dropouts})
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", noted)
+    for name, dropout in (("one", 0.5), ("two", 0.5), ("none", 0.0)):
         (tmp_path / name).mkdir()
-        recipe = make_project(tmp_path / name, train=train)
+        recipe = make_project(
+            tmp_path / name, train=f"lora = {{ rank = 2, dropout = {dropout}, learning_rate = 0.05 }}"
+        )
         seen = watched(monkeypatch, lambda recipe=recipe, name=name: run_project(recipe, tmp_path / name / "run"))
         ends.append(seen["end"])
         dropouts = [one for one in seen["run"].model.denoiser.modules() if isinstance(one, torch.nn.Dropout) and one.p]
         assert not any(one.training for one in dropouts)
+    assert on == [{True}] * 6 + [set()] * 3
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert any(not torch.equal(value, ends[2][name]) for name, value in ends[0].items())
 
 
 def test_checkpointing_changes_nothing_but_memory(tmp_path, monkeypatch):
