@@ -30,6 +30,7 @@ from ..train.scaling import loss_scale
 from ..train.schedule import rate_factor
 from ..train.setup import Common, native_resolution, weight_trainers, weights_of
 from ..train.word_trainer import WordSettings, WordTrainer
+from ..words.nearest import nearest_tokens
 from ..words.raw import to_raw, vectors_for
 from .export import write_exports
 
@@ -203,12 +204,15 @@ def _starts(run: Run) -> dict[str, Tensor]:
 
 
 def _gauge(run: Run, starts: Mapping[str, Tensor], name: str) -> dict[str, Any]:
-    """Norm of each vector and its way from the start of the run, per encoder."""
-    gauge = {}
+    """Norm of each vector, its way from the start of the run, and the nearest token, per encoder."""
+    gauge: dict[str, Any] = {}
+    encoders = {encoder.key: encoder for encoder in run.model.encoders}
     for key, rows in run.need_injection().rows.items():
         now, span = rows.of(name), rows.spans[name]
         way = (now - starts[key][span.start : span.stop]).norm(dim=1)
-        gauge[key] = {"norm": now.norm(dim=1).tolist(), "moved": way.tolist()}
+        near = [row[0][0] for row in nearest_tokens(now, encoders[key].table, 1)] if len(now) else []
+        names = encoders[key].tokenizer.convert_ids_to_tokens(near)
+        gauge[key] = {"norm": now.norm(dim=1).tolist(), "moved": way.tolist(), "nearest": names}
     return gauge
 
 

@@ -194,3 +194,12 @@ def test_prodigy_finds_its_step_sizes_in_bfloat16(tmp_path):
         assert all(after >= before for before, after in pairwise(sizes)), (name, sizes)
         late = [size for size in sizes if size > first]  # the first guess that is better is taken as it is
         assert all(after <= 2.001 * before for before, after in pairwise(late)), (name, sizes)
+
+
+def test_metrics_hold_norm_way_and_nearest_token_of_every_vector(tmp_path):
+    folder = run_project(make_project(tmp_path), tmp_path / "run").folder
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    first = rows[0]["words"]["<cat>"]["clip_l"]
+    assert {len(values) for values in first.values()} == {2}
+    assert first["nearest"] == ["red</w>", "ring</w>"]  # after one small step still where it began
+    assert all(0 < way < 1 for way in first["moved"])
