@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from projects import make_project, run_project
+from tqdm import tqdm
 
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
@@ -55,6 +57,7 @@ def child(work: Callable[[], object], seconds: float | None = None, number: int 
     pid = os.fork()
     if pid == 0:
         code = 1
+        tqdm.set_lock(threading.RLock())  # else forks share one, and a killed one takes it along
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             work()
