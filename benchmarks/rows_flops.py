@@ -31,7 +31,7 @@ SDXL = {
 }  # fmt: skip
 PARAMETERS = 2_567_463_684  # of the published model: the configuration above is the real one
 MODES = ("full", "words", "words+checkpointing", "lora+words")
-LORA = {"targets": ["to_q", "to_k", "to_v", "to_out.0"], "rank": 16, "alpha": 16, "dropout": 0.0}
+LORA = {"targets": ["to_q", "to_k", "to_v", "to_out.0"], "rank": 16, "alpha": 16, "dropout": 0.0, "dora": False}
 
 
 def rows() -> list[Row]:
@@ -95,7 +95,7 @@ def _unet(mode: str) -> Any:
             parameter.data = parameter.data.to(torch.bfloat16)
         unet.requires_grad_(mode == "full").train(mode == "full")
         if mode.startswith("lora"):
-            add_lora(unet, LORA, seed=0)
+            add_lora("denoiser", unet, LORA, seed=0)
     if mode.endswith("checkpointing"):
         unet.enable_gradient_checkpointing()
     return unet
