@@ -22,6 +22,7 @@ OWN_PICTURES = {
     "sd3-words": 1,
     "sdxl-finetune": 1,
     "sdxl-one-encoder": 1,
+    "sdxl-prodigy": 1,
     "sdxl-words": 2,
     "sdxl-words-lora": 1,
 }
