@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -72,11 +72,16 @@ def add_words(
     folder: Path,
     *,
     widths: dict[str, int] | None = None,
+    stems: Mapping[str, str] | None = None,
 ) -> list[Written]:
-    """As `write_words`, for files that appear together with others of a batch."""
+    """As `write_words`, for files that appear together with others of a batch.
+
+    `stems` names the files of words that are some of many (see `stems_for`).
+    """
     target, layout = layout_for(program, family)
-    suffixes = [f"_{number}" if number > 1 else "" for number in range(1, len(layout.files) + 1)]
-    stems = distinct_stems((word.name for word in embeddings), target.characters, target.reserved, suffixes)
+    suffixes = _suffixes(layout)
+    if stems is None:
+        stems = stems_for((word.name for word in embeddings), program, family)
     written = []
     for embedding in at_hand(embeddings):
         losses = losses_for(embedding, target, layout, family)
@@ -89,6 +94,16 @@ def add_words(
             trigger = target.prompted(stem, embedding.name)
             written.append(Written(path, program, layout.dialect, trigger, losses))
     return written
+
+
+def stems_for(names: Iterable[str], program: str, family: Family) -> dict[str, str]:
+    """What a program calls the files of all these words, so that none meet, whenever each is written."""
+    target, layout = layout_for(program, family)
+    return distinct_stems(names, target.characters, target.reserved, _suffixes(layout))
+
+
+def _suffixes(layout: Layout) -> list[str]:
+    return [f"_{number}" if number > 1 else "" for number in range(1, len(layout.files) + 1)]
 
 
 def strictly(written: Sequence[Written]) -> None:

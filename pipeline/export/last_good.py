@@ -11,8 +11,7 @@ from .standalone import write_standalone
 def keep_last_good(run: Run, contents: Contents) -> None:
     """Write words and LoRA, as the last good step left them, to `last-good/` of the run's folder."""
     folder = run.folder / "last-good"
-    for word in contents.embeddings:
-        write_standalone(run, word, folder)
+    write_standalone(run, contents.embeddings, folder)
     if contents.rest:
         write_plain(run, contents.rest, folder / f"{run.recipe.name}.safetensors")
     what = "vectors and LoRA" if contents.rest else "vectors"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ...converters.atomic import Batch, batch
 from ...converters.embedding import Embedding
 from ...converters.errors import ConvertError
 from ...converters.families import Family
 from ...converters.programs import programs
 from ...converters.tensor import RawTensor
-from ...converters.write import Written, layout_for, write_word
+from ...converters.write import Written, add_words, layout_for, stems_for
 from ..run.state import Run
 
 # Programs whose file stands for the word: the first that holds all of it. A1111's dialect is read by all others but
@@ -18,16 +19,42 @@ from ..run.state import Run
 STANDALONE = ("a1111", "comfyui")
 
 
-def write_standalone(run: Run, word: Embedding, folder: Path) -> Written:
-    """Write the word and read it back. Raises ConvertError when no file would give the same vectors."""
+def write_standalone(run: Run, words: Sequence[Embedding], folder: Path) -> list[Written]:
+    """Write each word into a file of its own and read it back; all of them or none.
+
+    Raises ConvertError when no file would give the same vectors.
+    """
+    if not words:
+        return []
     folder.mkdir(parents=True, exist_ok=True)
+    stems = standalone_stems(run, [word.name for word in words])
+    with batch() as files:
+        return [one for word in words for one in add_standalone(run, files, word, folder, stems)]
+
+
+def add_standalone(run: Run, files: Batch, word: Embedding, folder: Path, stems: Mapping[str, str]) -> list[Written]:
+    """As `write_standalone`, for a word whose file appears together with others of a batch."""
+    program = program_for(run, word, folder)
+    return add_words(files, [word], program, run.model.family, folder, widths=widths(run), stems=stems)
+
+
+def standalone_stems(run: Run, names: Sequence[str]) -> dict[str, str]:
+    """What the files of all these words are called, no two alike."""
+    family = run.model.family
+    able = next((name for name in STANDALONE if family.name in programs()[name].layouts), STANDALONE[0])
+    return stems_for(names, able, family)
+
+
+def program_for(run: Run, word: Embedding, folder: Path) -> str:
+    """The first program of `STANDALONE` whose file would hold all of the word; ConvertError where there is none."""
     why: ConvertError | None = None
     for program in STANDALONE:
         try:
             _, layout = layout_for(program, run.model.family)
             if len(layout.files) == 1 and word.vectors.keys() <= layout.files[0].keys():
-                [written] = write_word(word, program, run.model.family, folder, widths=widths(run))
-                return written
+                with batch(overwrite=True, dry=True) as files:
+                    add_words(files, [word], program, run.model.family, folder, widths=widths(run))
+                return program
         except ConvertError as error:
             why = why or error
     raise why or ConvertError(f"{word.name}: no program known here holds {', '.join(word.vectors)} in one file")

@@ -65,7 +65,7 @@ def stated_model(base: str, family: str | None, config: str | None) -> ModelSpec
 
 def _word(table: dict[str, Any], folder: Path) -> Word:
     base = None if table["base"] is None else located(table["base"], folder)
-    return Word(**{**table, "base": base, "stop_after": parse_stop(table["stop_after"])})
+    return Word(**{**table, "base": base, "stop_after": parse_stop(table["stop_after"], own=True)})
 
 
 def _source(text: str | None, folder: Path) -> str | None:

@@ -72,7 +72,7 @@ def _words(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path: P
 
 def _stop(value: str) -> str:
     try:
-        parse_stop(value)
+        parse_stop(value, own=True)
     except ValueError as error:
         return str(error)
     return f"{shown(value)} has more digits or blanks than are read here"

@@ -84,16 +84,20 @@ def _usable(path: Place, value: Any, found: dict[Place, str]) -> Any:
 
 def _stops(data: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     words = data.get("embedding")
+    sources = data.get("embeddings_from")
     texts: dict[Place, Any] = {
         ("embedding", index, "stop_after"): word.get("stop_after")
         for index, word in enumerate(words if isinstance(words, list) else [])
         if isinstance(word, dict)
     }
+    for index, source in enumerate(sources if isinstance(sources, list) else []):
+        if isinstance(source, dict) and isinstance(source.get("embedding"), dict):
+            texts["embeddings_from", index, "embedding", "stop_after"] = source["embedding"].get("stop_after")
     checkpoint = data.get("checkpoint")
     texts["checkpoint", "every"] = checkpoint.get("every") if isinstance(checkpoint, dict) else None
     for place, text in texts.items():
         if isinstance(text, str):
             try:
-                parse_stop(text)
+                parse_stop(text, own=place[0] != "checkpoint")
             except ValueError as error:
                 yield place, str(error)

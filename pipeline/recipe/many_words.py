@@ -161,7 +161,7 @@ def _violations(table: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     stop = table.get("stop_after")
     if not found and isinstance(stop, str):
         try:
-            parse_stop(stop)
+            parse_stop(stop, own=True)
         except ValueError as error:
             yield ("stop_after",), str(error)
 

@@ -11,6 +11,7 @@ from ...converters.embedding import Contents
 from ...converters.programs import programs
 from ..errors import StageError
 from ..export.artefacts import count, note
+from ..export.described import described
 from ..export.lora import write_plain
 from ..export.lora_layout import settled
 from ..export.model_file import write_model_file
@@ -58,10 +59,12 @@ def write_exports(
     """
     if not contents.embeddings and not contents.rest and not run.finetuned:
         raise StageError("there is no word, LoRA or fine-tuned model to export")
-    ready = in_dtype(_described(run, replace(contents, rest=settled(contents.rest))), dtype, run)
+    ready = in_dtype(described(run, replace(contents, rest=settled(contents.rest))), dtype, run)
     standalone = {}
-    for word in ready.embeddings:
-        written = write_standalone(run, word, folder / f"{run.recipe.name}_embeddings")
+    plain = (
+        write_standalone(run, ready.embeddings, folder / f"{run.recipe.name}_embeddings") if ready.embeddings else []
+    )
+    for word, written in zip(ready.embeddings, plain, strict=True):
         standalone[word.name] = written.path
         note(run, written.path, "word", programs()[written.program], written, word.name)
     made = _made(run, ready, folder, _ways(run, model), model_dtype)
@@ -103,18 +106,3 @@ def _ways(run: Run, model: Sequence[str]) -> Sequence[str]:
         run.warnings.append(f"no layout of a checkpoint file is known for {title}: the model is written as a folder")
         return ("folder",)
     return model
-
-
-def _described(run: Run, contents: Contents) -> Contents:
-    """The words with what made them; nothing in it changes between two runs of the same recipe."""
-    facts = {
-        "pivotune.recipe": run.recipe.name,
-        "pivotune.seed": str(run.recipe.seed),
-        "pivotune.model": run.recipe.model.base,
-        "pivotune.family": run.model.family.name,
-    }
-    words = tuple(
-        replace(word, metadata=facts | {"pivotune.initial_text": word.metadata.get("initial_text", "")})
-        for word in contents.embeddings
-    )
-    return replace(contents, embeddings=words)

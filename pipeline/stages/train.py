@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ...converters.embedding import Contents, Embedding
 from ..data.dataset import open_dataset
 from ..errors import StageError
+from ..export.finished import Finished
 from ..models.denoisers import DENOISERS
 from ..recipe.fill import defaults
 from ..run.beside import Options, beside
@@ -33,6 +34,7 @@ from ..train.word_trainer import WordSettings, WordTrainer
 from ..words.nearest import nearest_tokens
 from ..words.raw import to_raw, vectors_for
 from .export import write_exports
+from .rescale import rescale
 
 OBJECTIVE, NOISE, TIMESTEPS = (defaults(f"tables/{name}.json") for name in ("objective", "noise", "timesteps"))
 ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": None}
@@ -77,12 +79,14 @@ def train(
     """
     _put_back(run, contents)
     common = Common(steps, clip_norm, ema, run.recipe.seed)
+    finished = Finished(run, contents, partial(_as_exported, run))
     things = weight_trainers(run.model, lora or (), finetune or (), common)
     run.finetuned |= {pipe_name(run.model, part) for table in finetune or () for part in table["parts"]}
     if embeddings and any(word.train for word in run.recipe.words):
         factor = partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps)
         words = WordSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm, ema)
-        things.insert(0, WordTrainer(run.need_injection(), run.recipe.words, run.statistics, words, _starts(run)))
+        start, recorded = _starts(run), finished.recorded
+        things.insert(0, WordTrainer(run.need_injection(), run.recipe.words, run.statistics, words, start, recorded))
     if not things:
         raise StageError("nothing to train: no word (embeddings = false, or train = false), no lora, no finetune")
     run.moved |= weights_of(things)
@@ -121,7 +125,7 @@ def train(
     if locality is not None:
         training = replace(training, locality=locality_of(run, training, locality))
     with compiled(run.model.denoiser, compile):
-        _run_steps(run, training, contents, log_every, gradient_checkpointing, watch, save)
+        _run_steps(run, training, contents, finished, log_every, gradient_checkpointing, watch, save)
     if training.words is not None:
         run.stopped_at.update(training.words.stopped_at)
         run.reached |= training.words.reached
@@ -146,14 +150,23 @@ def _put_back(run: Run, contents: Contents) -> None:
             rows.of(word.name).copy_(vectors_for(word, key, rows.values.shape[1]))
 
 
+def _as_exported(run: Run, contents: Contents) -> Contents:
+    """Words as the later stages of the recipe will have made them when they are exported."""
+    for stage in run.recipe.stages[run.stage + 1 :]:
+        if stage.kind == "rescale":
+            contents = rescale(replace(run, notes=[]), contents, **stage.options)
+    return contents
+
+
 def _run_steps(
-    run: Run, training: Training, contents: Contents, log_every: int, checkpointing: bool, watch: Options, save: Options
-) -> None:
+    run: Run, training: Training, contents: Contents, finished: Finished, log_every: int, checkpointing: bool,
+    watch: Options, save: Options,
+) -> None:  # fmt: skip
     """The steps, with their metrics; whatever ends them, `run.kept` is what the last good one left."""
     with less_memory(run.model, checkpointing):
         try:
             with beside(run, training, watch, save, partial(_as_left, run, contents), write_exports) as after:
-                _follow(run, training, log_every, after)
+                _follow(run, training, log_every, after, finished)
             _all_seen(training.words)
             for thing in training.things:
                 thing.finish()
@@ -167,9 +180,11 @@ def _run_steps(
         )
 
 
-def _follow(run: Run, training: Training, log_every: int, after: Callable[[dict[str, Any]], None]) -> None:
+def _follow(
+    run: Run, training: Training, log_every: int, after: Callable[[dict[str, Any]], None], finished: Finished
+) -> None:
     """Run the steps with a progress bar (rate and time left) and write their metrics."""
-    starts = _starts(run)
+    starts = training.words.start if training.words is not None else {}
     first, seconds = go_on(run, training)
     with tqdm(
         total=training.steps, initial=first, desc="train", unit="step", disable=None if run.bar else True,
@@ -180,6 +195,7 @@ def _follow(run: Run, training: Training, log_every: int, after: Callable[[dict[
             if number % log_every == 0 or number == training.steps:
                 row["words"] = {name: _gauge(run, starts, name) for name in active} if training.words else {}
             after(row)
+            finished.write(training.words)
             run.metrics.write({"stage": run.stage + 1, **row})
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
             bar.update()

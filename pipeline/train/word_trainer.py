@@ -15,9 +15,10 @@ from ..errors import StageError
 from ..recipe.model import Word
 from ..words.injection import ActiveRows, Injection
 from ..words.norms import NormStatistics, apply_rules
-from .clock import Clock, stopped
+from .clock import Clock
 from .ema import Average
 from .packing import copy_into, pack, unpack
+from .stops import Stops
 from .trained import State
 from .word_optimizers import row_optimizer
 from .word_rates import Moving, check_reach, moving, row_rates
@@ -48,10 +49,15 @@ class WordTrainer:
         statistics: Mapping[str, NormStatistics],
         settings: WordSettings,
         start: Mapping[str, Tensor] | None = None,
+        recorded: Mapping[str, int] | None = None,
     ) -> None:
-        """`start` has the rows whose norms the rule `initial` keeps, by encoder; else those the stage begins with."""
+        """`start` has the rows whose norms the rule `initial` keeps, by encoder; else those the stage begins with.
+
+        `recorded` is for `Stops`.
+        """
         self.injection, self.statistics, self.settings = injection, statistics, settings
         self.words = {word.placeholder: word for word in words if word.train}
+        self.stops = Stops({name: word.stop_after for name, word in self.words.items()}, recorded)
         self.stopped_at: dict[str, int] = {}
         self.reached: set[str] = set()
         self.start = start or {key: rows.values.clone() for key, rows in injection.rows.items()}
@@ -76,12 +82,14 @@ class WordTrainer:
         return self._active
 
     def running(self, words: Iterable[str], clock: Clock) -> set[str]:
-        """Which of these words are still in training; those whose stop has come are noted with the step."""
-        going = [word for word in words if word in self.words and word not in self.stopped_at]
-        over = {word for word in going if stopped(self.words[word].stop_after, clock)}
-        self.stopped_at |= dict.fromkeys(over, clock.step)
+        """Which of these words are still in training; all words whose stop has come are noted with the step."""
+        self._stop(self.stops.due(clock), clock.step)
+        return {word for word in words if word in self.words and word not in self.stopped_at}
+
+    def _stop(self, words: Iterable[str], step: int) -> None:
+        over = [word for word in words if word not in self.stopped_at]
+        self.stopped_at |= dict.fromkeys(over, step)
         self._settle(over)
-        return set(going) - over
 
     def gradient_norm(self, scale: float) -> float:
         """Norm of the running words' gradient. Raises StageError for a gradient that misses a vector."""
@@ -105,6 +113,7 @@ class WordTrainer:
             if len(part.index):
                 self._move(key, part, clip, self.rates[key][part.index] * factor)
         self._rate = factor * max((self.step_size(word) for word in self._running), default=0.0)
+        self._stop(self.stops.counted(self._running), clock.step + 1)
         self.clear()
 
     def clear(self) -> None:
@@ -119,7 +128,7 @@ class WordTrainer:
         rows = {key: rows.values for key, rows in self.injection.rows.items()}
         optimizers = {key: one.state() for key, one in self.optimizers.items()}
         averages = {key: average.state() for key, average in self.averages.items()}
-        facts = {"stopped_at": self.stopped_at, "reached": sorted(self.reached)}
+        facts = {"stopped_at": self.stopped_at, "reached": sorted(self.reached), "own_steps": self.stops.state()}
         return pack({"rows": rows, "optimizers": optimizers, "averages": averages, **facts})
 
     def restore(self, state: State) -> None:
@@ -134,6 +143,7 @@ class WordTrainer:
             if key in self.averages:
                 self.averages[key].restore(tree["averages"][key])
         self.stopped_at, self.reached = tree["stopped_at"], set(tree["reached"])
+        self.stops.restore(tree.get("own_steps", {}))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -158,8 +168,10 @@ class WordTrainer:
             if key in self.averages:
                 self.averages[key].swap()
 
-    def _settle(self, words: Iterable[str]) -> None:
+    def _settle(self, words: Sequence[str]) -> None:
         """Words that stop now: from here on they are what is to be used of them, and the rest learns around that."""
+        if not words:
+            return
         for key, rows in self.injection.rows.items():
             self.optimizers[key].show(words, True)
             if key in self.averages:

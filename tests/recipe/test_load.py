@@ -79,11 +79,11 @@ def test_json_and_back_is_the_same_recipe(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["never", "500 steps", "1 step", "10epochs", "0.5 hours", "30 minutes", "60 %", "7 seconds"]
+    "text", ["never", "500 steps", "1 step", "10epochs", "0.5 hours", "30 minutes", "60 %", "7 seconds", "9 own steps"]
 )
 def test_stop_rules_come_back(text: str) -> None:
-    rule = parse_stop(text)
-    assert parse_stop(stop_text(rule)) == rule
+    rule = parse_stop(text, own=True)
+    assert parse_stop(stop_text(rule), own=True) == rule
     assert not any(
         schemas.violations({**minimal(), "embedding": [{"placeholder": "x", "stop_after": stop_text(rule)}]})
     )

@@ -168,6 +168,10 @@ def test_a_line_of_100_mb_is_refused_at_once(recipe, tmp_path):
         ("table = 'words.txt'", "words.txt: a table of words is a file that ends in .csv, .tsv, .jsonl"),
         ("folders = 'words.csv'", "words.csv: the folder cannot be read: Not a directory"),
         ("table = 'words.csv'\nembedding = { token = 2 }", "recipe.toml:10: embeddings_from.1.embedding.token: "),
+        (
+            "table = 'words.csv'\nembedding = { stop_after = '0 own steps' }",
+            "recipe.toml:10: embeddings_from.1.embedding.stop_after: 0 would never train the word",
+        ),
         ("table = 'words.csv'\nconcept = { images = 'x' }", "recipe.toml:10: embeddings_from.1.concept.images: each"),
         ("folders = '.'\nignore = ['x']", "recipe.toml:10: embeddings_from.1.ignore: folders have no columns"),
     ],

@@ -1,0 +1,23 @@
+"""What files of a run's words say of themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...converters.embedding import Contents
+from ..run.state import Run
+
+
+def described(run: Run, contents: Contents) -> Contents:
+    """The words with what made them; nothing in it changes between two runs of the same recipe."""
+    facts = {
+        "pivotune.recipe": run.recipe.name,
+        "pivotune.seed": str(run.recipe.seed),
+        "pivotune.model": run.recipe.model.base,
+        "pivotune.family": run.model.family.name,
+    }
+    words = tuple(
+        replace(word, metadata=facts | {"pivotune.initial_text": word.metadata.get("initial_text", "")})
+        for word in contents.embeddings
+    )
+    return replace(contents, embeddings=words)

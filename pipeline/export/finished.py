@@ -1,0 +1,140 @@
+"""Words whose training is over, exported at once: what stops the run later takes nothing of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ...converters.atomic import Batch, batch
+from ...converters.embedding import Contents, Embedding
+from ...converters.write import Written, add_words, stems_for
+from ..run.state import Run
+from ..train.word_trainer import WordTrainer
+from ..words.raw import to_raw
+from .described import described
+from .numbers import in_dtype
+from .standalone import add_standalone, standalone_stems, widths
+
+LEDGER = "finished.jsonl"
+
+
+class Finished:
+    """Writes `finished/` of a run's folder: the files that the export stage will write of these words, as they stop.
+
+    A line of `finished.jsonl` says of each word that its files are there, whole, and after which step it stopped. A
+    run that goes on after a kill stops the word at that step again and writes nothing anew, unless the values differ,
+    which it says.
+    """
+
+    def __init__(self, run: Run, contents: Contents, last: Callable[[Contents], Contents]) -> None:
+        """`last` does to words what later stages do to them (rescale)."""
+        self.run, self.last, self.folder = run, last, run.folder / "finished"
+        self.words = {word.name: word for word in contents.embeddings}
+        self.options = _options(run)
+        self.lines = dict(self._read()) if self.options else {}
+        self._done: set[str] = set()
+        self._stems: dict[str, dict[str, str]] = {}
+
+    @property
+    def recorded(self) -> dict[str, int]:
+        """The step after which each word stopped, as an earlier process of this run wrote it down."""
+        return {word: line["step"] for word, line in self.lines.items() if line["stage"] == self.run.stage + 1}
+
+    def write(self, trainer: WordTrainer | None) -> None:
+        """Export the words that have stopped since the last call."""
+        if trainer is None or self.options is None or len(trainer.stopped_at) == len(self._done):
+            return
+        stopped = {word: step for word, step in trainer.stopped_at.items() if word not in self._done}
+        rows = trainer.injection.rows
+        taught = tuple(
+            replace(self.words[name], vectors={key: to_raw(rows[key].of(name)) for key in self.words[name].vectors})
+            for name in stopped
+        )
+        final = self.last(Contents(taught)).embeddings
+        digests = {word.name: _digest(word) for word in final}
+        new = [word for word in final if not self._is_there(word.name, digests[word.name])]
+        again = [name for name, digest in digests.items() if self.lines.get(name, {}).get("sha256", digest) != digest]
+        if again:
+            names = ", ".join(again[:5]) + (f" and {len(again) - 5} more" if len(again) > 5 else "")
+            self.run.warnings.append(f"finished/ has {names} anew: going on did not give the same values again")
+        for lines in self._written(new, stopped, digests):
+            self._append(lines)
+        self._done |= stopped.keys()
+
+    def _written(
+        self, words: list[Embedding], stopped: dict[str, int], digests: dict[str, str]
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Write a few hundred words at a time; give the ledger's lines of those whose files are there."""
+        assert self.options is not None
+        if not self._stems:
+            self._stems = {"": standalone_stems(self.run, list(self.words))} | {
+                target: stems_for(self.words, target, self.run.model.family) for target in self.options["targets"]
+            }
+        for start in range(0, len(words), 256):
+            part = words[start : start + 256]
+            ready = in_dtype(described(self.run, Contents(tuple(part))), self.options["dtype"], self.run).embeddings
+            there: dict[str, list[str]] = {}
+            with batch(overwrite=True) as files:
+                for word in ready:
+                    written = self._add(files, word)
+                    there[word.name] = [one.path.relative_to(self.folder).as_posix() for one in written]
+            yield [
+                {"word": word.name, "stage": self.run.stage + 1, "step": stopped[word.name],
+                 "sha256": digests[word.name], "files": there[word.name]}
+                for word in part
+            ]  # fmt: skip
+
+    def _add(self, files: Batch, word: Embedding) -> list[Written]:
+        assert self.options is not None
+        place, family = self.folder / f"{self.run.recipe.name}_embeddings", self.run.model.family
+        written = add_standalone(self.run, files, word, place, self._stems[""])
+        for target in self.options["targets"]:
+            written += add_words(
+                files, [word], target, family, self.folder / target, widths=widths(self.run), stems=self._stems[target]
+            )
+        return written
+
+    def _is_there(self, word: str, digest: str) -> bool:
+        """Whether the word's files are there, with these values."""
+        line = self.lines.get(word, {})
+        return line.get("sha256") == digest and all((self.folder / path).is_file() for path in line["files"])
+
+    def _read(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        try:
+            with (self.folder / LEDGER).open("rb+") as file:
+                text = file.read()
+                whole = text.rfind(b"\n") + 1
+                if whole != len(text):  # the end of a line that a kill cut off
+                    file.truncate(whole)
+        except FileNotFoundError:
+            return
+        for line in text[:whole].splitlines():
+            row = json.loads(line)
+            yield row["word"], row
+
+    def _append(self, lines: list[dict[str, Any]]) -> None:
+        with (self.folder / LEDGER).open("ab") as file:
+            file.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+        self.lines |= {line["word"]: line for line in lines}
+
+
+def _options(run: Run) -> dict[str, Any] | None:
+    """How the words will be exported; None where they are not, or a later stage trains them again."""
+    later = run.recipe.stages[run.stage + 1 :]
+    if any(stage.kind == "train" and stage.options["embeddings"] for stage in later):
+        return None
+    return next((stage.options for stage in later if stage.kind == "export"), None)
+
+
+def _digest(word: Embedding) -> str:
+    digest = hashlib.sha256()
+    for key, raw in sorted(word.vectors.items()):
+        digest.update(f"{key} {raw.dtype} {raw.shape} ".encode())
+        digest.update(raw.data)
+    return digest.hexdigest()

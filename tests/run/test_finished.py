@@ -1,0 +1,146 @@
+"""Words finish one by one: each is exported when it stops, and what happens later takes nothing of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from projects import make_project, run_project
+from run.killing import Project, child, killed_again_and_again, made_files
+
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.train import loop
+
+TWO = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "blue"\nstop_after = "3 own steps"\n'
+RESCALE = '[[stage]]\nkind = "rescale"\nto = "median"'
+EXPORT = 'targets = ["a1111", "diffusers"]'
+
+
+def two_words(folder: Path, captions: str = "a photo of <cat>", **parts: str) -> Path:
+    """A project whose second word stands in one of three pictures."""
+    path = make_project(folder, captions=captions, more=TWO + parts.pop("more", ""), export=EXPORT, **parts)
+    (folder / "pictures/0.txt").write_text("a photo of dog", "utf-8")
+    return path
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "finished/finished.jsonl").read_text("utf-8").splitlines()]
+
+
+def finished_files(run: Path) -> dict[str, bytes]:
+    found = sorted((run / "finished").rglob("*.safetensors"))
+    return {path.relative_to(run / "finished").as_posix(): path.read_bytes() for path in found}
+
+
+def test_a_word_is_exported_after_its_own_steps_and_as_the_export_stage_writes_it(tmp_path):
+    run = run_project(load_recipe(two_words(tmp_path, stages=RESCALE), ["train.steps=12"]), tmp_path / "run").folder
+    (line,) = lines(run)
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    own = [row["step"] for row in rows if "dog" in row["words"]]
+    assert len(own) > 3  # it stood in later batches too, and was not trained there
+    assert (line["word"], line["stage"], line["step"]) == ("dog", 3, own[2])
+    found = finished_files(run)
+    assert sorted(found) == ["a1111/dog.safetensors", "diffusers/dog.safetensors", "tiny_embeddings/dog.safetensors"]
+    for name, content in found.items():
+        assert (run / "exports" / name).read_bytes() == content
+    words = {word["placeholder"]: word for word in json.loads((run / "manifest.json").read_text("utf-8"))["words"]}
+    assert words["dog"]["stopped_at"] == own[2]
+
+
+def test_a_crash_loses_nothing_of_a_finished_word(tmp_path, monkeypatch):
+    recipe = load_recipe(two_words(tmp_path, more='[checkpoint]\nevery = "never"'), ["train.steps=12"])
+    whole = run_project(recipe, tmp_path / "whole").folder
+    step = lines(whole)[0]["step"]
+    one_step = loop.one_step
+
+    def killed(training, clock):
+        if clock.step == step + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return one_step(training, clock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "one_step", killed)
+        assert child(lambda: run_project(recipe, tmp_path / "run")) == -signal.SIGKILL
+    before = finished_files(tmp_path / "run")
+    assert before == finished_files(whole)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/finished").rglob("*")}
+    run_project(recipe, tmp_path / "run")  # from the beginning: there is no checkpoint
+    assert finished_files(tmp_path / "run") == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times  # nothing was written a second time
+    assert made_files(tmp_path / "run") == made_files(whole)
+
+
+def test_kills_at_random_moments_change_no_finished_word(tmp_path):
+    recipe = load_recipe(two_words(tmp_path, more='[checkpoint]\nevery = "2 steps"'), ["train.steps=8"])
+    whole = run_project(recipe, tmp_path / "whole").folder
+    made, draw = Project(recipe, whole, 2.0), random.Random(3)
+    for number in range(2):
+        out = tmp_path / f"run-{number}"
+        killed_again_and_again(made, out, draw, most=4)
+        assert finished_files(out) == finished_files(whole)
+        assert lines(out) == lines(whole)
+        assert made_files(out) == made_files(whole)
+
+
+def test_a_stop_by_the_clock_is_the_same_step_again(tmp_path, monkeypatch):
+    """The ledger says after which step the word stopped; the process that goes on is slower and stops there too."""
+    from pivotune.pipeline.recipe.model import StopAfter
+    from pivotune.pipeline.train.clock import Clock
+    from pivotune.pipeline.train.stops import Stops
+
+    stops = Stops({"a": StopAfter(5.0, "seconds"), "b": StopAfter(1.0, "hours")}, {"a": 7})
+    assert stops.due(Clock(6, 100, 1.0, 60.0)) == []
+    assert stops.due(Clock(7, 100, 1.0, 60.0)) == ["a"]
+    assert stops.due(Clock(8, 100, 1.0, 7200.0)) == ["b"]
+
+
+def test_a_word_that_a_later_stage_trains_is_not_finished(tmp_path):
+    more = '[[stage]]\nkind = "train"\nsteps = 2\nbatch_size = 3'
+    recipe = load_recipe(two_words(tmp_path, stages=more, train="gradient_accumulation = 2"), ["stage.3.steps=9"])
+    run = run_project(recipe, tmp_path / "run").folder
+    assert all(line["stage"] == 4 for line in lines(run)) if (run / "finished").exists() else True
+    assert not (run / "finished").exists()
+
+
+def test_words_whose_files_would_meet_have_files_of_their_own(tmp_path):
+    """A1111 takes fewer characters than a file system: `a(b` and `a)b` are the same file there, but for a number."""
+    names = ["a(b", "a)b"]
+    more = "".join(
+        f'[[embedding]]\nplaceholder = "{name}"\nstop_after = "{n} own steps"\n' for n, name in enumerate(names, 1)
+    )
+    path = make_project(tmp_path, captions="a photo of <cat> a(b a)b", more=more, export='targets = ["comfyui"]')
+    run = run_project(path, tmp_path / "run").folder
+    found = finished_files(run)
+    assert len(found) == 4
+    for name, content in found.items():
+        assert (run / "exports" / name).read_bytes() == content
+    assert [line["word"] for line in lines(run)] == names
+
+
+@pytest.mark.parametrize("damage", ["half a line", "a file is gone"])
+def test_a_damaged_ledger_or_file_is_mended_by_going_on(tmp_path, damage, monkeypatch):
+    recipe = load_recipe(two_words(tmp_path, more='[checkpoint]\nevery = "never"'), ["train.steps=12"])
+    whole = run_project(recipe, tmp_path / "whole").folder
+    step, one_step = lines(whole)[0]["step"], loop.one_step
+
+    def fails(training, clock):
+        if clock.step == step + 1:
+            raise OSError("made up")
+        return one_step(training, clock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "one_step", fails)
+        with pytest.raises(OSError, match="made up"):
+            run_project(recipe, tmp_path / "run")
+    ledger = tmp_path / "run/finished/finished.jsonl"
+    if damage == "half a line":
+        ledger.write_bytes(ledger.read_bytes()[:-9])
+    else:
+        (tmp_path / "run/finished/a1111/dog.safetensors").unlink()
+    run_project(recipe, tmp_path / "run")
+    assert finished_files(tmp_path / "run") == finished_files(whole)
+    assert lines(tmp_path / "run")[-1] == lines(whole)[-1]
