@@ -21,6 +21,7 @@ from ..run.beside import Options, beside
 from ..run.resume import go_on, keep_on
 from ..run.state import Run
 from ..train.compiling import compiled
+from ..train.guard import Guard
 from ..train.locality_setup import locality_of, remember
 from ..train.loop import Training, train_steps
 from ..train.lora import freeze_lora, has_lora, lora_tensors
@@ -36,7 +37,9 @@ from ..words.raw import to_raw, vectors_for
 from .export import write_exports
 from .rescale import rescale
 
-OBJECTIVE, NOISE, TIMESTEPS = (defaults(f"tables/{name}.json") for name in ("objective", "noise", "timesteps"))
+OBJECTIVE, NOISE, TIMESTEPS, GUARD = (
+    defaults(f"tables/{name}.json") for name in ("objective", "noise", "timesteps", "guard")
+)
 ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": None}
 
 
@@ -69,6 +72,7 @@ def train(
     locality: Mapping[str, Any] | None = None,
     watch: Mapping[str, Any] | None = None,
     save: Mapping[str, Any] | None = None,
+    guard: Mapping[str, Any] = GUARD,
     compile: bool = False,
 ) -> Contents:
     """Train for `steps` optimizer steps (changes the injected rows, and what `lora` and `finetune` name).
@@ -79,14 +83,18 @@ def train(
     """
     _put_back(run, contents)
     common = Common(steps, clip_norm, ema, run.recipe.seed)
+    eye = Guard(guard, partial(_warn, run))
     finished = Finished(run, contents, partial(_as_exported, run))
     things = weight_trainers(run.model, lora or (), finetune or (), common)
     run.finetuned |= {pipe_name(run.model, part) for table in finetune or () for part in table["parts"]}
     if embeddings and any(word.train for word in run.recipe.words):
         factor = partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps)
         words = WordSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm, ema)
-        start, recorded = _starts(run), finished.recorded
-        things.insert(0, WordTrainer(run.need_injection(), run.recipe.words, run.statistics, words, start, recorded))
+        start = _starts(run)
+        trainer = WordTrainer(
+            run.need_injection(), run.recipe.words, run.statistics, words, start, finished.recorded, eye
+        )
+        things.insert(0, trainer)
     if not things:
         raise StageError("nothing to train: no word (embeddings = false, or train = false), no lora, no finetune")
     run.moved |= weights_of(things)
@@ -121,6 +129,7 @@ def train(
         seed=seed,
         scale=loss_scale(run.model.dtype),
         prior_weight=prior_weight,
+        guard=eye,
     )
     if locality is not None:
         training = replace(training, locality=locality_of(run, training, locality))
@@ -167,6 +176,8 @@ def _run_steps(
         try:
             with beside(run, training, watch, save, partial(_as_left, run, contents), write_exports) as after:
                 _follow(run, training, log_every, after, finished)
+            if training.guard is not None:
+                training.guard.close()
             _all_seen(training.words)
             for thing in training.things:
                 thing.finish()
@@ -200,6 +211,12 @@ def _follow(
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
             bar.update()
             keep_on(run, training, number, row["seconds"])
+
+
+def _warn(run: Run, text: str) -> None:
+    """Something goes astray: at once on the command line, and in manifest and report."""
+    run.warnings.append(text)
+    run.progress(f"warning: {text}")
 
 
 def _all_seen(trainer: WordTrainer | None) -> None:

@@ -13,17 +13,18 @@ from torch import Tensor
 
 from ..data.batch import Batch
 from ..data.dataset import Dataset
-from ..errors import StageError
 from ..models.denoisers import Denoiser
 from ..models.load import Model
 from ..words.injection import Injection
 from .clock import Clock
 from .draws import generator
+from .guard import Guard, NotFinite
 from .locality import Locality
 from .loss import mean_loss
 from .objective import Objective
 from .scaling import LossScale
 from .trained import Trained
+from .weights import WeightTrainer
 from .word_trainer import WordTrainer
 
 
@@ -43,6 +44,7 @@ class Training:
     prior_weight: float = 1.0
     locality: Locality | None = None
     scale: LossScale = field(default_factory=LossScale)
+    guard: Guard | None = None
 
     @property
     def words(self) -> WordTrainer | None:
@@ -68,21 +70,36 @@ def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Ite
 
 
 def one_step(training: Training, clock: Clock) -> dict[str, Any]:
-    """One optimizer step over `accumulation` micro-batches."""
+    """One optimizer step over `accumulation` micro-batches; one that is not finite is left out where the guard says."""
     batches = step_batches(training, clock.step)
     words = activate_words(training, batches, clock)
+    try:
+        loss, norms = _moved(training, batches, clock)
+    except NotFinite as error:
+        if training.guard is None or not training.guard.passes(error):
+            raise
+        for thing in training.things:
+            thing.clear()
+        loss, norms = math.nan, {}
+    return _row(training, clock, loss, norms) | {"active": words}
+
+
+def _moved(training: Training, batches: list[Batch], clock: Clock) -> tuple[float, dict[str, float]]:
+    """The loss of a step and the norms of its gradients, along which everything has moved."""
     loss, norms = gradients(training, batches, clock.step)
     while not all(math.isfinite(norm) for norm in norms.values()):
         for thing in training.things:
             thing.clear()
         if not training.scale.halve():
             bad = next(name for name, norm in norms.items() if not math.isfinite(norm))
-            raise StageError(f"the gradient of {bad} at step {clock.step + 1} is {norms[bad]}, not a finite number")
+            raise NotFinite(f"the gradient of {bad} at step {clock.step + 1} is {norms[bad]}, not a finite number")
         loss, norms = gradients(training, batches, clock.step)
     training.scale.keep()
     for thing in training.things:
         thing.step(norms[thing.name], clock)
-    return _row(training, clock, loss, norms) | {"active": words}
+        if training.guard is not None and isinstance(thing, WeightTrainer):
+            training.guard.step_size(thing.name, *thing.step_size())
+    return loss, norms
 
 
 def step_batches(training: Training, step: int) -> list[Batch]:
@@ -112,7 +129,7 @@ def gradients(training: Training, batches: Sequence[Batch], step: int) -> tuple[
         loss += _backward(training, batch, step * training.accumulation + part, grad_text=grad_text)
     loss /= training.accumulation
     if not math.isfinite(loss):
-        raise StageError(f"the loss at step {step + 1} is {loss}, not a finite number")
+        raise NotFinite(f"the loss at step {step + 1} is {loss}, not a finite number")
     return loss, {thing.name: thing.gradient_norm(training.scale.value) for thing in training.things}
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ..errors import StageError
 from .loop import Training
-from .packing import copy_into
+from .packing import copy_into, pack, unpack
 from .trained import State
 
-_ROWS, _LOOSE, _THINGS = "rows/", "loose/", "things/"
+_ROWS, _LOOSE, _THINGS, _GUARD = "rows/", "loose/", "things/", "guard/"
 
 
 def take_snapshot(training: Training, moved: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -29,6 +29,10 @@ def take_snapshot(training: Training, moved: Mapping[str, nn.Parameter]) -> tupl
         for key, rows in training.injection.rows.items()
     }
     facts = {"things": values, "scale": dict(vars(training.scale)), "spans": spans}
+    if training.guard is not None:
+        state = pack(training.guard.state())
+        tensors |= {f"{_GUARD}{name}": tensor for name, tensor in state.tensors.items()}
+        facts["guard"] = state.values
     return {name: tensor.cpu() for name, tensor in tensors.items()}, facts
 
 
@@ -46,6 +50,9 @@ def restore_snapshot(
         start = f"{_THINGS}{thing.name}/"
         mine = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
         thing.restore(State(mine, facts["things"][thing.name]))
+    if training.guard is not None and "guard" in facts:
+        mine = {name.removeprefix(_GUARD): tensor for name, tensor in tensors.items() if name.startswith(_GUARD)}
+        training.guard.restore(unpack(State(mine, facts["guard"])))
     for name, value in facts["scale"].items():
         setattr(training.scale, name, value)
 

@@ -85,6 +85,11 @@ class WeightTrainer:
     def learning_rates(self) -> dict[str, float]:
         return {self.name: effective_rate(self.optimizer)}
 
+    def step_size(self) -> tuple[float, float | None]:
+        """The step size of the last step, and the multiple of the learning rate that Prodigy has found."""
+        found = [float(group["d"]) for group in self.optimizer.param_groups if "d" in group]
+        return effective_rate(self.optimizer), max(found, default=None)
+
     def state(self) -> State:
         averages = {key: average.state() for key, average in self.averages.items()}
         return pack({"weights": self.masters, "optimizer": self.optimizer.state_dict(), "averages": averages})

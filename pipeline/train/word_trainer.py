@@ -17,6 +17,7 @@ from ..words.injection import ActiveRows, Injection
 from ..words.norms import NormStatistics, apply_rules
 from .clock import Clock
 from .ema import Average
+from .guard import Guard
 from .packing import copy_into, pack, unpack
 from .stops import Stops
 from .trained import State
@@ -50,14 +51,16 @@ class WordTrainer:
         settings: WordSettings,
         start: Mapping[str, Tensor] | None = None,
         recorded: Mapping[str, int] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """`start` has the rows whose norms the rule `initial` keeps, by encoder; else those the stage begins with.
 
-        `recorded` is for `Stops`.
+        `recorded` is for `Stops`; `guard` looks at every step.
         """
         self.injection, self.statistics, self.settings = injection, statistics, settings
         self.words = {word.placeholder: word for word in words if word.train}
         self.stops = Stops({name: word.stop_after for name, word in self.words.items()}, recorded)
+        self.guard = guard
         self.stopped_at: dict[str, int] = {}
         self.reached: set[str] = set()
         self.start = start or {key: rows.values.clone() for key, rows in injection.rows.items()}
@@ -113,6 +116,10 @@ class WordTrainer:
             if len(part.index):
                 self._move(key, part, clip, self.rates[key][part.index] * factor)
         self._rate = factor * max((self.step_size(word) for word in self._running), default=0.0)
+        if self.guard is not None:
+            prodigy = self.settings.optimizer["kind"].startswith("prodigy")
+            for word in self._running:
+                self.guard.step_size(word, factor * self.step_size(word), self.found(word) if prodigy else None)
         self._stop(self.stops.counted(self._running), clock.step + 1)
         self.clear()
 
@@ -183,6 +190,10 @@ class WordTrainer:
         """The largest step size of a word's encoders: its learning rate, times what Prodigy has found."""
         return max(rate * self.optimizers[key].effective(word) for key, rate in self.word_rates[word].items())
 
+    def found(self, word: str) -> float:
+        """The largest multiple of its learning rate that an optimizer has found for a word."""
+        return max(self.optimizers[key].effective(word) for key in self.word_rates[word])
+
     def rule_of(self, word: str) -> Any:
         """The norm rule of a word: its own, else the stage's."""
         own = self.words[word].preserve_norm
@@ -201,6 +212,10 @@ class WordTrainer:
             rows.values[part.index] = apply_rules(moved, rules, self.statistics[key], self.start[key][part.index])
         if key in self.averages:
             self.averages[key].update(part.index)
+        if self.guard is not None:
+            moves = self.rates[key][part.index] > 0
+            after, usual = rows.values[part.index], self.statistics[key]
+            self.guard.rows(key, len(rows), part.index, moves, part.values, after, part.words, rows.spans, usual)
 
 
 def _averages(injection: Injection, decay: float | None) -> dict[str, Average]:

@@ -1,0 +1,132 @@
+"""Looks at every step for what trains nothing or goes astray, and says each thing once, as the recipe's policy asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import StageError
+from ..words.norms import NormStatistics
+
+MOST = 20  # things of one kind that are said one by one; the rest is counted
+_KINDS = {"norm": "words whose norms left the band", "still": "words that did not move", "flat": "flat step sizes"}
+
+
+class NotFinite(StageError):
+    """A loss or a gradient is not a finite number; nothing has moved."""
+
+
+class Guard:
+    """One for each train stage. What a step costs depends on the rows in its batch."""
+
+    def __init__(self, options: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        """`options` is a recipe's table `guard`; `say` takes the warnings."""
+        self.options, self.say = options, say
+        self._said: dict[str, set[str]] = {}
+        self._left_out = 0
+        self._unmoved: dict[str, Tensor] = {}  # (rows,) int32: steps in a row in which a row did not move
+        self._zeros: Counter[str] = Counter()  # steps in a row with a step size of 0
+        self._found: dict[str, list[float]] = {}  # how many steps, and the first step size that was found
+
+    def rows(
+        self, key: str, count: int, index: Tensor, moves: Tensor, before: Tensor, after: Tensor,
+        words: Sequence[str], spans: Mapping[str, range], usual: NormStatistics,
+    ) -> None:  # fmt: skip
+        """Look at the rows `index` of a table of `count` rows, (rows, width) before and after a step.
+
+        `moves` (rows,) says which have a learning rate at all. StageError where the policy is `stop`.
+        """
+        bad = torch.zeros_like(moves)
+        if self.options["still"] != "off":
+            unmoved = self._unmoved.get(key, torch.zeros(count, dtype=torch.int32)).to(index.device)
+            self._unmoved[key] = unmoved
+            steps = torch.where((after != before).any(dim=1) | ~moves, 0, unmoved[index] + 1).to(torch.int32)
+            unmoved[index] = steps
+            bad |= steps == self.options["still_after"]
+        norms = after.norm(dim=1)
+        if self.options["norm"] != "off":
+            low, high = (self.options["norm_band"][end] * usual.median for end in ("low", "high"))
+            bad |= (norms < low) | (norms > high)
+        if bool(bad.any()):
+            self._rows_found(key, index[bad].tolist(), norms[bad].tolist(), words, spans, usual.median)
+
+    def _rows_found(
+        self, key: str, rows: list[int], norms: list[float], words: Sequence[str], spans: Mapping[str, range],
+        median: float,
+    ) -> None:  # fmt: skip
+        band = self.options["norm_band"]
+        for row, norm in zip(rows, norms, strict=True):
+            word = next(word for word in words if row in spans[word])
+            vector = f"vector {row - spans[word].start + 1} of {word!r} in {key}"
+            if not band["low"] * median <= norm <= band["high"] * median and self.options["norm"] != "off":
+                text = (
+                    f"the norm of {vector} is {norm:.3g}, {norm / median:.3g} times the vocabulary's median; "
+                    "preserve_norm holds norms, a smaller learning_rate slows them"
+                )
+                self.tell("norm", word, text)
+            if self.options["still"] != "off" and int(self._unmoved[key][row]) == self.options["still_after"]:
+                steps = self.options["still_after"]
+                self.tell("still", word, f"{vector} has not moved in {steps} of its steps: learning_rate is too small")
+
+    def step_size(self, name: str, rate: float, found: float | None) -> None:
+        """Look at the step size of a word or another thing; `found` is what Prodigy has found, None for others."""
+        after = self.options["flat_after"]
+        if self.options["flat"] == "off":
+            return
+        if rate == 0:
+            self._zeros[name] += 1
+            if self._zeros[name] == after:
+                self.tell("flat", name, f"the step size of {name!r} has been 0 for {after} steps: nothing is learnt")
+        elif self._zeros:
+            self._zeros.pop(name, None)
+        if found is not None:
+            seen = self._found.setdefault(name, [0, found])
+            seen[0] += 1
+            if seen[0] == after and found <= 1.001 * seen[1]:
+                text = f"Prodigy has not found a larger step size than {found:.3g} for {name!r} in {after} steps"
+                self.tell("flat", name, f"{text}; learning_rate = 1 is usual, d0 and d_coef make it begin higher")
+
+    def passes(self, error: NotFinite) -> bool:
+        """Whether a step whose loss or gradient is not finite is left out, so that the training goes on."""
+        if self.options["not_finite"] == "stop":
+            return False
+        self._left_out += 1
+        self.tell("not_finite", "", f"{error}: the step is left out, nothing moves in it")
+        return True
+
+    def tell(self, kind: str, name: str, text: str) -> None:
+        """Say it, if it was not said before. StageError where the policy is `stop`."""
+        said = self._said.setdefault(kind, set())
+        if name in said:
+            return
+        said.add(name)
+        if self.options[kind] == "stop":
+            raise StageError(f"{text} (guard.{kind} = 'stop')")
+        if len(said) <= MOST:
+            self.say(text)
+
+    def close(self) -> None:
+        """Count what was too much to be said one by one."""
+        for kind, said in self._said.items():
+            if len(said) > MOST:
+                self.say(f"and {len(said) - MOST:,} more {_KINDS[kind]}")
+        if self._left_out:
+            self.say(f"{self._left_out} steps were left out because loss or gradient was not finite")
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on and say nothing twice."""
+        found = {name: list(seen) for name, seen in self._found.items()}
+        return {
+            "said": {kind: sorted(said) for kind, said in self._said.items()}, "left_out": self._left_out,
+            "unmoved": self._unmoved, "zeros": dict(self._zeros), "found": found,
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._said = {kind: set(said) for kind, said in state["said"].items()}
+        self._left_out, self._zeros = state["left_out"], Counter(state["zeros"])
+        self._found = {name: list(seen) for name, seen in state["found"].items()}
+        self._unmoved = dict(state["unmoved"])

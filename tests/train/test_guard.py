@@ -1,0 +1,176 @@
+"""What trains nothing or goes astray is said once for each word, and stops the run where the recipe says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from projects import make_project, run_project
+
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.fill import defaults
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.train import loop
+from pivotune.pipeline.train.guard import MOST, Guard
+from pivotune.pipeline.train.packing import pack, unpack
+
+
+def said(tmp_path: Path, guard: str, train: str = "", *sets: str) -> list[str]:
+    """The warnings of a run with a table `guard`, without those of the samples."""
+    path = make_project(tmp_path, train=f"{train}\n[stage.guard]\n{guard}")
+    run = run_project(load_recipe(path, ["train.steps=8", *sets]), tmp_path / "run").folder
+    return json.loads((run / "manifest.json").read_text("utf-8"))["warnings"]
+
+
+STILL = ("still_after = 3", "schedule = { kind = 'linear', end = 0.0 }\nwarmup_steps = 7")
+
+
+def test_a_quiet_run_says_nothing(tmp_path):
+    assert said(tmp_path, "still_after = 2\nflat_after = 2") == []
+
+
+def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps too small for float32: the vectors stay bit for bit."""
+    from pivotune.pipeline.train.lazy_adamw import LazyAdamW
+
+    monkeypatch.setattr(LazyAdamW, "step", lambda self, index, rows, gradient, rate: rows.detach().clone())
+
+
+def test_vectors_that_do_not_move_are_said_once(tmp_path, monkeypatch):
+    make_still(monkeypatch)
+    assert said(tmp_path, "still_after = 3") == [
+        "vector 1 of '<cat>' in clip_l has not moved in 3 of its steps: learning_rate is too small"
+    ]
+
+
+def test_vectors_that_do_not_move_stop_the_run_where_asked(tmp_path, monkeypatch):
+    make_still(monkeypatch)
+    with pytest.raises(StageError, match=r"has not moved in 3 of its steps.*guard.still = 'stop'"):
+        said(tmp_path, "still_after = 3\nstill = 'stop'")
+    assert (tmp_path / "run/last-good").is_dir()
+    assert len((tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()) == 2
+
+
+def test_an_encoder_that_is_held_still_is_no_finding(tmp_path, monkeypatch):
+    make_still(monkeypatch)
+    assert said(tmp_path, "still = 'off'\nstill_after = 3") == []
+
+
+def test_a_norm_that_leaves_its_band_is_said_once(tmp_path):
+    (text,) = said(tmp_path, "norm_band = { low = 0.1, high = 1.5 }", "", "train.learning_rate=1.0")
+    assert text.startswith("the norm of vector ")
+    assert "times the vocabulary's median; preserve_norm holds norms" in text
+
+
+def test_a_norm_that_leaves_its_band_stops_the_run_where_asked(tmp_path):
+    with pytest.raises(StageError, match=r"times the vocabulary's median.*guard.norm = 'stop'"):
+        said(tmp_path, "norm = 'stop'\nnorm_band = { high = 1.5 }", "", "train.learning_rate=1.0")
+
+
+def test_a_norm_that_preserve_norm_holds_is_no_finding(tmp_path):
+    sets = ("train.learning_rate=1.0", "train.preserve_norm=median")
+    assert said(tmp_path, "norm_band = { low = 0.9, high = 1.5 }", "", *sets) == []
+
+
+def test_a_step_size_of_zero_is_said_once(tmp_path):
+    texts = said(tmp_path, "flat_after = 3\nstill = 'off'", "", "train.learning_rate={ clip_l = 0 }")
+    assert texts == ["the step size of '<cat>' has been 0 for 3 steps: nothing is learnt"]
+
+
+def test_a_prodigy_that_finds_nothing_is_said_for_words_and_lora(tmp_path, monkeypatch):
+    pytest.importorskip("prodigyopt")
+    train = (
+        "optimizer = { kind = 'prodigy', d0 = 1e-6, d_coef = 1e-9 }\n"
+        "[[stage.lora]]\nrank = 2\nlearning_rate = 1.0\noptimizer = { kind = 'prodigy', d_coef = 1e-9 }"
+    )
+    texts = said(tmp_path, "flat_after = 4\nstill = 'off'", train, "train.learning_rate=1.0")
+    assert len(texts) == 2
+    assert all(text.startswith("Prodigy has not found a larger step size than 1e-06 for ") for text in texts)
+    assert "'<cat>'" in texts[0] + texts[1]
+    assert "'lora.denoiser'" in texts[0] + texts[1]
+
+
+def test_a_prodigy_that_finds_its_step_size_is_no_finding(tmp_path):
+    pytest.importorskip("prodigyopt")
+    train = "optimizer = { kind = 'prodigy' }"
+    assert said(tmp_path, "flat_after = 8\nstill = 'off'", train, "train.learning_rate=1.0") == []
+
+
+def break_steps(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+    whole = loop.batch_loss
+
+    def broken(training: Any, batch: Any, number: int, *, grad_text: bool) -> Any:
+        loss = whole(training, batch, number, grad_text=grad_text)
+        return loss * float("nan") if number in numbers else loss
+
+    monkeypatch.setattr(loop, "batch_loss", broken)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_step_out_where_asked(tmp_path, monkeypatch):
+    break_steps(monkeypatch, 2, 4)
+    assert said(tmp_path, "not_finite = 'warn'") == [
+        "the loss at step 3 is nan, not a finite number: the step is left out, nothing moves in it",
+        "2 steps were left out because loss or gradient was not finite",
+    ]
+    rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [row["loss"] is None for row in rows] == [False, False, True, False, True, False, False, False]
+    assert rows[2]["words"]["<cat>"]["clip_l"]["moved"] == rows[1]["words"]["<cat>"]["clip_l"]["moved"]
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_itself(tmp_path, monkeypatch):
+    break_steps(monkeypatch, 2)
+    with pytest.raises(StageError, match="the loss at step 3 is nan"):
+        said(tmp_path, "still = 'warn'")
+
+
+def test_what_is_too_much_to_be_said_is_counted() -> None:
+    texts: list[str] = []
+    guard = Guard(defaults("tables/guard.json"), texts.append)
+    for number in range(MOST + 5):
+        guard.tell("norm", f"word-{number}", f"word-{number} is long")
+        guard.tell("norm", f"word-{number}", f"word-{number} is long")
+    guard.close()
+    assert len(texts) == MOST + 1
+    assert texts[-1] == "and 5 more words whose norms left the band"
+
+
+def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
+    options = defaults("tables/guard.json") | {"flat_after": 3, "still_after": 3}
+    texts: list[str] = []
+    first, second = Guard(options, texts.append), Guard(options, texts.append)
+    rows = torch.ones(2, 4)
+
+    def look(guard: Guard) -> None:
+        from pivotune.pipeline.words.norms import NormStatistics
+
+        guard.rows(
+            "clip_l", 2, torch.tensor([0, 1]), torch.tensor([True, False]), rows, rows, ("a", "b"),
+            {"a": range(1), "b": range(1, 2)}, NormStatistics(2.0, 2.0, 1.0, 3.0),
+        )  # fmt: skip
+        guard.step_size("a", 0.0, None)
+
+    for _ in range(2):
+        look(first)
+    assert texts == []
+    second.restore(unpack(pack(first.state())))
+    look(second)
+    assert len(texts) == 2
+    third = Guard(options, texts.append)
+    third.restore(unpack(pack(second.state())))
+    look(third)
+    assert len(texts) == 2
+
+
+def test_bands_and_policies_are_checked(tmp_path):
+    from pivotune.pipeline.recipe.check import check_recipe
+
+    path = make_project(tmp_path, train="[stage.guard]\nnorm = 'wran'\nnot_finite = 'off'")
+    texts = [problem.text for problem in check_recipe(path).problems]
+    assert texts == [
+        "the text 'wran' is not known here; did you mean 'warn'?",
+        "the text 'off' is not known here; known: stop, warn",
+    ]  # fmt: skip
