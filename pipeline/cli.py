@@ -74,7 +74,8 @@ def main() -> None:
     except Exception as error:
         if not _for_people(error):
             raise
-        click.echo(f"Error: {_shown(error)}", err=True)
+        if not _said_elsewhere(error):
+            click.echo(f"Error: {_shown(error)}", err=True)
         sys.exit(1)
 
 
@@ -83,6 +84,14 @@ def _shown(error: Exception) -> str:
     from .recipe.problem import printable
 
     return "\n".join(printable(line) for line in str(error).split("\n"))
+
+
+def _said_elsewhere(error: Exception) -> bool:
+    """Whether another process of the run says what this one only passes on."""
+    from .launch import is_main
+    from .processes import Elsewhere
+
+    return isinstance(error, Elsewhere) and not is_main()
 
 
 def _for_people(error: Exception) -> bool:

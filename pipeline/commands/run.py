@@ -38,12 +38,13 @@ def run(
     RECIPE is a file or the name of a recipe that ships (try: quickstart). A run that was stopped or killed goes on
     with the same command, and ends in the same bytes.
     """
+    from ..launch import is_main
     from ..recipe.check import checked_recipe
 
     if device is not None:
         overrides = (*overrides, f"device={json.dumps(device)}")
     loaded, warnings = checked_recipe(recipe, overrides)
-    for warning in warnings:
+    for warning in warnings if is_main() else ():
         click.echo(warning.shown(recipe), err=True)
 
     from ..run.runner import run_recipe
@@ -51,6 +52,8 @@ def run(
     result = run_recipe(
         loaded, out=out, progress=lambda text: click.echo(text, err=True), bar=not as_json, fresh=fresh, source=source
     )
+    if not is_main():
+        return
     if as_json:
         print_json({"folder": str(result.folder), "report": str(result.report)})
     else:

@@ -25,6 +25,7 @@ class Batch:
     - `sizes` (batch, 6): original height and width, top and left of the crop, height and width it is trained at, in
       pixels: SDXL's `time_ids`. The crop's corner counts in the picture resized to cover the trained size.
     - `examples`: numbers of the pictures in `Dataset.examples`, for logs and tests.
+    - `whole`: where only some of the batch's pictures are here (several processes), what the others are; else None.
     """
 
     captions: tuple[str, ...]
@@ -34,3 +35,17 @@ class Batch:
     prior: Tensor
     sizes: Tensor
     examples: tuple[int, ...]
+    whole: Whole | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """The batch that a process has a part of: which part, and each picture's `weight` and `prior`."""
+
+    place: slice
+    weight: Tensor
+    prior: Tensor
+
+    @property
+    def size(self) -> int:
+        return len(self.weight)

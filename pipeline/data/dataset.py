@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from ..errors import StageError
+from ..processes import ALONE, Processes
 from ..recipe.model import Recipe
 from ..train.draws import generator
-from .batch import Batch
+from .batch import Batch, Whole
 from .cache import Cache, Encoded, cache_folder
 from .examples import Example, read_examples
 from .latents import Latents
 from .order import Order
 from .shapes import told_sizes
 from .text import changes_tags, shown_tags
+
+WHOLE = slice(None)
 
 
 class Dataset:
@@ -39,29 +42,48 @@ class Dataset:
         """Batches in which every picture is shown as often as its concept says."""
         return self.order.batches_per_epoch
 
-    def at(self, number: int) -> Batch:
-        """The `number`-th batch of the run, from 0."""
-        places = self.order.at(number)
-        examples = [self.examples[place] for place in places]
-        chances = torch.rand(4, len(places), generator=generator(self.seed, "captions", number)).tolist()
+    def size(self, number: int) -> int:
+        """How many pictures the `number`-th batch has."""
+        return len(self.order.at(number))
+
+    def captions(self, number: int) -> tuple[str, ...]:
+        """The captions of the `number`-th batch."""
+        chances = self._chances(number)
+        examples = [self.examples[place] for place in self.order.at(number)]
+        return self._captions(examples, chances[0], chances[1], number)
+
+    def at(self, number: int, part: slice = WHOLE) -> Batch:
+        """The `number`-th batch of the run, from 0, or a part of it: the same numbers as in the whole batch."""
+        places, chances, captions = self.order.at(number), self._chances(number), self.captions(number)
+        every = [self.examples[place] for place in places]
+        examples = every[part]
         variants = [
             self.latents.shown(example, self._flips(example, side), chance, number * self.order.size + place)
-            for place, (example, side, chance) in enumerate(zip(examples, chances[2], chances[3], strict=True))
-        ]
+            for place, (example, side, chance) in enumerate(zip(every, chances[2], chances[3], strict=True))
+        ][part]
         told = [self.latents.get(example, variant) for example, variant in zip(examples, variants, strict=True)]
         sizes = [
             told_sizes(example.size, example.cut, variant.place, variant.flip)
             for example, variant in zip(examples, variants, strict=True)
         ]
+        weight = torch.tensor([example.concept.loss_weight for example in every])
+        prior = torch.tensor([example.concept.prior for example in every])
         return Batch(
-            captions=self._captions(examples, chances[0], chances[1], number),
-            latents=self._latents(told, number),
+            captions=captions[part],
+            latents=self._latents(told, number, len(every), part),
             mask=_mask(told),
-            weight=torch.tensor([example.concept.loss_weight for example in examples]),
-            prior=torch.tensor([example.concept.prior for example in examples]),
+            weight=weight[part],
+            prior=prior[part],
             sizes=torch.tensor(sizes),
-            examples=places,
+            examples=places[part],
+            whole=None if len(examples) == len(every) else Whole(part, weight, prior),
         )
+
+    def _chances(self, number: int) -> list[list[float]]:
+        """Four chances from 0 to 1 for each picture of a batch: which caption, whether none, flipped, which variant."""
+        count = self.size(number)
+        drawn: list[list[float]] = torch.rand(4, count, generator=generator(self.seed, "captions", number)).tolist()
+        return drawn
 
     def _flips(self, example: Example, chance: float) -> bool:
         return (self.flip or example.concept.flip) and chance < 0.5
@@ -82,10 +104,10 @@ class Dataset:
             captions.append("" if drop < self.caption_dropout else caption)
         return tuple(captions)
 
-    def _latents(self, told: Sequence[Encoded], number: int) -> Tensor:
+    def _latents(self, told: Sequence[Encoded], number: int, count: int, part: slice) -> Tensor:
         mean = torch.stack([one.mean for one in told])
         deviation = torch.stack([one.deviation for one in told])
-        noise = torch.randn(mean.shape, generator=generator(self.seed, "latents", number))
+        noise = torch.randn(count, *mean.shape[1:], generator=generator(self.seed, "latents", number))[part]
         return (mean + deviation * noise - self.latents.shift) * self.latents.factor
 
 
@@ -99,13 +121,13 @@ def _mask(told: Sequence[Encoded]) -> Tensor | None:
 def open_dataset(
     recipe: Recipe, vae: Any, *, resolution: int, batch_size: int, seed: int, flip: bool = False,
     caption_dropout: float = 0.0, run_folder: Path | None = None, warn: Callable[[str], None] | None = None,
-    tell: Callable[[str], None] | None = None, bar: bool = False,
+    tell: Callable[[str], None] | None = None, bar: bool = False, processes: Processes = ALONE,
 ) -> Dataset:  # fmt: skip
     """The pictures of a recipe, encoded or found in the cache.
 
     `seed` is the train stage's own; the variants of pictures hang on the recipe's, so that two stages share them.
-    `warn` is told of what is worth a warning, `tell` of what was done. Raises StageError that names every picture that
-    cannot be used.
+    `warn` is told of what is worth a warning, `tell` of what was done. Of several `processes` each encodes its share.
+    Raises StageError that names every picture that cannot be used.
     """
     read, data = read_examples(recipe, resolution), recipe.data
     if not read.rows and not read.problems:
@@ -119,9 +141,10 @@ def open_dataset(
         vae, recipe.seed, variants=data.variants, cache=Cache(folder) if folder else None,
         fresh=data.cache_latents == "off",
     )  # fmt: skip
-    latents.prepare(read.rows, read.problems, flip=flip, bar=bar)
+    latents.prepare(read.rows, read.problems, flip=flip, bar=bar, processes=processes)
     if tell is not None and not latents.fresh:
-        tell(f"{len(read.rows)} pictures: {latents.misses} variants encoded, {latents.hits} found encoded")
+        misses, hits = (round(number) for number in processes.numbers([latents.misses, latents.hits]))
+        tell(f"{len(read.rows)} pictures: {misses} variants encoded, {hits} found encoded")
     if latents.unwritable is not None and warn is not None:
         warn(f"encoded pictures are not kept on disk: {latents.unwritable}")
     order = Order(read.turns, [example.cut for example in read.rows], batch_size, seed)

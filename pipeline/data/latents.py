@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ...converters.errors import ConvertError
 from ..errors import StageError
+from ..processes import ALONE, Processes
 from ..train.draws import generator
 from .cache import Cache, Encoded, key_of, vae_identity
 from .examples import Example
@@ -43,17 +44,24 @@ class Latents:
         """The variant of one showing: one of those that are kept, by chance from 0 to 1, or with `fresh` a new one."""
         return self._variant(example, flip, showing if self.fresh else int(chance * self.variants))
 
-    def prepare(self, examples: Sequence[Example], problems: list[str], *, flip: bool, bar: bool) -> None:
-        """Encode what is not kept yet. StageError names these problems and all pictures that cannot be decoded.
+    def prepare(
+        self, examples: Sequence[Example], problems: list[str], *, flip: bool, bar: bool, processes: Processes = ALONE
+    ) -> None:
+        """Encode what is not kept yet, each process its share of the pictures.
+
+        StageError names these problems and all pictures that cannot be decoded.
 
         With `fresh` nothing is encoded, but every picture is opened once, so that a bad one is found now.
         """
         found = list(problems)
-        for example in tqdm(examples, desc="encode", unit="picture", disable=None if bar else True, leave=False):
-            try:
-                self._prepare(example, flip, encode=not found and not self.fresh)
-            except StageError as error:
-                found.append(str(error))
+        mine = examples[processes.index :: processes.count]
+        with processes.together():
+            for example in tqdm(mine, desc="encode", unit="picture", disable=None if bar else True, leave=False):
+                try:
+                    self._prepare(example, flip, encode=not found and not self.fresh)
+                except StageError as error:
+                    found.append(str(error))
+        found = [problem for part in processes.gathered(found) for problem in part]
         if found:
             distinct = list(dict.fromkeys(found))
             more = [f"and {len(distinct) - SHOWN} more"] if len(distinct) > SHOWN else []

@@ -35,7 +35,7 @@ class Finished:
         self.run, self.last, self.folder = run, last, run.folder / "finished"
         self.words = {word.name: word for word in contents.embeddings}
         self.options = _options(run)
-        self.lines = dict(self._read()) if self.options else {}
+        self.lines = dict(self._read()) if self.options and run.processes.main else {}
         self._done: set[str] = set()
         self._stems: dict[str, dict[str, str]] = {}
 

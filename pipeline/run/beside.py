@@ -28,7 +28,8 @@ def beside(
     `contents` gives words and LoRA as they are now, `write` writes them as the export stage does.
     """
     title = f"{run.recipe.name}-stage-{run.stage + 1}"
-    trackers = Trackers(watch["trackers"] if watch else (), title, run.folder / "tracking")
+    wanted = watch["trackers"] if watch and run.processes.main else ()
+    trackers = Trackers(wanted, title, run.folder / "tracking")
     looks = _rhythm(watch and watch["sample_every"], training)
     eye = Watch(run, training, watch) if watch and looks else None
     turns = _rhythm(save and save["every"], training)

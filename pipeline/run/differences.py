@@ -9,6 +9,8 @@ from typing import Any
 INPUTS = {"recipe": "recipe", "model": "model", "data": "data", "environment": "environment"}
 # What changes no trained byte: the machine's name for the same thing, and texts for people.
 HARMLESS = ("recipe.description", "environment.platform", "model.path")
+# What a run that goes on may change: sums over other numbers of processes differ in their last bits only.
+ROUNDING = "environment.processes"
 _ABSENT = "nothing"
 
 

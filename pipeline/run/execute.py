@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ...converters.embedding import Contents
 from ...converters.errors import ConvertError
+from ...converters.tensor import RawTensor
 from ..errors import StageError
 from ..export.last_good import keep_last_good
+from ..recipe.model import Stage
 from ..stages import STAGES
 from .folder import write_json
 from .manifest import data_facts, word_facts
 from .metrics import finite
-from .proofs import hold, look_before, model_proofs
+from .proofs import Before, hold, look_before, model_proofs
 from .samples import draw_after, draw_before
 from .state import Run
 
 # What puts the words and adapters into the model: done again before a checkpoint is put back. All else is in it.
 STRUCTURE = ("tokenize", "inject", "train")
+# What writes files, and changes nothing of the model but to take the words out.
+WRITING = ("export",)
 
 
 def execute(run: Run, manifest: dict[str, Any]) -> None:
@@ -28,19 +33,26 @@ def execute(run: Run, manifest: dict[str, Any]) -> None:
     recipe, model = run.recipe, run.model
     before = look_before(model)
     run.progress("drawing pictures before")
-    manifest["pictures"] = draw_before(model, recipe, run.folder / "pictures")
+    manifest["pictures"] = run.processes.from_main(lambda: draw_before(model, recipe, run.folder / "pictures"))
     contents = Contents()
     try:
         for number in range(len(recipe.stages)):
-            write_json(run.folder / "manifest.json", finite(manifest))  # for those who follow the run
+            if run.processes.main:
+                write_json(run.folder / "manifest.json", finite(manifest))  # for those who follow the run
             contents = _run_stage(run, number, contents, manifest)
     except BaseException:  # whatever it was: a full disk, Ctrl-C, a stage that found its match
-        if run.kept is not None:
+        if run.kept is not None and run.processes.main:
             keep_last_good(run, run.kept)
         raise
     finally:
         run.eject()
         manifest |= {"warnings": run.warnings, "artefacts": run.artefacts}
+    run.processes.from_main(lambda: _end(run, contents, manifest, before))
+
+
+def _end(run: Run, contents: Contents, manifest: dict[str, Any], before: Before) -> None:
+    """What the manifest says of the finished run, once its proofs hold, and pictures of what came out."""
+    recipe, model = run.recipe, run.model
     if contents.embeddings:
         shown = data_facts(recipe)[1]
         manifest["words"] = [word_facts(run, word, contents, shown[word.placeholder]) for word in recipe.words]
@@ -75,7 +87,7 @@ def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, An
     row = {"kind": stage.kind, "seconds": 0.0, "takes": held(contents), "gives": [], "notes": run.notes}
     run.rows.append(row)
     try:
-        after = STAGES[stage.kind](run, contents, **stage.options)
+        after = _after(run, stage, contents)
         run.kept = after if run.kept is not None else None
         row["gives"] = held(after)
         return after
@@ -90,6 +102,32 @@ def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, An
         row["seconds"] = round(time.monotonic() - begin, 3)
         if done:
             run.rows[-1] = run.done_rows[number]
+
+
+def _after(run: Run, stage: Stage, contents: Contents) -> Contents:
+    """What a stage makes of the contents. What writes files is done by the main process, for all."""
+
+    def work() -> Contents:
+        return STAGES[stage.kind](run, contents, **stage.options)
+
+    if stage.kind not in WRITING or run.processes.count == 1:
+        return work()
+    if not run.processes.main:
+        run.eject()
+    return run.processes.from_main(lambda: _whole(work()))
+
+
+def _whole(contents: Contents) -> Contents:
+    """The contents with values of their own, which can be sent to another process."""
+    rest = {name: _copy(raw) for name, raw in contents.rest.items()}
+    words = [
+        replace(word, vectors={key: _copy(raw) for key, raw in word.vectors.items()}) for word in contents.embeddings
+    ]
+    return replace(contents, embeddings=tuple(words), rest=rest)
+
+
+def _copy(raw: RawTensor) -> RawTensor:
+    return RawTensor(raw.dtype, raw.shape, bytes(raw.data))
 
 
 def held(contents: Contents) -> list[str]:

@@ -14,6 +14,7 @@ from ...converters.embedding import Contents, Embedding
 from ..data.captions import read_concept
 from ..models.device import device_name
 from ..models.load import Model
+from ..processes import ALONE, Processes
 from ..recipe.load import recipe_as_json
 from ..recipe.model import Recipe, Word
 from ..words.injection import Encoder
@@ -27,15 +28,16 @@ from .state import Run
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and threads: all that may change the bytes of a run beside the recipe and its inputs."""
+def environment(device: torch.device, processes: Processes = ALONE) -> dict[str, Any]:
+    """Versions, device, threads, processes: what may change the bytes of a run beside the recipe and its inputs."""
     return {
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
         "platform": platform.platform(),
-        "device": str(device),
+        "device": str(device) if processes.count == 1 else device.type,
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),
+        "processes": processes.count,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
@@ -47,7 +49,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def inputs_of(recipe: Recipe, model: Model, statistics: Mapping[str, NormStatistics]) -> dict[str, Any]:
+def inputs_of(
+    recipe: Recipe, model: Model, statistics: Mapping[str, NormStatistics], processes: Processes = ALONE
+) -> dict[str, Any]:
     """All that the bytes of a run depend on, as the manifest has it: recipe, model, data, versions, device.
 
     Raises RecipeError when a picture or caption that was there for the check is gone.
@@ -55,7 +59,7 @@ def inputs_of(recipe: Recipe, model: Model, statistics: Mapping[str, NormStatist
     data, _ = data_facts(recipe)
     hashes = model_hashes(model.path) if model.path else {}
     return {
-        "recipe": recipe_as_json(recipe), "environment": environment(model.device),
+        "recipe": recipe_as_json(recipe), "environment": environment(model.device, processes),
         "model": model_facts(recipe, model, statistics, hashes), "data": data,
     }  # fmt: skip
 

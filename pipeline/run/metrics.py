@@ -6,7 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import StageError
 
@@ -25,8 +25,14 @@ def finite(value: Any) -> Any:
 class Metrics:
     """Writes `metrics.jsonl` of a run's folder; what a step writes can be read at once."""
 
-    def __init__(self, folder: Path, size: int = 0) -> None:
-        """Go on behind the first `size` bytes that an earlier process wrote; what it wrote after them is done again."""
+    def __init__(self, folder: Path, size: int = 0, *, write: bool = True) -> None:
+        """Go on behind the first `size` bytes that an earlier process wrote; what it wrote after them is done again.
+
+        Without `write` nothing is opened or written: another process does.
+        """
+        self._file: BinaryIO | None = None
+        if not write:
+            return
         path = folder / "metrics.jsonl"
         if path.exists() and path.stat().st_size < size:
             raise StageError(f"{path} is shorter than when the checkpoint was written: it was changed since")
@@ -36,11 +42,14 @@ class Metrics:
     @property
     def size(self) -> int:
         """Bytes written so far."""
-        return os.fstat(self._file.fileno()).st_size
+        return os.fstat(self._file.fileno()).st_size if self._file is not None else 0
 
     def write(self, row: dict[str, Any]) -> None:
+        if self._file is None:
+            return
         self._file.write(json.dumps(finite(row), ensure_ascii=False).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

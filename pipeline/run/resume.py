@@ -41,7 +41,8 @@ def take_up(run: Run, checkpoint: Checkpoint | None) -> int:
     facts: Mapping[str, Any] = checkpoint.facts["run"] if checkpoint else {}
     run.done_rows = list(facts.get("rows", []))
     run.restored = facts
-    _forget_later(run.folder, {row["path"] for row in facts.get("artefacts", [])})
+    if run.processes.main:
+        _forget_later(run.folder, {row["path"] for row in facts.get("artefacts", [])})
     return int(facts.get("metrics", 0))
 
 

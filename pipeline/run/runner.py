@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,14 +17,16 @@ from pivotune import __version__
 
 from ...converters.errors import ConvertError
 from ..errors import StageError
+from ..launch import begin_processes, end_processes
 from ..lock import locked
 from ..models.device import make_deterministic, pick_device
 from ..models.load import Model, load_model
+from ..processes import Processes
 from ..recipe.model import Recipe
 from ..report.page import write_report
 from ..report.table import word_table
 from ..words.norms import norm_statistics
-from .checkpoint import newest_checkpoint
+from .alike import common_checkpoint, hold_alike
 from .class_pictures import draw_class_pictures
 from .execute import execute
 from .folder import write_json
@@ -64,29 +67,56 @@ def run_recipe(
     Raises StageError or ConvertError when a stage fails; manifest and report then say why.
     """
     begin = time.monotonic()
-    device = pick_device(recipe.device)
+    processes = begin_processes(recipe.device)
+    if not processes.main:
+        progress, bar = _silent, False
+    device = processes.device or pick_device(recipe.device)
     make_deterministic(recipe.seed, recipe.threads)
-    refuse_foreign(out)
-    progress(f"loading {recipe.model.base} on {device}")
-    model = _loaded(recipe, device)
-    draw_class_pictures(model, recipe, progress)
-    statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
-    inputs = inputs_of(recipe, model, statistics)
-    begun = open_source(source, inputs, progress) if source else None
-    start = begin_folder(recipe.name, out, inputs, fresh=fresh or source is not None)
-    with locked(start.folder), listening(progress) as asked:
-        checkpoint = newest_checkpoint(start.folder, progress) if start.left else None
+    processes.from_main(lambda: refuse_foreign(out))
+    progress(f"loading {recipe.model.base} on {_places(device, processes)}")
+    with processes.together():
+        model = _loaded(recipe, device)
+    processes.from_main(lambda: draw_class_pictures(model, recipe, progress))
+    with processes.together():
+        statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
+        inputs = inputs_of(recipe, model, statistics, processes)
+        begun = open_source(source, inputs, progress) if source else None
+    hold_alike(inputs, processes)
+    start = processes.from_main(lambda: begin_folder(recipe.name, out, inputs, fresh=fresh or source is not None))
+    with ExitStack() as stack:
+        processes.from_main(lambda: stack.enter_context(locked(start.folder)))
+        asked = stack.enter_context(listening(progress))
+        checkpoint = common_checkpoint(start.folder, processes, progress) if start.left else None
         if begun is not None:
-            begin_from(begun, start.folder)
+            processes.from_main(lambda: begin_from(begun, start.folder))
             checkpoint = begun.point if begun.whole else None
         say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
         rule = recipe.checkpoint
-        run = Run(
-            recipe, start.folder, model, statistics, Keeper(start.folder, rule.every, rule.keep, asked), progress, bar
-        )
+        keeper = Keeper(start.folder, rule.every, rule.keep, asked, processes)
+        run = Run(recipe, start.folder, model, statistics, keeper, progress, bar, processes=processes)
         run.source = begun
-        run.metrics = Metrics(start.folder, take_up(run, checkpoint))
-        return _run(run, _manifest(recipe, inputs, start), begin)
+        with processes.together():
+            run.metrics = Metrics(start.folder, take_up(run, checkpoint), write=processes.main)
+        result = _run(run, _manifest(recipe, inputs, start), begin) if processes.main else _follow(run)
+        end_processes(processes)
+        return result
+
+
+def _silent(text: str) -> None:
+    """The main process speaks for all."""
+
+
+def _places(device: torch.device, processes: Processes) -> str:
+    return str(device) if processes.count == 1 else f"{processes.count} processes ({device.type})"
+
+
+def _follow(run: Run) -> RunResult:
+    """What the processes beside the main one do: everything but write."""
+    try:
+        execute(run, {})
+    except torch.OutOfMemoryError as error:
+        raise StageError(FULL) from error
+    return RunResult(run.folder, run.folder / "report.html", "")
 
 
 def _run(run: Run, manifest: dict[str, Any], begin: float) -> RunResult:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import StageError
 from ..lock import is_locked
-from .differences import input_differences
+from .differences import ROUNDING, input_differences
 
 MOST = 12  # differences that are listed
 # What a run has written before its first manifest: a process killed so early leaves nothing that counts.
@@ -55,7 +55,7 @@ def choose_start(name: str, out: Path | None, inputs: Mapping[str, Any], *, fres
             return Start(out.absolute())
         if fresh:
             raise StageError(f"{out} holds an unfinished run, and this one is to begin anew: choose another --out")
-        _refuse_changed(out, input_differences(left, inputs))
+        _refuse_changed(out, _differences(left, inputs))
         return Start(out.absolute(), left)
     for number in range(1, 10_000):
         folder = (Path("runs") / (name if number == 1 else f"{name}-{number}")).absolute()
@@ -64,7 +64,7 @@ def choose_start(name: str, out: Path | None, inputs: Mapping[str, Any], *, fres
         left = None if fresh else left_behind(folder)
         if left is None or left["status"] == "finished" or is_locked(folder):
             continue
-        if not input_differences(left, inputs):
+        if not _differences(left, inputs):
             return Start(folder, left)
     raise StageError(f"runs/{name}-… : all 9,999 names are taken")
 
@@ -103,6 +103,11 @@ def say_start(start: Start, checkpointed: tuple[int, int] | None, progress: Call
     stage, step = checkpointed or (0, 0)
     where = f"after step {step} of stage {stage + 1}" if checkpointed else "from its beginning: there is no checkpoint"
     progress(f"going on with {start.folder}, {where}")
+
+
+def _differences(left: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
+    """What keeps an unfinished run from going on; another number of processes does not."""
+    return [line for line in input_differences(left, inputs) if not line.startswith(ROUNDING)]
 
 
 def _refuse_changed(out: Path, differences: list[str]) -> None:

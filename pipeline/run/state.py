@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from ...converters.embedding import Contents
 from ..errors import StageError
 from ..models.load import Model
+from ..processes import ALONE, Processes
 from ..recipe.model import Recipe
 from ..train.lora import remove_lora
 from ..train.parts import part_modules
@@ -34,6 +35,7 @@ class Run:
     checkpoint: `done_rows` are the lines of the stages before it, `restored` what the run had noted by then.
     `finetuned` names the models of the pipeline (`unet`, `text_encoder`, …) whose own weights a stage has trained:
     `export` writes the whole model then. `moved` has every weight, of LoRAs too, that a stage of the run trains.
+    With several `processes` only the main one writes into the folder; its data are the run's.
     `originals` has those of the model itself as they were loaded, where a stage must hold the model to them.
     """
 
@@ -65,6 +67,7 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     artefacts: list[dict[str, Any]] = field(default_factory=list)
+    processes: Processes = ALONE
 
     def need_injection(self) -> Injection:
         """The injected words; StageError when no `inject` stage came before."""

@@ -20,7 +20,7 @@ from .start import left_behind
 from .state import Run
 
 # What may change without changing a step that is done: texts, pictures for the report, how often checkpoints come.
-_FREE = re.compile(r"recipe\.(name|samples|checkpoint)\b")
+_FREE = re.compile(r"(recipe\.(name|samples|checkpoint)|environment\.processes)\b")
 _STEPS = re.compile(r"recipe\.stage\.(\d+)\.steps: (\d+), now (\d+)")
 
 

@@ -20,6 +20,7 @@ from ..recipe.fill import defaults
 from ..run.beside import Options, beside
 from ..run.resume import go_on, keep_on
 from ..run.state import Run
+from ..train.agreement import hold_equal, share_note
 from ..train.compiling import compiled
 from ..train.guard import Guard
 from ..train.locality_setup import locality_of, remember
@@ -90,10 +91,8 @@ def train(
     if embeddings and any(word.train for word in run.recipe.words):
         factor = partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps)
         words = WordSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm, ema)
-        start = _starts(run)
-        trainer = WordTrainer(
-            run.need_injection(), run.recipe.words, run.statistics, words, start, finished.recorded, eye
-        )
+        start, recorded = _starts(run), run.processes.from_main(lambda: finished.recorded)
+        trainer = WordTrainer(run.need_injection(), run.recipe.words, run.statistics, words, start, recorded, eye)
         things.insert(0, trainer)
     if not things:
         raise StageError("nothing to train: no word (embeddings = false, or train = false), no lora, no finetune")
@@ -122,6 +121,7 @@ def train(
             warn=run.warnings.append,
             tell=run.progress,
             bar=run.bar,
+            processes=run.processes,
         ),
         things=tuple(things),
         steps=steps,
@@ -130,6 +130,7 @@ def train(
         scale=loss_scale(run.model.dtype),
         prior_weight=prior_weight,
         guard=eye,
+        processes=run.processes,
     )
     if locality is not None:
         training = replace(training, locality=locality_of(run, training, locality))
@@ -176,6 +177,7 @@ def _run_steps(
         try:
             with beside(run, training, watch, save, partial(_as_left, run, contents), write_exports) as after:
                 _follow(run, training, log_every, after, finished)
+                hold_equal(training)
             if training.guard is not None:
                 training.guard.close()
             _all_seen(training.words)
@@ -196,7 +198,10 @@ def _follow(
 ) -> None:
     """Run the steps with a progress bar (rate and time left) and write their metrics."""
     starts = training.words.start if training.words is not None else {}
+    if run.processes.count > 1:
+        run.notes.append(share_note(training))
     first, seconds = go_on(run, training)
+    hold_equal(training)
     with tqdm(
         total=training.steps, initial=first, desc="train", unit="step", disable=None if run.bar else True,
         dynamic_ncols=True,
@@ -205,9 +210,11 @@ def _follow(
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
                 row["words"] = {name: _gauge(run, starts, name) for name in active} if training.words else {}
-            after(row)
-            finished.write(training.words)
-            run.metrics.write({"stage": run.stage + 1, **row})
+            with run.processes.together():
+                if run.processes.main:
+                    after(row)
+                    finished.write(training.words)
+                    run.metrics.write({"stage": run.stage + 1, **row})
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
             bar.update()
             keep_on(run, training, number, row["seconds"])

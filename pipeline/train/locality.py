@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..data.batch import Whole
 from ..models.denoisers import Denoiser, Text
 from ..models.load import Model
+from ..processes import Processes
 from .draws import generator
 from .loss import Question
 from .untouched import Copies, untouched
@@ -26,7 +28,7 @@ class Locality:
     """What a stage needs for it. `before` has the values of weights that are fine-tuned; LoRAs are switched off.
 
     `encoders` says that text encoders are tuned too: then the other prompts' states carry a gradient. `measured` is
-    the last difference, before its weight.
+    the last difference, before its weight, over this `share` of the batch.
     """
 
     model: Model
@@ -39,15 +41,20 @@ class Locality:
     before: Copies = field(default_factory=dict)
     encoders: bool = False
     measured: float | None = None
+    share: float = 0.0
 
-    def loss(self, text: Text, asked: Question, sizes: Tensor | None, number: int) -> Tensor | None:
+    def loss(
+        self, text: Text, asked: Question, sizes: Tensor | None, number: int, whole: Whole | None = None
+    ) -> Tensor | None:
         """The weighted difference for batch `number`, or None where it is not its turn.
 
         `text` is what the encoders say of the batch's captions. The words feel nothing of it: they are the pivot.
+        Of a part of the batch it is the part's share in the whole's difference.
         """
         if number % self.every:
             return None
-        others = self._others(len(asked.noisy), number)
+        count, place = (len(asked.noisy), slice(None)) if whole is None else (whole.size, whole.place)
+        others = self._others(count, number)[place]
         pipe, pivot = self.model.pipe, _held(text)
         with untouched(self._models(), self.before):
             near = between(pivot, self.denoiser.encode(pipe, others), self.alpha)
@@ -56,8 +63,15 @@ class Locality:
             near = between(pivot, self.denoiser.encode(pipe, others), self.alpha)
         answer = self.denoiser.predict(pipe, asked.noisy, asked.timesteps, near, sizes)
         difference = (answer.float() - target.float()).square().mean()
-        self.measured = float(difference.detach())
-        return self.weight * difference
+        self.measured, self.share = float(difference.detach()), len(others) / count
+        return self.weight * self.share * difference
+
+    def seen(self, processes: Processes) -> float | None:
+        """The last difference, over what each of the processes measured."""
+        if processes.count == 1:
+            return self.measured
+        total, share = processes.numbers([(self.measured or 0.0) * self.share, self.share])
+        return total / share if share else None
 
     def _others(self, count: int, number: int) -> list[str]:
         drawn = torch.randint(len(self.prompts), (count,), generator=generator(self.seed, "locality", number))

@@ -15,12 +15,13 @@ from ..data.batch import Batch
 from ..data.dataset import Dataset
 from ..models.denoisers import Denoiser
 from ..models.load import Model
+from ..processes import ALONE, Processes
 from ..words.injection import Injection
 from .clock import Clock
 from .draws import generator
 from .guard import Guard, NotFinite
 from .locality import Locality
-from .loss import mean_loss
+from .loss import Question, mean_loss, part_loss
 from .objective import Objective
 from .scaling import LossScale
 from .trained import Trained
@@ -45,6 +46,7 @@ class Training:
     locality: Locality | None = None
     scale: LossScale = field(default_factory=LossScale)
     guard: Guard | None = None
+    processes: Processes = ALONE
 
     @property
     def words(self) -> WordTrainer | None:
@@ -63,7 +65,8 @@ def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Ite
     """
     begin = time.monotonic() - seconds
     for step in range(first, training.steps):
-        clock = Clock(step, training.steps, training.steps_per_epoch, time.monotonic() - begin)
+        seconds = training.processes.main_number(time.monotonic() - begin)
+        clock = Clock(step, training.steps, training.steps_per_epoch, seconds)
         row = one_step(training, clock)
         row["seconds"] = round(time.monotonic() - begin, 3)
         yield row
@@ -71,8 +74,8 @@ def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Ite
 
 def one_step(training: Training, clock: Clock) -> dict[str, Any]:
     """One optimizer step over `accumulation` micro-batches; one that is not finite is left out where the guard says."""
+    words = activate_words(training, step_captions(training, clock.step), clock)
     batches = step_batches(training, clock.step)
-    words = activate_words(training, batches, clock)
     try:
         loss, norms = _moved(training, batches, clock)
     except NotFinite as error:
@@ -84,7 +87,7 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
     return _row(training, clock, loss, norms) | {"active": words}
 
 
-def _moved(training: Training, batches: list[Batch], clock: Clock) -> tuple[float, dict[str, float]]:
+def _moved(training: Training, batches: list[Batch | None], clock: Clock) -> tuple[float, dict[str, float]]:
     """The loss of a step and the norms of its gradients, along which everything has moved."""
     loss, norms = gradients(training, batches, clock.step)
     while not all(math.isfinite(norm) for norm in norms.values()):
@@ -102,15 +105,30 @@ def _moved(training: Training, batches: list[Batch], clock: Clock) -> tuple[floa
     return loss, norms
 
 
-def step_batches(training: Training, step: int) -> list[Batch]:
-    """The micro-batches of a step, the same whatever was asked before."""
-    first = step * training.accumulation
-    return [training.dataset.at(first + part) for part in range(training.accumulation)]
+def step_numbers(training: Training, step: int) -> range:
+    """The numbers of a step's micro-batches."""
+    return range(step * training.accumulation, (step + 1) * training.accumulation)
 
 
-def activate_words(training: Training, batches: Sequence[Batch], clock: Clock) -> list[str]:
+def step_batches(training: Training, step: int) -> list[Batch | None]:
+    """What this process does of a step's micro-batches, None where that is nothing; alone it is all of them."""
+    numbers, processes = step_numbers(training, step), training.processes
+    if processes.count == 1:
+        return [training.dataset.at(number) for number in numbers]
+    with processes.together():  # a picture may have vanished
+        parts = processes.shares([training.dataset.size(number) for number in numbers])
+        pairs = zip(numbers, parts, strict=True)
+        return [training.dataset.at(number, part) if part.stop > part.start else None for number, part in pairs]
+
+
+def step_captions(training: Training, step: int) -> list[str]:
+    """The captions of a step, of all processes: every one of them moves the same words."""
+    return [caption for number in step_numbers(training, step) for caption in training.dataset.captions(number)]
+
+
+def activate_words(training: Training, captions: Sequence[str], clock: Clock) -> list[str]:
     """Put the words that these captions hold into the model, as leaves where they are in training; return them."""
-    words = training.injection.words_in(caption for batch in batches for caption in batch.captions)
+    words = training.injection.words_in(captions)
     if training.words is None:
         training.injection.take(words, train=False)
     else:
@@ -118,24 +136,29 @@ def activate_words(training: Training, batches: Sequence[Batch], clock: Clock) -
     return words
 
 
-def gradients(training: Training, batches: Sequence[Batch], step: int) -> tuple[float, dict[str, float]]:
-    """The loss of a step, and the norm of the gradient that it left in each thing.
+def gradients(training: Training, batches: Sequence[Batch | None], step: int) -> tuple[float, dict[str, float]]:
+    """The loss of a step, and the norm of the gradient that it left in each thing: those of all processes together.
 
     Raises StageError when the loss is not finite: nothing has moved then.
     """
+    processes = training.processes
     grad_text = any(thing.moves_text for thing in training.things)
     loss = 0.0
-    for part, batch in enumerate(batches):
-        loss += _backward(training, batch, step * training.accumulation + part, grad_text=grad_text)
-    loss /= training.accumulation
+    with processes.together():
+        for number, batch in zip(step_numbers(training, step), batches, strict=True):
+            if batch is not None:
+                loss += _backward(training, batch, number, grad_text=grad_text)
+    loss = processes.numbers([loss])[0] / training.accumulation
     if not math.isfinite(loss):
         raise NotFinite(f"the loss at step {step + 1} is {loss}, not a finite number")
+    processes.add_up(leaf for thing in training.things for leaf in thing.leaves())
     return loss, {thing.name: thing.gradient_norm(training.scale.value) for thing in training.things}
 
 
 def _backward(training: Training, batch: Batch, number: int, *, grad_text: bool) -> float:
     """Loss of one micro-batch; its gradient is added to what is trained."""
-    torch.manual_seed(generator(training.seed, "dropout", number).initial_seed())  # for what the modules draw
+    place = () if batch.whole is None else (batch.whole.place.start,)
+    torch.manual_seed(generator(training.seed, "dropout", number, *place).initial_seed())  # for what the modules draw
     loss = batch_loss(training, batch, number, grad_text=grad_text)
     if loss.requires_grad:
         (loss * (training.scale.value / training.accumulation)).backward()
@@ -145,14 +168,26 @@ def _backward(training: Training, batch: Batch, number: int, *, grad_text: bool)
 def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool) -> Tensor:
     """Loss of micro-batch `number` of the stage, with its graph."""
     model, objective = training.model, training.objective
-    asked = objective.ask(batch.latents, training.seed, number).to(model.device, model.dtype)
+    asked = _question(training, batch, number).to(model.device, model.dtype)
     with torch.set_grad_enabled(grad_text):
         text = training.denoiser.encode(model.pipe, list(batch.captions))
     prediction = training.denoiser.predict(model.pipe, asked.noisy, asked.timesteps, text, batch.sizes)
     losses = objective.losses(prediction, asked, batch.mask)
-    loss = mean_loss(losses, batch.weight, batch.prior, training.prior_weight)
-    near = training.locality.loss(text, asked, batch.sizes, number) if training.locality else None
+    if batch.whole is None:
+        loss = mean_loss(losses, batch.weight, batch.prior, training.prior_weight)
+    else:
+        loss = part_loss(losses, batch.whole, training.prior_weight)
+    near = training.locality.loss(text, asked, batch.sizes, number, batch.whole) if training.locality else None
     return loss if near is None else loss + near
+
+
+def _question(training: Training, batch: Batch, number: int) -> Question:
+    """What the denoiser is asked for a batch; of a part of one, what it would be asked for these examples in it."""
+    if batch.whole is None:
+        return training.objective.ask(batch.latents, training.seed, number)
+    latents = torch.zeros(batch.whole.size, *batch.latents.shape[1:])
+    latents[batch.whole.place] = batch.latents
+    return training.objective.ask(latents, training.seed, number).cut(batch.whole.place)
 
 
 def _row(training: Training, clock: Clock, loss: float, norms: dict[str, float]) -> dict[str, Any]:
@@ -161,7 +196,7 @@ def _row(training: Training, clock: Clock, loss: float, norms: dict[str, float])
     if len(norms) > 1:
         row["gradient_norms"] = norms
     if training.locality is not None:
-        row["locality"] = training.locality.measured
+        row["locality"] = training.locality.seen(training.processes)
     if training.scale.dynamic:
         row["loss_scale"] = training.scale.value
     row["learning_rate"] = {key: rate for thing in training.things for key, rate in thing.learning_rates().items()}

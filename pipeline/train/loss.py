@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.batch import Whole
+
 
 @dataclass(frozen=True, eq=False)
 class Question:
@@ -29,6 +31,11 @@ class Question:
         """On a device, with what the denoiser sees in its data type; the target stays float32."""
         rest = (None if one is None else one.to(device) for one in (self.weight, self.threshold))
         return Question(self.noisy.to(device, dtype), self.timesteps.to(device), self.target.to(device), *rest)
+
+    def cut(self, part: slice) -> Question:
+        """What is asked of some of the examples."""
+        rest = (None if one is None else one[part] for one in (self.weight, self.threshold))
+        return Question(self.noisy[part], self.timesteps[part], self.target[part], *rest)
 
 
 @dataclass(frozen=True)
@@ -88,3 +95,11 @@ def mean_loss(
     held = prior.to(weighted.device)
     kept = prior_weight * weighted[held].mean()
     return kept if bool(held.all()) else weighted[~held].mean() + kept
+
+
+def part_loss(losses: Tensor, whole: Whole, prior_weight: float = 1.0) -> Tensor:
+    """What some examples of a batch add to its `mean_loss`: the parts of all processes add up to it."""
+    kept = prior_weight / whole.prior.sum().clamp(min=1)
+    rest = 1 / (~whole.prior).sum().clamp(min=1)
+    shares = whole.weight * torch.where(whole.prior, kept, rest)
+    return (losses * shares[whole.place].to(losses)).sum()

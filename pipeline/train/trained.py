@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,6 +34,9 @@ class Trained(Protocol):
     @property
     def moves_text(self) -> bool:
         """Whether this step's gradient must go through the text encoders."""
+
+    def leaves(self) -> Sequence[Tensor]:
+        """What collects this step's gradient: the same tensors in the same order in every process."""
 
     def gradient_norm(self, scale: float) -> float:
         """The L2 norm of the gradient that has been collected, which was multiplied by `scale`; it is divided here."""

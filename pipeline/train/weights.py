@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +49,9 @@ class WeightTrainer:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
             parameter.grad = None
+
+    def leaves(self) -> Sequence[Tensor]:
+        return tuple(self.parameters.values())
 
     def gradient_norm(self, scale: float) -> float:
         """Norm of the gradient divided by `scale`; the float32 copies hold it now."""

@@ -94,6 +94,9 @@ class WordTrainer:
         self.stopped_at |= dict.fromkeys(over, step)
         self._settle(over)
 
+    def leaves(self) -> Sequence[Tensor]:
+        return [rows.leaf for rows in self._active.values()] if self._running else []
+
     def gradient_norm(self, scale: float) -> float:
         """Norm of the running words' gradient. Raises StageError for a gradient that misses a vector."""
         spans = {key: rows.spans for key, rows in self.injection.rows.items()}
