@@ -19,6 +19,7 @@ ROWS = {
     "step": "rows_step",
     "memory": "rows_memory",
     "encoder": "rows_encoder",
+    "words": "rows_words",
     "flops": "rows_flops",
     "setup": "rows_setup",
     "start": "rows_start",

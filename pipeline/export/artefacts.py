@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,22 @@ def count(run: Run, declared: int) -> dict[str, int]:
     if len(whole) != declared:
         raise StageError(f"{declared} exports are declared, {len(whole)} are there and verified")
     return {"exports_declared": declared, "exports_verified": len(whole)}
+
+
+def count_words(run: Run, files: Mapping[str, Path]) -> dict[str, dict[str, int]]:
+    """The words that the recipe declares against those that have a file, and whose file has the hash it was noted with.
+
+    StageError unless all three are the same.
+    """
+    noted = {row["path"]: row for row in run.artefacts if row["kind"] == "word"}
+    declared = [word.placeholder for word in run.recipe.words]
+    rows = {name: noted.get(files[name].relative_to(run.folder).as_posix()) for name in declared if name in files}
+    whole = [name for name, row in rows.items() if row is not None and row["word"] == name and _there(run, row)]
+    missing = sorted(set(declared) - set(whole))
+    if missing:
+        names = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise StageError(f"{len(declared)} words are declared, {len(whole)} are exported and whole; not {names}")
+    return {"words": {"declared": len(declared), "exported": len(rows), "verified": len(whole)}}
 
 
 def _export(row: dict[str, Any]) -> str:

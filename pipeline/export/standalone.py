@@ -28,8 +28,17 @@ def write_standalone(run: Run, words: Sequence[Embedding], folder: Path) -> list
         return []
     folder.mkdir(parents=True, exist_ok=True)
     stems = standalone_stems(run, [word.name for word in words])
+    alike: dict[tuple[object, ...], str] = {}  # words of the same shapes have the same program
+    written = []
     with batch() as files:
-        return [one for word in words for one in add_standalone(run, files, word, folder, stems)]
+        for word in words:
+            shapes = tuple((key, raw.shape) for key, raw in word.vectors.items())
+            if shapes not in alike:
+                alike[shapes] = program_for(run, word, folder)
+            written += add_words(
+                files, [word], alike[shapes], run.model.family, folder, widths=widths(run), stems=stems
+            )
+    return written
 
 
 def add_standalone(run: Run, files: Batch, word: Embedding, folder: Path, stems: Mapping[str, str]) -> list[Written]:

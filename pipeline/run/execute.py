@@ -54,8 +54,7 @@ def _end(run: Run, contents: Contents, manifest: dict[str, Any], before: Before)
     """What the manifest says of the finished run, once its proofs hold, and pictures of what came out."""
     recipe, model = run.recipe, run.model
     if contents.embeddings:
-        shown = data_facts(recipe)[1]
-        manifest["words"] = [word_facts(run, word, contents, shown[word.placeholder]) for word in recipe.words]
+        manifest["words"] = word_facts(run, contents, data_facts(recipe)[1])
     manifest["proofs"] = _proofs(run, model_proofs(model, before))
     hold(manifest["proofs"])
     if run.data.get("standalone"):
@@ -70,7 +69,7 @@ def _proofs(run: Run, model: dict[str, Any]) -> dict[str, Any]:
     return {
         **model,
         "gradient_reached": {word: word in run.reached for word in trained},
-        **{name: run.data[name] for name in ("exports_verified", "exports_declared") if name in run.data},
+        **{name: run.data[name] for name in ("exports_verified", "exports_declared", "words") if name in run.data},
     }
 
 

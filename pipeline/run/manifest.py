@@ -25,6 +25,7 @@ from ..words.raw import from_raw
 from .hashes import file_hashes, model_hashes, shown_path
 from .state import Run
 
+Nearest = list[list[tuple[int, float]]]  # for each vector of a word, tokens and their cosines
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
 
@@ -108,10 +109,32 @@ def data_facts(recipe: Recipe) -> tuple[dict[str, Any], dict[str, list[str]]]:
     return facts, shown
 
 
-def word_facts(run: Run, word: Word, end: Contents, pictures: list[str]) -> dict[str, Any]:
-    """What became of one word's vectors in each encoder."""
-    start = _named(run.start, word.placeholder)
-    after = _named(end, word.placeholder)
+def word_facts(run: Run, end: Contents, shown: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """What became of each word's vectors in each encoder; `shown` has its pictures."""
+    start = {word.name: word for word in run.start.embeddings}
+    after = {word.name: word for word in end.embeddings}
+    nearest = {encoder.key: _nearest(encoder, end) for encoder in run.model.encoders}
+    return [
+        _word_facts(run, word, start[word.placeholder], after[word.placeholder], shown[word.placeholder], nearest)
+        for word in run.recipe.words
+    ]
+
+
+def _nearest(encoder: Encoder, end: Contents) -> dict[str, Nearest]:
+    """The nearest tokens of every word, a few hundred vectors at a time."""
+    words = [word for word in end.embeddings if encoder.key in word.vectors]
+    if not words:
+        return {}
+    vectors = [from_raw(word.vectors[encoder.key]) for word in words]
+    parts = torch.cat(vectors).to(encoder.table.device).split(256)
+    rows = iter([row for part in parts for row in nearest_tokens(part, encoder.table)])
+    return {word.name: [next(rows) for _ in own] for word, own in zip(words, vectors, strict=True)}
+
+
+def _word_facts(
+    run: Run, word: Word, start: Embedding, after: Embedding, pictures: list[str],
+    nearest: Mapping[str, Mapping[str, Nearest]],
+) -> dict[str, Any]:  # fmt: skip
     return {
         "placeholder": word.placeholder,
         "initial_text": word.initial_text,
@@ -119,17 +142,16 @@ def word_facts(run: Run, word: Word, end: Contents, pictures: list[str]) -> dict
         "stopped_at": run.stopped_at.get(word.placeholder),
         "pictures": pictures,
         "encoders": {
-            encoder.key: _vector_facts(run, encoder, start, after)
+            encoder.key: _vector_facts(run, encoder, start, after, nearest[encoder.key][word.placeholder])
             for encoder in run.model.encoders
             if encoder.key in after.vectors
         },
     }
 
 
-def _vector_facts(run: Run, encoder: Encoder, start: Embedding, end: Embedding) -> dict[str, Any]:
+def _vector_facts(run: Run, encoder: Encoder, start: Embedding, end: Embedding, nearest: Nearest) -> dict[str, Any]:
     tokens = run.initial[start.name][encoder.key]
     before, after = from_raw(start.vectors[encoder.key]), from_raw(end.vectors[encoder.key])
-    nearest = nearest_tokens(after.to(encoder.table.device), encoder.table)
     pieces = encoder.tokenizer.convert_ids_to_tokens
     return {
         "tokens": list(tokens.pieces),
@@ -142,7 +164,3 @@ def _vector_facts(run: Run, encoder: Encoder, start: Embedding, end: Embedding) 
         "cosine_to_start": cosine_similarity(after, before, dim=1).tolist(),
         "nearest": [[[pieces(token) or "", cosine] for token, cosine in row] for row in nearest],
     }
-
-
-def _named(contents: Contents, name: str) -> Embedding:
-    return next(word for word in contents.embeddings if word.name == name)

@@ -10,7 +10,7 @@ from typing import Any
 from ...converters.embedding import Contents
 from ...converters.programs import programs
 from ..errors import StageError
-from ..export.artefacts import count, note
+from ..export.artefacts import count, count_words, note
 from ..export.described import described
 from ..export.lora import write_plain
 from ..export.lora_layout import settled
@@ -45,7 +45,7 @@ def export(
         run, contents, run.folder / "exports", targets=targets, bundle=bundle, dtype=dtype, model=model,
         model_dtype=model_dtype,
     )  # fmt: skip
-    run.data |= facts
+    run.data |= facts | count_words(run, facts["standalone"])
     return ready
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,24 @@ def test_a_damaged_ledger_or_file_is_mended_by_going_on(tmp_path, damage, monkey
     run_project(recipe, tmp_path / "run")
     assert finished_files(tmp_path / "run") == finished_files(whole)
     assert lines(tmp_path / "run")[-1] == lines(whole)[-1]
+
+
+def test_a_word_that_is_missing_at_the_end_fails_the_run(tmp_path, monkeypatch):
+    from pivotune.pipeline.errors import StageError
+
+    stage = import_module("pivotune.pipeline.stages.export")
+
+    whole = run_project(two_words(tmp_path), tmp_path / "whole").folder
+    proofs = json.loads((whole / "manifest.json").read_text("utf-8"))["proofs"]
+    assert proofs["words"] == {"declared": 2, "exported": 2, "verified": 2}
+    write = stage.write_exports
+
+    def loses(run, contents, folder, **options):
+        made = write(run, contents, folder, **options)
+        (folder / "tiny_embeddings/dog.safetensors").unlink()
+        return made
+
+    monkeypatch.setattr(stage, "write_exports", loses)
+    with pytest.raises(StageError, match="2 words are declared, 1 are exported and whole; not 'dog'"):
+        run_project(tmp_path / "recipe.toml", tmp_path / "run")
+    assert json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))["status"] == "failed"

@@ -150,6 +150,7 @@ def test_the_manifest_fits_its_schema_and_proves_the_run(tmp_path, lora):
         "ejected_clean": True,
         "exports_verified": 5 + 2 * lora,
         "exports_declared": 5 + 2 * lora,
+        "words": {"declared": 1, "exported": 1, "verified": 1},
     }
     [word] = manifest["words"]
     assert all(way > 0 for encoder in word["encoders"].values() for way in encoder["moved"])
