@@ -17,7 +17,7 @@ from pivotune.pipeline.words.injection import ActiveRows, Encoder, Injection
 from pivotune.pipeline.words.norms import norm_statistics
 from pivotune.pipeline.words.rows import WordRows
 
-OPTIMIZER = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+OPTIMIZER = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 KEY = "clip_l"
 CLOCK = Clock(1, 100, 10.0, 1.0)
 
@@ -40,14 +40,17 @@ class Counted:
     """A tokenizer of the right size that takes new tokens and tokenizes nothing: ids are made by the scene."""
 
     def __init__(self) -> None:
-        self.tokens = VOCABULARY
+        self.ids: dict[str, int] = {}
 
     def add_tokens(self, tokens: list[Any]) -> int:
-        self.tokens += len(tokens)
+        self.ids |= {str(token): len(self) + at for at, token in enumerate(tokens)}
         return len(tokens)
 
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+        return [self.ids[token] for token in tokens]
+
     def __len__(self) -> int:
-        return self.tokens
+        return VOCABULARY + len(self.ids)
 
 
 class Slots:
