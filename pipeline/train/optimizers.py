@@ -14,7 +14,7 @@ from ..errors import StageError
 
 Options = Mapping[str, Any]
 Make = Callable[[Sequence[Tensor], Options, float], torch.optim.Optimizer]
-EXTRA = "pip install 'pivotune[optimizers]'"
+EXTRAS = {"adamw8bit": "bitsandbytes"}  # the extra that brings a kind's library, where it is not `optimizers`
 
 
 def _adamw(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
@@ -104,7 +104,9 @@ def make_optimizer(tensors: Sequence[Tensor], options: Options, rate: float) -> 
         with redirect_stdout(io.StringIO()):  # some say hello
             return OPTIMIZERS[options["kind"]](tensors, {"weight_decay": 0.0, **options}, rate)
     except ImportError as error:
-        raise StageError(f"the optimizer {options['kind']} needs {error.name}: {EXTRA}") from error
+        extra = EXTRAS.get(options["kind"], "optimizers")
+        how = f"pip install 'pivotune[{extra}]'"
+        raise StageError(f"the optimizer {options['kind']} needs {error.name}: {how}") from error
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -32,11 +32,14 @@ def metrics_of(folder: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-@pytest.mark.parametrize("method", METHODS)
+IN_CI = [pytest.param(method, marks=pytest.mark.slow) if method == "words" else method for method in METHODS]
+
+
+@pytest.mark.parametrize("method", IN_CI)
 def test_kills_at_random_moments_change_no_byte(tmp_path, method):
     made = project(tmp_path / "project", method)
     draw, kills, runs = random.Random(1), 0, 0
-    while kills < KILLS / len(METHODS):
+    while kills < KILLS / (len(METHODS) - 1):
         out = tmp_path / f"run-{runs}"
         kills += killed_again_and_again(made, out, draw, most=6)
         assert made_files(out) == made_files(made.whole)
