@@ -129,7 +129,8 @@ def _inlined(value: Any, origin: str, definitions: dict[str, Any]) -> Any:
         return {"$ref": f"#/definitions/{_defined(value['$ref'], origin, definitions)}"}
     result = {key: _inlined(item, origin, definitions) for key, item in value.items()}
     if isinstance(result.get("allOf"), list) and all("then" in branch for branch in result["allOf"]):
-        result |= {"oneOf": [branch["then"] for branch in result["allOf"]], "additionalProperties": True}
+        one = "oneOf" if "kind" in result.get("required", ()) else "anyOf"  # a table without its kind fits several
+        result |= {one: [branch["then"] for branch in result["allOf"]], "additionalProperties": True}
     return result
 
 
