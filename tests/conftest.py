@@ -1,6 +1,11 @@
 """What holds for all tests: they leave the user's own cache alone."""
 
+import os
+
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers: one thread each, or they take the cores from one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")
