@@ -59,9 +59,9 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
     """Seconds of CPU for reading and for making the words ready to train, the run so far, and the trainer."""
     from pivotune.converters.embedding import Contents
     from pivotune.pipeline.recipe.load import load_recipe
+    from pivotune.pipeline.run.contents import starts
     from pivotune.pipeline.stages.inject import inject
     from pivotune.pipeline.stages.tokenize import tokenize
-    from pivotune.pipeline.stages.train import _starts
     from pivotune.pipeline.train.guard import Guard
     from pivotune.pipeline.train.word_trainer import WordSettings, WordTrainer
     from pivotune.pipeline.words.norms import norm_statistics
@@ -78,7 +78,7 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
     statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
     settings = WordSettings(options["learning_rate"], options["optimizer"])
     trainer = WordTrainer(
-        run.injection, recipe.words, statistics, settings, _starts(run), guard=Guard(options["guard"], print)
+        run.injection, recipe.words, statistics, settings, starts(run), guard=Guard(options["guard"], print)
     )
     return {"read": read - begin, "ready": time.process_time() - read}, run, trainer
 

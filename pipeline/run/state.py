@@ -75,6 +75,11 @@ class Run:
             raise StageError("no word is in the model yet: put an inject stage before this one")
         return self.injection
 
+    def warn(self, text: str) -> None:
+        """Something goes astray: at once on the command line, and in manifest and report."""
+        self.warnings.append(text)
+        self.progress(f"warning: {text}")
+
     def eject(self) -> None:
         """Take the words and the LoRA out of the model again, if they are in it."""
         for module in part_modules(self.model).values():

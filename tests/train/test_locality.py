@@ -1,7 +1,5 @@
 """Locality regularisation: its formula and gradient written out, and that it does what it is for."""
 
-import sys
-
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -9,6 +7,7 @@ from projects import make_project, run_project
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run import steps
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.draws import generator
 from pivotune.pipeline.train.weights import WeightTrainer
@@ -96,7 +95,7 @@ def drift(tmp_path, monkeypatch, name, *options):
             tuned, old = (pipe.unet(noisy, times, states).sample for pipe in (training.model.pipe, before))
         found.append(float((tuned - old).square().mean()))
 
-    monkeypatch.setattr(sys.modules["pivotune.pipeline.stages.train"], "train_steps", measured)
+    monkeypatch.setattr(steps, "train_steps", measured)
     run_project(load_recipe(tmp_path / "recipe.toml", wide), tmp_path / name)
     return found[0]
 

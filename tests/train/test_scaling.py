@@ -1,18 +1,15 @@
 """float16: a gradient that overflows costs one repetition, not the run."""
 
-import sys
-
 import pytest
 import torch
 from projects import make_project, run_project
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run import training
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.scaling import FIRST, GROW_AFTER, LossScale, loss_scale
 from pivotune.pipeline.train.word_trainer import WordTrainer
-
-STAGE = sys.modules["pivotune.pipeline.stages.train"]
 
 
 def test_the_scale_halves_at_an_overflow_and_doubles_after_many_good_steps():
@@ -37,7 +34,7 @@ def test_one_infinite_gradient_is_repeated_with_half_the_scale(tmp_path, monkeyp
         scales.append(scale)
         return float("inf") if len(scales) == 2 else norm(trainer, scale)
 
-    monkeypatch.setattr(STAGE, "loss_scale", lambda dtype: loss_scale(torch.float16))
+    monkeypatch.setattr(training, "loss_scale", lambda dtype: loss_scale(torch.float16))
     recipe = load_recipe(make_project(tmp_path))
     whole = run_project(recipe, tmp_path / "whole").folder
     monkeypatch.setattr(WordTrainer, "gradient_norm", overflowing)
@@ -50,7 +47,7 @@ def test_one_infinite_gradient_is_repeated_with_half_the_scale(tmp_path, monkeyp
 
 
 def test_a_gradient_that_never_becomes_finite_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(STAGE, "loss_scale", lambda dtype: loss_scale(torch.float16))
+    monkeypatch.setattr(training, "loss_scale", lambda dtype: loss_scale(torch.float16))
     monkeypatch.setattr(WordTrainer, "gradient_norm", lambda trainer, scale: float("nan"))
     monkeypatch.setattr(loop, "gradients", lambda training, batches, step: (1.0, {"words": float("nan")}))
     with pytest.raises(StageError, match="gradient of words at step 1 is nan"):

@@ -1,0 +1,46 @@
+"""Words and LoRA between the contents that stages hand on and the model that holds them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...converters.embedding import Contents, Embedding
+from ..train.lora import has_lora, lora_tensors
+from ..train.parts import kohya_prefix, part_modules
+from ..words.raw import to_raw, vectors_for
+from .state import Run
+
+
+def put_back(run: Run, contents: Contents) -> None:
+    """What an earlier stage changed (rescale) goes into the model."""
+    for word in contents.embeddings:
+        for key, rows in run.need_injection().rows.items():
+            rows.of(word.name).copy_(vectors_for(word, key, rows.values.shape[1]))
+
+
+def starts(run: Run) -> dict[str, Tensor]:
+    """Encoder key to the rows as the run began, (rows, width), in the order of the injected rows."""
+    return {
+        key: torch.cat([vectors_for(word, key, rows.values.shape[1]) for word in run.start.embeddings]).to(
+            rows.values.device
+        )
+        for key, rows in run.need_injection().rows.items()
+    }
+
+
+def as_left(run: Run, contents: Contents) -> Contents:
+    """The contents with words and LoRA as the model has them now."""
+    rest = contents.rest
+    for part, module in part_modules(run.model).items():
+        if has_lora(module):
+            own = lora_tensors(module, kohya_prefix(run.model, part))
+            rest = rest | {name: to_raw(tensor) for name, tensor in own.items()}
+    return replace(contents, embeddings=tuple(_vectors(run, word) for word in contents.embeddings), rest=rest)
+
+
+def _vectors(run: Run, word: Embedding) -> Embedding:
+    rows = run.need_injection().rows
+    return replace(word, vectors={key: to_raw(rows[key].of(word.name)) for key in word.vectors})

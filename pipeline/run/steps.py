@@ -1,0 +1,89 @@
+"""The steps of a train stage within a run: what goes on beside them, their metrics, and how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from ...converters.embedding import Contents
+from ..errors import StageError
+from ..export.finished import Finished
+from ..train.agreement import hold_equal, share_note
+from ..train.loop import Training, train_steps
+from ..train.lora import freeze_lora
+from ..train.parts import part_modules
+from ..train.word_trainer import WordTrainer
+from ..words.gauge import gauge
+from .beside import Options, beside
+from .contents import as_left
+from .resume import go_on, keep_on
+from .saves import Write
+from .state import Run
+
+
+def run_steps(
+    run: Run, training: Training, contents: Contents, finished: Finished, *, log_every: int, watch: Options,
+    save: Options, write: Write,
+) -> None:  # fmt: skip
+    """The steps, with their metrics; whatever ends them, `run.kept` is what the last good one left.
+
+    `finished` writes words that stop, `write` what `save` asks for. Raises StageError when a word was in no batch.
+    """
+    try:
+        with beside(run, training, watch, save, partial(as_left, run, contents), write) as after:
+            _follow(run, training, log_every, after, finished)
+            hold_equal(training)
+        if training.guard is not None:
+            training.guard.close()
+        _all_seen(training.words)
+        for thing in training.things:
+            thing.finish()
+    finally:
+        for module in part_modules(run.model).values():
+            freeze_lora(module)
+        run.kept = as_left(run, contents)
+    if training.scale.overflows:
+        run.warnings.append(
+            f"{training.scale.overflows} steps overflowed float16 and were repeated with a smaller scale"
+        )
+    if training.words is not None:
+        run.stopped_at.update(training.words.stopped_at)
+        run.reached |= training.words.reached
+
+
+def _follow(
+    run: Run, training: Training, log_every: int, after: Callable[[dict[str, Any]], None], finished: Finished
+) -> None:
+    """Run the steps with a progress bar (rate and time left) and write their metrics."""
+    starts = training.words.start if training.words is not None else {}
+    if run.processes.count > 1:
+        run.notes.append(share_note(training))
+    first, seconds = go_on(run, training)
+    hold_equal(training)
+    with tqdm(
+        total=training.steps, initial=first, desc="train", unit="step", disable=None if run.bar else True,
+        dynamic_ncols=True,
+    ) as bar:  # fmt: skip
+        for row in train_steps(training, first, seconds):
+            number, active = row["step"], row.pop("active")
+            if number % log_every == 0 or number == training.steps:
+                gauged = active if training.words is not None else ()
+                row["words"] = {name: gauge(run.model.encoders, training.injection, starts, name) for name in gauged}
+            with run.processes.together():
+                if run.processes.main:
+                    after(row)
+                    finished.write(training.words)
+                    run.metrics.write({"stage": run.stage + 1, **row})
+            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            bar.update()
+            keep_on(run, training, number, row["seconds"])
+
+
+def _all_seen(trainer: WordTrainer | None) -> None:
+    missed = sorted(trainer.words.keys() - trainer.reached) if trainer is not None else []
+    if missed:
+        names = ", ".join(map(repr, missed[:5])) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
+        raise StageError(f"in no batch of this stage: {names}; train for more steps, or balance the concepts")

@@ -1,0 +1,99 @@
+"""A train stage put together from the run it is part of: what is trained, on what, and what it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..data.dataset import Dataset, open_dataset
+from ..errors import StageError
+from ..export.finished import Finished
+from ..models.denoisers import DENOISERS
+from ..train.guard import Guard
+from ..train.locality_setup import locality_of, remember
+from ..train.loop import Training
+from ..train.objective import Objective, objective_for
+from ..train.parts import pipe_name
+from ..train.scaling import loss_scale
+from ..train.setup import Common, Tables, native_resolution, weight_trainers, weights_of
+from ..train.trained import Trained
+from ..train.word_trainer import WordSettings, WordTrainer
+from .contents import starts
+from .state import Run
+
+Options = Mapping[str, Any]
+
+
+def things_of(
+    run: Run, words: WordSettings | None, lora: Tables, finetune: Tables, common: Common, finished: Finished,
+    guard: Guard,
+) -> tuple[Trained, ...]:  # fmt: skip
+    """Everything that a stage trains, the words first; without settings for them they are held still.
+
+    What it tunes of the model is noted in `run`. Raises StageError when there is nothing to train.
+    """
+    things = weight_trainers(run.model, lora, finetune, common)
+    run.finetuned |= {pipe_name(run.model, part) for table in finetune for part in table["parts"]}
+    if words is not None and any(word.train for word in run.recipe.words):
+        recorded = run.processes.from_main(lambda: finished.recorded)
+        injection, start = run.need_injection(), starts(run)
+        things.insert(0, WordTrainer(injection, run.recipe.words, run.statistics, words, start, recorded, guard))
+    if not things:
+        raise StageError("nothing to train: no word (embeddings = false, or train = false), no lora, no finetune")
+    run.moved |= weights_of(things)
+    remember(run, things)
+    return tuple(things)
+
+
+def objective_of(run: Run, objective: Options, noise: Options, timesteps: Options) -> Objective:
+    """What the model is asked for. Where that is not what it was made for, pictures of this run are drawn so."""
+    asked = objective_for(run.model.pipe.scheduler, objective, noise, timesteps)
+    told = asked.drawing(run.model.pipe.scheduler)
+    if told is not run.model.pipe.scheduler:
+        run.model.pipe.scheduler = told
+        run.warnings.append(
+            f"the model's scheduler says otherwise than objective (prediction {asked.kind}); pictures of "
+            "this run are drawn as trained, other programs must be told"
+        )
+    return asked
+
+
+def pictures_of(
+    run: Run, *, resolution: int | None, batch_size: int, flip: bool, caption_dropout: float
+) -> Dataset:  # fmt: skip
+    """The recipe's pictures, encoded; without `resolution` in the size that the model was made for."""
+    run.progress("reading and encoding the pictures")
+    return open_dataset(
+        run.recipe, run.model.pipe.vae, resolution=resolution or native_resolution(run.model), batch_size=batch_size,
+        seed=_seed(run), flip=flip, caption_dropout=caption_dropout, run_folder=run.folder,
+        warn=run.warnings.append, tell=run.progress, bar=run.bar, processes=run.processes,
+    )  # fmt: skip
+
+
+def training_of(
+    run: Run, things: tuple[Trained, ...], asked: Objective, pictures: Dataset, guard: Guard, *, steps: int,
+    accumulation: int, prior_weight: float, locality: Options | None,
+) -> Training:  # fmt: skip
+    """All that the steps need."""
+    training = Training(
+        model=run.model,
+        denoiser=DENOISERS[run.model.family.denoiser_kind],
+        injection=run.need_injection(),
+        objective=asked,
+        dataset=pictures,
+        things=things,
+        steps=steps,
+        accumulation=accumulation,
+        seed=_seed(run),
+        prior_weight=prior_weight,
+        scale=loss_scale(run.model.dtype),
+        guard=guard,
+        processes=run.processes,
+    )
+    return training if locality is None else replace(training, locality=locality_of(run, training, locality))
+
+
+def _seed(run: Run) -> int:
+    """The seed of the stage: two train stages of a recipe draw differently."""
+    return run.recipe.seed + 1000 * run.stage
