@@ -61,7 +61,7 @@ def loss_of(prediction, noise, latents, timesteps, scheduler, gamma):
 
 
 def script(training, folder, pipeline, gamma):
-    """The losses of the example script's first steps, on the pictures, noise and time steps that we drew."""
+    """The example script's first steps on the pictures, noise and time steps that we drew: (losses, its vectors)."""
     pipe = pipeline.from_pretrained(folder)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     scheduler.register_to_config(prediction_type=training.objective.kind)
@@ -88,28 +88,35 @@ def script(training, folder, pipeline, gamma):
                 keep[ids] = False
                 table[keep] = old[keep]
         losses.append(float(loss.detach()))
-    return losses
+    return losses, [table[ids].detach() for table, (_, _, ids) in zip(tables, pairs, strict=True)]
 
 
 @pytest.mark.parametrize(
     ("family", "kind", "gamma"),
     [("sd1", "epsilon", None), ("sd1", "v_prediction", 5.0), ("sdxl", "epsilon", None), ("sdxl", "epsilon", 5.0)],
 )
-def test_the_losses_are_those_of_the_example_script(tmp_path, monkeypatch, family, kind, gamma):
+def test_losses_and_vectors_are_those_of_the_example_script(tmp_path, monkeypatch, family, kind, gamma):
     options = [f"train.steps={STEPS}", "train.optimizer.weight_decay=1e-2", f"train.objective.prediction='{kind}'"]
     options += [] if gamma is None else ["train.objective.weighting='min-snr'", f"train.objective.gamma={gamma}"]
     recipe = load_recipe(make_project(tmp_path, family), options)
-    one_step, ours, theirs = loop.one_step, [], []
+    one_step, ours, theirs, seen = loop.one_step, [], [], {}
     pipeline = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
 
     def compared(training, clock):
         if not theirs:
-            theirs.extend(script(training, tmp_path / "model", pipeline, gamma))
+            losses, seen["theirs"] = script(training, tmp_path / "model", pipeline, gamma)
+            theirs.extend(losses)
+            seen["start"] = [rows.values.clone() for rows in training.injection.rows.values()]
         row = one_step(training, clock)
         ours.append(row["loss"])
+        seen["ours"] = [rows.values.clone() for rows in training.injection.rows.values()]
         return row
 
     monkeypatch.setattr(loop, "one_step", compared)
     run_project(recipe, tmp_path / "run")
     assert ours == pytest.approx(theirs, rel=2e-6)
     assert len(set(ours)) == STEPS
+    assert len(seen["ours"]) == (2 if family == "sdxl" else 1)  # one an encoder
+    for start, end, there in zip(seen["start"], seen["ours"], seen["theirs"], strict=True):
+        assert (end - start).abs().mean(dim=1).min() > RATE  # every vector moved, most values about three times so far
+        torch.testing.assert_close(end, there, rtol=0, atol=1e-2 * RATE)
