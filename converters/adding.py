@@ -21,6 +21,7 @@ from .stored import Stored
 from .words import Options, asked_family, family_of_words, joined, named, own_words, what
 from .write import Written
 
+USERS = ("a1111", "sdnext")  # the programs that use words in a LoRA
 MANY = 256  # files, of which no vectors are kept in memory
 
 
@@ -92,4 +93,12 @@ def _bundle_losses(file: Stored, contents: Contents, targets: Sequence[str], fam
         lost = [word.name for word in contents.embeddings if word.name not in reading.words]
         if lost:
             losses.append(f"{programs()[target].title} does not use {', '.join(lost[:6])}; give it files of their own")
-    return tuple(losses)
+    return (*losses, *_mute(contents, targets or USERS))
+
+
+def _mute(contents: Contents, targets: Iterable[str]) -> Iterator[str]:
+    """What to say of words that can be stored and not be typed."""
+    for program in (programs()[name] for name in targets):
+        mute = [word.name for word in contents.embeddings if not program.can_hold(word.name, in_lora=True)]
+        if mute:
+            yield f"in a prompt of {program.title} {', '.join(map(repr, mute[:6]))} would mean something else; rename"

@@ -9,13 +9,16 @@ from pathlib import Path
 
 from .tensor import RawTensor
 
-# kohya, diffusers/peft, ComfyUI, OneTrainer and LyCORIS spell it so; `unet:0:up` is cloneofsimo's.
+# kohya, OneTrainer and LyCORIS begin a name so, and what follows the first dot says what the tensor is; diffusers/peft,
+# ComfyUI and XLabs end it so; `unet:0:up` is cloneofsimo's. A word may be called `my_lora` or `soft_light`.
 _LORA = (
-    r"^lora_|[._]lora[._]|lora_[AB]\b|lora_(up|down|magnitude)|hada_w|lokr_w|oft_|boft|dora_scale|^lycoris_"
-    r"|^(unet|text_encoder):\d+:(up|down)$"
+    r"^(?:lora|lycoris|oft|boft)_\w+\.[a-z]"
+    r"|^(?!bundle_emb\.).*(?:\.lora_(?:up|down|mid|[AB])\b|lora(?:_linear_layer|\d)?\.(?:up|down)\b"
+    r"|\.(?:lora_magnitude|lora_embedding|hada_w|lokr_w|oft_|boft_|dora_scale))"
+    r"|^(?:unet|text_encoder):\d+:(?:up|down)$"
 )
 # One of these is in each name that the expression finds, and they are found sooner.
-_HINTS = ("lora", "hada_w", "lokr_w", "oft_", "boft", "dora_scale", "lycoris_", ":up\n", ":down\n")
+_HINTS = ("lora", "hada_w", "lokr_w", "oft_", "dora_scale", "lycoris_", ":up\n", ":down\n")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -52,7 +51,7 @@ def _embedding(program: Program, stored: Stored, contents: Contents, family: Fam
         used = {key.removesuffix("_out") for key in vectors}
         notes += [f"{key} gets nothing" for key in family.widths if key not in used and _can_take(program, family, key)]
         notes += [f"{key} is all zeros: the word does nothing" for key in vectors if is_zero(vectors[key])]
-        if program.prompt.count("{stem}") and not _typeable(program, word):
+        if "{stem}" in program.prompt and not program.can_hold(word):
             notes.append("its prompts cannot hold this name; rename the file")
     if len(contents.embeddings) > len(reading.words):
         notes.append(f"{len(contents.embeddings)} words in the file, of which it sees {len(reading.words)}")
@@ -67,14 +66,13 @@ def _lora(program: Program, stored: Stored, contents: Contents, family: Family) 
     if reading.breaks:
         return Verdict("no", "", (reading.breaks,))
     prompt = program.lora_prompt.format(stem=stored.stem, file=stored.path.name)
-    return Verdict(
-        _how_much(reading, contents), " ".join((prompt, *reading.words)), _lora_notes(program, reading, contents)
-    )
-
-
-def _how_much(reading: Reading, contents: Contents) -> str:
+    mute = [word for word in reading.words if not program.can_hold(word, in_lora=True)]
+    notes = _lora_notes(program, reading, contents)
+    if mute:
+        notes = (*notes, f"its prompts read something else in {', '.join(mute[:6])}; rename")
     found = all(word.name in reading.words for word in contents.embeddings)
-    return "yes" if found and not reading.dropped else "partly"
+    whole = found and not reading.dropped and not mute
+    return Verdict("yes" if whole else "partly", " ".join((prompt, *reading.words)), notes)
 
 
 def _lora_notes(program: Program, reading: Reading, contents: Contents) -> tuple[str, ...]:
@@ -92,8 +90,3 @@ def _lora_notes(program: Program, reading: Reading, contents: Contents) -> tuple
 
 def _can_take(program: Program, family: Family, key: str) -> bool:
     return any(key in keys for keys in program.layouts[family.name].files)
-
-
-def _typeable(program: Program, word: str) -> bool:
-    allowed = program.characters is None or all(re.fullmatch(program.characters, char) for char in word)
-    return allowed and word not in program.reserved

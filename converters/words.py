@@ -47,17 +47,18 @@ def own_words(contents: Contents) -> tuple[Embedding, ...]:
 
 
 def joined(words: Sequence[Embedding], path: Path, found: Recognised) -> Sequence[Embedding]:
-    """With the other half of a diffusers SDXL word, if it lies beside as `<stem>_2`."""
+    """With the other half of a diffusers SDXL word, if it lies beside as `<stem>_2` (`<stem>_2-steps-500`)."""
     if found.dialect != "diffusers" or len(words) != 1:
         return words
-    beside = path.with_name(f"{path.stem}_2{path.suffix}")
+    stem, dash, steps = _steps(path)
+    beside = path.with_name(f"{stem}_2{dash}{steps}{path.suffix}")
     if not beside.is_file():
         return words
     other = recognised(beside)
     halves = other.contents.embeddings
-    if other.dialect == "diffusers" and len(halves) == 1 and halves[0].name == words[0].name:
-        return together([*words, *halves])
-    return words
+    if other.dialect != "diffusers" or len(halves) != 1 or halves[0].name != words[0].name:
+        return words
+    return words if halves[0].vectors.keys() & words[0].vectors.keys() else together([*words, *halves])
 
 
 def without_halves(paths: Sequence[Path]) -> list[Path]:
@@ -65,10 +66,11 @@ def without_halves(paths: Sequence[Path]) -> list[Path]:
     given = set(paths)
     kept = []
     for path in paths:
-        if not path.stem.endswith("_2"):
+        stem, dash, steps = _steps(path)
+        if not stem.endswith("_2"):
             kept.append(path)
             continue
-        first = path.with_name(path.stem.removesuffix("_2") + path.suffix)
+        first = path.with_name(f"{stem.removesuffix('_2')}{dash}{steps}{path.suffix}")
         if first in given:
             try:
                 found = recognised(first)
@@ -78,6 +80,12 @@ def without_halves(paths: Sequence[Path]) -> list[Path]:
                 pass  # what is wrong with the file is said when its turn comes
         kept.append(path)
     return kept
+
+
+def _steps(path: Path) -> tuple[str, str, str]:
+    """The stem of `learned_embeds-steps-500` before and after the dash that diffusers puts before a save's steps."""
+    stem, dash, steps = path.stem.rpartition("-steps-")
+    return (stem, dash, steps) if dash and steps.isdecimal() else (path.stem, "", "")
 
 
 def together(words: Iterable[Embedding]) -> list[Embedding]:

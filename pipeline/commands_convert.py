@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,8 @@ from ..converters.programs import NAMES
 from ..converters.safetensors_header import no_collector
 from ..converters.words import Options, without_halves
 from ..converters.write import Written, strictly
-from .commands_convert_text import ended, written_json, written_lines
+from .commands_convert_bar import say, with_bar
+from .commands_convert_text import ended, lost_lines, written_json, written_lines
 
 Work = Callable[[Batch, Path], list[Written]]
 
@@ -153,22 +153,23 @@ def _each(paths: Sequence[Path], work: Work, how: How, asked: Sequence[Path]) ->
     """
     claimed: set[str] = set()
     failed, count = [], 0
-    with click.progressbar(paths, file=sys.stderr, hidden=len(paths) < 20 or not sys.stderr.isatty()) as bar:
-        for path in bar:
-            try:
-                with no_collector(True), batch(overwrite=how.overwrite, dry=how.dry_run, claimed=claimed) as files:
-                    written = work(files, path)
-                    if how.strict:
-                        strictly(written)
-            except ConvertError as error:
-                if isinstance(error, PlainPicture) and path not in asked:
-                    continue
-                failed.append(error)
-                if how.json:
-                    click.echo(json.dumps({"path": str(path), "written": [], "error": str(error)}))
+    for path in with_bar(paths):
+        try:
+            with no_collector(True), batch(overwrite=how.overwrite, dry=how.dry_run, claimed=claimed) as files:
+                written = work(files, path)
+                if how.strict:
+                    strictly(written)
+                for line in lost_lines(written):  # said while no file is in its place yet
+                    say(line, err=True)
+        except ConvertError as error:
+            if isinstance(error, PlainPicture) and path not in asked:
                 continue
-            count += len(written)
-            click.echo(written_json(path, written) if how.json else "\n".join(written_lines(written)))
+            failed.append(error)
+            if how.json:
+                say(json.dumps({"path": str(path), "written": [], "error": str(error)}))
+            continue
+        count += len(written)
+        say(written_json(path, written) if how.json else "\n".join(written_lines(written)))
     if len(paths) > 1 and not how.json:
         click.echo(f"{count} files {'would be ' if how.dry_run else ''}written from {len(paths) - len(failed)}")
     ended(failed, len(paths))

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..converters.errors import ConvertError, PlainPicture
+from .commands_convert_bar import say, with_bar
 from .commands_convert_text import as_text, ended
 
 
@@ -24,7 +25,7 @@ def inspect(paths: Sequence[Path], as_json: bool) -> None:
     from ..converters.inspection import inspect as inspected
 
     failed, found = [], files_in(paths)
-    for path in found:
+    for path in with_bar(found):
         try:
             facts = inspected(path)
         except ConvertError as error:
@@ -32,5 +33,5 @@ def inspect(paths: Sequence[Path], as_json: bool) -> None:
                 continue
             failed.append(error)
             facts = {"path": str(path), "kind": "other", "error": str(error)}
-        click.echo(json.dumps(facts) if as_json else as_text(facts))
+        say(json.dumps(facts) if as_json else as_text(facts))
     ended(failed, len(found))

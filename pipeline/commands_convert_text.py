@@ -61,11 +61,20 @@ def written_json(path: Path, written: Iterable[Written]) -> str:
 
 
 def written_lines(written: Iterable[Written]) -> Iterator[str]:
-    """What was written, what to type for it and what was lost, a line each."""
+    """What was written and what to type for it, a line each."""
     for item in written:
         prompt = f"  type: {item.trigger}" if item.trigger and item.program else ""
         yield printable(f"{item.path}{prompt}")
-        yield from (printable(f"  lost: {loss}") for loss in item.losses)
+
+
+def lost_lines(written: Iterable[Written]) -> Iterator[str]:
+    """What could not go in, each once, by the first file that it is missing from."""
+    told = set()
+    for item in written:
+        for loss in item.losses:
+            if (item.program, item.trigger, loss) not in told:
+                told.add((item.program, item.trigger, loss))
+                yield printable(f"Lost: {item.path}: {loss}")
 
 
 def ended(failed: Sequence[ConvertError], count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -41,6 +42,7 @@ class Program:
 
     `dora` says whether it reads what a DoRA learns beside a LoRA. `lora_layouts` maps families (`*`: all) whose LoRAs
     it wants otherwise than in kohya's layout with diffusers' names: `peft`, or `sgm` for Stability's names of blocks.
+    `characters` are those of file names, `word_characters` those of words in LoRAs, which have no file (None: all).
     """
 
     name: str
@@ -55,6 +57,7 @@ class Program:
     layouts: dict[str, Layout]
     words_in_loras: str
     reserved: tuple[str, ...] = ()
+    word_characters: str | None = None
     outputs: bool = False
     one_count: bool = True
     dora: bool = True
@@ -64,6 +67,11 @@ class Program:
     def prompted(self, stem: str, word: str) -> str:
         """What the user types for the word of a file with this stem."""
         return self.prompt.format(stem=stem, word=word)
+
+    def can_hold(self, name: str, *, in_lora: bool = False) -> bool:
+        """Whether a prompt can have this name of a file (or of a word in a LoRA) in it and mean the word."""
+        allowed = self.word_characters if in_lora else self.characters
+        return name not in self.reserved and (allowed is None or re.fullmatch(f"(?:{allowed})*", name) is not None)
 
 
 @cache

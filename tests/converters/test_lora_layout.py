@@ -5,6 +5,7 @@ from pivotune.converters.embedding import Contents
 from pivotune.converters.families import all_families
 from pivotune.converters.lora import lora_metadata
 from pivotune.converters.lora_layout import describe
+from pivotune.converters.stored import Stored
 
 # layout, family: names and shapes of a few tensors as the writer of the layout spells them
 FILES = {
@@ -30,6 +31,12 @@ FILES = {
         "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora.down.weight": (8, 2048)}),
     "diffusers, FLUX": ("diffusers", "flux", {
         "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (8, 3072)}),
+    "diffusers, FLUX with DoRA and default": ("diffusers", "flux", {
+        "transformer.single_transformer_blocks.0.attn.to_q.lora_A.default.weight": (8, 3072),
+        "transformer.single_transformer_blocks.0.attn.to_q.lora_magnitude_vector": (0, 3072)}),
+    "XLabs, FLUX": ("other", "flux", {
+        "double_blocks.0.processor.qkv_lora1.down.weight": (8, 3072),
+        "single_blocks.0.processor.qkv_lora.up.weight": (9216, 8)}),
     "comfyui, FLUX": ("comfyui", "flux", {"diffusion_model.single_blocks.0.linear1.lora_down.weight": (8, 3072)}),
     "onetrainer, FLUX": ("onetrainer", "flux", {
         "lora_transformer_single_transformer_blocks_0_attn_to_q.lora_down.weight": (8, 3072)}),
@@ -39,6 +46,11 @@ FILES = {
     "LoKr": ("lycoris", "sdxl", {
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lokr_w1": (16, 32),
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lokr_w2": (80, 64)}),
+    "full difference": ("kohya", "sd1", {
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.diff": (1280, 768)}),
+    "OFT": ("lycoris", "sd1", {
+        "oft_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.oft_blocks": (4, 768),
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 768)}),
     "cloneofsimo": ("cloneofsimo", "sd1", {"unet:0:up": (320, 4), "unet:0:down": (4, 768)}),
 }  # fmt: skip
 
@@ -53,6 +65,18 @@ def test_layout_and_family_are_told_from_names_and_shapes(what, tensors):
     layout, family, _ = FILES[what]
     found = describe(tensors(what), {})
     assert (found.layout, found.families) == (layout, (family,))
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_each_of_its_tensors_alone_is_known_for_a_loras(what, rows, tmp_path):
+    for name in FILES[what][2]:
+        assert Stored(tmp_path / "x.safetensors", {name: rows(1, 8)}).is_lora, name
+
+
+@pytest.mark.parametrize("name", ["<soft_light>", "my_lora_style", "lora_x", "lora", "loft_3", "lora_v1.5", "a lora.b",
+                                  "bundle_emb.lora_unet.clip_l", "bundle_emb.a.lora_up.clip_l"])  # fmt: skip
+def test_a_word_may_be_called_as_if_it_were_a_lora(name, rows, tmp_path):
+    assert not Stored(tmp_path / "x.safetensors", {name: rows(1, 8)}).is_lora
 
 
 @pytest.mark.parametrize("what", FILES)

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
+import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -80,11 +82,12 @@ def test_each_program_gets_a_folder_and_what_to_type_is_told(run, lora, rows, sa
                                 "prompt": "embedding:ema_y", "losses": []}  # fmt: skip
 
 
-def test_both_halves_of_a_diffusers_word_make_one(run, rows, saved, same):
+@pytest.mark.parametrize("steps", ["", "-steps-500"])
+def test_both_halves_of_a_diffusers_word_make_one(steps, run, rows, saved, same):
     l, g = rows(2, 768), rows(2, 1280)  # noqa: E741
-    saved("learned_embeds.safetensors", {"<dog>": l})
-    saved("learned_embeds_2.safetensors", {"<dog>": g})
-    both = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")
+    both = (f"learned_embeds{steps}.safetensors", f"learned_embeds_2{steps}.safetensors")
+    saved(both[0], {"<dog>": l})
+    saved(both[1], {"<dog>": g})
     assert run("retarget", *both, "--for", "a1111", "--out", "a").exit_code == 0
     assert run("retarget", both[0], "--for", "a1111", "--out", "b").exit_code == 0
     assert run("merge", *both, "--out", "c.safetensors").exit_code == 0
@@ -162,6 +165,39 @@ def test_a_folder_stands_for_the_files_in_it(run, rows, saved, tmp_path):
     assert sorted(os.listdir("out")) == ["a.safetensors", "b.safetensors"]
 
 
+def on_a_terminal(*args):
+    """What the lines of a terminal show in the end: what follows the last return to its left edge."""
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    main, other = pty.openpty()
+    termios.tcsetwinsize(other, (24, 100))
+    with subprocess.Popen([sys.executable, "-m", "pivotune", *args], stdout=other, stderr=other) as process:
+        os.close(other)
+        told = b""
+        with suppress(OSError):  # the end of a terminal
+            while piece := os.read(main, 1 << 16):
+                told += piece
+    os.close(main)
+    return process.returncode, told.count(b"%|"), [line.rpartition("\r")[2] for line in told.decode().split("\r\n")]
+
+
+def test_a_bar_shows_how_far_it_is_and_leaves_the_lines_alone(run, rows, saved, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(20):
+        saved(f"in/w{number:02}.safetensors", {"emb_params": rows(1, 768)})
+    (tmp_path / "in" / "w05.safetensors").write_bytes(b"bad")
+    code, bars, lines = on_a_terminal("retarget", "in", "--for", "comfyui", "--out", "out")
+    assert (code, bars > 0) == (1, True)
+    good = [f"out/w{number:02}.safetensors  type: embedding:w{number:02}" for number in range(20) if number != 5]
+    assert lines[:20] == [*good, "19 files written from 19"]
+    assert [line for line in lines[20:] if line and "w05.safetensors" not in line] == ["Error: 1 of 20 files failed"]
+    _, bars, lines = on_a_terminal("inspect", "in")
+    assert bars > 0
+    assert [line for line in lines if line.startswith("in/")] == [
+        f"in/w{number:02}.safetensors" for number in range(20)
+    ]
+    assert "%|" not in run("retarget", "in", "--for", "kohya", "--out", "out2").output
+
+
 def test_two_files_never_meet_on_one_name_even_with_overwrite(run, rows, saved, tmp_path):
     for folder in ("1", "2"):
         (tmp_path / folder).mkdir()
@@ -190,7 +226,32 @@ def test_strict_makes_a_loss_an_error_before_anything_is_written(run, rows, save
     assert "t5 is left out" in str(result.exception)
     assert not os.path.exists("out")
     result = run(*command)
-    assert "lost: t5 is left out" in result.output
+    assert "Lost: out/x.safetensors: t5 is left out" in result.output
+
+
+def test_a_loss_is_said_while_nothing_is_in_its_place(run, rows, saved, monkeypatch):
+    saved("x.safetensors", {"clip_l": rows(1, 768), "t5": rows(1, 4096)})
+    there = []
+    monkeypatch.setattr(click, "echo", lambda *_, **__: there.append(os.path.exists("out/x.safetensors")))
+    assert run("retarget", "x.safetensors", "--for", "forge", "--out", "out").exit_code == 0
+    assert there == [False, True]
+
+
+def test_a_name_that_prompts_read_as_something_else_is_pointed_out(run, rows, saved, lora):
+    saved("l.safetensors", lora(768))
+    saved("w.safetensors", {"emb_params": rows(1, 768)})
+    command = ("bundle", "l.safetensors", "w.safetensors", "--name")
+    for number, name in enumerate(("(cat)", "<a:b>", "AND")):
+        result = run(*command, name, "--out", f"{number}.safetensors", "--strict")
+        assert "would mean something else" in str(result.exception), name
+        assert run(*command, name, "--out", f"{number}.safetensors").exit_code == 0
+        told = json.loads(run("inspect", f"{number}.safetensors", "--json").output)["programs"]
+        for program in ("a1111", "sdnext"):
+            assert told[program]["loads"] == "partly"
+            assert "rename" in told[program]["notes"][-1]
+    assert run(*command, "<Ema y, 猫>", "--out", "fine.safetensors", "--strict").exit_code == 0
+    told = json.loads(run("inspect", "fine.safetensors", "--json").output)["programs"]
+    assert told["a1111"]["loads"] == told["sdnext"]["loads"] == "yes"
 
 
 def test_a_word_is_renamed_in_every_kind_of_file(run, rows, saved, lora):
