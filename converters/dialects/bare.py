@@ -10,7 +10,7 @@ from ..stored import Stored
 
 def detect(file: Stored) -> bool:
     """The outermost value is a tensor."""
-    return file.root == "tensor" and "" in file.tensors
+    return file.root == "tensor" and file.tensors.keys() == {""}
 
 
 def read(file: Stored) -> Contents:

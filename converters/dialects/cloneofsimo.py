@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..embedding import Contents, Embedding
 from ..errors import ConvertError
-from ..slots import as_rows, is_rows, slots
+from ..slots import KEYS, as_rows, is_rows, slots
 from ..stored import Stored
 from ..tensor import RawTensor
 from . import bundled
@@ -17,8 +17,8 @@ FLAG = "<embed>"
 
 
 def detect(file: Stored) -> bool:
-    """A tensor's name is a key of the metadata with the flag as its value."""
-    return bool(_flagged(file)) and not bundled.detect(file)
+    """A tensor's name, which is no encoder's, is a key of the metadata with the flag as its value."""
+    return file.root in ("dict", "ordered") and bool(_flagged(file)) and not bundled.detect(file)
 
 
 def read(file: Stored) -> Contents:
@@ -45,4 +45,4 @@ def write(contents: Contents) -> Written:
 
 def _flagged(file: Stored) -> set[str]:
     told = {key for key, value in file.metadata.items() if value == FLAG}
-    return {name for name in told & file.tensors.keys() if is_rows(file.tensors[name])}
+    return {name for name in told & file.tensors.keys() if name not in KEYS and is_rows(file.tensors[name])}

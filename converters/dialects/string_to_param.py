@@ -10,13 +10,16 @@ from ..embedding import Contents, Embedding
 from ..errors import ConvertError
 from ..slots import as_rows, slots
 from ..stored import Stored
+from . import bundled, cloneofsimo
 
 PREFIX = "string_to_param."
 
 
 def detect(file: Stored, writer: str) -> bool:
     """`writer` is one of a1111, image, original, hcp."""
-    return f"\n{PREFIX}" in file.text and not file.is_lora and writer == _writer(file)
+    if f"\n{PREFIX}" not in file.text or file.root not in ("dict", "ordered") or file.is_lora:
+        return False
+    return writer == _writer(file) and not bundled.detect(file) and not cloneofsimo.detect(file)
 
 
 def read(file: Stored) -> Contents:

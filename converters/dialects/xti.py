@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from ..errors import ConvertError
 from ..stored import Stored
+from . import cloneofsimo
 
 LAYERS = frozenset(
     f"{part}{number}"
@@ -20,7 +21,7 @@ LAYERS = frozenset(
 
 def detect(file: Stored) -> bool:
     """The names of the 16 layers."""
-    return file.tensors.keys() == LAYERS
+    return file.tensors.keys() == LAYERS and not cloneofsimo.detect(file)
 
 
 def read(file: Stored) -> NoReturn:

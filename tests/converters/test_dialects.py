@@ -6,6 +6,7 @@ import random
 import struct
 import zlib
 from collections import OrderedDict
+from itertools import combinations
 
 import pytest
 from PIL import Image, PngImagePlugin
@@ -15,6 +16,7 @@ from pivotune.converters.errors import ConvertError
 from pivotune.converters.opening import open_file
 from pivotune.converters.read import dialect_of, families_of, read, recognised
 from pivotune.converters.slots import columns
+from pivotune.converters.stored import Stored
 from pivotune.converters.tensor import RawTensor
 
 torch = pytest.importorskip("torch")
@@ -85,7 +87,9 @@ def pixel_picture(path, tensor):
 def samples(rows, saved, pickled, tmp_path):
     """what -> (dialect, function that writes a file, words: name -> {encoder key: tensor})."""
     v, l2, g, h, t5 = rows(2, 768), rows(1, 768), rows(2, 1280), rows(2, 1024), rows(2, 4096, "F16")
-    one, lora = rows(0, 768), {LORA: rows(4, 768)}
+    one, lora, gemma = rows(0, 768), {LORA: rows(4, 768)}, rows(2, 2304, "F16")
+    number = RawTensor("I64", (), bytes(8))
+    every = {"clip_l": v, "clip_g": g, "t5": t5, "gemma": gemma, "llama": t5}
     both = RawTensor("F32", (2, 2048), b"".join(
         bytes(part.data[row * size : (row + 1) * size]) for row in (0, 1) for part, size in ((v, 3072), (g, 5120))
     ))  # fmt: skip
@@ -120,6 +124,7 @@ def samples(rows, saved, pickled, tmp_path):
         "onetrainer": ("onetrainer", lambda: saved("x.safetensors", {"emp_params": v}), {"x": {"clip_l": v}}),
         "onetrainer, output": ("onetrainer", lambda: saved("x.safetensors", {"emp_params": v, "emp_params_out": l2}),
                                {"x": {"clip_l": v, "clip_l_out": l2}}),
+        "onetrainer, sd2": ("onetrainer", lambda: saved("x.safetensors", {"emp_params": h}), {"x": {"clip_h": h}}),
         "lycoris": ("lycoris", lambda: saved("x.safetensors", {"*": v}), {"x": {"clip_l": v}}),
         "lycoris .pt": ("encoders", lambda: pickled("x.pt", {"clip_l": as_torch(v), "name": "x"}),
                         {"x": {"clip_l": v}}),
@@ -128,6 +133,23 @@ def samples(rows, saved, pickled, tmp_path):
         "sdxl, output": ("encoders", lambda: saved("x.safetensors", {"clip_g": g, "clip_g_out": g, "clip_l": v,
                                                                     "clip_l_out": v}),
                          {"x": {"clip_l": v, "clip_g": g, "clip_l_out": v, "clip_g_out": g}}),
+        "sdxl .pt": ("encoders", lambda: pickled("x.pt", {"clip_l": as_torch(v), "clip_g": as_torch(g)}),
+                     {"x": {"clip_l": v, "clip_g": g}}),
+        "advanced, sd1": ("encoders", lambda: saved("x_emb.safetensors", {"clip_l": v}), {"x_emb": {"clip_l": v}}),
+        "sd3, output": ("encoders", lambda: saved("x.safetensors", {
+            "clip_l": v, "clip_g": g, "t5": t5, "clip_l_out": v, "clip_g_out": g, "t5_out": t5}),
+            {"x": {"clip_l": v, "clip_g": g, "t5": t5, "clip_l_out": v, "clip_g_out": g, "t5_out": t5}}),
+        "flux, output": ("encoders", lambda: saved("x.safetensors", {"clip_l": v, "t5": t5, "t5_out": t5}),
+                         {"x": {"clip_l": v, "t5": t5, "t5_out": t5}}),
+        "pixart, chroma": ("encoders", lambda: saved("x.safetensors", {"t5": t5, "t5_out": t5}),
+                           {"x": {"t5": t5, "t5_out": t5}}),
+        "sana": ("encoders", lambda: saved("x.safetensors", {"gemma": gemma, "gemma_out": gemma}),
+                 {"x": {"gemma": gemma, "gemma_out": gemma}}),
+        "hidream": ("encoders", lambda: saved("x.safetensors", {
+            "clip_l": v, "clip_g": g, "t5": t5, "llama": t5, "t5_out": t5, "llama_out": t5}),
+            {"x": {"clip_l": v, "clip_g": g, "t5": t5, "llama": t5, "t5_out": t5, "llama_out": t5}}),
+        "cascade": ("encoders", lambda: saved("x.safetensors", {"clip_g": g, "clip_g_out": g}),
+                    {"x": {"clip_g": g, "clip_g_out": g}}),
         "sd3": ("encoders", lambda: saved("x.safetensors", {"clip_l": v, "clip_g": g, "t5": t5}),
                 {"x": {"clip_l": v, "clip_g": g, "t5": t5}}),
         "flux": ("encoders", lambda: saved("x.safetensors", {"clip_l": v, "t5": t5}), {"x": {"clip_l": v, "t5": t5}}),
@@ -135,6 +157,8 @@ def samples(rows, saved, pickled, tmp_path):
                          {"x": {"clip_l": v, "t5": t5}}),
         "flux, comfyui": ("encoders", lambda: saved("x.safetensors", {"clip_l": v, "t5xxl": t5}),
                           {"x": {"clip_l": v, "t5": t5}}),
+        "hunyuan video, output": ("encoders", lambda: saved("x.safetensors", {
+            "clip_l": v, "llama": t5, "llama_out": t5}), {"x": {"clip_l": v, "llama": t5, "llama_out": t5}}),
         "hunyuan video": ("encoders", lambda: saved("x.safetensors", {"clip_l": v, "llama": t5}),
                           {"x": {"clip_l": v, "llama": t5}}),
         "advanced, first": ("text-encoders", lambda: saved("x.safetensors", {"text_encoders_0": v,
@@ -148,6 +172,8 @@ def samples(rows, saved, pickled, tmp_path):
             {"<cat>": torch.nn.Parameter(as_torch(g))})), {"<cat>": {"clip_g": g}}),
         "diffusers, several": ("diffusers", lambda: pickled("x.bin", {"<a>": as_torch(v), "<b>": as_torch(l2)}),
                                {"<a>": {"clip_l": v}, "<b>": {"clip_l": l2}}),
+        "cloneofsimo .ti.pt": ("diffusers", lambda: pickled("x.ti.pt", {"<s1>": as_torch(one), "<s2>": as_torch(one)}),
+                               {"<s1>": {"clip_l": one}, "<s2>": {"clip_l": one}}),
         "cloneofsimo": ("cloneofsimo", lambda: saved("x.safetensors", {
             "unet:0:up": rows(320, 4), "unet:0:down": rows(4, 320), "<s1>": one}, {
             "unet": '["CrossAttention"]', "unet:0:rank": "4", "<s1>": "<embed>"}), {"<s1>": {"clip_l": one}}),
@@ -157,8 +183,21 @@ def samples(rows, saved, pickled, tmp_path):
                    {"mr. cat": {"clip_l": v}}),
         "bundle of 2024": ("bundle", lambda: saved("x.safetensors", {**lora, "bundle_emb.cat.string_to_param.*": v}),
                            {"cat": {"clip_l": v}}),
+        "bundle, LyCORIS": ("bundle", lambda: saved("x.safetensors", {
+            **lora, "bundle_emb.a.emb_params": v, "bundle_emb.b.emp_params": l2, "bundle_emb.c.*": v,
+            "bundle_emb.d.string_to_param.*": one, "bundle_emb.d.string_to_token.*": number}),
+            {"a": {"clip_l": v}, "b": {"clip_l": l2}, "c": {"clip_l": v}, "d": {"clip_l": one}}),
+        "bundle, every encoder": ("bundle", lambda: saved("x.safetensors", {**lora, **{
+            f"bundle_emb.<a b>.{key}": tensor for key, tensor in every.items()}}), {"<a b>": every}),
+        "bundle, output": ("bundle", lambda: saved("x.safetensors", {
+            **lora, "bundle_emb.ä.clip_l": v, "bundle_emb.ä.clip_l_out": l2}), {"ä": {"clip_l": v, "clip_l_out": l2}}),
+        "bundle of a community fork": ("bundle", lambda: saved("x.safetensors", {
+            **lora, "bundle_emb.a.qwen": t5, "bundle_emb.a.qwen_out": t5, "bundle_emb.a.t5": t5}),
+            {"a": {"qwen": t5, "qwen_out": t5, "t5": t5}}),
         "bundle of an ai-toolkit LoRA": ("bundle", lambda: saved("x.safetensors", {
             **lora, "emb_params": l2, "bundle_emb.cat.emb_params": v}), {"cat": {"clip_l": v}}),
+        "ai-toolkit LoRA, sd1": ("ai-toolkit", lambda: saved("x.safetensors", {**lora, "emb_params": v}),
+                                 {"x": {"clip_l": v}}),
         "ai-toolkit LoRA": ("ai-toolkit", lambda: saved("x.safetensors", {**lora, "clip_l": v, "clip_g": g}),
                             {"x": {"clip_l": v, "clip_g": g}}),
         "lora": ("lora", lambda: saved("x.safetensors", lora), {}),
@@ -171,10 +210,13 @@ def samples(rows, saved, pickled, tmp_path):
 NAMES = [
     "original, two words", "original, old", "a1111", "a1111, old", "a1111, sdxl", "onetrainer 2023", "picture, chunk",
     "picture, pixels", "hcp", "hcp, sdxl", "kohya", "kohya .pt", "ai-toolkit", "xti", "onetrainer",
-    "onetrainer, output", "lycoris", "lycoris .pt", "sdxl", "sdxl, output", "sd3", "flux", "flux of 2024",
-    "flux, comfyui", "hunyuan video", "advanced, first", "diffusers", "diffusers .bin", "diffusers, Parameter",
-    "diffusers, several", "cloneofsimo", "cloneofsimo, tokens alone", "bundle", "bundle of 2024",
-    "bundle of an ai-toolkit LoRA", "ai-toolkit LoRA", "lora", "list", "tensor",
+    "onetrainer, output", "onetrainer, sd2", "lycoris", "lycoris .pt", "sdxl", "sdxl, output", "sdxl .pt",
+    "advanced, sd1", "sd3, output", "flux, output", "pixart, chroma", "sana", "hidream", "cascade", "sd3", "flux",
+    "flux of 2024", "flux, comfyui", "hunyuan video, output", "hunyuan video", "advanced, first", "diffusers",
+    "diffusers .bin", "diffusers, Parameter", "diffusers, several", "cloneofsimo .ti.pt", "cloneofsimo",
+    "cloneofsimo, tokens alone", "bundle", "bundle of 2024", "bundle, LyCORIS", "bundle, every encoder",
+    "bundle, output", "bundle of a community fork", "bundle of an ai-toolkit LoRA", "ai-toolkit LoRA, sd1",
+    "ai-toolkit LoRA", "lora", "list", "tensor",
 ]  # fmt: skip
 
 
@@ -188,6 +230,23 @@ def test_a_file_is_taken_for_its_own_dialect_only(what, samples):
     dialect, make, _ = samples[what]
     stored = open_file(make())
     assert [name for name, row in DIALECTS.items() if row.detect(stored)] == [dialect]
+
+
+def test_no_two_dialects_claim_what_is_in_both_of_their_files(samples):
+    """Every pair of samples with the tensors and metadata of both in one file, as nobody's writer makes them."""
+    opened, quarrels = {}, {}
+    for what, (_, make, _) in samples.items():
+        opened[what] = open_file(make())
+        opened[what].path.unlink()
+    for (one, a), (other, b) in combinations(opened.items(), 2):
+        tensors, metadata = {**a.tensors, **b.tensors}, {**a.metadata, **b.metadata}
+        flags = dict.fromkeys(tensors, "<embed>")
+        for root, told in ((a.root, metadata), (b.root, metadata), (a.root, flags)):
+            mixed = Stored(a.path, tensors, told, root=root)
+            claims = tuple(name for name, row in DIALECTS.items() if row.detect(mixed))
+            if len(claims) > 1:
+                quarrels[claims] = (one, other, root)
+    assert not quarrels
 
 
 @pytest.mark.parametrize("what", [name for name in NAMES if name != "xti"])
