@@ -11,7 +11,7 @@ from typing import Any
 from ..data.survey import Survey, look, native_resolution, survey
 from ..models.tokenizers import token_limit
 from ..words.base import start_of, start_tokens
-from ..words.initial import InitialTokens
+from ..words.initial import InitialTokens, Texts
 from ..words.placeholders import Replacer
 from .model import Recipe, Stage
 
@@ -67,10 +67,11 @@ class Plan:
 def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     """The plan of a checked recipe. ValueError when the padding text has no token, ConvertError for a useless base."""
     pad_with = next((stage.options["pad_with"] for stage in recipe.stages if stage.kind == "tokenize"), "*")
+    texts = {
+        key: Texts(tokenizer, (word.initial_text for word in recipe.words)) for key, tokenizer in tokenizers.items()
+    }
     words = {
-        word.placeholder: {
-            key: start_tokens(tokenizer, word, pad_with, base, key) for key, tokenizer in tokenizers.items()
-        }
+        word.placeholder: {key: start_tokens(own, word, pad_with, base, key) for key, own in texts.items()}
         for word, base in ((word, start_of(word, list(tokenizers))) for word in recipe.words)
     }
     limits = {key: token_limit(tokenizer) for key, tokenizer in tokenizers.items()}
@@ -83,7 +84,7 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     }
     pairs = [(one.path, one.captions) for one in seen]
     sizes = {word: {key: len(tokens.ids) for key, tokens in made.items()} for word, made in words.items()}
-    captions = tuple(_captions(pairs, sizes, limits, tokenizers))
+    captions = tuple(_captions(pairs, sizes, limits, texts))
     replacer = Replacer(words)
     held = Counter(word for caption in captions for word in replacer.words_in(caption.before))
     holding = {word: held[word] for word in words}
@@ -100,35 +101,29 @@ def _captions(
     pairs: list[tuple[Path, tuple[str, ...]]],
     sizes: Mapping[str, Mapping[str, int]],
     limits: Mapping[str, int],
-    tokenizers: Mapping[str, Any],
+    known: Mapping[str, Texts],
 ) -> Iterator[PlannedCaption]:
     replacer = Replacer(sizes)
     texts = {word: spelled_out(word, max(counts.values())) for word, counts in sizes.items()}
-    by_key = {key: {word: counts[key] for word, counts in sizes.items()} for key in tokenizers}
+    by_key = {key: {word: counts[key] for word, counts in sizes.items()} for key in known}
     for path, captions in pairs:
         for caption in captions:
             tokens, lost = {}, {}
-            for key, tokenizer in tokenizers.items():
-                tokens[key], beyond = _count(caption, replacer, by_key[key], tokenizer, limits[key])
+            for key, own in known.items():
+                tokens[key], beyond = _count(caption, replacer, by_key[key], own, limits[key])
                 lost.update(dict.fromkeys(beyond))
             yield PlannedCaption(path.name, caption, replacer.replace(caption, texts), tokens, tuple(lost))
 
 
-def _count(
-    text: str, replacer: Replacer, sizes: Mapping[str, int], tokenizer: Any, limit: int
-) -> tuple[int, list[str]]:
+def _count(text: str, replacer: Replacer, sizes: Mapping[str, int], known: Texts, limit: int) -> tuple[int, list[str]]:
     """Tokens of a text, and the words of which a vector stands behind the limit."""
     total, end, beyond = 0, 0, []
     for found in replacer.find(text):
-        total += _plain(text[end : found.start], tokenizer) + sizes[found.word]
+        total += len(known.ids(text[end : found.start])) + sizes[found.word]
         end = found.end
         if total > limit:
             beyond.append(found.word)
-    return total + _plain(text[end:], tokenizer), beyond
-
-
-def _plain(text: str, tokenizer: Any) -> int:
-    return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids) if text.strip() else 0
+    return total + len(known.ids(text[end:])), beyond
 
 
 def _stage(recipe: Recipe, index: int, stage: Stage, seen: Survey | None) -> PlannedStage:

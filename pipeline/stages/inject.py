@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from ...converters.embedding import Contents, Embedding
 from ..errors import StageError
 from ..run.state import Run
-from ..words.injection import Injection
-from ..words.raw import vectors_for
+from ..words.injection import Encoder, Injection
+from ..words.raw import vectors_of_all
 from ..words.rows import WordRows
 
 
@@ -23,16 +25,15 @@ def inject(run: Run, contents: Contents, *, encoders: Sequence[str] | None = Non
     if run.injection is not None:
         raise StageError("the words are in the model already: one inject stage is enough")
     contents = _only(run, contents, encoders)
-    rows = {
-        encoder.key: WordRows(
-            {word.name: vectors_for(word, encoder.key, encoder.width) for word in contents.embeddings},
-            run.model.device,
-        )
-        for encoder in run.model.encoders
-    }
+    rows = {encoder.key: _rows(encoder, contents.embeddings, run.model.device) for encoder in run.model.encoders}
     run.start = _only(run, run.start, encoders)
     run.injection = Injection(run.model.pipe, run.model.encoders, rows)
     return contents
+
+
+def _rows(encoder: Encoder, words: Sequence[Embedding], device: torch.device) -> WordRows:
+    vectors = vectors_of_all(words, encoder.key, encoder.width)
+    return WordRows({word.name: own for word, own in zip(words, vectors, strict=True)}, device)
 
 
 def _only(run: Run, contents: Contents, encoders: Sequence[str] | None) -> Contents:
@@ -41,6 +42,9 @@ def _only(run: Run, contents: Contents, encoders: Sequence[str] | None) -> Conte
     strange = [key for key in encoders or () if key not in have]
     if strange:
         raise StageError(f"encoders: the model has no {', '.join(strange)}; it has {', '.join(have)}")
+
+    if encoders is None and all(word.vectors.keys() <= set(have) and word.vectors for word in contents.embeddings):
+        return contents
 
     def part(word: Embedding) -> Embedding:
         kept = {key: raw for key, raw in word.vectors.items() if key in have and (encoders is None or key in encoders)}

@@ -24,7 +24,7 @@ def row_rates(key: str, rows: WordRows, words: Sequence[Word], default: float | 
 
     Rows of words that are not trained have rate 0. Raises StageError when no setting has a number for this encoder.
     """
-    rates = torch.zeros(len(rows), device=rows.values.device)
+    rates = [0.0] * len(rows)
     for word in words:
         if not word.train:
             continue
@@ -33,8 +33,8 @@ def row_rates(key: str, rows: WordRows, words: Sequence[Word], default: float | 
         if rate is None:
             raise StageError(f"learning_rate has no number for {key}: add it, 0 to hold its vectors still")
         span = rows.spans[word.placeholder]
-        rates[span.start : span.stop] = rate
-    return rates
+        rates[span.start : span.stop] = [rate] * len(span)
+    return torch.tensor(rates, dtype=torch.float32, device=rows.values.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,7 +65,7 @@ class WordTrainer:
         self.reached: set[str] = set()
         self.start = start or {key: rows.values.clone() for key, rows in injection.rows.items()}
         self.rates = {key: row_rates(key, rows, words, settings.learning_rate) for key, rows in injection.rows.items()}
-        self.word_rates = {name: self._rates_of(name) for name in self.words}
+        self.word_rates = self._word_rates()
         self.optimizers = {key: row_optimizer(rows, settings.optimizer) for key, rows in injection.rows.items()}
         self.averages = _averages(injection, settings.ema)
         self._active: dict[str, ActiveRows] = {}
@@ -202,10 +202,13 @@ class WordTrainer:
         own = self.words[word].preserve_norm
         return self.settings.preserve_norm if own is None else own
 
-    def _rates_of(self, word: str) -> dict[str, float]:
-        rows = self.injection.rows
-        spans = {key: rows[key].spans[word] for key in self.rates}
-        return {key: float(self.rates[key][span.start]) for key, span in spans.items() if span}
+    def _word_rates(self) -> dict[str, dict[str, float]]:
+        """The learning rate of each word in the encoders in which it has rows."""
+        rates = {key: rates.tolist() for key, rates in self.rates.items()}
+        spans = {key: rows.spans for key, rows in self.injection.rows.items()}
+        return {
+            word: {key: rates[key][spans[key][word].start] for key in rates if spans[key][word]} for word in self.words
+        }
 
     def _move(self, key: str, part: Moving, clip: float, rates: Tensor) -> None:
         rows = self.injection.rows[key]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ...converters.dtypes import convert
 from ...converters.embedding import Embedding
@@ -13,7 +12,7 @@ from ...converters.slots import UNNAMED, settle
 from ...converters.tensor import RawTensor
 from ...converters.words import joined, names, own_words
 from ..recipe.model import Word
-from .initial import InitialTokens, tokenize_initial
+from .initial import InitialTokens, Texts, tokenize_initial
 
 
 def read_base(word: Word) -> Embedding:
@@ -58,9 +57,7 @@ def base_vectors(
     return {key: convert(raw, "F32", f"{embedding.name} {key}")[0] for key, raw in chosen.items()}
 
 
-def start_tokens(
-    tokenizer: Any, word: Word, pad_with: str, vectors: Mapping[str, RawTensor], key: str
-) -> InitialTokens:
+def start_tokens(texts: Texts, word: Word, pad_with: str, vectors: Mapping[str, RawTensor], key: str) -> InitialTokens:
     """What one encoder starts a word from: rows of its base (id -1), or tokens of its initial text.
 
     `vectors` are its base's, empty for a word without one. An encoder of which the base knows nothing gets the initial
@@ -70,7 +67,7 @@ def start_tokens(
     rows = {one: raw.shape[0] for one, raw in vectors.items()}
     if key not in rows:
         return tokenize_initial(
-            tokenizer, word.initial_text, word.tokens or max(rows.values(), default=0) or None, pad_with
+            texts, word.initial_text, word.tokens or max(rows.values(), default=0) or None, pad_with
         )
     have, count = rows[key], word.tokens or rows[key]
     if have > count and word.resize != "cut":
@@ -79,7 +76,7 @@ def start_tokens(
         raise ValueError(f"its base has {have} vectors and tokens = {count}; leave tokens out, or say resize = 'pad'")
     stem = word.base.stem if word.base else ""
     pieces = [f"{stem}:{number}</w>" for number in range(1, have + 1)]
-    padding = tokenize_initial(tokenizer, "", max(1, count - have), pad_with)
+    padding = tokenize_initial(texts, "", max(1, count - have), pad_with)
     padded = max(0, count - have)
     return InitialTokens(
         (*[-1] * min(have, count), *padding.ids[:padded]), (*pieces[:count], *padding.pieces[:padded]),

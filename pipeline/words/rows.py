@@ -24,7 +24,7 @@ class WordRows:
                 raise ValueError(f"{word}: vectors have shape {tuple(rows.shape)}, not (tokens, width)")
             self.spans[word] = range(start, start + rows.shape[0])
             start += rows.shape[0]
-        self.values = torch.cat([rows.detach().to(device, torch.float32) for rows in vectors.values()])
+        self.values = torch.cat(list(vectors.values())).detach().to(device, torch.float32)
 
     def __len__(self) -> int:
         return self.values.shape[0]
