@@ -10,23 +10,22 @@ from torch import Tensor
 from ...converters.embedding import Contents, Embedding
 from ..train.lora import has_lora, lora_tensors
 from ..train.parts import kohya_prefix, part_modules
-from ..words.raw import to_raw, vectors_for
+from ..words.raw import to_raw, vectors_of_all
 from .state import Run
 
 
 def put_back(run: Run, contents: Contents) -> None:
     """What an earlier stage changed (rescale) goes into the model."""
-    for word in contents.embeddings:
-        for key, rows in run.need_injection().rows.items():
-            rows.of(word.name).copy_(vectors_for(word, key, rows.values.shape[1]))
+    for key, rows in run.need_injection().rows.items():
+        vectors = vectors_of_all(contents.embeddings, key, rows.values.shape[1])
+        for word, own in zip(contents.embeddings, vectors, strict=True):
+            rows.of(word.name).copy_(own)
 
 
 def starts(run: Run) -> dict[str, Tensor]:
     """Encoder key to the rows as the run began, (rows, width), in the order of the injected rows."""
     return {
-        key: torch.cat([vectors_for(word, key, rows.values.shape[1]) for word in run.start.embeddings]).to(
-            rows.values.device
-        )
+        key: torch.cat(vectors_of_all(run.start.embeddings, key, rows.values.shape[1])).to(rows.values.device)
         for key, rows in run.need_injection().rows.items()
     }
 
