@@ -180,8 +180,8 @@ def test_prodigy_finds_its_step_sizes_in_bfloat16(tmp_path):
     word, lora = tables["optimizer"], tables["lora"][0]["optimizer"]
     assert word["growth_rate"] == lora["growth_rate"] == 2
     changes = [
-        "model.dtype=bfloat16", "train.learning_rate=1", "train.steps=14", "train.warmup_steps=0", "device=cpu",
-        "train.schedule=constant", "samples.prompts=[]",
+        "model.dtype=bfloat16", "train.learning_rate=1", "train.steps=12", "train.warmup_steps=0", "device=cpu",
+        "train.batch_size=1", "train.schedule=constant", "samples.prompts=[]",
     ]  # fmt: skip
     recipe = load_recipe("quickstart", [*changes, "train.lora={ rank = 4, learning_rate = 1 }"])
     train = next(stage for stage in recipe.stages if stage.kind == "train")
