@@ -51,7 +51,8 @@ class Family:
     the denoiser's config that has the width of the text it attends to, `cross_attention` its value. `step_tflops` is
     the work of one training step with one picture of `resolution`, words only, in 10^12 floating-point operations.
     `example` is the hub id of a well-known model of it. `checkpoint` says how one file holds the whole model, by
-    attribute of the pipeline; it is empty where we write no such file.
+    attribute of the pipeline; it is empty where we write no such file. `objective` is what its models are trained on:
+    `diffusion` or `flow` (flow matching).
     """
 
     name: str
@@ -67,6 +68,7 @@ class Family:
     lora_prefixes: dict[str, str]
     cross_attention: int
     signs: Signs
+    objective: str = "diffusion"
     step_tflops: float = 0.0
     example: str = ""
     checkpoint: dict[str, CheckpointPart] = field(default_factory=dict)
@@ -107,7 +109,8 @@ def _family(data: dict) -> Family:
     denoiser = data.pop("denoiser")
     encoders = tuple(EncoderSpec(**encoder) for encoder in data.pop("encoders"))
     signs = data.pop("signs")
+    about = {"objective": denoiser.get("objective", "diffusion")}
     data["signs"] = Signs(tuple(signs["architectures"]), tuple(signs["base_models"]), signs["blocks"])
     data["checkpoint"] = {name: CheckpointPart(**part) for name, part in data.get("checkpoint", {}).items()}
-    about = {f"denoiser_{key}": denoiser.get(key, "") for key in ("kind", "module", "width")}
+    about |= {f"denoiser_{key}": denoiser.get(key, "") for key in ("kind", "module", "width")}
     return Family(encoders=encoders, **about, **data)

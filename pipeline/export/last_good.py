@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 from ...converters.embedding import Contents
+from ...converters.errors import ConvertError
+from ..errors import StageError
 from ..run.state import Run
 from .lora import write_plain
+from .model_folder import write_model_folder
 from .standalone import write_standalone
 
 
-def keep_last_good(run: Run, contents: Contents) -> None:
-    """Write words and LoRA, as the last good step left them, to `last-good/` of the run's folder."""
+def keep_last_good(run: Run, contents: Contents, *, model: bool) -> None:
+    """Write words and LoRA, as the last good step left them, to `last-good/` of the run's folder, anew each time.
+
+    With `model` a fine-tuned model too, as `<name>_model/` in its own data type; words and LoRA are then taken out of
+    it. What cannot be written is said and raises nothing: why the run ended must not be hidden by that.
+    """
     folder = run.folder / "last-good"
-    write_standalone(run, contents.embeddings, folder)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        what = _written(run, contents, part, model and bool(run.finetuned))
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+        run.progress(f"the last good {' and '.join(what)} are in {folder}")
+    except (ConvertError, StageError, OSError) as error:
+        run.warnings.append(f"what was learnt so far could not be written to {folder}: {error}")
+        run.progress(f"warning: {run.warnings[-1]}")
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _written(run: Run, contents: Contents, folder: Path, model: bool) -> list[str]:
+    """What was written into the folder, in words."""
+    folder.mkdir(parents=True)
+    what = []
+    if contents.embeddings:
+        write_standalone(run, contents.embeddings, folder)
+        what.append("vectors")
     if contents.rest:
         write_plain(run, contents.rest, folder / f"{run.recipe.name}.safetensors")
-    what = "vectors and LoRA" if contents.rest else "vectors"
-    run.progress(f"the last good {what} are in {folder}")
+        what.append("LoRA")
+    if model:
+        run.eject()
+        write_model_folder(run.model.pipe, folder / f"{run.recipe.name}_model", run.model.dtype)
+        what.append("weights")
+    return what

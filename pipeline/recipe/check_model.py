@@ -69,6 +69,14 @@ def family_of(spec: ModelSpec) -> Family | None:
         return None
 
 
+def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
+    """What the model's own scheduler says of it; empty for a model of the hub."""
+    path = local_path(spec)
+    if path is not None and not path.is_dir():
+        path = Path(spec.config) if spec.config else None
+    return _json(path / "scheduler" / "scheduler_config.json") if path is not None else {}
+
+
 def _family(spec: ModelSpec, folder: Path) -> Family:
     kind = _json(folder / "model_index.json").get("_class_name", "folder without a pipeline's class")
     return choose_family(spec, kind, width_of(kind, lambda module: _json(folder / module / "config.json")))

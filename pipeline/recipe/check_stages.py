@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...converters.families import Family
+from .check_objective import objective_findings
 from .check_train import train_findings
 from .check_training import table_findings
 from .model import Recipe, Stage
@@ -32,6 +33,7 @@ def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             yield from train_findings(place, stage.options, recipe, family)
             yield from rate_findings((*place, "learning_rate"), stage.options["learning_rate"], family)
             yield from table_findings(place, stage.options, recipe)
+            yield from objective_findings(place, stage.options, recipe.model, family)
         for key in ("to", "preserve_norm"):
             yield from _band((*place, key), stage.options.get(key))
         if stage.kind == "tokenize" and not stage.options["pad_with"].strip():

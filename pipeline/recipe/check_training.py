@@ -12,7 +12,6 @@ from .stop import parse_stop
 
 def table_findings(place: Place, options: dict[str, Any], recipe: Recipe) -> Iterator[Finding]:
     """What is wrong with the tables of one train stage that say what is asked, held, watched and saved."""
-    yield from _objective(place, options)
     yield from _rhythms(place, options)
     locality = options["locality"]
     if locality is not None and not options["lora"] and not options["finetune"]:
@@ -40,14 +39,3 @@ def _rhythms(place: Place, options: dict[str, Any]) -> Iterator[Finding]:
         elif rule.unit == "steps" and rule.value > options["steps"]:
             text = f"comes after the stage's {options['steps']} steps, so it never happens"
             yield Finding((*place, table, key), text, "warning")
-
-
-def _objective(place: Place, options: dict[str, Any]) -> Iterator[Finding]:
-    objective, times = options["objective"], options["timesteps"]
-    if times["high"] is not None and times["low"] >= times["high"]:
-        yield Finding(
-            (*place, "timesteps"), f"low = {times['low']} leaves no time step below high = {times['high']} to train"
-        )
-    if objective["zero_terminal_snr"] and objective["prediction"] == "epsilon":
-        text = "at the last time step of zero terminal SNR nothing is to be learnt from predicting the noise"
-        yield Finding((*place, "objective"), f'{text}; it needs a model with prediction = "v_prediction"')

@@ -21,6 +21,7 @@ from .metrics import finite
 from .proofs import Before, hold, look_before, model_proofs
 from .samples import draw_after, draw_before
 from .state import Run
+from .stopping import Stopped
 
 # What puts the words and adapters into the model: done again before a checkpoint is put back. All else is in it.
 STRUCTURE = ("tokenize", "inject", "train")
@@ -40,9 +41,10 @@ def execute(run: Run, manifest: dict[str, Any]) -> None:
             if run.processes.main:
                 write_json(run.folder / "manifest.json", finite(manifest))  # for those who follow the run
             contents = _run_stage(run, number, contents, manifest)
-    except BaseException:  # whatever it was: a full disk, Ctrl-C, a stage that found its match
+    except BaseException as error:  # whatever it was: a full disk, Ctrl-C, a stage that found its match
         if run.kept is not None and run.processes.main:
-            keep_last_good(run, run.kept)
+            asked = isinstance(error, (Stopped, KeyboardInterrupt))  # its checkpoint has the model, and one waits
+            keep_last_good(run, run.kept, model=not asked)
         raise
     finally:
         run.eject()

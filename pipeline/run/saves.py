@@ -12,7 +12,8 @@ from typing import Any
 from ...converters.embedding import Contents
 from ..recipe.fill import defaults
 from ..train.loop import Training
-from ..train.lora import has_lora
+from ..train.lora import lora_aside
+from ..train.parts import part_modules
 from .folder import write_json
 from .state import Run
 from .watch import as_used, undisturbed
@@ -52,22 +53,17 @@ class Saves:
 
     def _written(self, part: Path, step: int) -> None:
         with as_used(self.training), undisturbed(self.training.model.device):
-            contents, finetuned = self.contents(), self._finetuned()
+            contents = self.contents()
+            finetuned = set(self.run.finetuned) if self.options["model"] else set()
             there = replace(
                 self.run, folder=part, artefacts=[], warnings=[], notes=[], data={}, finetuned=finetuned,
                 progress=lambda text: None,
             )  # fmt: skip
-            with self.training.injection.suspended():
+            models = part_modules(self.training.model).values()
+            with self.training.injection.suspended(), lora_aside(models):
                 self.write(there, contents, part, **self.export)
         facts = {"step": step, "stage": self.run.stage + 1, "artefacts": there.artefacts, "warnings": there.warnings}
         write_json(part / "save.json", facts)
-
-    def _finetuned(self) -> set[str]:
-        """The tuned models to be written: none while a LoRA is in one of them, whose weights it would hide."""
-        pipe = self.training.model.pipe
-        if not self.options["model"] or any(has_lora(getattr(pipe, name)) for name in self.run.finetuned):
-            return set()
-        return set(self.run.finetuned)
 
     def _forget(self) -> None:
         """Delete the saves of this stage before the last few; one is renamed first, so that none is half there."""

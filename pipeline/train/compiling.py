@@ -24,7 +24,10 @@ def compiled(denoiser: Any, wanted: bool) -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StageError(f"compile = true: torch cannot compile the model here ({first}); leave it out") from error
+        way_out = f"leave it out, or if it is what an earlier kill left half written, empty {cache_dir()}"
+        raise StageError(f"compile = true: torch cannot compile the model here ({first}); {way_out}") from error
     finally:
         denoiser._compiled_call_impl = None  # what `compile` sets; torch has no word for taking it back

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..errors import StageError
+from ..recipe.check_objective import WEIGHTINGS
 from .draws import generator
 from .loss import LossOptions, Question, example_losses
 from .noise import NoiseOptions, input_noise, offset_noise
 from .timesteps import TimeStepOptions, draw_steps
 
-WEIGHTINGS = ("none", "min-snr", "debiased")
 MOST_SNR = 1000.0  # of debiased weights, as in kohya's scripts: the first time steps have hardly any noise
 
 
@@ -42,8 +42,8 @@ class Diffusion:
         self._refuse()
 
     def _refuse(self) -> None:
-        if self.options["weighting"] not in WEIGHTINGS:
-            kind, known = self.options["weighting"], ", ".join(WEIGHTINGS)
+        if self.options["weighting"] not in WEIGHTINGS["diffusion"]:
+            kind, known = self.options["weighting"], ", ".join(WEIGHTINGS["diffusion"])
             raise StageError(f"objective.weighting = {kind!r} is for flow matching; use {known}")
         self.steps.refuse(self.timesteps)
         if self.kind == "epsilon" and self.process.config.rescale_betas_zero_snr:

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ..errors import StageError
+from ..recipe.check_objective import WEIGHTINGS
 from .draws import generator
 from .loss import LossOptions, Question, example_losses
 from .noise import NoiseOptions, input_noise, offset_noise
 from .timesteps import TimeStepOptions, draw_shares
-
-WEIGHTINGS = ("none", "sigma-sqrt", "cosmap", "sigma-squared")
 
 
 class Flow:
@@ -43,10 +42,9 @@ class Flow:
 
     def _refuse(self) -> None:
         options = self.options
-        if options["weighting"] not in WEIGHTINGS:
-            raise StageError(
-                f"objective.weighting = {options['weighting']!r} is for diffusion; use {', '.join(WEIGHTINGS)}"
-            )
+        if options["weighting"] not in WEIGHTINGS["flow"]:
+            known = ", ".join(WEIGHTINGS["flow"])
+            raise StageError(f"objective.weighting = {options['weighting']!r} is for diffusion; use {known}")
         if options["prediction"] is not None or options["zero_terminal_snr"]:
             raise StageError(
                 "objective: prediction and zero_terminal_snr say nothing for a flow matching model; leave them out"

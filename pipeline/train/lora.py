@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -107,6 +108,33 @@ def remove_lora(module: nn.Module) -> None:
     if has_lora(module):
         recurse_remove_peft_layers(module)
         del module.peft_config
+
+
+@contextmanager
+def lora_aside(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within it the layers under the LoRAs are in their places: the models are what they are without them."""
+    from peft.tuners.lora import LoraLayer
+
+    models = [module for module in modules if has_lora(module)]
+    places = [
+        (parent, name, layer)
+        for model in models
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if isinstance(layer, LoraLayer)
+    ]
+    configs = [(model, model.peft_config) for model in models]
+    try:
+        for parent, name, layer in places:
+            setattr(parent, name, layer.get_base_layer())
+        for model in models:
+            del model.peft_config
+        yield
+    finally:
+        for parent, name, layer in places:
+            setattr(parent, name, layer)
+        for model, config in configs:
+            model.peft_config = config
 
 
 def lora_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:

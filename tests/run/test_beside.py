@@ -117,6 +117,33 @@ def test_a_tuned_model_is_saved_with_its_words_beside_it(tmp_path):
     assert len(pipe.tokenizer) == pipe.text_encoder.get_input_embeddings().weight.shape[0]
 
 
+AROUND = """
+[[stage]]
+kind = "train"
+steps = 2
+embeddings = false
+save = { every = "1 steps" }
+[[stage.lora]]
+rank = 2
+learning_rate = 0.05
+"""
+
+
+@pytest.mark.parametrize("parts", ['["denoiser"]', '["clip_l"]'])
+def test_a_save_of_a_tuned_model_with_a_lora_around_it_holds_both(tmp_path, parts):
+    """The LoRA lies on the tuned part itself, or on another: the model in the save is the one without it."""
+    tuned = f"finetune = {{ parts = {parts}, learning_rate = 1e-3 }}"
+    path = make_project(tmp_path, train=tuned, stages=AROUND, export='targets = ["comfyui"]')
+    folder = run_project(path, tmp_path / "run").folder
+    assert exports(folder / "saves" / "stage-4-step-000002") == exports(folder / "exports")
+    first = exports(folder / "saves" / "stage-4-step-000001")
+    assert {"tiny_model.safetensors", "tiny_model/unet/diffusion_pytorch_model.safetensors", "tiny.safetensors"} <= set(
+        first
+    )
+    assert first["tiny_model.safetensors"] == exports(folder / "exports")["tiny_model.safetensors"]
+    assert first["tiny.safetensors"] != exports(folder / "exports")["tiny.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [("2 steps", [2, 4, 6]), ("1 epoch", [3, 5]), ("50 %", [3, 6]), ("10 seconds", [3, 5]), ("5 steps", [5])],

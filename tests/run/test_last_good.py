@@ -1,0 +1,95 @@
+"""What a run leaves when it fails or is stopped: all that it has learnt, and the reason of its end."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from projects import make_project, run_project
+
+from pivotune.converters.safetensors_file import read
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.export import last_good
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.stopping import Stopped
+from pivotune.pipeline.train import loop
+from pivotune.pipeline.words.raw import from_raw
+
+BOTH = """
+[[stage.lora]]
+rank = 2
+learning_rate = 0.01
+[[stage.finetune]]
+parts = ["clip_l"]
+learning_rate = 1e-3
+"""
+
+
+def spoil(monkeypatch, call, value=float("nan")):
+    true_loss, calls = loop.mean_loss, []
+
+    def loss(*arguments):
+        calls.append(1)
+        return true_loss(*arguments) * (value if len(calls) == call else 1.0)
+
+    monkeypatch.setattr(loop, "mean_loss", loss)
+
+
+def same_files(one, two):
+    meant, found = (read(path)[0] for path in (one, two))
+    assert meant.keys() == found.keys()
+    assert all(torch.equal(from_raw(found[name]), from_raw(raw)) for name, raw in meant.items())
+
+
+def test_words_lora_and_tuned_weights_of_the_last_good_step_are_kept(tmp_path, monkeypatch):
+    recipe = make_project(tmp_path, train=BOTH, export='model_dtype = "float32"\nmodel = ["folder"]')
+    good = run_project(load_recipe(recipe, ["train.steps=2"]), tmp_path / "good").folder / "exports"
+    spoil(monkeypatch, 3)
+    with pytest.raises(StageError, match="the loss at step 3 is nan"):
+        run_project(recipe, tmp_path / "run")
+    kept = tmp_path / "run" / "last-good"
+    assert sorted(path.name for path in kept.iterdir()) == ["cat.safetensors", "tiny.safetensors", "tiny_model"]
+    same_files(good / "tiny_embeddings" / "cat.safetensors", kept / "cat.safetensors")
+    same_files(good / "tiny.safetensors", kept / "tiny.safetensors")
+    for part in ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"):
+        same_files(good / "tiny_model" / f"{part}.safetensors", kept / "tiny_model" / f"{part}.safetensors")
+    StableDiffusionPipeline.from_pretrained(kept / "tiny_model", local_files_only=True)
+
+
+def test_a_run_that_is_stopped_again_and_again_keeps_what_it_has_learnt_by_then(tmp_path, monkeypatch):
+    recipe = load_recipe(make_project(tmp_path, train="finetune = {}"), ["train.steps=5"])
+    one_step = loop.one_step
+    for last in (2, 4):
+
+        def interrupted(training, clock, last=last):
+            if clock.step + 1 == last:
+                os.kill(os.getpid(), signal.SIGINT)
+            return one_step(training, clock)
+
+        monkeypatch.setattr(loop, "one_step", interrupted)
+        with pytest.raises(Stopped):
+            run_project(recipe, tmp_path / "run")
+    monkeypatch.setattr(loop, "one_step", one_step)
+    kept = tmp_path / "run" / "last-good"
+    assert [path.name for path in kept.iterdir()] == ["cat.safetensors"]  # the checkpoint has the tuned weights
+    shorter = load_recipe(recipe.path, ["train.steps=4"])
+    whole = run_project(shorter, tmp_path / "whole").folder / "exports"
+    same_files(whole / "tiny_embeddings" / "cat.safetensors", kept / "cat.safetensors")
+
+
+def test_why_a_run_ended_is_not_hidden_by_a_disk_that_takes_no_more(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(last_good, "write_standalone", full)
+    spoil(monkeypatch, 2)
+    with pytest.raises(StageError, match="the loss at step 2 is nan"):
+        run_project(make_project(tmp_path), tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
+    assert "the loss at step 2 is nan" in manifest["error"]
+    assert "could not be written" in manifest["warnings"][-1]
+    assert "No space left" in manifest["warnings"][-1]
+    assert not list((tmp_path / "run").glob("*last-good*"))
+    assert not list((tmp_path / "run").glob(".last-good*"))
