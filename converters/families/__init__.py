@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from os import listdir
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class EncoderSpec(NamedTuple):
@@ -52,7 +52,8 @@ class Family:
     the work of one training step with one picture of `resolution`, words only, in 10^12 floating-point operations.
     `example` is the hub id of a well-known model of it. `checkpoint` says how one file holds the whole model, by
     attribute of the pipeline; it is empty where we write no such file. `objective` is what its models are trained on:
-    `diffusion` or `flow` (flow matching).
+    `diffusion` or `flow` (flow matching). `predicting` has what is otherwise for models that do not predict what the
+    family's example does, by their scheduler's `prediction_type`.
     """
 
     name: str
@@ -72,11 +73,16 @@ class Family:
     step_tflops: float = 0.0
     example: str = ""
     checkpoint: dict[str, CheckpointPart] = field(default_factory=dict)
+    predicting: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
         """Encoder key to width of one vector."""
         return {encoder.key: encoder.width for encoder in self.encoders}
+
+    def of_prediction(self, kind: str | None) -> Family:
+        """The family as it is for a model that predicts this (`epsilon`, `v_prediction`)."""
+        return replace(self, **self.predicting.get(kind or "", {}))
 
 
 def families() -> dict[str, Family]:

@@ -70,7 +70,7 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
     """Freeze a loaded pipeline, move it, and say what it is: the part of loading that touches no file."""
     kind = type(pipe).__name__
     width = width_of(kind, lambda module: getattr(getattr(pipe, module, None), "config", {}))
-    family = choose_family(spec, kind, width)
+    family = choose_family(spec, kind, width).of_prediction(pipe.scheduler.config.get("prediction_type"))
     dtype = DTYPES[spec.dtype]
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):

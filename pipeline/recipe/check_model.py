@@ -64,7 +64,7 @@ def family_of(spec: ModelSpec) -> Family | None:
     if path is None or not (path / "model_index.json").is_file():
         return families().get(spec.family or "")
     try:
-        return _family(spec, path)
+        return _family(spec, path).of_prediction(scheduler_config(spec).get("prediction_type"))
     except StageError:
         return None
 

@@ -39,9 +39,9 @@ def run_steps(
         if training.guard is not None:
             training.guard.close()
         _all_seen(training.words)
-        for thing in training.things:
-            thing.finish()
     finally:
+        for thing in training.things:  # what is kept of a stage that failed is what would be used: averages too
+            thing.finish()
         for module in part_modules(run.model).values():
             freeze_lora(module)
         run.kept = as_left(run, contents)

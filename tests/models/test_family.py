@@ -1,11 +1,15 @@
 """Which family a model is of, by class and width; or a question that names the choices."""
 
 import pytest
+import torch
 from models.folders import edit_json, load, spec_of
+from tiny import tiny_sd, tiny_sd2
 
 from pivotune.converters.families import families
+from pivotune.converters.lora import lora_metadata
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.family import choose_family
+from pivotune.pipeline.models.load import prepare
 
 
 @pytest.mark.parametrize("name", families())
@@ -60,3 +64,14 @@ def test_a_folder_of_full_width_tells_its_family(sd1_folder):
     edit_json(sd1_folder / "unet" / "config.json", cross_attention_dim=768)
     with pytest.raises(StageError, match=r"\(in unet\)"):
         load(sd1_folder, None)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"), [(tiny_sd, "stable-diffusion-v2-512"), (tiny_sd2, "stable-diffusion-v2-768-v")]
+)
+def test_the_two_models_of_sd2_are_told_apart_by_what_they_predict(build, told):
+    family = prepare(build(), spec_of("x", "sd2"), None, torch.device("cpu")).family
+    assert family.modelspec == told
+    metadata = lora_metadata(family, title="x", rank=1, alpha=1)
+    assert metadata["modelspec.architecture"] == f"{told}/lora"
+    assert metadata["modelspec.resolution"] == ("512x512" if build is tiny_sd else "768x768")

@@ -44,7 +44,7 @@ def same_files(one, two):
 
 
 def test_words_lora_and_tuned_weights_of_the_last_good_step_are_kept(tmp_path, monkeypatch):
-    recipe = make_project(tmp_path, train=BOTH, export='model_dtype = "float32"\nmodel = ["folder"]')
+    recipe = make_project(tmp_path, train=f"ema = 0.9\n{BOTH}", export='model_dtype = "float32"\nmodel = ["folder"]')
     good = run_project(load_recipe(recipe, ["train.steps=2"]), tmp_path / "good").folder / "exports"
     spoil(monkeypatch, 3)
     with pytest.raises(StageError, match="the loss at step 3 is nan"):
