@@ -1,6 +1,9 @@
-"""Exponential moving averages of what is trained."""
+"""Exponential moving averages of what is trained, and when they stand in its place."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -51,3 +54,27 @@ class Average:
     def restore(self, state: dict[str, Tensor]) -> None:
         self.shadow.copy_(state["shadow"])
         self.counts.copy_(state["counts"])
+
+
+class Shown:
+    """Whether the values that are to be used stand where the model looks, or those that are trained."""
+
+    def __init__(self, exchange: Callable[[bool], None]) -> None:
+        """`exchange` puts the values to be used there (True), or those that are trained (False)."""
+        self.exchange, self.now = exchange, False
+
+    def show(self, use: bool) -> None:
+        """Doing so twice does no harm."""
+        if self.now != use:
+            self.now = use
+            self.exchange(use)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Within it the values to be used are shown; afterwards what was shown before."""
+        before = self.now
+        self.show(True)
+        try:
+            yield
+        finally:
+            self.show(before)

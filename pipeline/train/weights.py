@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import StageError
 from .clock import Clock
-from .ema import Average
+from .ema import Average, Shown
 from .optimizers import effective_rate, load_state, make_optimizer, set_rate, show_averages
 from .packing import copy_into, pack, unpack
 from .trained import State
@@ -45,7 +45,7 @@ class WeightTrainer:
         self.masters = {key: _master(parameter) for key, parameter in self.parameters.items()}
         self.optimizer = make_optimizer(list(self.masters.values()), settings.optimizer, settings.learning_rate)
         self.averages = _averages(self.masters, settings.ema)
-        self._in_use = False
+        self._shown = Shown(self._exchange)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
             parameter.grad = None
@@ -115,30 +115,23 @@ class WeightTrainer:
             copy_into(self.masters[key], values, f"{self.name}: {key}")
         self._round()
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """The model has the weights that are to be used: the average where one is kept, else the present ones."""
-        self._use(True)
-        try:
-            yield
-        finally:
-            self._use(False)
+        return self._shown.shown()
 
     def finish(self) -> None:
         """The weights that are to be used stay, and stand still from now on."""
-        self._use(True)
+        self._shown.show(True)
         self.averages = {}
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None
 
-    def _use(self, use: bool) -> None:
-        if self._in_use != use:
-            self._in_use = use
-            show_averages([self.optimizer], use)
-            for average in self.averages.values():
-                average.swap()
-            self._round()
+    def _exchange(self, use: bool) -> None:
+        show_averages([self.optimizer], use)
+        for average in self.averages.values():
+            average.swap()
+        self._round()
 
     @torch.no_grad()
     def _round(self) -> None:

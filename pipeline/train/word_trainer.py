@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..recipe.model import Word
 from ..words.injection import ActiveRows, Injection
 from ..words.norms import NormStatistics, apply_rules
 from .clock import Clock
-from .ema import Average
+from .ema import Average, Shown
 from .guard import Guard
 from .packing import copy_into, pack, unpack
 from .stops import Stops
@@ -72,7 +72,7 @@ class WordTrainer:
         self._running: set[str] = set()
         self._moving: dict[str, Moving] = {}
         self._rate = 0.0
-        self._in_use = False
+        self._shown = Shown(self._exchange)
 
     @property
     def moves_text(self) -> bool:
@@ -155,23 +155,15 @@ class WordTrainer:
         self.stopped_at, self.reached = tree["stopped_at"], set(tree["reached"])
         self.stops.restore(tree.get("own_steps", {}))
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """The tables have the words that are to be used: the average where one is kept, else the present ones."""
-        self._use(True)
-        try:
-            yield
-        finally:
-            self._use(False)
+        return self._shown.shown()
 
     def finish(self) -> None:
         """The words that are to be used stay."""
-        self._use(True)
+        self._shown.show(True)
 
-    def _use(self, use: bool) -> None:
-        if self._in_use == use:
-            return
-        self._in_use = use
+    def _exchange(self, use: bool) -> None:
         words = self.words.keys() - self.stopped_at.keys()
         for key, optimizer in self.optimizers.items():
             optimizer.show(words, use)
