@@ -16,7 +16,7 @@ from ...converters.disk import sync_folder
 from ..errors import StageError
 
 FOLDER, KEPT = "checkpoints", 2
-_FORMAT = "1"
+_FORMAT = "2"  # of what a checkpoint holds and how it is called
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if told.get("format") != _FORMAT or told.get("sha256") != _digest(told["checkpoint"], tensors):
+        if "checkpoint" not in told:
+            raise StageError(f"{path}: is no checkpoint")
+        if told["format"] != _FORMAT:
+            raise StageError(f"{path}: the checkpoint is another version's (layout {told['format']}, not {_FORMAT})")
+        if told.get("sha256") != _digest(told["checkpoint"], tensors):
             raise StageError(f"{path}: the checkpoint is damaged: its hash is not the one it was written with")
         head = json.loads(told["checkpoint"])
         return Checkpoint(head["stage"], head["step"], head["seconds"], tensors, head["facts"])

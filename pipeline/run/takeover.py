@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import StageError
 from ..train.loop import Training
+from ..train.snapshot import stored_rows, stored_weights
 from ..train.weights import WeightTrainer
 from .checkpoint import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
 from .differences import input_differences
@@ -74,8 +74,9 @@ def _take_words(run: Run, training: Training, point: Checkpoint) -> Iterator[str
         return
     run.taken.add("words")
     spans: Mapping[str, Mapping[str, list[int]]] = point.facts["spans"]
+    stored = stored_rows(point.tensors)
     for key, rows in training.injection.rows.items():
-        there, values = spans.get(key, {}), point.tensors.get(f"rows/{key}")
+        there, values = spans.get(key, {}), stored.get(key)
         for word, span in rows.spans.items():
             first, last = there.get(word, (0, 0))
             if values is None or word not in there:
@@ -93,18 +94,7 @@ def _take_weights(run: Run, training: Training, point: Checkpoint) -> Iterator[s
         if not isinstance(thing, WeightTrainer) or thing.name in run.taken:
             continue
         run.taken.add(thing.name)
-        there = _weights(point, thing.name)
+        there = stored_weights(point.tensors, thing.name)
         fitting = [key for key, weight in thing.masters.items() if key in there and there[key].shape == weight.shape]
         thing.take({key: there[key] for key in fitting})
         yield f"{'taken' if fitting else 'not taken'}: {len(fitting)} of {len(thing.masters)} weights of {thing.name}"
-
-
-def _weights(point: Checkpoint, name: str) -> dict[str, Tensor]:
-    """A thing's weights, whether its stage was the one of the checkpoint or an earlier one."""
-    starts = (f"things/{name}/weights.", f"loose/{name}/")
-    return {
-        key.removeprefix(start): tensor
-        for start in starts
-        for key, tensor in point.tensors.items()
-        if key.startswith(start)
-    }

@@ -11,14 +11,16 @@ from ..errors import StageError
 from .loop import Training
 from .packing import copy_into, pack, unpack
 from .trained import State
+from .word_trainer import WordTrainer
 
 _ROWS, _LOOSE, _THINGS, _GUARD = "rows/", "loose/", "things/", "guard/"
 
 
 def take_snapshot(training: Training, moved: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Copies on the CPU of all that has moved: rows of all words, what is trained now, what earlier stages `moved`."""
-    tensors = {f"{_ROWS}{key}": rows.values.clone() for key, rows in training.injection.rows.items()}
-    tensors |= {f"{_LOOSE}{name}": parameter.detach().clone() for name, parameter in _loose(training, moved).items()}
+    tensors = {f"{_LOOSE}{name}": parameter.detach().clone() for name, parameter in _loose(training, moved).items()}
+    if training.words is None:  # where words are trained, their state has the rows of all words
+        tensors |= {f"{_ROWS}{key}": rows.values.clone() for key, rows in training.injection.rows.items()}
     values = {}
     for thing in training.things:
         state = thing.state()
@@ -40,21 +42,34 @@ def restore_snapshot(
     training: Training, moved: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
     """Put everything back as `take_snapshot` found it. Raises StageError when it does not fit."""
-    for key, rows in training.injection.rows.items():
-        copy_into(rows.values, _need(tensors, f"{_ROWS}{key}"), f"the words' rows in {key}")
+    if training.words is None:
+        for key, rows in training.injection.rows.items():
+            copy_into(rows.values, _need(tensors, f"{_ROWS}{key}"), f"the words' rows in {key}")
     for name, parameter in _loose(training, moved).items():
         copy_into(parameter, _need(tensors, f"{_LOOSE}{name}"), name)
     for thing in training.things:
         if thing.name not in facts["things"]:
             raise StageError(f"the checkpoint has nothing of {thing.name}")
-        start = f"{_THINGS}{thing.name}/"
-        mine = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-        thing.restore(State(mine, facts["things"][thing.name]))
+        thing.restore(State(_under(tensors, f"{_THINGS}{thing.name}/"), facts["things"][thing.name]))
     if training.guard is not None and "guard" in facts:
-        mine = {name.removeprefix(_GUARD): tensor for name, tensor in tensors.items() if name.startswith(_GUARD)}
-        training.guard.restore(unpack(State(mine, facts["guard"])))
+        training.guard.restore(unpack(State(_under(tensors, _GUARD), facts["guard"])))
     for name, value in facts["scale"].items():
         setattr(training.scale, name, value)
+
+
+def stored_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Encoder key to the rows of all words, whether the stage of the snapshot trained words or not."""
+    return _under(tensors, _ROWS) | _under(tensors, f"{_THINGS}{WordTrainer.name}/rows.")
+
+
+def stored_weights(tensors: Mapping[str, Tensor], thing: str) -> dict[str, Tensor]:
+    """A thing's weights by name, whether the stage of the snapshot trained them or an earlier one."""
+    return _under(tensors, f"{_THINGS}{thing}/weights.") | _under(tensors, f"{_LOOSE}{thing}/")
+
+
+def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def _loose(training: Training, moved: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:

@@ -153,7 +153,7 @@ class WordTrainer:
             if key in self.averages:
                 self.averages[key].restore(tree["averages"][key])
         self.stopped_at, self.reached = tree["stopped_at"], set(tree["reached"])
-        self.stops.restore(tree.get("own_steps", {}))
+        self.stops.restore(tree["own_steps"])
 
     def averaged(self) -> AbstractContextManager[None]:
         """The tables have the words that are to be used: the average where one is kept, else the present ones."""

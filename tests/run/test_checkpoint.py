@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.run import checkpoint as module
@@ -49,6 +50,23 @@ def test_a_damaged_one_is_passed_over_with_a_word(tmp_path: Path, damage: str) -
     assert len(said) == 1
     assert said[0].startswith(str(path))
     assert said[0].endswith("passed over")
+
+
+def test_one_of_another_layout_is_passed_over_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_FORMAT", "1")
+        path = write_checkpoint(tmp_path, at(3))
+    with pytest.raises(StageError, match=r"the checkpoint is another version's \(layout 1, not 2\)"):
+        read_checkpoint(path)
+    said: list[str] = []
+    assert newest_checkpoint(tmp_path, said.append) is None
+    assert [line.endswith("passed over") for line in said] == [True]
+
+
+def test_other_safetensors_are_no_checkpoint(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors", {"format": "pt"})
+    with pytest.raises(StageError, match="is no checkpoint"):
+        read_checkpoint(tmp_path / "a.safetensors")
 
 
 def test_there_may_be_none(tmp_path: Path) -> None:

@@ -9,15 +9,19 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from projects import make_project, run_project
 from run.killing import METHODS, child, killed_again_and_again, made_files, project
+from safetensors.torch import load_file
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import runner
+from pivotune.pipeline.run.checkpoint import read_checkpoint
 from pivotune.pipeline.run.replay import replay
 from pivotune.pipeline.run.stopping import Stopped
 from pivotune.pipeline.train import loop
+from pivotune.pipeline.train.snapshot import stored_rows
 
 KILLS = 25
 EVERY = '[checkpoint]\nevery = "2 steps"'
@@ -225,6 +229,17 @@ def test_of_another_recipe_what_fits_is_taken_and_said(tmp_path):
     assert any(line.startswith("taking what fits from") and "recipe.embedding.2.placeholder" in line for line in said)
     cats = [(run / "exports/tiny_embeddings/cat.safetensors").read_bytes() for run in (first, second)]
     assert cats[0] == cats[1]
+
+
+def test_a_checkpoint_has_the_rows_of_the_words_once_whether_they_are_trained_or_not(tmp_path):
+    held = '[[stage]]\nkind = "train"\nsteps = 1\nembeddings = false\nlora = { rank = 2 }'
+    folder = run_project(make_project(tmp_path, stages=held), tmp_path / "run").folder
+    words, lora = (read_checkpoint(path).tensors for path in sorted((folder / "checkpoints").iterdir()))
+    assert [name for name in words if "rows" in name] == ["things/words/rows.clip_l"]
+    assert [name for name in lora if "rows" in name] == ["rows/clip_l"]
+    assert torch.equal(stored_rows(words)["clip_l"], stored_rows(lora)["clip_l"])
+    taught = load_file(folder / "exports/tiny_embeddings/cat.safetensors")
+    assert torch.equal(taught["emb_params"], stored_rows(lora)["clip_l"])
 
 
 def test_a_folder_without_a_checkpoint_gives_nothing(tmp_path):
