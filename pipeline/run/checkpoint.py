@@ -47,10 +47,10 @@ class Source:
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Path:
-    """Write it beside the others and then take away all but the newest `keep`.
+    """Write it beside the others and then take away all but the newest `keep`, and any of a later step.
 
-    The file gets its name when its bytes are on the disk: a kill or a full disk leaves the older ones as they were.
-    Raises StageError when it cannot be written.
+    A run that comes by an earlier step could not use what is later. The file gets its name when its bytes are on the
+    disk: a kill or a full disk leaves the older ones as they were. Raises StageError when it cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -69,8 +69,10 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Pat
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(folder)
-        for old in _by_age(folder)[keep:]:
-            old.unlink()
+        there = _by_age(folder)
+        place = there.index(path)
+        for other in [*there[:place], *there[place + keep :]]:
+            other.unlink()
     except Exception as error:  # safetensors has an exception of its own for a full disk
         temporary.unlink(missing_ok=True)
         raise StageError(f"{path}: the checkpoint cannot be written ({error})") from error

@@ -52,6 +52,19 @@ def test_a_damaged_one_is_passed_over_with_a_word(tmp_path: Path, damage: str) -
     assert said[0].endswith("passed over")
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_one_that_was_passed_over_does_not_push_out_the_new_ones(tmp_path: Path, keep: int) -> None:
+    for step in (3, 9, 12):
+        write_checkpoint(tmp_path, at(step), keep=3)
+    for step in (9, 12):
+        (tmp_path / "checkpoints" / at(step).name).write_bytes(b"damaged")
+    write_checkpoint(tmp_path, at(5), keep=keep)  # the run went on from step 3
+    found = newest_checkpoint(tmp_path, pytest.fail)
+    assert found is not None
+    assert found.step == 5
+    assert len(list((tmp_path / "checkpoints").iterdir())) == keep
+
+
 def test_one_of_another_layout_is_passed_over_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(module, "_FORMAT", "1")
