@@ -17,15 +17,17 @@ from .trackers import Trackers
 from .watch import Watch
 
 Options = Mapping[str, Any] | None
+After = Callable[[dict[str, Any], float], None]
 
 
 @contextmanager
 def beside(
     run: Run, training: Training, watch: Options, save: Options, contents: Callable[[], Contents], write: Write
-) -> Iterator[Callable[[dict[str, Any]], None]]:
+) -> Iterator[After]:
     """Give a function to be called with each step's line of metrics, which adds to it what was drawn and saved.
 
-    `contents` gives words and LoRA as they are now, `write` writes them as the export stage does.
+    It wants the seconds at which the step before ended, too. `contents` gives words and LoRA as they are now, `write`
+    writes them as the export stage does.
     """
     title = f"{run.recipe.name}-stage-{run.stage + 1}"
     wanted = watch["trackers"] if watch and run.processes.main else ()
@@ -35,10 +37,10 @@ def beside(
     turns = _rhythm(save and save["every"], training)
     saves = Saves(run, training, save, contents, write) if save and turns else None
 
-    def after(row: dict[str, Any]) -> None:
-        if eye is not None and looks is not None and looks.due(row["step"], row["seconds"]):
+    def after(row: dict[str, Any], before: float) -> None:
+        if eye is not None and looks is not None and looks.due(row["step"], before, row["seconds"]):
             row["pictures"] = eye.draw(row["step"])
-        if saves is not None and turns is not None and turns.due(row["step"], row["seconds"]):
+        if saves is not None and turns is not None and turns.due(row["step"], before, row["seconds"]):
             row["saved"] = saves.save(row["step"])
         trackers.log(finite(row), run.folder)
 
@@ -51,4 +53,4 @@ def beside(
 def _rhythm(text: Any, training: Training) -> Rhythm | None:
     if not text:
         return None
-    return Rhythm(parse_stop(text), steps=training.steps, steps_per_epoch=training.steps_per_epoch)
+    return Rhythm(parse_stop(text), training.steps, training.steps_per_epoch)

@@ -46,14 +46,18 @@ def take_up(run: Run, checkpoint: Checkpoint | None) -> int:
     return int(facts.get("metrics", 0))
 
 
-def keep_on(run: Run, training: Training, step: int, seconds: float) -> None:
-    """After each step: a checkpoint if one is due. Raises Stopped when a signal has asked for an end."""
+def keep_on(run: Run, training: Training, step: int, before: float, seconds: float) -> None:
+    """After each step, which began `before` seconds into the stage: a checkpoint if one is due.
+
+    Raises Stopped when a signal has asked for an end.
+    """
 
     def state() -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, facts = take_snapshot(training, run.moved)
         return tensors, {**facts, "run": run_facts(run)}
 
-    run.keeper.after_step(run.stage, Clock(step, training.steps, training.steps_per_epoch, seconds), state)
+    clock = Clock(step, training.steps, training.steps_per_epoch, seconds)
+    run.keeper.after_step(run.stage, clock, before, state)
 
 
 def go_on(run: Run, training: Training) -> tuple[int, float]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from tqdm import tqdm
 
@@ -17,7 +15,7 @@ from ..train.lora import freeze_lora
 from ..train.parts import part_modules
 from ..train.word_trainer import WordTrainer
 from ..words.gauge import gauge
-from .beside import Options, beside
+from .beside import After, Options, beside
 from .contents import as_left
 from .resume import go_on, keep_on
 from .saves import Write
@@ -54,32 +52,31 @@ def run_steps(
         run.reached |= training.words.reached
 
 
-def _follow(
-    run: Run, training: Training, log_every: int, after: Callable[[dict[str, Any]], None], finished: Finished
-) -> None:
+def _follow(run: Run, training: Training, log_every: int, after: After, finished: Finished) -> None:
     """Run the steps with a progress bar (rate and time left) and write their metrics."""
     starts = training.words.start if training.words is not None else {}
     if run.processes.count > 1:
         run.notes.append(share_note(training))
-    first, seconds = go_on(run, training)
+    first, before = go_on(run, training)
     hold_equal(training)
     with tqdm(
         total=training.steps, initial=first, desc="train", unit="step", disable=None if run.bar else True,
         dynamic_ncols=True,
     ) as bar:  # fmt: skip
-        for row in train_steps(training, first, seconds):
+        for row in train_steps(training, first, before):
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
                 gauged = active if training.words is not None else ()
                 row["words"] = {name: gauge(run.model.encoders, training.injection, starts, name) for name in gauged}
             with run.processes.together():
                 if run.processes.main:
-                    after(row)
+                    after(row, before)
                     finished.write(training.words)
                     run.metrics.write({"stage": run.stage + 1, **row})
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
             bar.update()
-            keep_on(run, training, number, row["seconds"])
+            keep_on(run, training, number, before, row["seconds"])
+            before = row["seconds"]
 
 
 def _all_seen(trainer: WordTrainer | None) -> None:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..recipe.model import StopAfter
+from .clock import SECONDS
 
-SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
 
-
+@dataclass(frozen=True)
 class Rhythm:
-    """`every` so many steps, epochs, per cent of the stage, seconds, minutes or hours.
+    """`every` so many steps, epochs, per cent of the stage, seconds, minutes or hours; or never.
 
     By steps it depends on the step alone; by the clock something is due at the first step after the time has passed.
     """
 
-    def __init__(self, every: StopAfter, *, steps: int, steps_per_epoch: float) -> None:
-        self.every, self.steps, self.steps_per_epoch = every, steps, steps_per_epoch
-        self._seconds = 0.0
+    every: StopAfter
+    steps: int
+    steps_per_epoch: float
 
-    def due(self, step: int, seconds: float) -> bool:
-        """Whether a turn has come to its end with this step, counted from 1, so long after the stage began."""
+    def due(self, step: int, before: float, seconds: float) -> bool:
+        """Whether a turn has come to its end with this step, counted from 1.
+
+        The step before ended `before` seconds after the stage began, this one `seconds` after it; where a run goes
+        on, the seconds of the earlier process count.
+        """
+        if self.every.unit == "never":
+            return False
         if self.every.unit in SECONDS:
             length = self.every.value * SECONDS[self.every.unit]
-            before, self._seconds = self._seconds, seconds
             return seconds // length > before // length
         return self._turns(step) > self._turns(step - 1)
 

@@ -146,11 +146,18 @@ def test_a_save_of_a_tuned_model_with_a_lora_around_it_holds_both(tmp_path, part
 
 @pytest.mark.parametrize(
     ("rule", "expected"),
-    [("2 steps", [2, 4, 6]), ("1 epoch", [3, 5]), ("50 %", [3, 6]), ("10 seconds", [3, 5]), ("5 steps", [5])],
+    [
+        ("2 steps", [2, 4, 6]),
+        ("1 epoch", [3, 5]),
+        ("50 %", [3, 6]),
+        ("10 seconds", [3, 5]),
+        ("5 steps", [5]),
+        ("never", []),
+    ],
 )
 def test_a_rhythm(rule, expected):
     rhythm = Rhythm(parse_stop(rule), steps=6, steps_per_epoch=2.5)
-    assert [step for step in range(1, 7) if rhythm.due(step, 4.0 * step)] == expected
+    assert [step for step in range(1, 7) if rhythm.due(step, 4.0 * (step - 1), 4.0 * step)] == expected
 
 
 def test_every_number_of_a_line_has_a_place():

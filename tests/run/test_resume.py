@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +18,8 @@ from safetensors.torch import load_file
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import runner
-from pivotune.pipeline.run.checkpoint import read_checkpoint
+from pivotune.pipeline.run import keeper, runner
+from pivotune.pipeline.run.checkpoint import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.replay import replay
 from pivotune.pipeline.run.stopping import Stopped
 from pivotune.pipeline.train import loop
@@ -229,6 +231,30 @@ def test_of_another_recipe_what_fits_is_taken_and_said(tmp_path):
     assert any(line.startswith("taking what fits from") and "recipe.embedding.2.placeholder" in line for line in said)
     cats = [(run / "exports/tiny_embeddings/cat.safetensors").read_bytes() for run in (first, second)]
     assert cats[0] == cats[1]
+
+
+def test_a_rhythm_by_the_clock_goes_on_where_the_run_was_stopped(tmp_path, monkeypatch):
+    """Every step takes twenty minutes here: each half hour ends with steps 2, 3, 5 and 6."""
+    recipe = load_recipe(
+        make_project(tmp_path, more='[checkpoint]\nevery = "30 minutes"'),
+        ["train.steps=7", "train.save={ every = '30 minutes', keep = 9 }"],
+    )
+    ticks, written = itertools.count(step=600), []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+
+    def noted(run, point, keep):
+        written.append(point.step)
+        return write_checkpoint(run, point, keep)
+
+    monkeypatch.setattr(keeper, "write_checkpoint", noted)
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 3, signal.SIGINT)
+        with pytest.raises(Stopped):
+            run_project(recipe, tmp_path / "run")
+    run_project(recipe, tmp_path / "run")
+    assert written == [2, 3, 5, 6, 7]
+    saved = [row["step"] for row in metrics_of(tmp_path / "run") if "saved" in row]
+    assert saved == [2, 3, 5, 6]
 
 
 def test_a_checkpoint_has_the_rows_of_the_words_once_whether_they_are_trained_or_not(tmp_path):
