@@ -18,9 +18,10 @@ def hold_alike(inputs: Mapping[str, Any], processes: Processes) -> None:
     """StageError when a process, on another machine, has another model, other pictures or other versions."""
     main, *others = processes.gathered(inputs)
     for number, other in enumerate(others, 1):
-        lines = input_differences(main, other)
-        if lines:
-            raise StageError(f"process {number} has other inputs than the main one: {'; '.join(lines[:SHOWN])}")
+        found = input_differences(main, other)
+        if found:
+            listed = "; ".join(map(str, found[:SHOWN]))
+            raise StageError(f"process {number} has other inputs than the main one: {listed}")
 
 
 def common_checkpoint(folder: Path, processes: Processes, say: Callable[[str], None]) -> Checkpoint | None:

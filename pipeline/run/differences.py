@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 # Of a manifest: what a run's bytes depend on, and what it is called in messages.
@@ -14,18 +15,33 @@ ROUNDING = "environment.processes"
 _ABSENT = "nothing"
 
 
-def input_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line a difference, as `recipe.stage.3.steps: 100, now 200`; empty when the same bytes will come out."""
-    lines = []
-    for part, name in INPUTS.items():
-        for place, old, new in _differ(before.get(part), now.get(part), name):
-            if not place.startswith(HARMLESS):
-                lines.append(f"{place}: {_shown(old)}, now {_shown(new)}")
-    return lines
+@dataclass(frozen=True)
+class Difference:
+    """One place, as `recipe.stage.3.steps`, with its two JSON values; None where there is none.
+
+    As text it is a line for people: `recipe.stage.3.steps: 100, now 200`.
+    """
+
+    place: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.place}: {_shown(self.old)}, now {_shown(self.new)}"
+
+    def within(self, *places: str) -> bool:
+        """Whether it is one of these places, or lies in one of them."""
+        return any(self.place == place or self.place.startswith(f"{place}.") for place in places)
 
 
-def _differ(old: Any, new: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
-    """Places at which two JSON values differ, with both; tables are counted from 1 as everywhere."""
+def input_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Every difference that counts; empty when the same bytes will come out."""
+    found = (one for part, name in INPUTS.items() for one in _differ(before.get(part), now.get(part), name))
+    return [one for one in found if not one.within(*HARMLESS)]
+
+
+def _differ(old: Any, new: Any, place: str) -> Iterator[Difference]:
+    """Where two JSON values differ; tables are counted from 1 as everywhere."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from _differ(old.get(key), new.get(key), f"{place}.{key}")
@@ -33,7 +49,7 @@ def _differ(old: Any, new: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
         for number, pair in enumerate(zip(old, new, strict=True), 1):
             yield from _differ(*pair, f"{place}.{number}")
     elif old != new:
-        yield place, old, new
+        yield Difference(place, old, new)
 
 
 def _shown(value: Any) -> str:

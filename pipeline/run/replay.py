@@ -44,7 +44,7 @@ def replay(folder: Path, *, out: Path | None, progress: Callable[[str], None], b
     result = run_recipe(again, out=out, progress=progress, bar=bar, fresh=True)
     after = left_behind(result.folder)
     assert after is not None
-    inputs = [line for line in input_differences(before, after) if not line.startswith("recipe.name:")]
+    inputs = [str(one) for one in input_differences(before, after) if not one.within("recipe.name")]
     differences = [*_metrics(folder, result.folder), *_files(folder, result.folder, before, after)]
     steps = sum(1 for _ in _rows(result.folder))
     return Replayed(result.folder, tuple(differences), tuple(inputs), steps, len(_made(before)))

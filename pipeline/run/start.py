@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import StageError
 from ..lock import is_locked
-from .differences import ROUNDING, input_differences
+from .differences import ROUNDING, Difference, input_differences
 
 MOST = 12  # differences that are listed
 # What a run has written before its first manifest: a process killed so early leaves nothing that counts.
@@ -105,15 +105,15 @@ def say_start(start: Start, checkpointed: tuple[int, int] | None, progress: Call
     progress(f"going on with {start.folder}, {where}")
 
 
-def _differences(left: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
+def _differences(left: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[Difference]:
     """What keeps an unfinished run from going on; another number of processes does not."""
-    return [line for line in input_differences(left, inputs) if not line.startswith(ROUNDING)]
+    return [one for one in input_differences(left, inputs) if not one.within(ROUNDING)]
 
 
-def _refuse_changed(out: Path, differences: list[str]) -> None:
+def _refuse_changed(out: Path, differences: Sequence[Difference]) -> None:
     if differences:
         more = [f"and {len(differences) - MOST} more"] if len(differences) > MOST else []
-        listed = "\n  ".join([*differences[:MOST], *more])
+        listed = "\n  ".join([*map(str, differences[:MOST]), *more])
         raise StageError(
             f"{out}: an unfinished run of other inputs; choose another --out, or take what fits into a new run with "
             f"--from-checkpoint {out}. What differs:\n  {listed}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,13 +14,12 @@ from ..train.loop import Training
 from ..train.snapshot import stored_rows, stored_weights
 from ..train.weights import WeightTrainer
 from .checkpoint import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
-from .differences import input_differences
+from .differences import ROUNDING, Difference, input_differences
 from .start import left_behind
 from .state import Run
 
 # What may change without changing a step that is done: texts, pictures for the report, how often checkpoints come.
-_FREE = re.compile(r"(recipe\.(name|samples|checkpoint)|environment\.processes)\b")
-_STEPS = re.compile(r"recipe\.stage\.(\d+)\.steps: (\d+), now (\d+)")
+_FREE = ("recipe.name", "recipe.samples", "recipe.checkpoint", ROUNDING)
 
 
 def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], None]) -> Source:
@@ -36,18 +34,19 @@ def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], Non
     left = left_behind(run)
     if left is None:
         raise StageError(f"{run}: has no manifest.json, so nobody can tell what the checkpoint was made with")
-    differences = [line for line in input_differences(left, inputs) if not _FREE.match(line)]
-    unfit = [line for line in differences if not _more_steps(line, point)]
+    differences = [one for one in input_differences(left, inputs) if not one.within(*_FREE)]
+    unfit = [one for one in differences if not _more_steps(one, point)]
     if not unfit:
         say(f"going on from {run}, after step {point.step} of stage {point.stage + 1}")
     else:
-        say(f"taking what fits from {run}; with new optimizers and from step 1, for this differs: {'; '.join(unfit)}")
+        listed = "; ".join(map(str, unfit))
+        say(f"taking what fits from {run}; with new optimizers and from step 1, for this differs: {listed}")
     return Source(run, point, not unfit)
 
 
-def _more_steps(line: str, point: Checkpoint) -> bool:
-    match = _STEPS.fullmatch(line)
-    return match is not None and int(match[1]) == point.stage + 1 and int(match[3]) > int(match[2])
+def _more_steps(one: Difference, point: Checkpoint) -> bool:
+    steps = f"recipe.stage.{point.stage + 1}.steps"
+    return one.place == steps and None not in (one.old, one.new) and one.new > one.old
 
 
 def begin_from(source: Source, folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.lock import locked
-from pivotune.pipeline.run.differences import input_differences
+from pivotune.pipeline.run.differences import Difference, input_differences
 from pivotune.pipeline.run.start import begin_folder
 
 INPUTS: dict[str, Any] = {
@@ -101,4 +101,12 @@ def test_a_run_that_was_killed_before_its_first_manifest_begins_again(tmp_path: 
 def test_names_for_people_are_no_difference() -> None:
     other = {**INPUTS, "model": {"sha256": {"unet": "aa"}, "path": "/there"}}
     assert input_differences(INPUTS, other) == []
-    assert input_differences(INPUTS, {**INPUTS, "model": {"sha256": {}}}) == ["model.sha256.unet: aa, now nothing"]
+    [gone] = input_differences(INPUTS, {**INPUTS, "model": {"sha256": {}}})
+    assert gone == Difference("model.sha256.unet", "aa", None)
+    assert str(gone) == "model.sha256.unet: aa, now nothing"
+    assert [gone.within(place) for place in ("model", "model.sha256.unet", "model.sha", "recipe")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
