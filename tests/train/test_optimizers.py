@@ -81,7 +81,7 @@ def test_words_go_on_from_their_state(kind):
         pull(again, list(NAMES[: 1 + step % 3]), step)
     for show in (False, True):
         for one in (whole, again):
-            one._use(show)
+            one._shown.show(show)
         assert all(torch.equal(value, values(again)[key]) for key, value in values(whole).items())
 
 
