@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,9 @@ from ..errors import StageError
 from ..export.last_good import keep_last_good
 from ..recipe.model import Stage
 from ..stages import STAGES
+from .data_facts import pictures_of_words
 from .folder import write_json
-from .manifest import data_facts, word_facts
+from .manifest import word_facts
 from .metrics import finite
 from .proofs import Before, hold, look_before, model_proofs
 from .samples import draw_after, draw_before
@@ -33,6 +35,8 @@ def execute(run: Run, manifest: dict[str, Any]) -> None:
     """Everything between the loaded model and the finished manifest."""
     recipe, model = run.recipe, run.model
     before = look_before(model)
+    with run.processes.together():
+        shown = pictures_of_words(recipe)  # now: whoever moves a picture while the training goes on spoils no run
     run.progress("drawing pictures before")
     manifest["pictures"] = run.processes.from_main(lambda: draw_before(model, recipe, run.folder / "pictures"))
     contents = Contents()
@@ -49,14 +53,19 @@ def execute(run: Run, manifest: dict[str, Any]) -> None:
     finally:
         run.eject()
         manifest |= {"warnings": run.warnings, "artefacts": run.artefacts}
-    run.processes.from_main(lambda: _end(run, contents, manifest, before))
+    run.processes.from_main(lambda: _end(run, contents, shown, manifest, before))
 
 
-def _end(run: Run, contents: Contents, manifest: dict[str, Any], before: Before) -> None:
-    """What the manifest says of the finished run, once its proofs hold, and pictures of what came out."""
+def _end(
+    run: Run, contents: Contents, shown: Mapping[str, list[str]], manifest: dict[str, Any], before: Before
+) -> None:
+    """What the manifest says of the finished run, once its proofs hold, and pictures of what came out.
+
+    `shown` has the pictures of each word.
+    """
     recipe, model = run.recipe, run.model
     if contents.embeddings:
-        manifest["words"] = word_facts(run, contents, data_facts(recipe)[1])
+        manifest["words"] = word_facts(run, contents, shown)
     manifest["proofs"] = _proofs(run, model_proofs(model, before))
     hold(manifest["proofs"])
     if run.data.get("standalone"):

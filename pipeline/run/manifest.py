@@ -11,7 +11,6 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from ...converters.embedding import Contents, Embedding
-from ..data.captions import read_concept
 from ..models.device import device_name
 from ..models.load import Model
 from ..processes import ALONE, Processes
@@ -20,9 +19,9 @@ from ..recipe.model import Recipe, Word
 from ..words.injection import Encoder
 from ..words.nearest import nearest_tokens
 from ..words.norms import NormStatistics
-from ..words.placeholders import Replacer
 from ..words.raw import from_raw
-from .hashes import file_hashes, model_hashes, shown_path
+from .data_facts import data_facts
+from .hashes import model_hashes
 from .state import Run
 
 Nearest = list[list[tuple[int, float]]]  # for each vector of a word, tokens and their cosines
@@ -57,11 +56,10 @@ def inputs_of(
 
     Raises RecipeError when a picture or caption that was there for the check is gone.
     """
-    data, _ = data_facts(recipe)
     hashes = model_hashes(model.path) if model.path else {}
     return {
         "recipe": recipe_as_json(recipe), "environment": environment(model.device, processes),
-        "model": model_facts(recipe, model, statistics, hashes), "data": data,
+        "model": model_facts(recipe, model, statistics, hashes), "data": data_facts(recipe),
     }  # fmt: skip
 
 
@@ -82,31 +80,6 @@ def model_facts(
         "base": spec.base, "family": model.family.name, "path": str(model.path), "sha256": hashes,
         "dtype": spec.dtype, "encoders": encoders,
     }  # fmt: skip
-
-
-def data_facts(recipe: Recipe) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The pictures and captions by hash, how many captions hold each word, and each word's pictures."""
-    read = [read_concept(concept) for concept in recipe.concepts]
-    pairs = [pair for concept in read for pair in concept.pictures]
-    replacer, base = Replacer([word.placeholder for word in recipe.words]), recipe.path.parent
-    shown: dict[str, list[str]] = {word.placeholder: [] for word in recipe.words}
-    held = dict.fromkeys(shown, 0)
-    for path, texts in pairs:
-        words = [word for text in texts for word in replacer.words_in(text)]
-        for word in words:
-            held[word] += 1
-        for word in dict.fromkeys(words):
-            shown[word].append(shown_path(path, base))
-    captions = [caption for _, texts in pairs for caption in texts]
-    pictures = list(dict.fromkeys(path for path, _ in pairs))
-    others = dict.fromkeys(path for concept in read for path in (*concept.files, *concept.masks.values()))
-    facts = {
-        "pictures": len(pictures),
-        "files": file_hashes([*pictures, *others], base),
-        "captions": captions[:5],
-        "coverage": {word: number / max(1, len(captions)) for word, number in held.items()},
-    }
-    return facts, shown
 
 
 def word_facts(run: Run, end: Contents, shown: Mapping[str, list[str]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import runner
-from pivotune.pipeline.run.manifest import data_facts
+from pivotune.pipeline.run.data_facts import data_facts
 from pivotune.pipeline.run.samples import inject_files
 from pivotune.pipeline.run.stopping import Stopped
 from pivotune.pipeline.train import loop
@@ -454,6 +454,19 @@ def test_a_folder_with_files_is_never_written_over(tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious.txt"]
 
 
+def test_a_picture_that_is_moved_away_during_the_training_spoils_no_run(tmp_path, monkeypatch):
+    one_step = loop.one_step
+
+    def moved(training, clock):
+        (tmp_path / "pictures/1.png").unlink(missing_ok=True)
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", moved)
+    folder = run_project(make_project(tmp_path), tmp_path / "run").folder
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    assert manifest["words"][0]["pictures"] == [f"pictures/{number}.png" for number in range(3)]
+
+
 def test_a_table_of_captions_is_in_the_manifest_by_its_hash(tmp_path):
     (tmp_path / "words.jsonl").write_text('{"file_name": "a.png", "text": "a <cat>"}', "utf-8")
     (tmp_path / "a.png").write_bytes(b"")
@@ -462,7 +475,7 @@ def test_a_table_of_captions_is_in_the_manifest_by_its_hash(tmp_path):
         'name = "x"\nmodel.base = "micro"\nembedding = [{ placeholder = "<cat>" }]\nstage = [{ kind = "tokenize" }]\n'
         'concept = [{ images = ".", captions = "words.jsonl" }]\n'
     )
-    facts, _ = data_facts(load_recipe(path))
+    facts = data_facts(load_recipe(path))
     assert set(facts["files"]) == {"a.png", "words.jsonl"}
 
 
