@@ -39,10 +39,12 @@ class Metrics:
         self._file = path.open("a+b")
         self._file.truncate(size)
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return os.fstat(self._file.fileno()).st_size if self._file is not None else 0
+    def settled(self) -> int:
+        """Bytes written so far, which are on the disk now: a checkpoint that counts them can rely on them."""
+        if self._file is None:
+            return 0
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
 
     def write(self, row: dict[str, Any]) -> None:
         if self._file is None:

@@ -22,7 +22,7 @@ _PATH = "path in the run"
 def run_facts(run: Run) -> dict[str, Any]:
     """The run's side of a checkpoint, as JSON."""
     return {
-        "metrics": run.metrics.size,
+        "metrics": run.metrics.settled(),
         "stopped_at": run.stopped_at,
         "reached": sorted(run.reached),
         "warnings": run.warnings,

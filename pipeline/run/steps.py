@@ -30,9 +30,11 @@ def run_steps(
 
     `finished` writes words that stop, `write` what `save` asks for. Raises StageError when a word was in no batch.
     """
+    first, seconds = go_on(run, training)
+    hold_equal(training)
     try:
         with beside(run, training, watch, save, partial(as_left, run, contents), write) as after:
-            _follow(run, training, log_every, after, finished)
+            _follow(run, training, log_every, after, finished, first, seconds)
             hold_equal(training)
         if training.guard is not None:
             training.guard.close()
@@ -52,13 +54,13 @@ def run_steps(
         run.reached |= training.words.reached
 
 
-def _follow(run: Run, training: Training, log_every: int, after: After, finished: Finished) -> None:
-    """Run the steps with a progress bar (rate and time left) and write their metrics."""
+def _follow(
+    run: Run, training: Training, log_every: int, after: After, finished: Finished, first: int, before: float
+) -> None:
+    """Run the steps but the `first` ones, which took `before` seconds: a progress bar, and their metrics written."""
     starts = training.words.start if training.words is not None else {}
     if run.processes.count > 1:
         run.notes.append(share_note(training))
-    first, before = go_on(run, training)
-    hold_equal(training)
     with tqdm(
         total=training.steps, initial=first, desc="train", unit="step", disable=None if run.bar else True,
         dynamic_ncols=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -50,9 +51,19 @@ def _more_steps(one: Difference, point: Checkpoint) -> bool:
 
 
 def begin_from(source: Source, folder: Path) -> None:
-    """Bring the earlier run's measurements up to the checkpoint into the folder of the one that goes on."""
-    if source.whole:
-        shutil.copyfile(source.run / "metrics.jsonl", folder / "metrics.jsonl")
+    """Bring the earlier run's measurements up to the checkpoint, and the pictures drawn until then, into the folder of
+    the one that goes on. StageError when they are not there."""
+    if not source.whole:
+        return
+    try:
+        with (source.run / "metrics.jsonl").open("rb") as file:
+            lines = file.read(source.point.facts["run"]["metrics"])
+        (folder / "metrics.jsonl").write_bytes(lines)
+        (folder / "pictures").mkdir(exist_ok=True)
+        for picture in (one for line in lines.splitlines() for one in json.loads(line).get("pictures", ())):
+            shutil.copyfile(source.run / picture["path"], folder / picture["path"])
+    except (OSError, ValueError) as error:
+        raise StageError(f"{source.run}: what it measured and drew cannot be taken over ({error})") from error
 
 
 def take_what_fits(run: Run, training: Training) -> None:

@@ -75,7 +75,9 @@ def train(
     things = things_of(run, words, lora or (), finetune or (), common, finished, eye)
     asked = objective_of(run, objective, noise, timesteps)
     if run.resume is not None and run.stage < run.resume.stage:
-        return as_left(run, contents)  # the checkpoint of a later stage has the values of what was put together here
+        for thing in things:  # the checkpoint of a later stage has the values of what was put together here
+            thing.finish()
+        return as_left(run, contents)
     pictures = pictures_of(
         run, resolution=resolution, batch_size=batch_size, flip=flip, caption_dropout=caption_dropout
     )

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import keeper, runner
+from pivotune.pipeline.run import keeper, metrics, resume, runner
 from pivotune.pipeline.run.checkpoint import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.replay import replay
 from pivotune.pipeline.run.stopping import Stopped
@@ -196,7 +196,10 @@ def test_only_a_finished_run_is_replayed(tmp_path):
         replay(tmp_path, out=None, progress=lambda text: None, bar=False)
 
 
-@pytest.mark.parametrize("train", ["", "lora = { rank = 2, dropout = 0.2 }\nema = 0.9"])
+DRAWN = 'watch = { sample_every = "3 steps", prompts = ["<cat>"], count = 1 }'
+
+
+@pytest.mark.parametrize("train", [DRAWN, "lora = { rank = 2, dropout = 0.2 }\nema = 0.9"])
 def test_more_steps_go_on_from_the_end_of_a_finished_run(tmp_path, train):
     path = make_project(tmp_path, train=train)
     first = run_project(path, tmp_path / "first").folder
@@ -211,7 +214,12 @@ def test_more_steps_go_on_from_the_end_of_a_finished_run(tmp_path, train):
     assert f"going on from {first}, after step 3 of stage 3" in said
     assert made_files(longer) == made_files(whole)
     assert metrics_of(longer) == metrics_of(whole)
+    for picture in (one for row in metrics_of(longer) for one in row.get("pictures", ())):
+        assert (longer / picture["path"]).read_bytes() == (whole / picture["path"]).read_bytes()
     assert made_files(first) == made
+    (first / "metrics.jsonl").unlink()
+    with pytest.raises(StageError, match="what it measured and drew cannot be taken over"):
+        run_project(more, tmp_path / "none", source=first)
 
 
 def test_of_another_recipe_what_fits_is_taken_and_said(tmp_path):
@@ -231,6 +239,55 @@ def test_of_another_recipe_what_fits_is_taken_and_said(tmp_path):
     assert any(line.startswith("taking what fits from") and "recipe.embedding.2.placeholder" in line for line in said)
     cats = [(run / "exports/tiny_embeddings/cat.safetensors").read_bytes() for run in (first, second)]
     assert cats[0] == cats[1]
+
+
+def test_weights_of_a_stage_that_is_done_collect_no_gradient_after_a_resume(tmp_path, monkeypatch):
+    words = '[[stage]]\nkind = "train"\nsteps = 2\nlearning_rate = 1e-2'
+    tuned = "embeddings = false\nema = 0.9\nfinetune = { parts = ['denoiser'] }"
+    recipe = load_recipe(make_project(tmp_path, train=tuned, stages=words), ["stage.3.steps=2"])
+    whole = run_project(recipe, tmp_path / "whole").folder
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 3, signal.SIGINT)
+        with pytest.raises(Stopped):
+            run_project(recipe, tmp_path / "run")
+    one_step, asked = loop.one_step, []
+
+    def looked(training, clock):
+        asked.extend(name for name, one in training.model.denoiser.named_parameters() if one.requires_grad)
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", looked)
+    run_project(recipe, tmp_path / "run")
+    assert asked == []
+    assert made_files(tmp_path / "run") == made_files(whole)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_last_good_files_alone(tmp_path, monkeypatch):
+    recipe = load_recipe(make_project(tmp_path))
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 2, signal.SIGINT)
+        with pytest.raises(Stopped):
+            run_project(recipe, tmp_path / "run")
+    [word] = (tmp_path / "run/last-good").glob("*.safetensors")
+    learnt = word.read_bytes()
+
+    def unfit(*arguments):
+        raise StageError("does not fit")
+
+    monkeypatch.setattr(resume, "restore_snapshot", unfit)
+    with pytest.raises(StageError, match="does not fit"):
+        run_project(recipe, tmp_path / "run")
+    assert word.read_bytes() == learnt
+
+
+def test_what_a_checkpoint_counts_of_the_metrics_is_on_the_disk(tmp_path, monkeypatch):
+    written, synced = metrics.Metrics(tmp_path), []
+    written.write({"step": 1})
+    sync = os.fsync
+    monkeypatch.setattr(metrics.os, "fsync", lambda file: synced.append(os.fstat(file).st_ino) or sync(file))
+    assert written.settled() == len('{"step": 1}\n')
+    assert synced == [(tmp_path / "metrics.jsonl").stat().st_ino]
+    written.close()
 
 
 def test_a_rhythm_by_the_clock_goes_on_where_the_run_was_stopped(tmp_path, monkeypatch):
