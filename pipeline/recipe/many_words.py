@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tomli
 
-from ... import schemas
 from .document import Document
-from .explain import explain
 from .nearest import sibling
-from .problem import Place, Problem, place
-from .stop import parse_stop
+from .problem import Place, Problem
+from .word_entry import TEXTS, Entry, Problems, check_word
 from .word_table import Unusable, word_rows
 
 SETTINGS = "word.toml"  # in a word's folder
-TEXTS = ("placeholder", "initial_text")  # of which every word has its own
-
-
-class Entry(NamedTuple):
-    """One word: its name, its own settings, where they stand (file and line), and its folder of pictures."""
-
-    name: str
-    own: dict[str, Any]
-    file: str
-    line: int
-    images: Path | None
-
-
-@dataclass
-class Problems:
-    """What is wrong, up to a number that somebody would read."""
-
-    most: int
-    found: list[Problem]
-    more: int = 0
-    judged: dict[str, tuple[tuple[Place, str], ...]] = field(default_factory=dict)  # what is wrong with settings
-
-    def add(self, file: Path | str, line: int, path: Place, text: str) -> None:
-        if len(self.found) < self.most:
-            self.found.append(Problem("error", line, place(path), text, str(file)))
-        else:
-            self.more += 1
 
 
 def with_many_words(document: Document, most: int) -> tuple[Document, list[Problem]]:
@@ -71,7 +40,7 @@ def with_many_words(document: Document, most: int) -> tuple[Document, list[Probl
         before = len(words) + len(problems.found) + problems.more
         for entry in _entries(source, document.path.parent, problems):
             word = _word(entry, entry.own, source.get("embedding", {}))
-            _check(word, entry.own, entry, problems)
+            check_word(word, entry, problems)
             origins["embedding", len(words)] = (entry.file, entry.line)
             words.append(word)
             if entry.images is not None:
@@ -136,49 +105,6 @@ def _of_folders(folder: Path, problems: Problems) -> Iterator[Entry]:
         except (OSError, ValueError, RecursionError) as error:
             problems.add(settings, getattr(error, "lineno", 0), (), f"cannot be read as TOML: {error}")
         yield Entry(name, own, str(settings), 1, folder / name)
-
-
-def _check(word: Mapping[str, Any], own: Mapping[str, Any], entry: Entry, problems: Problems) -> None:
-    """A finished word against the schema of an [[embedding]], as far as the recipe itself has not been checked."""
-    told = {key: value for key, value in own.items() if key not in TEXTS}
-    if repr(told) not in problems.judged:  # thousands of rows have few different settings
-        problems.judged[repr(told)] = tuple(_violations(told))
-    wrong = problems.judged[repr(told)]
-    texts = {key: word[key] for key in TEXTS if key in word}
-    if not all(_is_text(key, value) for key, value in texts.items()):
-        wrong = (*wrong, *_violations(texts))
-    for path, text in wrong:
-        problems.add(entry.file, entry.line, path, text)
-
-
-def _violations(table: dict[str, Any]) -> Iterator[tuple[Place, str]]:
-    for key, value in table.items():
-        if any(isinstance(one, float) and not math.isfinite(one) for one in _leaves(value)):
-            yield (key,), "no usable number"
-            return
-    found = [pair for error in schemas.violations(table, "tables/embedding.json") for pair in explain(error)]
-    yield from found
-    stop = table.get("stop_after")
-    if not found and isinstance(stop, str):
-        try:
-            parse_stop(stop, own=True)
-        except ValueError as error:
-            yield ("stop_after",), str(error)
-
-
-def _leaves(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else [value]
-
-
-def _is_text(key: str, value: Any) -> bool:
-    """What nearly every text is: right. All others are looked at again, slowly, to say what is wrong."""
-    return isinstance(value, str) and bool(value) and (key != "placeholder" or _placeholder().search(value) is not None)
-
-
-@cache
-def _placeholder() -> re.Pattern[str]:
-    pattern = schemas.schema("tables/embedding.json")["properties"]["placeholder"]["pattern"]
-    return re.compile(re.sub(r"\$$", r"\\Z", pattern))
 
 
 def _word(entry: Entry, own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ a copy). Ejection puts the very same objects back, so encoder and tokenizer are 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import StageError
 from .placeholders import Replacer
 from .rows import WordRows
 from .table import SlotTable
+from .tokenizer import WordTokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,54 +37,6 @@ class Encoder:
         weight = self.module.get_input_embeddings().weight  # type: ignore[operator]
         assert isinstance(weight, Tensor)
         return weight.detach()
-
-
-class WordTokenizer:
-    """A tokenizer that knows the active words: each placeholder becomes its slots before the text is tokenized.
-
-    Everything but the call and `tokenize` is the wrapped tokenizer's own.
-    """
-
-    def __init__(self, tokenizer: Any, replacer: Replacer) -> None:
-        self._inner = copy.deepcopy(tokenizer)
-        self._replacer = replacer
-        self._slots: list[str] = []
-        self._texts: dict[str, str] = {}
-        self.first_slot = len(tokenizer)
-
-    def activate(self, slots: Mapping[str, Sequence[int]]) -> None:
-        """From now on each of these words is spelled by these slots; other placeholders stay plain text."""
-        need = 1 + max((slot for numbers in slots.values() for slot in numbers), default=-1)
-        if need > len(self._slots):
-            self._add_slots(need - len(self._slots))
-        self._texts = {word: "".join(self._slots[n] for n in numbers) for word, numbers in slots.items()}
-
-    def _add_slots(self, count: int) -> None:
-        from tokenizers import AddedToken
-
-        names = [f"<|slot-{len(self._slots) + n}|>" for n in range(count)]
-        self._inner.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-        given = self._inner.convert_tokens_to_ids(names)
-        if given != [self.first_slot + len(self._slots) + number for number in range(count)]:
-            raise StageError("this tokenizer does not number new tokens from its end on, so no word can be injected")
-        self._slots += names
-
-    def spelled(self, text: str) -> str:
-        """The text with each active placeholder spelled by its slots."""
-        return self._replacer.replace(text, self._texts)
-
-    def __call__(self, text: str | list[str], **options: Any) -> Any:
-        spelled = self.spelled(text) if isinstance(text, str) else [self.spelled(one) for one in text]
-        return self._inner(spelled, **options)
-
-    def tokenize(self, text: str, **options: Any) -> Any:
-        return self._inner.tokenize(self.spelled(text), **options)
-
-    def __len__(self) -> int:
-        return len(self._inner)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +117,8 @@ class Injection:
             yield
         finally:
             for one in self._injected.values():
-                one.encoder.module.set_input_embeddings(one.table)  # type: ignore[operator]
+                for parent, name, _ in one.places:
+                    setattr(parent, name, one.table)
                 setattr(self._pipe, one.encoder.tokenizer_name, one.tokenizer)
                 for module, _ in one.end_tokens:
                     module.eos_token_id = one.encoder.tokenizer.eos_token_id
