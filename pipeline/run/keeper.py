@@ -43,4 +43,5 @@ class Keeper:
         if stopping:
             where = f"step {clock.step} of {clock.steps}"
             by = self.asked.name or "a signal to another process"
-            raise Stopped(f"stopped by {by} after {where}; the same command goes on from here")
+            way = "the same command goes on from here (leave out --fresh and --from-checkpoint)"
+            raise Stopped(f"stopped by {by} after {where}; {way}")
