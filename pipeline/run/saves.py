@@ -39,9 +39,10 @@ class Saves:
         The folder appears when all of it is written and verified; one that is there already is left as it is.
         """
         final = self.folder / f"stage-{self.run.stage + 1}-step-{step:06d}"
+        for litter in self.folder.glob(".*"):  # of a process that was killed while it wrote or deleted
+            shutil.rmtree(litter, ignore_errors=True)
         if not final.exists():
             part = self.folder / f".{final.name}.part"
-            shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             try:
                 self._written(part, step)
@@ -69,7 +70,8 @@ class Saves:
         """Delete the saves of this stage before the last few; one is renamed first, so that none is half there."""
         if not self.options["keep"]:
             return
-        saves = sorted(self.folder.glob(f"stage-{self.run.stage + 1}-step-*"))
+        own = self.folder.glob(f"stage-{self.run.stage + 1}-step-*")
+        saves = sorted(own, key=lambda path: int(path.name.rpartition("-")[2]))
         for old in saves[: -self.options["keep"]]:
             hidden = old.with_name(f".{old.name}.old")
             os.replace(old, hidden)

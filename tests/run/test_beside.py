@@ -80,7 +80,15 @@ def test_a_save_is_what_an_export_at_that_step_would_be(tmp_path, family):
     assert any(name.startswith("bundle_emb.") for name in tensors)  # bundled where the export stage says so
 
 
-def test_only_the_last_saves_are_kept_and_none_is_written_over(tmp_path):
+def test_only_the_last_saves_are_kept_and_none_is_written_over(tmp_path, monkeypatch):
+    one_step, left = loop.one_step, tmp_path / "run/saves/.stage-3-step-000001.old/half"
+
+    def killed_before(training, clock):
+        if clock.step == 0:  # as if an earlier process had been killed while it deleted the first save
+            left.mkdir(parents=True)
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", killed_before)
     path = project(tmp_path / "a", train='save = { every = "1 steps", keep = 2 }')
     folder = run_project(load_recipe(path, ["train.steps=4"]), tmp_path / "run").folder
     assert sorted(p.name for p in (folder / "saves").iterdir()) == ["stage-3-step-000003", "stage-3-step-000004"]
