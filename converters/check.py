@@ -8,14 +8,17 @@ from .tensor import RawTensor
 
 # Bytes of a value, place and length of its exponent, which is all ones in NaN and infinity.
 EXPONENTS = {"F64": (8, 52, 11), "F32": (4, 23, 8), "BF16": (2, 7, 8), "F16": (2, 10, 5), "F8_E5M2": (1, 2, 5)}
+NANS = {"F8_E4M3": (b"\x7f", b"\xff")}  # of types with an exponent of ones that is none of these
 
 
 def is_finite(tensor: RawTensor) -> bool:
-    """No NaN and no infinity; types without an exponent in EXPONENTS count as finite.
+    """No NaN and no infinity; types that are neither in EXPONENTS nor in NANS count as finite.
 
     A value that is none has an exponent of ones; if no value's first byte may be that of one, all are finite. Else
     all are looked at as one long number: adding one to each exponent carries where it is all ones.
     """
+    if tensor.dtype in NANS:
+        return not any(nan in bytes(tensor.data) for nan in NANS[tensor.dtype])
     if tensor.dtype not in EXPONENTS:
         return True
     size, shift, bits = EXPONENTS[tensor.dtype]

@@ -6,12 +6,16 @@ import struct
 import sys
 from array import array
 from collections.abc import Sequence
+from functools import cache
+from math import copysign, ldexp, nan
 
 from .errors import ConvertError
 from .tensor import RawTensor
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 _CODES = {"F32": "f", "F16": "e", "F64": "d"}
+_EIGHTS = {"F8_E4M3": 3, "F8_E5M2": 2}  # bits of the fraction, of a sign and seven bits
+READABLE = (*FLOATS, *_EIGHTS)  # types whose numbers `values` gives
 
 
 def convert(tensor: RawTensor, dtype: str, what: str = "tensor") -> tuple[RawTensor, int]:
@@ -35,7 +39,10 @@ def convert(tensor: RawTensor, dtype: str, what: str = "tensor") -> tuple[RawTen
 
 
 def values(tensor: RawTensor) -> Sequence[float]:
-    """The numbers of a tensor of FLOATS, in C order, as Python sees them (each exactly)."""
+    """The numbers of a tensor of READABLE, in C order, as Python sees them (each exactly)."""
+    if tensor.dtype in _EIGHTS:
+        table = _eights(tensor.dtype)
+        return [table[byte] for byte in tensor.data]
     if tensor.dtype == "BF16":
         halves = array("H", bytes(tensor.data))
         if sys.byteorder == "big":
@@ -45,6 +52,19 @@ def values(tensor: RawTensor) -> Sequence[float]:
     data = tensor.data
     code = _CODES[tensor.dtype]
     return struct.unpack(f"<{len(data) // struct.calcsize(code)}{code}", data)
+
+
+@cache
+def _eights(dtype: str) -> list[float]:
+    """The number of each byte. E5M2 is the upper half of binary16; E4M3 has NaN where all bits are one, no infinity."""
+    if dtype == "F8_E5M2":
+        return [struct.unpack("<e", bytes((0, byte)))[0] for byte in range(256)]
+    found = []
+    for byte in range(256):
+        exponent, fraction = byte >> 3 & 15, byte & 7
+        size = ldexp(fraction + 8, exponent - 10) if exponent else ldexp(fraction, -9)
+        found.append(copysign(nan if byte & 127 == 127 else size, -1 if byte & 128 else 1))
+    return found
 
 
 def _bfloat16(numbers: Sequence[float]) -> bytes:

@@ -20,5 +20,9 @@ class ConvertError(Exception):
         super().__init__(text if len(text) <= MOST else f"{text[: MOST // 2]} … {text[-MOST // 2 :]}")
 
 
-class PlainPicture(ConvertError):
-    """A picture with no word in it: of no concern where it only lies among files that have some."""
+class NothingToDo(ConvertError):
+    """A file without what is asked for: of no concern where it only lies among files that have some."""
+
+
+class PlainPicture(NothingToDo):
+    """A picture with no word in it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from glob import glob
 from pathlib import Path
 
 from .errors import ConvertError
@@ -14,13 +15,14 @@ EXTENSIONS = (".safetensors", ".pt", ".bin", ".ckpt", ".pti", ".png", ".webp", "
 def files_in(paths: Iterable[Path]) -> list[Path]:
     """The files as given, and for a folder all in it and below that may hold words, in the order of their names.
 
-    Previews, optimizer states (`.optim`), hidden and empty files of a folder are passed over. Raises ConvertError
-    for a folder without any, or one that cannot be read.
+    A pattern (`*.pt`, `**/*.pt`) that no shell has replaced stands for the files that it fits. Previews, optimizer
+    states (`.optim`), hidden and empty files of a folder are passed over. Raises ConvertError for a folder without any,
+    or one that cannot be read.
     """
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            found.append(path)
+            found += [path] if os.path.lexists(path) else _fitting(path)
             continue
         try:
             inside = sorted(_inside(str(path)))
@@ -30,6 +32,13 @@ def files_in(paths: Iterable[Path]) -> list[Path]:
             raise ConvertError(f"{path}: no file in this folder may hold words ({', '.join(sorted(EXTENSIONS))})")
         found += map(Path, inside)
     return list(dict.fromkeys(found))
+
+
+def _fitting(path: Path) -> list[Path]:
+    """Files that a pattern fits; the path itself if none does, of which it is said later that it is not there."""
+    if not any(sign in str(path) for sign in "*?[") or "\0" in str(path):
+        return [path]
+    return [Path(name) for name in sorted(glob(str(path), recursive=True)) if not os.path.isdir(name)] or [path]
 
 
 def _inside(folder: str) -> Iterator[str]:

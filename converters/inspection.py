@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .dialects import DIALECTS
-from .dtypes import FLOATS, values
+from .dtypes import READABLE, values
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import all_families
@@ -45,6 +45,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
     kinds = [all_families()[name] for name in families]
     if not kinds and (small := stated_family(contents.embeddings)) is not None:
         families, kinds = [small.name], [small]
+    embeddings = [_embedding(item) for item in contents.embeddings]
     return {
         "path": str(path),
         "kind": kind,
@@ -52,10 +53,10 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "title": DIALECTS[dialect].title if dialect else None,
         "family": families[0] if len(families) == 1 else None,
         "families": families,
-        "embeddings": [_embedding(item) for item in contents.embeddings],
+        "embeddings": embeddings,
         "lora": lora,
         "metadata": dict(stored.metadata),
-        "notes": notes + _notes(stored, contents),
+        "notes": [*notes, *_notes(stored, contents), *_vector_notes(embeddings)],
         "programs": {}
         if kind == "other"
         else {
@@ -63,6 +64,13 @@ def inspect(path: Path | str) -> dict[str, Any]:
             for name, verdict in verdicts(stored, contents, kinds, kind != "embedding").items()
         },
     }
+
+
+def unread(path: Path | str, error: ConvertError) -> dict[str, Any]:
+    """In the shape of `inspect`, what there is to say of a file that cannot be read: its `error`."""
+    nothing = {"dialect": None, "title": None, "family": None, "families": [], "embeddings": [], "lora": None}
+    rest = {"metadata": {}, "notes": [], "programs": {}}
+    return {"path": str(path), "kind": "other", **nothing, **rest, "error": str(error)}
 
 
 def _kind(stored: Stored, contents: Contents) -> str:
@@ -95,8 +103,8 @@ def _tensor(tensor: RawTensor) -> dict[str, Any]:
 
 
 def _norms(tensor: RawTensor) -> Sequence[float] | None:
-    """Euclidean length of each vector; None for types that Python has no numbers for."""
-    if tensor.dtype not in FLOATS or len(tensor.shape) != 2:
+    """Euclidean length of each vector; None for types that are not in READABLE."""
+    if tensor.dtype not in READABLE or len(tensor.shape) != 2:
         return None
     data, width = tensor.data, tensor.shape[1]
     size = len(data) // tensor.shape[0] if len(data) else 0
@@ -127,6 +135,20 @@ def _notes(stored: Stored, contents: Contents) -> list[str]:
             )
     if "clip_g" in stored.tensors and stored.tensors["clip_g"].shape[-1:] == (768,):
         notes.append("its clip_g is CLIP-L (OneTrainer wrote FLUX files so in 2024); read as clip_l")
+    return notes
+
+
+def _vector_notes(embeddings: Sequence[dict[str, Any]]) -> list[str]:
+    """Vectors that are nothing or no numbers, by their place from 1."""
+    notes = []
+    for word in embeddings:
+        for key, tensor in word["vectors"].items():
+            norms = tensor["norms"] or []
+            for what, wrong in (("all zeros", (0.0,)), ("not finite", (None,))):
+                found = [str(place) for place, norm in enumerate(norms, 1) if norm in wrong]
+                if found:
+                    shown = f"{', '.join(found[:8])}{' ...' if len(found) > 8 else ''} of {len(norms)}"
+                    notes.append(f"{word['name']}: {key} vector {shown} is {what}")
     return notes
 
 

@@ -39,7 +39,7 @@ def describe(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> L
     names = "\n".join(tensors)
     layout = next((name for name, sign in LAYOUTS.items() if re.search(sign, names, re.M)), "other")
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if tensor.shape and name.endswith(_DOWN)}
-    modules = {re.split(_TAIL, name)[0] for name in tensors}
+    modules = {re.split(_TAIL, name)[0] for name in tensors if not name.startswith("bundle_emb.")}
     return LoraInfo(layout, len(modules), tuple(sorted(ranks)), tuple(lora_families(tensors, metadata)))
 
 

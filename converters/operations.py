@@ -9,10 +9,10 @@ from pathlib import Path
 
 from . import safetensors_file
 from .atomic import Batch
+from .bundle import PREFIX, check_name
 from .bundle import bundle as bundled
-from .bundle import check_name
 from .embedding import Contents, Embedding
-from .errors import ConvertError
+from .errors import ConvertError, NothingToDo
 from .families import Family
 from .names import distinct_stems
 from .programs import programs
@@ -28,23 +28,28 @@ DEFAULT_PROGRAMS = ("comfyui", "onetrainer")  # spelled as most programs read it
 def unbundle(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
     """The LoRA without its words, and a file a word for each program (in a folder each, if there are several).
 
-    The LoRA keeps its file name, with `_lora` if a word needs that name. Raises ConvertError if the file is no LoRA
-    with words in it.
+    The LoRA keeps its file name, with `_lora` if a word needs that name; a bundle of words alone leaves none. What is
+    called like a part of a word and is none stays out. Raises NothingToDo if the file has no words beside others.
     """
     found = recognised(path)
     words = own_words(found.contents)
-    if not words or not found.stored.is_lora:
-        raise ConvertError(f"{path}: {what(found)}, so there is nothing to take out")
-    family = family_of_words(path, words, found, options)
-    written = _for_targets(files, words, targets, family, folder)
+    if not words or not (found.contents.rest or found.dialect == "bundle"):
+        raise NothingToDo(f"{path}: {what(found)}, so there is nothing to take out")
+    if options.dialect is not None:
+        written = _in_dialect(files, words, folder, options.dialect)
+    else:
+        written = _for_targets(files, words, targets, family_of_words(path, words, found, options), folder)
+    rest = {name: tensor for name, tensor in found.contents.rest.items() if not name.startswith(PREFIX)}
+    losses = tuple(f"{name} is left out: it belongs to no word" for name in found.contents.rest if name not in rest)
+    if not rest:
+        return [*written[:-1], written[-1]._replace(losses=(*written[-1].losses, *losses))]
     taken = {str(item.path).casefold() for item in written}
     suffixes = chain(("", "_lora"), (f"_lora_{number}" for number in count(2)))
     names = (f"{path.stem}{suffix}.safetensors" for suffix in suffixes)
     place = next(folder / name for name in names if str(folder / name).casefold() not in taken)
     metadata = {key: value for key, value in found.contents.metadata.items() if key != WORDS}
-    rest = found.contents.rest
     safetensors_file.add(files, place, rest, metadata, copied=rest)
-    return [Written(place, "", "lora", ""), *written]
+    return [Written(place, "", "lora", "", losses), *written]
 
 
 def retarget(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
@@ -52,7 +57,7 @@ def retarget(files: Batch, path: Path, folder: Path, targets: Sequence[str], opt
     found = recognised(path)
     words = list(named(joined(own_words(found.contents), path, found), options.name))
     if not words:
-        raise ConvertError(f"{path}: {what(found)}, so there is no word to write")
+        raise NothingToDo(f"{path}: {what(found)}, so there is no word to write")
     if options.dialect is not None:
         return _in_dialect(files, words, folder, options.dialect)
     return _for_targets(files, words, targets, family_of_words(path, words, found, options), folder)

@@ -128,8 +128,9 @@ def family_of_words(path: Path, words: Sequence[Embedding], found: Recognised, o
         sizes = ", ".join(
             sorted({f"{key} {tensor.shape[-1]}" for word in words for key, tensor in word.vectors.items()})
         )
-        choice = f"fits {', '.join(possible)}" if possible else "fits no family that is known here"
-        raise ConvertError(f"{path}: {sizes} wide {choice}; say which with --family")
+        if not possible:
+            raise ConvertError(f"{path}: {sizes} wide fits no family that is known here; --dialect encoders writes it")
+        raise ConvertError(f"{path}: {sizes} wide fits {', '.join(possible)}; say which with --family")
     return all_families()[possible[0]]
 
 
@@ -142,7 +143,10 @@ def asked_family(name: str) -> Family:
 
 def what(found: Recognised) -> str:
     """`this is a ...`, for an error that says why a file does not serve."""
-    return f"this is a {DIALECTS[found.dialect or ''].title}" if found.dialect else "this is no embedding"
+    if not found.dialect:
+        return "this is no embedding"
+    title = DIALECTS[found.dialect].title
+    return f"this is a {title}" if found.contents.rest else f"this is an embedding alone ({title})"
 
 
 def names(words: Sequence[Embedding]) -> str:

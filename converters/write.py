@@ -133,8 +133,8 @@ def losses_for(embedding: Embedding, target: Program, layout: Layout, family: Fa
         if not is_finite(tensor):
             raise ConvertError(f"{name}: {key} has values that are not finite; no program can draw with it")
         if key in inputs and is_zero(tensor) and not (target.outputs and f"{key}_out" in outputs):
-            hint = ": only its output vectors were trained, which OneTrainer alone can use" if outputs else ""
-            raise ConvertError(f"{name}: all values of {key} are zero{hint}")
+            hint = "only its output vectors were trained, which OneTrainer alone can use: --for onetrainer"
+            raise ConvertError(f"{name}: all values of {key} are zero" + (f" ({hint})" if outputs else ""))
     held = {key for keys in layout.files for key in keys}
     losses = [f"{key} is left out: {target.title} has no use for it" for key in inputs if key not in held]
     if not target.outputs:

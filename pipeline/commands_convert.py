@@ -12,7 +12,7 @@ import click
 from ..converters import adding, operations
 from ..converters.atomic import Batch, batch
 from ..converters.dialects import WRITABLE
-from ..converters.errors import ConvertError, PlainPicture
+from ..converters.errors import ConvertError, NothingToDo
 from ..converters.families import family_names
 from ..converters.folders import files_in
 from ..converters.programs import NAMES
@@ -61,6 +61,9 @@ _FAMILY = click.option(
     type=click.Choice(family_names()),
     help="Kind of model, where a file leaves it open: " + ", ".join(family_names()) + ".",
 )
+_DIALECT = click.option(
+    "--dialect", type=click.Choice(WRITABLE), help="Write in this dialect instead of for a program."
+)
 _NAME = click.option("--name", help="Name of the word, instead of the one in the file.")
 
 
@@ -68,11 +71,16 @@ _NAME = click.option("--name", help="Name of the word, instead of the one in the
 @_FILES
 @_OUT_FOLDER
 @_FOR
+@_DIALECT
 @_FAMILY
 @_writes
-def unbundle(paths: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, **how: bool) -> None:
+def unbundle(
+    paths: Sequence[Path], out: Path, targets: Sequence[str], dialect: str | None, family: str | None, **how: bool
+) -> None:
     """Take the words out of LoRA files: the LoRA without them, and a file for each word."""
-    options = Options(family=family)
+    if targets and dialect:
+        raise click.UsageError("Give either --for PROGRAM or --dialect.")
+    options = Options(family=family, dialect=dialect)
     _each(
         files_in(paths), lambda files, path: operations.unbundle(files, path, out, targets, options), How(**how), paths
     )
@@ -101,7 +109,7 @@ def bundle(
 @click.command()
 @_FILES
 @_FOR
-@click.option("--dialect", type=click.Choice(WRITABLE), help="Write in this dialect instead of for a program.")
+@_DIALECT
 @_OUT_FOLDER
 @_FAMILY
 @_NAME
@@ -149,10 +157,10 @@ COMMANDS: dict[str, click.Command] = {
 def _each(paths: Sequence[Path], work: Work, how: How, asked: Sequence[Path]) -> None:
     """One file after another, each whole or not at all; a bad one stops no other, and the exit code tells.
 
-    Ordinary pictures count only where they were `asked` for by name.
+    Files without what is wanted count only where they were `asked` for by name, not where they lie in a folder.
     """
     claimed: set[str] = set()
-    failed, count = [], 0
+    failed, count, passed = [], 0, 0
     for path in with_bar(paths):
         try:
             with no_collector(True), batch(overwrite=how.overwrite, dry=how.dry_run, claimed=claimed) as files:
@@ -162,7 +170,8 @@ def _each(paths: Sequence[Path], work: Work, how: How, asked: Sequence[Path]) ->
                 for line in lost_lines(written):  # said while no file is in its place yet
                     say(line, err=True)
         except ConvertError as error:
-            if isinstance(error, PlainPicture) and path not in asked:
+            if isinstance(error, NothingToDo) and path not in asked:
+                passed += 1
                 continue
             failed.append(error)
             if how.json:
@@ -171,5 +180,6 @@ def _each(paths: Sequence[Path], work: Work, how: How, asked: Sequence[Path]) ->
         count += len(written)
         say(written_json(path, written) if how.json else "\n".join(written_lines(written)))
     if len(paths) > 1 and not how.json:
-        click.echo(f"{count} files {'would be ' if how.dry_run else ''}written from {len(paths) - len(failed)}")
+        done = f"{count} files {'would be ' if how.dry_run else ''}written from {len(paths) - len(failed) - passed}"
+        click.echo(f"{done}; nothing to do in {passed}" if passed else done)
     ended(failed, len(paths))

@@ -23,6 +23,7 @@ def inspect(paths: Sequence[Path], as_json: bool) -> None:
     """
     from ..converters.folders import files_in
     from ..converters.inspection import inspect as inspected
+    from ..converters.inspection import unread
 
     failed, found = [], files_in(paths)
     for path in with_bar(found):
@@ -32,6 +33,6 @@ def inspect(paths: Sequence[Path], as_json: bool) -> None:
             if isinstance(error, PlainPicture) and path not in paths:
                 continue
             failed.append(error)
-            facts = {"path": str(path), "kind": "other", "error": str(error)}
+            facts = unread(path, error)
         say(json.dumps(facts) if as_json else as_text(facts))
     ended(failed, len(found))

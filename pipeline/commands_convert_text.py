@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ..converters.write import Written
 
 
+MOST_KEYS = 12  # of metadata that text shows
+SHOWN = 60  # characters of a value
+
+
 def as_text(facts: dict[str, Any]) -> str:
     """Lines about one file; strangers' names are made harmless for a terminal."""
     return "\n".join(printable(line) for line in _lines(facts))
@@ -36,6 +40,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         for key, tensor in word["vectors"].items():
             yield f"    {key:<8} {_vectors(tensor)}"
     yield from (f"  note: {note}" for note in facts["notes"])
+    yield from _metadata(facts["metadata"])
     for name, verdict in facts["programs"].items():
         yield f"  {name:<11}{verdict['loads']:<8}{verdict['prompt']}".rstrip()
         yield from (f"{'':<21}{note}" for note in verdict["notes"])
@@ -44,10 +49,19 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
 def _vectors(tensor: dict[str, Any]) -> str:
     shape = " x ".join(map(str, tensor["shape"]))
     norms = tensor["norms"]
+    known = f"{shape} {tensor['dtype']}  sha256 {tensor['sha256'][:10]}"
     if norms is None:
-        return f"{shape} {tensor['dtype']}"
+        return known
     shown = " ".join("not finite" if norm is None else f"{norm:.3g}" for norm in norms[:8])
-    return f"{shape} {tensor['dtype']}  norms {shown}{' ...' if len(norms) > 8 else ''}"
+    return f"{known}  norms {shown}{' ...' if len(norms) > 8 else ''}"
+
+
+def _metadata(metadata: dict[str, str]) -> Iterator[str]:
+    for key in sorted(metadata)[:MOST_KEYS]:
+        value = metadata[key]
+        yield f"  {key[:SHOWN]} = {value[:SHOWN]}{f' ... ({len(value)} characters)' if len(value) > SHOWN else ''}"
+    if len(metadata) > MOST_KEYS:
+        yield f"  and {len(metadata) - MOST_KEYS} more fields of metadata, which --json shows"
 
 
 def written_json(path: Path, written: Iterable[Written]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..dtypes import FLOATS
+from ..dtypes import READABLE
 from ..embedding import Contents, Embedding
 from ..errors import ConvertError
 from ..families import all_families
@@ -41,7 +41,7 @@ def read(file: Stored) -> Contents:
 
 def _vectors(tensor: RawTensor, any_width: bool) -> bool:
     widths = {size for family in all_families().values() for size in family.widths.values()} | {JOINED[1]}
-    return 1 <= len(tensor.shape) <= 2 and tensor.dtype in FLOATS and (any_width or tensor.shape[-1] in widths)
+    return 1 <= len(tensor.shape) <= 2 and tensor.dtype in READABLE and (any_width or tensor.shape[-1] in widths)
 
 
 def write(contents: Contents) -> Written:

@@ -5,10 +5,13 @@ import random
 import struct
 
 import pytest
+from click.testing import CliRunner
 
 from pivotune.converters import safetensors_file
 from pivotune.converters.embedding import Embedding
 from pivotune.converters.tensor import RawTensor
+
+UNET = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +69,30 @@ def same():
         return plain(a) == plain(b)
 
     return check
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run("retarget", "a.pt", "--for", "a1111") in a folder of its own; gives click's result."""
+    from pivotune.pipeline.commands_convert import COMMANDS as WRITING
+    from pivotune.pipeline.commands_convert_inspect import inspect
+
+    commands = {**WRITING, "inspect": inspect}
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        return CliRunner().invoke(commands[args[0]], [str(arg) for arg in args[1:]])
+
+    return call
+
+
+@pytest.fixture
+def lora(rows):
+    def make(inputs, **words):
+        tensors = {f"{UNET}.lora_down.weight": rows(4, inputs), f"{UNET}.lora_up.weight": rows(320, 4),
+                   f"{UNET}.alpha": RawTensor("F32", (), b"\0\0\x80\x40")}  # fmt: skip
+        for name, vectors in words.items():
+            tensors |= {f"bundle_emb.{name.replace('_', ' ')}.{key}": tensor for key, tensor in vectors.items()}
+        return tensors
+
+    return make

@@ -91,3 +91,14 @@ def test_values_that_are_not_finite_are_seen_wherever_they_are(dtype, code, larg
 def test_values_that_are_not_finite_are_seen_in_bfloat16():
     assert is_finite(convert(tensor([1.0, -3e38]), "BF16")[0])
     assert not is_finite(convert(tensor([1.0, math.inf]), "BF16")[0])
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")])
+def test_eight_bits_are_read_as_torch_reads_them(dtype, name):
+    torch = pytest.importorskip("torch")
+    every = RawTensor(dtype, (256,), bytes(range(256)))
+    expected = torch.arange(256, dtype=torch.uint8).view(getattr(torch, name)).to(torch.float64).numpy()
+    assert numpy.array_equal(values(every), expected, equal_nan=True)
+    assert numpy.array_equal(numpy.signbit(values(every)), numpy.signbit(expected))
+    for byte in range(256):
+        assert is_finite(RawTensor(dtype, (1,), bytes([byte]))) == bool(numpy.isfinite(expected[byte])), byte

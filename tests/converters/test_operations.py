@@ -4,46 +4,18 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from hashlib import sha256
+from math import prod
 
-import click
 import pytest
-from click.testing import CliRunner
-from PIL import Image
+from lora_files import FILES
 
 from pivotune.converters import safetensors_file
+from pivotune.converters.families import all_families
 from pivotune.converters.read import read
 from pivotune.converters.tensor import RawTensor
-from pivotune.pipeline.commands_convert import COMMANDS as WRITING
-from pivotune.pipeline.commands_convert_inspect import inspect
 
-COMMANDS = {**WRITING, "inspect": inspect}
-UNET = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """run("retarget", "a.pt", "--for", "a1111") in a folder of its own; gives click's result."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        return CliRunner().invoke(COMMANDS[args[0]], [str(arg) for arg in args[1:]])
-
-    return call
-
-
-@pytest.fixture
-def lora(rows):
-    def make(inputs, **words):
-        tensors = {f"{UNET}.lora_down.weight": rows(4, inputs), f"{UNET}.lora_up.weight": rows(320, 4),
-                   f"{UNET}.alpha": RawTensor("F32", (), b"\0\0\x80\x40")}  # fmt: skip
-        for name, vectors in words.items():
-            tensors |= {f"bundle_emb.{name.replace('_', ' ')}.{key}": tensor for key, tensor in vectors.items()}
-        return tensors
-
-    return make
-
-
+LORA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
 METADATA = {"sshs_model_hash": "stale", "ss_tag_frequency": '{"a": {"b": 1}}'}
 
 
@@ -71,6 +43,56 @@ def test_unbundling_and_bundling_again_gives_every_tensor_back(inputs, vectors, 
     assert metadata["ss_tag_frequency"] == METADATA["ss_tag_frequency"]
     first = safetensors_file.read("l.safetensors")[1]["sshs_model_hash"]
     assert metadata["sshs_model_hash"] == first != safetensors_file.read("out/l.safetensors")[1]["sshs_model_hash"]
+
+
+@pytest.mark.parametrize("what", [name for name in FILES if name != "cloneofsimo"])
+def test_in_every_layout_bundle_after_unbundle_gives_the_original(what, run, rows, word, saved, same):
+    _, family, shapes = FILES[what]
+    plain = {name: RawTensor("U8", shape or (1,), bytes(prod(shape or (1,)))) for name, shape in shapes.items()}
+    cat = word("<cat> 猫", all_families()[family].widths, count=2)
+    before = plain | {f"bundle_emb.{cat.name}.{key}": tensor for key, tensor in cat.vectors.items()}
+    saved("l.safetensors", before, {"modelspec.title": "x", "modelspec.hash_sha256": "0x12"})
+    result = run("unbundle", "l.safetensors", "--out", "out", "--for", "onetrainer")
+    assert result.exit_code == 0, result.exception
+    alone, told = safetensors_file.read("out/l.safetensors")
+    assert same(alone, plain)
+    assert told["modelspec.title"] == "x"
+    result = run("bundle", "out/l.safetensors", "out/cat_ 猫.safetensors", "--out", "again.safetensors")
+    assert result.exit_code == 0, result.exception
+    after, told = safetensors_file.read("again.safetensors")
+    assert same(after, before)
+    with open("again.safetensors", "rb") as file:
+        data = file.read()
+    length = int.from_bytes(data[:8], "little")
+    assert told["modelspec.hash_sha256"] == "0x" + sha256(data[8 + length :]).hexdigest()
+
+
+def test_a_bundle_of_words_alone_is_taken_apart(run, rows, saved, same):
+    tensor = rows(2, 768)
+    saved("w.safetensors", {"bundle_emb.a.clip_l": tensor, "bundle_emb.b.emb_params": tensor})
+    assert run("unbundle", "w.safetensors", "--out", "out", "--for", "a1111", "--family", "sd1").exit_code == 0
+    assert sorted(os.listdir("out")) == ["a.safetensors", "b.safetensors"]
+    assert same(safetensors_file.read("out/b.safetensors")[0], {"emb_params": tensor})
+
+
+def test_what_is_called_like_a_word_and_is_none_leaves_the_lora_by_name(run, rows, saved, lora, same):
+    stray = {"bundle_emb.cat.string_to_token.*": RawTensor("I64", (), bytes(8))}
+    saved("l.safetensors", lora(768, cat=sd1(rows)) | stray)
+    result = run("unbundle", "l.safetensors", "--out", "out", "--strict")
+    assert "bundle_emb.cat.string_to_token.* is left out" in str(result.exception)
+    assert not os.path.exists("out")
+    result = run("unbundle", "l.safetensors", "--out", "out")
+    assert "Lost: out/l.safetensors: bundle_emb.cat.string_to_token.* is left out" in result.output
+    assert not any(name.startswith("bundle_emb") for name in safetensors_file.read("out/l.safetensors")[0])
+
+
+def test_words_for_a_model_that_is_not_known_leave_a_lora_in_a_dialect(run, rows, saved, lora):
+    saved("l.safetensors", {"lora_unet_x.alpha": rows(0, 1), "bundle_emb.cat.qwen": rows(1, 3584)})
+    assert "--dialect encoders" in str(run("unbundle", "l.safetensors", "--out", "out").exception)
+    assert run("unbundle", "l.safetensors", "--out", "out", "--dialect", "encoders").exit_code == 0
+    assert list(safetensors_file.read("out/cat.safetensors")[0]) == ["qwen"]
+    assert list(safetensors_file.read("out/l.safetensors")[0]) == ["lora_unet_x.alpha"]
+    assert run("unbundle", "l.safetensors", "--out", "o", "--dialect", "encoders", "--for", "a1111").exit_code == 2
 
 
 def test_each_program_gets_a_folder_and_what_to_type_is_told(run, lora, rows, saved):
@@ -130,7 +152,7 @@ def test_words_of_other_loras_are_taken_out_and_bundled(layout, run, rows, saved
         lora = {"unet:0:up": rows(320, 4), "unet:0:down": rows(4, 768)}
         words, flags = {"<s1>": rows(0, 768)}, {"unet": "[]", "<s1>": "<embed>"}
     else:
-        lora, flags = {f"{UNET}.lora_down.weight": rows(4, 768)}, {"ss_base_model_version": "sd_1.5"}
+        lora, flags = {LORA: rows(4, 768)}, {"ss_base_model_version": "sd_1.5"}
         words = {"emb_params": rows(2, 768)}
     saved("l.safetensors", lora | words, flags)
     result = run("unbundle", "l.safetensors", "--out", "out", "--for", "comfyui")
@@ -142,99 +164,6 @@ def test_words_of_other_loras_are_taken_out_and_bundled(layout, run, rows, saved
     )
     assert same(tensors, lora)
     assert metadata == {key: value for key, value in flags.items() if value != "<embed>"}
-
-
-def test_one_bad_file_stops_no_other_and_the_exit_code_tells(run, rows, saved, tmp_path):
-    saved("a.safetensors", {"emb_params": rows(1, 768)})
-    (tmp_path / "b.safetensors").write_bytes(b"rubbish")
-    saved("c.safetensors", {"emb_params": rows(1, 768)})
-    result = run("retarget", "a.safetensors", "b.safetensors", "c.safetensors", "--for", "a1111", "--out", "out")
-    assert result.exit_code == 1
-    assert sorted(os.listdir("out")) == ["a.safetensors", "c.safetensors"]
-    assert "1 of 3 files failed" in str(result.exception)
-    assert "b.safetensors" in result.output
-
-
-def test_a_folder_stands_for_the_files_in_it(run, rows, saved, tmp_path):
-    (tmp_path / "in" / "deep").mkdir(parents=True)
-    saved("in/a.safetensors", {"emb_params": rows(1, 768)})
-    saved("in/deep/b.safetensors", {"emb_params": rows(1, 768)})
-    for name in ("a.preview.png", "a.pt.optim", "empty.pt", "notes.txt", ".hidden.pt"):
-        (tmp_path / "in" / name).write_bytes(b"" if name == "empty.pt" else b"x")
-    assert run("retarget", "in", "--for", "a1111", "--out", "out").exit_code == 0
-    assert sorted(os.listdir("out")) == ["a.safetensors", "b.safetensors"]
-
-
-def on_a_terminal(*args):
-    """What the lines of a terminal show in the end: what follows the last return to its left edge."""
-    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
-    main, other = pty.openpty()
-    termios.tcsetwinsize(other, (24, 100))
-    with subprocess.Popen([sys.executable, "-m", "pivotune", *args], stdout=other, stderr=other) as process:
-        os.close(other)
-        told = b""
-        with suppress(OSError):  # the end of a terminal
-            while piece := os.read(main, 1 << 16):
-                told += piece
-    os.close(main)
-    return process.returncode, told.count(b"%|"), [line.rpartition("\r")[2] for line in told.decode().split("\r\n")]
-
-
-def test_a_bar_shows_how_far_it_is_and_leaves_the_lines_alone(run, rows, saved, tmp_path):
-    (tmp_path / "in").mkdir()
-    for number in range(20):
-        saved(f"in/w{number:02}.safetensors", {"emb_params": rows(1, 768)})
-    (tmp_path / "in" / "w05.safetensors").write_bytes(b"bad")
-    code, bars, lines = on_a_terminal("retarget", "in", "--for", "comfyui", "--out", "out")
-    assert (code, bars > 0) == (1, True)
-    good = [f"out/w{number:02}.safetensors  type: embedding:w{number:02}" for number in range(20) if number != 5]
-    assert lines[:20] == [*good, "19 files written from 19"]
-    assert [line for line in lines[20:] if line and "w05.safetensors" not in line] == ["Error: 1 of 20 files failed"]
-    _, bars, lines = on_a_terminal("inspect", "in")
-    assert bars > 0
-    assert [line for line in lines if line.startswith("in/")] == [
-        f"in/w{number:02}.safetensors" for number in range(20)
-    ]
-    assert "%|" not in run("retarget", "in", "--for", "kohya", "--out", "out2").output
-
-
-def test_two_files_never_meet_on_one_name_even_with_overwrite(run, rows, saved, tmp_path):
-    for folder in ("1", "2"):
-        (tmp_path / folder).mkdir()
-        saved(f"{folder}/cat.safetensors", {"emb_params": rows(1, 768)})
-    command = ("retarget", "1/cat.safetensors", "2/cat.safetensors", "--for", "a1111", "--out", "out", "--overwrite")
-    assert run(*command).exit_code == 1
-    assert run(*command).exit_code == 1
-    assert safetensors_file.read("out/cat.safetensors")[0]["emb_params"].data == \
-        safetensors_file.read("1/cat.safetensors")[0]["emb_params"].data  # fmt: skip
-
-
-def test_a_rehearsal_writes_nothing_and_finds_what_would_fail(run, rows, saved):
-    saved("x.safetensors", {"emb_params": rows(1, 768)})
-    result = run("retarget", "x.safetensors", "--for", "kohya", "--out", "out", "--dry-run")
-    assert (result.exit_code, os.path.exists("out")) == (0, False)
-    assert "out/x.safetensors" in result.output
-    saved("out.safetensors", {"emb_params": rows(1, 768)})
-    result = run("rename", "x.safetensors", "y", "--out", "out.safetensors", "--dry-run")
-    assert "exists already" in str(result.exception)
-
-
-def test_strict_makes_a_loss_an_error_before_anything_is_written(run, rows, saved):
-    saved("x.safetensors", {"clip_l": rows(1, 768), "t5": rows(1, 4096)})
-    command = ("retarget", "x.safetensors", "--for", "forge", "--out", "out")
-    result = run(*command, "--strict")
-    assert "t5 is left out" in str(result.exception)
-    assert not os.path.exists("out")
-    result = run(*command)
-    assert "Lost: out/x.safetensors: t5 is left out" in result.output
-
-
-def test_a_loss_is_said_while_nothing_is_in_its_place(run, rows, saved, monkeypatch):
-    saved("x.safetensors", {"clip_l": rows(1, 768), "t5": rows(1, 4096)})
-    there = []
-    monkeypatch.setattr(click, "echo", lambda *_, **__: there.append(os.path.exists("out/x.safetensors")))
-    assert run("retarget", "x.safetensors", "--for", "forge", "--out", "out").exit_code == 0
-    assert there == [False, True]
 
 
 def test_a_name_that_prompts_read_as_something_else_is_pointed_out(run, rows, saved, lora):
@@ -316,14 +245,6 @@ def test_no_name_in_a_file_leads_out_of_the_folder(name, run, rows, saved, lora,
     assert not os.path.lexists("/evil.safetensors")
 
 
-def test_a_terminal_is_not_at_the_mercy_of_names(run, rows, saved, lora):
-    saved("l.safetensors", {**lora(768), "bundle_emb.\x1b[31mred\r\n.clip_l": rows(1, 768)})
-    output = run("inspect", "l.safetensors").output
-    assert "\x1b" not in output
-    assert "\r" not in output
-    assert "\\x1b[31mred" in output
-
-
 def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path, rows, saved, lora):
     saved("l.safetensors", lora(768))
     saved("w.safetensors", {"emb_params": rows(1, 768)})
@@ -363,21 +284,6 @@ assert kill_at(step) == 0 and step > 5, step
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
-def test_no_heavy_library_is_loaded(rows, saved, lora, tmp_path):
-    saved("l.safetensors", lora(768))
-    saved("w.safetensors", {"emb_params": rows(1, 768)})
-    code = (
-        "import sys; from pivotune.pipeline.commands_convert import COMMANDS\n"
-        "from pivotune.pipeline.commands_convert_inspect import inspect\n"
-        "COMMANDS['bundle'](['l.safetensors', 'w.safetensors', '--out', 'o.safetensors'], standalone_mode=False)\n"
-        "inspect(['o.safetensors', '--json'], standalone_mode=False)\n"
-        "COMMANDS['unbundle'](['o.safetensors', '--out', 'u', '--for', 'a1111'], standalone_mode=False)\n"
-        "heavy = {'torch', 'numpy', 'transformers', 'diffusers', 'safetensors', 'PIL', 'jsonschema'}\n"
-        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
-
-
 def test_a_word_that_is_not_there_is_not_renamed(run, rows, saved):
     saved("k.safetensors", {"emb_params": rows(1, 768)})
     result = run("rename", "k.safetensors", "dog=cat", "--out", "o.safetensors")
@@ -387,16 +293,6 @@ def test_a_word_that_is_not_there_is_not_renamed(run, rows, saved):
     assert not os.path.exists("o.safetensors")
     assert run("rename", "k.safetensors", "k=cat", "--out", "o.safetensors").exit_code == 0
     assert [word.name for word in read("o.safetensors").embeddings] == ["cat"]
-
-
-@pytest.mark.parametrize("command", [["inspect"], ["retarget", "--for", "a1111", "--out", "out"]])
-def test_ordinary_pictures_of_a_folder_are_passed_over(command, run, rows, saved, tmp_path):
-    saved("in/cat.safetensors", {"emb_params": rows(1, 768)})
-    Image.new("RGB", (32, 32), "white").save(tmp_path / "in" / "photo.png")
-    result = run(*command, "in")
-    assert result.exit_code == 0, result.output
-    assert "photo" not in result.output
-    assert run(*command, "in/photo.png").exit_code == 1
 
 
 def test_words_of_a_small_model_are_for_the_family_that_they_state(run, rows, saved, lora):
