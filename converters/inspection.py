@@ -68,9 +68,9 @@ def inspect(path: Path | str) -> dict[str, Any]:
 
 def unread(path: Path | str, error: ConvertError) -> dict[str, Any]:
     """In the shape of `inspect`, what there is to say of a file that cannot be read: its `error`."""
-    nothing = {"dialect": None, "title": None, "family": None, "families": [], "embeddings": [], "lora": None}
-    rest = {"metadata": {}, "notes": [], "programs": {}}
-    return {"path": str(path), "kind": "other", **nothing, **rest, "error": str(error)}
+    facts: dict[str, Any] = {"path": str(path), "kind": "other", "dialect": None, "title": None, "family": None}
+    facts |= {"families": [], "embeddings": [], "lora": None, "metadata": {}, "notes": [], "programs": {}}
+    return {**facts, "error": str(error)}
 
 
 def _kind(stored: Stored, contents: Contents) -> str:

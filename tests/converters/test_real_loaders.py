@@ -1,4 +1,4 @@
-"""Our files in the loaders that others wrote, where those can be installed: diffusers, torch, safetensors."""
+"""Our files in the loaders that others wrote, where those can be installed: diffusers, InvokeAI, safetensors."""
 
 import pytest
 import safetensors.numpy
@@ -61,3 +61,16 @@ def test_safetensors_reads_what_we_write(family, tmp_path, word):
     assert sorted(array.tobytes() for array in found.values()) == sorted(
         bytes(tensor.data) for tensor in embedding.vectors.values()
     )
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_invokeai_reads_what_we_write_for_it(family, tmp_path, word):
+    try:  # it asks for a torch and a diffusers of its own, so it is tried where somebody has both
+        from invokeai.backend.textual_inversion import TextualInversionModelRaw
+    except ImportError as error:
+        pytest.skip(f"InvokeAI is not installed ({error})")
+    embedding = word("cat", families()[family].widths)
+    (file,) = write_word(embedding, "invokeai", families()[family], tmp_path)
+    found = TextualInversionModelRaw.from_checkpoint(file.path)
+    parts = [found.embedding] if found.embedding_2 is None else [found.embedding_2, found.embedding]
+    assert [part.numpy().tobytes() for part in parts] == [bytes(tensor.data) for tensor in embedding.vectors.values()]
