@@ -1,0 +1,98 @@
+"""What the commands do, as plain functions: `from pivotune.converters.library import read, retarget, unbundle, bundle`.
+
+All of them raise ConvertError, whose text says what is wrong and the way out, and then leave nothing behind. Files that
+a call writes appear together. torch is never needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+
+from . import adding, operations
+from .atomic import Batch, batch
+from .embedding import Embedding
+from .errors import ConvertError
+from .inspection import inspect
+from .read import read
+from .words import Options, asked_family
+from .write import Written, add_words, strictly
+
+__all__ = ["ConvertError", "Written", "bundle", "inspect", "merge", "read", "rename", "retarget", "unbundle", "write"]
+
+Place = str | PathLike[str]
+
+
+def write(
+    words: Iterable[Embedding],
+    program: str,
+    folder: Place,
+    *,
+    family: str,
+    overwrite: bool = False,
+    strict: bool = False,
+) -> list[Written]:
+    """Write words (of `read`, or made by hand) as files that `program` loads for models of `family`.
+
+    Each file is read back as the program reads it. What it cannot hold is in `losses`; `strict` makes that an error.
+    """
+    kind = asked_family(family)
+    return _done(lambda files: add_words(files, list(words), program, kind, Path(folder)), overwrite, strict)
+
+
+def retarget(
+    path: Place, folder: Place, programs: Sequence[str] = (), *, family: str | None = None, name: str | None = None,
+    dialect: str | None = None, overwrite: bool = False, strict: bool = False,
+) -> list[Written]:  # fmt: skip
+    """Every word of a file of any dialect, written for each of `programs` (or once in `dialect`).
+
+    Several programs get a folder each. `family` is needed where the file leaves it open, `name` renames the one word.
+    """
+    options = Options(family=family, name=name, dialect=dialect)
+    return _done(
+        lambda files: operations.retarget(files, Path(path), Path(folder), programs, options), overwrite, strict
+    )
+
+
+def unbundle(
+    path: Place, folder: Place, programs: Sequence[str] = (), *, family: str | None = None, dialect: str | None = None,
+    overwrite: bool = False, strict: bool = False,
+) -> list[Written]:  # fmt: skip
+    """The LoRA without its words (first of what comes back), and a file a word for each program."""
+    options = Options(family=family, dialect=dialect)
+    return _done(
+        lambda files: operations.unbundle(files, Path(path), Path(folder), programs, options), overwrite, strict
+    )
+
+
+def bundle(
+    lora: Place, words: Iterable[Place], out: Place, programs: Sequence[str] = (), *, family: str | None = None,
+    name: str | None = None, replace: bool = False, drop_outputs: bool = False, overwrite: bool = False,
+    strict: bool = False,
+) -> list[Written]:  # fmt: skip
+    """The LoRA with the words of other files in it; an error if one of `programs` would refuse the whole LoRA."""
+    options = Options(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
+    paths = [Path(word) for word in words]
+    return _done(lambda files: adding.bundle(files, Path(lora), paths, Path(out), programs, options), overwrite, strict)
+
+
+def rename(path: Place, new: str, out: Place, *, overwrite: bool = False) -> list[Written]:
+    """The same file with a word called `new`; `old=new` says which, where there are several."""
+    return _done(lambda files: operations.rename(files, Path(path), new, Path(out)), overwrite, False)
+
+
+def merge(
+    paths: Iterable[Place], out: Place, *, name: str | None = None, drop_outputs: bool = False, overwrite: bool = False
+) -> list[Written]:
+    """All words of the files in one: halves of a word together, several words as a bundle, at most one LoRA with it."""
+    found, options = [Path(path) for path in paths], Options(name=name, drop_outputs=drop_outputs)
+    return _done(lambda files: operations.merge(files, found, Path(out), options), overwrite, False)
+
+
+def _done(work: Callable[[Batch], list[Written]], overwrite: bool, strict: bool) -> list[Written]:
+    with batch(overwrite=overwrite) as files:
+        written = work(files)
+        if strict:
+            strictly(written)
+    return written

@@ -1,0 +1,70 @@
+"""The commands from Python, as the README shows them."""
+
+import ast
+import inspect as source
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pivotune.converters import library
+from pivotune.converters.tensor import RawTensor
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
+EXAMPLE = re.search(r"```python\n(from pivotune\.converters\.library.*?)```", README, re.S)[1]
+
+
+@pytest.fixture
+def files(saved, rows, lora, tmp_path, monkeypatch):
+    """The files of the README: a word of somebody's, and a LoRA with two words in it."""
+    monkeypatch.chdir(tmp_path)
+    torch = pytest.importorskip("torch")
+    word = {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}, "name": "x", "step": 1}
+    torch.save(word, "word.pt")
+    saved("lora.safetensors", lora(768, cat={"clip_l": rows(2, 768)}, dog={"clip_l": rows(1, 768)}))
+
+
+def test_the_readmes_example_runs_and_does_what_it_says(files, same):
+    exec(compile(EXAMPLE, "README.md", "exec"), {})
+    assert sorted(os.listdir("words")) == ["comfyui", "diffusers"]
+    assert sorted(os.listdir("apart")) == ["cat.safetensors", "dog.safetensors", "lora.safetensors"]
+    before = {word.name: word.vectors for word in library.read("lora.safetensors").embeddings}
+    (cat,) = library.read("both.safetensors").embeddings
+    assert same(cat.vectors, before["cat"])
+
+
+def test_words_are_written_merged_and_renamed(files, tmp_path):
+    (word,) = library.read("word.pt").embeddings
+    (file,) = library.write([word], "onetrainer", tmp_path / "o", family="sd1")
+    assert (file.path.name, file.trigger) == ("word.safetensors", "word")
+    library.rename(file.path, "ring", "ring.safetensors")
+    library.merge(["ring.safetensors", file.path], "all.safetensors")
+    assert {word.name for word in library.read("all.safetensors").embeddings} == {"ring", "word"}
+
+
+def test_what_fails_leaves_nothing_behind(files):
+    with pytest.raises(library.ConvertError, match="exists already"):
+        library.rename("lora.safetensors", "cat=fox", "word.pt")
+    with pytest.raises(library.ConvertError, match="would be lost"):
+        library.bundle("lora.safetensors", ["word.pt"], "out.safetensors", ["comfyui"], strict=True)
+    with pytest.raises(library.ConvertError, match="'sd9' is no family"):
+        library.retarget("word.pt", "new", ["a1111"], family="sd9")
+    assert sorted(os.listdir(".")) == ["lora.safetensors", "word.pt"]
+
+
+def test_it_is_typed_documented_and_light(tmp_path, saved, rows):
+    for name in set(library.__all__) - {"ConvertError", "Written"}:
+        function = getattr(library, name)
+        assert source.getdoc(function), name
+        told = source.get_annotations(function)
+        assert told.keys() == {*source.signature(function).parameters, "return"}, name
+    saved("x.safetensors", {"emb_params": RawTensor("F32", (1, 768), bytes(rows(1, 768).data))})
+    code = (
+        "import sys; from pivotune.converters import library as l; l.inspect('x.safetensors'); "
+        "l.retarget('x.safetensors', 'o', ['comfyui']); print([m for m in sys.modules if m in ('torch', 'numpy')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert ast.literal_eval(done.stdout) == []
