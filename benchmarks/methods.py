@@ -1,137 +1,134 @@
 """What the methods learn on the micro model: how near they come to a thing, and how intact other prompts stay.
 
-    python benchmarks/methods.py OUT.json [--seeds 3] [--steps 300] [--things two-tone,moon]
+    python benchmarks/methods.py [--seeds 3] [--steps 150] [--thing NAME]… [--method NAME]…
 
-Each method trains for the same number of steps on the same pictures. `near` is the distance of its pictures to the
-thing as it is drawn (0 to 255, below 25 a viewer sees the same), `hits` the share of pictures below 25, `drift` the
-mean absolute difference (0 to 255) of pictures of other prompts from those of the untouched model at the same seed.
-Rows are written as they come, so that a stopped benchmark keeps what it has.
+Every method takes the same number of steps of the same batch size on the same pictures; where it has two stages they
+share the steps, but for the rows that say otherwise. Step sizes and LoRA are the same in all methods that have them.
+Pictures are drawn with what was exported, by a model loaded anew, always from the same seeds. Writes methods.json row
+by row (a row that is there is not measured again) and METHODS.md beside this file.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import click
 import numpy as np
+import torch
+from methods_recipes import METHODS, recipe_of
+from methods_table import markdown
 from PIL import Image
 
-from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run.runner import run_recipe
-from pivotune.recipes.micro.grammar import BACKGROUNDS, Scene
+from pivotune.pipeline.run.samples import draw_after, draw_now
+from pivotune.recipes.micro.grammar import BACKGROUNDS, COLOURS, Scene, Thing
 from pivotune.recipes.micro.judge import HIT, distance_to_drawing
-from pivotune.recipes.micro.pictures import THINGS, placeholder
+from pivotune.recipes.micro.pictures import THINGS
 
-LORA = 'lora = { rank = 8, learning_rate = 1e-3, targets = "attention+feed-forward" }'
-TUNE = "finetune = { learning_rate = 1e-4 }"
-# method: its train stages as (share of the steps, what the stage says beside them)
-METHODS: dict[str, list[tuple[float, str]]] = {
-    "words": [(1.0, "")],
-    "words + LoRA": [(1.0, LORA)],
-    "words + fine-tune": [(1.0, TUNE)],
-    "words, then LoRA": [(0.5, ""), (0.5, f"embeddings = false\n{LORA}")],
-    "words, then fine-tune": [(0.5, ""), (0.5, f"embeddings = false\n{TUNE}")],
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+# Prompts without the word, and what they should show: two far from every thing, and a neighbour of the two-tone square.
+OTHERS = {
+    "a photo of a red circle on a white background": Thing("circle", COLOURS["red"]),
+    "a picture of a green star on a gray background": Thing("star", COLOURS["green"]),
+    "a photo of a purple square on a white background": Thing("square", COLOURS["purple"]),
 }
-OTHERS = ("a photo of a red circle on a white background", "a picture of a green star on a gray background")
-RECIPE = """
-name = "methods"
-seed = {seed}
-device = "cpu"
-threads = 1
-[model]
-base = "micro"
-[[concept]]
-images = {images}
-[[embedding]]
-placeholder = "{word}"
-initial_text = "square"
-tokens = 2
-[[stage]]
-kind = "tokenize"
-[[stage]]
-kind = "inject"
-{stages}
-[[stage]]
-kind = "export"
-targets = ["diffusers"]
-[samples]
-prompts = {prompts}
-count = {count}
-guidance = 3.0
-"""
-STAGE = """
-[[stage]]
-kind = "train"
-steps = {steps}
-batch_size = 4
-learning_rate = 1e-2
-schedule = "sqrt"
-log_every = 50
-{more}
-"""
 
 
-def recipe_of(folder: Path, thing: str, method: str, seed: int, steps: int, count: int) -> Recipe:
-    """The recipe of one method, thing and seed, written into the folder."""
-    images = Path(__file__).parents[1] / "recipes" / "pictures" / thing
-    word = placeholder(thing)
-    stages = "".join(STAGE.format(steps=round(share * steps), more=more) for share, more in METHODS[method])
-    prompts = json.dumps([f"a photo of {word} on a yellow background", *OTHERS])
-    path = folder / "recipe.toml"
-    filled = RECIPE.format(
-        seed=seed, images=json.dumps(str(images)), word=word, stages=stages, prompts=prompts, count=count
-    )
-    path.write_text(filled, "utf-8")
-    return load_recipe(path)
+def trained(recipe: Recipe, folder: Path) -> dict[tuple[str, int], Any]:
+    """Run the recipe; pictures (64, 64, 3) by prompt and seed, as a fresh model draws them with the exported files."""
+    silent = replace(recipe, samples=replace(recipe.samples, prompts=()))
+    run_recipe(silent, out=folder / "run", progress=lambda text: None, bar=False)
+    exports = folder / "run" / "exports"
+    [word] = (exports / "methods_embeddings").glob("*.safetensors")
+    tuned, lora = exports / "methods_model", exports / "methods.safetensors"
+    spec = replace(recipe.model, base=str(tuned), family="sd1") if tuned.is_dir() else recipe.model
+    files = {recipe.words[0].placeholder: word}
+    rows = draw_after(load_model(spec, CPU), recipe, files, lora if lora.is_file() else None, folder / "pictures")
+    return {(row["prompt"], row["seed"]): opened(folder / row["path"]) for row in rows}
 
 
-def measured(folder: Path, thing: str) -> dict[str, Any]:
-    """Nearness, hits and drift of a finished run."""
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    shown: dict[tuple[str, str, int], Any] = {}
-    for row in manifest["pictures"]:
-        picture = np.asarray(Image.open(folder / row["path"]).convert("RGB"))
-        shown[row["when"], row["prompt"], row["seed"]] = picture
-    scene = Scene(THINGS[thing], BACKGROUNDS["yellow"])
-    near = [distance_to_drawing(one, scene) for (when, prompt, _), one in shown.items()
-            if when == "after" and prompt not in OTHERS]  # fmt: skip
-    drift = [float(np.abs(one.astype(int) - shown["before", prompt, seed]).mean())
-             for (when, prompt, seed), one in shown.items() if when == "after" and prompt in OTHERS]  # fmt: skip
-    return {"near": median(near), "hits": mean(one < HIT for one in near), "drift": median(drift)}
+def opened(path: Path) -> Any:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
-def rows(things: list[str], seeds: int, steps: int, count: int) -> Iterator[dict[str, Any]]:
-    """One row a seed, thing and method; methods in turn, so that a benchmark cut short compares like with like."""
-    for seed in range(seeds):
-        for thing in things:
-            for method in METHODS:
-                with tempfile.TemporaryDirectory() as name:
-                    folder = Path(name)
-                    recipe = recipe_of(folder, thing, method, seed, steps, count)
-                    run_recipe(recipe, out=folder / "run", progress=lambda text: None, bar=False)
-                    found = measured(folder / "run", thing)
-                yield {"method": method, "thing": thing, "seed": seed, "steps": steps, **found}
+@cache
+def untouched(count: int) -> dict[tuple[str, int], Any]:
+    """The other prompts as the model draws them that nothing was trained into."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe = recipe_of(folder, "moon", "words", 0, 1, list(OTHERS), count)
+        plain = replace(recipe, samples=replace(recipe.samples, prompts=tuple(OTHERS)))
+        rows = draw_now(load_model(recipe.model, CPU), plain, folder / "pictures", "untouched")
+        return {(row["prompt"], row["seed"]): opened(folder / row["path"]) for row in rows}
+
+
+def measured(shown: dict[tuple[str, int], Any], thing: str, count: int) -> dict[str, float]:
+    """Nearness and hits of the word's pictures, drift and faithfulness of the others'."""
+    near = [distance_to_drawing(one, scene_of(THINGS[thing])) for (prompt, _), one in shown.items()
+            if prompt not in OTHERS]  # fmt: skip
+    others = {asked: one for asked, one in shown.items() if asked[0] in OTHERS}
+    before = untouched(count)
+    drift = [float(np.abs(one.astype(int) - before[asked]).mean()) for asked, one in others.items()]
+    far = [distance_to_drawing(one, scene_of(OTHERS[asked[0]])) for asked, one in others.items()]
+    found = {"near": median(near), "hits": mean(d < HIT for d in near), "drift": median(drift), "others": mean(far)}
+    return {name: round(float(value), 3) for name, value in found.items()}
+
+
+def scene_of(thing: Thing) -> Scene:
+    """The judge looks for place, size and background in the picture."""
+    return Scene(thing, BACKGROUNDS["yellow"])
+
+
+def measure(thing: str, method: str, seed: int, steps: int, count: int, keep: Path | None = None) -> dict[str, Any]:
+    """One row: train, draw, judge. `keep` is where the pictures of the word go."""
+    with tempfile.TemporaryDirectory() as name:
+        recipe = recipe_of(Path(name), thing, method, seed, steps, list(OTHERS), count)
+        shown = trained(recipe, Path(name))
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        sheet = [np.concatenate([one for (prompt, _), one in shown.items() if prompt == asked], axis=1)
+                 for asked in recipe.samples.prompts]  # fmt: skip
+        Image.fromarray(np.concatenate(sheet)).save(keep / f"{thing}-{method}-{seed}.png".replace(" ", "_"))
+    return {"method": method, "thing": thing, "seed": seed, "steps": steps, "count": count,
+            **measured(shown, thing, count)}  # fmt: skip
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--steps", default=300, show_default=True)
-@click.option("--count", default=8, show_default=True, help="Pictures for each prompt.")
-@click.option("--things", default="two-tone,moon", show_default=True)
-def main(out: Path, seeds: int, steps: int, count: int, things: str) -> None:
+@click.option("--steps", default=150, show_default=True)
+@click.option("--count", default=6, show_default=True, help="Pictures for each prompt.")
+@click.option("--thing", "things", multiple=True, type=click.Choice(list(THINGS)), default=("two-tone", "moon"))
+@click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), default=tuple(METHODS))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=HERE, help="Where the results go.")
+@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Where a sheet of pictures a row goes.")
+def main(
+    seeds: int, steps: int, count: int, things: tuple[str, ...], methods: tuple[str, ...], out: Path, keep: Path | None
+) -> None:
     """Train every method and write what was measured."""
-    found: list[dict[str, Any]] = []
-    for row in rows(things.split(","), seeds, steps, count):
-        found.append(row)
-        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(*(f"{key}={value if not isinstance(value, float) else round(value, 2)}" for key, value in row.items()))
+    path = out / "methods.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else []
+    asked = {"steps": steps, "count": count}
+    found = [row for row in found if asked.items() <= row.items()]  # rows of other settings compare with nothing here
+    for seed in range(seeds):
+        for thing in things:
+            for method in methods:
+                this = {"method": method, "thing": thing, "seed": seed}
+                if any(this.items() <= row.items() for row in found):
+                    continue
+                found.append(measure(thing, method, seed, steps, count, keep))
+                path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+                (out / "METHODS.md").write_text(markdown(found, METHODS), "utf-8")
+                click.echo(found[-1])
 
 
 if __name__ == "__main__":
