@@ -102,8 +102,15 @@ def merge(files: Batch, paths: Sequence[Path], out: Path, options: Options) -> l
 
 
 def _in_dialect(files: Batch, words: Sequence[Embedding], folder: Path, dialect: str) -> list[Written]:
+    """In a dialect by name, whatever reads it. AUTOMATIC1111's is the one that is no safetensors file."""
     written = []
     for word, stem in zip(words, distinct_stems(word.name for word in words).values(), strict=True):
+        if dialect == "a1111":
+            from .torch_writer import add_pt  # takes its time to load
+
+            add_pt(files, folder / f"{stem}.pt", word)
+            written.append(Written(folder / f"{stem}.pt", "", dialect, stem))
+            continue
         written += rewritten(files, folder / f"{stem}.safetensors", Contents((word,)), dialect)
     return written
 

@@ -20,6 +20,8 @@ def rewritten(
     files: Batch, out: Path, contents: Contents, dialect: str, program: str = "", losses: tuple[str, ...] = ()
 ) -> list[Written]:
     """Write `contents` in a dialect by name; a bundle keeps each word's own metadata and is read again as one."""
+    if out.suffix.lower() != ".safetensors":
+        raise ConvertError(f"{out}: must end in .safetensors, for programs go by the ending")
     tensors, metadata = DIALECTS[dialect].write(contents)
     if dialect == "bundle":
         metadata = {**metadata, WORDS: json.dumps({word.name: word.metadata for word in contents.embeddings})}

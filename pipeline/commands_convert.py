@@ -62,7 +62,9 @@ _FAMILY = click.option(
     help="Kind of model, where a file leaves it open: " + ", ".join(family_names()) + ".",
 )
 _DIALECT = click.option(
-    "--dialect", type=click.Choice(WRITABLE), help="Write in this dialect instead of for a program."
+    "--dialect",
+    type=click.Choice(WRITABLE),
+    help="Write in this dialect instead of for a program (a1111: its old .pt).",
 )
 _NAME = click.option("--name", help="Name of the word, instead of the one in the file.")
 

@@ -79,4 +79,4 @@ DIALECTS: dict[str, Dialect] = {
 }
 
 # Those that single words can be written in by name; what programs read is chosen by `programs` instead.
-WRITABLE = ("kohya", "onetrainer", "lycoris", "encoders", "diffusers", "bundle")
+WRITABLE = ("kohya", "onetrainer", "lycoris", "encoders", "diffusers", "bundle", "a1111")

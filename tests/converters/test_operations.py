@@ -146,6 +146,39 @@ def test_a_word_can_be_written_in_a_dialect_by_name(dialect, keys, run, rows, sa
     assert run("retarget", "x.safetensors", "--out", "out").exit_code == 2
 
 
+@pytest.mark.parametrize(("dtype", "kind"), [("F32", "float32"), ("F16", "float16"), ("F64", "float64")])
+def test_a_word_can_be_written_as_programs_from_before_safetensors_read_it(dtype, kind, run, rows, saved):
+    torch = pytest.importorskip("torch")
+    tensor = rows(3, 768, dtype)
+    saved("x.safetensors", {"<Ä cat>": tensor})
+    command = ("retarget", "x.safetensors", "--dialect", "a1111", "--out")
+    assert run(*command, "out").exit_code == 0
+    loaded = torch.load("out/Ä cat.pt", weights_only=True)
+    assert loaded["string_to_token"] == {"*": 265}
+    assert (loaded["name"], loaded["step"]) == ("<Ä cat>", 0)
+    vectors = loaded["string_to_param"]["*"]
+    assert (vectors.dtype, vectors.shape) == (getattr(torch, kind), (3, 768))
+    assert vectors.numpy().tobytes() == bytes(tensor.data)
+    told = json.loads(run("inspect", "out/Ä cat.pt", "--json").output)
+    assert told["dialect"] == "a1111"
+    reads = {name for name, verdict in told["programs"].items() if verdict["loads"] != "no"}
+    assert reads == set(told["programs"]) - {"onetrainer"}
+    run(*command, "again")
+    with open("out/Ä cat.pt", "rb") as one, open("again/Ä cat.pt", "rb") as other:
+        assert one.read() == other.read()
+
+
+def test_what_old_files_cannot_hold_is_refused(run, rows, saved):
+    saved("two.safetensors", sdxl(rows))
+    saved("eight.safetensors", {"emb_params": RawTensor("F8_E4M3", (1, 768), bytes(768))})
+    for name, why in (("two", "room for one text encoder"), ("eight", "cannot hold F8_E4M3")):
+        result = run("retarget", f"{name}.safetensors", "--dialect", "a1111", "--out", "out")
+        assert why in str(result.exception)
+    result = run("rename", "two.safetensors", "cat", "--out", "cat.pt")
+    assert "must end in .safetensors" in str(result.exception)
+    assert sorted(os.listdir(".")) == ["eight.safetensors", "two.safetensors"]
+
+
 @pytest.mark.parametrize("layout", ["cloneofsimo", "ai-toolkit"])
 def test_words_of_other_loras_are_taken_out_and_bundled(layout, run, rows, saved, same):
     if layout == "cloneofsimo":
