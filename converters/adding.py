@@ -39,7 +39,8 @@ def bundle(
     family = _family_of_lora(lora, found, words, options)
     widths = family.widths if family else None
     added = (word for path in words for word in _words_to_add(path))
-    settled = (replace(word, vectors=settle(word.vectors, widths or {})) for word in named(added, options.name))
+    words_named = named(added, options.name)
+    settled = (Embedding(word.name, settle(word.vectors, widths or {}), word.metadata) for word in words_named)
     turns = _in_turn(settled) if len(words) > MANY else settled
     lora_only = replace(found.contents, embeddings=own_words(found.contents))
     contents = bundled(lora_only, turns, widths=widths, replace=options.replace, drop_outputs=options.drop_outputs)

@@ -15,25 +15,29 @@ from .temporary import Temporary, begun, part, sweep, sync_files
 
 Fill = Callable[[BinaryIO], None]
 Verify = Callable[[Path], None]
+BUFFER = 1 << 13  # bytes; being asked for, it spares the question whether the file is a terminal
 MOST_UNNAMED = 32  # temporary files of a batch: each costs a descriptor until the end
 
 
 class Batch:
     """Files that are written beside their places and appear together; made by `batch`."""
 
-    def __init__(self, overwrite: bool, dry: bool = False, claimed: set[str] | None = None) -> None:
-        self.overwrite, self.dry = overwrite, dry
+    def __init__(
+        self, overwrite: bool, dry: bool = False, claimed: set[str] | None = None, repeatable: bool = False
+    ) -> None:
+        self.overwrite, self.dry, self.repeatable = overwrite, dry, repeatable
         self._claimed = set() if claimed is None else claimed
         self._staged: dict[Path, Temporary] = {}  # by place
-        self._folders: dict[Path, bool] = {}  # that were looked at: whether they were made on the way
+        self._folders: dict[str, bool] = {}  # that were looked at: whether they were made on the way
         self._own: list[str] = []
+        self._whole: dict[str, str] = {}  # folders to their absolute paths
 
     def add(self, path: Path, fill: Fill, verify: Verify | None = None) -> None:
         """Write a temporary file for `path` and let `verify` read it back.
 
         Raises ConvertError if the place is taken (by a file, or by another one of this batch or command).
         """
-        place = _folded(path)
+        place = self._folded(path)
         if place in self._claimed:
             raise taken(path, True)
         if os.path.lexists(path):
@@ -46,9 +50,11 @@ class Batch:
         if self.dry:
             return
         try:
-            self._make_folder(path.parent)
-            temporary = self._staged[path] = begun(path.parent, len(self._staged) < MOST_UNNAMED)
-            with open(temporary.descriptor, "wb", closefd=False) as file:
+            folder = os.path.dirname(path)
+            if folder not in self._folders:
+                self._make_folder(folder)
+            temporary = self._staged[path] = begun(folder, len(self._staged) < MOST_UNNAMED)
+            with open(temporary.descriptor, "wb", BUFFER, closefd=False) as file:
                 fill(file)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise failed(path, "cannot be written", error) from error
@@ -57,15 +63,25 @@ class Batch:
         if temporary.named:
             temporary.close()
 
-    def _make_folder(self, folder: Path) -> None:
+    def _folded(self, path: Path) -> str:
+        """The place under the one name by which a system that minds neither case nor composition knows it."""
+        folder, name = os.path.split(path)
+        whole = self._whole.get(folder)
+        if whole is None:
+            whole = self._whole[folder] = os.path.abspath(folder)
+        return f"{whole}/{name.lower() if name.isascii() else unicodedata.normalize('NFC', name.casefold())}"
+
+    def _make_folder(self, folder: str) -> None:
         if folder in self._folders:
             return
-        if folder.is_dir():
+        above = os.path.dirname(folder)
+        if above == folder or os.path.isdir(folder):  # the current folder (empty) and the root are there
             self._folders[folder] = False
-            sweep(folder)
+            sweep(folder or os.curdir)
             return
-        self._make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        self._make_folder(above)
+        with suppress(FileExistsError):  # another command has made it meanwhile
+            os.mkdir(folder)
         self._folders[folder] = True
 
     def commit(self) -> None:
@@ -75,8 +91,10 @@ class Batch:
         """
         placed: list[Path] = []
         kept: dict[Path, Path | None] = {}  # place -> the old file under a temporary name, None if there was none
+        lasting = not self.repeatable or (self.overwrite and any(map(os.path.lexists, self._staged)))
         try:
-            sync_files(self._staged)
+            if lasting:
+                sync_files(self._staged)
             for path, temporary in self._staged.items():
                 if len(self._staged) > 1:
                     _keep(path, kept, self.overwrite)
@@ -95,11 +113,11 @@ class Batch:
             for aside in filter(None, kept.values()):
                 with suppress(OSError):
                     aside.unlink()
-        folders = {path.parent for path in placed} | {folder.parent for folder, made in self._folders.items() if made}
+        folders = {*self._folders, *(os.path.dirname(folder) for folder, made in self._folders.items() if made)}
         self._folders.clear()
         self._own.clear()
-        for folder in folders:
-            sync_folder(folder)
+        for folder in folders if lasting else ():
+            sync_folder(folder or os.curdir)
 
     def discard(self) -> None:
         """Remove what was written and has no name yet."""
@@ -109,17 +127,23 @@ class Batch:
             self._claimed.difference_update(self._own)
         for folder in reversed([folder for folder, made in self._folders.items() if made]):
             with suppress(OSError):  # somebody else has put something there
-                folder.rmdir()
+                os.rmdir(folder)
 
 
 @contextmanager
-def batch(*, overwrite: bool = False, dry: bool = False, claimed: set[str] | None = None) -> Iterator[Batch]:
+def batch(
+    *, overwrite: bool = False, dry: bool = False, claimed: set[str] | None = None, repeatable: bool = False
+) -> Iterator[Batch]:
     """Several files that appear together when the block ends well; nothing is left behind when it does not.
 
     `dry` checks the places and writes nothing. `claimed` are places that other batches of the same command have
     written to: not even `overwrite` lets two words meet on one file.
+
+    `repeatable`: the files are made from others, which stay, so they are brought to the disk by the system in its own
+    time, as those that `cp` writes. A killed process loses nothing by that, and after a power cut the command is given
+    again. Where an old file, which may be the source, is replaced, all are on the disk before the first has its name.
     """
-    files = Batch(overwrite, dry, claimed)
+    files = Batch(overwrite, dry, claimed, repeatable)
     try:
         yield files
         files.commit()
@@ -144,20 +168,24 @@ def _place(temporary: Temporary, path: Path, overwrite: bool) -> None:
     if overwrite:
         os.replace(temporary.with_a_name(path), path)
         return
-    try:
-        temporary.link(path)
-    except FileExistsError:
-        raise taken(path) from None
-    except OSError:  # a file system without hard links
-        from .no_replace import rename_if_free
-
-        named = temporary.with_a_name(path)
+    for put in _ways(temporary, path):
         try:
-            rename_if_free(named, path)
+            put(path)
+            return
         except FileExistsError:
             raise taken(path) from None
-        except OSError:  # nor a rename that spares a file: claim the name first
-            _claim(named, path)
+        except OSError:  # a system, or a file system, that cannot
+            continue
+    _claim(temporary.path, path)
+
+
+def _ways(temporary: Temporary, path: Path) -> Iterator[Callable[[Path], None]]:
+    """How to give a name that must be free. A rename that spares a file is one call of the system, a link needs two."""
+    if not temporary.named:
+        yield temporary.link
+    temporary.with_a_name(path)
+    yield temporary.move
+    yield temporary.link
 
 
 def _claim(temporary: Path, path: Path) -> None:
@@ -179,9 +207,3 @@ def _keep(path: Path, kept: dict[Path, Path | None], overwrite: bool) -> None:
         if aside is not None:
             os.link(path, aside, follow_symlinks=False)
         kept[path] = aside
-
-
-def _folded(path: Path) -> str:
-    """The place under the one name by which a system that minds neither case nor composition knows it."""
-    folder, name = os.path.split(os.path.abspath(path))
-    return os.path.join(folder, name.lower() if name.isascii() else unicodedata.normalize("NFC", name.casefold()))

@@ -118,4 +118,4 @@ def _fit(embedding: Embedding, widths: Mapping[str, int] | None, drop_outputs: b
             raise ConvertError(f"{name}: {key} is {tensor.shape[1]} wide; the LoRA is for a model with {model}")
     if missing := (widths or {}).keys() - vectors.keys():
         raise ConvertError(f"{name}: has no vectors for {', '.join(sorted(missing))}, which the LoRA's model needs")
-    return with_changes(embedding, vectors=vectors)
+    return Embedding(name, vectors, embedding.metadata)

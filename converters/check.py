@@ -23,7 +23,8 @@ def is_finite(tensor: RawTensor) -> bool:
         return True
     size, shift, bits = EXPONENTS[tensor.dtype]
     data = bytes(tensor.data)
-    if not data[size - 1 :: size].translate(None, _harmless(size, shift, bits)):
+    first = data[size - 1 :: size]
+    if not any(byte in first for byte in _suspect(size, shift, bits)):
         return True
     one = int.from_bytes((1).to_bytes(size, "little") * (len(data) // size), "little")
     exponents = int.from_bytes(data, "little") >> shift & one * ((1 << bits) - 1)
@@ -31,10 +32,10 @@ def is_finite(tensor: RawTensor) -> bool:
 
 
 @cache
-def _harmless(size: int, shift: int, bits: int) -> bytes:
-    """First bytes (sign, and exponent as far as there is room) that no NaN and no infinity has."""
+def _suspect(size: int, shift: int, bits: int) -> bytes:
+    """First bytes (sign, and exponent as far as there is room) that a NaN or an infinity may have."""
     ones = (((1 << bits) - 1) << shift) >> 8 * (size - 1)
-    return bytes(byte for byte in range(256) if byte & ones != ones)
+    return bytes(byte for byte in range(256) if byte & ones == ones)
 
 
 def is_zero(tensor: RawTensor) -> bool:

@@ -1,4 +1,4 @@
-"""Sharing the blocks of a file with another one, on file systems that can (XFS, Btrfs, bcachefs).
+"""Bytes that go from file to file inside the system: shared where it can (XFS, Btrfs, bcachefs), else copied.
 
 Blocks are shared whole: a range of one file can stand in another only if both begin at the same place within a block,
 so a header is padded until they do.
@@ -7,12 +7,14 @@ so a header is padded until they do.
 from __future__ import annotations
 
 import errno
+import os
 import struct
 import sys
 from typing import BinaryIO
 
 BLOCK = 4096
 SMALLEST = 1 << 20  # bytes; less is copied as quickly
+AT_ONCE = 1 << 26  # bytes that the system copies before anybody can interrupt it
 _FICLONERANGE = 0x4020940D  # linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
 _CANNOT = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM, errno.ETXTBSY)
 
@@ -33,6 +35,32 @@ def cloned(target: BinaryIO, at: int, source: int, offset: int, length: int) -> 
             raise
         return False
     return True
+
+
+def copied(target: BinaryIO, source: int, offset: int, length: int) -> int:
+    """Let the system write bytes of descriptor `source` from `offset` on where `target` stands, and go on behind them.
+
+    How many it has written: fewer than `length` where the source ends before, or the system cannot do the rest.
+    Raises OSError, as a full disk.
+    """
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    target.flush()
+    begin, done = target.tell(), 0
+    while done < length:
+        try:
+            count = os.copy_file_range(
+                source, target.fileno(), min(length - done, AT_ONCE), offset + done, begin + done
+            )
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            break
+        if not count:
+            break
+        done += count
+    target.seek(begin + done)
+    return done
 
 
 def padding(at: int, offset: int) -> int:

@@ -13,7 +13,7 @@ from .errors import ConvertError
 NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # from systems that sync no folders, or not for us
 
 
-def failed(path: Path, what: str, error: Exception) -> ConvertError:
+def failed(path: Path | str, what: str, error: Exception) -> ConvertError:
     """What the system said, as an error about `path`."""
     return ConvertError(f"{path}: {what} ({getattr(error, 'strerror', None) or error})")
 
@@ -32,7 +32,7 @@ def sync_system(path: Path) -> None:
             os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path | str) -> None:
     """Bring the names in a folder to the disk, where the system does such a thing."""
     if not hasattr(os, "O_DIRECTORY"):
         return

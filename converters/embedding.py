@@ -38,16 +38,30 @@ def at_hand(embeddings: Iterable[Embedding]) -> Iterator[Embedding]:
     opened: Origin | None = None
     with ExitStack() as stack:
         for embedding in embeddings:
-            ranges = [tensor.stored for tensor in embedding.vectors.values() if isinstance(tensor.stored, FileRange)]
+            ranges = [stored for tensor in embedding.vectors.values() if isinstance(stored := tensor.stored, FileRange)]
             ranges = [stored for stored in ranges if stored.held is None]
             for stored in ranges:
                 if stored.origin is not opened:
                     stack.close()
                     descriptor, opened = stack.enter_context(stored.origin.opened()), stored.origin
-                stored.held = read_exactly(descriptor, stored.offset, stored.length, stored.origin.path)
+                if stored.held is None:
+                    _hold(ranges, stored, descriptor)
             yield embedding
             for stored in ranges:
                 stored.held = None
+
+
+def _hold(ranges: list[FileRange], first: FileRange, descriptor: int) -> None:
+    """Read a range, and in the same go those that follow it at once in its file."""
+    row = [first]
+    for stored in sorted(ranges, key=FileRange.begin):
+        last = row[-1]
+        if stored.origin is first.origin and stored.held is None and stored.offset == last.offset + last.length:
+            row.append(stored)
+    size = row[-1].offset + row[-1].length - first.offset
+    data = memoryview(read_exactly(descriptor, first.offset, size, first.origin.path))
+    for stored in row:
+        stored.held = data[stored.offset - first.offset : stored.offset - first.offset + stored.length]
 
 
 def let_go(embedding: Embedding) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from .errors import ConvertError
 
 CHUNK = 1 << 20
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class Origin(NamedTuple):
@@ -23,13 +23,9 @@ class Origin(NamedTuple):
     size: int
     changed: int
 
-    @contextmanager
-    def opened(self) -> Iterator[int]:
+    def opened(self) -> Reopened:
         """A descriptor of the file; ConvertError if it is not the one that was looked at before."""
-        with opened(self.path) as (descriptor, origin):
-            if origin != self:
-                raise changed(self.path)
-            yield descriptor
+        return Reopened(self)
 
 
 class FileRange:
@@ -48,6 +44,10 @@ class FileRange:
 
     def __len__(self) -> int:
         return self.length
+
+    def begin(self) -> int:
+        """Where the first byte is, by which ranges of one file are put in order."""
+        return self.offset
 
     def read(self) -> bytes | memoryview:
         """All bytes at once; ConvertError if the file has changed or grown shorter."""
@@ -82,26 +82,61 @@ def changed(path: Path) -> ConvertError:
     return ConvertError(f"{path}: changed while it was being read; start again when it is at rest")
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[tuple[int, Origin]]:
+class opened:  # called as a function; as a class it costs half of it, which counts with ten thousand files
     """A descriptor of a regular file and its Origin.
 
     ConvertError, at once, for a pipe, folder or device; at the end if the file has changed meanwhile.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except (OSError, ValueError) as error:
-        raise ConvertError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ConvertError(f"{path}: not an ordinary file")
-        yield descriptor, Origin(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        after = os.fstat(descriptor)
-        if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
-            raise changed(path)
-    finally:
-        os.close(descriptor)
+
+    __slots__ = ("_descriptor", "_origin", "_path")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> tuple[int, Origin]:
+        path = self._path
+        try:
+            descriptor = self._descriptor = os.open(path, _READ)
+        except (OSError, ValueError) as error:
+            raise ConvertError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ConvertError(f"{path}: not an ordinary file")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._origin = Origin(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return descriptor, self._origin
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                after = os.fstat(self._descriptor)
+                if after.st_size != self._origin.size or after.st_mtime_ns != self._origin.changed:
+                    raise changed(self._path)
+        finally:
+            os.close(self._descriptor)
+
+
+class Reopened:
+    """See Origin.opened."""
+
+    __slots__ = ("_opened", "_origin")
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin, self._opened = origin, opened(origin.path)
+
+    def __enter__(self) -> int:
+        descriptor, origin = self._opened.__enter__()
+        if origin != self._origin:
+            error = changed(origin.path)
+            self._opened.__exit__(type(error))
+            raise error
+        return descriptor
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._opened.__exit__(kind)
 
 
 def read_exactly(descriptor: int, offset: int, length: int, path: Path) -> bytes:
@@ -121,9 +156,9 @@ def read_exactly(descriptor: int, offset: int, length: int, path: Path) -> bytes
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def pread(descriptor: int, length: int, offset: int) -> bytes:
-    """os.pread, also where the system (Windows) has none."""
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, length, offset)
+def _seek_and_read(descriptor: int, length: int, offset: int) -> bytes:
     os.lseek(descriptor, offset, os.SEEK_SET)
     return os.read(descriptor, length)
+
+
+pread = getattr(os, "pread", _seek_and_read)  # Windows has none

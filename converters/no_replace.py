@@ -5,10 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 _AT_FDCWD = -100  # Linux
 _CALLS = {"linux": ("renameat2", 1), "darwin": ("renamex_np", 4)}  # RENAME_NOREPLACE, RENAME_EXCL
+
+
+@cache
+def _function(name: str) -> Callable[..., int] | None:
+    import ctypes
+
+    try:
+        return getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (AttributeError, OSError):
+        return None
 
 
 def rename_if_free(old: Path, new: Path) -> None:
@@ -19,10 +31,9 @@ def rename_if_free(old: Path, new: Path) -> None:
     import ctypes
 
     name, flag = _CALLS.get(sys.platform, ("", 0))
-    try:
-        function = getattr(ctypes.CDLL(None, use_errno=True), name)
-    except (AttributeError, OSError) as error:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
+    function = _function(name)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     source, target = os.fsencode(old), os.fsencode(new)
     here = ctypes.c_int(_AT_FDCWD)
     done = (

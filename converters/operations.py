@@ -123,7 +123,7 @@ def _for_targets(
         targets = able[:1]
     for target in targets:
         layout_for(target, family)  # what cannot be done is said before anything is written
-    settled = [replace(word, vectors=settle(word.vectors, family.widths)) for word in words]
+    settled = [Embedding(word.name, settle(word.vectors, family.widths), word.metadata) for word in words]
     written = []
     for target in targets:
         place = folder / target if len(targets) > 1 else folder

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .dialects import DIALECTS
+from .dialects.cloneofsimo import FLAG
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import Family, all_families, possible_families
 from .opening import open_file
 from .safetensors_file import SMALL
-from .slots import UNNAMED, outputs, split_out
+from .slots import LONG, UNNAMED, outputs, split_out
 from .stored import Stored
+
+FEW, MANY = 8, 256  # tensors of a file whose signs are kept, and files of which they are
+_CLAIMS: dict[tuple, list[str]] = {}  # signs of files to the dialects that claim them
 
 FAMILY = "pivotune.family"  # metadata of a word that was trained here
 
@@ -43,10 +47,31 @@ def recognised(path: Path | str, *, held: int = SMALL) -> Recognised:
 
 def dialect_of(stored: Stored) -> str | None:
     """The one dialect that claims the file, None if none does. Raises ConvertError if several do."""
-    claims = [name for name, dialect in DIALECTS.items() if dialect.detect(stored)]
+    signs = _signs(stored)
+    claims = _CLAIMS.get(signs) if signs else None
+    if claims is None:
+        claims = [name for name, dialect in DIALECTS.items() if dialect.detect(stored)]
+        if signs:
+            if len(_CLAIMS) >= MANY:
+                _CLAIMS.clear()
+            _CLAIMS[signs] = claims
     if len(claims) > 1:
         raise ConvertError(f"{stored.path}: could be any of {', '.join(claims)}; please report this file")
     return claims[0] if claims else None
+
+
+def _signs(stored: Stored) -> tuple | None:
+    """All that dialects look at in a small safetensors file, so that of ten thousand words they are asked for one.
+
+    None for other files, and where a text of the metadata counts (cloneofsimo's flag).
+    """
+    names = (*stored.tensors, *stored.metadata) if len(stored.tensors) <= FEW else None
+    if names is None or sum(map(len, names)) > LONG or FLAG in stored.metadata.values():
+        return None
+    if stored.container != "safetensors":
+        return None
+    shapes = [(name, tensor.dtype, tensor.shape) for name, tensor in stored.tensors.items()]
+    return stored.root, tuple(shapes), tuple(stored.metadata)
 
 
 def families_of(embedding: Embedding, dialect: str | None = None) -> list[str]:

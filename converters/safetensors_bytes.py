@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from .clone import BLOCK, SMALLEST, cloned, padding
-from .file_range import CHUNK, FileRange, Made, read_exactly
+from .file_range import CHUNK, FileRange
+from .safetensors_runs import ReadBack, Run, Stored, copy, in_memory, pieces, runs
 from .tensor import DTYPE_BITS, RawTensor
 
 # Metadata that states the SHA-256 of the bytes after the header, and what stands before its hexadecimal digits:
@@ -18,7 +19,7 @@ HASHES = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
 LEGACY_HASH = "sshs_legacy_hash"  # eight digits over the bytes from 1 MiB on, of the file kohya holds in memory
 LEGACY_START, LEGACY_END = 0x100000, 0x110000
 
-Stored = bytes | memoryview | FileRange | Made
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
 
 
@@ -35,13 +36,27 @@ def header(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> byt
         end = at + len(tensor.stored)
         described[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (at, end)}
         at = end
-    text = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
+    text = _ENCODER.encode(described).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def fill(file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
-    """Write a whole file and give its header.
+class Filled(NamedTuple):
+    """The header as it was written, and all bytes of the file if it is small and was made in memory."""
+
+    head: bytes
+    whole: bytes | None = None
+
+
+def fill(
+    file: BinaryIO,
+    tensors: Mapping[str, RawTensor],
+    metadata: Mapping[str, str],
+    unseen: Container[str] = (),
+    path: Path = Path(),
+) -> Filled:
+    """Write a whole file; its data is read back and compared on the way, but for the header, tensors copied `unseen`,
+    and a file that is given back whole. Raises ConvertError (about `path`) if it gives back other bytes.
 
     Hashes that `metadata` states are computed on the way and put in place at the end. The longest run of another file
     shares its blocks where the file system can, and then the header is padded with up to a block of spaces.
@@ -51,27 +66,47 @@ def fill(file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str
         stated[LEGACY_HASH] = "0" * 8
     written = {**metadata, **stated}
     head = header(tensors, written)
-    parts = [stored for _, stored in runs(tensors)]
+    if not stated and (data := in_memory(tensors, CHUNK)) is not None:
+        whole = b"".join((head, *data))
+        file.write(whole)
+        return Filled(head, whole)
+    parts = list(runs(tensors, unseen))
     shared = _shared(file, len(head), parts)
     head = _padded(head, shared.pad)
     hashes = _Hashes(header(tensors, {k: v for k, v in metadata.items() if k.startswith("ss_")})) if stated else None
     file.write(head)
-    for number, stored in enumerate(parts):
-        for part in shared.cut(stored) if number == shared.number else (stored,):
-            if part is shared.middle:
-                file.seek(len(part), os.SEEK_CUR)
-                if hashes is None:
-                    continue
-            for piece in _pieces(part):
-                if part is not shared.middle:
-                    file.write(piece)
+    read_back = ReadBack(file, path)
+    for number, run in enumerate(parts):
+        if not run.unseen:
+            for piece in pieces(run.stored):
+                read_back.write(run.name, piece)
                 if hashes is not None:
                     hashes.update(piece)
+            continue
+        read_back.flush()
+        for part in shared.cut(run.stored) if number == shared.number else (run.stored,):
+            _put(file, part, part is shared.middle, hashes)
+    read_back.flush()
     if hashes is not None:
         head = _padded(header(tensors, {**written, **hashes.found(stated)}), shared.pad)
         file.seek(0)
         file.write(head)
-    return head
+    return Filled(head)
+
+
+def _put(file: BinaryIO, part: Stored, there: bool, hashes: _Hashes | None) -> None:
+    """Write a part that is copied unseen, unless it is `there` already; only hashes have to see it."""
+    if there:
+        file.seek(len(part), os.SEEK_CUR)
+    if hashes is None and isinstance(part, FileRange) and part.held is None:
+        if not there:
+            copy(file, part)
+        return
+    for piece in pieces(part):
+        if not there:
+            file.write(piece)
+        if hashes is not None:
+            hashes.update(piece)
 
 
 class _Shared(NamedTuple):
@@ -91,13 +126,15 @@ class _Shared(NamedTuple):
             yield FileRange(run.origin, run.offset + last, run.length - last)
 
 
-def _shared(file: BinaryIO, head: int, parts: list[Stored]) -> _Shared:
-    ranges = [(len(part), number) for number, part in enumerate(parts) if isinstance(part, FileRange) and not part.held]
-    length, number = max(ranges, default=(0, 0))
+def _shared(file: BinaryIO, head: int, parts: list[Run]) -> _Shared:
+    lengths = [len(part.stored) for part in parts]
+    unseen = [(lengths[number], number) for number, part in enumerate(parts) if part.unseen]
+    length, number = max(unseen, default=(0, 0))
     if length < SMALLEST:
         return _Shared()
-    run, at = parts[number], head + sum(map(len, parts[:number]))
-    assert isinstance(run, FileRange)
+    run, at = parts[number].stored, head + sum(lengths[:number])
+    if not isinstance(run, FileRange) or run.held is not None:
+        return _Shared()
     pad, lead = padding(at, run.offset), -run.offset % BLOCK
     middle = FileRange(run.origin, run.offset + lead, (length - lead) // BLOCK * BLOCK)
     with run.origin.opened() as descriptor:
@@ -108,58 +145,6 @@ def _shared(file: BinaryIO, head: int, parts: list[Stored]) -> _Shared:
 
 def _padded(head: bytes, spaces: int) -> bytes:
     return (len(head) - 8 + spaces).to_bytes(8, "little") + head[8:] + b" " * spaces
-
-
-def differing(descriptor: int, at: int, tensors: Mapping[str, RawTensor], copied: Container[str], path: Path) -> str:
-    """The first tensor (of a run) whose bytes in the file, from `at` on, are others; empty if there is none."""
-    for name, stored in runs(tensors, copied):
-        if name not in copied:
-            place = at
-            for piece in _pieces(stored):
-                if read_exactly(descriptor, place, len(piece), path) != bytes(piece):
-                    return name
-                place += len(piece)
-        at += len(stored)
-    return ""
-
-
-def runs(tensors: Mapping[str, RawTensor], apart: Container[str] = ()) -> Iterator[tuple[str, Stored]]:
-    """The data in order, by the name of the first tensor of each run; neighbours in a file are one run.
-
-    Those `apart` make no run with others.
-    """
-    run: FileRange | None = None
-    first, other = "", False
-    for name, tensor in tensors.items():
-        stored = tensor.stored
-        if isinstance(stored, FileRange) and stored.held is None:
-            kind = name in apart
-            if run and run.origin is stored.origin and run.offset + run.length == stored.offset and kind == other:
-                run.length += stored.length
-                continue
-            if run:
-                yield first, run
-            run, first, other = FileRange(stored.origin, stored.offset, stored.length), name, kind
-            continue
-        if run:
-            yield first, run
-            run = None
-        yield name, stored
-    if run:
-        yield first, run
-
-
-def _pieces(stored: Stored) -> Iterator[bytes | memoryview]:
-    if isinstance(stored, Made):
-        yield stored.read()
-    elif not isinstance(stored, FileRange):
-        yield stored
-    elif stored.held is not None:
-        yield stored.held
-    else:
-        with stored.origin.opened() as descriptor:
-            for at in range(0, stored.length, CHUNK):
-                yield read_exactly(descriptor, stored.offset + at, min(CHUNK, stored.length - at), stored.origin.path)
 
 
 class _Hashes:

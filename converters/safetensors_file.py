@@ -13,7 +13,7 @@ from typing import BinaryIO
 from .atomic import Batch, batch
 from .errors import ConvertError
 from .file_range import FileRange, Origin, opened, read_exactly
-from .safetensors_bytes import differing, fill, in_file_order
+from .safetensors_bytes import Filled, fill, in_file_order
 from .safetensors_header import no_collector, parse, short
 from .tensor import RawTensor
 
@@ -96,21 +96,21 @@ def add(
     """
     _check_text(path, tensors, metadata)
     ordered = in_file_order(tensors)
-    head = b""
+    filled = Filled(b"")
 
     def write_all(file: BinaryIO) -> None:
-        nonlocal head
-        head = fill(file, ordered, metadata)
+        nonlocal filled
+        filled = fill(file, ordered, metadata, copied, path)
 
     def verify(temporary: Path) -> None:
+        meant = filled.whole or filled.head
+        size = len(filled.head) + sum([len(tensor.stored) for tensor in ordered.values()])
         with opened(temporary) as (descriptor, origin):
-            size = len(head) + sum(len(tensor.stored) for tensor in ordered.values())
-            if origin.size != size or read_exactly(descriptor, 0, len(head), temporary) != head:
+            found = read_exactly(descriptor, 0, min(len(meant), origin.size), temporary)
+            if origin.size != size or found != meant:
                 raise ConvertError(f"{path}: what was written is not what is on the disk")
-            if name := differing(descriptor, len(head), ordered, copied, temporary):
-                raise ConvertError(f"{path}: {short(name)} on the disk differs from what was written")
             if check is not None:
-                check(*read_opened(descriptor, origin))
+                check(*read_opened(descriptor, origin, found))
 
     files.add(path, write_all, verify)
 

@@ -20,6 +20,7 @@ from .tensor import DTYPE_BITS
 
 MOST_DIMENSIONS = 64
 MOST_BYTES = 1 << 62
+FEW = 16  # tensors, which are looked at one by one
 
 Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
@@ -61,7 +62,8 @@ def parse(header: bytes, size: int, path: Path) -> Header:
 def _loaded(header: bytes, path: Path, pairs: Pairs | None = None) -> tuple[str, dict[str, Any]]:
     try:
         text = header.decode("utf-8")
-        loaded = json.loads(text, object_pairs_hook=pairs, parse_constant=_no_constant)
+        decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_constant=_no_constant) if pairs else _DECODER
+        loaded = decoder.decode(text)
     except (ValueError, RecursionError) as error:
         raise ConvertError(f"{path}: not a safetensors file (header: {short(error)})") from error
     if not isinstance(loaded, dict):
@@ -82,15 +84,14 @@ def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # is made once: that takes longer than to read a word's header
+
+
 def _columns(loaded: dict[str, Any], metadata: dict[str, str], path: Path) -> Header:
     entries = list(loaded.values())
     try:
-        dtypes, shapes, offsets = ([entry[key] for entry in entries] for key in ("dtype", "shape", "data_offsets"))
-        numbers = [*chain.from_iterable(shapes), *chain.from_iterable(offsets)]
-        sound = {*map(type, shapes), *map(type, offsets)} <= {list} and {*map(type, dtypes)} <= {str}
-        sound = sound and {*map(len, entries)} <= {3} and {*map(len, offsets)} <= {2} and {*map(type, numbers)} <= {int}
-        sound = sound and min(numbers, default=0) >= 0 and max(numbers, default=0) < MOST_BYTES
-        sound = sound and max(map(len, shapes), default=0) <= MOST_DIMENSIONS
+        dtypes, shapes, offsets = [[entry[key] for entry in entries] for key in ("dtype", "shape", "data_offsets")]
+        sound = all(map(_is_tensor, entries)) if len(entries) <= FEW else _are_tensors(entries, dtypes, shapes, offsets)
     except (TypeError, KeyError):
         sound = False
     if not sound:
@@ -100,6 +101,15 @@ def _columns(loaded: dict[str, Any], metadata: dict[str, str], path: Path) -> He
     found = Header(list(loaded), dtypes, [*map(tuple, shapes)], begins, ends, metadata)
     _check_sizes(found, path)
     return found
+
+
+def _are_tensors(entries: list[Any], dtypes: list[Any], shapes: list[Any], offsets: list[Any]) -> bool:
+    """Whether all are as `_is_tensor` wants each. Raises TypeError if not, at times."""
+    numbers = [*chain.from_iterable(shapes), *chain.from_iterable(offsets)]
+    sound = {*map(type, shapes), *map(type, offsets)} <= {list} and {*map(type, dtypes)} <= {str}
+    sound = sound and {*map(len, entries)} <= {3} and {*map(len, offsets)} <= {2} and {*map(type, numbers)} <= {int}
+    sound = sound and min(numbers, default=0) >= 0 and max(numbers, default=0) < MOST_BYTES
+    return sound and max(map(len, shapes), default=0) <= MOST_DIMENSIONS
 
 
 def _is_tensor(value: Any) -> bool:

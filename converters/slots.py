@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from .tensor import DTYPE_BITS, RawTensor
 
@@ -19,6 +20,7 @@ NAMELESS = ("emb_params", "emp_params", "string_to_param.*", "*")
 # The encoder that alone has a width. 4096 is T5 or Llama: such a tensor stays UNNAMED until a family is known.
 BY_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 2304: "gemma"}
 UNNAMED = "unnamed"
+LONG = 1000  # characters of keys that are not remembered
 JOINED = (768, 2048)
 
 # Every key a tensor may have in a file, longest first, so that a name is parsed from the right.
@@ -40,16 +42,26 @@ def slots(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
     """
     if len(tensors) == 1 and (halves := _halves(*next(iter(tensors.items())))):
         return halves
-    named = {key: _named(key, tensor) for key, tensor in tensors.items()}
-    sized = {key: _sized(named[key], tensor) for key, tensor in tensors.items()}
-    distinct = len(set(sized.values())) == len(sized)
-    return {(sized if distinct else named)[key]: tensor for key, tensor in tensors.items()}
+    signs = tuple([(key, tensor.shape[-1] if tensor.shape else None) for key, tensor in tensors.items()])
+    find = _slots if sum(map(len, tensors)) < LONG else _slots.__wrapped__  # keys of any length may be a stranger's
+    return dict(zip(find(signs), tensors.values(), strict=True))
+
+
+@lru_cache(maxsize=256)
+def _slots(signs: tuple[tuple[str, int | None], ...]) -> tuple[str, ...]:
+    """The slots of tensors with these names and widths (None: a number); many words have the same."""
+    named = [_named(key, width) for key, width in signs]
+    sized = [_sized(slot, width) for slot, (_, width) in zip(named, signs, strict=True)]
+    return tuple(sized if len(set(sized)) == len(sized) else named)
 
 
 def settle(vectors: Mapping[str, RawTensor], widths: Mapping[str, int]) -> dict[str, RawTensor]:
     """The same vectors with an UNNAMED one given to the only encoder of a model that has its width, if there is one."""
-    settled = {}
+    settled: dict[str, RawTensor] = {}
     for key, tensor in vectors.items():
+        if not key.startswith(UNNAMED):
+            settled[key] = tensor
+            continue
         base, out = split_out(key)
         fitting = [encoder for encoder, size in widths.items() if tensor.shape and size == tensor.shape[-1]]
         settled[fitting[0] + out if base == UNNAMED and len(fitting) == 1 else key] = tensor
@@ -92,15 +104,15 @@ def _halves(key: str, tensor: RawTensor) -> dict[str, RawTensor] | None:
     return None
 
 
-def _named(key: str, tensor: RawTensor) -> str:
+def _named(key: str, width: int | None) -> str:
     base, out = split_out(key)
     if base in NAMELESS:
-        return BY_WIDTH.get(tensor.shape[-1] if tensor.shape else 0, UNNAMED) + out
+        return BY_WIDTH.get(width or 0, UNNAMED) + out
     return SPELLINGS.get(base, base) + out
 
 
-def _sized(key: str, tensor: RawTensor) -> str:
+def _sized(key: str, width: int | None) -> str:
     base, out = split_out(key)
-    if base.startswith("clip_") and tensor.shape:
-        return BY_WIDTH.get(tensor.shape[-1], base) + out
+    if base.startswith("clip_") and width is not None:
+        return BY_WIDTH.get(width, base) + out
     return key

@@ -42,6 +42,13 @@ class Temporary:
         else:  # the descriptor of a folder makes Python follow the link; it is not used with whole paths
             os.link(self.path, os.path.abspath(path), src_dir_fd=self.descriptor, follow_symlinks=True)
 
+    def move(self, path: Path) -> None:
+        """As `link`, where it has a name already, which it gives up for the other one in one step."""
+        from .no_replace import rename_if_free
+
+        rename_if_free(self.path, path)
+        self.named = False
+
     def with_a_name(self, path: Path) -> Path:
         """Its temporary name, in the folder of `path`, given to it now if it has none. Raises OSError."""
         if self.named:
@@ -94,22 +101,22 @@ class Temporary:
                 self.path.unlink()
 
 
-def begun(folder: Path, unnamed: bool) -> Temporary:
+def begun(folder: Path | str, unnamed: bool) -> Temporary:
     """A new empty file in `folder`, without a name if that is wanted and the system can. Raises OSError."""
     if unnamed and hasattr(os, "O_TMPFILE") and os.path.isdir(_BY_DESCRIPTOR):
         with suppress(OSError):  # a file system that cannot; what else is wrong is met again below
-            descriptor = os.open(folder, _OPEN | os.O_TMPFILE, 0o666)
+            descriptor = os.open(folder or os.curdir, _OPEN | os.O_TMPFILE, 0o666)
             return Temporary(descriptor, Path(_BY_DESCRIPTOR, str(descriptor)), False)
     path = part(folder)
     return Temporary(os.open(path, _OPEN | os.O_CREAT | os.O_EXCL, 0o666), path, True)
 
 
-def part(folder: Path) -> Path:
+def part(folder: Path | str) -> Path:
     """A name for a temporary file that nobody else has."""
-    return folder / f".{os.urandom(8).hex()}{SUFFIX}"
+    return Path(folder, f".{os.urandom(8).hex()}{SUFFIX}")
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: str) -> None:
     """Take away what killed processes have left in a folder."""
     with suppress(OSError), os.scandir(folder) as entries:
         left = [entry for entry in entries if entry.name.endswith(SUFFIX) and _is_ours(entry.name)]

@@ -39,7 +39,7 @@ def own_words(contents: Contents) -> tuple[Embedding, ...]:
     if not isinstance(kept, dict):
         return contents.embeddings
     return tuple(
-        replace(word, metadata={str(key): value for key, value in own.items() if isinstance(value, str)})
+        Embedding(word.name, word.vectors, {str(key): value for key, value in own.items() if isinstance(value, str)})
         if isinstance(own := kept.get(word.name), dict)
         else word
         for word in contents.embeddings

@@ -83,12 +83,12 @@ def add_words(
     if stems is None:
         stems = stems_for((word.name for word in embeddings), program, family)
     written = []
+    sizes, place = widths or family.widths, Path(folder)
     for embedding in at_hand(embeddings):
         losses = losses_for(embedding, target, layout, family)
         for suffix, keys in zip(suffixes, layout.files, strict=True):
             stem = stems[embedding.name] + suffix
-            path = Path(folder) / f"{stem}.safetensors"
-            sizes = widths or family.widths
+            path = place / f"{stem}.safetensors"
             model = sizes if len(layout.files) == 1 else {key: size for key, size in sizes.items() if key in keys}
             _add_file(files, path, embedding, target, keys, model)
             trigger = target.prompted(stem, embedding.name)

@@ -165,7 +165,8 @@ def _each(paths: Sequence[Path], work: Work, how: How, asked: Sequence[Path]) ->
     failed, count, passed = [], 0, 0
     for path in with_bar(paths):
         try:
-            with no_collector(True), batch(overwrite=how.overwrite, dry=how.dry_run, claimed=claimed) as files:
+            places = batch(overwrite=how.overwrite, dry=how.dry_run, claimed=claimed, repeatable=True)
+            with no_collector(True), places as files:
                 written = work(files, path)
                 if how.strict:
                     strictly(written)

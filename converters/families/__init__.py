@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from os import listdir
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ class Family:
     checkpoint: dict[str, CheckpointPart] = field(default_factory=dict)
     predicting: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def widths(self) -> dict[str, int]:
         """Encoder key to width of one vector."""
         return {encoder.key: encoder.width for encoder in self.encoders}

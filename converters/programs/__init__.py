@@ -99,5 +99,6 @@ def reads_lora(program: str, file: Stored, widths: dict[str, int]) -> Reading:
     return _module(program).reads_lora(file, widths)
 
 
+@cache
 def _module(program: str) -> Reads:
     return cast(Reads, import_module(f".{program}", __package__))

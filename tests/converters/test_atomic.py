@@ -109,3 +109,14 @@ def test_a_dry_batch_says_what_is_taken_and_writes_nothing(tmp_path):
 def test_a_file_and_its_folder_are_brought_to_the_disk(tmp_path, no_waiting_for_disks):
     atomic.write_file(tmp_path / "x", put(b"1"))
     assert len(no_waiting_for_disks) == 2
+
+
+@pytest.mark.parametrize("old", ["", "a", "b"])
+def test_what_can_be_made_again_waits_for_the_disk_only_where_an_old_file_goes(old, tmp_path, no_waiting_for_disks):
+    if old:
+        (tmp_path / old).write_bytes(b"old")
+    with atomic.batch(overwrite=True, repeatable=True) as files:
+        files.add(tmp_path / "a", put(b"1"))
+        files.add(tmp_path / "b", put(b"2"))
+    assert len(no_waiting_for_disks) == (3 if old else 0)  # both files and their folder: the old one may be the source
+    assert (tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes() == b"12"

@@ -18,7 +18,7 @@ def write(folder, lora, overwrite):
 
 def take_out(folder, source, overwrite):
     """Two files: a LoRA without its word, and the word; in a folder that is made on the way."""
-    with batch(overwrite=overwrite) as files:
+    with batch(overwrite=overwrite, repeatable=True) as files:
         unbundle(files, source, folder / "new", [], Options())
 
 
