@@ -46,13 +46,17 @@ def test_words_are_written_merged_and_renamed(files, tmp_path):
 
 
 def test_what_fails_leaves_nothing_behind(files):
+    Path("there.safetensors").write_bytes(b"mine")
     with pytest.raises(library.ConvertError, match="exists already"):
+        library.rename("lora.safetensors", "cat=fox", "there.safetensors")
+    with pytest.raises(library.ConvertError, match=r"must end in \.safetensors"):
         library.rename("lora.safetensors", "cat=fox", "word.pt")
     with pytest.raises(library.ConvertError, match="would be lost"):
         library.bundle("lora.safetensors", ["word.pt"], "out.safetensors", ["comfyui"], strict=True)
     with pytest.raises(library.ConvertError, match="'sd9' is no family"):
         library.retarget("word.pt", "new", ["a1111"], family="sd9")
-    assert sorted(os.listdir(".")) == ["lora.safetensors", "word.pt"]
+    assert Path("there.safetensors").read_bytes() == b"mine"
+    assert sorted(os.listdir(".")) == ["lora.safetensors", "there.safetensors", "word.pt"]
 
 
 def test_it_is_typed_documented_and_light(tmp_path, saved, rows):
