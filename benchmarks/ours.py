@@ -96,8 +96,8 @@ class Slots:
         trainer, rows = self.trainer, self.injection.rows[KEY]
         leaves = [one.leaf for one in self.active.values()]
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
-        adam = trainer.optimizers[KEY].adam
-        held = [rows.values, trainer.start[KEY], trainer.rates[KEY], adam.moment, adam.square, adam.steps]
+        adam = trainer.states.optimizers[KEY].adam
+        held = [rows.values, trainer.norms[KEY], trainer.rates[KEY], adam.moment, adam.square, adam.steps]
         return [*held, *leaves, *gradients, *(one.index for one in self.active.values())]
 
 

@@ -59,7 +59,7 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
     """Seconds of CPU for reading and for making the words ready to train, the run so far, and the trainer."""
     from pivotune.converters.embedding import Contents
     from pivotune.pipeline.recipe.load import load_recipe
-    from pivotune.pipeline.run.contents import starts
+    from pivotune.pipeline.run.contents import start_norms
     from pivotune.pipeline.stages.inject import inject
     from pivotune.pipeline.stages.tokenize import tokenize
     from pivotune.pipeline.train.guard import Guard
@@ -78,7 +78,7 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
     statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
     settings = WordSettings(options["learning_rate"], options["optimizer"])
     trainer = WordTrainer(
-        run.injection, recipe.words, statistics, settings, starts(run), guard=Guard(options["guard"], print)
+        run.injection, recipe.words, statistics, settings, start_norms(run), guard=Guard(options["guard"], print)
     )
     return {"read": read - begin, "ready": time.process_time() - read}, run, trainer
 
@@ -105,11 +105,24 @@ def stepper(run: Any, trainer: Any, folder: Path) -> Any:
     return partial(one_step, training, Clock(1, 100, 10.0, 1.0))
 
 
+def shared_bytes(run: Any, trainer: Any, count: int) -> float:
+    """The same in the fullest of `count` processes that share the words out."""
+    from pivotune.pipeline.processes import Processes
+    from pivotune.pipeline.train.word_trainer import WordTrainer
+
+    made = (
+        WordTrainer(run.injection, run.recipe.words, trainer.statistics, trainer.settings, trainer.norms,
+                    sharing=Processes(count, index))
+        for index in range(count)
+    )  # fmt: skip
+    return max(state_bytes(run, one) for one in made)
+
+
 def state_bytes(run: Any, trainer: Any) -> float:
     """Bytes a value of everything that grows with the words while they are trained."""
     rows = next(iter(run.injection.rows.values()))
     key = next(iter(run.injection.rows))
-    held = [rows.values, trainer.start[key], *trainer.optimizers[key].state().values()]
+    held = [rows.values, *trainer.states.optimizers[key].state().values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in held) / rows.values.numel()
 
 
@@ -134,7 +147,7 @@ def measured() -> list[Row]:
             _, run, trainer = set_up(written(folder, count), own)
             steps[count] = stepper(run, trainer, folder)
             steps[count]()
-        bytes_a_value = state_bytes(run, trainer)
+        bytes_a_value, shared = state_bytes(run, trainer), shared_bytes(run, trainer, 8)
         found = in_turn({"one": steps[1], "many": steps[10_000]}, ROUNDS, {"one": 4, "many": 4})
     ready = {count: [spent["ready"] for spent in seconds[count]] for count in COUNTS}
     return [
@@ -145,7 +158,8 @@ def measured() -> list[Row]:
         Row("the same, 10,000 words / 1,000 words", "<= 12 (linear: 10)", 12.0, ratios(ready[10_000], ready[1_000])),
         Row("a recipe of 10,000 words read from a table", "<= 1 s", 1.0,
             [spent["read"] for spent in seconds[10_000]], " s"),
-        Row("bytes a value in training with AdamW (value, start, moments)", "<= 16.1", 16.1, [bytes_a_value], " B"),
+        Row("bytes a value in training with AdamW (value, moments)", "<= 16.1", 16.1, [bytes_a_value], " B"),
+        Row("the same in each of 8 processes that share the words out", "<= 5.1", 5.1, [shared], " B"),
     ]  # fmt: skip
 
 

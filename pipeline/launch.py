@@ -10,8 +10,9 @@ from .errors import StageError
 from .processes import ALONE, TIMEOUT, Elsewhere, Processes, reachable
 
 MINUTES = 60.0
+FSDP = "ACCELERATE_USE_FSDP"
 UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
 }  # fmt: skip
 
@@ -28,6 +29,9 @@ def begin_processes(wanted: str) -> Processes:
     not supported: the model is whole on every process.
     """
     _refuse_unsupported()
+    sharding = _asked(FSDP)
+    if sharding:
+        _hold_fsdp()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     import torch
@@ -42,7 +46,7 @@ def begin_processes(wanted: str) -> Processes:
         state = PartialState(cpu=cpu, timeout=timedelta(minutes=minutes))
     if state.num_processes != int(os.environ["WORLD_SIZE"]):
         raise StageError("the launcher started several processes, but there is no way for them to talk on this device")
-    return Processes(state.num_processes, state.process_index, state.device)
+    return Processes(state.num_processes, state.process_index, state.device, sharding)
 
 
 def end_processes(processes: Processes) -> None:
@@ -55,11 +59,29 @@ def end_processes(processes: Processes) -> None:
         PartialState().destroy_process_group()
 
 
+def _asked(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() == "true"
+
+
 def _refuse_unsupported() -> None:
-    asked = [name for variable, name in UNSUPPORTED.items() if os.environ.get(variable, "").lower() == "true"]
+    asked = [name for variable, name in UNSUPPORTED.items() if _asked(variable)]
     if asked:
         raise StageError(
-            f"the launcher asks for {', '.join(asked)}, which is not supported: every process holds the whole model; "
-            "launch without it (accelerate launch --multi_gpu), and where memory is short use a LoRA or "
-            "gradient_checkpointing"
+            f"the launcher asks for {', '.join(asked)}, which is not supported: it would make the optimizers and take "
+            "the steps itself; to spread a fine-tune over GPUs launch with FSDP (accelerate launch --use_fsdp "
+            "--fsdp_version 2), else with accelerate launch --multi_gpu"
         )
+
+
+def _hold_fsdp() -> None:
+    """Refuse the settings of FSDP that are not used here; the model is loaded whole by every process before it."""
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise StageError("the launcher asks for FSDP 1: say --fsdp_version 2, or fsdp_version: 2 in its config file")
+    if _asked("FSDP_OFFLOAD_PARAMS"):
+        raise StageError("the launcher asks for FSDP with fsdp_offload_params, which is not supported: leave it out")
+    if _asked("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise StageError(
+            "the launcher asks for FSDP with fsdp_activation_checkpointing: leave it out, and say "
+            "gradient_checkpointing = true in the recipe"
+        )
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads weights in one process alone

@@ -8,7 +8,7 @@ are added up before anything looks at them; all processes then do the same step,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT = "PIVOTUNE_TIMEOUT"  # minutes that a process waits for the others
-BUCKET = 2**24  # values that are added up at once: 64 MiB of float32
 
 
 class Elsewhere(StageError):
@@ -31,11 +30,15 @@ class Elsewhere(StageError):
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `count`. `device` is the one that the launcher gave it; None when it runs alone."""
+    """This process among `count`. `device` is the one that the launcher gave it; None when it runs alone.
+
+    `sharding`: the launcher asks for FSDP, so that fine-tuned parts of the model are spread over the processes.
+    """
 
     count: int = 1
     index: int = 0
     device: torch.device | None = None
+    sharding: bool = False
 
     @property
     def main(self) -> bool:
@@ -51,26 +54,6 @@ class Processes:
         low, high = total * self.index // self.count, total * (self.index + 1) // self.count
         return [slice(max(low, a) - a, max(min(high, b), max(low, a)) - a) if high > a and low < b else slice(0, 0)
                 for a, b in pairwise(starts)]  # fmt: skip
-
-    def add_up(self, leaves: Iterable[Tensor]) -> None:
-        """Put into the `grad` of each leaf the sum of all processes' ones, added in float32.
-
-        Where no process has one there is none. Every process must give the same leaves in the same order.
-        """
-        if self.count == 1:
-            return
-        for bucket in _buckets(list(leaves)):
-            self._add_up(bucket)
-
-    def _add_up(self, leaves: Sequence[Tensor]) -> None:
-        import torch
-
-        there = torch.tensor([leaf.grad is not None for leaf in leaves], dtype=torch.float32, device=self.device)
-        own = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-        flat = self.sum(torch.cat([there, *(one.detach().float().flatten().to(there.device) for one in own)]))
-        parts = flat[len(leaves) :].split([leaf.numel() for leaf in leaves])
-        for leaf, any_there, part in zip(leaves, flat[: len(leaves)].tolist(), parts, strict=True):
-            leaf.grad = part.view_as(leaf).to(leaf.device, leaf.dtype) if any_there else None
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors: the same bits in each of them."""
@@ -107,6 +90,28 @@ class Processes:
         with reachable():
             found: list[T] = gather_object([value])
         return found
+
+    def collected(self, value: T) -> list[T]:
+        """Every process's value, in their order, in the main one alone: one of them at a time is on the way."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import broadcast_object_list
+
+        found = []
+        for owner in range(self.count):
+            told = [value if owner == self.index else None]
+            with reachable():
+                broadcast_object_list(told, from_process=owner)
+            found += told if self.main else []
+        return found  # type: ignore[return-value]
+
+    def spread(self, tensor: Tensor, owner: int) -> None:
+        """Give every process the values that a contiguous tensor has in one of them."""
+        if self.count > 1 and tensor.numel():
+            from accelerate.utils import broadcast
+
+            with reachable():
+                broadcast(tensor, from_process=owner)
 
     def from_main(self, work: Callable[[], T]) -> T:
         """What the main process gets when it does `work`; the others wait for it. Its failure is everybody's."""
@@ -170,15 +175,3 @@ def reachable() -> Iterator[None]:
             f"another process has ended, or did not answer in time (its own message says why; here: {line[:200]}); "
             f"the same command goes on from the last checkpoint; {TIMEOUT} sets how many minutes to wait"
         ) from error
-
-
-def _buckets(leaves: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The leaves in groups of `BUCKET` values, or one that is larger."""
-    bucket: list[Tensor] = []
-    for leaf in leaves:
-        if bucket and sum(one.numel() for one in bucket) + leaf.numel() > BUCKET:
-            yield bucket
-            bucket = []
-        bucket.append(leaf)
-    if bucket:
-        yield bucket

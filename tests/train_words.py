@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pivotune.pipeline.processes import ALONE, Processes
 from pivotune.pipeline.recipe.model import StopAfter, Word
 from pivotune.pipeline.train.clock import Clock
 from pivotune.pipeline.train.word_trainer import WordSettings, WordTrainer
@@ -52,8 +53,8 @@ def word(name: str, **changes: Any) -> Word:
     return Word(placeholder=name, **options | {"stop_after": StopAfter(0, "never")} | changes)
 
 
-def trainer(settings: WordSettings, words: list[Word] | None = None) -> WordTrainer:
-    """Three words of two vectors in two encoders, all of them starting from ones."""
+def trainer(settings: WordSettings, words: list[Word] | None = None, sharing: Processes = ALONE) -> WordTrainer:
+    """Three words of two vectors in two encoders, all of them starting from ones; several processes may share them."""
     words = words or [word(name) for name in NAMES]
     encoders, rows, statistics = [], {}, {}
     for key, width in WIDTHS.items():
@@ -61,7 +62,7 @@ def trainer(settings: WordSettings, words: list[Word] | None = None) -> WordTrai
         encoders.append(Encoder(key, f"encoder_{key}", f"tokenizer_{key}", module, Tokenizer(), width))
         rows[key] = WordRows({one.placeholder: torch.ones(2, width) for one in words})
         statistics[key] = norm_statistics(module.embedding.weight)
-    return WordTrainer(Injection(SimpleNamespace(), encoders, rows), words, statistics, settings)
+    return WordTrainer(Injection(SimpleNamespace(), encoders, rows), words, statistics, settings, sharing=sharing)
 
 
 def pull(one: WordTrainer, names: list[str], step: int, goal: float = 2.0, steps: int = 100) -> float:

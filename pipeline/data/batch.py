@@ -26,6 +26,7 @@ class Batch:
       pixels: SDXL's `time_ids`. The crop's corner counts in the picture resized to cover the trained size.
     - `examples`: numbers of the pictures in `Dataset.examples`, for logs and tests.
     - `whole`: where only some of the batch's pictures are here (several processes), what the others are; else None.
+    - `idle`: it counts nothing, and only keeps a process that has nothing to do in step with the others.
     """
 
     captions: tuple[str, ...]
@@ -36,6 +37,7 @@ class Batch:
     sizes: Tensor
     examples: tuple[int, ...]
     whole: Whole | None = None
+    idle: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,8 +26,9 @@ def beside(
 ) -> Iterator[After]:
     """Give a function to be called with each step's line of metrics, which adds to it what was drawn and saved.
 
-    It wants the seconds at which the step before ended, too. `contents` gives words and LoRA as they are now, `write`
-    writes them as the export stage does.
+    With several processes all must call it: the main one draws and writes what may be spread over all of them. It wants
+    the seconds at which the step before ended, too. `contents` gives words and LoRA as they are now, `write` writes
+    them as the export stage does.
     """
     title = f"{run.recipe.name}-stage-{run.stage + 1}"
     wanted = watch["trackers"] if watch and run.processes.main else ()
@@ -42,7 +43,9 @@ def beside(
             row["pictures"] = eye.draw(row["step"])
         if saves is not None and turns is not None and turns.due(row["step"], before, row["seconds"]):
             row["saved"] = saves.save(row["step"])
-        trackers.log(finite(row), run.folder)
+        if watch and watch["trackers"]:
+            with run.processes.together():
+                trackers.log(finite(row), run.folder)
 
     try:
         yield after

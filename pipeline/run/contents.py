@@ -22,12 +22,13 @@ def put_back(run: Run, contents: Contents) -> None:
             rows.of(word.name).copy_(own)
 
 
-def starts(run: Run) -> dict[str, Tensor]:
-    """Encoder key to the rows as the run began, (rows, width), in the order of the injected rows."""
-    return {
-        key: torch.cat(vectors_of_all(run.start.embeddings, key, rows.values.shape[1])).to(rows.values.device)
-        for key, rows in run.need_injection().rows.items()
-    }
+def start_norms(run: Run) -> dict[str, Tensor]:
+    """Encoder key to the norms of the rows as the run began, (rows,), in the order of the injected rows."""
+    norms = {}
+    for key, rows in run.need_injection().rows.items():
+        began = torch.cat(vectors_of_all(run.start.embeddings, key, rows.values.shape[1]))
+        norms[key] = began.norm(dim=1).to(rows.values.device)
+    return norms
 
 
 def as_left(run: Run, contents: Contents) -> Contents:

@@ -32,14 +32,16 @@ class Keeper:
         The step before ended `before` seconds after the stage began. Where the recipe says `never`, one is written
         only when a signal has come. A signal to one process stops all of them.
         """
+        rhythm = Rhythm(self.every, clock.steps, clock.steps_per_epoch)
+        last = clock.step == clock.steps and self.every.unit != "never"
+        due = last or rhythm.due(clock.step, before, clock.seconds)  # the same in every process
         stopping = self.processes.any(self.asked.name is not None)
-        with self.processes.together():
-            rhythm = Rhythm(self.every, clock.steps, clock.steps_per_epoch)
-            last = clock.step == clock.steps and self.every.unit != "never"
-            due = stopping or last or rhythm.due(clock.step, before, clock.seconds)
-            if due and self.processes.main:
-                tensors, facts = state()
-                write_checkpoint(self.folder, Checkpoint(stage, clock.step, clock.seconds, tensors, facts), self.keep)
+        if stopping or due:
+            tensors, facts = state()  # all processes together: some of it may be spread over them
+            with self.processes.together():
+                if self.processes.main:
+                    point = Checkpoint(stage, clock.step, clock.seconds, tensors, facts)
+                    write_checkpoint(self.folder, point, self.keep)
         if stopping:
             where = f"step {clock.step} of {clock.steps}"
             by = self.asked.name or "a signal to another process"

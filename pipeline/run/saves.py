@@ -36,24 +36,30 @@ class Saves:
     def save(self, step: int) -> str:
         """Save after this step, counted from 1; returns the folder's path from the run's folder.
 
-        The folder appears when all of it is written and verified; one that is there already is left as it is.
+        The folder appears when all of it is written and verified; one that is there already is left as it is. The
+        main process writes; all must ask for it.
         """
-        final = self.folder / f"stage-{self.run.stage + 1}-step-{step:06d}"
-        for litter in self.folder.glob(".*"):  # of a process that was killed while it wrote or deleted
-            shutil.rmtree(litter, ignore_errors=True)
-        if not final.exists():
-            part = self.folder / f".{final.name}.part"
-            part.mkdir(parents=True)
-            try:
-                self._written(part, step)
-                os.replace(part, final)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-        self._forget()
+        final, processes = self.folder / f"stage-{self.run.stage + 1}-step-{step:06d}", self.run.processes
+        if processes.from_main(lambda: not final.exists()):
+            with as_used(self.training), processes.together():
+                if processes.main:
+                    self._save(final, step)
         return final.relative_to(self.run.folder).as_posix()
 
+    def _save(self, final: Path, step: int) -> None:
+        for litter in self.folder.glob(".*"):  # of a process that was killed while it wrote or deleted
+            shutil.rmtree(litter, ignore_errors=True)
+        part = self.folder / f".{final.name}.part"
+        part.mkdir(parents=True)
+        try:
+            self._written(part, step)
+            os.replace(part, final)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        self._forget()
+
     def _written(self, part: Path, step: int) -> None:
-        with as_used(self.training), undisturbed(self.training.model.device):
+        with undisturbed(self.training.model.device):
             contents = self.contents()
             finetuned = set(self.run.finetuned) if self.options["model"] else set()
             there = replace(

@@ -58,7 +58,7 @@ def _follow(
     run: Run, training: Training, log_every: int, after: After, finished: Finished, first: int, before: float
 ) -> None:
     """Run the steps but the `first` ones, which took `before` seconds: a progress bar, and their metrics written."""
-    starts = training.words.start if training.words is not None else {}
+    starts = {word.name: word for word in run.start.embeddings}
     if run.processes.count > 1:
         run.notes.append(share_note(training))
     with tqdm(
@@ -69,10 +69,10 @@ def _follow(
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
                 gauged = active if training.words is not None else ()
-                row["words"] = {name: gauge(run.model.encoders, training.injection, starts, name) for name in gauged}
+                row["words"] = {name: gauge(run.model.encoders, training.injection, starts[name]) for name in gauged}
+            after(row, before)
             with run.processes.together():
                 if run.processes.main:
-                    after(row, before)
                     finished.write(training.words)
                     run.metrics.write({"stage": run.stage + 1, **row})
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)

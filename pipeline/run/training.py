@@ -10,6 +10,7 @@ from ..data.dataset import Dataset, open_dataset
 from ..errors import StageError
 from ..export.finished import Finished
 from ..models.denoisers import DENOISERS
+from ..processes import ALONE
 from ..train.guard import Guard
 from ..train.locality_setup import locality_of, remember
 from ..train.loop import Training
@@ -19,7 +20,7 @@ from ..train.scaling import loss_scale
 from ..train.setup import Common, Tables, native_resolution, weight_trainers, weights_of
 from ..train.trained import Trained
 from ..train.word_trainer import WordSettings, WordTrainer
-from .contents import starts
+from .contents import start_norms
 from .state import Run
 
 Options = Mapping[str, Any]
@@ -27,18 +28,22 @@ Options = Mapping[str, Any]
 
 def things_of(
     run: Run, words: WordSettings | None, lora: Tables, finetune: Tables, common: Common, finished: Finished,
-    guard: Guard,
+    guard: Guard, *, shared_from: int,
 ) -> tuple[Trained, ...]:  # fmt: skip
     """Everything that a stage trains, the words first; without settings for them they are held still.
 
+    From `shared_from` words on, several processes share out what moves them.
     What it tunes of the model is noted in `run`. Raises StageError when there is nothing to train.
     """
-    things = weight_trainers(run.model, lora, finetune, common)
+    things = weight_trainers(run.model, lora, finetune, common, run.processes)
     run.finetuned |= {pipe_name(run.model, part) for table in finetune for part in table["parts"]}
     if words is not None and any(word.train for word in run.recipe.words):
         recorded = run.processes.from_main(lambda: finished.recorded)
-        injection, start = run.need_injection(), starts(run)
-        things.insert(0, WordTrainer(injection, run.recipe.words, run.statistics, words, start, recorded, guard))
+        injection, norms = run.need_injection(), start_norms(run)
+        sharing = run.processes if len(run.recipe.words) >= shared_from else ALONE
+        things.insert(
+            0, WordTrainer(injection, run.recipe.words, run.statistics, words, norms, recorded, guard, sharing)
+        )
     if not things:
         raise StageError("nothing to train: no word (embeddings = false, or train = false), no lora, no finetune")
     run.moved |= weights_of(things)

@@ -24,18 +24,28 @@ class Watch:
         self.recipe = replace(run.recipe, samples=replace(samples, prompts=prompts, count=options["count"]))
 
     def draw(self, step: int) -> list[dict[str, Any]]:
-        """The rows of the pictures drawn after this step, counted from 1: path, prompt, seed and word."""
-        model, injection = self.training.model, self.training.injection
+        """The rows of the pictures drawn after this step, counted from 1: path, prompt, seed and word.
+
+        The main process draws; all must ask for it.
+        """
+        with as_used(self.training), self.run.processes.together():
+            return self._drawn(step) if self.run.processes.main else []
+
+    def _drawn(self, step: int) -> list[dict[str, Any]]:
+        model = self.training.model
         name = f"stage-{self.run.stage + 1}-step-{step:06d}"
-        with as_used(self.training), undisturbed(model.device):
-            injection.activate(self.recipe.samples.prompts)
+        with undisturbed(model.device):
+            self.training.injection.activate(self.recipe.samples.prompts)
             rows = draw_now(model, self.recipe, self.run.folder / "pictures", name)
         return [{key: row[key] for key in ("path", "prompt", "seed", "word")} for row in rows]
 
 
 @contextmanager
 def as_used(training: Training) -> Iterator[None]:
-    """The model as it would be used if the training ended here: averages in their places, nothing dropped out."""
+    """The model as it would be used if the training ended here: averages in their places, nothing dropped out.
+
+    With several processes all must do this together.
+    """
     models = [part for part in training.model.pipe.components.values() if isinstance(part, torch.nn.Module)]
     modes = [(module, module.training) for model in models for module in model.modules()]
     with ExitStack() as stack:

@@ -28,8 +28,8 @@ def rescale(run: Run, contents: Contents, *, to: Any = "median") -> Contents:
         if not here:
             continue
         vectors = [from_raw(word.vectors[key]) for word in here]
-        initial = [from_raw(start[word.name].vectors[key]) for word in here]
-        scaled = apply_rule(torch.cat(vectors), to, statistics, torch.cat(initial)).split([len(v) for v in vectors])
+        initial = torch.cat([from_raw(start[word.name].vectors[key]) for word in here]).norm(dim=1)
+        scaled = apply_rule(torch.cat(vectors), to, statistics, initial).split([len(v) for v in vectors])
         for word, before, now in zip(here, vectors, scaled, strict=True):
             after[word.name][key] = to_raw(now.contiguous())
             run.notes.append(_note(word.name, key, before, now))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from ...converters.embedding import Contents
+from ..errors import StageError
 from ..export.finished import Finished
 from ..recipe.fill import defaults
 from ..run.contents import as_left, put_back
@@ -60,6 +61,7 @@ def train(
     save: Mapping[str, Any] | None = None,
     guard: Mapping[str, Any] = GUARD,
     compile: bool = False,
+    shared_from: int = 1000,
 ) -> Contents:
     """Train for `steps` optimizer steps (changes the injected rows, and what `lora` and `finetune` name).
 
@@ -72,7 +74,7 @@ def train(
     words = WordSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm, ema) if embeddings else None
     eye, finished = Guard(guard, run.warn), Finished(run, contents, partial(_as_exported, run))
     common = Common(steps, clip_norm, ema, run.recipe.seed)
-    things = things_of(run, words, lora or (), finetune or (), common, finished, eye)
+    things = things_of(run, words, lora or (), finetune or (), common, finished, eye, shared_from=shared_from)
     asked = objective_of(run, objective, noise, timesteps)
     if run.resume is not None and run.stage < run.resume.stage:
         for thing in things:  # the checkpoint of a later stage has the values of what was put together here
@@ -85,6 +87,8 @@ def train(
         run, things, asked, pictures, eye, steps=steps, accumulation=gradient_accumulation,
         prior_weight=prior_weight, locality=locality,
     )  # fmt: skip
+    if compile and training.sharded:
+        raise StageError("compile = true does not go with a fine-tune that FSDP spreads over processes; leave one out")
     with compiled(run.model.denoiser, compile), less_memory(run.model, gradient_checkpointing):
         run_steps(run, training, contents, finished, log_every=log_every, watch=watch, save=save, write=write_exports)
     return run.kept or contents

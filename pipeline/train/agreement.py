@@ -29,12 +29,15 @@ def share_note(training: Training) -> str:
     """How a step's pictures are shared out, for the manifest."""
     count, step = training.processes.count, training.dataset.order.size * training.accumulation
     note = f"{count} processes: a step's {step} pictures are shared out, at most {-(-step // count)} to each"
-    return note if step >= count else f"{note}; {count - step} have none: raise batch_size or gradient_accumulation"
+    if step < count:
+        note += f"; {count - step} have none: raise batch_size or gradient_accumulation"
+    spread = [thing.name for thing in training.things if thing.spread]
+    return f"{note}; each has its share alone of what moves {', '.join(spread)}" if spread else note
 
 
 def _digests(training: Training) -> dict[str, str]:
     held = {f"the table of words of {key}": rows.values for key, rows in training.injection.rows.items()}
-    held |= weights_of(training.things)
+    held |= weights_of([thing for thing in training.things if not thing.spread])
     return {name: _digest(tensor) for name, tensor in held.items()}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from .shards import alike
 
 
 class Average:
@@ -43,16 +45,20 @@ class Average:
         self.shadow.copy_(kept)
 
     @torch.no_grad()
-    def settle(self, rows: slice) -> None:
-        """Put the average of these rows into the values: they stand still from now on."""
+    def settle(self, rows: Tensor) -> None:
+        """Put the average of these rows (their numbers) into the values: they stand still from now on."""
         self.values[rows] = self.shadow[rows]
 
     def state(self) -> dict[str, Tensor]:
         return {"shadow": self.shadow, "counts": self.counts}
 
+    def joined(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The state of all rows from those of averages that have them in turn."""
+        return {name: torch.cat([state[name] for state in states]) for name in self.state()}
+
     @torch.no_grad()
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.shadow.copy_(state["shadow"])
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.shadow.copy_(alike(state["shadow"], self.shadow))
         self.counts.copy_(state["counts"])
 
 

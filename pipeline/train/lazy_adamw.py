@@ -19,13 +19,15 @@ class LazyAdamW:
     """
 
     def __init__(
-        self, values: Tensor, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
-    ) -> None:
-        self.values = values
+        self, values: Tensor, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0.0, own: slice | None = None,
+    ) -> None:  # fmt: skip
+        """`own` are the rows that it will be asked to move, and has state for; all of them unless said."""
+        self.values, self.own = values, own or slice(0, len(values))
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.moment = torch.zeros_like(values)
-        self.square = torch.zeros_like(values)
-        self.steps = torch.zeros(len(values), dtype=torch.float32, device=values.device)
+        self.moment = torch.zeros_like(values[self.own])
+        self.square = torch.zeros_like(values[self.own])
+        self.steps = torch.zeros(len(self.moment), dtype=torch.float32, device=values.device)
 
     def state(self) -> dict[str, Tensor]:
         """Moments and step counts by name: the tensors themselves."""
@@ -43,9 +45,10 @@ class LazyAdamW:
         `rate` is one learning rate or one a row. The table itself is written too.
         """
         first, second = self.betas
-        steps = self.steps[index] + 1
-        moment = self.moment[index].lerp_(gradient, 1 - first)
-        square = self.square[index].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        at = index - self.own.start
+        steps = self.steps[at] + 1
+        moment = self.moment[at].lerp_(gradient, 1 - first)
+        square = self.square[at].mul_(second).addcmul_(gradient, gradient, value=1 - second)
         left_first = -torch.expm1(steps * math.log(first)) if first else torch.ones_like(steps)
         left_second = -torch.expm1(steps * math.log(second))  # 1 - second ** steps, exact to float32
         size = square.sqrt().div_(left_second.sqrt_().unsqueeze(1)).add_(self.eps)
@@ -53,6 +56,6 @@ class LazyAdamW:
         if self.weight_decay:
             moved.sub_(moved * (torch.as_tensor(rate, device=moved.device).reshape(-1, 1) * self.weight_decay))
         moved.sub_(moment.div(size).mul_((rate / left_first).unsqueeze(1)))
-        self.steps[index], self.moment[index], self.square[index] = steps, moment, square
+        self.steps[at], self.moment[at], self.square[at] = steps, moment, square
         self.values[index] = moved
         return moved

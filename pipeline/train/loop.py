@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from ..data.batch import Batch
 from ..data.dataset import Dataset
+from ..data.portions import portion
 from ..models.denoisers import Denoiser
 from ..models.load import Model
 from ..processes import ALONE, Processes
 from ..words.injection import Injection
+from .adding import add_up
 from .clock import Clock
 from .draws import generator
 from .guard import Guard, NotFinite
@@ -54,6 +57,11 @@ class Training:
         return next((thing for thing in self.things if isinstance(thing, WordTrainer)), None)
 
     @property
+    def sharded(self) -> bool:
+        """Whether a fine-tuned part is spread over the processes."""
+        return any(isinstance(thing, WeightTrainer) and thing.spread for thing in self.things)
+
+    @property
     def steps_per_epoch(self) -> float:
         return self.dataset.batches_per_epoch / self.accumulation
 
@@ -63,19 +71,19 @@ def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Ite
 
     Raises StageError, with everything as the last good step left it, when loss or gradient is not finite.
     """
-    begin = time.monotonic() - seconds
+    begin, main_number = time.monotonic() - seconds, training.processes.main_number
     for step in range(first, training.steps):
-        seconds = training.processes.main_number(time.monotonic() - begin)
-        clock = Clock(step, training.steps, training.steps_per_epoch, seconds)
+        clock = Clock(step, training.steps, training.steps_per_epoch, main_number(time.monotonic() - begin))
         row = one_step(training, clock)
-        row["seconds"] = round(time.monotonic() - begin, 3)
+        row["seconds"] = round(main_number(time.monotonic() - begin), 3)  # what is due by it is due in all processes
         yield row
 
 
 def one_step(training: Training, clock: Clock) -> dict[str, Any]:
     """One optimizer step over `accumulation` micro-batches; one that is not finite is left out where the guard says."""
     words = activate_words(training, step_captions(training, clock.step), clock)
-    batches = step_batches(training, clock.step)
+    numbers = step_numbers(training, clock.step)
+    batches = portion(training.dataset, numbers, training.processes, in_step=training.sharded)
     try:
         loss, norms = _moved(training, batches, clock)
     except NotFinite as error:
@@ -110,17 +118,6 @@ def step_numbers(training: Training, step: int) -> range:
     return range(step * training.accumulation, (step + 1) * training.accumulation)
 
 
-def step_batches(training: Training, step: int) -> list[Batch | None]:
-    """What this process does of a step's micro-batches, None where that is nothing; alone it is all of them."""
-    numbers, processes = step_numbers(training, step), training.processes
-    if processes.count == 1:
-        return [training.dataset.at(number) for number in numbers]
-    with processes.together():  # a picture may have vanished
-        parts = processes.shares([training.dataset.size(number) for number in numbers])
-        pairs = zip(numbers, parts, strict=True)
-        return [training.dataset.at(number, part) if part.stop > part.start else None for number, part in pairs]
-
-
 def step_captions(training: Training, step: int) -> list[str]:
     """The captions of a step, of all processes: every one of them moves the same words."""
     return [caption for number in step_numbers(training, step) for caption in training.dataset.captions(number)]
@@ -144,14 +141,15 @@ def gradients(training: Training, batches: Sequence[Batch | None], step: int) ->
     processes = training.processes
     grad_text = any(thing.moves_text for thing in training.things)
     loss = 0.0
-    with processes.together():
+    # a sharded part has the others wait in the midst of a batch: who fails there ends, which they notice
+    with nullcontext() if training.sharded else processes.together():
         for number, batch in zip(step_numbers(training, step), batches, strict=True):
             if batch is not None:
                 loss += _backward(training, batch, number, grad_text=grad_text)
     loss = processes.numbers([loss])[0] / training.accumulation
     if not math.isfinite(loss):
         raise NotFinite(f"the loss at step {step + 1} is {loss}, not a finite number")
-    processes.add_up(leaf for thing in training.things for leaf in thing.leaves())
+    add_up([leaf for thing in training.things for leaf in thing.leaves()], processes)
     return loss, {thing.name: thing.gradient_norm(training.scale.value) for thing in training.things}
 
 
@@ -160,6 +158,8 @@ def _backward(training: Training, batch: Batch, number: int, *, grad_text: bool)
     place = () if batch.whole is None else (batch.whole.place.start,)
     torch.manual_seed(generator(training.seed, "dropout", number, *place).initial_seed())  # for what the modules draw
     loss = batch_loss(training, batch, number, grad_text=grad_text)
+    if batch.idle:
+        loss = loss * 0.0
     if loss.requires_grad:
         (loss * (training.scale.value / training.accumulation)).backward()
     return float(loss.detach())

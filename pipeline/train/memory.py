@@ -22,7 +22,9 @@ def less_memory(model: Model, wanted: bool) -> Iterator[None]:
     The encoders' layers look whether they are in training mode before they do so; only this mark is set, and no
     dropout inside them: a step computes what it would have computed.
     """
-    parts: list[Any] = [model.denoiser, *(encoder.module for encoder in model.encoders)] if wanted else []
+    parts: list[Any] = (
+        [model.denoiser, *(getattr(model.pipe, one.module_name) for one in model.encoders)] if wanted else []
+    )
     for part in parts:
         # transformers' other way of going back loses the gradient of LoRAs behind embeddings that need none
         on, _ = _switches(part)

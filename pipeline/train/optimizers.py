@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StageError
+from .shards import alike
 
 Options = Mapping[str, Any]
 Make = Callable[[Sequence[Tensor], Options, float], torch.optim.Optimizer]
@@ -116,7 +117,8 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     for number, kept in state["state"].items():
         for name, value in kept.items():
             if isinstance(value, Tensor):
-                optimizer.state[tensors[number]][name] = value.to(optimizer.state[tensors[number]][name].device)
+                there = optimizer.state[tensors[number]][name].device
+                optimizer.state[tensors[number]][name] = alike(value.to(there), tensors[number])
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

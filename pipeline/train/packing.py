@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StageError
+from .shards import alike
 from .trained import State
 
 
@@ -56,4 +57,4 @@ def copy_into(target: Tensor, source: Tensor, what: str) -> None:
     """Fill a tensor with values of a checkpoint. Raises StageError when the shapes differ."""
     if target.shape != source.shape:
         raise StageError(f"{what} is {tuple(target.shape)}, the checkpoint has {tuple(source.shape)}")
-    target.copy_(source)
+    target.copy_(alike(source, target))

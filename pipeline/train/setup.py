@@ -11,11 +11,13 @@ from torch import nn
 
 from ..errors import StageError
 from ..models.load import Model
+from ..processes import ALONE, Processes
 from .finetune import weights_to_tune
 from .lora import add_lora, freeze_lora
-from .parts import DENOISER, part_module, part_modules
+from .parts import DENOISER, part_module, part_modules, pipe_name
 from .schedule import rate_factor
 from .trained import Trained
+from .twin import Twin
 from .weights import WeightSettings, WeightTrainer
 
 Tables = Sequence[Mapping[str, Any]]
@@ -31,10 +33,13 @@ class Common:
     seed: int
 
 
-def weight_trainers(model: Model, lora: Tables, finetune: Tables, common: Common) -> list[Trained]:
+def weight_trainers(
+    model: Model, lora: Tables, finetune: Tables, common: Common, processes: Processes = ALONE
+) -> list[Trained]:
     """A trainer for each part of each LoRA and fine-tune; LoRAs of earlier stages are held still.
 
-    Raises StageError when a part stands in two of them, or the model has no such part.
+    Where the `processes` are sharding, each fine-tuned part is spread over them. Raises StageError when a part stands
+    in two tables, or the model has no such part.
     """
     for module in part_modules(model).values():
         freeze_lora(module)
@@ -48,7 +53,10 @@ def weight_trainers(model: Model, lora: Tables, finetune: Tables, common: Common
                 taken.add(part)
                 parameters = _parameters(kind, part, part_module(model, part), table, common.seed)
                 settings = _settings(table, common)
-                trainers.append(WeightTrainer(f"{kind}.{part}", parameters, settings, text=part != DENOISER))
+                twin = None
+                if kind == "finetune" and processes.sharding:
+                    twin = Twin(model.pipe, pipe_name(model, part), list(parameters), main=processes.main)
+                trainers.append(WeightTrainer(f"{kind}.{part}", parameters, settings, text=part != DENOISER, twin=twin))
     return trainers
 
 

@@ -17,7 +17,15 @@ _ROWS, _LOOSE, _THINGS, _GUARD = "rows/", "loose/", "things/", "guard/"
 
 
 def take_snapshot(training: Training, moved: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Copies on the CPU of all that has moved: rows of all words, what is trained now, what earlier stages `moved`."""
+    """Copies on the CPU of all that has moved: rows of all words, what is trained now, what earlier stages `moved`.
+
+    With several processes all must ask for it; the main one gets it.
+    """
+    if not training.processes.main:
+        for thing in training.things:
+            if thing.spread:
+                thing.state()
+        return {}, {}
     tensors = {f"{_LOOSE}{name}": parameter.detach().clone() for name, parameter in _loose(training, moved).items()}
     if training.words is None:  # where words are trained, their state has the rows of all words
         tensors |= {f"{_ROWS}{key}": rows.values.clone() for key, rows in training.injection.rows.items()}

@@ -35,6 +35,10 @@ class Trained(Protocol):
     def moves_text(self) -> bool:
         """Whether this step's gradient must go through the text encoders."""
 
+    @property
+    def spread(self) -> bool:
+        """Whether what it keeps is spread over several processes: all of them must ask for it at the same time."""
+
     def leaves(self) -> Sequence[Tensor]:
         """What collects this step's gradient: the same tensors in the same order in every process."""
 
@@ -51,7 +55,7 @@ class Trained(Protocol):
         """Name to the effective step size of the last step: for Prodigy what it has found times the rate."""
 
     def state(self) -> State:
-        """Everything a checkpoint must hold, as copies."""
+        """Everything a checkpoint must hold, as copies; where it is spread, whole in the main process alone."""
 
     def restore(self, state: State) -> None:
         """Go on from what `state` gave. Raises StageError when it does not fit."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ from .clock import Clock
 from .ema import Average, Shown
 from .optimizers import effective_rate, load_state, make_optimizer, set_rate, show_averages
 from .packing import copy_into, pack, unpack
+from .shards import gathered, whole
 from .trained import State
+from .twin import Twin
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,29 +36,36 @@ class WeightTrainer:
 
     Weights of a half-precision model are moved in a float32 copy and rounded into the model after each step: a step
     that is smaller than half precision can hold adds up in the copy instead of being lost, for every optimizer alike.
+    With a `twin` they stand still until the end, and its shards of them are moved.
     """
 
     def __init__(
-        self, name: str, parameters: Mapping[str, torch.nn.Parameter], settings: WeightSettings, *, text: bool
-    ) -> None:
+        self, name: str, parameters: Mapping[str, torch.nn.Parameter], settings: WeightSettings, *, text: bool,
+        twin: Twin | None = None,
+    ) -> None:  # fmt: skip
         """`text` says that the weights are a text encoder's, which needs a gradient through it."""
         self.name, self.parameters, self.settings = name, dict(parameters), settings
-        self.moves_text = text
-        self.masters = {key: _master(parameter) for key, parameter in self.parameters.items()}
+        self.moves_text, self.twin = text, twin
+        self.moved = self.parameters if twin is None else twin.weights
+        self.masters = {key: _master(parameter) for key, parameter in self.moved.items()}
         self.optimizer = make_optimizer(list(self.masters.values()), settings.optimizer, settings.learning_rate)
         self.averages = _averages(self.masters, settings.ema)
         self._shown = Shown(self._exchange)
-        for parameter in self.parameters.values():
+        for parameter in self.moved.values():
             parameter.requires_grad_(True)
             parameter.grad = None
 
+    @property
+    def spread(self) -> bool:
+        return self.twin is not None
+
     def leaves(self) -> Sequence[Tensor]:
-        return tuple(self.parameters.values())
+        return tuple(self.parameters.values()) if self.twin is None else ()  # a twin has added its own up
 
     def gradient_norm(self, scale: float) -> float:
         """Norm of the gradient divided by `scale`; the float32 copies hold it now."""
         gradients = []
-        for key, parameter in self.parameters.items():
+        for key, parameter in self.moved.items():
             if parameter.grad is None:
                 continue
             gradient = parameter.grad.float()
@@ -66,7 +75,7 @@ class WeightTrainer:
                 parameter.grad = None
             self.masters[key].grad = gradient
             gradients.append(gradient)
-        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        return float(whole(torch.nn.utils.get_total_norm(gradients))) if gradients else 0.0
 
     def step(self, norm: float, clock: Clock) -> None:
         """Move the weights, at most `clip_norm` of the gradient's norm."""
@@ -82,7 +91,7 @@ class WeightTrainer:
         self._round()
 
     def clear(self) -> None:
-        for tensor in (*self.parameters.values(), *self.masters.values()):
+        for tensor in (*self.moved.values(), *self.masters.values()):
             tensor.grad = None
 
     def learning_rates(self) -> dict[str, float]:
@@ -95,7 +104,8 @@ class WeightTrainer:
 
     def state(self) -> State:
         averages = {key: average.state() for key, average in self.averages.items()}
-        return pack({"weights": self.masters, "optimizer": self.optimizer.state_dict(), "averages": averages})
+        state = pack({"weights": self.masters, "optimizer": self.optimizer.state_dict(), "averages": averages})
+        return state if self.twin is None else gathered(state, self.twin.main)
 
     def restore(self, state: State) -> None:
         tree = unpack(state)
@@ -115,14 +125,18 @@ class WeightTrainer:
             copy_into(self.masters[key], values, f"{self.name}: {key}")
         self._round()
 
-    def averaged(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """The model has the weights that are to be used: the average where one is kept, else the present ones."""
-        return self._shown.shown()
+        with self._shown.shown(), nullcontext() if self.twin is None else self.twin.shown():
+            yield
 
     def finish(self) -> None:
         """The weights that are to be used stay, and stand still from now on."""
         self._shown.show(True)
         self.averages = {}
+        if self.twin is not None:
+            self.twin.end()
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None
@@ -135,7 +149,7 @@ class WeightTrainer:
 
     @torch.no_grad()
     def _round(self) -> None:
-        for key, parameter in self.parameters.items():
+        for key, parameter in self.moved.items():
             if self.masters[key] is not parameter:
                 parameter.copy_(self.masters[key])
 

@@ -15,7 +15,10 @@ from .optimizers import found, load_state, make_optimizer, set_rate, show_averag
 
 
 class RowOptimizer(Protocol):
-    """Moves rows of the table of one encoder; rows that it is not given stay bit for bit, and so does their state."""
+    """Moves rows of the table of one encoder; rows that it is not given stay bit for bit, and so does their state.
+
+    One that has been made for some of the rows, its own, is never given others, and puts only theirs back.
+    """
 
     def step(self, words: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
         """Move the rows (rows, width) of these words along `gradient`; the table is written. Returns them moved.
@@ -32,17 +35,20 @@ class RowOptimizer(Protocol):
     def state(self) -> dict[str, Any]:
         """All that is needed to go on: dicts, numbers and tensors."""
 
+    def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The state of all rows from those of optimizers that have them in turn."""
+
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave. Raises StageError when it does not fit."""
+        """Go on from the `state` of all rows. Raises StageError when it does not fit."""
 
 
 class AdamRows:
     """The default: AdamW for all words of a step at once, with step counts and moments a row."""
 
-    def __init__(self, rows: WordRows, options: Mapping[str, Any]) -> None:
+    def __init__(self, rows: WordRows, options: Mapping[str, Any], own: slice) -> None:
         betas = (float(options["betas"][0]), float(options["betas"][1]))
         decay = float(options["weight_decay"] or 0.0)
-        self.adam = LazyAdamW(rows.values, betas=betas, eps=float(options["eps"]), weight_decay=decay)
+        self.adam = LazyAdamW(rows.values, betas=betas, eps=float(options["eps"]), weight_decay=decay, own=own)
 
     def step(self, words: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
         return self.adam.step(index, rows, gradient, rate)
@@ -56,8 +62,11 @@ class AdamRows:
     def state(self) -> dict[str, Any]:
         return dict(self.adam.state())
 
+    def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {name: torch.cat([state[name] for state in states]) for name in self.adam.state()}
+
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.adam.restore(state)
+        self.adam.restore({name: values[self.adam.own] for name, values in state.items()})
 
 
 class PerWord:
@@ -68,8 +77,8 @@ class PerWord:
     not in the batch costs nothing, and none of its state changes.
     """
 
-    def __init__(self, rows: WordRows, options: Mapping[str, Any]) -> None:
-        self.rows, self.options = rows, options
+    def __init__(self, rows: WordRows, options: Mapping[str, Any], own: slice) -> None:
+        self.rows, self.options, self.own = rows, options, own
         self.parameters: dict[str, Tensor] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
 
@@ -120,16 +129,22 @@ class PerWord:
             for word, optimizer in self.optimizers.items()
         }
 
+    def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {word: kept for state in states for word, kept in state.items()}
+
     def restore(self, state: Mapping[str, Any]) -> None:
         self.parameters, self.optimizers = {}, {}
         for word, kept in state.items():
             if word not in self.rows.spans or kept["values"].shape != self.rows.of(word).shape:
                 raise StageError(f"the checkpoint's word {word!r} is none of this run, or has other vectors")
+            if not self.own.start <= self.rows.spans[word].start < self.own.stop:
+                continue
             rate = float(kept["optimizer"]["param_groups"][0]["lr"])
             optimizer = self._of(word, kept["values"].to(self.rows.values.device), rate)
             load_state(optimizer, kept["optimizer"])
 
 
-def row_optimizer(rows: WordRows, options: Mapping[str, Any]) -> RowOptimizer:
-    """The optimizer that a recipe's table asks for, over the rows of one encoder."""
-    return AdamRows(rows, options) if options["kind"] == "adamw" else PerWord(rows, options)
+def row_optimizer(rows: WordRows, options: Mapping[str, Any], own: slice | None = None) -> RowOptimizer:
+    """The optimizer that a recipe's table asks for, over the rows of one encoder; `own` are those it is to move."""
+    kind = AdamRows if options["kind"] == "adamw" else PerWord
+    return kind(rows, options, own or slice(0, len(rows)))

@@ -37,6 +37,15 @@ def row_rates(key: str, rows: WordRows, words: Sequence[Word], default: float | 
     return torch.tensor(rates, dtype=torch.float32, device=rows.values.device)
 
 
+def word_rates(
+    rates: Mapping[str, Tensor], rows: Mapping[str, WordRows], words: Iterable[str]
+) -> dict[str, dict[str, float]]:
+    """The learning rate of each word in the encoders in which it has rows, from those of the rows by encoder."""
+    listed = {key: own.tolist() for key, own in rates.items()}
+    spans = {key: rows[key].spans for key in rates}
+    return {word: {key: listed[key][spans[key][word].start] for key in rates if spans[key][word]} for word in words}
+
+
 @dataclass(frozen=True, eq=False)
 class Moving:
     """The rows of one encoder that a step moves: whose they are, their numbers, values and gradient."""

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from ..errors import StageError
+from ..processes import ALONE, Processes
 from ..recipe.model import Word
 from ..words.injection import ActiveRows, Injection
 from ..words.norms import NormStatistics, apply_rules
 from .clock import Clock
-from .ema import Average, Shown
+from .ema import Shown
 from .guard import Guard
 from .packing import copy_into, pack, unpack
+from .row_states import RowStates
 from .stops import Stops
 from .trained import State
-from .word_optimizers import row_optimizer
-from .word_rates import Moving, check_reach, moving, row_rates
+from .word_rates import Moving, check_reach, moving, row_rates, word_rates
+from .word_shares import Shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +51,15 @@ class WordTrainer:
         words: Sequence[Word],
         statistics: Mapping[str, NormStatistics],
         settings: WordSettings,
-        start: Mapping[str, Tensor] | None = None,
+        norms: Mapping[str, Tensor] | None = None,
         recorded: Mapping[str, int] | None = None,
         guard: Guard | None = None,
+        sharing: Processes = ALONE,
     ) -> None:
-        """`start` has the rows whose norms the rule `initial` keeps, by encoder; else those the stage begins with.
+        """`norms`, (rows,) by encoder, are those that the rule `initial` keeps; else those the stage begins with.
 
-        `recorded` is for `Stops`; `guard` looks at every step.
+        `recorded` is for `Stops`; `guard` looks at every step. The processes that are `sharing` the words have each
+        the optimizer's state and the averages of some.
         """
         self.injection, self.statistics, self.settings = injection, statistics, settings
         self.words = {word.placeholder: word for word in words if word.train}
@@ -63,16 +67,20 @@ class WordTrainer:
         self.guard = guard
         self.stopped_at: dict[str, int] = {}
         self.reached: set[str] = set()
-        self.start = start or {key: rows.values.clone() for key, rows in injection.rows.items()}
+        self.norms = norms or {key: rows.values.norm(dim=1) for key, rows in injection.rows.items()}
         self.rates = {key: row_rates(key, rows, words, settings.learning_rate) for key, rows in injection.rows.items()}
-        self.word_rates = self._word_rates()
-        self.optimizers = {key: row_optimizer(rows, settings.optimizer) for key, rows in injection.rows.items()}
-        self.averages = _averages(injection, settings.ema)
+        self.word_rates = word_rates(self.rates, injection.rows, self.words)
+        shares = Shares(injection.rows, sharing)
+        self.states = RowStates(injection.rows, settings.optimizer, settings.ema, shares)
         self._active: dict[str, ActiveRows] = {}
         self._running: set[str] = set()
         self._moving: dict[str, Moving] = {}
         self._rate = 0.0
         self._shown = Shown(self._exchange)
+
+    @property
+    def spread(self) -> bool:
+        return self.states.shares.several
 
     @property
     def moves_text(self) -> bool:
@@ -92,7 +100,7 @@ class WordTrainer:
     def _stop(self, words: Iterable[str], step: int) -> None:
         over = [word for word in words if word not in self.stopped_at]
         self.stopped_at |= dict.fromkeys(over, step)
-        self._settle(over)
+        self.states.settle(over)
 
     def leaves(self) -> Sequence[Tensor]:
         return [rows.leaf for rows in self._active.values()] if self._running else []
@@ -115,14 +123,16 @@ class WordTrainer:
         """Move the running words of this batch."""
         clip = min(1.0, self.settings.clip_norm / (norm + 1e-6)) if self.settings.clip_norm else 1.0
         factor = self.settings.factor(clock.step)
+        self.states.move(self._moving, clip, self.rates, factor)
         for key, part in self._moving.items():
             if len(part.index):
-                self._move(key, part, clip, self.rates[key][part.index] * factor)
-        self._rate = factor * max((self.step_size(word) for word in self._running), default=0.0)
+                self._moved(key, part)
+        sizes = self.states.step_sizes(self.word_rates, self._running)
+        self._rate = factor * max((size for size, _ in sizes.values()), default=0.0)
         if self.guard is not None:
             prodigy = self.settings.optimizer["kind"].startswith("prodigy")
-            for word in self._running:
-                self.guard.step_size(word, factor * self.step_size(word), self.found(word) if prodigy else None)
+            for word, (size, found) in sizes.items():
+                self.guard.step_size(word, factor * size, found if prodigy else None)
         self._stop(self.stops.counted(self._running), clock.step + 1)
         self.clear()
 
@@ -135,23 +145,18 @@ class WordTrainer:
         return {self.name: self._rate}
 
     def state(self) -> State:
-        rows = {key: rows.values for key, rows in self.injection.rows.items()}
-        optimizers = {key: one.state() for key, one in self.optimizers.items()}
-        averages = {key: average.state() for key, average in self.averages.items()}
+        states = self.states.state()
+        rows = {key: rows.values for key, rows in self.injection.rows.items()} if states else {}
         facts = {"stopped_at": self.stopped_at, "reached": sorted(self.reached), "own_steps": self.stops.state()}
-        return pack({"rows": rows, "optimizers": optimizers, "averages": averages, **facts})
+        return pack({"rows": rows, **states, **facts})
 
     def restore(self, state: State) -> None:
         tree = unpack(state)
-        if tree["rows"].keys() != self.optimizers.keys():
-            raise StageError(
-                f"the checkpoint has words for {', '.join(tree['rows'])}, not {', '.join(self.optimizers)}"
-            )
+        if tree["rows"].keys() != self.rates.keys():
+            raise StageError(f"the checkpoint has words for {', '.join(tree['rows'])}, not {', '.join(self.rates)}")
         for key, values in tree["rows"].items():
             copy_into(self.injection.rows[key].values, values, f"words of {key}")
-            self.optimizers[key].restore(tree["optimizers"][key])
-            if key in self.averages:
-                self.averages[key].restore(tree["averages"][key])
+        self.states.restore(tree)
         self.stopped_at, self.reached = tree["stopped_at"], set(tree["reached"])
         self.stops.restore(tree["own_steps"])
 
@@ -164,59 +169,22 @@ class WordTrainer:
         self._shown.show(True)
 
     def _exchange(self, use: bool) -> None:
-        words = self.words.keys() - self.stopped_at.keys()
-        for key, optimizer in self.optimizers.items():
-            optimizer.show(words, use)
-            if key in self.averages:
-                self.averages[key].swap()
-
-    def _settle(self, words: Sequence[str]) -> None:
-        """Words that stop now: from here on they are what is to be used of them, and the rest learns around that."""
-        if not words:
-            return
-        for key, rows in self.injection.rows.items():
-            self.optimizers[key].show(words, True)
-            if key in self.averages:
-                for word in words:
-                    span = rows.spans[word]
-                    self.averages[key].settle(slice(span.start, span.stop))
-
-    def step_size(self, word: str) -> float:
-        """The largest step size of a word's encoders: its learning rate, times what Prodigy has found."""
-        return max(rate * self.optimizers[key].effective(word) for key, rate in self.word_rates[word].items())
-
-    def found(self, word: str) -> float:
-        """The largest multiple of its learning rate that an optimizer has found for a word."""
-        return max(self.optimizers[key].effective(word) for key in self.word_rates[word])
+        self.states.show([word for word in self.words if word not in self.stopped_at], use)
 
     def rule_of(self, word: str) -> Any:
         """The norm rule of a word: its own, else the stage's."""
         own = self.words[word].preserve_norm
         return self.settings.preserve_norm if own is None else own
 
-    def _word_rates(self) -> dict[str, dict[str, float]]:
-        """The learning rate of each word in the encoders in which it has rows."""
-        rates = {key: rates.tolist() for key, rates in self.rates.items()}
-        spans = {key: rows.spans for key, rows in self.injection.rows.items()}
-        return {
-            word: {key: rates[key][spans[key][word].start] for key in rates if spans[key][word]} for word in self.words
-        }
-
-    def _move(self, key: str, part: Moving, clip: float, rates: Tensor) -> None:
+    def _moved(self, key: str, part: Moving) -> None:
+        """What follows when rows have moved: their norms, their average, the guard's look."""
         rows = self.injection.rows[key]
-        moved = self.optimizers[key].step(part.words, part.index, part.values, part.gradient * clip, rates)
         rules = [self.rule_of(word) for word in part.words for _ in rows.spans[word]]
         if any(rule is not None for rule in rules):
-            rows.values[part.index] = apply_rules(moved, rules, self.statistics[key], self.start[key][part.index])
-        if key in self.averages:
-            self.averages[key].update(part.index)
+            moved, norms = rows.values[part.index], self.norms[key][part.index]
+            rows.values[part.index] = apply_rules(moved, rules, self.statistics[key], norms)
+        self.states.average(key, part.index)
         if self.guard is not None:
             moves = self.rates[key][part.index] > 0
             after, usual = rows.values[part.index], self.statistics[key]
             self.guard.rows(key, len(rows), part.index, moves, part.values, after, part.words, rows.spans, usual)
-
-
-def _averages(injection: Injection, decay: float | None) -> dict[str, Average]:
-    if decay is None:
-        return {}
-    return {key: Average(rows.values, decay, rows=True) for key, rows in injection.rows.items()}

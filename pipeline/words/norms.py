@@ -52,10 +52,10 @@ def scale_to(vectors: Tensor, norms: Tensor | float) -> Tensor:
 def apply_rule(vectors: Tensor, rule: Any, statistics: NormStatistics, initial: Tensor) -> Tensor:
     """Rows of (tokens, width) with the norms that a rule asks for.
 
-    `rule` is `median` (OneTrainer: each vector to the median norm of the table), `mean`, `initial` (the norm of the
-    same row of `initial`), a number, `{"low": a, "high": b}`, which moves only norms outside the band to its edge, or
-    `spread`: all rows together times (standard deviation of the table / theirs) ** 0.1, which draws them towards the
-    table in each step (diffusers' advanced training scripts, retract_embeddings).
+    `rule` is `median` (OneTrainer: each vector to the median norm of the table), `mean`, `initial` (the norms
+    `initial`, (tokens,), that the vectors began with), a number, `{"low": a, "high": b}`, which moves only norms
+    outside the band to its edge, or `spread`: all rows together times (standard deviation of the table / theirs) **
+    0.1, which draws them towards the table in each step (diffusers' advanced training scripts, retract_embeddings).
     """
     if rule == "spread":
         now = vectors.std()
@@ -63,7 +63,7 @@ def apply_rule(vectors: Tensor, rule: Any, statistics: NormStatistics, initial: 
     if isinstance(rule, Mapping):
         return scale_to(vectors, vectors.norm(dim=1).clamp(float(rule["low"]), float(rule["high"])))
     if rule == "initial":
-        return scale_to(vectors, initial.to(vectors).norm(dim=1))
+        return scale_to(vectors, initial.to(vectors))
     named = {"median": statistics.median, "mean": statistics.mean}
     return scale_to(vectors, named[rule] if isinstance(rule, str) else float(rule))
 

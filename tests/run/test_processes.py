@@ -30,10 +30,16 @@ METHODS = {
     "words": "preserve_norm = 'median'\nnoise = { offset = 0.1 }",
     "words and LoRA": (
         "gradient_accumulation = 2\nlora = { rank = 2, learning_rate = 1e-2 }\n"
-        "locality = { prompts = ['red', 'a ring', 'a photo'], weight = 0.5 }"
+        "locality = { prompts = ['red', 'a ring', 'a photo'], weight = 0.5 }\n"
+        "shared_from = 1\nema = 0.9\nsave = { every = '2 steps' }\nwatch = { sample_every = '2 steps' }"
     ),
     "fine-tune": "finetune = { parts = ['denoiser', 'clip_l'], learning_rate = 1e-3, layers = 'attention' }",
 }
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+SHARDED = (
+    "ema = 0.9\nwatch = { sample_every = '2 steps' }\nsave = { every = '2 steps' }\n"
+    "finetune = [{ parts = ['denoiser', 'clip_l'], learning_rate = 1e-3, layers = 'attention' }]"
+)
 
 
 def manifest_of(folder: Path) -> dict:
@@ -101,7 +107,18 @@ def test_two_processes_give_what_one_gives(tmp_path, method):
     assert files[0] == files[1]
 
 
-def stopped_by_one(monkeypatch, recipe: Path, out: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_fine_tune_spread_over_processes_gives_what_one_process_gives(tmp_path, count):
+    """Three processes share batches of two pictures and of one: some have nothing to do, and yet must take part."""
+    recipe = make_project(tmp_path, train=SHARDED)
+    run_project(recipe, tmp_path / "one")
+    ended = run_in(recipe, tmp_path / "many", count, **FSDP)
+    assert ended.codes == [0] * count, ended.said
+    assert_same_to_rounding(tmp_path / "one", tmp_path / "many")
+
+
+def stopped_by_one(monkeypatch, recipe: Path, out: Path, **environment: str) -> None:
     """A run that the second of two processes was asked to stop after its second step."""
     one_step = loop.one_step
 
@@ -112,17 +129,50 @@ def stopped_by_one(monkeypatch, recipe: Path, out: Path) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "one_step", asked)
-        ended = run_in(recipe, out)
-    assert ended.codes == [1, 1]
+        ended = run_in(recipe, out, **environment)
+    assert ended.codes == [1, 1], ended.said
     assert "stopped by a signal to another process after step 2 of 3" in ended.said[0]
     assert manifest_of(out)["status"] == "stopped"
 
 
 def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path, monkeypatch):
-    recipe = make_project(tmp_path)
+    recipe = make_project(tmp_path, train="shared_from = 1\nema = 0.5")
     assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
     stopped_by_one(monkeypatch, recipe, tmp_path / "run")
     assert child(lambda: run_project(recipe, tmp_path / "run")) == 0
+    assert_same_to_rounding(tmp_path / "whole", tmp_path / "run")
+
+
+def test_one_process_goes_on_with_a_fine_tune_that_was_spread_over_two(tmp_path, monkeypatch):
+    """In the second step, of one picture, one of the two has nothing to do, and yet must take part."""
+    recipe = make_project(tmp_path, train=SHARDED)
+    assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
+    stopped_by_one(monkeypatch, recipe, tmp_path / "run", **FSDP)
+    assert "what moves finetune.denoiser, finetune.clip_l" in str(manifest_of(tmp_path / "run")["stages"])
+    assert child(lambda: run_project(recipe, tmp_path / "run")) == 0
+    assert_same_to_rounding(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adafactor", "lion", "came", "prodigy", "prodigy-schedule-free"])
+def test_two_processes_go_on_with_a_spread_fine_tune_of_one(tmp_path, monkeypatch, kind):
+    rate = 1.0 if kind.startswith("prodigy") else 1e-3
+    table = (
+        f"{{ parts = ['denoiser'], layers = 'attention', learning_rate = {rate}, optimizer = {{ kind = '{kind}' }} }}"
+    )
+    recipe, one_step = make_project(tmp_path, train=f"finetune = {table}"), loop.one_step
+    assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
+
+    def stopped(training, clock):
+        if clock.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return one_step(training, clock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "one_step", stopped)
+        assert child(lambda: run_project(recipe, tmp_path / "run")) == 1
+    ended = run_in(recipe, tmp_path / "run", **FSDP)
+    assert ended.codes == [0, 0], ended.said
     assert_same_to_rounding(tmp_path / "whole", tmp_path / "run")
 
 
@@ -212,25 +262,35 @@ def test_processes_that_drift_apart_are_noticed(tmp_path, monkeypatch):
 
 
 def test_what_the_launcher_may_not_ask_is_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(StageError, match="asks for FSDP, which is not supported"):
-        begin_processes("auto")
-    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    for variable, said in (
+        ("ACCELERATE_USE_DEEPSPEED", "asks for DeepSpeed, which"),
+        ("ACCELERATE_USE_FSDP", "FSDP 1"),
+    ):
+        monkeypatch.setenv(variable, "true")
+        with pytest.raises(StageError, match=said):
+            begin_processes("auto")
+        monkeypatch.delenv(variable)
     assert begin_processes("cuda:1").count == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(StageError, match=r"device = 'cuda:1': with several processes the launcher gives each"):
         begin_processes("cuda:1")
 
 
+FSDP_ASKED = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+
+
 @pytest.mark.slow
-def test_accelerate_launches_a_run(tmp_path):
-    recipe = make_project(tmp_path)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+@pytest.mark.parametrize("how", [["--multi_gpu"], FSDP_ASKED])
+def test_accelerate_launches_a_run(tmp_path, how):
+    recipe = make_project(tmp_path, train=SHARDED)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run(
         [*launch, "-m", "pivotune", "run", str(recipe), "--out", str(tmp_path / "run")],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert manifest_of(tmp_path / "run")["environment"]["processes"] == 2
+    manifest = manifest_of(tmp_path / "run")
+    assert manifest["environment"]["processes"] == 2
+    assert ("what moves finetune.denoiser, finetune.clip_l" in str(manifest["stages"])) == (how == FSDP_ASKED)
     assert done.stdout.count("Report: ") == 1

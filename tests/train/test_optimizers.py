@@ -130,8 +130,9 @@ def test_prodigys_step_size_is_each_words_own():
     for step in range(20):
         pull(one, ["<a>"], step, goal=1.01)  # almost there: small steps are right
         pull(one, ["<b>"], step, goal=50.0)
-    assert one.step_size("<b>") > 20 * one.step_size("<a>")
-    assert one.step_size("<c>") == 1.0  # never seen: the rate alone
+    sizes = one.states.step_sizes(one.word_rates, NAMES)
+    assert sizes["<b>"][0] > 20 * sizes["<a>"][0]
+    assert sizes["<c>"][0] == 1.0  # never seen: the rate alone
 
 
 def test_what_is_not_installed_is_said_with_the_way_out(monkeypatch):

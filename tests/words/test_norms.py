@@ -31,7 +31,7 @@ def test_statistics_of_a_half_precision_vocabulary_are_taken_in_float32():
     ],
 )
 def test_a_rule_sets_the_norm_and_keeps_the_direction(rule, norms):
-    after = apply_rule(VECTORS, rule, norm_statistics(TABLE), TABLE[:2])
+    after = apply_rule(VECTORS, rule, norm_statistics(TABLE), TABLE[:2].norm(dim=1))
     assert after.norm(dim=1).tolist() == pytest.approx(norms)
     assert torch.nn.functional.cosine_similarity(after, VECTORS).tolist() == pytest.approx([1.0, 1.0])
 
@@ -49,12 +49,14 @@ def test_the_spread_of_all_rows_together_is_drawn_towards_the_tables():
     own = (20 / 3) ** 0.5
     statistics = norm_statistics(TABLE)
     assert statistics.spread == pytest.approx(table)
-    after = apply_rule(vectors, "spread", statistics, TABLE[:2])
+    after = apply_rule(vectors, "spread", statistics, TABLE[:2].norm(dim=1))
     torch.testing.assert_close(after, vectors * (table / own) ** 0.1)
 
 
 def test_rows_follow_their_own_rules_and_those_of_one_rule_go_together():
     vectors = torch.tensor([[1.0, -1.0], [3.0, -3.0], [0.0, 7.0], [5.0, 0.0]])
-    after = apply_rules(vectors, ["spread", "spread", 2.0, None], norm_statistics(TABLE), TABLE)
-    torch.testing.assert_close(after[:2], apply_rule(vectors[:2], "spread", norm_statistics(TABLE), TABLE[:2]))
+    after = apply_rules(vectors, ["spread", "spread", 2.0, None], norm_statistics(TABLE), TABLE.norm(dim=1))
+    torch.testing.assert_close(
+        after[:2], apply_rule(vectors[:2], "spread", norm_statistics(TABLE), TABLE[:2].norm(dim=1))
+    )
     assert after[2:].tolist() == [[0.0, 2.0], [5.0, 0.0]]
