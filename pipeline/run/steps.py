@@ -10,9 +10,11 @@ from ...converters.embedding import Contents
 from ..errors import StageError
 from ..export.finished import Finished
 from ..train.agreement import hold_equal, share_note
+from ..train.guard import NotFinite
 from ..train.loop import Training, train_steps
 from ..train.lora import freeze_lora
 from ..train.parts import part_modules
+from ..train.weights import WeightTrainer
 from ..train.word_trainer import WordTrainer
 from ..words.gauge import gauge
 from .beside import After, Options, beside
@@ -20,6 +22,7 @@ from .contents import as_left
 from .resume import go_on, keep_on
 from .saves import Write
 from .state import Run
+from .stopping import Stopped
 
 
 def run_steps(
@@ -32,6 +35,7 @@ def run_steps(
     """
     first, seconds = go_on(run, training)
     hold_equal(training)
+    everywhere = False
     try:
         with beside(run, training, watch, save, partial(as_left, run, contents), write) as after:
             _follow(run, training, log_every, after, finished, first, seconds)
@@ -39,9 +43,12 @@ def run_steps(
         if training.guard is not None:
             training.guard.close()
         _all_seen(training.words)
+        everywhere = True
+    except (NotFinite, Stopped):
+        everywhere = True
+        raise
     finally:
-        for thing in training.things:  # what is kept of a stage that failed is what would be used: averages too
-            thing.finish()
+        _close(run, training, everywhere=everywhere)
         for module in part_modules(run.model).values():
             freeze_lora(module)
         run.kept = as_left(run, contents)
@@ -52,6 +59,20 @@ def run_steps(
     if training.words is not None:
         run.stopped_at.update(training.words.stopped_at)
         run.reached |= training.words.reached
+
+
+def _close(run: Run, training: Training, *, everywhere: bool) -> None:
+    """What is kept of a stage, of one that failed too, is what would be used: averages where there are any.
+
+    Where it may not have ended `everywhere`, other processes cannot be asked for what is spread over them.
+    """
+    for thing in training.things:
+        if everywhere or not thing.spread:
+            thing.finish()
+        elif isinstance(thing, WeightTrainer) and thing.twin is not None:
+            thing.twin.leave()
+            run.finetuned.discard(thing.twin.name)
+            run.warnings.append(f"what {thing.name} has learnt is in the last checkpoint alone")
 
 
 def _follow(

@@ -76,6 +76,10 @@ class Twin:
         self.gather(everywhere=True)
         self._show(self.part.to(self.device))
 
+    def leave(self) -> None:
+        """The part takes its place again as it was before it was tuned: the other processes cannot be asked."""
+        self._show(self.part.to(self.device))
+
     def _show(self, module: nn.Module) -> None:
         setattr(self.pipe, self.name, module)
 
