@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-SECONDS = 120
+SECONDS = 300
 
 
 @dataclass(frozen=True)
