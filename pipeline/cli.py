@@ -68,7 +68,10 @@ def pivotune() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors meant for people become a message and exit code 1, others keep their traceback."""
+    """Run the command line; errors meant for people, and what the system refuses, become a message and exit code 1.
+
+    Others keep their traceback.
+    """
     try:
         pivotune(prog_name="pivotune")
     except Exception as error:
@@ -81,8 +84,11 @@ def main() -> None:
 
 def _shown(error: Exception) -> str:
     """What an error says, without control characters: names from files and hubs must not steer a terminal."""
+    from .machine import system_words
     from .recipe.problem import printable
 
+    if isinstance(error, (OSError, MemoryError)):
+        return printable(system_words(error))
     return "\n".join(printable(line) for line in str(error).split("\n"))
 
 
@@ -98,4 +104,4 @@ def _for_people(error: Exception) -> bool:
     from ..converters.errors import ConvertError
     from .errors import RecipeError, StageError
 
-    return isinstance(error, (RecipeError, StageError, ConvertError))
+    return isinstance(error, (RecipeError, StageError, ConvertError, OSError, MemoryError))

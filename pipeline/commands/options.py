@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -36,3 +37,9 @@ def print_json(value: object) -> None:
     import json
 
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """A line on standard error; a terminal or pipe that has gone away must not end a run."""
+    with suppress(OSError):
+        click.echo(text, err=True)

@@ -10,37 +10,45 @@ from .options import json_option, print_json, recipe_argument, set_option
 
 if TYPE_CHECKING:
     from ..models.estimate import Estimate
+    from ..preflight.look import Preflight
     from ..recipe.model import Recipe
+    from ..recipe.plan import Plan
 
 
 @click.command()
 @recipe_argument
 @set_option
 @json_option
-@click.option("--no-time", is_flag=True, help="Leave out the estimate of time, which takes some seconds.")
+@click.option(
+    "--no-time", is_flag=True, help="Leave out the estimates of time, disk and memory, which take some seconds."
+)
 def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_time: bool) -> None:
     """Show what a recipe would do: stages, tokens of every initial text, captions as the encoders see them.
 
     Loads the model's tokenizers, not its weights. RECIPE is a file or the name of a recipe that ships.
     """
     from ..models.tokenizers import load_tokenizers
+    from ..preflight.text import told_room
     from ..recipe.check import checked_recipe
     from ..recipe.plan import make_plan
     from ..recipe.plan_text import plan_json, plan_text
 
     loaded, warnings = checked_recipe(recipe, overrides)
     made = make_plan(loaded, load_tokenizers(loaded.model))
-    time = None if no_time else _time(loaded)
+    time, ahead = (None, None) if no_time else _ahead(loaded, made)
     if as_json:
-        print_json(plan_json(made, time))
+        print_json({**plan_json(made, time), "preflight": ahead.facts if ahead else None})
         return
     for warning in warnings:
         click.echo(warning.shown(recipe), err=True)
     click.echo(plan_text(made, time))
+    if ahead is not None:
+        for line in told_room(ahead):
+            click.echo(line)
 
 
-def _time(recipe: Recipe) -> Estimate | None:
-    """How long the run would take on the recipe's device, from the speed of a few products of matrices there.
+def _ahead(recipe: Recipe, made: Plan) -> tuple[Estimate | None, Preflight | None]:
+    """How long the run would take on the recipe's device, and what it takes of disk and memory.
 
     None where the recipe is for another machine: its device is not here to be measured.
     """
@@ -48,10 +56,13 @@ def _time(recipe: Recipe) -> Estimate | None:
     from ..models.device import pick_device
     from ..models.estimate import estimate_recipe
     from ..models.tokenizers import stated_family
+    from ..preflight.look import Preflight, estimate
 
     try:
         device = pick_device(recipe.device)
     except StageError as error:
-        click.echo(f"no estimate of the time: {error}", err=True)
-        return None
-    return estimate_recipe(recipe, stated_family(recipe.model), device)
+        click.echo(f"no estimate of time, disk and memory: {error}", err=True)
+        return None, None
+    ahead = Preflight()
+    estimate(recipe, made, None, device, ahead)
+    return estimate_recipe(recipe, stated_family(recipe.model), device), ahead

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import json_option, print_json
+from .options import json_option, print_json, say
 
 
 @click.command()
@@ -21,7 +21,7 @@ def replay(ctx: click.Context, run: Path, out: Path | None, as_json: bool) -> No
     """
     from ..run.replay import replay as run_again
 
-    result = run_again(run, out=out, progress=lambda text: click.echo(text, err=True), bar=not as_json)
+    result = run_again(run, out=out, progress=say, bar=not as_json)
     if as_json:
         told = {"folder": str(result.folder), "same": not result.differences, "differences": result.differences}
         print_json({**told, "inputs": result.inputs, "steps": result.steps, "files": result.files})

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from .options import say
+
 
 @click.command()
 @click.argument("run", metavar="RUN", type=click.Path(file_okay=False, path_type=Path))
@@ -19,7 +21,7 @@ def report(run: Path, follow: bool, every: int) -> None:
     if follow:
         from ..report.follow import follow as keep_up
 
-        path = keep_up(run, every, lambda text: click.echo(text, err=True))
+        path = keep_up(run, every, say)
     else:
         from ..report.page import write_report
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import json_option, print_json, recipe_argument, set_option
+from .options import json_option, print_json, recipe_argument, say, set_option
 
 
 @click.command()
@@ -23,6 +23,7 @@ from .options import json_option, print_json, recipe_argument, set_option
     help="Begin a new run with what an earlier one reached: its folder, or a checkpoint in it. With more steps and "
     "all else alike it goes on from there; else it takes what fits, and says what.",
 )
+@click.option("--anyway", is_flag=True, help="Begin even where disk or memory seem too small, or words cannot be seen.")
 @json_option
 def run(
     recipe: str,
@@ -31,6 +32,7 @@ def run(
     device: str | None,
     fresh: bool,
     source: Path | None,
+    anyway: bool,
     as_json: bool,
 ) -> None:
     """Run a recipe: teach its words, export them, and write a report.
@@ -49,9 +51,7 @@ def run(
 
     from ..run.runner import run_recipe
 
-    result = run_recipe(
-        loaded, out=out, progress=lambda text: click.echo(text, err=True), bar=not as_json, fresh=fresh, source=source
-    )
+    result = run_recipe(loaded, out=out, progress=say, bar=not as_json, fresh=fresh, source=source)
     if not is_main():
         return
     if as_json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def read_examples(recipe: Recipe, resolution: int) -> Examples:
                 size, _ = look_at(picture)
                 cut = cut_of(size, concept, recipe.data, resolution)
                 refuse_narrow(picture, size, cut)
-                content = "+".join(_contents(picture, mask, concept, hashes))
+                content = content_of(picture, mask, concept, hashes)
             except StageError as error:
                 result.problems.append(str(error))
                 continue
@@ -88,12 +87,15 @@ def refuse_narrow(picture: Path, size: Shape, cut: Shape) -> None:
         raise StageError(f"{picture}: {sizes} leave {share:.1%} of it; cut the part that matters, or leave it out")
 
 
-def _contents(picture: Path, mask: Path | None, concept: Concept, hashes: dict[Path, str]) -> Iterator[str]:
-    yield _hash(picture, hashes)
+def content_of(picture: Path, mask: Path | None, concept: Concept, hashes: dict[Path, str] | None = None) -> str:
+    """Hash of a picture and its mask; `hashes` are those of files that are known, and takes new ones up."""
+    known = {} if hashes is None else hashes
+    parts = [_hash(picture, known)]
     if mask is not None:
-        yield _hash(mask, hashes)
+        parts.append(_hash(mask, known))
     elif concept.masks == "alpha":
-        yield "alpha"
+        parts.append("alpha")
+    return "+".join(parts)
 
 
 def _hash(path: Path, hashes: dict[Path, str]) -> str:

@@ -14,7 +14,7 @@ from ..errors import StageError
 from ..processes import ALONE, Processes
 from ..train.draws import generator
 from .cache import Cache, Encoded, key_of, vae_identity
-from .examples import Example
+from .examples import Example, content_of
 from .open import open_alpha, open_mask, open_picture
 from .variants import Variant, drawn_variant, shown_mask, shown_picture, varies
 
@@ -120,11 +120,19 @@ class Latents:
 
 
 def opened(example: Example) -> tuple[Image.Image, Image.Image | None]:
-    """A picture and its mask, of the same size. StageError when one of them cannot be read."""
-    picture = open_picture(example.picture)
+    """A picture and its mask, of the same size.
+
+    Raises StageError when one of them cannot be read, or is not what it was when the run began.
+    """
+    picture, mask = open_picture(example.picture), None
     if example.mask is not None:
-        return picture, open_mask(example.mask, picture.size)
-    return picture, open_alpha(example.picture) if example.masked else None
+        mask = open_mask(example.mask, picture.size)
+    elif example.masked:
+        mask = open_alpha(example.picture)
+    if content_of(example.picture, example.mask, example.concept) != example.content:
+        said = "it, or its mask, has changed since the run began; put back what was there, or begin anew"
+        raise StageError(f"{example.picture}: {said}")
+    return picture, mask
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
         choose_family(spec, kind, width_of(kind, lambda module: _config(folder / module / "config.json")))
         _check_variant(spec, folder)
         given = {name: None for name, value in index.items() if name in GUARDS or value == [None, None]}
-        models = {name: _model(spec, folder / name, kind) for name, kind in _kinds(index).items()}
+        models = {name: _model(spec, folder / name, kind) for name, kind in part_kinds(index).items()}
         return DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **given, **models)
     except READ_ERRORS as error:
         raise unreadable(spec, error) from error
@@ -47,7 +47,7 @@ def _config(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _kinds(index: dict[str, Any]) -> dict[str, Any]:
+def part_kinds(index: dict[str, Any]) -> dict[str, Any]:
     """The parts of a folder that have weights, by name, with their classes."""
     entries = {name: value for name, value in index.items() if isinstance(value, list) and name not in GUARDS}
     kinds = {}

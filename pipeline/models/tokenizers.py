@@ -12,7 +12,7 @@ from ..recipe.check_model import family_of, local_path
 from ..recipe.model import ModelSpec
 from .json_file import read_json
 
-_HUB_FILES = ["model_index.json", "unet/config.json", "transformer/config.json", "tokenizer*/*"]
+_HUB_FILES = ["model_index.json", "*/config.json", "tokenizer*/*"]
 
 
 def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
     A single-file checkpoint takes them from `config`. Only a hub id may go to the network, and only for the files of
     the tokenizers. Raises StageError when they cannot be found or the family stays open.
     """
-    folder, family = _folder(spec), stated_family(spec)
+    folder, family = config_folder(spec), stated_family(spec)
     loaded = {encoder.key: _load(folder / encoder.tokenizer) for encoder in family.encoders}
     there = {key: tokenizer for key, tokenizer in loaded.items() if tokenizer is not None}
     for encoder in family.encoders:
@@ -34,7 +34,7 @@ def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
 
 def stated_family(spec: ModelSpec) -> Family:
     """The family of a model by its small files, a hub id's too. StageError when it stays open."""
-    base = spec.base if spec.base == "micro" else str(_folder(spec))
+    base = spec.base if spec.base == "micro" else str(config_folder(spec))
     family = family_of(replace(spec, base=base))
     if family is None:
         raise StageError(f"{spec.base} does not tell its family; say model.family, one of {', '.join(families())}")
@@ -57,7 +57,8 @@ def token_limit(tokenizer: Any) -> int:
     return (limit if limit < 10**9 else 77) - 2
 
 
-def _folder(spec: ModelSpec) -> Path:
+def config_folder(spec: ModelSpec) -> Path:
+    """The folder with the model's small files: configs and tokenizers, from the hub where they are not here."""
     path = local_path(spec)
     if path is not None and path.is_file():
         if spec.config is None:

@@ -23,11 +23,15 @@ SHOWN = 8  # words that are shown
 class PlannedCaption:
     """One caption: as it is, with words spelled out, its tokens for each encoder, and words lost at the limit."""
 
-    picture: str
+    path: Path
     before: str
     after: str
     tokens: dict[str, int]
     lost: tuple[str, ...]
+
+    @property
+    def picture(self) -> str:
+        return self.path.name
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class PlannedStage:
 class Plan:
     """Everything that `pivotune plan` shows. `limits` is tokens a text may have, by encoder key.
 
+    `prompts` are those of the pictures for the report, told as captions are.
     `surveys` says for each train stage, by its place among the stages, what an epoch of it shows.
     """
 
@@ -54,6 +59,7 @@ class Plan:
     limits: dict[str, int]
     stages: tuple[PlannedStage, ...]
     captions: tuple[PlannedCaption, ...]
+    prompts: tuple[PlannedCaption, ...]
     pictures: int
     holding: dict[str, int]
     surveys: dict[int, Survey]
@@ -62,6 +68,12 @@ class Plan:
     def lost(self) -> list[PlannedCaption]:
         """Captions in which a word stands behind the token limit, so that it is never seen."""
         return [caption for caption in self.captions if caption.lost]
+
+    @property
+    def never_seen(self) -> list[str]:
+        """Words that stand behind the token limit in every caption that holds them."""
+        lost = Counter(word for caption in self.lost for word in caption.lost)
+        return [word for word, count in self.holding.items() if 0 < count <= lost[word]]
 
 
 def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
@@ -85,11 +97,12 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     pairs = [(one.path, one.captions) for one in seen]
     sizes = {word: {key: len(tokens.ids) for key, tokens in made.items()} for word, made in words.items()}
     captions = tuple(_captions(pairs, sizes, limits, texts))
+    asked = tuple(_captions([(Path("prompt"), recipe.samples.prompts)], sizes, limits, texts))
     replacer = Replacer(words)
     held = Counter(word for caption in captions for word in replacer.words_in(caption.before))
     holding = {word: held[word] for word in words}
     stages = tuple(_stage(recipe, index, stage, surveys.get(index)) for index, stage in enumerate(recipe.stages))
-    return Plan(recipe, words, limits, stages, captions, len(pairs), holding, surveys)
+    return Plan(recipe, words, limits, stages, captions, asked, len(pairs), holding, surveys)
 
 
 def spelled_out(word: str, vectors: int) -> str:
@@ -112,7 +125,7 @@ def _captions(
             for key, own in known.items():
                 tokens[key], beyond = _count(caption, replacer, by_key[key], own, limits[key])
                 lost.update(dict.fromkeys(beyond))
-            yield PlannedCaption(path.name, caption, replacer.replace(caption, texts), tokens, tuple(lost))
+            yield PlannedCaption(path, caption, replacer.replace(caption, texts), tokens, tuple(lost))
 
 
 def _count(text: str, replacer: Replacer, sizes: Mapping[str, int], known: Texts, limit: int) -> tuple[int, list[str]]:

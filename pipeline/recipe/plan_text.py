@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.survey import Survey
 from ..words.initial import InitialTokens
 from .model import Word
-from .plan import EXAMPLES, SHOWN, Plan, PlannedStage, some
+from .plan import EXAMPLES, SHOWN, Plan, PlannedCaption, PlannedStage, some
 
 if TYPE_CHECKING:
     from ..models.estimate import Estimate
@@ -132,6 +132,11 @@ def plan_json(plan: Plan, time: Estimate | None) -> dict[str, Any]:
             }
             for index, seen in plan.surveys.items()
         },
-        "captions": [vars(caption) for caption in plan.captions],
+        "captions": [_caption_json(caption) for caption in plan.captions],
         "estimated_seconds": None if time is None else {"low": time.low, "high": time.high, "basis": time.basis},
     }
+
+
+def _caption_json(caption: PlannedCaption) -> dict[str, Any]:
+    about = {name: value for name, value in vars(caption).items() if name != "path"}
+    return {"picture": caption.picture, **about}

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ...converters.embedding import Contents
 from ...converters.errors import ConvertError
 from ...converters.tensor import RawTensor
@@ -24,6 +22,7 @@ from .proofs import Before, hold, look_before, model_proofs
 from .samples import draw_after, draw_before
 from .state import Run
 from .stopping import Stopped
+from .trouble import LESS, told
 
 # What puts the words and adapters into the model: done again before a checkpoint is put back. All else is in it.
 STRUCTURE = ("tokenize", "inject", "train")
@@ -97,7 +96,8 @@ def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, An
     row = {"kind": stage.kind, "seconds": 0.0, "takes": held(contents), "gives": [], "notes": run.notes}
     run.rows.append(row)
     try:
-        after = _after(run, stage, contents)
+        with told(LESS if stage.kind == "train" else ""):
+            after = _after(run, stage, contents)
         run.kept = after if run.kept is not None else None
         row["gives"] = held(after)
         return after
@@ -105,9 +105,6 @@ def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, An
         raise type(error)(f"stage {number + 1} ({stage.kind}): {error}") from error
     except ConvertError as error:
         raise StageError(f"stage {number + 1} ({stage.kind}): {error}") from error
-    except torch.OutOfMemoryError as error:
-        way_out = "a smaller batch_size with gradient_accumulation, gradient_checkpointing = true, a smaller resolution"
-        raise StageError(f"stage {number + 1} ({stage.kind}): the device's memory is full; try {way_out}") from error
     finally:
         row["seconds"] = round(time.monotonic() - begin, 3)
         if done:

@@ -15,15 +15,14 @@ import torch
 
 from pivotune import __version__
 
-from ...converters.errors import ConvertError
-from ..errors import StageError
 from ..launch import begin_processes, end_processes
 from ..lock import locked
 from ..models.device import make_deterministic, pick_device
-from ..models.load import Model, load_model
+from ..models.load import load_model
+from ..preflight.look import hold, look_ahead
 from ..processes import Processes
 from ..recipe.model import Recipe
-from ..report.page import write_report
+from ..report.page import NAME as REPORT
 from ..report.table import word_table
 from ..words.norms import norm_statistics
 from .alike import common_checkpoint, hold_alike
@@ -33,13 +32,14 @@ from .folder import write_json
 from .keeper import Keeper
 from .manifest import inputs_of
 from .metrics import Metrics, finite
+from .noted import noted
 from .resume import take_up
 from .start import Start, begin_folder, refuse_foreign, say_start
 from .state import Run
-from .stopping import Stopped, listening
+from .stopping import listening
 from .takeover import begin_from, open_source
+from .trouble import told
 
-FULL = "the device's memory is full; try model.dtype = 'bfloat16', or device = 'cpu'"
 Progress = Callable[[str], None]
 
 
@@ -60,12 +60,21 @@ def run_recipe(
     bar: bool,
     fresh: bool = False,
     source: Path | None = None,
+    anyway: bool = False,
 ) -> RunResult:
     """Run every stage of a checked recipe into a folder of its own, or go on with an unfinished run of the same inputs.
 
-    `fresh` begins anew even so. `source`, a run's folder or a checkpoint, is where a new run takes its beginning from.
-    Raises StageError or ConvertError when a stage fails; manifest and report then say why.
+    `fresh` begins anew even so. `source`, a run's folder or a checkpoint, is where a new run takes its beginning from;
+    `anyway` runs where pre-flight finds that it cannot come to its end. Raises StageError or ConvertError when a stage
+    fails; manifest and report then say why.
     """
+    with told():
+        return _run_recipe(recipe, out, progress, bar, fresh=fresh, source=source, anyway=anyway)
+
+
+def _run_recipe(
+    recipe: Recipe, out: Path | None, progress: Progress, bar: bool, *, fresh: bool, source: Path | None, anyway: bool
+) -> RunResult:
     begin = time.monotonic()
     processes = begin_processes(recipe.device)
     if not processes.main:
@@ -73,9 +82,11 @@ def run_recipe(
     device = processes.device or pick_device(recipe.device)
     make_deterministic(recipe.seed, recipe.threads)
     processes.from_main(lambda: refuse_foreign(out))
+    ahead = processes.from_main(lambda: look_ahead(recipe, out, device))
+    hold(ahead, progress, anyway=anyway)
     progress(f"loading {recipe.model.base} on {_places(device, processes)}")
     with processes.together():
-        model = _loaded(recipe, device)
+        model = load_model(recipe.model, device)
     processes.from_main(lambda: draw_class_pictures(model, recipe, progress))
     with processes.together():
         statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
@@ -94,10 +105,11 @@ def run_recipe(
         rule = recipe.checkpoint
         keeper = Keeper(start.folder, rule.every, rule.keep, asked, processes)
         run = Run(recipe, start.folder, model, statistics, keeper, progress, bar, processes=processes)
-        run.source = begun
+        run.source, run.files = begun, inputs["data"]["files"]
+        run.warnings += ahead.warnings
         with processes.together():
             run.metrics = Metrics(start.folder, take_up(run, checkpoint), write=processes.main)
-        result = _run(run, _manifest(recipe, inputs, start), begin) if processes.main else _follow(run)
+        result = _run(run, _manifest(recipe, inputs, start, ahead.facts), begin) if processes.main else _follow(run)
         end_processes(processes)
         return result
 
@@ -112,45 +124,21 @@ def _places(device: torch.device, processes: Processes) -> str:
 
 def _follow(run: Run) -> RunResult:
     """What the processes beside the main one do: everything but write."""
-    try:
+    with told():
         execute(run, {})
-    except torch.OutOfMemoryError as error:
-        raise StageError(FULL) from error
-    return RunResult(run.folder, run.folder / "report.html", "")
+    return RunResult(run.folder, run.folder / REPORT, "")
 
 
 def _run(run: Run, manifest: dict[str, Any], begin: float) -> RunResult:
     """Execute, and leave manifest and report whatever happens."""
-    folder, before = run.folder, float(manifest["seconds"])
-    try:
-        write_json(folder / "manifest.json", finite(manifest))
+    with noted(run, manifest, begin):
+        write_json(run.folder / "manifest.json", finite(manifest))
         manifest["stages"] = run.rows
         execute(run, manifest)
-        manifest["status"] = "finished"
-    except Stopped as error:
-        manifest |= {"status": "stopped", "error": str(error)}
-        raise
-    except (StageError, ConvertError) as error:
-        manifest |= {"status": "failed", "error": str(error)}
-        raise
-    except torch.OutOfMemoryError as error:  # while it draws; stages know a better way out
-        manifest |= {"status": "failed", "error": FULL}
-        raise StageError(FULL) from error
-    except KeyboardInterrupt as error:
-        manifest |= {"status": "stopped", "error": "stopped by Ctrl-C"}
-        raise Stopped(f"stopped at once; the same command goes on from the last checkpoint in {folder}") from error
-    except BaseException as error:
-        manifest |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        raise
-    finally:
-        run.metrics.close()
-        manifest["seconds"] = round(before + time.monotonic() - begin, 3)
-        write_json(folder / "manifest.json", finite(manifest))
-        report = write_report(folder)
-    return RunResult(folder, report, f"{word_table(manifest)}\n{_ending(manifest)}")
+    return RunResult(run.folder, run.folder / REPORT, f"{word_table(manifest)}\n{_ending(manifest)}")
 
 
-def _manifest(recipe: Recipe, inputs: dict[str, Any], start: Start) -> dict[str, Any]:
+def _manifest(recipe: Recipe, inputs: dict[str, Any], start: Start, ahead: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a run that begins, or goes on."""
     text = recipe.path.read_bytes()
     (start.folder / "recipe.toml").write_bytes(text)
@@ -161,16 +149,8 @@ def _manifest(recipe: Recipe, inputs: dict[str, Any], start: Start) -> dict[str,
         "recipe_sha256": hashlib.sha256(text).hexdigest(), "status": "running", "error": None,
         "started": left.get("started", now), "resumed": [*left.get("resumed", []), *([now] if left else [])],
         "seconds": left.get("seconds", 0.0), "words": [], "stages": [], "proofs": {}, "artefacts": [], "pictures": [],
-        "warnings": [],
+        "warnings": [], "preflight": ahead,
     }  # fmt: skip
-
-
-def _loaded(recipe: Recipe, device: torch.device) -> Model:
-    """The recipe's model; a run has no folder yet, so a model that cannot be had leaves nothing behind."""
-    try:
-        return load_model(recipe.model, device)
-    except torch.OutOfMemoryError as error:
-        raise StageError(FULL) from error
 
 
 def _ending(manifest: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ class Run:
     `finetuned` names the models of the pipeline (`unet`, `text_encoder`, …) whose own weights a stage has trained:
     `export` writes the whole model then. `moved` has every weight, of LoRAs too, that a stage of the run trains.
     With several `processes` only the main one writes into the folder; its data are the run's.
+    `files` has the hashes of pictures and captions as the run began, where somebody is to look after them.
     `originals` has those of the model itself as they were loaded, where a stage must hold the model to them.
     """
 
@@ -68,6 +69,7 @@ class Run:
     data: dict[str, Any] = field(default_factory=dict)
     artefacts: list[dict[str, Any]] = field(default_factory=list)
     processes: Processes = ALONE
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def need_injection(self) -> Injection:
         """The injected words; StageError when no `inject` stage came before."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the training to stop at its next step, the second stops at once."""
+"""Ctrl-C, SIGTERM, a closed terminal (SIGHUP): the first stops the training at its next step, the second at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StopAsked:
 
 @contextmanager
 def listening(say: Callable[[str], None]) -> Iterator[StopAsked]:
-    """Catch the two signals while the block runs; only the main thread can, elsewhere nothing is caught."""
+    """Catch the signals while the block runs; only the main thread can, elsewhere nothing is caught."""
     asked = StopAsked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -35,9 +35,16 @@ def listening(say: Callable[[str], None]) -> Iterator[StopAsked]:
         asked.name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         say(f"{asked.name}: stopping at the next step, with a checkpoint (again: at once)")
 
-    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    # what is ignored from the start (nohup, a shell's background job) stays so
+    caught = [number for number in _signals() if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, heard) for number in caught}
     try:
         yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _signals() -> list[signal.Signals]:
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]

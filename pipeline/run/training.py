@@ -22,6 +22,7 @@ from ..train.trained import Trained
 from ..train.word_trainer import WordSettings, WordTrainer
 from .contents import start_norms
 from .state import Run
+from .unchanged import hold_data
 
 Options = Mapping[str, Any]
 
@@ -69,11 +70,15 @@ def pictures_of(
 ) -> Dataset:  # fmt: skip
     """The recipe's pictures, encoded; without `resolution` in the size that the model was made for."""
     run.progress("reading and encoding the pictures")
-    return open_dataset(
+    pictures = open_dataset(
         run.recipe, run.model.pipe.vae, resolution=resolution or native_resolution(run.model), batch_size=batch_size,
         seed=_seed(run), flip=flip, caption_dropout=caption_dropout, run_folder=run.folder,
         warn=run.warnings.append, tell=run.progress, bar=run.bar, processes=run.processes,
     )  # fmt: skip
+    if run.files:
+        with run.processes.together():
+            hold_data(run.recipe, pictures.examples, run.files)
+    return pictures
 
 
 def training_of(

@@ -1,0 +1,75 @@
+"""However a run ends, its manifest and its report say so, and what the machine refused is one line for people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ...converters.errors import ConvertError
+from ..errors import StageError
+from ..report.page import write_report
+from .folder import write_json
+from .metrics import finite
+from .state import Run
+from .stopping import Stopped
+from .trouble import GO_ON, lost_folder, told
+
+
+@contextmanager
+def noted(run: Run, manifest: dict[str, Any], begin: float) -> Iterator[None]:
+    """Leave manifest and report whatever happens in the block, which began at `begin` on the monotonic clock.
+
+    Raises StageError or ConvertError for what the user can mend, `Stopped` when a signal ended the run; an error of
+    the machine (disk, memory, rights) is one of these too.
+    """
+    before = float(manifest["seconds"])
+    try:
+        with _for_people(run):
+            yield
+        manifest["status"] = "finished"
+    except BaseException as error:
+        people = isinstance(error, (StageError, ConvertError))
+        text = str(error) if people else f"{type(error).__name__}: {error}"
+        manifest |= {"status": "stopped" if isinstance(error, Stopped) else "failed", "error": text}
+        try:
+            _leave(run, manifest, before + time.monotonic() - begin)
+        except StageError as second:
+            run.progress(f"manifest and report are as they were: {second}")
+        raise
+    try:
+        _leave(run, manifest, before + time.monotonic() - begin)
+    except StageError as error:
+        raise StageError(
+            f"all is trained and exported, but the run's end cannot be written: {error}, {GO_ON}"
+        ) from error
+
+
+@contextmanager
+def _for_people(run: Run) -> Iterator[None]:
+    try:
+        with told():
+            yield
+    except KeyboardInterrupt as error:
+        again = f"stopped at once; the same command goes on from the last checkpoint in {run.folder}"
+        raise Stopped(again) from error
+    except (StageError, ConvertError) as error:
+        gone = lost_folder(run.folder)
+        if gone is not None:
+            raise StageError(gone) from error
+        raise
+
+
+def _leave(run: Run, manifest: dict[str, Any], seconds: float) -> None:
+    """The last manifest and the report. Raises StageError when the disk takes them not."""
+    manifest["seconds"] = round(seconds, 3)
+    with told():
+        run.metrics.close()
+        write_report_of(run, manifest)
+
+
+def write_report_of(run: Run, manifest: dict[str, Any]) -> None:
+    """Write the manifest, and the report made from it."""
+    write_json(run.folder / "manifest.json", finite(manifest))
+    write_report(run.folder)

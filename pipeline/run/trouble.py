@@ -1,0 +1,69 @@
+"""What the machine says when it has had enough (disk, memory, rights, files that are gone), as one line for people."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from ..errors import StageError
+from ..machine import FULL_MEMORY, system_words
+
+FULL_DEVICE = "the device's memory is full; try model.dtype = 'bfloat16', or device = 'cpu'"
+LESS = "a smaller batch_size with gradient_accumulation, gradient_checkpointing = true, a smaller resolution"
+GO_ON = "then the same command goes on from the last checkpoint"
+# What allocators and threads say where they have no exception of their own: PyTorch on the CPU, on MPS, and pthreads.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory",
+              "can't start new thread", "unable to mmap")  # fmt: skip
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Whose memory is full, in words, when the error says so: of the accelerator or of the machine itself."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return FULL_DEVICE
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return FULL_MEMORY
+    if isinstance(error, (RuntimeError, SafetensorError)):
+        text = str(error).lower()
+        if any(part in text for part in _NO_MEMORY):
+            return FULL_DEVICE if "mps" in text or "cuda" in text or "xpu" in text else FULL_MEMORY
+    return None
+
+
+def in_words(error: BaseException, way_out: str = "") -> str | None:
+    """One line about an error of the machine and the way out; None for any other error, which is a fault of ours.
+
+    `way_out` says what needs less memory at this place.
+    """
+    memory = out_of_memory(error)
+    if memory is not None:
+        return f"{memory.partition(';')[0]}; try {way_out}" if way_out else memory
+    if isinstance(error, OSError):
+        return system_words(error)
+    if isinstance(error, SafetensorError):
+        full = "the disk is full; make room: " if "No space left" in str(error) else ""
+        return full + str(error).splitlines()[0]
+    return None
+
+
+@contextmanager
+def told(way_out: str = "") -> Iterator[None]:
+    """Turn an error of the machine into a StageError; all others pass."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
+        text = in_words(error, way_out)
+        if text is None:
+            raise
+        raise StageError(text) from error
+
+
+def lost_folder(folder: Path) -> str | None:
+    """What is said when the run's own folder has been taken away under it, and perhaps been made anew since."""
+    if (folder / "manifest.json").exists():
+        return None
+    return f"{folder}: the run's folder was deleted or moved while the run was at work, with what it held"
