@@ -52,7 +52,7 @@ def rows() -> list[Row]:
 def count(mode: str) -> dict[str, int]:
     """FLOPs of forward and backward, and bytes that forward saves for backward."""
     unet = _unet(mode)
-    need = mode != "full"
+    need = mode not in ("full", "lora")
     text = torch.empty(1, 77, 2048, device="meta", dtype=torch.bfloat16, requires_grad=need)
     pooled = torch.empty(1, 1280, device="meta", dtype=torch.bfloat16, requires_grad=need)
     noisy = torch.empty(1, 4, 128, 128, device="meta", dtype=torch.bfloat16)
@@ -65,7 +65,7 @@ def count(mode: str) -> dict[str, int]:
             saved[tensor.untyped_storage()._cdata] = tensor  # held, so that the address is not given out again
         return tensor
 
-    with FlopCounterMode(display=False) as counter, _flash_attention():
+    with FlopCounterMode(display=False) as counter, flash_attention():
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             pipe = SimpleNamespace(unet=unet, vae_scale_factor=8)
             out = DENOISERS["unet_xl"].predict(pipe, noisy, step, Text(text, pooled))
@@ -102,7 +102,7 @@ def _unet(mode: str) -> Any:
 
 
 @contextmanager
-def _flash_attention() -> Iterator[None]:
+def flash_attention() -> Iterator[None]:
     """The meta device would decompose attention; a GPU runs one kernel that saves no scores."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:

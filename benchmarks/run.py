@@ -21,6 +21,7 @@ ROWS = {
     "encoder": "rows_encoder",
     "words": "rows_words",
     "flops": "rows_flops",
+    "lora": "rows_lora",
     "setup": "rows_setup",
     "start": "rows_start",
     "converters": "rows_converters",

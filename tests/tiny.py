@@ -121,14 +121,14 @@ def tiny_t5_tokenizer() -> Any:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
-def tiny_sd3(seed: int = 0, *, t5: bool = True) -> StableDiffusion3Pipeline:
+def tiny_sd3(seed: int = 0, *, t5: bool = True, **changes: Any) -> StableDiffusion3Pipeline:
     """A random model in the shape of SD3: CLIP encoders of width 24 and 40, T5 of width 72 or none, flow matching."""
     torch.manual_seed(seed)
     tokenizer, tokenizer_2, tokenizer_3 = build_tokenizer(), build_tokenizer(), tiny_t5_tokenizer() if t5 else None
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=72, caption_projection_dim=16, pooled_projection_dim=64, out_channels=4,
-        pos_embed_max_size=16,
+        pos_embed_max_size=16, **changes,
     )  # fmt: skip
     vae = tiny_vae(shift_factor=0.06, scaling_factor=1.5)
     encoder = None

@@ -28,10 +28,14 @@ class EncoderSpec(NamedTuple):
 
 
 class CheckpointPart(NamedTuple):
-    """Where a checkpoint file has one model of the pipeline: its layout and how the names of its tensors begin."""
+    """Where a checkpoint file has one model of the pipeline: its layout and how the names of its tensors begin.
+
+    `own_projection` is false for a CLIP encoder whose projection programs take for none, whatever the file says.
+    """
 
     layout: str
     prefix: str
+    own_projection: bool = True
 
 
 class Signs(NamedTuple):

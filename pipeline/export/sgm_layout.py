@@ -7,7 +7,6 @@ Everything here is names and views: no weight is copied.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -97,6 +96,3 @@ def open_clip(module: Any) -> Pieces:
 def _flat(module: Any) -> dict[str, Tensor]:
     """State of a text encoder without the level that some versions of transformers put in between."""
     return {name.removeprefix("text_model."): tensor for name, tensor in module.state_dict().items()}
-
-
-LAYOUTS: dict[str, Callable[[Any], Pieces]] = {"unet": unet, "vae": vae, "clip": clip, "open_clip": open_clip}

@@ -18,6 +18,7 @@ from ..train.objective import Objective, objective_for
 from ..train.parts import pipe_name
 from ..train.scaling import loss_scale
 from ..train.setup import Common, Tables, native_resolution, weight_trainers, weights_of
+from ..train.texts import Texts
 from ..train.trained import Trained
 from ..train.word_trainer import WordSettings, WordTrainer
 from .contents import start_norms
@@ -86,9 +87,11 @@ def training_of(
     accumulation: int, prior_weight: float, locality: Options | None,
 ) -> Training:  # fmt: skip
     """All that the steps need."""
+    denoiser = DENOISERS[run.model.family.denoiser_kind]
+    text_moves = any(isinstance(thing, WordTrainer) or thing.moves_text for thing in things)
     training = Training(
         model=run.model,
-        denoiser=DENOISERS[run.model.family.denoiser_kind],
+        denoiser=denoiser,
         injection=run.need_injection(),
         objective=asked,
         dataset=pictures,
@@ -100,6 +103,7 @@ def training_of(
         scale=loss_scale(run.model.dtype),
         guard=guard,
         processes=run.processes,
+        texts=None if text_moves else Texts(denoiser, run.model.pipe),
     )
     return training if locality is None else replace(training, locality=locality_of(run, training, locality))
 

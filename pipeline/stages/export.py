@@ -92,7 +92,7 @@ def _made(run: Run, ready: Contents, folder: Path, model: Sequence[str], model_d
     if "file" in model:
         file = folder / f"{name}_model.safetensors"
         run.progress(f"writing the model as one checkpoint file in {model_dtype}")
-        write_model_file(run.model.pipe, family, file, dtype, title=name)
+        run.warnings += write_model_file(run.model.pipe, family, file, dtype, title=name)
         note(run, file, "model")
     return Made(lora, whole, file)
 

@@ -27,6 +27,7 @@ from .locality import Locality
 from .loss import Question, mean_loss, part_loss
 from .objective import Objective
 from .scaling import LossScale
+from .texts import Texts
 from .trained import Trained
 from .weights import WeightTrainer
 from .word_trainer import WordTrainer
@@ -34,7 +35,10 @@ from .word_trainer import WordTrainer
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What a train stage is made of, put together before its first step. `things` are moved in their order."""
+    """What a train stage is made of, put together before its first step. `things` are moved in their order.
+
+    With `texts` captions that were encoded are kept, which is right where nothing that is trained moves a text.
+    """
 
     model: Model
     denoiser: Denoiser
@@ -50,6 +54,7 @@ class Training:
     scale: LossScale = field(default_factory=LossScale)
     guard: Guard | None = None
     processes: Processes = ALONE
+    texts: Texts | None = None
 
     @property
     def words(self) -> WordTrainer | None:
@@ -169,8 +174,11 @@ def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool
     """Loss of micro-batch `number` of the stage, with its graph."""
     model, objective = training.model, training.objective
     asked = _question(training, batch, number).to(model.device, model.dtype)
-    with torch.set_grad_enabled(grad_text):
-        text = training.denoiser.encode(model.pipe, list(batch.captions))
+    if training.texts is not None:
+        text = training.texts(batch.captions, model.device)
+    else:
+        with torch.set_grad_enabled(grad_text):
+            text = training.denoiser.encode(model.pipe, list(batch.captions))
     prediction = training.denoiser.predict(model.pipe, asked.noisy, asked.timesteps, text, batch.sizes)
     losses = objective.losses(prediction, asked, batch.mask)
     if batch.whole is None:

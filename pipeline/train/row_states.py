@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..words.norms import NormStatistics, apply_rules
 from ..words.rows import WordRows
 from .ema import Average
 from .word_optimizers import RowOptimizer, row_optimizer
@@ -43,10 +44,21 @@ class RowStates:
                 self.optimizers[key].step(own.words, own.index, own.values, own.gradient * clip, speed * factor)
         self.shares.tell({key: part.index for key, part in moved.items()})
 
-    def average(self, key: str, index: Tensor) -> None:
-        """Take rows that a step has moved into their average."""
-        if key in self.averages:
-            self.averages[key].update(self.shares.places(key, index))
+    def average(
+        self, key: str, index: Tensor, rules: Sequence[Any], statistics: NormStatistics, norms: Tensor
+    ) -> None:
+        """Take rows that a step has moved into their average, which keeps the norm rules: a mean of vectors is shorter.
+
+        `rules` and `norms` (those that the rule `initial` keeps) are of the rows of `index`.
+        """
+        if key not in self.averages:
+            return
+        average, places = self.averages[key], self.shares.places(key, index)
+        average.update(places)
+        mine = self.shares.among(key, index)
+        own = [rules[number] for number in mine.tolist()]
+        if any(rule is not None for rule in own):
+            average.shadow[places] = apply_rules(average.shadow[places], own, statistics, norms[mine])
 
     def show(self, words: Collection[str], use: bool) -> None:
         """Exchange all rows with their averages; schedule-free optimizers do so for `words`."""

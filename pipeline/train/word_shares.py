@@ -45,6 +45,10 @@ class Shares:
         """Where this process's own of these rows stand among its own."""
         return index if not self.several else index[self._mine(key, index)] - self.own[key].start
 
+    def among(self, key: str, index: Tensor) -> Tensor:
+        """Which of these rows, by their numbers in `index`, are this process's own."""
+        return self._mine(key, index).nonzero().flatten()
+
     def _mine(self, key: str, index: Tensor) -> Tensor:
         return (index >= self.own[key].start) & (index < self.own[key].stop)
 

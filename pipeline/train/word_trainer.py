@@ -180,11 +180,12 @@ class WordTrainer:
         """What follows when rows have moved: their norms, their average, the guard's look."""
         rows = self.injection.rows[key]
         rules = [self.rule_of(word) for word in part.words for _ in rows.spans[word]]
+        norms, usual = self.norms[key][part.index], self.statistics[key]
         if any(rule is not None for rule in rules):
-            moved, norms = rows.values[part.index], self.norms[key][part.index]
-            rows.values[part.index] = apply_rules(moved, rules, self.statistics[key], norms)
-        self.states.average(key, part.index)
+            rows.values[part.index] = apply_rules(rows.values[part.index], rules, usual, norms)
+        reached = [None if rule == "spread" else rule for rule in rules]  # which goes a little way in each step
+        self.states.average(key, part.index, reached, usual, norms)
         if self.guard is not None:
             moves = self.rates[key][part.index] > 0
-            after, usual = rows.values[part.index], self.statistics[key]
+            after = rows.values[part.index]
             self.guard.rows(key, len(rows), part.index, moves, part.values, after, part.words, rows.spans, usual)

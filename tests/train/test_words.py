@@ -25,6 +25,17 @@ def test_every_vector_has_the_median_norm_of_its_encoders_table_after_every_step
             assert torch.equal(rows.of("<b>"), torch.ones_like(rows.of("<b>")))
 
 
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_what_is_used_in_the_end_has_the_norm_too_where_an_average_is_kept(ema):
+    one = trainer(WordSettings(0.5, ADAM, preserve_norm=0.5, ema=ema))
+    for step in range(6):
+        pull(one, ["<a>"], step, goal=(-1.0) ** step)
+    one.finish()
+    for key, rows in one.injection.rows.items():
+        assert rows.of("<a>").norm(dim=1).tolist() == pytest.approx([0.5] * 2), key
+        assert torch.equal(rows.of("<b>"), torch.ones_like(rows.of("<b>")))
+
+
 def test_a_words_own_rule_goes_before_the_stages():
     words = [word("<a>", preserve_norm=0.5), word("<b>", preserve_norm={"low": 0.1, "high": 1.0}), word("<c>")]
     one = trainer(WordSettings(0.1, ADAM, preserve_norm="initial"), words)
@@ -86,3 +97,14 @@ def test_either_encoder_may_stand_still(off):
     pull(one, ["<a>"], 0)
     moved = {key for key, rows in one.injection.rows.items() if bool((rows.of("<a>") != 1).any())}
     assert moved == {"clip_l", "clip_g"} - {off}
+
+
+def test_the_gradient_of_all_encoders_together_is_clipped():
+    """Not that of the last encoder alone: what is shortened is the whole, and each part keeps its share."""
+    plain, clipped = trainer(WordSettings(0.1, ADAM, clip_norm=0.0)), trainer(WordSettings(0.1, ADAM, clip_norm=0.5))
+    norms = [pull(one, ["<a>", "<b>"], 0, goal=3.0) for one in (plain, clipped)]
+    assert norms[0] == norms[1] > 5
+    for key in plain.injection.rows:
+        long, short = (one.states.optimizers[key].adam.moment[:4] for one in (plain, clipped))
+        assert bool(short.any())
+        torch.testing.assert_close(short, long * 0.5 / norms[0])

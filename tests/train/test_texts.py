@@ -1,0 +1,67 @@
+"""Where nothing moves a text, each caption is encoded once, and the steps are those of encoding it anew."""
+
+import json
+
+import pytest
+import torch
+from projects import make_project, run_project
+
+from pivotune.pipeline.models.denoisers import DENOISERS, Text
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run import training as put_together
+from pivotune.pipeline.train.texts import Texts
+
+AROUND = """
+[[stage]]
+kind = "train"
+steps = 4
+batch_size = 2
+embeddings = false
+lora = { rank = 2, learning_rate = 0.05 }
+"""
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(("family", "kind"), [("sd1", "unet"), ("sdxl", "unet_xl")])
+def test_a_lora_around_words_that_stand_still_encodes_each_caption_once(tmp_path, monkeypatch, family, kind):
+    recipe = load_recipe(make_project(tmp_path, family, stages=AROUND), ["samples.prompts=[]"])
+    for number in range(3):
+        (tmp_path / "pictures" / f"{number}.txt").write_text(f"a photo of <cat>, {number}", "utf-8")
+    encode, asked = type(DENOISERS[kind]).encode, []
+
+    def counted(pipe, captions):
+        asked.append(captions)
+        return encode(pipe, captions)
+
+    monkeypatch.setattr(DENOISERS[kind], "encode", counted, raising=False)
+    kept = losses(run_project(recipe, tmp_path / "kept").folder)
+    assert sorted(captions[0] for captions in asked[3:]) == [f"a photo of <cat>, {number}" for number in range(3)]
+    monkeypatch.setattr(put_together, "Texts", lambda *arguments: None)
+    anew = losses(run_project(recipe, tmp_path / "anew").folder)
+    assert kept[:3] == anew[:3]
+    assert kept == pytest.approx(anew, rel=1e-5)
+    assert len(asked) == 3 + 3 + 3 + 4
+
+
+def test_the_last_used_captions_are_kept():
+    class Counting:
+        def __init__(self):
+            self.asked = []
+
+        def encode(self, pipe, captions):
+            self.asked += captions
+            return Text(torch.full((1, 2, 4), float(captions[0])), torch.full((1, 3), float(captions[0])))
+
+    denoiser = Counting()
+    texts = Texts(denoiser, None, limit=2 * 4 * (2 * 4 + 3))  # two captions
+    cpu = torch.device("cpu")
+    both = texts(["1", "2"], cpu)
+    assert both.states[:, 0, 0].tolist() == both.pooled[:, 0].tolist() == [1.0, 2.0]
+    texts(["1", "3"], cpu)  # 2 is the one that was used least lately
+    assert texts(["1", "3"], cpu).states[:, 0, 0].tolist() == [1.0, 3.0]
+    assert denoiser.asked == ["1", "2", "3"]
+    texts(["2"], cpu)
+    assert denoiser.asked == ["1", "2", "3", "2"]
