@@ -11,6 +11,7 @@ from . import safetensors_file
 from .atomic import Batch
 from .bundle import PREFIX, check_name
 from .bundle import bundle as bundled
+from .dialects.keyed import WORDS
 from .embedding import Contents, Embedding
 from .errors import ConvertError, NothingToDo
 from .families import Family
@@ -19,7 +20,7 @@ from .programs import programs
 from .read import recognised
 from .rewriting import rewritten
 from .slots import settle
-from .words import WORDS, Options, family_of_words, joined, named, names, own_words, together, what
+from .words import Options, family_of_words, joined, named, names, own_words, together, what
 from .write import Written, add_words, layout_for
 
 DEFAULT_PROGRAMS = ("comfyui", "onetrainer")  # spelled as most programs read it
@@ -99,6 +100,28 @@ def merge(files: Batch, paths: Sequence[Path], out: Path, options: Options) -> l
         return rewritten(files, out, Contents(tuple(named(words, options.name))), "encoders")
     contents = bundled(replace(base, embeddings=()), words, drop_outputs=options.drop_outputs)
     return rewritten(files, out, contents, "bundle")
+
+
+def split(files: Batch, paths: Sequence[Path], folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
+    """A file for each word of files that hold several (packs, or what `merge` made); all of them or none.
+
+    Raises ConvertError for a LoRA, which `unbundle` takes apart, and for a name that two files give to a word.
+    """
+    words: dict[str, Path] = {}
+    families: dict[str, tuple[Family, list[Embedding]]] = {}
+    for path in paths:
+        found = recognised(path)
+        if found.contents.rest:
+            raise ConvertError(f"{path}: {what(found)}; unbundle takes its words out and keeps the LoRA")
+        own = joined(own_words(found.contents), path, found)
+        if not own:
+            raise ConvertError(f"{path}: {what(found)}, so there is no word to write")
+        for word in own:
+            if words.setdefault(word.name, path) != path:
+                raise ConvertError(f"{path}: has a word {word.name!r}, and so has {words[word.name]}; rename one")
+        family = family_of_words(path, own, found, options)
+        families.setdefault(f"{family.name} {family.widths}", (family, []))[1].extend(own)
+    return [item for family, own in families.values() for item in _for_targets(files, own, targets, family, folder)]
 
 
 def _in_dialect(files: Batch, words: Sequence[Embedding], folder: Path, dialect: str) -> list[Written]:

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from . import safetensors_file
 from .atomic import Batch
 from .bundle import words_of
 from .dialects import DIALECTS
+from .dialects.keyed import WORDS
 from .embedding import Contents
 from .errors import ConvertError
 from .tensor import RawTensor, same
-from .words import WORDS
 from .write import Written
+
+Check = Callable[[dict[str, RawTensor], dict[str, str]], None]
 
 
 def rewritten(
-    files: Batch, out: Path, contents: Contents, dialect: str, program: str = "", losses: tuple[str, ...] = ()
+    files: Batch,
+    out: Path,
+    contents: Contents,
+    dialect: str,
+    program: str = "",
+    losses: tuple[str, ...] = (),
+    check: Check | None = None,
 ) -> list[Written]:
-    """Write `contents` in a dialect by name; a bundle keeps each word's own metadata and is read again as one."""
+    """Write `contents` in a dialect by name; a file of several words keeps each one's own metadata.
+
+    A bundle is read again as one, or what `check` looks at is what the disk has (`safetensors_file.add`). Raises
+    ConvertError where a word would not come back.
+    """
     if out.suffix.lower() != ".safetensors":
         raise ConvertError(f"{out}: must end in .safetensors, for programs go by the ending")
     tensors, metadata = DIALECTS[dialect].write(contents)
-    if dialect == "bundle":
+    if dialect == "bundle" or len(contents.embeddings) > 1:
         metadata = {**metadata, WORDS: json.dumps({word.name: word.metadata for word in contents.embeddings})}
+    if dialect == "bundle" and check is None:
         _check_words(out, contents, tensors)
-    safetensors_file.add(files, out, tensors, metadata, copied=contents.rest)
+    safetensors_file.add(files, out, tensors, metadata, check=check, copied=contents.rest)
     return [Written(out, program, dialect, " ".join(word.name for word in contents.embeddings), losses)]
 
 

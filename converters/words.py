@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .dialects import DIALECTS
+from .dialects.keyed import WORDS
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import Family, all_families
 from .lora_layout import lora_families
 from .read import Recognised, families_of, recognised, stated_family
-
-WORDS = "pivotune.words"  # metadata of a bundle: JSON of each word's own metadata
 
 
 class Options(NamedTuple):
@@ -29,7 +28,7 @@ class Options(NamedTuple):
 
 
 def own_words(contents: Contents) -> tuple[Embedding, ...]:
-    """Words with the metadata that a bundle of ours keeps for each of them."""
+    """Words with the metadata that a file of ours keeps for each of several."""
     if WORDS not in contents.metadata:
         return contents.embeddings
     try:
@@ -47,8 +46,11 @@ def own_words(contents: Contents) -> tuple[Embedding, ...]:
 
 
 def joined(words: Sequence[Embedding], path: Path, found: Recognised) -> Sequence[Embedding]:
-    """With the other half of a diffusers SDXL word, if it lies beside as `<stem>_2` (`<stem>_2-steps-500`)."""
-    if found.dialect != "diffusers" or len(words) != 1:
+    """With the other halves of diffusers' SDXL words, if a file of the same words lies beside as `<stem>_2`.
+
+    (`<stem>_2-steps-500` for what was saved while it trained.)
+    """
+    if found.dialect != "diffusers" or not words:
         return words
     stem, dash, steps = _steps(path)
     beside = path.with_name(f"{stem}_2{dash}{steps}{path.suffix}")
@@ -56,9 +58,10 @@ def joined(words: Sequence[Embedding], path: Path, found: Recognised) -> Sequenc
         return words
     other = recognised(beside)
     halves = other.contents.embeddings
-    if other.dialect != "diffusers" or len(halves) != 1 or halves[0].name != words[0].name:
+    if other.dialect != "diffusers" or {word.name for word in halves} != {word.name for word in words}:
         return words
-    return words if halves[0].vectors.keys() & words[0].vectors.keys() else together([*words, *halves])
+    alike = {key for word in words for key in word.vectors} & {key for word in halves for key in word.vectors}
+    return words if alike else together([*words, *halves])
 
 
 def without_halves(paths: Sequence[Path]) -> list[Path]:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "retarget": ("commands_convert", "retarget", "Write words for other programs."),
     "rename": ("commands_convert", "rename", "Give a word another name."),
     "merge": ("commands_convert", "merge", "Put several files' words into one file."),
+    "split": ("commands_convert", "split", "Take a file of many words apart."),
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands that carry words between files: unbundle, bundle, retarget, rename, merge."""
+"""The commands that carry words between files: unbundle, bundle, retarget, rename, merge, split."""
 
 from __future__ import annotations
 
@@ -151,8 +151,21 @@ def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool
     _each(found[:1], lambda files, _: operations.merge(files, found, out, options), How(**how), paths)
 
 
+@click.command()
+@_FILES
+@_OUT_FOLDER
+@_FOR
+@_FAMILY
+@_writes
+def split(paths: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, **how: bool) -> None:
+    """Write each word of files that hold many (packs) into a file of its own: the way back from merge."""
+    options = Options(family=family)
+    found = without_halves(files_in(paths))
+    _each(found[:1], lambda files, _: operations.split(files, found, out, targets, options), How(**how), paths)
+
+
 COMMANDS: dict[str, click.Command] = {
-    command.name or "": command for command in (unbundle, bundle, retarget, rename, merge)
+    command.name or "": command for command in (unbundle, bundle, retarget, rename, merge, split)
 }
 
 

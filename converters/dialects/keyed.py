@@ -14,6 +14,7 @@ from ..stored import Stored
 from ..tensor import RawTensor
 
 WORD = "pivotune.word"  # metadata: the word as it was trained, which a file name may not be able to hold
+WORDS = "pivotune.words"  # metadata of a file of several words: JSON of each word's own metadata
 Written = tuple[dict[str, RawTensor], dict[str, str]]  # tensors and metadata of one file
 
 PARAMS = "special_params.json"  # beside cog-sdxl's embeddings.pti: {"TOK": "<s0><s1>"}

@@ -10,7 +10,7 @@ from ..slots import JOINED, KEYS, as_rows, slots
 from ..stored import Stored
 from ..tensor import RawTensor
 from . import bundled, cloneofsimo, xti
-from .keyed import WORD, Written
+from .keyed import WORD, WORDS, Written
 
 MOST = 1000  # a text encoder whose weights happen to be as wide has fewer than this many odd names
 
@@ -21,20 +21,20 @@ def detect(file: Stored) -> bool:
     A file of our own may have any width.
     """
     tensors = file.tensors
-    if file.root not in ("dict", "ordered") or not 0 < len(tensors) <= MOST or file.is_lora:
+    ours = WORDS in file.metadata or (len(tensors) == 1 and WORD in file.metadata)
+    if file.root not in ("dict", "ordered") or not tensors or file.is_lora or (len(tensors) > MOST and not ours):
         return False
     if not tensors.keys().isdisjoint(KEYS) or any(name.startswith("string_to_") for name in tensors):
         return False
     if bundled.detect(file) or cloneofsimo.detect(file) or xti.detect(file):
         return False
-    ours = len(tensors) == 1 and WORD in file.metadata
     weights = any(name.endswith((".weight", ".bias")) for name in tensors)
     return not weights and all(_vectors(tensor, ours) for tensor in tensors.values())
 
 
 def read(file: Stored) -> Contents:
     """A word a tensor, for the encoder that has its width."""
-    metadata = {key: value for key, value in file.metadata.items() if key not in (WORD, "format")}
+    metadata = {key: value for key, value in file.metadata.items() if key not in (WORD, WORDS, "format")}
     words = [Embedding(name, slots({"*": as_rows(tensor)}), metadata) for name, tensor in file.tensors.items()]
     return Contents(tuple(words), {}, dict(file.metadata))
 
@@ -53,7 +53,6 @@ def write(contents: Contents) -> Written:
                 f"{embedding.name}: has vectors for {len(embedding.vectors)} encoders; use retarget --for"
             )
         (tensors[embedding.name],) = embedding.vectors.values()
-        metadata.update(embedding.metadata)
     if len(tensors) == 1:
-        metadata[WORD] = contents.embeddings[0].name
+        metadata |= contents.embeddings[0].metadata | {WORD: contents.embeddings[0].name}
     return tensors, metadata

@@ -42,6 +42,7 @@ class Program:
 
     `dora` says whether it reads what a DoRA learns beside a LoRA. `lora_layouts` maps families (`*`: all) whose LoRAs
     it wants otherwise than in kohya's layout with diffusers' names: `peft`, or `sgm` for Stability's names of blocks.
+    `several` is the dialect of a file with many words of which it can use each, where there is one.
     `characters` are those of file names, `word_characters` those of words in LoRAs, which have no file (None: all).
     """
 
@@ -59,6 +60,7 @@ class Program:
     reserved: tuple[str, ...] = ()
     word_characters: str | None = None
     outputs: bool = False
+    several: str | None = None
     one_count: bool = True
     dora: bool = True
     lora_layouts: dict[str, str] = field(default_factory=dict)

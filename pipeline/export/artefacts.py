@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ def note(
     written: Written | None = None,
     word: str | None = None,
     trigger: str | None = None,
+    words: Sequence[str] = (),
 ) -> None:
-    """Add a file's row: `kind` is word, lora, bundle, model or text."""
+    """Add a file's row: `kind` is word, pack (of `words`), lora, bundle, model or text."""
     put = None
     if program is not None and kind != "text":
-        put = program.lora_folder if kind in ("bundle", "lora") else program.folder
+        as_lora = kind in ("bundle", "lora") or (kind == "pack" and program.several == "bundle")
+        put = program.lora_folder if as_lora else program.folder
     row: dict[str, Any] = {
         "path": path.relative_to(run.folder).as_posix(),
         "sha256": sha256(path),
@@ -37,6 +39,8 @@ def note(
         "put_in": put,
         "word": word,
     }
+    if words:
+        row["words"] = list(words)
     run.artefacts.append(row)
 
 
@@ -60,15 +64,20 @@ def count_words(run: Run, files: Mapping[str, Path]) -> dict[str, dict[str, int]
 
     StageError unless all three are the same.
     """
-    noted = {row["path"]: row for row in run.artefacts if row["kind"] == "word"}
     declared = [word.placeholder for word in run.recipe.words]
-    rows = {name: noted.get(files[name].relative_to(run.folder).as_posix()) for name in declared if name in files}
-    whole = [name for name, row in rows.items() if row is not None and row["word"] == name and _there(run, row)]
-    missing = sorted(set(declared) - set(whole))
+    exported = {name: files[name].relative_to(run.folder).as_posix() for name in declared if name in files}
+    paths = set(exported.values())
+    held = {
+        row["path"]: set(row.get("words", (row["word"],)))
+        for row in run.artefacts
+        if row["kind"] in ("word", "pack") and row["path"] in paths and _there(run, row)
+    }
+    whole = {name for name, path in exported.items() if name in held.get(path, ())}
+    missing = sorted(set(declared) - whole)
     if missing:
         names = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise StageError(f"{len(declared)} words are declared, {len(whole)} are exported and whole; not {names}")
-    return {"words": {"declared": len(declared), "exported": len(rows), "verified": len(whole)}}
+    return {"words": {"declared": len(declared), "exported": len(exported), "verified": len(whole)}}
 
 
 def _export(row: dict[str, Any]) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from ...converters.embedding import Contents
 from ..run.state import Run
 
 
 def described(run: Run, contents: Contents) -> Contents:
-    """The words with what made them; nothing in it changes between two runs of the same recipe."""
+    """The words with what made them; nothing in it changes between two runs of the same recipe, wherever they are.
+
+    A model is called by its hub id, one on this machine by its own name alone: where it lies is nobody's business.
+    """
     facts = {
         "pivotune.recipe": run.recipe.name,
         "pivotune.seed": str(run.recipe.seed),
-        "pivotune.model": run.recipe.model.base,
+        "pivotune.model": _name(run.recipe.model.base),
         "pivotune.family": run.model.family.name,
     }
     words = tuple(
@@ -21,3 +25,7 @@ def described(run: Run, contents: Contents) -> Contents:
         for word in contents.embeddings
     )
     return replace(contents, embeddings=words)
+
+
+def _name(base: str) -> str:
+    return Path(base).name if Path(base).exists() or Path(base).is_absolute() else base

@@ -46,17 +46,17 @@ def write_bundle(
     Raises ConvertError when the file does not hold what went in, or `program` would not find the words in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    spelled, sizes = _spelled(words, widths(run))
-    whole = bundle(Contents(rest=dict(tensors)), spelled, widths=sizes)
+    own, sizes = spelled(words, widths(run))
+    whole = bundle(Contents(rest=dict(tensors)), own, widths=sizes)
     write_lora(path, tensors_of(whole), _metadata(run, facts or tensors))
     found, rest = words_of(safetensors_file.read(path)[0])
     _compare(path, rest, tensors)
     back = {word.name: word.vectors for word in found}
-    for word in spelled:
+    for word in own:
         if word.name not in back or any(not same(back[word.name][key], raw) for key, raw in word.vectors.items()):
             raise ConvertError(f"{path}: the word {word.name!r} does not come back as it went in")
     seen = check_reading(run, path, program)
-    lost = [word.name for word in spelled if word.name not in seen]
+    lost = [word.name for word in own if word.name not in seen]
     if lost:
         raise ConvertError(f"{path}: {program.title} would not find {', '.join(map(repr, lost))} in it")
 
@@ -70,7 +70,7 @@ def check_reading(run: Run, path: Path, program: Program) -> set[str]:
     return set(reading.words)
 
 
-def _spelled(words: Iterable[Embedding], sizes: dict[str, int]) -> tuple[list[Embedding], dict[str, int]]:
+def spelled(words: Iterable[Embedding], sizes: dict[str, int]) -> tuple[list[Embedding], dict[str, int]]:
     """Bundles of a single-encoder model say `clip_l` whatever the encoder (SD 2's too): readers go by that key."""
     if len(sizes) > 1:
         return list(words), sizes

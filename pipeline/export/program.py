@@ -10,12 +10,13 @@ from pathlib import Path
 from ...converters.embedding import Contents, Embedding
 from ...converters.programs import Program
 from ...converters.write import Written, layout_for, write_words
-from ..models.family import MICRO
 from ..run.state import Run
 from .artefacts import note
-from .guide import Base, Files, bundle_trigger, diffusers_lines, guide_text
+from .guide import Files, bundle_trigger, guide_text
 from .lora import check_reading, write_bundle, write_plain
 from .lora_layout import for_program, lost
+from .packs import Pack, write_packs
+from .script import Base, diffusers_lines
 from .standalone import widths
 
 SCRIPTS = {"diffusers": "load.py"}  # programs whose users write code
@@ -30,8 +31,10 @@ class Made:
     file: Path | None = None
 
 
-def export_for(run: Run, ready: Contents, program: Program, folder: Path, made: Made, *, bundle: bool) -> int:
-    """Write the files of one program; returns how many it was to have."""
+def export_for(
+    run: Run, ready: Contents, program: Program, folder: Path, made: Made, *, bundle: bool, each: bool, most: int | None
+) -> int:
+    """Write the files of one program, with a file for `each` word or packs; returns how many it was to have."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = bool(ready.rest) and bundle and program.words_in_loras.startswith("yes") and bool(ready.embeddings)
     if whole:
@@ -42,9 +45,9 @@ def export_for(run: Run, ready: Contents, program: Program, folder: Path, made: 
         note(run, path, "bundle", program, trigger=bundle_trigger(path.name, names))
         declared, files = 1, Files({}, path.name, names)
     else:
-        words, declared = _words(run, ready.embeddings, program, folder)
+        words, packs, declared = _words(run, ready.embeddings, program, folder, each=each, most=most)
         own, lora = _lora(run, ready, program, folder, made)
-        declared, files = declared + own, Files(words, lora)
+        declared, files = declared + own, Files(words, lora, packs=packs)
     if ready.rest:
         run.warnings += lost(ready.rest, program)
     files = replace(
@@ -60,20 +63,23 @@ def _from(folder: Path, path: Path | None) -> str | None:
 
 
 def _words(
-    run: Run, embeddings: Sequence[Embedding], program: Program, folder: Path
-) -> tuple[dict[str, tuple[Written, ...]], int]:
-    """The standalone words of a program, by name, and how many files its layout wants."""
+    run: Run, embeddings: Sequence[Embedding], program: Program, folder: Path, *, each: bool, most: int | None
+) -> tuple[dict[str, tuple[Written, ...]], tuple[Pack, ...], int]:
+    """The standalone words of a program by name, or its packs, and how many files there must be."""
     if not embeddings:
-        return {}, 0
+        return {}, (), 0
+    if not each:
+        packs = write_packs(run, embeddings, folder, most, program)
+        return {}, tuple(packs), sum(len(pack.files) for pack in packs)
     family = run.model.family
     words = write_words(embeddings, program.name, family, folder, widths=widths(run))
-    each = len(words) // len(embeddings)
-    by_name = {word.name: tuple(words[at * each : (at + 1) * each]) for at, word in enumerate(embeddings)}
+    parts = len(words) // len(embeddings)
+    by_name = {word.name: tuple(words[at * parts : (at + 1) * parts]) for at, word in enumerate(embeddings)}
     for word, several in by_name.items():
         for written in several:
             note(run, written.path, "word", program, written, word)
         run.warnings += [f"{word} for {program.title}: {loss}" for loss in several[0].losses]
-    return by_name, len(embeddings) * len(layout_for(program.name, family)[1].files)
+    return by_name, (), len(embeddings) * len(layout_for(program.name, family)[1].files)
 
 
 def _lora(run: Run, ready: Contents, program: Program, folder: Path, made: Made) -> tuple[int, str | None]:
@@ -93,9 +99,8 @@ def _lora(run: Run, ready: Contents, program: Program, folder: Path, made: Made)
 
 def _texts(run: Run, files: Files, program: Program, folder: Path) -> None:
     """HOW-TO.txt, and the script where the program's users write code."""
-    if files.script is not None and (files.words or files.lora or files.model_folder):
-        spec = run.recipe.model
-        base = Base(str(run.model.path) if spec.base == MICRO else spec.base, spec)
+    if files.script is not None and (files.words or files.packs or files.lora or files.model_folder):
+        base = Base(run.recipe.model, folder)
         _text(run, folder / files.script, diffusers_lines(run.model.family, files, base), program)
     _text(run, folder / "HOW-TO.txt", guide_text(program, files), program)
 

@@ -26,10 +26,27 @@ def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             place: Place = ("stage", index, "targets", number)
             if family is not None and family.name not in program.layouts:
                 yield Finding(place, _unfit(program, family))
+            elif stage.options["files"] != "each" and not _takes_packs(program, stage.options, has_lora):
+                yield Finding(place, _one_word(program, stage.options["files"]))
         yield from _names(recipe, stage.options, seen)
         bundled = [name for name in stage.options["targets"] if programs()[name].words_in_loras.startswith("yes")]
-        if has_lora and stage.options["bundle"] and bundled:
-            yield from _dots(recipe, bundled)
+        packed = [name for name in bundled if stage.options["files"] != "each" and programs()[name].several]
+        if (has_lora and stage.options["bundle"] and bundled) or packed:
+            yield from _dots(recipe, packed if not has_lora else bundled)
+
+
+def _takes_packs(program: Program, options: dict[str, Any], has_lora: bool) -> bool:
+    """Whether it uses many words from one file: a pack, or the LoRA that holds them all."""
+    return program.several is not None or (has_lora and options["bundle"] and program.words_in_loras.startswith("yes"))
+
+
+def _one_word(program: Program, files: str) -> str:
+    able = [name for name, other in programs().items() if other.several]
+    return (
+        f"{program.title} takes one word from a file, so files = '{files}' is nothing for it: leave it out and use "
+        f"`pivotune split --for {program.name}` on what is written, or take files = 'each'; "
+        f"programs that use packs: {', '.join(able)}"
+    )
 
 
 def _unfit(program: Program, family: Family) -> str:
@@ -49,7 +66,8 @@ def _names(recipe: Recipe, options: dict[str, Any], seen: set[tuple[int, str]]) 
                 yield Finding(place, str(error))
             continue
         typed: dict[str, list[str]] = {}
-        for target, stem in _stems(word.placeholder, options["targets"]):
+        alone = options["targets"] if options["files"] == "each" else ()  # in a pack a word is typed as it is
+        for target, stem in _stems(word.placeholder, alone):
             program = programs()[target]
             changed = stem != plain and "{stem}" in program.prompt
             if changed and (index, target) not in seen:

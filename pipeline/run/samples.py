@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from ...converters.dialects.keyed import WORDS
 from ...converters.embedding import Embedding
 from ...converters.safetensors_file import read as read_safetensors
 from ..export.lora_layout import peft
+from ..export.packs import packed_vectors
 from ..export.standalone import standalone_vectors
 from ..models.load import Model
 from ..recipe.model import Recipe
@@ -35,9 +37,10 @@ def draw_after(
 ) -> list[dict[str, Any]]:
     """Each prompt as it is, with the words (and the LoRA) as their exported files hold them.
 
-    `files` maps a placeholder to its standalone safetensors file: nothing that is still in memory is used.
+    `files` maps a placeholder to its standalone safetensors file, or to the pack that has it: nothing that is still in
+    memory is used. Words that no prompt holds are not read.
     """
-    injection = inject_files(model, files)
+    injection = inject_files(model, _asked(files, recipe))
     try:
         injection.activate(recipe.samples.prompts)
         if lora is not None:
@@ -59,11 +62,20 @@ def inject_files(model: Model, files: Mapping[str, Path]) -> Injection:
     """Words from standalone files into a model."""
     vectors: dict[str, dict[str, torch.Tensor]] = {encoder.key: {} for encoder in model.encoders}
     for word, path in files.items():
-        found = Embedding(word, standalone_vectors(read_safetensors(path)[0], model.family))
+        tensors, metadata = read_safetensors(path)
+        packed = WORDS in metadata
+        found = Embedding(word, packed_vectors(path, word) if packed else standalone_vectors(tensors, model.family))
         for encoder in model.encoders:
             vectors[encoder.key][word] = vectors_for(found, encoder.key, encoder.width).float()
     rows = {key: WordRows(words, model.device) for key, words in vectors.items()}
     return Injection(model.pipe, model.encoders, rows)
+
+
+def _asked(files: Mapping[str, Path], recipe: Recipe) -> dict[str, Path]:
+    """The files of words that the prompts hold; of one at least, so that there is something to inject."""
+    replacer = Replacer([word.placeholder for word in recipe.words])
+    held = [word for prompt in recipe.samples.prompts for word in replacer.words_in(prompt)]
+    return {word: files[word] for word in dict.fromkeys(held or list(files)[:1]) if word in files}
 
 
 def _draw(model: Model, recipe: Recipe, prompts: Sequence[str], folder: Path, when: str) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from ..export.lora_layout import settled
 from ..export.model_file import write_model_file
 from ..export.model_folder import write_model_folder
 from ..export.numbers import in_dtype
+from ..export.packs import write_packs
 from ..export.program import Made, export_for
 from ..export.standalone import write_standalone
 from ..export.tensors import DTYPES
@@ -29,11 +30,15 @@ def export(
     *,
     targets: Sequence[str] = ("a1111", "comfyui", "diffusers"),
     bundle: bool = True,
+    files: str = "each",
+    pack_words: int = 1000,
     dtype: str = "float32",
     model: Sequence[str] = ("folder", "file"),
     model_dtype: str = "float16",
 ) -> Contents:
     """Write `exports/`: `<name>_embeddings/<word>.safetensors`, the LoRA, and a folder for each target program.
+
+    With `files` `pack` or `one` there are files of many words instead (see `export.packs`).
 
     A run that trained weights of the model itself (`Run.finetuned`) gives `<name>_model/` and
     `<name>_model.safetensors` too, as `model` says. With `bundle`, programs that read words inside LoRAs get them so.
@@ -42,16 +47,16 @@ def export(
     """
     run.eject()
     ready, facts = write_exports(
-        run, contents, run.folder / "exports", targets=targets, bundle=bundle, dtype=dtype, model=model,
-        model_dtype=model_dtype,
+        run, contents, run.folder / "exports", targets=targets, bundle=bundle, files=files,
+        pack_words=pack_words, dtype=dtype, model=model, model_dtype=model_dtype,
     )  # fmt: skip
     run.data |= facts | count_words(run, facts["standalone"])
     return ready
 
 
 def write_exports(
-    run: Run, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, dtype: str,
-    model: Sequence[str], model_dtype: str,
+    run: Run, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, files: str, pack_words: int,
+    dtype: str, model: Sequence[str], model_dtype: str,
 ) -> tuple[Contents, dict[str, Any]]:  # fmt: skip
     """Write what `export` says into a folder, from a model that holds no words; also for saves during training.
 
@@ -60,18 +65,26 @@ def write_exports(
     if not contents.embeddings and not contents.rest and not run.finetuned:
         raise StageError("there is no word, LoRA or fine-tuned model to export")
     ready = in_dtype(described(run, replace(contents, rest=settled(contents.rest))), dtype, run)
-    standalone = {}
-    plain = (
-        write_standalone(run, ready.embeddings, folder / f"{run.recipe.name}_embeddings") if ready.embeddings else []
-    )
-    for word, written in zip(ready.embeddings, plain, strict=True):
-        standalone[word.name] = written.path
-        note(run, written.path, "word", programs()[written.program], written, word.name)
+    each, most = files == "each", pack_words if files == "pack" else None
+    standalone = _standalone(run, ready, folder / f"{run.recipe.name}_embeddings", each=each, most=most)
     made = _made(run, ready, folder, _ways(run, model), model_dtype)
-    declared = len(standalone) + sum(path is not None for path in (made.lora, made.folder, made.file))
+    declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))
     for target in targets:
-        declared += export_for(run, ready, programs()[target], folder / target, made, bundle=bundle)
+        declared += export_for(
+            run, ready, programs()[target], folder / target, made, bundle=bundle, each=each, most=most
+        )
     return ready, {"standalone": standalone, "lora": made.lora, **count(run, declared)}
+
+
+def _standalone(run: Run, ready: Contents, folder: Path, *, each: bool, most: int | None) -> dict[str, Path]:
+    """Words by themselves, for no program in particular: where each is, in a file of its own or in a pack."""
+    if each:
+        written = write_standalone(run, ready.embeddings, folder)
+        for word, one in zip(ready.embeddings, written, strict=True):
+            note(run, one.path, "word", programs()[one.program], one, word.name)
+        return {word.name: one.path for word, one in zip(ready.embeddings, written, strict=True)}
+    packs = write_packs(run, ready.embeddings, folder, most)
+    return {word: pack.files[0].path for pack in packs for word in pack.words}
 
 
 def _made(run: Run, ready: Contents, folder: Path, model: Sequence[str], model_dtype: str) -> Made:

@@ -8,7 +8,8 @@ import pytest
 from pivotune.converters.families import families
 from pivotune.converters.programs import programs
 from pivotune.converters.write import Written
-from pivotune.pipeline.export.guide import Base, Files, diffusers_lines, guide_text
+from pivotune.pipeline.export.guide import Files, guide_text
+from pivotune.pipeline.export.script import Base, diffusers_lines
 from pivotune.pipeline.recipe.model import ModelSpec
 
 
@@ -24,7 +25,9 @@ def files(lora=None, bundled=()):
 
 def test_a_hub_model_is_loaded_by_its_id():
     text = diffusers_lines(
-        families()["sdxl"], files("../run.safetensors"), Base("someone/some-model", spec(variant="fp16"))
+        families()["sdxl"],
+        files("../run.safetensors"),
+        Base(spec(base="someone/some-model", variant="fp16"), Path("x")),
     )
     compile(text, "load.py", "exec")
     assert "from_pretrained('someone/some-model', variant='fp16', dtype=torch.float32)" in text
@@ -35,14 +38,19 @@ def test_a_hub_model_is_loaded_by_its_id():
 @pytest.mark.parametrize("config", [None, "a/folder"])
 def test_a_single_file_is_loaded_as_one(tmp_path, config):
     (tmp_path / "model.safetensors").touch()
-    text = diffusers_lines(families()["sdxl"], files(), Base(str(tmp_path / "model.safetensors"), spec(config=config)))
+    text = diffusers_lines(
+        families()["sdxl"],
+        files(),
+        Base(spec(base=str(tmp_path / "model.safetensors"), config=config), tmp_path / "run/exports"),
+    )
     compile(text, "load.py", "exec")
-    assert f"from_single_file('{tmp_path}/model.safetensors'" in text
+    assert "from_single_file(str(here / '../../model.safetensors')" in text
+    assert str(tmp_path) not in text
     assert ("config='a/folder'" in text) == (config is not None)
 
 
 def test_quotes_in_names_do_not_break_out():
-    text = diffusers_lines(families()["sdxl"], files(), Base("x/y'); import os; ('", spec()))
+    text = diffusers_lines(families()["sdxl"], files(), Base(spec(base="x/y'); import os; ('"), Path("x")))
     assert not any(line.strip().startswith("import os") for line in text.splitlines())
     compile(text, "load.py", "exec")
 
