@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ...converters.atomic import Batch, batch
@@ -19,23 +22,23 @@ from .described import described
 from .numbers import in_dtype
 from .standalone import add_standalone, standalone_stems, widths
 
-LEDGER = "finished.jsonl"
+FOLDER, LEDGER = "finished", "finished.jsonl"
 
 
 class Finished:
     """Writes `finished/` of a run's folder: the files that the export stage will write of these words, as they stop.
 
-    A line of `finished.jsonl` says of each word that its files are there, whole, and after which step it stopped. A
-    run that goes on after a kill stops the word at that step again and writes nothing anew, unless the values differ,
-    which it says.
+    Where that writes packs, a word has one plain file here. A line of `finished.jsonl` says of each word that its
+    files are there, whole, and after which step it stopped. A run that goes on after a kill stops the word at that
+    step again and writes nothing anew, unless the values differ, which it says.
     """
 
     def __init__(self, run: Run, contents: Contents, last: Callable[[Contents], Contents]) -> None:
         """`last` does to words what later stages do to them (rescale)."""
-        self.run, self.last, self.folder = run, last, run.folder / "finished"
+        self.run, self.last, self.folder = run, last, run.folder / FOLDER
         self.words = {word.name: word for word in contents.embeddings}
         self.options = _options(run)
-        self.lines = dict(self._read()) if self.options and run.processes.main else {}
+        self.lines = dict(_read(self.folder)) if self.options and run.processes.main else {}
         self._done: set[str] = set()
         self._stems: dict[str, dict[str, str]] = {}
 
@@ -72,7 +75,7 @@ class Finished:
         assert self.options is not None
         if not self._stems:
             self._stems = {"": standalone_stems(self.run, list(self.words))} | {
-                target: stems_for(self.words, target, self.run.model.family) for target in self.options["targets"]
+                target: stems_for(self.words, target, self.run.model.family) for target in self._targets()
             }
         for start in range(0, len(words), 256):
             part = words[start : start + 256]
@@ -92,29 +95,20 @@ class Finished:
         assert self.options is not None
         place, family = self.folder / f"{self.run.recipe.name}_embeddings", self.run.model.family
         written = add_standalone(self.run, files, word, place, self._stems[""])
-        for target in self.options["targets"]:
+        for target in self._targets():
             written += add_words(
                 files, [word], target, family, self.folder / target, widths=widths(self.run), stems=self._stems[target]
             )
         return written
 
+    def _targets(self) -> Sequence[str]:
+        """The programs that have a file a word."""
+        return self.options["targets"] if self.options is not None and self.options["files"] == "each" else ()
+
     def _is_there(self, word: str, digest: str) -> bool:
         """Whether the word's files are there, with these values."""
         line = self.lines.get(word, {})
         return line.get("sha256") == digest and all((self.folder / path).is_file() for path in line["files"])
-
-    def _read(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        try:
-            with (self.folder / LEDGER).open("rb+") as file:
-                text = file.read()
-                whole = text.rfind(b"\n") + 1
-                if whole != len(text):  # the end of a line that a kill cut off
-                    file.truncate(whole)
-        except FileNotFoundError:
-            return
-        for line in text[:whole].splitlines():
-            row = json.loads(line)
-            yield row["word"], row
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
         with (self.folder / LEDGER).open("ab") as file:
@@ -122,6 +116,20 @@ class Finished:
             file.flush()
             os.fsync(file.fileno())
         self.lines |= {line["word"]: line for line in lines}
+
+
+def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with (folder / LEDGER).open("rb+") as file:
+            text = file.read()
+            whole = text.rfind(b"\n") + 1
+            if whole != len(text):  # the end of a line that a kill cut off
+                file.truncate(whole)
+    except FileNotFoundError:
+        return
+    for line in text[:whole].splitlines():
+        row = json.loads(line)
+        yield row["word"], row
 
 
 def _options(run: Run) -> dict[str, Any] | None:
@@ -138,3 +146,22 @@ def _digest(word: Embedding) -> str:
         digest.update(f"{key} {raw.dtype} {raw.shape} ".encode())
         digest.update(raw.data)
     return digest.hexdigest()
+
+
+def finished_facts(run: Run, contents: Contents) -> dict[str, Any]:
+    """For the manifest, how many words are in `finished/`, and whether the verified exports of `contents` replace it:
+    all of them have the very values that they were finished with."""
+    lines = dict(_read(run.folder / FOLDER))
+    now = {word.name: word for word in contents.embeddings}
+    same = all(name in now and line["sha256"] == _digest(now[name]) for name, line in lines.items())
+    if not same:
+        run.warnings.append("finished/ stays: not all of its words are exported as they were finished")
+    return {"finished": {"words": len(lines), "removed": same}} if lines else {}
+
+
+def remove_finished(folder: Path) -> None:
+    """Take `finished/` out of a run's folder, whole or not at all."""
+    hidden = folder / f".{FOLDER}.old"
+    with suppress(FileNotFoundError):
+        os.replace(folder / FOLDER, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)

@@ -67,6 +67,8 @@ def _end(
         manifest["words"] = word_facts(run, contents, shown)
     manifest["proofs"] = _proofs(run, model_proofs(model, before))
     hold(manifest["proofs"])
+    if "finished" in run.data:
+        manifest["finished"] = run.data["finished"]
     if run.data.get("standalone"):
         run.progress("drawing pictures after, from the exported files")
         manifest["pictures"] += draw_after(

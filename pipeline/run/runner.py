@@ -15,6 +15,7 @@ import torch
 
 from pivotune import __version__
 
+from ..export.finished import remove_finished
 from ..launch import begin_processes, end_processes
 from ..lock import locked
 from ..models.device import make_deterministic, pick_device
@@ -40,6 +41,7 @@ from .stopping import listening
 from .takeover import begin_from, open_source
 from .trouble import told
 
+PATHS = 12  # files of a program that the command line names
 Progress = Callable[[str], None]
 
 
@@ -135,6 +137,8 @@ def _run(run: Run, manifest: dict[str, Any], begin: float) -> RunResult:
         write_json(run.folder / "manifest.json", finite(manifest))
         manifest["stages"] = run.rows
         execute(run, manifest)
+    if manifest.get("finished", {}).get("removed"):
+        remove_finished(run.folder)
     return RunResult(run.folder, run.folder / REPORT, f"{word_table(manifest)}\n{_ending(manifest)}")
 
 
@@ -163,4 +167,10 @@ def _ending(manifest: dict[str, Any]) -> str:
     for row in manifest["artefacts"]:
         if row["kind"] != "text":
             files.setdefault(row["program"] or "LoRA", []).append(row["path"])
-    return "\n".join([*lines, *(f"  {program}: {', '.join(paths)}" for program, paths in files.items())])
+    return "\n".join([*lines, *(f"  {program}: {_some(paths)}" for program, paths in files.items())])
+
+
+def _some(paths: list[str]) -> str:
+    """The first few; where there are many, the others are counted."""
+    rest = f" and {len(paths) - PATHS:,} more" if len(paths) > PATHS else ""
+    return ", ".join(paths[:PATHS]) + rest

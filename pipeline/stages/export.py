@@ -12,6 +12,7 @@ from ...converters.programs import programs
 from ..errors import StageError
 from ..export.artefacts import count, count_words, note
 from ..export.described import described
+from ..export.finished import finished_facts
 from ..export.lora import write_plain
 from ..export.lora_layout import settled
 from ..export.model_file import write_model_file
@@ -50,7 +51,7 @@ def export(
         run, contents, run.folder / "exports", targets=targets, bundle=bundle, files=files,
         pack_words=pack_words, dtype=dtype, model=model, model_dtype=model_dtype,
     )  # fmt: skip
-    run.data |= facts | count_words(run, facts["standalone"])
+    run.data |= facts | count_words(run, facts["standalone"]) | finished_facts(run, contents)
     return ready
 
 

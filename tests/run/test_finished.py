@@ -14,6 +14,7 @@ from projects import make_project, run_project
 from run.killing import Project, child, killed_again_and_again, made_files
 
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run import runner
 from pivotune.pipeline.train import loop
 
 TWO = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "blue"\nstop_after = "3 own steps"\n'
@@ -26,6 +27,13 @@ def two_words(folder: Path, captions: str = "a photo of <cat>", **parts: str) ->
     path = make_project(folder, captions=captions, more=TWO + parts.pop("more", ""), export=EXPORT, **parts)
     (folder / "pictures/0.txt").write_text("a photo of dog", "utf-8")
     return path
+
+
+@pytest.fixture(autouse=True)
+def kept(request, monkeypatch):
+    """`finished/` stays after a good run too, so that it can be looked at; but for the tests of its removal."""
+    if "removed" not in request.node.name:
+        monkeypatch.setattr(runner, "remove_finished", lambda folder: None)
 
 
 def lines(run: Path) -> list[dict]:
@@ -166,3 +174,39 @@ def test_a_word_that_is_missing_at_the_end_fails_the_run(tmp_path, monkeypatch):
     with pytest.raises(StageError, match="2 words are declared, 1 are exported and whole; not 'dog'"):
         run_project(tmp_path / "recipe.toml", tmp_path / "run")
     assert json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))["status"] == "failed"
+
+
+def test_finished_words_are_removed_once_their_exports_are_verified(tmp_path, monkeypatch):
+    recipe = load_recipe(two_words(tmp_path, stages=RESCALE), ["train.steps=12"])
+    run = run_project(recipe, tmp_path / "run").folder
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    assert (manifest["finished"], manifest["status"]) == ({"words": 1, "removed": True}, "finished")
+    assert not [path for path in run.iterdir() if "finished" in path.name]
+    stage = import_module("pivotune.pipeline.stages.export")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "write_exports", lambda *a, **k: (_ for _ in ()).throw(OSError("made up")))
+        with pytest.raises(OSError, match="made up"):
+            run_project(recipe, tmp_path / "failed")
+    before = finished_files(tmp_path / "failed")
+    assert len(before) == 3  # what was finished is there when the exports are not
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "write_report", lambda folder: os.kill(os.getpid(), signal.SIGKILL))
+        assert child(lambda: run_project(recipe, tmp_path / "failed")) == -signal.SIGKILL
+    assert finished_files(tmp_path / "failed") == before  # and until the manifest says that all is verified
+    assert {name: (tmp_path / "failed/exports" / name).read_bytes() for name in before} == before
+
+
+def test_finished_words_that_are_exported_otherwise_are_not_removed(tmp_path, monkeypatch):
+    finished = import_module("pivotune.pipeline.export.finished")
+    kept, told = finished._digest, iter(range(10))
+    monkeypatch.setattr(finished, "_digest", lambda word: kept(word) + str(next(told)))
+    run = run_project(load_recipe(two_words(tmp_path), ["train.steps=12"]), tmp_path / "run").folder
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    assert manifest["finished"] == {"words": 1, "removed": False}
+    assert any("finished/ stays" in text for text in manifest["warnings"])
+    assert len(finished_files(run)) == 3
+
+
+def test_in_packs_a_finished_word_has_one_plain_file(tmp_path, monkeypatch):
+    recipe = load_recipe(two_words(tmp_path), ["train.steps=12", "export.files='pack'"])
+    assert list(finished_files(run_project(recipe, tmp_path / "run").folder)) == ["tiny_embeddings/dog.safetensors"]
