@@ -14,11 +14,12 @@ from ...converters.tensor import RawTensor
 from ..errors import StageError
 from .sd3_layout import joint_transformer
 from .sgm_layout import Pieces, clip, open_clip, unet, vae
-from .tensors import plain, raw_tensors
+from .tensors import raw_tensors
 
 LAYOUTS: dict[str, Callable[[Any], Pieces]] = {
     "unet": unet, "vae": vae, "clip": clip, "open_clip": open_clip, "joint_transformer": joint_transformer,
-    "named": lambda module: plain(module.state_dict()),
+    # tied weights under all their names: not every loader ties them
+    "named": lambda module: {name: (tensor,) for name, tensor in module.state_dict().items()},
 }  # fmt: skip
 
 

@@ -65,15 +65,15 @@ def writes(recipe: Recipe, needs: Needs, folder: Path, shown: int, channels: int
         yield Written("encoded pictures", kept, 0, shown * variants * size)
 
 
-def rooms(written: Sequence[Written], run: Path) -> list[Room]:
-    """The file systems that are written to, each once."""
+def rooms(written: Sequence[Written], run: Path | None) -> list[Room]:
+    """The file systems that are written to, each once; `run` is a folder that may hold some of it already."""
     found: dict[int, Room] = {}
     for one in written:
         near = next(folder for folder in (one.folder, *one.folder.parents) if folder.exists())
         device = os.stat(near).st_dev
         before = found.get(device) or Room(near, 0, 0, 0, shutil.disk_usage(near).free)
         found[device] = Room(before.folder, before.least + one.least, before.most + one.most, before.there, before.free)
-    if run.is_dir():
+    if run is not None and run.is_dir():
         device, there = os.stat(run).st_dev, sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
         if device in found:
             room = found[device]
@@ -95,8 +95,9 @@ def room_findings(found: Sequence[Room]) -> tuple[list[str], list[str]]:
 
 
 def _checkpoint(stage: StageNeeds, needs: Needs) -> int:
-    """Rows of all words, and again with what is kept of them where they are trained; weights in float32."""
-    return needs.words * VALUE + stage.bytes + stage.still * VALUE
+    """The words' rows, with what is kept of them where they are trained; weights in float32."""
+    still = 0 if any(one.name == "words" for one in stage.moved) else needs.words
+    return stage.bytes + (still + stage.still) * VALUE
 
 
 def _exported(stage: Stage, recipe: Recipe, needs: Needs) -> int:

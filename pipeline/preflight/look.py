@@ -86,7 +86,7 @@ def estimate(recipe: Recipe, plan: Plan, out: Path | None, device: torch.device,
     edge = max([edge, *(s.options["resolution"] or 0 for s in recipe.stages if s.kind == "train")])
     folder = (out or Path("runs") / recipe.name).absolute()
     written = list(writes(recipe, needs, folder, plan.pictures, needs.channels, edge))
-    found.rooms = rooms(written, folder if out is not None else folder.with_name(""))
+    found.rooms = rooms(written, folder if out is not None else None)
     found.add(room_findings(found.rooms))
     found.memory = memory_of(recipe, needs, device, edge)
     found.add(memory_findings(found.memory, device))

@@ -13,7 +13,7 @@ from ..train.weights import WeightTrainer
 
 # Bytes of an optimizer's state for each float32 value it moves.
 STATE = {"adamw": 8, "adamw8bit": 2.1, "adafactor": 0.2, "lion": 4, "came": 4.2, "prodigy": 16,
-         "prodigy-schedule-free": 16}  # fmt: skip
+         "prodigy-schedule-free": 4.4}  # fmt: skip
 VALUE = 4  # bytes of a float32
 
 
@@ -69,7 +69,7 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     Raises StageError for what no stage could do: a LoRA or fine-tune that fits no layer, a part the model does not
     have, an optimizer whose library is not here.
     """
-    width = {encoder.key: encoder.width for encoder in model.encoders}
+    width = {encoder.key: encoder.table.shape[1] for encoder in model.encoders}
     words = sum(count * width[key] for one in vectors.values() for key, count in one.items() if key in width)
     whole = sum(weight.numel() for part in model.pipe.components.values() for weight in part.parameters())
     stages: list[StageNeeds] = []

@@ -44,9 +44,7 @@ class RowStates:
                 self.optimizers[key].step(own.words, own.index, own.values, own.gradient * clip, speed * factor)
         self.shares.tell({key: part.index for key, part in moved.items()})
 
-    def average(
-        self, key: str, index: Tensor, rules: Sequence[Any], statistics: NormStatistics, norms: Tensor
-    ) -> None:
+    def average(self, key: str, index: Tensor, rules: Sequence[Any], statistics: NormStatistics, norms: Tensor) -> None:
         """Take rows that a step has moved into their average, which keeps the norm rules: a mean of vectors is shorter.
 
         `rules` and `norms` (those that the rule `initial` keeps) are of the rows of `index`.

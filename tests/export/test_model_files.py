@@ -76,10 +76,7 @@ def test_no_tensor_is_lost_in_the_checkpoint_file(tmp_path, family, pipe):
     write_model_file(pipe, families()[family], tmp_path / "model.safetensors", torch.float32, title="mine")
     tensors, metadata = read(tmp_path / "model.safetensors")
     numbers = sum(len(raw.data) for raw in tensors.values()) // 4
-    mine = {
-        (tensor.data_ptr(), tensor.numel()) for part in modules(pipe).values() for tensor in part.state_dict().values()
-    }
-    assert numbers == sum(count for _, count in mine)
+    assert numbers == sum(tensor.numel() for part in modules(pipe).values() for tensor in part.state_dict().values())
     assert metadata["modelspec.architecture"] == families()[family].modelspec
     assert len(metadata["modelspec.hash_sha256"]) == 66
     assert ("v_pred" in tensors) == (family == "sd2") == (metadata.get("modelspec.prediction_type") == "v")
@@ -95,7 +92,9 @@ def test_the_folder_gives_every_weight_back(tmp_path, family, pipe, dtype):
     text = "a photo of a red ring, blue"
     assert back.tokenizer(text).input_ids == pipe.tokenizer(text).input_ids
     with safe_open(tmp_path / "model" / "text_encoder" / "model.safetensors", "pt") as file:
-        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
+        own = set(file.keys()) - {"text_projection.weight"}
+        assert own
+        assert all(name.startswith("text_model.") for name in own)
 
 
 def test_older_readers_find_the_tokenizer(tmp_path, pipe):

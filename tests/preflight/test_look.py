@@ -10,6 +10,7 @@ import pytest
 import torch
 from projects import make_project, run_project
 
+from pivotune.converters.tensor import RawTensor
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.preflight import disk, look, memory, places
 from pivotune.pipeline.preflight.look import look_ahead
@@ -132,7 +133,7 @@ def test_every_folder_is_tried_and_a_cache_is_done_without(tmp_path, monkeypatch
 
 def test_a_save_that_comes_back_otherwise_is_said(tmp_path, monkeypatch):
     read = places.safetensors_file.read
-    other = {"probe": replace(places._ONE["probe"], data=b"\0\0\0\0")}
+    other = {"probe": RawTensor("F32", (1,), b"\0\0\0\0")}
     monkeypatch.setattr(places.safetensors_file, "read", lambda path: (other, read(path)[1]))
     assert "gives back other bytes" in str(places.try_save(places.Place("run", tmp_path / "new")))
     assert look.Preflight().errors == []

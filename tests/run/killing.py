@@ -115,9 +115,9 @@ def _finished(out: Path) -> bool:
 
 
 def made_files(run: Path) -> dict[str, bytes]:
-    """Every file that must be the same: exports and pictures."""
+    """Every file that must be the same: exports and pictures, but for the script that names the way to the model."""
     found = [path for part in ("exports", "pictures") for path in sorted((run / part).rglob("*")) if path.is_file()]
-    return {path.relative_to(run).as_posix(): path.read_bytes() for path in found}
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in found if path.name != "load.py"}
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ import pytest
 from projects import make_project, run_project
 from run.killing import Project, child, killed_again_and_again, made_files
 
+from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import runner
+from pivotune.pipeline.run import noted, runner
 from pivotune.pipeline.train import loop
 
 TWO = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "blue"\nstop_after = "3 own steps"\n'
@@ -143,7 +144,7 @@ def test_a_damaged_ledger_or_file_is_mended_by_going_on(tmp_path, damage, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "one_step", fails)
-        with pytest.raises(OSError, match="made up"):
+        with pytest.raises(StageError, match="made up"):
             run_project(recipe, tmp_path / "run")
     ledger = tmp_path / "run/finished/finished.jsonl"
     if damage == "half a line":
@@ -185,12 +186,12 @@ def test_finished_words_are_removed_once_their_exports_are_verified(tmp_path, mo
     stage = import_module("pivotune.pipeline.stages.export")
     with monkeypatch.context() as patch:
         patch.setattr(stage, "write_exports", lambda *a, **k: (_ for _ in ()).throw(OSError("made up")))
-        with pytest.raises(OSError, match="made up"):
+        with pytest.raises(StageError, match="made up"):
             run_project(recipe, tmp_path / "failed")
     before = finished_files(tmp_path / "failed")
     assert len(before) == 3  # what was finished is there when the exports are not
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "write_report", lambda folder: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(noted, "write_report", lambda folder: os.kill(os.getpid(), signal.SIGKILL))
         assert child(lambda: run_project(recipe, tmp_path / "failed")) == -signal.SIGKILL
     assert finished_files(tmp_path / "failed") == before  # and until the manifest says that all is verified
     assert {name: (tmp_path / "failed/exports" / name).read_bytes() for name in before} == before

@@ -365,8 +365,10 @@ def test_a_model_that_cannot_be_had_leaves_nothing_behind(tmp_path):
 
 def test_a_caption_that_is_cut_off_before_the_word_is_an_error(tmp_path):
     recipe = make_project(tmp_path, captions="red " * 80 + "<cat>")
-    with pytest.raises(StageError, match="no gradient reaches vector 0, 1 of '<cat>' in clip_l"):
+    with pytest.raises(StageError, match="behind the token limit in every caption that holds them: <cat>"):
         run_project(recipe, tmp_path / "run")
+    with pytest.raises(StageError, match="no gradient reaches vector 0, 1 of '<cat>' in clip_l"):
+        run_project(recipe, tmp_path / "run", anyway=True)
 
 
 def test_an_encoder_that_nothing_listens_to_is_an_error(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def test_every_vector_has_the_median_norm_of_its_encoders_table_after_every_step
 def test_what_is_used_in_the_end_has_the_norm_too_where_an_average_is_kept(ema):
     one = trainer(WordSettings(0.5, ADAM, preserve_norm=0.5, ema=ema))
     for step in range(6):
-        pull(one, ["<a>"], step, goal=(-1.0) ** step)
+        pull(one, ["<a>"], step, goal=3 * (-1.0) ** step)
     one.finish()
     for key, rows in one.injection.rows.items():
         assert rows.of("<a>").norm(dim=1).tolist() == pytest.approx([0.5] * 2), key
