@@ -21,6 +21,7 @@ from .twin import Twin
 from .weights import WeightSettings, WeightTrainer
 
 Tables = Sequence[Mapping[str, Any]]
+SHARDABLE = ("adamw", "lion")  # optimizers that move each value by itself
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def weight_trainers(
     """A trainer for each part of each LoRA and fine-tune; LoRAs of earlier stages are held still.
 
     Where the `processes` are sharding, each fine-tuned part is spread over them. Raises StageError when a part stands
-    in two tables, or the model has no such part.
+    in two tables, the model has no such part, or a part that is spread has an optimizer that needs its weights whole.
     """
     for module in part_modules(model).values():
         freeze_lora(module)
@@ -55,9 +56,19 @@ def weight_trainers(
                 settings = _settings(table, common)
                 twin = None
                 if kind == "finetune" and processes.sharding:
+                    _hold_shardable(part, table["optimizer"]["kind"])
                     twin = Twin(model.pipe, pipe_name(model, part), list(parameters), main=processes.main)
                 trainers.append(WeightTrainer(f"{kind}.{part}", parameters, settings, text=part != DENOISER, twin=twin))
     return trainers
+
+
+def _hold_shardable(part: str, optimizer: str) -> None:
+    """StageError for an optimizer that looks at a weight as a whole: of one that is spread it sees a shard."""
+    if optimizer not in SHARDABLE:
+        raise StageError(
+            f"finetune of {part}: the optimizer {optimizer} does not go with FSDP, which spreads each weight over the "
+            f"processes; take {' or '.join(SHARDABLE)}, or launch without FSDP"
+        )
 
 
 def weights_of(things: Sequence[Trained]) -> dict[str, nn.Parameter]:

@@ -23,6 +23,7 @@ from pivotune.pipeline.launch import begin_processes
 from pivotune.pipeline.processes import Processes
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.loss import mean_loss, part_loss
+from pivotune.pipeline.train.setup import SHARDABLE
 
 OFTEN = '[checkpoint]\nevery = "1 steps"\n'
 ROUNDING = 1e-5  # relative; seen: losses 2e-7, norms of gradients 8e-7, all that is trained 2e-6
@@ -154,12 +155,9 @@ def test_one_process_goes_on_with_a_fine_tune_that_was_spread_over_two(tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adafactor", "lion", "came", "prodigy", "prodigy-schedule-free"])
+@pytest.mark.parametrize("kind", [kind for kind in SHARDABLE if kind != "adamw"])
 def test_two_processes_go_on_with_a_spread_fine_tune_of_one(tmp_path, monkeypatch, kind):
-    rate = 1.0 if kind.startswith("prodigy") else 1e-3
-    table = (
-        f"{{ parts = ['denoiser'], layers = 'attention', learning_rate = {rate}, optimizer = {{ kind = '{kind}' }} }}"
-    )
+    table = f"{{ parts = ['denoiser'], layers = 'attention', learning_rate = 1e-3, optimizer = {{ kind = '{kind}' }} }}"
     recipe, one_step = make_project(tmp_path, train=f"finetune = {table}"), loop.one_step
     assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
 
@@ -259,6 +257,13 @@ def test_processes_that_drift_apart_are_noticed(tmp_path, monkeypatch):
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
     assert "the table of words of clip_l is not the same in process 1" in ended.said[0]
+
+
+def test_a_spread_fine_tune_refuses_an_optimizer_that_needs_weights_whole(tmp_path):
+    table = "{ parts = ['denoiser'], optimizer = { kind = 'prodigy' } }"
+    ended = run_in(make_project(tmp_path, train=f"finetune = {table}"), tmp_path / "run", **FSDP)
+    assert ended.codes == [1, 1]
+    assert all("the optimizer prodigy does not go with FSDP" in said for said in ended.said)
 
 
 def test_what_the_launcher_may_not_ask_is_refused(monkeypatch):
