@@ -54,7 +54,7 @@ def rows() -> list[Row]:
 
 
 def _bundles(place: Path) -> list[Row]:
-    lora, words = _lora(place / "lora.safetensors", 200), _words(place / "words", 100)
+    lora, words = make_lora(place / "lora.safetensors", 200), make_words(place / "words", 100)
     found: dict[str, list[Child]] = {}
 
     def run(name: str, *command: object) -> None:
@@ -80,7 +80,7 @@ def _bundles(place: Path) -> list[Row]:
     peaks = [_peak("bundle", lora, words, "--out", place / "peak.safetensors")]
     lora.unlink()
     (place / "peak.safetensors").unlink()
-    large = _lora(place / "large.safetensors", 800)
+    large = make_lora(place / "large.safetensors", 800)
     peaks.append(_peak("bundle", large, words, "--out", place / "peak.safetensors"))
     large.unlink()
     (place / "peak.safetensors").unlink()
@@ -109,7 +109,7 @@ def _peak(*command: object) -> float:
 
 
 def _many_words(place: Path) -> list[Row]:
-    lora, words = _lora(place / "small.safetensors", 10), _words(place / "many", 10_000)
+    lora, words = make_lora(place / "small.safetensors", 10), make_words(place / "many", 10_000)
     ours = child([*PIVOTUNE, "bundle", str(lora), str(words), "--out", str(place / "many.safetensors")])
     peak = _peak("bundle", lora, words, "--out", place / "peak.safetensors")
     naive = child([sys.executable, "-c", NAIVE, str(lora), str(words), str(place / "naive.safetensors")])
@@ -131,7 +131,7 @@ def _many_words(place: Path) -> list[Row]:
 
 
 def _small(place: Path) -> list[Row]:
-    lora, words = _lora(place / "tiny.safetensors", 1), _words(place / "one", 1)
+    lora, words = make_lora(place / "tiny.safetensors", 1), make_words(place / "one", 1)
     commands = {
         "nothing": [sys.executable, "-c", "pass"],
         "inspect": [*PIVOTUNE, "inspect", str(words / "word0.safetensors")],
@@ -162,7 +162,7 @@ def _header(place: Path) -> list[Row]:
     return [Row("header of 100,000 tensors, checked: CPU time", "<= 2 x safe_open().keys()", 2, values)]
 
 
-def _lora(path: Path, megabytes: int) -> Path:
+def make_lora(path: Path, megabytes: int) -> Path:
     rank = max(1, megabytes * 2**20 // MODULES // 2 // 2 // 2048)
     data = bytes(range(256)) * (rank * 16)
     tensors = {}
@@ -175,7 +175,7 @@ def _lora(path: Path, megabytes: int) -> Path:
     return path
 
 
-def _words(folder: Path, count: int) -> Path:
+def make_words(folder: Path, count: int) -> Path:
     vectors = {key: RawTensor("F32", (4, size), struct.pack("<f", 0.02) * 4 * size) for key, size in
                {"clip_l": 768, "clip_g": 1280}.items()}  # fmt: skip
     folder.mkdir()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import sys
 from typing import BinaryIO
 
@@ -27,6 +26,7 @@ def cloned(target: BinaryIO, at: int, source: int, offset: int, length: int) -> 
     if not sys.platform.startswith("linux"):
         return False
     import fcntl
+    import struct
 
     try:
         fcntl.ioctl(target.fileno(), _FICLONERANGE, struct.pack("qQQQ", source, offset, length, at))

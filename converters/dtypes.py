@@ -10,12 +10,10 @@ from functools import cache
 from math import copysign, ldexp, nan
 
 from .errors import ConvertError
-from .tensor import RawTensor
+from .tensor import FLOATS, RawTensor
 
-FLOATS = ("F32", "F16", "BF16", "F64")
 _CODES = {"F32": "f", "F16": "e", "F64": "d"}
 _EIGHTS = {"F8_E4M3": 3, "F8_E5M2": 2}  # bits of the fraction, of a sign and seven bits
-READABLE = (*FLOATS, *_EIGHTS)  # types whose numbers `values` gives
 
 
 def convert(tensor: RawTensor, dtype: str, what: str = "tensor") -> tuple[RawTensor, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from glob import glob
 from pathlib import Path
 
 from .errors import ConvertError
@@ -38,6 +37,8 @@ def _fitting(path: Path) -> list[Path]:
     """Files that a pattern fits; the path itself if none does, of which it is said later that it is not there."""
     if not any(sign in str(path) for sign in "*?[") or "\0" in str(path):
         return [path]
+    from glob import glob
+
     return [Path(name) for name in sorted(glob(str(path), recursive=True)) if not os.path.isdir(name)] or [path]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .dialects import DIALECTS
-from .dtypes import READABLE, values
+from .dtypes import values
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import all_families
@@ -18,7 +18,7 @@ from .opening import open_file
 from .read import dialect_of, families_of, stated_family, unknown
 from .slots import UNNAMED, outputs
 from .stored import Stored
-from .tensor import RawTensor
+from .tensor import READABLE, RawTensor
 from .verdicts import verdicts
 
 

@@ -50,7 +50,8 @@ def lora_families(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str])
     if blocks:
         return stated if stated and not _has_signs(stated) else blocks
     told = [name for name in tensors if name.endswith(_INPUTS)]
-    inputs = {_inputs(name, tensors) for name in told if name.startswith("unet:") or re.search(_CROSS, name)}
+    cross = re.compile(_CROSS).search
+    inputs = {_inputs(name, tensors) for name in told if name.startswith("unet:") or cross(name)}
     return [family.name for family in kinds if family.denoiser_kind and family.cross_attention in inputs] or stated
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -65,6 +64,8 @@ class Temporary:
         return name
 
     def _copy(self, name: Path) -> None:
+        import shutil  # with all that it unpacks it takes its time to load
+
         copy = begun(name.parent, False)
         try:
             with open(self.path, "rb") as source, open(copy.descriptor, "wb", closefd=False) as target:

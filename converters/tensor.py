@@ -14,6 +14,9 @@ DTYPE_BITS: dict[str, int] = {
     "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "F8_E8M0": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8,
     "F6_E3M2": 6, "F6_E2M3": 6, "F4": 4, "BOOL": 8,
 }  # fmt: skip
+# Types with a sign, an exponent and a fraction: those that conversions write, and those whose numbers can be told.
+FLOATS = ("F32", "F16", "BF16", "F64")
+READABLE = (*FLOATS, "F8_E4M3", "F8_E5M2")
 
 
 class RawTensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ..dtypes import READABLE
 from ..embedding import Contents, Embedding
 from ..errors import ConvertError
 from ..families import all_families
 from ..slots import JOINED, KEYS, as_rows, slots
 from ..stored import Stored
-from ..tensor import RawTensor
+from ..tensor import READABLE, RawTensor
 from . import bundled, cloneofsimo, xti
 from .keyed import WORD, WORDS, Written
 
