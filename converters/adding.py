@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +26,10 @@ MANY = 256  # files, of which no vectors are kept in memory
 
 
 def bundle(
-    files: Batch, lora: Path, words: Sequence[Path], out: Path, targets: Sequence[str], options: Options
-) -> list[Written]:
-    """The LoRA with the words of the other files in it.
+    files: Batch, lora: Path, words: Sequence[Path], out: Path, targets: Sequence[str], options: Options,
+    through: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+) -> list[Written]:  # fmt: skip
+    """The LoRA with the words of the other files in it, gone `through` one by one (where a bar may show how far).
 
     Raises ConvertError if they are for different families, if a word would be lost in A1111, or if a program of
     `targets` would refuse the LoRA; that it leaves the words out is a loss.
@@ -38,7 +39,7 @@ def bundle(
         raise ConvertError(f"{lora}: {what(found)}; the first file must be the LoRA")
     family = _family_of_lora(lora, found, words, options)
     widths = family.widths if family else None
-    added = (word for path in words for word in _words_to_add(path))
+    added = (word for path in through(words) for word in _words_to_add(path))
     words_named = named(added, options.name)
     settled = (Embedding(word.name, settle(word.vectors, widths or {}), word.metadata) for word in words_named)
     turns = _in_turn(settled) if len(words) > MANY else settled

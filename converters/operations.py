@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -83,12 +83,16 @@ def rename(files: Batch, path: Path, new: str, out: Path) -> list[Written]:
     return rewritten(files, out, replace(found.contents, embeddings=renamed), found.dialect or "")
 
 
-def merge(files: Batch, paths: Sequence[Path], out: Path, options: Options) -> list[Written]:
+def merge(
+    files: Batch, paths: Sequence[Path], out: Path, options: Options,
+    through: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+) -> list[Written]:  # fmt: skip
     """All words of the files in one: halves of one word (diffusers' two SDXL files) together, several as a bundle.
 
-    At most one file may be a LoRA, and then the result is that LoRA with all words.
+    At most one file may be a LoRA, and then the result is that LoRA with all words. The files are gone `through` one by
+    one (where a bar may show how far).
     """
-    found = [(path, recognised(path)) for path in paths]
+    found = [(path, recognised(path)) for path in through(paths)]
     loras = [(path, item) for path, item in found if item.contents.rest]
     if len(loras) > 1:
         raise ConvertError(f"{loras[1][0]}: is a second LoRA; merging the weights of LoRAs is another task")

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 
 from ..converters import adding, operations
-from ..converters.atomic import Batch, batch
 from ..converters.dialects import WRITABLE
-from ..converters.errors import ConvertError, NothingToDo
 from ..converters.families import family_names
 from ..converters.folders import files_in
 from ..converters.programs import NAMES
-from ..converters.safetensors_header import no_collector
 from ..converters.words import Options, without_halves
-from ..converters.write import Written, strictly
-from .commands_convert_bar import say, with_bar
-from .commands_convert_text import ended, lost_lines, written_json, written_lines
-
-Work = Callable[[Batch, Path], list[Written]]
-
-
-class How(NamedTuple):
-    """What all commands that write have in common."""
-
-    overwrite: bool
-    strict: bool
-    dry_run: bool
-    json: bool
+from .commands_convert_bar import with_bar
+from .commands_convert_each import How, each
 
 
 def _writes(command: Callable) -> Callable:
@@ -83,7 +66,7 @@ def unbundle(
     if targets and dialect:
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
     options = Options(family=family, dialect=dialect)
-    _each(
+    each(
         files_in(paths), lambda files, path: operations.unbundle(files, path, out, targets, options), How(**how), paths
     )
 
@@ -105,7 +88,12 @@ def bundle(
     """Put the words of files into a LoRA file, for AUTOMATIC1111 and SD.Next."""
     options = Options(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
     added = without_halves(files_in(words))
-    _each([lora], lambda files, path: adding.bundle(files, path, added, out, targets, options), How(**how), [lora])
+    each(
+        [lora],
+        lambda files, path: adding.bundle(files, path, added, out, targets, options, with_bar),
+        How(**how),
+        [lora],
+    )
 
 
 @click.command()
@@ -125,7 +113,7 @@ def retarget(
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
     options = Options(family=family, name=name, dialect=dialect)
     found = without_halves(files_in(paths))
-    _each(found, lambda files, path: operations.retarget(files, path, out, targets, options), How(**how), paths)
+    each(found, lambda files, path: operations.retarget(files, path, out, targets, options), How(**how), paths)
 
 
 @click.command()
@@ -135,7 +123,7 @@ def retarget(
 @_writes
 def rename(file: Path, new: str, out: Path, **how: bool) -> None:
     """Give the word in FILE the name NEW; where there are several, NEW is OLD=NEW."""
-    _each([file], lambda files, path: operations.rename(files, path, new, out), How(**how), [file])
+    each([file], lambda files, path: operations.rename(files, path, new, out), How(**how), [file])
 
 
 @click.command()
@@ -148,7 +136,7 @@ def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool
     """Put the words of several files into one: halves of an SDXL word together, several words as a bundle."""
     options = Options(name=name, drop_outputs=drop_outputs)
     found = files_in(paths)
-    _each(found[:1], lambda files, _: operations.merge(files, found, out, options), How(**how), paths)
+    each(found[:1], lambda files, _: operations.merge(files, found, out, options, with_bar), How(**how), paths)
 
 
 @click.command()
@@ -161,41 +149,9 @@ def split(paths: Sequence[Path], out: Path, targets: Sequence[str], family: str 
     """Write each word of files that hold many (packs) into a file of its own: the way back from merge."""
     options = Options(family=family)
     found = without_halves(files_in(paths))
-    _each(found[:1], lambda files, _: operations.split(files, found, out, targets, options), How(**how), paths)
+    each(found[:1], lambda files, _: operations.split(files, found, out, targets, options), How(**how), paths)
 
 
 COMMANDS: dict[str, click.Command] = {
     command.name or "": command for command in (unbundle, bundle, retarget, rename, merge, split)
 }
-
-
-def _each(paths: Sequence[Path], work: Work, how: How, asked: Sequence[Path]) -> None:
-    """One file after another, each whole or not at all; a bad one stops no other, and the exit code tells.
-
-    Files without what is wanted count only where they were `asked` for by name, not where they lie in a folder.
-    """
-    claimed: set[str] = set()
-    failed, count, passed = [], 0, 0
-    for path in with_bar(paths):
-        try:
-            places = batch(overwrite=how.overwrite, dry=how.dry_run, claimed=claimed, repeatable=True)
-            with no_collector(True), places as files:
-                written = work(files, path)
-                if how.strict:
-                    strictly(written)
-                for line in lost_lines(written):  # said while no file is in its place yet
-                    say(line, err=True)
-        except ConvertError as error:
-            if isinstance(error, NothingToDo) and path not in asked:
-                passed += 1
-                continue
-            failed.append(error)
-            if how.json:
-                say(json.dumps({"path": str(path), "written": [], "error": str(error)}))
-            continue
-        count += len(written)
-        say(written_json(path, written) if how.json else "\n".join(written_lines(written)))
-    if len(paths) > 1 and not how.json:
-        done = f"{count} files {'would be ' if how.dry_run else ''}written from {len(paths) - len(failed) - passed}"
-        click.echo(f"{done}; nothing to do in {passed}" if passed else done)
-    ended(failed, len(paths))

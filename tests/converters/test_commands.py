@@ -135,10 +135,16 @@ def test_a_bar_shows_how_far_it_is_and_leaves_the_lines_alone(run, rows, saved, 
     good = [f"out/w{number:02}.safetensors  type: embedding:w{number:02}" for number in range(20) if number != 5]
     assert lines[:20] == [*good, "19 files written from 19"]
     assert [line for line in lines[20:] if line and "w05.safetensors" not in line] == ["Error: 1 of 20 files failed"]
+    os.unlink("in/w05.safetensors")
+    saved("l.safetensors", {"lora_unet_x_attn2_to_k.lora_down.weight": rows(1, 768)})
+    saved("in/w20.safetensors", {"emb_params": rows(1, 768)})
+    for command in (["bundle", "l.safetensors", "in"], ["merge", "in"]):
+        code, bars, lines = on_a_terminal(*command, "--out", f"{command[0]}.safetensors")
+        assert (code, bars > 0, lines[0]) == (0, True, f"{command[0]}.safetensors")
     _, bars, lines = on_a_terminal("inspect", "in")
     assert bars > 0
     assert [line for line in lines if line.startswith("in/")] == [
-        f"in/w{number:02}.safetensors" for number in range(20)
+        f"in/w{number:02}.safetensors" for number in range(21) if number != 5
     ]
     assert "%|" not in run("retarget", "in", "--for", "kohya", "--out", "out2").output
 
