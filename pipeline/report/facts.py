@@ -12,6 +12,7 @@ from .folder import Json
 from .pictures import inside
 
 CODE, CODES = 4000, 5  # characters of a text, and texts
+NOTES = 20  # lines of a stage
 
 PROOFS = (
     ("vocabulary_unchanged", "The vocabulary is bit for bit what it was"),
@@ -92,8 +93,14 @@ def stages(manifest: Json) -> list[Json]:
         share = round(100 * (stage.get("seconds") or 0) / total, 1)
         shown = [(key, _short(value)) for key, value in options.items() if value is not None]
         flow = {key: _some(stage.get(key) or []) for key in ("takes", "gives")}
-        made.append({**stage, **flow, "share": share, "options": shown})
+        made.append({**stage, **flow, "share": share, "options": shown, "notes": _first(stage.get("notes") or [])})
     return made
+
+
+def _first(notes: list[str]) -> list[str]:
+    """What a stage has to say, cut off where it says a thing of each of many words."""
+    more = [f"… and {len(notes) - NOTES:,} more in manifest.json"] if len(notes) > NOTES else []
+    return [*notes[:NOTES], *more]
 
 
 def _some(names: list[str], most: int = 6) -> str:

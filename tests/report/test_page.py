@@ -84,10 +84,14 @@ def test_names_that_are_long_or_odd_do_not_break_the_page(tmp_path: Path) -> Non
 
 def test_a_thousand_words_are_folded(tmp_path: Path) -> None:
     made = manifest([word(f"<w{n}>", ("clip_l", "clip_g")) for n in range(1000)])
+    made["stages"][0]["notes"] = [f"norm of {n}" for n in range(1000)]
     found = page(write_run(tmp_path, made, metrics(made, 4), seeds=0))
     assert "1,000 new words" in found.text
     assert "950 more words" in found.text
     assert "<w999>" in found.text
+    assert "norm of 19" in found.text
+    assert "norm of 20" not in found.text
+    assert "980 more in manifest.json" in found.text
 
 
 def test_large_pictures_become_small_and_the_page_stays_small(tmp_path: Path) -> None:
