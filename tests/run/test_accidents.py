@@ -1,0 +1,216 @@
+"""What may happen to a run from outside: one clear line, nothing saved is lost, and the same command goes on."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from projects import make_project, run_project
+from run.killing import child, made_files
+from run.launching import launched
+
+from pivotune.pipeline.commands.options import say
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.machine import system_words
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.model import Recipe
+from pivotune.pipeline.run import runner
+from pivotune.pipeline.run.stopping import Stopped, listening
+from pivotune.pipeline.run.trouble import FULL_MEMORY, in_words
+from pivotune.pipeline.train import loop
+
+OFTEN = '[checkpoint]\nevery = "1 steps"\n[data]\ncache_latents = "off"\n'
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], object]) -> None:
+    """Do something when step `number`, from 0, begins."""
+    one_step = loop.one_step
+
+    def step(training: Any, clock: Any) -> Any:
+        if clock.step == number:
+            do()
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", step)
+
+
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_a_picture_that_changes_or_goes_stops_the_run_and_is_named(tmp_path, monkeypatch, how):
+    recipe = make_project(tmp_path, train="", more=OFTEN)
+    whole = run_project(recipe, tmp_path / "whole").folder
+    pictures = {path: path.read_bytes() for path in (tmp_path / "pictures").glob("*.png")}
+
+    def harm() -> None:
+        for path in pictures:
+            path.unlink() if how == "gone" else path.write_bytes(pictures[path] + b"more")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, harm)
+        with pytest.raises(StageError, match=r"\d\.png: (it, or its mask, has changed|not a readable picture)"):
+            run_project(recipe, tmp_path / "run")
+    for path, data in pictures.items():
+        path.write_bytes(data)
+    run_project(recipe, tmp_path / "run")
+    assert made_files(tmp_path / "run") == made_files(whole)
+
+
+def test_a_caption_that_changes_before_it_is_read_is_named(tmp_path, monkeypatch):
+    recipe, begin = make_project(tmp_path), runner.begin_folder
+
+    def late(*args: Any, **options: Any) -> Any:
+        (tmp_path / "pictures/1.txt").write_text("another <cat>", "utf-8")
+        return begin(*args, **options)
+
+    monkeypatch.setattr(runner, "begin_folder", late)
+    with pytest.raises(StageError, match=r"changed since the run began: pictures/1\.txt"):
+        run_project(recipe, tmp_path / "run")
+
+
+def test_a_folder_that_is_deleted_under_the_run_is_said(tmp_path, monkeypatch):
+    at_step(monkeypatch, 1, lambda: shutil.rmtree(tmp_path / "run"))
+    with pytest.raises(StageError, match="run: the run's folder was deleted or moved while the run was at work"):
+        run_project(make_project(tmp_path, more=OFTEN), tmp_path / "run")
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
+    recipe = make_project(tmp_path, word='stop_after = "1 hours"', more='[checkpoint]\nevery = "1 hours"')
+    whole, now = run_project(recipe, tmp_path / "whole").folder, time.time
+    at_step(monkeypatch, 1, lambda: monkeypatch.setattr(time, "time", lambda: now() - 1e8))
+    run = run_project(recipe, tmp_path / "run").folder
+    assert made_files(run) == made_files(whole)
+    assert len(list((run / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_closed_terminal_stops_with_a_checkpoint_and_nohup_does_not(tmp_path, monkeypatch):
+    recipe = make_project(tmp_path, more=OFTEN)
+    gone = open("/dev/full", "w", buffering=1)  # noqa: SIM115 (every write to it fails)
+    monkeypatch.setattr(sys, "stderr", gone)
+    say("nobody hears this")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with monkeypatch.context() as patch:
+            at_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGHUP))
+            with pytest.raises(Stopped, match="stopped by SIGHUP after step 2 of 3"):
+                run_project(recipe, tmp_path / "run")
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with listening(say) as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert asked.name is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell a process its size")
+def test_memory_that_is_full_is_one_line(tmp_path):
+    recipe = make_project(tmp_path)
+    told = tmp_path / "told.txt"
+
+    def starved() -> None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, used + 2**24))
+        try:
+            run_project(large(recipe), tmp_path / "run")
+        except StageError as error:
+            told.write_text(str(error), "utf-8")
+
+    assert child(starved) == 0
+    text = told.read_text("utf-8")
+    assert "this machine's memory is full" in text
+    assert len(text.splitlines()) == 1
+
+
+def large(path: Path) -> Recipe:
+    return load_recipe(path, ["train.resolution=256"])
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "x: the disk is full; make room"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), "x: the file system has become read-only"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), FULL_MEMORY),
+        (MemoryError(), FULL_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), FULL_MEMORY),
+        (RuntimeError("MPS backend out of memory"), "the device's memory is full"),
+    ],
+)
+def test_what_the_machine_refuses_is_told_with_a_way_out(error, text):
+    assert str(in_words(error)).startswith(text)
+    if isinstance(error, (OSError, MemoryError)):
+        assert system_words(error).startswith(text)
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    assert in_words(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+def own_disk(place: Path, size: str, remount: bool = False) -> None:
+    """A disk of this size for this process alone. OSError where the system gives none."""
+    libc, uid, gid = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+    if not remount:
+        if libc.unshare(0x10020000):  # CLONE_NEWUSER | CLONE_NEWNS
+            raise OSError(ctypes.get_errno(), "unshare")
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+    if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 32 if remount else 0, f"size={size}".encode()):
+        raise OSError(ctypes.get_errno(), "mount")
+
+
+def test_a_full_disk_anywhere_is_one_line_and_the_same_command_goes_on(tmp_path):
+    recipe = make_project(tmp_path, train="lora = { rank = 2 }", more=OFTEN)
+    whole, disk = run_project(recipe, tmp_path / "whole").folder, tmp_path / "disk"
+    size = sum(-(-path.stat().st_size // 4096) * 4096 for path in whole.rglob("*") if path.is_file())
+    disk.mkdir()
+
+    def starved() -> None:
+        try:
+            own_disk(disk, "64m")
+        except OSError:
+            os._exit(3)
+        for share in (0.1, 0.45, 0.75):
+            own_disk(disk, f"{int(size * share)}", remount=True)
+            out = disk / f"run-{share}"
+            with pytest.raises(StageError, match=r"No space left|the disk is full"):
+                run_project(recipe, out, anyway=True)
+            own_disk(disk, "64m", remount=True)
+            run_project(recipe, out)
+            assert made_files(out) == made_files(whole)
+            shutil.rmtree(out)
+
+    code = child(starved)
+    if code == 3:
+        pytest.skip("this system gives a process no disk of its own")
+    assert code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [[0], [1], [0, 1]])
+def test_killed_processes_of_a_launched_run_change_no_byte(tmp_path, monkeypatch, killed):
+    recipe = make_project(tmp_path, train="lora = { rank = 2, dropout = 0.2 }", more=OFTEN)
+    assert launched(tmp_path, lambda rank: run_project(recipe, tmp_path / "whole")).codes == [0, 0]
+    one_step = loop.one_step
+
+    def dying(training: Any, clock: Any) -> Any:
+        if clock.step == 2 and training.processes.index in killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return one_step(training, clock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "one_step", dying)
+        ended = launched(tmp_path, lambda rank: run_project(recipe, tmp_path / "run"))
+    assert [code != 0 for code in ended.codes] == [True, True]
+    again = launched(tmp_path, lambda rank: run_project(recipe, tmp_path / "run"))
+    assert again.codes == [0, 0], again.said
+    assert made_files(tmp_path / "run") == made_files(tmp_path / "whole")
