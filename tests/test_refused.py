@@ -1,0 +1,28 @@
+"""The count of refused inputs counts what it says."""
+
+from __future__ import annotations
+
+import refused
+from bad_pictures import BROKEN
+
+from pivotune.pipeline.errors import StageError
+
+
+def raising(error: Exception) -> bool:
+    raise error
+
+
+def test_a_traceback_is_no_refusal(capsys):
+    assert refused.judged(lambda: raising(StageError("no"))) == refused.REFUSED
+    assert refused.judged(lambda: raising(TypeError("ours"))) == refused.FAULT
+    assert "TypeError: ours" in capsys.readouterr().err
+    assert [refused.judged(lambda said=said: said) for said in (True, False)] == [refused.REFUSED, refused.READ]
+
+
+def test_recipes_and_pictures_are_refused_without_a_traceback(tmp_path):
+    found = refused.recipes(30, 1)
+    assert found[refused.FAULT] == 0
+    assert found[refused.REFUSED] >= 40
+    found = refused.pictures(tmp_path, 30, 1)
+    assert found[refused.FAULT] == 0
+    assert found[refused.REFUSED] >= len(BROKEN)
