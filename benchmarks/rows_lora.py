@@ -23,14 +23,14 @@ MODES = ("LoRA + words", "LoRA")
 LENGTH = 77
 # hidden size, layers, heads: of SDXL's two encoders, and of two that are to the U-Net below as those to SDXL's
 REAL = ((768, 12, 12), (1280, 32, 20))
-REDUCED = ((192, 3, 3), (320, 5, 5))
+REDUCED = ((128, 2, 2), (256, 4, 4))
 UNET = {
-    "sample_size": 32, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "norm_num_groups": 32,
+    "sample_size": 64, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "norm_num_groups": 32,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (96, 192, 384), "transformer_layers_per_block": (1, 2, 6), "attention_head_dim": (2, 3, 6),
-    "cross_attention_dim": 512, "use_linear_projection": True, "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 64, "projection_class_embeddings_input_dim": 320 + 6 * 64,
+    "block_out_channels": (64, 128, 256), "transformer_layers_per_block": (1, 2, 6), "attention_head_dim": (1, 2, 4),
+    "cross_attention_dim": 384, "use_linear_projection": True, "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 64, "projection_class_embeddings_input_dim": 256 + 6 * 64,
 }  # fmt: skip
 RECIPE = """
 name = "beside"
@@ -132,14 +132,16 @@ def stepper(folder: Path, words: bool) -> Any:
         recipe=recipe, model=model, folder=folder, initial={}, warnings=[], injection=None, start=Contents(),
         artefacts=[], finetuned=set(), moved={}, originals={}, stage=2, bar=False, progress=lambda text: None,
         statistics={one.key: norm_statistics(one.table) for one in model.encoders},
-        processes=ALONE,
+        processes=ALONE, files={},
     )  # fmt: skip
     run.need_injection = lambda: run.injection
     inject(run, tokenize(run, Contents()))
     options, eye = recipe.stages[2].options, Guard(recipe.stages[2].options["guard"], print)
     settings = WordSettings(options["learning_rate"], options["optimizer"]) if words else None
     finished: Any = SimpleNamespace(recorded={})
-    things = put_together.things_of(run, settings, options["lora"], (), Common(100, 1.0, None, 0), finished, eye)
+    things = put_together.things_of(
+        run, settings, options["lora"], (), Common(100, 1.0, None, 0), finished, eye, shared_from=1000
+    )
     training = put_together.training_of(
         run, things, put_together.objective_of(run, options["objective"], options["noise"], options["timesteps"]),
         put_together.pictures_of(run, resolution=None, batch_size=1, flip=False, caption_dropout=0.0), eye,
