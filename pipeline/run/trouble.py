@@ -16,9 +16,11 @@ from ..machine import FULL_MEMORY, system_words
 FULL_DEVICE = "the device's memory is full; try model.dtype = 'bfloat16', or device = 'cpu'"
 LESS = "a smaller batch_size with gradient_accumulation, gradient_checkpointing = true, a smaller resolution"
 GO_ON = "then the same command goes on from the last checkpoint"
-# What allocators and threads say where they have no exception of their own: PyTorch on the CPU, on MPS, and pthreads.
+# What allocators and threads say where they have no exception of their own: PyTorch on the CPU, on MPS, pthreads, and
+# oneDNN, whose convolutions name no cause: starved at sixty different amounts, this is what it said of a full memory.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory",
-              "can't start new thread", "unable to mmap")  # fmt: skip
+              "can't start new thread", "unable to mmap",
+              "could not create a primitive", "could not create a memory")  # fmt: skip
 
 
 def out_of_memory(error: BaseException) -> str | None:

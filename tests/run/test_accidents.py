@@ -142,6 +142,7 @@ def large(path: Path) -> Recipe:
         (OSError(errno.ENOMEM, "Cannot allocate memory"), FULL_MEMORY),
         (MemoryError(), FULL_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), FULL_MEMORY),
+        (RuntimeError("could not create a primitive"), FULL_MEMORY),
         (RuntimeError("MPS backend out of memory"), "the device's memory is full"),
     ],
 )
