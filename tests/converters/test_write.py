@@ -5,7 +5,7 @@ import pytest
 from pivotune.converters import safetensors_file
 from pivotune.converters.embedding import Embedding
 from pivotune.converters.errors import ConvertError
-from pivotune.converters.families import families
+from pivotune.converters.families import all_families, families
 from pivotune.converters.programs import programs
 from pivotune.converters.programs.reading import Reading
 from pivotune.converters.tensor import RawTensor
@@ -97,6 +97,15 @@ def test_output_vectors_go_to_onetrainer_alone(tmp_path, rows):
     with pytest.raises(ConvertError, match="only its output vectors were trained"):
         write_word(hollow, "comfyui", own_family("sd1"), tmp_path)
     write_word(hollow, "onetrainer", own_family("sd1"), tmp_path / "o")
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "hidream"])
+def test_the_output_vectors_of_every_encoder_have_a_tensor_of_their_own(family, tmp_path, rows, same):
+    """OneTrainer's own writer gives two encoders of HiDream one name, and the second loses the first."""
+    spec = all_families()[family]
+    vectors = {f"{key}{out}": rows(2, width) for key, width in spec.widths.items() for out in ("", "_out")}
+    (item,) = write_word(Embedding("cat", vectors), "onetrainer", spec, tmp_path)
+    assert same(safetensors_file.read(item.path)[0], vectors)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pivotune.pipeline.errors import StageError
@@ -80,6 +81,16 @@ def test_other_safetensors_are_no_checkpoint(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors", {"format": "pt"})
     with pytest.raises(StageError, match="is no checkpoint"):
         read_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_one_without_a_words_rows_is_not_taken(tmp_path: Path) -> None:
+    """A backup that lacks an embedding must not go on from the embedding's beginning."""
+    path = write_checkpoint(tmp_path, at(3))
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({"half": at(3).tensors["half"]}, path, metadata)
+    with pytest.raises(StageError, match="damaged"):
+        read_checkpoint(path)
 
 
 def test_there_may_be_none(tmp_path: Path) -> None:

@@ -86,6 +86,19 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch
     assert after["words"] == manifest_of(whole)["words"]
 
 
+def test_a_run_with_t5_goes_on_with_words_and_lora_where_it_stopped(tmp_path, monkeypatch):
+    recipe = load_recipe(make_project(tmp_path, "sd3", train="lora = { rank = 1 }", export='targets = ["comfyui"]'))
+    whole = run_project(recipe, tmp_path / "whole").folder
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 2, signal.SIGINT)
+        with pytest.raises(Stopped):
+            run_project(recipe, tmp_path / "run")
+    run_project(recipe, tmp_path / "run")
+    assert made_files(tmp_path / "run") == made_files(whole)
+    assert metrics_of(tmp_path / "run") == metrics_of(whole)
+    assert "t5xxl" in load_file(tmp_path / "run/exports/tiny_embeddings/cat.safetensors")
+
+
 def test_the_second_signal_stops_at_once_and_the_checkpoint_stays(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path, more='[checkpoint]\nevery = "1 steps"'))
     whole = run_project(recipe, tmp_path / "whole").folder

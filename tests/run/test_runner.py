@@ -19,6 +19,7 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.data_facts import data_facts
 from pivotune.pipeline.run.samples import inject_files
+from pivotune.pipeline.run.state import Run
 from pivotune.pipeline.run.stopping import Stopped
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.lora import ADAPTER
@@ -67,8 +68,6 @@ def test_words_alone_load_in_diffusers_as_they_were_trained(tmp_path, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_exported_lora_is_the_trained_one(tmp_path, family, monkeypatch):
     trained = {}
-    from pivotune.pipeline.run.state import Run
-
     eject = Run.eject
 
     def spy(run):
@@ -176,6 +175,25 @@ captions = ["a picture of <dog>"]
 placeholder = "<dog>"
 initial_text = "blue"
 """
+
+
+def test_every_word_has_a_file_of_its_own_with_its_own_vectors(tmp_path, monkeypatch):
+    """Not all vectors of all words in one tensor, which programs load as one word."""
+    eject, trained = Run.eject, {}
+
+    def spy(run):
+        if run.injection is not None:
+            trained.update({word: run.injection.rows["clip_l"].of(word).clone() for word in ("<cat>", "<dog>")})
+        eject(run)
+
+    monkeypatch.setattr(Run, "eject", spy)
+    run_project(make_project(tmp_path, more=MORE, export='targets = ["a1111", "diffusers"]'), tmp_path / "run")
+    assert [len(trained[word]) for word in ("<cat>", "<dog>")] == [2, 1]
+    for folder, keys in (("tiny_embeddings", None), ("a1111", None), ("diffusers", ("<cat>", "<dog>"))):
+        for at, word in enumerate(("<cat>", "<dog>")):
+            tensors, _ = read_safetensors(tmp_path / "run/exports" / folder / f"{word[1:-1]}.safetensors")
+            assert list(tensors) == [keys[at] if keys else "emb_params"]
+            assert torch.equal(from_raw(*tensors.values()), trained[word])
 
 
 @pytest.mark.parametrize("preserve", ["", 'preserve_norm = "median"'])

@@ -70,6 +70,12 @@ def test_the_longest_word_wins_whatever_the_order() -> None:
         assert replace("ema yasuhara red ema yasuhara ema red", texts) == "[16] [12] [3] red"
 
 
+@pytest.mark.parametrize("words", [["TOK", "TOK2"], ["TOK2", "TOK"]])
+def test_a_word_that_another_begins_with_takes_nothing_of_it(words: list[str]) -> None:
+    texts = {"TOK": "<s0><s1>", "TOK2": "<s2><s3>"}
+    assert replace("a TOK2 and TOK", {word: texts[word] for word in words}) == "a <s2><s3> and <s0><s1>"
+
+
 def test_a_replacement_is_not_searched_again() -> None:
     assert replace("a b", {"a": "b", "b": "a"}) == "b a"
     assert replace("cat", {"cat": "cat cat"}) == "cat cat"
