@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ...converters.embedding import Contents
+import torch
+
+from ...converters.embedding import Contents, Embedding
 from ..run.state import Run
+from ..words.raw import vectors_of_all
 
 
 def described(run: Run, contents: Contents) -> Contents:
@@ -20,11 +24,33 @@ def described(run: Run, contents: Contents) -> Contents:
         "pivotune.model": _name(run.recipe.model.base),
         "pivotune.family": run.model.family.name,
     }
+    ways = _ways(run, contents.embeddings)
     words = tuple(
-        replace(word, metadata=facts | {"pivotune.initial_text": word.metadata.get("initial_text", "")})
+        replace(word, metadata=facts | {
+            "pivotune.initial_text": word.metadata.get("initial_text", ""), "pivotune.moved": ", ".join(ways[word.name])
+        })
         for word in contents.embeddings
-    )
+    )  # fmt: skip
     return replace(contents, embeddings=words)
+
+
+def _ways(run: Run, words: Sequence[Embedding]) -> dict[str, list[str]]:
+    """How far each vector is from where the run began it, so that nobody wonders later whether a file learnt anything.
+
+    In float64: four digits of it are the same whichever words are measured together.
+    """
+    start = {word.name: word for word in run.start.embeddings}
+    ways: dict[str, list[str]] = {word.name: [] for word in words}
+    for encoder in run.model.encoders:
+        held = [word for word in words if encoder.key in word.vectors]
+        if not held:
+            continue
+        now = vectors_of_all(held, encoder.key, encoder.width)
+        began = vectors_of_all([start[word.name] for word in held], encoder.key, encoder.width)
+        far = (torch.cat(now).double() - torch.cat(began).double()).norm(dim=1)
+        for word, own in zip(held, far.split([len(rows) for rows in now]), strict=True):
+            ways[word.name].append(" ".join([encoder.key, *(f"{way:.4g}" for way in own.tolist())]))
+    return ways
 
 
 def _name(base: str) -> str:

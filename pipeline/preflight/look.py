@@ -24,7 +24,7 @@ from .disk import Room, room_findings, rooms, writes
 from .memory import Memory, memory_findings, memory_of
 from .needs import Needs, count_needs
 from .places import places_of, try_save
-from .words import cut_prompts, taken_names, unseen
+from .words import cut_prompts, large_words, taken_names, unseen
 
 SECONDS = 2.0  # so long pictures are decoded; the others are when they are encoded, which is before the first step
 THREADS = 4
@@ -104,7 +104,7 @@ def _planned(recipe: Recipe, found: Preflight) -> Plan | None:
     except (StageError, ConvertError, RecipeError, ValueError):
         return None  # loading the model, or the stage itself, says it better
     found.add(unseen(plan))
-    found.warnings += cut_prompts(plan)
+    found.warnings += [*cut_prompts(plan), *large_words(plan)]
     found.notes += taken_names(recipe, tokenizers)
     longest = {key: max((one.tokens[key] for one in plan.captions), default=0) for key in plan.limits}
     found.facts |= {

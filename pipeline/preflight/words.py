@@ -43,6 +43,18 @@ def cut_prompts(plan: Plan) -> Iterator[str]:
             yield f"samples.prompts: {prompt.before[:60]!r} is cut off: {', '.join(over)}"
 
 
+def large_words(plan: Plan) -> Iterator[str]:
+    """Warnings about words that take half of a prompt or more: little else can be said beside them."""
+    for word, made in plan.words.items():
+        over = [
+            f"{len(tokens.ids)} of the {plan.limits[key]} tokens that {key} reads"
+            for key, tokens in made.items()
+            if 2 * len(tokens.ids) >= plan.limits[key]
+        ]
+        if over:
+            yield f"{word} takes {' and '.join(over)} of every prompt; fewer tokens leave room for other words"
+
+
 def taken_names(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Iterator[str]:
     """A warning about names that are words of the model's own, for programs that know a word by its bare name.
 

@@ -20,6 +20,13 @@ class NotFinite(StageError):
     """A loss or a gradient is not a finite number; nothing has moved."""
 
 
+def way_out(dtype: torch.dtype) -> str:
+    """What may help against values that are not finite, in a model of this data type."""
+    if dtype == torch.float16:
+        return "float16 holds no value above 65,504: try model.dtype = 'bfloat16', or 'float32'"
+    return "a smaller learning_rate may help, or a lower clip_norm"
+
+
 class Guard:
     """One for each train stage. What a step costs depends on the rows in its batch."""
 

@@ -22,7 +22,7 @@ from ..words.injection import Injection
 from .adding import add_up
 from .clock import Clock
 from .draws import generator
-from .guard import Guard, NotFinite
+from .guard import Guard, NotFinite, way_out
 from .locality import Locality
 from .loss import Question, mean_loss, part_loss
 from .objective import Objective
@@ -93,7 +93,7 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
         loss, norms = _moved(training, batches, clock)
     except NotFinite as error:
         if training.guard is None or not training.guard.passes(error):
-            raise
+            raise NotFinite(f"{error}; {way_out(training.model.dtype)}") from error
         for thing in training.things:
             thing.clear()
         loss, norms = math.nan, {}

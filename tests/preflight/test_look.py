@@ -71,6 +71,13 @@ def test_prompts_that_are_cut_and_names_that_are_words_are_said(tmp_path):
     assert name.startswith("the model knows red as a word of its own, which a1111 would take for the new one")
 
 
+@pytest.mark.parametrize(("tokens", "said"), [(37, []), (38, ["<cat> takes 38 of the 75 tokens that clip_l reads"])])
+def test_a_word_that_fills_half_of_a_prompt_is_pointed_out(tmp_path, tokens, said):
+    recipe = load_recipe(make_project(tmp_path), [f"embedding.tokens={tokens}"])
+    found = look_ahead(recipe, tmp_path / "run", CPU)
+    assert [warning.partition(" of every prompt")[0] for warning in found.warnings] == said
+
+
 def test_a_picture_that_is_cut_off_is_named_before_the_model_is_loaded(tmp_path, unloaded):
     path = make_project(tmp_path)
     whole = (tmp_path / "pictures/1.png").read_bytes()

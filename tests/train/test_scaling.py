@@ -52,3 +52,10 @@ def test_a_gradient_that_never_becomes_finite_ends_the_run(tmp_path, monkeypatch
     monkeypatch.setattr(loop, "gradients", lambda training, batches, step: (1.0, {"words": float("nan")}))
     with pytest.raises(StageError, match="gradient of words at step 1 is nan"):
         run_project(make_project(tmp_path), tmp_path / "run")
+
+
+def test_a_float16_model_that_overflows_for_good_says_which_type_may_help(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "gradients", lambda training, batches, step: (1.0, {"words": float("inf")}))
+    recipe = load_recipe(make_project(tmp_path, model='dtype = "float16"'))
+    with pytest.raises(StageError, match=r"is inf, not a finite number; float16 holds .* try model.dtype = 'bfloat16'"):
+        run_project(recipe, tmp_path / "run")
