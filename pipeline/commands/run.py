@@ -51,7 +51,7 @@ def run(
 
     from ..run.runner import run_recipe
 
-    result = run_recipe(loaded, out=out, progress=say, bar=not as_json, fresh=fresh, source=source)
+    result = run_recipe(loaded, out=out, progress=say, bar=not as_json, fresh=fresh, source=source, anyway=anyway)
     if not is_main():
         return
     if as_json:

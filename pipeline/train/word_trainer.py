@@ -73,7 +73,7 @@ class WordTrainer:
         shares = Shares(injection.rows, sharing)
         self.states = RowStates(injection.rows, settings.optimizer, settings.ema, shares)
         self._active: dict[str, ActiveRows] = {}
-        self._running: set[str] = set()
+        self._running: tuple[str, ...] = ()  # in the order of the run's words: processes must all have the same
         self._moving: dict[str, Moving] = {}
         self._rate = 0.0
         self._shown = Shown(self._exchange)
@@ -92,10 +92,10 @@ class WordTrainer:
         self._active = self.injection.take(words, train=bool(self._running))
         return self._active
 
-    def running(self, words: Iterable[str], clock: Clock) -> set[str]:
+    def running(self, words: Iterable[str], clock: Clock) -> tuple[str, ...]:
         """Which of these words are still in training; all words whose stop has come are noted with the step."""
         self._stop(self.stops.due(clock), clock.step)
-        return {word for word in words if word in self.words and word not in self.stopped_at}
+        return tuple(word for word in words if word in self.words and word not in self.stopped_at)
 
     def _stop(self, words: Iterable[str], step: int) -> None:
         over = [word for word in words if word not in self.stopped_at]
@@ -107,12 +107,13 @@ class WordTrainer:
 
     def gradient_norm(self, scale: float) -> float:
         """Norm of the running words' gradient. Raises StageError for a gradient that misses a vector."""
+        running = set(self._running)
         spans = {key: rows.spans for key, rows in self.injection.rows.items()}
-        self._moving = {key: moving(rows, self._running, spans[key], scale) for key, rows in self._active.items()}
+        self._moving = {key: moving(rows, running, spans[key], scale) for key, rows in self._active.items()}
         if not self._running:
             return 0.0
         total = float(torch.stack([part.gradient.norm() for part in self._moving.values()]).norm())
-        new = self._running - self.reached
+        new = running - self.reached
         if new and math.isfinite(total):
             for key, part in self._moving.items():
                 check_reach(key, part, self.rates[key], spans[key], new)

@@ -79,6 +79,12 @@ def test_run_hands_the_recipe_to_the_runner(call, recipe: Path, runner: SimpleNa
     assert shown.err == "loading\n"
     assert (runner.recipe.name, runner.recipe.device, runner.recipe.seed) == ("mine", "cpu", 5)
     assert runner.options["out"] == tmp_path / "x"
+    assert (runner.options["fresh"], runner.options["source"], runner.options["anyway"]) == (False, None, False)
+
+
+def test_run_hands_every_option_to_the_runner(call, recipe: Path, runner: SimpleNamespace, tmp_path: Path) -> None:
+    assert call("run", recipe, "--fresh", "--anyway", "--from-checkpoint", tmp_path).code == 0
+    assert (runner.options["fresh"], runner.options["source"], runner.options["anyway"]) == (True, tmp_path, True)
 
 
 def test_run_as_json(call, recipe: Path, runner: SimpleNamespace, tmp_path: Path) -> None:

@@ -1,112 +1,92 @@
 """Kills runs at random moments and holds what comes out against a run that was never stopped.
 
-By hand, as long as one likes: python tests/run/killing.py --kills 500
+By hand, as long as one likes: python tests/run/killing.py --kills 500; --kind processes chooses one of the kinds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
-import signal
+import shutil
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from projects import make_project, run_project
-from tqdm import tqdm
+from run.attempts import Blow, attempt
+from run.kinds import KINDS
+from run.launching import started
 
-from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run.start import left_behind
 
-# Recipes of the kinds of training that there are; every one writes a checkpoint often, so that kills hit saves too.
-OFTEN = '[checkpoint]\nevery = "1 steps"\n'
-TWO_STAGES = (
-    '[[stage]]\nkind = "rescale"\nto = "mean"\n[[stage]]\nkind = "train"\nsteps = 4\n'
-    "embeddings = false\nlora = { rank = 2, learning_rate = 1e-2, dropout = 0.2 }\n"
-)
-METHODS: dict[str, dict[str, str]] = {
-    "words": {"train": "schedule = 'cosine'\nwarmup_steps = 2\npreserve_norm = 'median'", "more": OFTEN},
-    "words and LoRA": {
-        "train": "lora = { rank = 2, dropout = 0.3 }\nflip = true\ncaption_dropout = 0.3",
-        "more": OFTEN,
-    },
-    "fine-tune, Prodigy, average": {
-        "train": 'ema = 0.9\noptimizer = { kind = "prodigy" }\n[stage.finetune]\nlearning_rate = 1e-3',
-        "more": OFTEN,
-    },
-    "pivotal": {"train": "gradient_accumulation = 2", "stages": TWO_STAGES, "more": OFTEN},
-}
-FAMILY = {"words": "sdxl"}
-STEPS = 6
+# Files that name the run's folder, and lists of files with the hashes of those.
+SCRIPTS = ("load.py", "save.json")
 
 
-def child(work: Callable[[], object], seconds: float | None = None, number: int = signal.SIGKILL) -> int | None:
-    """Do the work in a process of its own; after `seconds` send it the signal. Its exit code, None when it was killed.
-
-    A fork of this process needs no imports of its own, so that hundreds of runs are cheap.
-    """
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        tqdm.set_lock(threading.RLock())  # else forks share one, and a killed one takes it along
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            work()
-            code = 0
-        except KeyboardInterrupt:
-            code = 130
-        except Exception as error:  # noqa: BLE001 (its parent sees the exit code)
-            sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        finally:
-            os._exit(code)
-    until = time.monotonic() + (seconds if seconds is not None else 600)
-    while time.monotonic() < until:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, number)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return None if code < 0 else code
+def child(work: Callable[[], object]) -> int:
+    """Do the work in a fork of this process; its exit code, negative for a signal."""
+    with tempfile.TemporaryDirectory() as folder:
+        (process,) = started(Path(folder), lambda rank: work(), 1)
+        code = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
+        sys.stderr.write(process.said.read_text("utf-8", "replace"))
+    return code
 
 
 @dataclass(frozen=True)
 class Project:
-    """A recipe, and the run of it that nobody stopped."""
+    """A recipe, the run of it that nobody stopped, and how long that one computed."""
 
     recipe: Recipe
     whole: Path
     seconds: float
+    processes: int = 1
+    drawn: Path | None = None
 
 
-def project(folder: Path, method: str) -> Project:
-    """Write the project and run it once, in peace."""
+@dataclass(frozen=True)
+class Kill:
+    """A signal that ended a run before its time, and how far that had come."""
+
+    name: str
+    moment: str
+
+
+def project(folder: Path, name: str) -> Project:
+    """Write the project of a kind and run it in peace, twice: the second run takes no longer than it must."""
     folder.mkdir()
-    path = make_project(folder, FAMILY.get(method, "sd1"), **METHODS[method])
-    recipe = load_recipe(path, [f"stage.3.steps={STEPS}", "samples.prompts=[]"])
-    begin = time.monotonic()
-    assert child(lambda: run_project(recipe, folder / "whole")) == 0
-    return Project(recipe, folder / "whole", time.monotonic() - begin)
+    kind = KINDS[name]
+    recipe, drawn = kind.write(folder), folder / kind.drawn if kind.drawn else None
+    attempt(recipe, folder / "whole", kind.processes)
+    if drawn is not None:
+        shutil.rmtree(drawn)
+    again = attempt(recipe, folder / "again", kind.processes)
+    assert_same(folder / "again", folder / "whole")
+    return Project(recipe, folder / "whole", again.seconds, kind.processes, drawn)
 
 
-def killed_again_and_again(made: Project, out: Path, draw: random.Random, most: int) -> int:
-    """Run into `out`, killing at random moments, at most so often; in the end it is let through. How many kills hit."""
-    for kills in range(most + 1):
-        seconds = draw.uniform(0.0, made.seconds) if kills < most else None
-        code = child(lambda: run_project(made.recipe, out), seconds)
-        if code is not None or _finished(out):  # the last things a run does, such as its report, may be cut off
-            assert not code
+def killed_again_and_again(made: Project, out: Path, draw: random.Random, most: int) -> list[Kill]:
+    """Run into `out`, killing at random moments, at most so often; in the end it is let through. The kills that hit."""
+    kills: list[Kill] = []
+    if made.drawn is not None:
+        shutil.rmtree(made.drawn)
+    while len(kills) < most:
+        before = _parts(out)
+        blow = Blow.drawn(draw, made.seconds, made.processes)
+        attempt(made.recipe, out, made.processes, blow)
+        if _finished(out):  # the last things a run does, such as its report, may be cut off
             return kills
-    raise AssertionError("the run that was let through did not finish")
+        kills.append(Kill(blow.name, _moment(out, before)))
+    attempt(made.recipe, out, made.processes)
+    assert _finished(out)
+    return kills
 
 
 def _finished(out: Path) -> bool:
@@ -114,28 +94,83 @@ def _finished(out: Path) -> bool:
     return left is not None and left["status"] == "finished"
 
 
+def _parts(out: Path) -> set[tuple[str, int]]:
+    """What somebody was writing when he was killed."""
+    return {(path.name, path.stat().st_ino) for path in out.rglob("*.part")}
+
+
+def _moment(out: Path, before: set[tuple[str, int]]) -> str:
+    """How far a run had come that was killed."""
+    begun = {name for name, _ in _parts(out) - before}
+    if any("-step-" in name for name in begun):
+        return "writing a checkpoint or a save"
+    if not (out / "manifest.json").exists():
+        return "loading"
+    if (out / "exports").exists():
+        return "exporting"
+    return "training" if any(out.glob("checkpoints/stage-*")) else "before the first checkpoint"
+
+
 def made_files(run: Path) -> dict[str, bytes]:
-    """Every file that must be the same: exports and pictures, but for the script that names the way to the model."""
-    found = [path for part in ("exports", "pictures") for path in sorted((run / part).rglob("*")) if path.is_file()]
-    return {path.relative_to(run).as_posix(): path.read_bytes() for path in found if path.name != "load.py"}
+    """Every file that must be the same: exports, pictures and saves, but for scripts that name the run's folder."""
+    parts = [run / name for name in ("exports", "pictures", "saves")]
+    found = [path for part in parts for path in sorted(part.rglob("*")) if path.is_file()]
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in found if path.name not in SCRIPTS}
+
+
+def told(run: Path) -> dict[str, Any]:
+    """What metrics and manifest say, without what a clock says."""
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    rows = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    parts = ("recipe", "words", "proofs", "artefacts", "pictures", "warnings", "finished", "error")
+    stages = [{key: value for key, value in row.items() if key != "seconds"} for row in manifest["stages"]]
+    saves = {path.parent.name: json.loads(path.read_text("utf-8")) for path in run.glob("saves/*/save.json")}
+    for one in (manifest, *saves.values()):
+        one["artefacts"] = [row for row in one["artefacts"] if Path(row["path"]).name not in SCRIPTS]
+    return {"metrics": rows, "stages": stages, "saves": saves, **{part: manifest.get(part) for part in parts}}
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    """The files are the same to the byte, and metrics and manifest say the same."""
+    for one, other in ((made_files(run), made_files(whole)), (told(run), told(whole))):
+        differ = [name for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
+        assert not differ, f"{run} is not what the run that nobody stopped is ({whole}): {', '.join(sorted(differ))}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", action="append", choices=tuple(KINDS), help="again for more of them [all]")
     options = parser.parse_args()
-    draw, done, runs = random.Random(options.seed), 0, 0
-    with tempfile.TemporaryDirectory() as folder:
-        projects = {method: project(Path(folder) / method.replace(" ", "-"), method) for method in METHODS}
-        wanted = {method: made_files(made.whole) for method, made in projects.items()}
-        while done < options.kills:
-            method = list(METHODS)[runs % len(METHODS)]
-            out = Path(folder) / f"run-{runs}"
-            done += killed_again_and_again(projects[method], out, draw, min(10, options.kills - done))
-            assert made_files(out) == wanted[method], f"other bytes after kills in {out} ({method})"
-            runs += 1
-            sys.stdout.write(f"{done} kills, {runs} runs: every one ended in the same bytes\n")
+    folder = Path(tempfile.mkdtemp(prefix="killing-"))  # stays when something differs
+    survived(folder, options.kind or tuple(KINDS), options.kills, random.Random(options.seed))
+    shutil.rmtree(folder)
+
+
+def survived(folder: Path, kinds: Sequence[str], wanted: int, draw: random.Random) -> None:
+    """Kill runs of these kinds in turn until so many kills have hit, and say how many there were of each."""
+    projects = {name: project(folder / name.replace(" ", "-"), name) for name in kinds}
+    kills: list[Kill] = []
+    by_kind, runs = Counter[str](), Counter[str]()
+    while len(kills) < wanted:
+        name = kinds[runs.total() % len(kinds)]
+        out = folder / f"run-{runs.total()}"
+        hit = killed_again_and_again(projects[name], out, draw, min(10, wanted - len(kills)))
+        assert_same(out, projects[name].whole)
+        shutil.rmtree(out)
+        kills += hit
+        by_kind[name] += len(hit)
+        runs[name] += 1
+        sys.stdout.write(f"{len(kills)} kills, {runs.total()} runs: every one ended in the same bytes\n")
+        sys.stdout.flush()
+    for title, counts in (
+        ("kind (kills of runs)", [f"{name} {by_kind[name]} of {runs[name]}" for name in kinds]),
+        ("signal", [f"{name} {count}" for name, count in Counter(kill.name for kill in kills).most_common()]),
+        ("moment", [f"{name} {count}" for name, count in Counter(kill.moment for kill in kills).most_common()]),
+    ):
+        sys.stdout.write(f"by {title}: {', '.join(counts)}\n")
 
 
 if __name__ == "__main__":

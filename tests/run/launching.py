@@ -1,4 +1,4 @@
-"""Runs in several processes that talk through gloo, as a launcher would start them."""
+"""Runs in processes of their own, one or several that talk through gloo, as a launcher would start them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 SECONDS = 300
 
@@ -22,22 +25,45 @@ class Launched:
     said: list[str]
 
 
+@dataclass(frozen=True)
+class Process:
+    """A fork of this process, and the file that gets what it says."""
+
+    pid: int
+    said: Path
+
+
 def launched(
     folder: Path, work: Callable[[int], object], count: int = 2, environment: Mapping[str, str] | None = None
 ) -> Launched:
     """Do `work(rank)` in `count` forks of this process, as those of one launcher; `folder` gets what they say."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    asked = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-    asked |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **(environment or {})}
-    files = [folder / f"said-{time.monotonic_ns()}-{rank}" for rank in range(count)]
-    pids = [_fork(lambda rank=rank: work(rank), asked, rank, files[rank]) for rank in range(count)]
-    codes = _ended(pids)
-    return Launched(codes, [file.read_text("utf-8") for file in files])
+    processes = started(folder, work, count, environment)
+    codes = _ended([process.pid for process in processes])
+    return Launched(codes, [process.said.read_text("utf-8") for process in processes])
 
 
-def _fork(work: Callable[[], object], environment: Mapping[str, str], rank: int, said: Path) -> int:
+def started(
+    folder: Path, work: Callable[[int], object], count: int, environment: Mapping[str, str] | None = None
+) -> list[Process]:
+    """Start `count` forks of this process, each with `work(rank)`; one alone knows of no launcher.
+
+    A fork needs no imports of its own, so that hundreds of runs are cheap.
+    """
+    asked = dict(environment or {})
+    if count > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            asked |= {"MASTER_PORT": str(free.getsockname()[1]), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        asked |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    processes = []
+    for rank in range(count):
+        said = folder / f"said-{time.monotonic_ns()}-{rank}"
+        own = asked | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})
+        processes.append(Process(_fork(lambda rank=rank: work(rank), own, said), said))
+    return processes
+
+
+def _fork(work: Callable[[], object], environment: Mapping[str, str], said: Path) -> int:
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -47,10 +73,14 @@ def _fork(work: Callable[[], object], environment: Mapping[str, str], rank: int,
         from accelerate import PartialState
 
         PartialState._reset_state()
+        tqdm.set_lock(threading.RLock())  # else forks share one, and a killed one takes it along
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
-        os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+        os.environ.update(environment)
         work()
         code = 0
+    except KeyboardInterrupt:
+        code = 130
     except Exception as error:  # noqa: BLE001 (its parent reads it)
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
     finally:
