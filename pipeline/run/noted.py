@@ -52,13 +52,20 @@ def _for_people(run: Run) -> Iterator[None]:
         with told():
             yield
     except KeyboardInterrupt as error:
-        again = f"stopped at once; the same command goes on from the last checkpoint in {run.folder}"
-        raise Stopped(again) from error
-    except (StageError, ConvertError) as error:
+        raise _at_once(run) from error
+    except Exception as error:
+        if run.keeper.asked.twice:  # a library has made an error of its own of the second Ctrl-C
+            raise _at_once(run) from error
+        if not isinstance(error, (StageError, ConvertError)):
+            raise
         gone = lost_folder(run.folder)
         if gone is not None:
             raise StageError(gone) from error
         raise
+
+
+def _at_once(run: Run) -> Stopped:
+    return Stopped(f"stopped at once; the same command goes on from the last checkpoint in {run.folder}")
 
 
 def _leave(run: Run, manifest: dict[str, Any], seconds: float) -> None:

@@ -37,7 +37,7 @@ from .noted import noted
 from .resume import take_up
 from .start import Start, begin_folder, refuse_foreign, say_start
 from .state import Run
-from .stopping import listening
+from .stopping import interruptible, listening
 from .takeover import begin_from, open_source
 from .trouble import told
 
@@ -70,7 +70,7 @@ def run_recipe(
     `anyway` runs where pre-flight finds that it cannot come to its end. Raises StageError or ConvertError when a stage
     fails; manifest and report then say why.
     """
-    with told():
+    with interruptible(), told():
         return _run_recipe(recipe, out, progress, bar, fresh=fresh, source=source, anyway=anyway)
 
 

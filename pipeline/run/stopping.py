@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from ..errors import StageError
@@ -16,9 +17,35 @@ class Stopped(StageError):
 
 
 class StopAsked:
-    """Whether a signal has come, and which."""
+    """Whether a signal has come, and which; `twice`: a second one has, which is to end the run at once."""
 
     name: str | None = None
+    twice: bool = False
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends the block as KeyboardInterrupt, also where a library makes an error of its own of it."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came = False
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, heard)
+    try:
+        yield
+    except Exception as error:
+        if came:  # reading weights, safetensors turns it into "the file cannot be read"
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
@@ -31,9 +58,10 @@ def listening(say: Callable[[str], None]) -> Iterator[StopAsked]:
 
     def heard(number: int, frame: FrameType | None) -> None:
         if asked.name is not None:
+            asked.twice = True
             raise KeyboardInterrupt
         asked.name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        say(f"{asked.name}: stopping at the next step, with a checkpoint (again: at once)")
+        _said(say, f"{asked.name}: stopping at the next step, with a checkpoint (again: at once)")
 
     # what is ignored from the start (nohup, a shell's background job) stays so
     caught = [number for number in _signals() if signal.getsignal(number) is not signal.SIG_IGN]
@@ -43,6 +71,15 @@ def listening(say: Callable[[str], None]) -> Iterator[StopAsked]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _said(say: Callable[[str], None], text: str) -> None:
+    """Say it, also when the signal came while another line was being written: a stream refuses to be entered twice."""
+    try:
+        say(text)
+    except RuntimeError:
+        with suppress(OSError):
+            os.write(2, f"{text}\n".encode())
 
 
 def _signals() -> list[signal.Signals]:

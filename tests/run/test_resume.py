@@ -22,7 +22,7 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import keeper, metrics, resume, runner
 from pivotune.pipeline.run.checkpoint import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.replay import replay
-from pivotune.pipeline.run.stopping import Stopped
+from pivotune.pipeline.run.stopping import Stopped, listening
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.snapshot import stored_rows
 
@@ -119,6 +119,41 @@ def test_the_second_signal_stops_at_once_and_the_checkpoint_stays(tmp_path, monk
     assert (tmp_path / "run/checkpoints/stage-003-step-000000002.safetensors").is_file()
     run_project(recipe, tmp_path / "run")
     assert made_files(tmp_path / "run") == made_files(whole)
+
+
+def test_an_interruption_that_a_library_makes_an_error_of_is_one_all_the_same(tmp_path, monkeypatch):
+    recipe = load_recipe(make_project(tmp_path))
+
+    def reading(*args):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise OSError("this file cannot be read") from None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "load_model", reading)
+        with pytest.raises(KeyboardInterrupt):
+            run_project(recipe, tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def twice(training, clock):
+        os.kill(os.getpid(), signal.SIGINT)
+        reading()
+
+    monkeypatch.setattr(loop, "one_step", twice)
+    with pytest.raises(Stopped, match="stopped at once"):
+        run_project(recipe, tmp_path / "run")
+    assert manifest_of(tmp_path / "run")["status"] == "stopped"
+
+
+def test_a_signal_that_comes_while_a_line_is_written_is_heard(capfd):
+    def entered_twice(text):
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    with listening(entered_twice) as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.name == "SIGTERM"
+    assert capfd.readouterr().err == "SIGTERM: stopping at the next step, with a checkpoint (again: at once)\n"
 
 
 def test_a_changed_picture_refuses_the_checkpoint_and_is_named(tmp_path, monkeypatch):
