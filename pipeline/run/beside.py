@@ -32,7 +32,7 @@ def beside(
     """
     title = f"{run.recipe.name}-stage-{run.stage + 1}"
     wanted = watch["trackers"] if watch and run.processes.main else ()
-    trackers = Trackers(wanted, title, run.folder / "tracking")
+    trackers = Trackers(wanted, title, run.folder / "tracking", run.warn)
     looks = _rhythm(watch and watch["sample_every"], training)
     eye = Watch(run, training, watch) if watch and looks else None
     turns = _rhythm(save and save["every"], training)

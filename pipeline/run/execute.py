@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from .folder import write_json
 from .manifest import word_facts
 from .metrics import finite
 from .proofs import Before, hold, look_before, model_proofs
-from .samples import draw_after, draw_before
+from .samples import draw_after, draw_before, kept_before
 from .state import Run
 from .stopping import Stopped
 from .trouble import LESS, told
@@ -36,8 +36,7 @@ def execute(run: Run, manifest: dict[str, Any]) -> None:
     before = look_before(model)
     with run.processes.together():
         shown = pictures_of_words(recipe)  # now: whoever moves a picture while the training goes on spoils no run
-    run.progress("drawing pictures before")
-    manifest["pictures"] = run.processes.from_main(lambda: draw_before(model, recipe, run.folder / "pictures"))
+    manifest["pictures"] = run.processes.from_main(lambda: _before(run, manifest["pictures"]))
     contents = Contents()
     try:
         for number in range(len(recipe.stages)):
@@ -53,6 +52,16 @@ def execute(run: Run, manifest: dict[str, Any]) -> None:
         run.eject()
         manifest |= {"warnings": run.warnings, "artefacts": run.artefacts}
     run.processes.from_main(lambda: _end(run, contents, shown, manifest, before))
+
+
+def _before(run: Run, drawn: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pictures of the untouched model; those that an earlier process of this run has `drawn` are kept."""
+    folder = run.folder / "pictures"
+    kept = kept_before(run.recipe, folder, drawn)
+    if kept is not None:
+        return kept
+    run.progress("drawing pictures before")
+    return draw_before(run.model, run.recipe, folder)
 
 
 def _end(

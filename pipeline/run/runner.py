@@ -152,8 +152,8 @@ def _manifest(recipe: Recipe, inputs: dict[str, Any], start: Start, ahead: dict[
         "pivotune": __version__, "name": recipe.name, "recipe_file": str(recipe.path), **inputs,
         "recipe_sha256": hashlib.sha256(text).hexdigest(), "status": "running", "error": None,
         "started": left.get("started", now), "resumed": [*left.get("resumed", []), *([now] if left else [])],
-        "seconds": left.get("seconds", 0.0), "words": [], "stages": [], "proofs": {}, "artefacts": [], "pictures": [],
-        "warnings": [], "preflight": ahead,
+        "seconds": left.get("seconds", 0.0), "words": [], "stages": [], "proofs": {}, "artefacts": [],
+        "pictures": left.get("pictures", []), "warnings": [], "preflight": ahead,
     }  # fmt: skip
 
 

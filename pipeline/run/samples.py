@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ...converters.dialects.keyed import WORDS
 from ...converters.embedding import Embedding
@@ -26,10 +27,31 @@ BATCH_PIXELS = 4 * 512 * 512  # as many pictures at once as have this many pixel
 
 def draw_before(model: Model, recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
     """Each prompt with the initial text in the word's place, drawn by the untouched model."""
+    return list(_draw(model, recipe, _initial_prompts(recipe), folder, "before"))
+
+
+def kept_before(recipe: Recipe, folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """What `draw_before` returned to an earlier process of the same run (`rows`), where its pictures are all whole."""
+    wanted = [row for part in _rows(recipe, _initial_prompts(recipe), folder, "before") for _, row in part]
+    there = all(row in rows and _whole(folder.parent / row["path"]) for row in wanted)
+    return wanted if there else None
+
+
+def _whole(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            picture.verify()  # every checksum, up to the end of the file
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception:  # noqa: BLE001 (Pillow has many; whichever it is, the picture is drawn again)
+        return False
+    return True
+
+
+def _initial_prompts(recipe: Recipe) -> list[str]:
     replacer = Replacer([word.placeholder for word in recipe.words])
     texts = {word.placeholder: word.initial_text for word in recipe.words}
-    prompts = [replacer.replace(prompt, texts) for prompt in recipe.samples.prompts]
-    return list(_draw(model, recipe, prompts, folder, "before"))
+    return [replacer.replace(prompt, texts) for prompt in recipe.samples.prompts]
 
 
 def draw_after(
@@ -78,26 +100,36 @@ def _asked(files: Mapping[str, Path], recipe: Recipe) -> dict[str, Path]:
     return {word: files[word] for word in dict.fromkeys(held or list(files)[:1]) if word in files}
 
 
+def _rows(
+    recipe: Recipe, prompts: Sequence[str], folder: Path, when: str
+) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """For each prompt the seeds of its pictures, and the manifest's rows of them."""
+    samples = recipe.samples
+    replacer = Replacer([word.placeholder for word in recipe.words])
+    for number, (prompt, asked) in enumerate(zip(prompts, samples.prompts, strict=True)):
+        words = replacer.words_in(asked)
+        yield [
+            (seed, {
+                "path": f"{folder.name}/{when}-{number:03d}-{seed}.png", "when": when, "prompt": prompt,
+                "word": words[0] if len(words) == 1 else None, "seed": seed,
+            })
+            for seed in range(samples.seed, samples.seed + samples.count)
+        ]  # fmt: skip
+
+
 def _draw(model: Model, recipe: Recipe, prompts: Sequence[str], folder: Path, when: str) -> Iterator[dict[str, Any]]:
     """Draw and save every prompt at every seed; yields the manifest's row of each picture."""
     samples = recipe.samples
     folder.mkdir(exist_ok=True)
-    replacer = Replacer([word.placeholder for word in recipe.words])
     side = model.denoiser.config.sample_size * model.pipe.vae_scale_factor
     at_once = max(1, BATCH_PIXELS // (side * side))
-    for number, (prompt, asked) in enumerate(zip(prompts, samples.prompts, strict=True)):
-        words = replacer.words_in(asked)
-        seeds = [samples.seed + offset for offset in range(samples.count)]
-        for start in range(0, len(seeds), at_once):
-            part = seeds[start : start + at_once]
+    for prompt, rows in zip(prompts, _rows(recipe, prompts, folder, when), strict=True):
+        for start in range(0, len(rows), at_once):
+            part = rows[start : start + at_once]
             pictures = model.pipe(
                 [prompt] * len(part), num_inference_steps=samples.steps, guidance_scale=samples.guidance,
-                generator=[torch.Generator().manual_seed(seed) for seed in part],
+                generator=[torch.Generator().manual_seed(seed) for seed, _ in part],
             ).images  # fmt: skip
-            for seed, picture in zip(part, pictures, strict=True):
-                path = folder / f"{when}-{number:03d}-{seed}.png"
-                picture.save(path)
-                yield {
-                    "path": f"{folder.name}/{path.name}", "when": when, "prompt": prompt,
-                    "word": words[0] if len(words) == 1 else None, "seed": seed,
-                }  # fmt: skip
+            for (_, row), picture in zip(part, pictures, strict=True):
+                picture.save(folder.parent / row["path"])
+                yield row

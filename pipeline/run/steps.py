@@ -9,7 +9,6 @@ from tqdm import tqdm
 from ...converters.embedding import Contents
 from ..errors import StageError
 from ..export.finished import Finished
-from ..train.agreement import hold_equal, share_note
 from ..train.guard import NotFinite
 from ..train.loop import Training, train_steps
 from ..train.lora import freeze_lora
@@ -17,6 +16,7 @@ from ..train.parts import part_modules
 from ..train.weights import WeightTrainer
 from ..train.word_trainer import WordTrainer
 from ..words.gauge import gauge
+from .agreement import hold_equal, share_note
 from .beside import After, Options, beside
 from .contents import as_left
 from .resume import go_on, keep_on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,39 @@ PACKAGES = {"comet_ml": "comet-ml"}
 
 
 class Trackers:
-    """The trackers that a stage names, begun when it begins."""
+    """The trackers that a stage names, begun when it begins. One that fails on the way is said and left out."""
 
-    def __init__(self, names: Sequence[str], title: str, folder: Path) -> None:
+    def __init__(self, names: Sequence[str], title: str, folder: Path, warn: Callable[[str], None]) -> None:
         """Raises StageError, with what to install, for a tracker that is not here or cannot begin."""
-        self.trackers = [_begun(name, title, folder) for name in names]
+        self.trackers = {name: _begun(name, title, folder) for name in names}
+        self.warn = warn
 
     def log(self, row: Mapping[str, Any], folder: Path) -> None:
         """One line of the metrics: its numbers under `a/b/c`, and the pictures drawn at this step."""
         step = int(row["step"])
         numbers = flat({key: value for key, value in row.items() if key not in ("step", "stage", "pictures")})
-        pictures = [numpy.asarray(Image.open(folder / one["path"]).convert("RGB")) for one in row.get("pictures", ())]
-        for tracker in self.trackers:
+        paths = [folder / one["path"] for one in row.get("pictures", ())]
+
+        def log(tracker: Any) -> None:
             tracker.log(numbers, step=step)
-            if pictures and hasattr(tracker, "log_images"):
+            if paths and hasattr(tracker, "log_images"):
+                pictures = [numpy.asarray(Image.open(path).convert("RGB")) for path in paths]
                 tracker.log_images({"pictures": _stacked(tracker.name, pictures)}, step=step, **_form(tracker.name))
 
+        self._each(log, f"after step {step}")
+
     def close(self) -> None:
-        for tracker in self.trackers:
-            tracker.finish()
+        self._each(lambda tracker: tracker.finish(), "at the end")
+
+    def _each(self, work: Callable[[Any], None], when: str) -> None:
+        """Do it for all of them. Whatever one raises (no network, a full disk) costs that one alone, not the run."""
+        for name, tracker in list(self.trackers.items()):
+            try:
+                work(tracker)
+            except Exception as error:  # noqa: BLE001 (whatever its own program raises)
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                del self.trackers[name]
+                self.warn(f"watch.trackers: {name} failed {when} ({first}); the run goes on without it")
 
 
 def flat(value: Any, place: str = "") -> dict[str, float]:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -194,6 +195,31 @@ def test_a_tracker_that_is_not_there_says_what_to_install(tmp_path, monkeypatch)
     path = project(tmp_path / "a", train='watch = { trackers = ["wandb"] }')
     with pytest.raises(StageError, match="wandb is not installed; pip install wandb"):
         run_project(load_recipe(path, ["train.steps=1"]), tmp_path / "run")
+
+
+@pytest.mark.parametrize("fails", ["log", "log_images", "finish"])
+def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(tmp_path, monkeypatch, fails):
+    told = {"wandb": [], "aim": []}
+
+    def tracker(name, title, folder):
+        def told_of(what):
+            def method(*values, step=0, **options):
+                told[name].append((what, step))
+                if name == "wandb" and what == fails and step != 1:
+                    raise ConnectionError("no network\nand a long story")
+
+            return method
+
+        return SimpleNamespace(name=name, **{what: told_of(what) for what in ("log", "log_images", "finish")})
+
+    monkeypatch.setattr(trackers, "_begun", tracker)
+    watch = 'watch = { sample_every = "2 steps", trackers = ["wandb", "aim"] }'
+    folder = run_project(load_recipe(project(tmp_path / "a", train=watch)), tmp_path / "run").folder
+    warnings = json.loads((folder / "manifest.json").read_text("utf-8"))["warnings"]
+    when = "at the end" if fails == "finish" else "after step 2"
+    assert warnings == [f"watch.trackers: wandb failed {when} (no network); the run goes on without it"]
+    assert told["aim"] == [("log", 1), ("log", 2), ("log_images", 2), ("log", 3), ("finish", 0)]
+    assert told["wandb"] == told["aim"][: told["aim"].index((fails, 0 if fails == "finish" else 2)) + 1]
 
 
 def test_check_finds_rhythms_that_are_none(tmp_path):

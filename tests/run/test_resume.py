@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -373,6 +374,29 @@ def test_a_checkpoint_has_the_rows_of_the_words_once_whether_they_are_trained_or
     assert torch.equal(stored_rows(words)["clip_l"], stored_rows(lora)["clip_l"])
     taught = load_file(folder / "exports/tiny_embeddings/cat.safetensors")
     assert torch.equal(taught["emb_params"], stored_rows(lora)["clip_l"])
+
+
+def test_pictures_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, monkeypatch):
+    recipe = load_recipe(make_project(tmp_path))
+    whole = run_project(recipe, tmp_path / "whole").folder
+    picture, before = tmp_path / "run/pictures/before-000-0.png", (whole / "pictures/before-000-0.png").read_bytes()
+
+    def go(step):
+        said: list[str] = []
+        with monkeypatch.context() as patch:
+            if step:
+                stopped_at(patch, step, signal.SIGINT)
+            with pytest.raises(Stopped) if step else nullcontext():
+                runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+        assert picture.read_bytes() == before
+        return "drawing pictures before" in said, picture.stat().st_ino, picture.stat().st_mtime_ns
+
+    drawn = go(1)
+    assert go(1) == (False, *drawn[1:])
+    picture.write_bytes(before[:-20])  # the process was killed while it wrote this
+    assert go(None)[0]
+    assert made_files(tmp_path / "run") == made_files(whole)
+    assert manifest_of(tmp_path / "run")["pictures"] == manifest_of(whole)["pictures"]
 
 
 def test_a_folder_without_a_checkpoint_gives_nothing(tmp_path):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import torch
-
 from ..errors import StageError
-from .loop import Training
-from .setup import weights_of
+from ..train.loop import Training
+from ..train.setup import weights_of
+from .hashes import tensor_hash
 
 
 def hold_equal(training: Training) -> None:
@@ -38,9 +35,4 @@ def share_note(training: Training) -> str:
 def _digests(training: Training) -> dict[str, str]:
     held = {f"the table of words of {key}": rows.values for key, rows in training.injection.rows.items()}
     held |= weights_of([thing for thing in training.things if not thing.spread])
-    return {name: _digest(tensor) for name, tensor in held.items()}
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).hexdigest()
+    return {name: tensor_hash(tensor) for name, tensor in held.items()}
