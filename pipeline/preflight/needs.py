@@ -8,12 +8,13 @@ from typing import Any
 
 from ..models.load import Model
 from ..recipe.model import Recipe
+from ..train.schedule_free import averages_itself
 from ..train.setup import Common, weight_trainers
 from ..train.weights import WeightTrainer
 
 # Bytes of an optimizer's state for each float32 value it moves.
-STATE = {"adamw": 8, "adamw8bit": 2.1, "adafactor": 0.2, "lion": 4, "came": 4.2, "prodigy": 16,
-         "prodigy-schedule-free": 4.4}  # fmt: skip
+STATE = {"adamw": 8, "adamw-schedule-free": 8, "adamw8bit": 2.1, "adafactor": 0.2, "lion": 4, "came": 4.2,
+         "prodigy": 16, "prodigy-schedule-free": 4.4}  # fmt: skip
 VALUE = 4  # bytes of a float32
 
 
@@ -114,4 +115,4 @@ def _moved(model: Model, options: Mapping[str, Any], words: int, recipe: Recipe)
 
 
 def _state(values: int, kind: str, ema: float | None) -> int:
-    return round(values * (STATE[kind] + (VALUE if ema is not None else 0)))
+    return round(values * (STATE[kind] + (0 if ema is None or averages_itself(kind) else VALUE)))

@@ -14,6 +14,7 @@ from .trained import DENOISER, TABLES
 
 # kind of optimizer: the module that it comes from, and how to get it
 _MODULES = {
+    "adamw-schedule-free": ("pytorch_optimizer", "pivotune[optimizers]"),
     "adamw8bit": ("bitsandbytes", "pivotune[bitsandbytes]"),
     "lion": ("pytorch_optimizer", "pivotune[optimizers]"),
     "came": ("pytorch_optimizer", "pivotune[optimizers]"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -80,8 +80,19 @@ def _prodigy_schedule_free(tensors: Sequence[Tensor], options: Options, rate: fl
     )  # fmt: skip
 
 
+def _adamw_schedule_free(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
+    from pytorch_optimizer import ScheduleFreeAdamW
+
+    optimizer = ScheduleFreeAdamW(
+        tensors, lr=rate, betas=_pair(options), eps=options["eps"], weight_decay=options["weight_decay"]
+    )  # fmt: skip
+    optimizer.train()
+    return optimizer
+
+
 OPTIMIZERS: dict[str, Make] = {
     "adamw": _adamw,
+    "adamw-schedule-free": _adamw_schedule_free,
     "adamw8bit": _adamw_8bit,
     "adafactor": _adafactor,
     "lion": _lion,
@@ -135,10 +146,3 @@ def found(optimizer: torch.optim.Optimizer) -> float:
 def effective_rate(optimizer: torch.optim.Optimizer) -> float:
     """The largest step size: the learning rate times what was found."""
     return max(float(group["lr"]) * float(group.get("d", 1.0)) for group in optimizer.param_groups)
-
-
-def show_averages(optimizers: Iterable[torch.optim.Optimizer], shown: bool) -> None:
-    """Let schedule-free optimizers put their average into the weights, or take it out to go on training."""
-    for optimizer in optimizers:
-        if "train_mode" in optimizer.param_groups[0]:
-            (optimizer.eval if shown else optimizer.train)()  # type: ignore[attr-defined]

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..words.norms import NormStatistics, apply_rules
 from ..words.rows import WordRows
 from .ema import Average
-from .word_optimizers import RowOptimizer, row_optimizer
+from .schedule_free import averages_itself
+from .word_optimizers import RowOptimizer, RuleOf, row_optimizer
 from .word_rates import Moving
 from .word_shares import Shares
 
@@ -23,15 +24,19 @@ class RowStates:
     """
 
     def __init__(
-        self, rows: Mapping[str, WordRows], optimizer: Mapping[str, Any], ema: float | None, shares: Shares
-    ) -> None:
-        """`ema` is the decay of the average; None keeps none."""
+        self, rows: Mapping[str, WordRows], optimizer: Mapping[str, Any], ema: float | None, shares: Shares,
+        rules: Mapping[str, RuleOf],
+    ) -> None:  # fmt: skip
+        """`ema` is the decay of the average; None keeps none, and an optimizer that has its own needs none.
+
+        `rules` give the norm rule of a word in each encoder, for such an optimizer.
+        """
         self.rows, self.shares = rows, shares
         self.optimizers: dict[str, RowOptimizer] = {
-            key: row_optimizer(table, optimizer, shares.own[key]) for key, table in rows.items()
+            key: row_optimizer(table, optimizer, shares.own[key], rules[key]) for key, table in rows.items()
         }
         self.averages: dict[str, Average] = {}
-        if ema is not None:
+        if ema is not None and not averages_itself(optimizer["kind"]):
             self.averages = {key: Average(table.values[shares.own[key]], ema, rows=True) for key, table in rows.items()}
         self._shows = bool(self.averages) or optimizer["kind"] != "adamw"
 
@@ -73,7 +78,7 @@ class RowStates:
         if not self._shows or not words:
             return
         for key, optimizer in self.optimizers.items():
-            optimizer.show(words, True)
+            optimizer.settle(words)
             if key in self.averages:
                 self.averages[key].settle(self.shares.places(key, self._index(key, words)))
         self.shares.tell({key: self._index(key, words) for key in self.rows})

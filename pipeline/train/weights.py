@@ -13,8 +13,9 @@ from torch import Tensor
 from ..errors import StageError
 from .clock import Clock
 from .ema import Average, Shown
-from .optimizers import effective_rate, load_state, make_optimizer, set_rate, show_averages
+from .optimizers import effective_rate, load_state, make_optimizer, set_rate
 from .packing import copy_into, pack, unpack
+from .schedule_free import Turns, averages_itself
 from .shards import gathered, whole
 from .trained import State
 from .twin import Twin
@@ -49,7 +50,8 @@ class WeightTrainer:
         self.moved = self.parameters if twin is None else twin.weights
         self.masters = {key: _master(parameter) for key, parameter in self.moved.items()}
         self.optimizer = make_optimizer(list(self.masters.values()), settings.optimizer, settings.learning_rate)
-        self.averages = _averages(self.masters, settings.ema)
+        self._turns = Turns(self.optimizer) if averages_itself(settings.optimizer["kind"]) else None
+        self.averages = _averages(self.masters, settings.ema) if self._turns is None else {}
         self._shown = Shown(self._exchange)
         for parameter in self.moved.values():
             parameter.requires_grad_(True)
@@ -134,6 +136,8 @@ class WeightTrainer:
     def finish(self) -> None:
         """The weights that are to be used stay, and stand still from now on."""
         self._shown.show(True)
+        if self._turns is not None:
+            self._turns.settle()
         self.averages = {}
         if self.twin is not None:
             self.twin.end()
@@ -142,7 +146,8 @@ class WeightTrainer:
             parameter.grad = None
 
     def _exchange(self, use: bool) -> None:
-        show_averages([self.optimizer], use)
+        if self._turns is not None:
+            self._turns.show(use)
         for average in self.averages.values():
             average.swap()
         self._round()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +11,15 @@ from torch import Tensor
 from ..errors import StageError
 from ..words.rows import WordRows
 from .lazy_adamw import LazyAdamW
-from .optimizers import found, load_state, make_optimizer, set_rate, show_averages
+from .optimizers import found, load_state, make_optimizer, set_rate
+from .schedule_free import Rule, Turns, averages_itself, hold
+
+RuleOf = Callable[[str, bool], Rule | None]
+
+
+def no_rule(word: str, shown: bool) -> Rule | None:
+    """Words whose norms are free."""
+    return None
 
 
 class RowOptimizer(Protocol):
@@ -31,6 +39,9 @@ class RowOptimizer(Protocol):
 
     def show(self, words: Iterable[str], shown: bool) -> None:
         """Put the averages of schedule-free optimizers into the table, or take them out to go on."""
+
+    def settle(self, words: Iterable[str]) -> None:
+        """These words are moved no more: what is to be used of them stays in the table."""
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on: dicts, numbers and tensors."""
@@ -59,6 +70,9 @@ class AdamRows:
     def show(self, words: Iterable[str], shown: bool) -> None:
         """Nothing to show: the table holds the words."""
 
+    def settle(self, words: Iterable[str]) -> None:
+        """They are there."""
+
     def state(self) -> dict[str, Any]:
         return dict(self.adam.state())
 
@@ -77,10 +91,12 @@ class PerWord:
     not in the batch costs nothing, and none of its state changes.
     """
 
-    def __init__(self, rows: WordRows, options: Mapping[str, Any], own: slice) -> None:
-        self.rows, self.options, self.own = rows, options, own
+    def __init__(self, rows: WordRows, options: Mapping[str, Any], own: slice, rule_of: RuleOf = no_rule) -> None:
+        """`rule_of` gives a word's norm rule, after a step or (True) where it is shown: for schedule-free optimizers."""
+        self.rows, self.options, self.own, self.rule_of = rows, options, own, rule_of
         self.parameters: dict[str, Tensor] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._turns: dict[str, Turns] = {}
 
     def step(self, words: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
         moved, start = [], 0
@@ -103,12 +119,17 @@ class PerWord:
         set_rate(optimizer, rate)
         optimizer.step()
         parameter.grad = None
+        rule = self.rule_of(word, False)
+        if word in self._turns and rule is not None:
+            hold(optimizer, rule)
         return parameter.detach()
 
     def _of(self, word: str, rows: Tensor, rate: float) -> torch.optim.Optimizer:
         if word not in self.optimizers:
             self.parameters[word] = rows.detach().clone().requires_grad_(True)
             self.optimizers[word] = make_optimizer([self.parameters[word]], self.options, rate)
+            if averages_itself(self.options["kind"]):
+                self._turns[word] = Turns(self.optimizers[word])
         return self.optimizers[word]
 
     def effective(self, word: str) -> float:
@@ -116,12 +137,20 @@ class PerWord:
 
     def show(self, words: Iterable[str], shown: bool) -> None:
         for word in words:
-            if word in self.optimizers:
+            if word in self._turns:
                 parameter, values = self.parameters[word], self.rows.of(word)
-                with torch.no_grad():
-                    parameter.copy_(values)
-                show_averages([self.optimizers[word]], shown)
-                values.copy_(parameter.detach())
+                if shown:
+                    with torch.no_grad():
+                        parameter.copy_(values)
+                self._turns[word].show(shown)
+                rule = self.rule_of(word, True) if shown else None
+                values.copy_(parameter.detach() if rule is None else rule(parameter.detach()))
+
+    def settle(self, words: Iterable[str]) -> None:
+        self.show(words, True)
+        for word in words:
+            if word in self._turns:
+                self._turns[word].settle()
 
     def state(self) -> dict[str, Any]:
         return {
@@ -133,7 +162,7 @@ class PerWord:
         return {word: kept for state in states for word, kept in state.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.parameters, self.optimizers = {}, {}
+        self.parameters, self.optimizers, self._turns = {}, {}, {}
         for word, kept in state.items():
             if word not in self.rows.spans or kept["values"].shape != self.rows.of(word).shape:
                 raise StageError(f"the checkpoint's word {word!r} is none of this run, or has other vectors")
@@ -144,7 +173,9 @@ class PerWord:
             load_state(optimizer, kept["optimizer"])
 
 
-def row_optimizer(rows: WordRows, options: Mapping[str, Any], own: slice | None = None) -> RowOptimizer:
+def row_optimizer(
+    rows: WordRows, options: Mapping[str, Any], own: slice | None = None, rule_of: RuleOf = no_rule
+) -> RowOptimizer:
     """The optimizer that a recipe's table asks for, over the rows of one encoder; `own` are those it is to move."""
-    kind = AdamRows if options["kind"] == "adamw" else PerWord
-    return kind(rows, options, own or slice(0, len(rows)))
+    own = own or slice(0, len(rows))
+    return AdamRows(rows, options, own) if options["kind"] == "adamw" else PerWord(rows, options, own, rule_of)

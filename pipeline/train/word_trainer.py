@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from ..errors import StageError
 from ..processes import ALONE, Processes
 from ..recipe.model import Word
 from ..words.injection import ActiveRows, Injection
-from ..words.norms import NormStatistics, apply_rules
+from ..words.norms import NormStatistics, apply_rule, apply_rules
 from .clock import Clock
 from .ema import Shown
 from .guard import Guard
 from .packing import copy_into, pack, unpack
 from .row_states import RowStates
+from .schedule_free import Rule, averages_itself
 from .stops import Stops
 from .trained import State
 from .word_rates import Moving, check_reach, moving, row_rates, word_rates
@@ -71,7 +73,8 @@ class WordTrainer:
         self.rates = {key: row_rates(key, rows, words, settings.learning_rate) for key, rows in injection.rows.items()}
         self.word_rates = word_rates(self.rates, injection.rows, self.words)
         shares = Shares(injection.rows, sharing)
-        self.states = RowStates(injection.rows, settings.optimizer, settings.ema, shares)
+        rules = {key: partial(self._norm_rule, key) for key in injection.rows}
+        self.states = RowStates(injection.rows, settings.optimizer, settings.ema, shares, rules)
         self._active: dict[str, ActiveRows] = {}
         self._running: tuple[str, ...] = ()  # in the order of the run's words: processes must all have the same
         self._moving: dict[str, Moving] = {}
@@ -177,12 +180,23 @@ class WordTrainer:
         own = self.words[word].preserve_norm
         return self.settings.preserve_norm if own is None else own
 
+    def _norm_rule(self, key: str, word: str, shown: bool) -> Rule | None:
+        """The norm rule of a word as a function of its rows in one encoder; None where they are free.
+
+        `spread` goes a little way in each step, and none where the word is `shown`.
+        """
+        rule, span = self.rule_of(word), self.injection.rows[key].spans[word]
+        if rule is None or (shown and rule == "spread"):
+            return None
+        norms = self.norms[key][span.start : span.stop]
+        return partial(apply_rule, rule=rule, statistics=self.statistics[key], initial=norms)
+
     def _moved(self, key: str, part: Moving) -> None:
         """What follows when rows have moved: their norms, their average, the guard's look."""
         rows = self.injection.rows[key]
         rules = [self.rule_of(word) for word in part.words for _ in rows.spans[word]]
         norms, usual = self.norms[key][part.index], self.statistics[key]
-        if any(rule is not None for rule in rules):
+        if any(rule is not None for rule in rules) and not averages_itself(self.settings.optimizer["kind"]):
             rows.values[part.index] = apply_rules(rows.values[part.index], rules, usual, norms)
         reached = [None if rule == "spread" else rule for rule in rules]  # which goes a little way in each step
         self.states.average(key, part.index, reached, usual, norms)

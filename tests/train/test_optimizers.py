@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from train_words import NAMES, pull, trainer, values
+from train_words import NAMES, WIDTHS, pull, trainer, values
 
 from pivotune import schemas
 from pivotune.pipeline.errors import StageError
@@ -20,8 +20,8 @@ from pivotune.pipeline.train.word_trainer import WordSettings
 
 # a rate at which forty steps go far
 RATES = {
-    "adamw": 0.03, "adamw8bit": 0.03, "adafactor": 0.03, "lion": 0.02, "came": 0.03, "prodigy": 1.0,
-    "prodigy-schedule-free": 1.0,
+    "adamw": 0.03, "adamw-schedule-free": 0.2, "adamw8bit": 0.03, "adafactor": 0.03, "lion": 0.02, "came": 0.03,
+    "prodigy": 1.0, "prodigy-schedule-free": 1.0,
 }  # fmt: skip
 NO_8BIT = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 KINDS = [pytest.param(kind, marks=NO_8BIT) if kind == "adamw8bit" else kind for kind in RATES]
@@ -159,3 +159,81 @@ def test_adamw_of_eight_bits_keeps_large_weights_moments_in_bytes_and_a_words_in
     assert effective_rate(optimizer) == 0.01
     assert [optimizer.state[one]["state1"].dtype for one in (weight, word)] == [torch.uint8, torch.float32]
     assert all(1.1 < float(one.mean()) < 2.1 for one in (weight, word))
+
+
+FREE = [kind for kind in RATES if kind.endswith("schedule-free")]
+
+
+def test_adamw_without_a_schedule_follows_its_formula():
+    """Defazio et al. 2024, algorithm 1: steps of Adam at z, their mean x, gradients asked for between the two."""
+    one = words_with("adamw-schedule-free")
+    z = x = y = torch.ones(2, dtype=torch.float64)
+    square = torch.zeros(2, dtype=torch.float64)
+    for step in range(5):
+        gradient = y - 2
+        square = 0.999 * square + 0.001 * gradient**2
+        z = z - 0.2 * gradient / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+        x = x + (z - x) / (step + 1)
+        y = 0.1 * z + 0.9 * x
+        pull(one, ["<a>"], step)
+        for key, rows in one.injection.rows.items():
+            torch.testing.assert_close(rows.of("<a>")[:, 0].double(), y, rtol=1e-5, atol=1e-6)
+            with one.averaged():
+                torch.testing.assert_close(one.injection.rows[key].of("<a>")[:, 0].double(), x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.parametrize("kind", FREE)
+def test_what_a_schedule_free_optimizer_gives_obeys_the_norm_rule_and_is_what_was_shown(kind, ema):
+    one = words_with(kind, preserve_norm=0.5, ema=ema)
+    for step in range(30):
+        pull(one, ["<a>"], step, goal=3 * (-1.0) ** (step // 4))
+        with one.averaged():
+            shown = values(one)
+    one.finish()
+    for key, rows in one.injection.rows.items():
+        assert rows.of("<a>").norm(dim=1).tolist() == pytest.approx([0.5] * 2, rel=1e-5), key
+        assert torch.equal(rows.values, shown[key])
+        assert torch.equal(rows.of("<b>"), torch.ones_like(rows.of("<b>")))
+
+
+@pytest.mark.parametrize("kind", FREE)
+def test_a_norm_rule_does_not_keep_a_schedule_free_optimizer_from_its_goal(kind):
+    """Of all directions it finds that of the goal: the values that take the steps do not run away from the rule."""
+    one = words_with(kind, preserve_norm="initial")
+    goals = {
+        key: 10 * torch.rand(2, width, generator=torch.Generator().manual_seed(1)) for key, width in WIDTHS.items()
+    }
+    for step in range(200):
+        active = one.begin(["<a>"], Clock(step, 200, 10.0, float(step)))
+        for key, rows in active.items():
+            rows.leaf.grad = rows.leaf.detach() - goals[key]
+        one.step(one.gradient_norm(1.0), Clock(step, 200, 10.0, float(step)))
+        for key, rows in one.injection.rows.items():
+            assert float(rows.of("<a>").norm(dim=1).max()) < 1.25 * WIDTHS[key] ** 0.5  # while it trains, too
+    one.finish()
+    for key, rows in one.injection.rows.items():
+        assert float(torch.cosine_similarity(rows.of("<a>"), goals[key]).min()) > 0.9, key
+        assert rows.of("<a>").norm(dim=1).tolist() == pytest.approx([WIDTHS[key] ** 0.5] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_looking_at_what_is_used_changes_no_bit_of_words_and_weights(kind, ema):
+    def weights():
+        settings = WeightSettings(options(kind), RATES[kind], clip_norm=0.0, ema=ema)
+        start = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+        return WeightTrainer("lora.denoiser", {"a": torch.nn.Parameter(start)}, settings, text=False)
+
+    looked, quiet = [(words_with(kind, ema=ema), weights()) for _ in range(2)]
+    for step in range(12):
+        for words, lora in (looked, quiet):
+            pull(words, ["<a>"], step, goal=0.37 * step)
+            lora.parameters["a"].grad = lora.parameters["a"].detach() - 0.37 * step
+            lora.step(lora.gradient_norm(1.0), Clock(step, 12, 1.0, 0.0))
+        with looked[0].averaged(), looked[1].averaged():
+            pass
+    for one, other in zip(looked, quiet, strict=True):
+        states = [one.state(), other.state()]
+        assert states[0].values == states[1].values
+        assert all(torch.equal(tensor, states[1].tensors[name]) for name, tensor in states[0].tensors.items())

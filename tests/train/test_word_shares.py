@@ -22,7 +22,7 @@ PRODIGY = {
 }  # fmt: skip
 SETTINGS = {
     "adamw": WordSettings(0.1, ADAM, preserve_norm="initial", ema=0.5),
-    "prodigy": WordSettings(1.0, PRODIGY, clip_norm=0.0),
+    "prodigy": WordSettings(1.0, PRODIGY, clip_norm=0.0, preserve_norm="median", ema=0.9),
 }
 
 
