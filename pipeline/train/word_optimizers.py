@@ -92,7 +92,7 @@ class PerWord:
     """
 
     def __init__(self, rows: WordRows, options: Mapping[str, Any], own: slice, rule_of: RuleOf = no_rule) -> None:
-        """`rule_of` gives a word's norm rule, after a step or (True) where it is shown: for schedule-free optimizers."""
+        """`rule_of` gives a word's norm rule after a step or (True) where it is shown; for schedule-free optimizers."""
         self.rows, self.options, self.own, self.rule_of = rows, options, own, rule_of
         self.parameters: dict[str, Tensor] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
