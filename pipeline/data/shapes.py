@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from math import log
+from math import cos, log, radians, sin
 
 Shape = tuple[int, int]  # width and height in pixels
 CENTRE = (0.5, 0.5)
 LARGE = 256  # resolutions from here on have buckets in steps of 64, as real models need them
+EDGE = 2  # pixels at the edge that a turned picture does not show, as nothing is beside them to be mixed with
 LEAST_SEEN = 0.1  # a picture of which less than this would be seen is refused
 
 
@@ -62,6 +63,27 @@ def cut_box(size: Shape, cut: Shape, place: tuple[float, float] = CENTRE) -> tup
     box = (width, width * cut[1] / cut[0]) if width * cut[1] <= height * cut[0] else (height * cut[0] / cut[1], height)
     left, top = (width - box[0]) * place[0], (height - box[1]) * place[1]
     return left, top, left + box[0], top + box[1]
+
+
+def turned_box(
+    size: Shape, cut: Shape, place: tuple[float, float], degrees: float
+) -> tuple[float, float, float, float]:
+    """What `cut_box` gives, made smaller and moved so that it lies in the picture when that turns round its middle."""
+    left, top, right, bottom = cut_box(size, cut, place)
+    if not degrees:
+        return left, top, right, bottom
+    across, down = abs(cos(radians(degrees))), abs(sin(radians(degrees)))
+    width, height = right - left, bottom - top
+    needs = width * across + height * down, width * down + height * across  # the upright box around the turned one
+    room = [max(side - 2 * EDGE, side / 2) for side in size]
+    scale = min(1.0, room[0] / needs[0], room[1] / needs[1])
+    halves = [(scale * need + side - within) / 2 for need, side, within in zip(needs, size, room, strict=True)]
+    middles = [
+        min(max(middle, half), side - half)
+        for middle, half, side in zip(((left + right) / 2, (top + bottom) / 2), halves, size, strict=True)
+    ]
+    width, height = scale * width / 2, scale * height / 2
+    return middles[0] - width, middles[1] - height, middles[0] + width, middles[1] + height
 
 
 def told_sizes(size: Shape, cut: Shape, place: tuple[float, float], flip: bool) -> tuple[float, ...]:

@@ -1,7 +1,8 @@
-"""Caption files as text, and a caption as one step shows it: tags shuffled and left out."""
+"""Caption files as text, and a caption as one step shows it: tags shuffled, left out, in other letters."""
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,14 +23,14 @@ def read_text(path: Path, what: str, problems: list[str]) -> str | None:
 
 
 def changes_tags(concept: Concept) -> bool:
-    """Whether captions of this concept are shown with their tags in another order, or with some left out."""
-    return concept.shuffle_tags or concept.tag_dropout > 0
+    """Whether captions of this concept are shown with tags in another order or other letters, or with some left out."""
+    return concept.shuffle_tags or concept.tag_dropout > 0 or concept.capitals > 0
 
 
 def shown_tags(
     caption: str, concept: Concept, chances: Callable[[int], Sequence[float]], order: Callable[[int], Sequence[int]]
 ) -> str:
-    """The caption with its tags shuffled and left out as the concept says; its first `keep_tags` stay as they are.
+    """The caption with its tags shuffled, left out and in capitals as the concept says; its first `keep_tags` stay.
 
     `chances(n)` gives n numbers from 0 to 1, `order(n)` a shuffle of 0..n-1.
     """
@@ -40,4 +41,12 @@ def shown_tags(
         rest = [tag for tag, chance in zip(rest, chances(len(rest)), strict=True) if chance >= concept.tag_dropout]
     if concept.shuffle_tags:
         rest = [rest[place] for place in order(len(rest))]
+    if concept.capitals > 0:
+        rest = [_spelled(tag, chance / concept.capitals) for tag, chance in zip(rest, chances(len(rest)), strict=True)]
     return f"{mark.rstrip()} ".join([*kept, *rest])
+
+
+def _spelled(tag: str, chance: float) -> str:
+    """A tag in one of three ways of capitals, each for a third of the chances below 1; else as it is."""
+    ways: tuple[Callable[[str], str], ...] = (str.upper, string.capwords, str.capitalize)
+    return ways[int(3 * chance)](tag) if chance < 1 else tag

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import ceil, floor
 from typing import Any
 
 import numpy
@@ -11,12 +12,15 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from ..recipe.model import Concept
-from .shapes import CENTRE, Shape, cut_box
+from .shapes import CENTRE, Shape, turned_box
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`place` is that of `cut_box`; brightness, contrast and saturation are factors; `hue` is a part of the circle."""
+    """`place` is that of `cut_box`; brightness, contrast and saturation are factors; `hue` is a part of the circle.
+
+    `turn` is in degrees, against the clock.
+    """
 
     place: tuple[float, float] = CENTRE
     flip: bool = False
@@ -24,31 +28,35 @@ class Variant:
     contrast: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0
+    turn: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """For the key of a cache: equal only for variants that show a picture in the same way."""
-        return asdict(self)
+        facts = asdict(self)
+        if not self.turn:
+            del facts["turn"]  # the keys of what was kept before pictures could be turned
+        return facts
 
 
 def varies(concept: Concept) -> bool:
     """Whether the pictures of a concept are shown in several variants, mirrored ones aside."""
     colours = concept.brightness, concept.contrast, concept.saturation, concept.hue
-    return concept.crop == "random" or any(colours)
+    return concept.crop == "random" or concept.rotate > 0 or any(colours)
 
 
 def drawn_variant(concept: Concept, flip: bool, draw: torch.Generator) -> Variant:
     """A random variant within what the concept allows."""
-    across, down, *chances = torch.rand(6, generator=draw, dtype=torch.float64).tolist()
-    bright, contrast, colour, hue = (2 * chance - 1 for chance in chances)
+    across, down, *chances = torch.rand(7, generator=draw, dtype=torch.float64).tolist()
+    bright, contrast, colour, hue, turn = (2 * chance - 1 for chance in chances)
     return Variant(
         (across, down) if concept.crop == "random" else CENTRE, flip, 1 + bright * concept.brightness,
-        1 + contrast * concept.contrast, 1 + colour * concept.saturation, hue * concept.hue,
+        1 + contrast * concept.contrast, 1 + colour * concept.saturation, hue * concept.hue, turn * concept.rotate,
     )  # fmt: skip
 
 
 def shown_picture(picture: Image.Image, cut: Shape, variant: Variant) -> Tensor:
-    """(3, height, width) float32 in -1..1: cut and resized (Lanczos) to `cut`, then colours, then mirrored."""
-    shown = picture.resize(cut, Image.Resampling.LANCZOS, box=cut_box(picture.size, cut, variant.place))
+    """(3, height, width) float32 in -1..1: turned, cut and resized (Lanczos) to `cut`, then colours, then mirrored."""
+    shown = _part(picture, cut, variant, cut, Image.Resampling.LANCZOS)
     for enhance, factor in (
         (ImageEnhance.Brightness, variant.brightness), (ImageEnhance.Contrast, variant.contrast),
         (ImageEnhance.Color, variant.saturation),
@@ -66,6 +74,17 @@ def shown_picture(picture: Image.Image, cut: Shape, variant: Variant) -> Tensor:
 
 def shown_mask(mask: Image.Image, cut: Shape, variant: Variant, height: int, width: int) -> Tensor:
     """(1, height, width) uint8: the same part of the mask, averaged to the resolution of the latents."""
-    shown = mask.resize((width, height), Image.Resampling.BOX, box=cut_box(mask.size, cut, variant.place))
+    shown = _part(mask, cut, variant, (width, height), Image.Resampling.BOX)
     values = torch.from_numpy(numpy.array(shown, dtype=numpy.uint8)).unsqueeze(0)
     return (values.flip(-1) if variant.flip else values).contiguous()
+
+
+def _part(picture: Image.Image, cut: Shape, variant: Variant, size: Shape, how: Image.Resampling) -> Image.Image:
+    """The part of a picture that a variant shows, in `size`."""
+    left, top, right, bottom = box = turned_box(picture.size, cut, variant.place, variant.turn)
+    if variant.turn:
+        middle = (left + right) / 2, (top + bottom) / 2
+        edge = floor(left), floor(top), ceil(right), ceil(bottom)  # resizing looks at all there is around its box
+        picture = picture.rotate(variant.turn, Image.Resampling.BICUBIC, center=middle).crop(edge)
+        box = left - edge[0], top - edge[1], right - edge[0], bottom - edge[1]
+    return picture.resize(size, how, box=box)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data.captions import Captioned
 from ..errors import RecipeError
 from .check_base import base_findings
-from .check_captions import shown_word_findings
+from .check_captions import capital_findings, shown_word_findings
 from .check_encoders import encoder_findings
 from .check_model import family_of, model_findings
 from .check_pictures import picture_findings
@@ -80,6 +80,7 @@ def _findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     yield from _few(base_findings(recipe, family))
     yield from _few(caption_findings(recipe, captioned))
     yield from shown_word_findings(recipe, captioned)
+    yield from capital_findings(recipe, family)
     yield from stage_findings(recipe, family)
     yield from _few(target_findings(recipe, family))
     yield from encoder_findings(recipe, family)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...converters.families import Family
 from ..data.captions import Captioned
 from ..words.placeholders import Replacer, spelling
 from .model import Concept, Recipe
@@ -26,6 +27,16 @@ def shown_word_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[
             words = ", ".join(held[:3])
             text = f"captions of prior pictures hold {words}: the word is pulled towards what it should leave"
             yield Finding(("concept", index, "prior"), text, "warning")
+
+
+def capital_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
+    """Warnings about capitals that no text encoder of the model would see."""
+    if family is None or "t5" in family.widths:
+        return
+    for index, concept in enumerate(recipe.concepts):
+        if concept.capitals > 0:
+            text = f"has no effect: the text encoders of {family.title} are told all letters small; leave it out"
+            yield Finding(("concept", index, "capitals"), text, "warning")
 
 
 def _may_go(caption: str, concept: Concept, replacer: Replacer) -> bool:

@@ -40,10 +40,12 @@ class Concept:
     keep_tags: int = 0
     tag_separator: str = ","
     tag_dropout: float = 0.0
+    capitals: float = 0.0
     masks: str = "beside"
     resolution: int | None = None
     flip: bool = False
     crop: str = "centre"
+    rotate: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0

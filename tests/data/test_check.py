@@ -182,3 +182,9 @@ def test_a_word_only_in_prior_captions_is_in_none(tmp_path):
     noise(tmp_path / "pictures/a.png", 64, 64)
     concepts = ONE.replace("<a> ", "") + ONE + "prior = true\n"
     assert any("none of the caption holds '<a>'" in text for text in problems(recipe(tmp_path, concepts)))
+
+
+def test_capitals_that_no_encoder_sees_are_warned_of(tmp_path):
+    noise(tmp_path / "pictures/a.png", 64, 64)
+    (told,) = problems(recipe(tmp_path, ONE + "repeats = 4\ncapitals = 0.5\n"), "warning")
+    assert told.startswith("has no effect: the text encoders of")

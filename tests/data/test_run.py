@@ -18,6 +18,7 @@ shuffle_tags = true
 loss_weight = 0.5
 flip = true
 crop = "random"
+rotate = 10
 brightness = 0.1
 [[concept]]
 images = "class"

@@ -43,3 +43,11 @@ def test_all_may_be_left_out_and_none():
 
 def test_another_separator():
     assert sorted(shown("a|b, c|d", Random(0), shuffle_tags=True, tag_separator="|").split("| ")) == ["a", "b, c", "d"]
+
+
+def test_tags_are_shown_in_other_letters_at_their_rate_and_kept_ones_never():
+    draw = Random(0)
+    seen = Counter(shown("<e> It, red ring", draw, capitals=0.3, keep_tags=1) for _ in range(6000))
+    assert seen.keys() == {f"<e> It, {tag}" for tag in ("red ring", "RED RING", "Red Ring", "Red ring")}
+    assert seen.pop("<e> It, red ring") == pytest.approx(4200, abs=150)
+    assert all(count == pytest.approx(600, abs=80) for count in seen.values())

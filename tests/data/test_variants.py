@@ -14,13 +14,14 @@ from pivotune.pipeline.recipe.model import Concept
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("place", [(0.5, 0.5), (0.0, 0.0), (1.0, 0.2), (0.3, 0.9)])
+@pytest.mark.parametrize("turn", [0.0, 30.0])
 @pytest.mark.parametrize(("size", "cut"), [((96, 48), (32, 32)), ((48, 96), (32, 64)), ((100, 40), (64, 32))])
-def test_a_mask_is_cut_and_mirrored_with_its_picture(size, cut, place, flip):
+def test_a_mask_is_cut_turned_and_mirrored_with_its_picture(size, cut, turn, place, flip):
     """The picture is its own mask: white where the loss counts. Averaged to the same grid both must be equal."""
     draw = numpy.random.default_rng(1)
     blobs = Image.fromarray((draw.random((6, 12)) > 0.5).astype(numpy.uint8) * 255)
     blobs = blobs.resize(size, Image.Resampling.NEAREST)
-    variant = Variant(place, flip)
+    variant = Variant(place, flip, turn=turn)
     picture = (shown_picture(blobs.convert("RGB"), cut, variant)[0] + 1) / 2
     grid = picture.reshape(cut[1] // 8, 8, cut[0] // 8, 8).mean((1, 3))
     mask = shown_mask(blobs, cut, variant, cut[1] // 8, cut[0] // 8)[0].float() / 255
@@ -34,6 +35,23 @@ def test_a_mirrored_picture_is_the_mirror_image():
     plain, mirrored = (shown_picture(picture, (16, 16), Variant(flip=flip)) for flip in (False, True))
     assert torch.equal(mirrored, plain.flip(-1))
     assert not torch.equal(mirrored, plain)
+
+
+@pytest.mark.parametrize("place", [(0.5, 0.5), (0.0, 0.0), (1.0, 0.2)])
+@pytest.mark.parametrize("turn", [-180.0, -90.0, -45.0, -5.0, 5.0, 30.0, 60.0, 90.0])
+@pytest.mark.parametrize("size", [(96, 48), (48, 96), (64, 64)])
+def test_a_turned_picture_shows_no_empty_corner(size, turn, place):
+    shown = shown_picture(Image.new("RGB", size, (255, 255, 255)), (32, 24), Variant(place, turn=turn))
+    assert shown.min() > 0.99
+
+
+def test_a_turned_picture_is_turned_against_the_clock():
+    picture = Image.new("RGB", (64, 64))
+    picture.paste((255, 255, 255), (0, 0, 32, 64))  # white on the left, which comes to the bottom
+    rows = shown_picture(picture, (32, 32), Variant(turn=90.0))[0].mean(1)
+    assert rows[:14].max() < -0.99
+    assert rows[18:].min() > 0.99
+    assert Variant().as_json().keys() == Variant(turn=3.0).as_json().keys() - {"turn"}
 
 
 def colour(**changes) -> list[int]:
@@ -58,10 +76,11 @@ def drawn(concept: Concept) -> list[Variant]:
 
 
 def test_variants_stay_within_what_the_concept_allows_and_fill_it():
-    concept = Concept(Path("x"), crop="random", brightness=0.2, contrast=0.1, saturation=0.3, hue=0.05)
+    concept = Concept(Path("x"), crop="random", brightness=0.2, contrast=0.1, saturation=0.3, hue=0.05, rotate=20)
     variants = drawn(concept)
     for key, low, high in (
         ("brightness", 0.8, 1.2), ("contrast", 0.9, 1.1), ("saturation", 0.7, 1.3), ("hue", -0.05, 0.05),
+        ("turn", -20, 20),
     ):  # fmt: skip
         values = [getattr(variant, key) for variant in variants]
         assert low <= min(values) < low + 0.05 * (high - low)
@@ -77,3 +96,4 @@ def test_what_is_not_asked_for_stays_as_it_is():
     assert not varies(Concept(Path("x"), flip=True))
     assert varies(Concept(Path("x"), crop="random"))
     assert varies(Concept(Path("x"), hue=0.1))
+    assert varies(Concept(Path("x"), rotate=5))

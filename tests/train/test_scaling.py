@@ -1,5 +1,9 @@
 """float16: a gradient that overflows costs one repetition, not the run."""
 
+import json
+import os
+import signal
+
 import pytest
 import torch
 from projects import make_project, run_project
@@ -7,6 +11,7 @@ from projects import make_project, run_project
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import training
+from pivotune.pipeline.run.stopping import Stopped
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.scaling import FIRST, GROW_AFTER, LossScale, loss_scale
 from pivotune.pipeline.train.word_trainer import WordTrainer
@@ -44,6 +49,38 @@ def test_one_infinite_gradient_is_repeated_with_half_the_scale(tmp_path, monkeyp
     assert (folder / path).read_bytes() == (whole / path).read_bytes()  # powers of two leave no trace
     text = (folder / "manifest.json").read_text("utf-8")
     assert text.count("repeated with a smaller scale") == 1
+
+
+def test_a_run_that_goes_on_has_the_scale_that_it_was_stopped_with(tmp_path, monkeypatch):
+    norm, one_step = WordTrainer.gradient_norm, loop.one_step
+    monkeypatch.setattr(training, "loss_scale", lambda dtype: loss_scale(torch.float16))
+    recipe, rows = load_recipe(make_project(tmp_path)), []
+    for name, stop in (("whole", None), ("run", 1)):
+        scales = []
+
+        def overflowing(trainer, scale, scales=scales):
+            scales.append(scale)
+            return float("inf") if len(scales) == 1 else norm(trainer, scale)
+
+        def stopped(training, clock, stop=stop):
+            if clock.step == stop:
+                os.kill(os.getpid(), signal.SIGINT)
+            return one_step(training, clock)
+
+        monkeypatch.setattr(WordTrainer, "gradient_norm", overflowing)
+        monkeypatch.setattr(loop, "one_step", stopped)
+        if stop is not None:
+            with pytest.raises(Stopped, match="after step 2 of 3"):
+                run_project(recipe, tmp_path / name)
+        folder = run_project(recipe, tmp_path / name).folder
+        assert scales == [FIRST] + [FIRST / 2] * 3
+        rows.append([json.loads(row) for row in (folder / "metrics.jsonl").read_text("utf-8").splitlines()])
+        assert "1 steps overflowed float16" in (folder / "manifest.json").read_text("utf-8")
+    for row in (*rows[0], *rows[1]):
+        del row["seconds"]
+    assert rows[0] == rows[1]
+    files = [tmp_path / name / "exports/tiny_embeddings/cat.safetensors" for name in ("whole", "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_gradient_that_never_becomes_finite_ends_the_run(tmp_path, monkeypatch):
