@@ -23,7 +23,8 @@ _FORMAT = "2"  # of what a checkpoint holds and how it is called
 class Checkpoint:
     """The state after `step` steps of stage `stage` (from 0), `seconds` of training into it.
 
-    `tensors` are on the CPU; `facts` is JSON: what is no tensor (see `pipeline/train/state.py`).
+    `tensors` are on the CPU; `facts` is JSON: what is no tensor (see `pipeline/train/state.py`). `sha256` is that of
+    all this, for one that was read.
     """
 
     stage: int
@@ -31,6 +32,7 @@ class Checkpoint:
     seconds: float
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
+    sha256: str = ""
 
     @property
     def name(self) -> str:
@@ -39,11 +41,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Source:
-    """An earlier run's state. `whole`: it fits to the last bit, and the new run goes on from its step."""
+    """An earlier run's state, and its file. `whole`: it fits to the last bit, and the new run goes on from its step."""
 
     run: Path
+    path: Path
     point: Checkpoint
     whole: bool
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """What the manifest keeps of it, so that a run that was killed early finds it again."""
+        return {"path": str(self.path.absolute()), "sha256": self.point.sha256, "whole": self.whole}
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Path:
@@ -104,7 +112,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if told.get("sha256") != _digest(told["checkpoint"], tensors):
             raise StageError(f"{path}: the checkpoint is damaged: its hash is not the one it was written with")
         head = json.loads(told["checkpoint"])
-        return Checkpoint(head["stage"], head["step"], head["seconds"], tensors, head["facts"])
+        return Checkpoint(head["stage"], head["step"], head["seconds"], tensors, head["facts"], told["sha256"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise StageError(f"{path}: the checkpoint cannot be read ({error})") from error
 

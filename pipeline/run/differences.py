@@ -8,8 +8,9 @@ from typing import Any
 
 # Of a manifest: what a run's bytes depend on, and what it is called in messages.
 INPUTS = {"recipe": "recipe", "model": "model", "data": "data", "environment": "environment"}
-# What changes no trained byte: the machine's name for the same thing, and texts for people.
-HARMLESS = ("recipe.description", "environment.platform", "model.path")
+# What changes no trained byte: the machine's name for the same thing, and texts for people. Which device of its kind
+# computes is no matter either; the kind and what it calls itself are in the environment.
+HARMLESS = ("recipe.description", "recipe.device", "environment.platform", "model.path")
 # What a run that goes on may change: sums over other numbers of processes differ in their last bits only.
 ROUNDING = "environment.processes"
 _ABSENT = "nothing"

@@ -45,5 +45,5 @@ class Keeper:
         if stopping:
             where = f"step {clock.step} of {clock.steps}"
             by = self.asked.name or "a signal to another process"
-            way = "the same command goes on from here (leave out --fresh and --from-checkpoint)"
+            way = "the same command goes on from here (leave out --fresh)"
             raise Stopped(f"stopped by {by} after {where}; {way}")

@@ -34,7 +34,7 @@ def environment(device: torch.device, processes: Processes = ALONE) -> dict[str,
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
         "platform": platform.platform(),
-        "device": str(device) if processes.count == 1 else device.type,
+        "device": device.type,  # without its number: another one of the kind, or several, go on with the run
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),
         "processes": processes.count,

@@ -14,7 +14,7 @@ from ..train.loop import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
 from .checkpoint import Checkpoint
 from .state import Run
-from .takeover import take_what_fits
+from .takeover import TAKEN, take_what_fits
 
 _PATH = "path in the run"
 
@@ -29,6 +29,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "artefacts": run.artefacts,
         "data": _packed(run.data, run.folder),
         "rows": run.rows,
+        "taken": sorted(run.taken),
     }
 
 
@@ -40,6 +41,7 @@ def take_up(run: Run, checkpoint: Checkpoint | None) -> int:
     run.resume = checkpoint
     facts: Mapping[str, Any] = checkpoint.facts["run"] if checkpoint else {}
     run.done_rows = list(facts.get("rows", []))
+    run.taken = set(facts.get("taken", []))
     run.restored = facts
     if run.processes.main:
         _forget_later(run.folder, {row["path"] for row in facts.get("artefacts", [])})
@@ -74,6 +76,7 @@ def go_on(run: Run, training: Training) -> tuple[int, float]:
     run.stopped_at, run.reached = dict(facts["stopped_at"]), set(facts["reached"])
     run.warnings, run.artefacts = list(facts["warnings"]), list(facts["artefacts"])
     run.data = _unpacked(facts["data"], run.folder)
+    run.notes += [note for note in run.done_rows[run.stage]["notes"] if note.startswith(TAKEN)]
     run.resume = None
     return point.step, point.seconds
 

@@ -27,6 +27,7 @@ from ..report.page import NAME as REPORT
 from ..report.table import word_table
 from ..words.norms import norm_statistics
 from .alike import common_checkpoint, hold_alike
+from .checkpoint import Checkpoint, Source
 from .class_pictures import draw_class_pictures
 from .execute import execute
 from .folder import write_json
@@ -38,7 +39,7 @@ from .resume import take_up
 from .start import Start, begin_folder, refuse_foreign, say_start
 from .state import Run
 from .stopping import interruptible, listening
-from .takeover import begin_from, open_source
+from .takeover import begin_from, open_source, source_again
 from .trouble import told
 
 PATHS = 12  # files of a program that the command line names
@@ -95,14 +96,13 @@ def _run_recipe(
         inputs = inputs_of(recipe, model, statistics, processes)
         begun = open_source(source, inputs, progress) if source else None
     hold_alike(inputs, processes)
-    start = processes.from_main(lambda: begin_folder(recipe.name, out, inputs, fresh=fresh or source is not None))
+    origin = begun.as_json if begun else None
+    start = processes.from_main(lambda: begin_folder(recipe.name, out, inputs, fresh=fresh, source=origin))
+    manifest = _manifest(recipe, inputs, start, ahead.facts, origin)
     with ExitStack() as stack:
         processes.from_main(lambda: stack.enter_context(locked(start.folder)))
         asked = stack.enter_context(listening(progress))
-        checkpoint = common_checkpoint(start.folder, processes, progress) if start.left else None
-        if begun is not None:
-            processes.from_main(lambda: begin_from(begun, start.folder))
-            checkpoint = begun.point if begun.whole else None
+        checkpoint, begun = _beginning(start, begun, manifest, processes, progress)
         say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
         rule = recipe.checkpoint
         keeper = Keeper(start.folder, rule.every, rule.keep, asked, processes)
@@ -111,9 +111,23 @@ def _run_recipe(
         run.warnings += ahead.warnings
         with processes.together():
             run.metrics = Metrics(start.folder, take_up(run, checkpoint), write=processes.main)
-        result = _run(run, _manifest(recipe, inputs, start, ahead.facts), begin) if processes.main else _follow(run)
+        result = _run(run, manifest, begin) if processes.main else _follow(run)
         end_processes(processes)
         return result
+
+
+def _beginning(
+    start: Start, source: Source | None, manifest: dict[str, Any], processes: Processes, progress: Progress
+) -> tuple[Checkpoint | None, Source | None]:
+    """The checkpoint to go on from, the run's own or that of its source, and the source where it is needed still."""
+    checkpoint = common_checkpoint(start.folder, processes, progress) if start.left else None
+    if source is None:
+        with processes.together():
+            source = source_again(start.left or {}, checkpoint, manifest, progress)
+    if source is not None and checkpoint is None:
+        processes.from_main(lambda: _from_source(source, start.folder, manifest))
+        checkpoint = source.point if source.whole else None
+    return checkpoint, source
 
 
 def _silent(text: str) -> None:
@@ -134,6 +148,7 @@ def _follow(run: Run) -> RunResult:
 def _run(run: Run, manifest: dict[str, Any], begin: float) -> RunResult:
     """Execute, and leave manifest and report whatever happens."""
     with noted(run, manifest, begin):
+        (run.folder / "recipe.toml").write_bytes(run.recipe.path.read_bytes())
         write_json(run.folder / "manifest.json", finite(manifest))
         manifest["stages"] = run.rows
         execute(run, manifest)
@@ -142,18 +157,26 @@ def _run(run: Run, manifest: dict[str, Any], begin: float) -> RunResult:
     return RunResult(run.folder, run.folder / REPORT, f"{word_table(manifest)}\n{_ending(manifest)}")
 
 
-def _manifest(recipe: Recipe, inputs: dict[str, Any], start: Start, ahead: dict[str, Any]) -> dict[str, Any]:
+def _from_source(source: Source, folder: Path, manifest: dict[str, Any]) -> None:
+    """Take over what the source measured and drew; the manifest comes first: whoever is killed meanwhile goes on."""
+    write_json(folder / "manifest.json", finite(manifest))
+    begin_from(source, folder)
+
+
+def _manifest(
+    recipe: Recipe, inputs: dict[str, Any], start: Start, ahead: dict[str, Any], source: dict[str, Any] | None
+) -> dict[str, Any]:
     """The manifest of a run that begins, or goes on."""
     text = recipe.path.read_bytes()
-    (start.folder / "recipe.toml").write_bytes(text)
     now = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
     left = start.left or {}
+    source = left.get("source") or source
     return {
         "pivotune": __version__, "name": recipe.name, "recipe_file": str(recipe.path), **inputs,
         "recipe_sha256": hashlib.sha256(text).hexdigest(), "status": "running", "error": None,
         "started": left.get("started", now), "resumed": [*left.get("resumed", []), *([now] if left else [])],
         "seconds": left.get("seconds", 0.0), "words": [], "stages": [], "proofs": {}, "artefacts": [],
-        "pictures": left.get("pictures", []), "warnings": [], "preflight": ahead,
+        "pictures": left.get("pictures", []), "warnings": [], "preflight": ahead, "source": source,
     }  # fmt: skip
 
 

@@ -42,27 +42,35 @@ def refuse_foreign(out: Path | None) -> None:
         )
 
 
-def choose_start(name: str, out: Path | None, inputs: Mapping[str, Any], *, fresh: bool) -> Start:
+def choose_start(
+    name: str, out: Path | None, inputs: Mapping[str, Any], *, fresh: bool, source: Mapping[str, Any] | None = None
+) -> Start:
     """The unfinished run of the same inputs that is to go on, else a new folder (not yet made).
 
-    Without `out` it is `runs/<name>`, or `runs/<name>-2` and so on where that is taken. Raises StageError when the
-    unfinished run in `out` was begun with other inputs, and names what differs.
+    Without `out` it is `runs/<name>`, or `runs/<name>-2` and so on where that is taken. With a `source` (as its
+    manifest has it) only a run that began with that one goes on. Raises StageError when the unfinished run in `out`
+    was begun with other inputs, and names what differs.
     """
+
+    def may_go_on(left: Mapping[str, Any]) -> bool:
+        return not fresh and source in (None, left.get("source"))
+
     if out is not None:
         refuse_foreign(out)
         left = left_behind(out)
         if left is None:
             return Start(out.absolute())
-        if fresh:
-            raise StageError(f"{out} holds an unfinished run, and this one is to begin anew: choose another --out")
+        if not may_go_on(left):
+            began = "is to begin anew" if fresh else "begins with a checkpoint that the other did not begin with"
+            raise StageError(f"{out} holds an unfinished run, and this one {began}: choose another --out")
         _refuse_changed(out, _differences(left, inputs))
         return Start(out.absolute(), left)
     for number in range(1, 10_000):
         folder = (Path("runs") / (name if number == 1 else f"{name}-{number}")).absolute()
         if not folder.exists():
             return Start(folder)
-        left = None if fresh else left_behind(folder)
-        if left is None or left["status"] == "finished" or is_locked(folder):
+        left = left_behind(folder)
+        if left is None or left["status"] == "finished" or not may_go_on(left) or is_locked(folder):
             continue
         if not _differences(left, inputs):
             return Start(folder, left)
@@ -78,10 +86,12 @@ def left_behind(folder: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) and "status" in manifest else None
 
 
-def begin_folder(name: str, out: Path | None, inputs: Mapping[str, Any], *, fresh: bool) -> Start:
+def begin_folder(
+    name: str, out: Path | None, inputs: Mapping[str, Any], *, fresh: bool, source: Mapping[str, Any] | None = None
+) -> Start:
     """Choose where to begin (see `choose_start`) and make the folder. StageError when nothing can be written there."""
     while True:
-        start = choose_start(name, out, inputs, fresh=fresh)
+        start = choose_start(name, out, inputs, fresh=fresh, source=source)
         try:
             start.folder.mkdir(parents=True, exist_ok=out is not None or start.left is not None)
             probe = start.folder / ".probe"

@@ -19,6 +19,7 @@ from .differences import ROUNDING, Difference, input_differences
 from .start import left_behind
 from .state import Run
 
+TAKEN = ("taken: ", "not taken: ")  # how the lines begin that say what a stage took
 # What may change without changing a step that is done: texts, pictures for the report, how often checkpoints come.
 _FREE = ("recipe.name", "recipe.samples", "recipe.checkpoint", ROUNDING)
 
@@ -42,7 +43,28 @@ def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], Non
     else:
         listed = "; ".join(map(str, unfit))
         say(f"taking what fits from {run}; with new optimizers and from step 1, for this differs: {listed}")
-    return Source(run, point, not unfit)
+    return Source(run, run / FOLDER / point.name if place.is_dir() else place, point, not unfit)
+
+
+def source_again(
+    left: Mapping[str, Any], point: Checkpoint | None, inputs: Mapping[str, Any], say: Callable[[str], None]
+) -> Source | None:
+    """What an unfinished run began with, where it needs that still: it has no checkpoint (`point`) of its own, or
+    later stages take from it. `left` is its manifest. Raises StageError when the file is gone or another one."""
+    told = left.get("source")
+    if told is None or (point is not None and (told["whole"] or not _trains_after(left, point.stage))):
+        return None
+    try:
+        source = open_source(Path(told["path"]), inputs, say)
+    except StageError as error:
+        raise StageError(f"the run began with a checkpoint that is needed still: {error}") from error
+    if source.point.sha256 != told["sha256"]:
+        raise StageError(f"{told['path']}: not the checkpoint that the run began with; choose another --out")
+    return source
+
+
+def _trains_after(manifest: Mapping[str, Any], stage: int) -> bool:
+    return any(one["kind"] == "train" for one in manifest["recipe"]["stage"][stage + 1 :])
 
 
 def _more_steps(one: Difference, point: Checkpoint) -> bool:
@@ -90,12 +112,12 @@ def _take_words(run: Run, training: Training, point: Checkpoint) -> Iterator[str
         for word, span in rows.spans.items():
             first, last = there.get(word, (0, 0))
             if values is None or word not in there:
-                yield f"not taken: {word!r} in {key}: the checkpoint has no such word"
+                yield f"{TAKEN[1]}{word!r} in {key}: the checkpoint has no such word"
             elif last - first != len(span):
-                yield f"not taken: {word!r} in {key}: {last - first} vectors there, {len(span)} here"
+                yield f"{TAKEN[1]}{word!r} in {key}: {last - first} vectors there, {len(span)} here"
             else:
                 rows.values[span.start : span.stop] = values[first:last].to(rows.values)
-                yield f"taken: {word!r} in {key}"
+                yield f"{TAKEN[0]}{word!r} in {key}"
 
 
 @torch.no_grad()
@@ -107,4 +129,4 @@ def _take_weights(run: Run, training: Training, point: Checkpoint) -> Iterator[s
         there = stored_weights(point.tensors, thing.name)
         fitting = [key for key, weight in thing.masters.items() if key in there and there[key].shape == weight.shape]
         thing.take({key: there[key] for key in fitting})
-        yield f"{'taken' if fitting else 'not taken'}: {len(fitting)} of {len(thing.masters)} weights of {thing.name}"
+        yield f"{TAKEN[not fitting]}{len(fitting)} of {len(thing.masters)} weights of {thing.name}"

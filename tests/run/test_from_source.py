@@ -1,0 +1,112 @@
+"""A run that began with another's checkpoint does not forget it, however early it is stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from projects import make_project, run_project
+from run.killing import assert_same, told
+from run.test_start import INPUTS, leave
+
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.model import Recipe
+from pivotune.pipeline.run import runner, takeover
+from pivotune.pipeline.run.start import begin_folder
+from pivotune.pipeline.train import loop
+
+LORA = '[[stage]]\nkind = "train"\nsteps = 2\nembeddings = false\nlora = { rank = 2, learning_rate = 1e-2 }'
+DRAWN = "watch = { sample_every = '3 steps', prompts = ['<cat>'], count = 1 }"
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have the `number`th step of the run fail."""
+    one_step, count = loop.one_step, []
+
+    def failing(training, clock):
+        count.append(clock.step)
+        if len(count) == number:
+            raise OSError("made up")
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", failing)
+
+
+@pytest.fixture
+def longer(tmp_path: Path) -> tuple[Recipe, Path, Path]:
+    """A recipe of more steps, the run that it may go on from, and one that did so in peace."""
+    path = make_project(tmp_path, train=DRAWN)
+    source = run_project(path, tmp_path / "source").folder
+    more = load_recipe(path, ["train.steps=6"])
+    return more, source, run_project(more, tmp_path / "whole", source=source).folder
+
+
+@pytest.mark.parametrize("again", ["with the option", "without it"])
+def test_before_its_first_checkpoint_a_run_still_knows_its_source(tmp_path, monkeypatch, longer, again):
+    recipe, source, whole = longer
+    for stop in ("while it takes over", "in its first step"):
+        with monkeypatch.context() as patch:
+            if stop == "in its first step":
+                fail_at(patch, 1)
+            else:
+                patch.setattr(takeover.shutil, "copyfile", lambda *paths: (_ for _ in ()).throw(OSError("made up")))
+            with pytest.raises(StageError, match="made up"):
+                run_project(recipe, tmp_path / "run", source=source)
+    assert not (tmp_path / "run/checkpoints").exists()
+    said: list[str] = []
+    given = source if again == "with the option" else None
+    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False, source=given)
+    assert f"going on with {tmp_path / 'run'}, after step 3 of stage 3" in said
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_source_that_is_gone_or_another_is_named(tmp_path, monkeypatch, longer):
+    recipe, source, _ = longer
+    with monkeypatch.context() as patch:
+        fail_at(patch, 1)
+        with pytest.raises(StageError, match="made up"):
+            run_project(recipe, tmp_path / "run", source=source)
+    (checkpoint,) = (source / "checkpoints").iterdir()
+    (other,) = (tmp_path / "whole/checkpoints").iterdir()
+    shutil.copyfile(other, checkpoint)
+    with pytest.raises(StageError, match="not the checkpoint that the run began with; choose another --out"):
+        run_project(recipe, tmp_path / "run")
+    checkpoint.unlink()
+    with pytest.raises(StageError, match="began with a checkpoint that is needed still"):
+        run_project(recipe, tmp_path / "run")
+    with pytest.raises(StageError, match="begins with a checkpoint that the other did not begin with"):
+        run_project(recipe, tmp_path / "run", source=tmp_path / "whole")
+
+
+def test_stages_that_come_after_a_stop_still_take_what_fits(tmp_path, monkeypatch):
+    path = make_project(tmp_path, stages=LORA, more='[checkpoint]\nevery = "1 steps"')
+    source = run_project(path, tmp_path / "source").folder
+    recipe = load_recipe(path, ["stage.3.learning_rate=5e-3"])
+    whole = run_project(recipe, tmp_path / "whole", source=source).folder
+    with monkeypatch.context() as patch:
+        fail_at(patch, 3)
+        with pytest.raises(StageError, match="made up"):
+            run_project(recipe, tmp_path / "run", source=source)
+    said: list[str] = []
+    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+    assert_same(tmp_path / "run", whole)
+    taken = [note for stage in told(whole)["stages"] for note in stage["notes"] if note.startswith("taken")]
+    assert [line for line in said if line.startswith("taken")] == taken[-1:]  # of the words it is in the checkpoint
+    assert json.loads((whole / "manifest.json").read_text("utf-8"))["source"]["whole"] is False
+
+
+def test_a_run_in_the_usual_folders_goes_on_only_with_its_own_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, other = ({"path": f"/{name}", "sha256": name, "whole": True} for name in ("one", "other"))
+    leave(tmp_path / "runs/x", "running", source=one)
+
+    def begun(source):
+        start = begin_folder("x", None, INPUTS, fresh=False, source=source)
+        return start.folder.name, start.left is not None
+
+    assert begun(one) == ("x", True)
+    assert begun(None) == ("x", True)
+    assert begun(other) == ("x-2", False)
