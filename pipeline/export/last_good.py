@@ -17,8 +17,9 @@ from .standalone import write_standalone
 def keep_last_good(run: Run, contents: Contents, *, model: bool) -> None:
     """Write words and LoRA, as the last good step left them, to `last-good/` of the run's folder, anew each time.
 
-    With `model` a fine-tuned model too, as `<name>_model/` in its own data type; words and LoRA are then taken out of
-    it. What cannot be written is said and raises nothing: why the run ended must not be hidden by that.
+    They are called as in `exports/`: the words are in `<name>_embeddings/`, so that a LoRA may have a word's name.
+    With `model` a fine-tuned model is there too, as `<name>_model/` in its own data type; words and LoRA are then taken
+    out of it. What cannot be written is said and raises nothing: why the run ended must not be hidden by that.
     """
     folder = run.folder / "last-good"
     part = folder.with_name(f".{folder.name}.part")
@@ -41,7 +42,7 @@ def _written(run: Run, contents: Contents, folder: Path, model: bool) -> list[st
     folder.mkdir(parents=True)
     what = []
     if contents.embeddings:
-        write_standalone(run, contents.embeddings, folder)
+        write_standalone(run, contents.embeddings, folder / f"{run.recipe.name}_embeddings")
         what.append("vectors")
     if contents.rest:
         write_plain(run, contents.rest, folder / f"{run.recipe.name}.safetensors")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,9 @@ def export_for(
         declared, files = 1, Files({}, path.name, names)
     else:
         words, packs, declared = _words(run, ready.embeddings, program, folder, each=each, most=most)
-        own, lora = _lora(run, ready, program, folder, made)
+        own, lora = _lora(
+            run, ready, program, folder, made, [one.path for several in words.values() for one in several]
+        )
         declared, files = declared + own, Files(words, lora, packs=packs)
     if ready.rest:
         run.warnings += lost(ready.rest, program)
@@ -82,8 +84,13 @@ def _words(
     return by_name, (), len(embeddings) * len(layout_for(program.name, family)[1].files)
 
 
-def _lora(run: Run, ready: Contents, program: Program, folder: Path, made: Made) -> tuple[int, str | None]:
-    """Where a program finds the LoRA: a file of its own (1) where it wants other names, else the one for all (0)."""
+def _lora(
+    run: Run, ready: Contents, program: Program, folder: Path, made: Made, taken: Collection[str]
+) -> tuple[int, str | None]:
+    """Where a program finds the LoRA: a file of its own (1) where it wants other names, else the one for all (0).
+
+    Its file takes no name of `taken`: those of the words' files, letters small.
+    """
     if made.lora is None:
         return 0, None
     tensors = for_program(ready.rest, program, run.model.family, run.model.pipe)
@@ -91,6 +98,8 @@ def _lora(run: Run, ready: Contents, program: Program, folder: Path, made: Made)
         check_reading(run, made.lora, program)
         return 0, _from(folder, made.lora)
     path = folder / f"{run.recipe.name}_lora.safetensors"
+    while path.name.casefold() in taken:
+        path = path.with_stem(f"{path.stem}_")
     write_plain(run, tensors, path, facts=ready.rest)
     check_reading(run, path, program)
     note(run, path, "lora", program)

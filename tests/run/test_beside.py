@@ -110,7 +110,7 @@ def test_a_save_that_cannot_be_written_leaves_nothing_half_done(tmp_path, monkey
     with pytest.raises((OSError, StageError), match="No space left"):
         run_project(load_recipe(path, ["train.steps=3"]), tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "saves").iterdir()] == ["stage-3-step-000001"]
-    assert (tmp_path / "run" / "last-good" / "cat.safetensors").is_file()
+    assert (tmp_path / "run" / "last-good" / "tiny_embeddings" / "cat.safetensors").is_file()
 
 
 def test_a_tuned_model_is_saved_with_its_words_beside_it(tmp_path):

@@ -37,6 +37,17 @@ def spoil(monkeypatch, call, value=float("nan")):
     monkeypatch.setattr(loop, "mean_loss", loss)
 
 
+def stopped_in(monkeypatch, step):
+    one_step = loop.one_step
+
+    def interrupted(training, clock):
+        if clock.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", interrupted)
+
+
 def same_files(one, two):
     meant, found = (read(path)[0] for path in (one, two))
     assert meant.keys() == found.keys()
@@ -50,8 +61,8 @@ def test_words_lora_and_tuned_weights_of_the_last_good_step_are_kept(tmp_path, m
     with pytest.raises(StageError, match="the loss at step 3 is nan"):
         run_project(recipe, tmp_path / "run")
     kept = tmp_path / "run" / "last-good"
-    assert sorted(path.name for path in kept.iterdir()) == ["cat.safetensors", "tiny.safetensors", "tiny_model"]
-    same_files(good / "tiny_embeddings" / "cat.safetensors", kept / "cat.safetensors")
+    assert sorted(path.name for path in kept.iterdir()) == ["tiny.safetensors", "tiny_embeddings", "tiny_model"]
+    same_files(good / "tiny_embeddings" / "cat.safetensors", kept / "tiny_embeddings" / "cat.safetensors")
     same_files(good / "tiny.safetensors", kept / "tiny.safetensors")
     for part in ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"):
         same_files(good / "tiny_model" / f"{part}.safetensors", kept / "tiny_model" / f"{part}.safetensors")
@@ -60,23 +71,47 @@ def test_words_lora_and_tuned_weights_of_the_last_good_step_are_kept(tmp_path, m
 
 def test_a_run_that_is_stopped_again_and_again_keeps_what_it_has_learnt_by_then(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path, train="finetune = {}"), ["train.steps=5"])
-    one_step = loop.one_step
     for last in (2, 4):
-
-        def interrupted(training, clock, last=last):
-            if clock.step + 1 == last:
-                os.kill(os.getpid(), signal.SIGINT)
-            return one_step(training, clock)
-
-        monkeypatch.setattr(loop, "one_step", interrupted)
+        stopped_in(monkeypatch, last)
         with pytest.raises(Stopped):
             run_project(recipe, tmp_path / "run")
-    monkeypatch.setattr(loop, "one_step", one_step)
+        monkeypatch.undo()
     kept = tmp_path / "run" / "last-good"
-    assert [path.name for path in kept.iterdir()] == ["cat.safetensors"]  # the checkpoint has the tuned weights
+    assert [path.name for path in kept.rglob("*.*")] == ["cat.safetensors"]  # the checkpoint has the tuned weights
     shorter = load_recipe(recipe.path, ["train.steps=4"])
     whole = run_project(shorter, tmp_path / "whole").folder / "exports"
-    same_files(whole / "tiny_embeddings" / "cat.safetensors", kept / "cat.safetensors")
+    same_files(whole / "tiny_embeddings" / "cat.safetensors", kept / "tiny_embeddings" / "cat.safetensors")
+
+
+@pytest.mark.parametrize("how", ["fails", "is stopped twice"])
+def test_a_recipe_that_is_named_like_its_word_keeps_both_word_and_lora(tmp_path, monkeypatch, how):
+    """The recipe that `pivotune new` writes has the word's name where the file has."""
+    recipe = load_recipe(make_project(tmp_path, train="lora = { rank = 2 }"), ['name="cat"', "train.steps=5"])
+    if how == "fails":
+        spoil(monkeypatch, 3)
+        with pytest.raises(StageError, match="the loss at step 3 is nan"):
+            run_project(recipe, tmp_path / "run")
+    for last in (2, 4) if how == "is stopped twice" else ():
+        stopped_in(monkeypatch, last)
+        with pytest.raises(Stopped):
+            run_project(recipe, tmp_path / "run")
+        monkeypatch.undo()
+    kept = tmp_path / "run" / "last-good"
+    assert {path.relative_to(kept).as_posix() for path in kept.rglob("*.*")} == {
+        "cat.safetensors", "cat_embeddings/cat.safetensors"
+    }  # fmt: skip
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))["warnings"] == []
+    assert {name.partition("_")[0] for name in read(kept / "cat.safetensors")[0]} == {"lora"}
+
+
+def test_a_word_that_is_called_like_the_lora_file_loses_nothing(tmp_path):
+    """diffusers has a LoRA file of its own, beside the words' files."""
+    recipe = make_project(tmp_path, captions="a photo of <tiny_lora>", train="lora = { rank = 2 }")
+    recipe.write_text(recipe.read_text("utf-8").replace("<cat>", "<tiny_lora>"), "utf-8")
+    exports = run_project(recipe, tmp_path / "run").folder / "exports" / "diffusers"
+    names = {path.name for path in exports.glob("*.safetensors")}
+    assert names == {"tiny_lora.safetensors", "tiny_lora_.safetensors"}
+    assert "tiny_lora_.safetensors" in (exports / "load.py").read_text("utf-8")
 
 
 def test_why_a_run_ended_is_not_hidden_by_a_disk_that_takes_no_more(tmp_path, monkeypatch):

@@ -319,7 +319,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_good_files_alone(tmp_pat
         stopped_at(patch, 2, signal.SIGINT)
         with pytest.raises(Stopped):
             run_project(recipe, tmp_path / "run")
-    [word] = (tmp_path / "run/last-good").glob("*.safetensors")
+    [word] = (tmp_path / "run/last-good").rglob("*.safetensors")
     learnt = word.read_bytes()
 
     def unfit(*arguments):

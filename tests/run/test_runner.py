@@ -335,7 +335,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_vectors
     monkeypatch.setattr(loop, "mean_loss", loss)
     with pytest.raises(StageError, match=r"stage 3 \(train\): the loss at step 3 is .*; a smaller learning_rate may"):
         run_project(recipe, tmp_path / "run")
-    kept, _ = read_safetensors(tmp_path / "run" / "last-good" / "cat.safetensors")
+    kept, _ = read_safetensors(tmp_path / "run" / "last-good" / "tiny_embeddings" / "cat.safetensors")
     assert torch.equal(from_raw(kept["emb_params"]), vectors_of(good.folder)["emb_params"])
     manifest = manifest_of(tmp_path / "run")
     assert manifest["status"] == "failed"
@@ -360,7 +360,7 @@ def test_ctrl_c_keeps_words_and_lora(tmp_path, monkeypatch, when):
     monkeypatch.setattr(loop, "one_step", interrupted)
     with pytest.raises(Stopped, match="the same command goes on"):
         run_project(recipe, tmp_path / "run")
-    kept, _ = read_safetensors(tmp_path / "run" / "last-good" / "cat.safetensors")
+    kept, _ = read_safetensors(tmp_path / "run" / "last-good" / "tiny_embeddings" / "cat.safetensors")
     monkeypatch.setattr(loop, "one_step", one_step)
     whole = run_project(load_recipe(recipe, ["stage.4.steps=2"]), tmp_path / "whole").folder
     assert torch.equal(from_raw(kept["emb_params"]), vectors_of(whole)["emb_params"])
@@ -415,7 +415,7 @@ def test_a_full_device_is_said_with_a_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "one_step", full)
     with pytest.raises(StageError, match="memory is full; try a smaller batch_size"):
         run_project(make_project(tmp_path), tmp_path / "run")
-    assert (tmp_path / "run" / "last-good" / "cat.safetensors").is_file()
+    assert (tmp_path / "run" / "last-good" / "tiny_embeddings" / "cat.safetensors").is_file()
 
 
 def test_a_device_too_small_for_the_model_is_said_with_a_way_out(tmp_path, monkeypatch):
@@ -432,7 +432,7 @@ def test_a_word_in_no_batch_is_an_error_that_keeps_the_others(tmp_path):
     recipe = load_recipe(make_project(tmp_path, more=MORE), ["train.steps=1", "train.batch_size=1"])
     with pytest.raises(StageError, match=r"in no batch of this stage: '<(cat|dog)>'; train for more steps"):
         run_project(recipe, tmp_path / "run")
-    kept = {path.name for path in (tmp_path / "run" / "last-good").iterdir()}
+    kept = {path.name for path in (tmp_path / "run" / "last-good" / "tiny_embeddings").iterdir()}
     assert kept == {"cat.safetensors", "dog.safetensors"}
 
 
@@ -441,7 +441,7 @@ def test_a_lora_gradient_that_is_not_finite_leaves_the_words_as_they_were(tmp_pa
     with pytest.raises(StageError, match=r"gradient of lora.denoiser at step 1 is nan, not a finite number"):
         run_project(make_project(tmp_path, train="lora = { rank = 2 }"), tmp_path / "run")
     rows = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
-    kept, _ = read_safetensors(tmp_path / "run" / "last-good" / "cat.safetensors")
+    kept, _ = read_safetensors(tmp_path / "run" / "last-good" / "tiny_embeddings" / "cat.safetensors")
     model = load_model(load_recipe(tmp_path / "recipe.toml").model, torch.device("cpu"))
     [encoder] = model.encoders
     ids = encoder.tokenizer("red ring", add_special_tokens=False).input_ids
