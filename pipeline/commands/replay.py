@@ -11,7 +11,7 @@ from .options import json_option, print_json, say
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the second run.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the second run [RUN-replay].")
 @json_option
 @click.pass_context
 def replay(ctx: click.Context, run: Path, out: Path | None, as_json: bool) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,10 @@ class Replayed:
 
 
 def replay(folder: Path, *, out: Path | None, progress: Callable[[str], None], bar: bool) -> Replayed:
-    """Run the recipe of `folder` again, into `out` (left out: `runs/<name>-replay`).
+    """Run the recipe of `folder` again, into `out` (left out: `<folder>-replay` beside it, or with a number).
 
-    Raises StageError when the folder holds no finished run, or the second one fails.
+    The run keeps its name, by which files are called. Raises StageError when the folder holds no finished run, or the
+    second one fails.
     """
     before = left_behind(folder)
     if before is None:
@@ -40,14 +43,21 @@ def replay(folder: Path, *, out: Path | None, progress: Callable[[str], None], b
     if before["status"] != "finished":
         raise StageError(f"{folder}: the run has not finished; `pivotune run` with its recipe goes on with it")
     recipe = recipe_from_json(before["recipe"], Path(before["recipe_file"]))
-    again = replace(_stopped_by_steps(recipe, before), name=f"{recipe.name}-replay" if out is None else recipe.name)
-    result = run_recipe(again, out=out, progress=progress, bar=bar, fresh=True)
+    again = _stopped_by_steps(recipe, before)
+    result = run_recipe(again, out=out or _beside(folder), progress=progress, bar=bar, fresh=True)
     after = left_behind(result.folder)
     assert after is not None
-    inputs = [str(one) for one in input_differences(before, after) if not one.within("recipe.name")]
+    inputs = [str(one) for one in input_differences(before, after)]
     differences = [*_metrics(folder, result.folder), *_files(folder, result.folder, before, after)]
     steps = sum(1 for _ in _rows(result.folder))
     return Replayed(result.folder, tuple(differences), tuple(inputs), steps, len(_made(before)))
+
+
+def _beside(folder: Path) -> Path:
+    """A folder beside the run's that is not there yet."""
+    place = Path(os.path.abspath(folder))
+    names = (f"{place.name}-replay{'' if number == 1 else f'-{number}'}" for number in count(1))
+    return next(place.with_name(name) for name in names if not os.path.lexists(place.with_name(name)))
 
 
 def _stopped_by_steps(recipe: Recipe, before: Mapping[str, Any]) -> Recipe:
