@@ -8,6 +8,7 @@ from importlib import import_module
 import click
 
 from .. import __version__
+from .entry import importing
 
 # name: (module, attribute, line of --help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -39,7 +40,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        loaded = import_module(f".{module}", __package__)
+        with importing():
+            loaded = import_module(f".{module}", __package__)
         table = getattr(loaded, "COMMANDS", None)
         return table[cmd_name] if table is not None else getattr(loaded, attribute)
 

@@ -1,0 +1,47 @@
+"""The way into the `pivotune` command, without what short commands need not do.
+
+What imports make is never garbage, so the collector does not look at it; and the system takes a process's memory back
+whole, so the interpreter need not take its modules apart. Together that was a seventh of an `inspect`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Let the garbage collector rest while modules are imported, and not come back to what they are made of."""
+    awake = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if awake:
+            gc.enable()
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    with importing():
+        from .cli import main as command
+    try:
+        command()
+    except SystemExit as end:
+        if "torch" not in sys.modules:  # a run has more to tidy up: threads, devices, other processes
+            _leave(end.code)
+        raise
+
+
+def _leave(code: object) -> None:
+    """End at once; where output cannot be written, or the code is a text, leave the ending to the interpreter."""
+    if code is None or isinstance(code, int):
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code or 0)
