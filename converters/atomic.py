@@ -14,7 +14,7 @@ from .errors import ConvertError
 from .temporary import Temporary, begun, part, sweep, sync_files
 
 Fill = Callable[[BinaryIO], None]
-Verify = Callable[[Path], None]
+Verify = Callable[[str], None]
 BUFFER = 1 << 13  # bytes; being asked for, it spares the question whether the file is a terminal
 MOST_UNNAMED = 32  # temporary files of a batch: each costs a descriptor until the end
 
@@ -27,7 +27,7 @@ class Batch:
     ) -> None:
         self.overwrite, self.dry, self.repeatable = overwrite, dry, repeatable
         self._claimed = set() if claimed is None else claimed
-        self._staged: dict[Path, Temporary] = {}  # by place
+        self._staged: dict[str, Temporary] = {}  # by place
         self._folders: dict[str, bool] = {}  # that were looked at: whether they were made on the way
         self._own: list[str] = []
         self._whole: dict[str, str] = {}  # folders to their absolute paths
@@ -37,23 +37,24 @@ class Batch:
 
         Raises ConvertError if the place is taken (by a file, or by another one of this batch or command).
         """
-        place = self._folded(path)
+        text = os.fspath(path)
+        folder, name = os.path.split(text)
+        place = self._folded(folder, name)
         if place in self._claimed:
             raise taken(path, True)
-        if os.path.lexists(path):
+        if os.path.lexists(text):
             if not self.overwrite:
                 raise taken(path)
-            if os.path.isdir(path):
+            if os.path.isdir(text):
                 raise ConvertError(f"{path}: is a folder")
         self._claimed.add(place)
         self._own.append(place)
         if self.dry:
             return
         try:
-            folder = os.path.dirname(path)
             if folder not in self._folders:
                 self._make_folder(folder)
-            temporary = self._staged[path] = begun(folder, len(self._staged) < MOST_UNNAMED)
+            temporary = self._staged[text] = begun(folder, len(self._staged) < MOST_UNNAMED)
             with open(temporary.descriptor, "wb", BUFFER, closefd=False) as file:
                 fill(file)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -63,9 +64,8 @@ class Batch:
         if temporary.named:
             temporary.close()
 
-    def _folded(self, path: Path) -> str:
+    def _folded(self, folder: str, name: str) -> str:
         """The place under the one name by which a system that minds neither case nor composition knows it."""
-        folder, name = os.path.split(path)
         whole = self._whole.get(folder)
         if whole is None:
             whole = self._whole[folder] = os.path.abspath(folder)
@@ -89,8 +89,8 @@ class Batch:
 
         Each file appears in one step. A kill between two of them leaves the first new and the second old, both whole.
         """
-        placed: list[Path] = []
-        kept: dict[Path, Path | None] = {}  # place -> the old file under a temporary name, None if there was none
+        placed: list[str] = []
+        kept: dict[str, str | None] = {}  # place -> the old file under a temporary name, None if there was none
         lasting = not self.repeatable or (self.overwrite and any(map(os.path.lexists, self._staged)))
         try:
             if lasting:
@@ -107,12 +107,12 @@ class Batch:
             for path in placed:
                 with suppress(OSError, KeyError):  # KeyError: the old one could not be kept, the new one is whole
                     old = kept.pop(path)
-                    os.replace(old, path) if old else path.unlink()
+                    os.replace(old, path) if old else os.unlink(path)
             raise
         finally:
             for aside in filter(None, kept.values()):
                 with suppress(OSError):
-                    aside.unlink()
+                    os.unlink(aside)
         folders = {*self._folders, *(os.path.dirname(folder) for folder, made in self._folders.items() if made)}
         self._folders.clear()
         self._own.clear()
@@ -157,14 +157,14 @@ def write_file(path: Path, fill: Fill, *, verify: Verify | None = None, overwrit
         files.add(path, fill, verify)
 
 
-def taken(path: Path, just_now: bool = False) -> ConvertError:
+def taken(path: Path | str, just_now: bool = False) -> ConvertError:
     """The one wording for a file that would be lost."""
     if just_now:
         return ConvertError(f"{path}: was written just now for another word; give one of them another name (--name)")
     return ConvertError(f"{path}: exists already; choose another name, or pass --overwrite")
 
 
-def _place(temporary: Temporary, path: Path, overwrite: bool) -> None:
+def _place(temporary: Temporary, path: str, overwrite: bool) -> None:
     if overwrite:
         os.replace(temporary.with_a_name(path), path)
         return
@@ -179,7 +179,7 @@ def _place(temporary: Temporary, path: Path, overwrite: bool) -> None:
     _claim(temporary.path, path)
 
 
-def _ways(temporary: Temporary, path: Path) -> Iterator[Callable[[Path], None]]:
+def _ways(temporary: Temporary, path: str) -> Iterator[Callable[[str], None]]:
     """How to give a name that must be free. A rename that spares a file is one call of the system, a link needs two."""
     if not temporary.named:
         yield temporary.link
@@ -188,7 +188,7 @@ def _ways(temporary: Temporary, path: Path) -> Iterator[Callable[[Path], None]]:
     yield temporary.link
 
 
-def _claim(temporary: Path, path: Path) -> None:
+def _claim(temporary: str, path: str) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
@@ -196,13 +196,13 @@ def _claim(temporary: Path, path: Path) -> None:
     try:
         os.replace(temporary, path)
     except OSError:
-        path.unlink()
+        os.unlink(path)
         raise
 
 
-def _keep(path: Path, kept: dict[Path, Path | None], overwrite: bool) -> None:
+def _keep(path: str, kept: dict[str, str | None], overwrite: bool) -> None:
     """A second name for a file that is about to be replaced; none where there are no hard links."""
-    aside = part(path.parent) if overwrite and os.path.lexists(path) else None
+    aside = part(os.path.dirname(path)) if overwrite and os.path.lexists(path) else None
     with suppress(OSError):
         if aside is not None:
             os.link(path, aside, follow_symlinks=False)

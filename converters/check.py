@@ -24,7 +24,10 @@ def is_finite(tensor: RawTensor) -> bool:
     size, shift, bits = EXPONENTS[tensor.dtype]
     data = bytes(tensor.data)
     first = data[size - 1 :: size]
-    if not any(byte in first for byte in _suspect(size, shift, bits)):
+    for byte in _suspect(size, shift, bits):
+        if byte in first:
+            break
+    else:
         return True
     one = int.from_bytes((1).to_bytes(size, "little") * (len(data) // size), "little")
     exponents = int.from_bytes(data, "little") >> shift & one * ((1 << bits) - 1)

@@ -18,7 +18,7 @@ def failed(path: Path | str, what: str, error: Exception) -> ConvertError:
     return ConvertError(f"{path}: {what} ({getattr(error, 'strerror', None) or error})")
 
 
-def sync_system(path: Path) -> None:
+def sync_system(path: str) -> None:
     """Start bringing all that is written to the file system of `path` to the disk, where there is such a call."""
     if not sys.platform.startswith("linux"):
         return

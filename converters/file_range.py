@@ -17,7 +17,7 @@ _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) 
 class Origin(NamedTuple):
     """One state of one file: a path and what the system said of it when its header was read."""
 
-    path: Path
+    path: Path | str
     device: int
     inode: int
     size: int
@@ -77,7 +77,7 @@ class Made:
         return data
 
 
-def changed(path: Path) -> ConvertError:
+def changed(path: Path | str) -> ConvertError:
     """The one wording for a file that others write to at the same time."""
     return ConvertError(f"{path}: changed while it was being read; start again when it is at rest")
 
@@ -90,7 +90,7 @@ class opened:  # called as a function; as a class it costs half of it, which cou
 
     __slots__ = ("_descriptor", "_origin", "_path")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self._path = path
 
     def __enter__(self) -> tuple[int, Origin]:
@@ -139,7 +139,7 @@ class Reopened:
         self._opened.__exit__(kind)
 
 
-def read_exactly(descriptor: int, offset: int, length: int, path: Path) -> bytes:
+def read_exactly(descriptor: int, offset: int, length: int, path: Path | str) -> bytes:
     """`length` bytes from `offset` on, or ConvertError if the file ends before or cannot be read."""
     parts: list[bytes] = []
     while length:

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 _AT_FDCWD = -100  # Linux
 _CALLS = {"linux": ("renameat2", 1), "darwin": ("renamex_np", 4)}  # RENAME_NOREPLACE, RENAME_EXCL
@@ -23,7 +22,7 @@ def _function(name: str) -> Callable[..., int] | None:
         return None
 
 
-def rename_if_free(old: Path, new: Path) -> None:
+def rename_if_free(old: str, new: str) -> None:
     """Rename `old`. Raises FileExistsError if `new` is there, another OSError if this system cannot promise that."""
     if os.name == "nt":
         os.rename(old, new)  # never replaces on Windows
@@ -43,4 +42,4 @@ def rename_if_free(old: Path, new: Path) -> None:
     )
     if done:
         why = ctypes.get_errno()
-        raise OSError(why, os.strerror(why), str(new))
+        raise OSError(why, os.strerror(why), new)

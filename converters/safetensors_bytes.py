@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from .clone import BLOCK, SMALLEST, cloned, padding
 from .file_range import CHUNK, FileRange
@@ -28,24 +28,30 @@ def in_file_order(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
     return dict(sorted(tensors.items(), key=lambda item: (_RANK[item[1].dtype], item[0])))
 
 
-def header(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON header, metadata sorted by key, padded with spaces so that the data starts at a multiple of 8."""
-    described: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+def described(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What the header says, as JSON gives it back: metadata sorted by key, then each tensor in the order of the data."""
+    found: dict[str, dict[str, Any]] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     at = 0
     for name, tensor in tensors.items():
         end = at + len(tensor.stored)
-        described[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (at, end)}
+        found[name] = {"dtype": tensor.dtype, "shape": [*tensor.shape], "data_offsets": [at, end]}
         at = end
-    text = _ENCODER.encode(described).encode()
+    return found
+
+
+def header(said: Mapping[str, object]) -> bytes:
+    """Length and JSON header of what is `described`, padded with spaces so that the data starts at a multiple of 8."""
+    text = _ENCODER.encode(said).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 class Filled(NamedTuple):
-    """The header as it was written, and all bytes of the file if it is small and was made in memory."""
+    """The header as it was written, and of a small file that was made in memory all its bytes and what it `says`."""
 
     head: bytes
     whole: bytes | None = None
+    says: dict[str, dict[str, Any]] | None = None
 
 
 def fill(
@@ -65,15 +71,16 @@ def fill(
     if LEGACY_HASH in metadata:
         stated[LEGACY_HASH] = "0" * 8
     written = {**metadata, **stated}
-    head = header(tensors, written)
+    says = described(tensors, written)
+    head = header(says)
     if not stated and (data := in_memory(tensors, CHUNK)) is not None:
         whole = b"".join((head, *data))
         file.write(whole)
-        return Filled(head, whole)
+        return Filled(head, whole, says)
     parts = list(runs(tensors, unseen))
     shared = _shared(file, len(head), parts)
     head = _padded(head, shared.pad)
-    hashes = _Hashes(header(tensors, {k: v for k, v in metadata.items() if k.startswith("ss_")})) if stated else None
+    hashes = _Hashes(header(described(tensors, _of_kohya(metadata)))) if stated else None
     file.write(head)
     read_back = ReadBack(file, path)
     for number, run in enumerate(parts):
@@ -88,10 +95,15 @@ def fill(
             _put(file, part, part is shared.middle, hashes)
     read_back.flush()
     if hashes is not None:
-        head = _padded(header(tensors, {**written, **hashes.found(stated)}), shared.pad)
+        says["__metadata__"].update(hashes.found(stated))
+        head = _padded(header(says), shared.pad)
         file.seek(0)
         file.write(head)
     return Filled(head)
+
+
+def _of_kohya(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key.startswith("ss_")}
 
 
 def _put(file: BinaryIO, part: Stored, there: bool, hashes: _Hashes | None) -> None:

@@ -5,6 +5,7 @@ Written from the format's own description; the `safetensors` package is not need
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Container, Iterable, Mapping
 from itertools import repeat
 from pathlib import Path
@@ -102,7 +103,7 @@ def add(
         nonlocal filled
         filled = fill(file, ordered, metadata, copied, path)
 
-    def verify(temporary: Path) -> None:
+    def verify(temporary: str) -> None:
         meant = filled.whole or filled.head
         size = len(filled.head) + sum([len(tensor.stored) for tensor in ordered.values()])
         with opened(temporary) as (descriptor, origin):
@@ -110,9 +111,23 @@ def add(
             if origin.size != size or found != meant:
                 raise ConvertError(f"{path}: what was written is not what is on the disk")
             if check is not None:
-                check(*read_opened(descriptor, origin, found))
+                again = (
+                    read_opened(descriptor, origin, found)
+                    if filled.says is None
+                    else _said(found, filled, ordered, path)
+                )
+                check(*again)
 
     files.add(path, write_all, verify)
+
+
+def _said(found: bytes, filled: Filled, tensors: dict[str, RawTensor], path: Path) -> Header:
+    """As `read_opened`, of bytes that are those that were written: the tensors meant, if the header says so too."""
+    first = len(filled.head)
+    says = json.loads(found[8:first])
+    if says != filled.says or int.from_bytes(found[:8], "little") != first - 8:
+        raise ConvertError(f"{path}: its header would not be read as it was meant")
+    return {name: tensors[name] for name in says if name != "__metadata__"}, says.get("__metadata__", {})
 
 
 def _check_text(path: Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ from .tensor import DTYPE_BITS
 
 MOST_DIMENSIONS = 64
 MOST_BYTES = 1 << 62
+SHORT, MOST_KNOWN = 2048, 64  # bytes of a header that is remembered, and how many of them are
 FEW = 16  # tensors, which are looked at one by one
 
 Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
@@ -36,8 +37,23 @@ class Header(NamedTuple):
     metadata: dict[str, str]
 
 
-def parse(header: bytes, size: int, path: Path) -> Header:
+_KNOWN: dict[tuple[bytes, int], Header] = {}  # short headers: those of a program's words differ in no byte
+
+
+def parse(header: bytes, size: int, path: Path | str) -> Header:
     """A header over `size` bytes of data. Raises ConvertError for anything that the format forbids."""
+    known = _KNOWN.get((header, size))
+    if known is None:
+        known = _parsed(header, size, path)
+        if len(header) > SHORT:
+            return known
+        if len(_KNOWN) >= MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[header, size] = known
+    return known._replace(metadata=dict(known.metadata))
+
+
+def _parsed(header: bytes, size: int, path: Path | str) -> Header:
     text, loaded = _loaded(header, path)
     stated = "__metadata__" in loaded
     metadata = loaded.pop("__metadata__", None)
@@ -59,7 +75,7 @@ def parse(header: bytes, size: int, path: Path) -> Header:
     return found
 
 
-def _loaded(header: bytes, path: Path, pairs: Pairs | None = None) -> tuple[str, dict[str, Any]]:
+def _loaded(header: bytes, path: Path | str, pairs: Pairs | None = None) -> tuple[str, dict[str, Any]]:
     try:
         text = header.decode("utf-8")
         decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_constant=_no_constant) if pairs else _DECODER
@@ -87,7 +103,7 @@ def _no_constant(word: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)  # is made once: that takes longer than to read a word's header
 
 
-def _columns(loaded: dict[str, Any], metadata: dict[str, str], path: Path) -> Header:
+def _columns(loaded: dict[str, Any], metadata: dict[str, str], path: Path | str) -> Header:
     entries = list(loaded.values())
     try:
         dtypes, shapes, offsets = [[entry[key] for entry in entries] for key in ("dtype", "shape", "data_offsets")]
@@ -123,7 +139,7 @@ def _is_tensor(value: Any) -> bool:
         return False
 
 
-def _check_sizes(found: Header, path: Path) -> None:
+def _check_sizes(found: Header, path: Path | str) -> None:
     lengths = [end - begin for begin, end in zip(found.begins, found.ends, strict=True)]
     try:
         sizes = [(DTYPE_BITS[d] * prod(shape) + 7) // 8 for d, shape in zip(found.dtypes, found.shapes, strict=True)]
@@ -151,7 +167,7 @@ def _in_order(found: Header) -> Header:
     return Header(names, dtypes, [found.shapes[at] for at in order], begins, ends, found.metadata)
 
 
-def _check_ranges(found: Header, size: int, path: Path) -> None:
+def _check_ranges(found: Header, size: int, path: Path | str) -> None:
     """Raises ConvertError unless the ranges, sorted, cover the data from its first to its last byte."""
     at = found.ends[-1] if found.ends else 0
     if found.begins[1:] != found.ends[:-1] or found.begins[:1] not in ([], [0]):

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from .disk import failed, sync_system
 
@@ -31,28 +30,28 @@ class Temporary:
 
     __slots__ = ("descriptor", "named", "path")
 
-    def __init__(self, descriptor: int, path: Path, named: bool) -> None:
+    def __init__(self, descriptor: int, path: str, named: bool) -> None:
         self.descriptor, self.path, self.named = descriptor, path, named
 
-    def link(self, path: Path) -> None:
+    def link(self, path: str) -> None:
         """Give it the name `path`, which must be free. Raises OSError."""
         if self.named:
             os.link(self.path, path)
         else:  # the descriptor of a folder makes Python follow the link; it is not used with whole paths
             os.link(self.path, os.path.abspath(path), src_dir_fd=self.descriptor, follow_symlinks=True)
 
-    def move(self, path: Path) -> None:
+    def move(self, path: str) -> None:
         """As `link`, where it has a name already, which it gives up for the other one in one step."""
         from .no_replace import rename_if_free
 
         rename_if_free(self.path, path)
         self.named = False
 
-    def with_a_name(self, path: Path) -> Path:
+    def with_a_name(self, path: str) -> str:
         """Its temporary name, in the folder of `path`, given to it now if it has none. Raises OSError."""
         if self.named:
             return self.path
-        name = part(path.parent)
+        name = part(os.path.dirname(path))
         try:
             self.link(name)
         except OSError as error:
@@ -63,10 +62,10 @@ class Temporary:
         self.path, self.named = name, True
         return name
 
-    def _copy(self, name: Path) -> None:
+    def _copy(self, name: str) -> None:
         import shutil  # with all that it unpacks it takes its time to load
 
-        copy = begun(name.parent, False)
+        copy = begun(os.path.dirname(name), False)
         try:
             with open(self.path, "rb") as source, open(copy.descriptor, "wb", closefd=False) as target:
                 shutil.copyfileobj(source, target)
@@ -99,22 +98,22 @@ class Temporary:
             self.close()
         if self.named:
             with suppress(OSError):  # mostly because it has been renamed
-                self.path.unlink()
+                os.unlink(self.path)
 
 
-def begun(folder: Path | str, unnamed: bool) -> Temporary:
+def begun(folder: os.PathLike[str] | str, unnamed: bool) -> Temporary:
     """A new empty file in `folder`, without a name if that is wanted and the system can. Raises OSError."""
     if unnamed and hasattr(os, "O_TMPFILE") and os.path.isdir(_BY_DESCRIPTOR):
         with suppress(OSError):  # a file system that cannot; what else is wrong is met again below
             descriptor = os.open(folder or os.curdir, _OPEN | os.O_TMPFILE, 0o666)
-            return Temporary(descriptor, Path(_BY_DESCRIPTOR, str(descriptor)), False)
+            return Temporary(descriptor, f"{_BY_DESCRIPTOR}/{descriptor}", False)
     path = part(folder)
     return Temporary(os.open(path, _OPEN | os.O_CREAT | os.O_EXCL, 0o666), path, True)
 
 
-def part(folder: Path | str) -> Path:
+def part(folder: os.PathLike[str] | str) -> str:
     """A name for a temporary file that nobody else has."""
-    return Path(folder, f".{os.urandom(8).hex()}{SUFFIX}")
+    return os.path.join(folder, f".{os.urandom(8).hex()}{SUFFIX}")
 
 
 def sweep(folder: str) -> None:
@@ -131,7 +130,7 @@ def _is_ours(name: str) -> bool:
     return name[0] == "." and len(digits) == 16 and set(digits) <= set("0123456789abcdef")
 
 
-def sync_files(staged: Mapping[Path, Temporary]) -> None:
+def sync_files(staged: Mapping[str, Temporary]) -> None:
     """Bring files, by the places they are for, to the disk. Raises ConvertError if the disk will not have one."""
     if len(staged) > MANY:
         sync_system(next(iter(staged.values())).path)  # in one go; what went wrong is told for each file below

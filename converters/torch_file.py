@@ -123,5 +123,5 @@ def _stream(head: bytes, origin: Origin) -> TorchFile:
     return TorchFile(loaded.value, storages, tuple(loaded.names), tuple(loaded.called))
 
 
-def _big_endian(path: Path) -> ConvertError:
+def _big_endian(path: Path | str) -> ConvertError:
     return ConvertError(f"{path}: written on a big-endian machine; load it there and save it as .safetensors")

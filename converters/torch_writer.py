@@ -38,7 +38,7 @@ def add_pt(files: Batch, path: Path, embedding: Embedding) -> None:
     def fill(file: BinaryIO) -> None:
         file.write(content)
 
-    def verify(temporary: Path) -> None:
+    def verify(temporary: str) -> None:
         (found,) = read(temporary).embeddings
         if found.vectors.keys() != vectors.keys() or not same(found.vectors[next(iter(vectors))], tensor):
             raise ConvertError(f"{path}: what was written is not what is on the disk")

@@ -84,8 +84,13 @@ def add_words(
         stems = stems_for((word.name for word in embeddings), program, family)
     written = []
     sizes, place = widths or family.widths, Path(folder)
+    known: dict[tuple, tuple[str, ...]] = {}  # of ten thousand words, most have the same vectors
     for embedding in at_hand(embeddings):
-        losses = losses_for(embedding, target, layout, family)
+        _check_values(embedding, target)
+        signs = tuple([(key, tensor.shape[0]) for key, tensor in embedding.vectors.items()])
+        losses = known.get(signs)
+        if losses is None:
+            losses = known[signs] = _losses(dict(signs), target, layout, family)
         for suffix, keys in zip(suffixes, layout.files, strict=True):
             stem = stems[embedding.name] + suffix
             path = place / f"{stem}.safetensors"
@@ -125,27 +130,30 @@ def layout_for(program: str, family: Family) -> tuple[Program, Layout]:
     return target, target.layouts[family.name]
 
 
-def losses_for(embedding: Embedding, target: Program, layout: Layout, family: Family) -> tuple[str, ...]:
-    """What the program cannot hold or will misuse, by name; ConvertError if nothing would be left of the word."""
-    name, inputs = embedding.name, {key: tensor for key, tensor in embedding.vectors.items() if not _output(key)}
-    outputs = embedding.vectors.keys() - inputs.keys()
-    for key, tensor in embedding.vectors.items():
+def _check_values(embedding: Embedding, target: Program) -> None:
+    """Raises ConvertError for values with which no picture can be drawn."""
+    name, vectors = embedding.name, embedding.vectors
+    for key, tensor in vectors.items():
         if not is_finite(tensor):
             raise ConvertError(f"{name}: {key} has values that are not finite; no program can draw with it")
-        if key in inputs and is_zero(tensor) and not (target.outputs and f"{key}_out" in outputs):
-            hint = "only its output vectors were trained, which OneTrainer alone can use: --for onetrainer"
-            raise ConvertError(f"{name}: all values of {key} are zero" + (f" ({hint})" if outputs else ""))
+        if not _output(key) and is_zero(tensor) and not (target.outputs and f"{key}_out" in vectors):
+            hint = " (only its output vectors were trained, which OneTrainer alone can use: --for onetrainer)"
+            raise ConvertError(f"{name}: all values of {key} are zero{hint if any(map(_output, vectors)) else ''}")
+
+
+def _losses(counts: dict[str, int], target: Program, layout: Layout, family: Family) -> tuple[str, ...]:
+    """What the program cannot hold or will misuse of a word with so many vectors a key, by name."""
+    inputs = {key: count for key, count in counts.items() if not _output(key)}
+    outputs = counts.keys() - inputs.keys()
     held = {key for keys in layout.files for key in keys}
     losses = [f"{key} is left out: {target.title} has no use for it" for key in inputs if key not in held]
     if not target.outputs:
         losses += [f"{key} is left out: only OneTrainer uses output vectors" for key in sorted(outputs)]
-    missing = [key for key in held if key in family.widths and key not in embedding.vectors]
+    missing = [key for key in held if key in family.widths and key not in counts]
     losses += [f"{key} is missing: the word is silent for that encoder" for key in sorted(missing)]
-    counts = {tensor.shape[0] for key, tensor in inputs.items() if key in held}
-    if target.one_count and len(counts) > 1:
-        losses.append(
-            f"its encoders have {' and '.join(map(str, sorted(counts)))} vectors, which {target.title} mixes up"
-        )
+    different = sorted({count for key, count in inputs.items() if key in held})
+    if target.one_count and len(different) > 1:
+        losses.append(f"its encoders have {' and '.join(map(str, different))} vectors, which {target.title} mixes up")
     return tuple(losses)
 
 

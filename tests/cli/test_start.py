@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,20 @@ def test_every_command_explains_itself(call, name: str) -> None:
     assert shown.code == 0
     assert "Usage: pivotune" in shown.out
     assert len(shown.out.splitlines()) > 6
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["schema", "train"]])
+def test_a_process_that_ends_at_once_has_written_all_or_says_that_it_could_not(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "pivotune", *arguments]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, capture_output=True, check=True, env=buffered)
+    assert len(done.stdout) > 10
+    assert not done.stderr
+    if Path("/dev/full").exists():
+        with open("/dev/full", "wb") as full:
+            lost = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, env=buffered)
+        assert lost.returncode
+        assert b"No space left" in lost.stderr
 
 
 def test_the_help_lists_every_command(call) -> None:

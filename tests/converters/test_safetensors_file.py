@@ -6,7 +6,8 @@ import numpy
 import pytest
 import safetensors.numpy
 
-from pivotune.converters import safetensors_file
+from pivotune.converters import safetensors_bytes, safetensors_file
+from pivotune.converters.atomic import batch
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.file_range import FileRange
 from pivotune.converters.read import recognised
@@ -110,6 +111,27 @@ def test_reading_gives_back_what_was_written(tmp_path, rows, same):
     found, metadata = safetensors_file.read(tmp_path / "x.safetensors")
     assert same(found, tensors)
     assert metadata == {"who": "me", "": "ünï"}
+
+
+def test_a_header_that_would_be_read_otherwise_is_refused(tmp_path, rows, monkeypatch):
+    plain = safetensors_bytes.header
+    monkeypatch.setattr(safetensors_bytes, "header", lambda said: plain(said).replace(b"[2,3]", b"[3,2]"))
+    with batch() as files, pytest.raises(ConvertError, match="its header would not be read as it was meant"):
+        safetensors_file.add(files, tmp_path / "x.safetensors", {"a": rows(2, 3)}, {}, check=lambda *_: None)
+
+
+def test_files_with_the_same_header_share_nothing_and_each_is_held_to_its_size(tmp_path, rows):
+    tensors, paths = {"emb_params": rows(2, 8)}, [tmp_path / name for name in ("x", "y", "z")]
+    for path in paths:
+        safetensors_file.write(path, tensors, {"who": "me"})
+    paths[2].write_bytes(paths[2].read_bytes()[:-4])
+    (first, metadata), (second, others) = map(safetensors_file.read, paths[:2])
+    metadata["who"] = "you"
+    first.clear()
+    assert others == {"who": "me"}
+    assert second.keys() == tensors.keys()
+    with pytest.raises(ConvertError, match="a damaged download"):
+        safetensors_file.read(paths[2])
 
 
 def test_a_large_file_is_copied_without_being_held(tmp_path, rows):
