@@ -29,7 +29,7 @@ def in_file_order(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
 
 
 def described(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """What the header says, as JSON gives it back: metadata sorted by key, then the tensors in the order of the data."""
+    """What the header says, as JSON gives it back: metadata sorted by key, then the tensors in order of the data."""
     found: dict[str, dict[str, Any]] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     at = 0
     for name, tensor in tensors.items():
