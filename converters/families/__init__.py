@@ -55,7 +55,8 @@ class Family:
     the denoiser's config that has the width of the text it attends to, `cross_attention` its value. `step_tflops` is
     the work of one training step with one picture of `resolution`, words only, in 10^12 floating-point operations;
     `step_activations_mib` what the denoiser keeps of it for the backward pass in a 16-bit format, in MiB.
-    `example` is the hub id of a well-known model of it. `checkpoint` says how one file holds the whole model, by
+    `example` is the hub id of a well-known model of it, `clip_skip` whether programs let an earlier layer of its text
+    encoder be read. `checkpoint` says how one file holds the whole model, by
     attribute of the pipeline; it is empty where we write no such file. `objective` is what its models are trained on:
     `diffusion` or `flow` (flow matching). `predicting` has what is otherwise for models that do not predict what the
     family's example does, by their scheduler's `prediction_type`.
@@ -78,6 +79,7 @@ class Family:
     step_tflops: float = 0.0
     step_activations_mib: float = 0.0
     example: str = ""
+    clip_skip: bool = False
     checkpoint: dict[str, CheckpointPart] = field(default_factory=dict)
     predicting: dict[str, dict[str, Any]] = field(default_factory=dict)
 

@@ -24,6 +24,8 @@ def described(run: Run, contents: Contents) -> Contents:
         "pivotune.model": _name(run.recipe.model.base),
         "pivotune.family": run.model.family.name,
     }
+    if run.recipe.model.clip_skip > 1:
+        facts["pivotune.clip_skip"] = str(run.recipe.model.clip_skip)
     ways = _ways(run, contents.embeddings)
     words = tuple(
         replace(word, metadata=facts | {

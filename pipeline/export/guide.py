@@ -25,6 +25,7 @@ class Files:
     model_folder: str | None = None
     model_file: str | None = None
     packs: tuple[Pack, ...] = ()
+    clip_skip: int = 1
 
 
 def guide_text(program: Program, files: Files) -> str:
@@ -32,6 +33,8 @@ def guide_text(program: Program, files: Files) -> str:
     lines = [f"{program.title}", ""]
     if files.script is not None:
         lines += [f"{files.script} loads all of this with {program.title}' own loaders; copy its lines.", ""]
+    if files.clip_skip > 1:
+        lines += [f"Trained with Clip skip {files.clip_skip}: set it in the program, too.", ""]
     lines += _model(program, files)
     for name, written in files.words.items():
         put = ", ".join(one.path.name for one in written)

@@ -54,7 +54,7 @@ def export_for(
         run.warnings += lost(ready.rest, program)
     files = replace(
         files, script=SCRIPTS.get(program.name), model_folder=_from(folder, made.folder),
-        model_file=_from(folder, made.file),
+        model_file=_from(folder, made.file), clip_skip=run.recipe.model.clip_skip,
     )  # fmt: skip
     _texts(run, files, program, folder)
     return declared

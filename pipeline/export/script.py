@@ -52,6 +52,14 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
         lines += [f"pipe.load_lora_weights(here / {str(lora.parent)!r}, weight_name={lora.name!r})"]
     words = [*files.words, *(word for pack in files.packs[:1] for word in pack.words[:1])]
     prompt = f"a photo of {words[0]}" if words else "a photo"
+    if files.clip_skip > 1:
+        lines += [
+            "",
+            f"# Clip skip {files.clip_skip}: the layers behind the one that is read are left out",
+            "parts = pipe.text_encoder.named_modules()",
+            'layers = next(part for name, part in parts if name.endswith("encoder.layers"))',
+            f"del layers[-{files.clip_skip - 1} :]",
+        ]
     lines += ["", f"picture = pipe({prompt!r}).images[0]", 'picture.save(here / "try.png")']
     return "\n".join(lines) + "\n"
 

@@ -14,6 +14,7 @@ from ..words.injection import Encoder
 from .device import DTYPES
 from .family import choose_family, width_of
 from .find import find_model
+from .layers import skip_layers
 from .unreadable import unreadable
 
 ALIGNMENT = 64  # bytes; what PyTorch's own allocations have
@@ -80,6 +81,7 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
             if keep:
                 _take_any_dtype(part)
     pipe.set_progress_bar_config(disable=True)
+    skip_layers(pipe, family, spec.clip_skip)
     encoders = tuple(
         _encoder(pipe, spec, about) for about in family.encoders if getattr(pipe, about.module, None) is not None
     )

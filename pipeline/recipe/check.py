@@ -12,7 +12,7 @@ from ..errors import RecipeError
 from .check_base import base_findings
 from .check_captions import capital_findings, shown_word_findings
 from .check_encoders import encoder_findings
-from .check_model import family_of, model_findings
+from .check_model import family_of, layer_findings, model_findings
 from .check_pictures import picture_findings
 from .check_stages import stage_findings
 from .check_targets import same_files, target_findings
@@ -74,6 +74,7 @@ def checked_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> t
 def _findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     family = family_of(recipe.model)
     yield from model_findings(recipe.model)
+    yield from layer_findings(recipe.model, family)
     yield from picture_findings(recipe, captioned)
     yield from _few(name_findings(recipe.words))
     yield from _few(same_files(recipe))

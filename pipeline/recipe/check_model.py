@@ -40,6 +40,12 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
             yield Finding(("model", "family" if spec.family else "base"), str(error))
 
 
+def layer_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:
+    """What is wrong with the layer of the text encoder that is to be read."""
+    if spec.clip_skip > 1 and family is not None and not family.clip_skip:
+        yield Finding(("model", "clip_skip"), f"{family.title} has one layer that is read; leave clip_skip out")
+
+
 def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:
     if path.suffix.lower() not in CHECKPOINTS:
         yield Finding(BASE, f"{path} is no checkpoint; one ends in {' or '.join(CHECKPOINTS)}")

@@ -17,6 +17,7 @@ class ModelSpec:
     revision: str | None
     variant: str | None
     config: str | None
+    clip_skip: int = 1
 
 
 @dataclass(frozen=True)

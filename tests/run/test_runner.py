@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from projects import make_project, run_project
 from pivotune import schemas
 from pivotune.converters.safetensors_file import read as read_safetensors
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.models import denoisers
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
+from pivotune.pipeline.recipe.check import check_recipe
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.data_facts import data_facts
@@ -157,6 +160,52 @@ def test_the_manifest_fits_its_schema_and_proves_the_run(tmp_path, lora):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert set(rows[0]["words"]["<cat>"]) == {"clip_l", "clip_g"}
+
+
+def test_an_earlier_layer_of_the_text_encoder_is_read_in_training_and_pictures(tmp_path, monkeypatch):
+    recipe, seen = load_recipe(make_project(tmp_path, model="clip_skip = 2")), []
+    encode = denoisers.UNet.encode
+
+    def spied(pipe, captions):
+        text = encode(pipe, captions)
+        if "<cat>" not in captions[0]:
+            return text
+        ids = pipe.tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        parts, hidden = dict(pipe.text_encoder.named_modules()), []
+        layer = next(part for name, part in parts.items() if name.endswith("encoder.layers.0"))
+        with layer.register_forward_hook(lambda layer, inputs, output: hidden.append(output)):
+            pipe.text_encoder(ids)
+        norm = next(part for name, part in parts.items() if name.endswith("final_layer_norm"))
+        assert torch.equal(text.states, norm(hidden[0]))  # of two layers
+        seen.append(captions)
+        return text
+
+    with monkeypatch.context() as patch:
+        patch.setattr(denoisers.UNet, "encode", staticmethod(spied))
+        folder = run_project(recipe, tmp_path / "run").folder
+    assert len(seen) == 3
+    plain = run_project(load_recipe(recipe.path, ["model.clip_skip=1"]), tmp_path / "plain").folder
+    for name in ("before-000-0.png", "after-000-0.png"):
+        assert (folder / "pictures" / name).read_bytes() != (plain / "pictures" / name).read_bytes()
+    assert "Clip skip 2" in (folder / "exports/a1111/HOW-TO.txt").read_text("utf-8")
+    assert "Clip skip" not in (plain / "exports/a1111/HOW-TO.txt").read_text("utf-8")
+    _, metadata = read_safetensors(folder / "exports/tiny_embeddings/cat.safetensors")
+    assert metadata["pivotune.clip_skip"] == "2"
+    pipe = runpy.run_path(str(folder / "exports/diffusers/load.py"))["pipe"]
+    ours, plainly = (load_model(replace(recipe.model, clip_skip=skip), torch.device("cpu")).pipe for skip in (2, 1))
+    answers = [encode(one, ["a red ring"]).states for one in (ours, pipe, plainly)]
+    assert torch.equal(answers[0], answers[1])
+    assert not torch.allclose(answers[0], answers[2])
+
+
+def test_a_layer_that_a_model_does_not_have_is_refused(tmp_path):
+    sdxl = load_recipe(make_project(tmp_path, "sdxl", model="clip_skip = 2"))
+    (told,) = [problem.text for problem in check_recipe(sdxl.path).problems if problem.severity == "error"]
+    assert told == "Stable Diffusion XL has one layer that is read; leave clip_skip out"
+    with pytest.raises(StageError, match=r"model.clip_skip = 2: Stable Diffusion XL has one layer"):
+        run_project(sdxl, tmp_path / "run")
+    with pytest.raises(StageError, match=r"model.clip_skip = 3: the text encoder has 2 layers"):
+        load_model(replace(sdxl.model, base="micro", family=None, clip_skip=3), torch.device("cpu"))
 
 
 def test_the_lines_for_diffusers_run(tmp_path):
