@@ -74,6 +74,10 @@ def _moves(place: Place, table: dict[str, Any], steps: int, rate: float | dict[s
             f"{kind} finds its step size itself and learning_rate multiplies it: {highest:g} is far below the usual 1"
         )
         yield Finding((*place, "learning_rate"), text, "warning")
+    schedule = table["schedule"]
+    if isinstance(schedule, dict) and (schedule["kind"] == "piecewise") != bool(schedule.get("pieces")):
+        text = "piecewise and pieces = [[from, factor], ...] belong together"
+        yield Finding((*place, "schedule"), text)
     if warmup >= 1 and warmup != int(warmup):
         yield Finding((*place, "warmup_steps"), f"{warmup:g} is neither a number of steps nor a share below 1")
     elif warmup >= steps:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Shape = Callable[[float, Mapping[str, Any]], float]
@@ -24,13 +24,21 @@ def rate_factor(schedule: str | Mapping[str, Any], step: int, *, steps: int, war
     """Factor of the learning rate at `step`, counted from 0: a linear warm-up, then the schedule to the last step.
 
     `schedule` is a name, or a table with `kind`, `cycles`, `power` and `end`, the share that is left at the last step;
-    `restarts` and `polynomial` are diffusers' cosine_with_restarts and polynomial. `warmup_steps` below 1 are a share
-    of the steps.
+    `restarts`, `polynomial` and `piecewise` are diffusers' cosine_with_restarts, polynomial and piecewise_constant.
+    `warmup_steps` below 1 are a share of the steps.
     """
     about: Mapping[str, Any] = {"kind": schedule} if isinstance(schedule, str) else schedule
     warmup = round(warmup_steps * steps) if warmup_steps < 1 else int(warmup_steps)
     if step < warmup:
         return (step + 1) / warmup
+    if about["kind"] == "piecewise":
+        return _piece(about.get("pieces", ()), step, steps)
     shape = SCHEDULES[about["kind"]]((step - warmup) / max(1, steps - warmup), about)
     end = float(about.get("end", 0.0))
     return shape if about["kind"] == "constant" else end + (1.0 - end) * shape
+
+
+def _piece(pieces: Sequence[Sequence[float]], step: int, steps: int) -> float:
+    """The factor of the last piece that has begun; 1 before the first."""
+    begun = [(start if start >= 1 else start * steps, factor) for start, factor in pieces]
+    return next((float(factor) for start, factor in sorted(begun, reverse=True) if start <= step), 1.0)

@@ -194,3 +194,16 @@ def test_check_needs_no_heavy_library(good: Path) -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "right"),
+    [
+        ("{ kind = 'piecewise', pieces = [[0, 1.0], [0.5, 0.1]] }", True),
+        ("{ kind = 'piecewise' }", False),
+        ("{ kind = 'linear', pieces = [[5, 0.1]] }", False),
+    ],
+)
+def test_pieces_belong_to_a_schedule_in_pieces(good, schedule, right):
+    said = [problem.text for problem in check_recipe(good, [f"train.schedule={schedule}"]).problems]
+    assert said == ([] if right else ["piecewise and pieces = [[from, factor], ...] belong together"])

@@ -20,3 +20,9 @@ def test_schedules_start_after_the_warm_up_and_end_at_the_last_step():
     assert rate_factor("linear", 5, steps=10, warmup_steps=0) == pytest.approx(0.5)
     assert rate_factor("cosine", 7, steps=10, warmup_steps=4) == pytest.approx(0.5)
     assert rate_factor("sqrt", 75, steps=100, warmup_steps=0) == pytest.approx(0.5)
+
+
+def test_a_schedule_in_pieces_has_the_factor_of_the_last_that_began():
+    about = {"kind": "piecewise", "pieces": [[0.5, 0.1], [2, 0.4], [8, 0.0]]}
+    factors = [rate_factor(about, step, steps=10, warmup_steps=1) for step in range(10)]
+    assert factors == [1.0, 1.0, 0.4, 0.4, 0.4, 0.1, 0.1, 0.1, 0.0, 0.0]
