@@ -68,9 +68,10 @@ def _family_of_lora(lora: Path, found: Recognised, words: Sequence[Path], option
 
     Raises ConvertError if it stays open.
     """
+    first = _words_to_add(words[0])
     if options.family is not None:
-        return asked_family(options.family)
-    rest, small = found.contents.rest, stated_family(_words_to_add(words[0]))
+        return asked_family(options.family, first)
+    rest, small = found.contents.rest, stated_family(first)
     stated = lora_families(rest, found.contents.metadata)
     if small is not None and small.name in (stated or [small.name]):
         other = small.widths != all_families()[small.name].widths

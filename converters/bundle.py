@@ -8,7 +8,7 @@ from dataclasses import replace as with_changes
 from .check import is_finite, is_zero
 from .embedding import Contents, Embedding
 from .errors import ConvertError
-from .slots import as_rows, is_rows, outputs, slots
+from .slots import as_rows, is_rows, outputs, slots, split_out
 from .tensor import RawTensor
 
 PREFIX = "bundle_emb."
@@ -29,14 +29,14 @@ def bundle(
     would make A1111 refuse the whole LoRA or lose a word: a name that is empty or has a dot, two names that
     differ in case only, output vectors (left out with `drop_outputs`), vectors of zeros or not finite.
     """
-    words = {embedding.name: embedding for embedding in lora.embeddings}
+    words = {embedding.name: _spelled(embedding) for embedding in lora.embeddings}
     folded = {name.casefold(): name for name in words}
     for embedding in embeddings:
         taken = folded.get(embedding.name.casefold())
         if taken is not None and not (replace and taken == embedding.name):
             raise ConvertError(f"the LoRA has a word {taken!r} already; pass --replace, or rename the new one")
         folded[embedding.name.casefold()] = embedding.name
-        words[embedding.name] = _fit(embedding, widths, drop_outputs)
+        words[embedding.name] = _spelled(_fit(embedding, widths, drop_outputs))
     return with_changes(lora, embeddings=tuple(words.values()))
 
 
@@ -98,6 +98,14 @@ def check_name(name: str) -> None:
             f"the word {name!r} has a dot, at which A1111 and SD.Next would cut it; "
             f"rename it first, for example to {name.replace('.', '_')!r}"
         )
+
+
+def _spelled(embedding: Embedding) -> Embedding:
+    """SD 2's one encoder as all who write bundles call it: `clip_l`, like SD 1's; readers know it by its width."""
+    if {split_out(key)[0] for key in embedding.vectors} != {"clip_h"}:
+        return embedding
+    vectors = {"clip_l" + split_out(key)[1]: tensor for key, tensor in embedding.vectors.items()}
+    return with_changes(embedding, vectors=vectors)
 
 
 def _fit(embedding: Embedding, widths: Mapping[str, int] | None, drop_outputs: bool) -> Embedding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from math import fsum, isfinite, sqrt
 from pathlib import Path
@@ -12,14 +13,15 @@ from .dialects import DIALECTS
 from .dtypes import values
 from .embedding import Contents, Embedding
 from .errors import ConvertError
-from .families import all_families
+from .families import Family, all_families
 from .lora_layout import describe
 from .opening import open_file
 from .read import dialect_of, families_of, stated_family, unknown
-from .slots import UNNAMED, outputs
+from .slots import UNNAMED, outputs, settle
 from .stored import Stored
 from .tensor import READABLE, RawTensor
 from .verdicts import verdicts
+from .words import own_words
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
@@ -43,8 +45,11 @@ def inspect(path: Path | str) -> dict[str, Any]:
         lora = {**info._asdict(), "tensors": len(contents.rest)}
         families = [name for name in info.families if name in families or not contents.embeddings] or families
     kinds = [all_families()[name] for name in families]
-    if not kinds and (small := stated_family(contents.embeddings)) is not None:
-        families, kinds = [small.name], [small]
+    own = stated_family(own_words(contents)) if len(kinds) != 1 else None
+    if own is not None and own.name in (families or [own.name]):
+        families, kinds = [own.name], [own]
+    if len(kinds) == 1:
+        contents = replace(contents, embeddings=tuple(_settled(word, kinds[0]) for word in contents.embeddings))
     embeddings = [_embedding(item) for item in contents.embeddings]
     return {
         "path": str(path),
@@ -85,6 +90,10 @@ def _families(contents: Contents, dialect: str | None) -> list[str]:
         own = families_of(embedding, dialect)
         found = own if found is None else [name for name in found if name in own]
     return found or []
+
+
+def _settled(word: Embedding, family: Family) -> Embedding:
+    return replace(word, vectors=settle(word.vectors, family.widths))
 
 
 def _embedding(embedding: Embedding) -> dict[str, Any]:

@@ -37,8 +37,9 @@ def write(
 
     Each file is read back as the program reads it. What it cannot hold is in `losses`; `strict` makes that an error.
     """
-    kind = asked_family(family)
-    return _done(lambda files: add_words(files, list(words), program, kind, Path(folder)), overwrite, strict)
+    given = list(words)
+    kind = asked_family(family, given)
+    return _done(lambda files: add_words(files, given, program, kind, Path(folder)), overwrite, strict)
 
 
 def retarget(

@@ -14,7 +14,7 @@ from .errors import ConvertError
 from .families import Family, all_families, possible_families
 from .opening import open_file
 from .safetensors_file import SMALL
-from .slots import LONG, UNNAMED, outputs, split_out
+from .slots import LONG, UNNAMED, outputs, settle, split_out
 from .stored import Stored
 
 FEW, MANY = 8, 256  # tensors of a file whose signs are kept, and files of which they are
@@ -110,9 +110,9 @@ def stated_family(words: Sequence[Embedding]) -> Family | None:
     found: dict[str, set[int]] = {}
     for word in words:
         for key, tensor in word.vectors.items():
-            base = split_out(key)[0]
-            base = family.encoders[0].key if base == UNNAMED and len(family.encoders) == 1 else base
-            found.setdefault(base, set()).add(tensor.shape[-1])
+            size = tensor.shape[-1]
+            [settled] = settle({key: tensor}, {next(iter(family.widths)): size} if len(family.widths) == 1 else {})
+            found.setdefault(split_out(settled)[0], set()).add(size)
     if not found.keys() <= family.widths.keys() or any(len(sizes) != 1 for sizes in found.values()):
         return None
     sized = (spec._replace(width=min(found.get(spec.key, {spec.width}))) for spec in family.encoders)

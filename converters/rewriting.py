@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from . import safetensors_file
@@ -11,8 +11,9 @@ from .atomic import Batch
 from .bundle import words_of
 from .dialects import DIALECTS
 from .dialects.keyed import WORDS
-from .embedding import Contents
+from .embedding import Contents, Embedding
 from .errors import ConvertError
+from .slots import slots
 from .tensor import RawTensor, same
 from .write import Written
 
@@ -37,17 +38,22 @@ def rewritten(
         raise ConvertError(f"{out}: must end in .safetensors, for programs go by the ending")
     tensors, metadata = DIALECTS[dialect].write(contents)
     if dialect == "bundle" or len(contents.embeddings) > 1:
-        metadata = {**metadata, WORDS: json.dumps({word.name: word.metadata for word in contents.embeddings})}
+        metadata = {**metadata, **each_ones(contents.embeddings)}
     if dialect == "bundle" and check is None:
         _check_words(out, contents, tensors)
     safetensors_file.add(files, out, tensors, metadata, check=check, copied=contents.rest)
     return [Written(out, program, dialect, " ".join(word.name for word in contents.embeddings), losses)]
 
 
+def each_ones(words: Iterable[Embedding]) -> dict[str, str]:
+    """Metadata of a file of several words that keeps each one's own, the same in whatever order they are given."""
+    return {WORDS: json.dumps({word.name: word.metadata for word in words}, sort_keys=True)}
+
+
 def _check_words(out: Path, contents: Contents, tensors: dict[str, RawTensor]) -> None:
     """Raises ConvertError unless the tensors as they will be written give back every word bit for bit."""
     found, rest = words_of(tensors)
-    meant = {word.name: word.vectors for word in contents.embeddings}
+    meant = {word.name: slots(word.vectors) for word in contents.embeddings}
     if {word.name for word in found} != meant.keys() or rest.keys() != contents.rest.keys():
         raise ConvertError(f"{out}: its words would not be found again under their names")
     for word in found:

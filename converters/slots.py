@@ -56,16 +56,23 @@ def _slots(signs: tuple[tuple[str, int | None], ...]) -> tuple[str, ...]:
 
 
 def settle(vectors: Mapping[str, RawTensor], widths: Mapping[str, int]) -> dict[str, RawTensor]:
-    """The same vectors with an UNNAMED one given to the only encoder of a model that has its width, if there is one."""
+    """The same vectors with an UNNAMED one given to the only encoder of a model that has its width, if there is one.
+
+    So is a CLIP's in a model whose one encoder is another CLIP: bundles call SD 2's as they call SD 1's.
+    """
     settled: dict[str, RawTensor] = {}
     for key, tensor in vectors.items():
-        if not key.startswith(UNNAMED):
+        base, out = split_out(key)
+        if base != UNNAMED and not (_is_clip(base) and len(widths) == 1 and _is_clip(*widths)):
             settled[key] = tensor
             continue
-        base, out = split_out(key)
         fitting = [encoder for encoder, size in widths.items() if tensor.shape and size == tensor.shape[-1]]
-        settled[fitting[0] + out if base == UNNAMED and len(fitting) == 1 else key] = tensor
+        settled[fitting[0] + out if len(fitting) == 1 else key] = tensor
     return settled
+
+
+def _is_clip(key: str) -> bool:
+    return key.startswith("clip_")
 
 
 def split_out(key: str) -> tuple[str, str]:

@@ -118,15 +118,15 @@ def named(words: Iterable[Embedding], name: str | None) -> Iterable[Embedding]:
 def family_of_words(path: Path, words: Sequence[Embedding], found: Recognised, options: Options) -> Family:
     """The one family that words and LoRA leave, or the one that was asked for. Raises ConvertError if it stays open."""
     if options.family is not None:
-        return asked_family(options.family)
+        return asked_family(options.family, words)
     shapes = {tuple(sorted((key, tensor.shape[-1]) for key, tensor in word.vectors.items())): word for word in words}
     each = [families_of(word, found.dialect) for word in shapes.values()]
     possible = [name for name in all_families() if all(name in names for names in each)]
     if found.contents.rest and len(possible) != 1:
         stated = lora_families(found.contents.rest, found.contents.metadata)
         possible = [name for name in stated if name in possible] or possible
-    if not possible and (small := stated_family(words)) is not None:
-        return small
+    if len(possible) != 1 and (own := stated_family(words)) is not None and own.name in (possible or [own.name]):
+        return own
     if len(possible) != 1:
         sizes = ", ".join(
             sorted({f"{key} {tensor.shape[-1]}" for word in words for key, tensor in word.vectors.items()})
@@ -137,11 +137,12 @@ def family_of_words(path: Path, words: Sequence[Embedding], found: Recognised, o
     return all_families()[possible[0]]
 
 
-def asked_family(name: str) -> Family:
-    """A family by name; ConvertError that lists them all for a wrong one."""
+def asked_family(name: str, words: Sequence[Embedding] = ()) -> Family:
+    """A family by name, as small as words of ours for it are; ConvertError that lists all families for a wrong one."""
     if name not in all_families():
         raise ConvertError(f"{name!r} is no family; choose from {', '.join(all_families())}")
-    return all_families()[name]
+    stated = stated_family(words)
+    return stated if stated is not None and stated.name == name else all_families()[name]
 
 
 def what(found: Recognised) -> str:

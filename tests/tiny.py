@@ -60,13 +60,13 @@ def tiny_scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
-def tiny_sd(seed: int = 0, **text_changes: Any) -> StableDiffusionPipeline:
-    """A random model in the shape of Stable Diffusion 1.x: one encoder of width 32, 16x16 pictures."""
+def tiny_sd(seed: int = 0, width: int = 32, **text_changes: Any) -> StableDiffusionPipeline:
+    """A random model in the shape of Stable Diffusion 1.x: one encoder, 16x16 pictures."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     return StableDiffusionPipeline(
-        vae=tiny_vae(), text_encoder=CLIPTextModel(text_config(tokenizer, 32, **text_changes)), tokenizer=tokenizer,
-        unet=tiny_unet(32), scheduler=tiny_scheduler(), safety_checker=None, feature_extractor=None,
+        vae=tiny_vae(), text_encoder=CLIPTextModel(text_config(tokenizer, width, **text_changes)), tokenizer=tokenizer,
+        unet=tiny_unet(width), scheduler=tiny_scheduler(), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
 

@@ -12,6 +12,8 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.lora import lora_metadata, write_lora
 from ...converters.programs import Program, reads_lora
+from ...converters.rewriting import each_ones
+from ...converters.slots import slots
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
 from ..run.state import Run
@@ -41,19 +43,20 @@ def write_bundle(
     *,
     facts: Mapping[str, RawTensor] | None = None,
 ) -> None:
-    """The LoRA with the words as `bundle_emb.<name>.<key>`. A family with one encoder has its key spelled `clip_l`.
+    """The LoRA with the words as `bundle_emb.<name>.<key>`, and in the metadata what each one's own file says of it.
 
     Raises ConvertError when the file does not hold what went in, or `program` would not find the words in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own, sizes = spelled(words, widths(run))
-    whole = bundle(Contents(rest=dict(tensors)), own, widths=sizes)
-    write_lora(path, tensors_of(whole), _metadata(run, facts or tensors))
+    whole = bundle(Contents(rest=dict(tensors)), words, widths=widths(run))
+    own = whole.embeddings
+    write_lora(path, tensors_of(whole), _metadata(run, facts or tensors) | each_ones(own))
     found, rest = words_of(safetensors_file.read(path)[0])
     _compare(path, rest, tensors)
     back = {word.name: word.vectors for word in found}
     for word in own:
-        if word.name not in back or any(not same(back[word.name][key], raw) for key, raw in word.vectors.items()):
+        found_of = back.get(word.name, {})
+        if any(key not in found_of or not same(found_of[key], raw) for key, raw in slots(word.vectors).items()):
             raise ConvertError(f"{path}: the word {word.name!r} does not come back as it went in")
     seen = check_reading(run, path, program)
     lost = [word.name for word in own if word.name not in seen]
@@ -68,14 +71,6 @@ def check_reading(run: Run, path: Path, program: Program) -> set[str]:
     if reading.breaks:
         raise ConvertError(f"{path}: {program.title} would not load it: {reading.breaks}")
     return set(reading.words)
-
-
-def spelled(words: Iterable[Embedding], sizes: dict[str, int]) -> tuple[list[Embedding], dict[str, int]]:
-    """Bundles of a single-encoder model say `clip_l` whatever the encoder (SD 2's too): readers go by that key."""
-    if len(sizes) > 1:
-        return list(words), sizes
-    [(key, size)] = sizes.items()
-    return [Embedding(word.name, {"clip_l": word.vectors[key]}, word.metadata) for word in words], {"clip_l": size}
 
 
 def _metadata(run: Run, tensors: Mapping[str, RawTensor]) -> dict[str, str]:

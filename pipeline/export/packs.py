@@ -19,7 +19,6 @@ from ...converters.tensor import RawTensor, same
 from ...converters.write import FORMAT, Written, layout_for
 from ..run.state import Run
 from .artefacts import note
-from .lora import spelled
 from .standalone import widths
 
 
@@ -74,9 +73,8 @@ def _add(run: Run, files: Batch, words: Sequence[Embedding], folder: Path, stem:
 
 def _as_lora(run: Run, files: Batch, words: Sequence[Embedding], path: Path, program: Program) -> Written:
     """A LoRA file that has words and no layers."""
-    own, sizes = spelled(words, widths(run))
     facts = {**FORMAT, "ss_base_model_version": run.model.family.base_model_version, "ss_output_name": path.stem}
-    contents = bundle(Contents(metadata=facts), own, widths=sizes)
+    contents = bundle(Contents(metadata=facts), words, widths=widths(run))
     check = partial(_check_lora, run=run, path=path, program=program, words=words)
     [made] = rewritten(files, path, contents, "bundle", program.name, check=check)
     return made._replace(trigger=f"<lora:{path.stem}:1> {words[0].name}")
