@@ -46,9 +46,8 @@ def export_for(
         declared, files = 1, Files({}, path.name, names)
     else:
         words, packs, declared = _words(run, ready.embeddings, program, folder, each=each, most=most)
-        own, lora = _lora(
-            run, ready, program, folder, made, [one.path for several in words.values() for one in several]
-        )
+        taken = {one.path.name.casefold() for several in words.values() for one in several}
+        own, lora = _lora(run, ready, program, folder, made, taken)
         declared, files = declared + own, Files(words, lora, packs=packs)
     if ready.rest:
         run.warnings += lost(ready.rest, program)
