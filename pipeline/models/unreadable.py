@@ -14,7 +14,10 @@ READ_ERRORS = (OSError, ValueError, RuntimeError, LookupError, EOFError, Unpickl
 
 def unreadable(spec: ModelSpec, why: Exception | str, hint: str = "") -> StageError:
     """The error of a model that cannot be loaded: which one, why, and what helps."""
-    return StageError(f"model.base = {spec.base!r} cannot be loaded: {_one_line(why)}{hint}")
+    from .full_memory import out_of_memory  # which needs torch; whoever looks for a model does not
+
+    full = out_of_memory(why) if isinstance(why, Exception) else None
+    return StageError(full or f"model.base = {spec.base!r} cannot be loaded: {_one_line(why)}{hint}")
 
 
 def _one_line(why: Exception | str) -> str:

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 
 from ..errors import StageError
-from ..machine import FULL_MEMORY, system_words
+from ..machine import system_words
+from ..models.full_memory import out_of_memory
 
-FULL_DEVICE = "the device's memory is full; try model.dtype = 'bfloat16', or device = 'cpu'"
 LESS = "a smaller batch_size with gradient_accumulation, gradient_checkpointing = true, a smaller resolution"
 GO_ON = "then the same command goes on from the last checkpoint"
-# What allocators and threads say where they have no exception of their own: PyTorch on the CPU, on MPS, pthreads, and
-# oneDNN, whose convolutions name no cause: starved at sixty different amounts, this is what it said of a full memory.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory",
-              "can't start new thread", "unable to mmap",
-              "could not create a primitive", "could not create a memory")  # fmt: skip
-
-
-def out_of_memory(error: BaseException) -> str | None:
-    """Whose memory is full, in words, when the error says so: of the accelerator or of the machine itself."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return FULL_DEVICE
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return FULL_MEMORY
-    if isinstance(error, (RuntimeError, SafetensorError)):
-        text = str(error).lower()
-        if any(part in text for part in _NO_MEMORY):
-            return FULL_DEVICE if "mps" in text or "cuda" in text or "xpu" in text else FULL_MEMORY
-    return None
 
 
 def in_words(error: BaseException, way_out: str = "") -> str | None:

@@ -1,5 +1,6 @@
 """One process a folder, and a lock that no dead process holds."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -38,3 +39,43 @@ def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(tmp_path: Pa
 def test_a_folder_without_a_lock_stays_so(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+NO_LOCKS = """
+import errno, fcntl
+def none(*args):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+fcntl.flock = none
+"""
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_on_a_disk_without_locks_a_killed_process_holds_nothing_and_another_machines_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="this system locks in another way")
+
+    def none(*args: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    hold = [sys.executable, "-W", "ignore", "-c", NO_LOCKS + HOLD, str(tmp_path)]
+    holder = subprocess.Popen(hold, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(StageError, match=f"process {holder.pid} on .* no more, delete .*/.lock"), locked(tmp_path):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+    (tmp_path / ".lock").write_text("4711\nelsewhere\n", "utf-8")
+    with pytest.raises(StageError, match="process 4711 on elsewhere is running in this folder"), locked(tmp_path):
+        pass
+
+
+def test_a_lock_file_that_a_machine_left_behind_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("4711\nelsewhere\n", "utf-8")
+    with locked(tmp_path):
+        assert "elsewhere" not in (tmp_path / ".lock").read_text("utf-8")
