@@ -13,15 +13,15 @@ from .dialects import DIALECTS
 from .dtypes import values
 from .embedding import Contents, Embedding
 from .errors import ConvertError
-from .families import Family, all_families
+from .families import Family
+from .likely import likely_families
 from .lora_layout import describe
 from .opening import open_file
-from .read import dialect_of, families_of, stated_family, unknown
+from .read import dialect_of, unknown
 from .slots import UNNAMED, outputs, settle
 from .stored import Stored
 from .tensor import READABLE, RawTensor
 from .verdicts import verdicts
-from .words import own_words
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
@@ -39,15 +39,9 @@ def inspect(path: Path | str) -> dict[str, Any]:
     except ConvertError as error:
         contents, notes = Contents(), [str(error).removeprefix(f"{stored.path}: ")]
     kind = _kind(stored, contents)
-    families, lora = _families(contents, dialect), None
-    if kind in ("lora", "bundle"):
-        info = describe(contents.rest, contents.metadata)
-        lora = {**info._asdict(), "tensors": len(contents.rest)}
-        families = [name for name in info.families if name in families or not contents.embeddings] or families
-    kinds = [all_families()[name] for name in families]
-    own = stated_family(own_words(contents)) if len(kinds) != 1 else None
-    if own is not None and own.name in (families or [own.name]):
-        families, kinds = [own.name], [own]
+    lora = describe(contents.rest, contents.metadata) if kind in ("lora", "bundle") else None
+    kinds = likely_families(contents, dialect, lora)
+    families = [family.name for family in kinds]
     if len(kinds) == 1:
         contents = replace(contents, embeddings=tuple(_settled(word, kinds[0]) for word in contents.embeddings))
     embeddings = [_embedding(item) for item in contents.embeddings]
@@ -59,7 +53,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "family": families[0] if len(families) == 1 else None,
         "families": families,
         "embeddings": embeddings,
-        "lora": lora,
+        "lora": None if lora is None else {**lora._asdict(), "tensors": len(contents.rest)},
         "metadata": dict(stored.metadata),
         "notes": [*notes, *_notes(stored, contents), *_vector_notes(embeddings)],
         "programs": {}
@@ -82,14 +76,6 @@ def _kind(stored: Stored, contents: Contents) -> str:
     if contents.embeddings:
         return "bundle" if stored.is_lora else "embedding"
     return "lora" if contents.rest else "other"
-
-
-def _families(contents: Contents, dialect: str | None) -> list[str]:
-    found: list[str] | None = None
-    for embedding in contents.embeddings:
-        own = families_of(embedding, dialect)
-        found = own if found is None else [name for name in found if name in own]
-    return found or []
 
 
 def _settled(word: Embedding, family: Family) -> Embedding:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
-from . import adding, operations
+from . import adding, operations, renaming
 from .atomic import Batch, batch
 from .embedding import Embedding
 from .errors import ConvertError
@@ -78,9 +78,14 @@ def bundle(
     return _done(lambda files: adding.bundle(files, Path(lora), paths, Path(out), programs, options), overwrite, strict)
 
 
-def rename(path: Place, new: str, out: Place, *, overwrite: bool = False) -> list[Written]:
-    """The same file with a word called `new`; `old=new` says which, where there are several."""
-    return _done(lambda files: operations.rename(files, Path(path), new, Path(out)), overwrite, False)
+def rename(path: Place, new: str, out: Place | None = None, *, overwrite: bool = False) -> list[Written]:
+    """The same file with a word called `new`; `old=new` says which, where there are several.
+
+    `out` is a file, or a folder (the file's own, if it is not given), where the file of a single word is called like
+    the word, for most programs go by that; `prompts` of what comes back says what is typed in each.
+    """
+    place = None if out is None else Path(out)
+    return _done(lambda files: renaming.rename(files, Path(path), new, place), overwrite, False)
 
 
 def merge(

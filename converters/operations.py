@@ -1,4 +1,4 @@
-"""Unbundle, retarget, rename and merge: a few lines each over reading and writing; `adding` has bundle."""
+"""Unbundle, retarget, merge and split: a few lines each over reading and writing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import safetensors_file
 from .atomic import Batch
-from .bundle import PREFIX, check_name
+from .bundle import PREFIX
 from .bundle import bundle as bundled
 from .dialects.keyed import WORDS
 from .embedding import Contents, Embedding
@@ -20,7 +20,7 @@ from .programs import programs
 from .read import recognised
 from .rewriting import rewritten
 from .slots import settle
-from .words import Options, family_of_words, joined, named, names, own_words, together, what
+from .words import Options, family_of_words, joined, named, own_words, together, what
 from .write import Written, add_words, layout_for
 
 DEFAULT_PROGRAMS = ("comfyui", "onetrainer")  # spelled as most programs read it
@@ -62,25 +62,6 @@ def retarget(files: Batch, path: Path, folder: Path, targets: Sequence[str], opt
     if options.dialect is not None:
         return _in_dialect(files, words, folder, options.dialect)
     return _for_targets(files, words, targets, family_of_words(path, words, found, options), folder)
-
-
-def rename(files: Batch, path: Path, new: str, out: Path) -> list[Written]:
-    """The same file with a word called otherwise; `old=new` says which, and must where there are several."""
-    found = recognised(path)
-    words = own_words(found.contents)
-    old, given, name = new.rpartition("=")
-    if (given or len(words) > 1) and words and old not in [word.name for word in words]:
-        raise ConvertError(f"{path}: has no word {old!r}; say which, as OLD=NEW, of {names(words)}")
-    if not words:
-        raise ConvertError(f"{path}: {what(found)}, so there is no word to rename")
-    if not name.strip():
-        raise ConvertError(f"{path}: a word must have a name; the new one is blank")
-    if len(words) > 1 and any(word.name.casefold() == name.casefold() for word in words if word.name != old):
-        raise ConvertError(f"{path}: has a word {name!r} already")
-    if found.dialect == "bundle":
-        check_name(name)
-    renamed = tuple(replace(word, name=name) if word.name == old or len(words) == 1 else word for word in words)
-    return rewritten(files, out, replace(found.contents, embeddings=renamed), found.dialect or "")
 
 
 def merge(

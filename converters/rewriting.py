@@ -36,13 +36,19 @@ def rewritten(
     """
     if out.suffix.lower() != ".safetensors":
         raise ConvertError(f"{out}: must end in .safetensors, for programs go by the ending")
-    tensors, metadata = DIALECTS[dialect].write(contents)
-    if dialect == "bundle" or len(contents.embeddings) > 1:
-        metadata = {**metadata, **each_ones(contents.embeddings)}
+    tensors, metadata = laid_out(contents, dialect)
     if dialect == "bundle" and check is None:
         _check_words(out, contents, tensors)
     safetensors_file.add(files, out, tensors, metadata, check=check, copied=contents.rest)
     return [Written(out, program, dialect, " ".join(word.name for word in contents.embeddings), losses)]
+
+
+def laid_out(contents: Contents, dialect: str) -> tuple[dict[str, RawTensor], dict[str, str]]:
+    """Tensors and metadata of such a file; that of several words keeps each one's own metadata."""
+    tensors, metadata = DIALECTS[dialect].write(contents)
+    if dialect == "bundle" or len(contents.embeddings) > 1:
+        metadata = {**metadata, **each_ones(contents.embeddings)}
+    return tensors, metadata
 
 
 def each_ones(words: Iterable[Embedding]) -> dict[str, str]:

@@ -50,18 +50,23 @@ def joined(words: Sequence[Embedding], path: Path, found: Recognised) -> Sequenc
 
     (`<stem>_2-steps-500` for what was saved while it trained.)
     """
-    if found.dialect != "diffusers" or not words:
-        return words
+    other = other_half(path, found)
+    return words if other is None else together([*words, *other.contents.embeddings])
+
+
+def other_half(path: Path, found: Recognised) -> Recognised | None:
+    """The second of diffusers' two files of SDXL words, if `path` is the first and it lies beside."""
     stem, dash, steps = _steps(path)
     beside = path.with_name(f"{stem}_2{dash}{steps}{path.suffix}")
-    if not beside.is_file():
-        return words
+    words = found.contents.embeddings
+    if found.dialect != "diffusers" or not words or not beside.is_file():
+        return None
     other = recognised(beside)
     halves = other.contents.embeddings
     if other.dialect != "diffusers" or {word.name for word in halves} != {word.name for word in words}:
-        return words
+        return None
     alike = {key for word in words for key in word.vectors} & {key for word in halves for key in word.vectors}
-    return words if alike else together([*words, *halves])
+    return None if alike else other
 
 
 def without_halves(paths: Sequence[Path]) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from . import safetensors_file
@@ -23,13 +24,17 @@ FORMAT = {"format": "pt"}  # without it some loaders built on transformers refus
 
 
 class Written(NamedTuple):
-    """One file that was written: for which program, what the user types there, and what could not go in."""
+    """One file that was written: for which program, what the user types there, and what could not go in.
+
+    `prompts` is what the user types in each program, for a file that is for no one program.
+    """
 
     path: Path
     program: str
     dialect: str
     trigger: str
     losses: tuple[str, ...] = ()
+    prompts: Mapping[str, str] = MappingProxyType({})
 
 
 def write_word(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..converters import adding, operations
+from ..converters import adding, operations, renaming
 from ..converters.dialects import WRITABLE
 from ..converters.families import family_names
 from ..converters.folders import files_in
@@ -118,12 +118,18 @@ def retarget(
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.argument("new")
-@_OUT_FILE
+@click.argument("new", metavar="[OLD=]NEW")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder, or .safetensors file, to write; beside FILE if not given."
+)
 @_writes
-def rename(file: Path, new: str, out: Path, **how: bool) -> None:
-    """Give the word in FILE the name NEW; where there are several, NEW is OLD=NEW."""
-    each([file], lambda files, path: operations.rename(files, path, new, out), How(**how), [file])
+def rename(file: Path, new: str, out: Path | None, **how: bool) -> None:
+    """Give the word in FILE the name NEW; where there are several, OLD says which.
+
+    Most programs call a word like its file, so the new file is called NEW too, unless --out names it. A LoRA keeps its
+    file's name.
+    """
+    each([file], lambda files, path: renaming.rename(files, path, new, out), How(**how), [file])
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ def written_json(path: Path, written: Iterable[Written]) -> str:
     """What was written for one file, as JSON."""
     files: list[dict[str, Any]] = [
         {"path": str(item.path), "program": item.program, "dialect": item.dialect, "prompt": item.trigger,
-         "losses": list(item.losses)}
+         "prompts": dict(item.prompts), "losses": list(item.losses)}
         for item in written
     ]  # fmt: skip
     return json.dumps({"path": str(path), "written": files, "error": None})
@@ -77,8 +77,19 @@ def written_json(path: Path, written: Iterable[Written]) -> str:
 def written_lines(written: Iterable[Written]) -> Iterator[str]:
     """What was written and what to type for it, a line each."""
     for item in written:
-        prompt = f"  type: {item.trigger}" if item.trigger and item.program else ""
-        yield printable(f"{item.path}{prompt}")
+        if item.prompts:
+            prompt = ", ".join(f"{typed} ({', '.join(where)})" for typed, where in _where(item.prompts).items())
+        else:
+            prompt = item.trigger if item.program else ""
+        yield printable(f"{item.path}" + (f"  type: {prompt}" if prompt else ""))
+
+
+def _where(prompts: Mapping[str, str]) -> dict[str, list[str]]:
+    """Programs by what is typed in them."""
+    found: dict[str, list[str]] = {}
+    for program, typed in prompts.items():
+        found.setdefault(typed, []).append(program)
+    return found
 
 
 def lost_lines(written: Iterable[Written]) -> Iterator[str]:

@@ -15,9 +15,10 @@ from pivotune.converters.dialects import DIALECTS
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import all_families
 from pivotune.converters.inspection import inspect
-from pivotune.converters.operations import merge, rename, retarget, unbundle
+from pivotune.converters.operations import merge, retarget, unbundle
 from pivotune.converters.programs import programs
 from pivotune.converters.read import recognised
+from pivotune.converters.renaming import rename
 from pivotune.converters.tensor import nbytes
 from pivotune.converters.words import Options
 

@@ -1,0 +1,96 @@
+"""Giving a word another name: in its file, and as its file, for most programs go by that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from .atomic import Batch
+from .bundle import check_name
+from .embedding import Contents
+from .errors import ConvertError
+from .folders import EXTENSIONS
+from .likely import likely_families
+from .lora_layout import describe
+from .names import distinct_stems
+from .programs import programs
+from .read import Recognised, recognised
+from .rewriting import laid_out, rewritten
+from .stored import Stored
+from .verdicts import verdicts
+from .words import names, other_half, own_words, what
+from .write import Written
+
+NAMED_FOR = "a1111"  # the program whose characters a file's name may have: most others take these too
+
+
+def rename(files: Batch, path: Path, new: str, out: Path | None = None) -> list[Written]:
+    """The same file with a word called otherwise; `old=new` says which, and must where there are several.
+
+    `out` is a file, or a folder (the file's own, if it is None), and then a file of one word is called like the word,
+    any other as it was. The second of diffusers' two SDXL files comes along. Raises ConvertError for a word that is not
+    there, or a name that is taken or cannot be one.
+    """
+    found = recognised(path)
+    old, name = _meant(path, found, new)
+    place = _place(path, found, name, out)
+    written = [_written(files, place, found, old, name)]
+    if (half := other_half(path, found)) is not None:
+        written.append(_written(files, place.with_stem(f"{place.stem}_2"), half, old, name))
+    return written
+
+
+def _meant(path: Path, found: Recognised, new: str) -> tuple[str, str]:
+    """The word's name as it is and as it shall be."""
+    words = own_words(found.contents)
+    if not words:
+        raise ConvertError(f"{path}: {what(found)}, so there is no word to rename")
+    old, given, name = new.rpartition("=")
+    if not given and len(words) > 1:
+        raise ConvertError(f"{path}: has {len(words)} words; say which one, as OLD=NEW, of {names(words)}")
+    if given and old not in [word.name for word in words]:
+        raise ConvertError(f"{path}: has no word {old!r}; say which, as OLD=NEW, of {names(words)}")
+    if not name.strip():
+        raise ConvertError(f"{path}: a word must have a name; the new one is blank")
+    old = old if given else words[0].name
+    if any(word.name.casefold() == name.casefold() for word in words if word.name != old):
+        raise ConvertError(f"{path}: has a word {name!r} already")
+    if found.dialect == "bundle":
+        check_name(name)
+    return old, name
+
+
+def _place(path: Path, found: Recognised, name: str, out: Path | None) -> Path:
+    """The file to write; a word by itself is found by its file's name, words in a LoRA or a pack are not."""
+    folder = path.parent if out is None else out
+    if out is not None and not out.is_dir() and out.suffix.lower() in EXTENSIONS:
+        return out
+    if found.contents.rest or len(found.contents.embeddings) > 1 or found.dialect == "bundle":
+        return folder / f"{path.stem}.safetensors"
+    program = programs()[NAMED_FOR]
+    try:
+        return folder / f"{distinct_stems([name], program.characters, program.reserved)[name]}.safetensors"
+    except ConvertError as error:
+        raise ConvertError(f"{path}: no file can be named after {name[:40]!r}; name it with --out FILE") from error
+
+
+def _written(files: Batch, place: Path, found: Recognised, old: str, name: str) -> Written:
+    words = tuple(replace(word, name=name) if word.name == old else word for word in own_words(found.contents))
+    contents, dialect = replace(found.contents, embeddings=words), found.dialect or ""
+    stored = Stored(place, *laid_out(contents, dialect))
+    typed, mute = _typed(stored, contents, dialect)
+    losses = (f"prompts of {', '.join(mute)} cannot hold the name of this file",) if mute else ()
+    [written] = rewritten(files, place, contents, dialect, losses=losses)
+    return written._replace(prompts=typed)
+
+
+def _typed(stored: Stored, contents: Contents, dialect: str) -> tuple[dict[str, str], list[str]]:
+    """What is typed in each program that will load the file, and titles of those in whose prompts that cannot stand."""
+    lora = describe(contents.rest, contents.metadata) if stored.is_lora else None
+    found = verdicts(stored, contents, likely_families(contents, dialect, lora), stored.is_lora)
+    typed = {name: told.prompt for name, told in found.items() if told.loads == "yes" or (told.prompt and not lora)}
+    able = programs()
+    mute = [
+        name for name in typed if not lora and "{stem}" in able[name].prompt and not able[name].can_hold(stored.stem)
+    ]
+    return {name: prompt for name, prompt in typed.items() if name not in mute}, [able[name].title for name in mute]
