@@ -56,7 +56,7 @@ def _ahead(recipe: Recipe, made: Plan) -> tuple[Estimate | None, Preflight | Non
     from ..models.device import pick_device
     from ..models.estimate import estimate_recipe
     from ..models.tokenizers import stated_family
-    from ..preflight.look import Preflight, estimate
+    from ..preflight.look import Preflight, estimate, undecodable
 
     try:
         device = pick_device(recipe.device)
@@ -64,5 +64,6 @@ def _ahead(recipe: Recipe, made: Plan) -> tuple[Estimate | None, Preflight | Non
         click.echo(f"no estimate of time, disk and memory: {error}", err=True)
         return None, None
     ahead = Preflight()
+    ahead.errors += undecodable([caption.path for caption in made.captions], ahead)
     estimate(recipe, made, None, device, ahead)
     return estimate_recipe(recipe, stated_family(recipe.model), device), ahead

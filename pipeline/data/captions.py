@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import RecipeError
 from ..recipe.model import Concept
-from ..recipe.nearest import nearest
+from ..recipe.nearest import nearest, sibling
 from .files import PICTURES, Files, composed, files_in
 from .tables import TABLES, table_rows
 from .text import read_text
@@ -61,14 +61,27 @@ def collect_captions(concept: Concept) -> Captioned:
     elif concept.captions.lower().endswith(TABLES):
         _table(Path(concept.captions), concept.images, files, result)
     else:
-        known = f"'beside', 'file-name', a {', '.join(TABLES)} or .txt file, or a list of templates"
-        result.problems.append(f"{concept.captions}: captions come from {known}")
+        result.problems += source_problems(concept)
     if concept.prefix or concept.suffix:
         result.pictures = [
             (path, [f"{concept.prefix}{text}{concept.suffix}" for text in texts]) for path, texts in result.pictures
         ]
     _masks(concept, files, result)
     return result
+
+
+def source_problems(concept: Concept) -> list[str]:
+    """What is wrong with where captions come from, pictures aside."""
+    source = concept.captions
+    if isinstance(source, tuple) or source in ("beside", "file-name"):
+        return []
+    if source.lower().endswith((".txt", *TABLES)):
+        guess = sibling(Path(source))
+        hint = f"; did you mean '{guess}'?" if guess else ""
+        return [] if Path(source).is_file() else [f"{source}: there is no such file of captions{hint}"]
+    known = f"'beside', 'file-name', a {', '.join(TABLES)} or .txt file, or a list of templates"
+    hint = f"; did you mean '{near}'?" if (near := nearest(Path(source).name, ("beside", "file-name"))) else ""
+    return [f"{source}: captions come from {known}{hint}"]
 
 
 def _beside(files: Files, result: Captioned) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,33 @@ def look_at(path: Path) -> tuple[Shape, str]:
         if min(size) < SMALLEST:
             raise StageError(f"{path}: {size[0]}x{size[1]} pixels are too few; the least is {SMALLEST}x{SMALLEST}")
         return (size[0], size[1]), file.format or ""
+
+
+def refuse_cut_off(path: Path, kind: str) -> None:
+    """StageError for a PNG, JPEG, WebP, GIF or BMP that ends before its end. Reads its last bytes; what these do not
+    show to be whole is decoded."""
+    if kind in _ENDS and not _ENDS[kind](*_edges(path)):
+        open_picture(path)
+
+
+# kind: whether a file's first and last bytes, and its size, say that nothing of it is missing
+_ENDS: dict[str, Callable[[bytes, bytes, int], bool]] = {
+    "PNG": lambda head, tail, size: b"IEND\xaeB`\x82" in tail,
+    "JPEG": lambda head, tail, size: b"\xff\xd9" in tail,
+    "MPO": lambda head, tail, size: b"\xff\xd9" in tail,
+    "WEBP": lambda head, tail, size: int.from_bytes(head[4:8], "little") + 8 <= size,
+    "GIF": lambda head, tail, size: tail.rstrip(b"\0").endswith(b"\x3b"),
+    "BMP": lambda head, tail, size: 0 < int.from_bytes(head[2:6], "little") <= size,
+}
+_TAIL = 64  # bytes; some programs write a few more behind the end
+
+
+def _edges(path: Path) -> tuple[bytes, bytes, int]:
+    with path.open("rb") as file:
+        head = file.read(8)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL))
+        return head, file.read(), size
 
 
 def _mark(file: Image.Image) -> int | None:

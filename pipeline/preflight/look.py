@@ -59,7 +59,7 @@ def look_ahead(recipe: Recipe, out: Path | None, device: torch.device) -> Prefli
             (found.errors if place.needed else found.warnings).append(what)
     plan = _planned(recipe, found)
     if plan is not None:
-        found.errors += _undecodable([caption.path for caption in plan.captions], found)
+        found.errors += undecodable([caption.path for caption in plan.captions], found)
         estimate(recipe, plan, out, device, found)
     return found
 
@@ -127,7 +127,7 @@ def _counted(recipe: Recipe, plan: Plan, found: Preflight) -> Needs | None:
         return None
 
 
-def _undecodable(pictures: Sequence[Path], found: Preflight) -> Iterator[str]:
+def undecodable(pictures: Sequence[Path], found: Preflight) -> Iterator[str]:
     """What is wrong with the pictures that could be decoded in the time there is."""
     distinct, end = list(dict.fromkeys(pictures)), time.monotonic() + SECONDS
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..data.captions import Captioned
 from ..errors import RecipeError
+from .build import build
 from .check_base import base_findings
 from .check_captions import capital_findings, shown_word_findings
 from .check_encoders import encoder_findings
@@ -18,10 +19,14 @@ from .check_stages import stage_findings
 from .check_targets import same_files, target_findings
 from .check_words import caption_findings, coverage, name_findings
 from .document import Document
-from .load import open_recipe
+from .load import MOST, open_recipe
+from .many_words import with_many_words
+from .mend import mend
 from .model import Recipe
-from .problem import Finding, Problem
+from .problem import Finding, Place, Problem
 
+WORDS = ("concept", "embedding", "embeddings_from")
+MOST_WAYS = 6  # in which a wrong recipe is mended
 MOST_WORDS = 10  # findings of one kind about words that are listed
 
 
@@ -40,27 +45,77 @@ class Checked:
         return any(problem.severity == "error" for problem in self.problems)
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """What of a recipe is not as its author meant it: places with a wrong value, words of tables that are `lacking`."""
+
+    places: frozenset[Place] = frozenset()
+    lacking: bool = False
+
+    @property
+    def listed(self) -> bool:
+        """Whether all its words, pictures and captions are known."""
+        return not self.lacking and all(path[0] not in WORDS for path in self.places)
+
+    def of(self, path: Place) -> bool:
+        """Whether something at this place would follow from that."""
+        unlisted = path == ("concept",) and not self.listed
+        return unlisted or any(path[:end] in self.places for end in range(1, len(path) + 1))
+
+
+NONE = Doubt()
+
+
 def check_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Checked:
-    """Everything that is wrong with a recipe: its form, or when that is right, what it asks for."""
+    """Everything that is wrong with a recipe: its form, and what it asks for as far as its form is right."""
     recipe, document, problems = open_recipe(path_or_name, overrides)
-    if recipe is None or document is None:
+    if document is None:
         return Checked(None, problems)
+    if recipe is None:
+        return Checked(None, _in_order([*problems, *beyond_form(document)]))
     return examined(recipe, document)
 
 
-def examined(recipe: Recipe, document: Document) -> Checked:
+def examined(recipe: Recipe, document: Document, doubt: Doubt = NONE) -> Checked:
     """What a recipe of the right form asks for, looked at on this machine."""
     captioned: list[Captioned] = []
-    findings = list(_findings(recipe, captioned))
+    findings = [one for one in _findings(recipe, captioned, doubt) if not doubt.of(one.path)]
     problems = [document.problem(finding.path, finding.text, finding.severity) for finding in findings]
     captions = [text for concept in captioned for _, texts in concept.pictures for text in texts]
     return Checked(
         recipe,
-        sorted(problems, key=lambda problem: problem.line),
+        _in_order(problems),
         sum(len(concept.pictures) for concept in captioned),
         len(captions),
         coverage(recipe.words, captions),
     )
+
+
+def beyond_form(document: Document) -> list[Problem]:
+    """What a recipe of a wrong form asks for, as far as that is wrong whatever was meant.
+
+    What follows from a wrong value changes with the one that is put in its place. So the recipe is mended in two ways
+    or more, in which all values that nobody knows differ, and what is found in each of them is said.
+    """
+    found: list[Problem] | None = None
+    number, ways = 0, 2
+    while number < min(ways, MOST_WAYS) and found != []:
+        made = mend(document.data, number, MOST)
+        if made.data is None:
+            return []
+        whole, lacking = with_many_words(replace(document, data=made.data, misspelt=made.misspelt), MOST)
+        doubt = Doubt(frozenset(made.doubtful), bool(lacking))
+        if not doubt.listed and not whole.data.get("embedding"):
+            whole.data["embedding"] = [{"placeholder": "<unknown>"}]  # there would be words
+        problems = {*lacking, *examined(build(whole.data, whole.path), whole, doubt).problems}
+        found = [one for one in problems if found is None or one in found]
+        number, ways = number + 1, made.ways if made.doubtful else 1
+    return found or []
+
+
+def _in_order(problems: list[Problem]) -> list[Problem]:
+    """By their lines, and how many more there are at the end."""
+    return sorted(dict.fromkeys(problems), key=lambda one: (not (one.line or one.place or one.file), one.line))
 
 
 def checked_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Problem]]:
@@ -71,7 +126,7 @@ def checked_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> t
     return checked.recipe, checked.problems
 
 
-def _findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
+def _findings(recipe: Recipe, captioned: list[Captioned], doubt: Doubt) -> Iterator[Finding]:
     family = family_of(recipe.model)
     yield from model_findings(recipe.model)
     yield from layer_findings(recipe.model, family)
@@ -79,7 +134,8 @@ def _findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     yield from _few(name_findings(recipe.words))
     yield from _few(same_files(recipe))
     yield from _few(base_findings(recipe, family))
-    yield from _few(caption_findings(recipe, captioned))
+    if doubt.listed:
+        yield from _few(caption_findings(recipe, captioned))
     yield from shown_word_findings(recipe, captioned)
     yield from capital_findings(recipe, family)
     yield from stage_findings(recipe, family)

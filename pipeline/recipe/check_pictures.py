@@ -1,4 +1,4 @@
-"""Pictures and captions: are they there, and are they what they seem? Opens pictures, decodes none."""
+"""Pictures and captions: are they there, and are they what they seem? Decodes no picture that seems to be whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.captions import Captioned, collect_captions
+from ..data.captions import Captioned, collect_captions, source_problems
 from ..data.files import PICTURES
 from ..errors import StageError
 from .model import Concept, Recipe
@@ -49,11 +49,10 @@ def _concept(place: tuple[str | int, ...], concept: Concept, recipe: Recipe, res
         yield from _generated(place, concept, recipe)
         if not folder.exists():
             return
-    if not folder.exists():
-        yield Finding(where, f"{folder} does not exist{_sibling(folder)}")
-        return
     if not folder.is_dir():
-        yield Finding(where, f"{folder} is a file; give the folder that holds the pictures")
+        file = f"{folder} is a file; give the folder that holds the pictures"
+        yield Finding(where, file if folder.exists() else f"{folder} does not exist{_sibling(folder)}")
+        yield from (Finding((*place, "captions"), text) for text in source_problems(concept))
         return
     try:
         read = collect_captions(concept)
@@ -84,11 +83,11 @@ def _generated(place: tuple[str | int, ...], concept: Concept, recipe: Recipe) -
 
 
 def _looked_at(concept: Concept, recipe: Recipe, captioned: Captioned) -> tuple[list[str], list[str]]:
-    """Pictures that cannot be used, and those that are worth a warning, by what their first bytes say."""
+    """Pictures that cannot be used, and those that are worth a warning, by what their first and last bytes say."""
     if not captioned.pictures:
         return [], []  # Pillow need not be loaded
     from ..data.examples import cut_of, refuse_narrow
-    from ..data.open import ENDINGS, look_at
+    from ..data.open import ENDINGS, look_at, refuse_cut_off
     from ..data.shapes import seen
 
     broken, odd = [], []
@@ -98,6 +97,7 @@ def _looked_at(concept: Concept, recipe: Recipe, captioned: Captioned) -> tuple[
             size, kind = look_at(path)
             cut = cut_of(size, concept, recipe.data, edge or 512)
             refuse_narrow(path, size, cut)
+            refuse_cut_off(path, kind)
             if path in captioned.masks:
                 look_at(captioned.masks[path])
         except StageError as error:

@@ -59,7 +59,8 @@ def _parts(place: Place, options: dict[str, Any], family: Family | None) -> Iter
                 if part in seen:
                     yield Finding(where, f"{part} stands in {seen[part]} and {name} of this stage; one can have it")
                 seen[part] = name
-            yield from _moves(where, table, options["steps"], table["learning_rate"])
+            own = table | ({"warmup_steps": 0} if table["warmup_steps"] == options["warmup_steps"] else {})
+            yield from _moves(where, own, options["steps"], table["learning_rate"])
 
 
 def _moves(place: Place, table: dict[str, Any], steps: int, rate: float | dict[str, float]) -> Iterator[Finding]:

@@ -73,10 +73,14 @@ def coverage(words: tuple[Word, ...], captions: list[str]) -> dict[str, int]:
 
 
 def caption_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
-    """Words that no caption holds, and what looks like a word in captions and prompts but is none."""
-    kinds = zip(recipe.concepts, captioned, strict=True)  # pictures of what should stay as it is show no word
+    """Words that no caption holds, and what looks like a word in captions and prompts but is none.
+
+    Where the captions of a concept cannot be read, nobody knows what they hold.
+    """
+    kinds = list(zip(recipe.concepts, captioned, strict=True))  # prior pictures, of what should stay, show no word
     captions = [text for concept, read in kinds if not concept.prior for _, texts in read.pictures for text in texts]
-    if captions and any(stage.kind == "train" and stage.options["embeddings"] for stage in recipe.stages):
+    whole = all(read.pictures for concept, read in kinds if not concept.prior)
+    if captions and whole and any(stage.kind == "train" and stage.options["embeddings"] for stage in recipe.stages):
         found = coverage(recipe.words, captions)
         hints = 0
         for index, word in enumerate(recipe.words):

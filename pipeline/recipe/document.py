@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,8 @@ class Unreadable(Exception):
 class Document:
     """A parsed recipe that nobody has checked yet. `overridden` maps a place to the --set that wrote it.
 
-    `origins` has the file and line of tables that the recipe does not hold itself: words of `embeddings_from`.
+    `origins` has the file and line of tables that the recipe does not hold itself: words of `embeddings_from`;
+    `misspelt` where keys that were put right stand in it.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Document:
     data: dict[str, Any]
     overridden: dict[Place, str] = field(default_factory=dict)
     origins: dict[Place, tuple[str, int]] = field(default_factory=dict)
+    misspelt: dict[Place, Place] = field(default_factory=dict)
 
     @cached_property
     def lines(self) -> dict[Place, int]:
@@ -51,11 +54,20 @@ class Document:
         if path[:2] in self.origins:
             file, line = self.origins[path[:2]]
             return Problem(severity, line, place(path[2:]), text, file)
+        path = stands(path, self.misspelt)
         for end in range(len(path), 0, -1):
             if path[:end] in self.overridden:
                 return Problem(severity, 0, f"--set {self.overridden[path[:end]]}", text)
         line = next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), 1)
         return Problem(severity, line, place(path), text)
+
+
+def stands(path: Place, misspelt: Mapping[Place, Place]) -> Place:
+    """Where a place of a mended document stands in the one that was read."""
+    for end in range(len(path), 0, -1):
+        if path[:end] in misspelt:
+            return (*misspelt[path[:end]], *path[end:])
+    return path
 
 
 def shipped_folder() -> Path:

@@ -35,8 +35,25 @@ _LIMITS = {
 }
 
 
+def leaves(error: ValidationError) -> Iterator[ValidationError]:
+    """The violations that one stands for: of several forms take the one whose type the value has, and what is wrong
+    with it as that form. A value of no form's type stands for itself."""
+    wrong_type = [inner for inner in error.context or () if inner.validator == "type" and not inner.relative_path]
+    unfit = {inner.relative_schema_path[0] for inner in wrong_type}
+    chosen = [inner for inner in error.context or () if inner.relative_schema_path[0] not in unfit]
+    if error.validator != "anyOf" or not chosen:
+        yield error
+    else:
+        yield from (leaf for inner in chosen for leaf in leaves(inner))
+
+
 def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
     """Every (path, words) that one violation stands for."""
+    for leaf in leaves(error):
+        yield from _told(leaf)
+
+
+def _told(error: ValidationError) -> Iterator[tuple[Place, str]]:
     path: Place = tuple(error.absolute_path)
     value, limit, schema = error.instance, error.validator_value, error.schema
     if error.validator == "additionalProperties" and limit is False:
@@ -50,7 +67,7 @@ def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
         text = properties.get(missing, {}).get("description", "")
         yield path, f"'{missing}' is missing ({text.rstrip('.')})" if text else f"'{missing}' is missing"
     elif error.validator == "anyOf":
-        yield from _any_of(error, path)
+        yield path, f"expected {' or '.join(_form(form) for form in limit)}, got {shown(value)}"
     else:
         yield path, _words(str(error.validator), value, limit, schema, path)
 
@@ -76,19 +93,6 @@ def _stop(value: str) -> str:
     except ValueError as error:
         return str(error)
     return f"{shown(value)} has more digits or blanks than are read here"
-
-
-def _any_of(error: ValidationError, path: Place) -> Iterator[tuple[Place, str]]:
-    """Of several forms take the one whose type the value has, and say what is wrong with it as that form."""
-    forms = error.validator_value
-    wrong_type = [inner for inner in error.context if inner.validator == "type" and not inner.relative_path]
-    unfit = {inner.relative_schema_path[0] for inner in wrong_type}
-    chosen = [inner for inner in error.context if inner.relative_schema_path[0] not in unfit]
-    if chosen:
-        for inner in chosen:
-            yield from explain(inner)
-    else:
-        yield path, f"expected {' or '.join(_form(form) for form in forms)}, got {shown(error.instance)}"
 
 
 def _form(schema: dict[str, Any]) -> str:

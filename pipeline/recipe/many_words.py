@@ -21,7 +21,8 @@ SETTINGS = "word.toml"  # in a word's folder
 
 
 def with_many_words(document: Document, most: int) -> tuple[Document, list[Problem]]:
-    """The document with a table of its own for every word (and every word's pictures), and what is wrong with them.
+    """The document with a table of its own for every word (and every word's pictures), and what is wrong with them:
+    such words are left out.
 
     At most so many problems are listed, the rest is counted. The document must fit its schema.
     """
@@ -37,16 +38,18 @@ def with_many_words(document: Document, most: int) -> tuple[Document, list[Probl
         if wrong:
             problems.found.append(document.problem((*where, *wrong[0]), wrong[1]))
             continue
-        before = len(words) + len(problems.found) + problems.more
+        before = len(words) + problems.count
         for entry in _entries(source, document.path.parent, problems):
-            word = _word(entry, entry.own, source.get("embedding", {}))
+            word, known = _word(entry, entry.own, source.get("embedding", {})), problems.count
             check_word(word, entry, problems)
+            if problems.count > known:
+                continue
             origins["embedding", len(words)] = (entry.file, entry.line)
             words.append(word)
             if entry.images is not None:
                 origins["concept", len(concepts)] = (entry.file, entry.line)
                 concepts.append(_concept(entry, source.get("concept", {}), word["placeholder"]))
-        if before == len(words) + len(problems.found) + problems.more:
+        if before == len(words) + problems.count:
             problems.found.append(document.problem(where, "holds no word"))
     if problems.more:
         problems.found.append(Problem("error", 0, "", f"and {problems.more:,} more like these"))

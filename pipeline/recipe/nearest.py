@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+ALIKE, SURELY = 0.6, 0.75  # share of letters in common: worth asking, hardly anything else
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+
+def nearest(word: str, known: Iterable[str], cutoff: float = ALIKE) -> str | None:
     """The known word that most resembles the given one, or None when none does."""
     from difflib import get_close_matches
 
     by_lower = {other.lower(): other for other in known}
-    found = get_close_matches(word.lower()[:100], list(by_lower), n=1, cutoff=0.6)
+    found = get_close_matches(word.lower()[:100], list(by_lower), n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else None
 
 

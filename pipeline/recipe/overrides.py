@@ -22,22 +22,34 @@ class BadOverride(Exception):
         self.problem = Problem("error", 0, f"--set {text}", cause)
 
 
-def override(document: Document, overrides: Sequence[str], top_level: Sequence[str]) -> Document:
-    """The document with every `place=value` written in, later ones last.
+def override(document: Document, overrides: Sequence[str], top_level: Sequence[str]) -> tuple[Document, list[Problem]]:
+    """The document with every `place=value` written in, later ones last, and what is wrong with those that are left
+    out.
 
     A place is what error messages show: `seed`, `model.base`, `stage.3.steps` (tables counted from 1), and for stages
     also the kind: `train.steps`, or `train.2.steps` where there are several. A list of one table needs no number. The
     value is TOML; what is no TOML value is taken as text, so that `--set device=cpu` works.
     """
-    data, written = copy.deepcopy(document.data), dict(document.overridden)
+    data, written, problems = copy.deepcopy(document.data), dict(document.overridden), []
     for text in overrides:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise BadOverride(text, "is not of the form place=value, for example train.steps=10")
-        path = _path(data, [part.strip() for part in name.split(".")], top_level, text)
-        _write(data, path, _value(value), text)
-        written[path] = text
-    return replace(document, data=data, overridden=written)
+        try:
+            written[_overridden(data, text, top_level)] = text
+        except BadOverride as error:
+            problems.append(error.problem)
+    return replace(document, data=data, overridden=written), problems
+
+
+def _overridden(data: dict[str, Any], text: str, top_level: Sequence[str]) -> Place:
+    """Write one `place=value` into the data; where it was written."""
+    name, equals, value = text.partition("=")
+    parts = [part.strip() for part in name.split(".")]
+    if not equals or not name.strip():
+        raise BadOverride(text, "is not of the form place=value, for example train.steps=10")
+    if not all(parts):
+        raise BadOverride(text, f"the place has an empty part; did you mean {'.'.join(filter(None, parts))}?")
+    path = _path(data, parts, top_level, text)
+    _write(data, path, _value(value), text)
+    return path
 
 
 def _value(text: str) -> Any:

@@ -37,6 +37,11 @@ class Problems:
     more: int = 0
     judged: dict[str, tuple[tuple[Place, str], ...]] = field(default_factory=dict)  # what is wrong with settings
 
+    @property
+    def count(self) -> int:
+        """How many there are, listed or not."""
+        return len(self.found) + self.more
+
     def add(self, file: Path | str, line: int, path: Place, text: str) -> None:
         if len(self.found) < self.most:
             self.found.append(Problem("error", line, place(path), text, str(file)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 
 from pivotune.converters.errors import ConvertError
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.document import shipped
+from pivotune.pipeline.recipe.document import shipped, shipped_folder
 
 
 @pytest.fixture
@@ -162,6 +163,19 @@ def test_plan_of_what_ships(call) -> None:
     assert "a photo of [<emblem> 1][<emblem> 2] on" in shown.out
     assert "clip_l: 2 vectors: kept ring; padded *" in shown.out
     assert json.loads(call("plan", "quickstart", "--json", "--no-time").out)["name"] == "quickstart"
+
+
+def test_plan_names_a_picture_that_is_damaged_in_its_middle(call, tmp_path: Path) -> None:
+    made = tmp_path / "mine.toml"
+    assert call("new", "quickstart", "--out", made).code == 0
+    shutil.copytree(shipped_folder() / "pictures" / "emblem", tmp_path / "pictures")
+    picture = tmp_path / "pictures" / "emblem-3.png"
+    data = picture.read_bytes()
+    middle = len(data) // 2
+    picture.write_bytes(data[:middle] + bytes(50) + data[middle + 50 :])
+    planned = call("plan", made, "--set", f"concept.images={json.dumps(str(tmp_path / 'pictures'))}")
+    assert planned.code == 0
+    assert f"  error: {picture}: not a readable picture" in planned.out
 
 
 def test_plan_of_a_model_without_tokenizers(call, recipe: Path) -> None:

@@ -10,6 +10,7 @@ from bad_pictures import BROKEN, broken
 from data_of import noise
 from PIL import Image
 
+from pivotune.pipeline.data import open as open_module
 from pivotune.pipeline.models.tokenizers import load_tokenizers
 from pivotune.pipeline.recipe.check import check_recipe
 from pivotune.pipeline.recipe.load import load_recipe
@@ -50,17 +51,31 @@ def problems(path, severity="error"):
     return [problem.text for problem in check_recipe(path).problems if problem.severity == severity]
 
 
-def test_bad_pictures_are_named_all_at_once_as_far_as_their_beginnings_tell(tmp_path):
+def test_bad_pictures_are_named_all_at_once_as_far_as_their_ends_tell(tmp_path):
     (tmp_path / "pictures").mkdir()
     broken(tmp_path / "pictures")
     Image.new("RGB", (1, 1)).save(tmp_path / "pictures/one.png")
     Image.new("RGB", (40, 4000)).save(tmp_path / "pictures/long.png")
     (tmp_path / "pictures/dead.png").symlink_to(tmp_path / "nowhere.png")
     shown = "\n".join(problems(recipe(tmp_path, ONE, "balance = 'none'")))
-    late = ("cut.png", "cut.jpg", "float.tif", "missing.png", "folder.png")  # found when they are decoded
+    late = ("float.tif", "missing.png", "folder.png")  # found when they are decoded
     names = [name for name, _ in BROKEN if name not in late] + ["one.png", "long.png", "dead.png"]
     assert f"and {len(names) - 10} more like these" in shown
     assert [name for name in sorted(names)[:10] if f"/{name}: " not in shown] == []
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "bmp"])
+def test_a_picture_that_is_cut_off_is_told_from_one_with_something_behind_its_end(tmp_path, monkeypatch, ending):
+    whole, path = noise(tmp_path / f"pictures/a.{ending}", 64, 64), recipe(tmp_path, ONE, "balance = 'none'")
+    with monkeypatch.context() as patch:
+        patch.setattr(open_module, "open_picture", None)  # no picture is decoded
+        assert problems(path) == []
+    data = whole.read_bytes()
+    whole.write_bytes(data + b"made by a telephone" * 20)
+    assert problems(path) == []
+    whole.write_bytes(data[:-100])
+    [problem] = problems(path)
+    assert problem.startswith(f"{whole}: not a readable picture")
 
 
 def test_what_is_odd_is_warned_of(tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pivotune import schemas
 from pivotune.pipeline.recipe.build import recipe_as_json, recipe_from_json
-from pivotune.pipeline.recipe.check import examined
+from pivotune.pipeline.recipe.check import beyond_form, examined
 from pivotune.pipeline.recipe.document import Document, refuse_deep, shipped
 from pivotune.pipeline.recipe.load import formed
 
@@ -87,7 +87,9 @@ def test_a_spoilt_recipe_is_judged_in_words(data: dict[str, Any]) -> None:
     refuse_deep(data)
     begin = time.process_time()
     recipe, document, problems = formed(document)
-    if recipe is not None:
+    if recipe is None:
+        problems += beyond_form(document)
+    else:
         problems = examined(recipe, document).problems
         assert recipe_from_json(recipe_as_json(recipe), recipe.path) == recipe
     assert (recipe is None) <= bool(problems)

@@ -9,6 +9,7 @@ import pytest
 
 from pivotune.pipeline.errors import RecipeError
 from pivotune.pipeline.recipe.build import recipe_as_json
+from pivotune.pipeline.recipe.check import check_recipe
 from pivotune.pipeline.recipe.load import load_recipe
 
 
@@ -72,6 +73,18 @@ def test_a_wrong_one_is_named_in_the_message(good: Path, override: str, words: s
     assert len(caught.value.problems) == 1
     assert words in caught.value.problems[0]
     assert caught.value.problems[0].startswith(str(good))
+
+
+def test_every_wrong_one_is_named_and_what_else_is_wrong_too(good: Path) -> None:
+    wrong = ["trian.steps=3", "train..steps=3", ".steps=3", "train.=3", "train.warmup_steps=1.5", "seed=x"]
+    assert [problem.shown("") for problem in check_recipe(good, wrong).problems] == [
+        "--set trian.steps=3: no part of a recipe is called 'trian'; did you mean 'train'?",
+        "--set train..steps=3: the place has an empty part; did you mean train.steps?",
+        "--set .steps=3: the place has an empty part; did you mean steps?",
+        "--set train.=3: the place has an empty part; did you mean train?",
+        "--set seed=x: expected a whole number, got the text 'x'",
+        "--set train.warmup_steps=1.5: 1.5 is neither a number of steps nor a share below 1",
+    ]
 
 
 def test_the_file_is_not_changed(good: Path) -> None:
