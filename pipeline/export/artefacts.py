@@ -80,6 +80,22 @@ def count_words(run: Run, files: Mapping[str, Path]) -> dict[str, dict[str, int]
     return {"words": {"declared": len(declared), "exported": len(exported), "verified": len(whole)}}
 
 
+def hold_to_the_end(run: Run) -> None:
+    """StageError when a file that was verified is gone or another one at the end of the run.
+
+    Of a model, which is large, each file's size is looked at; all others are read once more.
+    """
+    lost = [row["path"] for row in run.artefacts if not _still(run, row)]
+    if lost:
+        names = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        raise StageError(f"exported and verified, but gone or changed before the run's end: {names}")
+
+
+def _still(run: Run, row: dict[str, Any]) -> bool:
+    path = run.folder / row["path"]
+    return path.is_file() and path.stat().st_size == row["bytes"] if row["kind"] == "model" else _there(run, row)
+
+
 def _export(row: dict[str, Any]) -> str:
     """What a file is part of: itself, or the folder of a whole model."""
     parts = row["path"].split("/")

@@ -10,6 +10,7 @@ from pathlib import Path
 from ...converters.embedding import Contents, Embedding
 from ...converters.programs import Program
 from ...converters.write import Written, layout_for, write_words
+from ..errors import StageError
 from ..run.state import Run
 from .artefacts import note
 from .guide import Files, bundle_trigger, guide_text
@@ -74,13 +75,16 @@ def _words(
         return {}, tuple(packs), sum(len(pack.files) for pack in packs)
     family = run.model.family
     words = write_words(embeddings, program.name, family, folder, widths=widths(run))
-    parts = len(words) // len(embeddings)
+    parts = len(layout_for(program.name, family)[1].files)
+    declared = len(embeddings) * parts
+    if len(words) != declared:
+        raise StageError(f"{len(embeddings)} words for {program.title} are {declared} files, {len(words)} were written")
     by_name = {word.name: tuple(words[at * parts : (at + 1) * parts]) for at, word in enumerate(embeddings)}
     for word, several in by_name.items():
         for written in several:
             note(run, written.path, "word", program, written, word)
         run.warnings += [f"{word} for {program.title}: {loss}" for loss in several[0].losses]
-    return by_name, (), len(embeddings) * len(layout_for(program.name, family)[1].files)
+    return by_name, (), declared
 
 
 def _lora(

@@ -39,7 +39,8 @@ def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
         if stage.kind == "tokenize" and not stage.options["pad_with"].strip():
             yield Finding((*place, "pad_with"), 'a blank text has no token to pad with; use "*"')
     if "export" not in kinds:
-        yield Finding(("stage",), "no export stage, so the run writes no file that a program loads", "warning")
+        text = 'no export stage, so nothing of what is learnt would be written; put a stage with kind = "export" last'
+        yield Finding(("stage",), text)
     for index, word in enumerate(recipe.words):
         yield from rate_findings(("embedding", index, "learning_rate"), word.learning_rate, family)
         yield from _band(("embedding", index, "preserve_norm"), word.preserve_norm)

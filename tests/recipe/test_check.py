@@ -127,6 +127,15 @@ def test_export_ends_a_recipe(good: Path) -> None:
     assert "export stands here twice" in shown
 
 
+def test_a_recipe_that_writes_nothing_is_refused(good: Path) -> None:
+    good.write_text(good.read_text("utf-8").replace('kind = "export"', 'kind = "rescale"'))
+    checked = check_recipe(good)
+    assert [problem.text for problem in checked.problems] == [
+        'no export stage, so nothing of what is learnt would be written; put a stage with kind = "export" last'
+    ]
+    assert checked.failed
+
+
 def test_the_family_is_read_from_the_model(good: Path) -> None:
     sdxl = json.dumps(str(HERE / "sdxl"))
     assert "no number for clip_g" in texts(good, f"model.base={sdxl}", "train.learning_rate.clip_l=0.1")

@@ -14,8 +14,9 @@ from projects import make_project, run_project
 from run.killing import Project, child, killed_again_and_again, made_files
 
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.export import program
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import noted, runner
+from pivotune.pipeline.run import execute, noted, runner
 from pivotune.pipeline.train import loop
 
 TWO = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "blue"\nstop_after = "3 own steps"\n'
@@ -211,3 +212,26 @@ def test_finished_words_that_are_exported_otherwise_are_not_removed(tmp_path, mo
 def test_in_packs_a_finished_word_has_one_plain_file(tmp_path, monkeypatch):
     recipe = load_recipe(two_words(tmp_path), ["train.steps=12", "export.files='pack'"])
     assert list(finished_files(run_project(recipe, tmp_path / "run").folder)) == ["tiny_embeddings/dog.safetensors"]
+
+
+@pytest.mark.parametrize("how", ["gone", "changed"])
+@pytest.mark.parametrize("where", ["a1111/dog.safetensors", "tiny_embeddings/dog.safetensors"])
+def test_an_export_that_is_harmed_before_the_run_ends_fails_it(tmp_path, monkeypatch, where, how):
+    drawn, run = execute.draw_after, tmp_path / "run"
+
+    def harm(*args):
+        made, path = drawn(*args), run / "exports" / where
+        path.unlink() if how == "gone" else path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+        return made
+
+    monkeypatch.setattr(execute, "draw_after", harm)
+    with pytest.raises(StageError, match=f"gone or changed before the run's end: exports/{where}"):
+        run_project(two_words(tmp_path), run)
+    assert json.loads((run / "manifest.json").read_text("utf-8"))["status"] == "failed"
+
+
+def test_a_program_that_gets_too_few_files_fails_the_run(tmp_path, monkeypatch):
+    write = program.write_words
+    monkeypatch.setattr(program, "write_words", lambda words, *rest, **more: write(words[:1], *rest, **more))
+    with pytest.raises(StageError, match="2 words for AUTOMATIC1111 web UI are 2 files, 1 were written"):
+        run_project(two_words(tmp_path), tmp_path / "run")
