@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from ...converters.errors import ConvertError
 from ..errors import StageError
 from ..processes import ALONE, Processes
+from ..progress import progress
 from ..train.draws import generator
 from .cache import Cache, Encoded, key_of, vae_identity
 from .examples import Example, content_of
@@ -55,12 +55,13 @@ class Latents:
         """
         found = list(problems)
         mine = examples[processes.index :: processes.count]
-        with processes.together():
-            for example in tqdm(mine, desc="encode", unit="picture", disable=None if bar else True, leave=False):
+        with processes.together(), progress(len(mine), "encode", "picture", shown=bar, leave=False) as done:
+            for example in mine:
                 try:
                     self._prepare(example, flip, encode=not found and not self.fresh)
                 except StageError as error:
                     found.append(str(error))
+                done("")
         found = [problem for part in processes.gathered(found) for problem in part]
         if found:
             distinct = list(dict.fromkeys(found))

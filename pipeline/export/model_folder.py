@@ -47,7 +47,8 @@ def _model(module: Any, folder: Path, dtype: torch.dtype) -> None:
         name = "diffusion_pytorch_model.safetensors"
     else:  # transformers
         config = copy.deepcopy(module.config)
-        config.architectures, config.dtype = [type(module).__name__], dtype
+        config.architectures = [type(module).__name__]
+        config.dtype = torch.float32  # as diffusers' models come up where no type is asked for, else they do not fit
         config.save_pretrained(folder)
         name = "model.safetensors"
         if type(module).__name__ == "CLIPTextModel":  # the name that older versions of transformers look for

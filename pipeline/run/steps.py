@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from tqdm import tqdm
-
 from ...converters.embedding import Contents
 from ..errors import StageError
 from ..export.finished import Finished
+from ..progress import progress
 from ..train.guard import NotFinite
 from ..train.loop import Training, train_steps
 from ..train.lora import freeze_lora
@@ -78,14 +77,11 @@ def _close(run: Run, training: Training, *, everywhere: bool) -> None:
 def _follow(
     run: Run, training: Training, log_every: int, after: After, finished: Finished, first: int, before: float
 ) -> None:
-    """Run the steps but the `first` ones, which took `before` seconds: a progress bar, and their metrics written."""
+    """Run the steps but the `first` ones, which took `before` seconds: how far they are, and their metrics written."""
     starts = {word.name: word for word in run.start.embeddings}
     if run.processes.count > 1:
         run.notes.append(share_note(training))
-    with tqdm(
-        total=training.steps, initial=first, desc="train", unit="step", disable=None if run.bar else True,
-        dynamic_ncols=True,
-    ) as bar:  # fmt: skip
+    with progress(training.steps, "train", "step", initial=first, shown=run.bar) as done:
         for row in train_steps(training, first, before):
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
@@ -96,8 +92,7 @@ def _follow(
                 if run.processes.main:
                     finished.write(training.words)
                     run.metrics.write({"stage": run.stage + 1, **row})
-            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-            bar.update()
+            done(f"loss {row['loss']:.4f}")
             keep_on(run, training, number, before, row["seconds"])
             before = row["seconds"]
 

@@ -54,9 +54,14 @@ def prefix_keys(file: Path) -> None:
 
 
 def tidy(file: Path) -> None:
-    """Readable by everyone, and without the path it was built at."""
+    """Readable by everyone, without the path it was built at, and of one data type in memory.
+
+    Where a config names the type of its file, transformers loads that, and diffusers float32 beside it.
+    """
     file.chmod(0o644)
     if file.name.endswith("config.json"):
         config = json.loads(file.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
+        if "dtype" in config:
+            config["dtype"] = "float32"
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -88,6 +88,8 @@ def test_the_folder_gives_every_weight_back(tmp_path, family, pipe, dtype):
     back = DiffusionPipeline.from_pretrained(tmp_path / "model", local_files_only=True, dtype=dtype)
     assert type(back) is type(pipe)
     assert_same(pipe, back, dtype)
+    plain = DiffusionPipeline.from_pretrained(tmp_path / "model", local_files_only=True)
+    assert {part.dtype for part in plain.components.values() if isinstance(part, torch.nn.Module)} == {torch.float32}
     assert back.scheduler.config.get("prediction_type") == pipe.scheduler.config.get("prediction_type")
     text = "a photo of a red ring, blue"
     assert back.tokenizer(text).input_ids == pipe.tokenizer(text).input_ids

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from pivotune.recipes.micro.build import build_scheduler
@@ -87,6 +88,14 @@ def test_it_draws_the_same_finite_pictures_twice(pipe: Any) -> None:
     assert first.shape == (2, 64, 64, 3)
     assert np.array_equal(first, second)
     assert first.std() > 10
+
+
+def test_it_draws_for_people_who_name_no_data_type() -> None:
+    plain = StableDiffusionPipeline.from_pretrained(MODEL, local_files_only=True)
+    plain.set_progress_bar_config(disable=True)
+    [picture] = plain("a blue star on pink", num_inference_steps=2).images
+    assert picture.size == (64, 64)
+    assert np.asarray(picture).std() > 10
 
 
 def test_the_shares_belong_to_these_weights() -> None:
