@@ -17,6 +17,7 @@ AT_ONCE = 1 << 26  # bytes that the system copies before anybody can interrupt i
 _FICLONERANGE = 0x4020940D  # linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
 _RESERVE = 0x4030582A  # linux/falloc.h: FS_IOC_RESVSP64, _IOW('X', 42, struct space_resv)
 _CANNOT = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM, errno.ETXTBSY)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cloned(target: BinaryIO, at: int, source: int, offset: int, length: int) -> bool:
@@ -41,7 +42,8 @@ def cloned(target: BinaryIO, at: int, source: int, offset: int, length: int) -> 
 def _reserve(target: BinaryIO, at: int, length: int) -> None:
     """Have the blocks for `length` bytes from `at` on chosen in one go, which spares a quarter of a copy's work.
 
-    Where a file system cannot, posix_fallocate would write zeros; this does nothing. Raises OSError, as a full disk.
+    Where a file system cannot, posix_fallocate would write zeros; this does nothing. Nor does it where the system will
+    not (SELinux), or is disturbed (a signal, on a tmpfs of Linux before 6.11). Raises OSError for a full disk.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -51,7 +53,7 @@ def _reserve(target: BinaryIO, at: int, length: int) -> None:
     try:
         fcntl.ioctl(target.fileno(), _RESERVE, struct.pack("hhqqiI4i", 0, os.SEEK_SET, at, length, 0, 0, 0, 0, 0, 0))
     except OSError as error:
-        if error.errno not in _CANNOT:
+        if error.errno in _FULL:
             raise
 
 

@@ -104,6 +104,8 @@ def add(
         filled = fill(file, ordered, metadata, copied, path)
 
     def verify(temporary: str) -> None:
+        if len(filled.head) - 8 > MAX_HEADER:
+            raise ConvertError(f"{path}: its names and metadata are larger than the {MAX_HEADER:,} bytes of a header")
         meant = filled.whole or filled.head
         size = len(filled.head) + sum([len(tensor.stored) for tensor in ordered.values()])
         with opened(temporary) as (descriptor, origin):

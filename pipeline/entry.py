@@ -12,10 +12,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+_whole_process = False  # whether `main` has the process for itself
+
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Let the garbage collector rest while modules are imported, and not come back to what they are made of."""
+    """Let the garbage collector rest while modules are imported, and not come back to what they are made of.
+
+    In a process that is another program's nothing is done: what it has dropped by then would never be taken away.
+    """
+    if not _whole_process:
+        yield
+        return
     awake = gc.isenabled()
     gc.disable()
     try:
@@ -28,6 +36,8 @@ def importing() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    global _whole_process
+    _whole_process = True
     with importing():
         from .cli import main as command
     try:

@@ -12,6 +12,8 @@ from ...converters.embedding import Contents, Embedding
 from ..run.state import Run
 from ..words.raw import vectors_of_all
 
+AT_ONCE = 256  # words that are measured together: in float64, and held against their beginning, all would fill memory
+
 
 def described(run: Run, contents: Contents) -> Contents:
     """The words with what made them; nothing in it changes between two runs of the same recipe, wherever they are.
@@ -45,13 +47,13 @@ def _ways(run: Run, words: Sequence[Embedding]) -> dict[str, list[str]]:
     ways: dict[str, list[str]] = {word.name: [] for word in words}
     for encoder in run.model.encoders:
         held = [word for word in words if encoder.key in word.vectors]
-        if not held:
-            continue
-        now = vectors_of_all(held, encoder.key, encoder.width)
-        began = vectors_of_all([start[word.name] for word in held], encoder.key, encoder.width)
-        far = (torch.cat(now).double() - torch.cat(began).double()).norm(dim=1)
-        for word, own in zip(held, far.split([len(rows) for rows in now]), strict=True):
-            ways[word.name].append(" ".join([encoder.key, *(f"{way:.4g}" for way in own.tolist())]))
+        for at in range(0, len(held), AT_ONCE):
+            some = held[at : at + AT_ONCE]
+            now = vectors_of_all(some, encoder.key, encoder.width)
+            began = vectors_of_all([start[word.name] for word in some], encoder.key, encoder.width)
+            far = (torch.cat(now).double() - torch.cat(began).double()).norm(dim=1)
+            for word, own in zip(some, far.split([len(rows) for rows in now]), strict=True):
+                ways[word.name].append(" ".join([encoder.key, *(f"{way:.4g}" for way in own.tolist())]))
     return ways
 
 

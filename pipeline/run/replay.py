@@ -34,8 +34,8 @@ class Replayed:
 def replay(folder: Path, *, out: Path | None, progress: Callable[[str], None], bar: bool) -> Replayed:
     """Run the recipe of `folder` again, into `out` (left out: `<folder>-replay` beside it, or with a number).
 
-    The run keeps its name, by which files are called. Raises StageError when the folder holds no finished run, or the
-    second one fails.
+    The run keeps its name, by which files are called, and begins where the first did: with its source, if it had one.
+    Raises StageError when the folder holds no finished run, that source is gone, or the second run fails.
     """
     before = left_behind(folder)
     if before is None:
@@ -44,13 +44,25 @@ def replay(folder: Path, *, out: Path | None, progress: Callable[[str], None], b
         raise StageError(f"{folder}: the run has not finished; `pivotune run` with its recipe goes on with it")
     recipe = recipe_from_json(before["recipe"], Path(before["recipe_file"]))
     again = _stopped_by_steps(recipe, before)
-    result = run_recipe(again, out=out or _beside(folder), progress=progress, bar=bar, fresh=True)
+    result = run_recipe(
+        again, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before)
+    )
     after = left_behind(result.folder)
     assert after is not None
     inputs = [str(one) for one in input_differences(before, after)]
+    if after["source"] and after["source"]["sha256"] != before["source"]["sha256"]:
+        inputs.append(f"{after['source']['path']} is another checkpoint than the one that the run began with")
     differences = [*_metrics(folder, result.folder), *_files(folder, result.folder, before, after)]
     steps = sum(1 for _ in _rows(result.folder))
     return Replayed(result.folder, tuple(differences), tuple(inputs), steps, len(_made(before)))
+
+
+def _source(before: Mapping[str, Any]) -> Path | None:
+    """The checkpoint that the run began with. One that it only went on from may be gone: all its steps can be made."""
+    told = before.get("source")
+    if told is None or (told["whole"] and not Path(told["path"]).is_file()):
+        return None
+    return Path(told["path"])
 
 
 def _beside(folder: Path) -> Path:

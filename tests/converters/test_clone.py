@@ -1,8 +1,10 @@
 """Blocks shared with the file they come from, on a file system that can; copies elsewhere."""
 
+import errno
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -81,3 +83,24 @@ def test_padding_brings_both_to_one_place_within_a_block(at, offset):
     spaces = clone.padding(at, offset)
     assert 0 <= spaces < clone.BLOCK
     assert (at + spaces - offset) % clone.BLOCK == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="nothing is reserved here")
+@pytest.mark.parametrize("why", [errno.EINTR, errno.EACCES, errno.ENOTTY, errno.ENOSPC])
+def test_blocks_that_cannot_be_reserved_cost_nothing_but_a_full_disk_is_told(tmp_path, monkeypatch, why):
+    import fcntl
+
+    def refused(*args):
+        raise OSError(why, os.strerror(why))
+
+    monkeypatch.setattr(fcntl, "ioctl", refused)
+    data = os.urandom(2 * MIB)
+    (tmp_path / "source").write_bytes(data)
+    with open(tmp_path / "source", "rb") as source, open(tmp_path / "target", "wb") as target:
+        if why == errno.ENOSPC:
+            with pytest.raises(OSError, match="No space"):
+                clone.copied(target, source.fileno(), 8, MIB)
+            return
+        done = clone.copied(target, source.fileno(), 8, MIB)
+    assert (tmp_path / "target").read_bytes() == data[8 : 8 + done]
+    assert done == MIB

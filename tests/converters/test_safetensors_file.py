@@ -120,6 +120,16 @@ def test_a_header_that_would_be_read_otherwise_is_refused(tmp_path, rows, monkey
         safetensors_file.add(files, tmp_path / "x.safetensors", {"a": rows(2, 3)}, {}, check=lambda *_: None)
 
 
+@pytest.mark.parametrize("check", [None, lambda *_: None])
+def test_a_header_that_is_larger_than_readers_allow_is_not_written(tmp_path, rows, monkeypatch, check):
+    monkeypatch.setattr(safetensors_file, "MAX_HEADER", 200)
+    with batch() as files:
+        safetensors_file.add(files, tmp_path / "x.safetensors", {"a": rows(2, 3)}, {"who": "m" * 100}, check=check)
+    with pytest.raises(ConvertError, match=r"names and metadata are larger than the 200 bytes"), batch() as files:
+        safetensors_file.add(files, tmp_path / "y.safetensors", {"a": rows(2, 3)}, {"who": "m" * 200}, check=check)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
 def test_files_with_the_same_header_share_nothing_and_each_is_held_to_its_size(tmp_path, rows):
     tensors, paths = {"emb_params": rows(2, 8)}, [tmp_path / name for name in ("x", "y", "z")]
     for path in paths:

@@ -5,6 +5,8 @@ from click.testing import CliRunner
 from projects import make_project, run_project
 
 from pivotune.pipeline.commands.replay import replay
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.load import load_recipe
 
 
 @pytest.mark.parametrize("train", ["", "lora = { rank = 2 }"])
@@ -23,3 +25,21 @@ def test_replay_without_out_is_the_same_beside_the_run_and_leaves_the_working_fo
         assert told.output.splitlines()[-1].endswith(str(tmp_path / "kept" / name))
         assert (tmp_path / "kept" / name / "exports" / "tiny_embeddings" / "cat.safetensors").is_file()
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("changed", ["train.learning_rate=5e-3", "train.steps=5"])
+def test_a_run_that_began_with_a_checkpoint_begins_with_it_again(tmp_path, changed):
+    path = make_project(tmp_path, train="schedule = 'cosine'")
+    source = run_project(path, tmp_path / "source").folder
+    run = run_project(load_recipe(path, [changed]), tmp_path / "run", source=source).folder
+    told = CliRunner().invoke(replay, [str(run)])
+    assert told.exit_code == 0, told.output
+
+    (checkpoint,) = (source / "checkpoints").iterdir()
+    checkpoint.unlink()
+    gone = CliRunner().invoke(replay, [str(run)])
+    if "steps" in changed:  # it went on from the source's last step: all of them are made here, on one schedule
+        assert gone.output.splitlines()[-2].startswith("First difference: metrics, step 2 of stage 3")
+    else:
+        assert isinstance(gone.exception, StageError)
+        assert str(checkpoint) in str(gone.exception)

@@ -1,0 +1,33 @@
+"""What exported words say of themselves, however many they are."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from pivotune.converters.embedding import Contents, Embedding
+from pivotune.pipeline.export import described as module
+from pivotune.pipeline.words.raw import to_raw
+
+
+def words_of(values: torch.Tensor) -> Contents:
+    """A word for each row; every third has a second vector."""
+    rows = {f"w{at}": torch.stack([row] * (2 if at % 3 == 0 else 1)) for at, row in enumerate(values)}
+    return Contents(tuple(Embedding(name, {"clip_l": to_raw(own)}, {}) for name, own in rows.items()))
+
+
+def test_thousands_of_words_are_measured_a_few_at_a_time_each_from_its_own_beginning(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    began, now = (torch.randn(2 * module.AT_ONCE + 5, 8, generator=draw) for _ in range(2))
+    run: Any = SimpleNamespace(
+        start=words_of(began), recipe=SimpleNamespace(name="x", seed=0, model=SimpleNamespace(base="x", clip_skip=1)),
+        model=SimpleNamespace(family=SimpleNamespace(name="sd1"), encoders=[SimpleNamespace(key="clip_l", width=8)]),
+    )  # fmt: skip
+    asked, plain = [], module.vectors_of_all
+    monkeypatch.setattr(module, "vectors_of_all", lambda words, *rest: asked.append(len(words)) or plain(words, *rest))
+    found = module.described(run, words_of(now)).embeddings
+    assert max(asked) <= module.AT_ONCE
+    for at, (word, way) in enumerate(zip(found, (now.double() - began.double()).norm(dim=1).tolist(), strict=True)):
+        assert word.metadata["pivotune.moved"] == "clip_l" + f" {way:.4g}" * (2 if at % 3 == 0 else 1)
