@@ -197,7 +197,7 @@ def test_a_tracker_that_is_not_there_says_what_to_install(tmp_path, monkeypatch)
         run_project(load_recipe(path, ["train.steps=1"]), tmp_path / "run")
 
 
-@pytest.mark.parametrize("fails", ["log", "log_images", "finish"])
+@pytest.mark.parametrize("fails", ["log", "finish"])
 def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(tmp_path, monkeypatch, fails):
     told = {"wandb": [], "aim": []}
 
