@@ -6,8 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
+
+import click
 
 SECONDS, SHARE = 30.0, 0.1  # between two lines of a log there is so much time, and so much of the work
 LONGEST = 600.0  # seconds without a line
@@ -37,10 +39,10 @@ def progress(
         yield _Lines(total, desc, unit, initial).done
 
 
-def _has_room(stream: TextIO) -> bool:
-    """Whether it is a terminal in which a bar fits: some have no columns at all."""
+def _has_room(stream: TextIO | None) -> bool:
+    """Whether it is a terminal in which a bar fits: some have no columns at all. None is a stderr that is closed."""
     try:
-        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+        return stream is not None and stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
     except (OSError, ValueError):
         return False
 
@@ -59,8 +61,8 @@ class _Lines:
         much = self.count - self.told >= SHARE * self.total and now - self.when >= SECONDS
         if self.count < self.total and (much or now - self.when >= LONGEST):
             self.told, self.when = self.count, now
-            sys.stderr.write(f"{self._line(now - self.begin, about)}\n")
-            sys.stderr.flush()
+            with suppress(OSError, ValueError):  # a full disk or a pipe that has gone away must not end a run
+                click.echo(self._line(now - self.begin, about), err=True)
 
     def _line(self, seconds: float, about: str) -> str:
         from tqdm import tqdm

@@ -1,7 +1,8 @@
 """Long work says how far it is where no bar can be drawn: in a log, and in a terminal without columns."""
 
+import errno
+import io
 import os
-import pty
 from types import SimpleNamespace
 
 import pytest
@@ -41,7 +42,7 @@ def test_a_log_has_no_line_before_half_a_minute_and_one_after_ten_minutes(monkey
 
 @pytest.mark.parametrize(("columns", "barred"), [(0, False), (80, True)])
 def test_a_terminal_without_columns_gets_lines(monkeypatch, columns, barred):
-    here, there = pty.openpty()
+    here, there = pytest.importorskip("pty", reason="this system has no such terminals").openpty()
     monkeypatch.setattr(module.os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
     with os.fdopen(there, "w") as terminal:
         monkeypatch.setattr(module.sys, "stderr", terminal)
@@ -51,6 +52,17 @@ def test_a_terminal_without_columns_gets_lines(monkeypatch, columns, barred):
     os.close(here)
     assert (b"\r" in said.replace(b"\r\n", b"\n")) == barred
     assert (b"train: 15 of 40 steps, 2 seconds each" in said) != barred
+
+
+class Full(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("stream", [None, Full()])
+def test_a_log_that_takes_no_line_ends_no_work(monkeypatch, stream):
+    monkeypatch.setattr(module.sys, "stderr", stream)
+    worked(monkeypatch, 50.0, total=40)
 
 
 def test_a_run_tells_in_a_log_how_far_its_training_is(tmp_path, monkeypatch, capsys):
