@@ -47,6 +47,12 @@ def shown_tags(
 
 
 def _spelled(tag: str, chance: float) -> str:
-    """A tag in one of three ways of capitals, each for a third of the chances below 1; else as it is."""
+    """A tag in one of three ways of capitals, each for a third of the chances below 1; else as it is.
+
+    So is one that has no such capitals: `straße` in capitals is `STRASSE`, in which nobody would find a word `straße`.
+    """
+    if chance >= 1:
+        return tag
     ways: tuple[Callable[[str], str], ...] = (str.upper, string.capwords, str.capitalize)
-    return ways[int(3 * chance)](tag) if chance < 1 else tag
+    spelled = ways[int(3 * chance)](tag)
+    return spelled if spelled.lower() == tag.lower() else tag

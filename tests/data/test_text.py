@@ -8,6 +8,7 @@ import pytest
 
 from pivotune.pipeline.data.text import shown_tags
 from pivotune.pipeline.recipe.model import Concept
+from pivotune.pipeline.words.placeholders import Replacer
 
 
 def shown(caption: str, draw: Random, **options) -> str:
@@ -51,3 +52,10 @@ def test_tags_are_shown_in_other_letters_at_their_rate_and_kept_ones_never():
     assert seen.keys() == {f"<e> It, {tag}" for tag in ("red ring", "RED RING", "Red Ring", "Red ring")}
     assert seen.pop("<e> It, red ring") == pytest.approx(4200, abs=150)
     assert all(count == pytest.approx(600, abs=80) for count in seen.values())
+
+
+@pytest.mark.parametrize("word", ["<straße>", "große katze", "ﬁsh", "ıshık", "λόγος", "été", "<cat>"])
+def test_a_word_is_found_in_whatever_letters_its_tag_is_shown(word):
+    draw = Random(0)
+    seen = {shown(f"a, red {word} ring", draw, capitals=1.0) for _ in range(60)}
+    assert all(Replacer([word]).words_in(text) == [word] for text in seen), seen
