@@ -26,15 +26,15 @@ class Keeper:
     ) -> None:
         self.folder, self.every, self.keep, self.asked, self.processes = folder, every, keep, asked, processes
 
-    def after_step(self, stage: int, clock: Clock, before: float, state: Snapshot) -> None:
+    def after_step(self, stage: int, clock: Clock, before: float, state: Snapshot, *, now: bool = False) -> None:
         """Called after each step (`clock.step` are done); writes what is due. Raises Stopped when a signal has come.
 
         The step before ended `before` seconds after the stage began. Where the recipe says `never`, one is written
-        only when a signal has come. A signal to one process stops all of them.
+        only when a signal has come, or when all processes ask for it `now`. A signal to one process stops all of them.
         """
         rhythm = Rhythm(self.every, clock.steps, clock.steps_per_epoch)
         last = clock.step == clock.steps and self.every.unit != "never"
-        due = last or rhythm.due(clock.step, before, clock.seconds)  # the same in every process
+        due = now or last or rhythm.due(clock.step, before, clock.seconds)  # the same in every process
         stopping = self.processes.any(self.asked.name is not None)
         if stopping or due:
             tensors, facts = state()  # all processes together: some of it may be spread over them

@@ -48,8 +48,8 @@ def take_up(run: Run, checkpoint: Checkpoint | None) -> int:
     return int(facts.get("metrics", 0))
 
 
-def keep_on(run: Run, training: Training, step: int, before: float, seconds: float) -> None:
-    """After each step, which began `before` seconds into the stage: a checkpoint if one is due.
+def keep_on(run: Run, training: Training, step: int, before: float, seconds: float, *, now: bool = False) -> None:
+    """After each step, which began `before` seconds into the stage: a checkpoint if one is due, or asked for `now`.
 
     Raises Stopped when a signal has asked for an end.
     """
@@ -59,7 +59,7 @@ def keep_on(run: Run, training: Training, step: int, before: float, seconds: flo
         return tensors, {**facts, "run": run_facts(run)}
 
     clock = Clock(step, training.steps, training.steps_per_epoch, seconds)
-    run.keeper.after_step(run.stage, clock, before, state)
+    run.keeper.after_step(run.stage, clock, before, state, now=now)
 
 
 def go_on(run: Run, training: Training) -> tuple[int, float]:

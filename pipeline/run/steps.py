@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from ...converters.embedding import Contents
 from ..errors import StageError
@@ -79,10 +81,13 @@ def _follow(
 ) -> None:
     """Run the steps but the `first` ones, which took `before` seconds: how far they are, and their metrics written."""
     starts = {word.name: word for word in run.start.embeddings}
+    guard = training.guard
+    if guard is not None:
+        guard.hold()  # a checkpoint that was written for it has what the run is to stop for
     if run.processes.count > 1:
         run.notes.append(share_note(training))
     with progress(training.steps, "train", "step", initial=first, shown=run.bar) as done:
-        for row in train_steps(training, first, before):
+        for row in _steps(run, training, first, before):
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
                 gauged = active if training.words is not None else ()
@@ -93,8 +98,23 @@ def _follow(
                     finished.write(training.words)
                     run.metrics.write({"stage": run.stage + 1, **row})
             done(f"loss {row['loss']:.4f}")
-            keep_on(run, training, number, before, row["seconds"])
+            keep_on(run, training, number, before, row["seconds"], now=guard is not None and guard.stops)
+            if guard is not None:
+                guard.hold()
             before = row["seconds"]
+
+
+def _steps(run: Run, training: Training, first: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """The steps one by one; before a loss that is not finite ends them, a checkpoint of the last good one."""
+    done = first
+    try:
+        for row in train_steps(training, first, seconds):
+            done, seconds = row["step"], row["seconds"]
+            yield row
+    except NotFinite:
+        if done:
+            keep_on(run, training, done, seconds, seconds, now=True)
+        raise
 
 
 def _all_seen(trainer: WordTrainer | None) -> None:

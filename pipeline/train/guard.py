@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import StageError
 from ..words.norms import NormStatistics
 
+_WAY = "mend what it says and begin anew"
 MOST = 20  # things of one kind that are said one by one; the rest is counted
 _KINDS = {"norm": "words whose norms left the band", "still": "words that did not move", "flat": "flat step sizes"}
 
@@ -35,6 +36,7 @@ class Guard:
         self.options, self.say = options, say
         self._said: dict[str, set[str]] = {}
         self._left_out = 0
+        self._stop: tuple[str, str] | None = None  # what the run is to stop for: its kind, and the text
         self._unmoved: dict[str, Tensor] = {}  # (rows,) int32: steps in a row in which a row did not move
         self._zeros: Counter[str] = Counter()  # steps in a row with a step size of 0
         self._found: dict[str, list[float]] = {}  # how many steps, and the first step size that was found
@@ -45,7 +47,7 @@ class Guard:
     ) -> None:  # fmt: skip
         """Look at the rows `index` of a table of `count` rows, (rows, width) before and after a step.
 
-        `moves` (rows,) says which have a learning rate at all. StageError where the policy is `stop`.
+        `moves` (rows,) says which have a learning rate at all.
         """
         bad = torch.zeros_like(moves)
         if self.options["still"] != "off":
@@ -106,15 +108,27 @@ class Guard:
         return True
 
     def tell(self, kind: str, name: str, text: str) -> None:
-        """Say it, if it was not said before. StageError where the policy is `stop`."""
+        """Say it, if it was not said before; where the policy is `stop`, `hold` says it when the step is done."""
         said = self._said.setdefault(kind, set())
         if name in said:
             return
         said.add(name)
         if self.options[kind] == "stop":
-            raise StageError(f"{text} (guard.{kind} = 'stop')")
-        if len(said) <= MOST:
+            self._stop = self._stop or (kind, text)
+        elif len(said) <= MOST:
             self.say(text)
+
+    @property
+    def stops(self) -> bool:
+        """Whether something was found for which the recipe asks to stop."""
+        return self._stop is not None and self.options[self._stop[0]] == "stop"
+
+    def hold(self) -> None:
+        """StageError where something was found for which the recipe asks to stop, now or before a checkpoint."""
+        if self._stop is not None and self.stops:
+            kind, text = self._stop
+            way = f"{_WAY}, or with guard.{kind} = 'warn' and --from-checkpoint on from here"
+            raise StageError(f"{text} (guard.{kind} = 'stop'; {way})")
 
     def close(self) -> None:
         """Count what was too much to be said one by one."""
@@ -129,7 +143,7 @@ class Guard:
         found = {name: list(seen) for name, seen in self._found.items()}
         return {
             "said": {kind: sorted(said) for kind, said in self._said.items()}, "left_out": self._left_out,
-            "unmoved": self._unmoved, "zeros": dict(self._zeros), "found": found,
+            "unmoved": self._unmoved, "zeros": dict(self._zeros), "found": found, "stop": self._stop,
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -137,3 +151,4 @@ class Guard:
         self._left_out, self._zeros = state["left_out"], Counter(state["zeros"])
         self._found = {name: list(seen) for name, seen in state["found"].items()}
         self._unmoved = dict(state["unmoved"])
+        self._stop = tuple(state["stop"]) if state.get("stop") else None

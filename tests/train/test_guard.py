@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from projects import make_project, run_project
+from run.killing import made_files
 
+from pivotune.pipeline.cli import pivotune
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.fill import defaults
 from pivotune.pipeline.recipe.load import load_recipe
@@ -51,7 +54,42 @@ def test_vectors_that_do_not_move_stop_the_run_where_asked(tmp_path, monkeypatch
     with pytest.raises(StageError, match=r"has not moved in 3 of its steps.*guard.still = 'stop'"):
         said(tmp_path, "still_after = 3\nstill = 'stop'")
     assert (tmp_path / "run/last-good").is_dir()
-    assert len((tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()) == 2
+    assert len((tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()) == 3
+
+
+ASKED = {
+    "still": ("still_after = 3", "has not moved in 3 of its steps"),
+    "norm": ("norm_band = { high = 1.5 }", "times the vocabulary's median"),
+    "flat": ("flat_after = 3\nstill = 'off'", "has been 0 for 3 steps"),
+    "not_finite": ("", "the loss at step 3 is nan"),
+}
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_each_watcher_stops_with_a_checkpoint_and_goes_on_when_it_is_to_warn(tmp_path, monkeypatch, kind):
+    """The command ends with 1, again and again, until the recipe asks otherwise; then nothing of it is done anew."""
+    guard, text = ASKED[kind]
+    sets = {"norm": ["train.learning_rate=1.0"], "flat": ["train.learning_rate={ clip_l = 0 }"]}.get(kind, [])
+    sets += ["train.steps=8", "checkpoint.every='never'"]
+    if kind == "still":
+        make_still(monkeypatch)
+    if kind == "not_finite":
+        break_steps(monkeypatch, 2)
+    path = make_project(tmp_path, train=f"[stage.guard]\n{guard}")
+    warns, run = [*sets, f"train.guard.{kind}='warn'"], tmp_path / "run"
+    whole = run_project(load_recipe(path, warns), tmp_path / "whole").folder
+    options = ["run", str(path), "--out", str(run), *(f"--set={one}" for one in [*sets, f"train.guard.{kind}='stop'"])]
+    for _ in range(2):
+        shown = CliRunner().invoke(pivotune, options)
+        assert isinstance(shown.exception, StageError), shown.output  # which the command ends with exit code 1
+        assert text in str(shown.exception)
+    (point,) = (run / "checkpoints").iterdir()
+    assert point.name == f"stage-003-step-{1 if kind == 'norm' else 2 if kind == 'not_finite' else 3:09}.safetensors"
+    after = run_project(load_recipe(path, warns), tmp_path / "after", source=run).folder
+    assert made_files(after) == made_files(whole)
+    told = [json.loads((one / "manifest.json").read_text("utf-8"))["warnings"] for one in (whole, after)]
+    assert len([one for one in told[0] if text in one]) == 1
+    assert len([one for one in told[1] if text in one]) == int(kind == "not_finite")  # the others stopped the run
 
 
 def test_an_encoder_that_is_held_still_is_no_finding(tmp_path, monkeypatch):
