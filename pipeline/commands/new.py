@@ -14,9 +14,10 @@ from .options import complete_recipe
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write [TEMPLATE.toml].")
 @click.option("--overwrite", is_flag=True, help="Replace the file if there is one.")
 def new(template: str | None, out: Path | None, overwrite: bool) -> None:
-    """Write a recipe of your own from a TEMPLATE, with every option explained. Without TEMPLATE: list them.
+    """Write a recipe of your own from a TEMPLATE: the options that most recipes need, explained.
 
-    The recipe is named after the file. Paths to pictures that ship are written out, so that it runs as it is.
+    `pivotune schema train` and its sisters have all options. Without TEMPLATE: list the templates. The recipe is named
+    after the file. Paths to pictures that ship are written out, so that it runs as it is.
     """
     from ..errors import RecipeError
     from ..recipe.document import shipped

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -138,8 +139,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that this machine reads; HEIC where pillow-heif is installed."""
-    Image.init()
+    """The formats that this machine reads; HEIC where pillow-heif is installed.
+
+    Pillow's own `init` imports some forty modules for all that it knows.
+    """
+    for name in ("Png", "Jpeg", "Mpo", "WebP", "Bmp", "Gif", "Tiff", "Avif"):
+        with suppress(ImportError):  # an older Pillow has no AVIF
+            import_module(f"PIL.{name}ImagePlugin")
     with suppress(ImportError):
         from pillow_heif import register_heif_opener
 

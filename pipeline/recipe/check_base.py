@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from ...converters.errors import ConvertError
 from ...converters.families import Family
-from ..words.base import base_vectors, read_base
 from .model import Recipe
 from .problem import Finding, Place
 
@@ -20,6 +19,8 @@ def base_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
                 if getattr(word, key) is not None:
                     yield Finding((*place, key), f"{key} says something of a base, and this word has none")
             continue
+        from ..words.base import base_vectors, read_base  # all dialects of files: most recipes have no base
+
         try:
             embedding = read_base(word)
             keys = list(family.widths) if family else [key for key in embedding.vectors if not key.endswith("_out")]

@@ -58,6 +58,9 @@ class Document:
         for end in range(len(path), 0, -1):
             if path[:end] in self.overridden:
                 return Problem(severity, 0, f"--set {self.overridden[path[:end]]}", text)
+        for written, by in self.overridden.items():
+            if written[: len(path)] == path and path not in self.lines:  # the table itself is the --set's
+                return Problem(severity, 0, f"--set {by}", text)
         line = next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), 1)
         return Problem(severity, line, place(path), text)
 

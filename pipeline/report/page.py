@@ -85,6 +85,7 @@ def _environment() -> Environment:
         "size": show.size,
         "printable": words.printable,
     }
+    environment.globals["drowns"] = words.DROWNS
     return environment
 
 
@@ -100,7 +101,8 @@ def _word(manifest: Json, word: Json) -> Json:
     for key, encoder in (word.get("encoders") or {}).items():
         rows, usual = words.rows(encoder), words.usual(manifest, key)
         start, gauge = words.start_of(encoder), show.gauge(rows, usual)
-        encoders.append({"key": key, "rows": rows, "start": start, "usual": usual, "gauge": gauge})
+        loud = None if words.rescaled(manifest) else words.loudness(rows, usual)
+        encoders.append({"key": key, "rows": rows, "start": start, "usual": usual, "gauge": gauge, "loud": loud})
     fate = words.fate(word, manifest.get("status") == "finished")
     return {**word, "fate": fate, "vectors": words.vectors_of(word), "encoders": encoders}
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from .words import printable, rows, start_of, usual
+from .words import DROWNS, loudness, printable, rescaled, rows, start_of, usual
 
 Json = dict[str, Any]
 
@@ -51,7 +51,22 @@ def word_table(manifest: Json, width: int | None = None) -> str:
             notes += _notes(word, key, encoder)
     if len(words) > WORDS:
         lines.append(f"... and {len(words) - WORDS:,} words more: see report.html or manifest.json")
-    return "\n".join(lines + notes)
+    return "\n".join([*lines, *notes, *_loud(manifest)])
+
+
+def _loud(manifest: Json) -> list[str]:
+    """Words whose norms are far beyond the vocabulary's, and what that means."""
+    found: dict[str, float] = {}
+    for word in () if rescaled(manifest) else manifest["words"]:
+        for key, encoder in word.get("encoders", {}).items():
+            times = loudness(rows(encoder), usual(manifest, key))
+            if times is not None:
+                found[word["placeholder"]] = max(times, found.get(word["placeholder"], 0.0))
+    if not found:
+        return []
+    names = ", ".join(printable(name) for name in list(found)[:5])
+    more = f" and {len(found) - 5:,} more" if len(found) > 5 else ""
+    return [_fit(f"up to {max(found.values()):.1f} times the usual norm: {names}{more}", WIDTH), f"  ({DROWNS})"]
 
 
 def _cells(key: str, encoder: Json, median: float | None, room: int) -> list[list[str]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 Json = dict[str, Any]
 
 WORD_END = "</w>"
+LOUD = 3.0  # times the vocabulary's median norm
+DROWNS = "so loud a word may drown others of a prompt; a stage `rescale` after train brings it back"
 
 
 def printable(text: str) -> str:
@@ -70,3 +74,21 @@ def usual(manifest: Json, encoder: str) -> dict[str, float]:
     """The vocabulary's norms in this encoder, or nothing where the run did not come so far."""
     found = (manifest.get("model") or {}).get("encoders", {}).get(encoder, {}).get("norm") or {}
     return dict(found) if {"low", "median", "high"} <= set(found) else {}
+
+
+def loudness(vectors: Iterable[Json], usual: dict[str, float]) -> float | None:
+    """How many times the vocabulary's median norm the longest of these vectors has come to; None where that is usual.
+
+    `vectors` are rows (see `rows`); those that training has not made longer are left out.
+    """
+    median = usual.get("median") or math.nan
+    longer = [
+        row["norm_after"] for row in vectors if row["norm_after"] and row["norm_after"] > (row["norm_before"] or 0)
+    ]
+    grown = [norm / median for norm in longer]
+    return max((times for times in grown if math.isfinite(times) and times > LOUD), default=None)
+
+
+def rescaled(manifest: Json) -> bool:
+    """Whether the recipe itself says which norms its words end with."""
+    return any(stage.get("kind") == "rescale" for stage in manifest.get("stages") or [])

@@ -60,6 +60,8 @@ def test_later_ones_win(good: Path) -> None:
         ("name.x=3", "'name' is no table, it has no 'x'"),
         ("seed.x=3", "expected a whole number, got a table"),
         ("train.step=3", "--set train.step=3: unknown key 'step'; did you mean 'steps'?"),
+        ("train..steps=3", "--set train..steps=3: the place has an empty part; did you mean train.steps?"),
+        ("train.optimzer.eps=1", "--set train.optimzer.eps=1: unknown key 'optimzer'; did you mean 'optimizer'?"),
         ("train.steps=many", "--set train.steps=many: expected a whole number, got the text 'many'"),
         ("train.steps=nan", "--set train.steps=nan: nan is no usable number"),
         ("train.learning_rate=[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]", "nested more than 16 deep"),

@@ -34,6 +34,16 @@ def test_it_shows_the_word_the_pictures_and_what_to_do(tmp_path: Path) -> None:
     assert found.tags.count("svg") == 4
 
 
+def test_norms_far_beyond_the_usual_ones_are_said_with_the_way_out(tmp_path: Path) -> None:
+    loud = word("<loud>")
+    loud["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
+    for stages, said in (([{"kind": "train", "seconds": 1.0}], True), ([{"kind": "rescale", "seconds": 1.0}], False)):
+        folder = tmp_path / stages[0]["kind"]
+        text = page(write_run(folder, manifest([loud], stages=stages))).text
+        assert ("Up to 5 times the usual norm: so loud a word may drown" in text) == said
+        assert ("a stage `rescale` after train brings it back" in text) == said
+
+
 def test_it_is_complete_in_itself(tmp_path: Path) -> None:
     found = page(write_run(tmp_path, manifest()))
     assert "script" not in found.tags

@@ -36,6 +36,20 @@ def test_what_was_cut_off_is_told() -> None:
     assert '<emblem>, clip_l: no room for "gold- en" of the initial text' in word_table(manifest([taught]))
 
 
+def test_norms_far_beyond_the_usual_ones_are_said_unless_the_recipe_rescales() -> None:
+    loud, begun_so, usual = word("<loud>"), word("<begun>"), word("<usual>")
+    loud["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
+    begun_so["encoders"]["clip_l"].update(norm_before=[1.95, 1.95], norm_after=[1.95, 1.95])
+    made = manifest([usual, loud, begun_so], stages=[{"kind": "train"}])
+    said = "so loud a word may drown others of a prompt; a stage `rescale` after train brings it back"
+    assert word_table(made).splitlines()[-2:] == ["up to 5.0 times the usual norm: <loud>", f"  ({said})"]
+    assert "usual norm" not in word_table(manifest([loud], stages=[{"kind": "train"}, {"kind": "rescale"}]))
+    assert "usual norm" not in word_table(manifest([usual, begun_so], stages=[{"kind": "train"}]))
+    words = [word(f"<{number}>", norm=9) | {"encoders": loud["encoders"]} for number in range(9)]
+    [line] = [line for line in word_table(manifest(words, stages=[])).splitlines() if "usual norm" in line]
+    assert line == "up to 5.0 times the usual norm: <0>, <1>, <2>, <3>, <4> and 4 more"
+
+
 @pytest.mark.parametrize("name", ["x" * 100_000, "猫" * 60, "e\u0301" * 90, "a\nb\tc\x1b[2J", "\u202ex", "<|x|>"])
 def test_it_fits_100_columns_and_holds_no_control_characters(name: str) -> None:
     taught = word(name)
