@@ -82,10 +82,10 @@ def loudness(vectors: Iterable[Json], usual: dict[str, float]) -> float | None:
     `vectors` are rows (see `rows`); those that training has not made longer are left out.
     """
     median = usual.get("median") or math.nan
-    longer = [
+    ends = [row["norm_after"] for row in vectors if row["norm_after"] and row["norm_after"] > (row["norm_before"] or 0)]
         row["norm_after"] for row in vectors if row["norm_after"] and row["norm_after"] > (row["norm_before"] or 0)
     ]
-    grown = [norm / median for norm in longer]
+    grown = [norm / median for norm in ends]
     return max((times for times in grown if math.isfinite(times) and times > LOUD), default=None)
 
 
