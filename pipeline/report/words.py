@@ -83,8 +83,6 @@ def loudness(vectors: Iterable[Json], usual: dict[str, float]) -> float | None:
     """
     median = usual.get("median") or math.nan
     ends = [row["norm_after"] for row in vectors if row["norm_after"] and row["norm_after"] > (row["norm_before"] or 0)]
-        row["norm_after"] for row in vectors if row["norm_after"] and row["norm_after"] > (row["norm_before"] or 0)
-    ]
     grown = [norm / median for norm in ends]
     return max((times for times in grown if math.isfinite(times) and times > LOUD), default=None)
 
