@@ -51,7 +51,7 @@ def is_locked(folder: Path) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
-    except OSError:
+    except (OSError, NotImplementedError):
         return False
     lock.release()
     return False

@@ -170,7 +170,7 @@ def _manifest(
     text = recipe.path.read_bytes()
     now = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
     left = start.left or {}
-    source = left.get("source") or source
+    source = source or left.get("source")  # the same checkpoint, where it lies now
     return {
         "pivotune": __version__, "name": recipe.name, "recipe_file": str(recipe.path), **inputs,
         "recipe_sha256": hashlib.sha256(text).hexdigest(), "status": "running", "error": None,

@@ -48,12 +48,12 @@ def choose_start(
     """The unfinished run of the same inputs that is to go on, else a new folder (not yet made).
 
     Without `out` it is `runs/<name>`, or `runs/<name>-2` and so on where that is taken. With a `source` (as its
-    manifest has it) only a run that began with that one goes on. Raises StageError when the unfinished run in `out`
-    was begun with other inputs, and names what differs.
+    manifest has it) only a run that began with that one goes on, wherever it lay then. Raises StageError when the
+    unfinished run in `out` was begun with other inputs, and names what differs.
     """
 
     def may_go_on(left: Mapping[str, Any]) -> bool:
-        return not fresh and source in (None, left.get("source"))
+        return not fresh and (source is None or _content(source) == _content(left.get("source")))
 
     if out is not None:
         refuse_foreign(out)
@@ -75,6 +75,10 @@ def choose_start(
         if not _differences(left, inputs):
             return Start(folder, left)
     raise StageError(f"runs/{name}-… : all 9,999 names are taken")
+
+
+def _content(source: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+    return None if source is None else (source["sha256"], source["whole"])
 
 
 def left_behind(folder: Path) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], Non
 
     It fits wholly when nothing differs but texts and the steps of its own stage, which may be more.
     """
-    run = place if place.is_dir() else place.parent.parent
+    run = place if place.is_dir() else place.absolute().parent.parent
     point = newest_checkpoint(place, say) if place.is_dir() else read_checkpoint(place)
     if point is None:
         raise StageError(f"{place}: holds no checkpoint that can be read (a run's folder has them in {FOLDER}/)")
@@ -58,7 +58,8 @@ def source_again(
     try:
         source = open_source(Path(told["path"]), inputs, say)
     except StageError as error:
-        raise StageError(f"the run began with a checkpoint that is needed still: {error}") from error
+        way = "if it lies elsewhere now, give that with --from-checkpoint"
+        raise StageError(f"the run began with a checkpoint that is needed still ({way}): {error}") from error
     if source.point.sha256 != told["sha256"]:
         raise StageError(f"{told['path']}: not the checkpoint that the run began with; choose another --out")
     return source

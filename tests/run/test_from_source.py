@@ -64,21 +64,27 @@ def test_before_its_first_checkpoint_a_run_still_knows_its_source(tmp_path, monk
 
 
 def test_a_source_that_is_gone_or_another_is_named(tmp_path, monkeypatch, longer):
-    recipe, source, _ = longer
+    recipe, source, whole = longer
     with monkeypatch.context() as patch:
         fail_at(patch, 1)
         with pytest.raises(StageError, match="made up"):
             run_project(recipe, tmp_path / "run", source=source)
+    moved = shutil.copytree(source, tmp_path / "moved")
     (checkpoint,) = (source / "checkpoints").iterdir()
     (other,) = (tmp_path / "whole/checkpoints").iterdir()
     shutil.copyfile(other, checkpoint)
     with pytest.raises(StageError, match="not the checkpoint that the run began with; choose another --out"):
         run_project(recipe, tmp_path / "run")
     checkpoint.unlink()
-    with pytest.raises(StageError, match="began with a checkpoint that is needed still"):
+    with pytest.raises(StageError, match=r"began with a checkpoint that is needed still.*give that with --from-checkp"):
         run_project(recipe, tmp_path / "run")
     with pytest.raises(StageError, match="begins with a checkpoint that the other did not begin with"):
         run_project(recipe, tmp_path / "run", source=tmp_path / "whole")
+    monkeypatch.chdir(moved / "checkpoints")
+    run_project(recipe, tmp_path / "run", source=Path(checkpoint.name))
+    assert_same(tmp_path / "run", whole)
+    told_of = json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))["source"]
+    assert told_of["path"] == str(moved / "checkpoints" / checkpoint.name)
 
 
 def test_stages_that_come_after_a_stop_still_take_what_fits(tmp_path, monkeypatch):
@@ -108,5 +114,6 @@ def test_a_run_in_the_usual_folders_goes_on_only_with_its_own_source(tmp_path, m
         return start.folder.name, start.left is not None
 
     assert begun(one) == ("x", True)
+    assert begun(one | {"path": "/elsewhere/one"}) == ("x", True)
     assert begun(None) == ("x", True)
     assert begun(other) == ("x-2", False)

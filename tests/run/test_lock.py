@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.lock import is_locked, locked
@@ -79,3 +80,16 @@ def test_a_lock_file_that_a_machine_left_behind_is_taken_over(tmp_path: Path) ->
     (tmp_path / ".lock").write_text("4711\nelsewhere\n", "utf-8")
     with locked(tmp_path):
         assert "elsewhere" not in (tmp_path / ".lock").read_text("utf-8")
+
+
+def test_where_older_libraries_know_no_lock_the_folder_is_free_to_the_eye_and_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*args: object, **options: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(FileLock, "acquire", none)
+    assert not is_locked(tmp_path)
+    with pytest.raises(StageError, match=r"cannot be locked .*choose another --out"), locked(tmp_path):
+        pass
