@@ -40,6 +40,9 @@ class Layout(NamedTuple):
 class Program:
     """A target: where its files go, what the user types, which characters a file name may have.
 
+    `how` has a sentence for `word`, `lora` and `model` (one file), and `folder` where it loads models as diffusers has
+    them: what the user does with `{files}`, and `{type}`.
+
     `dora` says whether it reads what a DoRA learns beside a LoRA. `lora_layouts` maps families (`*`: all) whose LoRAs
     it wants otherwise than in kohya's layout with diffusers' names: `peft`, or `sgm` for Stability's names of blocks.
     `several` is the dialect of a file with many words of which it can use each, where there is one.
@@ -50,7 +53,7 @@ class Program:
     title: str
     folder: str
     lora_folder: str
-    model_folder: str
+    how: dict[str, str]
     prompt: str
     lora_prompt: str
     characters: str | None

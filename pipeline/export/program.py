@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...converters.embedding import Contents, Embedding
-from ...converters.programs import Program
+from ...converters.programs import Program, programs
 from ...converters.write import Written, layout_for, write_words
 from ..errors import StageError
+from ..models.fits import fits_only
 from ..run.state import Run
 from .artefacts import note
 from .guide import Files, bundle_trigger, guide_text
@@ -25,11 +26,15 @@ SCRIPTS = {"diffusers": "load.py"}  # programs whose users write code
 
 @dataclass(frozen=True)
 class Made:
-    """What every program may use beside its own files: the plain LoRA, the fine-tuned model as folder and as file."""
+    """What every program may use beside its own files: the plain LoRA, the fine-tuned model as folder and as file.
+
+    `words` are the files of single words, by the word.
+    """
 
     lora: Path | None = None
     folder: Path | None = None
     file: Path | None = None
+    words: Mapping[str, Written] = field(default_factory=dict)
 
 
 def export_for(
@@ -44,7 +49,7 @@ def export_for(
         write_bundle(run, tensors or ready.rest, ready.embeddings, path, program, facts=ready.rest)
         names = tuple(word.name for word in ready.embeddings)
         note(run, path, "bundle", program, trigger=bundle_trigger(path.name, names))
-        declared, files = 1, Files({}, path.name, names)
+        declared, files = 1, Files({}, path.name, names, alone=_alone(run, program, folder, made))
     else:
         words, packs, declared = _words(run, ready.embeddings, program, folder, each=each, most=most)
         taken = {one.path.name.casefold() for several in words.values() for one in several}
@@ -55,6 +60,7 @@ def export_for(
     files = replace(
         files, script=SCRIPTS.get(program.name), model_folder=_from(folder, made.folder),
         model_file=_from(folder, made.file), clip_skip=run.recipe.model.clip_skip,
+        fits=fits_only(run.recipe.model.base, run.model.family, widths(run)),
     )  # fmt: skip
     _texts(run, files, program, folder)
     return declared
@@ -62,6 +68,16 @@ def export_for(
 
 def _from(folder: Path, path: Path | None) -> str | None:
     return None if path is None else os.path.relpath(path, folder)
+
+
+def _alone(run: Run, program: Program, folder: Path, made: Made) -> dict[str, tuple[str, str]]:
+    """The single words' files from the program's folder, and what is typed, where they are laid out as for it."""
+    family = run.model.family.name
+    return {
+        name: (os.path.relpath(one.path, folder), program.prompted(one.path.stem, name))
+        for name, one in made.words.items()
+        if programs()[one.program].layouts[family] == program.layouts.get(family)
+    }
 
 
 def _words(

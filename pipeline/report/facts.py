@@ -7,6 +7,8 @@ import math
 from pathlib import Path, PurePath
 from typing import Any
 
+from ...converters.families import families
+from ..models.fits import fits_only
 from . import show
 from .folder import Json
 from .pictures import inside
@@ -131,6 +133,14 @@ def files(manifest: Json, folder: Path) -> tuple[list[Json], list[tuple[str, str
         key = tuple(file.get(name) for name in ("program", "kind", "word", "trigger", "put_in"))
         rows.setdefault(key, {**file, "files": []})["files"].append(file)
     return list(rows.values()), code[:CODES]
+
+
+def fits(manifest: Json) -> str:
+    """For which model alone the files are, where it is a small one."""
+    model = manifest.get("model") or {}
+    family = families().get(str(model.get("family")))
+    sizes = {key: encoder["width"] for key, encoder in (model.get("encoders") or {}).items() if "width" in encoder}
+    return fits_only(str(model.get("base")), family, sizes) if family is not None else ""
 
 
 def recipe_text(manifest: Json, most: int) -> str:

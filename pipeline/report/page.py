@@ -52,6 +52,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
             facts=facts.facts(manifest, metrics),
             proofs=facts.proofs(manifest),
             files=files,
+            fits=facts.fits(manifest),
             code=code,
             stages=facts.stages(manifest),
             recipe=facts.recipe_text(manifest, RECIPE),

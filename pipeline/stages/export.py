@@ -9,6 +9,7 @@ from typing import Any
 
 from ...converters.embedding import Contents
 from ...converters.programs import programs
+from ...converters.write import Written
 from ..errors import StageError
 from ..export.artefacts import count, count_words, note
 from ..export.described import described
@@ -67,8 +68,8 @@ def write_exports(
         raise StageError("there is no word, LoRA or fine-tuned model to export")
     ready = in_dtype(described(run, replace(contents, rest=settled(contents.rest))), dtype, run)
     each, most = files == "each", pack_words if files == "pack" else None
-    standalone = _standalone(run, ready, folder / f"{run.recipe.name}_embeddings", each=each, most=most)
-    made = _made(run, ready, folder, _ways(run, model), model_dtype)
+    standalone, alone = _standalone(run, ready, folder / f"{run.recipe.name}_embeddings", each=each, most=most)
+    made = replace(_made(run, ready, folder, _ways(run, model), model_dtype), words=alone)
     declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))
     for target in targets:
         declared += export_for(
@@ -77,15 +78,18 @@ def write_exports(
     return ready, {"standalone": standalone, "lora": made.lora, **count(run, declared)}
 
 
-def _standalone(run: Run, ready: Contents, folder: Path, *, each: bool, most: int | None) -> dict[str, Path]:
-    """Words by themselves, for no program in particular: where each is, in a file of its own or in a pack."""
+def _standalone(
+    run: Run, ready: Contents, folder: Path, *, each: bool, most: int | None
+) -> tuple[dict[str, Path], dict[str, Written]]:
+    """Words by themselves, for no program in particular: where each is, in a pack or its own file (returned too)."""
     if each:
         written = write_standalone(run, ready.embeddings, folder)
         for word, one in zip(ready.embeddings, written, strict=True):
             note(run, one.path, "word", programs()[one.program], one, word.name)
-        return {word.name: one.path for word, one in zip(ready.embeddings, written, strict=True)}
+        alone = {word.name: one for word, one in zip(ready.embeddings, written, strict=True)}
+        return {name: one.path for name, one in alone.items()}, alone
     packs = write_packs(run, ready.embeddings, folder, most)
-    return {word: pack.files[0].path for pack in packs for word in pack.words}
+    return {word: pack.files[0].path for pack in packs for word in pack.words}, {}
 
 
 def _made(run: Run, ready: Contents, folder: Path, model: Sequence[str], model_dtype: str) -> Made:

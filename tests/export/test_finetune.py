@@ -62,7 +62,7 @@ def test_model_words_and_texts_are_all_there(finetuned):
     for name in weights:
         assert any(not torch.equal(one, weights[name][key]) for key, one in getattr(before, name).state_dict().items())
     told = (exports / "a1111" / "HOW-TO.txt").read_text("utf-8")
-    assert "../tiny_model.safetensors, to be put into models/Stable-diffusion" in told
+    assert "Put ../tiny_model.safetensors into models/Stable-diffusion and choose it" in told
     assert "type  cat" in told
     assert "models/checkpoints" in (exports / "comfyui" / "HOW-TO.txt").read_text("utf-8")
     script = exports / "diffusers" / "load.py"
@@ -74,7 +74,9 @@ def test_model_words_and_texts_are_all_there(finetuned):
 def test_the_model_can_be_a_folder_only(finetuned):
     folder, _ = finetuned('model = ["folder"]\ntargets = ["comfyui"]')
     assert not (folder / "exports" / "tiny_model.safetensors").exists()
-    assert "../tiny_model, to be put" in (folder / "exports" / "comfyui" / "HOW-TO.txt").read_text("utf-8")
+    assert "../tiny_model is a folder for diffusers" in (folder / "exports" / "comfyui" / "HOW-TO.txt").read_text(
+        "utf-8"
+    )
 
 
 def test_a_file_that_was_damaged_since_is_not_counted(finetuned, monkeypatch):

@@ -1,6 +1,7 @@
 """The lines for diffusers name what a user can load: a hub id, a folder, or a single file."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pivotune.converters.programs import programs
 from pivotune.converters.write import Written
 from pivotune.pipeline.export.guide import Files, guide_text
 from pivotune.pipeline.export.script import Base, diffusers_lines
+from pivotune.pipeline.models.fits import fits_only
 from pivotune.pipeline.recipe.model import ModelSpec
 
 
@@ -57,10 +59,46 @@ def test_quotes_in_names_do_not_break_out():
 
 def test_the_guide_says_where_and_what_to_type():
     text = guide_text(programs()["comfyui"], files("../run.safetensors"))
-    assert "models/embeddings" in text
-    assert "models/loras" in text
+    assert "Put my-cat.safetensors and my-cat_2.safetensors into models/embeddings and type  <my cat>" in text
+    assert "Put ../run.safetensors into models/loras and choose it in a Load LoRA node." in text
 
 
-def test_a_bundle_says_what_to_type():
-    text = guide_text(programs()["a1111"], Files({}, "run.safetensors", ("<my cat>", "dog")))
-    assert "type  <lora:run:1> <my cat> dog" in text
+def test_a_bundle_says_what_to_type_and_where_the_words_alone_are():
+    alone = {"<my cat>": ("../run_embeddings/my cat.safetensors", "my cat")}
+    bundled = Files({}, "run.safetensors", ("<my cat>", "dog"), alone=alone, fits="They fit little.")
+    assert (
+        guide_text(programs()["a1111"], bundled)
+        == """\
+AUTOMATIC1111 web UI
+They fit little.
+
+The LoRA, with the words in it:
+Put run.safetensors into models/Lora and type  <lora:run:1> <my cat> dog
+The words work while <lora:…> is in the prompt.
+
+The words without the LoRA:
+Put ../run_embeddings/my cat.safetensors into embeddings and type  my cat  (for <my cat>)
+"""
+    )
+
+
+@pytest.mark.parametrize("program", programs())
+def test_each_program_has_sentences_that_name_the_file_once(program):
+    how = programs()[program].how
+    assert {"word", "lora", "model"} <= how.keys() <= {"word", "lora", "model", "folder"}
+    whole = Files(
+        {"cat": (Written(Path("cat.safetensors"), program, "kohya", "cat!"),)}, "run.safetensors",
+        model_file="../run_model.safetensors", model_folder="../run_model",
+    )  # fmt: skip
+    lines = guide_text(programs()[program], whole).splitlines()
+    assert [sum(name in line for line in lines) for name in (" cat.safe", " run.safe", "cat!")] == [1, 1, 1]
+    assert not any("{" in line or "any;" in line or "into import" in line for line in lines)
+    for one, two in pairwise(lines):
+        assert one or two  # no two empty lines
+
+
+@pytest.mark.parametrize(("base", "says"), [("micro", "the micro model that ships"), ("a/tiny", "fit only tiny:")])
+def test_files_of_a_small_model_say_that_they_fit_it_alone(base, says):
+    family = families()["sd1"]
+    assert says in fits_only(base, family, {"clip_l": 96})
+    assert fits_only(base, family, family.widths) == ""

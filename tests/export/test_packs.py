@@ -55,7 +55,8 @@ def test_packs_are_used_by_their_programs_and_split_into_the_files_of_each_word(
     assert {row["program"]: row["words"] for row in rows if "0002" in row["path"]}["a1111"] == ["a red bird"]
     assert manifest["proofs"]["words"] == {"declared": 3, "exported": 3, "verified": 3}
     told = (run / "exports/a1111/HOW-TO.txt").read_text("utf-8")
-    assert "2 words, <cat> to dog: put it into models/Lora and type  <lora:tiny_words-0001:1> <cat>" in told
+    put = "Put tiny_words-0001.safetensors into models/Lora and type  <lora:tiny_words-0001:1> <cat>"
+    assert f"2 words, <cat> to dog: {put}" in told
 
 
 def test_one_file_has_all_words_and_each_its_own_metadata(tmp_path):
