@@ -16,7 +16,8 @@ class Files:
     """What was written for one program: standalone words by name or packs, the LoRA, words in it, a script, the model.
 
     LoRA, `model_folder` and `model_file` are paths relative to the program's own folder of the export, as is `alone`:
-    files that have the words which are `bundled`, by name, with what is typed. `fits` says if few models take them.
+    files that have the words which are `bundled`, by name, with what is typed. `fits` says if few models take them,
+    `lost` what the program does not use of the LoRA.
     """
 
     words: dict[str, tuple[Written, ...]]
@@ -98,9 +99,10 @@ def _lora(program: Program, files: Files) -> list[str]:
         return []
     if not files.bundled:
         how = program.how["lora"].format(files=files.lora, type=f"<lora:{Path(files.lora).stem}:1>")
-        return ["The LoRA:", how]
+        return ["The LoRA:", how, *(f"  note: {loss}" for loss in files.lost)]
     how = program.how["lora"].format(files=files.lora, type=bundle_trigger(files.lora, files.bundled))
     lines = ["The LoRA, with the words in it:", how, f"The words work {program.words_in_loras.removeprefix('yes, ')}."]
+    lines += [f"  note: {loss}" for loss in files.lost]
     if files.alone:
         lines += ["", "The words without the LoRA:"]
         lines += [_word(program, name, path, typed) for name, (path, typed) in files.alone.items()]

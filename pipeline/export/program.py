@@ -55,12 +55,12 @@ def export_for(
         taken = {one.path.name.casefold() for several in words.values() for one in several}
         own, lora = _lora(run, ready, program, folder, made, taken)
         declared, files = declared + own, Files(words, lora, packs=packs)
-    if ready.rest:
-        run.warnings += lost(ready.rest, program)
+    ignored = lost(ready.rest, program)
+    run.warnings += ignored
     files = replace(
         files, script=SCRIPTS.get(program.name), model_folder=_from(folder, made.folder),
         model_file=_from(folder, made.file), clip_skip=run.recipe.model.clip_skip,
-        fits=fits_only(run.recipe.model.base, run.model.family, widths(run)),
+        fits=fits_only(run.recipe.model.base, run.model.family, widths(run)), lost=ignored,
     )  # fmt: skip
     _texts(run, files, program, folder)
     return declared

@@ -65,7 +65,7 @@ def test_the_guide_says_where_and_what_to_type():
 
 def test_a_bundle_says_what_to_type_and_where_the_words_alone_are():
     alone = {"<my cat>": ("../run_embeddings/my cat.safetensors", "my cat")}
-    bundled = Files({}, "run.safetensors", ("<my cat>", "dog"), alone=alone, fits="They fit little.")
+    bundled = Files({}, "run.safetensors", ("<my cat>", "dog"), alone=alone, fits="They fit little.", lost=["half"])
     assert (
         guide_text(programs()["a1111"], bundled)
         == """\
@@ -75,6 +75,7 @@ They fit little.
 The LoRA, with the words in it:
 Put run.safetensors into models/Lora and type  <lora:run:1> <my cat> dog
 The words work while <lora:…> is in the prompt.
+  note: half
 
 The words without the LoRA:
 Put ../run_embeddings/my cat.safetensors into embeddings and type  my cat  (for <my cat>)
