@@ -114,7 +114,8 @@ class Guard:
             return
         said.add(name)
         if self.options[kind] == "stop":
-            self._stop = self._stop or (kind, text)
+            if not self.stops:  # of an earlier one, for which the recipe asked then, it may only warn by now
+                self._stop = kind, text
         elif len(said) <= MOST:
             self.say(text)
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -102,11 +102,13 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
 
 def _moved(training: Training, batches: list[Batch | None], clock: Clock) -> tuple[float, dict[str, float]]:
     """The loss of a step and the norms of its gradients, along which everything has moved."""
+    before = replace(training.scale)
     loss, norms = gradients(training, batches, clock.step)
     while not all(math.isfinite(norm) for norm in norms.values()):
         for thing in training.things:
             thing.clear()
         if not training.scale.halve():
+            training.scale.go_back(before)
             bad = next(name for name, norm in norms.items() if not math.isfinite(norm))
             raise NotFinite(f"the gradient of {bad} at step {clock.step + 1} is {norms[bad]}, not a finite number")
         loss, norms = gradients(training, batches, clock.step)

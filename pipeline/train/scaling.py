@@ -30,6 +30,10 @@ class LossScale:
         self.overflows += 1
         return True
 
+    def go_back(self, before: LossScale) -> None:
+        """Be as before a step that no scale could save: what was wrong with it had nothing to do with the scale."""
+        self.value, self.good, self.overflows = before.value, before.good, before.overflows
+
     def keep(self) -> None:
         """Note a good step."""
         self.good += 1

@@ -203,6 +203,21 @@ def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
     assert len(texts) == 2
 
 
+def test_a_guard_that_only_warns_of_what_it_once_stopped_for_stops_for_the_next_thing() -> None:
+    options = defaults("tables/guard.json") | {"norm": "stop", "still": "stop"}
+    first = Guard(options, said_to := [].append)
+    first.tell("norm", "<a>", "too long")
+    with pytest.raises(StageError, match="too long"):
+        first.hold()
+    second = Guard(options | {"norm": "warn"}, said_to)
+    second.restore(first.state())
+    second.hold()
+    second.tell("still", "<a>", "stands still")
+    assert second.stops
+    with pytest.raises(StageError, match="stands still"):
+        second.hold()
+
+
 def test_bands_and_policies_are_checked(tmp_path):
     from pivotune.pipeline.recipe.check import check_recipe
 

@@ -51,6 +51,22 @@ def test_one_infinite_gradient_is_repeated_with_half_the_scale(tmp_path, monkeyp
     assert text.count("repeated with a smaller scale") == 1
 
 
+def test_a_step_that_no_scale_can_save_leaves_the_scale_as_it_was(tmp_path, monkeypatch):
+    norm, scales = WordTrainer.gradient_norm, []
+    tried = [FIRST / 2**times for times in range(18)]  # down to the smallest
+
+    def broken(trainer, scale):
+        scales.append(scale)
+        return float("nan") if len(scales) <= len(tried) else norm(trainer, scale)
+
+    monkeypatch.setattr(training, "loss_scale", lambda dtype: loss_scale(torch.float16))
+    monkeypatch.setattr(WordTrainer, "gradient_norm", broken)
+    recipe = load_recipe(make_project(tmp_path, train="guard = { not_finite = 'warn' }"))
+    folder = run_project(recipe, tmp_path / "run").folder
+    assert scales == [*tried, FIRST, FIRST]
+    assert "repeated with a smaller scale" not in (folder / "manifest.json").read_text("utf-8")
+
+
 def test_a_run_that_goes_on_has_the_scale_that_it_was_stopped_with(tmp_path, monkeypatch):
     norm, one_step = WordTrainer.gradient_norm, loop.one_step
     monkeypatch.setattr(training, "loss_scale", lambda dtype: loss_scale(torch.float16))
