@@ -107,7 +107,7 @@ def beyond_form(document: Document) -> list[Problem]:
         doubt = Doubt(frozenset(made.doubtful), bool(lacking))
         if not doubt.listed and not whole.data.get("embedding"):
             whole.data["embedding"] = [{"placeholder": "<unknown>"}]  # there would be words
-        problems = {*lacking, *examined(build(whole.data, whole.path), whole, doubt).problems}
+        problems = dict.fromkeys([*lacking, *examined(build(whole.data, whole.path), whole, doubt).problems])
         found = [one for one in problems if found is None or one in found]
         number, ways = number + 1, made.ways if made.doubtful else 1
     return found or []

@@ -12,7 +12,7 @@ from ..data.files import PICTURES
 from ..errors import StageError
 from .model import Concept, Recipe
 from .nearest import sibling
-from .problem import Finding
+from .problem import Finding, Place
 
 MOST = 10  # problems of one kind that are named one by one
 WELL_SEEN = 0.5  # less of a picture than this is worth a warning
@@ -25,7 +25,7 @@ def picture_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Fin
     for index, concept in enumerate(recipe.concepts):
         result = Captioned()
         captioned.append(result)
-        yield from _concept(("concept", index), concept, recipe, result)
+        yield from _concept(index, concept, recipe, result)
     if recipe.concepts and all(concept.prior for concept in recipe.concepts):
         yield Finding(("concept",), "every concept has prior = true; one shows the thing that is learned")
     yield from _batches(recipe, captioned)
@@ -43,10 +43,11 @@ def _batches(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
             yield Finding(("stage", index, "batch_size"), text, "warning")
 
 
-def _concept(place: tuple[str | int, ...], concept: Concept, recipe: Recipe, result: Captioned) -> Iterator[Finding]:
+def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned) -> Iterator[Finding]:
+    place: Place = ("concept", index)
     folder, where = concept.images, (*place, "images")
     if concept.generate is not None:
-        yield from _generated(place, concept, recipe)
+        yield from _generated(index, concept, recipe)
         if not folder.exists():
             return
     if not folder.is_dir():
@@ -69,13 +70,18 @@ def _concept(place: tuple[str | int, ...], concept: Concept, recipe: Recipe, res
     yield from _some([Finding(where, text, "warning") for text in read.warnings])
 
 
-def _generated(place: tuple[str | int, ...], concept: Concept, recipe: Recipe) -> Iterator[Finding]:
+def _generated(index: int, concept: Concept, recipe: Recipe) -> Iterator[Finding]:
     """Class pictures that the run draws: of the class, not of the thing, and captioned as they were asked for."""
+    place: Place = ("concept", index)
     where = (*place, "generate")
     if not concept.prior:
         yield Finding(where, "the model can only draw what it knows: such pictures need prior = true")
     if concept.captions != "beside":
         yield Finding(where, 'each picture\'s prompt is written beside it: captions must be "beside"')
+    shared = [n for n, other in enumerate(recipe.concepts, 1) if n != index + 1 and other.images == concept.images]
+    if shared:
+        text = f"they would be drawn among the pictures of concept.{shared[0]}: give them a folder of their own"
+        yield Finding((*place, "images"), text)
     for prompt in (concept.generate or {})["prompts"]:
         held = [word.placeholder for word in recipe.words if word.placeholder in prompt]
         if held:

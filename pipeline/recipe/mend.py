@@ -19,6 +19,7 @@ from .stop import parse_stop
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
+_ORDER = {"additionalProperties": 0, "uniqueItems": 2}  # what is missing may be misspelt; lists get shorter last
 ROUNDS = 8  # a mended place may show what is wrong in it, and so on
 
 
@@ -61,7 +62,7 @@ def mend(data: dict[str, Any], number: int, most: int) -> Mended:
         errors = [leaf for error in schemas.violations(made.data) for leaf in leaves(error)]
         if not errors:
             return made
-        errors.sort(key=lambda error: error.validator != "additionalProperties")  # then what is missing may be there
+        errors.sort(key=lambda error: _ORDER.get(str(error.validator), 1))
         told = [(error, list(explain(error))) for error in errors]
         made.data = copy.deepcopy(made.data)
         for error, says in told:
