@@ -45,8 +45,21 @@ def bundle(
     turns = _in_turn(settled) if len(words) > MANY else settled
     lora_only = replace(found.contents, embeddings=own_words(found.contents))
     contents = bundled(lora_only, turns, widths=widths, replace=options.replace, drop_outputs=options.drop_outputs)
-    losses = _bundle_losses(Stored(out, tensors_of(contents), contents.metadata), contents, targets, family)
-    return rewritten(files, out, contents, "bundle", ",".join(targets), losses)
+    stored = Stored(out, tensors_of(contents), contents.metadata)
+    losses = _bundle_losses(stored, contents, targets, family)
+    [written] = rewritten(files, out, contents, "bundle", ",".join(targets), losses)
+    return [written._replace(prompts=_prompts(stored, targets or USERS, family) if len(words) <= MANY else {})]
+
+
+def _prompts(file: Stored, targets: Iterable[str], family: Family | None) -> dict[str, str]:
+    """What is typed in each program: the LoRA itself, and the words that it finds in it."""
+    found = {}
+    for target in targets:
+        reading = reads_lora(target, file, family.widths if family else {})
+        if not reading.breaks:
+            lora = programs()[target].lora_prompt.format(stem=file.stem, file=file.path.name)
+            found[target] = " ".join((lora, *reading.words))
+    return found
 
 
 def _in_turn(words: Iterable[Embedding]) -> Iterator[Embedding]:
@@ -100,8 +113,17 @@ def _bundle_losses(file: Stored, contents: Contents, targets: Sequence[str], fam
 
 
 def _mute(contents: Contents, targets: Iterable[str]) -> Iterator[str]:
-    """What to say of words that can be stored and not be typed."""
+    """What to say of words that can be stored and not be typed, or not be used as they are."""
     for program in (programs()[name] for name in targets):
         mute = [word.name for word in contents.embeddings if not program.can_hold(word.name, in_lora=True)]
         if mute:
             yield f"in a prompt of {program.title} {', '.join(map(repr, mute[:6]))} would mean something else; rename"
+        uneven = [word.name for word in contents.embeddings if program.one_count and len(_counts(word)) > 1]
+        if uneven:
+            shown = ", ".join(map(repr, uneven[:6]))
+            yield f"{program.title} mixes up {shown}, of which each encoder has another number of vectors"
+
+
+def _counts(word: Embedding) -> set[int]:
+    """How many vectors each encoder has of a word."""
+    return {tensor.shape[0] for tensor in word.vectors.values()}

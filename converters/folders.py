@@ -15,22 +15,29 @@ def files_in(paths: Iterable[Path]) -> list[Path]:
     """The files as given, and for a folder all in it and below that may hold words, in the order of their names.
 
     A pattern (`*.pt`, `**/*.pt`) that no shell has replaced stands for the files that it fits. Previews, optimizer
-    states (`.optim`), hidden and empty files of a folder are passed over. Raises ConvertError for a folder without any,
-    or one that cannot be read.
+    states (`.optim`), hidden and empty files of a folder are passed over. A folder without any, or one that cannot be
+    read, is in the list itself: `open_file` says what is wrong with it, when the others have had their turn.
     """
     found: list[Path] = []
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             found += [path] if os.path.lexists(path) else _fitting(path)
             continue
         try:
             inside = sorted(_inside(str(path)))
-        except OSError as error:
-            raise ConvertError(f"{path}: this folder cannot be read ({error.strerror})") from error
-        if not inside:
-            raise ConvertError(f"{path}: no file in this folder may hold words ({', '.join(sorted(EXTENSIONS))})")
-        found += map(Path, inside)
+        except OSError:
+            inside = []
+        found += map(Path, inside or [str(path)])
     return list(dict.fromkeys(found))
+
+
+def nothing_in(folder: Path) -> ConvertError:
+    """Why a folder gave no file that may hold words."""
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        return ConvertError(f"{folder}: this folder cannot be read ({error.strerror})")
+    return ConvertError(f"{folder}: no file in this folder may hold words ({', '.join(sorted(EXTENSIONS))})")
 
 
 def _fitting(path: Path) -> list[Path]:

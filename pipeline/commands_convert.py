@@ -62,7 +62,10 @@ _NAME = click.option("--name", help="Name of the word, instead of the one in the
 def unbundle(
     paths: Sequence[Path], out: Path, targets: Sequence[str], dialect: str | None, family: str | None, **how: bool
 ) -> None:
-    """Take the words out of LoRA files: the LoRA without them, and a file for each word."""
+    """Take the words out of LoRA files: the LoRA without them, and a file for each word.
+
+    Without --for and --dialect a word is laid out as ComfyUI reads it, and most others do.
+    """
     if targets and dialect:
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
     options = Options(family=family, dialect=dialect)
@@ -75,10 +78,18 @@ def unbundle(
 @click.argument("lora", metavar="LORA", type=click.Path(path_type=Path))
 @click.argument("words", metavar="WORD...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_OUT_FILE
-@_FOR
+@click.option(
+    "--for",
+    "targets",
+    metavar="PROGRAM",
+    multiple=True,
+    type=click.Choice(NAMES),
+    help=f"Fail if this program ({', '.join(NAMES)}) would refuse the LoRA, say what it would not use, and what to "
+    "type there; may be given more than once. The file is the same for all.",
+)
 @_FAMILY
 @_NAME
-@click.option("--replace", is_flag=True, help="Replace words of the same name in the LoRA.")
+@click.option("--replace", is_flag=True, help="Let a word take the place of the one of its name in the LoRA.")
 @click.option("--drop-outputs", is_flag=True, help="Leave out output vectors, which OneTrainer alone can use.")
 @_writes
 def bundle(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MOST_KEYS = 12  # of metadata that text shows
 SHOWN = 60  # characters of a value
+LONGEST = 200  # characters of what is typed
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -78,10 +79,14 @@ def written_lines(written: Iterable[Written]) -> Iterator[str]:
     """What was written and what to type for it, a line each."""
     for item in written:
         if item.prompts:
-            prompt = ", ".join(f"{typed} ({', '.join(where)})" for typed, where in _where(item.prompts).items())
+            prompt = ", ".join(f"{_short(typed)} ({', '.join(where)})" for typed, where in _where(item.prompts).items())
         else:
             prompt = item.trigger if item.program else ""
         yield printable(f"{item.path}" + (f"  type: {prompt}" if prompt else ""))
+
+
+def _short(prompt: str) -> str:
+    return prompt if len(prompt) <= LONGEST else f"{prompt[:LONGEST]} ..."
 
 
 def _where(prompts: Mapping[str, str]) -> dict[str, list[str]]:

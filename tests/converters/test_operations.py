@@ -342,3 +342,23 @@ def test_words_of_a_small_model_are_for_the_family_that_they_state(run, rows, sa
     saved("real.safetensors", lora(768))
     result = run("bundle", "real.safetensors", "cat.safetensors", "--out", "no.safetensors")
     assert "64 wide" in str(result.exception)
+
+
+def test_what_is_typed_for_a_bundle_is_the_lora_and_its_words(run, rows, saved, lora):
+    saved("l.safetensors", lora(768))
+    saved("cat.safetensors", {"emb_params": rows(2, 768)})
+    result = run("bundle", "l.safetensors", "cat.safetensors", "--out", "both.safetensors")
+    assert result.output == "both.safetensors  type: <lora:both:1> cat (a1111, sdnext)\n"
+    result = run("bundle", "l.safetensors", "cat.safetensors", "--out", "c.safetensors", "--for", "kohya", "--json")
+    assert json.loads(result.stdout.splitlines()[-1])["written"][0]["prompts"] == {
+        "kohya": "--network_weights c.safetensors"
+    }
+
+
+def test_words_whose_encoders_have_different_numbers_of_vectors_are_named(run, rows, saved, lora):
+    saved("l.safetensors", lora(2048))
+    saved("cat.safetensors", {"clip_l": rows(2, 768), "clip_g": rows(3, 1280)})
+    result = run("bundle", "l.safetensors", "cat.safetensors", "--out", "both.safetensors", "--for", "a1111")
+    assert "AUTOMATIC1111 web UI mixes up 'cat'" in result.stderr
+    assert run("bundle", "l.safetensors", "cat.safetensors", "--out", "no.safetensors", "--strict").exit_code == 1
+    assert not os.path.exists("no.safetensors")
