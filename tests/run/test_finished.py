@@ -214,8 +214,9 @@ def test_in_packs_a_finished_word_has_one_plain_file(tmp_path, monkeypatch):
     assert list(finished_files(run_project(recipe, tmp_path / "run").folder)) == ["tiny_embeddings/dog.safetensors"]
 
 
-@pytest.mark.parametrize("how", ["gone", "changed"])
-@pytest.mark.parametrize("where", ["a1111/dog.safetensors", "tiny_embeddings/dog.safetensors"])
+@pytest.mark.parametrize(
+    ("how", "where"), [("gone", "a1111/dog.safetensors"), ("changed", "tiny_embeddings/dog.safetensors")]
+)
 def test_an_export_that_is_harmed_before_the_run_ends_fails_it(tmp_path, monkeypatch, where, how):
     drawn, run = execute.draw_after, tmp_path / "run"
 

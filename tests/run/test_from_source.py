@@ -44,7 +44,7 @@ def longer(tmp_path: Path) -> tuple[Recipe, Path, Path]:
     return more, source, run_project(more, tmp_path / "whole", source=source).folder
 
 
-@pytest.mark.parametrize("again", ["with the option", "without it"])
+@pytest.mark.parametrize("again", [pytest.param("with the option", marks=pytest.mark.slow), "without it"])
 def test_before_its_first_checkpoint_a_run_still_knows_its_source(tmp_path, monkeypatch, longer, again):
     recipe, source, whole = longer
     for stop in ("while it takes over", "in its first step"):
@@ -87,6 +87,7 @@ def test_a_source_that_is_gone_or_another_is_named(tmp_path, monkeypatch, longer
     assert told_of["path"] == str(moved / "checkpoints" / checkpoint.name)
 
 
+@pytest.mark.slow
 def test_stages_that_come_after_a_stop_still_take_what_fits(tmp_path, monkeypatch):
     path = make_project(tmp_path, stages=LORA, more='[checkpoint]\nevery = "1 steps"')
     source = run_project(path, tmp_path / "source").folder

@@ -50,6 +50,7 @@ def filled(place: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_class_pictures_on_a_full_disk_are_drawn_again(tmp_path):
     path = make_project(tmp_path, more=CLASS)
     disk = tmp_path / "disk"
@@ -70,6 +71,7 @@ def test_class_pictures_on_a_full_disk_are_drawn_again(tmp_path):
     on_a_disk(disk, starved)
 
 
+@pytest.mark.slow
 def test_a_tracker_on_a_full_disk_costs_the_tracker_alone(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path, train='watch = { trackers = ["tensorboard"] }'), ["train.steps=12"])
     whole = run_project(recipe, tmp_path / "whole").folder
@@ -149,7 +151,10 @@ def test_a_model_folder_that_has_changed_is_refused_by_file_and_nothing_is_lost(
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("gone", ["one", "all", "a caption"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("gone", ["one", pytest.param("all", marks=SLOW), pytest.param("a caption", marks=SLOW)])
 def test_pictures_that_have_vanished_are_named_and_nothing_is_lost(tmp_path, stopped, gone):
     there = [tmp_path / "pictures/1.png"] if gone == "one" else [tmp_path / "pictures/1.txt"]
     there = sorted((tmp_path / "pictures").glob("*.png")) if gone == "all" else there
@@ -166,6 +171,7 @@ def test_pictures_that_have_vanished_are_named_and_nothing_is_lost(tmp_path, sto
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_model_that_changes_under_the_run_changes_nothing(tmp_path, monkeypatch):
     """It was read whole: no file of it is mapped into memory, where its new bytes would be trained on."""
     recipe = make_project(tmp_path, more=OFTEN)

@@ -65,7 +65,9 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize(
+    "kind", ["norm", *(pytest.param(one, marks=pytest.mark.slow) for one in ASKED if one != "norm")]
+)
 def test_each_watcher_stops_with_a_checkpoint_and_goes_on_when_it_is_to_warn(tmp_path, monkeypatch, kind):
     """The command ends with 1, again and again, until the recipe asks otherwise; then nothing of it is done anew."""
     guard, text = ASKED[kind]
