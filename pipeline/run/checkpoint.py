@@ -23,7 +23,7 @@ _FORMAT = "2"  # of what a checkpoint holds and how it is called
 class Checkpoint:
     """The state after `step` steps of stage `stage` (from 0), `seconds` of training into it.
 
-    `tensors` are on the CPU; `facts` is JSON: what is no tensor (see `pipeline/train/state.py`). `sha256` is that of
+    `tensors` are on the CPU; `facts` is JSON: what is no tensor (see `pipeline/train/snapshot.py`). `sha256` is that of
     all this, for one that was read.
     """
 

@@ -38,5 +38,6 @@ def shown_path(path: Path, base: Path) -> str:
 
 def tensor_hash(tensor: Tensor) -> str:
     """Hash of a tensor's values as bytes: equal only for tensors that are equal bit for bit."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).hexdigest()
+    whole = tensor.detach().cpu().contiguous()
+    flat = whole.as_strided((whole.numel(),), (1,))  # one value counts as contiguous even as every eleventh of some
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()

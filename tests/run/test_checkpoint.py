@@ -25,6 +25,17 @@ def test_what_went_in_comes_out(tmp_path: Path) -> None:
     assert back.tensors["half"].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_that_lie_apart_are_kept_as_they_are(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Prodigy schedule-free looks at every eleventh value of a weight: of a small bias, that is one."""
+    values = torch.arange(1.0, 31.0).to(dtype)
+    tensors = {"one": values[3:13:11], "some": values[::11], "none": values[:0:11], "alone": values[5]}
+    back = read_checkpoint(write_checkpoint(tmp_path, Checkpoint(2, 3, 1.0, tensors, {})))
+    assert {name: one.tolist() for name, one in back.tensors.items()} == {
+        "one": [4.0], "some": [1.0, 12.0, 23.0], "none": [], "alone": 6.0
+    }  # fmt: skip
+
+
 def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
     for step in (3, 20, 100):
         write_checkpoint(tmp_path, at(step), keep=2)
