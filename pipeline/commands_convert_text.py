@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..converters.errors import ConvertError, printable
+from ..converters.programs import programs
 
 if TYPE_CHECKING:
     from ..converters.write import Written
@@ -45,6 +46,16 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     for name, verdict in facts["programs"].items():
         yield f"  {name:<11}{verdict['loads']:<8}{verdict['prompt']}".rstrip()
         yield from (f"{'':<21}{note}" for note in verdict["notes"])
+    if able := _after_retarget(facts):
+        yield f"  pivotune retarget writes it for {', '.join(able)}"
+
+
+def _after_retarget(facts: dict[str, Any]) -> list[str]:
+    """Programs that do not load the file of words as it is, and have words of its family."""
+    if facts["kind"] != "embedding":
+        return []
+    refusing = [name for name, verdict in facts["programs"].items() if verdict["loads"] == "no"]
+    return [name for name in refusing if programs()[name].layouts.keys() & set(facts["families"])]
 
 
 def _vectors(tensor: dict[str, Any]) -> str:

@@ -113,6 +113,13 @@ def test_inspect_gives_an_object_of_one_shape_for_every_file(run, rows, saved, l
     assert len(found[3]["families"]) > 1
 
 
+def test_inspect_says_for_which_programs_retarget_helps(run, rows, saved, lora):
+    saved("cat.safetensors", {"emb_params": rows(1, 1024)})
+    assert run("inspect", "cat.safetensors").output.endswith("  pivotune retarget writes it for onetrainer\n")
+    saved("l.safetensors", lora(768))
+    assert "retarget" not in run("inspect", "l.safetensors").output
+
+
 def test_inspect_shows_metadata_cut_short(run, rows, saved):
     fields = {f"key {number:02}": "x" * 100 for number in range(20)}
     saved("x.safetensors", {"emb_params": rows(1, 768)}, fields)
