@@ -37,6 +37,10 @@ def noted(run: Run, manifest: dict[str, Any], begin: float) -> Iterator[None]:
             _leave(run, manifest, before + time.monotonic() - begin)
         except StageError as second:
             run.progress(f"manifest and report are as they were: {second}")
+        except BaseException as second:
+            if not _impatient(run, second):
+                raise
+            run.progress(f"stopped at once, before the report was written; pivotune report {run.folder} writes it")
         raise
     try:
         _leave(run, manifest, before + time.monotonic() - begin)
@@ -44,6 +48,11 @@ def noted(run: Run, manifest: dict[str, Any], begin: float) -> Iterator[None]:
         raise StageError(
             f"all is trained and exported, but the run's end cannot be written: {error}, {GO_ON}"
         ) from error
+    except BaseException as error:
+        if not _impatient(run, error):
+            raise
+        text = f"all is trained and exported, but the report is not: pivotune report {run.folder} writes it"
+        raise Stopped(text) from error
 
 
 @contextmanager
@@ -51,10 +60,8 @@ def _for_people(run: Run) -> Iterator[None]:
     try:
         with told():
             yield
-    except KeyboardInterrupt as error:
-        raise _at_once(run) from error
-    except Exception as error:
-        if run.keeper.asked.twice:  # a library has made an error of its own of the second Ctrl-C
+    except BaseException as error:
+        if _impatient(run, error):
             raise _at_once(run) from error
         if not isinstance(error, (StageError, ConvertError)):
             raise
@@ -62,6 +69,11 @@ def _for_people(run: Run) -> Iterator[None]:
         if gone is not None:
             raise StageError(gone) from error
         raise
+
+
+def _impatient(run: Run, error: BaseException) -> bool:
+    """Whether a second Ctrl-C ended what was at work; a library may have made an error of its own of it."""
+    return isinstance(error, KeyboardInterrupt) or (run.keeper.asked.twice and isinstance(error, Exception))
 
 
 def _at_once(run: Run) -> Stopped:

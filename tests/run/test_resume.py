@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import keeper, metrics, resume, runner
+from pivotune.pipeline.run import keeper, metrics, noted, resume, runner
 from pivotune.pipeline.run.checkpoint import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.replay import replay
 from pivotune.pipeline.run.stopping import Stopped, listening
@@ -145,6 +145,29 @@ def test_an_interruption_that_a_library_makes_an_error_of_is_one_all_the_same(tm
     with pytest.raises(Stopped, match="stopped at once"):
         run_project(recipe, tmp_path / "run")
     assert manifest_of(tmp_path / "run")["status"] == "stopped"
+
+
+@pytest.mark.parametrize("when", ["stopped", "finished"])
+def test_an_interruption_while_the_report_is_written_loses_the_report_alone(tmp_path, monkeypatch, when):
+    """Drawing its curves, matplotlib makes a ValueError of it."""
+    recipe = load_recipe(make_project(tmp_path, more=EVERY))
+
+    def drawing(folder):
+        try:
+            for _ in range(1 if when == "stopped" else 2):
+                os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("Invalid affine transformation matrix") from None
+
+    monkeypatch.setattr(noted, "write_report", drawing)
+    if when == "stopped":
+        stopped_at(monkeypatch, 2, signal.SIGINT)
+    told = (
+        "stopped by Ctrl-C after step 2" if when == "stopped" else "all is trained and exported, but the report is not"
+    )
+    with pytest.raises(Stopped, match=told):
+        run_project(recipe, tmp_path / "run")
+    assert manifest_of(tmp_path / "run")["status"] == when
 
 
 def test_a_signal_that_comes_while_a_line_is_written_is_heard(capfd):
