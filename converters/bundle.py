@@ -102,7 +102,7 @@ def check_name(name: str) -> None:
 
 def _spelled(embedding: Embedding) -> Embedding:
     """SD 2's one encoder as all who write bundles call it: `clip_l`, like SD 1's; readers know it by its width."""
-    if {split_out(key)[0] for key in embedding.vectors} != {"clip_h"}:
+    if not embedding.vectors.keys() <= {"clip_h", "clip_h_out"}:
         return embedding
     vectors = {"clip_l" + split_out(key)[1]: tensor for key, tensor in embedding.vectors.items()}
     return with_changes(embedding, vectors=vectors)

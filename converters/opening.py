@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from . import safetensors_file
 from .errors import ConvertError
-from .file_range import Origin, opened, read_exactly
+from .file_range import opened, read_exactly
 from .folders import nothing_in
 from .stored import Stored
 
@@ -32,7 +30,16 @@ def open_file(path: Path | str, *, held: int = safetensors_file.SMALL) -> Stored
     file and what is wrong with it; code in a pickle is never run.
     """
     path = path if isinstance(path, Path) else Path(path)
-    with _opened(path) as (descriptor, origin):
+    try:
+        return _open(path, held)
+    except ConvertError as error:
+        if os.path.isdir(path):
+            raise nothing_in(path) from error
+        raise
+
+
+def _open(path: Path, held: int) -> Stored:
+    with opened(path) as (descriptor, origin):
         if origin.size == 0:
             raise ConvertError(f"{path}: the file is empty")
         start = read_exactly(descriptor, 0, min(FIRST, origin.size), path)
@@ -48,15 +55,3 @@ def open_file(path: Path | str, *, held: int = safetensors_file.SMALL) -> Stored
 
         return torch_values.flatten(torch_file.read(path), Stored(path, {}, {}, "pickle"))
     raise ConvertError(f"{path}: no safetensors, torch or picture file (it starts with {start[:8]!r})")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[int, Origin]]:
-    """As `opened`; of a folder it is said what is missing in it."""
-    try:
-        with opened(path) as held:
-            yield held
-    except ConvertError as error:
-        if os.path.isdir(path):
-            raise nothing_in(path) from error
-        raise

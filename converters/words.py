@@ -56,10 +56,12 @@ def joined(words: Sequence[Embedding], path: Path, found: Recognised) -> Sequenc
 
 def other_half(path: Path, found: Recognised) -> Recognised | None:
     """The second of diffusers' two files of SDXL words, if `path` is the first and it lies beside."""
+    words = found.contents.embeddings
+    if found.dialect != "diffusers" or not words:
+        return None
     stem, dash, steps = _steps(path)
     beside = path.with_name(f"{stem}_2{dash}{steps}{path.suffix}")
-    words = found.contents.embeddings
-    if found.dialect != "diffusers" or not words or not beside.is_file():
+    if not beside.is_file():
         return None
     other = recognised(beside)
     halves = other.contents.embeddings
@@ -74,7 +76,7 @@ def without_halves(paths: Sequence[Path]) -> list[Path]:
     given = set(paths)
     kept = []
     for path in paths:
-        stem, dash, steps = _steps(path)
+        stem, dash, steps = _steps(path) if "_2" in path.name else ("", "", "")
         if not stem.endswith("_2"):
             kept.append(path)
             continue
