@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from projects import make_project, run_project
 from run.killing import child, made_files
 from run.launching import launched
@@ -113,8 +114,21 @@ def test_a_closed_terminal_stops_with_a_checkpoint_and_nohup_does_not(tmp_path, 
         signal.signal(signal.SIGHUP, before)
 
 
+def test_memory_that_is_full_is_one_line_and_the_same_command_goes_on(tmp_path, monkeypatch):
+    recipe = make_project(tmp_path, train="lora = { rank = 2 }", more=OFTEN)
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, lambda: torch.empty(2**50, dtype=torch.uint8))  # more than any machine has
+        with pytest.raises(StageError, match="this machine's memory is full") as told:
+            run_project(recipe, tmp_path / "run")
+    assert len(str(told.value).splitlines()) == 1
+    run_project(recipe, tmp_path / "run")
+    run_project(recipe, tmp_path / "whole")
+    assert made_files(tmp_path / "run") == made_files(tmp_path / "whole")
+
+
+@pytest.mark.slow  # at few amounts a library's own code gives way before Python hears of it
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell a process its size")
-def test_memory_that_is_full_is_one_line_and_the_same_command_goes_on(tmp_path):
+def test_a_starved_process_says_one_line_and_the_same_command_goes_on(tmp_path):
     """Also of a LoRA, and while pictures are drawn: starved at 22 amounts from 4 to 256 MB it said this and no more."""
     recipe = large(make_project(tmp_path, train="lora = { rank = 2 }\nwatch = { sample_every = '1 steps' }"))
     told = tmp_path / "told.txt"
