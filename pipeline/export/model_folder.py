@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,11 +16,13 @@ from ...converters import safetensors_file
 from .tensors import plain, raw_tensors
 
 
-def write_model_folder(pipe: Any, folder: Path, dtype: torch.dtype, *, source: Path | None = None) -> None:
+def write_model_folder(
+    pipe: Any, folder: Path, dtype: torch.dtype, *, tokenizers: Mapping[str, Mapping[str, bytes]] = MappingProxyType({})
+) -> None:
     """Write the whole model; the folder appears when all of it is there, in the place of an older one.
 
-    Tokenizers and scheduler settings come from the pipeline; files of tokenizers that the folder `source` has, as they
-    are there. Raises ConvertError when a value is too large for `dtype`.
+    Tokenizers and scheduler settings come from the pipeline; those in `tokenizers` (see `Model.tokenizer_files`) are
+    the very files that were loaded. Raises ConvertError when a value is too large for `dtype`.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -28,7 +32,7 @@ def write_model_folder(pipe: Any, folder: Path, dtype: torch.dtype, *, source: P
             if isinstance(component, torch.nn.Module):
                 _model(component, part / name, dtype)
             elif hasattr(component, "get_vocab"):
-                _tokenizer(component, part / name, source / name if source is not None else None)
+                _tokenizer(component, part / name, tokenizers.get(name, {}))
             elif component is not None:
                 component.save_pretrained(part / name)
         pipe.save_config(part)
@@ -56,10 +60,12 @@ def _model(module: Any, folder: Path, dtype: torch.dtype) -> None:
     safetensors_file.write(folder / name, raw_tensors(state, dtype), {"format": "pt"})
 
 
-def _tokenizer(tokenizer: Any, folder: Path, source: Path | None) -> None:
-    """The tokenizer's files, with the two that older versions of transformers need."""
-    if source is not None and source.is_dir():
-        shutil.copytree(source, folder)
+def _tokenizer(tokenizer: Any, folder: Path, files: Mapping[str, bytes]) -> None:
+    """The tokenizer's files as given; without any those it writes, with the two that older transformers need."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    if files:
         return
     tokenizer.save_pretrained(folder)
     model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]

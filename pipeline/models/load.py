@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ ALIGNMENT = 64  # bytes; what PyTorch's own allocations have
 class Model:
     """A loaded pipeline: frozen, in evaluation mode, on its device. `path` is its local folder or file, if it has one.
 
-    A hub model's folder is its snapshot in the local cache.
+    A hub model's folder is its snapshot in the local cache. `tokenizer_files` has what its folders of tokenizers hold,
+    by the tokenizer's name and the path in there: an export must not depend on what lies there hours later.
     """
 
     pipe: Any
@@ -33,6 +35,7 @@ class Model:
     path: Path | None
     dtype: torch.dtype
     device: torch.device
+    tokenizer_files: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
 
     @property
     def denoiser(self) -> Any:
@@ -51,7 +54,7 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
 
     path = find_model(spec)
     pipe = read_checkpoint(spec, path) if path.is_file() else read_folder(spec, path)
-    return prepare(pipe, spec, path, device)
+    return replace(prepare(pipe, spec, path, device), tokenizer_files=_tokenizer_files(spec, pipe, path))
 
 
 def quiet_libraries() -> None:
@@ -86,6 +89,22 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
         _encoder(pipe, spec, about) for about in family.encoders if getattr(pipe, about.module, None) is not None
     )
     return Model(pipe, family, encoders, path, dtype, device)
+
+
+def _tokenizer_files(spec: ModelSpec, pipe: Any, path: Path) -> dict[str, dict[str, bytes]]:
+    """What the folders of a model's tokenizers hold: a few megabytes. A single file has none."""
+    names = [name for name, part in pipe.components.items() if hasattr(part, "get_vocab") and (path / name).is_dir()]
+    try:
+        return {
+            name: {
+                file.relative_to(path / name).as_posix(): file.read_bytes()
+                for file in sorted((path / name).rglob("*"))
+                if file.is_file()
+            }
+            for name in names
+        }
+    except OSError as error:
+        raise unreadable(spec, error) from error
 
 
 def _take_any_dtype(vae: Any) -> None:

@@ -23,6 +23,7 @@ from .load import MOST, open_recipe
 from .many_words import with_many_words
 from .mend import mend
 from .model import Recipe
+from .once import Once
 from .problem import Finding, Place, Problem
 
 WORDS = ("concept", "embedding", "embeddings_from")
@@ -76,10 +77,10 @@ def check_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Che
     return examined(recipe, document)
 
 
-def examined(recipe: Recipe, document: Document, doubt: Doubt = NONE) -> Checked:
-    """What a recipe of the right form asks for, looked at on this machine."""
+def examined(recipe: Recipe, document: Document, doubt: Doubt = NONE, once: Once | None = None) -> Checked:
+    """What a recipe of the right form asks for, looked at on this machine; `once` has what was read of it before."""
     captioned: list[Captioned] = []
-    findings = [one for one in _findings(recipe, captioned, doubt) if not doubt.of(one.path)]
+    findings = [one for one in _findings(recipe, captioned, doubt, once or Once()) if not doubt.of(one.path)]
     problems = [document.problem(finding.path, finding.text, finding.severity) for finding in findings]
     captions = [text for concept in captioned for _, texts in concept.pictures for text in texts]
     return Checked(
@@ -98,7 +99,7 @@ def beyond_form(document: Document) -> list[Problem]:
     or more, in which all values that nobody knows differ, and what is found in each of them is said.
     """
     found: list[Problem] | None = None
-    number, ways = 0, 2
+    number, ways, once = 0, 2, Once()
     while number < min(ways, MOST_WAYS) and found != []:
         made = mend(document.data, number, MOST)
         if made.data is None:
@@ -107,7 +108,7 @@ def beyond_form(document: Document) -> list[Problem]:
         doubt = Doubt(frozenset(made.doubtful), bool(lacking))
         if not doubt.listed and not whole.data.get("embedding"):
             whole.data["embedding"] = [{"placeholder": "<unknown>"}]  # there would be words
-        problems = dict.fromkeys([*lacking, *examined(build(whole.data, whole.path), whole, doubt).problems])
+        problems = dict.fromkeys([*lacking, *examined(build(whole.data, whole.path), whole, doubt, once).problems])
         found = [one for one in problems if found is None or one in found]
         number, ways = number + 1, made.ways if made.doubtful else 1
     return found or []
@@ -126,11 +127,11 @@ def checked_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> t
     return checked.recipe, checked.problems
 
 
-def _findings(recipe: Recipe, captioned: list[Captioned], doubt: Doubt) -> Iterator[Finding]:
+def _findings(recipe: Recipe, captioned: list[Captioned], doubt: Doubt, once: Once) -> Iterator[Finding]:
     family = family_of(recipe.model)
     yield from model_findings(recipe.model)
     yield from layer_findings(recipe.model, family)
-    yield from picture_findings(recipe, captioned)
+    yield from picture_findings(recipe, captioned, once)
     yield from _few(name_findings(recipe.words))
     yield from _few(same_files(recipe))
     yield from _few(base_findings(recipe, family))

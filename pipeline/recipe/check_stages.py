@@ -38,6 +38,9 @@ def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             yield from _band((*place, key), stage.options.get(key))
         if stage.kind == "tokenize" and not stage.options["pad_with"].strip():
             yield Finding((*place, "pad_with"), 'a blank text has no token to pad with; use "*"')
+    if not recipe.words:
+        text = "no word: a run teaches words, and what it tunes of the model is tuned around them; add an [[embedding]]"
+        yield Finding(("stage", 0), f"{text} (with train = false the word is used and not taught)")
     if "export" not in kinds:
         text = 'no export stage, so nothing of what is learnt would be written; put a stage with kind = "export" last'
         yield Finding(("stage",), text)
@@ -53,8 +56,6 @@ def _order(place: Place, stage: Stage, before: list[str], after: list[str], word
             if needed not in before:
                 way = f"move {needed} up" if needed in after else f'add a [[stage]] with kind = "{needed}"'
                 yield Finding(place, f"{kind} needs {needed} before it; {way}")
-    else:
-        yield Finding(place, f"{kind} has no word to work on: add an [[embedding]]; train = false only uses it")
     if kind == "export" and kind in before:
         yield Finding(place, "export stands here twice; one names all its targets, the files of two would collide")
     if kind == "train" and "export" in before:

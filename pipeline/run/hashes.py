@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-WEIGHTS = (".safetensors", ".bin", ".ckpt", ".json", ".txt")
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".json", ".txt", ".model")
 
 
 def sha256(path: Path) -> str:

@@ -103,8 +103,7 @@ def _made(run: Run, ready: Contents, folder: Path, model: Sequence[str], model_d
     if "folder" in model:
         whole = folder / f"{name}_model"
         run.progress(f"writing the model as a diffusers folder in {model_dtype}")
-        source = run.model.path if run.model.path is not None and run.model.path.is_dir() else None
-        write_model_folder(run.model.pipe, whole, dtype, source=source)
+        write_model_folder(run.model.pipe, whole, dtype, tokenizers=run.model.tokenizer_files)
         for path in sorted(path for path in whole.rglob("*") if path.is_file()):
             note(run, path, "model")
     if "file" in model:

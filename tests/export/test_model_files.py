@@ -106,12 +106,12 @@ def test_older_readers_find_the_tokenizer(tmp_path, pipe):
     assert (folder / "merges.txt").read_text("utf-8").startswith("#version")
 
 
-def test_tokenizers_of_the_source_are_copied(tmp_path, pipe):
-    source = tmp_path / "source"
-    pipe.save_pretrained(source)
-    (source / "tokenizer" / "note.txt").write_text("mine", "utf-8")
-    write_model_folder(pipe, tmp_path / "model", torch.float32, source=source)
-    assert (tmp_path / "model" / "tokenizer" / "note.txt").is_file()
+def test_files_of_tokenizers_are_written_as_they_were_loaded(tmp_path, pipe):
+    files = {"tokenizer.json": b"{}", "more/note.txt": b"mine"}
+    write_model_folder(pipe, tmp_path / "model", torch.float32, tokenizers={"tokenizer": files})
+    folder = tmp_path / "model" / "tokenizer"
+    written = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert written == files
 
 
 def test_values_too_large_for_float16_are_refused_and_nothing_is_left(tmp_path):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from pivotune.pipeline.data import open as opened
+from pivotune.pipeline.data.captions import Captioned
 from pivotune.pipeline.errors import RecipeError
+from pivotune.pipeline.recipe import check_pictures
 from pivotune.pipeline.recipe.check import check_recipe, checked_recipe
 from pivotune.pipeline.recipe.document import shipped
-from pivotune.pipeline.recipe.model import Word
+from pivotune.pipeline.recipe.model import Concept, Word
 
 HERE = Path(__file__).parent
 # recipes for the user's own pictures: how many concepts
@@ -112,7 +116,29 @@ def test_a_recipe_without_words_is_refused_with_a_way_out(good: Path) -> None:
     )
     checked = check_recipe(good)
     assert checked.failed
-    assert any("add an [[embedding]]" in problem.text for problem in checked.problems)
+    told = [problem for problem in checked.problems if "add an [[embedding]]" in problem.text]
+    assert [(one.place, one.severity) for one in told] == [("stage.1", "error")]  # once, not for each stage
+    assert "no word: a run teaches words" in told[0].text
+
+
+def test_pictures_and_captions_are_read_once_however_often_a_recipe_is_mended(good: Path, monkeypatch) -> None:
+    seen: Counter[str] = Counter()
+    for name in ("look_at", "refuse_cut_off"):
+        was = getattr(opened, name)
+        monkeypatch.setattr(opened, name, lambda path, *more, was=was: (seen.update([str(path)]), was(path, *more))[1])
+    was_read = check_pictures.collect_captions
+
+    def read(concept: Concept) -> Captioned:
+        seen["captions"] += 1
+        return was_read(concept)
+
+    monkeypatch.setattr(check_pictures, "collect_captions", read)
+    wrong = ["train.schedule=7", 'export.targets="all"', "tokenize.pad_with=' '"]
+    assert len(check_recipe(good, wrong).problems) == 3
+    pictures = len(list((HERE / "pictures").glob("*.png")))
+    assert seen.pop("captions") == 1
+    assert len(seen) == pictures
+    assert set(seen.values()) == {2}  # one look at its beginning, one at its end
 
 
 def test_export_ends_a_recipe(good: Path) -> None:

@@ -185,6 +185,8 @@ def test_a_fault_of_ours_keeps_its_traceback():
 
 def own_disk(place: Path) -> None:
     """A disk for this process alone, which may mount more of them then. OSError where the system gives none."""
+    if not sys.platform.startswith("linux"):
+        raise OSError(f"{sys.platform} has no unshare")
     libc, uid, gid = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
     if libc.unshare(0x10020000):  # CLONE_NEWUSER | CLONE_NEWNS
         raise OSError(ctypes.get_errno(), "unshare")

@@ -186,3 +186,25 @@ def test_a_model_that_changes_under_the_run_changes_nothing(tmp_path, monkeypatc
     at_step(monkeypatch, 1, harm)
     run_project(recipe, tmp_path / "run")
     assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("how", ["gone", "replaced"])
+def test_a_fine_tuned_model_has_the_tokenizers_that_were_loaded_whatever_becomes_of_their_folder(
+    tmp_path, monkeypatch, how
+):
+    recipe = make_project(tmp_path, train="finetune = {}", export='targets = []\nmodel = ["folder"]')
+    (tmp_path / "model/tokenizer/of_mine/notes.txt").parent.mkdir()
+    (tmp_path / "model/tokenizer/of_mine/notes.txt").write_text("kept as it was", "utf-8")
+    whole = run_project(recipe, tmp_path / "whole").folder
+
+    def harm() -> None:
+        if how == "gone":
+            shutil.rmtree(tmp_path / "model")
+        else:
+            for path in (tmp_path / "model/tokenizer").rglob("*.*"):
+                path.write_text("{}", "utf-8")
+
+    at_step(monkeypatch, 1, harm)
+    run_project(recipe, tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
+    assert (whole / "exports/tiny_model/tokenizer/of_mine/notes.txt").exists()
