@@ -10,7 +10,7 @@ from ...converters.embedding import Contents
 from ..errors import StageError
 from ..export.finished import Finished
 from ..progress import progress
-from ..train.guard import NotFinite
+from ..train.guard import Halted, NotFinite
 from ..train.loop import Training, train_steps
 from ..train.lora import freeze_lora
 from ..train.parts import part_modules
@@ -43,9 +43,9 @@ def run_steps(
             hold_equal(training)
         if training.guard is not None:
             training.guard.close()
-        _all_seen(training.words)
         everywhere = True
-    except (NotFinite, Stopped):
+        _all_seen(training.words)
+    except (Halted, NotFinite, Stopped):
         everywhere = True
         raise
     finally:

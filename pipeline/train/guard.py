@@ -21,6 +21,10 @@ class NotFinite(StageError):
     """A loss or a gradient is not a finite number; nothing has moved."""
 
 
+class Halted(StageError):
+    """Something was found for which the recipe asks to stop: all processes stop after the same step."""
+
+
 def way_out(dtype: torch.dtype) -> str:
     """What may help against values that are not finite, in a model of this data type."""
     if dtype == torch.float16:
@@ -36,7 +40,7 @@ class Guard:
         self.options, self.say = options, say
         self._said: dict[str, set[str]] = {}
         self._left_out = 0
-        self._stop: tuple[str, str] | None = None  # what the run is to stop for: its kind, and the text
+        self._stop: list[tuple[str, str]] = []  # what the run is to stop for: its kind, and the text
         self._unmoved: dict[str, Tensor] = {}  # (rows,) int32: steps in a row in which a row did not move
         self._zeros: Counter[str] = Counter()  # steps in a row with a step size of 0
         self._found: dict[str, list[float]] = {}  # how many steps, and the first step size that was found
@@ -114,22 +118,28 @@ class Guard:
             return
         said.add(name)
         if self.options[kind] == "stop":
-            if not self.stops:  # of an earlier one, for which the recipe asked then, it may only warn by now
-                self._stop = kind, text
+            self._stop.append((kind, text))
         elif len(said) <= MOST:
             self.say(text)
 
     @property
     def stops(self) -> bool:
         """Whether something was found for which the recipe asks to stop."""
-        return self._stop is not None and self.options[self._stop[0]] == "stop"
+        return bool(self._asked())
+
+    def _asked(self) -> list[tuple[str, str]]:
+        """What was found for which the recipe asks to stop: it may only warn by now of what it once stopped for."""
+        return [(kind, text) for kind, text in self._stop if self.options[kind] == "stop"]
 
     def hold(self) -> None:
-        """StageError where something was found for which the recipe asks to stop, now or before a checkpoint."""
-        if self._stop is not None and self.stops:
-            kind, text = self._stop
-            way = f"{_WAY}, or with guard.{kind} = 'warn' and --from-checkpoint on from here"
-            raise StageError(f"{text} (guard.{kind} = 'stop'; {way})")
+        """Halted where something was found for which the recipe asks to stop, now or before a checkpoint: all of it."""
+        found = self._asked()
+        if not found:
+            return
+        texts = [text for _, text in found[:MOST]] + [f"{len(found) - MOST:,} more"] * (len(found) > MOST)
+        kinds = [f"guard.{kind}" for kind in dict.fromkeys(kind for kind, _ in found)]
+        way = f"{_WAY}, or with {' = '.join(kinds)} = 'warn' and --from-checkpoint on from here"
+        raise Halted(f"{'; and '.join(texts)} ({' = '.join(kinds)} = 'stop'; {way})")
 
     def close(self) -> None:
         """Count what was too much to be said one by one."""
@@ -144,7 +154,8 @@ class Guard:
         found = {name: list(seen) for name, seen in self._found.items()}
         return {
             "said": {kind: sorted(said) for kind, said in self._said.items()}, "left_out": self._left_out,
-            "unmoved": self._unmoved, "zeros": dict(self._zeros), "found": found, "stop": self._stop,
+            "unmoved": self._unmoved, "zeros": dict(self._zeros), "found": found,
+            "stops": [list(one) for one in self._stop],
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -152,4 +163,4 @@ class Guard:
         self._left_out, self._zeros = state["left_out"], Counter(state["zeros"])
         self._found = {name: list(seen) for name, seen in state["found"].items()}
         self._unmoved = dict(state["unmoved"])
-        self._stop = tuple(state["stop"]) if state.get("stop") else None
+        self._stop = [(kind, text) for kind, text in state["stops"]]

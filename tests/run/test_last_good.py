@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from projects import make_project, run_project
+from run.launching import launched
 
 from pivotune.converters.safetensors_file import read
 from pivotune.pipeline.errors import StageError
@@ -67,6 +68,22 @@ def test_words_lora_and_tuned_weights_of_the_last_good_step_are_kept(tmp_path, m
     for part in ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"):
         same_files(good / "tiny_model" / f"{part}.safetensors", kept / "tiny_model" / f"{part}.safetensors")
     StableDiffusionPipeline.from_pretrained(kept / "tiny_model", local_files_only=True)
+
+
+@pytest.mark.parametrize("train", ["ema = 0.9", "optimizer = { kind = 'adamw-schedule-free' }"])
+def test_what_a_guard_stops_leaves_averages_of_words_that_are_shared_over_processes(tmp_path, train):
+    band = "[stage.guard]\nnorm = 'stop'\nnorm_band = { low = 0.999, high = 1.001 }"
+    train = f"shared_from = 1\n{train}\n{band}"
+    recipe = make_project(tmp_path, train=train)
+    ended = launched(tmp_path, lambda rank: run_project(recipe, tmp_path / "run"))
+    assert ended.codes == [1, 1]
+    assert "guard.norm = 'stop'" in ended.said[0]
+    (point,) = (tmp_path / "run/checkpoints").iterdir()
+    step = int(point.stem.rpartition("-")[2])
+    short = load_recipe(recipe, [f"train.steps={step}", "train.guard.norm='off'"])
+    assert launched(tmp_path, lambda rank: run_project(short, tmp_path / "good")).codes == [0, 0]
+    places = [tmp_path / "good/exports", tmp_path / "run/last-good"]
+    same_files(*(place / "tiny_embeddings/cat.safetensors" for place in places))
 
 
 def test_a_run_that_is_stopped_again_and_again_keeps_what_it_has_learnt_by_then(tmp_path, monkeypatch):

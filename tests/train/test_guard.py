@@ -220,6 +220,26 @@ def test_a_guard_that_only_warns_of_what_it_once_stopped_for_stops_for_the_next_
         second.hold()
 
 
+def test_all_that_was_found_in_a_step_is_said_when_the_run_stops(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("prodigyopt")
+    make_still(monkeypatch)
+    guard = "still = 'stop'\nflat = 'stop'\nstill_after = 2\nflat_after = 2"
+    with pytest.raises(
+        StageError, match=r"'<cat>' in clip_l has not moved.*; and Prodigy has not found.*'lora"
+    ) as told:
+        said(
+            tmp_path, guard, "lora = { rank = 2, learning_rate = 1.0, optimizer = { kind = 'prodigy', d_coef = 1e-9 } }"
+        )
+    assert "(guard.still = guard.flat = 'stop'; mend what it says" in str(told.value)
+    assert "or with guard.still = guard.flat = 'warn' and --from-checkpoint" in str(told.value)
+    path, run = tmp_path / "recipe.toml", tmp_path / "run"
+    with pytest.raises(StageError) as again:  # from the checkpoint: the same
+        run_project(load_recipe(path, ["train.steps=8"]), run)
+    assert str(again.value) == str(told.value)
+    with pytest.raises(StageError, match=r"Prodigy has not found.*'lora\.denoiser'.*\(guard\.flat = 'stop'"):
+        run_project(load_recipe(path, ["train.steps=8", "train.guard.still='warn'"]), tmp_path / "after", source=run)
+
+
 def test_bands_and_policies_are_checked(tmp_path):
     from pivotune.pipeline.recipe.check import check_recipe
 
