@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,9 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
     return path
 
 
+@cache
 def _environment() -> Environment:
+    """Once for all reports of a process: compiling the templates takes longer than filling them."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -59,11 +59,11 @@ def test_ten_megabytes_are_not_parsed(written: Write) -> None:
 
 
 def test_a_megabyte_of_keys_is_quick(written: Write) -> None:
-    path = written(b"name = 3\n" + b"".join(b"k%d = 1\n" % number for number in range(70_000)))
+    path = written(b"name = 3\n" + b"".join(b"k%070d = 1\n" % number for number in range(13_000)))
     begin = time.process_time()
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
-    assert time.process_time() - begin < 10
+    assert time.process_time() - begin < 5
     assert len(caught.value.problems) == 101
     assert "and more; mend these 100 first" in caught.value.problems[-1]
 

@@ -25,7 +25,7 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
-@pytest.mark.parametrize(("family", "kind"), [("sd1", "unet"), ("sdxl", "unet_xl")])
+@pytest.mark.parametrize(("family", "kind"), [("sd1", "unet"), pytest.param("sdxl", "unet_xl", marks=pytest.mark.slow)])
 def test_a_lora_around_words_that_stand_still_encodes_each_caption_once(tmp_path, monkeypatch, family, kind):
     recipe = load_recipe(make_project(tmp_path, family, stages=AROUND), ["samples.prompts=[]"])
     for number in range(3):
