@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .file_range import FileRange, Origin, read_exactly
 from .tensor import RawTensor
@@ -31,6 +32,11 @@ class Contents:
     embeddings: tuple[Embedding, ...] = ()
     rest: dict[str, RawTensor] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def by_name(self) -> dict[str, Embedding]:
+        """The words by name: made once, for those who look up a few of very many."""
+        return {word.name: word for word in self.embeddings}
 
 
 def at_hand(embeddings: Iterable[Embedding]) -> Iterator[Embedding]:

@@ -43,7 +43,7 @@ def _ways(run: Run, words: Sequence[Embedding]) -> dict[str, list[str]]:
 
     In float64: four digits of it are the same whichever words are measured together.
     """
-    start = {word.name: word for word in run.start.embeddings}
+    start = run.start.by_name
     ways: dict[str, list[str]] = {word.name: [] for word in words}
     for encoder in run.model.encoders:
         held = [word for word in words if encoder.key in word.vectors]

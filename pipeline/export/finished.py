@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Finished:
         self.words = {word.name: word for word in contents.embeddings}
         self.options = _options(run)
         self.lines = dict(_read(self.folder)) if self.options and run.processes.main else {}
-        self._done: set[str] = set()
+        self._done = 0  # how many of those that have stopped were looked at
         self._stems: dict[str, dict[str, str]] = {}
 
     @property
@@ -48,10 +49,11 @@ class Finished:
         return {word: line["step"] for word, line in self.lines.items() if line["stage"] == self.run.stage + 1}
 
     def write(self, trainer: WordTrainer | None) -> None:
-        """Export the words that have stopped since the last call."""
-        if trainer is None or self.options is None or len(trainer.stopped_at) == len(self._done):
+        """Export the words that have stopped since the last call; what that costs depends on these alone."""
+        if trainer is None or self.options is None or len(trainer.stopped_at) == self._done:
             return
-        stopped = {word: step for word, step in trainer.stopped_at.items() if word not in self._done}
+        newest = islice(reversed(trainer.stopped_at.items()), len(trainer.stopped_at) - self._done)
+        stopped = dict(reversed(list(newest)))  # which are noted as they stop
         rows = trainer.injection.rows
         taught = tuple(
             replace(self.words[name], vectors={key: to_raw(rows[key].of(name)) for key in self.words[name].vectors})
@@ -66,7 +68,7 @@ class Finished:
             self.run.warnings.append(f"finished/ has {names} anew: going on did not give the same values again")
         for lines in self._written(new, stopped, digests):
             self._append(lines)
-        self._done |= stopped.keys()
+        self._done += len(stopped)
 
     def _written(
         self, words: list[Embedding], stopped: dict[str, int], digests: dict[str, str]

@@ -1,8 +1,9 @@
-"""What a checked recipe is: plain frozen values, no behaviour. Defaults live in the JSON Schemas."""
+"""What a checked recipe is: plain frozen values, and look-ups in them. Defaults live in the JSON Schemas."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,8 @@ class Recipe:
     checkpoint: CheckpointRule = field(default_factory=CheckpointRule)
     threads: int | None = None
     description: str = ""
+
+    @cached_property
+    def trained(self) -> dict[str, Word]:
+        """The words that are to be trained, by placeholder."""
+        return {word.placeholder: word for word in self.words if word.train}

@@ -88,10 +88,9 @@ def _end(
 
 
 def _proofs(run: Run, model: dict[str, Any]) -> dict[str, Any]:
-    trained = [word.placeholder for word in run.recipe.words if word.train]
     return {
         **model,
-        "gradient_reached": {word: word in run.reached for word in trained},
+        "gradient_reached": {word: word in run.reached for word in run.recipe.trained},
         **{name: run.data[name] for name in ("exports_verified", "exports_declared", "words") if name in run.data},
     }
 

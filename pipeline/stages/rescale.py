@@ -19,9 +19,8 @@ def rescale(run: Run, contents: Contents, *, to: Any = "median") -> Contents:
 
     Words with `train = false` are left as they are.
     """
-    trained = {word.placeholder for word in run.recipe.words if word.train}
-    start = {word.name: word for word in run.start.embeddings}
-    moved = [word for word in contents.embeddings if word.name in trained]
+    start = run.start.by_name
+    moved = [word for word in contents.embeddings if word.name in run.recipe.trained]
     after = {word.name: dict(word.vectors) for word in moved}
     for key, statistics in run.statistics.items():
         here = [word for word in moved if key in word.vectors]

@@ -6,18 +6,22 @@ import json
 import os
 import random
 import signal
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from projects import make_project, run_project
 from run.killing import Project, child, killed_again_and_again, made_files
+from run.kinds import KINDS
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.export import program
+from pivotune.pipeline.export.finished import Finished
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import execute, noted, runner
 from pivotune.pipeline.train import loop
+from pivotune.pipeline.train.word_trainer import WordTrainer
 
 TWO = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "blue"\nstop_after = "3 own steps"\n'
 RESCALE = '[[stage]]\nkind = "rescale"\nto = "median"'
@@ -107,6 +111,40 @@ def test_a_stop_by_the_clock_is_the_same_step_again(tmp_path, monkeypatch):
     assert stops.due(Clock(6, 100, 1.0, 60.0)) == []
     assert stops.due(Clock(7, 100, 1.0, 60.0)) == ["a"]
     assert stops.due(Clock(8, 100, 1.0, 7200.0)) == ["b"]
+
+
+class Counted(tuple):
+    """Counts how often somebody goes over all of it."""
+
+    times = 0
+
+    def __iter__(self):
+        type(self).times += 1
+        return super().__iter__()
+
+
+def test_what_it_costs_to_finish_a_word_depends_on_no_other_word(tmp_path, monkeypatch):
+    whole, costs = Finished.write, []
+
+    def write(self: Finished, trainer: WordTrainer) -> None:
+        before, lines = Counted.times, len(self.lines)
+        whole(self, trainer)
+        if len(self.lines) > lines:
+            costs.append(Counted.times - before)
+
+    class Watched(Finished):
+        def __init__(self, run, contents, last):
+            super().__init__(run, contents, last)
+            run.start = replace(run.start, embeddings=Counted(run.start.embeddings))
+
+    monkeypatch.setattr(Finished, "write", write)
+    monkeypatch.setattr(import_module("pivotune.pipeline.stages.train"), "Finished", Watched)
+    kind = KINDS["many words"]
+    recipe = replace(kind, parts={**kind.parts, "stages": RESCALE}).write(tmp_path)
+    run_project(replace(recipe, words=Counted(recipe.words)), tmp_path / "run")
+    assert len(costs) > 2
+    assert costs[0] > 0  # the names of all their files, so that no two are alike
+    assert set(costs[1:]) == {0}
 
 
 def test_a_word_that_a_later_stage_trains_is_not_finished(tmp_path):
