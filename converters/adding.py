@@ -114,13 +114,13 @@ def _bundle_losses(file: Stored, contents: Contents, targets: Sequence[str], fam
 
 def _mute(contents: Contents, targets: Iterable[str]) -> Iterator[str]:
     """What to say of words that can be stored and not be typed, or not be used as they are."""
+    mixed = [word.name for word in contents.embeddings if len(_counts(word)) > 1]
     for program in (programs()[name] for name in targets):
         mute = [word.name for word in contents.embeddings if not program.can_hold(word.name, in_lora=True)]
         if mute:
             yield f"in a prompt of {program.title} {', '.join(map(repr, mute[:6]))} would mean something else; rename"
-        uneven = [word.name for word in contents.embeddings if program.one_count and len(_counts(word)) > 1]
-        if uneven:
-            shown = ", ".join(map(repr, uneven[:6]))
+        if mixed and program.one_count:
+            shown = ", ".join(map(repr, mixed[:6]))
             yield f"{program.title} mixes up {shown}, of which each encoder has another number of vectors"
 
 

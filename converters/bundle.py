@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace as with_changes
 
-from .check import is_finite, is_zero
+from .check import are_finite, are_zero
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .slots import as_rows, is_rows, outputs, slots, split_out
@@ -116,14 +116,14 @@ def _fit(embedding: Embedding, widths: Mapping[str, int] | None, drop_outputs: b
             raise ConvertError(f"{name}: with its output vectors ({key}) A1111 refuses the whole LoRA; leave them out")
         del vectors[key]
     for key, tensor in vectors.items():
-        read = RawTensor(tensor.dtype, tensor.shape, tensor.data)  # once, for both questions
-        if is_zero(read) or not is_finite(read):
+        data = tensor.data  # read once, for both questions
+        if are_zero(data) or not are_finite(tensor.dtype, data):
             raise ConvertError(f"{name}: {key} is all zeros or not finite; it would spoil every picture")
         if len(tensor.shape) != 2 or 0 in tensor.shape:
             raise ConvertError(f"{name}: {key} must be rows of vectors, not of shape {tensor.shape}")
         if widths is not None and widths.get(key) != tensor.shape[1]:
             model = ", ".join(f"{encoder} {size}" for encoder, size in widths.items())
             raise ConvertError(f"{name}: {key} is {tensor.shape[1]} wide; the LoRA is for a model with {model}")
-    if missing := (widths or {}).keys() - vectors.keys():
+    if widths is not None and (missing := widths.keys() - vectors.keys()):
         raise ConvertError(f"{name}: has no vectors for {', '.join(sorted(missing))}, which the LoRA's model needs")
     return Embedding(name, vectors, embedding.metadata)

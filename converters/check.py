@@ -17,12 +17,17 @@ def is_finite(tensor: RawTensor) -> bool:
     A value that is none has an exponent of ones; if no value's first byte may be that of one, all are finite. Else
     all are looked at as one long number: adding one to each exponent carries where it is all ones.
     """
-    if tensor.dtype in NANS:
-        return not any(nan in bytes(tensor.data) for nan in NANS[tensor.dtype])
-    if tensor.dtype not in EXPONENTS:
+    return are_finite(tensor.dtype, tensor.data)
+
+
+def are_finite(dtype: str, stored: bytes | memoryview) -> bool:
+    """As `is_finite`, of bytes that are at hand."""
+    if dtype in NANS:
+        return not any(nan in bytes(stored) for nan in NANS[dtype])
+    if dtype not in EXPONENTS:
         return True
-    size, shift, bits = EXPONENTS[tensor.dtype]
-    data = bytes(tensor.data)
+    size, shift, bits = EXPONENTS[dtype]
+    data = bytes(stored)
     first = data[size - 1 :: size]
     for byte in _suspect(size, shift, bits):
         if byte in first:
@@ -43,5 +48,9 @@ def _suspect(size: int, shift: int, bits: int) -> bytes:
 
 def is_zero(tensor: RawTensor) -> bool:
     """All values are plus zero (an untrained vector beside an output embedding) and there is at least one."""
-    data = tensor.data
+    return are_zero(tensor.data)
+
+
+def are_zero(data: bytes | memoryview) -> bool:
+    """As `is_zero`, of bytes that are at hand."""
     return len(data) > 0 and not any(data)

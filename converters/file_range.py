@@ -82,18 +82,14 @@ def changed(path: Path | str) -> ConvertError:
     return ConvertError(f"{path}: changed while it was being read; start again when it is at rest")
 
 
-class opened:  # called as a function; as a class it costs half of it, which counts with ten thousand files
-    """A descriptor of a regular file and its Origin.
-
-    ConvertError, at once, for a pipe, folder or device; at the end if the file has changed meanwhile.
-    """
+class _Open:
+    """A regular file that is open for a while. A class costs half of a generator, which counts with ten thousand."""
 
     __slots__ = ("_descriptor", "_origin", "_path")
+    _origin: Origin
+    _path: Path | str
 
-    def __init__(self, path: Path | str) -> None:
-        self._path = path
-
-    def __enter__(self) -> tuple[int, Origin]:
+    def _open(self) -> os.stat_result:
         path = self._path
         try:
             descriptor = self._descriptor = os.open(path, _READ)
@@ -106,8 +102,7 @@ class opened:  # called as a function; as a class it costs half of it, which cou
         except BaseException:
             os.close(descriptor)
             raise
-        self._origin = Origin(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        return descriptor, self._origin
+        return status
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
@@ -119,24 +114,40 @@ class opened:  # called as a function; as a class it costs half of it, which cou
             os.close(self._descriptor)
 
 
-class Reopened:
+class opened(_Open):
+    """A descriptor of a regular file and its Origin.
+
+    ConvertError, at once, for a pipe, folder or device; at the end if the file has changed meanwhile.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = path
+
+    def __enter__(self) -> tuple[int, Origin]:
+        """Descriptor and origin."""
+        status = self._open()
+        self._origin = Origin(self._path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return self._descriptor, self._origin
+
+
+class Reopened(_Open):
     """See Origin.opened."""
 
-    __slots__ = ("_opened", "_origin")
+    __slots__ = ()
 
     def __init__(self, origin: Origin) -> None:
-        self._origin, self._opened = origin, opened(origin.path)
+        self._path, self._origin = origin.path, origin
 
     def __enter__(self) -> int:
-        descriptor, origin = self._opened.__enter__()
-        if origin != self._origin:
-            error = changed(origin.path)
-            self._opened.__exit__(type(error))
-            raise error
-        return descriptor
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._opened.__exit__(kind)
+        """The descriptor."""
+        status = self._open()
+        _, *known = self._origin
+        if known != [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]:
+            os.close(self._descriptor)
+            raise changed(self._path)
+        return self._descriptor
 
 
 def read_exactly(descriptor: int, offset: int, length: int, path: Path | str) -> bytes:
@@ -150,10 +161,12 @@ def read_exactly(descriptor: int, offset: int, length: int, path: Path | str) ->
             raise ConvertError(f"{path}: cannot be read at byte {offset} ({why})") from error
         if not part:
             raise ConvertError(f"{path}: grew shorter while it was being read")
+        if len(part) == length and not parts:
+            return part
         parts.append(part)
         offset += len(part)
         length -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
 
 
 def _seek_and_read(descriptor: int, length: int, offset: int) -> bytes:

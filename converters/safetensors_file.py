@@ -44,7 +44,9 @@ def read_opened(descriptor: int, origin: Origin, start: bytes = b"", *, held: in
     length = int.from_bytes(start[:8] or read_exactly(descriptor, 0, 8, path), "little")
     if length > min(MAX_HEADER, origin.size - 8):
         raise ConvertError(f"{path}: not a safetensors file (its header would be {length} bytes long)")
-    with no_collector(length > SMALL):
+    if length <= SMALL:
+        return _tensors(descriptor, origin, start, length, held)
+    with no_collector(True):
         return _tensors(descriptor, origin, start, length, held)
 
 

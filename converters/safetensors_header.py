@@ -50,7 +50,7 @@ def parse(header: bytes, size: int, path: Path | str) -> Header:
         if len(_KNOWN) >= MOST_KNOWN:
             _KNOWN.clear()
         _KNOWN[header, size] = known
-    return known._replace(metadata=dict(known.metadata))
+    return Header(*known[:-1], dict(known.metadata))
 
 
 def _parsed(header: bytes, size: int, path: Path | str) -> Header:

@@ -50,8 +50,8 @@ def pieces(stored: Stored) -> Iterator[bytes | memoryview]:
         yield stored.read()
     elif not isinstance(stored, FileRange):
         yield stored
-    elif stored.held is not None:
-        yield stored.held
+    elif stored.held is not None or stored.length <= CHUNK:
+        yield stored.read()
     else:
         with stored.origin.opened() as descriptor:
             for at in range(0, stored.length, CHUNK):

@@ -20,6 +20,7 @@ NAMELESS = ("emb_params", "emp_params", "string_to_param.*", "*")
 # The encoder that alone has a width. 4096 is T5 or Llama: such a tensor stays UNNAMED until a family is known.
 BY_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 2304: "gemma"}
 UNNAMED = "unnamed"
+_UNSETTLED = (UNNAMED, f"{UNNAMED}_out")
 LONG = 1000  # characters of keys that are not remembered
 JOINED = (768, 2048)
 
@@ -60,6 +61,8 @@ def settle(vectors: Mapping[str, RawTensor], widths: Mapping[str, int]) -> dict[
 
     So is a CLIP's in a model whose one encoder is another CLIP: bundles call SD 2's as they call SD 1's.
     """
+    if len(widths) != 1 and not any(map(_UNSETTLED.__contains__, vectors)):
+        return dict(vectors)
     settled: dict[str, RawTensor] = {}
     for key, tensor in vectors.items():
         base, out = split_out(key)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
+from itertools import count
 
 from .disk import failed, sync_system
 
@@ -113,7 +115,13 @@ def begun(folder: os.PathLike[str] | str, unnamed: bool) -> Temporary:
 
 def part(folder: os.PathLike[str] | str) -> str:
     """A name for a temporary file that nobody else has."""
-    return os.path.join(folder, f".{os.urandom(8).hex()}{SUFFIX}")
+    return os.path.join(folder, f".{next(_numbers()) % (1 << 64):016x}{SUFFIX}")
+
+
+@cache
+def _numbers() -> Iterator[int]:
+    """Numbers from a place that no other process begins at."""
+    return count(int.from_bytes(os.urandom(8), "little"))
 
 
 def sweep(folder: str) -> None:

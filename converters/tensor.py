@@ -51,7 +51,8 @@ class RawTensor:
     @property
     def data(self) -> bytes | memoryview:
         """The bytes, read from the file if they are still there; ConvertError if that file has changed since."""
-        return self.stored.read() if isinstance(self.stored, FileRange | Made) else self.stored
+        stored = self.stored
+        return stored.read() if isinstance(stored, (FileRange, Made)) else stored
 
     def __repr__(self) -> str:
         return f"RawTensor({self.dtype!r}, {self.shape!r})"

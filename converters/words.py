@@ -73,13 +73,14 @@ def other_half(path: Path, found: Recognised) -> Recognised | None:
 
 def without_halves(paths: Sequence[Path]) -> list[Path]:
     """The files without those that `joined` takes together with another one of them."""
-    given = set(paths)
+    given: set[Path] = set()
     kept = []
     for path in paths:
         stem, dash, steps = _steps(path) if "_2" in path.name else ("", "", "")
         if not stem.endswith("_2"):
             kept.append(path)
             continue
+        given = given or set(paths)
         first = path.with_name(f"{stem.removesuffix('_2')}{dash}{steps}{path.suffix}")
         if first in given:
             try:

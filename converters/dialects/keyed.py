@@ -27,10 +27,12 @@ def detect(file: Stored, keys: frozenset[str]) -> bool:
 
 def read(file: Stored) -> Contents:
     """One word, called as our own metadata says, else like the file."""
+    rows = {}
     for name, tensor in file.tensors.items():
         if not 1 <= len(tensor.shape) <= 2:
             raise ConvertError(f"{file.path}: {name} has the shape {tensor.shape}, and rows of vectors are wanted")
-    vectors = slots({name: as_rows(tensor) for name, tensor in file.tensors.items()})
+        rows[name] = as_rows(tensor)
+    vectors = slots(rows)
     name = file.metadata.get(WORD) or file.stem
     metadata = {key: value for key, value in file.metadata.items() if key not in (WORD, "format")}
     return Contents((Embedding(name, vectors, metadata),), {}, dict(file.metadata))

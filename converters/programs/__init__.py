@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -76,7 +77,12 @@ class Program:
     def can_hold(self, name: str, *, in_lora: bool = False) -> bool:
         """Whether a prompt can have this name of a file (or of a word in a LoRA) in it and mean the word."""
         allowed = self.word_characters if in_lora else self.characters
-        return name not in self.reserved and (allowed is None or re.fullmatch(f"(?:{allowed})*", name) is not None)
+        return name not in self.reserved and (allowed is None or _made_of(allowed)(name) is not None)
+
+
+@cache
+def _made_of(characters: str) -> Callable[[str], re.Match[str] | None]:
+    return re.compile(f"(?:{characters})*").fullmatch
 
 
 @cache

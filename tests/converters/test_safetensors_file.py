@@ -113,9 +113,21 @@ def test_reading_gives_back_what_was_written(tmp_path, rows, same):
     assert metadata == {"who": "me", "": "ünï"}
 
 
+def test_the_text_of_a_header_says_what_is_described(rows):
+    names = ('a "quoted" \\ name', "tab\tnewline\n", "café 猫 \U0001f408", "\x7f\u2028", "plain")
+    tensors = {name: rows(2, 3) for name in names} | {"number": RawTensor("F16", (), b"\0\0")}
+    for metadata in ({}, {"b": 'x"\n', "a": "é"}):
+        head = safetensors_bytes.header(tensors, metadata)
+        assert int.from_bytes(head[:8], "little") == len(head) - 8
+        assert len(head) % 8 == 0
+        said = safetensors_bytes.described(tensors, metadata)
+        assert json.loads(head[8:]) == said
+        assert head[8:].rstrip() == json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 def test_a_header_that_would_be_read_otherwise_is_refused(tmp_path, rows, monkeypatch):
     plain = safetensors_bytes.header
-    monkeypatch.setattr(safetensors_bytes, "header", lambda said: plain(said).replace(b"[2,3]", b"[3,2]"))
+    monkeypatch.setattr(safetensors_bytes, "header", lambda *said: plain(*said).replace(b"[2,3]", b"[3,2]"))
     with batch() as files, pytest.raises(ConvertError, match="its header would not be read as it was meant"):
         safetensors_file.add(files, tmp_path / "x.safetensors", {"a": rows(2, 3)}, {}, check=lambda *_: None)
 
