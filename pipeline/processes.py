@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+FSDP, DEEPSPEED = "FSDP", "DeepSpeed"
 TIMEOUT = "PIVOTUNE_TIMEOUT"  # minutes that a process waits for the others
 
 
@@ -32,13 +33,13 @@ class Elsewhere(StageError):
 class Processes:
     """This process among `count`. `device` is the one that the launcher gave it; None when it runs alone.
 
-    `sharding`: the launcher asks for FSDP, so that fine-tuned parts of the model are spread over the processes.
+    `sharding`: the launcher asks for FSDP or DeepSpeed, which spread a fine-tune over the processes; empty otherwise.
     """
 
     count: int = 1
     index: int = 0
     device: torch.device | None = None
-    sharding: bool = False
+    sharding: str = ""
 
     @property
     def main(self) -> bool:

@@ -36,6 +36,7 @@ from .manifest import inputs_of
 from .metrics import Metrics, finite
 from .noted import noted
 from .resume import take_up
+from .spread import hold_spread
 from .start import Start, begin_folder, refuse_foreign, say_start
 from .state import Run
 from .stopping import interruptible, listening
@@ -80,6 +81,7 @@ def _run_recipe(
 ) -> RunResult:
     begin = time.monotonic()
     processes = begin_processes(recipe.device)
+    hold_spread(recipe, processes.sharding)
     if not processes.main:
         progress, bar = _silent, False
     device = processes.device or pick_device(recipe.device)

@@ -134,6 +134,6 @@ def _take_weights(run: Run, training: Training, point: Checkpoint) -> Iterator[s
             continue
         run.taken.add(thing.name)
         there = stored_weights(point.tensors, thing.name)
-        fitting = [key for key, weight in thing.masters.items() if key in there and there[key].shape == weight.shape]
+        fitting = [key for key, weight in thing.parameters.items() if key in there and there[key].shape == weight.shape]
         thing.take({key: there[key] for key in fitting})
-        yield f"{TAKEN[not fitting]}{len(fitting)} of {len(thing.masters)} weights of {thing.name}"
+        yield f"{TAKEN[not fitting]}{len(fitting)} of {len(thing.parameters)} weights of {thing.name}"

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from ...converters.embedding import Contents
-from ..errors import StageError
 from ..export.finished import Finished
 from ..recipe.fill import defaults
 from ..run.contents import as_left, put_back
@@ -87,8 +86,6 @@ def train(
         run, things, asked, pictures, eye, steps=steps, accumulation=gradient_accumulation,
         prior_weight=prior_weight, locality=locality,
     )  # fmt: skip
-    if compile and training.sharded:
-        raise StageError("compile = true does not go with a fine-tune that FSDP spreads over processes; leave one out")
     with compiled(run.model.denoiser, compile), less_memory(run.model, gradient_checkpointing):
         run_steps(run, training, contents, finished, log_every=log_every, watch=watch, save=save, write=write_exports)
     return run.kept or contents

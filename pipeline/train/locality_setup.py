@@ -45,8 +45,6 @@ def locality_of(run: Run, training: Training, options: Mapping[str, Any]) -> Loc
             "locality: this stage tunes neither a LoRA nor weights of the model, so prompts without words stay as they "
             "are; leave it out"
         )
-    if any(thing.spread for thing in tuned):
-        raise StageError("locality: it does not go with a fine-tune that FSDP spreads over processes; leave one out")
     mine = [one for thing in tuned for one in thing.parameters.values()]
     before = {parameter: run.originals[parameter] for parameter in mine if parameter in run.originals}
     prompts = tuple(options["prompts"] or _plain_captions(run))

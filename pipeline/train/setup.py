@@ -11,7 +11,9 @@ from torch import nn
 
 from ..errors import StageError
 from ..models.load import Model
-from ..processes import ALONE, Processes
+from ..processes import ALONE, DEEPSPEED, FSDP, Processes
+from .engine import Place
+from .engine_trainer import EngineTrainer
 from .finetune import weights_to_tune
 from .lora import add_lora, freeze_lora
 from .parts import DENOISER, part_module, part_modules, pipe_name
@@ -21,7 +23,6 @@ from .twin import Twin
 from .weights import WeightSettings, WeightTrainer
 
 Tables = Sequence[Mapping[str, Any]]
-SHARDABLE = ("adamw", "lion")  # optimizers that move each value by itself
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def weight_trainers(
     """A trainer for each part of each LoRA and fine-tune; LoRAs of earlier stages are held still.
 
     Where the `processes` are sharding, each fine-tuned part is spread over them. Raises StageError when a part stands
-    in two tables, the model has no such part, or a part that is spread has an optimizer that needs its weights whole.
+    in two tables, or the model has no such part.
     """
     for module in part_modules(model).values():
         freeze_lora(module)
@@ -54,21 +55,22 @@ def weight_trainers(
                 taken.add(part)
                 parameters = _parameters(kind, part, part_module(model, part), table, common.seed)
                 settings = _settings(table, common)
-                twin = None
-                if kind == "finetune" and processes.sharding:
-                    _hold_shardable(part, table["optimizer"]["kind"])
-                    twin = Twin(model.pipe, pipe_name(model, part), list(parameters), main=processes.main)
-                trainers.append(WeightTrainer(f"{kind}.{part}", parameters, settings, text=part != DENOISER, twin=twin))
+                sharding = processes.sharding if kind == "finetune" else ""
+                place = Place(model.pipe, pipe_name(model, part), processes.main)
+                trainers.append(
+                    _trainer(f"{kind}.{part}", parameters, settings, place, sharding, text=part != DENOISER)
+                )
     return trainers
 
 
-def _hold_shardable(part: str, optimizer: str) -> None:
-    """StageError for an optimizer that looks at a weight as a whole: of one that is spread it sees a shard."""
-    if optimizer not in SHARDABLE:
-        raise StageError(
-            f"finetune of {part}: the optimizer {optimizer} does not go with FSDP, which spreads each weight over the "
-            f"processes; take {' or '.join(SHARDABLE)}, or launch without FSDP"
-        )
+def _trainer(
+    name: str, parameters: Mapping[str, nn.Parameter], settings: WeightSettings, place: Place, sharding: str, *,
+    text: bool,
+) -> WeightTrainer:  # fmt: skip
+    if sharding == DEEPSPEED:
+        return EngineTrainer(name, parameters, settings, place, text=text)
+    twin = Twin(place.pipe, place.name, list(parameters), main=place.main) if sharding == FSDP else None
+    return WeightTrainer(name, parameters, settings, text=text, twin=twin)
 
 
 def weights_of(things: Sequence[Trained]) -> dict[str, nn.Parameter]:

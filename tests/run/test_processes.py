@@ -15,15 +15,16 @@ import torch
 from projects import make_project, run_project
 from run.killing import child, made_files
 from run.launching import Launched, launched
+from run.zero import ZERO, imported, needs_deepspeed
 from safetensors.torch import load_file
 
 from pivotune.pipeline.data.batch import Whole
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.launch import begin_processes
 from pivotune.pipeline.processes import Processes
+from pivotune.pipeline.run.spread import SHARDABLE
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.loss import mean_loss, part_loss
-from pivotune.pipeline.train.setup import SHARDABLE
 
 OFTEN = '[checkpoint]\nevery = "1 steps"\n'
 ROUNDING = 1e-5  # relative; seen: losses 2e-7, norms of gradients 8e-7, all that is trained 2e-6
@@ -37,6 +38,10 @@ METHODS = {
     "fine-tune": "finetune = { parts = ['denoiser', 'clip_l'], learning_rate = 1e-3, layers = 'attention' }",
 }
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+SHARDINGS = [
+    pytest.param(FSDP, id="FSDP"),
+    pytest.param(ZERO, id="DeepSpeed", marks=[needs_deepspeed, pytest.mark.slow]),
+]
 SHARDED = (
     "ema = 0.9\nwatch = { sample_every = '2 steps' }\nsave = { every = '2 steps' }\n"
     "finetune = [{ parts = ['denoiser', 'clip_l'], learning_rate = 1e-3, layers = 'attention' }]"
@@ -74,6 +79,8 @@ def assert_same_to_rounding(one: Path, other: Path) -> None:
 
 
 def run_in(recipe: Path, out: Path, count: int = 2, **environment: str) -> Launched:
+    if "ACCELERATE_USE_DEEPSPEED" in environment:
+        imported()
     return launched(out.parent, lambda rank: run_project(recipe, out), count, environment)
 
 
@@ -110,11 +117,13 @@ def test_two_processes_give_what_one_gives(tmp_path, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-def test_a_fine_tune_spread_over_processes_gives_what_one_process_gives(tmp_path, count):
+@pytest.mark.parametrize("more", ["", "gradient_accumulation = 2\n"])
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_a_fine_tune_spread_over_processes_gives_what_one_process_gives(tmp_path, sharding, more, count):
     """Three processes share batches of two pictures and of one: some have nothing to do, and yet must take part."""
-    recipe = make_project(tmp_path, train=SHARDED)
+    recipe = make_project(tmp_path, train=more + SHARDED)
     run_project(recipe, tmp_path / "one")
-    ended = run_in(recipe, tmp_path / "many", count, **FSDP)
+    ended = run_in(recipe, tmp_path / "many", count, **sharding)
     assert ended.codes == [0] * count, ended.said
     assert_same_to_rounding(tmp_path / "one", tmp_path / "many")
 
@@ -144,19 +153,21 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path, monkeypatch
     assert_same_to_rounding(tmp_path / "whole", tmp_path / "run")
 
 
-def test_one_process_goes_on_with_a_fine_tune_that_was_spread_over_two(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_one_process_goes_on_with_a_fine_tune_that_was_spread_over_two(tmp_path, monkeypatch, sharding):
     """In the second step, of one picture, one of the two has nothing to do, and yet must take part."""
     recipe = make_project(tmp_path, train=SHARDED)
     assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
-    stopped_by_one(monkeypatch, recipe, tmp_path / "run", **FSDP)
+    stopped_by_one(monkeypatch, recipe, tmp_path / "run", **sharding)
     assert "what moves finetune.denoiser, finetune.clip_l" in str(manifest_of(tmp_path / "run")["stages"])
     assert child(lambda: run_project(recipe, tmp_path / "run")) == 0
     assert_same_to_rounding(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in SHARDABLE if kind != "adamw"])
-def test_two_processes_go_on_with_a_spread_fine_tune_of_one(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("kind", SHARDABLE)
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_two_processes_go_on_with_a_spread_fine_tune_of_one(tmp_path, monkeypatch, sharding, kind):
     table = f"{{ parts = ['denoiser'], layers = 'attention', learning_rate = 1e-3, optimizer = {{ kind = '{kind}' }} }}"
     recipe, one_step = make_project(tmp_path, train=f"finetune = {table}"), loop.one_step
     assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
@@ -169,7 +180,7 @@ def test_two_processes_go_on_with_a_spread_fine_tune_of_one(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(loop, "one_step", stopped)
         assert child(lambda: run_project(recipe, tmp_path / "run")) == 1
-    ended = run_in(recipe, tmp_path / "run", **FSDP)
+    ended = run_in(recipe, tmp_path / "run", **sharding)
     assert ended.codes == [0, 0], ended.said
     assert_same_to_rounding(tmp_path / "whole", tmp_path / "run")
 
@@ -268,7 +279,7 @@ def test_a_spread_fine_tune_refuses_an_optimizer_that_needs_weights_whole(tmp_pa
 
 def test_what_the_launcher_may_not_ask_is_refused(monkeypatch):
     for variable, said in (
-        ("ACCELERATE_USE_DEEPSPEED", "asks for DeepSpeed, which"),
+        ("ACCELERATE_USE_MEGATRON_LM", "asks for Megatron-LM, which"),
         ("ACCELERATE_USE_FSDP", "FSDP 1"),
     ):
         monkeypatch.setenv(variable, "true")
@@ -282,10 +293,11 @@ def test_what_the_launcher_may_not_ask_is_refused(monkeypatch):
 
 
 FSDP_ASKED = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+ZERO_ASKED = ["--use_deepspeed", "--zero_stage", "2"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [["--multi_gpu"], FSDP_ASKED])
+@pytest.mark.parametrize("how", [["--multi_gpu"], FSDP_ASKED, pytest.param(ZERO_ASKED, marks=needs_deepspeed)])
 def test_accelerate_launches_a_run(tmp_path, how):
     recipe = make_project(tmp_path, train=SHARDED)
     launch = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", "2"]
@@ -297,5 +309,5 @@ def test_accelerate_launches_a_run(tmp_path, how):
     assert done.returncode == 0, done.stderr
     manifest = manifest_of(tmp_path / "run")
     assert manifest["environment"]["processes"] == 2
-    assert ("what moves finetune.denoiser, finetune.clip_l" in str(manifest["stages"])) == (how == FSDP_ASKED)
+    assert ("what moves finetune.denoiser, finetune.clip_l" in str(manifest["stages"])) == (how != ["--multi_gpu"])
     assert done.stdout.count("Report: ") == 1

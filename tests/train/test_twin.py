@@ -2,70 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from run.launching import launched
-from torch import nn
+from train.little_encoder import SETTINGS, TUNED, made, step
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.launch import begin_processes
-from pivotune.pipeline.train.clock import Clock
 from pivotune.pipeline.train.twin import Twin
-from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
+from pivotune.pipeline.train.weights import WeightTrainer
 
-ADAM = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 FSDP = {
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "Layer,ElsewhereInThePipeline",
 }  # fmt: skip
-TUNED = ("layers.0.one.weight", "layers.1.one.weight", "layers.1.one.bias")
-
-
-class Layer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Linear(8, 8)
-
-    def forward(self, values):
-        return torch.tanh(self.one(values))
-
-
-class Encoder(nn.Module):
-    """Like a text encoder: a table of its own, which nobody tunes, and two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(5, 8)
-        self.layers = nn.ModuleList([Layer(), Layer()])
-
-    def get_input_embeddings(self):
-        return self.table
-
-    def forward(self, ids):
-        values = self.table(ids)
-        for layer in self.layers:
-            values = layer(values)
-        return values
-
-
-def made(dtype=torch.float32):
-    torch.manual_seed(0)
-    part = Encoder().requires_grad_(False).to(dtype)
-    weights = {name: weight for name, weight in part.named_parameters() if name in TUNED}
-    return SimpleNamespace(encoder=part), weights
-
-
-SETTINGS = WeightSettings(ADAM, 1e-2, ema=0.5)
-
-
-def step(pipe, trainer, number, part=slice(None), loss=lambda values: values.square().sum()):
-    ids = torch.arange(4).reshape(2, 2)[part]
-    loss(pipe.encoder(ids)).backward()
-    norm = trainer.gradient_norm(1.0)
-    trainer.step(norm, Clock(number, 10, 1.0, 0.0))
-    return norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -86,13 +36,13 @@ def test_a_twin_learns_what_the_part_would(tmp_path, dtype):
         assert processes.sharding
         assert pipe.encoder.table is part.table  # prompts need it whole
         began = {name: weight.clone() for name, weight in weights.items()}
-        norms = [step(pipe, trainer, number, slice(rank, rank + 1)) for number in range(2)]
+        norms = [step(pipe, trainer, number, [slice(rank, rank + 1)]) for number in range(2)]
         with trainer.averaged():
             assert (pipe.encoder is part) == processes.main
         kept = trainer.state()
         trainer.restore(kept if processes.main else torch.load(tmp_path / "state.pt", weights_only=False))
         assert all(torch.equal(weights[name], began[name]) or processes.main for name in TUNED)
-        norms.append(step(pipe, trainer, 2, slice(rank, rank + 1)))
+        norms.append(step(pipe, trainer, 2, [slice(rank, rank + 1)]))
         own = [weight.to_local() for weight in trainer.masters.values()]
         own += [
             kept.to_local() for one in trainer.optimizer.state.values() for name, kept in one.items() if "exp" in name

@@ -1,0 +1,106 @@
+"""A part whose optimizer DeepSpeed spreads over processes learns what it learns in one, each with its piece of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from run.launching import launched
+from run.zero import ZERO, imported, needs_deepspeed
+from train.little_encoder import SETTINGS, made, step
+
+from pivotune.pipeline.launch import begin_processes
+from pivotune.pipeline.train.engine import Place
+from pivotune.pipeline.train.engine_trainer import EngineTrainer
+from pivotune.pipeline.train.weights import WeightTrainer
+
+pytestmark = needs_deepspeed
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ready():
+    imported()
+
+
+def trainer_of(rank, pipe, weights):
+    processes = begin_processes("cpu")
+    return EngineTrainer("finetune.encoder", weights, SETTINGS, Place(pipe, "encoder", processes.main), text=True)
+
+
+def values_of(weights):
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [("2", torch.float32), ("1", torch.float32), ("2", torch.bfloat16)])
+def test_an_engine_learns_what_the_part_would(tmp_path, stage, dtype):
+    """The second step is over two batches of one example each; the third goes on from a state of one process."""
+    pipe, weights = made(dtype)
+    alone = WeightTrainer("finetune.encoder", weights, SETTINGS, text=True)
+    norms, halves = [], [slice(0, 1), slice(1, 2)]
+    for number in range(2):
+        norms.append(step(pipe, alone, number, [slice(None)] * (1 + number)))
+    torch.save(alone.state(), tmp_path / "state.pt")
+    norms.append(step(pipe, alone, 2))
+    state = alone.state()
+    alone.finish()
+
+    def work(rank):
+        pipe, weights = made(dtype)
+        part = pipe.encoder
+        trainer = trainer_of(rank, pipe, weights)
+        norms = [step(pipe, trainer, number, [halves[rank]] * (1 + number)) for number in range(2)]
+        shown = values_of(weights)
+        with trainer.averaged():
+            assert pipe.encoder is part
+            assert not any(torch.equal(weight, shown[name]) for name, weight in weights.items())
+        assert all(torch.equal(weight, shown[name]) for name, weight in weights.items())
+        kept = trainer.state()
+        step(pipe, trainer, 2, [halves[rank]])
+        trainer.restore(torch.load(tmp_path / "state.pt", weights_only=False))
+        norms.append(step(pipe, trainer, 2, [halves[rank]]))
+        flat, told = trainer.twin.flat, trainer.state()
+        held = [
+            flat,
+            *(one for one in trainer.optimizer.state[flat].values() if one.dim()),
+            trainer.averages[""].shadow,
+        ]
+        trainer.finish()
+        assert "forward" not in vars(part)
+        assert not any(vars(weight) for weight in weights.values())
+        torch.save((norms, sum(one.numel() for one in held), kept, told, values_of(weights)), tmp_path / f"{rank}.pt")
+
+    ended = launched(tmp_path, work, 2, ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": stage})
+    assert ended.codes == [0, 0], ended.said
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.01}
+    for theirs, held, _, _, trained in found:
+        torch.testing.assert_close(theirs, norms, **close)
+        torch.testing.assert_close(trained, values_of(weights), **close)
+        assert held <= (sum(weight.numel() for weight in weights.values()) * 4 + 64) // 2  # value, moments, average
+    before = torch.load(tmp_path / "state.pt", weights_only=False)
+    for kept, there in ((found[0][2], before), (found[0][3], state)):
+        torch.testing.assert_close(kept.tensors, there.tensors, **close)
+        assert kept.values == there.values
+    assert not found[1][2].tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_that_is_not_finite_can_be_left_out(tmp_path, dtype):
+    def work(rank):
+        pipe, weights = made(dtype)
+        trainer = trainer_of(rank, pipe, weights)
+        step(pipe, trainer, 0)
+        shown = values_of(weights)
+        for factor, bad in ((float("nan"), True), (1.0, False)):
+            trainer.before_backward(last=True)
+            (pipe.encoder(torch.arange(4)).sum() * (factor if rank == 1 else 1.0)).backward()
+            assert (trainer.gradient_norm(1.0) == float("inf")) == bad
+            trainer.clear()
+        assert all(torch.equal(weight, shown[name]) for name, weight in weights.items())
+        fresh, same = made(dtype)
+        alone = WeightTrainer("finetune.encoder", same, SETTINGS, text=True)
+        for number in range(2):
+            norm = step(fresh, alone, number, loss=lambda values: 2 * values.square().sum())
+        assert step(pipe, trainer, 1) == pytest.approx(norm, rel=1e-5 if dtype == torch.float32 else 0.02)
+
+    ended = launched(tmp_path, work, 2, ZERO)
+    assert ended.codes == [0, 0], ended.said
