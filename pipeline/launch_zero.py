@@ -17,7 +17,7 @@ SAID_BY_RECIPE = {
     "optimizer": "optimizer", "scheduler": "schedule", "gradient_clipping": "clip_norm", "fp16": "model.dtype",
     "bf16": "model.dtype", "gradient_accumulation_steps": "gradient_accumulation",
 }  # fmt: skip
-SAYS_NOTHING: tuple[Any, ...] = (None, "auto", 1, False)  # an accumulation of 1 is what Accelerate itself fills in
+SAYS_NOTHING = {"gradient_accumulation_steps": (None, "auto", 1)}  # 1 is what Accelerate itself fills in
 
 
 def hold_deepspeed() -> None:
@@ -42,7 +42,7 @@ def hold_deepspeed() -> None:
         asked = config.get(name)
         if isinstance(asked, dict) and "enabled" in asked:
             asked = asked["enabled"]
-        if asked not in SAYS_NOTHING:
+        if asked not in SAYS_NOTHING.get(name, (None, "auto", False)):
             raise StageError(
                 f"the launcher tells DeepSpeed its {name}: leave it out, for the recipe's {option} says it"
             )

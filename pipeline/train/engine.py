@@ -45,8 +45,6 @@ class Engine:
         self.parameters, self.optimizer = dict(parameters), optimizer
         self._marks = [(parameter, dict(vars(parameter))) for parameter in self.parameters.values()]
         self.part: nn.Module = getattr(self.pipe, self.name)
-        for key, parameter in self.part.named_parameters():
-            parameter.requires_grad_(key in self.parameters)
         engine = _prepared(_Around(self.part), optimizer, clip_norm)
         self.engine, self.zero = engine, engine.optimizer
         (self.flat,) = (one for group in optimizer.param_groups for one in group["params"])

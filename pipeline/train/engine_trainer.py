@@ -83,7 +83,7 @@ class EngineTrainer(WeightTrainer):
         self.optimizer.param_groups[0].update({name: value for name, value in group.items() if name != "params"})
         found: dict[str, Any] = {}
         for name, first in next(iter(states.values()), {}).items():
-            found[name] = first
+            found[name] = first.to(flat.device) if group.get("fused") else first
             if _like(first, self.parameters[keys[next(iter(states))]]):
                 found[name] = torch.zeros_like(flat)
                 self.twin.fill(found[name], {keys[number]: kept[name] for number, kept in states.items()})
