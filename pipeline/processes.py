@@ -161,6 +161,23 @@ class Processes:
 ALONE = Processes()
 
 
+def lost(error: BaseException) -> Elsewhere | None:
+    """What to say of an error that torch's own communication has raised, as where FSDP gathers a weight; None for
+    any other."""
+    from torch import distributed
+
+    kinds = getattr(distributed, "DistError", ())  # gloo's own are plain errors
+    return _gone(error) if isinstance(error, kinds) or "/gloo/" in str(error) else None
+
+
+def _gone(error: BaseException) -> Elsewhere:
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return Elsewhere(
+        f"another process has ended, or did not answer in time (its own message says why; here: {line[:200]}); "
+        f"the same command goes on from the last checkpoint; {TIMEOUT} sets how many minutes to wait"
+    )
+
+
 @contextmanager
 def reachable() -> Iterator[None]:
     """StageError when the other processes cannot be reached, or do not answer in time."""
@@ -171,8 +188,4 @@ def reachable() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise Elsewhere(
-            f"another process has ended, or did not answer in time (its own message says why; here: {line[:200]}); "
-            f"the same command goes on from the last checkpoint; {TIMEOUT} sets how many minutes to wait"
-        ) from error
+        raise _gone(error) from error

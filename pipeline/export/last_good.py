@@ -22,12 +22,13 @@ def keep_last_good(run: Run, contents: Contents, *, model: bool) -> None:
     out of it. What cannot be written is said and raises nothing: why the run ended must not be hidden by that.
     """
     folder = run.folder / "last-good"
-    part = folder.with_name(f".{folder.name}.part")
+    part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     try:
         what = _written(run, contents, part, model and bool(run.finetuned))
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)  # a kill while it is deleted, or before, leaves one of them whole
         part.rename(folder)
         run.progress(f"the last good {' and '.join(what)} are in {folder}")
     except (ConvertError, StageError, OSError) as error:
@@ -35,6 +36,7 @@ def keep_last_good(run: Run, contents: Contents, *, model: bool) -> None:
         run.progress(f"warning: {run.warnings[-1]}")
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _written(run: Run, contents: Contents, folder: Path, model: bool) -> list[str]:

@@ -181,6 +181,7 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
             if not few:
                 text += f": lowest to highest of {len(lines):,}, and their median"
             text += "; shaded: the usual norms of the vocabulary, dashed: their median." if band else "."
+            text += words.averaged(manifest)
             svg = vector_curves(f"{what}{n}", f"{title}, {encoder}", lines, borders, band)
             legend = [(i, line.label) for i, line in zip(range(len(SERIES)), lines, strict=False)] if few else []
             made.append({"title": title, "encoder": encoder, "text": text, "svg": svg, "legend": legend})

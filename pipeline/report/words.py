@@ -90,3 +90,12 @@ def loudness(vectors: Iterable[Json], usual: dict[str, float]) -> float | None:
 def rescaled(manifest: Json) -> bool:
     """Whether the recipe itself says which norms its words end with."""
     return any(stage.get("kind") == "rescale" for stage in manifest.get("stages") or [])
+
+
+def averaged(manifest: Json) -> str:
+    """What a curve of vectors must say where files have not what it shows: the averages of what takes the steps."""
+    stages = [stage for stage in (manifest.get("recipe") or {}).get("stage", ()) if stage.get("embeddings")]
+    kinds = [(stage.get("optimizer") or {}).get("kind", "") for stage in stages]
+    if any(stage.get("ema") for stage in stages) or any(kind.endswith("schedule-free") for kind in kinds):
+        return " Shown are the vectors that take the steps; the files have their averages."
+    return ""

@@ -14,7 +14,7 @@ from ..train.loop import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
 from .checkpoint import Checkpoint
 from .state import Run
-from .takeover import TAKEN, take_what_fits
+from .taking import TAKEN, take_what_fits
 
 _PATH = "path in the run"
 

@@ -17,7 +17,6 @@ from pivotune import __version__
 
 from ..export.finished import remove_finished
 from ..launch import begin_processes, end_processes
-from ..lock import locked
 from ..models.device import make_deterministic, pick_device
 from ..models.load import load_model
 from ..preflight.look import hold, look_ahead
@@ -29,6 +28,7 @@ from ..words.norms import norm_statistics
 from .alike import common_checkpoint, hold_alike
 from .checkpoint import Checkpoint, Source
 from .class_pictures import draw_class_pictures
+from .ending import ending
 from .execute import execute
 from .folder import write_json
 from .keeper import Keeper
@@ -37,13 +37,12 @@ from .metrics import Metrics, finite
 from .noted import noted
 from .resume import take_up
 from .spread import hold_spread
-from .start import Start, begin_folder, refuse_foreign, say_start
+from .start import Start, begin_folder, held, refuse_foreign, say_start
 from .state import Run
 from .stopping import interruptible, listening
 from .takeover import begin_from, open_source, source_again
 from .trouble import told
 
-PATHS = 12  # files of a program that the command line names
 Progress = Callable[[str], None]
 
 
@@ -102,7 +101,7 @@ def _run_recipe(
     start = processes.from_main(lambda: begin_folder(recipe.name, out, inputs, fresh=fresh, source=origin))
     manifest = _manifest(recipe, inputs, start, ahead.facts, origin)
     with ExitStack() as stack:
-        processes.from_main(lambda: stack.enter_context(locked(start.folder)))
+        processes.from_main(lambda: stack.enter_context(held(start)))
         asked = stack.enter_context(listening(progress))
         checkpoint, begun = _beginning(start, begun, manifest, processes, progress)
         say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
@@ -156,7 +155,7 @@ def _run(run: Run, manifest: dict[str, Any], begin: float) -> RunResult:
         execute(run, manifest)
     if manifest.get("finished", {}).get("removed"):
         remove_finished(run.folder)
-    return RunResult(run.folder, run.folder / REPORT, f"{word_table(manifest)}\n{_ending(manifest)}")
+    return RunResult(run.folder, run.folder / REPORT, f"{word_table(manifest)}\n{ending(manifest)}")
 
 
 def _from_source(source: Source, folder: Path, manifest: dict[str, Any]) -> None:
@@ -180,22 +179,3 @@ def _manifest(
         "seconds": left.get("seconds", 0.0), "words": [], "stages": [], "proofs": {}, "artefacts": [],
         "pictures": left.get("pictures", []), "warnings": [], "preflight": ahead, "source": source,
     }  # fmt: skip
-
-
-def _ending(manifest: dict[str, Any]) -> str:
-    """The lines under the table of words: what was proved, and the files by program."""
-    proofs = manifest["proofs"]
-    lines = ["", "Proved: the vocabulary is bit for bit what it was; a gradient reached every vector that was trained;"]
-    if "exports_verified" in proofs:
-        lines += [f"{proofs['exports_verified']} of {proofs['exports_declared']} exports read back as they went in."]
-    files: dict[str, list[str]] = {}
-    for row in manifest["artefacts"]:
-        if row["kind"] != "text":
-            files.setdefault(row["program"] or "LoRA", []).append(row["path"])
-    return "\n".join([*lines, *(f"  {program}: {_some(paths)}" for program, paths in files.items())])
-
-
-def _some(paths: list[str]) -> str:
-    """The first few; where there are many, the others are counted."""
-    rest = f" and {len(paths) - PATHS:,} more" if len(paths) > PATHS else ""
-    return ", ".join(paths[:PATHS]) + rest

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...converters.disk import sync_folder
 from ...converters.embedding import Contents
 from ..recipe.fill import defaults
 from ..train.loop import Training
@@ -54,6 +55,7 @@ class Saves:
         try:
             self._written(part, step)
             os.replace(part, final)
+            sync_folder(self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         self._forget()

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import StageError
-from ..lock import is_locked
+from ..lock import is_locked, locked
 from .differences import ROUNDING, Difference, input_differences
 
-MOST = 12  # differences that are listed
+MOST, FEW = 12, 3  # differences that are listed, of the run that was asked for and of others
 # What a run has written before its first manifest: a process killed so early leaves nothing that counts.
 BEGUN = {".lock", ".probe", ".manifest.json.part", "metrics.jsonl", "recipe.toml"}
 
 
 @dataclass(frozen=True)
 class Start:
-    """The run's folder and, where a process before left it unfinished, the manifest it left."""
+    """The run's folder and, where a process before left it unfinished, the manifest it left.
+
+    `passed` says of each unfinished run with a checkpoint why it is not the one that goes on.
+    """
 
     folder: Path
     left: Mapping[str, Any] | None = None
+    passed: tuple[str, ...] = ()
 
 
 def refuse_foreign(out: Path | None) -> None:
@@ -65,16 +70,34 @@ def choose_start(
             raise StageError(f"{out} holds an unfinished run, and this one {began}: choose another --out")
         _refuse_changed(out, _differences(left, inputs))
         return Start(out.absolute(), left)
+    passed: list[str] = []
     for number in range(1, 10_000):
         folder = (Path("runs") / (name if number == 1 else f"{name}-{number}")).absolute()
         if not folder.exists():
-            return Start(folder)
+            return Start(folder, None, tuple(passed))
         left = left_behind(folder)
-        if left is None or left["status"] == "finished" or not may_go_on(left) or is_locked(folder):
+        if left is not None and (left["status"] == "finished" or not may_go_on(left)):
             continue
-        if not _differences(left, inputs):
+        why = _in_the_way(folder, left, inputs)
+        if not why:
             return Start(folder, left)
+        if any((folder / "checkpoints").glob("*.safetensors")):
+            passed.append(f"{folder} holds an unfinished run that does not go on: {why}")
     raise StageError(f"runs/{name}-… : all 9,999 names are taken")
+
+
+def _in_the_way(folder: Path, left: Mapping[str, Any] | None, inputs: Mapping[str, Any]) -> str:
+    """Why an unfinished run cannot go on; empty where it can."""
+    if left is None:
+        return "its manifest.json is gone or cannot be read"
+    if is_locked(folder):
+        return "another process is at work on it"
+    found = _differences(left, inputs)
+    if not found:
+        return ""
+    more = f"; and {len(found) - FEW} more" if len(found) > FEW else ""
+    listed = "; ".join(map(str, found[:FEW]))
+    return f"{listed}{more} (put that back and it goes on; --from-checkpoint {folder} takes what fits)"
 
 
 def _content(source: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
@@ -110,8 +133,19 @@ def begin_folder(
         return start
 
 
+@contextmanager
+def held(start: Start) -> Iterator[None]:
+    """Hold the lock of the run's folder. StageError when another process has it, or had it since `start` was chosen."""
+    with locked(start.folder):
+        if left_behind(start.folder) != start.left:
+            raise StageError(f"{start.folder}: another process has run in this folder meanwhile; say the command again")
+        yield
+
+
 def say_start(start: Start, checkpointed: tuple[int, int] | None, progress: Callable[[str], None]) -> None:
-    """Say once that, and from where, an unfinished run goes on."""
+    """Say once that, and from where, an unfinished run goes on, and which others do not."""
+    for line in start.passed:
+        progress(f"warning: {line}; beginning anew in {start.folder}")
     if start.left is None:
         return
     stage, step = checkpointed or (0, 0)

@@ -25,6 +25,8 @@ from .saves import Write
 from .state import Run
 from .stopping import Stopped
 
+AVERAGED = "norms and ways of words in the metrics are those of the vectors that take the steps; files have averages"
+
 
 def run_steps(
     run: Run, training: Training, contents: Contents, finished: Finished, *, log_every: int, watch: Options,
@@ -86,6 +88,8 @@ def _follow(
         guard.hold()  # a checkpoint that was written for it has what the run is to stop for
     if run.processes.count > 1:
         run.notes.append(share_note(training))
+    if training.words is not None and training.words.states.averaged:
+        run.notes.append(AVERAGED)
     with progress(training.steps, "train", "step", initial=first, shown=run.bar) as done:
         for row in _steps(run, training, first, before):
             number, active = row["step"], row.pop("active")
@@ -93,6 +97,7 @@ def _follow(
                 gauged = active if training.words is not None else ()
                 row["words"] = {name: gauge(run.model.encoders, training.injection, starts[name]) for name in gauged}
             after(row, before)
+            _say_idle(run, training, number)
             with run.processes.together():
                 if run.processes.main:
                     finished.write(training.words)
@@ -102,6 +107,17 @@ def _follow(
             if guard is not None:
                 guard.hold()
             before = row["seconds"]
+
+
+def _say_idle(run: Run, training: Training, number: int) -> None:
+    """Say once that the steps after this one train nothing."""
+    words = training.words
+    if words is None or len(training.things) > 1 or len(words.stopped_at) < len(words.words):
+        return
+    text = f"all words have had their training after step {max(words.stopped_at.values())} (stop_after)"
+    text += f": the steps from there to {training.steps} train nothing"
+    if number < training.steps and text not in run.warnings:
+        run.warn(text)
 
 
 def _steps(run: Run, training: Training, first: int, seconds: float) -> Iterator[dict[str, Any]]:

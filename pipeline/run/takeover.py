@@ -5,22 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import StageError
-from ..train.loop import Training
-from ..train.snapshot import stored_rows, stored_weights
-from ..train.weights import WeightTrainer
 from .checkpoint import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
 from .differences import ROUNDING, Difference, input_differences
 from .start import left_behind
-from .state import Run
 
-TAKEN = ("taken: ", "not taken: ")  # how the lines begin that say what a stage took
 # What may change without changing a step that is done: texts, pictures for the report, how often checkpoints come.
 _FREE = ("recipe.name", "recipe.samples", "recipe.checkpoint", ROUNDING)
 
@@ -93,47 +86,3 @@ def begin_from(source: Source, folder: Path) -> None:
             shutil.copyfile(source.run / picture["path"], folder / picture["path"])
     except (OSError, ValueError) as error:
         raise StageError(f"{source.run}: what it measured and drew cannot be taken over ({error})") from error
-
-
-def take_what_fits(run: Run, training: Training) -> None:
-    """Fill words and weights of the stage's trained things from the source, each once; say what was and was not taken.
-
-    Vectors fit by the word's name and number, weights by name and shape.
-    """
-    source = run.source
-    if source is None or source.whole:
-        return
-    for line in [*_take_words(run, training, source.point), *_take_weights(run, training, source.point)]:
-        run.progress(line)
-        run.notes.append(line)
-
-
-def _take_words(run: Run, training: Training, point: Checkpoint) -> Iterator[str]:
-    if "words" in run.taken:
-        return
-    run.taken.add("words")
-    spans: Mapping[str, Mapping[str, list[int]]] = point.facts["spans"]
-    stored = stored_rows(point.tensors)
-    for key, rows in training.injection.rows.items():
-        there, values = spans.get(key, {}), stored.get(key)
-        for word, span in rows.spans.items():
-            first, last = there.get(word, (0, 0))
-            if values is None or word not in there:
-                yield f"{TAKEN[1]}{word!r} in {key}: the checkpoint has no such word"
-            elif last - first != len(span):
-                yield f"{TAKEN[1]}{word!r} in {key}: {last - first} vectors there, {len(span)} here"
-            else:
-                rows.values[span.start : span.stop] = values[first:last].to(rows.values)
-                yield f"{TAKEN[0]}{word!r} in {key}"
-
-
-@torch.no_grad()
-def _take_weights(run: Run, training: Training, point: Checkpoint) -> Iterator[str]:
-    for thing in training.things:
-        if not isinstance(thing, WeightTrainer) or thing.name in run.taken:
-            continue
-        run.taken.add(thing.name)
-        there = stored_weights(point.tensors, thing.name)
-        fitting = [key for key, weight in thing.parameters.items() if key in there and there[key].shape == weight.shape]
-        thing.take({key: there[key] for key in fitting})
-        yield f"{TAKEN[not fitting]}{len(fitting)} of {len(thing.parameters)} weights of {thing.name}"

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from ..errors import StageError
 from ..machine import system_words
 from ..models.full_memory import out_of_memory
+from ..processes import lost
 
 LESS = "a smaller batch_size with gradient_accumulation, gradient_checkpointing = true, a smaller resolution"
 GO_ON = "then the same command goes on from the last checkpoint"
@@ -34,10 +35,13 @@ def in_words(error: BaseException, way_out: str = "") -> str | None:
 
 @contextmanager
 def told(way_out: str = "") -> Iterator[None]:
-    """Turn an error of the machine into a StageError; all others pass."""
+    """Turn an error of the machine, or of another process that is gone, into a StageError; all others pass."""
     try:
         yield
     except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
+        gone = lost(error)
+        if gone is not None:
+            raise gone from error
         text = in_words(error, way_out)
         if text is None:
             raise

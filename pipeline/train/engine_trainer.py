@@ -76,7 +76,8 @@ class EngineTrainer(WeightTrainer):
             self.twin.fill(average.shadow, {key: one["shadow"] for key, one in tree["averages"].items()})
             average.counts.copy_(next(iter(tree["averages"].values()))["counts"])
         self._restore_optimizer(tree["optimizer"]["state"], tree["optimizer"]["param_groups"][0])
-        self.take(tree["weights"])
+        self.twin.fill(self.twin.flat, tree["weights"])
+        self._round()
 
     def _restore_optimizer(self, states: Mapping[int, Mapping[str, Any]], group: Mapping[str, Any]) -> None:
         keys, flat = list(self.parameters), self.twin.flat
@@ -89,9 +90,14 @@ class EngineTrainer(WeightTrainer):
                 self.twin.fill(found[name], {keys[number]: kept[name] for number, kept in states.items()})
         self.optimizer.state[flat] = found
 
-    def take(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin with these values of weights it has, in the same shapes; the optimizer begins anew."""
+    def take(self, weights: Mapping[str, Tensor], averages: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """As `WeightTrainer.take`. An average counts its steps anew unless it goes on in every weight."""
         self.twin.fill(self.twin.flat, weights)
+        for average in self.averages.values():
+            shadows = {key: averages.get(key, {"shadow": values})["shadow"] for key, values in weights.items()}
+            self.twin.fill(average.shadow, shadows)
+            if self.parameters.keys() <= averages.keys():
+                average.counts.copy_(next(iter(averages.values()))["counts"])
         self._round()
 
     def _round(self) -> None:

@@ -163,4 +163,4 @@ class Guard:
         self._left_out, self._zeros = state["left_out"], Counter(state["zeros"])
         self._found = {name: list(seen) for name, seen in state["found"].items()}
         self._unmoved = dict(state["unmoved"])
-        self._stop = [(kind, text) for kind, text in state["stops"]]
+        self._stop = [(kind, text) for kind, text in state.get("stops", ())]

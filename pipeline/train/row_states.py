@@ -38,7 +38,8 @@ class RowStates:
         self.averages: dict[str, Average] = {}
         if ema is not None and not averages_itself(optimizer["kind"]):
             self.averages = {key: Average(table.values[shares.own[key]], ema, rows=True) for key, table in rows.items()}
-        self._shows = bool(self.averages) or optimizer["kind"] != "adamw"
+        self.averaged = bool(self.averages) or averages_itself(optimizer["kind"])  # not what is trained is to be used
+        self._shows = self.averaged or optimizer["kind"] != "adamw"
 
     def move(self, parts: Mapping[str, Moving], clip: float, rates: Mapping[str, Tensor], factor: float) -> None:
         """Move these rows along `clip` times their gradients; `rates` (all rows,) times `factor` are the step sizes."""
@@ -62,6 +63,17 @@ class RowStates:
         own = [rules[number] for number in mine.tolist()]
         if any(rule is not None for rule in own):
             average.shadow[places] = apply_rules(average.shadow[places], own, statistics, norms[mine])
+
+    @torch.no_grad()
+    def take(self, key: str, index: Tensor, average: Mapping[str, Tensor]) -> None:
+        """The rows of `index` have been given other values: their average begins with those, or goes on as `average`
+        says (its state, of these rows)."""
+        if key not in self.averages:
+            return
+        own, mine, places = self.averages[key], self.shares.among(key, index), self.shares.places(key, index)
+        values = average.get("shadow", self.rows[key].values[index]).to(own.shadow)
+        own.shadow[places] = values[mine]
+        own.counts[places] = average["counts"].to(own.counts)[mine] if average else 0.0
 
     def show(self, words: Collection[str], use: bool) -> None:
         """Exchange all rows with their averages; schedule-free optimizers do so for `words`."""

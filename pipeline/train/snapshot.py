@@ -13,6 +13,7 @@ from .packing import copy_into, pack, unpack
 from .trained import State
 from .word_trainer import WordTrainer
 
+Shadow = Mapping[str, Tensor]  # of an average: its values and how many steps are in it (see ema.Average)
 _ROWS, _LOOSE, _THINGS, _GUARD = "rows/", "loose/", "things/", "guard/"
 
 
@@ -73,6 +74,22 @@ def stored_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def stored_weights(tensors: Mapping[str, Tensor], thing: str) -> dict[str, Tensor]:
     """A thing's weights by name, whether the stage of the snapshot trained them or an earlier one."""
     return _under(tensors, f"{_THINGS}{thing}/weights.") | _under(tensors, f"{_LOOSE}{thing}/")
+
+
+def stored_averages(tensors: Mapping[str, Tensor], thing: str) -> Mapping[str, Shadow]:
+    """The averages that a thing kept beside its values: of weights by name, of words by encoder."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _under(tensors, f"{_THINGS}{thing}/averages.").items():
+        of, _, part = name.rpartition(".")
+        found.setdefault(of, {})[part] = tensor
+    return found
+
+
+def own_averages(tensors: Mapping[str, Tensor], thing: str) -> set[str]:
+    """Whose schedule-free optimizer averaged by itself: of words `<encoder>.<word>`, of weights what it numbers."""
+    start = "optimizers." if thing == WordTrainer.name else "optimizer."
+    names = [name for name in _under(tensors, f"{_THINGS}{thing}/{start}") if name.endswith(".z")]
+    return {name.partition(".optimizer.")[0] for name in names}
 
 
 def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:

@@ -130,10 +130,15 @@ class WeightTrainer:
         self._round()
 
     @torch.no_grad()
-    def take(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin with these values of weights it has, in the same shapes; the optimizer begins anew."""
+    def take(self, weights: Mapping[str, Tensor], averages: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Begin with these values of weights it has, in the same shapes; the optimizer begins anew.
+
+        An average goes on as it is among the `averages`, else from the weight's value.
+        """
         for key, values in weights.items():
             copy_into(self.masters[key], values, f"{self.name}: {key}")
+            if key in self.averages:
+                self.averages[key].restore(averages.get(key, {"shadow": values, "counts": torch.zeros(1)}))
         self._round()
 
     @contextmanager

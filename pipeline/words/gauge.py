@@ -12,7 +12,10 @@ from .raw import vectors_for
 
 
 def gauge(encoders: Sequence[Encoder], injection: Injection, start: Embedding) -> dict[str, Any]:
-    """Norm of each vector of a word, its way from `start`, and the nearest token, per encoder."""
+    """Norm of each vector of a word, its way from `start`, and the nearest token, per encoder.
+
+    It is told of the vectors that stand in the tables: while they train, those that take the steps, not their averages.
+    """
     measured: dict[str, Any] = {}
     for encoder in encoders:
         rows = injection.rows[encoder.key]

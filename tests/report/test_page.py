@@ -142,3 +142,16 @@ def test_two_words_with_one_initial_text_keep_their_own_pictures() -> None:
     after = [sample | {"when": "after", "prompt": prompt} for prompt in ("<a>, <b>", "<b>, <a>")]
     found = pairs([*before, *after], None)
     assert [(b["prompt"], a["prompt"]) for b, a, _ in found] == [("ring, ring", "<a>, <b>"), ("ring, ring", "<b>, <a>")]
+
+
+@pytest.mark.parametrize(
+    ("options", "averaged"),
+    [({}, False), ({"ema": 0.99}, True), ({"optimizer": {"kind": "prodigy-schedule-free"}}, True)],
+)
+def test_curves_of_what_takes_the_steps_say_that_files_have_averages(tmp_path: Path, options, averaged) -> None:
+    made = manifest()
+    for stage in made["recipe"]["stage"]:
+        if stage["kind"] == "train":
+            stage |= {"embeddings": True, **options}
+    text = page(write_run(tmp_path, made, metrics(made, 3))).text
+    assert ("the vectors that take the steps; the files have their averages" in text) == averaged

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,15 @@ class Ended:
     said: list[str]
 
 
-def attempt(recipe: Recipe, out: Path, processes: int = 1, blow: Blow | None = None) -> Ended:
+def attempt(
+    recipe: Recipe,
+    out: Path,
+    processes: int = 1,
+    blow: Blow | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
     """Run the recipe into `out`, and strike. AssertionError when it ends in a way that no signal explains."""
-    running = started(out.parent, lambda rank: _as_code(recipe, out), processes)
+    running = started(out.parent, lambda rank: _as_code(recipe, out), processes, environment)
     watched, codes, hit, gone = _Watched(running), dict[int, int](), False, 0.0
     until = time.monotonic() + SECONDS
     while len(codes) < processes and time.monotonic() < until:

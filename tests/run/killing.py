@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Project:
     seconds: float
     processes: int = 1
     drawn: Path | None = None
+    environment: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,12 @@ def project(folder: Path, name: str) -> Project:
     folder.mkdir()
     kind = KINDS[name]
     recipe, drawn = kind.write(folder), folder / kind.drawn if kind.drawn else None
-    attempt(recipe, folder / "whole", kind.processes)
+    attempt(recipe, folder / "whole", kind.processes, environment=kind.environment)
     if drawn is not None:
         shutil.rmtree(drawn)
-    again = attempt(recipe, folder / "again", kind.processes)
+    again = attempt(recipe, folder / "again", kind.processes, environment=kind.environment)
     assert_same(folder / "again", folder / "whole")
-    return Project(recipe, folder / "whole", again.seconds, kind.processes, drawn)
+    return Project(recipe, folder / "whole", again.seconds, kind.processes, drawn, kind.environment)
 
 
 def killed_again_and_again(made: Project, out: Path, draw: random.Random, most: int) -> list[Kill]:
@@ -80,11 +81,11 @@ def killed_again_and_again(made: Project, out: Path, draw: random.Random, most: 
     while len(kills) < most:
         before = _parts(out)
         blow = Blow.drawn(draw, made.seconds, made.processes)
-        attempt(made.recipe, out, made.processes, blow)
+        attempt(made.recipe, out, made.processes, blow, made.environment)
         if _finished(out):  # the last things a run does, such as its report, may be cut off
             return kills
         kills.append(Kill(blow.name, _moment(out, before)))
-    attempt(made.recipe, out, made.processes)
+    attempt(made.recipe, out, made.processes, environment=made.environment)
     assert _finished(out)
     return kills
 
@@ -145,8 +146,16 @@ def main() -> None:
     parser.add_argument("--kind", action="append", choices=tuple(KINDS), help="again for more of them [all]")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="killing-"))  # stays when something differs
-    survived(folder, options.kind or tuple(KINDS), options.kills, random.Random(options.seed))
+    survived(folder, _able(options.kind or tuple(KINDS)), options.kills, random.Random(options.seed))
     shutil.rmtree(folder)
+
+
+def _able(kinds: Sequence[str]) -> list[str]:
+    """The kinds that can run here; why others cannot is said."""
+    for name in kinds:
+        if KINDS[name].lacks:
+            sys.stdout.write(f"left out: {name} {KINDS[name].lacks}\n")
+    return [name for name in kinds if not KINDS[name].lacks]
 
 
 def survived(folder: Path, kinds: Sequence[str], wanted: int, draw: random.Random) -> None:

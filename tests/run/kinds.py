@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from projects import make_project
@@ -19,7 +20,8 @@ STEPS = 6
 class Kind:
     """A recipe (`parts` are those of `make_project`) and how it is run: by how many processes, beside which files.
 
-    `drawn` is a folder that the run fills itself, beside its own: every run finds none.
+    `drawn` is a folder that the run fills itself, beside its own: every run finds none. `environment` is what a
+    launcher asks for, `needs` a package without which there is no such run.
     """
 
     parts: Mapping[str, str]
@@ -27,6 +29,13 @@ class Kind:
     processes: int = 1
     files: Mapping[str, str] = field(default_factory=dict)
     drawn: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    needs: str = ""
+
+    @property
+    def lacks(self) -> str:
+        """Why this kind cannot run here; nothing where it can."""
+        return "" if not self.needs or find_spec(self.needs) else f"needs {self.needs}, which is not installed"
 
     def write(self, folder: Path) -> Recipe:
         """Write the project into a folder that is there."""
@@ -52,6 +61,11 @@ MANY_WORDS = {
 WORDS_CSV = "\n".join(["placeholder,stop_after", *TABLE]) + "\n"
 BESIDE = "save = { every = '2 steps', keep = 1 }\nwatch = { sample_every = '2 steps', prompts = ['<cat>'] }"
 CLASS = '[[concept]]\nimages = "class"\nprior = true\ngenerate = { prompts = ["a ring"], count = 3, steps = 2 }\n'
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+SPREAD = "finetune = { parts = ['denoiser', 'clip_l'], learning_rate = 1e-3, layers = 'attention' }"
+EIGHT_BITS = (
+    "optimizer = { kind = 'adamw8bit' }\nfinetune = { learning_rate = 1e-3, optimizer = { kind = 'adamw8bit' } }"
+)
 
 KINDS: dict[str, Kind] = {
     "words": Kind({"train": "schedule = 'cosine'\nwarmup_steps = 2\npreserve_norm = 'median'"}, "sdxl"),
@@ -69,4 +83,6 @@ KINDS: dict[str, Kind] = {
     "processes, many words": Kind(
         MANY_WORDS | {"train": f"shared_from = 1\n{MANY_WORDS['train']}"}, processes=2, files={"words.csv": WORDS_CSV}
     ),
+    "FSDP": Kind({"train": f"ema = 0.9\n{BESIDE}\n{SPREAD}"}, processes=2, environment=FSDP),
+    "fine-tune, 8-bit AdamW": Kind({"train": EIGHT_BITS}, needs="bitsandbytes"),
 }

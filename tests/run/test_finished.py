@@ -147,6 +147,33 @@ def test_what_it_costs_to_finish_a_word_depends_on_no_other_word(tmp_path, monke
     assert set(costs[1:]) == {0}
 
 
+def test_steps_that_train_nothing_are_said_once_also_when_steps_are_raised(tmp_path, monkeypatch):
+    path = make_project(tmp_path, word='stop_after = "2 own steps"', more='[checkpoint]\nevery = "1 steps"')
+    assert warnings(run_project(load_recipe(path, ["train.steps=2"]), tmp_path / "run").folder) == []
+    recipe = load_recipe(path, ["train.steps=5"])
+    text = "all words have had their training after step 2 (stop_after): the steps from there to 5 train nothing"
+    one_step = loop.one_step
+
+    def stopping(training, clock):
+        if clock.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return one_step(training, clock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "one_step", stopping)
+        with pytest.raises(StageError, match="after step 4 of 5"):
+            run_project(recipe, tmp_path / "more", source=tmp_path / "run")
+    assert warnings(run_project(recipe, tmp_path / "more").folder) == [text]
+    (tmp_path / "lora").mkdir()
+    tuned = make_project(tmp_path / "lora", word='stop_after = "1 own steps"', train="lora = { rank = 2 }")
+    assert warnings(run_project(tuned, tmp_path / "tuned").folder) == []  # the LoRA is trained on
+
+
+def warnings(run: Path) -> list[str]:
+    found: list[str] = json.loads((run / "manifest.json").read_text("utf-8"))["warnings"]
+    return found
+
+
 def test_a_word_that_a_later_stage_trains_is_not_finished(tmp_path):
     more = '[[stage]]\nkind = "train"\nsteps = 2\nbatch_size = 3'
     recipe = load_recipe(two_words(tmp_path, stages=more, train="gradient_accumulation = 2"), ["stage.3.steps=9"])

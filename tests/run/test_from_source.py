@@ -7,15 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from projects import make_project, run_project
 from run.killing import assert_same, told
 from run.test_start import INPUTS, leave
+from safetensors.torch import load_file
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run import runner, takeover
 from pivotune.pipeline.run.start import begin_folder
+from pivotune.pipeline.run.steps import AVERAGED
 from pivotune.pipeline.train import loop
 
 LORA = '[[stage]]\nkind = "train"\nsteps = 2\nembeddings = false\nlora = { rank = 2, learning_rate = 1e-2 }'
@@ -103,6 +106,63 @@ def test_stages_that_come_after_a_stop_still_take_what_fits(tmp_path, monkeypatc
     taken = [note for stage in told(whole)["stages"] for note in stage["notes"] if note.startswith("taken")]
     assert [line for line in said if line.startswith("taken")] == taken[-1:]  # of the words it is in the checkpoint
     assert json.loads((whole / "manifest.json").read_text("utf-8"))["source"]["whole"] is False
+
+
+def taken_by(path: Path, out: Path, source: Path, *sets: str) -> tuple[Path, list[str]]:
+    """A run of a recipe with other settings that takes what fits, and what it says of that."""
+    said: list[str] = []
+    recipe = load_recipe(path, ["train.steps=1", "train.learning_rate=1e-30", *sets])
+    run = runner.run_recipe(recipe, out=out, progress=said.append, bar=False, source=source).folder
+    return run, [line for line in said if line.startswith("taken")]
+
+
+STILL = "train.lora.learning_rate=1e-30"
+
+
+def test_averages_go_along_where_they_fit_and_it_is_said(tmp_path):
+    path = make_project(tmp_path, train="ema = 0.9\nlora = { rank = 2 }")
+    source = run_project(path, tmp_path / "source").folder
+    (point,) = (source / "checkpoints").iterdir()
+    stored = load_file(point)
+    values = stored["things/words/rows.clip_l"]
+    average = stored["things/words/averages.clip_l.shadow"]
+    assert not torch.equal(values, average)
+    run, said = taken_by(path, tmp_path / "run", source, STILL)
+    assert said[0] == "taken: '<cat>' in clip_l, with its average"
+    assert said[1].endswith("weights of lora.denoiser, with its average")
+    keep = (1 + 4) / (10 + 4)  # the fourth step of the average, not its first
+    expected = average * keep + values * (1 - keep)
+    torch.testing.assert_close(exported(run), expected, rtol=1e-6, atol=1e-7)
+    without = path.with_name("without.toml")
+    without.write_text(path.read_text("utf-8").replace("ema = 0.9", ""), "utf-8")
+    alone, said = taken_by(without, tmp_path / "without", source, STILL)
+    assert said[0] == "taken: '<cat>' in clip_l, without its average: this stage keeps none (ema)"
+    assert torch.equal(exported(alone), values)
+    assert [AVERAGED in str(told(one)["stages"]) for one in (source, alone)] == [True, False]
+
+
+def test_a_word_that_is_only_used_is_taken_as_its_run_would_have_exported_it(tmp_path):
+    """Also where the stage keeps an average of all rows, which changes places with them at the end."""
+    path = make_project(tmp_path, train="ema = 0.9\nlora = { rank = 2 }")
+    source = run_project(path, tmp_path / "source").folder
+    run, said = taken_by(path, tmp_path / "run", source, STILL, "embedding.train=false")
+    assert said[0] == "taken: '<cat>' in clip_l, as its average, for it is held still"
+    assert torch.equal(exported(run), exported(source))
+
+
+def test_an_average_begins_with_what_was_taken_where_the_source_kept_none(tmp_path):
+    more = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "red"'
+    path = make_project(tmp_path, captions="a <cat> and a dog", more=more)
+    source = run_project(path, tmp_path / "source").folder
+    sets = ["train.ema=0.9", "embedding.2.train=false"]
+    run, said = taken_by(path, tmp_path / "run", source, *sets)
+    assert said == ["taken: '<cat>' in clip_l; its average begins anew", "taken: 'dog' in clip_l"]
+    torch.testing.assert_close(exported(run), exported(source), rtol=1e-6, atol=0.0)
+    assert torch.equal(exported(run, "dog"), exported(source, "dog"))
+
+
+def exported(run: Path, word: str = "cat") -> torch.Tensor:
+    return load_file(run / f"exports/tiny_embeddings/{word}.safetensors")["emb_params"]
 
 
 def test_a_run_in_the_usual_folders_goes_on_only_with_its_own_source(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from projects import make_project, run_project
 from run.killing import child, made_files
+from run.kinds import FSDP
 from run.launching import Launched, launched
 from run.zero import ZERO, imported, needs_deepspeed
 from safetensors.torch import load_file
@@ -37,7 +38,6 @@ METHODS = {
     ),
     "fine-tune": "finetune = { parts = ['denoiser', 'clip_l'], learning_rate = 1e-3, layers = 'attention' }",
 }
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 SHARDINGS = [
     pytest.param(FSDP, id="FSDP"),
     pytest.param(ZERO, id="DeepSpeed", marks=[needs_deepspeed, pytest.mark.slow]),

@@ -9,7 +9,7 @@ import pytest
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.lock import locked
 from pivotune.pipeline.run.differences import Difference, input_differences
-from pivotune.pipeline.run.start import begin_folder
+from pivotune.pipeline.run.start import begin_folder, held, say_start
 
 INPUTS: dict[str, Any] = {
     "recipe": {"seed": 1, "stage": [{"kind": "train", "steps": 100}]},
@@ -59,6 +59,41 @@ def test_an_unfinished_run_of_other_inputs_is_left_alone(tmp_path: Path) -> None
 def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
     with locked(leave(tmp_path / "runs" / "x", "running")):
         assert begun() == ("x-2", False)
+
+
+def test_an_unfinished_run_that_does_not_go_on_is_named_with_the_reason(tmp_path: Path) -> None:
+    """Hours of training must not be begun anew in another folder without a word."""
+    runs = tmp_path / "runs"
+    leave(runs / "x", "running", data={"files": {"a.png": "cc"}})
+    (leave(runs / "x-2", "running") / "manifest.json").write_text("{", "utf-8")
+    leave(runs / "x-3", "running")
+    leave(runs / "x-4", "finished", environment={})
+    leave(runs / "x-5", "running", environment={})  # without a checkpoint nothing of it is lost
+    for name in ("x", "x-2", "x-3", "x-4"):
+        (runs / name / "checkpoints").mkdir()
+        (runs / name / "checkpoints/stage-001-step-000000001.safetensors").write_bytes(b"")
+    said: list[str] = []
+    with locked(runs / "x-3"):
+        say_start(begin_folder("x", None, INPUTS, fresh=False), None, said.append)
+    assert len(said) == 3
+    start, end = "warning: {} holds an unfinished run that does not go on: ", f"; beginning anew in {runs / 'x-6'}"
+    why = f"(put that back and it goes on; --from-checkpoint {runs / 'x'} takes what fits)"
+    assert said[0] == f"{start.format(runs / 'x')}data.files.a.png: cc, now bb {why}{end}"
+    assert said[1] == f"{start.format(runs / 'x-2')}its manifest.json is gone or cannot be read{end}"
+    assert said[2] == f"{start.format(runs / 'x-3')}another process is at work on it{end}"
+
+
+@pytest.mark.parametrize("found", ["new", "unfinished"])
+def test_a_run_that_another_process_has_finished_before_the_lock_is_not_gone_on_with(tmp_path: Path, found) -> None:
+    out = tmp_path / "o"
+    if found == "unfinished":
+        leave(out, "running")
+    start = begin_folder("x", out, INPUTS, fresh=False)
+    with held(start):
+        pass
+    (out / "manifest.json").write_text(json.dumps({"status": "finished", **INPUTS}), "utf-8")
+    with pytest.raises(StageError, match="another process has run in this folder meanwhile"), held(start):
+        pass
 
 
 def test_what_differs_is_listed_when_the_folder_was_asked_for(tmp_path: Path) -> None:
