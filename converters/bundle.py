@@ -61,7 +61,7 @@ def split(tensors: Mapping[str, RawTensor]) -> tuple[dict[str, dict[str, RawTens
     words: dict[str, dict[str, RawTensor]] = {}
     rest: dict[str, RawTensor] = {}
     for name, tensor in tensors.items():
-        parsed = parse(name)
+        parsed = parse(name) if name.startswith(PREFIX) else None  # most tensors are a LoRA's
         if parsed is None or not is_rows(tensor):
             rest[name] = tensor
         else:

@@ -45,8 +45,8 @@ def describe(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> L
 
 def lora_families(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> list[str]:
     """Families that a LoRA's blocks and the widths of its cross-attention leave, else those its metadata names."""
-    stated, names, kinds = _stated(metadata), "\n".join(tensors), all_families().values()
-    blocks = [family.name for family in kinds if family.signs.blocks and re.search(family.signs.blocks, names, re.M)]
+    stated, names, kinds = _stated(metadata), "\n".join(("", *tensors)), all_families().values()
+    blocks = [family.name for family in kinds if family.signs.blocks and re.search(family.signs.blocks, names)]
     if blocks:
         return stated if stated and not _has_signs(stated) else blocks
     told = [name for name in tensors if name.endswith(_INPUTS)]

@@ -24,7 +24,8 @@ _RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
 
 def in_file_order(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
     """Tensors in the order of safetensors' own writer: wide data types first, then by name."""
-    return dict(sorted(tensors.items(), key=lambda item: (_RANK[item[1].dtype], item[0])))
+    names = sorted(sorted(tensors), key=lambda name: _RANK[tensors[name].dtype])
+    return {name: tensors[name] for name in names}
 
 
 def described(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -24,13 +24,9 @@ _UNSETTLED = (UNNAMED, f"{UNNAMED}_out")
 LONG = 1000  # characters of keys that are not remembered
 JOINED = (768, 2048)
 
-# Every key a tensor may have in a file, longest first, so that a name is parsed from the right.
-KEYS = tuple(
-    sorted(
-        (key + out for key in (*ENCODERS, *SPELLINGS, *NAMELESS) for out in ("", "_out") if "*" not in key or not out),
-        key=len,
-        reverse=True,
-    )
+# Every key a tensor may have in a file.
+KEYS = frozenset(
+    key + out for key in (*ENCODERS, *SPELLINGS, *NAMELESS) for out in ("", "_out") if "*" not in key or not out
 )
 
 

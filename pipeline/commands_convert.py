@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..converters import adding, operations, renaming
+from ..converters import adding, operations
 from ..converters.dialects import WRITABLE
 from ..converters.families import family_names
 from ..converters.folders import files_in
@@ -140,6 +140,8 @@ def rename(file: Path, new: str, out: Path | None, **how: bool) -> None:
     Most programs call a word like its file, so the new file is called NEW too, unless --out names it. A LoRA keeps its
     file's name.
     """
+    from ..converters import renaming  # with all that judges a file; the other commands do not need it
+
     each([file], lambda files, path: renaming.rename(files, path, new, out), How(**how), [file])
 
 

@@ -40,14 +40,15 @@ class CheckpointPart(NamedTuple):
 
 class Signs(NamedTuple):
     """How a LoRA of others shows its family: the start of modelspec.architecture (lower case, parted by `-`) and of
-    ss_base_model_version, and a regular expression for names of blocks that no other family has (empty: none)."""
+    ss_base_model_version, and a regular expression for names of blocks that no other family has (empty: none), which is
+    searched in all names, each after a line break: `\\n` is found sooner than `^`."""
 
     architectures: tuple[str, ...]
     base_models: tuple[str, ...]
     blocks: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Family:
     """What an embedding, a LoRA or a training step needs to know of a kind of model.
 

@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     files: tuple[dict[str, str], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Program:
     """A target: where its files go, what the user types, which characters a file name may have.
 

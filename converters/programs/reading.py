@@ -19,7 +19,7 @@ _PLAIN = (
 Vectors = dict[str, RawTensor]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reading:
     """`words` maps what the program calls a word to its vectors by encoder key of the loaded model.
 
@@ -58,7 +58,7 @@ BUNDLED = "bundle_emb."
 
 def bundled(tensors: dict[str, RawTensor]) -> tuple[str, ...]:
     """Names of the tensors that belong to words in a LoRA, or seem to."""
-    return tuple(name for name in tensors if name.startswith(BUNDLED))
+    return tuple([name for name in tensors if name.startswith(BUNDLED)])
 
 
 def cut_at_first_dots(tensors: dict[str, RawTensor]) -> dict[str, dict[str, RawTensor]] | None:
