@@ -56,15 +56,9 @@ class RunResult:
 
 
 def run_recipe(
-    recipe: Recipe,
-    *,
-    out: Path | None,
-    progress: Progress,
-    bar: bool,
-    fresh: bool = False,
-    source: Path | None = None,
-    anyway: bool = False,
-) -> RunResult:
+    recipe: Recipe, *, out: Path | None, progress: Progress, bar: bool, fresh: bool = False,
+    source: Path | None = None, anyway: bool = False,
+) -> RunResult:  # fmt: skip
     """Run every stage of a checked recipe into a folder of its own, or go on with an unfinished run of the same inputs.
 
     `fresh` begins anew even so. `source`, a run's folder or a checkpoint, is where a new run takes its beginning from;
