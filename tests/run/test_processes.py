@@ -128,6 +128,19 @@ def test_a_fine_tune_spread_over_processes_gives_what_one_process_gives(tmp_path
     assert_same_to_rounding(tmp_path / "one", tmp_path / "many")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_both_encoders_of_sdxl_can_be_spread(tmp_path, sharding):
+    """Their prompts are hidden states from before the last layer, which gets no gradient: nothing decays it here."""
+    table = "parts = ['denoiser', 'clip_l', 'clip_g'], learning_rate = 1e-3"
+    train = f"finetune = {{ {table}, optimizer = {{ kind = 'adamw', weight_decay = 0.0 }} }}"
+    recipe = make_project(tmp_path, "sdxl", train=train, export='model_dtype = "float32"')
+    run_project(recipe, tmp_path / "one")
+    ended = run_in(recipe, tmp_path / "many", 2, **sharding)
+    assert ended.codes == [0, 0], ended.said
+    assert_same_to_rounding(tmp_path / "one", tmp_path / "many")
+
+
 def stopped_by_one(monkeypatch, recipe: Path, out: Path, **environment: str) -> None:
     """A run that the second of two processes was asked to stop after its second step."""
     one_step = loop.one_step
