@@ -96,8 +96,8 @@ class EngineTrainer(WeightTrainer):
         for average in self.averages.values():
             shadows = {key: averages.get(key, {"shadow": values})["shadow"] for key, values in weights.items()}
             self.twin.fill(average.shadow, shadows)
-            if self.parameters.keys() <= averages.keys():
-                average.counts.copy_(next(iter(averages.values()))["counts"])
+            whole = self.parameters.keys() <= averages.keys()
+            average.counts.copy_(next(iter(averages.values()))["counts"] if whole else torch.zeros(1))
         self._round()
 
     def _round(self) -> None:

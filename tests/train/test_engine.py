@@ -104,3 +104,30 @@ def test_a_step_that_is_not_finite_can_be_left_out(tmp_path, dtype):
 
     ended = launched(tmp_path, work, 2, ZERO)
     assert ended.codes == [0, 0], ended.said
+
+
+def taken(trainer, keys, *, averages):
+    """What the trainer holds of some weights and their averages when it has taken these values."""
+    values = {key: torch.full_like(trainer.parameters[key], 2.0, dtype=torch.float32) for key in keys}
+    kept = {key: {"shadow": one + 1, "counts": torch.tensor([4.0])} for key, one in values.items()}
+    trainer.take(values, kept if averages else {})
+    tensors = trainer.state().tensors
+    return {name: float(tensors[name].mean()) for key in keys for name in tensors if f".{key}" in name}
+
+
+def test_an_engine_takes_values_and_averages_as_the_part_would(tmp_path):
+    _, weights = made(torch.float32)
+    keys = list(weights)
+    alone = WeightTrainer("finetune.encoder", weights, SETTINGS, text=True)
+    meant = [taken(alone, keys, averages=True), taken(alone, keys, averages=False)]
+    assert {number for name, number in meant[0].items() if name.startswith("averages")} == {3.0, 4.0}
+    assert {number for name, number in meant[1].items() if name.endswith("shadow")} == {2.0}
+
+    def work(rank):
+        pipe, weights = made(torch.float32)
+        trainer = trainer_of(rank, pipe, weights)
+        found = [taken(trainer, keys, averages=True), taken(trainer, keys, averages=False)]
+        assert rank != 0 or found == meant, (found, meant)
+
+    ended = launched(tmp_path, work, 2, ZERO)
+    assert ended.codes == [0, 0], ended.said
