@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import StageError
 from ..recipe.load import recipe_from_json
 from ..recipe.model import Recipe, StopAfter
+from ..recipe.stop import parse_stop
 from ..train.clock import SECONDS
 from .differences import input_differences
 from .hashes import sha256
@@ -52,8 +53,12 @@ def replay(folder: Path, *, out: Path | None, progress: Callable[[str], None], b
     inputs = [str(one) for one in input_differences(before, after)]
     if after["source"] and after["source"]["sha256"] != before["source"]["sha256"]:
         inputs.append(f"{after['source']['path']} is another checkpoint than the one that the run began with")
-    differences = [*_metrics(folder, result.folder), *_files(folder, result.folder, before, after)]
-    steps = sum(1 for _ in _rows(result.folder))
+    loose = _by_the_clock(recipe)
+    if loose:
+        names = " and ".join(sorted({"saves" if name == "saved" else name for _, name in loose}))
+        progress(f"not compared: at which steps there were {names}: time chose them")
+    differences = [*_metrics(folder, result.folder, loose), *_files(folder, result.folder, before, after)]
+    steps = sum(1 for _ in _rows(result.folder, loose))
     return Replayed(result.folder, tuple(differences), tuple(inputs), steps, len(_made(before)))
 
 
@@ -84,17 +89,31 @@ def _stopped_by_steps(recipe: Recipe, before: Mapping[str, Any]) -> Recipe:
     return replace(recipe, words=tuple(words))
 
 
-def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+def _by_the_clock(recipe: Recipe) -> set[tuple[int, str]]:
+    """What of the metrics, by stage (from 1) and name, stands at steps that the clock chose: no two runs have the same.
+
+    Pictures while a stage trains and saves change nothing of what is learnt.
+    """
+    found = set()
+    for number, stage in enumerate(recipe.stages, 1):
+        for name, table, key in (("pictures", "watch", "sample_every"), ("saved", "save", "every")):
+            every = (stage.options.get(table) or {}).get(key)
+            if every and parse_stop(every).unit in SECONDS:
+                found.add((number, name))
+    return found
+
+
+def _rows(folder: Path, loose: Collection[tuple[int, str]]) -> Iterator[dict[str, Any]]:
     with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
             row.pop("seconds", None)
-            yield row
+            yield {name: value for name, value in row.items() if (row["stage"], name) not in loose}
 
 
-def _metrics(one: Path, other: Path) -> Iterator[str]:
-    """The first step whose line of metrics differs, with the first number in it that does."""
-    rows, others = list(_rows(one)), list(_rows(other))
+def _metrics(one: Path, other: Path, loose: Collection[tuple[int, str]]) -> Iterator[str]:
+    """The first step whose line of metrics differs but in what is `loose`, with the first number in it that does."""
+    rows, others = list(_rows(one, loose)), list(_rows(other, loose))
     for row, second in zip(rows, others, strict=False):
         if row != second:
             name = next(key for key in row if row.get(key) != second.get(key))

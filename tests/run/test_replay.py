@@ -1,5 +1,8 @@
 """`pivotune replay RUN` as people type it: no --out, from any folder."""
 
+from itertools import count
+from types import SimpleNamespace
+
 import pytest
 from click.testing import CliRunner
 from projects import make_project, run_project
@@ -7,6 +10,7 @@ from projects import make_project, run_project
 from pivotune.pipeline.commands.replay import replay
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.train import loop
 
 
 @pytest.mark.parametrize("train", ["", "lora = { rank = 2 }"])
@@ -43,3 +47,18 @@ def test_a_run_that_began_with_a_checkpoint_begins_with_it_again(tmp_path, chang
     else:
         assert isinstance(gone.exception, StageError)
         assert str(checkpoint) in str(gone.exception)
+
+
+def test_pictures_and_saves_that_came_by_time_are_no_difference(tmp_path, monkeypatch):
+    train = "watch = { sample_every = '5 seconds', prompts = ['<cat>'] }\nsave = { every = '5 seconds' }"
+    with monkeypatch.context() as patch:
+        clock = count(0, 10)
+        patch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        run = run_project(make_project(tmp_path, train=train), tmp_path / "run").folder
+    assert list(run.glob("saves/*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 0))
+        told = CliRunner().invoke(replay, [str(run)])
+    assert not list(tmp_path.glob("run-replay/saves/*"))
+    assert told.exit_code == 0, told.output
+    assert "not compared: at which steps there were pictures and saves: time chose them" in told.output
