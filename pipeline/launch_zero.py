@@ -17,6 +17,10 @@ SAID_BY_RECIPE = {
     "optimizer": "optimizer", "scheduler": "schedule", "gradient_clipping": "clip_norm", "fp16": "model.dtype",
     "bf16": "model.dtype", "gradient_accumulation_steps": "gradient_accumulation",
 }  # fmt: skip
+OPTIONS_OFF = {
+    "ACCELERATE_MIXED_PRECISION": ("mixed_precision", "the recipe's model.dtype says it"),
+    "ACCELERATE_DYNAMO_BACKEND": ("dynamo_backend", "a fine-tune that is spread cannot be compiled"),
+}
 SAYS_NOTHING = {"gradient_accumulation_steps": (None, "auto", 1)}  # 1 is what Accelerate itself fills in
 
 
@@ -28,11 +32,11 @@ def hold_deepspeed() -> None:
 
     if compare_versions("deepspeed", "<", OLDEST):
         raise StageError(
-            f"the launcher asks for DeepSpeed, of which this one is too old: pip install deepspeed>={OLDEST}"
+            f"the launcher asks for DeepSpeed, of which this one is too old: pip install 'deepspeed>={OLDEST}'"
         )
-    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
-        raise StageError("the launcher asks DeepSpeed for mixed precision: say --mixed_precision no, for the recipe's "
-                         "model.dtype says it")  # fmt: skip
+    for variable, (option, said) in OPTIONS_OFF.items():
+        if os.environ.get(variable, "no").lower() != "no":
+            raise StageError(f"the launcher asks for DeepSpeed with {option}: say --{option} no, for {said}")
     try:
         config: dict[str, Any] = DeepSpeedPlugin().deepspeed_config
     except ValueError as error:

@@ -37,7 +37,8 @@ def asked(monkeypatch, **environment):
             "gradient_clipping: leave it out, for the recipe's clip_norm says it",
         ),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "the recipe's gradient_accumulation says it"),
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "say --mixed_precision no"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "say --mixed_precision no, for the recipe's model.dtype says it"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "say --dynamo_backend no"),
     ],
 )
 def test_settings_of_deepspeed_that_are_not_used_are_refused(monkeypatch, environment, said):
@@ -63,6 +64,14 @@ def test_a_configuration_file_is_held_to_the_same(tmp_path, monkeypatch, more, s
     assert begin_processes("cpu").count == 1
     file.write_text(json.dumps(plain | more), "utf-8")
     with pytest.raises(StageError, match=said):
+        begin_processes("cpu")
+
+
+@needs_deepspeed
+def test_a_deepspeed_that_cannot_add_gradients_up_is_refused(monkeypatch):
+    asked(monkeypatch)
+    monkeypatch.setattr(launch_zero, "OLDEST", "99.0")
+    with pytest.raises(StageError, match=r"this one is too old: pip install 'deepspeed>=99\.0'"):
         begin_processes("cpu")
 
 
