@@ -1,6 +1,7 @@
 import pytest
 
-from pivotune.converters import safetensors_file
+from pivotune.converters import rewriting, safetensors_file
+from pivotune.converters.atomic import batch
 from pivotune.converters.bundle import bundle, parse, tensors_of, words_of
 from pivotune.converters.embedding import Contents, Embedding
 from pivotune.converters.errors import ConvertError
@@ -121,3 +122,40 @@ def test_a_lora_is_written_with_what_programs_know_it_by(tmp_path, lora, word):
     assert found["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert found["modelspec.hash_sha256"] == "0x" + found["sshs_model_hash"]
     assert len(found["sshs_legacy_hash"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("alter", "says"),
+    [
+        (
+            lambda tensors: {**tensors, "bundle_emb.cat.clip_l": tensors["bundle_emb.dog.clip_l"]},
+            "'cat' would not be read",
+        ),
+        (lambda tensors: {name.replace("dog", "hog"): data for name, data in tensors.items()}, "not be found again"),
+        (lambda tensors: {name: data for name, data in tensors.items() if "up" not in name}, "not be found again"),
+        (
+            lambda tensors: {
+                name: RawTensor(data.dtype, data.shape, bytes(data.data)) for name, data in tensors.items()
+            },
+            "",
+        ),
+    ],
+)
+def test_a_bundle_from_which_a_word_would_not_come_back_is_not_written(alter, says, lora, rows, tmp_path, monkeypatch):
+    words = (Embedding("cat", {"clip_l": rows(2, 768)}), Embedding("dog", {"clip_l": rows(2, 768)}))
+    laid_out = rewriting.laid_out
+
+    def otherwise(contents, dialect):
+        tensors, metadata = laid_out(contents, dialect)
+        return alter(tensors), metadata
+
+    monkeypatch.setattr(rewriting, "laid_out", otherwise)
+    place = tmp_path / "x.safetensors"
+    if says:
+        with pytest.raises(ConvertError, match=says), batch() as files:
+            rewriting.rewritten(files, place, bundle(lora, words), "bundle")
+        assert not [*tmp_path.iterdir()]
+    else:
+        with batch() as files:
+            rewriting.rewritten(files, place, bundle(lora, words), "bundle")
+        assert place.is_file()
