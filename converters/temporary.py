@@ -124,6 +124,10 @@ def _numbers() -> Iterator[int]:
     return count(int.from_bytes(os.urandom(8), "little"))
 
 
+if hasattr(os, "register_at_fork"):  # a fork would go on where its parent was, as would the next fork
+    os.register_at_fork(after_in_child=_numbers.cache_clear)
+
+
 def sweep(folder: str) -> None:
     """Take away what killed processes have left in a folder."""
     with suppress(OSError), os.scandir(folder) as entries:

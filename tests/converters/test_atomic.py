@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from pivotune.converters import atomic
+from pivotune.converters import atomic, temporary
 from pivotune.converters.errors import ConvertError
 
 
@@ -120,3 +120,21 @@ def test_what_can_be_made_again_waits_for_the_disk_only_where_an_old_file_goes(o
         files.add(tmp_path / "b", put(b"2"))
     assert len(no_waiting_for_disks) == (3 if old else 0)  # both files and their folder: the old one may be the source
     assert (tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes() == b"12"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no forks")
+def test_no_fork_of_a_process_takes_the_name_of_a_temporary_file_of_another(tmp_path):
+    """Forks write to one folder, and what a killed one has left lies there yet."""
+    temporary.part(tmp_path)
+    names = []
+    for _ in range(2):
+        reads, writes = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.write(writes, temporary.part(tmp_path).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        names.append(os.read(reads, 4096).decode())
+        os.close(reads)
+        os.close(writes)
+    assert len({temporary.part(tmp_path), *names}) == 3
