@@ -54,10 +54,18 @@ def test_settings_of_deepspeed_that_are_not_used_are_refused(monkeypatch, enviro
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}, "its optimizer: leave it out"),
         ({"bf16": {"enabled": True}}, "its bf16: leave it out, for the recipe's model.dtype says it"),
         ({"zero_optimization": {"stage": 3}}, "ZeRO 3"),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "cpu_offload, which is not supported"),
+        ({"train_batch_size": 8}, "its train_batch_size: leave it out, for the recipe's batch_size says it"),
+        ({"torch_autocast": {"enabled": True}}, "its torch_autocast: leave it out, it is not supported"),
+        ({"gradient_predivide_factor": 2.0}, "its gradient_predivide_factor: leave it out"),
+        ({"zero_optimization": True}, "the launcher's settings of DeepSpeed: "),
     ],
 )
 def test_a_configuration_file_is_held_to_the_same(tmp_path, monkeypatch, more, said):
-    plain = {"zero_optimization": {"stage": 1}, "gradient_clipping": "auto", "fp16": {"enabled": "auto"}}
+    plain = {
+        "zero_optimization": {"stage": 1}, "gradient_clipping": "auto", "fp16": {"enabled": "auto"},
+        "train_batch_size": "auto", "gradient_predivide_factor": 1.0, "wall_clock_breakdown": True,
+    }  # fmt: skip
     file = tmp_path / "zero.json"
     asked(monkeypatch, ACCELERATE_DEEPSPEED_CONFIG_FILE=str(file))
     file.write_text(json.dumps(plain), "utf-8")
