@@ -31,11 +31,7 @@ def train_findings(place: Place, options: dict[str, Any], recipe: Recipe, family
             yield Finding(
                 place, "nothing to train: embeddings = false, no lora and no finetune; add lora = { rank = 16 }"
             )
-        elif not recipe.words:
-            yield Finding(
-                place, "nothing to train: the recipe has no [[embedding]], and this stage no lora or finetune"
-            )
-        elif not movable:
+        elif recipe.words and not movable:  # a recipe without words is told so once
             text = "nothing to train: every [[embedding]] has train = false, and this stage has no lora or finetune"
             yield Finding(place, text)
     elif options["embeddings"] and recipe.words and not movable:
