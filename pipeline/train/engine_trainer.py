@@ -12,7 +12,7 @@ from ..errors import StageError
 from .clock import Clock
 from .engine import Engine, Place
 from .optimizers import make_optimizer, set_rate
-from .packing import pack, unpack
+from .packing import copied, pack, unpack
 from .trained import State
 from .weights import WeightSettings, WeightTrainer
 
@@ -65,7 +65,8 @@ class EngineTrainer(WeightTrainer):
         groups = [{**group, "params": list(range(len(keys)))} for group in self.optimizer.state_dict()["param_groups"]]
         optimizer = {"state": dict(enumerate(states)) if kept else {}, "param_groups": groups}
         averaged = {key: {"shadow": shadow[key], "counts": counts} for shadow, counts in averages for key in keys}
-        return pack({"weights": weights, "optimizer": optimizer, "averages": averaged})
+        tree = {"weights": weights, "optimizer": optimizer, "averages": averaged}
+        return pack(tree, copy=lambda one: copied(one) if one.numel() == 1 else one)  # what was gathered is a copy
 
     def restore(self, state: State) -> None:
         tree = unpack(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,18 +13,24 @@ from .shards import alike
 from .trained import State
 
 
-def pack(tree: Any, path: str = "") -> State:
+def copied(tensor: Tensor) -> Tensor:
+    """A copy on the CPU: beside what is trained there may be no room on the device. Of shards one where they are."""
+    return tensor.detach().clone() if hasattr(tensor, "placements") else tensor.detach().to("cpu", copy=True)
+
+
+def pack(tree: Any, *, copy: Callable[[Tensor], Tensor] = copied) -> State:
     """Copies of all tensors of a tree of dicts, lists and tuples by their path, and the rest as JSON values.
 
     Raises StageError for a value that JSON cannot spell.
     """
     tensors: dict[str, Tensor] = {}
-    return State(tensors, {"tree": _apart(tree, path, tensors)})
+    values = {"tree": _apart(tree, "", tensors)}
+    return State({path: copy(tensor) for path, tensor in tensors.items()}, values)
 
 
 def _apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().clone()
+        tensors[path] = value
         return {"tensor": path}
     if isinstance(value, dict):
         return {"pairs": [[key, _apart(one, f"{path}.{key}".lstrip("."), tensors)] for key, one in value.items()]}

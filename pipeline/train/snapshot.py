@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import StageError
 from .loop import Training
-from .packing import copy_into, pack, unpack
+from .packing import copied, copy_into, pack, unpack
 from .trained import State
 from .word_trainer import WordTrainer
 
@@ -27,9 +27,9 @@ def take_snapshot(training: Training, moved: Mapping[str, nn.Parameter]) -> tupl
             if thing.spread:
                 thing.state()
         return {}, {}
-    tensors = {f"{_LOOSE}{name}": parameter.detach().clone() for name, parameter in _loose(training, moved).items()}
+    tensors = {f"{_LOOSE}{name}": copied(parameter) for name, parameter in _loose(training, moved).items()}
     if training.words is None:  # where words are trained, their state has the rows of all words
-        tensors |= {f"{_ROWS}{key}": rows.values.clone() for key, rows in training.injection.rows.items()}
+        tensors |= {f"{_ROWS}{key}": copied(rows.values) for key, rows in training.injection.rows.items()}
     values = {}
     for thing in training.things:
         state = thing.state()
@@ -44,7 +44,7 @@ def take_snapshot(training: Training, moved: Mapping[str, nn.Parameter]) -> tupl
         state = pack(training.guard.state())
         tensors |= {f"{_GUARD}{name}": tensor for name, tensor in state.tensors.items()}
         facts["guard"] = state.values
-    return {name: tensor.cpu() for name, tensor in tensors.items()}, facts
+    return tensors, facts
 
 
 def restore_snapshot(

@@ -23,6 +23,18 @@ def test_a_tree_comes_back_from_json_and_tensors():
     assert (again[0], again["true"]) == (tree[0], True)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_copies_are_on_the_cpu_and_what_nobody_else_has_is_not_copied(device):
+    """A second set of all that moves may not fit beside the first."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA accelerator here")
+    moves = torch.ones(3, device=device)
+    (taken,), (same,) = (pack([moves], **how).tensors.values() for how in ({}, {"copy": lambda one: one}))
+    moves.zero_()
+    assert (taken.device.type, taken.tolist()) == ("cpu", [1.0, 1.0, 1.0])
+    assert same is moves
+
+
 def test_what_json_cannot_spell_is_refused():
     with pytest.raises(StageError, match=r"keeps a function at a\.b"):
         pack({"a": {"b": pack}})
