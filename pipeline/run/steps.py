@@ -98,6 +98,7 @@ def _follow(
                 row["words"] = {name: gauge(run.model.encoders, training.injection, starts[name]) for name in gauged}
             after(row, before)
             _say_idle(run, training, number)
+            _say_remarks(run, training)
             with run.processes.together():
                 if run.processes.main:
                     finished.write(training.words)
@@ -118,6 +119,14 @@ def _say_idle(run: Run, training: Training, number: int) -> None:
     text += f": the steps from there to {training.steps} train nothing"
     if number < training.steps and text not in run.warnings:
         run.warn(text)
+
+
+def _say_remarks(run: Run, training: Training) -> None:
+    """Say once what a user must know of how weights are trained."""
+    for thing in training.things:
+        for text in thing.remarks() if isinstance(thing, WeightTrainer) else ():
+            if text not in run.warnings:
+                run.warn(text)
 
 
 def _steps(run: Run, training: Training, first: int, seconds: float) -> Iterator[dict[str, Any]]:

@@ -32,7 +32,10 @@ class Place:
 
 
 class Engine:
-    """DeepSpeed's engine around one part. The part stays where it is; only its forward goes through the engine."""
+    """DeepSpeed's engine around one part. The part stays where it is; only its forward goes through the engine.
+
+    `unreached` has the weights that no gradient has reached so far.
+    """
 
     def __init__(
         self, place: Place, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, clip_norm: float
@@ -49,6 +52,11 @@ class Engine:
         self.engine, self.zero = engine, engine.optimizer
         (self.flat,) = (one for group in optimizer.param_groups for one in group["params"])
         self.weights: dict[str, nn.Parameter] = {"": self.flat}
+
+        self.unreached = set(self.parameters)
+        self._hooks = [
+            one.register_hook(lambda _, key=key: self.unreached.discard(key)) for key, one in self.parameters.items()
+        ]
 
         @wraps(self.part.forward)
         def forward(*args: Any, **named: Any) -> Any:
@@ -120,6 +128,8 @@ class Engine:
         """The part is on its own again, with the weights it has."""
         del self.part.forward
         self.engine.destroy()
+        for hook in self._hooks:
+            hook.remove()
         for parameter, marks in self._marks:  # the engine has hung itself on them: it would stay, and not be copied
             vars(parameter).clear()
             vars(parameter).update(marks)

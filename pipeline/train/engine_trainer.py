@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from .weights import WeightSettings, WeightTrainer
 class EngineTrainer(WeightTrainer):
     """Weights of which this process moves its piece: what is kept of them (`masters`, `averages`) is one flat tensor.
 
-    A weight that gets no gradient at all is moved by weight decay, of which the engine knows no exception.
+    A weight that gets no gradient at all is moved by weight decay, of which the engine knows no exception: `remarks`
+    says how many there are.
     """
 
     twin: Engine
@@ -52,6 +53,16 @@ class EngineTrainer(WeightTrainer):
 
     def clear(self) -> None:
         self.twin.clear()
+
+    def remarks(self) -> Sequence[str]:
+        unreached, group = sorted(self.twin.unreached), self.optimizer.param_groups[0]
+        if not unreached or not group["weight_decay"]:
+            return ()
+        return (
+            f"{self.name}: no gradient reaches {len(unreached)} of its {len(self.parameters)} weights, {unreached[0]} "
+            "among them; DeepSpeed moves them by weight decay alone, which one process would not (weight_decay = 0 "
+            "leaves them as they are)",
+        )  # fmt: skip
 
     def state(self) -> State:
         flat, keys = self.twin.flat, list(self.parameters)

@@ -67,6 +67,10 @@ class WeightTrainer:
     def _optimizer(self) -> torch.optim.Optimizer:
         return make_optimizer(list(self.masters.values()), self.settings.optimizer, self.settings.learning_rate)
 
+    def remarks(self) -> Sequence[str]:
+        """What a user must know of how these weights are trained, after a step."""
+        return ()
+
     def before_backward(self, *, last: bool) -> None:
         """A backward pass begins; `last` says that it is this step's last one in this process."""
 

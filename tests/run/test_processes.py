@@ -141,6 +141,17 @@ def test_both_encoders_of_sdxl_can_be_spread(tmp_path, sharding):
     assert_same_to_rounding(tmp_path / "one", tmp_path / "many")
 
 
+@pytest.mark.slow
+@needs_deepspeed
+def test_weights_that_only_decay_moves_are_said_once(tmp_path):
+    table = "parts = ['clip_l'], learning_rate = 1e-3, optimizer = { kind = 'adamw', weight_decay = 0.1 }"
+    ended = run_in(make_project(tmp_path, "sdxl", train=f"finetune = {{ {table} }}"), tmp_path / "run", 2, **ZERO)
+    assert ended.codes == [0, 0], ended.said
+    said = [text for text in manifest_of(tmp_path / "run")["warnings"] if "no gradient reaches" in text]
+    assert len(said) == 1
+    assert said[0].startswith("finetune.clip_l: no gradient reaches ")
+
+
 def stopped_by_one(monkeypatch, recipe: Path, out: Path, **environment: str) -> None:
     """A run that the second of two processes was asked to stop after its second step."""
     one_step = loop.one_step

@@ -131,3 +131,23 @@ def test_an_engine_takes_values_and_averages_as_the_part_would(tmp_path):
 
     ended = launched(tmp_path, work, 2, ZERO)
     assert ended.codes == [0, 0], ended.said
+
+
+def test_weights_that_only_weight_decay_moves_are_said(tmp_path):
+    """In one process they stand still: no picture depends on them, but the files differ."""
+
+    def work(rank):
+        pipe, weights = made()
+        first = [name for name in weights if name.startswith("layers.0")]
+        pipe.encoder.forward = lambda ids: pipe.encoder.layers[0](pipe.encoder.table(ids))
+        trainer = trainer_of(rank, pipe, weights)
+        step(pipe, trainer, 0)
+        assert trainer.twin.unreached == weights.keys() - set(first)
+        (said,) = trainer.remarks()
+        assert said.startswith("finetune.encoder: no gradient reaches 2 of its 3 weights, layers.1.one.bias among them")
+        trainer.optimizer.param_groups[0]["weight_decay"] = 0.0
+        assert trainer.remarks() == ()
+        trainer.finish()
+        assert not any(weight._backward_hooks for weight in weights.values())
+
+    assert launched(tmp_path, work, 2, ZERO).codes == [0, 0]
