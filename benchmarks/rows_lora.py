@@ -123,7 +123,7 @@ def stepper(folder: Path, words: bool) -> Any:
     from pivotune.pipeline.train.guard import Guard
     from pivotune.pipeline.train.loop import one_step
     from pivotune.pipeline.train.setup import Common
-    from pivotune.pipeline.train.word_trainer import WordSettings
+    from pivotune.pipeline.train.word_settings import WordSettings
     from pivotune.pipeline.words.norms import norm_statistics
 
     recipe = load_recipe(folder / "recipe.toml")

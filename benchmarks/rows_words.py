@@ -63,7 +63,8 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
     from pivotune.pipeline.stages.inject import inject
     from pivotune.pipeline.stages.tokenize import tokenize
     from pivotune.pipeline.train.guard import Guard
-    from pivotune.pipeline.train.word_trainer import WordSettings, WordTrainer
+    from pivotune.pipeline.train.word_settings import WordSettings
+    from pivotune.pipeline.train.word_trainer import WordTrainer
     from pivotune.pipeline.words.norms import norm_statistics
 
     begin = time.process_time()
@@ -88,8 +89,9 @@ def stepper(run: Any, trainer: Any, folder: Path) -> Any:
     from pivotune.pipeline.data.dataset import open_dataset
     from pivotune.pipeline.models.denoisers import DENOISERS
     from pivotune.pipeline.train.clock import Clock
-    from pivotune.pipeline.train.loop import Training, one_step
+    from pivotune.pipeline.train.loop import one_step
     from pivotune.pipeline.train.objective import objective_for
+    from pivotune.pipeline.train.training import Training
 
     options = run.recipe.stages[2].options
     objective = objective_for(run.model.pipe.scheduler, options["objective"], options["noise"], options["timesteps"])

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pivotune.pipeline.processes import ALONE, Processes
 from pivotune.pipeline.recipe.model import StopAfter, Word
 from pivotune.pipeline.train.clock import Clock
-from pivotune.pipeline.train.word_trainer import WordSettings, WordTrainer
+from pivotune.pipeline.train.word_settings import WordSettings
+from pivotune.pipeline.train.word_trainer import WordTrainer
 from pivotune.pipeline.words.injection import Encoder, Injection
 from pivotune.pipeline.words.norms import norm_statistics
 from pivotune.pipeline.words.rows import WordRows

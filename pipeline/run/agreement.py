@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..errors import StageError
-from ..train.loop import Training
 from ..train.setup import weights_of
+from ..train.training import Training
 from .hashes import tensor_hash
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from ...converters.embedding import Contents
 from ..recipe.stop import parse_stop
-from ..train.loop import Training
 from ..train.rhythm import Rhythm
+from ..train.training import Training
 from .metrics import finite
 from .saves import Saves, Write
 from .state import Run

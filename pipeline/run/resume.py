@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ..train.clock import Clock
-from ..train.loop import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
+from ..train.training import Training
 from .checkpoint import Checkpoint
 from .state import Run
 from .taking import TAKEN, take_what_fits

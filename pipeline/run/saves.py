@@ -12,9 +12,9 @@ from typing import Any
 from ...converters.disk import sync_folder
 from ...converters.embedding import Contents
 from ..recipe.fill import defaults
-from ..train.loop import Training
 from ..train.lora import lora_aside
 from ..train.parts import part_modules
+from ..train.training import Training
 from .folder import write_json
 from .state import Run
 from .watch import as_used, undisturbed

@@ -11,9 +11,10 @@ from ..errors import StageError
 from ..export.finished import Finished
 from ..progress import progress
 from ..train.guard import Halted, NotFinite
-from ..train.loop import Training, train_steps
+from ..train.loop import train_steps
 from ..train.lora import freeze_lora
 from ..train.parts import part_modules
+from ..train.training import Training
 from ..train.weights import WeightTrainer
 from ..train.word_trainer import WordTrainer
 from ..words.gauge import gauge

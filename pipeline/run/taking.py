@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..train.loop import Training
 from ..train.snapshot import Shadow, own_averages, stored_averages, stored_rows, stored_weights
+from ..train.training import Training
 from ..train.weights import WeightTrainer
 from ..train.word_trainer import WordTrainer
 from ..words.rows import WordRows

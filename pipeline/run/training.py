@@ -13,14 +13,15 @@ from ..models.denoisers import DENOISERS
 from ..processes import ALONE
 from ..train.guard import Guard
 from ..train.locality_setup import locality_of, remember
-from ..train.loop import Training
 from ..train.objective import Objective, objective_for
 from ..train.parts import pipe_name
 from ..train.scaling import loss_scale
 from ..train.setup import Common, Tables, native_resolution, weight_trainers, weights_of
 from ..train.texts import Texts
 from ..train.trained import Trained
-from ..train.word_trainer import WordSettings, WordTrainer
+from ..train.training import Training
+from ..train.word_settings import WordSettings
+from ..train.word_trainer import WordTrainer
 from .contents import start_norms
 from .state import Run
 from .unchanged import hold_data

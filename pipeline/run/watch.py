@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..train.loop import Training
+from ..train.training import Training
 from .samples import draw_now
 from .state import Run
 

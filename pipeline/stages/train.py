@@ -19,7 +19,7 @@ from ..train.guard import Guard
 from ..train.memory import less_memory
 from ..train.schedule import rate_factor
 from ..train.setup import Common
-from ..train.word_trainer import WordSettings
+from ..train.word_settings import WordSettings
 from .export import write_exports
 from .rescale import rescale
 

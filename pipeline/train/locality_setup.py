@@ -15,7 +15,7 @@ from .weights import WeightTrainer
 
 if TYPE_CHECKING:
     from ..run.state import Run
-    from .loop import Training
+    from .training import Training
 
 MIB = 2**20
 

@@ -6,69 +6,21 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.batch import Batch
-from ..data.dataset import Dataset
 from ..data.portions import portion
-from ..models.denoisers import Denoiser
-from ..models.load import Model
-from ..processes import ALONE, Processes
-from ..words.injection import Injection
 from .adding import add_up
 from .clock import Clock
 from .draws import generator
-from .guard import Guard, NotFinite, way_out
-from .locality import Locality
+from .guard import NotFinite, way_out
 from .loss import Question, mean_loss, part_loss
-from .objective import Objective
-from .scaling import LossScale
-from .texts import Texts
-from .trained import Trained
+from .training import Training
 from .weights import WeightTrainer
-from .word_trainer import WordTrainer
-
-
-@dataclass(frozen=True, eq=False)
-class Training:
-    """What a train stage is made of, put together before its first step. `things` are moved in their order.
-
-    With `texts` captions that were encoded are kept, which is right where nothing that is trained moves a text.
-    """
-
-    model: Model
-    denoiser: Denoiser
-    injection: Injection
-    objective: Objective
-    dataset: Dataset
-    things: tuple[Trained, ...]
-    steps: int
-    accumulation: int
-    seed: int
-    prior_weight: float = 1.0
-    locality: Locality | None = None
-    scale: LossScale = field(default_factory=LossScale)
-    guard: Guard | None = None
-    processes: Processes = ALONE
-    texts: Texts | None = None
-
-    @property
-    def words(self) -> WordTrainer | None:
-        """The words among the things that are trained."""
-        return next((thing for thing in self.things if isinstance(thing, WordTrainer)), None)
-
-    @property
-    def sharded(self) -> bool:
-        """Whether a fine-tuned part is spread over the processes."""
-        return any(isinstance(thing, WeightTrainer) and thing.spread for thing in self.things)
-
-    @property
-    def steps_per_epoch(self) -> float:
-        return self.dataset.batches_per_epoch / self.accumulation
 
 
 def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Iterator[dict[str, Any]]:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import StageError
-from .loop import Training
 from .packing import copied, copy_into, pack, unpack
 from .trained import State
+from .training import Training
 from .word_trainer import WordTrainer
 
 Shadow = Mapping[str, Tensor]  # of an average: its values and how many steps are in it (see ema.Average)

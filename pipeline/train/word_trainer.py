@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,20 +25,8 @@ from .schedule_free import Rule, averages_itself
 from .stops import Stops
 from .trained import State
 from .word_rates import Moving, check_reach, moving, row_rates, word_rates
+from .word_settings import WordSettings
 from .word_shares import Shares
-
-
-@dataclass(frozen=True, eq=False)
-class WordSettings:
-    """How words are moved: rate (one, or one an encoder), optimizer, the rate's factor a step, clipping, norm rule,
-    and the decay of an average of them."""
-
-    learning_rate: float | Mapping[str, float]
-    optimizer: Mapping[str, Any]
-    factor: Callable[[int], float] = lambda step: 1.0
-    clip_norm: float = 1.0
-    preserve_norm: Any = None
-    ema: float | None = None
 
 
 class WordTrainer:

@@ -16,7 +16,7 @@ from pivotune.pipeline.train.clock import Clock
 from pivotune.pipeline.train.optimizers import OPTIMIZERS, effective_rate, make_optimizer
 from pivotune.pipeline.train.trained import State
 from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
-from pivotune.pipeline.train.word_trainer import WordSettings
+from pivotune.pipeline.train.word_settings import WordSettings
 
 # a rate at which forty steps go far
 RATES = {
