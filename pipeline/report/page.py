@@ -68,8 +68,12 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
     )
     path = folder / NAME
     scratch = folder / f".{NAME}.{os.getpid()}"
-    scratch.write_text(page, encoding="utf-8", errors="replace", newline="\n")
-    os.replace(scratch, path)
+    try:
+        scratch.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+        os.replace(scratch, path)
+    except BaseException:  # a full disk most of all
+        scratch.unlink(missing_ok=True)
+        raise
     return path
 
 

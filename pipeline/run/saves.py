@@ -48,7 +48,7 @@ class Saves:
         return final.relative_to(self.run.folder).as_posix()
 
     def _save(self, final: Path, step: int) -> None:
-        for litter in self.folder.glob(".*"):  # of a process that was killed while it wrote or deleted
+        for litter in self.folder.glob(".stage-*"):  # of a process that was killed while it wrote or deleted
             shutil.rmtree(litter, ignore_errors=True)
         part = self.folder / f".{final.name}.part"
         part.mkdir(parents=True)

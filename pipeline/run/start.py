@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import StageError
 from ..lock import is_locked, locked
 from .differences import ROUNDING, Difference, input_differences
+from .leftovers import sweep_run
 
 MOST, FEW = 12, 3  # differences that are listed, of the run that was asked for and of others
 # What a run has written before its first manifest: a process killed so early leaves nothing that counts.
@@ -135,10 +136,14 @@ def begin_folder(
 
 @contextmanager
 def held(start: Start) -> Iterator[None]:
-    """Hold the lock of the run's folder. StageError when another process has it, or had it since `start` was chosen."""
+    """Hold the lock of the run's folder, and clear it of what dead processes left half written.
+
+    StageError when another process has it, or had it since `start` was chosen.
+    """
     with locked(start.folder):
         if left_behind(start.folder) != start.left:
             raise StageError(f"{start.folder}: another process has run in this folder meanwhile; say the command again")
+        sweep_run(start.folder)
         yield
 
 
