@@ -28,6 +28,8 @@ from .stopping import Stopped
 
 AVERAGED = "norms and ways of words in the metrics are those of the vectors that take the steps; files have averages"
 
+FEW = 5  # words that are named
+
 
 def run_steps(
     run: Run, training: Training, contents: Contents, finished: Finished, *, log_every: int, watch: Options,
@@ -48,6 +50,7 @@ def run_steps(
             training.guard.close()
         everywhere = True
         _all_seen(training.words)
+        _say_short(run, training.words)
     except (Halted, NotFinite, Stopped):
         everywhere = True
         raise
@@ -120,6 +123,22 @@ def _say_idle(run: Run, training: Training, number: int) -> None:
     text += f": the steps from there to {training.steps} train nothing"
     if number < training.steps and text not in run.warnings:
         run.warn(text)
+
+
+def _say_short(run: Run, trainer: WordTrainer | None) -> None:
+    """Say which words have not had their own steps when the stage's are over.
+
+    After the last checkpoint, and from the counts in it: whoever goes on from there says the same, and with more steps
+    what is true then.
+    """
+    short = trainer.stops.short() if trainer is not None else []
+    if trainer is None or not short:
+        return
+    some = ", ".join(f"{word} has {had} of {wanted:.9g}" for word, had, wanted in short[:FEW])
+    some += f" and {len(short) - FEW} more" if len(short) > FEW else ""
+    total = len(trainer.stops.counts)
+    their = "its" if len(short) == 1 else "their"
+    run.warn(f"{len(short)} of {total} words did not get {their} own steps (stop_after): {some}; raise steps")
 
 
 def _say_remarks(run: Run, training: Training) -> None:

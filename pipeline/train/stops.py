@@ -45,6 +45,12 @@ class Stops:
                     found.append(word)
         return found
 
+    def short(self) -> list[tuple[str, int, float]]:
+        """Words that have not had as many own steps as their rule gives them: how many they had, of how many."""
+        return [
+            (word, had, self._rules[word].value) for word, had in self.counts.items() if had < self._rules[word].value
+        ]
+
     def state(self) -> dict[str, Any]:
         return {word: count for word, count in self.counts.items() if count}
 

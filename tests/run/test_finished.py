@@ -9,18 +9,22 @@ import signal
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from projects import make_project, run_project
-from run.killing import Project, child, killed_again_and_again, made_files
+from run.killing import Project, assert_same, child, killed_again_and_again, made_files
 from run.kinds import KINDS
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.export import program
 from pivotune.pipeline.export.finished import Finished
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import execute, noted, runner
+from pivotune.pipeline.recipe.model import StopAfter
+from pivotune.pipeline.run import execute, noted, runner, steps
 from pivotune.pipeline.train import loop
+from pivotune.pipeline.train.stops import Stops
 from pivotune.pipeline.train.word_trainer import WordTrainer
 
 TWO = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "blue"\nstop_after = "3 own steps"\n'
@@ -103,9 +107,7 @@ def test_kills_at_random_moments_change_no_finished_word(tmp_path):
 
 def test_a_stop_by_the_clock_is_the_same_step_again(tmp_path, monkeypatch):
     """The ledger says after which step the word stopped; the process that goes on is slower and stops there too."""
-    from pivotune.pipeline.recipe.model import StopAfter
     from pivotune.pipeline.train.clock import Clock
-    from pivotune.pipeline.train.stops import Stops
 
     stops = Stops({"a": StopAfter(5.0, "seconds"), "b": StopAfter(1.0, "hours")}, {"a": 7})
     assert stops.due(Clock(6, 100, 1.0, 60.0)) == []
@@ -167,6 +169,43 @@ def test_steps_that_train_nothing_are_said_once_also_when_steps_are_raised(tmp_p
     (tmp_path / "lora").mkdir()
     tuned = make_project(tmp_path / "lora", word='stop_after = "1 own steps"', train="lora = { rank = 2 }")
     assert warnings(run_project(tuned, tmp_path / "tuned").folder) == []  # the LoRA is trained on
+
+
+@pytest.mark.parametrize("where", ["after the first step", "in the export"])
+def test_words_that_did_not_get_their_own_steps_are_said_once_also_after_a_kill(tmp_path, monkeypatch, where):
+    recipe = load_recipe(two_words(tmp_path, more='[checkpoint]\nevery = "1 steps"'))
+    whole = run_project(recipe, tmp_path / "whole").folder
+    rows = [json.loads(row) for row in (whole / "metrics.jsonl").read_text("utf-8").splitlines()]
+    own = sum("dog" in row["words"] for row in rows)
+    assert 0 < own < 3
+    text = f"1 of 1 words did not get its own steps (stop_after): dog has {own} of 3; raise steps"
+    assert warnings(whole) == [text]
+    one_step = loop.one_step
+
+    def killed(*arguments, **options):
+        if where == "in the export" or arguments[1].step == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return one_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        stage = import_module("pivotune.pipeline.stages.export")
+        patch.setattr(*((stage, "write_exports") if where == "in the export" else (loop, "one_step")), killed)
+        assert child(lambda: run_project(recipe, tmp_path / "run")) == -signal.SIGKILL
+    run_project(recipe, tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
+    more = load_recipe(tmp_path / "recipe.toml", ["train.steps=12"])
+    assert warnings(run_project(more, tmp_path / "more", source=whole).folder) == []
+
+
+def test_of_many_words_without_their_own_steps_a_few_are_named():
+    stops = Stops({f"w{number}": StopAfter(4.0, "own steps") for number in range(9)})
+    for _ in range(4):
+        stops.counted(["w0", "w8"])
+    stops.counted(["w2"])
+    said: list[str] = []
+    steps._say_short(cast(Any, SimpleNamespace(warn=said.append)), cast(Any, SimpleNamespace(stops=stops)))
+    named = "w1 has 0 of 4, w2 has 1 of 4, w3 has 0 of 4, w4 has 0 of 4, w5 has 0 of 4 and 2 more"
+    assert said == [f"7 of 9 words did not get their own steps (stop_after): {named}; raise steps"]
 
 
 def warnings(run: Path) -> list[str]:
