@@ -1,0 +1,51 @@
+"""The lines under the table of a finished run say what its files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from projects import make_project, run_project
+
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.ending import ending
+
+
+def files_said(recipe: Path, out: Path, overrides: list[str]) -> dict[str, str]:
+    summary = run_project(load_recipe(recipe, overrides), out).summary
+    lines = [line for line in summary.splitlines() if line.startswith("  ") and ": exports/" in line]
+    return dict(line.strip().split(": ", 1) for line in lines)
+
+
+def test_packs_are_words_and_what_is_no_target_is_not_named(tmp_path):
+    recipe = make_project(tmp_path, export='targets = ["diffusers"]')
+    assert files_said(recipe, tmp_path / "packs", ["export.files='pack'"]) == {
+        "words": "exports/tiny_embeddings/tiny_words-0001.safetensors",
+        "diffusers": "exports/diffusers/tiny_words-0001.safetensors",
+    }
+
+
+def test_a_fine_tuned_model_is_called_so_and_its_folder_is_one(tmp_path):
+    parts = "[stage.finetune]\nparts = ['clip_l']\nlearning_rate = 1e-3"
+    recipe = make_project(tmp_path, train=parts, export='targets = ["a1111"]')
+    said = files_said(recipe, tmp_path / "run", [])
+    assert said == {
+        "words": "exports/tiny_embeddings/cat.safetensors",
+        "model": "exports/tiny_model/, exports/tiny_model.safetensors",
+        "a1111": "exports/a1111/cat.safetensors",
+    }
+
+
+def test_loras_for_all_and_for_one_program():
+    def row(path: str, kind: str, program: str | None) -> dict:
+        return {"path": path, "kind": kind, "program": program}
+
+    rows = [
+        row("exports/a1111.safetensors", "lora", None), row("exports/a1111/a1111.safetensors", "bundle", "a1111"),
+        row("exports/diffusers/a1111_lora.safetensors", "lora", "diffusers"),
+        row("exports/diffusers/HOW-TO.txt", "text", "diffusers"),
+    ]  # fmt: skip
+    assert ending({"proofs": {}, "artefacts": rows}).splitlines()[2:] == [
+        "  LoRA: exports/a1111.safetensors",
+        "  a1111: exports/a1111/a1111.safetensors",
+        "  diffusers: exports/diffusers/a1111_lora.safetensors",
+    ]
