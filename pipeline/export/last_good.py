@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...converters.embedding import Contents
 from ...converters.errors import ConvertError
 from ..errors import StageError
+from ..run.start import left_behind
 from ..run.state import Run
 from .lora import write_plain
 from .model_folder import write_model_folder
 from .standalone import write_standalone
+
+FOLDER = "last-good"
+
+
+def _places(run: Path) -> tuple[Path, Path]:
+    """The folder, and the one that it becomes before it is deleted."""
+    return run / FOLDER, run / f".{FOLDER}.old"
 
 
 def keep_last_good(run: Run, contents: Contents, *, model: bool) -> None:
@@ -21,8 +31,8 @@ def keep_last_good(run: Run, contents: Contents, *, model: bool) -> None:
     With `model` a fine-tuned model is there too, as `<name>_model/` in its own data type; words and LoRA are then taken
     out of it. What cannot be written is said and raises nothing: why the run ended must not be hidden by that.
     """
-    folder = run.folder / "last-good"
-    part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
+    folder, old = _places(run.folder)
+    part = old.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     try:
@@ -37,6 +47,33 @@ def keep_last_good(run: Run, contents: Contents, *, model: bool) -> None:
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def hide_last_good(run: Path) -> None:
+    """Put `last-good/` out of sight: the verified exports of the run's folder replace it."""
+    folder, old = _places(run)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+
+
+@contextmanager
+def last_good_until_the_end(run: Path) -> Iterator[None]:
+    """Around all that a run does and notes: what was hidden is deleted when its manifest says that it has finished.
+
+    A run that fails has it again, unless a newer one is there. One that goes on after a kill in between has it too: see
+    `run.leftovers`.
+    """
+    folder, old = _places(run)
+    try:
+        yield
+    finally:
+        left = left_behind(run)
+        if left is not None and left["status"] == "finished":
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists() and not folder.exists():
+            with suppress(OSError):  # why the run ended must not be hidden by that
+                old.rename(folder)
 
 
 def _written(run: Run, contents: Contents, folder: Path, model: bool) -> list[str]:

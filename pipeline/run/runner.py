@@ -16,6 +16,7 @@ import torch
 from pivotune import __version__
 
 from ..export.finished import remove_finished
+from ..export.last_good import hide_last_good, last_good_until_the_end
 from ..launch import begin_processes, end_processes
 from ..models.device import make_deterministic, pick_device
 from ..models.load import load_model
@@ -142,11 +143,12 @@ def _follow(run: Run) -> RunResult:
 
 def _run(run: Run, manifest: dict[str, Any], begin: float) -> RunResult:
     """Execute, and leave manifest and report whatever happens."""
-    with noted(run, manifest, begin):
+    with last_good_until_the_end(run.folder), noted(run, manifest, begin):
         (run.folder / "recipe.toml").write_bytes(run.recipe.path.read_bytes())
         write_json(run.folder / "manifest.json", finite(manifest))
         manifest["stages"] = run.rows
         execute(run, manifest)
+        hide_last_good(run.folder)  # before the manifest says that the run has finished: it never lies beside exports
     if manifest.get("finished", {}).get("removed"):
         remove_finished(run.folder)
     return RunResult(run.folder, run.folder / REPORT, f"{word_table(manifest)}\n{ending(manifest)}")
