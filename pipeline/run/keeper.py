@@ -17,14 +17,19 @@ from .stopping import StopAsked, Stopped
 
 Snapshot = Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]
 
+GOES_ON = "the same command goes on from here"
+
 
 class Keeper:
     """Writes a run's checkpoints: every so often, at the end of each train stage, and when a signal asks to stop."""
 
     def __init__(
-        self, folder: Path, every: StopAfter, keep: int, asked: StopAsked, processes: Processes = ALONE
-    ) -> None:
+        self, folder: Path, every: StopAfter, keep: int, asked: StopAsked, processes: Processes = ALONE,
+        way: str = GOES_ON,
+    ) -> None:  # fmt: skip
+        """`way` says how a run that was asked to stop goes on."""
         self.folder, self.every, self.keep, self.asked, self.processes = folder, every, keep, asked, processes
+        self.way = way
 
     def after_step(self, stage: int, clock: Clock, before: float, state: Snapshot, *, now: bool = False) -> None:
         """Called after each step (`clock.step` are done); writes what is due. Raises Stopped when a signal has come.
@@ -45,5 +50,4 @@ class Keeper:
         if stopping:
             where = f"step {clock.step} of {clock.steps}"
             by = self.asked.name or "a signal to another process"
-            way = "the same command goes on from here (leave out --fresh)"
-            raise Stopped(f"stopped by {by} after {where}; {way}")
+            raise Stopped(f"stopped by {by} after {where}; {self.way}")

@@ -32,7 +32,7 @@ from .class_pictures import draw_class_pictures
 from .ending import ending
 from .execute import execute
 from .folder import write_json
-from .keeper import Keeper
+from .keeper import GOES_ON, Keeper
 from .manifest import inputs_of
 from .metrics import Metrics, finite
 from .noted import noted
@@ -101,7 +101,8 @@ def _run_recipe(
         checkpoint, begun = _beginning(start, begun, manifest, processes, progress)
         say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
         rule = recipe.checkpoint
-        keeper = Keeper(start.folder, rule.every, rule.keep, asked, processes)
+        way = f"{GOES_ON} (leave out --fresh)" if fresh else GOES_ON
+        keeper = Keeper(start.folder, rule.every, rule.keep, asked, processes, way)
         run = Run(recipe, start.folder, model, statistics, keeper, progress, bar, processes=processes)
         run.source, run.files = begun, inputs["data"]["files"]
         run.warnings += ahead.warnings

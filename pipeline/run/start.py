@@ -154,7 +154,10 @@ def say_start(start: Start, checkpointed: tuple[int, int] | None, progress: Call
     if start.left is None:
         return
     stage, step = checkpointed or (0, 0)
-    where = f"after step {step} of stage {stage + 1}" if checkpointed else "from its beginning: there is no checkpoint"
+    where = f"after step {step} of stage {stage + 1}"
+    if checkpointed is None:
+        whole = "whole " if any((start.folder / "checkpoints").glob("*.safetensors")) else ""  # those there are damaged
+        where = f"from its beginning: there is no {whole}checkpoint"
     progress(f"going on with {start.folder}, {where}")
 
 

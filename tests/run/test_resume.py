@@ -23,6 +23,7 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import keeper, metrics, noted, resume, runner
 from pivotune.pipeline.run.checkpoint import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.replay import replay
+from pivotune.pipeline.run.start import Start, say_start
 from pivotune.pipeline.run.stopping import Stopped, listening
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.snapshot import stored_rows
@@ -77,8 +78,9 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
         stopped_at(patch, 2, how)
-        with pytest.raises(Stopped, match=r"stopped by .* after step 2 of 3; the same command goes on"):
-            run_project(recipe, tmp_path / "run")
+        with pytest.raises(Stopped, match=r"stopped by .* after step 2 of 3; the same command goes on") as caught:
+            run_project(recipe, tmp_path / "run", fresh=how == signal.SIGTERM)
+    assert ("--fresh" in str(caught.value)) == (how == signal.SIGTERM)
     left = manifest_of(tmp_path / "run")
     assert left["status"] == "stopped"
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["stage-003-step-000000002.safetensors"]
@@ -203,6 +205,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkey
             run_project(recipe, tmp_path / "run")
     newest = max((tmp_path / "run/checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-100])
+    begun: list[str] = []
+    say_start(Start(tmp_path / "run", {}), None, begun.append)  # where the other one is damaged too
+    say_start(Start(tmp_path, {}), None, begun.append)
+    assert [line.partition(", ")[2] for line in begun] == [
+        "from its beginning: there is no whole checkpoint", "from its beginning: there is no checkpoint"
+    ]  # fmt: skip
     said: list[str] = []
     runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
     assert any(str(newest) in line and "passed over" in line for line in said)
