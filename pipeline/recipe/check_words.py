@@ -107,8 +107,18 @@ def _similar(placeholder: str, captions: list[str]) -> str:
     for caption in captions[:2000]:
         units = caption.split()
         rows.update({" ".join(units[at : at + size]).strip(".,;:!?\"'()") for at in range(len(units) - size + 1)})
-    guess = nearest(placeholder, [row for row, _ in rows.most_common(2000)])
-    return f"; they hold '{guess}' ({rows[guess]} times)" if guess else f"; the first is {captions[0][:60]!r}"
+    known = [row for row, _ in rows.most_common(2000)]
+    if size > 1:  # what is the same in both ("a") makes nothing of the rest alike
+        known = [row for row in known if _words_alike(placeholder, row)]
+    guess = nearest(placeholder, known)
+    often = "once" if guess and rows[guess] == 1 else f"{rows[guess or '']} times"
+    return f"; they hold '{guess}' ({often})" if guess else f"; the first is {captions[0][:60]!r}"
+
+
+def _words_alike(one: str, other: str) -> bool:
+    """Whether each word resembles the one in its place."""
+    words, others = one.split(), other.split()
+    return len(words) == len(others) and all(nearest(word, [at]) for word, at in zip(words, others, strict=True))
 
 
 def _strangers(recipe: Recipe, captions: list[str]) -> Iterator[Finding]:

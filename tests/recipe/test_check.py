@@ -15,6 +15,7 @@ from pivotune.pipeline.data.captions import Captioned
 from pivotune.pipeline.errors import RecipeError
 from pivotune.pipeline.recipe import check_pictures
 from pivotune.pipeline.recipe.check import check_recipe, checked_recipe
+from pivotune.pipeline.recipe.check_words import _similar
 from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.model import Concept, Word
 
@@ -98,6 +99,18 @@ def test_words_held_still_need_not_be_in_captions(good: Path) -> None:
     overrides = ["embedding.train=false", "embedding.placeholder=other", "train.lora={}"]
     problems = check_recipe(good, overrides).problems
     assert {problem.severity for problem in problems} == {"warning"}
+
+
+@pytest.mark.parametrize(
+    ("placeholder", "told"),
+    [
+        ("a blip", "; the first is 'a blue ring'"), ("a red ring", "; the first is 'a blue ring'"),
+        ("a blum", "; they hold 'a blue' (once)"), ("my rung", "; they hold 'my ring' (2 times)"),
+        ("<rine>", "; they hold 'ring' (3 times)"),
+    ],
+)  # fmt: skip
+def test_captions_are_said_to_hold_what_resembles_the_word_and_nothing_else(placeholder: str, told: str) -> None:
+    assert _similar(placeholder, ["a blue ring", "my ring.", "(my ring)"]) == told
 
 
 def test_a_word_in_few_captions_is_warned_of(good: Path) -> None:
