@@ -29,7 +29,7 @@ def check(
 
     reports, failed = [], False
     for name in recipes:
-        checked = check_recipe(name, overrides)
+        checked = check_recipe(name, overrides, tokens=True)
         failed |= checked.failed or (strict and bool(checked.problems))
         reports.append(_report(name, checked))
         if not as_json:

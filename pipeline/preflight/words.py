@@ -20,8 +20,9 @@ def unseen(plan: Plan) -> tuple[list[str], list[str]]:
     lost = plan.lost
     if lost:
         first = lost[0]
-        where = f"in {len(lost)} of {len(plan.captions)} captions a word stands behind the token limit and is not seen"
-        warnings.append(f"{where}, as {', '.join(first.lost)} in that of {first.picture}; put words further forward")
+        where = f"in {len(lost)} of {len(plan.captions)} captions a word stands behind the token limit, where it is not"
+        such = f"(the caption of {first.picture}: {', '.join(first.lost)})"
+        warnings.append(f"{where} seen {such}; put words further forward")
     trained = {word.placeholder for word in plan.recipe.words if word.train}
     gone = [word for word in plan.never_seen if word in trained]
     if gone:

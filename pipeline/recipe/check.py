@@ -17,6 +17,7 @@ from .check_model import family_of, layer_findings, model_findings
 from .check_pictures import picture_findings
 from .check_stages import stage_findings
 from .check_targets import same_files, target_findings
+from .check_tokens import unseen_findings
 from .check_words import caption_findings, coverage, name_findings
 from .document import Document
 from .load import MOST, open_recipe
@@ -67,20 +68,27 @@ class Doubt:
 NONE = Doubt()
 
 
-def check_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Checked:
-    """Everything that is wrong with a recipe: its form, and what it asks for as far as its form is right."""
+def check_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tokens: bool = False) -> Checked:
+    """Everything that is wrong with a recipe: its form, and what it asks for as far as its form is right.
+
+    With `tokens` also words that no encoder would see, which a run finds by itself (and `--anyway` lets pass).
+    """
     recipe, document, problems = open_recipe(path_or_name, overrides)
     if document is None:
         return Checked(None, problems)
     if recipe is None:
         return Checked(None, _in_order([*problems, *beyond_form(document)]))
-    return examined(recipe, document)
+    return examined(recipe, document, tokens=tokens)
 
 
-def examined(recipe: Recipe, document: Document, doubt: Doubt = NONE, once: Once | None = None) -> Checked:
+def examined(
+    recipe: Recipe, document: Document, doubt: Doubt = NONE, once: Once | None = None, *, tokens: bool = False
+) -> Checked:
     """What a recipe of the right form asks for, looked at on this machine; `once` has what was read of it before."""
     captioned: list[Captioned] = []
     findings = [one for one in _findings(recipe, captioned, doubt, once or Once()) if not doubt.of(one.path)]
+    if tokens and not any(one.severity == "error" for one in findings):
+        findings += _few(unseen_findings(recipe, captioned))
     problems = [document.problem(finding.path, finding.text, finding.severity) for finding in findings]
     captions = [text for concept in captioned for _, texts in concept.pictures for text in texts]
     return Checked(

@@ -129,12 +129,14 @@ def _captions(
 
 
 def _count(text: str, replacer: Replacer, sizes: Mapping[str, int], known: Texts, limit: int) -> tuple[int, list[str]]:
-    """Tokens of a text, and the words of which a vector stands behind the limit."""
-    total, end, beyond = 0, 0, []
+    """Tokens of a text, and the words of which a vector stands behind the limit wherever they stand in it."""
+    total, end, beyond, seen = 0, 0, list[str](), set[str]()
     for found in replacer.find(text):
         total += len(known.ids(text[end : found.start])) + sizes[found.word]
         end = found.end
-        if total > limit:
+        if total <= limit:
+            seen.add(found.word)
+        elif found.word not in seen:
             beyond.append(found.word)
     return total + len(known.ids(text[end:])), beyond
 

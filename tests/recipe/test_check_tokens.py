@@ -1,0 +1,93 @@
+"""Words behind the token limit are errors of `check`, counted without transformers as the run counts them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pivotune.pipeline.commands.check import check
+from pivotune.pipeline.models.light_tokenizers import light_tokenizers
+from pivotune.pipeline.models.tokenizers import load_tokenizers, token_limit
+from pivotune.pipeline.recipe.check import check_recipe
+from pivotune.pipeline.recipe.check_model import local_path
+from pivotune.pipeline.recipe.load import load_recipe
+
+LONG = "a red ring, " * 30
+TEXTS = ["", " ", "a photo of a RED ring's  Émblem\n12 34", "don't <cat>!? 猫 naïve", "<|endoftext|> x", "zz" * 60]
+
+
+@pytest.fixture
+def micro(good: Path) -> Path:
+    good.write_text(good.read_text("utf-8").replace(json.dumps((Path(__file__).parent / "sd1").as_posix()), '"micro"'))
+    return good
+
+
+def errors(path: Path, captions: list[str], *sets: str) -> list[tuple[str, str]]:
+    checked = check_recipe(path, [f"concept.captions={json.dumps(captions)}", *sets], tokens=True)
+    return [(one.place, one.text) for one in checked.problems if one.severity == "error"]
+
+
+def test_a_word_that_no_caption_shows_is_an_error_where_it_stands(micro):
+    ((place, text),) = errors(micro, [LONG + "<emblem>"])
+    assert place == "embedding.1.placeholder"
+    assert text == (
+        "'<emblem>' stands behind the token limit (75 of clip_l) in every caption that holds it; put it further forward"
+    )
+
+
+@pytest.mark.parametrize(
+    ("captions", "sets"),
+    [
+        (["<emblem>, " + LONG], ()),
+        (["<emblem>, " + LONG + "<emblem>"], ()),
+        ([LONG + "<emblem>", "<emblem>"], ()),
+        (["a ring " * 20 + "<emblem>"], ()),  # as long as to be looked at, and not so long as to be cut
+        ([LONG + "<emblem>"], ("embedding.train=false", "train.lora={ rank = 2 }")),
+    ],
+)
+def test_a_word_that_is_seen_somewhere_or_stands_still_is_none(micro, captions, sets):
+    assert errors(micro, captions, *sets) == []
+
+
+def test_what_is_no_error_of_a_run_that_begins_anyway_is_none_of_its_check(micro):
+    assert not check_recipe(micro, [f"concept.captions={json.dumps([LONG + '<emblem>'])}"]).failed
+
+
+@pytest.mark.parametrize("files", ["vocab.json and merges.txt", "tokenizer.json"])
+def test_tokens_are_those_of_transformers(tmp_path, files):
+    folder = shutil.copytree(local_path(load_recipe("quickstart").model), tmp_path / "model")
+    for name in ("vocab.json", "merges.txt") if files == "tokenizer.json" else ("tokenizer.json",):
+        (folder / "tokenizer" / name).unlink()
+    sets = [f"model.base={json.dumps(folder.as_posix())}", "model.family='sd1'"]
+    spec = load_recipe("quickstart", sets).model
+    light, whole = light_tokenizers(spec), load_tokenizers(spec)
+    assert light.keys() == whole.keys() == {"clip_l"}
+    for key, one in light.items():
+        assert token_limit(one) == token_limit(whole[key]) == 75
+        ids = [whole[key](text, add_special_tokens=False).input_ids for text in TEXTS]
+        assert [one(text).input_ids for text in TEXTS] == one(TEXTS).input_ids == ids
+        assert one.convert_ids_to_tokens(ids[2]) == whole[key].convert_ids_to_tokens(ids[2])
+
+
+def test_counting_loads_no_heavy_library(micro):
+    sets = [f"concept.captions={json.dumps([LONG + '<emblem>'])}"]
+    code = (
+        "import sys; from pivotune.pipeline.recipe.check import check_recipe\n"
+        f"assert check_recipe({str(micro)!r}, {sets!r}, tokens=True).failed\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'diffusers', 'peft', 'safetensors', 'huggingface_hub'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_command_says_no(micro):
+    sets = ["--set", f"concept.captions={json.dumps([LONG + '<emblem>'])}"]
+    shown = CliRunner().invoke(check, [str(micro), *sets])
+    assert shown.exit_code == 1
+    assert "behind the token limit" in shown.output
