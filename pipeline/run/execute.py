@@ -20,6 +20,7 @@ from .folder import write_json
 from .manifest import word_facts
 from .metrics import finite
 from .proofs import Before, hold, look_before, model_proofs
+from .resume import steps_left
 from .samples import draw_after, draw_before, kept_before
 from .state import Run
 from .stopping import Stopped
@@ -34,6 +35,7 @@ WRITING = ("export",)
 def execute(run: Run, manifest: dict[str, Any]) -> None:
     """Everything between the loaded model and the finished manifest."""
     recipe, model = run.recipe, run.model
+    run.keeper.asked.steps = steps_left(run, 0)
     before = look_before(model)
     with run.processes.together():
         shown = pictures_of_words(recipe)  # now: whoever moves a picture while the training goes on spoils no run
@@ -103,6 +105,7 @@ def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, An
         run.rows.append(run.done_rows[number])
         return contents
     run.stage, run.notes = number, []
+    run.keeper.asked.steps = steps_left(run, number)
     begin = time.monotonic()
     run.progress(f"stage {number + 1} of {len(run.recipe.stages)}: {stage.kind}{' (done before)' if done else ''}")
     row = {"kind": stage.kind, "seconds": 0.0, "takes": held(contents), "gives": [], "notes": run.notes}

@@ -62,6 +62,15 @@ def keep_on(run: Run, training: Training, step: int, before: float, seconds: flo
     run.keeper.after_step(run.stage, clock, before, state, now=now)
 
 
+def steps_left(run: Run, number: int) -> bool:
+    """Whether stage `number` (from 0) or a later one trains, beyond what a checkpoint has."""
+    point = run.resume
+    done = (point.stage, point.step) if point is not None else (-1, 0)
+    stages = list(enumerate(run.recipe.stages))[number:]
+    steps = [(at, stage.options["steps"]) for at, stage in stages if stage.kind == "train"]
+    return any(last > done for last in steps)
+
+
 def go_on(run: Run, training: Training) -> tuple[int, float]:
     """Put the checkpoint of this stage back, if there is one; return the steps that are done and their seconds.
 

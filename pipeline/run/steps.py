@@ -21,7 +21,7 @@ from ..words.gauge import gauge
 from .agreement import hold_equal, share_note
 from .beside import After, Options, beside
 from .contents import as_left
-from .resume import go_on, keep_on
+from .resume import go_on, keep_on, steps_left
 from .saves import Write
 from .state import Run
 from .stopping import Stopped
@@ -109,6 +109,8 @@ def _follow(
                     run.metrics.write({"stage": run.stage + 1, **row})
             done(f"loss {row['loss']:.4f}")
             keep_on(run, training, number, before, row["seconds"], now=guard is not None and guard.stops)
+            if number == training.steps:
+                run.keeper.asked.steps = steps_left(run, run.stage + 1)
             if guard is not None:
                 guard.hold()
             before = row["seconds"]

@@ -16,11 +16,24 @@ class Stopped(StageError):
     """The training was asked to stop, and did so with a checkpoint."""
 
 
+STOPPING = "stopping at the next step, with a checkpoint"
+ENDING = "all steps are done, and the run is brought to its end"
+
+
 class StopAsked:
-    """Whether a signal has come, and which; `twice`: a second one has, which is to end the run at once."""
+    """Whether a signal has come, and which; `twice`: a second one has, which is to end the run at once.
+
+    `steps` says whether a step is to come at which the run can stop.
+    """
 
     name: str | None = None
     twice: bool = False
+    steps: bool = True
+
+    @property
+    def answer(self) -> str:
+        """What the first signal brings about."""
+        return STOPPING if self.steps else ENDING
 
 
 @contextmanager
@@ -61,7 +74,7 @@ def listening(say: Callable[[str], None]) -> Iterator[StopAsked]:
             asked.twice = True
             raise KeyboardInterrupt
         asked.name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        _said(say, f"{asked.name}: stopping at the next step, with a checkpoint (again: at once)")
+        _said(say, f"{asked.name}: {asked.answer} (again: at once)")
 
     # what is ignored from the start (nohup, a shell's background job) stays so
     caught = [number for number in _signals() if signal.getsignal(number) is not signal.SIG_IGN]

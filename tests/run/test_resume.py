@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -20,9 +21,10 @@ from safetensors.torch import load_file
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import keeper, metrics, noted, resume, runner
+from pivotune.pipeline.run import keeper, metrics, noted, resume, runner, steps
 from pivotune.pipeline.run.checkpoint import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.replay import replay
+from pivotune.pipeline.run.resume import steps_left
 from pivotune.pipeline.run.start import Start, say_start
 from pivotune.pipeline.run.stopping import Stopped, listening
 from pivotune.pipeline.train import loop
@@ -104,6 +106,41 @@ def test_a_run_with_t5_goes_on_with_words_and_lora_where_it_stopped(tmp_path, mo
     assert made_files(tmp_path / "run") == made_files(whole)
     assert metrics_of(tmp_path / "run") == metrics_of(whole)
     assert "t5xxl" in load_file(tmp_path / "run/exports/tiny_embeddings/cat.safetensors")
+
+
+def test_a_signal_after_the_last_step_is_answered_with_what_is_true(tmp_path, monkeypatch):
+    recipe, said, stage = make_project(tmp_path), [], importlib.import_module("pivotune.pipeline.stages.export")
+    write, closed = stage.write_exports, steps._close
+
+    def close(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        closed(*arguments, **options)
+
+    def exporting(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return write(*arguments, **options)
+
+    answer = "SIGTERM: all steps are done, and the run is brought to its end (again: at once)"
+    for place, name, asks in ((steps, "_close", close), (stage, "write_exports", exporting)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, asks)
+            runner.run_recipe(load_recipe(recipe), out=tmp_path / name, progress=said.append, bar=False)
+        assert [line for line in said if "SIGTERM" in line] == [answer]
+        assert manifest_of(tmp_path / name)["status"] == "finished"
+        said.clear()
+
+
+def test_steps_are_left_where_no_checkpoint_has_them():
+    kinds = [("train", 5), ("rescale", 0), ("train", 4), ("export", 0)]
+    stages = [SimpleNamespace(kind=kind, options={"steps": count}) for kind, count in kinds]
+
+    def left(number, resume=None):
+        return steps_left(SimpleNamespace(recipe=SimpleNamespace(stages=stages), resume=resume), number)
+
+    assert [left(number) for number in range(4)] == [True, True, True, False]
+    at = [SimpleNamespace(stage=2, step=step) for step in (3, 4)]
+    assert [left(number, at[0]) for number in range(4)] == [True, True, True, False]
+    assert [left(number, at[1]) for number in range(4)] == [False] * 4
 
 
 def test_the_second_signal_stops_at_once_and_the_checkpoint_stays(tmp_path, monkeypatch):
