@@ -20,6 +20,8 @@ from .hashes import sha256
 from .runner import run_recipe
 from .start import left_behind
 
+ANEW = "a replay does not go on: it begins anew, in another folder"
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -46,7 +48,7 @@ def replay(folder: Path, *, out: Path | None, progress: Callable[[str], None], b
     recipe = recipe_from_json(before["recipe"], Path(before["recipe_file"]))
     again = _stopped_by_steps(recipe, before)
     result = run_recipe(
-        again, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before)
+        again, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before), way=ANEW
     )
     after = left_behind(result.folder)
     assert after is not None

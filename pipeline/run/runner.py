@@ -58,21 +58,23 @@ class RunResult:
 
 def run_recipe(
     recipe: Recipe, *, out: Path | None, progress: Progress, bar: bool, fresh: bool = False,
-    source: Path | None = None, anyway: bool = False,
+    source: Path | None = None, anyway: bool = False, way: str | None = None,
 ) -> RunResult:  # fmt: skip
     """Run every stage of a checked recipe into a folder of its own, or go on with an unfinished run of the same inputs.
 
     `fresh` begins anew even so. `source`, a run's folder or a checkpoint, is where a new run takes its beginning from;
-    `anyway` runs where pre-flight finds that it cannot come to its end. Raises StageError or ConvertError when a stage
+    `anyway` runs where pre-flight finds that it cannot come to its end. `way` says what to do when a signal has stopped
+    the run, where it is not that the same command goes on. Raises StageError or ConvertError when a stage
     fails; manifest and report then say why.
     """
     with interruptible(), told():
-        return _run_recipe(recipe, out, progress, bar, fresh=fresh, source=source, anyway=anyway)
+        return _run_recipe(recipe, out, progress, bar, fresh=fresh, source=source, anyway=anyway, way=way)
 
 
 def _run_recipe(
-    recipe: Recipe, out: Path | None, progress: Progress, bar: bool, *, fresh: bool, source: Path | None, anyway: bool
-) -> RunResult:
+    recipe: Recipe, out: Path | None, progress: Progress, bar: bool, *, fresh: bool, source: Path | None, anyway: bool,
+    way: str | None,
+) -> RunResult:  # fmt: skip
     begin = time.monotonic()
     processes = begin_processes(recipe.device)
     hold_spread(recipe, processes.sharding)
@@ -101,7 +103,7 @@ def _run_recipe(
         checkpoint, begun = _beginning(start, begun, manifest, processes, progress)
         say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
         rule = recipe.checkpoint
-        way = f"{GOES_ON} (leave out --fresh)" if fresh else GOES_ON
+        way = way or (f"{GOES_ON} (leave out --fresh)" if fresh else GOES_ON)
         keeper = Keeper(start.folder, rule.every, rule.keep, asked, processes, way)
         run = Run(recipe, start.folder, model, statistics, keeper, progress, bar, processes=processes)
         run.source, run.files = begun, inputs["data"]["files"]

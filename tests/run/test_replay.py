@@ -1,5 +1,7 @@
 """`pivotune replay RUN` as people type it: no --out, from any folder."""
 
+import os
+import signal
 from itertools import count
 from types import SimpleNamespace
 
@@ -62,3 +64,18 @@ def test_pictures_and_saves_that_came_by_time_are_no_difference(tmp_path, monkey
     assert not list(tmp_path.glob("run-replay/saves/*"))
     assert told.exit_code == 0, told.output
     assert "not compared: at which steps there were pictures and saves: time chose them" in told.output
+
+
+def test_a_replay_that_is_stopped_speaks_of_no_option_of_another_command(tmp_path, monkeypatch):
+    run = run_project(make_project(tmp_path), tmp_path / "run").folder
+    one_step = loop.one_step
+
+    def asked(training, clock):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", asked)
+    told = CliRunner().invoke(replay, [str(run)])
+    assert str(told.exception or told.output).endswith(
+        "after step 1 of 3; a replay does not go on: it begins anew, in another folder"
+    )
