@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .changed import changed
+
 # Of a manifest: what a run's bytes depend on, and what it is called in messages.
 INPUTS = {"recipe": "recipe", "model": "model", "data": "data", "environment": "environment"}
 # What changes no trained byte: the machine's name for the same thing, and texts for people. Which device of its kind
@@ -13,7 +15,6 @@ INPUTS = {"recipe": "recipe", "model": "model", "data": "data", "environment": "
 HARMLESS = ("recipe.description", "recipe.device", "environment.platform", "model.path")
 # What a run that goes on may change: sums over other numbers of processes differ in their last bits only.
 ROUNDING = "environment.processes"
-_ABSENT = "nothing"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Difference:
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.place}: {_shown(self.old)}, now {_shown(self.new)}"
+        return f"{self.place}: {changed(self.old, self.new)}"
 
     def within(self, *places: str) -> bool:
         """Whether it is one of these places, or lies in one of them."""
@@ -46,15 +47,12 @@ def _differ(old: Any, new: Any, place: str) -> Iterator[Difference]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from _differ(old.get(key), new.get(key), f"{place}.{key}")
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    elif _are_tables(old) and _are_tables(new) and len(old) == len(new):
         for number, pair in enumerate(zip(old, new, strict=True), 1):
             yield from _differ(*pair, f"{place}.{number}")
     elif old != new:
         yield Difference(place, old, new)
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return _ABSENT
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _are_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict | list) for one in value)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import StageError
 from ..lock import is_locked, locked
+from .difference_lines import difference_lines
 from .differences import ROUNDING, Difference, input_differences
 from .leftovers import sweep_run
 
@@ -96,9 +97,8 @@ def _in_the_way(folder: Path, left: Mapping[str, Any] | None, inputs: Mapping[st
     found = _differences(left, inputs)
     if not found:
         return ""
-    more = f"; and {len(found) - FEW} more" if len(found) > FEW else ""
-    listed = "; ".join(map(str, found[:FEW]))
-    return f"{listed}{more} (put that back and it goes on; --from-checkpoint {folder} takes what fits)"
+    listed = "; ".join(difference_lines(found, FEW))
+    return f"{listed} (put that back and it goes on; --from-checkpoint {folder} takes what fits)"
 
 
 def _content(source: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
@@ -168,8 +168,7 @@ def _differences(left: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[Dif
 
 def _refuse_changed(out: Path, differences: Sequence[Difference]) -> None:
     if differences:
-        more = [f"and {len(differences) - MOST} more"] if len(differences) > MOST else []
-        listed = "\n  ".join([*map(str, differences[:MOST]), *more])
+        listed = "\n  ".join(difference_lines(differences, MOST))
         raise StageError(
             f"{out}: an unfinished run of other inputs; choose another --out, or take what fits into a new run with "
             f"--from-checkpoint {out}. What differs:\n  {listed}"

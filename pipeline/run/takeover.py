@@ -11,9 +11,11 @@ from typing import Any
 
 from ..errors import StageError
 from .checkpoint import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
+from .difference_lines import difference_lines
 from .differences import ROUNDING, Difference, input_differences
 from .start import left_behind
 
+MOST = 20  # differences that are listed
 # What may change without changing a step that is done: texts, pictures for the report, how often checkpoints come.
 _FREE = ("recipe.name", "recipe.samples", "recipe.checkpoint", ROUNDING)
 
@@ -35,8 +37,8 @@ def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], Non
     if not unfit:
         say(f"going on from {run}, after step {point.step} of stage {point.stage + 1}")
     else:
-        listed = "; ".join(map(str, unfit))
-        say(f"taking what fits from {run}; with new optimizers and from step 1, for this differs: {listed}")
+        listed = "\n  ".join(difference_lines(unfit, MOST))
+        say(f"taking what fits from {run}; with new optimizers and from step 1, for this differs:\n  {listed}")
     return Source(run, run / FOLDER / point.name if place.is_dir() else place, point, not unfit)
 
 

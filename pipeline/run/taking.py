@@ -87,14 +87,30 @@ def _take_weights(run: Run, training: Training, point: Checkpoint) -> Iterator[s
         there, averages = stored_weights(point.tensors, thing.name), stored_averages(point.tensors, thing.name)
         fitting = [key for key, weight in thing.parameters.items() if key in there and there[key].shape == weight.shape]
         thing.take({key: there[key] for key in fitting}, {key: averages[key] for key in fitting if key in averages})
-        how = _of_weights(thing, fitting, averages, behind=bool(own_averages(point.tensors, thing.name)))
-        yield f"{TAKEN[not fitting]}{len(fitting)} of {len(thing.parameters)} weights of {thing.name}{how}"
+        if fitting:
+            how = _of_weights(thing, fitting, averages, behind=bool(own_averages(point.tensors, thing.name)))
+            yield f"{TAKEN[0]}{len(fitting)} of {len(thing.parameters)} weights of {thing.name}{how}"
+        else:
+            why = _why_none(thing.parameters, there)
+            yield f"{TAKEN[1]}none of the {len(thing.parameters)} weights of {thing.name}: {why}"
+
+
+def _why_none(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> str:
+    """Why no weight fits; a LoRA's first matrices have its rank as their height."""
+    if not there:
+        return "the checkpoint has none of it"
+    key = next((key for key in here if key in there), None)
+    if key is None:
+        return "the checkpoint has those of other layers"
+    old, new = tuple(there[key].shape), tuple(here[key].shape)
+    ranks = next(((there[key].shape[0], here[key].shape[0]) for key in here if "lora_A" in key and key in there), None)
+    if ranks is not None and ranks[0] != ranks[1]:
+        return f"their shapes differ (rank {ranks[0]}, now {ranks[1]})"
+    return f"their shapes differ ({key}: {old}, now {new})"
 
 
 def _of_weights(thing: WeightTrainer, fitting: Sequence[str], averages: Mapping[str, Shadow], *, behind: bool) -> str:
     """What became of the averages of weights that were taken, in words."""
-    if not fitting:
-        return ""
     if any(key in averages for key in fitting):
         return _WITH if thing.averages else _WITHOUT
     if behind:

@@ -78,7 +78,7 @@ def test_an_unfinished_run_that_does_not_go_on_is_named_with_the_reason(tmp_path
     assert len(said) == 3
     start, end = "warning: {} holds an unfinished run that does not go on: ", f"; beginning anew in {runs / 'x-6'}"
     why = f"(put that back and it goes on; --from-checkpoint {runs / 'x'} takes what fits)"
-    assert said[0] == f"{start.format(runs / 'x')}data.files.a.png: cc, now bb {why}{end}"
+    assert said[0] == f"{start.format(runs / 'x')}data: 1 picture changed (a.png) {why}{end}"
     assert said[1] == f"{start.format(runs / 'x-2')}its manifest.json is gone or cannot be read{end}"
     assert said[2] == f"{start.format(runs / 'x-3')}another process is at work on it{end}"
 

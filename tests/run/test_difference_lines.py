@@ -1,0 +1,83 @@
+"""What differs between two runs is told a line each, and what differs is in the line."""
+
+from __future__ import annotations
+
+import pytest
+from projects import make_project, run_project
+
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run import runner
+from pivotune.pipeline.run.changed import changed
+from pivotune.pipeline.run.difference_lines import difference_lines
+from pivotune.pipeline.run.differences import input_differences
+
+PROMPTS = [f"a photo of <cat> number {number}" for number in range(9)]
+OLD, NEW = "a" * 64, "b" * 64
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (100, 200, "100, now 200"),
+        (None, [1, 2], "nothing, now [1, 2]"),
+        (["a", "b"], ["a"], "['a', 'b'], now ['a']"),
+        (PROMPTS, [*PROMPTS[1:], "x"], f"removed {PROMPTS[0]}; added x"),
+        (PROMPTS[:1], PROMPTS, "added " + ", ".join(PROMPTS[1:5]) + " and 4 more"),
+        (PROMPTS, PROMPTS[::-1], "the entries' order or options"),
+        (PROMPTS, PROMPTS * 2, "9 entries, now 18"),
+        ([{"placeholder": "<cat>", "initial_text": "x" * 60}], [], "removed <cat>"),
+        ("x" * 100 + "old" + "y" * 100, "x" * 100 + "new" + "y" * 100,
+         f"…{'x' * 12}old{'y' * 45}…, now …{'x' * 12}new{'y' * 45}…"),
+        ("x" * 70, "x" * 70 + "y", f"…{'x' * 12}, now …{'x' * 12}y"),
+        (OLD, NEW, "aaaaaaaaaaaa…, now bbbbbbbbbbbb…"),
+    ],
+)  # fmt: skip
+def test_what_differs_is_shown_however_long_the_values_are(old, new, said):
+    assert changed(old, new) == said
+
+
+def of_files(files: dict[str, str], **more: object) -> dict[str, object]:
+    return {"data": {"files": files, "pictures": len(files), **more}}
+
+
+def test_files_are_counted_and_what_follows_from_them_is_not_said():
+    old = of_files({"0.png": OLD, "1.png": OLD, "0.txt": OLD}, coverage={"<cat>": 1.0}, captions=["a <cat>"])
+    files = {"0.png": NEW, "0.txt": NEW, **{f"{number}.PNG": OLD for number in range(5)}}
+    found = input_differences(old, of_files(files, coverage={"<cat>": 0.5}, captions=["a"]))
+    assert difference_lines(found, 20) == [
+        "data: 5 pictures added (0.PNG, 1.PNG, 2.PNG, 3.PNG and 1 more), 1 removed (1.png), 1 changed (0.png)",
+        "data: 1 file changed (0.txt)",
+    ]
+
+
+def test_coverage_alone_is_said():
+    found = input_differences(of_files({}, coverage={"<cat>": 1.0}), of_files({}, coverage={"<cat>": 0.5}))
+    assert difference_lines(found, 20) == ["data.coverage.<cat>: 1.0, now 0.5"]
+
+
+def test_of_many_the_rest_is_counted():
+    old, new = ({"recipe": {str(number): value for number in range(30)}} for value in (1, 2))
+    lines = difference_lines(input_differences(old, new), 20)
+    assert (len(lines), lines[19:]) == (21, ["recipe.19: 1, now 2", "and 10 more"])
+
+
+def test_a_run_that_takes_what_fits_says_why_not_all_of_it_a_line_each(tmp_path):
+    path = make_project(tmp_path, train="lora = { rank = 2 }")
+    source = run_project(path, tmp_path / "source").folder
+    (tmp_path / "pictures/0.txt").write_text("one <cat>", "utf-8")
+    (tmp_path / "pictures/3.png").write_bytes((tmp_path / "pictures/2.png").read_bytes())
+    (tmp_path / "pictures/3.txt").write_text("a <cat>", "utf-8")
+    said: list[str] = []
+    recipe = load_recipe(path, ["train.steps=1", "train.lora.rank=4"])
+    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False, source=source)
+    (told,) = (line.splitlines() for line in said if line.startswith("taking what fits from"))
+    assert told[1:] == [
+        "  recipe.stage.3.steps: 3, now 1",
+        "  recipe.stage.3.lora.1.rank: 2, now 4",
+        "  recipe.stage.3.lora.1.alpha: 2.0, now 4.0",
+        "  data: 1 picture added (pictures/3.png)",
+        "  data: 1 file added (pictures/3.txt), 1 changed (pictures/0.txt)",
+    ]
+    (none,) = (line for line in said if line.startswith("not taken: "))
+    assert none.startswith("not taken: none of the ")
+    assert none.endswith(" weights of lora.denoiser: their shapes differ (rank 2, now 4)")
