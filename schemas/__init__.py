@@ -75,14 +75,32 @@ def _pattern(_: object, pattern: str, text: object, __: object) -> Iterator[Vali
         yield ValidationError(f"{text!r} does not match {pattern!r}")
 
 
-def bundled(name: str = "recipe.json") -> dict[str, Any]:
+@cache
+def inner_tables() -> dict[str, str]:
+    """Every table of options that has no file of its own, and the file that it stands in: `checkpoint`, `model`, ..."""
+    return {
+        key: name
+        for name in names()
+        if name != "manifest.json"
+        for key, about in schema(name).get("properties", {}).items()
+        if "properties" in about.get("items", about)
+    }
+
+
+def bundled(name: str = "recipe.json", table: str | None = None) -> dict[str, Any]:
     """The schema with all it refers to inside it, for editors; `editor.json` is the recipe's.
+
+    With `table` that of one of its tables alone (see `inner_tables`); of a list, of each of its tables.
 
     Some TOML editors cannot follow references between files, and some complete only what `oneOf` offers: every list
     of if/then branches gets its branches as `oneOf` beside it, which allows the same documents.
     """
     definitions: dict[str, Any] = {}
-    whole = _inlined(schema(name), name, definitions)
+    about = schema(name)
+    if table is not None:
+        one = about["properties"][table]
+        about = {"$schema": schema("recipe.json")["$schema"], "title": table, **one.get("items", one)}
+    whole = _inlined(about, name, definitions)
     return {**whole, "definitions": dict(sorted(definitions.items()))}
 
 

@@ -225,6 +225,31 @@ def test_schemas_are_printed_whole(call) -> None:
     assert "train" in call("schema").out
 
 
+@pytest.mark.parametrize(
+    ("table", "right", "wrong"),
+    [
+        ("checkpoint", {"every": "5 minutes", "keep": 2}, {"evry": "5 minutes"}),
+        ("embeddings_from", {"table": "words.csv"}, {"tabel": "words.csv"}),
+        ("model", {"base": "micro"}, {"bse": "micro"}),
+        ("data", {}, {"cache": 1}),
+        ("samples", {"count": 1}, {"count": "one"}),
+        (
+            "stage",
+            {"kind": "train", "steps": 5, "lora": {"rank": 2}},
+            {"kind": "train", "steps": 5, "lora": {"rnk": 2}},
+        ),
+        ("norm_band", {}, {"loww": 1}),
+        ("huber", {}, {"c": 1}),
+    ],
+)
+def test_every_table_of_options_has_a_schema(call, table: str, right: dict, wrong: dict) -> None:
+    made = json.loads(call("schema", table).out)
+    check = jsonschema.Draft7Validator(made)
+    assert (check.is_valid(right), check.is_valid(wrong)) == (True, False)
+    assert f"\n{table} " in call("schema").out
+    assert Path(call("schema", table, "--path").out.strip()).is_file()
+
+
 def test_tokens_of_a_family_asks_for_a_well_known_model_of_it(call, monkeypatch, tmp_path) -> None:
     import huggingface_hub
 
