@@ -128,6 +128,7 @@ class Engine:
         """The part is on its own again, with the weights it has."""
         del self.part.forward
         self.engine.destroy()
+        self.engine.optimizer = None  # it is destroyed anew when it is collected, which would unlink the next engine's
         for hook in self._hooks:
             hook.remove()
         for parameter, marks in self._marks:  # the engine has hung itself on them: it would stay, and not be copied

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 SECONDS = 300
@@ -73,6 +74,8 @@ def _fork(work: Callable[[], object], environment: Mapping[str, str], said: Path
         from accelerate import PartialState
 
         PartialState._reset_state()
+        if "WORLD_SIZE" in environment:
+            torch.set_num_threads(1)  # the threads that computed before the fork are not in it: it would wait for them
         tqdm.set_lock(threading.RLock())  # else forks share one, and a killed one takes it along
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from run.launching import launched
@@ -149,5 +151,23 @@ def test_weights_that_only_weight_decay_moves_are_said(tmp_path):
         assert trainer.remarks() == ()
         trainer.finish()
         assert not any(weight._backward_hooks for weight in weights.values())
+
+    assert launched(tmp_path, work, 2, ZERO).codes == [0, 0]
+
+
+def test_an_engine_that_has_ended_lets_go_of_the_part(tmp_path):
+    """DeepSpeed's engines end once more when they are collected, whenever that is."""
+
+    def work(rank):
+        pipe, weights = made()
+        before = trainer_of(rank, pipe, weights)
+        step(pipe, before, 0)
+        before.finish()
+        now = trainer_of(rank, pipe, weights)
+        del before
+        gc.collect()
+        now.take({name: torch.full_like(weight, 0.5) for name, weight in weights.items()}, {})
+        assert all(bool((weight == 0.5).all()) for weight in weights.values())
+        now.finish()
 
     assert launched(tmp_path, work, 2, ZERO).codes == [0, 0]
