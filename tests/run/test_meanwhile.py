@@ -138,7 +138,7 @@ def test_a_model_folder_that_has_changed_is_refused_by_file_and_nothing_is_lost(
     weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
     data, before = weights.read_bytes(), held(tmp_path / "run")
     weights.write_bytes(data[:-4] + b"\0\0\0\1")
-    with pytest.raises(StageError, match=r"model\.sha256\.unet/diffusion_pytorch_model\.safetensors: .*, now"):
+    with pytest.raises(StageError, match=r"model: 1 file changed \(unet/diffusion_pytorch_model\.safetensors\)"):
         run_project(stopped, tmp_path / "run")
     shutil.move(tmp_path / "model", tmp_path / "moved")
     with pytest.raises((StageError, RecipeError), match="model"):
