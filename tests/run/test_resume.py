@@ -228,7 +228,7 @@ def test_a_changed_picture_refuses_the_checkpoint_and_is_named(tmp_path, monkeyp
         run_project(recipe, tmp_path / "run")
     (tmp_path / "pictures/1.png").write_bytes((tmp_path / "pictures/0.png").read_bytes())
     before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
-    with pytest.raises(StageError, match=r"data\.files\.pictures/1\.png: [0-9a-f]{57}\.\.\., now"):
+    with pytest.raises(StageError, match=r"data: 1 picture changed \(pictures/1\.png\)"):
         run_project(recipe, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
