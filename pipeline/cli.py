@@ -61,13 +61,23 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
 
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="pivotune", message="%(prog)s %(version)s")
-def pivotune() -> None:
+@click.command(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, help="Print the version; with -v also those of Python and the libraries.")
+@click.option("-v", "--verbose", is_flag=True, help="With --version: more, for bug reports.")
+@click.pass_context
+def pivotune(context: click.Context, version: bool, verbose: bool) -> None:
     """Teach diffusion models new words from TOML recipes, and carry those words between programs.
 
     Exit codes: 0 done; 1 the input or the run failed, and why is said; 2 wrong usage.
     """
+    if version:
+        from .versions import version_lines
+
+        click.echo("\n".join([f"pivotune {__version__}", *(version_lines() if verbose else [])]))
+        context.exit()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """One process a folder: the kernel holds the lock, so that it is free again however its holder ends.
 
-Some network disks have no such locks. There filelock takes the file itself for the lock, with its holder written in it:
-one of a process that has ended is taken over on the same machine, and can be of another one only by hand.
+Some network disks have no such locks. There a lock file that names its holder stands in: one whose process has ended is
+taken over on the same machine; one of another machine has to be deleted by hand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from .errors import StageError
 
@@ -22,21 +22,21 @@ NAME = ".lock"
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder while the block runs. Raises StageError, naming the holder, when another process has it."""
-    lock: BaseFileLock = FileLock(folder / NAME)
+    path = folder / NAME
+    if path.is_symlink():
+        raise StageError(f"{path}: is a link, which is never written through; delete it, or choose another --out")
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        way = "wait for it, or use --out"
-        if isinstance(lock, SoftFileLock):
-            way += f" (this disk has no locks of the system: where it runs no more, delete {folder / NAME})"
-        raise StageError(f"{folder}: {_holder(folder)} is running in this folder; {way}") from None
+        raise StageError(f"{folder}: {_holder(path)}") from None
     except (OSError, NotImplementedError) as error:  # the latter of older versions of filelock
         why = getattr(error, "strerror", None) or error
         raise StageError(f"{folder}: cannot be locked ({why}); choose another --out") from error
     try:
         with suppress(OSError):  # Windows lets nobody write into a locked file; the text is only a help
-            if not isinstance(lock, SoftFileLock):  # which has written its own, and must find that again
-                (folder / NAME).write_text(f"{os.getpid()}\n{socket.gethostname()}\n", "utf-8")
+            if _owner(path)[0] != str(os.getpid()):  # a lock file names us already, and must keep what it says
+                path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", "utf-8")
         yield
     finally:
         lock.release()
@@ -57,9 +57,18 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def _holder(folder: Path) -> str:
+def _holder(path: Path) -> str:
+    """Who holds the lock, and what to do. One of another machine may be a lock file that nobody takes over."""
+    process, machine = _owner(path)
+    who = f"process {process}{machine and f' on {machine}'}" if process else "another process"
+    hint = "" if machine in ("", socket.gethostname()) else f" (if it has ended on that machine, delete {path})"
+    return f"{who} is running in this folder; wait for it, or use --out{hint}"
+
+
+def _owner(path: Path) -> tuple[str, str]:
+    """The process and the machine that a lock names; empty where it names none."""
     try:
-        told = (folder / NAME).read_text("utf-8").split("\n")
+        process, machine, *_ = [*path.read_text("utf-8").split("\n"), ""]
     except (OSError, UnicodeDecodeError):
-        told = [""]
-    return f"process {' on '.join(filter(None, told[:2]))}" if told[0] else "another process"
+        return "", ""
+    return process, machine

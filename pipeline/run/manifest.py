@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from ..models.load import Model
 from ..processes import ALONE, Processes
 from ..recipe.load import recipe_as_json
 from ..recipe.model import Recipe, Word
+from ..versions import DECISIVE, package_version
 from ..words.injection import Encoder
 from ..words.nearest import nearest_tokens
 from ..words.norms import NormStatistics
@@ -25,14 +25,13 @@ from .hashes import model_hashes
 from .state import Run
 
 Nearest = list[list[tuple[int, float]]]  # for each vector of a word, tokens and their cosines
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
 
 def environment(device: torch.device, processes: Processes = ALONE) -> dict[str, Any]:
     """Versions, device, threads, processes: what may change the bytes of a run beside the recipe and its inputs."""
     return {
         "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **{package: package_version(package) for package in DECISIVE},
         "platform": platform.platform(),
         "device": device.type,  # without its number: another one of the kind, or several, go on with the run
         "device_name": device_name(device),
@@ -40,13 +39,6 @@ def environment(device: torch.device, processes: Processes = ALONE) -> dict[str,
         "processes": processes.count,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def inputs_of(

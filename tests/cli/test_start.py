@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,15 @@ def test_the_help_lists_every_command(call) -> None:
 
 def test_the_version(call) -> None:
     assert call("--version").out == f"pivotune {__version__}\n"
+
+
+def test_the_versions_for_a_bug_report(call) -> None:
+    lines = call("--version", "-v").out.splitlines()
+    assert lines[0] == f"pivotune {__version__}"
+    found = dict(line.split(maxsplit=1) for line in lines[1:])
+    assert found["torch"] == version("torch")
+    assert {"python", "platform", "transformers", "peft", "filelock"} <= found.keys()
+    assert "deepspeed" not in found or found["deepspeed"][0].isdigit()  # optional: only where it is installed
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,6 @@ fcntl.flock = none
 """
 
 
-@pytest.mark.filterwarnings("ignore:flock not supported")
 def test_on_a_disk_without_locks_a_killed_process_holds_nothing_and_another_machines_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +63,7 @@ def test_on_a_disk_without_locks_a_killed_process_holds_nothing_and_another_mach
     holder = subprocess.Popen(hold, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(StageError, match=f"process {holder.pid} on .* no more, delete .*/.lock"), locked(tmp_path):
+    with pytest.raises(StageError, match=f"process {holder.pid} on .* is running"), locked(tmp_path):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -72,7 +71,7 @@ def test_on_a_disk_without_locks_a_killed_process_holds_nothing_and_another_mach
         assert is_locked(tmp_path)
     assert not is_locked(tmp_path)
     (tmp_path / ".lock").write_text("4711\nelsewhere\n", "utf-8")
-    with pytest.raises(StageError, match="process 4711 on elsewhere is running in this folder"), locked(tmp_path):
+    with pytest.raises(StageError, match=r"process 4711 on elsewhere .*delete .*/\.lock"), locked(tmp_path):
         pass
 
 
@@ -82,14 +81,21 @@ def test_a_lock_file_that_a_machine_left_behind_is_taken_over(tmp_path: Path) ->
         assert "elsewhere" not in (tmp_path / ".lock").read_text("utf-8")
 
 
-def test_where_older_libraries_know_no_lock_the_folder_is_free_to_the_eye_and_refused_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(*args: object, **options: object) -> None:
-        raise NotImplementedError("FileSystem does not appear to support flock")
+def test_a_disk_that_refuses_every_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
 
     (tmp_path / ".lock").touch()
-    monkeypatch.setattr(FileLock, "acquire", none)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
     assert not is_locked(tmp_path)
     with pytest.raises(StageError, match=r"cannot be locked .*choose another --out"), locked(tmp_path):
         pass
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "victim.txt").write_text("mine", "utf-8")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "victim.txt")
+    with pytest.raises(StageError, match="is a link"), locked(tmp_path / "run"):
+        pass
+    assert (tmp_path / "victim.txt").read_text("utf-8") == "mine"
