@@ -103,26 +103,29 @@ def has_lora(module: nn.Module) -> bool:
 
 def remove_lora(module: nn.Module) -> None:
     """Take the LoRA off again, if there is one: the layers are the original ones, in their places."""
-    from diffusers.utils.peft_utils import recurse_remove_peft_layers
-
     if has_lora(module):
-        recurse_remove_peft_layers(module)
+        for parent, name, layer in _places(module):
+            setattr(parent, name, layer.get_base_layer())
         del module.peft_config
+
+
+def _places(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """Every layer with a LoRA, below which parent and under which name it stands."""
+    from peft.tuners.lora import LoraLayer
+
+    return [
+        (parent, name, layer)
+        for parent in module.modules()
+        for name, layer in parent.named_children()
+        if isinstance(layer, LoraLayer)
+    ]
 
 
 @contextmanager
 def lora_aside(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within it the layers under the LoRAs are in their places: the models are what they are without them."""
-    from peft.tuners.lora import LoraLayer
-
     models = [module for module in modules if has_lora(module)]
-    places = [
-        (parent, name, layer)
-        for model in models
-        for parent in model.modules()
-        for name, layer in parent.named_children()
-        if isinstance(layer, LoraLayer)
-    ]
+    places = [place for model in models for place in _places(model)]
     configs = [(model, model.peft_config) for model in models]
     try:
         for parent, name, layer in places:

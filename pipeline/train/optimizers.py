@@ -34,7 +34,7 @@ def _adamw_8bit(tensors: Sequence[Tensor], options: Options, rate: float) -> tor
 
 
 def _adafactor(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
-    from transformers.optimization import Adafactor
+    from transformers import Adafactor
 
     return Adafactor(
         tensors, lr=rate, decay_rate=options["decay_rate"], clip_threshold=options["clip_threshold"],
