@@ -41,7 +41,7 @@ family = "sdxl"
 [[concept]]
 images = {images}
 [[embedding]]
-placeholder = "<emblem>"
+placeholder = "<my-emblem>"
 tokens = 4
 [[stage]]
 kind = "tokenize"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -85,6 +86,9 @@ def main() -> None:
 
     Others keep their traceback.
     """
+    # Before torch is imported: OpenMP's idle threads sleep. Spinning, they take the cores from all else that runs, and
+    # from each other: beside one busy process a run took four times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         pivotune(prog_name="pivotune")
     except Exception as error:

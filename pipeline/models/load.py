@@ -41,6 +41,11 @@ class Model:
     def denoiser(self) -> Any:
         return getattr(self.pipe, self.family.denoiser_module)
 
+    @property
+    def size(self) -> int:
+        """Parameters of the denoiser, of which a training step computes most."""
+        return sum(parameter.numel() for parameter in self.denoiser.parameters())
+
 
 def load_model(spec: ModelSpec, device: torch.device) -> Model:
     """Load the model of a recipe: `micro`, a hub id, a diffusers folder or a single-file checkpoint.

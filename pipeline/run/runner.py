@@ -20,6 +20,7 @@ from ..export.last_good import hide_last_good, last_good_until_the_end
 from ..launch import begin_processes, end_processes
 from ..models.device import make_deterministic, pick_device
 from ..models.load import load_model
+from ..models.threads import choose_threads
 from ..preflight.look import hold, look_ahead
 from ..processes import Processes
 from ..recipe.model import Recipe
@@ -88,6 +89,8 @@ def _run_recipe(
     progress(f"loading {recipe.model.base} on {_places(device, processes)}")
     with processes.together():
         model = load_model(recipe.model, device)
+        if recipe.threads is None:
+            torch.set_num_threads(choose_threads(model.size))
     processes.from_main(lambda: draw_class_pictures(model, recipe, progress))
     with processes.together():
         statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}

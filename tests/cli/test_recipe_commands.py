@@ -133,7 +133,7 @@ def test_new_writes_a_recipe_that_runs_as_it_is(call, tmp_path: Path) -> None:
     assert call("new", "quickstart", "--out", target).code == 0
     text = target.read_text("utf-8")
     assert 'name = "my-word"' in text
-    assert "# the new word" in text  # comments are kept
+    assert "# ten images of a thing" in text  # comments are kept
     schema = text.splitlines()[0].removeprefix("#:schema file://")
     assert json.loads(Path(schema).read_text("utf-8"))["title"] == "Pivotune recipe"
     assert call("check", target).code == 0
@@ -160,7 +160,7 @@ def test_plan_of_what_ships(call) -> None:
     shown = call("plan", "quickstart")
     assert shown.code == 0
     assert "Estimated time: " in shown.out
-    assert "a photo of [<emblem> 1][<emblem> 2] on" in shown.out
+    assert "a photo of [<my-emblem> 1][<my-emblem> 2] on" in shown.out
     assert "clip_l: 2 vectors: kept ring; padded *" in shown.out
     assert json.loads(call("plan", "quickstart", "--json", "--no-time").out)["name"] == "quickstart"
 

@@ -5,9 +5,12 @@ from statistics import mean, stdev
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 
 from pivotune.converters.safetensors_file import read as read_safetensors
+from pivotune.pipeline.recipe.check import check_recipe
+from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run.runner import run_recipe
 from pivotune.recipes.micro.grammar import Scene
@@ -20,10 +23,12 @@ SEEDS = 8
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The quick start with half its steps, and one prompt at eight seeds."""
-    prompts = 'samples.prompts=["a photo of <emblem> on a yellow background"]'
+    prompts = 'samples.prompts=["a photo of <my-emblem> on a yellow background"]'
     changes = [f"samples.count={SEEDS}", "samples.steps=14", "train.steps=100", "device='cpu'"]
     recipe = load_recipe("quickstart", [prompts, *changes])
-    return run_recipe(recipe, out=tmp_path_factory.mktemp("learning") / "run", progress=lambda text: None, bar=False)
+    before = torch.get_num_threads()
+    yield run_recipe(recipe, out=tmp_path_factory.mktemp("learning") / "run", progress=lambda text: None, bar=False)
+    torch.set_num_threads(before)
 
 
 def distances(folder, when):
@@ -50,5 +55,17 @@ def test_the_word_moved_and_its_norm_is_known(run):
     [word] = manifest["words"]
     vectors = word["encoders"]["clip_l"]
     assert all(way > 0.5 * norm for way, norm in zip(vectors["moved"], vectors["norm_before"], strict=True))
-    tensors, _ = read_safetensors(run.folder / "exports" / "quickstart_embeddings" / "emblem.safetensors")
+    tensors, _ = read_safetensors(run.folder / "exports" / "quickstart_embeddings" / "my-emblem.safetensors")
     assert [raw.shape[0] for raw in tensors.values()] == [len(vectors["moved"])]
+
+
+def test_the_recipe_that_ships_is_clean(run):
+    checked = check_recipe(shipped()["quickstart"])
+    assert (checked.problems, checked.failed) == ([], False)
+    manifest = json.loads((run.folder / "manifest.json").read_text("utf-8"))
+    assert manifest["warnings"] == []
+    assert "usual norm" not in run.summary
+
+
+def test_a_small_model_is_computed_with_one_thread(run):
+    assert json.loads((run.folder / "manifest.json").read_text("utf-8"))["environment"]["threads"] == 1
