@@ -57,6 +57,18 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether the folder has a lock that a process of ours made: it names one, or is empty where none could be named.
+
+    A link, or a file with other text, is none of ours.
+    """
+    path = folder / NAME
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > 1000:
+        return False
+    process, _ = _owner(path)
+    return process.isdecimal() or path.stat().st_size == 0
+
+
 def _holder(path: Path) -> str:
     """Who holds the lock, and what to do. One of another machine may be a lock file that nobody takes over."""
     process, machine = _owner(path)

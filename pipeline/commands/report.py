@@ -18,6 +18,11 @@ def report(run: Path, follow: bool, every: int) -> None:
 
     With --follow an open page loads itself again while the run goes.
     """
+    from ..run.manifest_file import read_manifest
+    from ..run.received import hold_folder
+
+    read_manifest(run)
+    hold_folder(run)
     if follow:
         from ..report.follow import follow as keep_up
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...converters.embedding import Contents
 from ...converters.errors import ConvertError
 from ..errors import StageError
-from ..run.start import left_behind
+from ..run.manifest_file import left_behind
 from ..run.state import Run
 from .lora import write_plain
 from .model_folder import write_model_folder

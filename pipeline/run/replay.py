@@ -18,7 +18,7 @@ from ..train.clock import SECONDS
 from .differences import input_differences
 from .hashes import sha256
 from .runner import run_recipe
-from .start import left_behind
+from .manifest_file import left_behind
 
 ANEW = "a replay does not go on: it begins anew, in another folder"
 

@@ -32,7 +32,7 @@ from .checkpoint import Checkpoint, Source
 from .class_pictures import draw_class_pictures
 from .ending import ending
 from .execute import execute
-from .folder import write_json
+from .folder import write_json, write_whole
 from .keeper import GOES_ON, Keeper
 from .manifest import inputs_of
 from .metrics import Metrics, finite
@@ -150,7 +150,7 @@ def _follow(run: Run) -> RunResult:
 def _run(run: Run, manifest: dict[str, Any], begin: float) -> RunResult:
     """Execute, and leave manifest and report whatever happens."""
     with last_good_until_the_end(run.folder), noted(run, manifest, begin):
-        (run.folder / "recipe.toml").write_bytes(run.recipe.path.read_bytes())
+        write_whole(run.folder / "recipe.toml", run.recipe.path.read_bytes())
         write_json(run.folder / "manifest.json", finite(manifest))
         manifest["stages"] = run.rows
         execute(run, manifest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StageError
-from ..lock import is_locked, locked
+from ..lock import is_locked, is_ours, locked
 from .difference_lines import difference_lines
 from .differences import ROUNDING, Difference, input_differences
 from .leftovers import sweep_run
+from .manifest_file import left_behind
+from .received import hold_folder
 
 MOST, FEW = 12, 3  # differences that are listed, of the run that was asked for and of others
 # What a run has written before its first manifest: a process killed so early leaves nothing that counts.
-BEGUN = {".lock", ".probe", ".manifest.json.part", "metrics.jsonl", "recipe.toml"}
+BEGUN = {".lock", ".probe", ".manifest.json.part", "metrics.jsonl", "recipe.toml", ".recipe.toml.part"}
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,25 @@ def refuse_foreign(out: Path | None) -> None:
 
     Said before minutes are spent on loading a model.
     """
-    if out is None or not out.is_dir() or all(path.name in BEGUN for path in out.iterdir()):
+    if out is None or not out.is_dir():
         return
     left = left_behind(out)
     if left is None:
+        if _is_free(out):
+            return
         raise StageError(f"{out} holds files already, and no run that could go on; choose another --out")
     if left["status"] == "finished":
         raise StageError(
             f"{out} holds a finished run, which is never written over: choose another --out; to go on from its end "
             f"with more steps, raise them and add --from-checkpoint {out}"
         )
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a folder is empty, or holds but what a run leaves that was killed before its first manifest. That has a
+    lock, which names a process; without one the files are somebody's own."""
+    names = {path.name for path in folder.iterdir()}
+    return not names or (names <= BEGUN and is_ours(folder))
 
 
 def choose_start(
@@ -105,15 +115,6 @@ def _content(source: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
     return None if source is None else (source["sha256"], source["whole"])
 
 
-def left_behind(folder: Path) -> dict[str, Any] | None:
-    """The manifest in a folder, or None where there is none that can be read."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and "status" in manifest else None
-
-
 def begin_folder(
     name: str, out: Path | None, inputs: Mapping[str, Any], *, fresh: bool, source: Mapping[str, Any] | None = None
 ) -> Start:
@@ -122,6 +123,7 @@ def begin_folder(
         start = choose_start(name, out, inputs, fresh=fresh, source=source)
         try:
             start.folder.mkdir(parents=True, exist_ok=out is not None or start.left is not None)
+            hold_folder(start.folder)
             probe = start.folder / ".probe"
             probe.write_bytes(b"x")
             probe.unlink()
@@ -141,6 +143,7 @@ def held(start: Start) -> Iterator[None]:
     StageError when another process has it, or had it since `start` was chosen.
     """
     with locked(start.folder):
+        hold_folder(start.folder)
         if left_behind(start.folder) != start.left:
             raise StageError(f"{start.folder}: another process has run in this folder meanwhile; say the command again")
         sweep_run(start.folder)

@@ -13,7 +13,7 @@ from ..errors import StageError
 from .checkpoint import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
 from .difference_lines import difference_lines
 from .differences import ROUNDING, Difference, input_differences
-from .start import left_behind
+from .manifest_file import left_behind
 
 MOST = 20  # differences that are listed
 # What may change without changing a step that is done: texts, pictures for the report, how often checkpoints come.
@@ -61,7 +61,7 @@ def source_again(
 
 
 def _trains_after(manifest: Mapping[str, Any], stage: int) -> bool:
-    return any(one["kind"] == "train" for one in manifest["recipe"]["stage"][stage + 1 :])
+    return any(one.get("kind") == "train" for one in manifest["recipe"].get("stage", [])[stage + 1 :])
 
 
 def _more_steps(one: Difference, point: Checkpoint) -> bool:

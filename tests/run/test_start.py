@@ -1,6 +1,7 @@
 """Which folder a run takes, and which unfinished one it goes on with."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ INPUTS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pivotune.pipeline.run.manifest_file._wrong", lambda manifest: "")  # these are not whole
     monkeypatch.chdir(tmp_path)
 
 
@@ -130,7 +132,46 @@ def test_a_run_that_was_killed_before_its_first_manifest_begins_again(tmp_path: 
     out.mkdir()
     for name in (".lock", ".probe", ".manifest.json.part", "recipe.toml", "metrics.jsonl"):
         (out / name).write_bytes(b"{")
+    (out / ".lock").write_text("123\nthere\n", "utf-8")
     assert begun(out) == ("o", False)
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "metrics.jsonl", ".probe", "my.txt"])
+@pytest.mark.parametrize("lock", [None, "{", "my own notes\n"])
+def test_a_folder_with_files_of_ones_own_is_left_alone(tmp_path: Path, name: str, lock: str | None) -> None:
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / name).write_text("mine", "utf-8")
+    if lock is not None:
+        (out / ".lock").write_text(lock, "utf-8")
+    with pytest.raises(StageError, match="holds files already"):
+        begun(out)
+    assert (out / name).read_text("utf-8") == "mine"
+
+
+@pytest.mark.parametrize("name", ["exports", "recipe.toml", "pictures/deep.png", ".probe", "saves"])
+def test_a_link_in_a_runs_folder_is_refused(tmp_path: Path, name: str) -> None:
+    folder = leave(tmp_path / "runs" / "x", "running")
+    (tmp_path / "mine").mkdir()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(tmp_path / "mine")
+    for out in (None, folder):
+        with pytest.raises(StageError, match="is a link, which no run makes"):
+            begun(out)
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_pipes_and_second_names_in_a_runs_folder_are_refused(tmp_path: Path) -> None:
+    folder = leave(tmp_path / "runs" / "x", "running")
+    (tmp_path / "mine").write_text("mine", "utf-8")
+    os.link(tmp_path / "mine", folder / "metrics.jsonl")
+    with pytest.raises(StageError, match="second name"):
+        begun(folder)
+    os.replace(folder / "metrics.jsonl", folder / "other")  # both are one file, which is no harm where it is replaced
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(StageError, match="a pipe or a device"):
+        begun(folder)
 
 
 def test_names_for_people_are_no_difference() -> None:

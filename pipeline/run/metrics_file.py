@@ -1,0 +1,49 @@
+"""Reads the lines of metrics.jsonl, which may be another's, each held to its form."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .received import NUMBER, bounded_json, is_inside, misfit
+
+NAME = "metrics.jsonl"
+LONGEST = 64 * 2**20  # bytes of a line
+_MAYBE = (*NUMBER, None)  # a number that JSON cannot spell is written as null
+_PICTURE = {"path": str, "prompt": str, "seed?": (int, None), "word?": (str, None)}
+_GAUGED = {"norm?": [_MAYBE], "moved?": [_MAYBE], "nearest?": [(str, None)]}
+_ROW = {
+    "stage": int, "step": int, "loss?": _MAYBE, "gradient_norm?": _MAYBE, "seconds?": _MAYBE, "loss_scale?": _MAYBE,
+    "learning_rate?": {"*": _MAYBE}, "gradient_norms?": {"*": _MAYBE}, "words?": {"*": {"*": _GAUGED}},
+    "pictures?": [_PICTURE], "saved?": str,
+}  # fmt: skip
+
+
+def row_of(line: bytes) -> dict[str, Any]:
+    """A line of the metrics. ValueError when it is none, or names a picture outside the run's folder."""
+    row = bounded_json(line)
+    wrong = misfit(row, _ROW)
+    if wrong:
+        raise ValueError(wrong)
+    if not all(is_inside(picture["path"]) for picture in row.get("pictures", ())):
+        raise ValueError("a picture's path is not inside the run's folder")
+    return row  # type: ignore[no-any-return]
+
+
+def read_rows(folder: Path) -> Iterator[dict[str, Any] | None]:
+    """Each line of a run's metrics; None for one that cannot be read. Nothing where there is no such file."""
+    path = folder / NAME
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with path.open("rb") as lines:
+        while line := lines.readline(LONGEST):
+            if line.strip():
+                try:
+                    yield row_of(line)
+                except ValueError:
+                    yield None
