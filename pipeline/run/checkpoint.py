@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,19 @@ from torch import Tensor
 
 from ...converters.disk import sync_folder
 from ..errors import StageError
+from .received import NUMBER, bounded_json, is_inside, misfit
 
 FOLDER, KEPT = "checkpoints", 2
-_FORMAT = "2"  # of what a checkpoint holds and how it is called
+_FORMAT = "3"  # of what a checkpoint holds and how it is called
+# What a checkpoint holds beside its tensors. The trees of `things` and `guard` are theirs, who restore them.
+_STAGE = {"kind": str, "seconds": NUMBER, "takes": [str], "gives": [str], "notes": [str]}
+_RUN = {
+    "metrics": {"bytes": int, "sha256": str}, "stopped_at": {"*": int}, "reached": [str], "warnings": [str],
+    "artefacts": [{"path": str}], "data": {}, "rows": [_STAGE], "taken": [str],
+}  # fmt: skip
+_SCALE = {"value": NUMBER, "dynamic": bool, "good": int, "overflows": int}
+_FACTS = {"run": _RUN, "things": {"*": {}}, "spans": {"*": {"*": [int]}}, "scale": _SCALE, "guard?": {}}
+HEAD = {"stage": int, "step": int, "seconds": NUMBER, "facts": _FACTS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +113,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise StageError(f"{path}: is no file")
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -111,10 +124,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise StageError(f"{path}: the checkpoint is another version's (layout {told['format']}, not {_FORMAT})")
         if told.get("sha256") != _digest(told["checkpoint"], tensors):
             raise StageError(f"{path}: the checkpoint is damaged: its hash is not the one it was written with")
-        head = json.loads(told["checkpoint"])
+        head = bounded_json(told["checkpoint"])
+        wrong = misfit(head, HEAD) or _outside(head["facts"]["run"])
+        if wrong or min(head["stage"], head["step"]) < 0:
+            raise StageError(f"{path}: is no checkpoint of this version of Pivotune ({wrong or 'a step below 0'})")
         return Checkpoint(head["stage"], head["step"], head["seconds"], tensors, head["facts"], told["sha256"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise StageError(f"{path}: the checkpoint cannot be read ({error})") from error
+
+
+def _outside(facts: Mapping[str, Any]) -> str | None:
+    """The first path of a run's facts that is not inside the run's folder."""
+    found = (row["path"] for row in facts["artefacts"])
+    return next((f"{path!r} is no path inside the run's folder" for path in found if not is_inside(path)), None)
 
 
 def _by_age(folder: Path) -> list[Path]:

@@ -15,7 +15,9 @@ _STEP = r"\.stage-\d+-step-\d+"
 # For each folder of a run: what is written there under such a name until it is whole, or has one while it is deleted.
 # `.tmp` and six characters is the file that safetensors writes before it renames it; `.report.html.<process>` a report.
 _NAMES = {
-    "": re.compile(r"\.report\.html\.\d+|\.(manifest\.json|recipe\.toml)\.part|\.probe|\.finished\.old|\.last-good\.(part|old)"),
+    "": re.compile(
+        r"\.report\.html\.\d+|\.(manifest\.json|recipe\.toml|metrics\.jsonl)\.part|\.probe|\.finished\.old|\.last-good\.(part|old)"
+    ),
     FOLDER: re.compile(rf"{_STEP}\.safetensors\.part|\.tmp[A-Za-z0-9]{{6}}"),
     "saves": re.compile(rf"{_STEP}\.(part|old)"),
 }

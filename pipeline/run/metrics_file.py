@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import StageError
 from .received import NUMBER, bounded_json, is_inside, misfit
 
 NAME = "metrics.jsonl"
@@ -30,6 +32,21 @@ def row_of(line: bytes) -> dict[str, Any]:
     if not all(is_inside(picture["path"]) for picture in row.get("pictures", ())):
         raise ValueError("a picture's path is not inside the run's folder")
     return row  # type: ignore[no-any-return]
+
+
+def kept_lines(path: Path, kept: Mapping[str, Any]) -> bytes:
+    """What a checkpoint has counted of the metrics (`bytes`, `sha256`). StageError when it is not there as it was."""
+    size, lines = kept["bytes"], b""
+    try:
+        if stat.S_ISREG(path.lstat().st_mode) and 0 <= size <= path.lstat().st_size:
+            with path.open("rb") as file:
+                lines = file.read(size)
+    except FileNotFoundError:
+        pass
+    if hashlib.sha256(lines).hexdigest() != kept["sha256"] or len(lines) != size:
+        what = "is not as it was when the checkpoint was written" if path.exists() else "is gone"
+        raise StageError(f"{path} {what}; put it back, or begin anew with --fresh (and without or with another --out)")
+    return lines
 
 
 def read_rows(folder: Path) -> Iterator[dict[str, Any] | None]:

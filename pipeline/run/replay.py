@@ -17,8 +17,8 @@ from ..recipe.stop import parse_stop
 from ..train.clock import SECONDS
 from .differences import input_differences
 from .hashes import sha256
-from .runner import run_recipe
 from .manifest_file import left_behind
+from .runner import run_recipe
 
 ANEW = "a replay does not go on: it begins anew, in another folder"
 

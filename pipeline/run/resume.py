@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import StageError
 from ..train.clock import Clock
 from ..train.snapshot import restore_snapshot, take_snapshot
 from ..train.training import Training
 from .checkpoint import Checkpoint
+from .received import inside
 from .state import Run
 from .taking import TAKEN, take_what_fits
 
@@ -33,10 +35,10 @@ def run_facts(run: Run) -> dict[str, Any]:
     }
 
 
-def take_up(run: Run, checkpoint: Checkpoint | None) -> int:
+def take_up(run: Run, checkpoint: Checkpoint | None) -> Mapping[str, Any] | None:
     """Put the run's side of a checkpoint back; what was made after it is taken away, for it is made again.
 
-    Returns how many bytes of the metrics belong to it.
+    Returns what of the metrics belongs to it (see `metrics.Metrics.settled`).
     """
     run.resume = checkpoint
     facts: Mapping[str, Any] = checkpoint.facts["run"] if checkpoint else {}
@@ -45,7 +47,7 @@ def take_up(run: Run, checkpoint: Checkpoint | None) -> int:
     run.restored = facts
     if run.processes.main:
         _forget_later(run.folder, {row["path"] for row in facts.get("artefacts", [])})
-    return int(facts.get("metrics", 0))
+    return facts.get("metrics")
 
 
 def keep_on(run: Run, training: Training, step: int, before: float, seconds: float, *, now: bool = False) -> None:
@@ -80,12 +82,17 @@ def go_on(run: Run, training: Training) -> tuple[int, float]:
     if point is None or point.stage != run.stage:
         take_what_fits(run, training)
         return 0, 0.0
-    restore_snapshot(training, run.moved, point.tensors, point.facts)
-    facts = run.restored
+    try:
+        restore_snapshot(training, run.moved, point.tensors, point.facts)
+        facts = run.restored
+        run.data = _unpacked(facts["data"], run.folder)
+        run.notes += [note for note in run.done_rows[run.stage]["notes"] if note.startswith(TAKEN)]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # its trees are another program's
+        raise StageError(
+            f"the checkpoint {point.name} cannot be put back ({error}); delete it, or use --fresh"
+        ) from error
     run.stopped_at, run.reached = dict(facts["stopped_at"]), set(facts["reached"])
     run.warnings, run.artefacts = list(facts["warnings"]), list(facts["artefacts"])
-    run.data = _unpacked(facts["data"], run.folder)
-    run.notes += [note for note in run.done_rows[run.stage]["notes"] if note.startswith(TAKEN)]
     run.resume = None
     return point.step, point.seconds
 
@@ -110,6 +117,8 @@ def _packed(value: Any, folder: Path) -> Any:
 
 
 def _unpacked(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict) and _PATH in value:
+        return inside(folder, value[_PATH])
     if isinstance(value, dict):
-        return folder / value[_PATH] if _PATH in value else {key: _unpacked(one, folder) for key, one in value.items()}
+        return {key: _unpacked(one, folder) for key, one in value.items()}
     return [_unpacked(one, folder) for one in value] if isinstance(value, list) else value

@@ -18,7 +18,15 @@ from .received import hold_folder
 
 MOST, FEW = 12, 3  # differences that are listed, of the run that was asked for and of others
 # What a run has written before its first manifest: a process killed so early leaves nothing that counts.
-BEGUN = {".lock", ".probe", ".manifest.json.part", "metrics.jsonl", "recipe.toml", ".recipe.toml.part"}
+BEGUN = {
+    ".lock",
+    ".probe",
+    ".manifest.json.part",
+    "metrics.jsonl",
+    "recipe.toml",
+    ".recipe.toml.part",
+    ".metrics.jsonl.part",
+}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,7 +12,11 @@ from ..errors import StageError
 from .checkpoint import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
 from .difference_lines import difference_lines
 from .differences import ROUNDING, Difference, input_differences
+from .folder import write_whole
 from .manifest_file import left_behind
+from .metrics_file import NAME as METRICS
+from .metrics_file import kept_lines, row_of
+from .received import inside
 
 MOST = 20  # differences that are listed
 # What may change without changing a step that is done: texts, pictures for the report, how often checkpoints come.
@@ -80,11 +83,12 @@ def begin_from(source: Source, folder: Path) -> None:
     if not source.whole:
         return
     try:
-        with (source.run / "metrics.jsonl").open("rb") as file:
-            lines = file.read(source.point.facts["run"]["metrics"])
-        (folder / "metrics.jsonl").write_bytes(lines)
-        (folder / "pictures").mkdir(exist_ok=True)
-        for picture in (one for line in lines.splitlines() for one in json.loads(line).get("pictures", ())):
-            shutil.copyfile(source.run / picture["path"], folder / picture["path"])
+        lines = kept_lines(source.run / METRICS, source.point.facts["run"]["metrics"])
+        pictures = [one["path"] for line in lines.splitlines() for one in row_of(line).get("pictures", ())]
+        files = {path: inside(source.run, path) for path in pictures if path.startswith("pictures/")}
+        write_whole(folder / METRICS, lines)
+        for path, file in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / path)
     except (OSError, ValueError) as error:
         raise StageError(f"{source.run}: what it measured and drew cannot be taken over ({error})") from error

@@ -11,15 +11,22 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.run import checkpoint as module
 from pivotune.pipeline.run.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 
+RUN = {
+    "metrics": {"bytes": 0, "sha256": "0"}, "stopped_at": {}, "reached": [], "warnings": [], "artefacts": [],
+    "data": {}, "rows": [], "taken": [],
+}  # fmt: skip
+SCALE = {"value": 1.0, "dynamic": False, "good": 0, "overflows": 0}
+FACTS = {"run": RUN, "things": {}, "spans": {}, "scale": SCALE}
+
 
 def at(step: int, stage: int = 2) -> Checkpoint:
     tensors = {"rows": torch.arange(6.0).reshape(2, 3) + step, "half": torch.ones(3, dtype=torch.bfloat16)}
-    return Checkpoint(stage, step, 1.5 * step, tensors, {"words": ["<cat>"], "step": step})
+    return Checkpoint(stage, step, 1.5 * step, tensors, {**FACTS, "step": step})
 
 
 def test_what_went_in_comes_out(tmp_path: Path) -> None:
     back = read_checkpoint(write_checkpoint(tmp_path, at(7)))
-    assert (back.stage, back.step, back.seconds, back.facts) == (2, 7, 10.5, {"words": ["<cat>"], "step": 7})
+    assert (back.stage, back.step, back.seconds, back.facts) == (2, 7, 10.5, {**FACTS, "step": 7})
     assert back.tensors.keys() == {"rows", "half"}
     assert torch.equal(back.tensors["rows"], at(7).tensors["rows"])
     assert back.tensors["half"].dtype == torch.bfloat16
@@ -30,7 +37,7 @@ def test_values_that_lie_apart_are_kept_as_they_are(tmp_path: Path, dtype: torch
     """Prodigy schedule-free looks at every eleventh value of a weight: of a small bias, that is one."""
     values = torch.arange(1.0, 31.0).to(dtype)
     tensors = {"one": values[3:13:11], "some": values[::11], "none": values[:0:11], "alone": values[5]}
-    back = read_checkpoint(write_checkpoint(tmp_path, Checkpoint(2, 3, 1.0, tensors, {})))
+    back = read_checkpoint(write_checkpoint(tmp_path, Checkpoint(2, 3, 1.0, tensors, FACTS)))
     assert {name: one.tolist() for name, one in back.tensors.items()} == {
         "one": [4.0], "some": [1.0, 12.0, 23.0], "none": [], "alone": 6.0
     }  # fmt: skip
@@ -81,7 +88,7 @@ def test_one_of_another_layout_is_passed_over_and_says_so(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(module, "_FORMAT", "1")
         path = write_checkpoint(tmp_path, at(3))
-    with pytest.raises(StageError, match=r"the checkpoint is another version's \(layout 1, not 2\)"):
+    with pytest.raises(StageError, match=r"the checkpoint is another version's \(layout 1, not 3\)"):
         read_checkpoint(path)
     said: list[str] = []
     assert newest_checkpoint(tmp_path, said.append) is None
