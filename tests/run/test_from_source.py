@@ -167,7 +167,8 @@ def exported(run: Path, word: str = "cat") -> torch.Tensor:
 
 def test_a_run_in_the_usual_folders_goes_on_only_with_its_own_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    one, other = ({"path": f"/{name}", "sha256": name, "whole": True} for name in ("one", "other"))
+    digests = (("one", "1" * 64), ("other", "2" * 64))
+    one, other = ({"path": f"/{name}", "sha256": digest, "whole": True} for name, digest in digests)
     leave(tmp_path / "runs/x", "running", source=one)
 
     def begun(source):
