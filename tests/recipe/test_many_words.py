@@ -129,8 +129,8 @@ BAD: dict[str, tuple[bytes, list[str]]] = {
     "name of two lines": (
         b'name\n"a\nb"\nc\n',
         [
-            "words.csv:2: placeholder: the text 'a\\nb' is not text of one line, at most 100 characters, "
-            "without blanks at its ends"
+            "words.csv:2: placeholder: the text 'a\\nb' is not one line of at most 100 characters, "
+            "without spaces at its ends"
         ],
     ),
     "no name": (
