@@ -203,7 +203,10 @@ def _claim(temporary: str, path: str) -> None:
 def _keep(path: str, kept: dict[str, str | None], overwrite: bool) -> None:
     """A second name for a file that is about to be replaced; none where there are no hard links."""
     aside = part(os.path.dirname(path)) if overwrite and os.path.lexists(path) else None
-    with suppress(OSError):
+    with suppress(OSError, AttributeError, NotImplementedError):
         if aside is not None:
-            os.link(path, aside, follow_symlinks=False)
+            if os.link in os.supports_follow_symlinks:
+                os.link(path, aside, follow_symlinks=False)
+            else:  # Windows, which links a link itself
+                os.link(path, aside)
         kept[path] = aside

@@ -27,11 +27,12 @@ def prepare_console() -> None:
     """
     codecs.register_error(HANDLER, _readable)
     for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # pythonw, or closed by the caller: no other file may get its descriptor
-            mode = "r" if name == "stdin" else "w"
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open until the end)
-    for name in ("stdout", "stderr"):
-        setattr(sys, name, _prepared(getattr(sys, name)))
+        stream = getattr(sys, name)
+        if stream is None:  # pythonw, or closed by the caller: no other file may get its descriptor
+            null = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115 (until the end)
+            setattr(sys, name, null)
+        elif name != "stdin":
+            setattr(sys, name, _prepared(stream))
     if hasattr(signal, "SIGBREAK"):  # Windows: Ctrl-Break, and a console window that is closed
         signal.signal(signal.SIGBREAK, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
@@ -62,16 +63,16 @@ class _Closable(io.FileIO):
     """A file whose reader may close it early (`| head`): the rest is dropped, and the command still does its work."""
 
     def write(self, data: object) -> int:  # type: ignore[override]
-        """As FileIO does; without a reader the file becomes the null device."""
+        """As FileIO does; what cannot be written makes it the null device. Raises OSError for a full disk, once."""
         try:
             return super().write(cast(bytes, data))
         except OSError as error:
-            if error.errno != _READER_GONE:
-                raise
             with suppress(OSError):
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, self.fileno())
                 os.close(null)
+            if error.errno != _READER_GONE:
+                raise
             return memoryview(cast(bytes, data)).nbytes
 
 

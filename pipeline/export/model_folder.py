@@ -70,6 +70,6 @@ def _tokenizer(tokenizer: Any, folder: Path, files: Mapping[str, bytes]) -> None
     tokenizer.save_pretrained(folder)
     model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
     if model.get("type") == "BPE" and not (folder / "vocab.json").exists():
-        (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8", newline="\n")
         pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", "utf-8")
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", "utf-8", newline="\n")

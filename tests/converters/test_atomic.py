@@ -138,3 +138,28 @@ def test_no_fork_of_a_process_takes_the_name_of_a_temporary_file_of_another(tmp_
         os.close(reads)
         os.close(writes)
     assert len({temporary.part(tmp_path), *names}) == 3
+
+
+@pytest.mark.parametrize("link", [None, NotImplementedError], ids=["no os.link", "no follow_symlinks"])
+def test_a_system_without_links_of_links_replaces_several_files(tmp_path, monkeypatch, link):
+    """Windows has os.link without follow_symlinks; some systems have none."""
+    real = os.link
+
+    def of_windows(source, target, **options):
+        if options:
+            raise link("follow_symlinks unavailable on this platform")
+        real(source, target)
+
+    if link is None:
+        monkeypatch.delattr(os, "link")
+        monkeypatch.setattr(temporary, "_BY_DESCRIPTOR", "/no/such/folder")
+    else:
+        monkeypatch.setattr(os, "link", of_windows)
+        monkeypatch.setattr(temporary, "_BY_DESCRIPTOR", "/no/such/folder")
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"old")
+    with atomic.batch(overwrite=True) as files:
+        for name in "ab":
+            files.add(tmp_path / name, put(b"new"))
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [b"new", b"new"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
