@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .disk import failed, sync_folder
+from .disk import failed, replace, sync_folder
 from .errors import ConvertError
 from .temporary import Temporary, begun, part, sweep, sync_files
 
@@ -166,7 +166,7 @@ def taken(path: Path | str, just_now: bool = False) -> ConvertError:
 
 def _place(temporary: Temporary, path: str, overwrite: bool) -> None:
     if overwrite:
-        os.replace(temporary.with_a_name(path), path)
+        replace(temporary.with_a_name(path), path)
         return
     for put in _ways(temporary, path):
         try:
@@ -194,7 +194,7 @@ def _claim(temporary: str, path: str) -> None:
     except FileExistsError:
         raise taken(path) from None
     try:
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError:
         os.unlink(path)
         raise

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...converters.disk import sync_folder
+from ...converters.disk import replace, sync_folder
 from ..errors import StageError
 
 FOLDER, KEPT = "checkpoints", 2
@@ -75,7 +75,7 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Pat
         save_file(tensors, temporary, {"format": _FORMAT, "checkpoint": facts, "sha256": _digest(facts, tensors)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
         sync_folder(folder)
         there = _by_age(folder)
         place = there.index(path)

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ...converters.disk import replace
+
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and programs: the file is either the old one or the whole new one."""
@@ -17,4 +19,4 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace(temporary, path)
