@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ...converters import safetensors_file
+from ...converters.disk import replace
 from .tensors import plain, raw_tensors
 
 
@@ -38,7 +39,7 @@ def write_model_folder(
         pipe.save_config(part)
         if folder.exists():
             shutil.rmtree(folder)
-        part.rename(folder)
+        replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,11 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Pat
         sync_folder(folder)
         there = _by_age(folder)
         place = there.index(path)
-        for other in [*there[:place], *there[place + keep :]]:
-            other.unlink()
+        for later in there[:place]:
+            later.unlink()
+        for older in there[place + keep :]:
+            with suppress(PermissionError):  # Windows, while another program has it open: one more stays
+                older.unlink()
     except Exception as error:  # safetensors has an exception of its own for a full disk
         temporary.unlink(missing_ok=True)
         raise StageError(f"{path}: the checkpoint cannot be written ({error})") from error
