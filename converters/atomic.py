@@ -168,27 +168,19 @@ def _place(temporary: Temporary, path: str, overwrite: bool) -> None:
     if overwrite:
         replace(temporary.with_a_name(path), path)
         return
-    for put in _ways(temporary, path):
+    for _ in range(1 if temporary.named else 2):
         try:
-            put(path)
+            temporary.link(path)
             return
         except FileExistsError:
             raise taken(path) from None
-        except OSError:  # a system, or a file system, that cannot
-            continue
+        except OSError:  # a file system without hard links (exFAT), or one that gives nameless files no name
+            temporary.with_a_name(path)
     _claim(temporary.path, path)
 
 
-def _ways(temporary: Temporary, path: str) -> Iterator[Callable[[str], None]]:
-    """How to give a name that must be free. A rename that spares a file is one call of the system, a link needs two."""
-    if not temporary.named:
-        yield temporary.link
-    temporary.with_a_name(path)
-    yield temporary.move
-    yield temporary.link
-
-
 def _claim(temporary: str, path: str) -> None:
+    """A name that must be free, where there are no hard links: an empty file takes it, and is replaced."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:

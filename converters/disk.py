@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from .errors import ConvertError
@@ -32,20 +30,6 @@ def replace(old: Path | str, new: Path | str) -> None:
         except PermissionError:
             time.sleep(wait)
     os.replace(old, new)
-
-
-def sync_system(path: str) -> None:
-    """Start bringing all that is written to the file system of `path` to the disk, where there is such a call."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    with suppress(OSError, AttributeError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            ctypes.CDLL(None).syncfs(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def sync_folder(folder: Path | str) -> None:

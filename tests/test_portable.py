@@ -25,11 +25,8 @@ NAMES = {
 GUARDED: dict[tuple[str, str], str] = {
     ("pipeline/console.py", "signal.SIGBREAK"): "hasattr",
     ("pipeline/run/leftovers.py", "os.kill"): "not reached on Windows, where it would end the process",
-    ("converters/clone.py", "fcntl"): "Linux only",
-    ("converters/clone.py", "os.copy_file_range"): "hasattr",
-    ("converters/disk.py", "ctypes"): "Linux only",
+    ("converters/copying.py", "os.copy_file_range"): "hasattr",
     ("converters/disk.py", "os.O_DIRECTORY"): "hasattr",
-    ("converters/no_replace.py", "ctypes"): "where the C library has the call",
     ("converters/temporary.py", "os.O_TMPFILE"): "hasattr",
 }
 
