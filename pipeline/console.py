@@ -62,7 +62,7 @@ def _prepared(stream: object) -> object:
 class _Closable(io.FileIO):
     """A file whose reader may close it early (`| head`): the rest is dropped, and the command still does its work."""
 
-    def write(self, data: object) -> int:  # type: ignore[override]
+    def write(self, data: object) -> int:
         """As FileIO does; what cannot be written makes it the null device. Raises OSError for a full disk, once."""
         try:
             return super().write(cast(bytes, data))
