@@ -104,6 +104,11 @@ def _shown(error: Exception) -> str:
     from .machine import system_words
     from .recipe.problem import printable
 
+    if isinstance(error, UnicodeEncodeError):
+        return printable(
+            f"a file name with {error.object[error.start : error.end]!a} is not supported by this system's locale "
+            f"({sys.getfilesystemencoding()}); set PYTHONUTF8=1"
+        )
     if isinstance(error, (OSError, MemoryError)):
         return printable(system_words(error))
     return "\n".join(printable(line) for line in str(error).split("\n"))
@@ -121,4 +126,6 @@ def _for_people(error: Exception) -> bool:
     from ..converters.errors import ConvertError
     from .errors import RecipeError, StageError
 
+    if isinstance(error, UnicodeEncodeError):  # a path on a system whose file names are not UTF-8
+        return error.encoding != "utf-8" and error.encoding == sys.getfilesystemencoding()
     return isinstance(error, (RecipeError, StageError, ConvertError, OSError, MemoryError))

@@ -6,6 +6,7 @@ whole, so the interpreter need not take its modules apart. Together that was a s
 
 from __future__ import annotations
 
+import codecs
 import gc
 import os
 import sys
@@ -38,14 +39,23 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     global _whole_process
     _whole_process = True
+    _speak_utf8()
     with importing():
         from .cli import main as command
+        from .console import prepare_console
+    prepare_console()
     try:
         command()
     except SystemExit as end:
         if "torch" not in sys.modules:  # a run has more to tidy up: threads, devices, other processes
             _leave(end.code)
         raise
+
+
+def _speak_utf8() -> None:
+    """Start again in UTF-8 mode where Python knows ASCII file names alone: LC_ALL=C with PYTHONUTF8=0."""
+    if codecs.lookup(sys.getfilesystemencoding()).name == "ascii" and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _leave(code: object) -> None:
