@@ -18,6 +18,7 @@ from pivotune import schemas
 from pivotune.converters.families import families
 from pivotune.converters.programs import programs
 from pivotune.pipeline.recipe.fill import filled
+from pivotune.schemas.reference import reference
 
 FOLDER = Path(str(files("pivotune.schemas")))
 RECIPE = ("recipe.json", "values.json", *(name for name in schemas.names() if "/" in name))
@@ -131,3 +132,13 @@ def test_stages_take_the_options_of_their_schemas() -> None:
 def plain(value: Any) -> Any:
     """A default as JSON writes it."""
     return json.loads(json.dumps(value))
+
+
+def test_the_reference_is_up_to_date_and_names_every_key() -> None:
+    page = reference()
+    made = (Path(str(files("pivotune.schemas"))) / "README.md").read_text("utf-8")
+    assert made == page, "make it again: python -m pivotune.schemas.reference > schemas/README.md"
+    for name in RECIPE:
+        for part in parts(schemas.schema(name)):
+            for key in part.get("properties", {}):
+                assert f"| `{key}` |" in page or key == "kind", (name, key)
