@@ -9,7 +9,6 @@ from importlib import import_module
 import click
 
 from .. import __version__
-from .entry import importing
 
 # name: (module, attribute, line of --help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -41,8 +40,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        with importing():
-            loaded = import_module(f".{module}", __package__)
+        loaded = import_module(f".{module}", __package__)
         table = getattr(loaded, "COMMANDS", None)
         return table[cmd_name] if table is not None else getattr(loaded, attribute)
 
