@@ -10,7 +10,7 @@ from ..recipe.model import Concept
 from ..recipe.nearest import nearest, sibling
 from .files import PICTURES, Files, composed, files_in
 from .tables import TABLES, table_rows
-from .text import read_text
+from .text import read_text, steers, unusable
 
 BESIDE = (".txt", ".caption")
 
@@ -67,7 +67,23 @@ def collect_captions(concept: Concept) -> Captioned:
             (path, [f"{concept.prefix}{text}{concept.suffix}" for text in texts]) for path, texts in result.pictures
         ]
     _masks(concept, files, result)
+    _refuse_unusable(result)
     return result
+
+
+def _refuse_unusable(result: Captioned) -> None:
+    """Leave out, with a problem each, names that would steer a terminal and captions that no tokenizer takes."""
+    kept = []
+    for picture, texts in result.pictures:
+        named = [path for path in (picture, result.masks.get(picture)) if path is not None and steers(path.name)]
+        wrong = next((why for text in texts if (why := unusable(text))), None)
+        if named:
+            result.problems.append(f"{str(named[0])!a}: control characters in a file's name; rename it")
+        elif wrong:
+            result.problems.append(f"{picture}: its caption {wrong}; shorten or mend it")
+        else:
+            kept.append((picture, texts))
+    result.pictures = kept
 
 
 def source_problems(concept: Concept) -> list[str]:

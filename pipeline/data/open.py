@@ -22,6 +22,7 @@ ENDINGS = {
     "BMP": (".bmp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",), "HEIF": (".heic", ".heif"),
 }  # fmt: skip
 SMALLEST = 8  # pixels a side: less shows nothing
+MOST_PIXELS = 64_000_000  # decoded, a picture takes up to sixteen bytes a pixel for a while
 TURNED = (5, 6, 7, 8)  # EXIF marks by which width and height change places
 _UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
@@ -121,9 +122,14 @@ def _upright(path: Path) -> Image.Image:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The file open in Pillow; whatever Pillow objects to becomes a StageError that names it."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise StageError(f"{path}: no regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large pictures and damaged EXIF: both are handled or refused below
             with Image.open(path, formats=_formats()) as file:
+                if file.width * file.height > MOST_PIXELS:
+                    most = f"at most {MOST_PIXELS // 1_000_000} million are decoded"
+                    raise StageError(f"{path}: {file.width}x{file.height} pixels are too many; {most}, make it smaller")
                 frames = getattr(file, "n_frames", 1)
                 if frames > 1 and file.format != "MPO":  # telephones put a small second picture into a JPEG
                     kind = "pages" if file.format == "TIFF" else "frames of an animation"
