@@ -94,11 +94,7 @@ def _step(spec: ModelSpec, family: Family) -> tuple[int, float]:
     """Resolution of a model and the work of a step with one such picture: the family's, or counted for other sizes."""
     usual = family.resolution, family.step_tflops * 1e12
     folder = find_model(spec) if spec.base == MICRO or Path(spec.base).is_dir() else None
-    if (
-        folder is None
-        or not folder.is_dir()
-        or not all((folder / part / "config.json").is_file() for part in ("unet", "vae"))
-    ):
+    if folder is None or not all((folder / part / "config.json").is_file() for part in ("unet", "vae")):
         return usual
     check_model_folder(folder)
     with reading(lambda error: unreadable(spec, error)):

@@ -27,6 +27,9 @@ def skeleton(spec: ModelSpec) -> Model:
     with reading(lambda error: unreadable(spec, error)):
         index = read_json(folder / "model_index.json")
         modules = {name: _module(kind, folder / name) for name, kind in part_kinds(index).items()}
+    lacks = [name for name in (family.denoiser_module, "vae", "text_encoder") if name not in modules]
+    if lacks:
+        raise unreadable(spec, f"{folder / 'model_index.json'} names no {lacks[0]}")
     pipe = SimpleNamespace(**modules, components=modules)
     encoders = tuple(
         Encoder(about.key, about.module, about.tokenizer, modules[about.module], None, about.width)
