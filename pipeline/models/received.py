@@ -49,7 +49,7 @@ def check_model_folder(folder: Path) -> None:
             parts = []
         for name in parts:
             _part(folder, folder / name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last: links in a circle
         raise StageError(_line(error)) from error
 
 

@@ -1,0 +1,57 @@
+"""Pictures and captions received from others."""
+
+import json
+import os
+
+import pytest
+from PIL import Image
+
+from pivotune.pipeline.data.captions import collect_captions
+from pivotune.pipeline.data.open import look_at
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.model import Concept
+
+
+def folder_of(tmp_path, name="a.png"):
+    (tmp_path / "p").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "p" / name)
+    return tmp_path / "p"
+
+
+def test_half_a_character_in_a_caption_is_refused(tmp_path):
+    folder = folder_of(tmp_path)
+    (tmp_path / "t.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "a \ud800 cat"}))
+    read = collect_captions(Concept(images=folder, captions=str(tmp_path / "t.jsonl")))
+    assert not read.pictures
+    assert "lone surrogate" in read.problems[0]
+
+
+def test_a_caption_of_a_megabyte_is_refused(tmp_path):
+    folder = folder_of(tmp_path)
+    (folder / "a.txt").write_text("cat " * 300_000)
+    assert "longer than 10,000" in collect_captions(Concept(images=folder, captions="beside")).problems[0]
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "a\x1b[31m.png", "a\udcff.png"])
+def test_a_name_that_steers_a_terminal_is_refused_in_plain_letters(tmp_path, name):
+    folder = folder_of(tmp_path, name)
+    read = collect_captions(Concept(images=folder, captions=("a cat",)))
+    assert not read.pictures
+    assert read.problems[0].isascii()
+    assert read.problems[0].isprintable()
+
+
+def test_a_fifo_or_device_as_caption_or_picture_is_refused(tmp_path):
+    folder = folder_of(tmp_path)
+    os.mkfifo(folder / "a.txt")
+    read = collect_captions(Concept(images=folder, captions="beside"))
+    assert "no regular file" in read.problems[0]
+    (folder / "b.png").symlink_to("/dev/zero")
+    with pytest.raises(StageError, match="no regular file"):
+        look_at(folder / "b.png")
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png")
+    with pytest.raises(StageError, match="12000x12000 pixels are too many"):
+        look_at(tmp_path / "a.png")
