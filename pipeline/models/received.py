@@ -23,6 +23,11 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )  # fmt: skip
 _BIG = ("tokenizer.json", "vocab.json", "added_tokens.json", "spiece.model", "tokenizer.model")
+USUAL = (
+    "unet", "transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer",
+    "tokenizer_2", "tokenizer_3",
+)  # fmt: skip  # read where they lie, whatever the index says
+_TEMPLATES = "additional_chat_templates"  # the one folder in a part that transformers reads
 _LIBRARIES = ("diffusers", "transformers")
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 # a part of a number's name: the most that a model has. The first that fits counts.
@@ -41,13 +46,11 @@ def check_model_folder(folder: Path) -> None:
     """Look at every small file of a diffusers folder. StageError names the first that no model should have."""
     try:
         index_path = folder / "model_index.json"
-        parts: list[str]
-        if index_path.exists() or index_path.is_symlink():
+        parts = list(USUAL)
+        if os.path.lexists(index_path):
             _inside(index_path, folder)
-            parts = list(_parts(index_path, read_json(index_path)))
-        else:
-            parts = []
-        for name in parts:
+            parts += _parts(index_path, read_json(index_path))
+        for name in dict.fromkeys(parts):
             _part(folder, folder / name)
     except (OSError, ValueError, RuntimeError) as error:  # the last: links in a circle
         raise StageError(_line(error)) from error
@@ -71,12 +74,16 @@ def _parts(path: Path, index: dict[str, Any]) -> Iterator[str]:
 
 
 def _part(model: Path, folder: Path) -> None:
-    if not folder.exists() and not folder.is_symlink():
+    if not os.path.lexists(folder):
         return
     _inside(folder, model)
     if not folder.is_dir():
         raise ValueError(f"{folder}: it must be a folder")
     for path in sorted(folder.iterdir()):
+        if path.name == _TEMPLATES:
+            _part(model, path)
+        elif path.name == "adapter_config.json":
+            raise ValueError(f"{path}: an adapter lies beside the model and would change it; take it away")
         if path.is_dir():
             continue
         if not path.is_file():
@@ -93,7 +100,7 @@ def _part(model: Path, folder: Path) -> None:
 
 def _inside(path: Path, model: Path) -> None:
     """ValueError for a link that leads out of the model."""
-    real, home = path.resolve(), model.resolve()
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(model))
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(real.is_relative_to(one) for one in homes):
         raise ValueError(f"{path}: a link that leaves the model; put a copy of the file in its place")
@@ -103,7 +110,7 @@ def regular_in(path: Path, model: Path) -> bool:
     """Whether this is a regular file, in the model itself."""
     try:
         _inside(path, model)
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError):
         return False
     return path.is_file()
 
@@ -116,6 +123,7 @@ def _check(path: Path, value: object, key: str = "") -> None:
     elif isinstance(value, dict):
         for name, one in value.items():
             _refuse_code(path, name, one)
+            _refuse_files(path, name, one)
             _check(path, one, name)
     elif isinstance(value, list):
         for one in value:
@@ -135,6 +143,17 @@ def _refuse_code(path: Path, name: str, value: object) -> None:
         raise ValueError(f"{path}: {name} asks for code of the model's own, which is never run; leave it out")
     if name == "quantization_config" and value is not None:
         raise ValueError(f"{path}: its weights are quantised and cannot be trained; take the model in full precision")
+
+
+def _refuse_files(path: Path, name: str, value: object) -> None:
+    """ValueError for a config that names a file that is there, but not beside the config: tokenizers would read it."""
+    if not name.endswith(("_file", "_files")):
+        return
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str) and os.path.basename(one) != one and len(one) < 4096 and "\0" not in one:
+            for place in (path.parent / one, Path(one)):
+                if place.exists() and not regular_in(place, path.parent):
+                    raise ValueError(f"{path}: {name} leads out of the model, to {place}; leave it out")
 
 
 def _number(path: Path, key: str, value: float) -> None:

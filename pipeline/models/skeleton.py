@@ -27,6 +27,9 @@ def skeleton(spec: ModelSpec) -> Model:
     with reading(lambda error: unreadable(spec, error)):
         index = read_json(folder / "model_index.json")
         modules = {name: _module(kind, folder / name) for name, kind in part_kinds(index).items()}
+        for name in (family.denoiser_module, "vae"):
+            if name not in modules:
+                raise ValueError(f"model_index.json names no {name}")
     lacks = [name for name in (family.denoiser_module, "vae", "text_encoder") if name not in modules]
     if lacks:
         raise unreadable(spec, f"{folder / 'model_index.json'} names no {lacks[0]}")

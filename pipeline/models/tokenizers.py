@@ -71,7 +71,7 @@ def config_folder(spec: ModelSpec) -> Path:
     else:
         source = spec.base
     if path is None:
-        return _from_hub(source, spec.revision if source == spec.base else None)
+        path = _from_hub(source, spec.revision if source == spec.base else None)
     if not path.is_dir():
         raise StageError(f"{path} is no folder" if path.exists() else f"{path} does not exist")
     check_model_folder(path)
@@ -104,6 +104,8 @@ def _load(folder: Path) -> Any:
     with reading(told):
         name = read_json(folder / "tokenizer_config.json").get("tokenizer_class") or "CLIPTokenizer"
         kind = getattr(transformers, str(name).removesuffix("Fast"), transformers.AutoTokenizer)
+        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)):
+            kind = transformers.AutoTokenizer
         tokenizer = kind.from_pretrained(str(folder), local_files_only=True, **_NO_CODE)
         int(tokenizer.model_max_length)
         return tokenizer

@@ -55,7 +55,7 @@ def test_a_config_that_no_model_has_is_refused_by_file_and_key(folder, name, val
 )
 def test_a_config_that_holds_no_small_object_is_refused_by_name(folder, content):
     (folder / "scheduler" / "scheduler_config.json").write_text(content)
-    with pytest.raises(StageError, match="scheduler_config.json"):
+    with pytest.raises(StageError, match=r"scheduler_config\.json"):
         check_model_folder(folder)
 
 
