@@ -20,6 +20,8 @@ from .layers import skip_layers
 from .received import LARGE, TOKENIZER_FILES, regular_in
 from .unreadable import reading, unreadable
 
+UNSAID = 10**9  # tokens; transformers has 10**30 where a tokenizer's config gives no limit, which none can pad to
+CLIP_LENGTH = 77
 ALIGNMENT = 64  # bytes; what PyTorch's own allocations have
 
 
@@ -141,4 +143,6 @@ def _encoder(pipe: Any, spec: ModelSpec, about: EncoderSpec) -> Encoder:
         )
     if len(tokenizer) > rows:
         raise unreadable(spec, f"{about.tokenizer} has {len(tokenizer)} tokens, but {about.module} has {rows} vectors")
+    if tokenizer.model_max_length >= UNSAID:
+        tokenizer.model_max_length = about.length or CLIP_LENGTH
     return Encoder(about.key, about.module, about.tokenizer, module, tokenizer, int(width))

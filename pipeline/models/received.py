@@ -39,6 +39,7 @@ BOUNDS = {
     "num_class_embeds": 1_000_000, "size": 1_000_000, "num_": 1_000_000,
 }  # fmt: skip
 _POSITIVE = ("scaling_factor", "num_train_timesteps", "model_max_length")
+_NAMES = ("prediction_type", "_class_name")
 _ENDLESS = ("lambda_min_clipped", "model_max_length")  # real ones are -Infinity and 1e30
 
 
@@ -49,7 +50,7 @@ def check_model_folder(folder: Path) -> None:
         parts = list(USUAL)
         if os.path.lexists(index_path):
             _inside(index_path, folder)
-            parts += _parts(index_path, read_json(index_path))
+            parts += _parts(index_path, read_config(index_path))
         for name in dict.fromkeys(parts):
             _part(folder, folder / name)
     except (OSError, ValueError, RuntimeError) as error:  # the last: links in a circle
@@ -95,7 +96,14 @@ def _part(model: Path, folder: Path) -> None:
         if path.stat().st_size > (LARGE if big else LARGEST):
             raise ValueError(f"{path}: it is too large ({path.stat().st_size:,} bytes)")
         if path.suffix == ".json" and not big:
-            _check(path, read_json(path))
+            read_config(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The object in a config, if real models have its like. OSError or ValueError, which names the file, otherwise."""
+    config = read_json(path)
+    _check(path, config)
+    return config
 
 
 def _inside(path: Path, model: Path) -> None:
@@ -130,6 +138,8 @@ def _check(path: Path, value: object, key: str = "") -> None:
             _check(path, one, key)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         _number(path, key, value)
+    if key in _NAMES and value is not None and not (isinstance(value, str) and len(value) < 200):
+        raise ValueError(f"{path}: {key} must be a name, not {str(value)[:60]!r}")
     if key in _POSITIVE and not (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
         raise ValueError(f"{path}: {key} must be a number above 0, not {str(value)[:60]!r}")
 

@@ -10,8 +10,7 @@ from typing import Any
 from ...converters.families import Family, families
 from ..errors import StageError
 from ..models.family import choose_family, width_of
-from ..models.json_file import read_json
-from ..models.received import check_model_folder
+from ..models.received import check_model_folder, read_config
 from .build import CHECKPOINTS
 from .document import shipped_folder
 from .model import ModelSpec
@@ -102,7 +101,7 @@ def _family(spec: ModelSpec, folder: Path) -> Family:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path)
+        return read_config(path)
     except (OSError, ValueError):
         return {}
 

@@ -55,3 +55,14 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png")
     with pytest.raises(StageError, match="12000x12000 pixels are too many"):
         look_at(tmp_path / "a.png")
+
+
+def test_a_name_in_a_table_or_of_a_folder_never_reaches_the_terminal_raw(tmp_path):
+    folder = folder_of(tmp_path)
+    (folder / "b\x1b[31m").mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "b\x1b[31m" / "b.png")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"file_name": "c\x1b[31m\n.png", "text": "a cat"}))
+    for captions in (str(tmp_path / "t.jsonl"), "beside", "file-name"):
+        read = collect_captions(Concept(images=folder, captions=captions, recursive=True))
+        assert read.problems
+        assert all(text.isprintable() for text in read.problems)

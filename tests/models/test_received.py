@@ -5,13 +5,13 @@ import os
 
 import pytest
 import torch
+from models.folders import spec_of
 from tiny import tiny_sd
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.models.received import check_model_folder
 from pivotune.pipeline.models.tokenizers import load_tokenizers
-from pivotune.pipeline.recipe.model import ModelSpec
 
 
 @pytest.fixture
@@ -36,6 +36,8 @@ REFUSED = [
     ("vae/config.json", {"scaling_factor": None}, "must be a number above 0"),
     ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "must be a number above 0"),
     ("tokenizer/tokenizer_config.json", {"model_max_length": "abc"}, "must be a number above 0"),
+    ("scheduler/scheduler_config.json", {"prediction_type": ["epsilon"]}, "must be a name"),
+    ("scheduler/scheduler_config.json", {"num_train_timesteps": {"a": 1}}, "must be a number above 0"),
     ("model_index.json", {"unet": ["evil", "UNet"]}, "must be a class of"),
     ("model_index.json", {"../unet": ["diffusers", "UNet2DConditionModel"]}, "no name of a part"),
 ]
@@ -70,6 +72,33 @@ def test_only_regular_files_of_the_model_itself_are_opened(folder, tmp_path, kin
         check_model_folder(folder)
 
 
+def test_a_tokenizer_that_names_a_file_elsewhere_is_refused(folder, tmp_path):
+    (tmp_path / "private.txt").write_text("private")
+    changed(folder, "tokenizer/tokenizer_config.json", vocab_file="../../private.txt")
+    with pytest.raises(StageError, match="vocab_file leads out of the model"):
+        check_model_folder(folder)
+    changed(folder, "tokenizer/tokenizer_config.json", vocab_file="/nowhere/of/the/authors/vocab.json")
+    check_model_folder(folder)
+
+
+def test_parts_that_are_read_are_looked_at_whatever_the_index_says(folder):
+    changed(folder, "text_encoder/config.json", auto_map={"AutoModel": "evil.Model"})
+    (folder / "model_index.json").unlink()
+    with pytest.raises(StageError, match="never run"):
+        check_model_folder(folder)
+
+
+def test_an_adapter_beside_a_model_is_refused(folder):
+    (folder / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "../../other"}')
+    with pytest.raises(StageError, match="an adapter lies beside"):
+        check_model_folder(folder)
+
+
+def test_a_tokenizer_without_a_limit_reads_as_much_as_clip(folder):
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    assert load_model(spec_of(folder), torch.device("cpu")).encoders[0].tokenizer.model_max_length == 77
+
+
 def test_links_of_the_hub_cache_to_its_own_blobs_are_followed(folder, tmp_path):
     snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1", tmp_path / "models--a--b" / "blobs"
     snapshot.parent.mkdir(parents=True)
@@ -85,13 +114,13 @@ def test_only_known_files_of_a_tokenizer_are_kept_for_exports(folder, tmp_path):
     (tmp_path / "private.txt").write_text("private")
     (folder / "tokenizer" / "deep").mkdir()
     (folder / "tokenizer" / "deep" / "vocab.json").symlink_to(tmp_path / "private.txt")
-    model = load_model(ModelSpec(base=str(folder), family="sd1"), torch.device("cpu"))
+    model = load_model(spec_of(folder), torch.device("cpu"))
     assert set(model.tokenizer_files["tokenizer"]) <= {"tokenizer.json", "tokenizer_config.json", "vocab.json",
                                                        "merges.txt", "special_tokens_map.json"}  # fmt: skip
     (folder / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
     (folder / "tokenizer" / "special_tokens_map.json").symlink_to(tmp_path / "private.txt")
     with pytest.raises(StageError, match="leaves the model"):
-        load_model(ModelSpec(base=str(folder), family="sd1"), torch.device("cpu"))
+        load_model(spec_of(folder), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("name", "values"), [
@@ -101,7 +130,7 @@ def test_only_known_files_of_a_tokenizer_are_kept_for_exports(folder, tmp_path):
 def test_whatever_a_library_raises_becomes_one_line(folder, name, values):
     changed(folder, name, **values)
     with pytest.raises(StageError) as caught:
-        load_model(ModelSpec(base=str(folder), family="sd1"), torch.device("cpu"))
+        load_model(spec_of(folder), torch.device("cpu"))
     assert "\n" not in str(caught.value)
     assert "model.base" in str(caught.value)
 
@@ -110,13 +139,13 @@ def test_a_vocabulary_of_another_shape_is_refused(folder):
     for name in ("vocab.json", "tokenizer.json"):
         (folder / "tokenizer" / name).write_text("5")
     with pytest.raises(StageError, match="tokenizer"):
-        load_tokenizers(ModelSpec(base=str(folder), family="sd1"))
+        load_tokenizers(spec_of(folder))
 
 
 @pytest.mark.parametrize("held", [5, [1], {"state_dict": 5}])
 def test_a_ckpt_without_tensors_is_refused_and_no_advice_to_run_its_code_is_passed_on(folder, tmp_path, held):
     torch.save(held, tmp_path / "m.ckpt")
-    spec = ModelSpec(base=str(tmp_path / "m.ckpt"), family="sd1", config=str(folder))
+    spec = spec_of(tmp_path / "m.ckpt", config=str(folder))
     with pytest.raises(StageError) as caught:
         load_model(spec, torch.device("cpu"))
     assert "weights_only" not in str(caught.value)
