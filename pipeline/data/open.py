@@ -23,6 +23,7 @@ ENDINGS = {
 }  # fmt: skip
 SMALLEST = 8  # pixels a side: less shows nothing
 MOST_PIXELS = 64_000_000  # decoded, a picture takes up to sixteen bytes a pixel for a while
+_REDUCED = ("JPEG", "MPO")  # what can be decoded at a half, a quarter or an eighth of its size
 TURNED = (5, 6, 7, 8)  # EXIF marks by which width and height change places
 _UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
@@ -109,6 +110,7 @@ def open_alpha(path: Path) -> Image.Image:
 
 def _upright(path: Path) -> Image.Image:
     with _opened(path) as file:
+        _draft(file)
         upright = ImageOps.exif_transpose(file)
         if upright.mode == "F":
             raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
@@ -116,6 +118,15 @@ def _upright(path: Path) -> Image.Image:
             return upright.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
         upright.load()
         return upright
+
+
+def _draft(file: Image.Image) -> None:
+    """Let a JPEG of very many pixels be decoded at half its size or less."""
+    scale = 1
+    while file.width * file.height > MOST_PIXELS * scale**2:
+        scale *= 2
+    if scale > 1:
+        file.draft(None, (file.width // scale, file.height // scale))
 
 
 @contextmanager
@@ -127,7 +138,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large pictures and damaged EXIF: both are handled or refused below
             with Image.open(path, formats=_formats()) as file:
-                if file.width * file.height > MOST_PIXELS:
+                if file.width * file.height > MOST_PIXELS and file.format not in _REDUCED:
                     most = f"at most {MOST_PIXELS // 1_000_000} million are decoded"
                     raise StageError(f"{path}: {file.width}x{file.height} pixels are too many; {most}, make it smaller")
                 frames = getattr(file, "n_frames", 1)

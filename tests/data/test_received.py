@@ -6,8 +6,9 @@ import os
 import pytest
 from PIL import Image
 
+from pivotune.pipeline.data import open as opening
 from pivotune.pipeline.data.captions import collect_captions
-from pivotune.pipeline.data.open import look_at
+from pivotune.pipeline.data.open import look_at, open_picture
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.model import Concept
 
@@ -66,3 +67,14 @@ def test_a_name_in_a_table_or_of_a_folder_never_reaches_the_terminal_raw(tmp_pat
         read = collect_captions(Concept(images=folder, captions=captions, recursive=True))
         assert read.problems
         assert all(text.isprintable() for text in read.problems)
+
+
+def test_a_jpeg_of_too_many_pixels_is_decoded_at_a_reduced_size(tmp_path, monkeypatch):
+    Image.new("RGB", (640, 480), (200, 9, 9)).save(tmp_path / "a.jpg")
+    assert open_picture(tmp_path / "a.jpg").size == (640, 480)
+    monkeypatch.setattr(opening, "MOST_PIXELS", 640 * 480 // 5)
+    assert look_at(tmp_path / "a.jpg") == ((640, 480), "JPEG")
+    assert open_picture(tmp_path / "a.jpg").size == (160, 120)
+    Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
+    with pytest.raises(StageError, match="pixels are too many"):
+        open_picture(tmp_path / "a.png")
