@@ -97,7 +97,7 @@ def native_resolution(spec: ModelSpec) -> int | None:
     if folder is None or not all((folder / part / "config.json").is_file() for part in ("unet", "vae")):
         return usual
     try:
-        unet, vae = (read_config(folder / part / "config.json") for part in ("unet", "vae"))
+        unet, vae = (read_config(folder / part / "config.json", folder) for part in ("unet", "vae"))
         return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
     except (OSError, ValueError, KeyError, TypeError):
         return usual

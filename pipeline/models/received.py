@@ -49,8 +49,7 @@ def check_model_folder(folder: Path) -> None:
         index_path = folder / "model_index.json"
         parts = list(USUAL)
         if os.path.lexists(index_path):
-            _inside(index_path, folder)
-            parts += _parts(index_path, read_config(index_path))
+            parts += _parts(index_path, read_config(index_path, folder))
         for name in dict.fromkeys(parts):
             _part(folder, folder / name)
     except (OSError, ValueError, RuntimeError) as error:  # the last: links in a circle
@@ -96,11 +95,15 @@ def _part(model: Path, folder: Path) -> None:
         if path.stat().st_size > (LARGE if big else LARGEST):
             raise ValueError(f"{path}: it is too large ({path.stat().st_size:,} bytes)")
         if path.suffix == ".json" and not big:
-            read_config(path)
+            read_config(path, model)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The object in a config, if real models have its like. OSError or ValueError, which names the file, otherwise."""
+def read_config(path: Path, model: Path) -> dict[str, Any]:
+    """The object in a config of a model's folder, if real models have its like.
+
+    OSError or ValueError, which names the file, otherwise.
+    """
+    _inside(path, model)
     config = read_json(path)
     _check(path, config)
     return config

@@ -91,17 +91,17 @@ def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
     path = local_path(spec)
     if path is not None and not path.is_dir():
         path = Path(spec.config) if spec.config else None
-    return _json(path / "scheduler" / "scheduler_config.json") if path is not None else {}
+    return _json(path, "scheduler", "scheduler_config.json") if path is not None else {}
 
 
 def _family(spec: ModelSpec, folder: Path) -> Family:
-    kind = _json(folder / "model_index.json").get("_class_name", "folder without a pipeline's class")
-    return choose_family(spec, kind, width_of(kind, lambda module: _json(folder / module / "config.json")))
+    kind = _json(folder, "model_index.json").get("_class_name", "folder without a pipeline's class")
+    return choose_family(spec, kind, width_of(kind, lambda module: _json(folder, module, "config.json")))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(folder: Path, *names: str) -> dict[str, Any]:
     try:
-        return read_config(path)
+        return read_config(folder.joinpath(*names), folder)
     except (OSError, ValueError):
         return {}
 
