@@ -25,7 +25,6 @@ ROWS = {
     "setup": "rows_setup",
     "start": "rows_start",
     "converters": "rows_converters",
-    "clone": "rows_clone",
     "quickstart": "rows_quickstart",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "peft")

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .disk import failed, sync_folder
+from .disk import failed, replace, sync_folder
 from .errors import ConvertError
 from .temporary import Temporary, begun, part, sweep, sync_files
 
@@ -166,35 +166,27 @@ def taken(path: Path | str, just_now: bool = False) -> ConvertError:
 
 def _place(temporary: Temporary, path: str, overwrite: bool) -> None:
     if overwrite:
-        os.replace(temporary.with_a_name(path), path)
+        replace(temporary.with_a_name(path), path)
         return
-    for put in _ways(temporary, path):
+    for _ in range(1 if temporary.named else 2):
         try:
-            put(path)
+            temporary.link(path)
             return
         except FileExistsError:
             raise taken(path) from None
-        except OSError:  # a system, or a file system, that cannot
-            continue
+        except OSError:  # a file system without hard links (exFAT), or one that gives nameless files no name
+            temporary.with_a_name(path)
     _claim(temporary.path, path)
 
 
-def _ways(temporary: Temporary, path: str) -> Iterator[Callable[[str], None]]:
-    """How to give a name that must be free. A rename that spares a file is one call of the system, a link needs two."""
-    if not temporary.named:
-        yield temporary.link
-    temporary.with_a_name(path)
-    yield temporary.move
-    yield temporary.link
-
-
 def _claim(temporary: str, path: str) -> None:
+    """A name that must be free, where there are no hard links: an empty file takes it, and is replaced."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
         raise taken(path) from None
     try:
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError:
         os.unlink(path)
         raise
@@ -203,7 +195,10 @@ def _claim(temporary: str, path: str) -> None:
 def _keep(path: str, kept: dict[str, str | None], overwrite: bool) -> None:
     """A second name for a file that is about to be replaced; none where there are no hard links."""
     aside = part(os.path.dirname(path)) if overwrite and os.path.lexists(path) else None
-    with suppress(OSError):
+    with suppress(OSError, AttributeError, NotImplementedError):
         if aside is not None:
-            os.link(path, aside, follow_symlinks=False)
+            if os.link in os.supports_follow_symlinks:
+                os.link(path, aside, follow_symlinks=False)
+            else:  # Windows, which links a link itself
+                os.link(path, aside)
         kept[path] = aside

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
-from contextlib import suppress
+import time
 from pathlib import Path
 
 from .errors import ConvertError
 
 NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # from systems that sync no folders, or not for us
+_WAITS = (0.05, 0.15, 0.3, 0.5, 1.0)  # seconds
 
 
 def failed(path: Path | str, what: str, error: Exception) -> ConvertError:
@@ -18,18 +18,18 @@ def failed(path: Path | str, what: str, error: Exception) -> ConvertError:
     return ConvertError(f"{path}: {what} ({getattr(error, 'strerror', None) or error})")
 
 
-def sync_system(path: str) -> None:
-    """Start bringing all that is written to the file system of `path` to the disk, where there is such a call."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
+def replace(old: Path | str, new: Path | str) -> None:
+    """As os.replace; on Windows again for two seconds while a virus scanner or a viewer has the file open.
 
-    with suppress(OSError, AttributeError):
-        descriptor = os.open(path, os.O_RDONLY)
+    Raises OSError.
+    """
+    for wait in _WAITS if os.name == "nt" else ():
         try:
-            ctypes.CDLL(None).syncfs(descriptor)
-        finally:
-            os.close(descriptor)
+            os.replace(old, new)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(old, new)
 
 
 def sync_folder(folder: Path | str) -> None:

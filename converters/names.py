@@ -39,7 +39,12 @@ def safe_stem(name: str, allowed: str | None = None) -> str:
     if not stem.strip("_-. "):
         raise ConvertError(f"no file can be named after the word {name[:40]!r}; give it a name with letters (--name)")
     base, dot, rest = stem.partition(".")
-    return f"{base}_{dot}{rest}" if base.strip().upper() in _RESERVED else stem
+    return f"{base}_{dot}{rest}" if is_reserved(stem) else stem
+
+
+def is_reserved(name: str) -> bool:
+    """Whether Windows takes a file or folder of that name for a device: `con`, `NUL.txt`."""
+    return name.partition(".")[0].strip().upper() in _RESERVED
 
 
 def distinct_stems(

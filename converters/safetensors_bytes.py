@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from .clone import BLOCK, SMALLEST, cloned, padding
 from .file_range import CHUNK, FileRange
-from .safetensors_runs import ReadBack, Run, Stored, copy, in_memory, pieces, runs
+from .safetensors_runs import ReadBack, Stored, copy, in_memory, pieces, runs
 from .tensor import DTYPE_BITS, RawTensor
 
 # Metadata that states the SHA-256 of the bytes after the header, and what stands before its hexadecimal digits:
@@ -79,8 +77,7 @@ def fill(
     """Write a whole file; its data is read back and compared on the way, but for the header, tensors copied `unseen`,
     and a file that is given back whole. Raises ConvertError (about `path`) if it gives back other bytes.
 
-    Hashes that `metadata` states are computed on the way and put in place at the end. The longest run of another file
-    shares its blocks where the file system can, and then the header is padded with up to a block of spaces.
+    Hashes that `metadata` states are computed on the way and put in place at the end.
     """
     stated = {key: start + "0" * 64 for key, start in HASHES.items() if key in metadata}
     if LEGACY_HASH in metadata:
@@ -91,13 +88,10 @@ def fill(
         whole = b"".join((head, *data))
         file.write(whole)
         return Filled(head, whole, described(tensors, written))
-    parts = list(runs(tensors, unseen))
-    shared = _shared(file, len(head), parts)
-    head = _padded(head, shared.pad)
     hashes = _Hashes(header(tensors, _of_kohya(metadata))) if stated else None
     file.write(head)
     read_back = ReadBack(file, path)
-    for number, run in enumerate(parts):
+    for run in runs(tensors, unseen):
         if not run.unseen:
             for piece in pieces(run.stored):
                 read_back.write(run.name, piece)
@@ -105,11 +99,10 @@ def fill(
                     hashes.update(piece)
             continue
         read_back.flush()
-        for part in shared.cut(run.stored) if number == shared.number else (run.stored,):
-            _put(file, part, part is shared.middle, hashes)
+        _put(file, run.stored, hashes)
     read_back.flush()
     if hashes is not None:
-        head = _padded(header(tensors, {**written, **hashes.found(stated)}), shared.pad)
+        head = header(tensors, {**written, **hashes.found(stated)})
         file.seek(0)
         file.write(head)
     return Filled(head)
@@ -119,57 +112,15 @@ def _of_kohya(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key.startswith("ss_")}
 
 
-def _put(file: BinaryIO, part: Stored, there: bool, hashes: _Hashes | None) -> None:
-    """Write a part that is copied unseen, unless it is `there` already; only hashes have to see it."""
-    if there:
-        file.seek(len(part), os.SEEK_CUR)
+def _put(file: BinaryIO, part: Stored, hashes: _Hashes | None) -> None:
+    """Write a part that is copied unseen; only hashes have to see it."""
     if hashes is None and isinstance(part, FileRange) and part.held is None:
-        if not there:
-            copy(file, part)
+        copy(file, part)
         return
     for piece in pieces(part):
-        if not there:
-            file.write(piece)
+        file.write(piece)
         if hashes is not None:
             hashes.update(piece)
-
-
-class _Shared(NamedTuple):
-    """The part `number` of a file whose blocks from `lead` on, its `middle`, are those of another file already."""
-
-    number: int = -1
-    pad: int = 0
-    lead: int = 0
-    middle: FileRange | None = None
-
-    def cut(self, run: Stored) -> Iterator[FileRange]:
-        """The run as what comes before the middle, the middle, and what comes after."""
-        if isinstance(run, FileRange) and self.middle is not None:
-            last = self.lead + self.middle.length
-            yield FileRange(run.origin, run.offset, self.lead)
-            yield self.middle
-            yield FileRange(run.origin, run.offset + last, run.length - last)
-
-
-def _shared(file: BinaryIO, head: int, parts: list[Run]) -> _Shared:
-    lengths = [len(part.stored) for part in parts]
-    unseen = [(lengths[number], number) for number, part in enumerate(parts) if part.unseen]
-    length, number = max(unseen, default=(0, 0))
-    if length < SMALLEST:
-        return _Shared()
-    run, at = parts[number].stored, head + sum(lengths[:number])
-    if not isinstance(run, FileRange) or run.held is not None:
-        return _Shared()
-    pad, lead = padding(at, run.offset), -run.offset % BLOCK
-    middle = FileRange(run.origin, run.offset + lead, (length - lead) // BLOCK * BLOCK)
-    with run.origin.opened() as descriptor:
-        if pad % 8 or not cloned(file, at + pad + lead, descriptor, middle.offset, middle.length):
-            return _Shared()
-    return _Shared(number, pad, lead, middle)
-
-
-def _padded(head: bytes, spaces: int) -> bytes:
-    return (len(head) - 8 + spaces).to_bytes(8, "little") + head[8:] + b" " * spaces
 
 
 class _Hashes:

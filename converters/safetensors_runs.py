@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .clone import SMALLEST, copied
+from .copying import SMALLEST, copied
 from .errors import ConvertError
 from .file_range import CHUNK, FileRange, Made, read_exactly
 from .tensor import RawTensor

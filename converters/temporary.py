@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import cache
 from itertools import count
 
-from .disk import failed, sync_system
+from .disk import failed
 
 SUFFIX = ".part"
 OLD = 24 * 3600  # seconds after which nobody writes to a temporary file any more
@@ -41,13 +41,6 @@ class Temporary:
             os.link(self.path, path)
         else:  # the descriptor of a folder makes Python follow the link; it is not used with whole paths
             os.link(self.path, os.path.abspath(path), src_dir_fd=self.descriptor, follow_symlinks=True)
-
-    def move(self, path: str) -> None:
-        """As `link`, where it has a name already, which it gives up for the other one in one step."""
-        from .no_replace import rename_if_free
-
-        rename_if_free(self.path, path)
-        self.named = False
 
     def with_a_name(self, path: str) -> str:
         """Its temporary name, in the folder of `path`, given to it now if it has none. Raises OSError."""
@@ -144,8 +137,8 @@ def _is_ours(name: str) -> bool:
 
 def sync_files(staged: Mapping[str, Temporary]) -> None:
     """Bring files, by the places they are for, to the disk. Raises ConvertError if the disk will not have one."""
-    if len(staged) > MANY:
-        sync_system(next(iter(staged.values())).path)  # in one go; what went wrong is told for each file below
+    if len(staged) > MANY and hasattr(os, "sync"):
+        os.sync()  # in one go; what went wrong is told for each file below
     for path, temporary in staged.items():
         try:
             temporary.sync()

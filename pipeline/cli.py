@@ -9,7 +9,6 @@ from importlib import import_module
 import click
 
 from .. import __version__
-from .entry import importing
 
 # name: (module, attribute, line of --help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -41,8 +40,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        with importing():
-            loaded = import_module(f".{module}", __package__)
+        loaded = import_module(f".{module}", __package__)
         table = getattr(loaded, "COMMANDS", None)
         return table[cmd_name] if table is not None else getattr(loaded, attribute)
 
@@ -104,6 +102,11 @@ def _shown(error: Exception) -> str:
     from .machine import system_words
     from .recipe.problem import printable
 
+    if isinstance(error, UnicodeEncodeError):
+        return printable(
+            f"a file name with {error.object[error.start : error.end]!a} is not supported by this system's locale "
+            f"({sys.getfilesystemencoding()}); set PYTHONUTF8=1"
+        )
     if isinstance(error, (OSError, MemoryError)):
         return printable(system_words(error))
     return "\n".join(printable(line) for line in str(error).split("\n"))
@@ -121,4 +124,6 @@ def _for_people(error: Exception) -> bool:
     from ..converters.errors import ConvertError
     from .errors import RecipeError, StageError
 
+    if isinstance(error, UnicodeEncodeError):  # a path on a system whose file names are not UTF-8
+        return error.encoding != "utf-8" and error.encoding == sys.getfilesystemencoding()
     return isinstance(error, (RecipeError, StageError, ConvertError, OSError, MemoryError))

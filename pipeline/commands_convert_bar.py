@@ -14,7 +14,7 @@ FEWEST = 20  # files that are worth a bar
 
 def with_bar(paths: Sequence[Path]) -> Iterable[Path]:
     """The paths; while they are gone through, a bar on standard error, if they are many and it is a terminal."""
-    if len(paths) < FEWEST or not sys.stderr.isatty():
+    if len(paths) < FEWEST or sys.stderr is None or not sys.stderr.isatty():
         return paths
     from tqdm import tqdm
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 
 FULL_MEMORY = "this machine's memory is full; close other programs, or try model.dtype = 'bfloat16'"
+WINDOWS_PATH = 248  # characters of a path, from which Windows may refuse it
 _WAYS_OUT = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "the disk quota is used up; make room",
@@ -25,6 +27,8 @@ def system_words(error: OSError | MemoryError) -> str:
     if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
         return FULL_MEMORY
     place = f"{error.filename}: " if error.filename else ""
+    if os.name == "nt" and len(str(error.filename or "")) >= WINDOWS_PATH and not isinstance(error, FileExistsError):
+        return f"{place}the path is longer than Windows allows; choose a shorter --out, or enable long paths in Windows"
     known = _WAYS_OUT.get(error.errno or 0)
     said = error.strerror or str(error) or type(error).__name__
     return f"{place}{known} ({said})" if known else f"{place}{said}"

@@ -34,7 +34,7 @@ def new(template: str | None, out: Path | None, overwrite: bool) -> None:
     target = out or Path(f"{template}.toml")
     text = from_template(shipped()[template], target)
     try:
-        with target.open("w" if overwrite else "x", encoding="utf-8") as file:
+        with target.open("w" if overwrite else "x", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except FileExistsError:
         raise RecipeError([f"{target} exists; give another --out, or --overwrite to replace it"]) from None

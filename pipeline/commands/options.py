@@ -36,7 +36,9 @@ def print_json(value: object) -> None:
     """One JSON document on standard output, in readable form."""
     import json
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    from ..console import is_utf8
+
+    click.echo(json.dumps(value, indent=2, ensure_ascii=not is_utf8()))
 
 
 def say(text: str) -> None:

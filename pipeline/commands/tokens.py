@@ -17,6 +17,8 @@ from .options import json_option, print_json
 @json_option
 def tokens(text: str, base: str | None, family: str | None, config: str | None, as_json: bool) -> None:
     """Show the tokens of a TEXT for each text encoder of a model, and how many it may have."""
+    if not text.isascii() and text != text.encode(errors="replace").decode():
+        raise click.BadParameter("not valid UTF-8", param_hint="TEXT")
     from ..errors import RecipeError
     from ..models.tokenizers import known_model, load_tokenizers, token_limit
     from ..recipe.build import stated_model

@@ -8,9 +8,10 @@ from pathlib import Path
 from ..errors import RecipeError
 from ..recipe.model import Concept
 from ..recipe.nearest import nearest, sibling
+from ..recipe.problem import printable
 from .files import PICTURES, Files, composed, files_in
 from .tables import TABLES, table_rows
-from .text import read_text
+from .text import read_text, steers, unusable
 
 BESIDE = (".txt", ".caption")
 
@@ -67,7 +68,27 @@ def collect_captions(concept: Concept) -> Captioned:
             (path, [f"{concept.prefix}{text}{concept.suffix}" for text in texts]) for path, texts in result.pictures
         ]
     _masks(concept, files, result)
+    _refuse_unusable(concept, result)
+    result.problems = [printable(text) for text in result.problems]
+    result.warnings = [printable(text) for text in result.warnings]
     return result
+
+
+def _refuse_unusable(concept: Concept, result: Captioned) -> None:
+    """Leave out, with a problem each, names that would steer a terminal and captions that no tokenizer takes."""
+    kept = []
+    for picture, texts in result.pictures:
+        inner = picture.relative_to(concept.images)  # folders in it have names too
+        mask = result.masks.get(picture)
+        named = [path for path in (inner, mask and Path(mask.name)) if path is not None and steers(str(path))]
+        wrong = next((why for text in texts if (why := unusable(text))), None)
+        if named:
+            result.problems.append(f"{picture.parent / named[0].name}: control characters in a file's name; rename it")
+        elif wrong:
+            result.problems.append(f"{picture}: its caption {wrong}; shorten or mend it")
+        else:
+            kept.append((picture, texts))
+    result.pictures = kept
 
 
 def source_problems(concept: Concept) -> list[str]:

@@ -22,6 +22,8 @@ ENDINGS = {
     "BMP": (".bmp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",), "HEIF": (".heic", ".heif"),
 }  # fmt: skip
 SMALLEST = 8  # pixels a side: less shows nothing
+MOST_PIXELS = 64_000_000  # decoded, a picture takes up to sixteen bytes a pixel for a while
+_REDUCED = ("JPEG", "MPO")  # what can be decoded at a half, a quarter or an eighth of its size
 TURNED = (5, 6, 7, 8)  # EXIF marks by which width and height change places
 _UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
@@ -108,6 +110,7 @@ def open_alpha(path: Path) -> Image.Image:
 
 def _upright(path: Path) -> Image.Image:
     with _opened(path) as file:
+        _draft(file)
         upright = ImageOps.exif_transpose(file)
         if upright.mode == "F":
             raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
@@ -117,13 +120,27 @@ def _upright(path: Path) -> Image.Image:
         return upright
 
 
+def _draft(file: Image.Image) -> None:
+    """Let a JPEG of very many pixels be decoded at half its size or less."""
+    scale = 1
+    while file.width * file.height > MOST_PIXELS * scale**2:
+        scale *= 2
+    if scale > 1:
+        file.draft(None, (file.width // scale, file.height // scale))
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The file open in Pillow; whatever Pillow objects to becomes a StageError that names it."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise StageError(f"{path}: no regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large pictures and damaged EXIF: both are handled or refused below
             with Image.open(path, formats=_formats()) as file:
+                if file.width * file.height > MOST_PIXELS and file.format not in _REDUCED:
+                    most = f"at most {MOST_PIXELS // 1_000_000} million are decoded"
+                    raise StageError(f"{path}: {file.width}x{file.height} pixels are too many; {most}, make it smaller")
                 frames = getattr(file, "n_frames", 1)
                 if frames > 1 and file.format != "MPO":  # telephones put a small second picture into a JPEG
                     kind = "pages" if file.format == "TIFF" else "frames of an animation"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..models.received import read_config
 from ..recipe.check_model import family_of, local_path
 from ..recipe.model import Concept, ModelSpec, Recipe
 from .balance import batches_of, shown_counts, turns_of, word_counts
@@ -97,7 +97,7 @@ def native_resolution(spec: ModelSpec) -> int | None:
     if folder is None or not all((folder / part / "config.json").is_file() for part in ("unet", "vae")):
         return usual
     try:
-        unet, vae = (json.loads((folder / part / "config.json").read_text("utf-8")) for part in ("unet", "vae"))
+        unet, vae = (read_config(folder / part / "config.json", folder) for part in ("unet", "vae"))
         return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
     except (OSError, ValueError, KeyError, TypeError):
         return usual

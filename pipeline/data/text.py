@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..models.json_file import read_regular
 from ..recipe.model import Concept
+
+LARGEST = 1 << 28  # bytes of a table of captions
+LONGEST = 10_000  # characters of a caption: text encoders read a few hundred
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def unusable(text: str) -> str | None:
+    """Why a caption is none that a tokenizer can be given; None where it is one."""
+    if len(text) > LONGEST:
+        return f"is longer than {LONGEST:,} characters ({len(text):,})"
+    return "holds half of a character (a lone surrogate)" if re.search("[\ud800-\udfff]", text) else None
+
+
+def steers(name: str) -> bool:
+    """Whether a file's name has control characters, or bytes that are no text."""
+    return _STEERING.search(name) is not None
 
 
 def read_text(path: Path, what: str, problems: list[str]) -> str | None:
     """A UTF-8 text file; None, with a line among the problems, where it cannot be read."""
     try:
-        return path.read_text("utf-8-sig")
+        content = read_regular(path, LARGEST)
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         problems.append(f"{path}: {what} is missing")
     except UnicodeDecodeError:
         problems.append(f"{path}: {what} is not UTF-8 text")
+    except ValueError:
+        problems.append(f"{path}: {what} is larger than {LARGEST >> 20} MB")
     except OSError as error:
         problems.append(f"{path}: {what} cannot be read: {error.strerror or error}")
     return None

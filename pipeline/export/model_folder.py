@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ...converters import safetensors_file
+from ...converters.disk import replace
 from .tensors import plain, raw_tensors
 
 
@@ -38,7 +39,7 @@ def write_model_folder(
         pipe.save_config(part)
         if folder.exists():
             shutil.rmtree(folder)
-        part.rename(folder)
+        replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -70,6 +71,6 @@ def _tokenizer(tokenizer: Any, folder: Path, files: Mapping[str, bytes]) -> None
     tokenizer.save_pretrained(folder)
     model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
     if model.get("type") == "BPE" and not (folder / "vocab.json").exists():
-        (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8", newline="\n")
         pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", "utf-8")
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", "utf-8", newline="\n")

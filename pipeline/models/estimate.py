@@ -18,6 +18,8 @@ from .device import DTYPES, device_name
 from .family import MICRO
 from .find import find_model
 from .json_file import read_json
+from .received import check_model_folder
+from .unreadable import reading, unreadable
 
 EFFICIENCY = (0.12, 0.7)  # share of the speed of large matrix products that training steps have reached
 STARTS = (6000, 40000)  # a step's operations as so many small ones, which cost time however little they compute
@@ -94,6 +96,12 @@ def _step(spec: ModelSpec, family: Family) -> tuple[int, float]:
     folder = find_model(spec) if spec.base == MICRO or Path(spec.base).is_dir() else None
     if folder is None or not all((folder / part / "config.json").is_file() for part in ("unet", "vae")):
         return usual
+    check_model_folder(folder)
+    with reading(lambda error: unreadable(spec, error)):
+        return _counted_step(folder, family, usual)
+
+
+def _counted_step(folder: Path, family: Family, usual: tuple[int, float]) -> tuple[int, float]:
     config = read_json(folder / "unet" / "config.json")
     if config.get("cross_attention_dim") == family.cross_attention:
         return usual

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ def find_model(spec: ModelSpec) -> Path:
     if spec.base == MICRO:
         return Path(str(files("pivotune.recipes") / "micro" / "model"))
     path = Path(spec.base).expanduser()
-    if path.is_absolute() and path.exists():  # a recipe's relative paths were made absolute, so this is a hub id
+    if path.is_absolute() and os.path.exists(path):  # a recipe's relative paths were made absolute, so this is a hub id
+        if not path.is_dir() and not path.is_file():
+            raise StageError(f"model.base = {spec.base!r}: it is no regular file and no folder")
         return path
     if spec.base.startswith((".", "/", "~")) or spec.base.endswith(CHECKPOINTS) or spec.base.count("/") != 1:
         why = "there is no such file or folder, and it is not a hub id (owner/name)"

@@ -15,7 +15,8 @@ from .device import DTYPES
 from .family import choose_family, width_of
 from .find import GUARDS
 from .json_file import read_json
-from .unreadable import READ_ERRORS, unreadable
+from .received import check_model_folder
+from .unreadable import reading, unreadable
 
 _VARIANT = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)\.([^.-]+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 _LIBRARIES = ("diffusers", "transformers")
@@ -32,6 +33,10 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
     if not (folder / "model_index.json").is_file():
         raise StageError(f"model.base = {spec.base!r}: the folder has no model_index.json, so it is no diffusers model")
     try:
+        check_model_folder(folder)
+    except StageError as error:
+        raise unreadable(spec, error) from error
+    with reading(lambda error: unreadable(spec, error)):
         index = read_json(folder / "model_index.json")
         kind = index.get("_class_name")
         choose_family(spec, kind, width_of(kind, lambda module: _config(folder / module / "config.json")))
@@ -39,8 +44,6 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
         given = {name: None for name, value in index.items() if name in GUARDS or value == [None, None]}
         models = {name: _model(spec, folder / name, kind) for name, kind in part_kinds(index).items()}
         return DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **given, **models)
-    except READ_ERRORS as error:
-        raise unreadable(spec, error) from error
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -63,13 +66,11 @@ def _model(spec: ModelSpec, folder: Path, kind: Any) -> Any:
     dtype = DTYPES[spec.dtype]
     if folder.name == "vae" and dtype == torch.float16:
         dtype = torch.float32
-    try:
+    with reading(lambda error: unreadable(spec, error, _hint(spec, folder))):
         model, told = kind.from_pretrained(
             str(folder), variant=spec.variant if spec.variant in variants_in(folder) else None, dtype=dtype,
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip
-    except READ_ERRORS as error:
-        raise unreadable(spec, error, _hint(spec, folder)) from error
     check_weights(spec, folder.name, model, told["missing_keys"])
     return model
 

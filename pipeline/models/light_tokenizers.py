@@ -7,9 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ..errors import StageError
 from ..recipe.check_model import family_of, local_path
 from ..recipe.model import ModelSpec
 from .json_file import read_json
+from .received import check_model_folder
 
 UNLIMITED = 10**30  # where the tokenizer's config says nothing, as transformers has it
 # CLIP's, where its config names no others.
@@ -45,6 +47,10 @@ def light_tokenizers(spec: ModelSpec) -> dict[str, LightTokenizer]:
     family = family_of(spec)
     if path is None or family is None:
         return {}
+    try:
+        check_model_folder(path)
+    except StageError:
+        return {}
     found = {}
     for encoder in family.encoders:
         made = _read(path / encoder.tokenizer)
@@ -64,7 +70,9 @@ def _read(folder: Path) -> LightTokenizer | None:
         else:
             inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
         return LightTokenizer(inner, int(config.get("model_max_length", UNLIMITED)))
-    except Exception:  # noqa: BLE001 (the library raises plain ones; loading the model says what is wrong)
+    except BaseException as error:  # of any kind: loading the model says what is wrong
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         return None
 
 

@@ -15,9 +15,13 @@ from ..words.injection import Encoder
 from .device import DTYPES
 from .family import choose_family, width_of
 from .find import find_model
+from .json_file import read_regular
 from .layers import skip_layers
-from .unreadable import unreadable
+from .received import LARGE, TOKENIZER_FILES, regular_in
+from .unreadable import reading, unreadable
 
+UNSAID = 10**9  # tokens; transformers has 10**30 where a tokenizer's config gives no limit, which none can pad to
+CLIP_LENGTH = 77
 ALIGNMENT = 64  # bytes; what PyTorch's own allocations have
 
 
@@ -59,7 +63,9 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
 
     path = find_model(spec)
     pipe = read_checkpoint(spec, path) if path.is_file() else read_folder(spec, path)
-    return replace(prepare(pipe, spec, path, device), tokenizer_files=_tokenizer_files(spec, pipe, path))
+    with reading(lambda error: unreadable(spec, error)):
+        model = prepare(pipe, spec, path, device)
+    return replace(model, tokenizer_files=_tokenizer_files(spec, pipe, path))
 
 
 def quiet_libraries() -> None:
@@ -97,18 +103,18 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
 
 
 def _tokenizer_files(spec: ModelSpec, pipe: Any, path: Path) -> dict[str, dict[str, bytes]]:
-    """What the folders of a model's tokenizers hold: a few megabytes. A single file has none."""
+    """The known files in the folders of a model's tokenizers, none by a link that leaves it. A single file has none."""
     names = [name for name, part in pipe.components.items() if hasattr(part, "get_vocab") and (path / name).is_dir()]
     try:
         return {
             name: {
-                file.relative_to(path / name).as_posix(): file.read_bytes()
-                for file in sorted((path / name).rglob("*"))
-                if file.is_file()
+                file: read_regular(path / name / file, LARGE)
+                for file in sorted(TOKENIZER_FILES)
+                if regular_in(path / name / file, path)
             }
             for name in names
         }
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise unreadable(spec, error) from error
 
 
@@ -137,4 +143,6 @@ def _encoder(pipe: Any, spec: ModelSpec, about: EncoderSpec) -> Encoder:
         )
     if len(tokenizer) > rows:
         raise unreadable(spec, f"{about.tokenizer} has {len(tokenizer)} tokens, but {about.module} has {rows} vectors")
+    if tokenizer.model_max_length >= UNSAID:
+        tokenizer.model_max_length = about.length or CLIP_LENGTH
     return Encoder(about.key, about.module, about.tokenizer, module, tokenizer, int(width))

@@ -14,18 +14,25 @@ from .folder import part_kinds
 from .json_file import read_json
 from .load import Model, quiet_libraries
 from .tokenizers import config_folder, stated_family
+from .unreadable import reading, unreadable
 
 
 def skeleton(spec: ModelSpec) -> Model:
     """The model of a recipe without values; its modules say how many there are, and take LoRAs.
 
-    Raises StageError, OSError or ValueError where the small files do not tell.
+    Raises StageError where the small files do not tell.
     """
     quiet_libraries()
     family, folder = stated_family(spec), config_folder(spec)
-    modules = {
-        name: _module(kind, folder / name) for name, kind in part_kinds(read_json(folder / "model_index.json")).items()
-    }
+    with reading(lambda error: unreadable(spec, error)):
+        index = read_json(folder / "model_index.json")
+        modules = {name: _module(kind, folder / name) for name, kind in part_kinds(index).items()}
+        for name in (family.denoiser_module, "vae"):
+            if name not in modules:
+                raise ValueError(f"model_index.json names no {name}")
+    lacks = [name for name in (family.denoiser_module, "vae", "text_encoder") if name not in modules]
+    if lacks:
+        raise unreadable(spec, f"{folder / 'model_index.json'} names no {lacks[0]}")
     pipe = SimpleNamespace(**modules, components=modules)
     encoders = tuple(
         Encoder(about.key, about.module, about.tokenizer, modules[about.module], None, about.width)

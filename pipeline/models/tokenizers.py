@@ -11,7 +11,10 @@ from ..errors import StageError
 from ..recipe.check_model import family_of, local_path
 from ..recipe.model import ModelSpec
 from .json_file import read_json
+from .received import check_model_folder
+from .unreadable import one_line, reading
 
+_NO_CODE = {"trust_remote_code": False}  # nor a question in the terminal whether to trust it
 _HUB_FILES = ["model_index.json", "*/config.json", "tokenizer*/*"]
 
 
@@ -68,9 +71,10 @@ def config_folder(spec: ModelSpec) -> Path:
     else:
         source = spec.base
     if path is None:
-        return _from_hub(source, spec.revision if source == spec.base else None)
+        path = _from_hub(source, spec.revision if source == spec.base else None)
     if not path.is_dir():
-        raise StageError(f"{path} does not exist")
+        raise StageError(f"{path} is no folder" if path.exists() else f"{path} does not exist")
+    check_model_folder(path)
     return path
 
 
@@ -94,10 +98,14 @@ def _load(folder: Path) -> Any:
         return None
     import transformers
 
-    try:
+    def told(error: Exception) -> StageError:
+        return StageError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}")
+
+    with reading(told):
         name = read_json(folder / "tokenizer_config.json").get("tokenizer_class") or "CLIPTokenizer"
         kind = getattr(transformers, str(name).removesuffix("Fast"), transformers.AutoTokenizer)
-        return kind.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StageError(f"the tokenizer in {folder} cannot be loaded: {cause}") from error
+        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)):
+            kind = transformers.AutoTokenizer
+        tokenizer = kind.from_pretrained(str(folder), local_files_only=True, **_NO_CODE)
+        int(tokenizer.model_max_length)
+        return tokenizer

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from pickle import UnpicklingError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from safetensors import SafetensorError
-
-from ..errors import StageError
+from ..errors import RecipeError, StageError
 from ..recipe.model import ModelSpec
 
-READ_ERRORS = (OSError, ValueError, RuntimeError, LookupError, EOFError, UnpicklingError, SafetensorError)
+
+@contextmanager
+def reading(told: Callable[[Exception], StageError]) -> Iterator[None]:
+    """Whatever a library raises while a model is read or built becomes one line, which `told` makes of it."""
+    try:
+        yield
+    except (StageError, RecipeError):
+        raise
+    except Exception as error:
+        raise told(error) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what a library in Rust raises for its own faults
+            raise
+        raise told(ValueError(one_line(error))) from error
 
 
 def unreadable(spec: ModelSpec, why: Exception | str, hint: str = "") -> StageError:
@@ -17,9 +29,14 @@ def unreadable(spec: ModelSpec, why: Exception | str, hint: str = "") -> StageEr
     from .full_memory import out_of_memory  # which needs torch; whoever looks for a model does not
 
     full = out_of_memory(why) if isinstance(why, Exception) else None
-    return StageError(full or f"model.base = {spec.base!r} cannot be loaded: {_one_line(why)}{hint}")
+    return StageError(full or f"model.base = {spec.base!r} cannot be loaded: {one_line(why)}{hint}")
 
 
-def _one_line(why: Exception | str) -> str:
+def one_line(why: BaseException | str) -> str:
+    """The first line of what a library says; never its advice to run the code in a file."""
     text = str(why).strip() or type(why).__name__
-    return text.splitlines()[0].rstrip(". ")
+    if "weights_only" in text:
+        return "its pickle holds other things than tensors, which are never loaded"
+    if isinstance(why, (TypeError, AttributeError, KeyError, AssertionError, ZeroDivisionError, RecursionError)):
+        text = f"its files do not fit together ({type(why).__name__}: {text})"
+    return text.splitlines()[0][:500].rstrip(". ")

@@ -17,7 +17,6 @@ from ..data.survey import native_resolution
 from ..errors import RecipeError, StageError
 from ..models.skeleton import skeleton
 from ..models.tokenizers import load_tokenizers
-from ..models.unreadable import READ_ERRORS
 from ..recipe.model import Recipe
 from ..recipe.plan import Plan, make_plan
 from .disk import Room, room_findings, rooms, writes
@@ -118,7 +117,7 @@ def _counted(recipe: Recipe, plan: Plan, found: Preflight) -> Needs | None:
     vectors = {word: {key: len(made.ids) for key, made in by_key.items()} for word, by_key in plan.words.items()}
     try:
         model = skeleton(recipe.model)
-    except (StageError, *READ_ERRORS, TypeError, AttributeError):
+    except StageError:
         return None
     try:
         return count_needs(recipe, model, vectors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from .size import size
 
 CHECKPOINTED = 0.15  # of a step's activations, with gradient_checkpointing
 _LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-_MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -67,19 +66,15 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
     return _machine()
 
 
-def _machine() -> tuple[int, int] | None:
+def _machine() -> tuple[int, int]:
     """Of the machine with its swap, or of the container that the process is in."""
-    try:
-        lines = dict(line.split(":") for line in _MEMINFO.read_text("ascii").splitlines())
-        kib = {name: int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")}
-        free, total = kib["MemAvailable"] + kib["SwapFree"], kib["MemTotal"] + kib["SwapTotal"]
-        free, total = 1024 * free, 1024 * total
-    except (OSError, ValueError, KeyError):
-        try:  # no Linux
-            page = os.sysconf("SC_PAGE_SIZE")
-            free = total = page * os.sysconf("SC_PHYS_PAGES")
-        except (AttributeError, ValueError, OSError):
-            return None
+    import psutil
+
+    memory = psutil.virtual_memory()
+    free, total = int(memory.available), int(memory.total)
+    with suppress(OSError, RuntimeError):  # a container may not report its swap
+        swap = psutil.swap_memory()
+        free, total = free + int(swap.free), total + int(swap.total)
     try:
         limit, used = int(_LIMIT.read_text("ascii")), int(_USED.read_text("ascii"))
     except (OSError, ValueError):  # no container, or none with a limit

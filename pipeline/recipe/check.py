@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ...converters.names import is_reserved
 from ..data.captions import Captioned
 from ..errors import RecipeError
 from .build import build
@@ -137,6 +138,8 @@ def checked_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> t
 
 def _findings(recipe: Recipe, captioned: list[Captioned], doubt: Doubt, once: Once) -> Iterator[Finding]:
     family = family_of(recipe.model)
+    if is_reserved(recipe.name):
+        yield Finding(("name",), f"{recipe.name!r} is a device on Windows, so no folder can have this name; rename it")
     yield from model_findings(recipe.model)
     yield from layer_findings(recipe.model, family)
     yield from picture_findings(recipe, captioned, once)

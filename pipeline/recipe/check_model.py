@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ...converters.families import Family, families
 from ..errors import StageError
 from ..models.family import choose_family, width_of
+from ..models.received import check_model_folder, read_config
 from .build import CHECKPOINTS
 from .document import shipped_folder
 from .model import ModelSpec
@@ -27,14 +28,17 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
             return
         hint = "; did you mean 'micro'?" if nearest(spec.base, ["micro"]) else ""
         yield Finding(BASE, f"'{spec.base}' is no file or folder, and no hub id (owner/name){hint}")
-    elif not path.exists():
+    elif not os.path.exists(path):
         yield Finding(BASE, f"{path} does not exist{_sibling(path)}")
     elif path.is_dir() and not (path / "model_index.json").is_file():
         yield Finding(BASE, f"{path} has no model_index.json, so it is no diffusers folder")
     elif path.is_file():
         yield from _checkpoint(spec, path)
+    elif not path.is_dir():
+        yield Finding(BASE, f"{path} is no regular file and no folder")
     else:
         try:
+            check_model_folder(path)
             _family(spec, path)
         except StageError as error:
             yield Finding(("model", "family" if spec.family else "base"), str(error))
@@ -54,6 +58,13 @@ def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:
     if spec.config is None:
         text = "without config = a diffusers folder of the same family, the hub is asked for layout and tokenizers"
         yield Finding(BASE, text, "warning")
+    elif Path(spec.config).is_absolute():
+        try:
+            if not Path(spec.config).is_dir():
+                raise StageError(f"{spec.config} is no folder")
+            check_model_folder(Path(spec.config))
+        except (StageError, OSError) as error:
+            yield Finding(("model", "config"), str(error))
 
 
 def local_path(spec: ModelSpec) -> Path | None:
@@ -80,20 +91,19 @@ def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
     path = local_path(spec)
     if path is not None and not path.is_dir():
         path = Path(spec.config) if spec.config else None
-    return _json(path / "scheduler" / "scheduler_config.json") if path is not None else {}
+    return _json(path, "scheduler", "scheduler_config.json") if path is not None else {}
 
 
 def _family(spec: ModelSpec, folder: Path) -> Family:
-    kind = _json(folder / "model_index.json").get("_class_name", "folder without a pipeline's class")
-    return choose_family(spec, kind, width_of(kind, lambda module: _json(folder / module / "config.json")))
+    kind = _json(folder, "model_index.json").get("_class_name", "folder without a pipeline's class")
+    return choose_family(spec, kind, width_of(kind, lambda module: _json(folder, module, "config.json")))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(folder: Path, *names: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return read_config(folder.joinpath(*names), folder)
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _is_hub_id(text: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
+from ...converters.disk import replace
 from ..lock import is_locked
 from . import facts, show, words
 from .curves import SERIES, SINGLE, noisy_curve, vector_curves
@@ -70,7 +71,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
     scratch = folder / f".{NAME}.{os.getpid()}"
     try:
         scratch.write_text(page, encoding="utf-8", errors="replace", newline="\n")
-        os.replace(scratch, path)
+        replace(scratch, path)
     except BaseException:  # a full disk most of all
         scratch.unlink(missing_ok=True)
         raise

@@ -7,13 +7,14 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ...converters.disk import sync_folder
+from ...converters.disk import replace, sync_folder
 from ..errors import StageError
 from .received import NUMBER, bounded_json, is_inside, misfit
 
@@ -86,12 +87,15 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Pat
         save_file(tensors, temporary, {"format": _FORMAT, "checkpoint": facts, "sha256": _digest(facts, tensors)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
         sync_folder(folder)
         there = _by_age(folder)
         place = there.index(path)
-        for other in [*there[:place], *there[place + keep :]]:
-            other.unlink()
+        for later in there[:place]:
+            later.unlink()
+        for older in there[place + keep :]:
+            with suppress(PermissionError):  # Windows, while another program has it open: one more stays
+                older.unlink()
     except Exception as error:  # safetensors has an exception of its own for a full disk
         temporary.unlink(missing_ok=True)
         raise StageError(f"{path}: the checkpoint cannot be written ({error})") from error

@@ -58,7 +58,7 @@ def _draw(model: Model, concept: Concept, numbers: Sequence[int], seed: tuple[An
 
 def _keep(path: Path, picture: Image.Image, prompt: str) -> None:
     """The caption first, then the picture under its name: a picture that is there has its caption."""
-    path.with_suffix(".txt").write_text(prompt + "\n", "utf-8")
+    path.with_suffix(".txt").write_text(prompt + "\n", "utf-8", newline="\n")
     part = path.with_name(f".{path.name}.part")
     picture.save(part, format="PNG")
     os.replace(part, path)

@@ -7,10 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ...converters.disk import replace
+
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and programs: the file is either the old one or the whole new one."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    # a path that is not UTF-8 has lone surrogates: escaped, they are JSON
+    write_whole(path, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -21,4 +25,4 @@ def write_whole(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace(temporary, path)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...converters.disk import sync_folder
+from ...converters import disk
 from ...converters.embedding import Contents
 from ..recipe.fill import defaults
 from ..train.lora import lora_aside
@@ -54,8 +54,8 @@ class Saves:
         part.mkdir(parents=True)
         try:
             self._written(part, step)
-            os.replace(part, final)
-            sync_folder(self.folder)
+            disk.replace(part, final)
+            disk.sync_folder(self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         self._forget()
@@ -82,5 +82,6 @@ class Saves:
         saves = sorted(own, key=lambda path: int(path.name.rpartition("-")[2]))
         for old in saves[: -self.options["keep"]]:
             hidden = old.with_name(f".{old.name}.old")
-            os.replace(old, hidden)
-            shutil.rmtree(hidden)
+            with suppress(PermissionError):  # Windows, while one of its files is open: more than `keep` stay
+                disk.replace(old, hidden)
+                shutil.rmtree(hidden)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -69,12 +68,6 @@ def test_a_process_that_ends_at_once_has_written_all_or_says_that_it_could_not(a
             lost = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, env=buffered)
         assert lost.returncode
         assert b"No space left" in lost.stderr
-
-
-def test_in_another_programs_process_nothing_is_kept_from_the_garbage_collector(call) -> None:
-    before = gc.get_freeze_count()
-    assert call("schema", "train").code == 0
-    assert gc.get_freeze_count() == before
 
 
 def test_the_help_lists_every_command(call) -> None:

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from pivotune.converters import atomic, temporary
+from pivotune.converters import atomic, disk, temporary
 from pivotune.converters.errors import ConvertError
 
 
@@ -138,3 +138,46 @@ def test_no_fork_of_a_process_takes_the_name_of_a_temporary_file_of_another(tmp_
         os.close(reads)
         os.close(writes)
     assert len({temporary.part(tmp_path), *names}) == 3
+
+
+@pytest.mark.parametrize("link", [None, NotImplementedError], ids=["no os.link", "no follow_symlinks"])
+def test_a_system_without_links_of_links_replaces_several_files(tmp_path, monkeypatch, link):
+    """Windows has os.link without follow_symlinks; some systems have none."""
+    real = os.link
+
+    def of_windows(source, target, **options):
+        if options:
+            raise link("follow_symlinks unavailable on this platform")
+        real(source, target)
+
+    if link is None:
+        monkeypatch.delattr(os, "link")
+        monkeypatch.setattr(temporary, "_BY_DESCRIPTOR", "/no/such/folder")
+    else:
+        monkeypatch.setattr(os, "link", of_windows)
+        monkeypatch.setattr(temporary, "_BY_DESCRIPTOR", "/no/such/folder")
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"old")
+    with atomic.batch(overwrite=True) as files:
+        for name in "ab":
+            files.add(tmp_path / name, put(b"new"))
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [b"new", b"new"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_on_windows_a_file_that_is_open_is_replaced_once_it_is_closed(tmp_path, monkeypatch):
+    tries, real = [], os.replace
+
+    def open_twice(old, new):
+        tries.append(new)
+        if len(tries) < 3:
+            raise PermissionError(errno.EACCES, "in use by another process")
+        real(old, new)
+
+    (tmp_path / "new").write_bytes(b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        patch.setattr(os, "replace", open_twice)
+        patch.setattr(disk.time, "sleep", lambda seconds: None)
+        disk.replace(str(tmp_path / "new"), str(tmp_path / "old"))
+    assert (len(tries), (tmp_path / "old").read_bytes()) == (3, b"1")

@@ -103,23 +103,20 @@ def test_troubles_of_the_hub_are_told_in_one_line(monkeypatch, tmp_path, error, 
 
 
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
-def test_a_hub_id_without_a_network_ends_in_one_line_within_seconds(tmp_path, environment):
+def test_a_hub_id_without_a_network_ends_in_one_line(tmp_path, environment):
     """In a process of its own, since the hub's client reads the environment when it is imported."""
     code = (
-        "import time; begin = time.monotonic()\n"
         "from pivotune.pipeline.models.find import find_model\n"
         "from pivotune.pipeline.recipe.model import ModelSpec\n"
         f"try: find_model(ModelSpec({HUB!r}, 'sd1', 'float32', None, None, None))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
-        "print(time.monotonic() - begin)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HOME": str(tmp_path)} | environment,
         timeout=100, check=True,
     )  # fmt: skip
-    told, seconds = done.stdout.splitlines()
+    (told,) = done.stdout.splitlines()
     assert told.startswith(f"StageError model.base = '{HUB}' cannot be loaded: it is not (wholly) in the local cache")
-    assert float(seconds) < 20
     assert "Traceback" not in done.stderr
 
 

@@ -258,3 +258,10 @@ def test_check_needs_no_heavy_library(good: Path) -> None:
 def test_pieces_belong_to_a_schedule_in_pieces(good, schedule, right):
     said = [problem.text for problem in check_recipe(good, [f"train.schedule={schedule}"]).problems]
     assert said == ([] if right else ["piecewise and pieces = [[from, factor], ...] belong together"])
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "aux.v2", "com1"])
+def test_a_name_that_is_a_device_on_windows_is_refused(good: Path, name: str) -> None:
+    (found,) = check_recipe(good, [f"name='{name}'"]).problems
+    assert "is a device on Windows" in found.text
+    assert check_recipe(good, ["name='console'"]).problems == []

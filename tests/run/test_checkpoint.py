@@ -143,3 +143,20 @@ def test_older_ones_go_only_when_the_new_one_has_its_name(tmp_path: Path, monkey
     assert found.step == 3
     write_checkpoint(tmp_path, at(5), keep=1)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_one_that_is_open_in_another_program_of_windows_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, real = write_checkpoint(tmp_path, at(1)), Path.unlink
+
+    def in_use(path: Path, missing_ok: bool = False) -> None:
+        if path == first:
+            raise PermissionError(13, "in use by another process")
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", in_use)
+    for step in (2, 3):
+        write_checkpoint(tmp_path, at(step))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+    found = newest_checkpoint(tmp_path, pytest.fail)
+    assert found is not None
+    assert found.step == 3

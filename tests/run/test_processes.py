@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -227,10 +226,8 @@ def test_a_failure_in_one_process_ends_all_and_the_main_one_says_why(tmp_path, m
         return batch_loss(training, batch, number, grad_text=grad_text)
 
     monkeypatch.setattr(loop, "batch_loss", failing)
-    begin = time.monotonic()
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
-    assert time.monotonic() - begin < 60
     assert "process 1 of 2 has failed: StageError: the picture has vanished" in ended.said[0]
     assert "the picture has vanished" in manifest_of(tmp_path / "run")["error"]
 

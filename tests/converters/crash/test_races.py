@@ -6,7 +6,7 @@ import os
 import pytest
 from crash import faults
 
-from pivotune.converters import atomic, no_replace
+from pivotune.converters import atomic
 
 MANY = 4
 
@@ -15,12 +15,10 @@ def no(*_, **__):
     raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
-@pytest.fixture(params=["links", "no links", "no links, no rename that spares a file"])
+@pytest.fixture(params=["links", "no links"])
 def system(request, monkeypatch):
     if request.param != "links":
         monkeypatch.setattr(os, "link", no)
-    if request.param.endswith("file"):
-        monkeypatch.setattr(no_replace, "rename_if_free", no)
     return request.param
 
 
@@ -65,13 +63,3 @@ def test_of_several_that_may_overwrite_each_leaves_a_whole_file(tmp_path):
     assert race(path, overwrite=True) == [0] * MANY
     assert path.read_bytes() in [bytes([65 + number]) * 300_000 for number in range(MANY)]
     assert os.listdir(tmp_path) == ["x"]
-
-
-def test_a_rename_never_replaces_a_file(tmp_path):
-    (tmp_path / "old").write_bytes(b"1")
-    (tmp_path / "new").write_bytes(b"2")
-    with pytest.raises(FileExistsError):
-        no_replace.rename_if_free(tmp_path / "old", tmp_path / "new")
-    assert (tmp_path / "new").read_bytes() == b"2"
-    no_replace.rename_if_free(tmp_path / "old", tmp_path / "free")
-    assert sorted(os.listdir(tmp_path)) == ["free", "new"]

@@ -1,0 +1,179 @@
+"""A model folder may come from a stranger: all of it that a library will read is looked at first. Needs no torch.
+
+Files are regular and lie in the model (a snapshot of the hub's cache has its own blobs outside); configs are small,
+name no code and no kernels to download, and their numbers are such as real models have.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import StageError
+from .json_file import LARGEST, read_json
+
+LARGE = 1 << 27  # bytes of a vocabulary or a tokenizer
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt",
+    "chat_template.jinja",
+)  # fmt: skip
+_BIG = ("tokenizer.json", "vocab.json", "added_tokens.json", "spiece.model", "tokenizer.model")
+USUAL = (
+    "unet", "transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer",
+    "tokenizer_2", "tokenizer_3",
+)  # fmt: skip  # read where they lie, whatever the index says
+_TEMPLATES = "additional_chat_templates"  # the one folder in a part that transformers reads
+_LIBRARIES = ("diffusers", "transformers")
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+# a part of a number's name: the most that a model has. The first that fits counts.
+BOUNDS = {
+    "num_train_timesteps": 100_000, "sample_size": 4096, "pos_embed_max_size": 4096, "patch_size": 256,
+    "layers": 512, "blocks": 512, "vocab": 2_000_000, "extra_ids": 100_000, "position": 1_000_000, "heads": 1024,
+    "groups": 65_536, "buckets": 65_536, "input_dim": 1_000_000, "intermediate_size": 1_000_000, "d_ff": 1_000_000,
+    "channels": 65_536, "dim": 65_536, "hidden_size": 65_536, "d_model": 65_536, "d_kv": 65_536,
+    "num_class_embeds": 1_000_000, "size": 1_000_000, "num_": 1_000_000,
+}  # fmt: skip
+_POSITIVE = ("scaling_factor", "num_train_timesteps", "model_max_length")
+_NAMES = ("prediction_type", "_class_name")
+_ENDLESS = ("lambda_min_clipped", "model_max_length")  # real ones are -Infinity and 1e30
+
+
+def check_model_folder(folder: Path) -> None:
+    """Look at every small file of a diffusers folder. StageError names the first that no model should have."""
+    try:
+        index_path = folder / "model_index.json"
+        parts = list(USUAL)
+        if os.path.lexists(index_path):
+            parts += _parts(index_path, read_config(index_path, folder))
+        for name in dict.fromkeys(parts):
+            _part(folder, folder / name)
+    except (OSError, ValueError, RuntimeError) as error:  # the last: links in a circle
+        raise StageError(_line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _parts(path: Path, index: dict[str, Any]) -> Iterator[str]:
+    for name, value in index.items():
+        if not isinstance(value, list) or name in ("safety_checker", "feature_extractor") or value == [None, None]:
+            continue
+        if os.path.basename(name) != name or name in ("", ".", "..") or "\\" in name:
+            raise ValueError(f"{path}: {name!r} is no name of a part")
+        if len(value) != 2 or value[0] not in _LIBRARIES or not isinstance(value[1], str):
+            raise ValueError(f"{path}: {name} must be a class of {' or '.join(_LIBRARIES)}, not {str(value)[:60]}")
+        yield name
+
+
+def _part(model: Path, folder: Path) -> None:
+    if not os.path.lexists(folder):
+        return
+    _inside(folder, model)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: it must be a folder")
+    for path in sorted(folder.iterdir()):
+        if path.name == _TEMPLATES:
+            _part(model, path)
+        elif path.name == "adapter_config.json":
+            raise ValueError(f"{path}: an adapter lies beside the model and would change it; take it away")
+        if path.is_dir():
+            continue
+        if not path.is_file():
+            raise ValueError(f"{path}: it is no regular file, or a link that leads nowhere")
+        if path.name.lower().endswith(WEIGHTS):
+            continue
+        _inside(path, model)
+        big = path.name in _BIG
+        if path.stat().st_size > (LARGE if big else LARGEST):
+            raise ValueError(f"{path}: it is too large ({path.stat().st_size:,} bytes)")
+        if path.suffix == ".json" and not big:
+            read_config(path, model)
+
+
+def read_config(path: Path, model: Path) -> dict[str, Any]:
+    """The object in a config of a model's folder, if real models have its like.
+
+    OSError or ValueError, which names the file, otherwise.
+    """
+    _inside(path, model)
+    config = read_json(path)
+    _check(path, config)
+    return config
+
+
+def _inside(path: Path, model: Path) -> None:
+    """ValueError for a link that leads out of the model."""
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(model))
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(real.is_relative_to(one) for one in homes):
+        raise ValueError(f"{path}: a link that leaves the model; put a copy of the file in its place")
+
+
+def regular_in(path: Path, model: Path) -> bool:
+    """Whether this is a regular file, in the model itself."""
+    try:
+        _inside(path, model)
+    except (OSError, ValueError):
+        return False
+    return path.is_file()
+
+
+def _check(path: Path, value: object, key: str = "") -> None:
+    if key == "weight_map" and isinstance(value, dict):
+        for name in value.values():
+            if not isinstance(name, str) or os.path.basename(name) != name or "\\" in name:
+                raise ValueError(f"{path}: weights lie beside it, not in {str(name)[:60]!r}")
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            _refuse_code(path, name, one)
+            _refuse_files(path, name, one)
+            _check(path, one, name)
+    elif isinstance(value, list):
+        for one in value:
+            _check(path, one, key)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        _number(path, key, value)
+    if key in _NAMES and value is not None and not (isinstance(value, str) and len(value) < 200):
+        raise ValueError(f"{path}: {key} must be a name, not {str(value)[:60]!r}")
+    if key in _POSITIVE and not (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
+        raise ValueError(f"{path}: {key} must be a number above 0, not {str(value)[:60]!r}")
+
+
+def _refuse_code(path: Path, name: str, value: object) -> None:
+    if "attn_implementation" in name and not name.endswith("autoset"):
+        named = value.values() if isinstance(value, dict) else [value]
+        if any(one is not None and one not in _ATTENTIONS for one in named):
+            raise ValueError(f"{path}: {name} = {str(value)[:60]!r} asks for other code; leave it out")
+    if name in ("auto_map", "custom_pipeline", "trust_remote_code", "_custom_code") and value:
+        raise ValueError(f"{path}: {name} asks for code of the model's own, which is never run; leave it out")
+    if name == "quantization_config" and value is not None:
+        raise ValueError(f"{path}: its weights are quantised and cannot be trained; take the model in full precision")
+
+
+def _refuse_files(path: Path, name: str, value: object) -> None:
+    """ValueError for a config that names a file that is there, but not beside the config: tokenizers would read it."""
+    if not name.endswith(("_file", "_files")):
+        return
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str) and os.path.basename(one) != one and len(one) < 4096 and "\0" not in one:
+            for place in (path.parent / one, Path(one)):
+                if place.exists() and not regular_in(place, path.parent):
+                    raise ValueError(f"{path}: {name} leads out of the model, to {place}; leave it out")
+
+
+def _number(path: Path, key: str, value: float) -> None:
+    if isinstance(value, float) and not math.isfinite(value) and key not in _ENDLESS:
+        raise ValueError(f"{path}: {key} = {value} is no number that a model has")
+    if key in _ENDLESS or key.endswith("token_id"):
+        return
+    most = next((most for part, most in BOUNDS.items() if part in key), 1 << 40)
+    if abs(value) > most:
+        raise ValueError(f"{path}: {key} = {str(value)[:30]} is more than any model has (at most {most:,})")
