@@ -53,7 +53,7 @@ def count(run: Run, declared: int) -> dict[str, int]:
     for row in run.artefacts:
         if row["kind"] != "text":
             exports.setdefault(_export(row), []).append(row)
-    whole = [path for path, rows in exports.items() if all(_there(run, row) for row in rows)]
+    whole = [path for path, rows in exports.items() if all(_there(run.folder, row) for row in rows)]
     if len(whole) != declared:
         raise StageError(f"{declared} exports are declared, {len(whole)} are there and verified")
     return {"exports_declared": declared, "exports_verified": len(whole)}
@@ -70,7 +70,7 @@ def count_words(run: Run, files: Mapping[str, Path]) -> dict[str, dict[str, int]
     held = {
         row["path"]: set(row.get("words", (row["word"],)))
         for row in run.artefacts
-        if row["kind"] in ("word", "pack") and row["path"] in paths and _there(run, row)
+        if row["kind"] in ("word", "pack") and row["path"] in paths and _there(run.folder, row)
     }
     whole = {name for name, path in exported.items() if name in held.get(path, ())}
     missing = sorted(set(declared) - whole)
@@ -80,20 +80,20 @@ def count_words(run: Run, files: Mapping[str, Path]) -> dict[str, dict[str, int]
     return {"words": {"declared": len(declared), "exported": len(exported), "verified": len(whole)}}
 
 
-def hold_to_the_end(run: Run) -> None:
-    """StageError when a file that was verified is gone or another one at the end of the run.
+def require_artefacts(folder: Path, artefacts: Sequence[Mapping[str, Any]]) -> None:
+    """StageError when an exported file that was verified is gone or has changed in the run's folder.
 
     Of a model, which is large, each file's size is looked at; all others are read once more.
     """
-    lost = [row["path"] for row in run.artefacts if not _still(run, row)]
+    lost = [row["path"] for row in artefacts if not _still(folder, row)]
     if lost:
         names = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         raise StageError(f"exported and verified, but gone or changed before the run's end: {names}")
 
 
-def _still(run: Run, row: dict[str, Any]) -> bool:
-    path = run.folder / row["path"]
-    return path.is_file() and path.stat().st_size == row["bytes"] if row["kind"] == "model" else _there(run, row)
+def _still(folder: Path, row: Mapping[str, Any]) -> bool:
+    path = folder / row["path"]
+    return path.is_file() and path.stat().st_size == row["bytes"] if row["kind"] == "model" else _there(folder, row)
 
 
 def _export(row: dict[str, Any]) -> str:
@@ -103,6 +103,6 @@ def _export(row: dict[str, Any]) -> str:
     return "/".join(parts[: end + 1])
 
 
-def _there(run: Run, row: dict[str, Any]) -> bool:
-    path = run.folder / row["path"]
+def _there(folder: Path, row: Mapping[str, Any]) -> bool:
+    path = folder / row["path"]
     return path.is_file() and sha256(path) == row["sha256"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from ...converters.embedding import Contents
 from ...converters.errors import ConvertError
 from ..errors import StageError
-from ..run.manifest_file import left_behind
 from ..run.state import Run
 from .lora import write_plain
 from .model_folder import write_model_folder
@@ -49,31 +48,12 @@ def keep_last_good(run: Run, contents: Contents, *, model: bool) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def hide_last_good(run: Path) -> None:
-    """Put `last-good/` out of sight: the verified exports of the run's folder replace it."""
+def remove_last_good(run: Path) -> None:
+    """Delete `last-good/` of a run whose exports are verified: they replace it."""
     folder, old = _places(run)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-
-
-@contextmanager
-def last_good_until_the_end(run: Path) -> Iterator[None]:
-    """Around all that a run does and notes: what was hidden is deleted when its manifest says that it has finished.
-
-    A run that fails has it again, unless a newer one is there. One that goes on after a kill in between has it too: see
-    `run.leftovers`.
-    """
-    folder, old = _places(run)
-    try:
-        yield
-    finally:
-        left = left_behind(run)
-        if left is not None and left["status"] == "finished":
-            shutil.rmtree(old, ignore_errors=True)
-        elif old.exists() and not folder.exists():
-            with suppress(OSError):  # why the run ended must not be hidden by that
-                old.rename(folder)
+    with suppress(FileNotFoundError):
+        os.replace(folder, old)  # so that a kill leaves no half of it under its name
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _written(run: Run, contents: Contents, folder: Path, model: bool) -> list[str]:

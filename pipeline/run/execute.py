@@ -11,7 +11,7 @@ from ...converters.embedding import Contents
 from ...converters.errors import ConvertError
 from ...converters.tensor import RawTensor
 from ..errors import StageError
-from ..export.artefacts import hold_to_the_end
+from ..export.artefacts import require_artefacts
 from ..export.last_good import keep_last_good
 from ..recipe.model import Stage
 from ..stages import STAGES
@@ -86,7 +86,7 @@ def _end(
         manifest["pictures"] += draw_after(
             model, recipe, run.data["standalone"], run.data.get("lora"), run.folder / "pictures"
         )
-    hold_to_the_end(run)
+    require_artefacts(run.folder, run.artefacts)
 
 
 def _proofs(run: Run, model: dict[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,14 @@ from typing import Any
 from ...converters.errors import ConvertError
 from ..errors import StageError
 from ..report.page import write_report
+from .finishing import finish
 from .folder import write_json
 from .metrics import finite
 from .state import Run
 from .stopping import Stopped
-from .trouble import GO_ON, lost_folder, told
+from .trouble import lost_folder, told
+
+COMPLETES = "the same command completes the report and the clean-up"
 
 
 @contextmanager
@@ -28,7 +31,6 @@ def noted(run: Run, manifest: dict[str, Any], begin: float) -> Iterator[None]:
     try:
         with _for_people(run):
             yield
-        manifest["status"] = "finished"
     except BaseException as error:
         people = isinstance(error, (StageError, ConvertError))
         text = str(error) if people else f"{type(error).__name__}: {error}"
@@ -43,16 +45,17 @@ def noted(run: Run, manifest: dict[str, Any], begin: float) -> Iterator[None]:
             run.progress(f"stopped at once, before the report was written; pivotune report {run.folder} writes it")
         raise
     try:
-        _leave(run, manifest, before + time.monotonic() - begin)
+        manifest["seconds"] = round(before + time.monotonic() - begin, 3)
+        with told():
+            run.metrics.close()
+            finish(run.folder, manifest)
     except StageError as error:
-        raise StageError(
-            f"all is trained and exported, but the run's end cannot be written: {error}, {GO_ON}"
-        ) from error
+        text = f"all is trained and exported, but the run's end cannot be written: {error}"
+        raise StageError(f"{text}; {COMPLETES}") from error
     except BaseException as error:
         if not _impatient(run, error):
             raise
-        text = f"all is trained and exported, but the report is not: pivotune report {run.folder} writes it"
-        raise Stopped(text) from error
+        raise Stopped(f"all is trained and exported, but not the report; {COMPLETES}") from error
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def bounded_json(text: bytes | str) -> Any:
         below: list[Any] = []
         for one in level:
             if isinstance(one, str):
-                one.encode()
+                one.encode("utf-8", "surrogateescape")  # file names that are no UTF-8 are escaped so
             elif isinstance(one, list):
                 below += one
             elif isinstance(one, dict):

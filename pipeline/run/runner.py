@@ -15,8 +15,6 @@ import torch
 
 from pivotune import __version__
 
-from ..export.finished import remove_finished
-from ..export.last_good import hide_last_good, last_good_until_the_end
 from ..launch import begin_processes, end_processes
 from ..models.device import make_deterministic, pick_device
 from ..models.load import load_model
@@ -32,6 +30,7 @@ from .checkpoint import Checkpoint, Source
 from .class_pictures import draw_class_pictures
 from .ending import ending
 from .execute import execute
+from .finishing import FINISHING, complete
 from .folder import write_json, write_whole
 from .keeper import GOES_ON, Keeper
 from .manifest import inputs_of
@@ -102,6 +101,10 @@ def _run_recipe(
     manifest = _manifest(recipe, inputs, start, ahead.facts, origin)
     with ExitStack() as stack:
         processes.from_main(lambda: stack.enter_context(held(start)))
+        if (start.left or {}).get("status") == FINISHING:
+            result = processes.from_main(lambda: _completed(start, progress))
+            end_processes(processes)
+            return result
         asked = stack.enter_context(listening(progress))
         checkpoint, begun = _beginning(start, begun, manifest, processes, progress)
         say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
@@ -149,15 +152,23 @@ def _follow(run: Run) -> RunResult:
 
 def _run(run: Run, manifest: dict[str, Any], begin: float) -> RunResult:
     """Execute, and leave manifest and report whatever happens."""
-    with last_good_until_the_end(run.folder), noted(run, manifest, begin):
+    with noted(run, manifest, begin):
         write_whole(run.folder / "recipe.toml", run.recipe.path.read_bytes())
         write_json(run.folder / "manifest.json", finite(manifest))
         manifest["stages"] = run.rows
         execute(run, manifest)
-        hide_last_good(run.folder)  # before the manifest says that the run has finished: it never lies beside exports
-    if manifest.get("finished", {}).get("removed"):
-        remove_finished(run.folder)
-    return RunResult(run.folder, run.folder / REPORT, f"{word_table(manifest)}\n{ending(manifest)}")
+    return _result(run.folder, manifest)
+
+
+def _result(folder: Path, manifest: dict[str, Any]) -> RunResult:
+    return RunResult(folder, folder / REPORT, f"{word_table(manifest)}\n{ending(manifest)}")
+
+
+def _completed(start: Start, progress: Progress) -> RunResult:
+    """The end of a run that an earlier process trained and exported whole."""
+    progress(f"{start.folder} is trained and exported; completing its report and clean-up")
+    with told():
+        return _result(start.folder, complete(start.folder, start.left or {}))
 
 
 def _from_source(source: Source, folder: Path, manifest: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from ..models.full_memory import out_of_memory
 from ..processes import lost
 
 LESS = "a smaller batch_size with gradient_accumulation, gradient_checkpointing = true, a smaller resolution"
-GO_ON = "then the same command goes on from the last checkpoint"
 
 
 def in_words(error: BaseException, way_out: str = "") -> str | None:

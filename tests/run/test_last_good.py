@@ -3,20 +3,19 @@
 import json
 import os
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from projects import make_project, run_project
-from run.killing import assert_same, child
+from run.killing import assert_same
 from run.launching import launched
 
 from pivotune.converters.safetensors_file import read
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.export import last_good
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import noted, runner
+from pivotune.pipeline.run import finishing
 from pivotune.pipeline.run.stopping import Stopped
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.words.raw import from_raw
@@ -170,43 +169,10 @@ def test_a_run_that_ends_well_has_no_old_vectors_beside_its_exports(tmp_path, mo
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(noted, "write_json", full)
+        patch.setattr(finishing, "write_json", full)
         with pytest.raises(StageError, match="the run's end cannot be written"):
             run_project(recipe, run)
     assert (run / "last-good/tiny_embeddings/cat.safetensors").is_file()  # which is not the end yet
     run_project(recipe, run)
     assert not old_vectors(run)
-    assert_same(run, whole)
-
-
-@pytest.mark.parametrize("when", ["before the manifest says so", "while it is deleted"])
-def test_a_kill_around_the_removal_of_last_good_changes_nothing(tmp_path, monkeypatch, when):
-    recipe, run = make_project(tmp_path), tmp_path / "run"
-    whole = run_project(recipe, tmp_path / "whole").folder
-    stopped_once(recipe, run)
-    kill, delete = (lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)), last_good.shutil.rmtree
-    hide = runner.hide_last_good
-
-    def hidden(folder):
-        hide(folder)
-        kill()
-
-    def deleted(folder, **options):
-        if folder.name != ".last-good.old" or not folder.exists():
-            return delete(folder, **options)
-        next(folder.rglob("*.safetensors")).unlink()
-        return kill()
-
-    with monkeypatch.context() as patch:
-        if when == "while it is deleted":
-            patch.setattr(last_good, "shutil", SimpleNamespace(rmtree=deleted))
-        else:
-            patch.setattr(runner, "hide_last_good", hidden)
-        assert child(lambda: run_project(recipe, run)) == -signal.SIGKILL
-    assert not (run / "last-good").exists()
-    status = json.loads((run / "manifest.json").read_text("utf-8"))["status"]
-    assert status == ("finished" if when == "while it is deleted" else "running")
-    if status == "running":
-        run_project(recipe, run)
-        assert not old_vectors(run)
     assert_same(run, whole)
