@@ -57,6 +57,12 @@ def hide_last_good(run: Path) -> None:
         folder.rename(old)
 
 
+def forget_last_good(run: Path) -> None:
+    """Take `last-good/` away for good."""
+    hide_last_good(run)
+    shutil.rmtree(_places(run)[1], ignore_errors=True)
+
+
 @contextmanager
 def last_good_until_the_end(run: Path) -> Iterator[None]:
     """Around all that a run does and notes: what was hidden is deleted when its manifest says that it has finished.
@@ -69,7 +75,7 @@ def last_good_until_the_end(run: Path) -> Iterator[None]:
         yield
     finally:
         left = left_behind(run)
-        if left is not None and left["status"] == "finished":
+        if left is not None and left["status"] in ("ending", "finished"):
             shutil.rmtree(old, ignore_errors=True)
         elif old.exists() and not folder.exists():
             with suppress(OSError):  # why the run ended must not be hidden by that

@@ -25,14 +25,16 @@ RECIPE = 60_000  # characters of the resolved recipe
 NAME = "report.html"
 
 
-def write_report(folder: Path, refresh: int | None = None) -> Path:
+def write_report(folder: Path, refresh: int | None = None, manifest: Json | None = None) -> Path:
     """Makes `folder`/report.html from the run's manifest, metrics and pictures, and returns its path.
 
     Works on a run in any state. What is missing is said on the page; only a folder without a readable manifest
     raises (StageError). The same folder gives the same bytes. With `refresh` an open page loads itself again after so
-    many seconds.
+    many seconds. `manifest` is one that is about to be written.
     """
-    manifest = read_manifest(folder)
+    manifest = manifest or read_manifest(folder)
+    if manifest.get("status") == "ending":  # all but the report and the clean-up is there
+        manifest = {**manifest, "status": "finished"}
     killed = manifest.get("status") == "running" and not is_locked(folder)
     metrics, unread = read_metrics(folder)
     warnings = list(manifest.get("warnings") or [])

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ...converters.errors import ConvertError
 from ..errors import StageError
+from ..export.finished import remove_finished
+from ..export.last_good import forget_last_good
 from ..report.page import write_report
 from .folder import write_json
 from .metrics import finite
 from .state import Run
 from .stopping import Stopped
-from .trouble import GO_ON, lost_folder, told
+from .trouble import lost_folder, told
 
 
 @contextmanager
@@ -28,7 +31,6 @@ def noted(run: Run, manifest: dict[str, Any], begin: float) -> Iterator[None]:
     try:
         with _for_people(run):
             yield
-        manifest["status"] = "finished"
     except BaseException as error:
         people = isinstance(error, (StageError, ConvertError))
         text = str(error) if people else f"{type(error).__name__}: {error}"
@@ -43,15 +45,18 @@ def noted(run: Run, manifest: dict[str, Any], begin: float) -> Iterator[None]:
             run.progress(f"stopped at once, before the report was written; pivotune report {run.folder} writes it")
         raise
     try:
-        _leave(run, manifest, before + time.monotonic() - begin)
+        manifest["seconds"] = round(before + time.monotonic() - begin, 3)
+        with told():
+            run.metrics.close()
+            complete(run.folder, manifest)
     except StageError as error:
         raise StageError(
-            f"all is trained and exported, but the run's end cannot be written: {error}, {GO_ON}"
+            f"all is trained and exported, but the run's end cannot be written: {error}, then the same command ends it"
         ) from error
     except BaseException as error:
         if not _impatient(run, error):
             raise
-        text = f"all is trained and exported, but the report is not: pivotune report {run.folder} writes it"
+        text = "all is trained and exported, but the report is not: the same command writes it"
         raise Stopped(text) from error
 
 
@@ -86,6 +91,21 @@ def _leave(run: Run, manifest: dict[str, Any], seconds: float) -> None:
     with told():
         run.metrics.close()
         write_report_of(run, manifest)
+
+
+def complete(folder: Path, manifest: dict[str, Any]) -> None:
+    """The end of a run whose exports hold: what they replace goes, then comes the report, and `finished` last of all.
+
+    The manifest says `ending` before: a run that is stopped meanwhile, by a full disk or a kill, is completed by the
+    same command, however often.
+    """
+    write_json(folder / "manifest.json", finite({**manifest, "status": "ending", "error": None}))
+    forget_last_good(folder)
+    if manifest.get("finished", {}).get("removed"):
+        remove_finished(folder)
+    manifest |= {"status": "finished", "error": None}
+    write_report(folder, manifest=manifest)
+    write_json(folder / "manifest.json", finite(manifest))
 
 
 def write_report_of(run: Run, manifest: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ import torch
 
 from pivotune import __version__
 
-from ..export.finished import remove_finished
 from ..export.last_good import hide_last_good, last_good_until_the_end
 from ..launch import begin_processes, end_processes
 from ..models.device import make_deterministic, pick_device
@@ -36,7 +35,7 @@ from .folder import write_json, write_whole
 from .keeper import GOES_ON, Keeper
 from .manifest import inputs_of
 from .metrics import Metrics, finite
-from .noted import noted
+from .noted import complete, noted
 from .resume import take_up
 from .spread import hold_spread
 from .start import Start, begin_folder, held, refuse_foreign, say_start
@@ -105,6 +104,10 @@ def _run_recipe(
     manifest = _manifest(recipe, text, inputs, start, ahead.facts, origin)
     with ExitStack() as stack:
         processes.from_main(lambda: stack.enter_context(held(start)))
+        if start.left and start.left["status"] == "ending":
+            result = processes.from_main(lambda: _ended(start, progress))
+            end_processes(processes)
+            return result
         asked = stack.enter_context(listening(progress))
         checkpoint, begun = _beginning(start, begun, manifest, processes, progress)
         say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
@@ -158,9 +161,21 @@ def _run(run: Run, text: Path, manifest: dict[str, Any], begin: float) -> RunRes
         manifest["stages"] = run.rows
         execute(run, manifest)
         hide_last_good(run.folder)  # before the manifest says that the run has finished: it never lies beside exports
-    if manifest.get("finished", {}).get("removed"):
-        remove_finished(run.folder)
-    return RunResult(run.folder, run.folder / REPORT, f"{word_table(manifest)}\n{ending(manifest)}")
+    return _result(run.folder, manifest)
+
+
+def _ended(start: Start, progress: Progress) -> RunResult:
+    """Complete the end of a run that trained and exported all, and was stopped before its report was written."""
+    assert start.left is not None
+    progress(f"going on with {start.folder}: all is trained and exported; writing its report")
+    manifest = dict(start.left)
+    with told():
+        complete(start.folder, manifest)
+    return _result(start.folder, manifest)
+
+
+def _result(folder: Path, manifest: dict[str, Any]) -> RunResult:
+    return RunResult(folder, folder / REPORT, f"{word_table(manifest)}\n{ending(manifest)}")
 
 
 def _from_source(source: Source, folder: Path, manifest: dict[str, Any]) -> None:

@@ -54,7 +54,8 @@ def test_a_replay_asks_for_pictures_that_lie_elsewhere(made: Path, tmp_path: Pat
     concepts = [{**one, "images": str(tmp_path / "gone")} for one in manifest["recipe"]["concept"]]
     told = CliRunner().invoke(replay, [str(_changed(made, tmp_path / "run", concept=concepts))])
     assert isinstance(told.exception, StageError)
-    assert "--set" in str(told.exception) and "\n" not in str(told.exception)
+    assert "--set" in str(told.exception)
+    assert "\n" not in str(told.exception)
 
 
 def test_only_plain_files_inside_a_folder_are_taken(tmp_path: Path) -> None:
@@ -72,5 +73,5 @@ def test_only_plain_files_inside_a_folder_are_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 900 + "]" * 900, "NaN", "1" * 400, "1e999", '"\\ud800"', "[" * 10**5, "{"])
 def test_json_is_bounded(text: str) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"."):
         bounded_json(text)
