@@ -94,17 +94,17 @@ def _leave(run: Run, manifest: dict[str, Any], seconds: float) -> None:
 
 
 def complete(folder: Path, manifest: dict[str, Any]) -> None:
-    """The end of a run whose exports hold: what they replace goes, then comes the report, and `finished` last of all.
+    """The end of a run whose exports hold: the report, then what they replace goes, and `finished` comes last of all.
 
     The manifest says `ending` before: a run that is stopped meanwhile, by a full disk or a kill, is completed by the
     same command, however often.
     """
     write_json(folder / "manifest.json", finite({**manifest, "status": "ending", "error": None}))
+    manifest |= {"status": "finished", "error": None}
+    write_report(folder, manifest=manifest)
     forget_last_good(folder)
     if manifest.get("finished", {}).get("removed"):
         remove_finished(folder)
-    manifest |= {"status": "finished", "error": None}
-    write_report(folder, manifest=manifest)
     write_json(folder / "manifest.json", finite(manifest))
 
 
