@@ -17,8 +17,6 @@ from typing import Any
 
 from hostile.case import Case
 
-import recipes as shipped
-
 VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 10**30, 1.5, 1e308, "", "x", "../../outside/private.txt", "/etc/passwd", "a\0b", "\ud800",
     "\x1b[31m\n", [], {}, [None], [[]], {"": {}}, {"a": [1, {"b": None}]}, "x" * 100_000,
@@ -29,7 +27,7 @@ PLACES = (
     "metrics.jsonl", "report.html", ".lock", ".probe", ".manifest.json.part", "tracking", "exports/diffusers",
     ".last-good.old", ".finished.old", "pictures/before-000-0.png",
 )  # fmt: skip
-MODEL = Path(shipped.__file__).parent
+MODEL = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def cases(draw: random.Random) -> Iterator[Case]:
