@@ -6,22 +6,23 @@ from pathlib import Path
 
 import click
 
-from .options import json_option, print_json, say
+from .options import json_option, print_json, say, set_option
 
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the second run [RUN-replay].")
+@set_option
 @json_option
 @click.pass_context
-def replay(ctx: click.Context, run: Path, out: Path | None, as_json: bool) -> None:
+def replay(ctx: click.Context, run: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Run the recipe of RUN again elsewhere and compare every step and file; name the first that differs.
 
     Exit code 1 when something differs.
     """
     from ..run.replay import replay as run_again
 
-    result = run_again(run, out=out, progress=say, bar=not as_json)
+    result = run_again(run, out=out, progress=say, bar=not as_json, overrides=overrides)
     if as_json:
         told = {"folder": str(result.folder), "same": not result.differences, "differences": result.differences}
         print_json({**told, "inputs": result.inputs, "steps": result.steps, "files": result.files})

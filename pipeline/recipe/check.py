@@ -21,7 +21,7 @@ from .check_targets import same_files, target_findings
 from .check_tokens import unseen_findings
 from .check_words import caption_findings, coverage, name_findings
 from .document import Document
-from .load import MOST, open_recipe
+from .load import MOST, open_document, open_recipe
 from .many_words import with_many_words
 from .mend import mend
 from .model import Recipe
@@ -74,7 +74,15 @@ def check_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tok
 
     With `tokens` also words that no encoder would see, which a run finds by itself (and `--anyway` lets pass).
     """
-    recipe, document, problems = open_recipe(path_or_name, overrides)
+    return _checked(*open_recipe(path_or_name, overrides), tokens=tokens)
+
+
+def check_document(document: Document, overrides: Sequence[str] = ()) -> Checked:
+    """As `check_recipe`, for a recipe out of a manifest."""
+    return _checked(*open_document(document, overrides), tokens=False)
+
+
+def _checked(recipe: Recipe | None, document: Document | None, problems: list[Problem], *, tokens: bool) -> Checked:
     if document is None:
         return Checked(None, problems)
     if recipe is None:

@@ -36,14 +36,22 @@ def open_recipe(
 ) -> tuple[Recipe | None, Document | None, list[Problem]]:
     """The recipe, or None and its problems; the document (for line numbers) is None where the file cannot be parsed."""
     try:
-        read_so, refused = override(
-            read(find(path_or_name)), overrides, list(schemas.schema("recipe.json")["properties"])
-        )
+        return open_document(read(find(path_or_name)), overrides)
+    except Unreadable as error:
+        return None, None, [error.problem]
+
+
+def open_document(
+    document: Document, overrides: Sequence[str] = ()
+) -> tuple[Recipe | None, Document | None, list[Problem]]:
+    """As `open_recipe`, for a recipe that was parsed already: from a file, or out of a manifest."""
+    try:
+        read_so, refused = override(document, overrides, list(schemas.schema("recipe.json")["properties"]))
         refuse_deep(read_so.data)
     except Unreadable as error:
         return None, None, [error.problem]
-    recipe, document, problems = formed(read_so)
-    return (None if refused else recipe), document, [*refused, *problems]
+    recipe, whole, problems = formed(read_so)
+    return (None if refused else recipe), whole, [*refused, *problems]
 
 
 def formed(document: Document) -> tuple[Recipe | None, Document, list[Problem]]:

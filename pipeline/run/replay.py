@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ..errors import StageError
-from ..recipe.load import recipe_from_json
+from ..recipe.check import check_document
+from ..recipe.document import Document
+from ..recipe.load import recipe_as_json
 from ..recipe.model import Recipe, StopAfter
 from ..recipe.stop import parse_stop
 from ..train.clock import SECONDS
 from .differences import input_differences
 from .hashes import sha256
 from .manifest_file import left_behind
+from .metrics_file import read_rows
+from .received import inside
 from .runner import run_recipe
 
 ANEW = "a replay does not go on: it begins anew, in another folder"
@@ -34,7 +37,9 @@ class Replayed:
     files: int
 
 
-def replay(folder: Path, *, out: Path | None, progress: Callable[[str], None], bar: bool) -> Replayed:
+def replay(
+    folder: Path, *, out: Path | None, progress: Callable[[str], None], bar: bool, overrides: Sequence[str] = ()
+) -> Replayed:
     """Run the recipe of `folder` again, into `out` (left out: `<folder>-replay` beside it, or with a number).
 
     The run keeps its name, by which files are called, and begins where the first did: with its source, if it had one.
@@ -45,14 +50,16 @@ def replay(folder: Path, *, out: Path | None, progress: Callable[[str], None], b
         raise StageError(f"{folder}: holds no run (no manifest.json that can be read)")
     if before["status"] != "finished":
         raise StageError(f"{folder}: the run has not finished; `pivotune run` with its recipe goes on with it")
-    recipe = recipe_from_json(before["recipe"], Path(before["recipe_file"]))
-    again = _stopped_by_steps(recipe, before)
+    text = inside(folder, "recipe.toml")
+    recipe = _recipe(before, overrides)
+    again = _within(_stopped_by_steps(recipe, before))
     result = run_recipe(
-        again, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before), way=ANEW
-    )
+        again, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before), way=ANEW,
+        text=text,
+    )  # fmt: skip
     after = left_behind(result.folder)
     assert after is not None
-    inputs = [str(one) for one in input_differences(before, after)]
+    inputs = [str(one) for one in input_differences({**before, "recipe": recipe_as_json(again)}, after)]
     if after["source"] and after["source"]["sha256"] != before["source"]["sha256"]:
         inputs.append(f"{after['source']['path']} is another checkpoint than the one that the run began with")
     loose = _by_the_clock(recipe)
@@ -62,6 +69,35 @@ def replay(folder: Path, *, out: Path | None, progress: Callable[[str], None], b
     differences = [*_metrics(folder, result.folder, loose), *_files(folder, result.folder, before, after)]
     steps = sum(1 for _ in _rows(result.folder, loose))
     return Replayed(result.folder, tuple(differences), tuple(inputs), steps, len(_made(before)))
+
+
+def _recipe(before: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+    """The recipe of a manifest, which another may have written: through the same checks as a recipe's file."""
+    recipe_file = before.get("recipe_file", "")
+    if not Path(recipe_file).is_absolute():
+        raise StageError("manifest.json: recipe_file is no absolute path")
+    checked = check_document(Document(Path(recipe_file), "", before["recipe"]), overrides)
+    if checked.recipe is None or checked.failed:
+        wrong = [problem for problem in checked.problems if problem.severity == "error"]
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        hint = "what lies elsewhere now is given with --set, as --set 'concept.1.images=\"...\"'"
+        raise StageError(f"manifest.json: {wrong[0].shown('recipe')}{more}; {hint}")
+    return checked.recipe
+
+
+def _within(recipe: Recipe) -> Recipe:
+    """The recipe without all that would write outside the folder of the second run, and changes no byte of it: where
+    encoded pictures are kept, class pictures that are drawn, trackers."""
+    place = recipe.data.cache_latents
+    data = recipe.data if place in ("memory", "off", "run", "user") else replace(recipe.data, cache_latents="run")
+    stages = tuple(
+        replace(stage, options={**stage.options, "watch": {**stage.options["watch"], "trackers": []}})
+        if stage.options.get("watch")
+        else stage
+        for stage in recipe.stages
+    )
+    concepts = tuple(replace(concept, generate=None) for concept in recipe.concepts)
+    return replace(recipe, data=data, stages=stages, concepts=concepts)
 
 
 def _source(before: Mapping[str, Any]) -> Path | None:
@@ -106,11 +142,11 @@ def _by_the_clock(recipe: Recipe) -> set[tuple[int, str]]:
 
 
 def _rows(folder: Path, loose: Collection[tuple[int, str]]) -> Iterator[dict[str, Any]]:
-    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            row.pop("seconds", None)
-            yield {name: value for name, value in row.items() if (row["stage"], name) not in loose}
+    for row in read_rows(folder):
+        if row is None:
+            raise StageError(f"{folder / 'metrics.jsonl'}: has a line that cannot be read")
+        row.pop("seconds", None)
+        yield {name: value for name, value in row.items() if (row["stage"], name) not in loose}
 
 
 def _metrics(one: Path, other: Path, loose: Collection[tuple[int, str]]) -> Iterator[str]:
@@ -138,9 +174,13 @@ def _files(one: Path, other: Path, before: Mapping[str, Any], after: Mapping[str
     for path in _made(before):
         if path not in made:
             yield f"{path}: not made again"
-        elif not (one / path).is_file():
-            yield f"{path}: no longer in {one}"
-        elif sha256(one / path) != sha256(other / path):
+            continue
+        try:
+            first = inside(one, path)
+        except StageError as error:
+            yield f"{path}: no longer in {one} ({error})"
+            continue
+        if sha256(first) != sha256(other / path):
             yield f"{path}: other bytes"
     for path in made:
         if path not in _made(before):

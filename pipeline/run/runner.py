@@ -35,7 +35,7 @@ from .folder import write_json, write_whole
 from .keeper import GOES_ON, Keeper
 from .manifest import inputs_of
 from .metrics import Metrics, finite
-from .noted import noted
+from .noted import complete, noted
 from .resume import take_up
 from .spread import hold_spread
 from .start import Start, begin_folder, held, refuse_foreign, say_start
@@ -58,22 +58,25 @@ class RunResult:
 
 def run_recipe(
     recipe: Recipe, *, out: Path | None, progress: Progress, bar: bool, fresh: bool = False,
-    source: Path | None = None, anyway: bool = False, way: str | None = None,
+    source: Path | None = None, anyway: bool = False, way: str | None = None, text: Path | None = None,
 ) -> RunResult:  # fmt: skip
     """Run every stage of a checked recipe into a folder of its own, or go on with an unfinished run of the same inputs.
 
     `fresh` begins anew even so. `source`, a run's folder or a checkpoint, is where a new run takes its beginning from;
     `anyway` runs where pre-flight finds that it cannot come to its end. `way` says what to do when a signal has stopped
-    the run, where it is not that the same command goes on. Raises StageError or ConvertError when a stage
+    the run, where it is not that the same command goes on; `text` is the recipe's text, where it is not the file at its
+    path. Raises StageError or ConvertError when a stage
     fails; manifest and report then say why.
     """
     with interruptible(), told():
-        return _run_recipe(recipe, out, progress, bar, fresh=fresh, source=source, anyway=anyway, way=way)
+        return _run_recipe(
+            recipe, out, progress, bar, fresh=fresh, source=source, anyway=anyway, way=way, text=text or recipe.path
+        )
 
 
 def _run_recipe(
     recipe: Recipe, out: Path | None, progress: Progress, bar: bool, *, fresh: bool, source: Path | None, anyway: bool,
-    way: str | None,
+    way: str | None, text: Path,
 ) -> RunResult:  # fmt: skip
     begin = time.monotonic()
     processes = begin_processes(recipe.device)
@@ -98,7 +101,7 @@ def _run_recipe(
     hold_alike(inputs, processes)
     origin = begun.as_json if begun else None
     start = processes.from_main(lambda: begin_folder(recipe.name, out, inputs, fresh=fresh, source=origin))
-    manifest = _manifest(recipe, inputs, start, ahead.facts, origin)
+    manifest = _manifest(recipe, text, inputs, start, ahead.facts, origin)
     with ExitStack() as stack:
         processes.from_main(lambda: stack.enter_context(held(start)))
         if (start.left or {}).get("status") == FINISHING:
@@ -116,7 +119,7 @@ def _run_recipe(
         run.warnings += ahead.warnings
         with processes.together():
             run.metrics = Metrics(start.folder, take_up(run, checkpoint), write=processes.main)
-        result = _run(run, manifest, begin) if processes.main else _follow(run)
+        result = _run(run, text, manifest, begin) if processes.main else _follow(run)
         end_processes(processes)
         return result
 
@@ -150,10 +153,10 @@ def _follow(run: Run) -> RunResult:
     return RunResult(run.folder, run.folder / REPORT, "")
 
 
-def _run(run: Run, manifest: dict[str, Any], begin: float) -> RunResult:
+def _run(run: Run, text: Path, manifest: dict[str, Any], begin: float) -> RunResult:
     """Execute, and leave manifest and report whatever happens."""
     with noted(run, manifest, begin):
-        write_whole(run.folder / "recipe.toml", run.recipe.path.read_bytes())
+        write_whole(run.folder / "recipe.toml", text.read_bytes())
         write_json(run.folder / "manifest.json", finite(manifest))
         manifest["stages"] = run.rows
         execute(run, manifest)
@@ -178,16 +181,20 @@ def _from_source(source: Source, folder: Path, manifest: dict[str, Any]) -> None
 
 
 def _manifest(
-    recipe: Recipe, inputs: dict[str, Any], start: Start, ahead: dict[str, Any], source: dict[str, Any] | None
+    recipe: Recipe,
+    text: Path,
+    inputs: dict[str, Any],
+    start: Start,
+    ahead: dict[str, Any],
+    source: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The manifest of a run that begins, or goes on."""
-    text = recipe.path.read_bytes()
     now = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
     left = start.left or {}
     source = source or left.get("source")  # the same checkpoint, where it lies now
     return {
         "pivotune": __version__, "name": recipe.name, "recipe_file": str(recipe.path), **inputs,
-        "recipe_sha256": hashlib.sha256(text).hexdigest(), "status": "running", "error": None,
+        "recipe_sha256": hashlib.sha256(text.read_bytes()).hexdigest(), "status": "running", "error": None,
         "started": left.get("started", now), "resumed": [*left.get("resumed", []), *([now] if left else [])],
         "seconds": left.get("seconds", 0.0), "words": [], "stages": [], "proofs": {}, "artefacts": [],
         "pictures": left.get("pictures", []), "warnings": [], "preflight": ahead, "source": source,

@@ -90,5 +90,5 @@ def begin_from(source: Source, folder: Path) -> None:
         for path, file in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StageError) as error:
         raise StageError(f"{source.run}: what it measured and drew cannot be taken over ({error})") from error

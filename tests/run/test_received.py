@@ -1,0 +1,77 @@
+"""Run folders that others have made: nothing is read or written outside of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from projects import make_project, run_project
+
+from pivotune.pipeline.commands.replay import replay
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.run.received import bounded_json, inside, is_inside
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("received")
+    return run_project(make_project(folder), folder / "run").folder
+
+
+def _changed(made: Path, place: Path, **recipe: object) -> Path:
+    shutil.copytree(made, place)
+    manifest = json.loads((place / "manifest.json").read_text("utf-8"))
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            manifest["recipe"].setdefault(key, {}).update(value)
+        else:
+            manifest["recipe"][key] = value
+    (place / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    return place
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b"])
+def test_a_replay_takes_no_name_that_leads_elsewhere(made: Path, tmp_path: Path, name: str) -> None:
+    told = CliRunner().invoke(replay, [str(_changed(made, tmp_path / "run", name=name))])
+    assert isinstance(told.exception, StageError)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_replay_writes_only_into_its_folder_and_keeps_the_text_of_the_run(made: Path, tmp_path: Path) -> None:
+    run = _changed(made, tmp_path / "run", data={"cache_latents": str(tmp_path / "elsewhere")})
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    manifest["recipe_file"] = str(Path(manifest["recipe_file"]).with_name("secret"))
+    Path(manifest["recipe_file"]).write_text("secret", "utf-8")
+    (run / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    CliRunner().invoke(replay, [str(run), "--out", str(tmp_path / "again")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "run"]
+    assert (tmp_path / "again" / "recipe.toml").read_bytes() == (run / "recipe.toml").read_bytes()
+
+
+def test_a_replay_asks_for_pictures_that_lie_elsewhere(made: Path, tmp_path: Path) -> None:
+    manifest = json.loads((made / "manifest.json").read_text("utf-8"))
+    concepts = [{**one, "images": str(tmp_path / "gone")} for one in manifest["recipe"]["concept"]]
+    told = CliRunner().invoke(replay, [str(_changed(made, tmp_path / "run", concept=concepts))])
+    assert isinstance(told.exception, StageError)
+    assert "--set" in str(told.exception)
+    assert "\n" not in str(told.exception)
+
+
+def test_only_plain_files_inside_a_folder_are_taken(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "deep").mkdir(parents=True)
+    (run / "deep" / "a").write_text("a", "utf-8")
+    (tmp_path / "secret").write_text("s", "utf-8")
+    (run / "link").symlink_to(tmp_path)
+    assert inside(run, "deep/a") == run / "deep" / "a"
+    for told in ("../secret", "/etc/passwd", "link/secret", "deep", "deep/../deep/a", "", ".", 5, None, "a\0", "x\\y"):
+        with pytest.raises(StageError):
+            inside(run, told)
+    assert not is_inside("a//b")
+
+
+@pytest.mark.parametrize("text", ["[" * 900 + "]" * 900, "NaN", "1" * 400, "1e999", '"\\ud800"', "[" * 10**5, "{"])
+def test_json_is_bounded(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        bounded_json(text)
