@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PureWindowsPath
 from typing import Any
 
 from .changed import changed
@@ -15,6 +17,13 @@ INPUTS = {"recipe": "recipe", "model": "model", "data": "data", "environment": "
 HARMLESS = ("recipe.description", "recipe.device", "environment.platform", "model.path")
 # What a run that goes on may change: sums over other numbers of processes differ in their last bits only.
 ROUNDING = "environment.processes"
+# Where paths stand whose files are compared by hash, and the words that may stand there instead.
+_DATA_PATHS = tuple(
+    re.compile(rf"recipe\.{place}")
+    for place in (r"concept\.\d+\.(images|captions|masks)", r"embedding\.\d+\.base", r"data\.cache_latents")
+)
+_MODEL_PATHS = (re.compile(r"(recipe\.)?model\.base"), re.compile(r"recipe\.model\.config"))
+_WORDS = ("beside", "file-name", "alpha", "none", "user", "run", "memory", "off", "micro")
 
 
 @dataclass(frozen=True)
@@ -31,15 +40,40 @@ class Difference:
     def __str__(self) -> str:
         return f"{self.place}: {changed(self.old, self.new)}"
 
+    @property
+    def of_paths(self) -> bool:
+        """Whether both values may be paths: texts, and no words with a meaning of their own."""
+        return all(isinstance(value, str) and value not in _WORDS for value in (self.old, self.new))
+
     def within(self, *places: str) -> bool:
         """Whether it is one of these places, or lies in one of them."""
         return any(self.place == place or self.place.startswith(f"{place}.") for place in places)
 
 
 def input_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """Every difference that counts; empty when the same bytes will come out."""
+    """Every difference that counts; empty when the same bytes will come out.
+
+    A folder or file that only lies elsewhere is no difference: images, captions, masks, embeddings and models are
+    compared by their hashes.
+    """
     found = (one for part, name in INPUTS.items() for one in _differ(before.get(part), now.get(part), name))
-    return [one for one in found if not one.within(*HARMLESS)]
+    data, model = _same_files(before, now, "data", "files"), _same_files(before, now, "model", "sha256")
+    moved = [*(_DATA_PATHS if data else ()), *(_MODEL_PATHS if model else ())]
+    return [
+        one
+        for one in found
+        if not one.within(*HARMLESS, *(["data.files"] if data else []))
+        and not (one.of_paths and any(place.fullmatch(one.place) for place in moved))
+    ]
+
+
+def _same_files(before: Mapping[str, Any], now: Mapping[str, Any], part: str, key: str) -> bool:
+    """Whether both have files of the same names and hashes in the same order, in whatever folders."""
+    old, new = (
+        [(PureWindowsPath(path).name, digest) for path, digest in ((one.get(part) or {}).get(key) or {}).items()]
+        for one in (before, now)  # a Windows path takes both kinds of slashes
+    )
+    return bool(old) and old == new
 
 
 def _differ(old: Any, new: Any, place: str) -> Iterator[Difference]:

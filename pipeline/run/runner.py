@@ -35,7 +35,7 @@ from .folder import write_json, write_whole
 from .keeper import GOES_ON, Keeper
 from .manifest import inputs_of
 from .metrics import Metrics, finite
-from .noted import complete, noted
+from .noted import noted
 from .resume import take_up
 from .spread import hold_spread
 from .start import Start, begin_folder, held, refuse_foreign, say_start

@@ -85,7 +85,7 @@ def test_a_full_disk_at_the_end(tmp_path, monkeypatch, whole, name, call) -> Non
     recipe, run = whole[0], tmp_path / "run"
     with monkeypatch.context() as patch:
         hit(patch, name, call, after=False, blow=full)
-        with pytest.raises(StageError, match="disk is full.*the same command completes the report"):
+        with pytest.raises(StageError, match=r"disk is full.*the same command completes the report"):
             run_project(recipe, run)
     completed(monkeypatch, recipe, run)
     assert_same(run, whole[1])

@@ -208,7 +208,7 @@ def test_an_interruption_while_the_report_is_written_loses_the_report_alone(tmp_
     )
     with pytest.raises(Stopped, match=told):
         run_project(recipe, tmp_path / "run")
-    assert manifest_of(tmp_path / "run")["status"] == ("stopped" if when == "stopped" else "ending")
+    assert manifest_of(tmp_path / "run")["status"] == ("stopped" if when == "stopped" else "finishing")
 
 
 def test_a_signal_that_comes_while_a_line_is_written_is_heard(capfd):
