@@ -193,7 +193,8 @@ class _Audit:
 
     def _written(self, event: str, path: object, folder: object, *, follow: bool) -> None:
         place = _place(path, folder, follow=follow)
-        if place is None or _inside(place, self.work) or place.startswith(("/dev/null", "/proc/self/", f"/proc/{os.getpid()}/fd/")):
+        own = ("/dev/null", "/proc/self/", f"/proc/{os.getpid()}/fd/")
+        if place is None or _inside(place, self.work) or place.startswith(own):
             return
         if not _inside(place, self.sandbox) and any(_inside(place, folder) for folder in self.temporary):
             return
