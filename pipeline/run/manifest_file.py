@@ -26,7 +26,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     wrong = _wrong(manifest)
     if wrong:
         raise StageError(f"{path}: not a manifest of this version of Pivotune ({wrong})")
-    return manifest  # type: ignore[no-any-return]
+    return manifest
 
 
 def left_behind(folder: Path) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ def row_of(line: bytes) -> dict[str, Any]:
         raise ValueError(wrong)
     if not all(is_inside(picture["path"]) for picture in row.get("pictures", ())):
         raise ValueError("a picture's path is not inside the run's folder")
-    return row  # type: ignore[no-any-return]
+    return row
 
 
 def kept_lines(path: Path, kept: Mapping[str, Any]) -> bytes:
