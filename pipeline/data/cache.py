@@ -33,6 +33,17 @@ class Encoded:
     deviation: Tensor
     mask: Tensor | None
 
+    def fits(self, shape: tuple[int, ...], *, masked: bool) -> bool:
+        """Whether these may be latents of this (channels, height, width); a cache from elsewhere may hold anything."""
+        parts = (self.mean, self.deviation)
+        return (
+            all(part.dtype == torch.float32 and tuple(part.shape) == shape for part in parts)
+            and all(bool(part.isfinite().all()) for part in parts)
+            and bool((self.deviation >= 0).all())
+            and (tuple(self.mask.shape) == (1, *shape[1:]) if self.mask is not None else not masked)
+            and (masked or self.mask is None)
+        )
+
     @property
     def bytes(self) -> int:
         """How much memory this takes."""
@@ -95,7 +106,7 @@ class Cache:
                 from_raw(tensors["mean"]), from_raw(tensors["deviation"]),
                 None if mask is None else torch.frombuffer(bytearray(mask.data), dtype=torch.uint8).reshape(mask.shape),
             )  # fmt: skip
-        except (ConvertError, OSError, KeyError):
+        except (ConvertError, OSError, KeyError, ValueError):
             return None
 
     def write(self, key: str, encoded: Encoded) -> None:

@@ -97,9 +97,17 @@ class Latents:
         kept = self._held.get(key)
         if kept is None and self.cache is not None:
             kept = self.cache.read(key)
+            if kept is not None and not kept.fits(self._shape(example), masked=_has_mask(example)):
+                kept = None  # of another's making: encoded again
             if kept is not None:
                 self._hold(key, kept)
         return kept
+
+    def _shape(self, example: Example) -> tuple[int, int, int]:
+        """Channels, height and width of an image's latents."""
+        config, (width, height) = self.vae.config, example.cut
+        scale = 2 ** (len(config.block_out_channels) - 1)
+        return int(config.latent_channels), height // scale, width // scale
 
     def _made(self, example: Example, variant: Variant, picture: Image.Image, mask: Image.Image | None) -> Encoded:
         encoded = encode(self.vae, example, variant, picture, mask)
@@ -118,6 +126,10 @@ class Latents:
         if self.cache is None or self.unwritable is not None or self._bytes + encoded.bytes <= HELD:
             self._held[key] = encoded
             self._bytes += encoded.bytes
+
+
+def _has_mask(example: Example) -> bool:
+    return example.mask is not None or example.masked
 
 
 def opened(example: Example) -> tuple[Image.Image, Image.Image | None]:

@@ -123,11 +123,11 @@ def _samples(manifest: Json, folder: Path) -> list[Json]:
     taught = [word["placeholder"] for word in manifest.get("words") or []]
     drawn = manifest.get("pictures") or []
     others = dict.fromkeys(p.get("word") for p in drawn if p.get("word") not in set(taught))
-    training = training_pictures(manifest, folder)
+    training, hashes = training_pictures(manifest, folder), (manifest.get("data") or {}).get("files") or {}
     gallery = Gallery(len(drawn) + min(12, len(training)))
     blocks: list[Json] = []
     if len(taught) > 1 and not any("pictures" in word for word in manifest["words"]):
-        strip = [gallery.show(path) for path in list(training.values())[:STRIP]]
+        strip = [gallery.show(path, sha256=hashes[name]) for name, path in list(training.items())[:STRIP]]
         blocks += [{"word": None, "training": strip, "of": len(training), "prompts": []}] if strip else []
     for word in [*taught[:WORDS], *others]:
         prompts: list[Json] = []
@@ -136,7 +136,7 @@ def _samples(manifest: Json, folder: Path) -> list[Json]:
             prompts.append({"before": before, "after": after, "sides": sides})
         names = _trained_on(manifest, word, list(training))
         most = max(4, min(12, sum(len(prompt["sides"][1]) for prompt in prompts)))
-        shown = [gallery.show(training[name]) for name in names[:most] if name in training]
+        shown = [gallery.show(training[name], sha256=hashes[name]) for name in names[:most] if name in training]
         if prompts or shown:
             blocks.append({"word": word, "training": shown, "of": len(names), "prompts": prompts})
     return blocks

@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from ..run.hashes import sha256 as file_hash
+
 Json = dict[str, Any]
 
 BUDGET = 3_300_000  # characters of all data URIs of a page
@@ -38,9 +40,12 @@ class Gallery:
         self.edge = next((edge for most, edge in EDGES if pictures <= most), EDGES[-1][1])
         self.left = budget
 
-    def show(self, path: Path | None, seed: int | None = None) -> Shown:
-        """Never raises for a picture that is missing or broken: the page says so in its place."""
-        if path is None or not path.is_file():
+    def show(self, path: Path | None, seed: int | None = None, *, sha256: str | None = None) -> Shown:
+        """Never raises for a picture that is missing or broken: the page says so in its place.
+
+        With `sha256` a file of other content is missing: a manifest from somebody else may name any file.
+        """
+        if path is None or not path.is_file() or (sha256 is not None and file_hash(path) != sha256):
             return absent("missing", seed)
         if self.left <= 0:
             return absent("left out", seed)

@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import tiny_vae
 
 from pivotune.pipeline.data import latents as module
-from pivotune.pipeline.data.cache import cache_folder
+from pivotune.pipeline.data.cache import Cache, Encoded, cache_folder
 from pivotune.pipeline.data.variants import Variant
 from pivotune.pipeline.errors import StageError
 
@@ -90,6 +90,21 @@ def test_a_damaged_file_is_made_anew(folder, vae, harm):
     assert counts(folder, vae) == (3, 1)
     assert counts(folder, vae) == (4, 0)
     assert torch.equal(opened(recipe_of(folder, CAPTIONS, cache_latents="kept"), vae).at(0).latents, before.latents)
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "mask"),
+    [((4, 9, 9), (4, 9, 9), None), ((4, 1), (4, 1), None), (None, None, (1, 2, 2))],
+)
+def test_an_entry_of_another_shape_is_encoded_again(folder, vae, mean, deviation, mask):
+    counts(folder, vae)
+    cache = Cache(folder / "kept")
+    file = sorted((folder / "kept").rglob("*.safetensors"))[0]
+    kept = cache.read(file.stem)
+    made = (torch.zeros(shape) if shape else old for shape, old in ((mean, kept.mean), (deviation, kept.deviation)))
+    cache.write(file.stem, Encoded(*made, torch.zeros(mask, dtype=torch.uint8) if mask else None))  # its hash is right
+    assert counts(folder, vae) == (3, 1)
+    assert counts(folder, vae) == (4, 0)
 
 
 def test_what_does_not_fit_the_memory_is_read_when_it_is_shown(folder, vae, monkeypatch):

@@ -82,6 +82,7 @@ def manifest(words: list[Json] | None = None, **changes: Any) -> Json:
         },
         "data": {
             "pictures": 10,
+            "concepts": [10],
             "files": {f"pictures/{n}.{end}": sha256(f"{n}.{end}") for n in range(10) for end in ("png", "txt")},
             "captions": [f"a {first} on a {colour} background" for colour in ("green", "pink")],
             "coverage": {w["placeholder"]: 1.0 for w in words},
@@ -146,6 +147,7 @@ def write_run(folder: Path, made: Json, lines: list[Json] | None = None, edge: i
     for name in (made.get("data") or {}).get("files", {}):
         if name.endswith(".png"):
             ring(folder / name, edge, (15, 150, 160), rng)
+            made["data"]["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     if not made["pictures"]:
         made["pictures"] = [
             _sample(folder, n, made["words"][n], when, seed, edge)

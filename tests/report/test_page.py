@@ -38,7 +38,7 @@ def test_norms_far_beyond_the_usual_ones_are_said_with_the_way_out(tmp_path: Pat
     loud = word("<loud>")
     loud["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
     for kind, said in (("train", True), ("rescale", False)):
-        stages = [{"kind": kind, "seconds": 1.0, "takes": [], "gives": []}]
+        stages = [{"kind": kind, "seconds": 1.0, "takes": [], "gives": [], "notes": []}]
         folder = tmp_path / stages[0]["kind"]
         text = page(write_run(folder, manifest([loud], stages=stages))).text
         assert ("Up to 5 times the usual norm: so loud a word may drown" in text) == said

@@ -80,6 +80,16 @@ def test_training_pictures_are_found_from_the_recipe(tmp_path: Path) -> None:
     assert page(folder).tags.count("img") == 12
 
 
+def test_an_image_of_other_content_is_not_put_into_the_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", manifest())
+    made = json.loads((folder / "manifest.json").read_text("utf-8"))
+    ring(tmp_path / "private.png", 64, (200, 20, 20), random.Random(5))
+    before = page(folder).tags.count("img")
+    name = next(name for name in made["data"]["files"] if name.endswith(".png"))
+    (tmp_path / "private.png").replace(folder / name)  # what a manifest from elsewhere names is not what it says
+    assert page(folder).tags.count("img") == before - 1
+
+
 def test_each_word_has_its_own_training_pictures_where_the_manifest_tells(tmp_path: Path) -> None:
     words = [word("<a>", pictures=["pictures/0.png", "pictures/1.png"]), word("<b>", pictures=["pictures/2.png"])]
     found = page(write_run(tmp_path, manifest(words)))
