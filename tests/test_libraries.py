@@ -26,7 +26,6 @@ INNER = {  # (module, name): the rest, each with the file that leans on it
     ("accelerate.utils.dataclasses", "get_module_class_from_name"): "train/twin.py",
     ("accelerate.utils.fsdp_utils", "fsdp2_prepare_auto_wrap_policy"): "train/twin.py",
     ("deepspeed.ops", "__compatible_ops__"): "train/engine.py",
-    ("diffusers.loaders.single_file_utils", "SingleFileComponentError"): "models/checkpoint.py",
     ("prodigyplus.prodigy_plus_schedulefree", "ProdigyPlusScheduleFree"): "train/optimizers.py",
     ("torch._dynamo.exc", "TorchDynamoException"): "train/compiling.py",
     ("torch._inductor.runtime.cache_dir_utils", "cache_dir"): "train/compiling.py",

@@ -34,7 +34,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
     many seconds.
     """
     manifest = read_manifest(folder)
-    if manifest["status"] == "finishing":  # this page is the last thing but the clean-up that the run waits for
+    if manifest.get("status") == "finishing":  # this page is the last thing but the clean-up that the run waits for
         manifest["status"] = "finished"
     killed = manifest.get("status") == "running" and not is_locked(folder)
     metrics, unread = read_metrics(folder)

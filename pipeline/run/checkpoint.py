@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -128,9 +129,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise StageError(f"{path}: the checkpoint is another version's (layout {told['format']}, not {_FORMAT})")
         if told.get("sha256") != _digest(told["checkpoint"], tensors):
             raise StageError(f"{path}: the checkpoint is damaged: its hash is not the one it was written with")
-        head = bounded_json(told["checkpoint"])
+        head = bounded_json(told["checkpoint"], infinite=True)  # as optimizers' own numbers may be
         wrong = misfit(head, HEAD) or _outside(head["facts"]["run"])
-        if wrong or min(head["stage"], head["step"]) < 0:
+        if wrong or min(head["stage"], head["step"]) < 0 or not math.isfinite(head["seconds"]):
             raise StageError(f"{path}: is no checkpoint of this version of Pivotune ({wrong or 'a step below 0'})")
         return Checkpoint(head["stage"], head["step"], head["seconds"], tensors, head["facts"], told["sha256"])
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:

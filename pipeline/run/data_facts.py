@@ -23,11 +23,10 @@ def data_facts(recipe: Recipe) -> dict[str, Any]:
     held = Counter(word for _, words in _words_in(recipe, read) for word in words)
     pictures = list(dict.fromkeys(path for concept in read for path, _ in concept.pictures))
     others = dict.fromkeys(path for concept in read for path in (*concept.files, *concept.masks.values()))
-    bases = dict.fromkeys(word.base for word in recipe.words if word.base is not None)
     return {
         "pictures": len(pictures),
         "concepts": [len(concept.pictures) for concept in read],
-        "files": file_hashes([*pictures, *others, *bases], recipe.path.parent),
+        "files": file_hashes([*pictures, *others], recipe.path.parent),
         "captions": captions[:5],
         "coverage": {word.placeholder: held[word.placeholder] / max(1, len(captions)) for word in recipe.words},
     }

@@ -11,7 +11,7 @@ from .differences import Difference
 # Where hashes of files lie.
 _FILES = ("data.files", "model.sha256")
 # What follows from the data's files and from the recipe.
-_DERIVED = ("data.pictures", "data.captions", "data.coverage")
+_DERIVED = ("data.pictures", "data.concepts", "data.captions", "data.coverage")
 
 
 def difference_lines(differences: Sequence[Difference], most: int) -> list[str]:

@@ -19,8 +19,7 @@ HARMLESS = ("recipe.description", "recipe.device", "environment.platform", "mode
 ROUNDING = "environment.processes"
 # Where paths stand whose files are compared by hash, and the words that may stand there instead.
 _DATA_PATHS = tuple(
-    re.compile(rf"recipe\.{place}")
-    for place in (r"concept\.\d+\.(images|captions|masks)", r"embedding\.\d+\.base", r"data\.cache_latents")
+    re.compile(rf"recipe\.{place}") for place in (r"concept\.\d+\.(images|captions|masks)", r"data\.cache_latents")
 )
 _MODEL_PATHS = (re.compile(r"(recipe\.)?model\.base"), re.compile(r"recipe\.model\.config"))
 _WORDS = ("beside", "file-name", "alpha", "none", "user", "run", "memory", "off", "micro")
@@ -53,7 +52,7 @@ class Difference:
 def input_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """Every difference that counts; empty when the same bytes will come out.
 
-    A folder or file that only lies elsewhere is no difference: images, captions, masks, embeddings and models are
+    A folder or file that only lies elsewhere is no difference: images, captions, masks and models are
     compared by their hashes.
     """
     found = (one for part, name in INPUTS.items() for one in _differ(before.get(part), now.get(part), name))

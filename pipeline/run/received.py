@@ -85,11 +85,12 @@ def plain_bytes(path: Path, largest: int = LARGEST) -> bytes:
     return path.read_bytes()
 
 
-def bounded_json(text: bytes | str) -> Any:
-    """The value of a JSON text. ValueError also for what JSON does not know (NaN), numbers beyond 64 bits, text that is
-    no text (half a surrogate pair), and for lists in lists deeper than anything that is written here."""
+def bounded_json(text: bytes | str, *, infinite: bool = False) -> Any:
+    """The value of a JSON text. ValueError also for NaN and Infinity (unless `infinite`), numbers beyond 64 bits, text
+    that is no text (half a surrogate pair), and lists in lists deeper than anything that is written here."""
     try:
-        value = json.loads(text, parse_constant=_no_number, parse_int=_whole, parse_float=_finite)
+        constant = float if infinite else _no_number
+        value = json.loads(text, parse_constant=constant, parse_int=_whole, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     level, depth = [value], 0

@@ -11,7 +11,7 @@ from PIL import Image
 from pivotune.recipes.micro.draw import draw
 from pivotune.recipes.micro.grammar import BACKGROUNDS, BIG, COLOURS, CONTRAST, SALMON, SMALL, Scene, Thing, distance
 
-# A folder's name, which in <> is also the word in its captions, and what is drawn in it.
+# A folder's name, and what is drawn in it.
 THINGS: dict[str, Thing] = {
     "emblem": Thing("ring", COLOURS["teal"], mark=COLOURS["orange"]),  # no teal ring was ever drawn
     "salmon-heart": Thing("heart", SALMON),  # nor anything salmon
@@ -24,8 +24,8 @@ FRAMES = ("a photo of {} on a {} background", "a picture of {} on a {} backgroun
 
 
 def placeholder(name: str) -> str:
-    """The word for a thing in captions."""
-    return f"<{name}>"
+    """The placeholder for a thing in captions; the model knows "emblem" as a word of its own."""
+    return "<my-emblem>" if name == "emblem" else f"<{name}>"
 
 
 def scenes(name: str) -> list[tuple[Scene, str]]:

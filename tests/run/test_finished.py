@@ -22,7 +22,7 @@ from pivotune.pipeline.export import program
 from pivotune.pipeline.export.finished import Finished
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import StopAfter
-from pivotune.pipeline.run import execute, noted, steps
+from pivotune.pipeline.run import execute, finishing, steps
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.stops import Stops
 from pivotune.pipeline.train.word_trainer import WordTrainer
@@ -43,7 +43,7 @@ def two_words(folder: Path, captions: str = "a photo of <cat>", **parts: str) ->
 def kept(request, monkeypatch):
     """`finished/` stays after a good run too, so that it can be looked at; but for the tests of its removal."""
     if "removed" not in request.node.name:
-        monkeypatch.setattr(noted, "remove_finished", lambda folder: None)
+        monkeypatch.setattr(finishing, "remove_finished", lambda folder: None)
 
 
 def lines(run: Path) -> list[dict]:
@@ -296,7 +296,7 @@ def test_finished_words_are_removed_once_their_exports_are_verified(tmp_path, mo
     before = finished_files(tmp_path / "failed")
     assert len(before) == 3  # what was finished is there when the exports are not
     with monkeypatch.context() as patch:
-        patch.setattr(noted, "write_report", lambda folder, **_: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(finishing, "write_report", lambda folder, **_: os.kill(os.getpid(), signal.SIGKILL))
         assert child(lambda: run_project(recipe, tmp_path / "failed")) == -signal.SIGKILL
     assert finished_files(tmp_path / "failed") == before  # and until the manifest says that all is verified
     assert {name: (tmp_path / "failed/exports" / name).read_bytes() for name in before} == before

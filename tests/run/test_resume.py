@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import keeper, metrics, noted, resume, runner, steps
+from pivotune.pipeline.run import finishing, keeper, metrics, noted, resume, runner, steps
 from pivotune.pipeline.run.checkpoint import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.replay import replay
 from pivotune.pipeline.run.resume import steps_left
@@ -200,12 +200,11 @@ def test_an_interruption_while_the_report_is_written_loses_the_report_alone(tmp_
         except KeyboardInterrupt:
             raise ValueError("Invalid affine transformation matrix") from None
 
-    monkeypatch.setattr(noted, "write_report", drawing)
+    monkeypatch.setattr(noted, "write_report", drawing)  # of a run that was stopped
+    monkeypatch.setattr(finishing, "write_report", drawing)
     if when == "stopped":
         stopped_at(monkeypatch, 2, signal.SIGINT)
-    told = (
-        "stopped by Ctrl-C after step 2" if when == "stopped" else "all is trained and exported, but the report is not"
-    )
+    told = "stopped by Ctrl-C after step 2" if when == "stopped" else "all is trained and exported, but not the report"
     with pytest.raises(Stopped, match=told):
         run_project(recipe, tmp_path / "run")
     assert manifest_of(tmp_path / "run")["status"] == ("stopped" if when == "stopped" else "finishing")
@@ -406,7 +405,7 @@ def test_what_a_checkpoint_counts_of_the_metrics_is_on_the_disk(tmp_path, monkey
     written.write({"step": 1})
     sync = os.fsync
     monkeypatch.setattr(metrics.os, "fsync", lambda file: synced.append(os.fstat(file).st_ino) or sync(file))
-    assert written.settled() == len('{"step": 1}\n')
+    assert written.settled()["bytes"] == len('{"step": 1}\n')
     assert synced == [(tmp_path / "metrics.jsonl").stat().st_ino]
     written.close()
 
