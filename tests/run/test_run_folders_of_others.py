@@ -1,0 +1,124 @@
+"""Run folders with links, with files of the user's own, and with metrics that changed: nothing is lost or copied."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from projects import make_project, run_project
+
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.stopping import Stopped
+from pivotune.pipeline.train import loop
+
+OFTEN = '[checkpoint]\nevery = "1 steps"'
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe, and a run of it that was stopped after its second step."""
+    folder = tmp_path_factory.mktemp("stopped")
+    recipe = make_project(folder, more=OFTEN)
+    one_step = loop.one_step
+
+    def interrupted(training, clock):
+        if clock.step == 2:
+            raise Stopped("asked to")
+        return one_step(training, clock)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "one_step", interrupted)
+        with pytest.raises(Stopped):
+            run_project(recipe, folder / "run")
+    return recipe, folder / "run"
+
+
+@pytest.fixture
+def received(stopped: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of that run, beside which lie files of the user's own."""
+    shutil.copytree(stopped[1], tmp_path / "run")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "thesis.txt").write_text("mine", "utf-8")
+    (tmp_path / ".bashrc").write_text("mine", "utf-8")
+    return stopped[0], tmp_path / "run"
+
+
+def unharmed(folder: Path) -> bool:
+    files = (folder / "docs" / "thesis.txt", folder / ".bashrc")
+    return all(path.read_text("utf-8") == "mine" for path in files)
+
+
+@pytest.mark.parametrize("name", ["exports", "pictures", "finished", "last-good", "saves", "latents", ".last-good.old"])
+def test_a_link_to_a_folder_is_neither_deleted_nor_written_through(received, tmp_path, name) -> None:
+    recipe, run = received
+    shutil.rmtree(run / name, ignore_errors=True)
+    (run / name).symlink_to("../docs")
+    with pytest.raises(StageError, match="is a link"):
+        run_project(recipe, run)
+    assert unharmed(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "report.html", ".recipe.toml.part", "checkpoints/x"])
+def test_a_link_to_a_file_is_not_written_through(received, tmp_path, name) -> None:
+    recipe, run = received
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(tmp_path / ".bashrc")
+    with pytest.raises(StageError, match="is a link"):
+        run_project(recipe, run)
+    assert unharmed(tmp_path)
+
+
+def test_a_pipe_in_a_run_folder_does_not_hang(received, tmp_path) -> None:
+    recipe, run = received
+    os.mkfifo(run / "exports.txt")
+    with pytest.raises(StageError, match="a pipe"):
+        run_project(recipe, run)
+
+
+def test_a_run_folder_that_is_reached_through_a_link_goes_on(received, tmp_path) -> None:
+    recipe, run = received
+    (tmp_path / "link").symlink_to(run)
+    assert run_project(recipe, tmp_path / "link").report.is_file()
+
+
+@pytest.mark.parametrize("path", ["../../.bashrc", "../.bashrc", "/etc/hostname", "pictures/../../.bashrc"])
+def test_no_file_from_elsewhere_is_copied_with_a_source(received, tmp_path, path) -> None:
+    recipe, run = received
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines[-1]["pictures"] = [{"path": path, "prompt": "x", "seed": 0, "word": None}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    new = tmp_path / "a" / "b"
+    with pytest.raises(StageError) as told:
+        run_project(load_recipe(recipe, ["train.steps=4"]), new, source=run)
+    assert "\n" not in str(told.value).strip() or "metrics" in str(told.value)
+    assert unharmed(tmp_path)
+    copied = [found for found in new.rglob("*") if found.is_file() and b"mine" in found.read_bytes()]
+    assert copied == []
+
+
+@pytest.mark.parametrize("harm", ["deleted", "shorter", "flipped"])
+def test_metrics_that_changed_since_the_checkpoint_are_noticed(received, harm) -> None:
+    recipe, run = received
+    path = run / "metrics.jsonl"
+    data = bytearray(path.read_bytes())
+    if harm == "deleted":
+        path.unlink()
+    else:
+        data[10] ^= 1
+        path.write_bytes(data[:20] if harm == "shorter" else data)
+    with pytest.raises(StageError, match=r"metrics\.jsonl.*--fresh|--fresh.*metrics\.jsonl"):
+        run_project(recipe, run)
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "metrics.jsonl", ".lock", "notes.txt"])
+def test_a_folder_of_the_users_own_is_left_alone(stopped, tmp_path, name) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine", "utf-8")
+    with pytest.raises(StageError, match="choose another --out"):
+        run_project(stopped[0], tmp_path / "mine")
+    assert [(path.name, path.read_text("utf-8")) for path in (tmp_path / "mine").iterdir()] == [(name, "mine")]
