@@ -48,6 +48,7 @@ def refuse_foreign(out: Path | None) -> None:
     """
     if out is None or not out.is_dir():
         return
+    hold_folder(out)  # before pre-flight tries its folders
     left = left_behind(out)
     if left is None:
         if _is_free(out):
@@ -133,7 +134,9 @@ def begin_folder(
             start.folder.mkdir(parents=True, exist_ok=out is not None or start.left is not None)
             hold_folder(start.folder)
             probe = start.folder / ".probe"
-            probe.write_bytes(b"x")
+            probe.unlink(missing_ok=True)  # never written in place: it may be a second name of another file
+            with probe.open("xb") as file:
+                file.write(b"x")
             probe.unlink()
         except FileExistsError:
             if out is not None or start.left is not None:

@@ -11,6 +11,7 @@ import pytest
 from projects import make_project, run_project
 
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.preflight import look
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run.stopping import Stopped
 from pivotune.pipeline.train import loop
@@ -52,12 +53,15 @@ def unharmed(folder: Path) -> bool:
     return all(path.read_text("utf-8") == "mine" for path in files)
 
 
-@pytest.mark.parametrize("name", ["exports", "pictures", "finished", "last-good", "saves", "latents", ".last-good.old"])
+@pytest.mark.parametrize(
+    "name", ["exports", "pictures", "finished", "last-good", "saves", "latents", "tracking", ".last-good.old"]
+)
 def test_a_link_to_a_folder_is_neither_deleted_nor_written_through(received, tmp_path, name) -> None:
     recipe, run = received
     shutil.rmtree(run / name, ignore_errors=True)
     (run / name).symlink_to("../docs")
-    with pytest.raises(StageError, match="is a link"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StageError, match="is a link"):
+        patch.setattr(look, "try_save", lambda place: pytest.fail("a folder was tried before the links were seen"))
         run_project(recipe, run)
     assert unharmed(tmp_path)
     assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == ["thesis.txt"]
@@ -70,6 +74,13 @@ def test_a_link_to_a_file_is_not_written_through(received, tmp_path, name) -> No
     (run / name).symlink_to(tmp_path / ".bashrc")
     with pytest.raises(StageError, match="is a link"):
         run_project(recipe, run)
+    assert unharmed(tmp_path)
+
+
+def test_a_second_name_of_a_file_is_not_written(received, tmp_path) -> None:
+    recipe, run = received
+    os.link(tmp_path / ".bashrc", run / ".probe")
+    run_project(recipe, run)
     assert unharmed(tmp_path)
 
 
