@@ -134,5 +134,6 @@ def _texts(run: Run, files: Files, program: Program, folder: Path) -> None:
 
 
 def _text(run: Run, path: Path, text: str, program: Program) -> None:
+    path.unlink(missing_ok=True)  # it may be a second name of a file elsewhere
     path.write_text(text, encoding="utf-8", newline="\n")
     note(run, path, "text", program)

@@ -72,6 +72,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
     path = folder / NAME
     scratch = folder / f".{NAME}.{os.getpid()}"
     try:
+        scratch.unlink(missing_ok=True)  # it may be a second name of a file elsewhere
         scratch.write_text(page, encoding="utf-8", errors="replace", newline="\n")
         replace(scratch, path)
     except BaseException:  # a full disk most of all

@@ -131,5 +131,7 @@ def _draw(model: Model, recipe: Recipe, prompts: Sequence[str], folder: Path, wh
                 generator=[torch.Generator().manual_seed(seed) for seed, _ in part],
             ).images  # fmt: skip
             for (_, row), picture in zip(part, pictures, strict=True):
-                picture.save(folder.parent / row["path"])
+                path = folder.parent / row["path"]
+                path.unlink(missing_ok=True)  # it may be a second name of a file elsewhere
+                picture.save(path)
                 yield row

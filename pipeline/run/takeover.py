@@ -89,6 +89,7 @@ def begin_from(source: Source, folder: Path) -> None:
         write_whole(folder / METRICS, lines)
         for path, file in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).unlink(missing_ok=True)  # it may be a second name of a file elsewhere
             shutil.copyfile(file, folder / path)
     except (OSError, ValueError, StageError) as error:
         raise StageError(f"{source.run}: what it measured and drew cannot be taken over ({error})") from error
