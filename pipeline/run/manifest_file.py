@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The run's manifest, which fits its schema and names only files inside. StageError where there is none."""
     path = folder / NAME
     try:
-        manifest = bounded_json(plain_bytes(path))
+        data = plain_bytes(path)
+        manifest = bounded_json(data)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StageError(f"{folder}: no manifest.json, so this is not the folder of a run") from error
     except (OSError, ValueError) as error:  # bad JSON, bad UTF-8
         raise StageError(f"{path}: not a manifest ({error})") from error
-    wrong = _wrong(manifest)
+    wrong = _verdict(data)
     if wrong:
         raise StageError(f"{path}: not a manifest of this version of Pivotune ({wrong})")
     return manifest
@@ -35,6 +37,13 @@ def left_behind(folder: Path) -> dict[str, Any] | None:
         return read_manifest(folder)
     except StageError:
         return None
+
+
+@lru_cache(maxsize=2)
+def _verdict(data: bytes) -> str:
+    """What keeps these bytes from being a manifest. A run reads its own several times, and a schema of ten thousand
+    embeddings takes seconds to apply."""
+    return _wrong(bounded_json(data))
 
 
 def _wrong(manifest: Any) -> str:
