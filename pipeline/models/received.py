@@ -143,6 +143,10 @@ def _check(path: Path, value: object, key: str = "") -> None:
         _number(path, key, value)
     if key in _NAMES and value is not None and not (isinstance(value, str) and len(value) < 200):
         raise ValueError(f"{path}: {key} must be a name, not {str(value)[:60]!r}")
+    if key == "shift_factor" and not (
+        value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    ):
+        raise ValueError(f"{path}: {key} must be a number, not {str(value)[:60]!r}")
     if key in _POSITIVE and not (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
         raise ValueError(f"{path}: {key} must be a number above 0, not {str(value)[:60]!r}")
 

@@ -34,6 +34,7 @@ REFUSED = [
     ("unet/config.json", {"block_out_channels": [8, 10**9]}, "more than any model has"),
     ("unet/config.json", {"sample_size": float("nan")}, "no number that a model has"),
     ("vae/config.json", {"scaling_factor": None}, "must be a number above 0"),
+    ("vae/config.json", {"shift_factor": {"a": 1}}, "shift_factor must be a number"),
     ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "must be a number above 0"),
     ("tokenizer/tokenizer_config.json", {"model_max_length": "abc"}, "must be a number above 0"),
     ("scheduler/scheduler_config.json", {"prediction_type": ["epsilon"]}, "must be a name"),
