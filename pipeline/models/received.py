@@ -36,10 +36,11 @@ BOUNDS = {
     "layers": 512, "blocks": 512, "vocab": 2_000_000, "extra_ids": 100_000, "position": 1_000_000, "heads": 1024,
     "groups": 65_536, "buckets": 65_536, "input_dim": 1_000_000, "intermediate_size": 1_000_000, "d_ff": 1_000_000,
     "channels": 65_536, "dim": 65_536, "hidden_size": 65_536, "d_model": 65_536, "d_kv": 65_536,
-    "num_class_embeds": 1_000_000, "size": 1_000_000, "num_": 1_000_000,
+    "num_class_embeds": 1_000_000, "total_size": 1 << 48, "size": 1_000_000, "num_": 1_000_000,
 }  # fmt: skip
 _POSITIVE = ("scaling_factor", "num_train_timesteps", "model_max_length")
 _NAMES = ("prediction_type", "_class_name")
+_UNREAD = ("special_tokens_map_file",)  # real ones have it; no library opens what it names
 _ENDLESS = ("lambda_min_clipped", "model_max_length")  # real ones are -Infinity and 1e30
 
 
@@ -105,7 +106,7 @@ def read_config(path: Path, model: Path) -> dict[str, Any]:
     """
     _inside(path, model)
     config = read_json(path)
-    _check(path, config)
+    _check(path, model, config)
     return config
 
 
@@ -126,7 +127,7 @@ def regular_in(path: Path, model: Path) -> bool:
     return path.is_file()
 
 
-def _check(path: Path, value: object, key: str = "") -> None:
+def _check(path: Path, model: Path, value: object, key: str = "") -> None:
     if key == "weight_map" and isinstance(value, dict):
         for name in value.values():
             if not isinstance(name, str) or os.path.basename(name) != name or "\\" in name:
@@ -134,11 +135,11 @@ def _check(path: Path, value: object, key: str = "") -> None:
     elif isinstance(value, dict):
         for name, one in value.items():
             _refuse_code(path, name, one)
-            _refuse_files(path, name, one)
-            _check(path, one, name)
+            _refuse_files(path, model, name, one)
+            _check(path, model, one, name)
     elif isinstance(value, list):
         for one in value:
-            _check(path, one, key)
+            _check(path, model, one, key)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         _number(path, key, value)
     if key in _NAMES and value is not None and not (isinstance(value, str) and len(value) < 200):
@@ -162,14 +163,14 @@ def _refuse_code(path: Path, name: str, value: object) -> None:
         raise ValueError(f"{path}: its weights are quantised and cannot be trained; take the model in full precision")
 
 
-def _refuse_files(path: Path, name: str, value: object) -> None:
-    """ValueError for a config that names a file that is there, but not beside the config: tokenizers would read it."""
-    if not name.endswith(("_file", "_files")):
+def _refuse_files(path: Path, model: Path, name: str, value: object) -> None:
+    """ValueError for a config that names a file that is there, but not in the model: tokenizers would read it."""
+    if not name.endswith(("_file", "_files")) or name in _UNREAD:
         return
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, str) and os.path.basename(one) != one and len(one) < 4096 and "\0" not in one:
             for place in (path.parent / one, Path(one)):
-                if place.exists() and not regular_in(place, path.parent):
+                if place.exists() and not regular_in(place, model):
                     raise ValueError(f"{path}: {name} leads out of the model, to {place}; leave it out")
 
 

@@ -110,6 +110,26 @@ def test_links_of_the_hub_cache_to_its_own_blobs_are_followed(folder, tmp_path):
     check_model_folder(snapshot)
 
 
+def test_what_real_models_have_is_read(folder, tmp_path):
+    """A snapshot of the hub's cache with blobs alone, sharded weights, and a tokenizer that names a file beside it."""
+    weights = {"layer": "model-00001-of-00002.safetensors"}
+    index = {"metadata": {"total_size": 9_524_621_312}, "weight_map": weights}
+    (folder / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps(index))
+    changed(folder, "tokenizer/tokenizer_config.json", special_tokens_map_file="./special_tokens_map.json",
+            vocab_file="./vocab.json", model_max_length=10**30)  # fmt: skip
+    changed(folder, "scheduler/scheduler_config.json", lambda_min_clipped=float("-inf"))
+    for name in ("special_tokens_map.json", "vocab.json"):
+        (folder / "tokenizer" / name).write_text("{}")
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1", tmp_path / "models--a--b" / "blobs"
+    snapshot.parent.mkdir(parents=True)
+    blobs.mkdir()
+    folder.rename(snapshot)
+    for number, path in enumerate(path for path in sorted(snapshot.rglob("*")) if path.is_file()):
+        path.rename(blobs / str(number))
+        path.symlink_to(os.path.relpath(blobs / str(number), path.parent))
+    check_model_folder(snapshot)
+
+
 def test_only_known_files_of_a_tokenizer_are_kept_for_exports(folder, tmp_path):
     (folder / "tokenizer" / "id_rsa").write_text("private")
     (tmp_path / "private.txt").write_text("private")
