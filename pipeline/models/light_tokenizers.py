@@ -69,7 +69,7 @@ def _read(folder: Path) -> LightTokenizer | None:
             inner = _clip(folder, config)
         else:
             inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return LightTokenizer(inner, int(config.get("model_max_length", UNLIMITED)))
+        return LightTokenizer(inner, int(config.get("model_max_length") or UNLIMITED))
     except BaseException as error:  # of any kind: loading the model says what is wrong
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

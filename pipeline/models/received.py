@@ -148,6 +148,8 @@ def _check(path: Path, model: Path, value: object, key: str = "") -> None:
         value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
     ):
         raise ValueError(f"{path}: {key} must be a number, not {str(value)[:60]!r}")
+    if key == "model_max_length" and value is None:  # as if it said nothing
+        return
     if key in _POSITIVE and not (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
         raise ValueError(f"{path}: {key} must be a number above 0, not {str(value)[:60]!r}")
 

@@ -95,8 +95,12 @@ def test_an_adapter_beside_a_model_is_refused(folder):
         check_model_folder(folder)
 
 
-def test_a_tokenizer_without_a_limit_reads_as_much_as_clip(folder):
-    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+@pytest.mark.parametrize("says_null", [False, True])
+def test_a_tokenizer_without_a_limit_reads_as_much_as_clip(folder, says_null):
+    if says_null:
+        changed(folder, "tokenizer/tokenizer_config.json", model_max_length=None)
+    else:
+        (folder / "tokenizer" / "tokenizer_config.json").unlink()
     assert load_model(spec_of(folder), torch.device("cpu")).encoders[0].tokenizer.model_max_length == 77
 
 
