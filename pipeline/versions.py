@@ -6,7 +6,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 DECISIVE = ("torch", "diffusers", "transformers", "peft", "safetensors")  # what may change the bytes of a run
-OTHERS = ("accelerate", "tokenizers", "huggingface-hub", "numpy", "pillow", "filelock", "click", "jsonschema", "tomli")
+OTHERS = ("accelerate", "tokenizers", "huggingface-hub", "numpy", "pillow", "filelock", "psutil", "click", "jsonschema",
+          "tomli")  # fmt: skip
 OPTIONAL = (
     "bitsandbytes", "prodigyopt", "prodigy-plus-schedule-free", "pytorch-optimizer", "deepspeed", "tensorboard",
 )  # fmt: skip

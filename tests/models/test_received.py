@@ -174,3 +174,9 @@ def test_a_ckpt_without_tensors_is_refused_and_no_advice_to_run_its_code_is_pass
     with pytest.raises(StageError) as caught:
         load_model(spec, torch.device("cpu"))
     assert "weights_only" not in str(caught.value)
+
+
+def test_weights_that_nobody_downloaded_and_parts_without_a_class_are_passed_over(folder):
+    (folder / "text_encoder" / "flax_model.msgpack").symlink_to("../../blobs/deleted")
+    changed(folder, "model_index.json", requires_safety_checker=[None, True], image_encoder=[None, None])
+    check_model_folder(folder)
