@@ -100,7 +100,7 @@ def main() -> None:
 def _shown(error: Exception) -> str:
     """What an error says, without control characters: names from files and hubs must not steer a terminal."""
     from .machine import system_words
-    from .recipe.problem import printable
+    from .printable import printable
 
     if isinstance(error, UnicodeEncodeError):
         return printable(

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import RecipeError
+from ..printable import printable
 from ..recipe.model import Concept
 from ..recipe.nearest import nearest, sibling
-from ..recipe.problem import printable
 from .files import PICTURES, Files, composed, files_in
 from .tables import TABLES, table_rows
 from .text import read_text, steers, unusable

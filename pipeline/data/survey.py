@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..models.received import read_config
-from ..recipe.check_model import family_of, local_path
+from ..models.stated import family_of, local_path
 from ..recipe.model import Concept, ModelSpec, Recipe
 from .balance import batches_of, shown_counts, turns_of, word_counts
 from .captions import read_concept

@@ -11,7 +11,7 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.programs import Program, programs
 from ...converters.write import Written, layout_for, write_words
 from ..errors import StageError
-from ..models.fits import fits_only
+from ..fits import fits_only
 from ..run.state import Run
 from .artefacts import note
 from .guide import Files, bundle_trigger, guide_text

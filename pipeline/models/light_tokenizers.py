@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..errors import StageError
-from ..recipe.check_model import family_of, local_path
 from ..recipe.model import ModelSpec
 from .json_file import read_json
 from .received import check_model_folder
+from .stated import family_of, local_path
 
 UNLIMITED = 10**30  # where the tokenizer's config says nothing, as transformers has it
 # CLIP's, where its config names no others.

@@ -8,10 +8,10 @@ from typing import Any
 
 from ...converters.families import Family, families
 from ..errors import StageError
-from ..recipe.check_model import family_of, local_path
 from ..recipe.model import ModelSpec
 from .json_file import read_json
 from .received import check_model_folder
+from .stated import family_of, local_path
 from .unreadable import one_line, reading
 
 _NO_CODE = {"trust_remote_code": False}  # nor a question in the terminal whether to trust it

@@ -10,11 +10,12 @@ from pathlib import Path
 from ...converters.names import is_reserved
 from ..data.captions import Captioned
 from ..errors import RecipeError
+from ..models.stated import family_of
 from .build import build
 from .check_base import base_findings
 from .check_captions import capital_findings, shown_word_findings
 from .check_encoders import encoder_findings
-from .check_model import family_of, layer_findings, model_findings
+from .check_model import layer_findings, model_findings
 from .check_pictures import picture_findings
 from .check_stages import stage_findings
 from .check_targets import same_files, target_findings

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ...converters.families import Family, families
 from ..errors import StageError
-from ..models.family import choose_family, width_of
-from ..models.received import check_model_folder, read_config
+from ..models.received import check_model_folder
+from ..models.stated import family_in, local_path
 from .build import CHECKPOINTS
-from .document import shipped_folder
 from .model import ModelSpec
 from .nearest import nearest, sibling
 from .problem import Finding
@@ -39,7 +37,7 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
     else:
         try:
             check_model_folder(path)
-            _family(spec, path)
+            family_in(spec, path)
         except StageError as error:
             yield Finding(("model", "family" if spec.family else "base"), str(error))
 
@@ -65,45 +63,6 @@ def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:
             check_model_folder(Path(spec.config))
         except (StageError, OSError) as error:
             yield Finding(("model", "config"), str(error))
-
-
-def local_path(spec: ModelSpec) -> Path | None:
-    """Where the model lies on this machine; None for a hub id."""
-    if spec.base == "micro":
-        return shipped_folder() / "micro" / "model"
-    path = Path(spec.base)
-    return path if path.is_absolute() else None
-
-
-def family_of(spec: ModelSpec) -> Family | None:
-    """The family of a model by its recipe or its folder's own files; None where only the hub or a load would tell."""
-    path = local_path(spec)
-    if path is None or not (path / "model_index.json").is_file():
-        return families().get(spec.family or "")
-    try:
-        return _family(spec, path).of_prediction(scheduler_config(spec).get("prediction_type"))
-    except StageError:
-        return None
-
-
-def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
-    """What the model's own scheduler says of it; empty for a model of the hub."""
-    path = local_path(spec)
-    if path is not None and not path.is_dir():
-        path = Path(spec.config) if spec.config else None
-    return _json(path, "scheduler", "scheduler_config.json") if path is not None else {}
-
-
-def _family(spec: ModelSpec, folder: Path) -> Family:
-    kind = _json(folder, "model_index.json").get("_class_name", "folder without a pipeline's class")
-    return choose_family(spec, kind, width_of(kind, lambda module: _json(folder, module, "config.json")))
-
-
-def _json(folder: Path, *names: str) -> dict[str, Any]:
-    try:
-        return read_config(folder.joinpath(*names), folder)
-    except (OSError, ValueError):
-        return {}
 
 
 def _is_hub_id(text: str) -> bool:

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...converters.families import Family
-from .check_model import scheduler_config
+from ..models.stated import scheduler_config
+from .fill import WEIGHTINGS
 from .model import ModelSpec
 from .problem import Finding, Place
 
-WEIGHTINGS = {
-    "diffusion": ("none", "min-snr", "debiased"), "flow": ("none", "sigma-sqrt", "cosmap", "sigma-squared")
-}  # fmt: skip
 NAMES = {"diffusion": "a diffusion model", "flow": "a flow matching model"}
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ... import schemas
+from ..printable import shortened
 from .nearest import did_you_mean
-from .problem import Place, shortened
+from .problem import Place
 from .stop import parse_stop
 
 if TYPE_CHECKING:

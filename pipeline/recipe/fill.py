@@ -7,6 +7,11 @@ from typing import Any
 
 from ... import schemas
 
+# The weightings of the loss that each kind of objective has.
+WEIGHTINGS = {
+    "diffusion": ("none", "min-snr", "debiased"), "flow": ("none", "sigma-sqrt", "cosmap", "sigma-squared")
+}  # fmt: skip
+
 
 def filled(table: dict[str, Any], schema: dict[str, Any], origin: str = "recipe.json") -> dict[str, Any]:
     """The table with every key of its schema: given, else the default, else None.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..printable import printable, shortened
+
 Place = tuple[str | int, ...]  # ("stage", 2, "steps"), tables counted from 0 as in the parsed document
 
 
@@ -44,13 +46,3 @@ def place(path: Place) -> str:
 def _key(part: str) -> str:
     plain = part.replace("_", "").replace("-", "")
     return shortened(part) if plain.isascii() and plain.isalnum() else repr(shortened(part))
-
-
-def shortened(text: str, most: int = 60) -> str:
-    """A text cut where it gets too long for a message."""
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def printable(text: str) -> str:
-    """The text with control characters spelled out: recipes and captions of strangers must not steer a terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

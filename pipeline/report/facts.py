@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ...converters.families import families
-from ..models.fits import fits_only
+from ..fits import fits_only
 from . import show
 from .folder import Json
 from .pictures import inside

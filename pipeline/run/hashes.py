@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS = (".safetensors", ".bin", ".ckpt", ".json", ".txt", ".model")
 
@@ -38,6 +39,8 @@ def shown_path(path: Path, base: Path) -> str:
 
 def tensor_hash(tensor: Tensor) -> str:
     """Hash of a tensor's values as bytes: equal only for tensors that are equal bit for bit."""
+    import torch
+
     whole = tensor.detach().cpu().contiguous()
     flat = whole.as_strided((whole.numel(),), (1,))  # one value counts as contiguous even as every eleventh of some
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()

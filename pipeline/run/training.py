@@ -50,7 +50,7 @@ def things_of(
     if not things:
         raise StageError("nothing to train: no word (embeddings = false, or train = false), no lora, no finetune")
     run.moved |= weights_of(things)
-    remember(run, things)
+    run.notes += remember(run.recipe, run.originals, things)
     return tuple(things)
 
 
@@ -106,7 +106,11 @@ def training_of(
         processes=run.processes,
         texts=None if text_moves else Texts(denoiser, run.model.pipe),
     )
-    return training if locality is None else replace(training, locality=locality_of(run, training, locality))
+    return (
+        training
+        if locality is None
+        else replace(training, locality=locality_of(run.recipe, run.originals, training, locality))
+    )
 
 
 def _seed(run: Run) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..processes import Processes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BUCKET = 2**24  # values that are added up at once: 64 MiB of float32
 
@@ -23,6 +24,8 @@ def add_up(leaves: Sequence[Tensor], processes: Processes) -> None:
 
 
 def _add_up(leaves: Sequence[Tensor], processes: Processes) -> None:
+    import torch
+
     there = torch.tensor([leaf.grad is not None for leaf in leaves], dtype=torch.float32, device=processes.device)
     own = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     flat = processes.sum(torch.cat([there, *(one.detach().float().flatten().to(there.device) for one in own)]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StageError
-from ..recipe.check_objective import WEIGHTINGS
+from ..recipe.fill import WEIGHTINGS
 from .draws import generator
 from .loss import LossOptions, Question, example_losses
 from .noise import NoiseOptions, input_noise, offset_noise

@@ -11,7 +11,7 @@ from pivotune.converters.programs import programs
 from pivotune.converters.write import Written
 from pivotune.pipeline.export.guide import Files, guide_text
 from pivotune.pipeline.export.script import Base, diffusers_lines
-from pivotune.pipeline.models.fits import fits_only
+from pivotune.pipeline.fits import fits_only
 from pivotune.pipeline.recipe.model import ModelSpec
 
 

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from pivotune.pipeline.commands.check import check
 from pivotune.pipeline.models.light_tokenizers import light_tokenizers
+from pivotune.pipeline.models.stated import local_path
 from pivotune.pipeline.models.tokenizers import load_tokenizers, token_limit
 from pivotune.pipeline.recipe.check import check_recipe
-from pivotune.pipeline.recipe.check_model import local_path
 from pivotune.pipeline.recipe.load import load_recipe
 
 LONG = "a red ring, " * 30

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...converters.families import Family
-from .family import MICRO
+from ..converters.families import Family
+
+MICRO = "micro"
 
 
 def fits_only(base: str, family: Family, widths: Mapping[str, int]) -> str:
