@@ -264,3 +264,13 @@ def test_tokens_of_a_family_asks_for_a_well_known_model_of_it(call, monkeypatch,
     assert shown.code == 1
     assert asked == ["stable-diffusion-v1-5/stable-diffusion-v1-5"]
     assert "no network here; name a diffusers folder of the same family instead" in shown.err
+
+
+def test_a_launcher_that_asks_for_deepspeed_is_refused_in_one_line(call, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    refused = call("run", recipe, "--out", tmp_path / "run")
+    assert refused.code == 1
+    assert "DeepSpeed is not supported" in refused.err
+    assert "--use_fsdp --fsdp_version 2" in refused.err
+    assert refused.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
