@@ -20,7 +20,7 @@ DOCUMENTED = {  # modules below the top level whose names the library's own refe
     "accelerate.tracking", "accelerate.utils", "bitsandbytes.optim", "diffusers.utils",
     "huggingface_hub.errors", "peft.tuners.lora", "peft.tuners.tuners_utils", "safetensors.torch",
     "torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor",
-    "torch.nn", "torch.nn.functional", "torch.utils.flop_counter", "transformers.utils",
+    "torch.nn", "torch.nn.functional", "transformers.utils",
 }  # fmt: skip
 INNER = {  # (module, name): the rest, each with the file that leans on it
     ("accelerate.utils.dataclasses", "get_module_class_from_name"): "train/twin.py",

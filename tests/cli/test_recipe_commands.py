@@ -159,10 +159,10 @@ def test_new_says_why_it_cannot(call, tmp_path: Path, name: str, words: str) -> 
 def test_plan_of_what_ships(call) -> None:
     shown = call("plan", "quickstart")
     assert shown.code == 0
-    assert "Estimated time: " in shown.out
+    assert "Disk: " in shown.out
     assert "a photo of [<my-emblem> 1][<my-emblem> 2] on" in shown.out
     assert "clip_l: 2 vectors: kept ring; padded *" in shown.out
-    assert json.loads(call("plan", "quickstart", "--json", "--no-time").out)["name"] == "quickstart"
+    assert json.loads(call("plan", "quickstart", "--json", "--no-estimates").out)["preflight"] is None
 
 
 def test_plan_names_a_picture_that_is_damaged_in_its_middle(call, tmp_path: Path) -> None:
