@@ -62,7 +62,7 @@ def test_before_its_first_checkpoint_a_run_still_knows_its_source(tmp_path, monk
     said: list[str] = []
     given = source if again == "with the option" else None
     runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False, source=given)
-    assert f"going on with {tmp_path / 'run'}, after step 3 of stage 3" in said
+    assert f"resuming {tmp_path / 'run'}, after step 3 of stage 3" in said
     assert_same(tmp_path / "run", whole)
 
 

@@ -88,7 +88,7 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["stage-003-step-000000002.safetensors"]
     said: list[str] = []
     runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
-    assert f"going on with {tmp_path / 'run'}, after step 2 of stage 3" in said
+    assert f"resuming {tmp_path / 'run'}, after step 2 of stage 3" in said
     assert made_files(tmp_path / "run") == made_files(whole)
     after = manifest_of(tmp_path / "run")
     assert (after["status"], after["started"], len(after["resumed"])) == ("finished", left["started"], 1)
