@@ -7,13 +7,12 @@ from contextlib import nullcontext, suppress
 from datetime import timedelta
 
 from .errors import StageError
-from .launch_zero import hold_deepspeed
-from .processes import ALONE, DEEPSPEED, FSDP, TIMEOUT, Elsewhere, Processes, reachable
+from .processes import ALONE, TIMEOUT, Elsewhere, Processes, reachable
 
 MINUTES = 60.0
-SHARDING = {"ACCELERATE_USE_FSDP": FSDP, "ACCELERATE_USE_DEEPSPEED": DEEPSPEED}
 UNSUPPORTED = {
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
 }  # fmt: skip
 
 
@@ -29,9 +28,9 @@ def begin_processes(wanted: str) -> Processes:
     not supported: the model is whole on every process.
     """
     _refuse_unsupported()
-    sharding = next((name for variable, name in SHARDING.items() if _asked(variable)), "")
+    sharding = _asked("ACCELERATE_USE_FSDP")
     if sharding:
-        (_hold_fsdp if sharding == FSDP else hold_deepspeed)()
+        _hold_fsdp()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     import torch
@@ -41,8 +40,6 @@ def begin_processes(wanted: str) -> Processes:
     from accelerate import PartialState
 
     cpu = wanted == "cpu" or not (torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()))
-    if cpu and sharding == DEEPSPEED:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # else it takes the first GPU that it finds
     minutes = float(os.environ.get(TIMEOUT, MINUTES))
     with reachable():
         state = PartialState(cpu=cpu, timeout=timedelta(minutes=minutes))
@@ -69,9 +66,8 @@ def _refuse_unsupported() -> None:
     asked = [name for variable, name in UNSUPPORTED.items() if _asked(variable)]
     if asked:
         raise StageError(
-            f"the launcher asks for {', '.join(asked)}, which is not supported: to spread a fine-tune over GPUs launch "
-            "with FSDP (accelerate launch --use_fsdp --fsdp_version 2) or DeepSpeed (accelerate launch --use_deepspeed "
-            "--zero_stage 2), else with accelerate launch --multi_gpu"
+            f"the launcher's configuration: {', '.join(asked)} is not supported; to shard a fine-tune use FSDP2 "
+            "(accelerate launch --use_fsdp --fsdp_version 2), else launch with --multi_gpu"
         )
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-FSDP, DEEPSPEED = "FSDP", "DeepSpeed"
 TIMEOUT = "PIVOTUNE_TIMEOUT"  # minutes that a process waits for the others
 
 
@@ -33,13 +32,13 @@ class Elsewhere(StageError):
 class Processes:
     """This process among `count`. `device` is the one that the launcher gave it; None when it runs alone.
 
-    `sharding`: the launcher asks for FSDP or DeepSpeed, which spread a fine-tune over the processes; empty otherwise.
+    `sharding`: the launcher asks for FSDP2, which shards a fine-tune over the processes.
     """
 
     count: int = 1
     index: int = 0
     device: torch.device | None = None
-    sharding: str = ""
+    sharding: bool = False
 
     @property
     def main(self) -> bool:

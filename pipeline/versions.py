@@ -9,7 +9,7 @@ DECISIVE = ("torch", "diffusers", "transformers", "peft", "safetensors")  # what
 OTHERS = ("accelerate", "tokenizers", "huggingface-hub", "numpy", "pillow", "filelock", "psutil", "click", "jsonschema",
           "tomli")  # fmt: skip
 OPTIONAL = (
-    "bitsandbytes", "prodigyopt", "prodigy-plus-schedule-free", "pytorch-optimizer", "deepspeed", "tensorboard",
+    "bitsandbytes", "prodigyopt", "prodigy-plus-schedule-free", "pytorch-optimizer", "tensorboard",
 )  # fmt: skip
 
 

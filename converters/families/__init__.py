@@ -53,9 +53,9 @@ class Family:
     """What an embedding, a LoRA or a training step needs to know of a kind of model.
 
     `denoiser_kind` is empty for a family whose files are only converted, not trained. `denoiser_width` is the key of
-    the denoiser's config that has the width of the text it attends to, `cross_attention` its value. `step_tflops` is
-    the work of one training step with one picture of `resolution`, words only, in 10^12 floating-point operations;
-    `step_activations_mib` what the denoiser keeps of it for the backward pass in a 16-bit format, in MiB.
+    the denoiser's config that has the width of the text it attends to, `cross_attention` its value.
+    `step_activations_mib` is what the denoiser keeps for the backward pass of one training step with one image of
+    `resolution`, embeddings only, in a 16-bit format, in MiB.
     `example` is the hub id of a well-known model of it, `clip_skip` whether programs let an earlier layer of its text
     encoder be read. `checkpoint` says how one file holds the whole model, by
     attribute of the pipeline; it is empty where we write no such file. `objective` is what its models are trained on:
@@ -77,7 +77,6 @@ class Family:
     cross_attention: int
     signs: Signs
     objective: str = "diffusion"
-    step_tflops: float = 0.0
     step_activations_mib: float = 0.0
     example: str = ""
     clip_skip: bool = False

@@ -9,7 +9,6 @@ import click
 from .options import json_option, print_json, recipe_argument, set_option
 
 if TYPE_CHECKING:
-    from ..models.estimate import Estimate
     from ..preflight.look import Preflight
     from ..recipe.model import Recipe
     from ..recipe.plan import Plan
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 @set_option
 @json_option
 @click.option(
-    "--no-time", is_flag=True, help="Leave out the estimates of time, disk and memory, which take some seconds."
+    "--no-estimates", is_flag=True, help="Leave out the estimates of disk and memory, which take some seconds."
 )
-def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_time: bool) -> None:
+def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_estimates: bool) -> None:
     """Show what a recipe would do: stages, tokens of every initial text, captions as the encoders see them.
 
     Loads the model's tokenizers, not its weights. RECIPE is a file or the name of a recipe that ships.
@@ -35,35 +34,30 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_time: bool) 
 
     loaded, warnings = checked_recipe(recipe, overrides)
     made = make_plan(loaded, load_tokenizers(loaded.model))
-    time, ahead = (None, None) if no_time else _ahead(loaded, made)
+    ahead = None if no_estimates else _ahead(loaded, made)
     if as_json:
-        print_json({**plan_json(made, time), "preflight": ahead.facts if ahead else None})
+        print_json({**plan_json(made), "preflight": ahead.facts if ahead else None})
         return
     for warning in warnings:
         click.echo(warning.shown(recipe), err=True)
-    click.echo(plan_text(made, time))
+    click.echo(plan_text(made))
     if ahead is not None:
         for line in told_room(ahead):
             click.echo(line)
 
 
-def _ahead(recipe: Recipe, made: Plan) -> tuple[Estimate | None, Preflight | None]:
-    """How long the run would take on the recipe's device, and what it takes of disk and memory.
-
-    None where the recipe is for another machine: its device is not here to be measured.
-    """
+def _ahead(recipe: Recipe, made: Plan) -> Preflight | None:
+    """The disk space and memory that the run would take; None where this machine lacks the recipe's device."""
     from ..errors import StageError
     from ..models.device import pick_device
-    from ..models.estimate import estimate_recipe
-    from ..models.tokenizers import stated_family
     from ..preflight.look import Preflight, estimate, undecodable
 
     try:
         device = pick_device(recipe.device)
     except StageError as error:
-        click.echo(f"no estimate of time, disk and memory: {error}", err=True)
-        return None, None
+        click.echo(f"no estimate of disk and memory: {error}", err=True)
+        return None
     ahead = Preflight()
     ahead.errors += undecodable([caption.path for caption in made.captions], ahead)
     estimate(recipe, made, None, device, ahead)
-    return estimate_recipe(recipe, stated_family(recipe.model), device), ahead
+    return ahead

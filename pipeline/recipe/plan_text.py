@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..data.survey import Survey
 from ..words.initial import InitialTokens
 from .model import Word
 from .plan import EXAMPLES, SHOWN, Plan, PlannedCaption, PlannedStage, some
 
-if TYPE_CHECKING:
-    from ..models.estimate import Estimate
-
 SHAPES = 12  # shapes, and folders of pictures, that are listed
 
 
-def plan_text(plan: Plan, time: Estimate | None) -> str:
-    """The page, with an estimate of the run's time if there is one."""
+def plan_text(plan: Plan) -> str:
+    """The page that `pivotune plan` prints."""
     recipe = plan.recipe
     words = some(list(plan.words)) or "no word"
     lines = [f"{recipe.name}: teaches {words} to {recipe.model.base}", "", "Stages"]
@@ -25,18 +22,7 @@ def plan_text(plan: Plan, time: Estimate | None) -> str:
     lines += ["", "Words"] + [line for word in recipe.words[:SHOWN] for line in _word(plan, word)]
     lines += _more(len(recipe.words))
     lines += (["", *_pictures(plan)] if plan.surveys else []) + ["", *_captions(plan)]
-    if time is not None:
-        lines += ["", f"Estimated time: {duration(time.low)} to {duration(time.high)} ({time.basis})"]
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the largest unit that fits: `45 s`, `12 min`, `3.5 h`."""
-    if seconds < 1:
-        return "1 s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _stage(number: int, stage: PlannedStage) -> Iterator[str]:
@@ -114,7 +100,7 @@ def _captions(plan: Plan) -> Iterator[str]:
         yield f"  warning: and {len(plan.lost) - 10} more captions like these"
 
 
-def plan_json(plan: Plan, time: Estimate | None) -> dict[str, Any]:
+def plan_json(plan: Plan) -> dict[str, Any]:
     """The same as data."""
     return {
         "name": plan.recipe.name,
@@ -133,7 +119,6 @@ def plan_json(plan: Plan, time: Estimate | None) -> dict[str, Any]:
             for index, seen in plan.surveys.items()
         },
         "captions": [_caption_json(caption) for caption in plan.captions],
-        "estimated_seconds": None if time is None else {"low": time.low, "high": time.high, "basis": time.basis},
     }
 
 

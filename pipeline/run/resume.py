@@ -16,7 +16,7 @@ from ..train.training import Training
 from .checkpoint import Checkpoint
 from .received import inside
 from .state import Run
-from .taking import TAKEN, take_what_fits
+from .taking import LOADED, take_what_fits
 
 _PATH = "path in the run"
 
@@ -86,7 +86,7 @@ def go_on(run: Run, training: Training) -> tuple[int, float]:
         restore_snapshot(training, run.moved, point.tensors, point.facts)
         facts = run.restored
         run.data = _unpacked(facts["data"], run.folder)
-        run.notes += [note for note in run.done_rows[run.stage]["notes"] if note.startswith(TAKEN)]
+        run.notes += [note for note in run.done_rows[run.stage]["notes"] if note.startswith(LOADED)]
     except (LookupError, TypeError, ValueError, AttributeError) as error:  # its trees are another program's
         raise StageError(
             f"the checkpoint {point.name} cannot be put back ({error}); delete it, or use --fresh"

@@ -80,7 +80,7 @@ def _run_recipe(
 ) -> RunResult:  # fmt: skip
     begin = time.monotonic()
     processes = begin_processes(recipe.device)
-    hold_spread(recipe, processes.sharding)
+    hold_spread(recipe, sharding=processes.sharding)
     if not processes.main:
         progress, bar = _silent, False
     device = processes.device or pick_device(recipe.device)

@@ -1,4 +1,4 @@
-"""What of a recipe goes with fine-tunes that FSDP or DeepSpeed spread over processes, before a model is loaded."""
+"""Which keys of a recipe cannot be used with fine-tunes that FSDP2 shards, checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -6,38 +6,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import StageError
-from ..processes import DEEPSPEED
 from ..recipe.model import Recipe
 
 SHARDABLE = ("adamw", "lion")  # optimizers that move each value by itself
 
 
-def hold_spread(recipe: Recipe, sharding: str) -> None:
-    """StageError for what does not go with the launcher's `sharding`, "FSDP" or "DeepSpeed"; empty for neither."""
+def hold_spread(recipe: Recipe, *, sharding: bool) -> None:
+    """StageError for keys that cannot be used where the launcher asks for FSDP2 (`sharding`)."""
     for number, stage in enumerate(recipe.stages, 1):
         if sharding and stage.kind == "train" and stage.options["finetune"]:
             try:
-                _hold_stage(stage.options, recipe.model.dtype, sharding)
+                _hold_stage(stage.options)
             except StageError as error:
                 raise StageError(f"stage {number} ({stage.kind}): {error}") from None
 
 
-def _hold_stage(options: Mapping[str, Any], dtype: str, sharding: str) -> None:
+def _hold_stage(options: Mapping[str, Any]) -> None:
     for table in options["finetune"]:
         kind = table["optimizer"]["kind"]
         if kind not in SHARDABLE:
             raise StageError(
-                f"finetune of {', '.join(table['parts'])}: the optimizer {kind} does not go with {sharding}, for it "
-                f"looks at a weight as a whole, of which each process has a part; take {' or '.join(SHARDABLE)}, or "
-                f"launch without {sharding}"
+                f"finetune of {', '.join(table['parts'])}: the optimizer {kind} cannot be used with FSDP, as it needs "
+                f"whole weights, not shards; use {' or '.join(SHARDABLE)}, or launch without FSDP"
             )
     if options["compile"]:
-        raise StageError(f"compile = true does not go with a fine-tune that {sharding} spreads over processes; "
-                         "leave one out")  # fmt: skip
+        raise StageError("compile = true cannot be used with a fine-tune that FSDP shards; remove one of them")
     if options["locality"]:
-        raise StageError(f"locality does not go with a fine-tune that {sharding} spreads over processes; leave one out")
-    if sharding == DEEPSPEED and dtype == "float16":
-        raise StageError(
-            "model.dtype = 'float16' does not go with a fine-tune that DeepSpeed spreads over processes, for a step "
-            "that overflows cannot be asked again: take 'bfloat16', or launch with FSDP"
-        )
+        raise StageError("locality cannot be used with a fine-tune that FSDP shards; remove one of them")

@@ -16,7 +16,7 @@ from .leftovers import sweep_run
 from .manifest_file import left_behind
 from .received import hold_folder
 
-MOST, FEW = 12, 3  # differences that are listed, of the run that was asked for and of others
+MOST = 12  # differences that are listed
 # What a run has written before its first manifest: a process killed so early leaves nothing that counts.
 BEGUN = {
     ".lock",
@@ -33,12 +33,12 @@ BEGUN = {
 class Start:
     """The run's folder and, where a process before left it unfinished, the manifest it left.
 
-    `passed` says of each unfinished run with a checkpoint why it is not the one that goes on.
+    `passed` are unfinished runs of this name with a checkpoint that are not resumed: their inputs differ, say.
     """
 
     folder: Path
     left: Mapping[str, Any] | None = None
-    passed: tuple[str, ...] = ()
+    passed: tuple[Path, ...] = ()
 
 
 def refuse_foreign(out: Path | None) -> None:
@@ -91,33 +91,19 @@ def choose_start(
             raise StageError(f"{out} holds an unfinished run, and this one {began}: choose another --out")
         _refuse_changed(out, _differences(left, inputs))
         return Start(out.absolute(), left)
-    passed: list[str] = []
-    for number in range(1, 10_000):
-        folder = (Path("runs") / (name if number == 1 else f"{name}-{number}")).absolute()
-        if not folder.exists():
-            return Start(folder, None, tuple(passed))
+    passed: list[Path] = []
+    runs, number = Path("runs").absolute(), 1
+    folder = runs / name
+    while folder.exists() or folder.is_symlink():
         left = left_behind(folder)
-        if left is not None and (left["status"] == "finished" or not may_go_on(left)):
-            continue
-        why = _in_the_way(folder, left, inputs)
-        if not why:
-            return Start(folder, left)
-        if any((folder / "checkpoints").glob("*.safetensors")):
-            passed.append(f"{folder} holds an unfinished run that does not go on: {why}")
-    raise StageError(f"runs/{name}-… : all 9,999 names are taken")
-
-
-def _in_the_way(folder: Path, left: Mapping[str, Any] | None, inputs: Mapping[str, Any]) -> str:
-    """Why an unfinished run cannot go on; empty where it can."""
-    if left is None:
-        return "its manifest.json is gone or cannot be read"
-    if is_locked(folder):
-        return "another process is at work on it"
-    found = _differences(left, inputs)
-    if not found:
-        return ""
-    listed = "; ".join(difference_lines(found, FEW))
-    return f"{listed} (put that back and it goes on; --from-checkpoint {folder} takes what fits)"
+        if left is None or (left["status"] != "finished" and may_go_on(left)):
+            if left is not None and not is_locked(folder) and not _differences(left, inputs):
+                return Start(folder, left)
+            if any((folder / "checkpoints").glob("*.safetensors")):
+                passed.append(folder)
+        number += 1
+        folder = runs / f"{name}-{number}"
+    return Start(folder, None, tuple(passed))
 
 
 def _content(source: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
@@ -162,9 +148,11 @@ def held(start: Start) -> Iterator[None]:
 
 
 def say_start(start: Start, checkpointed: tuple[int, int] | None, progress: Callable[[str], None]) -> None:
-    """Say once that, and from where, an unfinished run goes on, and which others do not."""
-    for line in start.passed:
-        progress(f"warning: {line}; beginning anew in {start.folder}")
+    """Say which unfinished run is resumed and from where, or that there are others that are not."""
+    if start.passed:
+        more = f" and {len(start.passed) - 1} more" if len(start.passed) > 1 else ""
+        newest = start.passed[-1]
+        progress(f"warning: not resuming the unfinished run {newest}{more}: --out {newest} shows why")
     if start.left is None:
         return
     stage, step = checkpointed or (0, 0)
@@ -172,7 +160,7 @@ def say_start(start: Start, checkpointed: tuple[int, int] | None, progress: Call
     if checkpointed is None:
         whole = "whole " if any((start.folder / "checkpoints").glob("*.safetensors")) else ""  # those there are damaged
         where = f"from its beginning: there is no {whole}checkpoint"
-    progress(f"going on with {start.folder}, {where}")
+    progress(f"resuming {start.folder}, {where}")
 
 
 def _differences(left: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[Difference]:

@@ -102,7 +102,6 @@ def _follow(
                 row["words"] = {name: gauge(run.model.encoders, training.injection, starts[name]) for name in gauged}
             after(row, before)
             _say_idle(run, training, number)
-            _say_remarks(run, training)
             with run.processes.together():
                 if run.processes.main:
                     finished.write(training.words)
@@ -141,14 +140,6 @@ def _say_short(run: Run, trainer: WordTrainer | None) -> None:
     total = len(trainer.stops.counts)
     their = "its" if len(short) == 1 else "their"
     run.warn(f"{len(short)} of {total} words did not get {their} own steps (stop_after): {some}; raise steps")
-
-
-def _say_remarks(run: Run, training: Training) -> None:
-    """Say once what a user must know of how weights are trained."""
-    for thing in training.things:
-        for text in thing.remarks() if isinstance(thing, WeightTrainer) else ():
-            if text not in run.warnings:
-                run.warn(text)
 
 
 def _steps(run: Run, training: Training, first: int, seconds: float) -> Iterator[dict[str, Any]]:

@@ -41,7 +41,7 @@ def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], Non
         say(f"going on from {run}, after step {point.step} of stage {point.stage + 1}")
     else:
         listed = "\n  ".join(difference_lines(unfit, MOST))
-        say(f"taking what fits from {run}; with new optimizers and from step 1, for this differs:\n  {listed}")
+        say(f"loading what fits from {run}, from step 1; what differs:\n  {listed}")
     return Source(run, run / FOLDER / point.name if place.is_dir() else place, point, not unfit)
 
 

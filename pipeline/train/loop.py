@@ -102,12 +102,9 @@ def gradients(training: Training, batches: Sequence[Batch | None], step: int) ->
     loss = 0.0
     # a sharded part has the others wait in the midst of a batch: who fails there ends, which they notice
     with nullcontext() if training.sharded else processes.together():
-        mine = [(number, batch) for number, batch in zip(step_numbers(training, step), batches, strict=True) if batch]
-        for place, (number, batch) in enumerate(mine, 1):
-            for thing in training.things:
-                if isinstance(thing, WeightTrainer):
-                    thing.before_backward(last=place == len(mine))
-            loss += _backward(training, batch, number, grad_text=grad_text)
+        for number, batch in zip(step_numbers(training, step), batches, strict=True):
+            if batch:
+                loss += _backward(training, batch, number, grad_text=grad_text)
     loss = processes.numbers([loss])[0] / training.accumulation
     if not math.isfinite(loss):
         raise NotFinite(f"the loss at step {step + 1} is {loss}, not a finite number")

@@ -11,9 +11,7 @@ from torch import nn
 
 from ..errors import StageError
 from ..models.load import Model
-from ..processes import ALONE, DEEPSPEED, FSDP, Processes
-from .engine import Place
-from .engine_trainer import EngineTrainer
+from ..processes import ALONE, Processes
 from .finetune import weights_to_tune
 from .lora import add_lora, freeze_lora
 from .parts import DENOISER, part_module, part_modules, pipe_name
@@ -55,22 +53,12 @@ def weight_trainers(
                 taken.add(part)
                 parameters = _parameters(kind, part, part_module(model, part), table, common.seed)
                 settings = _settings(table, common)
-                sharding = processes.sharding if kind == "finetune" else ""
-                place = Place(model.pipe, pipe_name(model, part), processes.main)
-                trainers.append(
-                    _trainer(f"{kind}.{part}", parameters, settings, place, sharding, text=part != DENOISER)
-                )
+                twin = None
+                if processes.sharding and kind == "finetune":
+                    twin = Twin(model.pipe, pipe_name(model, part), list(parameters), main=processes.main)
+                name, text = f"{kind}.{part}", part != DENOISER
+                trainers.append(WeightTrainer(name, parameters, settings, text=text, twin=twin))
     return trainers
-
-
-def _trainer(
-    name: str, parameters: Mapping[str, nn.Parameter], settings: WeightSettings, place: Place, sharding: str, *,
-    text: bool,
-) -> WeightTrainer:  # fmt: skip
-    if sharding == DEEPSPEED:
-        return EngineTrainer(name, parameters, settings, place, text=text)
-    twin = Twin(place.pipe, place.name, list(parameters), main=place.main) if sharding == FSDP else None
-    return WeightTrainer(name, parameters, settings, text=text, twin=twin)
 
 
 def weights_of(things: Sequence[Trained]) -> dict[str, nn.Parameter]:

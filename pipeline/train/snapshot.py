@@ -85,13 +85,6 @@ def stored_averages(tensors: Mapping[str, Tensor], thing: str) -> Mapping[str, S
     return found
 
 
-def own_averages(tensors: Mapping[str, Tensor], thing: str) -> set[str]:
-    """Whose schedule-free optimizer averaged by itself: of words `<encoder>.<word>`, of weights what it numbers."""
-    start = "optimizers." if thing == WordTrainer.name else "optimizer."
-    names = [name for name in _under(tensors, f"{_THINGS}{thing}/{start}") if name.endswith(".z")]
-    return {name.partition(".optimizer.")[0] for name in names}
-
-
 def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
     """The tensors whose names begin so, by the rest of their names."""
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from .schedule_free import Turns, averages_itself
 from .shards import gathered, whole
 from .trained import State
 from .twin import Twin
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +42,14 @@ class WeightTrainer:
 
     def __init__(
         self, name: str, parameters: Mapping[str, torch.nn.Parameter], settings: WeightSettings, *, text: bool,
-        twin: Twin | Engine | None = None,
+        twin: Twin | None = None,
     ) -> None:  # fmt: skip
         """`text` says that the weights are a text encoder's, which needs a gradient through it."""
         self.name, self.parameters, self.settings = name, dict(parameters), settings
         self.moves_text, self.twin = text, twin
         self.moved = self.parameters if twin is None else twin.weights
         self.masters = {key: _master(parameter) for key, parameter in self.moved.items()}
-        self.optimizer = self._optimizer()
+        self.optimizer = make_optimizer(list(self.masters.values()), settings.optimizer, settings.learning_rate)
         self._turns = Turns(self.optimizer) if averages_itself(settings.optimizer["kind"]) else None
         self.averages = _averages(self.masters, settings.ema) if self._turns is None else {}
         self._shown = Shown(self._exchange)
@@ -63,16 +60,6 @@ class WeightTrainer:
     @property
     def spread(self) -> bool:
         return self.twin is not None
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return make_optimizer(list(self.masters.values()), self.settings.optimizer, self.settings.learning_rate)
-
-    def remarks(self) -> Sequence[str]:
-        """What a user must know of how these weights are trained, after a step."""
-        return ()
-
-    def before_backward(self, *, last: bool) -> None:
-        """A backward pass begins; `last` says that it is this step's last one in this process."""
 
     def leaves(self) -> Sequence[Tensor]:
         return tuple(self.parameters.values()) if self.twin is None else ()  # a twin has added its own up

@@ -159,10 +159,10 @@ def test_new_says_why_it_cannot(call, tmp_path: Path, name: str, words: str) -> 
 def test_plan_of_what_ships(call) -> None:
     shown = call("plan", "quickstart")
     assert shown.code == 0
-    assert "Estimated time: " in shown.out
+    assert "Disk: " in shown.out
     assert "a photo of [<my-emblem> 1][<my-emblem> 2] on" in shown.out
     assert "clip_l: 2 vectors: kept ring; padded *" in shown.out
-    assert json.loads(call("plan", "quickstart", "--json", "--no-time").out)["name"] == "quickstart"
+    assert json.loads(call("plan", "quickstart", "--json", "--no-estimates").out)["preflight"] is None
 
 
 def test_plan_names_a_picture_that_is_damaged_in_its_middle(call, tmp_path: Path) -> None:
@@ -264,3 +264,13 @@ def test_tokens_of_a_family_asks_for_a_well_known_model_of_it(call, monkeypatch,
     assert shown.code == 1
     assert asked == ["stable-diffusion-v1-5/stable-diffusion-v1-5"]
     assert "no network here; name a diffusers folder of the same family instead" in shown.err
+
+
+def test_a_launcher_that_asks_for_deepspeed_is_refused_in_one_line(call, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    refused = call("run", recipe, "--out", tmp_path / "run")
+    assert refused.code == 1
+    assert "DeepSpeed is not supported" in refused.err
+    assert "--use_fsdp --fsdp_version 2" in refused.err
+    assert refused.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -87,7 +87,6 @@ def test_the_versions_for_a_bug_report(call) -> None:
     found = dict(line.split(maxsplit=1) for line in lines[1:])
     assert found["torch"] == version("torch")
     assert {"python", "platform", "transformers", "peft", "filelock"} <= found.keys()
-    assert "deepspeed" not in found or found["deepspeed"][0].isdigit()  # optional: only where it is installed
 
 
 @pytest.mark.parametrize(

@@ -144,18 +144,18 @@ def uneven(tmp_path):
 
 def test_a_plan_counts_what_an_epoch_shows(uneven):
     plain, balanced = uneven(), uneven("buckets = true\nbalance = 'concepts'")
-    first = plan_json(plain, None)["epochs"]["3"]
+    first = plan_json(plain)["epochs"]["3"]
     assert first["shapes"] == {"64x64": 14}
     assert [row["shown"] for row in first["concepts"]] == [2, 12]
     assert (first["shown"], first["batches"]) == (14, 4)
     assert first["words"] == {"<a>": {"pictures": 2, "shown": 2.0}, "<b>": {"pictures": 12, "shown": 12.0}}
-    second = json.loads(json.dumps(plan_json(balanced, None)))["epochs"]["3"]
+    second = json.loads(json.dumps(plan_json(balanced)))["epochs"]["3"]
     assert second["shapes"] == {"64x64": 8, "88x40": 6}
     assert [row["shown"] for row in second["concepts"]] == [12, 12]
     assert second["words"]["<a>"] == {"pictures": 2, "shown": 12.0}
     assert second["batches"] == 5 + 2
     assert (plain.stages[2].epochs, plain.stages[2].pictures) == (7.5, 105)
-    text = plan_text(balanced, None)
+    text = plan_text(balanced)
     assert "/a: 2 pictures, shown 12 times an epoch, 1 with a mask, loss x 2\n" in text
     assert "cut to 64x64 (8), 88x40 (6)\n" in text
     assert "<a>: in 2 of 14 pictures, shown 12 times an epoch\n" in text

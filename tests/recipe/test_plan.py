@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.models.estimate import Estimate
 from pivotune.pipeline.models.tokenizers import load_tokenizers, token_limit
 from pivotune.pipeline.recipe.document import shipped_folder
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import ModelSpec
 from pivotune.pipeline.recipe.plan import Plan, make_plan
-from pivotune.pipeline.recipe.plan_text import duration, joined, plan_json, plan_text
+from pivotune.pipeline.recipe.plan_text import joined, plan_json, plan_text
 
 MICRO = shipped_folder() / "micro" / "model"
 
@@ -82,7 +81,7 @@ def test_initial_texts_are_cut_and_padded(good: Path, two: Path) -> None:
     assert (len(made.ids), made.kept, made.padded, made.cut) == (3, 2, 1, ())
     plan = planned(good, two, "embedding.initial_text=a photo of", "embedding.tokens=2")
     assert plan.words["<emblem>"]["clip_l"].cut == ("of</w>",)
-    assert "2 vectors: kept a photo; cut of" in plan_text(plan, None)
+    assert "2 vectors: kept a photo; cut of" in plan_text(plan)
 
 
 def test_captions_before_and_after(good: Path, two: Path) -> None:
@@ -106,7 +105,7 @@ def test_a_word_behind_the_limit_is_lost(good: Path, two: Path, before: int, los
     caption = "a " * before + "<emblem>"
     plan = planned(good, two, "embedding.tokens=2", f"concept.captions={json.dumps([caption])}")
     assert plan.captions[0].lost == lost
-    assert ("stands behind the token limit" in plan_text(plan, None)) == bool(lost)
+    assert ("stands behind the token limit" in plan_text(plan)) == bool(lost)
 
 
 def test_stages_say_what_they_take_and_give(good: Path, two: Path) -> None:
@@ -116,13 +115,11 @@ def test_stages_say_what_they_take_and_give(good: Path, two: Path) -> None:
     assert train.gives == "trained vectors of <emblem> and a LoRA of rank 4 on the denoiser"
     assert (train.steps, train.pictures, train.epochs) == (10, 60, 10.0)
     assert export.takes == "vectors and the LoRA"
-    text = plan_text(plan, Estimate(40.0, 200.0, "a guess"))
-    assert "10 steps, 60 pictures seen, 10.0 epochs" in text
-    assert text.endswith("Estimated time: 40 s to 3 min (a guess)")
+    assert "10 steps, 60 pictures seen, 10.0 epochs" in plan_text(plan)
 
 
 def test_a_plan_is_json(good: Path, two: Path) -> None:
-    document = json.loads(json.dumps(plan_json(planned(good, two), None)))
+    document = json.loads(json.dumps(plan_json(planned(good, two))))
     assert document["token_limits"] == {"clip_l": 75, "clip_g": 75}
     assert document["words"]["<emblem>"]["clip_l"]["kept"] == 1
     assert document["captions"][0]["tokens"]["clip_l"] > 0
@@ -130,7 +127,3 @@ def test_a_plan_is_json(good: Path, two: Path) -> None:
 
 def test_pieces_are_joined_to_words() -> None:
     assert joined(["ring</w>", "em", "blem</w>", "x"]) == "ring em·blem x·"
-
-
-def test_durations() -> None:
-    assert [duration(seconds) for seconds in (0.1, 4.4, 89, 300, 9000)] == ["1 s", "4 s", "89 s", "5 min", "2.5 h"]

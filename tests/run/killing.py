@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from run.attempts import Blow, attempt
 from run.kinds import KINDS
 from run.launching import started
-from run.zero import imported
 
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run.start import left_behind
@@ -65,8 +64,6 @@ def project(folder: Path, name: str) -> Project:
     """Write the project of a kind and run it in peace, twice: the second run takes no longer than it must."""
     folder.mkdir()
     kind = KINDS[name]
-    if kind.needs == "deepspeed":
-        imported()
     recipe, drawn = kind.write(folder), folder / kind.drawn if kind.drawn else None
     attempt(recipe, folder / "whole", kind.processes, environment=kind.environment)
     if drawn is not None:

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from projects import make_project
-from run.zero import ZERO
 
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
@@ -85,6 +84,5 @@ KINDS: dict[str, Kind] = {
         MANY_WORDS | {"train": f"shared_from = 1\n{MANY_WORDS['train']}"}, processes=2, files={"words.csv": WORDS_CSV}
     ),
     "FSDP": Kind({"train": f"ema = 0.9\n{BESIDE}\n{SPREAD}"}, processes=2, environment=FSDP),
-    "DeepSpeed": Kind({"train": f"ema = 0.9\n{BESIDE}\n{SPREAD}"}, processes=2, environment=ZERO, needs="deepspeed"),
     "fine-tune, 8-bit AdamW": Kind({"train": EIGHT_BITS}, needs="bitsandbytes"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_before_its_first_checkpoint_a_run_still_knows_its_source(tmp_path, monk
     said: list[str] = []
     given = source if again == "with the option" else None
     runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False, source=given)
-    assert f"going on with {tmp_path / 'run'}, after step 3 of stage 3" in said
+    assert f"resuming {tmp_path / 'run'}, after step 3 of stage 3" in said
     assert_same(tmp_path / "run", whole)
 
 
@@ -103,8 +104,8 @@ def test_stages_that_come_after_a_stop_still_take_what_fits(tmp_path, monkeypatc
     said: list[str] = []
     runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
     assert_same(tmp_path / "run", whole)
-    taken = [note for stage in told(whole)["stages"] for note in stage["notes"] if note.startswith("taken")]
-    assert [line for line in said if line.startswith("taken")] == taken[-1:]  # of the words it is in the checkpoint
+    taken = [note for stage in told(whole)["stages"] for note in stage["notes"] if note.startswith("loaded")]
+    assert [line for line in said if line.startswith("loaded")] == taken[-1:]  # of the words it is in the checkpoint
     assert json.loads((whole / "manifest.json").read_text("utf-8"))["source"]["whole"] is False
 
 
@@ -113,13 +114,13 @@ def taken_by(path: Path, out: Path, source: Path, *sets: str) -> tuple[Path, lis
     said: list[str] = []
     recipe = load_recipe(path, ["train.steps=1", "train.learning_rate=1e-30", *sets])
     run = runner.run_recipe(recipe, out=out, progress=said.append, bar=False, source=source).folder
-    return run, [line for line in said if line.startswith("taken")]
+    return run, [line for line in said if line.startswith("loaded")]
 
 
 STILL = "train.lora.learning_rate=1e-30"
 
 
-def test_averages_go_along_where_they_fit_and_it_is_said(tmp_path):
+def test_ema_weights_are_loaded_where_the_stage_keeps_some(tmp_path):
     path = make_project(tmp_path, train="ema = 0.9\nlora = { rank = 2 }")
     source = run_project(path, tmp_path / "source").folder
     (point,) = (source / "checkpoints").iterdir()
@@ -128,15 +129,14 @@ def test_averages_go_along_where_they_fit_and_it_is_said(tmp_path):
     average = stored["things/words/averages.clip_l.shadow"]
     assert not torch.equal(values, average)
     run, said = taken_by(path, tmp_path / "run", source, STILL)
-    assert said[0] == "taken: '<cat>' in clip_l, with its average"
-    assert said[1].endswith("weights of lora.denoiser, with its average")
+    assert len(said) == 1
+    assert re.fullmatch(r"loaded 1 of 1 embeddings, (\d+) of \1 LoRA weights; new optimizer state", said[0])
     keep = (1 + 4) / (10 + 4)  # the fourth step of the average, not its first
     expected = average * keep + values * (1 - keep)
     torch.testing.assert_close(exported(run), expected, rtol=1e-6, atol=1e-7)
     without = path.with_name("without.toml")
     without.write_text(path.read_text("utf-8").replace("ema = 0.9", ""), "utf-8")
-    alone, said = taken_by(without, tmp_path / "without", source, STILL)
-    assert said[0] == "taken: '<cat>' in clip_l, without its average: this stage keeps none (ema)"
+    alone, _ = taken_by(without, tmp_path / "without", source, STILL)
     assert torch.equal(exported(alone), values)
     assert [AVERAGED in str(told(one)["stages"]) for one in (source, alone)] == [True, False]
 
@@ -145,8 +145,7 @@ def test_a_word_that_is_only_used_is_taken_as_its_run_would_have_exported_it(tmp
     """Also where the stage keeps an average of all rows, which changes places with them at the end."""
     path = make_project(tmp_path, train="ema = 0.9\nlora = { rank = 2 }")
     source = run_project(path, tmp_path / "source").folder
-    run, said = taken_by(path, tmp_path / "run", source, STILL, "embedding.train=false")
-    assert said[0] == "taken: '<cat>' in clip_l, as its average, for it is held still"
+    run, _ = taken_by(path, tmp_path / "run", source, STILL, "embedding.train=false")
     assert torch.equal(exported(run), exported(source))
 
 
@@ -156,7 +155,7 @@ def test_an_average_begins_with_what_was_taken_where_the_source_kept_none(tmp_pa
     source = run_project(path, tmp_path / "source").folder
     sets = ["train.ema=0.9", "embedding.2.train=false"]
     run, said = taken_by(path, tmp_path / "run", source, *sets)
-    assert said == ["taken: '<cat>' in clip_l; its average begins anew", "taken: 'dog' in clip_l"]
+    assert said == ["loaded 2 of 2 embeddings; new optimizer state"]
     torch.testing.assert_close(exported(run), exported(source), rtol=1e-6, atol=0.0)
     assert torch.equal(exported(run, "dog"), exported(source, "dog"))
 

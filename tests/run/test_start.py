@@ -42,6 +42,8 @@ def test_new_folders_count_up(tmp_path: Path) -> None:
     assert begun() == ("x-2", False)
     leave(tmp_path / "runs" / "x-3", "finished")
     assert begun() == ("x-4", False)
+    (tmp_path / "runs" / "x-5").symlink_to(tmp_path / "gone")
+    assert begun() == ("x-6", False)
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "stopped"])
@@ -63,8 +65,8 @@ def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
         assert begun() == ("x-2", False)
 
 
-def test_an_unfinished_run_that_does_not_go_on_is_named_with_the_reason(tmp_path: Path) -> None:
-    """Hours of training must not be begun anew in another folder without a word."""
+def test_unfinished_runs_that_are_not_resumed_are_named_in_one_line(tmp_path: Path) -> None:
+    """Hours of training must not start over in another folder without a warning."""
     runs = tmp_path / "runs"
     leave(runs / "x", "running", data={"files": {"a.png": "cc"}})
     (leave(runs / "x-2", "running") / "manifest.json").write_text("{", "utf-8")
@@ -77,12 +79,12 @@ def test_an_unfinished_run_that_does_not_go_on_is_named_with_the_reason(tmp_path
     said: list[str] = []
     with locked(runs / "x-3"):
         say_start(begin_folder("x", None, INPUTS, fresh=False), None, said.append)
-    assert len(said) == 3
-    start, end = "warning: {} holds an unfinished run that does not go on: ", f"; beginning anew in {runs / 'x-6'}"
-    why = f"(put that back and it goes on; --from-checkpoint {runs / 'x'} takes what fits)"
-    assert said[0] == f"{start.format(runs / 'x')}data: 1 picture changed (a.png) {why}{end}"
-    assert said[1] == f"{start.format(runs / 'x-2')}its manifest.json is gone or cannot be read{end}"
-    assert said[2] == f"{start.format(runs / 'x-3')}another process is at work on it{end}"
+    last = runs / "x-3"
+    assert said == [f"warning: not resuming the unfinished run {last} and 2 more: --out {last} shows why"]
+    said.clear()
+    (runs / "x-6").rmdir()
+    say_start(begin_folder("x", None, INPUTS, fresh=False), None, said.append)
+    assert said == [f"resuming {last}, from its beginning: there is no whole checkpoint"]
 
 
 @pytest.mark.parametrize("found", ["new", "unfinished"])

@@ -52,8 +52,7 @@ def made(dtype=torch.float32):
 
 def step(pipe, trainer, number, parts=(slice(None),), loss=lambda values: values.square().sum()):
     """One step over these parts of a batch of two, a backward pass each; the norm of its gradient."""
-    for place, part in enumerate(parts, 1):
-        trainer.before_backward(last=place == len(parts))
+    for part in parts:
         loss(pipe.encoder(torch.arange(4).reshape(2, 2)[part])).backward()
     norm = trainer.gradient_norm(1.0)
     trainer.step(norm, Clock(number, 10, 1.0, 0.0))
