@@ -80,7 +80,7 @@ def _told(error: ValidationError) -> Iterator[tuple[Place, str]]:
 def _words(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path: Place) -> str:
     if keyword == "type":
         names = [limit] if isinstance(limit, str) else limit
-        return f"expected {schema.get('title') or ' or '.join(_TYPES[name] for name in names)}, got {shown(value)}"
+        return f"expected {schema.get('title') or ' or '.join(_TYPES[name] for name in names if name in _TYPES)}, got {shown(value)}"
     if keyword == "enum":
         hint = did_you_mean(value, limit) if isinstance(value, str) else f"; known: {', '.join(limit)}"
         return f"{shown(value)} is not known here{hint}"
