@@ -32,8 +32,8 @@ _PARTS = {"concept": 2, "embedding": 3, "stage": 3}  # what is checked for itsel
 _RESTS_ON = {  # keys of a stage that are checked together with others
     "caption_dropout": ("embeddings",),
     "locality": ("lora", "finetune"),
-    "lora": ("finetune", "schedule", "warmup_steps"),
-    "finetune": ("lora", "schedule", "warmup_steps"),
+    "lora": ("schedule",),
+    "finetune": ("lora", "schedule"),
 }
 MOST_WORDS = 10  # findings of one kind about words that are listed
 

@@ -80,7 +80,8 @@ def _told(error: ValidationError) -> Iterator[tuple[Place, str]]:
 def _words(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path: Place) -> str:
     if keyword == "type":
         names = [limit] if isinstance(limit, str) else limit
-        return f"expected {schema.get('title') or ' or '.join(_TYPES[name] for name in names if name in _TYPES)}, got {shown(value)}"
+        known = " or ".join(_TYPES[name] for name in names if name != "null")  # which TOML cannot say
+        return f"expected {schema.get('title') or known}, got {shown(value)}"
     if keyword == "enum":
         hint = did_you_mean(value, limit) if isinstance(value, str) else f"; known: {', '.join(limit)}"
         return f"{shown(value)} is not known here{hint}"

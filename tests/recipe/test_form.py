@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tomli
+from PIL import Image
 
 from pivotune.pipeline.recipe.check import beyond_form, check_recipe
 from pivotune.pipeline.recipe.document import Document, shipped
@@ -31,9 +32,8 @@ buckets = true
 bucket_step = 8
 [[concept]]
 images = "images"
-captions = ["a BREAK", "a <still> and a first-word"]
+captions = ["a BREAK", "a <still> and a <first>"]
 recursive = true
-resolution = 8
 [[concept]]
 images = "images"
 captions = ["a thing"]
@@ -66,7 +66,8 @@ encoders = ["clip_l"]
 kind = "train"
 steps = 10
 batch_size = 64
-resolution = 8
+resolution = 64
+schedule = { kind = "piecewise", pieces = [[0, 1.0], [0.5, 0.1]] }
 learning_rate = { clip_l = 0.1 }
 warmup_steps = 5
 objective = { zero_terminal_snr = true, prediction = "v_prediction" }
@@ -99,10 +100,10 @@ prompts = ["a <still>"]
 @pytest.fixture
 def rich(tmp_path: Path) -> Path:
     shutil.copytree(HERE / "sd1", tmp_path / "model")
-    for image in (HERE / "pictures").glob("*.png"):
-        (tmp_path / "images" / "inner").mkdir(parents=True, exist_ok=True)
-        shutil.copy(image, tmp_path / "images" / "inner")
-    (tmp_path / "words.csv").write_text("name,note\nfirst-word,x\n", "utf-8")
+    (tmp_path / "images" / "inner").mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (128, 32)).save(tmp_path / "images" / "inner" / f"{name}.png")
+    (tmp_path / "words.csv").write_text("name,note\n<first>,x\n", "utf-8")
     path = tmp_path / "rich.toml"
     path.write_text(RICH, "utf-8")
     return path
@@ -192,6 +193,25 @@ def test_the_rest_of_a_list_keeps_its_lines_and_numbers(good: Path) -> None:
     line = text.split("\n").index('images = "nowhere"') + 1
     problems = [(problem.place, problem.line) for problem in check_recipe(good).problems]
     assert problems == [("concept.1", 5), ("concept.2.images", line)]
+
+
+def test_whether_words_are_trained_is_not_guessed(good: Path) -> None:
+    without = ["embedding.placeholder=other", "concept.captions=['a house']", "train.lora={}"]
+    assert check_recipe(good, [*without, "train.embeddings=false"]).problems == []
+    assert len(check_recipe(good, [*without, "train.embeddings='no'"]).problems) == 1
+
+
+def test_where_embeddings_come_from_is_not_guessed(good: Path) -> None:
+    """Neither embeddings nor images are missing: they may be in the folder."""
+    before, rest = good.read_text("utf-8").split("[[concept]]")
+    stages = rest[rest.index("[[stage]]") :]
+    good.write_text(f'{before}[[embeddings_from]]\nfolder = "x"\n{stages}', "utf-8")
+    assert [problem.place for problem in check_recipe(good).problems] == ["embeddings_from.1.folder"]
+
+
+def test_a_wrong_type_where_nothing_is_also_allowed(good: Path) -> None:
+    (problem,) = check_recipe(good, ["inject.encoders=3"]).problems
+    assert problem.text == "expected a list, got 3"
 
 
 def test_stages_are_not_put_in_order_when_one_is_unknown(good: Path) -> None:
