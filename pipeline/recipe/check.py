@@ -16,21 +16,26 @@ from .check_base import base_findings
 from .check_captions import capital_findings, shown_word_findings
 from .check_encoders import encoder_findings
 from .check_model import layer_findings, model_findings
-from .check_pictures import picture_findings
-from .check_stages import stage_findings
+from .check_pictures import batch_findings, picture_findings
+from .check_stages import order_findings, rule_findings, stage_findings, wordless_findings
 from .check_targets import same_files, target_findings
 from .check_tokens import unseen_findings
 from .check_words import caption_findings, coverage, name_findings
 from .document import Document
+from .form import Dropped, form_of, without_refused
 from .load import MOST, open_document, open_recipe
 from .many_words import with_many_words
-from .mend import mend
 from .model import Recipe
-from .once import Once
 from .problem import Finding, Place, Problem
 
-WORDS = ("concept", "embedding", "embeddings_from")
-MOST_WAYS = 6  # in which a wrong recipe is mended
+NOTHING = Dropped()
+_PARTS = {"concept": 2, "embedding": 3, "stage": 3}  # what is checked for itself: a [[concept]], a key of a [[stage]]
+_RESTS_ON = {  # keys of a stage that are checked together with others
+    "caption_dropout": ("embeddings",),
+    "locality": ("lora", "finetune"),
+    "lora": ("schedule",),
+    "finetune": ("lora", "schedule"),
+}
 MOST_WORDS = 10  # findings of one kind about words that are listed
 
 
@@ -47,27 +52,6 @@ class Checked:
     @property
     def failed(self) -> bool:
         return any(problem.severity == "error" for problem in self.problems)
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """What of a recipe is not as its author meant it: places with a wrong value, words of tables that are `lacking`."""
-
-    places: frozenset[Place] = frozenset()
-    lacking: bool = False
-
-    @property
-    def listed(self) -> bool:
-        """Whether all its words, pictures and captions are known."""
-        return not self.lacking and all(path[0] not in WORDS for path in self.places)
-
-    def of(self, path: Place) -> bool:
-        """Whether something at this place would follow from that."""
-        unlisted = path == ("concept",) and not self.listed
-        return unlisted or any(path[:end] in self.places for end in range(1, len(path) + 1))
-
-
-NONE = Doubt()
 
 
 def check_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tokens: bool = False) -> Checked:
@@ -91,12 +75,10 @@ def _checked(recipe: Recipe | None, document: Document | None, problems: list[Pr
     return examined(recipe, document, tokens=tokens)
 
 
-def examined(
-    recipe: Recipe, document: Document, doubt: Doubt = NONE, once: Once | None = None, *, tokens: bool = False
-) -> Checked:
-    """What a recipe of the right form asks for, looked at on this machine; `once` has what was read of it before."""
+def examined(recipe: Recipe, document: Document, dropped: Dropped = NOTHING, *, tokens: bool = False) -> Checked:
+    """What a recipe of the right form asks for, looked at on this machine, except what depends on dropped parts."""
     captioned: list[Captioned] = []
-    findings = [one for one in _findings(recipe, captioned, doubt, once or Once()) if not doubt.of(one.path)]
+    findings = list(_findings(recipe, document, captioned, dropped))
     if tokens and not any(one.severity == "error" for one in findings):
         findings += _few(unseen_findings(recipe, captioned))
     problems = [document.problem(finding.path, finding.text, finding.severity) for finding in findings]
@@ -111,25 +93,15 @@ def examined(
 
 
 def beyond_form(document: Document) -> list[Problem]:
-    """What a recipe of a wrong form asks for, as far as that is wrong whatever was meant.
-
-    What follows from a wrong value changes with the one that is put in its place. So the recipe is mended in two ways
-    or more, in which all values that nobody knows differ, and what is found in each of them is said.
-    """
-    found: list[Problem] | None = None
-    number, ways, once = 0, 2, Once()
-    while number < min(ways, MOST_WAYS) and found != []:
-        made = mend(document.data, number, MOST)
-        if made.data is None:
-            return []
-        whole, lacking = with_many_words(replace(document, data=made.data, misspelt=made.misspelt), MOST)
-        doubt = Doubt(frozenset(made.doubtful), bool(lacking))
-        if not doubt.listed and not whole.data.get("embedding"):
-            whole.data["embedding"] = [{"placeholder": "<unknown>"}]  # there would be words
-        problems = dict.fromkeys([*lacking, *examined(build(whole.data, whole.path), whole, doubt, once).problems])
-        found = [one for one in problems if found is None or one in found]
-        number, ways = number + 1, made.ways if made.doubtful else 1
-    return found or []
+    """What the parts of a recipe ask for whose form is right."""
+    form = form_of(document.data, MOST)
+    if len(form.problems) > MOST:
+        return []
+    data, dropped, moved = without_refused(form)
+    whole, lacking = with_many_words(replace(document, data=data, moved=moved), MOST)
+    if lacking:
+        dropped = Dropped(dropped.places | {("embeddings_from",)})
+    return [*lacking, *examined(build(whole.data, whole.path), whole, dropped).problems]
 
 
 def _in_order(problems: list[Problem]) -> list[Problem]:
@@ -145,23 +117,58 @@ def checked_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> t
     return checked.recipe, checked.problems
 
 
-def _findings(recipe: Recipe, captioned: list[Captioned], doubt: Doubt, once: Once) -> Iterator[Finding]:
+def _findings(recipe: Recipe, document: Document, captioned: list[Captioned], dropped: Dropped) -> Iterator[Finding]:
+    """All findings whose reason cannot be that something was dropped."""
+    words = not dropped.lacks("embedding") and not dropped.touches("embeddings_from")
+    if not dropped.lacks("stage"):
+        yield from wordless_findings(recipe) if words else ()
+        yield from order_findings(recipe)
+    for finding in (*_single(recipe, captioned, dropped, words), *_across(recipe, document, captioned, dropped, words)):
+        if finding.path[:2] in document.origins or not _rests_on(document.stood(finding.path), dropped):
+            yield finding
+
+
+def _rests_on(path: Place, dropped: Dropped) -> bool:
+    """Whether something was dropped of the part that a finding is about, or of what that part is checked with."""
+    part = path[: _PARTS.get(str(path[0]))]
+    others = _RESTS_ON.get(str(part[2]), ()) if len(part) == 3 else ()
+    return dropped.touches(*part) or any(dropped.touches(*part[:2], key) for key in others)
+
+
+def _single(recipe: Recipe, captioned: list[Captioned], dropped: Dropped, words: bool) -> Iterator[Finding]:
+    """What concerns the model, the images and the stages, each for itself."""
     family = family_of(recipe.model)
     if is_reserved(recipe.name):
         yield Finding(("name",), f"{recipe.name!r} is a device on Windows, so no folder can have this name; rename it")
     yield from model_findings(recipe.model)
     yield from layer_findings(recipe.model, family)
-    yield from picture_findings(recipe, captioned, once)
+    cut = not dropped.touches("data") and not dropped.in_stages("resolution")
+    for finding in picture_findings(recipe, captioned, look=cut):
+        if len(finding.path) > 1 or not dropped.touches("embeddings_from"):
+            yield finding
     yield from _few(name_findings(recipe.words))
     yield from _few(same_files(recipe))
-    yield from _few(base_findings(recipe, family))
-    if doubt.listed:
-        yield from _few(caption_findings(recipe, captioned))
+    if not dropped.touches("model") and not dropped.touches("embedding"):
+        yield from _few(base_findings(recipe, family))
     yield from shown_word_findings(recipe, captioned)
     yield from capital_findings(recipe, family)
-    yield from stage_findings(recipe, family)
-    yield from _few(target_findings(recipe, family))
+    trained = words and not dropped.touches("embedding")
+    yield from stage_findings(recipe if trained else replace(recipe, words=()), family)
+    yield from rule_findings(recipe, family)
     yield from encoder_findings(recipe, family)
+
+
+def _across(
+    recipe: Recipe, document: Document, captioned: list[Captioned], dropped: Dropped, words: bool
+) -> Iterator[Finding]:
+    """What several parts of the recipe have to do with each other."""
+    if words and not dropped.touches("concept") and not dropped.in_stages("embeddings"):
+        yield from _few(caption_findings(recipe, captioned))
+    if not any(dropped.touches(part) for part in ("concept", "embeddings_from", "data")):
+        yield from batch_findings(recipe, captioned)
+    exports = [document.stood(("stage", at)) for at, stage in enumerate(recipe.stages) if stage.kind == "export"]
+    if not dropped.in_stages("lora") and not any(dropped.touches(*place) for place in exports):
+        yield from _few(target_findings(recipe, family_of(recipe.model)))
 
 
 def _few(findings: Iterator[Finding]) -> Iterator[Finding]:

@@ -12,30 +12,28 @@ from ..data.files import PICTURES
 from ..errors import StageError
 from .model import Concept, Recipe
 from .nearest import sibling
-from .once import Once
 from .problem import Finding, Place
 
 MOST = 10  # problems of one kind that are named one by one
 WELL_SEEN = 0.5  # less of a picture than this is worth a warning
 
 
-def picture_findings(recipe: Recipe, captioned: list[Captioned], once: Once) -> Iterator[Finding]:
+def picture_findings(recipe: Recipe, captioned: list[Captioned], *, look: bool = True) -> Iterator[Finding]:
     """What is wrong with the concepts. `captioned` is filled with what could be read, one for each concept.
 
-    `once` reads the files.
+    Without `look` no image is opened: how they are cut is unknown.
     """
     if not recipe.concepts and any(stage.kind == "train" for stage in recipe.stages):
         yield Finding(("concept",), "no pictures to train on; add a [[concept]] with images = a folder")
     for index, concept in enumerate(recipe.concepts):
         result = Captioned()
         captioned.append(result)
-        yield from _concept(index, concept, recipe, result, once)
+        yield from _concept(index, concept, recipe, result, look)
     if recipe.concepts and all(concept.prior for concept in recipe.concepts):
         yield Finding(("concept",), "every concept has prior = true; one shows the thing that is learned")
-    yield from _batches(recipe, captioned)
 
 
-def _batches(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
+def batch_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     """Warnings about batches that an epoch cannot fill: none is filled up by showing a picture twice."""
     shown = sum(
         concept.samples or len(read.pictures) * concept.repeats
@@ -47,7 +45,7 @@ def _batches(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
             yield Finding(("stage", index, "batch_size"), text, "warning")
 
 
-def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, once: Once) -> Iterator[Finding]:
+def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, look: bool) -> Iterator[Finding]:
     place: Place = ("concept", index)
     folder, where = concept.images, (*place, "images")
     if concept.generate is not None:
@@ -60,14 +58,14 @@ def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, on
         yield from (Finding((*place, "captions"), text) for text in source_problems(concept))
         return
     try:
-        read = once(collect_captions, concept)
+        read = collect_captions(concept)
     except OSError as error:
         yield Finding(where, f"{folder} cannot be read: {error.strerror or error}")
         return
     vars(result).update(vars(read))
     if not read.pictures and not read.problems and concept.generate is None:
         yield Finding(where, f"{folder} holds no picture ({_inside(folder)}); known: {', '.join(PICTURES)}")
-    broken, odd = _looked_at(concept, recipe, read, once)
+    broken, odd = _looked_at(concept, recipe, read) if look else ([], [])
     yield from _some([Finding(where, text) for text in broken])
     yield from _some([Finding((*place, "captions"), text) for text in read.problems])
     yield from _some([Finding(where, text, "warning") for text in odd])
@@ -82,9 +80,8 @@ def _generated(index: int, concept: Concept, recipe: Recipe) -> Iterator[Finding
         yield Finding(where, "the model can only draw what it knows: such pictures need prior = true")
     if concept.captions != "beside":
         yield Finding(where, 'each picture\'s prompt is written beside it: captions must be "beside"')
-    shared = [n for n, other in enumerate(recipe.concepts, 1) if n != index + 1 and other.images == concept.images]
-    if shared:
-        text = f"they would be drawn among the pictures of concept.{shared[0]}: give them a folder of their own"
+    if any(other.images == concept.images for at, other in enumerate(recipe.concepts) if at != index):
+        text = "they would be drawn among the images of another [[concept]]: give them a folder of their own"
         yield Finding((*place, "images"), text)
     for prompt in (concept.generate or {})["prompts"]:
         held = [word.placeholder for word in recipe.words if word.placeholder in prompt]
@@ -92,7 +89,7 @@ def _generated(index: int, concept: Concept, recipe: Recipe) -> Iterator[Finding
             yield Finding((*where, "prompts"), f"the untouched model does not know '{held[0]}'; name its class instead")
 
 
-def _looked_at(concept: Concept, recipe: Recipe, captioned: Captioned, once: Once) -> tuple[list[str], list[str]]:
+def _looked_at(concept: Concept, recipe: Recipe, captioned: Captioned) -> tuple[list[str], list[str]]:
     """Pictures that cannot be used, and those that are worth a warning, by what their first and last bytes say."""
     if not captioned.pictures:
         return [], []  # Pillow need not be loaded
@@ -104,12 +101,12 @@ def _looked_at(concept: Concept, recipe: Recipe, captioned: Captioned, once: Onc
     edge = concept.resolution or _resolution(recipe)
     for path, _ in captioned.pictures:
         try:
-            size, kind = once(look_at, path)
+            size, kind = look_at(path)
             cut = cut_of(size, concept, recipe.data, edge or 512)
             refuse_narrow(path, size, cut)
-            once(refuse_cut_off, path, kind)
+            refuse_cut_off(path, kind)
             if path in captioned.masks:
-                once(look_at, captioned.masks[path])
+                look_at(captioned.masks[path])
         except StageError as error:
             broken.append(str(error))
             continue

@@ -23,12 +23,27 @@ _NEEDS = {
 _ONCE = ("tokenize", "inject")
 
 
-def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
-    """What is wrong with the stages, in their order."""
+def order_findings(recipe: Recipe) -> Iterator[Finding]:
+    """Stages that are missing, stand twice, or before what they need."""
     kinds = [stage.kind for stage in recipe.stages]
     for index, stage in enumerate(recipe.stages):
+        yield from _order(("stage", index), stage, kinds[:index], kinds[index + 1 :], bool(recipe.words))
+    if "export" not in kinds:
+        text = 'no export stage, so nothing of what is learnt would be written; put a stage with kind = "export" last'
+        yield Finding(("stage",), text)
+
+
+def wordless_findings(recipe: Recipe) -> Iterator[Finding]:
+    """A recipe without embeddings has nothing to train."""
+    if not recipe.words:
+        text = "no word: a run teaches words, and what it tunes of the model is tuned around them; add an [[embedding]]"
+        yield Finding(("stage", 0), f"{text} (with train = false the word is used and not taught)")
+
+
+def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
+    """What is wrong with each stage."""
+    for index, stage in enumerate(recipe.stages):
         place: Place = ("stage", index)
-        yield from _order(place, stage, kinds[:index], kinds[index + 1 :], bool(recipe.words))
         if stage.kind == "train":
             yield from train_findings(place, stage.options, recipe, family)
             yield from rate_findings((*place, "learning_rate"), stage.options["learning_rate"], family)
@@ -38,12 +53,10 @@ def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             yield from _band((*place, key), stage.options.get(key))
         if stage.kind == "tokenize" and not stage.options["pad_with"].strip():
             yield Finding((*place, "pad_with"), 'a blank text has no token to pad with; use "*"')
-    if not recipe.words:
-        text = "no word: a run teaches words, and what it tunes of the model is tuned around them; add an [[embedding]]"
-        yield Finding(("stage", 0), f"{text} (with train = false the word is used and not taught)")
-    if "export" not in kinds:
-        text = 'no export stage, so nothing of what is learnt would be written; put a stage with kind = "export" last'
-        yield Finding(("stage",), text)
+
+
+def rule_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
+    """What is wrong with the learning rates and norms of single embeddings."""
     for index, word in enumerate(recipe.words):
         yield from rate_findings(("embedding", index, "learning_rate"), word.learning_rate, family)
         yield from _band(("embedding", index, "preserve_norm"), word.preserve_norm)

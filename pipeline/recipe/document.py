@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +33,7 @@ class Document:
     """A parsed recipe that nobody has checked yet. `overridden` maps a place to the --set that wrote it.
 
     `origins` has the file and line of tables that the recipe does not hold itself: words of `embeddings_from`;
-    `misspelt` where keys that were put right stand in it.
+    `moved` where the tables of lists stood before others were dropped.
     """
 
     path: Path
@@ -42,19 +41,23 @@ class Document:
     data: dict[str, Any]
     overridden: dict[Place, str] = field(default_factory=dict)
     origins: dict[Place, tuple[str, int]] = field(default_factory=dict)
-    misspelt: dict[Place, Place] = field(default_factory=dict)
+    moved: dict[Place, Place] = field(default_factory=dict)
 
     @cached_property
     def lines(self) -> dict[Place, int]:
         """Line of every key of the file."""
         return key_lines(self.text)
 
+    def stood(self, path: Place) -> Place:
+        """A place in the recipe as it was read."""
+        return (*self.moved.get(path[:2], path[:2]), *path[2:])
+
     def problem(self, path: Place, text: str, severity: str = "error") -> Problem:
         """A problem at a path, with the line of the nearest key that the file has, or the --set to blame."""
         if path[:2] in self.origins:
             file, line = self.origins[path[:2]]
             return Problem(severity, line, place(path[2:]), text, file)
-        path = stands(path, self.misspelt)
+        path = self.stood(path)
         for end in range(len(path), 0, -1):
             if path[:end] in self.overridden:
                 return Problem(severity, 0, f"--set {self.overridden[path[:end]]}", text)
@@ -63,14 +66,6 @@ class Document:
                 return Problem(severity, 0, f"--set {by}", text)
         line = next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), 1)
         return Problem(severity, line, place(path), text)
-
-
-def stands(path: Place, misspelt: Mapping[Place, Place]) -> Place:
-    """Where a place of a mended document stands in the one that was read."""
-    for end in range(len(path), 0, -1):
-        if path[:end] in misspelt:
-            return (*misspelt[path[:end]], *path[end:])
-    return path
 
 
 def shipped_folder() -> Path:

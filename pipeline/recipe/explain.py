@@ -48,6 +48,11 @@ def leaves(error: ValidationError) -> Iterator[ValidationError]:
         yield from (leaf for inner in chosen for leaf in leaves(inner))
 
 
+def missing_key(error: ValidationError) -> str:
+    """The key that a violation of `required` is about: each is one of its own."""
+    return next(key for key in error.validator_value if key not in error.instance and f"'{key}'" in error.message)
+
+
 def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
     """Every (path, words) that one violation stands for."""
     for leaf in leaves(error):
@@ -63,7 +68,7 @@ def _told(error: ValidationError) -> Iterator[tuple[Place, str]]:
             if key not in known:
                 yield (*path, key), f"unknown key {shortened(key)!r}{did_you_mean(key, known)}"
     elif error.validator == "required":
-        missing = next(key for key in limit if key not in value and f"'{key}'" in error.message)
+        missing = missing_key(error)
         properties = schemas.resolved(schema, "recipe.json")[0].get("properties", {})
         text = properties.get(missing, {}).get("description", "")
         yield path, f"'{missing}' is missing ({text.rstrip('.')})" if text else f"'{missing}' is missing"
@@ -76,7 +81,8 @@ def _told(error: ValidationError) -> Iterator[tuple[Place, str]]:
 def _words(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path: Place) -> str:
     if keyword == "type":
         names = [limit] if isinstance(limit, str) else limit
-        return f"expected {schema.get('title') or ' or '.join(_TYPES[name] for name in names)}, got {shown(value)}"
+        known = " or ".join(_TYPES[name] for name in names if name != "null")  # which TOML cannot say
+        return f"expected {schema.get('title') or known}, got {shown(value)}"
     if keyword == "enum":
         hint = did_you_mean(value, limit) if isinstance(value, str) else f"; known: {', '.join(limit)}"
         return f"{shown(value)} is not known here{hint}"

@@ -9,8 +9,8 @@ from ... import schemas
 from ..errors import RecipeError
 from .build import build, recipe_as_json, recipe_from_json
 from .document import Document, Unreadable, find, read, refuse_deep
+from .form import form_of
 from .many_words import with_many_words
-from .mend import mend
 from .model import Recipe
 from .overrides import override
 from .problem import Problem
@@ -65,7 +65,7 @@ def formed(document: Document) -> tuple[Recipe | None, Document, list[Problem]]:
 
 def form_problems(document: Document) -> list[Problem]:
     """What keeps the document from being a recipe, in the order of its lines."""
-    found = list(dict.fromkeys(mend(document.data, 0, MOST).wrong))
+    found = form_of(document.data, MOST).problems
     problems = sorted((document.problem(*pair) for pair in found[:MOST]), key=lambda problem: problem.line)
     more = [Problem("error", 0, "", f"and more; mend these {MOST} first")] if len(found) > MOST else []
     return problems + more

@@ -137,7 +137,7 @@ def test_a_recipe_without_words_is_refused_with_a_way_out(good: Path, also: str)
     assert "no word: a run teaches words" in told[0].text
 
 
-def test_pictures_and_captions_are_read_once_however_often_a_recipe_is_mended(good: Path, monkeypatch) -> None:
+def test_images_and_captions_are_read_once_where_the_form_is_wrong_too(good: Path, monkeypatch) -> None:
     seen: Counter[str] = Counter()
     for name in ("look_at", "refuse_cut_off"):
         was = getattr(opened, name)
