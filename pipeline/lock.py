@@ -25,7 +25,7 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / NAME
     if path.is_symlink():
         raise StageError(f"{path}: is a link, which is never written through; delete it, or choose another --out")
-    lock = FileLock(path)
+    lock, before = FileLock(path), _text(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -35,7 +35,9 @@ def locked(folder: Path) -> Iterator[None]:
         raise StageError(f"{folder}: cannot be locked ({why}); choose another --out") from error
     try:
         with suppress(OSError):  # Windows lets nobody write into a locked file; the text is only a help
-            if _owner(path)[0] != str(os.getpid()):  # a lock file names us already, and must keep what it says
+            # A lock file names us already, and must keep what it says. An old text may have our number: in containers
+            # many a process has the same.
+            if _owner(path)[0] != str(os.getpid()) or _text(path) == before:
                 path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", "utf-8")
         yield
     finally:
@@ -79,8 +81,12 @@ def _holder(path: Path) -> str:
 
 def _owner(path: Path) -> tuple[str, str]:
     """The process and the machine that a lock names; empty where it names none."""
-    try:
-        process, machine, *_ = [*path.read_text("utf-8").split("\n"), ""]
-    except (OSError, UnicodeDecodeError):
-        return "", ""
+    process, machine, *_ = [*_text(path).split("\n"), ""]
     return process, machine
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8") if path.is_file() else ""  # a pipe would block
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -16,6 +16,7 @@ from typing import Any
 from ...converters.atomic import Batch, batch
 from ...converters.embedding import Contents, Embedding
 from ...converters.write import Written, add_words, stems_for
+from ..run.received import bounded_json, misfit
 from ..run.state import Run
 from ..train.word_trainer import WordTrainer
 from ..words.raw import to_raw
@@ -24,6 +25,7 @@ from .numbers import in_dtype
 from .standalone import add_standalone, standalone_stems, widths
 
 FOLDER, LEDGER = "finished", "finished.jsonl"
+_LINE = {"word": str, "stage": int, "step": int, "sha256": str, "files": [str]}
 
 
 class Finished:
@@ -130,8 +132,10 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except FileNotFoundError:
         return
     for line in text[:whole].splitlines():
-        row = json.loads(line)
-        yield row["word"], row
+        with suppress(ValueError):  # a power cut leaves zeros; the word is exported anew
+            row = bounded_json(line)
+            if misfit(row, _LINE) is None:
+                yield row["word"], row
 
 
 def _options(run: Run) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -127,7 +128,7 @@ def files(manifest: Json, folder: Path) -> tuple[list[Json], list[tuple[str, str
     for file in manifest.get("artefacts") or []:
         if file["kind"] == "text":
             source = inside(folder, file["path"])
-            if file["path"].endswith(".py") and source and source.is_file():
+            if file["path"].endswith(".py") and source and os.path.isfile(source):
                 code.append((file["path"], source.read_text(encoding="utf-8", errors="replace")[:CODE]))
             continue
         key = tuple(file.get(name) for name in ("program", "kind", "word", "trigger", "put_in"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -45,11 +46,13 @@ class Gallery:
 
         With `sha256` a file of other content is missing: a manifest from somebody else may name any file.
         """
-        if path is None or not path.is_file() or (sha256 is not None and file_hash(path) != sha256):
+        if path is None or not os.path.isfile(path):  # Path.is_file raises where a folder may not be entered
             return absent("missing", seed)
-        if self.left <= 0:
-            return absent("left out", seed)
         try:
+            if sha256 is not None and file_hash(path) != sha256:
+                return absent("missing", seed)
+            if self.left <= 0:
+                return absent("left out", seed)
             shown = _thumbnail(path, self.edge, seed)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return absent("unreadable", seed)
@@ -132,7 +135,7 @@ def training_pictures(manifest: Json, folder: Path) -> dict[str, Path | None]:
     found: dict[str, Path | None] = {}
     for name in (manifest.get("data") or {}).get("files") or {}:
         if Path(name).suffix.lower() in SUFFIXES:
-            home = next((home for home in homes if (home / name).is_file()), None)
+            home = next((home for home in homes if os.path.isfile(home / name)), None)
             found[name] = home / name if home else None
             if home:  # the next one is likely to lie there too
                 homes.remove(home)

@@ -20,11 +20,11 @@ def through_time(metrics: list[Json], folder: Path) -> Json:
     lines = [line for line in metrics if line.get("pictures")]
     several = len({line.get("stage") for line in lines}) > 1
     chosen = _spread(lines, COLUMNS)
-    rows: dict[tuple[str, int], list[tuple[str, Json]]] = {}
+    rows: dict[tuple[str, int | None], list[tuple[str, Json]]] = {}
     for line in chosen:
         label = f"stage {line['stage']}, step {line['step']:,}" if several else f"step {line['step']:,}"
         for picture in line["pictures"]:
-            rows.setdefault((picture["prompt"], picture["seed"]), []).append((label, picture))
+            rows.setdefault((picture["prompt"], picture.get("seed")), []).append((label, picture))
     shown = list(rows.items())[:ROWS]
     gallery = Gallery(sum(len(shots) for _, shots in shown), BUDGET)
     made = []

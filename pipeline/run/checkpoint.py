@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,6 +30,7 @@ _RUN = {
 }  # fmt: skip
 _SCALE = {"value": NUMBER, "dynamic": bool, "good": int, "overflows": int}
 _FACTS = {"run": _RUN, "things": {"*": {}}, "spans": {"*": {"*": [int]}}, "scale": _SCALE, "guard?": {}}
+_NAME = re.compile(r"stage-\d+-step-\d+\.safetensors")
 HEAD = {"stage": int, "step": int, "seconds": NUMBER, "facts": _FACTS}
 
 
@@ -145,8 +147,9 @@ def _outside(facts: Mapping[str, Any]) -> str | None:
 
 
 def _by_age(folder: Path) -> list[Path]:
-    """The checkpoints, newest first: their names sort by stage and step."""
-    return sorted(folder.glob("stage-*-step-*.safetensors"), reverse=True)
+    """The checkpoints, newest first: their names sort by stage and step. Copies with other names are the user's own."""
+    found = (path for path in folder.glob("stage-*-step-*.safetensors") if _NAME.fullmatch(path.name))
+    return sorted(found, reverse=True)
 
 
 def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:

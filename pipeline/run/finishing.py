@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import StageError
 from ..export.artefacts import require_artefacts
 from ..export.finished import remove_finished
 from ..export.last_good import remove_last_good
@@ -32,7 +33,12 @@ def finish(folder: Path, manifest: dict[str, Any]) -> None:
 
 def complete(folder: Path, left: Mapping[str, Any]) -> dict[str, Any]:
     """Bring a run whose status is `finishing` to its end; its manifest. StageError if an export has changed since."""
-    require_artefacts(folder, left["artefacts"])
+    try:
+        require_artefacts(folder, left["artefacts"])
+    except StageError as error:
+        raise StageError(
+            f"{folder}: {error}; put them back, or start over with --fresh (and without or with another --out)"
+        ) from error
     manifest = dict(left)
     finish(folder, manifest)
     return manifest

@@ -69,9 +69,9 @@ def inside(folder: Path, told: object) -> Path:
 def is_inside(told: str) -> bool:
     """Whether a path as a manifest has it stays below the folder that it starts at."""
     parts = told.split("/")
-    return (
-        not any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts)
-        and not (os.path.splitdrive(told)[0])
+    return not any(
+        part in ("", ".", "..") or "\\" in part or "\0" in part or os.path.splitdrive(part)[0]  # Windows: `a/C:b`
+        for part in parts
     )
 
 

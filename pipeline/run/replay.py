@@ -51,7 +51,7 @@ def replay(
     if before["status"] != "finished":
         raise StageError(f"{folder}: the run has not finished; `pivotune run` with its recipe goes on with it")
     text = inside(folder, "recipe.toml")
-    recipe = _recipe(before, overrides)
+    recipe = _recipe(folder, before, overrides)
     again = _within(_stopped_by_steps(recipe, before))
     result = run_recipe(
         again, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before), way=ANEW,
@@ -71,12 +71,12 @@ def replay(
     return Replayed(result.folder, tuple(differences), tuple(inputs), steps, len(_made(before)))
 
 
-def _recipe(before: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+def _recipe(folder: Path, before: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
     """The recipe of a manifest, which another may have written: through the same checks as a recipe's file."""
-    recipe_file = before.get("recipe_file", "")
-    if not Path(recipe_file).is_absolute():
-        raise StageError("manifest.json: recipe_file is no absolute path")
-    checked = check_document(Document(Path(recipe_file), "", before["recipe"]), overrides)
+    place = Path(before.get("recipe_file", ""))
+    if not place.is_absolute():  # as of another operating system
+        place = (folder / "recipe.toml").absolute()
+    checked = check_document(Document(place, "", before["recipe"]), overrides)
     if checked.recipe is None or checked.failed:
         wrong = [problem for problem in checked.problems if problem.severity == "error"]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

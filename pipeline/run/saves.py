@@ -78,8 +78,9 @@ class Saves:
         """Delete the saves of this stage before the last few; one is renamed first, so that none is half there."""
         if not self.options["keep"]:
             return
-        own = self.folder.glob(f"stage-{self.run.stage + 1}-step-*")
-        saves = sorted(own, key=lambda path: int(path.name.rpartition("-")[2]))
+        steps = {path: path.name.rpartition("-")[2] for path in self.folder.glob(f"stage-{self.run.stage + 1}-step-*")}
+        own = [path for path, step in steps.items() if step.isdecimal()]  # the others are copies of the user's own
+        saves = sorted(own, key=lambda path: int(steps[path]))
         for old in saves[: -self.options["keep"]]:
             hidden = old.with_name(f".{old.name}.old")
             with suppress(PermissionError):  # Windows, while one of its files is open: more than `keep` stay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,17 +49,17 @@ def refuse_foreign(out: Path | None) -> None:
     """
     if out is None or not out.is_dir():
         return
-    hold_folder(out)  # before pre-flight tries its folders
     left = left_behind(out)
-    if left is None:
-        if _is_free(out):
-            return
-        raise StageError(f"{out} holds files already, and no run that could go on; choose another --out")
-    if left["status"] == "finished":
+    if left is not None and left["status"] == "finished":
         raise StageError(
             f"{out} holds a finished run, which is never written over: choose another --out; to go on from its end "
             f"with more steps, raise them and add --from-checkpoint {out}"
         )
+    foreign = left is None and not _is_free(out)
+    if not foreign or os.path.lexists(out / "manifest.json"):  # a user's own folder may be large, and have links
+        hold_folder(out)  # before pre-flight tries its folders
+    if foreign:
+        raise StageError(f"{out} holds files already, and no run that could go on; choose another --out")
 
 
 def _is_free(folder: Path) -> bool:
@@ -121,9 +122,11 @@ def begin_folder(
             hold_folder(start.folder)
             probe = start.folder / ".probe"
             probe.unlink(missing_ok=True)  # never written in place: it may be a second name of another file
-            with probe.open("xb") as file:
-                file.write(b"x")
-            probe.unlink()
+            try:
+                with probe.open("xb") as file:
+                    file.write(b"x")
+            finally:
+                probe.unlink(missing_ok=True)  # on a full disk too
         except FileExistsError:
             if out is not None or start.left is not None:
                 raise StageError(f"the run's folder cannot be made: {start.folder} is a file") from None

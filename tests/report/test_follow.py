@@ -116,6 +116,15 @@ def test_pictures_of_the_training_stand_in_rows_through_time(tmp_path: Path) -> 
     assert found.text.count("missing") == 1
 
 
+def test_pictures_without_a_seed_have_their_row(tmp_path: Path) -> None:
+    made = manifest()
+    lines = metrics(made, 3)
+    lines[1]["pictures"] = [{"path": "pictures/gone.png", "prompt": "a fine ring"}]
+    found = page(write_run(tmp_path, made, lines))
+    assert "a fine ring" in found.text
+    assert "seed None" not in found.text
+
+
 def test_the_command_writes_the_page_of_any_run(tmp_path: Path) -> None:
     folder = write_run(tmp_path, manifest())
     done = CliRunner().invoke(pivotune, ["report", str(folder), "--follow"])

@@ -70,6 +70,22 @@ def test_pictures_that_are_missing_broken_or_elsewhere_are_named_in_their_place(
     assert found.tags.count("img") == 9
 
 
+def test_files_that_cannot_be_looked_at_do_not_keep_the_page_from_being_written(tmp_path: Path, monkeypatch) -> None:
+    folder = write_run(tmp_path / "run", manifest())
+    made = json.loads((folder / "manifest.json").read_text("utf-8"))
+    made["data"]["files"]["x" * 300 + ".png"] = "0" * 64  # no file system has such a name: looking for it is an error
+    made["pictures"] = [{"path": f"pictures/{'y' * 300}.png", "when": "after", "prompt": "x", "word": None, "seed": 0}]
+    (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
+
+    def forbidden(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pivotune.pipeline.report.pictures.file_hash", forbidden)
+    found = page(folder)
+    assert "unreadable" in found.text
+    assert "missing" in found.text
+
+
 def test_training_pictures_are_found_from_the_recipe(tmp_path: Path) -> None:
     made = manifest()
     made["recipe"]["concept"] = [{"images": str(tmp_path / "recipes/pictures")}]

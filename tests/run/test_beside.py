@@ -95,6 +95,22 @@ def test_only_the_last_saves_are_kept_and_none_is_written_over(tmp_path, monkeyp
     assert sorted(p.name for p in (folder / "saves").iterdir()) == ["stage-3-step-000003", "stage-3-step-000004"]
 
 
+def test_copies_of_saves_end_no_run_and_are_kept(tmp_path, monkeypatch):
+    one_step, saves = loop.one_step, tmp_path / "run/saves"
+    copies = ("stage-3-step-000001.zip", "stage-3-step-000001 - Copy")
+
+    def copied_before(training, clock):
+        if clock.step == 1:  # by the user, while the run goes
+            (saves / copies[0]).write_bytes(b"PK")
+            (saves / copies[1]).mkdir()
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", copied_before)
+    path = project(tmp_path / "a", train='save = { every = "1 steps", keep = 1 }')
+    run_project(load_recipe(path, ["train.steps=3"]), tmp_path / "run")
+    assert sorted(p.name for p in saves.iterdir()) == sorted([*copies, "stage-3-step-000003"])
+
+
 def test_a_save_that_cannot_be_written_leaves_nothing_half_done(tmp_path, monkeypatch):
     calls = []
 

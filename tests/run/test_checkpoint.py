@@ -54,6 +54,20 @@ def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
     assert (found.stage, found.step) == (3, 1)
 
 
+def test_copies_of_ones_own_are_kept(tmp_path: Path) -> None:
+    first = write_checkpoint(tmp_path, at(3))
+    copies = [first.with_name(f"{first.stem}{more}.safetensors") for more in (" - Copy", "-good", "_good")]
+    for copy in copies:
+        copy.write_bytes(first.read_bytes())
+    for step in (4, 5):
+        write_checkpoint(tmp_path, at(step), keep=1)
+    assert all(copy.exists() for copy in copies)
+    assert not first.exists()
+    found = newest_checkpoint(tmp_path, pytest.fail)
+    assert found is not None
+    assert found.step == 5
+
+
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "other"])
 def test_a_damaged_one_is_passed_over_with_a_word(tmp_path: Path, damage: str) -> None:
     write_checkpoint(tmp_path, at(3))

@@ -17,9 +17,10 @@ from projects import make_project, run_project
 from run.killing import Project, assert_same, child, killed_again_and_again, made_files
 from run.kinds import KINDS
 
+from pivotune.converters.embedding import Contents
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.export import program
-from pivotune.pipeline.export.finished import Finished
+from pivotune.pipeline.export.finished import Finished, finished_facts
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import StopAfter
 from pivotune.pipeline.run import execute, finishing, steps
@@ -340,3 +341,12 @@ def test_a_program_that_gets_too_few_files_fails_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "write_words", lambda words, *rest, **more: write(words[:1], *rest, **more))
     with pytest.raises(StageError, match="2 words for AUTOMATIC1111 web UI are 2 files, 1 were written"):
         run_project(two_words(tmp_path), tmp_path / "run")
+
+
+def test_a_line_that_cannot_be_read_costs_its_word_alone(tmp_path: Path) -> None:
+    line = json.dumps({"word": "<cat>", "stage": 3, "step": 2, "sha256": "0", "files": []}).encode()
+    (tmp_path / "finished").mkdir()
+    harmed = [line, bytes(20), b'{"word": "<dog>"}', b"[1]", b"\xff", b""]
+    (tmp_path / "finished" / "finished.jsonl").write_bytes(b"\n".join(harmed) + b"\n")
+    facts = finished_facts(SimpleNamespace(folder=tmp_path, warnings=[]), Contents(()))
+    assert facts == {"finished": {"words": 1, "removed": False}}

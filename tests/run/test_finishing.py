@@ -99,6 +99,6 @@ def test_an_export_that_changed_meanwhile_is_named(tmp_path, monkeypatch, whole)
         hit(patch, "write_report", 1, after=False, blow=lambda: os.kill(os.getpid(), signal.SIGKILL))
         assert child(lambda: run_project(recipe, run)) == -signal.SIGKILL
     (run / "exports/tiny_embeddings/cat.safetensors").write_bytes(b"other")
-    with pytest.raises(StageError, match=r"gone or changed before the run's end: exports/tiny_embeddings/cat"):
+    with pytest.raises(StageError, match=r"gone or changed .*: exports/tiny_embeddings/cat.*put them back.*--fresh"):
         run_project(recipe, run)
     assert status(run) == "finishing"

@@ -1,6 +1,7 @@
 """One process a folder, and a lock that no dead process holds."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -79,6 +80,14 @@ def test_a_lock_file_that_a_machine_left_behind_is_taken_over(tmp_path: Path) ->
     (tmp_path / ".lock").write_text("4711\nelsewhere\n", "utf-8")
     with locked(tmp_path):
         assert "elsewhere" not in (tmp_path / ".lock").read_text("utf-8")
+
+
+def test_a_lock_of_the_same_number_on_another_machine_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text(f"{os.getpid()}\nelsewhere\n", "utf-8")  # in containers nearly all have one number
+    with locked(tmp_path), pytest.raises(StageError) as told, locked(tmp_path):
+        pass
+    assert "elsewhere" not in str(told.value)
+    assert "delete" not in str(told.value)
 
 
 def test_a_disk_that_refuses_every_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

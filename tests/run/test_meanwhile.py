@@ -19,7 +19,9 @@ from run.test_accidents import OFTEN, at_step, mounted, own_disk
 from pivotune.pipeline.errors import RecipeError, StageError
 from pivotune.pipeline.recipe.check import checked_recipe
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run import beside
 from pivotune.pipeline.run.stopping import Stopped
+from pivotune.pipeline.run.trackers import Trackers
 
 CLASS = '[[concept]]\nimages = "disk/class"\nprior = true\ngenerate = { prompts = ["a ring"], count = 3, steps = 1 }\n'
 
@@ -76,10 +78,8 @@ def test_a_tracker_on_a_full_disk_costs_the_tracker_alone(tmp_path, monkeypatch)
     recipe = load_recipe(make_project(tmp_path, train='watch = { trackers = ["tensorboard"] }'), ["train.steps=12"])
     whole = run_project(recipe, tmp_path / "whole").folder
     disk, run = tmp_path / "disk", tmp_path / "run"
-    run.mkdir()
 
     def starved() -> None:
-        (run / "tracking").symlink_to(disk)
         at_step(monkeypatch, 1, lambda: filled(disk))
         run_project(recipe, run)
         said = json.loads((run / "manifest.json").read_text("utf-8"))["warnings"]
@@ -88,7 +88,7 @@ def test_a_tracker_on_a_full_disk_costs_the_tracker_alone(tmp_path, monkeypatch)
                    for one in (run, whole)]  # fmt: skip
         assert exports[0] == exports[1]
 
-    monkeypatch.setattr("pivotune.pipeline.run.start.BEGUN", {"tracking"})
+    monkeypatch.setattr(beside, "Trackers", lambda names, title, folder, warn: Trackers(names, title, disk, warn))
     on_a_disk(disk, starved)
 
 

@@ -1,6 +1,8 @@
 """Run folders that others have made: nothing is read or written outside of them."""
 
 import json
+import ntpath
+import os
 import shutil
 from pathlib import Path
 
@@ -58,6 +60,22 @@ def test_a_replay_asks_for_pictures_that_lie_elsewhere(made: Path, tmp_path: Pat
     assert "\n" not in str(told.exception)
 
 
+def test_a_run_of_another_operating_system_is_replayed_with_paths_of_this_one(made: Path, tmp_path: Path) -> None:
+    manifest = json.loads((made / "manifest.json").read_text("utf-8"))
+    recipe = manifest["recipe"]
+    here = [f"model.base={recipe['model']['base']!r}", f"concept.images={recipe['concept'][0]['images']!r}"]
+    elsewhere = [{**one, "images": "C:\\Users\\me\\pictures"} for one in recipe["concept"]]
+    run = _changed(made, tmp_path / "run", concept=elsewhere, model={"base": "C:\\Users\\me\\model"})
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    manifest["recipe_file"] = "C:\\Users\\me\\recipe.toml"
+    (run / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    told = CliRunner().invoke(replay, [str(run)])
+    assert "--set" in str(told.exception)
+    told = CliRunner().invoke(replay, [str(run), *(part for one in here for part in ("--set", one))])
+    assert "second run" in told.output or "The same" in told.output, told.exception
+    assert "images" not in told.output
+
+
 def test_only_plain_files_inside_a_folder_are_taken(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "deep").mkdir(parents=True)
@@ -69,6 +87,13 @@ def test_only_plain_files_inside_a_folder_are_taken(tmp_path: Path) -> None:
         with pytest.raises(StageError):
             inside(run, told)
     assert not is_inside("a//b")
+
+
+def test_no_part_of_a_path_leads_to_another_drive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "splitdrive", ntpath.splitdrive)  # as on Windows, where D:/run/pictures / "C:a" is C:a
+    for told in ("C:a", "C:/a", "pictures/C:a", "pictures/c:/a"):
+        assert not is_inside(told)
+    assert is_inside("pictures/a.png")
 
 
 @pytest.mark.parametrize("text", ["[" * 900 + "]" * 900, "NaN", "1" * 400, "1e999", '"\\ud800"', "[" * 10**5, "{"])

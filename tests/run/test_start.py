@@ -1,5 +1,6 @@
 """Which folder a run takes, and which unfinished one it goes on with."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -114,12 +115,40 @@ def test_what_differs_is_listed_when_the_folder_was_asked_for(tmp_path: Path) ->
     ]
 
 
+def test_a_folder_whose_probe_met_a_full_disk_is_free_later(tmp_path: Path, monkeypatch) -> None:
+    out, true = tmp_path / "o", Path.open
+
+    class Full:
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # when the byte is brought to the disk
+
+        def write(self, data: bytes) -> None:
+            pass
+
+    def full(path: Path, *arguments: Any, **options: Any) -> Any:
+        true(path, *arguments, **options).close()
+        return Full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(StageError, match="No space left"):
+            begun(out)
+    assert list(out.iterdir()) == []
+    assert begun(out) == ("o", False)
+
+
 def test_finished_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="a finished run, which is never written over"):
         begun(leave(tmp_path / "done", "finished"))
     other = tmp_path / "mine"
     other.mkdir()
     (other / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(StageError, match="holds files already"):
+        begun(other)
+    (other / "link").symlink_to(tmp_path)  # no run's, so nobody is told to take it away
     with pytest.raises(StageError, match="holds files already"):
         begun(other)
     (tmp_path / "file").write_bytes(b"x")
