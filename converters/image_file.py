@@ -81,6 +81,8 @@ def _content(path: Path) -> bytes:
             if text:
                 return base64.b64decode(text)
             packed = _hidden(image.convert("RGB"))
+    except pillow.UnidentifiedImageError:
+        raise PlainPicture(f"{path}: a truncated or corrupt picture, so no embedding can be read") from None
     except pillow.DecompressionBombError:
         raise PlainPicture(f"{path}: a picture too large to hold an embedding") from None
     if not packed:

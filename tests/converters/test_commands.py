@@ -26,6 +26,14 @@ def test_one_bad_file_stops_no_other_and_the_exit_code_tells(run, rows, saved, t
     assert "b.safetensors" in result.output
 
 
+def test_a_corrupt_picture_is_told_without_objects_of_python(run, tmp_path):
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "photo.png")
+    (tmp_path / "photo.png").write_bytes((tmp_path / "photo.png").read_bytes()[:30])
+    result = run("inspect", "photo.png")
+    assert (result.exit_code, "object at" in result.output) == (1, False)
+    assert "photo.png: a truncated or corrupt picture" in str(result.exception)
+
+
 def test_a_folder_stands_for_the_files_in_it(run, rows, saved, tmp_path):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     saved("in/a.safetensors", {"emb_params": rows(1, 768)})
