@@ -34,6 +34,19 @@ def test_a_corrupt_picture_is_told_without_objects_of_python(run, tmp_path):
     assert "photo.png: a truncated or corrupt picture" in str(result.exception)
 
 
+def test_of_several_files_an_error_names_its_own(run, rows, saved):
+    saved("a.safetensors", {"emb_params": rows(1, 768)})
+    saved("???.safetensors", {"emb_params": rows(1, 768)})
+    result = run("retarget", "a.safetensors", "???.safetensors", "--for", "a1111", "--out", "out")
+    assert "Error: ???.safetensors: no file can be named after the word" in result.stderr
+
+
+def test_a_program_given_twice_is_written_once(run, rows, saved):
+    saved("a.safetensors", {"emb_params": rows(1, 768)})
+    assert run("retarget", "a.safetensors", "--for", "a1111", "--for", "a1111", "--out", "out").exit_code == 0
+    assert os.listdir("out") == ["a.safetensors"]
+
+
 def test_a_folder_stands_for_the_files_in_it(run, rows, saved, tmp_path):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     saved("in/a.safetensors", {"emb_params": rows(1, 768)})
