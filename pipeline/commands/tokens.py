@@ -23,6 +23,7 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
     from ..models.tokenizers import known_model, load_tokenizers, token_limit
     from ..recipe.build import stated_model
     from ..recipe.check_model import model_findings
+    from ..recipe.problem import printable
 
     base = base or (known_model(family) if family else "micro")
     spec = stated_model(base, family, config)
@@ -40,7 +41,7 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
     for key, row in rows.items():
         click.echo(f"{key}: {row['count']} of {row['limit']} tokens")
         for number, piece in zip(row["ids"], row["pieces"], strict=True):
-            click.echo(f"  {number:>6}  {piece}")
+            click.echo(printable(f"  {number:>6}  {piece}"))  # a stranger's vocabulary may hold anything
 
 
 def _piece(tokenizer: Any, number: int) -> str:

@@ -264,3 +264,20 @@ def test_tokens_of_a_family_asks_for_a_well_known_model_of_it(call, monkeypatch,
     assert shown.code == 1
     assert asked == ["stable-diffusion-v1-5/stable-diffusion-v1-5"]
     assert "no network here; name a diffusers folder of the same family instead" in shown.err
+
+
+def test_a_template_is_not_named_after_a_device(call, tmp_path: Path) -> None:
+    shown = call("new", "quickstart", "--out", tmp_path / "CON.toml")
+    assert (shown.code, list(tmp_path.iterdir())) == (1, [])
+    assert "'CON' is a device on Windows" in shown.err
+
+
+def test_tokens_do_not_steer_the_terminal(call) -> None:
+    shown = call("tokens", "\x1b[31m")
+    assert (shown.code, "\x1b" in shown.out, "\\x1b" in shown.out) == (0, False, True)
+
+
+def test_a_path_too_long_for_the_file_system_is_told_with_its_place(call) -> None:
+    shown = call("check", "quickstart", "--set", f"concept.1.images={'p' * 5000}")
+    assert (shown.code, "does not exist" in shown.err) == (1, True)
+    assert shown.err.startswith("quickstart: --set concept.1.images")
