@@ -13,7 +13,7 @@ from ..lock import is_locked, is_ours, locked
 from .difference_lines import difference_lines
 from .differences import ROUNDING, Difference, input_differences
 from .leftovers import sweep_run
-from .manifest_file import left_behind
+from .manifest_file import left_behind, why_unread
 from .received import hold_folder
 
 MOST, FEW = 12, 3  # differences that are listed, of the run that was asked for and of others
@@ -53,7 +53,9 @@ def refuse_foreign(out: Path | None) -> None:
     if left is None:
         if _is_free(out):
             return
-        raise StageError(f"{out} holds files already, and no run that could go on; choose another --out")
+        raise StageError(
+            f"{out} holds files already, and no run that could go on{why_unread(out)}; choose another --out"
+        )
     if left["status"] == "finished":
         raise StageError(
             f"{out} holds a finished run, which is never written over: choose another --out; to go on from its end "
