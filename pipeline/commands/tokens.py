@@ -21,6 +21,7 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
         raise click.BadParameter("not valid UTF-8", param_hint="TEXT")
     from ..errors import RecipeError
     from ..models.tokenizers import known_model, load_tokenizers, token_limit
+    from ..models.unreadable import reading, unreadable
     from ..recipe.build import stated_model
     from ..recipe.check_model import model_findings
     from ..recipe.problem import printable
@@ -32,8 +33,9 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
         raise RecipeError(wrong)
     rows: dict[str, dict[str, Any]] = {}
     for key, tokenizer in load_tokenizers(spec).items():
-        ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
-        pieces = [_piece(tokenizer, number) for number in ids]
+        with reading(lambda error: unreadable(spec, error)):
+            ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
+            pieces = [_piece(tokenizer, number) for number in ids]
         rows[key] = {"count": len(ids), "limit": token_limit(tokenizer), "ids": ids, "pieces": pieces}
     if as_json:
         print_json({"text": text, "encoders": rows})
