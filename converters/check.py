@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
+from struct import iter_unpack
 
 from .tensor import RawTensor
 
+LARGEST = (2 - 2**-23) * 2.0**127  # of F32
 # Bytes of a value, place and length of its exponent, which is all ones in NaN and infinity.
-EXPONENTS = {"F64": (8, 52, 11), "F32": (4, 23, 8), "BF16": (2, 7, 8), "F16": (2, 10, 5), "F8_E5M2": (1, 2, 5)}
+EXPONENTS = {"F32": (4, 23, 8), "BF16": (2, 7, 8), "F16": (2, 10, 5), "F8_E5M2": (1, 2, 5)}
 NANS = {"F8_E4M3": (b"\x7f", b"\xff")}  # of types with an exponent of ones that is none of these
 
 
 def is_finite(tensor: RawTensor) -> bool:
-    """No NaN and no infinity; types that are neither in EXPONENTS nor in NANS count as finite.
+    """No NaN, no infinity and nothing that becomes one in F32, in which or below which all programs compute; types that
+    are neither in EXPONENTS nor in NANS count as finite.
 
     A value that is none has an exponent of ones; if no value's first byte may be that of one, all are finite. Else
     all are looked at as one long number: adding one to each exponent carries where it is all ones.
@@ -24,6 +27,8 @@ def are_finite(dtype: str, stored: bytes | memoryview) -> bool:
     """As `is_finite`, of bytes that are at hand."""
     if dtype in NANS:
         return not any(nan in bytes(stored) for nan in NANS[dtype])
+    if dtype == "F64":
+        return all(abs(number) <= LARGEST for (number,) in iter_unpack("<d", stored))
     if dtype not in EXPONENTS:
         return True
     size, shift, bits = EXPONENTS[dtype]

@@ -19,6 +19,7 @@ from .errors import ConvertError, PlainPicture
 from .file_range import opened, read_exactly
 from .stored import Stored
 from .tensor import RawTensor
+from .text import plain_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,6 +81,8 @@ def _content(path: Path) -> bytes:
             if text:
                 return base64.b64decode(text)
             packed = _hidden(image.convert("RGB"))
+    except pillow.UnidentifiedImageError:
+        raise PlainPicture(f"{path}: a truncated or corrupt picture, so no embedding can be read") from None
     except pillow.DecompressionBombError:
         raise PlainPicture(f"{path}: a picture too large to hold an embedding") from None
     if not packed:
@@ -96,7 +99,7 @@ def _flatten(
         for key, child in value.items():
             _flatten(child, f"{name}.{key}" if name else key, tensors, metadata, path, depth + 1)
     elif isinstance(value, str | int | float):
-        metadata[name] = str(value)
+        metadata[name] = plain_text(value)
 
 
 def _tensor(rows: Any, name: str, path: Path) -> RawTensor:

@@ -129,6 +129,7 @@ def _for_targets(
     if not targets:
         able = [name for name in DEFAULT_PROGRAMS if family.name in programs()[name].layouts]
         targets = able[:1]
+    targets = list(dict.fromkeys(targets))  # one that is given twice is written once
     for target in targets:
         layout_for(target, family)  # what cannot be done is said before anything is written
     settled = [Embedding(word.name, settle(word.vectors, family.widths), word.metadata) for word in words]

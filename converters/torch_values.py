@@ -12,6 +12,7 @@ from .file_range import FileRange
 from .pickle_data import Made, Malformed, Named, Reference
 from .stored import Stored
 from .tensor import DTYPE_BITS, RawTensor
+from .text import plain_text
 from .torch_file import Storage, TorchFile, storage_key
 
 DTYPES = {
@@ -110,7 +111,7 @@ def _text(value: Any) -> str:
     """A number or text as text. What else a pickle may hold is not looked into: it may hold itself."""
     if isinstance(value, Named):
         return value.name
-    return str(value) if isinstance(value, str | int | float | bytes) else type(value).__name__
+    return plain_text(value) if isinstance(value, str | int | float | bytes) else type(value).__name__
 
 
 def _leaves(value: Any, name: str, depth: int, room: Room) -> Iterator[tuple[str, Any]]:

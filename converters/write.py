@@ -18,7 +18,7 @@ from .families import Family
 from .names import distinct_stems
 from .programs import Layout, Program, programs, reads
 from .stored import Stored
-from .tensor import RawTensor, same
+from .tensor import READABLE, RawTensor, same
 
 FORMAT = {"format": "pt"}  # without it some loaders built on transformers refuse a file
 
@@ -139,6 +139,10 @@ def _check_values(embedding: Embedding, target: Program) -> None:
     """Raises ConvertError for values with which no picture can be drawn."""
     name, vectors = embedding.name, embedding.vectors
     for key, tensor in vectors.items():
+        if 0 in tensor.shape:
+            raise ConvertError(f"{name}: {key} has the shape {tensor.shape}, so there is no vector to write")
+        if tensor.dtype not in READABLE:
+            raise ConvertError(f"{name}: {key} holds {tensor.dtype}, and vectors are floating-point numbers")
         if not is_finite(tensor):
             raise ConvertError(f"{name}: {key} has values that are not finite; no program can draw with it")
         if not _output(key) and is_zero(tensor) and not (target.outputs and f"{key}_out" in vectors):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import click
 
 from ..converters.atomic import Batch, batch
-from ..converters.errors import ConvertError, NothingToDo
+from ..converters.errors import ConvertError, NothingToDo, printable
 from ..converters.safetensors_header import no_collector
 from ..converters.write import Written, strictly
 from .commands_convert_bar import say, with_bar
@@ -48,9 +48,10 @@ def each(paths: Sequence[Path], work: Work, how: How, asked: Sequence[Path]) -> 
             if isinstance(error, NothingToDo) and path not in asked:
                 passed += 1
                 continue
-            failed.append(error)
+            named = len(paths) == 1 or printable(str(path)) in str(error)  # else: which of them has this word?
+            failed.append(error if named else ConvertError(f"{path}: {error}"))
             if how.json:
-                say(json.dumps({"path": str(path), "written": [], "error": str(error)}))
+                say(json.dumps({"path": str(path), "written": [], "error": str(failed[-1])}))
             continue
         count += len(written)
         say(written_json(path, written) if how.json else "\n".join(written_lines(written)))

@@ -21,8 +21,10 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
         raise click.BadParameter("not valid UTF-8", param_hint="TEXT")
     from ..errors import RecipeError
     from ..models.tokenizers import known_model, load_tokenizers, token_limit
+    from ..models.unreadable import reading, unreadable
     from ..recipe.build import stated_model
     from ..recipe.check_model import model_findings
+    from ..recipe.problem import printable
 
     base = base or (known_model(family) if family else "micro")
     spec = stated_model(base, family, config)
@@ -31,8 +33,9 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
         raise RecipeError(wrong)
     rows: dict[str, dict[str, Any]] = {}
     for key, tokenizer in load_tokenizers(spec).items():
-        ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
-        pieces = [_piece(tokenizer, number) for number in ids]
+        with reading(lambda error: unreadable(spec, error)):
+            ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
+            pieces = [_piece(tokenizer, number) for number in ids]
         rows[key] = {"count": len(ids), "limit": token_limit(tokenizer), "ids": ids, "pieces": pieces}
     if as_json:
         print_json({"text": text, "encoders": rows})
@@ -40,7 +43,7 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
     for key, row in rows.items():
         click.echo(f"{key}: {row['count']} of {row['limit']} tokens")
         for number, piece in zip(row["ids"], row["pieces"], strict=True):
-            click.echo(f"  {number:>6}  {piece}")
+            click.echo(printable(f"  {number:>6}  {piece}"))  # a stranger's vocabulary may hold anything
 
 
 def _piece(tokenizer: Any, number: int) -> str:

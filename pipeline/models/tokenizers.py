@@ -16,6 +16,7 @@ from .unreadable import one_line, reading
 
 _NO_CODE = {"trust_remote_code": False}  # nor a question in the terminal whether to trust it
 _HUB_FILES = ["model_index.json", "*/config.json", "tokenizer*/*"]
+PROBE = "a photo, 1 \U0001f600"  # letters, a digit, a mark, and what no vocabulary holds whole
 
 
 def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
@@ -108,4 +109,5 @@ def _load(folder: Path) -> Any:
             kind = transformers.AutoTokenizer
         tokenizer = kind.from_pretrained(str(folder), local_files_only=True, **_NO_CODE)
         int(tokenizer.model_max_length)
+        tokenizer(PROBE, add_special_tokens=False, verbose=False)  # one without its unknown token fails at use
         return tokenizer

@@ -50,11 +50,11 @@ def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, lo
     folder, where = concept.images, (*place, "images")
     if concept.generate is not None:
         yield from _generated(index, concept, recipe)
-        if not folder.exists():
+        if not os.path.exists(folder):
             return
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path's own, these take a name that no file system does
         file = f"{folder} is a file; give the folder that holds the pictures"
-        yield Finding(where, file if folder.exists() else f"{folder} does not exist{_sibling(folder)}")
+        yield Finding(where, file if os.path.exists(folder) else f"{folder} does not exist{_sibling(folder)}")
         yield from (Finding((*place, "captions"), text) for text in source_problems(concept))
         return
     try:

@@ -58,16 +58,16 @@ def _unfit(program: Program, family: Family) -> str:
 def _names(recipe: Recipe, options: dict[str, Any], seen: set[tuple[int, str]]) -> Iterator[Finding]:
     for index, word in enumerate(recipe.words):
         place: Place = ("embedding", index, "placeholder")
+        alone = options["targets"] if options["files"] == "each" else ()  # in a pack a word is typed as it is
         try:
-            plain = safe_stem(word.placeholder)
+            plain, stems = safe_stem(word.placeholder), list(_stems(word.placeholder, alone))
         except ConvertError as error:
             if (index, "") not in seen:
                 seen.add((index, ""))
                 yield Finding(place, str(error))
             continue
         typed: dict[str, list[str]] = {}
-        alone = options["targets"] if options["files"] == "each" else ()  # in a pack a word is typed as it is
-        for target, stem in _stems(word.placeholder, alone):
+        for target, stem in stems:
             program = programs()[target]
             changed = stem != plain and "{stem}" in program.prompt
             if changed and (index, target) not in seen:

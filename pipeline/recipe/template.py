@@ -10,6 +10,7 @@ from pathlib import Path
 import tomli
 
 from ... import schemas
+from ...converters.names import is_reserved
 from ..errors import RecipeError
 
 _SCHEMA = re.compile(r"^#:schema .*$", re.M)
@@ -27,6 +28,8 @@ def from_template(template: Path, target: Path) -> str:
     about = schemas.schema("recipe.json")["properties"]["name"]
     if re.fullmatch(about["pattern"], target.stem) is None:
         raise RecipeError([f"the file's name names the recipe, but '{target.stem}' is not {about['title']}"])
+    if is_reserved(target.stem):
+        raise RecipeError([f"the file's name names the recipe, but '{target.stem}' is a device on Windows"])
     schema = Path(str(files("pivotune.schemas") / "recipe.json"))
     text = template.read_text("utf-8")
     text = _SCHEMA.sub(lambda _: f"#:schema {schema.as_uri()}", text, count=1)

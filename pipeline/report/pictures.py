@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import warnings
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -66,9 +67,11 @@ def absent(why: str, seed: int | None) -> Shown:
 
 
 def _thumbnail(path: Path, edge: int, seed: int | None) -> Shown:
-    with Image.open(path) as opened:
-        opened.draft("RGB", (2 * edge, 2 * edge))
-        picture = _flat(ImageOps.exif_transpose(opened))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged EXIF: the picture is shown all the same
+        with Image.open(path) as opened:
+            opened.draft("RGB", (2 * edge, 2 * edge))
+            picture = _flat(ImageOps.exif_transpose(opened))
     tiny = max(picture.size) <= TINY
     if not tiny:
         picture.thumbnail((edge, edge), Image.Resampling.LANCZOS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if wrong:
         raise StageError(f"{path}: not a manifest of this version of Pivotune ({wrong})")
     return manifest
+
+
+def why_unread(folder: Path) -> str:
+    """What is wrong with the manifest that a folder has, in brackets; empty where there is none, or nothing wrong."""
+    if not os.path.lexists(folder / NAME):
+        return ""
+    try:
+        read_manifest(folder)
+    except StageError as error:
+        return f" ({error})"
+    return ""
 
 
 def left_behind(folder: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from ..recipe.stop import parse_stop
 from ..train.clock import SECONDS
 from .differences import input_differences
 from .hashes import sha256
-from .manifest_file import left_behind
+from .manifest_file import left_behind, why_unread
 from .metrics_file import read_rows
 from .received import inside
 from .runner import run_recipe
@@ -47,7 +47,8 @@ def replay(
     """
     before = left_behind(folder)
     if before is None:
-        raise StageError(f"{folder}: holds no run (no manifest.json that can be read)")
+        why = why_unread(folder) or " (no manifest.json that can be read)"
+        raise StageError(f"{folder}: holds no run{why}")
     if before["status"] != "finished":
         raise StageError(f"{folder}: the run has not finished; `pivotune run` with its recipe goes on with it")
     text = inside(folder, "recipe.toml")

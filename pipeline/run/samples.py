@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from PIL import Image
 from ...converters.dialects.keyed import WORDS
 from ...converters.embedding import Embedding
 from ...converters.safetensors_file import read as read_safetensors
+from ..errors import StageError
 from ..export.lora_layout import peft
 from ..export.packs import packed_vectors
 from ..export.standalone import standalone_vectors
+from ..models.full_memory import out_of_memory
 from ..models.load import Model
-from ..recipe.model import Recipe
+from ..models.unreadable import one_line
+from ..recipe.model import ModelSpec, Recipe
 from ..words.injection import Injection
 from ..words.placeholders import Replacer
 from ..words.raw import from_raw, vectors_for
@@ -26,8 +30,25 @@ BATCH_PIXELS = 4 * 512 * 512  # as many pictures at once as have this many pixel
 
 
 def draw_before(model: Model, recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
-    """Each prompt with the initial text in the word's place, drawn by the untouched model."""
-    return list(_draw(model, recipe, _initial_prompts(recipe), folder, "before"))
+    """Each prompt with the initial text in the word's place, drawn by the untouched model.
+
+    StageError where the model cannot draw: its parts fit one by one, and not together.
+    """
+    with drawing(recipe.model):
+        return list(_draw(model, recipe, _initial_prompts(recipe), folder, "before"))
+
+
+@contextmanager
+def drawing(spec: ModelSpec) -> Iterator[None]:
+    """What a library raises at the first use of a model becomes a StageError; what the machine lacks passes."""
+    try:
+        yield
+    except (StageError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if out_of_memory(error) is not None:
+            raise
+        raise StageError(f"model.base = {spec.base!r} cannot draw an image: {one_line(error)}") from error
 
 
 def kept_before(recipe: Recipe, folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:

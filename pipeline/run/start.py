@@ -14,7 +14,7 @@ from ..lock import is_locked, is_ours, locked
 from .difference_lines import difference_lines
 from .differences import ROUNDING, Difference, input_differences
 from .leftovers import sweep_run
-from .manifest_file import left_behind
+from .manifest_file import left_behind, why_unread
 from .received import hold_folder
 
 MOST = 12  # differences that are listed
@@ -51,6 +51,13 @@ def refuse_foreign(out: Path | None) -> None:
         return
     left = left_behind(out)
     if left is not None and left["status"] == "finished":
+    if left is None:
+        if _is_free(out):
+            return
+        raise StageError(
+            f"{out} holds files already, and no run that could go on{why_unread(out)}; choose another --out"
+        )
+    if left["status"] == "finished":
         raise StageError(
             f"{out} holds a finished run, which is never written over: choose another --out; to go on from its end "
             f"with more steps, raise them and add --from-checkpoint {out}"

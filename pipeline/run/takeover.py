@@ -13,7 +13,7 @@ from .checkpoint import FOLDER, Checkpoint, Source, newest_checkpoint, read_chec
 from .difference_lines import difference_lines
 from .differences import ROUNDING, Difference, input_differences
 from .folder import write_whole
-from .manifest_file import left_behind
+from .manifest_file import left_behind, why_unread
 from .metrics_file import NAME as METRICS
 from .metrics_file import kept_lines, row_of
 from .received import inside
@@ -34,7 +34,8 @@ def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], Non
         raise StageError(f"{place}: holds no checkpoint that can be read (a run's folder has them in {FOLDER}/)")
     left = left_behind(run)
     if left is None:
-        raise StageError(f"{run}: has no manifest.json, so nobody can tell what the checkpoint was made with")
+        has = why_unread(run) or " has no manifest.json"
+        raise StageError(f"{run}:{has}, so nobody can tell what the checkpoint was made with")
     differences = [one for one in input_differences(left, inputs) if not one.within(*_FREE)]
     unfit = [one for one in differences if not (_more_steps(one, point) or _of_a_guard(one))]
     if not unfit:

@@ -274,3 +274,18 @@ def test_a_launcher_that_asks_for_deepspeed_is_refused_in_one_line(call, recipe,
     assert "--use_fsdp --fsdp_version 2" in refused.err
     assert refused.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+def test_a_template_is_not_named_after_a_device(call, tmp_path: Path) -> None:
+    shown = call("new", "quickstart", "--out", tmp_path / "CON.toml")
+    assert (shown.code, list(tmp_path.iterdir())) == (1, [])
+    assert "'CON' is a device on Windows" in shown.err
+
+
+def test_tokens_do_not_steer_the_terminal(call) -> None:
+    shown = call("tokens", "\x1b[31m")
+    assert (shown.code, "\x1b" in shown.out, "\\x1b" in shown.out) == (0, False, True)
+
+
+def test_a_path_too_long_for_the_file_system_is_told_with_its_place(call) -> None:
+    shown = call("check", "quickstart", "--set", f"concept.1.images={'p' * 5000}")
+    assert (shown.code, "does not exist" in shown.err) == (1, True)
+    assert shown.err.startswith("quickstart: --set concept.1.images")

@@ -26,6 +26,27 @@ def test_one_bad_file_stops_no_other_and_the_exit_code_tells(run, rows, saved, t
     assert "b.safetensors" in result.output
 
 
+def test_a_corrupt_picture_is_told_without_objects_of_python(run, tmp_path):
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "photo.png")
+    (tmp_path / "photo.png").write_bytes((tmp_path / "photo.png").read_bytes()[:30])
+    result = run("inspect", "photo.png")
+    assert (result.exit_code, "object at" in result.output) == (1, False)
+    assert "photo.png: a truncated or corrupt picture" in str(result.exception)
+
+
+def test_of_several_files_an_error_names_its_own(run, rows, saved):
+    saved("a.safetensors", {"emb_params": rows(1, 768)})
+    saved("???.safetensors", {"emb_params": rows(1, 768)})
+    result = run("retarget", "a.safetensors", "???.safetensors", "--for", "a1111", "--out", "out")
+    assert "Error: ???.safetensors: no file can be named after the word" in result.stderr
+
+
+def test_a_program_given_twice_is_written_once(run, rows, saved):
+    saved("a.safetensors", {"emb_params": rows(1, 768)})
+    assert run("retarget", "a.safetensors", "--for", "a1111", "--for", "a1111", "--out", "out").exit_code == 0
+    assert os.listdir("out") == ["a.safetensors"]
+
+
 def test_a_folder_stands_for_the_files_in_it(run, rows, saved, tmp_path):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     saved("in/a.safetensors", {"emb_params": rows(1, 768)})

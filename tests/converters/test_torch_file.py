@@ -29,6 +29,16 @@ class Runs:
         return self.call
 
 
+def test_half_a_surrogate_pair_in_a_text_does_not_keep_the_words_from_being_written(tmp_path):
+    from pivotune.converters import safetensors_file
+
+    path = tmp_path / "cat.pt"
+    torch.save({"string_to_param": {"*": torch.ones(1, 768)}, "name": "a\ud800b", "step": 5}, path)
+    stored = open_file(path)
+    assert stored.metadata["name"] == "a?b"
+    safetensors_file.write(tmp_path / "cat.safetensors", stored.tensors, stored.metadata)
+
+
 def zipped(pickled, **members):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:

@@ -1,4 +1,5 @@
 import os
+import struct
 
 import pytest
 
@@ -112,6 +113,26 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     bad = Embedding("cat", {"clip_l": RawTensor("F32", (1, 768), b"\0\0\xc0\x7f" + bytes(3068))})
     with pytest.raises(ConvertError, match="not finite"):
         write_word(bad, "a1111", own_family("sd1"), tmp_path)
+
+
+def test_values_that_become_infinite_in_float32_are_refused(tmp_path):
+    large = Embedding("cat", {"clip_l": RawTensor("F64", (1, 768), struct.pack("<768d", *[1e39] * 768))})
+    with pytest.raises(ConvertError, match="not finite"):
+        write_word(large, "a1111", own_family("sd1"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "why"),
+    [
+        (RawTensor("F32", (0, 768), b""), "no vector"),
+        (RawTensor("C64", (1, 768), b"\1" * 6144), "holds C64"),
+        (RawTensor("BOOL", (1, 768), b"\1" * 768), "holds BOOL"),
+    ],
+)
+def test_what_is_no_vector_of_floating_point_numbers_is_refused(tensor, why, tmp_path):
+    with pytest.raises(ConvertError, match=f"cat: clip_l .*{why}"):
+        write_word(Embedding("cat", {"clip_l": tensor}), "a1111", own_family("sd1"), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_different_counts_are_told_where_they_matter(tmp_path, rows):

@@ -27,6 +27,14 @@ def test_half_a_character_in_a_caption_is_refused(tmp_path):
     assert "lone surrogate" in read.problems[0]
 
 
+def test_a_caption_in_utf_16_without_a_mark_is_refused(tmp_path):
+    folder = folder_of(tmp_path)
+    (folder / "a.txt").write_bytes("a cat".encode("utf-16-le"))
+    read = collect_captions(Concept(images=folder, captions="beside"))
+    assert not read.pictures
+    assert "save it as UTF-8" in read.problems[0]
+
+
 def test_a_caption_of_a_megabyte_is_refused(tmp_path):
     folder = folder_of(tmp_path)
     (folder / "a.txt").write_text("cat " * 300_000)

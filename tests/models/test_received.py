@@ -12,6 +12,7 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.models.received import check_model_folder
 from pivotune.pipeline.models.tokenizers import load_tokenizers
+from pivotune.pipeline.run.samples import drawing
 
 
 @pytest.fixture
@@ -180,3 +181,20 @@ def test_weights_that_nobody_downloaded_and_parts_without_a_class_are_passed_ove
     (folder / "text_encoder" / "flax_model.msgpack").symlink_to("../../blobs/deleted")
     changed(folder, "model_index.json", requires_safety_checker=[None, True], image_encoder=[None, None])
     check_model_folder(folder)
+
+
+def test_a_tokenizer_that_fails_at_its_first_text_is_refused_at_once(folder):
+    path = folder / "tokenizer" / "tokenizer.json"
+    told = json.loads(path.read_text("utf-8"))
+    told["model"] = {"type": "WordLevel", "vocab": {"ring": 0}, "unk_token": "gone"}
+    path.write_text(json.dumps(told), "utf-8")
+    with pytest.raises(StageError, match=r"the tokenizer in .*tokenizer cannot be loaded: "):
+        load_tokenizers(spec_of(folder, family="sd1"))
+
+
+def test_a_model_whose_parts_do_not_work_together_is_told_in_one_line(folder):
+    spec, why = spec_of(folder), r"cannot draw an image: its files do not fit together \(TypeError: 1 \+ x"
+    with pytest.raises(StageError, match=why), drawing(spec):
+        raise TypeError("1 + x\n  and more")
+    with pytest.raises(MemoryError), drawing(spec):  # the machine's, which is told elsewhere
+        raise MemoryError

@@ -13,7 +13,14 @@ from report.example import artefact, manifest, metrics, word, write_run
 from report.parsed import Page, page
 
 from pivotune.pipeline.report.page import write_report
-from pivotune.pipeline.report.pictures import pairs
+from pivotune.pipeline.report.pictures import Gallery, pairs
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_picture_with_damaged_exif_is_shown_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (40, 40)).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert Gallery(1).show(path).uri
 
 
 def test_it_shows_the_word_the_pictures_and_what_to_do(tmp_path: Path) -> None:

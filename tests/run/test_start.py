@@ -158,6 +158,12 @@ def test_finished_and_foreign_folders_are_refused(tmp_path: Path) -> None:
         begun(tmp_path / "file" / "below")
 
 
+def test_a_manifest_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+    (leave(tmp_path / "cut", "failed") / "manifest.json").write_text('{"status": ', "utf-8")
+    with pytest.raises(StageError, match=r"no run that could go on \(.*manifest\.json: not a manifest"):
+        begun(tmp_path / "cut")
+
+
 def test_a_run_that_was_killed_before_its_first_manifest_begins_again(tmp_path: Path) -> None:
     out = tmp_path / "o"
     out.mkdir()
