@@ -66,6 +66,7 @@ def read(path: Path) -> Stored:
 
 def _content(path: Path) -> bytes:
     from PIL import Image as pillow
+    from PIL import UnidentifiedImageError
 
     with opened(path) as (descriptor, origin):
         if origin.size > MAX_FILE:
@@ -81,7 +82,7 @@ def _content(path: Path) -> bytes:
             if text:
                 return base64.b64decode(text)
             packed = _hidden(image.convert("RGB"))
-    except pillow.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise PlainPicture(f"{path}: a truncated or corrupt picture, so no embedding can be read") from None
     except pillow.DecompressionBombError:
         raise PlainPicture(f"{path}: a picture too large to hold an embedding") from None

@@ -24,7 +24,7 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
     from ..models.unreadable import reading, unreadable
     from ..recipe.build import stated_model
     from ..recipe.check_model import model_findings
-    from ..recipe.problem import printable
+    from ..printable import printable
 
     base = base or (known_model(family) if family else "micro")
     spec = stated_model(base, family, config)

@@ -51,13 +51,6 @@ def refuse_foreign(out: Path | None) -> None:
         return
     left = left_behind(out)
     if left is not None and left["status"] == "finished":
-    if left is None:
-        if _is_free(out):
-            return
-        raise StageError(
-            f"{out} holds files already, and no run that could go on{why_unread(out)}; choose another --out"
-        )
-    if left["status"] == "finished":
         raise StageError(
             f"{out} holds a finished run, which is never written over: choose another --out; to go on from its end "
             f"with more steps, raise them and add --from-checkpoint {out}"
@@ -66,7 +59,9 @@ def refuse_foreign(out: Path | None) -> None:
     if not foreign or os.path.lexists(out / "manifest.json"):  # a user's own folder may be large, and have links
         hold_folder(out)  # before pre-flight tries its folders
     if foreign:
-        raise StageError(f"{out} holds files already, and no run that could go on; choose another --out")
+        raise StageError(
+            f"{out} holds files already, and no run that could go on{why_unread(out)}; choose another --out"
+        )
 
 
 def _is_free(folder: Path) -> bool:

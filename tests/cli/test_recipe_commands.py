@@ -274,6 +274,8 @@ def test_a_launcher_that_asks_for_deepspeed_is_refused_in_one_line(call, recipe,
     assert "--use_fsdp --fsdp_version 2" in refused.err
     assert refused.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
 def test_a_template_is_not_named_after_a_device(call, tmp_path: Path) -> None:
     shown = call("new", "quickstart", "--out", tmp_path / "CON.toml")
     assert (shown.code, list(tmp_path.iterdir())) == (1, [])
