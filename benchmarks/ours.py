@@ -10,13 +10,11 @@ import torch
 from scene import VECTORS, VOCABULARY, Scene
 from torch import Tensor, nn
 
+from pivotune.pipeline.embeddings.injection import ActiveRows, Encoder, Injection, WordRows
+from pivotune.pipeline.embeddings.norms import norm_statistics
+from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.recipe.model import StopAfter, Word
-from pivotune.pipeline.train.clock import Clock
-from pivotune.pipeline.train.word_settings import WordSettings
-from pivotune.pipeline.train.word_trainer import WordTrainer
-from pivotune.pipeline.words.injection import ActiveRows, Encoder, Injection
-from pivotune.pipeline.words.norms import norm_statistics
-from pivotune.pipeline.words.rows import WordRows
+from pivotune.pipeline.train.embeddings import WordSettings, WordTrainer
 
 OPTIMIZER = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 KEY = "clip_l"

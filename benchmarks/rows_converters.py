@@ -37,7 +37,7 @@ for word, vectors in words.items():
 """
 PEAK = """
 import sys
-from pivotune.pipeline.cli import pivotune
+from pivotune.pipeline.cli.main import pivotune
 pivotune(sys.argv[1:], standalone_mode=False)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """  # what a parent is told (ru_maxrss) begins with the parent's own size

@@ -113,18 +113,18 @@ def reduced(folder: Path) -> None:
 def stepper(folder: Path, words: bool) -> Any:
     """One whole training step, called again and again, put together as the train stage does it."""
     from pivotune.converters.embedding import Contents
+    from pivotune.pipeline.distributed import ALONE
+    from pivotune.pipeline.embeddings.norms import norm_statistics
     from pivotune.pipeline.models.load import load_model
-    from pivotune.pipeline.processes import ALONE
+    from pivotune.pipeline.recipe.intervals import Clock
     from pivotune.pipeline.recipe.load import load_recipe
     from pivotune.pipeline.run import training as put_together
     from pivotune.pipeline.stages.inject import inject
     from pivotune.pipeline.stages.tokenize import tokenize
-    from pivotune.pipeline.train.clock import Clock
+    from pivotune.pipeline.train.embeddings import WordSettings
     from pivotune.pipeline.train.guard import Guard
     from pivotune.pipeline.train.loop import one_step
     from pivotune.pipeline.train.setup import Common
-    from pivotune.pipeline.train.word_settings import WordSettings
-    from pivotune.pipeline.words.norms import norm_statistics
 
     recipe = load_recipe(folder / "recipe.toml")
     model = load_model(recipe.model, torch.device("cpu"))

@@ -39,8 +39,8 @@ def make_tokenizer() -> Any:
 
 
 def measured() -> list[Row]:
-    from pivotune.pipeline.words.placeholders import Replacer
-    from pivotune.pipeline.words.tokenizer import WordTokenizer
+    from pivotune.pipeline.embeddings.injection import WordTokenizer
+    from pivotune.pipeline.embeddings.placeholders import Replacer
 
     names = [f"<word-{n}>" for n in range(WORDS)]
     slots = {name: range(n * VECTORS, (n + 1) * VECTORS) for n, name in enumerate(names)}

@@ -58,14 +58,13 @@ def written(folder: Path, count: int) -> Path:
 def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
     """Seconds of CPU for reading and for making the words ready to train, the run so far, and the trainer."""
     from pivotune.converters.embedding import Contents
+    from pivotune.pipeline.embeddings.norms import norm_statistics
     from pivotune.pipeline.recipe.load import load_recipe
-    from pivotune.pipeline.run.contents import start_norms
+    from pivotune.pipeline.run.steps import start_norms
     from pivotune.pipeline.stages.inject import inject
     from pivotune.pipeline.stages.tokenize import tokenize
+    from pivotune.pipeline.train.embeddings import WordSettings, WordTrainer
     from pivotune.pipeline.train.guard import Guard
-    from pivotune.pipeline.train.word_settings import WordSettings
-    from pivotune.pipeline.train.word_trainer import WordTrainer
-    from pivotune.pipeline.words.norms import norm_statistics
 
     begin = time.process_time()
     recipe = load_recipe(path)
@@ -88,10 +87,10 @@ def stepper(run: Any, trainer: Any, folder: Path) -> Any:
     """One whole training step of the run, called again and again."""
     from pivotune.pipeline.data.dataset import open_dataset
     from pivotune.pipeline.models.denoisers import DENOISERS
-    from pivotune.pipeline.train.clock import Clock
+    from pivotune.pipeline.recipe.intervals import Clock
     from pivotune.pipeline.train.loop import one_step
     from pivotune.pipeline.train.objective import objective_for
-    from pivotune.pipeline.train.training import Training
+    from pivotune.pipeline.train.setup import Training
 
     options = run.recipe.stages[2].options
     objective = objective_for(run.model.pipe.scheduler, options["objective"], options["noise"], options["timesteps"])
@@ -109,8 +108,8 @@ def stepper(run: Any, trainer: Any, folder: Path) -> Any:
 
 def shared_bytes(run: Any, trainer: Any, count: int) -> float:
     """The same in the fullest of `count` processes that share the words out."""
-    from pivotune.pipeline.processes import Processes
-    from pivotune.pipeline.train.word_trainer import WordTrainer
+    from pivotune.pipeline.distributed import Processes
+    from pivotune.pipeline.train.embeddings import WordTrainer
 
     made = (
         WordTrainer(run.injection, run.recipe.words, trainer.statistics, trainer.settings, trainer.norms,
@@ -130,7 +129,7 @@ def state_bytes(run: Any, trainer: Any) -> float:
 
 def measured() -> list[Row]:
     from pivotune.pipeline.models.load import load_model
-    from pivotune.pipeline.recipe.build import stated_model
+    from pivotune.pipeline.recipe.load import stated_model
 
     torch.set_num_threads(1)
     seconds: dict[int, list[dict[str, float]]] = {count: [] for count in COUNTS}

@@ -114,7 +114,7 @@ def _in_dialect(files: Batch, words: Sequence[Embedding], folder: Path, dialect:
     written = []
     for word, stem in zip(words, distinct_stems(word.name for word in words).values(), strict=True):
         if dialect == "a1111":
-            from .torch_writer import add_pt  # takes its time to load
+            from .torch_writer import add_pt
 
             add_pt(files, folder / f"{stem}.pt", word)
             written.append(Written(folder / f"{stem}.pt", "", dialect, stem))

@@ -6,8 +6,8 @@ import os
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 
+from .distributed import ALONE, TIMEOUT, Elsewhere, Processes, peer_errors
 from .errors import StageError
-from .processes import ALONE, TIMEOUT, Elsewhere, Processes, reachable
 
 MINUTES = 60.0
 UNSUPPORTED = {
@@ -41,7 +41,7 @@ def begin_processes(wanted: str) -> Processes:
 
     cpu = wanted == "cpu" or not (torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()))
     minutes = float(os.environ.get(TIMEOUT, MINUTES))
-    with reachable():
+    with peer_errors():
         state = PartialState(cpu=cpu, timeout=timedelta(minutes=minutes))
     if state.num_processes != int(os.environ["WORLD_SIZE"]):
         raise StageError("the launcher started several processes, but there is no way for them to talk on this device")

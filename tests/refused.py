@@ -22,11 +22,11 @@ import tomli
 from bad_pictures import BROKEN, broken
 from PIL import Image
 
-from pivotune.pipeline.data.open import open_picture
+from pivotune.pipeline.checks.recipe import check_recipe, examined
+from pivotune.pipeline.data.images import open_picture
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.check import check_recipe, examined
 from pivotune.pipeline.recipe.document import Document, shipped
-from pivotune.pipeline.recipe.load import formed
+from pivotune.pipeline.recipe.load import validated
 
 HERE = Path(__file__).parent
 JUNK: tuple[Any, ...] = (
@@ -92,7 +92,7 @@ def recipes(count: int, seed: int) -> Counter[str]:
 
 
 def _fails(document: Document) -> bool:
-    recipe, document, problems = formed(document)
+    recipe, document, problems = validated(document)
     if recipe is not None:
         problems = examined(recipe, document).problems
     return any(problem.severity == "error" for problem in problems)

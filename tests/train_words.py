@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pivotune.pipeline.processes import ALONE, Processes
+from pivotune.pipeline.distributed import ALONE, Processes
+from pivotune.pipeline.embeddings.injection import Encoder, Injection, WordRows
+from pivotune.pipeline.embeddings.norms import norm_statistics
+from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.recipe.model import StopAfter, Word
-from pivotune.pipeline.train.clock import Clock
-from pivotune.pipeline.train.word_settings import WordSettings
-from pivotune.pipeline.train.word_trainer import WordTrainer
-from pivotune.pipeline.words.injection import Encoder, Injection
-from pivotune.pipeline.words.norms import norm_statistics
-from pivotune.pipeline.words.rows import WordRows
+from pivotune.pipeline.train.embeddings import WordSettings, WordTrainer
 
 NAMES = ("<a>", "<b>", "<c>")
 WIDTHS = {"clip_l": 6, "clip_g": 10}

@@ -1,5 +1,5 @@
 """`python -m pivotune` is the `pivotune` command."""
 
-from pivotune.pipeline.entry import main
+from pivotune.pipeline.cli.entry import main
 
 main()

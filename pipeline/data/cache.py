@@ -16,8 +16,8 @@ from torch import Tensor
 from ...converters import safetensors_file
 from ...converters.errors import ConvertError
 from ...converters.tensor import RawTensor
-from ..models.device import device_name
-from ..words.raw import from_raw, to_raw
+from ..device import device_name
+from ..tensors import from_raw, to_raw
 
 VERSION = 1  # of the files and of the code that makes them
 

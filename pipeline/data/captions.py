@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import RecipeError
-from ..printable import printable
 from ..recipe.model import Concept
-from ..recipe.nearest import nearest, sibling
+from ..text import nearest, printable, sibling
+from .caption_files import TABLES, read_text, steers, table_rows, unusable
 from .files import PICTURES, Files, composed, files_in
-from .tables import TABLES, table_rows
-from .text import read_text, steers, unusable
 
 BESIDE = (".txt", ".caption")
 

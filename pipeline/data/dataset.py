@@ -1,25 +1,72 @@
-"""The pictures of a recipe as batches for training."""
+"""The images of a recipe as batches for training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..distributed import ALONE, Processes
 from ..errors import StageError
-from ..processes import ALONE, Processes
 from ..recipe.model import Recipe
-from ..train.draws import generator
-from .batch import Batch, Whole
+from ..rng import generator
+from .augment import size_conditioning
 from .cache import Cache, Encoded, cache_folder
+from .caption_files import changes_tags, shown_tags
+from .epochs import Order
 from .examples import Example, read_examples
 from .latents import Latents
-from .order import Order
-from .shapes import told_sizes
-from .text import changes_tags, shown_tags
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One micro-batch: pictures of one shape with a caption each. Everything is on the CPU and float32 unless said.
+
+    `Dataset.at(number)` makes it, as a function of (seed, number) alone.
+
+    - `captions`: as the text encoders get them; "" where the caption was dropped.
+    - `latents` (batch, channels, height, width): drawn from what the VAE says of each picture, scaled to the range of
+      the denoiser.
+    - `mask` (batch, 1, height, width), 0 to 1, in the resolution of the latents: 1 where the loss counts. A picture
+      without a mask has ones. None when no picture of the batch has one.
+    - `weight` (batch,): how much each picture's loss counts (`loss_weight` of its concept); the loss of a batch is
+      the mean of each picture's loss times this.
+    - `prior` (batch,), bool: pictures of a concept with `prior = true`, which show what the model should go on
+      knowing (prior preservation, DreamBooth).
+    - `sizes` (batch, 6): original height and width, top and left of the crop, height and width it is trained at, in
+      pixels: SDXL's `time_ids`. The crop's corner counts in the picture resized to cover the trained size.
+    - `examples`: numbers of the pictures in `Dataset.examples`, for logs and tests.
+    - `whole`: where only some of the batch's pictures are here (several processes), what the others are; else None.
+    - `idle`: it counts nothing, and only keeps a process that has nothing to do in step with the others.
+    """
+
+    captions: tuple[str, ...]
+    latents: Tensor
+    mask: Tensor | None
+    weight: Tensor
+    prior: Tensor
+    sizes: Tensor
+    examples: tuple[int, ...]
+    whole: Whole | None = None
+    idle: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """The batch that a process has a part of: which part, and each picture's `weight` and `prior`."""
+
+    place: slice
+    weight: Tensor
+    prior: Tensor
+
+    @property
+    def size(self) -> int:
+        return len(self.weight)
+
 
 WHOLE = slice(None)
 
@@ -63,7 +110,7 @@ class Dataset:
         ][part]
         told = [self.latents.get(example, variant) for example, variant in zip(examples, variants, strict=True)]
         sizes = [
-            told_sizes(example.size, example.cut, variant.place, variant.flip)
+            size_conditioning(example.size, example.cut, variant.place, variant.flip)
             for example, variant in zip(examples, variants, strict=True)
         ]
         weight = torch.tensor([example.concept.loss_weight for example in every])
@@ -149,3 +196,37 @@ def open_dataset(
         warn(f"encoded pictures are not kept on disk: {latents.unwritable}")
     order = Order(read.turns, [example.cut for example in read.rows], batch_size, seed)
     return Dataset(read.rows, order, latents, seed, flip=flip, caption_dropout=caption_dropout)
+
+
+def portion(dataset: Dataset, numbers: range, processes: Processes, *, in_step: bool) -> list[Batch | None]:
+    """This process's part of each of these micro-batches, None where that is nothing; alone it is all of them.
+
+    With `in_step` all processes get equally many, some of them `idle`: a part of the model that is spread over the
+    processes asks all of them for every batch.
+    """
+    if processes.count == 1:
+        return [dataset.at(number) for number in numbers]
+    with processes.together():  # a picture may have vanished
+        sizes = [dataset.size(number) for number in numbers]
+        parts = processes.shares(sizes)
+        missing = _most(sizes, processes) - sum(map(_holds, parts)) if in_step else 0
+        batches: list[Batch | None] = []
+        for number, part in zip(numbers, parts, strict=True):
+            if _holds(part):
+                batches.append(dataset.at(number, part))
+            elif missing > 0:
+                batches.append(replace(dataset.at(number, slice(0, 1)), idle=True))
+                missing -= 1
+            else:
+                batches.append(None)
+        return batches
+
+
+def _most(sizes: Sequence[int], processes: Processes) -> int:
+    """The most micro-batches that a process has something of."""
+    everyone = (replace(processes, index=index).shares(sizes) for index in range(processes.count))
+    return max(sum(map(_holds, parts)) for parts in everyone)
+
+
+def _holds(part: slice) -> bool:
+    return bool(part.stop > part.start)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..errors import StageError
 from ..recipe.model import Concept, DataSpec, Recipe
-from .balance import Turns, turns_of
+from .augment import LEAST_SEEN, Shape, cut_shape, default_bucket_step, visible_share
 from .captions import read_concept
-from .open import look_at
-from .shapes import LEAST_SEEN, Shape, cut_shape, seen, usual_step
+from .epochs import Turns, turns_of
+from .images import inspect_image
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_examples(recipe: Recipe, resolution: int) -> Examples:
         for picture, texts in read.pictures:
             mask = read.masks.get(picture)
             try:
-                size, _ = look_at(picture)
+                size, _ = inspect_image(picture)
                 cut = cut_of(size, concept, recipe.data, resolution)
                 refuse_narrow(picture, size, cut)
                 content = content_of(picture, mask, concept, hashes)
@@ -74,14 +74,14 @@ def cut_of(size: Shape, concept: Concept, data: DataSpec, resolution: int) -> Sh
     """What a picture of this size is cut to. StageError when the buckets do not fit the resolution."""
     edge = concept.resolution or resolution
     try:
-        return cut_shape(size, edge, (data.bucket_step or usual_step(edge)) if data.buckets else None)
+        return cut_shape(size, edge, (data.bucket_step or default_bucket_step(edge)) if data.buckets else None)
     except ValueError as error:
         raise StageError(f"{error}; choose a smaller data.bucket_step") from error
 
 
 def refuse_narrow(picture: Path, size: Shape, cut: Shape) -> None:
     """StageError for a picture of which next to nothing would be seen."""
-    share = seen(size, cut)
+    share = visible_share(size, cut)
     if share < LEAST_SEEN:
         sizes = f"{size[0]}x{size[1]} pixels cut to {cut[0]}x{cut[1]}"
         raise StageError(f"{picture}: {sizes} leave {share:.1%} of it; cut the part that matters, or leave it out")

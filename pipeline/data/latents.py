@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from ...converters.errors import ConvertError
+from ..distributed import ALONE, Processes
 from ..errors import StageError
-from ..processes import ALONE, Processes
 from ..progress import progress
-from ..train.draws import generator
+from ..rng import generator
+from .augment import Variant, apply_variant, apply_variant_to_mask, drawn_variant, varies
 from .cache import Cache, Encoded, key_of, vae_identity
 from .examples import Example, content_of
-from .open import open_alpha, open_mask, open_picture
-from .variants import Variant, drawn_variant, shown_mask, shown_picture, varies
+from .images import open_alpha, open_mask, open_picture
 
 HELD = 512 * 2**20  # bytes of encoded pictures held in memory; the rest is read from the cache when it is shown
 SHOWN = 20  # bad pictures that are named
@@ -151,11 +151,11 @@ def opened(example: Example) -> tuple[Image.Image, Image.Image | None]:
 @torch.no_grad()
 def encode(vae: Any, example: Example, variant: Variant, picture: Image.Image, mask: Image.Image | None) -> Encoded:
     """One variant of a picture through the VAE, and the same part of its mask."""
-    values = shown_picture(picture, example.cut, variant)
+    values = apply_variant(picture, example.cut, variant)
     told = vae.encode(values.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist
     mean, deviation = told.mean[0].float().cpu(), told.std[0].float().cpu()
     if not (mean.isfinite().all() and deviation.isfinite().all()):
         raise StageError(f"{example.picture}: what the VAE says of it in {vae.dtype} is not finite; use model.dtype = "
                          "'bfloat16' or 'float32'")  # fmt: skip
-    part = None if mask is None else shown_mask(mask, example.cut, variant, mean.shape[-2], mean.shape[-1])
+    part = None if mask is None else apply_variant_to_mask(mask, example.cut, variant, mean.shape[-2], mean.shape[-1])
     return Encoded(mean, deviation, part)

@@ -9,8 +9,8 @@ from typing import Any
 from ...converters.programs import Program
 from ...converters.write import Written
 from ..errors import StageError
-from ..run.hashes import sha256
-from ..run.state import Run
+from ..files import sha256
+from ..run.context import Run
 
 
 def note(

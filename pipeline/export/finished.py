@@ -16,13 +16,12 @@ from typing import Any
 from ...converters.atomic import Batch, batch
 from ...converters.embedding import Contents, Embedding
 from ...converters.write import Written, add_words, stems_for
-from ..run.received import bounded_json, misfit
-from ..run.state import Run
-from ..train.word_trainer import WordTrainer
-from ..words.raw import to_raw
-from .described import described
-from .numbers import in_dtype
-from .standalone import add_standalone, standalone_stems, widths
+from ..run.context import Run
+from ..run_folder import bounded_json, misfit
+from ..tensors import to_raw
+from ..train.embeddings import WordTrainer
+from .standalone import add_standalone, standalone_stems, widths, with_metadata
+from .tensors import in_dtype
 
 FOLDER, LEDGER = "finished", "finished.jsonl"
 _LINE = {"word": str, "stage": int, "step": int, "sha256": str, "files": [str]}
@@ -83,7 +82,7 @@ class Finished:
             }
         for start in range(0, len(words), 256):
             part = words[start : start + 256]
-            ready = in_dtype(described(self.run, Contents(tuple(part))), self.options["dtype"], self.run).embeddings
+            ready = in_dtype(with_metadata(self.run, Contents(tuple(part))), self.options["dtype"], self.run).embeddings
             there: dict[str, list[str]] = {}
             with batch(overwrite=True) as files:
                 for word in ready:

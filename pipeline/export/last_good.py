@@ -10,9 +10,9 @@ from pathlib import Path
 from ...converters.embedding import Contents
 from ...converters.errors import ConvertError
 from ..errors import StageError
-from ..run.state import Run
+from ..run.context import Run
 from .lora import write_plain
-from .model_folder import write_model_folder
+from .model import write_model_folder
 from .standalone import write_standalone
 
 FOLDER = "last-good"

@@ -16,9 +16,9 @@ from ...converters.rewriting import each_ones
 from ...converters.slots import slots
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
-from ..run.state import Run
-from ..words.raw import from_raw
-from .lora_layout import has_dora
+from ..run.context import Run
+from ..tensors import from_raw
+from .lora_layouts import has_dora
 from .standalone import widths
 
 

@@ -17,7 +17,7 @@ from ...converters.rewriting import rewritten
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
 from ...converters.write import FORMAT, Written, layout_for
-from ..run.state import Run
+from ..run.context import Run
 from .artefacts import note
 from .standalone import widths
 

@@ -11,14 +11,13 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.programs import Program, programs
 from ...converters.write import Written, layout_for, write_words
 from ..errors import StageError
-from ..fits import fits_only
-from ..run.state import Run
+from ..run.context import Run
+from ..text import fits_only
 from .artefacts import note
-from .guide import Files, bundle_trigger, guide_text
+from .guide import Base, Files, bundle_trigger, diffusers_lines, guide_text
 from .lora import check_reading, write_bundle, write_plain
-from .lora_layout import for_program, lost
+from .lora_layouts import for_program, ignored_parts
 from .packs import Pack, write_packs
-from .script import Base, diffusers_lines
 from .standalone import widths
 
 SCRIPTS = {"diffusers": "load.py"}  # programs whose users write code
@@ -55,7 +54,7 @@ def export_for(
         taken = {one.path.name.casefold() for several in words.values() for one in several}
         own, lora = _lora(run, ready, program, folder, made, taken)
         declared, files = declared + own, Files(words, lora, packs=packs)
-    ignored = lost(ready.rest, program)
+    ignored = ignored_parts(ready.rest, program)
     run.warnings += ignored
     files = replace(
         files, script=SCRIPTS.get(program.name), model_folder=_from(folder, made.folder),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from ...converters.dtypes import convert
+from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.file_range import Made
 from ...converters.tensor import RawTensor, nbytes
-from .sgm_layout import Pieces
+from ..run.context import Run
+from ..tensors import from_raw, to_raw
+from .layouts import Pieces
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -49,3 +54,30 @@ def _bytes(parts: tuple[Tensor, ...], dtype: torch.dtype, name: str) -> memoryvi
     if dtype == torch.float16 and bool((after.isinf().cpu() & ~before.isinf().cpu()).any()):
         raise ConvertError(f"{name}: has values too large for float16; write the model as bfloat16 or float32")
     return after.reshape(-1).view(torch.uint8).numpy().data
+
+
+def in_dtype(contents: Contents, dtype: str, run: Run) -> Contents:
+    """Everything as float32, float16 or bfloat16. What becomes zero is said; what would overflow is a ConvertError."""
+
+    def converted(raw: RawTensor, what: str) -> RawTensor:
+        made, lost = convert(raw, NAMES[DTYPES[dtype]], what)
+        if lost:
+            run.warnings.append(f"{what}: {lost} values are too small for {dtype} and became zero")
+        return made
+
+    def word_of(word: Embedding) -> Embedding:
+        return replace(word, vectors={key: converted(raw, f"{word.name} {key}") for key, raw in word.vectors.items()})
+
+    rest = {
+        name: raw if name.endswith(".alpha") else _by_torch(raw, dtype, name) for name, raw in contents.rest.items()
+    }
+    return replace(contents, embeddings=tuple(word_of(word) for word in contents.embeddings), rest=rest)
+
+
+def _by_torch(raw: RawTensor, dtype: str, name: str) -> RawTensor:
+    """A LoRA's tensor in another type, rounded to nearest; ConvertError where a value would overflow."""
+    before = from_raw(raw)
+    after = before.to(DTYPES[dtype])
+    if bool((after.isinf() & ~before.isinf()).any()):
+        raise ConvertError(f"{name}: has values too large for {dtype}; write it as bfloat16 or float32")
+    return to_raw(after)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StageError
-from ..recipe.build import CHECKPOINTS
+from ..files import read_json
+from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from .family import MICRO, check_kind
-from .json_file import read_json
-from .unreadable import unreadable
+from .received import unreadable
 
 GUARDS = ("safety_checker", "feature_extractor")  # training needs neither
 

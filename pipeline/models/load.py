@@ -1,24 +1,57 @@
-"""A recipe's `[model]` becomes a pipeline with frozen weights, on its device, in its data type."""
+"""Which layer of a text encoder is read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...converters.families import EncoderSpec, Family
+from ..device import DTYPES
+from ..embeddings.injection import Encoder
+from ..errors import StageError
+from ..files import read_json, read_regular
 from ..recipe.model import ModelSpec
-from ..words.injection import Encoder
-from .device import DTYPES
 from .family import choose_family, width_of
 from .find import find_model
-from .json_file import read_regular
-from .layers import skip_layers
-from .received import LARGE, TOKENIZER_FILES, regular_in
-from .unreadable import reading, unreadable
+from .pipeline import part_kinds
+from .received import LARGE, TOKENIZER_FILES, reading, regular_in, unreadable
+from .tokenizers import config_folder, stated_family
+
+
+def skip_layers(pipe: Any, family: Family, clip_skip: int) -> None:
+    """Have every prompt, in training and in pictures, read at the `clip_skip`-th layer from the end (1: the last).
+
+    The layers behind it stay in the encoder, for exports, and hand on what they are given. (Diffusers' own `clip_skip`
+    counts from 0 and looks for a part that the encoders of transformers 5 do not have.) Raises StageError where the
+    family or the encoder has no layer to spare.
+    """
+    if clip_skip == 1:
+        return
+    if not family.clip_skip:
+        raise StageError(
+            f"model.clip_skip = {clip_skip}: {family.title} has one layer that is read; leave clip_skip out"
+        )
+    layers = encoder_layers(pipe.text_encoder)
+    if clip_skip > len(layers):
+        raise StageError(f"model.clip_skip = {clip_skip}: the text encoder has {len(layers)} layers")
+    for layer in layers[len(layers) - clip_skip + 1 :]:
+        layer.register_forward_hook(_handed_on)
+
+
+def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
+    """The layers of a CLIP text encoder, the first one first."""
+    return list(next(part for name, part in encoder.named_modules() if name.endswith("encoder.layers")).children())
+
+
+def _handed_on(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    return inputs[0] if isinstance(output, torch.Tensor) else (inputs[0], *output[1:])
+
 
 UNSAID = 10**9  # tokens; transformers has 10**30 where a tokenizer's config gives no limit, which none can pad to
 CLIP_LENGTH = 77
@@ -58,8 +91,7 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
     Raises StageError when it cannot be found, cannot be read, lacks weights, or its family stays open.
     """
     quiet_libraries()
-    from .checkpoint import read_checkpoint
-    from .folder import read_folder
+    from .pipeline import read_checkpoint, read_folder
 
     path = find_model(spec)
     pipe = read_checkpoint(spec, path) if path.is_file() else read_folder(spec, path)
@@ -146,3 +178,68 @@ def _encoder(pipe: Any, spec: ModelSpec, about: EncoderSpec) -> Encoder:
     if tokenizer.model_max_length >= UNSAID:
         tokenizer.model_max_length = about.length or CLIP_LENGTH
     return Encoder(about.key, about.module, about.tokenizer, module, tokenizer, int(width))
+
+
+def skeleton(spec: ModelSpec) -> Model:
+    """The model of a recipe without values; its modules say how many there are, and take LoRAs.
+
+    Raises StageError where the small files do not tell.
+    """
+    quiet_libraries()
+    family, folder = stated_family(spec), config_folder(spec)
+    with reading(lambda error: unreadable(spec, error)):
+        index = read_json(folder / "model_index.json")
+        modules = {name: _module(kind, folder / name) for name, kind in part_kinds(index).items()}
+        for name in (family.denoiser_module, "vae"):
+            if name not in modules:
+                raise ValueError(f"model_index.json names no {name}")
+    lacks = [name for name in (family.denoiser_module, "vae", "text_encoder") if name not in modules]
+    if lacks:
+        raise unreadable(spec, f"{folder / 'model_index.json'} names no {lacks[0]}")
+    pipe = SimpleNamespace(**modules, components=modules)
+    encoders = tuple(
+        Encoder(about.key, about.module, about.tokenizer, modules[about.module], None, about.width)
+        for about in family.encoders
+        if about.module in modules
+    )
+    return Model(pipe, family, encoders, None, DTYPES[spec.dtype], torch.device("meta"))
+
+
+def _module(kind: Any, folder: Any) -> torch.nn.Module:
+    with torch.device("meta"):
+        if hasattr(kind, "load_config"):  # diffusers
+            made = kind.from_config(read_json(folder / "config.json"))
+        else:
+            made = kind(kind.config_class.from_pretrained(str(folder), local_files_only=True))
+    module: torch.nn.Module = made.requires_grad_(False)
+    return module
+
+
+DENOISER = "denoiser"
+
+
+def part_modules(model: Model) -> dict[str, nn.Module]:
+    """Each part's module by its name, the denoiser first."""
+    return {DENOISER: model.denoiser, **{encoder.key: encoder.module for encoder in model.encoders}}
+
+
+def part_module(model: Model, part: str) -> nn.Module:
+    """One part's module. StageError lists the parts when there is none of this name."""
+    modules = part_modules(model)
+    if part not in modules:
+        raise StageError(f"this model has no part {part!r}; it has {', '.join(modules)}")
+    return modules[part]
+
+
+def pipe_name(model: Model, part: str) -> str:
+    """What the pipeline calls a part: `unet`, `text_encoder_2`, ..."""
+    if part == DENOISER:
+        return model.family.denoiser_module
+    return next(encoder.module_name for encoder in model.encoders if encoder.key == part)
+
+
+def kohya_prefix(model: Model, part: str) -> str:
+    """What kohya's names of this part's LoRA begin with, up to the module's name."""
+    prefix = model.family.lora_prefixes[pipe_name(model, part)]
+    # transformers has dropped the `text_model` of some CLIP models' module names; files have always had it
+    return f"{prefix}_text_model" if part.startswith("clip") else prefix

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ... import schemas
-from ..printable import shortened
-from .nearest import did_you_mean
+from pivotune import schemas
+
+from ..text import did_you_mean, shortened
+from .intervals import parse_stop
 from .problem import Place
-from .stop import parse_stop
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ... import schemas
+from pivotune import schemas
+
+from ..text import SURELY, nearest
 from .explain import explain, leaves, missing_key
-from .nearest import SURELY, nearest
+from .intervals import parse_stop
 from .problem import Place
-from .stop import parse_stop
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError

@@ -1,19 +1,147 @@
-"""Reads a recipe: every problem of its form at once, each with file, line, place, cause and way out."""
+"""Reads a recipe: every problem of its form at once, each with file, line, key, cause and way out."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ... import schemas
+from pivotune import schemas
+
 from ..errors import RecipeError
-from .build import build, recipe_as_json, recipe_from_json
+from .defaults import fill_trained, with_defaults
 from .document import Document, Unreadable, find, read, refuse_deep
+from .embeddings_from import with_many_words
 from .form import form_of
-from .many_words import with_many_words
-from .model import Recipe
+from .intervals import parse_stop, stop_text
+from .model import CheckpointRule, Concept, DataSpec, ModelSpec, Recipe, Samples, Stage, StopAfter, Word
 from .overrides import override
 from .problem import Problem
+
+CHECKPOINTS = (".safetensors", ".ckpt")
+
+
+def build(data: dict[str, Any], path: Path) -> Recipe:
+    """A recipe from a document that fits `recipe.json`. ValueError where a text (stop_after) is more than a pattern."""
+    folder = path.parent
+    kinds = data["stage"]
+    table = with_defaults({key: value for key, value in data.items() if key != "stage"}, schemas.schema("recipe.json"))
+    words = tuple(_word(item, folder) for item in table["embedding"])
+    return Recipe(
+        path=path,
+        name=table["name"],
+        seed=table["seed"],
+        device=table["device"],
+        model=_model(table["model"], folder),
+        concepts=tuple(_concept(item, folder) for item in table["concept"]),
+        words=words,
+        stages=tuple(stage(item) for item in kinds),
+        samples=_samples(table["samples"], words),
+        data=_data(table["data"], folder),
+        checkpoint=CheckpointRule(parse_stop(table["checkpoint"]["every"]), table["checkpoint"]["keep"]),
+        threads=table["threads"],
+        description=table["description"],
+    )
+
+
+def stage(table: dict[str, Any]) -> Stage:
+    """One stage with all its options; an option that is off is None."""
+    name = f"stages/{table['kind']}.json"
+    options = with_defaults(table, schemas.schema(name), name)
+    kind = options.pop("kind")
+    if kind == "train":
+        fill_trained(options)
+    return Stage(kind, options)
+
+
+def located(text: str, folder: Path) -> Path:
+    """A path of a recipe, made absolute: relative ones start at the recipe's folder."""
+    return Path(os.path.abspath(folder / Path(text).expanduser()))
+
+
+def _model(table: dict[str, Any], folder: Path) -> ModelSpec:
+    return ModelSpec(**{**table, "base": _source(table["base"], folder), "config": _source(table["config"], folder)})
+
+
+def stated_model(base: str, family: str | None, config: str | None) -> ModelSpec:
+    """A model as a command line names it; relative paths start at the working folder."""
+    here = Path.cwd()
+    return ModelSpec(str(_source(base, here)), family, "float32", None, None, _source(config, here))
+
+
+def _word(table: dict[str, Any], folder: Path) -> Word:
+    base = None if table["base"] is None else located(table["base"], folder)
+    return Word(**{**table, "base": base, "stop_after": parse_stop(table["stop_after"], own=True)})
+
+
+def _source(text: str | None, folder: Path) -> str | None:
+    """A model's place: an absolute path when it is a path, else the text (micro or a hub id)."""
+    if text is None or text == "micro":
+        return text
+    path = located(text, folder)
+    looks_so = text.startswith((".", "~", "/")) or text.lower().endswith(CHECKPOINTS)
+    return str(path) if looks_so or path.exists() else text
+
+
+def _concept(table: dict[str, Any], folder: Path) -> Concept:
+    captions = table["captions"]
+    if isinstance(captions, list):
+        captions = tuple(captions)
+    elif captions not in ("beside", "file-name"):
+        captions = str(located(captions, folder))
+    masks = table["masks"]
+    if masks not in ("beside", "alpha", "none"):
+        masks = str(located(masks, folder))
+    return Concept(**{**table, "images": located(table["images"], folder), "captions": captions, "masks": masks})
+
+
+def _data(table: dict[str, Any], folder: Path) -> DataSpec:
+    cache = table["cache_latents"]
+    place = cache if cache in ("user", "run", "memory", "off") else str(located(cache, folder))
+    return DataSpec(**{**table, "cache_latents": place})
+
+
+SHOWN = 8  # so many words are drawn where the recipe names no prompts: a thousand would take longer than the training
+
+
+def _samples(table: dict[str, Any], words: tuple[Word, ...]) -> Samples:
+    prompts = table["prompts"]
+    if prompts is None:
+        prompts = [f"a photo of {word.placeholder}" for word in words[:SHOWN]]
+    return Samples(**{**table, "prompts": tuple(prompts)})
+
+
+def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with every effective setting, as a document that fits `recipe.json` again; paths are absolute."""
+    top = {key: getattr(recipe, key) for key in ("name", "description", "seed", "device", "threads")}
+    document = {
+        **top,
+        "model": vars(recipe.model),
+        "concept": [vars(concept) for concept in recipe.concepts],
+        "embedding": [vars(word) for word in recipe.words],
+        "stage": [{"kind": item.kind, **item.options} for item in recipe.stages],
+        "samples": vars(recipe.samples),
+        "data": vars(recipe.data),
+        "checkpoint": vars(recipe.checkpoint),
+    }
+    return _plain(document)
+
+
+def recipe_from_json(document: dict[str, Any], path: Path) -> Recipe:
+    """The recipe that `recipe_as_json` wrote down; `path` is the recipe file it came from."""
+    return build(document, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, StopAfter):
+        return stop_text(value)
+    return str(value) if isinstance(value, Path) else value
+
 
 __all__ = ["load_recipe", "open_recipe", "recipe_as_json", "recipe_from_json"]
 
@@ -50,11 +178,11 @@ def open_document(
         refuse_deep(read_so.data)
     except Unreadable as error:
         return None, None, [error.problem]
-    recipe, whole, problems = formed(read_so)
+    recipe, whole, problems = validated(read_so)
     return (None if refused else recipe), whole, [*refused, *problems]
 
 
-def formed(document: Document) -> tuple[Recipe | None, Document, list[Problem]]:
+def validated(document: Document) -> tuple[Recipe | None, Document, list[Problem]]:
     """The recipe that a document is, and the document with the words of its tables; or what keeps it from being one."""
     problems = form_problems(document)
     if problems:

@@ -9,8 +9,8 @@ from typing import Any
 
 import tomli
 
+from ..text import did_you_mean
 from .document import Document
-from .nearest import did_you_mean
 from .problem import Place, Problem
 
 

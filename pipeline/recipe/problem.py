@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..printable import printable, shortened
+from ..text import printable, shortened
 
 Place = tuple[str | int, ...]  # ("stage", 2, "steps"), tables counted from 0 as in the parsed document
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -12,12 +14,12 @@ from markupsafe import Markup
 
 from ...converters.disk import replace
 from ..lock import is_locked
-from . import facts, show, words
-from .curves import SERIES, SINGLE, noisy_curve, vector_curves
-from .folder import Json, read_manifest, read_metrics
-from .pictures import Gallery, Shown, absent, inside, pairs, training_pictures
-from .progress import through_time
-from .series import column, positions, vector_lines
+from ..records import Json, read_manifest, read_metrics
+from . import embeddings as words
+from . import facts
+from . import facts as show
+from .curves import SERIES, SINGLE, column, noisy_curve, positions, vector_curves, vector_lines
+from .images import Gallery, Shown, absent, inside, pairs, through_time, training_pictures
 
 WORDS = 50  # shown in full; the others are folded away
 STRIP = 12  # training pictures of several words that the manifest does not tell apart
@@ -194,3 +196,36 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
             legend = [(i, line.label) for i, line in zip(range(len(SERIES)), lines, strict=False)] if few else []
             made.append({"title": title, "encoder": encoder, "text": text, "svg": svg, "legend": legend})
     return made
+
+
+STAMPED = ("manifest.json", "metrics.jsonl")
+
+
+def follow(folder: Path, every: int, show: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> Path:
+    """Rewrite `folder`/report.html every `every` seconds in which something is new, until the run is over.
+
+    An open page loads itself again as often; the last one, of a run that has finished, failed, was stopped or killed,
+    does not. Ctrl-C ends the following, not the run. Raises StageError for a folder that holds no run.
+    """
+    seen: list[tuple[int, int]] = []
+    try:
+        while True:
+            over, now = not _goes_on(folder), _stamps(folder)
+            if over or now != seen:
+                path, seen = write_report(folder, refresh=None if over else every), now
+                show(f"{path} " + ("is complete" if over else "written; the run goes on"))
+            if over:
+                return path
+            sleep(every)
+    except KeyboardInterrupt:
+        return write_report(folder)
+
+
+def _goes_on(folder: Path) -> bool:
+    return read_manifest(folder).get("status") == "running" and is_locked(folder)
+
+
+def _stamps(folder: Path) -> list[tuple[int, int]]:
+    """When the files that the page is made of were written last, and how long they are."""
+    found = [(folder / name).stat() for name in STAMPED if (folder / name).is_file()]
+    return [(one.st_mtime_ns, one.st_size) for one in found]

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from .words import DROWNS, loudness, printable, rescaled, rows, start_of, usual
+from .embeddings import DROWNS, loudness, printable, rescaled, rows, start_of, usual
 
 Json = dict[str, Any]
 

@@ -13,18 +13,17 @@ from ...converters.tensor import RawTensor
 from ..errors import StageError
 from ..export.artefacts import require_artefacts
 from ..export.last_good import keep_last_good
+from ..files import write_json
 from ..recipe.model import Stage
+from ..records import finite
 from ..stages import STAGES
-from .data_facts import pictures_of_words
-from .folder import write_json
-from .manifest import word_facts
-from .metrics import finite
-from .proofs import Before, hold, look_before, model_proofs
+from .context import Run
+from .manifest import pictures_of_words, word_facts
+from .outcome import LESS, as_stage_error
+from .proofs import Before, model_proofs, remember_model, require_proofs
 from .resume import steps_left
 from .samples import draw_after, draw_before, kept_before
-from .state import Run
-from .stopping import Stopped
-from .trouble import LESS, told
+from .signals import Stopped
 
 # What puts the words and adapters into the model: done again before a checkpoint is put back. All else is in it.
 STRUCTURE = ("tokenize", "inject", "train")
@@ -36,7 +35,7 @@ def execute(run: Run, manifest: dict[str, Any]) -> None:
     """Everything between the loaded model and the finished manifest."""
     recipe, model = run.recipe, run.model
     run.keeper.asked.steps = steps_left(run, 0)
-    before = look_before(model)
+    before = remember_model(model)
     with run.processes.together():
         shown = pictures_of_words(recipe)  # now: whoever moves a picture while the training goes on spoils no run
     manifest["pictures"] = run.processes.from_main(lambda: _before(run, manifest["pictures"]))
@@ -78,7 +77,7 @@ def _end(
     if contents.embeddings:
         manifest["words"] = word_facts(run, contents, shown)
     manifest["proofs"] = _proofs(run, model_proofs(model, before))
-    hold(manifest["proofs"])
+    require_proofs(manifest["proofs"])
     if "finished" in run.data:
         manifest["finished"] = run.data["finished"]
     if run.data.get("standalone"):
@@ -108,13 +107,13 @@ def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, An
     run.keeper.asked.steps = steps_left(run, number)
     begin = time.monotonic()
     run.progress(f"stage {number + 1} of {len(run.recipe.stages)}: {stage.kind}{' (done before)' if done else ''}")
-    row = {"kind": stage.kind, "seconds": 0.0, "takes": held(contents), "gives": [], "notes": run.notes}
+    row = {"kind": stage.kind, "seconds": 0.0, "takes": describe_contents(contents), "gives": [], "notes": run.notes}
     run.rows.append(row)
     try:
-        with told(LESS if stage.kind == "train" else ""):
+        with as_stage_error(LESS if stage.kind == "train" else ""):
             after = _after(run, stage, contents)
         run.kept = after if run.kept is not None else None
-        row["gives"] = held(after)
+        row["gives"] = describe_contents(after)
         return after
     except StageError as error:
         raise type(error)(f"stage {number + 1} ({stage.kind}): {error}") from error
@@ -152,7 +151,7 @@ def _copy(raw: RawTensor) -> RawTensor:
     return RawTensor(raw.dtype, raw.shape, bytes(raw.data))
 
 
-def held(contents: Contents) -> list[str]:
+def describe_contents(contents: Contents) -> list[str]:
     """What the contents hold, a line each, for the manifest."""
     words = [f"{word.name} ({', '.join(f'{key} {raw.shape[0]}x{raw.shape[1]}' for key, raw in word.vectors.items())})"
              for word in contents.embeddings]  # fmt: skip

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import StageError
+from ..files import tensor_hash
 from ..models.load import Model
-from .hashes import tensor_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class Before:
     tokenizers: dict[str, Any]
 
 
-def look_before(model: Model) -> Before:
+def remember_model(model: Model) -> Before:
     """Remember the encoders and tokenizers as they are before anything is injected."""
     return Before(
         {encoder.key: tensor_hash(encoder.table) for encoder in model.encoders},
@@ -41,7 +41,7 @@ def model_proofs(model: Model, before: Before) -> dict[str, Any]:
     return {"vocabulary_unchanged": unchanged, "ejected_clean": back}
 
 
-def hold(proofs: dict[str, Any]) -> None:
+def require_proofs(proofs: dict[str, Any]) -> None:
     """A run that cannot prove what it did has failed: StageError."""
     changed = [key for key, same in proofs["vocabulary_unchanged"].items() if not same]
     if changed:

@@ -9,18 +9,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ..checks.recipe import check_document
 from ..errors import StageError
-from ..recipe.check import check_document
+from ..files import sha256
 from ..recipe.document import Document
+from ..recipe.intervals import SECONDS, parse_stop
 from ..recipe.load import recipe_as_json
 from ..recipe.model import Recipe, StopAfter
-from ..recipe.stop import parse_stop
-from ..train.clock import SECONDS
-from .differences import input_differences
-from .hashes import sha256
-from .manifest_file import left_behind, why_unread
-from .metrics_file import read_rows
-from .received import inside
+from ..records import left_behind, read_rows, why_unread
+from ..run_folder import inside
+from .diff import input_differences
 from .runner import run_recipe
 
 ANEW = "a replay does not go on: it begins anew, in another folder"

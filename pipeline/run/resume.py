@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import StageError
-from ..train.clock import Clock
+from ..recipe.intervals import Clock
+from ..run_folder import inside
+from ..train.setup import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
-from ..train.training import Training
-from .checkpoint import Checkpoint
-from .received import inside
-from .state import Run
-from .taking import LOADED, take_what_fits
+from .checkpoints import Checkpoint
+from .context import Run
+from .warm_start import LOADED, take_what_fits
 
 _PATH = "path in the run"
 
@@ -35,7 +35,7 @@ def run_facts(run: Run) -> dict[str, Any]:
     }
 
 
-def take_up(run: Run, checkpoint: Checkpoint | None) -> Mapping[str, Any] | None:
+def restore_run(run: Run, checkpoint: Checkpoint | None) -> Mapping[str, Any] | None:
     """Put the run's side of a checkpoint back; what was made after it is taken away, for it is made again.
 
     Returns what of the metrics belongs to it (see `metrics.Metrics.settled`).
@@ -50,7 +50,9 @@ def take_up(run: Run, checkpoint: Checkpoint | None) -> Mapping[str, Any] | None
     return facts.get("metrics")
 
 
-def keep_on(run: Run, training: Training, step: int, before: float, seconds: float, *, now: bool = False) -> None:
+def checkpoint_if_due(
+    run: Run, training: Training, step: int, before: float, seconds: float, *, now: bool = False
+) -> None:
     """After each step, which began `before` seconds into the stage: a checkpoint if one is due, or asked for `now`.
 
     Raises Stopped when a signal has asked for an end.
@@ -73,7 +75,7 @@ def steps_left(run: Run, number: int) -> bool:
     return any(last > done for last in steps)
 
 
-def go_on(run: Run, training: Training) -> tuple[int, float]:
+def restore_training(run: Run, training: Training) -> tuple[int, float]:
     """Put the checkpoint of this stage back, if there is one; return the steps that are done and their seconds.
 
     Raises StageError when it does not fit.

@@ -15,34 +15,28 @@ import torch
 
 from pivotune import __version__
 
+from ..checks.preflight import require_preflight, run_preflight
+from ..device import choose_threads, make_deterministic, pick_device
+from ..distributed import Processes
+from ..embeddings.norms import norm_statistics
+from ..files import write_json, write_whole
 from ..launch import begin_processes, end_processes
-from ..models.device import make_deterministic, pick_device
 from ..models.load import load_model
-from ..models.threads import choose_threads
-from ..preflight.look import hold, look_ahead
-from ..processes import Processes
 from ..recipe.model import Recipe
+from ..records import Metrics, finite
 from ..report.page import NAME as REPORT
 from ..report.table import word_table
-from ..words.norms import norm_statistics
-from .alike import common_checkpoint, hold_alike
-from .checkpoint import Checkpoint, Source
-from .class_pictures import draw_class_pictures
-from .ending import ending
+from .checkpoints import GOES_ON, Checkpoint, Keeper, Source
+from .consistency import common_checkpoint, require_same_inputs, require_shardable
+from .context import Run
 from .execute import execute
-from .finishing import FINISHING, complete
-from .folder import write_json, write_whole
-from .keeper import GOES_ON, Keeper
 from .manifest import inputs_of
-from .metrics import Metrics, finite
-from .noted import noted
-from .resume import take_up
-from .spread import hold_spread
-from .start import Start, begin_folder, held, refuse_foreign, say_start
-from .state import Run
-from .stopping import interruptible, listening
-from .takeover import begin_from, open_source, source_again
-from .trouble import told
+from .outcome import FINISHING, as_stage_error, closing_lines, complete, finish_run_record
+from .resume import restore_run
+from .samples import draw_class_pictures
+from .signals import interruptible, signals_caught
+from .start import Start, begin_folder, refuse_foreign, run_folder_lock, say_start
+from .warm_start import copy_from_source, open_source, source_again
 
 Progress = Callable[[str], None]
 
@@ -68,7 +62,7 @@ def run_recipe(
     path. Raises StageError or ConvertError when a stage
     fails; manifest and report then say why.
     """
-    with interruptible(), told():
+    with interruptible(), as_stage_error():
         return _run_recipe(
             recipe, out, progress, bar, fresh=fresh, source=source, anyway=anyway, way=way, text=text or recipe.path
         )
@@ -80,14 +74,14 @@ def _run_recipe(
 ) -> RunResult:  # fmt: skip
     begin = time.monotonic()
     processes = begin_processes(recipe.device)
-    hold_spread(recipe, sharding=processes.sharding)
+    require_shardable(recipe, sharding=processes.sharding)
     if not processes.main:
         progress, bar = _silent, False
     device = processes.device or pick_device(recipe.device)
     make_deterministic(recipe.seed, recipe.threads)
     processes.from_main(lambda: refuse_foreign(out))
-    ahead = processes.from_main(lambda: look_ahead(recipe, out, device))
-    hold(ahead, progress, anyway=anyway)
+    ahead = processes.from_main(lambda: run_preflight(recipe, out, device))
+    require_preflight(ahead, progress, anyway=anyway)
     progress(f"loading {recipe.model.base} on {_places(device, processes)}")
     with processes.together():
         model = load_model(recipe.model, device)
@@ -98,17 +92,17 @@ def _run_recipe(
         statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
         inputs = inputs_of(recipe, model, statistics, processes)
         begun = open_source(source, inputs, progress) if source else None
-    hold_alike(inputs, processes)
+    require_same_inputs(inputs, processes)
     origin = begun.as_json if begun else None
     start = processes.from_main(lambda: begin_folder(recipe.name, out, inputs, fresh=fresh, source=origin))
     manifest = _manifest(recipe, text, inputs, start, ahead.facts, origin)
     with ExitStack() as stack:
-        processes.from_main(lambda: stack.enter_context(held(start)))
+        processes.from_main(lambda: stack.enter_context(run_folder_lock(start)))
         if (start.left or {}).get("status") == FINISHING:
             result = processes.from_main(lambda: _completed(start, progress))
             end_processes(processes)
             return result
-        asked = stack.enter_context(listening(progress))
+        asked = stack.enter_context(signals_caught(progress))
         checkpoint, begun = _beginning(start, begun, manifest, processes, progress)
         say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
         rule = recipe.checkpoint
@@ -118,7 +112,7 @@ def _run_recipe(
         run.source, run.files = begun, inputs["data"]["files"]
         run.warnings += ahead.warnings
         with processes.together():
-            run.metrics = Metrics(start.folder, take_up(run, checkpoint), write=processes.main)
+            run.metrics = Metrics(start.folder, restore_run(run, checkpoint), write=processes.main)
         result = _run(run, text, manifest, begin) if processes.main else _follow(run)
         end_processes(processes)
         return result
@@ -148,14 +142,14 @@ def _places(device: torch.device, processes: Processes) -> str:
 
 def _follow(run: Run) -> RunResult:
     """What the processes beside the main one do: everything but write."""
-    with told():
+    with as_stage_error():
         execute(run, {})
     return RunResult(run.folder, run.folder / REPORT, "")
 
 
 def _run(run: Run, text: Path, manifest: dict[str, Any], begin: float) -> RunResult:
     """Execute, and leave manifest and report whatever happens."""
-    with noted(run, manifest, begin):
+    with finish_run_record(run, manifest, begin):
         write_whole(run.folder / "recipe.toml", text.read_bytes())
         write_json(run.folder / "manifest.json", finite(manifest))
         manifest["stages"] = run.rows
@@ -164,20 +158,20 @@ def _run(run: Run, text: Path, manifest: dict[str, Any], begin: float) -> RunRes
 
 
 def _result(folder: Path, manifest: dict[str, Any]) -> RunResult:
-    return RunResult(folder, folder / REPORT, f"{word_table(manifest)}\n{ending(manifest)}")
+    return RunResult(folder, folder / REPORT, f"{word_table(manifest)}\n{closing_lines(manifest)}")
 
 
 def _completed(start: Start, progress: Progress) -> RunResult:
     """The end of a run that an earlier process trained and exported whole."""
     progress(f"{start.folder} is trained and exported; completing its report and clean-up")
-    with told():
+    with as_stage_error():
         return _result(start.folder, complete(start.folder, start.left or {}))
 
 
 def _from_source(source: Source, folder: Path, manifest: dict[str, Any]) -> None:
     """Take over what the source measured and drew; the manifest comes first: whoever is killed meanwhile goes on."""
     write_json(folder / "manifest.json", finite(manifest))
-    begin_from(source, folder)
+    copy_from_source(source, folder)
 
 
 def _manifest(

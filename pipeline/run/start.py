@@ -1,21 +1,77 @@
-"""Where a run begins: in a new folder, or where an earlier process left off."""
+"""What a killed process, or one that a full disk stopped, has left half written in a run's folder."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import StageError
 from ..lock import is_locked, is_ours, locked
-from .difference_lines import difference_lines
-from .differences import ROUNDING, Difference, input_differences
-from .leftovers import sweep_run
-from .manifest_file import left_behind, why_unread
-from .received import hold_folder
+from ..records import left_behind, why_unread
+from ..run_folder import require_own_files
+from .checkpoints import FOLDER
+from .diff import ROUNDING, Difference, difference_lines, input_differences
+
+_STEP = r"\.stage-\d+-step-\d+"
+# For each folder of a run: what is written there under such a name until it is whole, or has one while it is deleted.
+# `.tmp` and six characters is the file that safetensors writes before it renames it; `.report.html.<process>` a report.
+_NAMES = {
+    "": re.compile(
+        r"\.report\.html\.\d+|\.(manifest\.json|recipe\.toml|metrics\.jsonl)\.part|\.probe|\.finished\.old|\.last-good\.(part|old)"
+    ),
+    FOLDER: re.compile(rf"{_STEP}\.safetensors\.part|\.tmp[A-Za-z0-9]{{6}}"),
+    "saves": re.compile(rf"{_STEP}\.(part|old)"),
+}
+# Folders of files that the converters write.
+_CONVERTED, _PART = ("exports", "finished", "last-good", "latents"), re.compile(r"\.[0-9a-f]{16}\.part")
+
+
+def remove_leftovers(run: Path) -> None:
+    """Take away what dead processes have left in a run's folder; what is called otherwise stays.
+
+    Only for the process that holds the folder's lock. A report may be written without it (`pivotune report`): what a
+    living process writes stays too. What cannot be taken away is left to the user.
+    """
+    with suppress(OSError):
+        _last_good(run)
+    for left in list(_found(run)):
+        with suppress(OSError):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+def _found(run: Path) -> Iterator[Path]:
+    for folder, names in _NAMES.items():
+        yield from (path for path in (run / folder).glob(".*") if names.fullmatch(path.name) and not _is_at_work(path))
+    for folder in _CONVERTED:
+        yield from (path for path in (run / folder).rglob(".*.part") if _PART.fullmatch(path.name))
+
+
+def _last_good(run: Path) -> None:
+    """The older one back in its place, where a kill came between it and the newer one."""
+    old = run / ".last-good.old"
+    if old.is_dir() and not (run / "last-good").exists():
+        old.rename(run / "last-good")
+
+
+def _is_at_work(path: Path) -> bool:
+    """Whether a report's writer lives still. Windows refuses to delete a file that is being written."""
+    number = path.name.rpartition(".")[2]
+    if os.name == "nt" or not number.isdecimal() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except PermissionError:
+        return True  # another user's
+    except (OSError, OverflowError):
+        return False
+    return True
+
 
 MOST = 12  # differences that are listed
 # What a run has written before its first manifest: a process killed so early leaves nothing that counts.
@@ -57,7 +113,7 @@ def refuse_foreign(out: Path | None) -> None:
         )
     foreign = left is None and not _is_free(out)
     if not foreign or os.path.lexists(out / "manifest.json"):  # a user's own folder may be large, and have links
-        hold_folder(out)  # before pre-flight tries its folders
+        require_own_files(out)  # before pre-flight tries its folders
     if foreign:
         raise StageError(
             f"{out} holds files already, and no run that could go on{why_unread(out)}; choose another --out"
@@ -121,7 +177,7 @@ def begin_folder(
         start = choose_start(name, out, inputs, fresh=fresh, source=source)
         try:
             start.folder.mkdir(parents=True, exist_ok=out is not None or start.left is not None)
-            hold_folder(start.folder)
+            require_own_files(start.folder)
             probe = start.folder / ".probe"
             probe.unlink(missing_ok=True)  # never written in place: it may be a second name of another file
             try:
@@ -139,16 +195,16 @@ def begin_folder(
 
 
 @contextmanager
-def held(start: Start) -> Iterator[None]:
+def run_folder_lock(start: Start) -> Iterator[None]:
     """Hold the lock of the run's folder, and clear it of what dead processes left half written.
 
     StageError when another process has it, or had it since `start` was chosen.
     """
     with locked(start.folder):
-        hold_folder(start.folder)
+        require_own_files(start.folder)
         if left_behind(start.folder) != start.left:
             raise StageError(f"{start.folder}: another process has run in this folder meanwhile; say the command again")
-        sweep_run(start.folder)
+        remove_leftovers(start.folder)
         yield
 
 

@@ -1,30 +1,66 @@
-"""The steps of a train stage within a run: what goes on beside them, their metrics, and how they end."""
+"""Words and LoRA between the contents that stages hand on and the model that holds them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ...converters.embedding import Contents
+import torch
+from torch import Tensor
+
+from ...converters.embedding import Contents, Embedding
+from ..embeddings.metrics import vector_metrics
 from ..errors import StageError
 from ..export.finished import Finished
+from ..models.load import kohya_prefix, part_modules
 from ..progress import progress
+from ..tensors import to_raw, vectors_of_all
+from ..train.embeddings import WordTrainer
 from ..train.guard import Halted, NotFinite
 from ..train.loop import train_steps
-from ..train.lora import freeze_lora
-from ..train.parts import part_modules
-from ..train.training import Training
+from ..train.lora import freeze_lora, has_lora, lora_tensors
+from ..train.setup import Training
 from ..train.weights import WeightTrainer
-from ..train.word_trainer import WordTrainer
-from ..words.gauge import gauge
-from .agreement import hold_equal, share_note
-from .beside import After, Options, beside
-from .contents import as_left
-from .resume import go_on, keep_on, steps_left
-from .saves import Write
-from .state import Run
-from .stopping import Stopped
+from .callbacks import After, Options, Write, step_callbacks
+from .consistency import require_equal_values, sharding_note
+from .context import Run
+from .resume import checkpoint_if_due, restore_training, steps_left
+from .signals import Stopped
+
+
+def load_into_model(run: Run, contents: Contents) -> None:
+    """What an earlier stage changed (rescale) goes into the model."""
+    for key, rows in run.need_injection().rows.items():
+        vectors = vectors_of_all(contents.embeddings, key, rows.values.shape[1])
+        for word, own in zip(contents.embeddings, vectors, strict=True):
+            rows.of(word.name).copy_(own)
+
+
+def start_norms(run: Run) -> dict[str, Tensor]:
+    """Encoder key to the norms of the rows as the run began, (rows,), in the order of the injected rows."""
+    norms = {}
+    for key, rows in run.need_injection().rows.items():
+        began = torch.cat(vectors_of_all(run.start.embeddings, key, rows.values.shape[1]))
+        norms[key] = began.norm(dim=1).to(rows.values.device)
+    return norms
+
+
+def read_from_model(run: Run, contents: Contents) -> Contents:
+    """The contents with words and LoRA as the model has them now."""
+    rest = contents.rest
+    for part, module in part_modules(run.model).items():
+        if has_lora(module):
+            own = lora_tensors(module, kohya_prefix(run.model, part))
+            rest = rest | {name: to_raw(tensor) for name, tensor in own.items()}
+    return replace(contents, embeddings=tuple(_vectors(run, word) for word in contents.embeddings), rest=rest)
+
+
+def _vectors(run: Run, word: Embedding) -> Embedding:
+    rows = run.need_injection().rows
+    return replace(word, vectors={key: to_raw(rows[key].of(word.name)) for key in word.vectors})
+
 
 AVERAGED = "norms and ways of words in the metrics are those of the vectors that take the steps; files have averages"
 
@@ -39,13 +75,13 @@ def run_steps(
 
     `finished` writes words that stop, `write` what `save` asks for. Raises StageError when a word was in no batch.
     """
-    first, seconds = go_on(run, training)
-    hold_equal(training)
+    first, seconds = restore_training(run, training)
+    require_equal_values(training)
     everywhere = False
     try:
-        with beside(run, training, watch, save, partial(as_left, run, contents), write) as after:
+        with step_callbacks(run, training, watch, save, partial(read_from_model, run, contents), write) as after:
             _follow(run, training, log_every, after, finished, first, seconds)
-            hold_equal(training)
+            require_equal_values(training)
         if training.guard is not None:
             training.guard.close()
         everywhere = True
@@ -58,7 +94,7 @@ def run_steps(
         _close(run, training, everywhere=everywhere)
         for module in part_modules(run.model).values():
             freeze_lora(module)
-        run.kept = as_left(run, contents)
+        run.kept = read_from_model(run, contents)
     if training.scale.overflows:
         run.warnings.append(
             f"{training.scale.overflows} steps overflowed float16 and were repeated with a smaller scale"
@@ -91,7 +127,7 @@ def _follow(
     if guard is not None:
         guard.hold()  # a checkpoint that was written for it has what the run is to stop for
     if run.processes.count > 1:
-        run.notes.append(share_note(training))
+        run.notes.append(sharding_note(training))
     if training.words is not None and training.words.states.averaged:
         run.notes.append(AVERAGED)
     with progress(training.steps, "train", "step", initial=first, shown=run.bar) as done:
@@ -99,7 +135,9 @@ def _follow(
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
                 gauged = active if training.words is not None else ()
-                row["words"] = {name: gauge(run.model.encoders, training.injection, starts[name]) for name in gauged}
+                row["words"] = {
+                    name: vector_metrics(run.model.encoders, training.injection, starts[name]) for name in gauged
+                }
             after(row, before)
             _say_idle(run, training, number)
             with run.processes.together():
@@ -107,7 +145,7 @@ def _follow(
                     finished.write(training.words)
                     run.metrics.write({"stage": run.stage + 1, **row})
             done(f"loss {row['loss']:.4f}")
-            keep_on(run, training, number, before, row["seconds"], now=guard is not None and guard.stops)
+            checkpoint_if_due(run, training, number, before, row["seconds"], now=guard is not None and guard.stops)
             if number == training.steps:
                 run.keeper.asked.steps = steps_left(run, run.stage + 1)
             if guard is not None:
@@ -151,7 +189,7 @@ def _steps(run: Run, training: Training, first: int, seconds: float) -> Iterator
             yield row
     except NotFinite:
         if done:
-            keep_on(run, training, done, seconds, seconds, now=True)
+            checkpoint_if_due(run, training, done, seconds, seconds, now=True)
         raise
 
 

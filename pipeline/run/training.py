@@ -7,29 +7,26 @@ from dataclasses import replace
 from typing import Any
 
 from ..data.dataset import Dataset, open_dataset
+from ..distributed import ALONE
 from ..errors import StageError
 from ..export.finished import Finished
-from ..models.denoisers import DENOISERS
-from ..processes import ALONE
+from ..models.denoisers import DENOISERS, Texts
+from ..models.load import pipe_name
+from ..train.embeddings import WordSettings, WordTrainer
 from ..train.guard import Guard
-from ..train.locality_setup import locality_of, remember
+from ..train.locality import keep_originals, locality_of
+from ..train.loss import loss_scale
 from ..train.objective import Objective, objective_for
-from ..train.parts import pipe_name
-from ..train.scaling import loss_scale
-from ..train.setup import Common, Tables, native_resolution, weight_trainers, weights_of
-from ..train.texts import Texts
-from ..train.trained import Trained
-from ..train.training import Training
-from ..train.word_settings import WordSettings
-from ..train.word_trainer import WordTrainer
-from .contents import start_norms
-from .state import Run
-from .unchanged import hold_data
+from ..train.setup import Common, Tables, Training, native_resolution, weight_trainers, weights_of
+from ..train.trainable import Trained
+from .consistency import require_unchanged_data
+from .context import Run
+from .steps import start_norms
 
 Options = Mapping[str, Any]
 
 
-def things_of(
+def build_trainables(
     run: Run, words: WordSettings | None, lora: Tables, finetune: Tables, common: Common, finished: Finished,
     guard: Guard, *, shared_from: int,
 ) -> tuple[Trained, ...]:  # fmt: skip
@@ -50,11 +47,11 @@ def things_of(
     if not things:
         raise StageError("nothing to train: no word (embeddings = false, or train = false), no lora, no finetune")
     run.moved |= weights_of(things)
-    run.notes += remember(run.recipe, run.originals, things)
+    run.notes += keep_originals(run.recipe, run.originals, things)
     return tuple(things)
 
 
-def objective_of(run: Run, objective: Options, noise: Options, timesteps: Options) -> Objective:
+def build_objective(run: Run, objective: Options, noise: Options, timesteps: Options) -> Objective:
     """What the model is asked for. Where that is not what it was made for, pictures of this run are drawn so."""
     asked = objective_for(run.model.pipe.scheduler, objective, noise, timesteps)
     told = asked.drawing(run.model.pipe.scheduler)
@@ -67,7 +64,7 @@ def objective_of(run: Run, objective: Options, noise: Options, timesteps: Option
     return asked
 
 
-def pictures_of(
+def build_dataset(
     run: Run, *, resolution: int | None, batch_size: int, flip: bool, caption_dropout: float
 ) -> Dataset:  # fmt: skip
     """The recipe's pictures, encoded; without `resolution` in the size that the model was made for."""
@@ -79,11 +76,11 @@ def pictures_of(
     )  # fmt: skip
     if run.files:
         with run.processes.together():
-            hold_data(run.recipe, pictures.examples, run.files)
+            require_unchanged_data(run.recipe, pictures.examples, run.files)
     return pictures
 
 
-def training_of(
+def build_training(
     run: Run, things: tuple[Trained, ...], asked: Objective, pictures: Dataset, guard: Guard, *, steps: int,
     accumulation: int, prior_weight: float, locality: Options | None,
 ) -> Training:  # fmt: skip

@@ -12,18 +12,15 @@ from ...converters.programs import programs
 from ...converters.write import Written
 from ..errors import StageError
 from ..export.artefacts import count, count_words, note
-from ..export.described import described
 from ..export.finished import finished_facts
 from ..export.lora import write_plain
-from ..export.lora_layout import settled
-from ..export.model_file import write_model_file
-from ..export.model_folder import write_model_folder
-from ..export.numbers import in_dtype
+from ..export.lora_layouts import settled
+from ..export.model import write_model_file, write_model_folder
 from ..export.packs import write_packs
 from ..export.program import Made, export_for
-from ..export.standalone import write_standalone
-from ..export.tensors import DTYPES
-from ..run.state import Run
+from ..export.standalone import with_metadata, write_standalone
+from ..export.tensors import DTYPES, in_dtype
+from ..run.context import Run
 
 
 def export(
@@ -66,7 +63,7 @@ def write_exports(
     """
     if not contents.embeddings and not contents.rest and not run.finetuned:
         raise StageError("there is no word, LoRA or fine-tuned model to export")
-    ready = in_dtype(described(run, replace(contents, rest=settled(contents.rest))), dtype, run)
+    ready = in_dtype(with_metadata(run, replace(contents, rest=settled(contents.rest))), dtype, run)
     each, most = files == "each", pack_words if files == "pack" else None
     standalone, alone = _standalone(run, ready, folder / f"{run.recipe.name}_embeddings", each=each, most=most)
     made = replace(_made(run, ready, folder, _ways(run, model), model_dtype), words=alone)

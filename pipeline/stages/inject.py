@@ -8,11 +8,10 @@ from dataclasses import replace
 import torch
 
 from ...converters.embedding import Contents, Embedding
+from ..embeddings.injection import Encoder, Injection, WordRows
 from ..errors import StageError
-from ..run.state import Run
-from ..words.injection import Encoder, Injection
-from ..words.raw import vectors_of_all
-from ..words.rows import WordRows
+from ..run.context import Run
+from ..tensors import vectors_of_all
 
 
 def inject(run: Run, contents: Contents, *, encoders: Sequence[str] | None = None) -> Contents:

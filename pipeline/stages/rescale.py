@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...converters.embedding import Contents
-from ..run.state import Run
-from ..words.norms import apply_rule
-from ..words.raw import from_raw, to_raw
+from ..embeddings.norms import apply_rule
+from ..run.context import Run
+from ..tensors import from_raw, to_raw
 
 
 def rescale(run: Run, contents: Contents, *, to: Any = "median") -> Contents:

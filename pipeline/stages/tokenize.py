@@ -9,14 +9,13 @@ from torch import Tensor
 
 from ...converters.embedding import Contents, Embedding
 from ...converters.tensor import RawTensor
+from ..embeddings.initial import InitialTokens, Texts, start_of, start_tokens
+from ..embeddings.injection import Encoder
 from ..errors import StageError
+from ..files import sha256
 from ..recipe.model import Word
-from ..run.hashes import sha256
-from ..run.state import Run
-from ..words.base import start_of, start_tokens
-from ..words.initial import InitialTokens, Texts
-from ..words.injection import Encoder
-from ..words.raw import from_raw, to_raw_each
+from ..run.context import Run
+from ..tensors import from_raw, to_raw_each
 
 Base = dict[str, RawTensor]  # vectors that a word goes on from, by encoder; empty for most
 

@@ -9,17 +9,15 @@ from typing import Any
 
 from ...converters.embedding import Contents
 from ..export.finished import Finished
-from ..recipe.fill import defaults
-from ..run.contents import as_left, put_back
-from ..run.state import Run
-from ..run.steps import run_steps
-from ..run.training import objective_of, pictures_of, things_of, training_of
-from ..train.compiling import compiled
+from ..recipe.defaults import defaults
+from ..run.context import Run
+from ..run.steps import load_into_model, read_from_model, run_steps
+from ..run.training import build_dataset, build_objective, build_trainables, build_training
+from ..train.compute import compiled, less_memory
+from ..train.embeddings import WordSettings
 from ..train.guard import Guard
-from ..train.memory import less_memory
-from ..train.schedule import rate_factor
+from ..train.optimizers import rate_factor
 from ..train.setup import Common
-from ..train.word_settings import WordSettings
 from .export import write_exports
 from .rescale import rescale
 
@@ -68,21 +66,21 @@ def train(
     when a value stops being finite (the last good vectors are then in `last-good/` of the run's folder) or a word's
     vector gets no gradient.
     """
-    put_back(run, contents)
+    load_into_model(run, contents)
     factor = partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps)
     words = WordSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm, ema) if embeddings else None
     eye, finished = Guard(guard, run.warn), Finished(run, contents, partial(_as_exported, run))
     common = Common(steps, clip_norm, ema, run.recipe.seed)
-    things = things_of(run, words, lora or (), finetune or (), common, finished, eye, shared_from=shared_from)
-    asked = objective_of(run, objective, noise, timesteps)
+    things = build_trainables(run, words, lora or (), finetune or (), common, finished, eye, shared_from=shared_from)
+    asked = build_objective(run, objective, noise, timesteps)
     if run.resume is not None and run.stage < run.resume.stage:
         for thing in things:  # the checkpoint of a later stage has the values of what was put together here
             thing.finish()
-        return as_left(run, contents)
-    pictures = pictures_of(
+        return read_from_model(run, contents)
+    pictures = build_dataset(
         run, resolution=resolution, batch_size=batch_size, flip=flip, caption_dropout=caption_dropout
     )
-    training = training_of(
+    training = build_training(
         run, things, asked, pictures, eye, steps=steps, accumulation=gradient_accumulation,
         prior_weight=prior_weight, locality=locality,
     )  # fmt: skip

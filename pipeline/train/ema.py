@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .shards import alike
+from .fsdp import alike
 
 
 class Average:

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 
 from ..errors import StageError
-from ..recipe.fill import WEIGHTINGS
-from .draws import generator
-from .loss import LossOptions, Question, example_losses
-from .noise import NoiseOptions, input_noise, offset_noise
-from .timesteps import TimeStepOptions, draw_shares
+from ..recipe.defaults import WEIGHTINGS
+from ..rng import generator
+from .loss import (
+    LossOptions,
+    NoiseOptions,
+    Question,
+    TimeStepOptions,
+    draw_shares,
+    example_losses,
+    input_noise,
+    offset_noise,
+)
 
 
 class Flow:

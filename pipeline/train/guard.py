@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..embeddings.norms import NormStatistics
 from ..errors import StageError
-from ..words.norms import NormStatistics
 
 _WAY = "mend what it says and begin anew"
 MOST = 20  # things of one kind that are said one by one; the rest is counted
@@ -25,7 +25,7 @@ class Halted(StageError):
     """Something was found for which the recipe asks to stop: all processes stop after the same step."""
 
 
-def way_out(dtype: torch.dtype) -> str:
+def advice(dtype: torch.dtype) -> str:
     """What may help against values that are not finite, in a model of this data type."""
     if dtype == torch.float16:
         return "float16 holds no value above 65,504: try model.dtype = 'bfloat16', or 'float32'"

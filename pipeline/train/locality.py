@@ -1,26 +1,63 @@
-"""Locality regularisation (Roich et al. 2021, Pivotal Tuning, section 3.3), carried over to text-to-image models.
-
-There a generator is tuned around a pivot w_p. Codes w_r on the way from the pivot to others w_z must give the picture
-that the untouched generator gives. Here the pivot is what the text encoders say of a caption with the word, w_z what
-they say of another prompt, w_r = w_p + α (w_z - w_p), and what must agree is the denoiser's answer for the same noisy
-latents. The paper's α is a length in its own space, which a model's text states have no measure for; here it is a share
-of the way. Its pictures are compared by L2 and LPIPS; answers of a denoiser by L2 alone.
-"""
+"""The model as it was before it was tuned, for as long as one looks at it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
-from ..data.batch import Whole
+from ..data.captions import read_captions
+from ..data.dataset import Whole
+from ..distributed import Processes
+from ..embeddings.placeholders import Replacer
+from ..errors import StageError
 from ..models.denoisers import Denoiser, Text
 from ..models.load import Model
-from ..processes import Processes
-from .draws import generator
+from ..recipe.model import Recipe
+from ..rng import generator
 from .loss import Question
-from .untouched import Copies, untouched
+from .trainable import Trained
+from .weights import WeightTrainer
+
+if TYPE_CHECKING:
+    from .setup import Training
+
+
+Copies = Mapping[nn.Parameter, Tensor]
+
+
+def weight_copies(parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+    """The values that weights have now, to be put back by `untouched`: as much memory as the weights take."""
+    return {parameter: parameter.detach().clone() for parameter in parameters}
+
+
+@contextmanager
+def base_model(models: Iterable[nn.Module], before: Copies) -> Iterator[None]:
+    """Within it LoRAs are switched off and the weights in `before` have those values; no copy of the model is made."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for model in models for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    asked = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
+    now = {parameter: parameter.data for parameter in before}
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        for parameter, values in before.items():
+            parameter.data = values
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter, values in now.items():
+            parameter.data = values
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, wanted in asked:  # switching LoRAs on makes all of them trainable
+            parameter.requires_grad_(wanted)
 
 
 @dataclass(eq=False)
@@ -56,7 +93,7 @@ class Locality:
         count, place = (len(asked.noisy), slice(None)) if whole is None else (whole.size, whole.place)
         others = self._others(count, number)[place]
         pipe, pivot = self.model.pipe, _held(text)
-        with untouched(self._models(), self.before):
+        with base_model(self._models(), self.before):
             near = between(pivot, self.denoiser.encode(pipe, others), self.alpha)
             target = self.denoiser.predict(pipe, asked.noisy, asked.timesteps, near, sizes)
         with torch.set_grad_enabled(self.encoders):
@@ -91,3 +128,53 @@ def between(pivot: Text, other: Text, alpha: float) -> Text:
 
 def _held(text: Text) -> Text:
     return Text(text.states.detach(), None if text.pooled is None else text.pooled.detach())
+
+
+MIB = 2**20
+
+
+def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], things: Sequence[Trained]) -> list[str]:
+    """Where a stage of the recipe has locality: copies of the weights that are fine-tuned, as the model was loaded.
+
+    Called before a stage trains anything, so that `originals` has them for a later stage too. Returns a note of how
+    much memory that takes.
+    """
+    if not any(stage.options.get("locality") for stage in recipe.stages):
+        return []
+    tuned = [thing for thing in things if isinstance(thing, WeightTrainer) and not thing.name.startswith("lora")]
+    new = weight_copies(one for thing in tuned for one in thing.parameters.values() if one not in originals)
+    originals.update(new)
+    if not new:
+        return []
+    size = sum(values.numel() * values.element_size() for values in new.values()) / MIB
+    return [f"locality keeps {size:,.1f} MiB: the weights that are fine-tuned, as they were"]
+
+
+def locality_of(
+    recipe: Recipe, originals: Mapping[Parameter, Tensor], training: Training, options: Mapping[str, Any]
+) -> Locality:
+    """The regulariser of a stage. The untouched model is the one with its LoRAs off and the weights that `remember`
+    kept. Raises StageError where nothing but words is trained, for then nothing else of the model changes.
+    """
+    tuned = [thing for thing in training.things if isinstance(thing, WeightTrainer)]
+    if not tuned:
+        raise StageError(
+            "locality: this stage tunes neither a LoRA nor weights of the model, so prompts without words stay as they "
+            "are; leave it out"
+        )
+    mine = [one for thing in tuned for one in thing.parameters.values()]
+    before = {parameter: originals[parameter] for parameter in mine if parameter in originals}
+    prompts = tuple(options["prompts"] or _plain_captions(recipe))
+    rest = {key: options[key] for key in ("weight", "alpha", "every")}
+    return Locality(
+        training.model, training.denoiser, prompts, **rest, seed=training.seed, before=before,
+        encoders=any(thing.moves_text for thing in tuned),
+    )  # fmt: skip
+
+
+def _plain_captions(recipe: Recipe) -> list[str]:
+    """Every caption once, with the initial text in the place of each word."""
+    texts = {word.placeholder: word.initial_text for word in recipe.words}
+    replacer = Replacer(list(texts))
+    captions = [text for concept in recipe.concepts for _, several in read_captions(concept) for text in several]
+    return list(dict.fromkeys(replacer.replace(caption, texts) for caption in captions))

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.batch import Batch
-from ..data.portions import portion
-from .adding import add_up
-from .clock import Clock
-from .draws import generator
-from .guard import NotFinite, way_out
+from ..data.dataset import Batch, portion
+from ..distributed import sum_gradients
+from ..recipe.intervals import Clock
+from ..rng import generator
+from .guard import NotFinite, advice
 from .loss import Question, mean_loss, part_loss
-from .training import Training
+from .setup import Training
 from .weights import WeightTrainer
 
 
@@ -45,7 +44,7 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
         loss, norms = _moved(training, batches, clock)
     except NotFinite as error:
         if training.guard is None or not training.guard.passes(error):
-            raise NotFinite(f"{error}; {way_out(training.model.dtype)}") from error
+            raise NotFinite(f"{error}; {advice(training.model.dtype)}") from error
         for thing in training.things:
             thing.clear()
         loss, norms = math.nan, {}
@@ -108,7 +107,7 @@ def gradients(training: Training, batches: Sequence[Batch | None], step: int) ->
     loss = processes.numbers([loss])[0] / training.accumulation
     if not math.isfinite(loss):
         raise NotFinite(f"the loss at step {step + 1} is {loss}, not a finite number")
-    add_up([leaf for thing in training.things for leaf in thing.leaves()], processes)
+    sum_gradients([leaf for thing in training.things for leaf in thing.leaves()], processes)
     return loss, {thing.name: thing.gradient_norm(training.scale.value) for thing in training.things}
 
 

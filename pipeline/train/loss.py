@@ -1,7 +1,8 @@
-"""How a denoiser's answer is held against what it was asked for: by element, by example, and over a batch."""
+"""Noise, time steps and the loss of a step."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,103 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.batch import Whole
+from ..data.dataset import Whole
+from ..errors import StageError
+from ..rng import generator
+
+
+@dataclass(frozen=True)
+class NoiseOptions:
+    """What is done to the noise; `schemas/tables/noise.json` says what each means."""
+
+    offset: float = 0.0
+    offset_per_channel: bool = True
+    offset_adaptive: float = 0.0
+    perturbation: float = 0.0
+    input_perturbation: float = 0.0
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> NoiseOptions:
+        return cls(**options)
+
+
+def offset_noise(noise: Tensor, latents: Tensor, options: NoiseOptions, seed: int, step: int) -> Tensor:
+    """The noise with what the denoiser is asked for too: an offset a channel, and a perturbation.
+
+    The offset is Guttenberg's (CrossLabs 2023), its strength grown by the channel's mean as in kohya's scripts
+    (`adaptive_noise_scale`); the perturbation is OneTrainer's. Their draws are apart from the noise's own.
+    """
+    if options.offset or options.offset_adaptive:
+        channels = latents.shape[1] if options.offset_per_channel else 1
+        drawn = torch.randn(len(latents), channels, 1, 1, generator=generator(seed, "noise offset", step))
+        means = latents.mean(dim=(2, 3), keepdim=True).abs()
+        noise = noise + (options.offset + options.offset_adaptive * means).clamp(min=0.0) * drawn
+    if options.perturbation:
+        more = torch.randn(noise.shape, generator=generator(seed, "noise perturbation", step))
+        noise = noise + options.perturbation * more
+    return noise
+
+
+def input_noise(noise: Tensor, options: NoiseOptions, seed: int, step: int) -> Tensor:
+    """The noise that the denoiser sees (Ning et al. 2023, `input_perturbation` of diffusers' training scripts)."""
+    if not options.input_perturbation:
+        return noise
+    return noise + options.input_perturbation * torch.randn(
+        noise.shape, generator=generator(seed, "input perturbation", step)
+    )
+
+
+@dataclass(frozen=True)
+class TimeStepOptions:
+    """How time steps are drawn; `schemas/tables/timesteps.json` says what each means. None is the model's own."""
+
+    low: int = 0
+    high: int | None = None
+    sampling: str | None = None
+    mean: float = 0.0
+    deviation: float = 1.0
+    mode_scale: float = 1.29
+    shift: float | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> TimeStepOptions:
+        return cls(**options)
+
+    def refuse(self, steps: int) -> None:
+        """StageError where no time step is left of the model's `steps`, or one is asked for that it has not."""
+        if not self.low < (self.high or steps) <= steps:
+            raise StageError(
+                f"timesteps: low = {self.low} and high = {self.high or steps} leave nothing of the model's {steps} "
+                "time steps; low must be below high, and high at most that many"
+            )
+
+
+def draw_shares(kind: str, count: int, draw: torch.Generator, options: TimeStepOptions) -> Tensor:
+    """(count,) numbers in 0..1: uniform, logit-normal or mode (Esser et al. 2024, section 3.1), on the CPU.
+
+    The same numbers as diffusers' `compute_density_for_timestep_sampling` gives from the same generator.
+    """
+    if kind == "logit-normal":
+        return torch.sigmoid(torch.randn(count, generator=draw) * options.deviation + options.mean)
+    share = torch.rand(count, generator=draw)
+    if kind == "mode":
+        return 1 - share - options.mode_scale * (torch.cos(math.pi * share / 2) ** 2 - 1 + share)
+    return share
+
+
+def shifted(share: Tensor, shift: float) -> Tensor:
+    """Shares of the way to pure noise, 0..1, moved towards more noise by a shift above 1 (Esser et al. 2024)."""
+    return shift * share / (1 + (shift - 1) * share)
+
+
+def draw_steps(count: int, steps: int, draw: torch.Generator, options: TimeStepOptions) -> Tensor:
+    """(count,) whole time steps of a diffusion model's `steps`: from `low` to before `high`, then shifted."""
+    low, high = options.low, options.high or steps
+    kind, shift = options.sampling or "uniform", options.shift or 1.0
+    if kind == "uniform" and shift == 1.0:
+        return torch.randint(low, high, (count,), generator=draw)
+    share = draw_shares(kind, count, draw, options).double().clamp(max=1 - 1e-9)
+    return (shifted((low + share * (high - low)) / steps, shift) * steps).long().clamp(0, steps - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,3 +200,43 @@ def part_loss(losses: Tensor, whole: Whole, prior_weight: float = 1.0) -> Tensor
     rest = 1 / (~whole.prior).sum().clamp(min=1)
     shares = whole.weight * torch.where(whole.prior, kept, rest)
     return (losses * shares[whole.place].to(losses)).sum()
+
+
+FIRST, LARGEST, SMALLEST = 128.0, 65536.0, 2.0**-10
+GROW_AFTER = 500  # steps in a row without an overflow
+
+
+@dataclass
+class LossScale:
+    """What the loss is multiplied by (Micikevicius et al. 2018): 1 but for float16 models.
+
+    A step whose gradient overflows is repeated with half the scale; after `GROW_AFTER` good steps it doubles.
+    """
+
+    value: float = 1.0
+    dynamic: bool = False
+    good: int = 0
+    overflows: int = 0
+
+    def halve(self) -> bool:
+        """Note an overflow. False when a smaller scale cannot help: the gradient is not finite for another reason."""
+        if not self.dynamic or self.value <= SMALLEST:
+            return False
+        self.value, self.good = self.value / 2, 0
+        self.overflows += 1
+        return True
+
+    def go_back(self, before: LossScale) -> None:
+        """Be as before a step that no scale could save: what was wrong with it had nothing to do with the scale."""
+        self.value, self.good, self.overflows = before.value, before.good, before.overflows
+
+    def keep(self) -> None:
+        """Note a good step."""
+        self.good += 1
+        if self.dynamic and self.good >= GROW_AFTER and self.value < LARGEST:
+            self.value, self.good = self.value * 2, 0
+
+
+def loss_scale(dtype: torch.dtype) -> LossScale:
+    """The scale that a model of this data type starts with."""
+    return LossScale(FIRST, True) if dtype == torch.float16 else LossScale()

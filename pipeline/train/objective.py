@@ -7,12 +7,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..recipe.fill import defaults
+from ..recipe.defaults import defaults
 from .diffusion import Diffusion
 from .flow import Flow
-from .loss import Question
-from .noise import NoiseOptions
-from .timesteps import TimeStepOptions
+from .loss import NoiseOptions, Question, TimeStepOptions
 
 
 class Objective(Protocol):

@@ -1,8 +1,9 @@
-"""Optimizers by the names that recipes use, from the libraries that keep them."""
+"""Optimizers by the names that recipes use, from the libraries that keep them, and learning-rate schedules."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any
@@ -11,7 +12,57 @@ import torch
 from torch import Tensor
 
 from ..errors import StageError
-from .shards import alike
+from .fsdp import alike
+
+Rule = Callable[[Tensor], Tensor]
+
+
+def averages_itself(kind: str) -> bool:
+    """Whether this kind of optimizer keeps an average of its own, beside which no other makes sense."""
+    return kind.endswith("schedule-free")
+
+
+class Turns:
+    """Lets the average stand in an optimizer's weights for a while, and then what is trained, to the last bit.
+
+    The libraries' own way back is a sum that rounds: looking at the average would change what is learnt.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self._trained: list[Tensor] = []
+
+    @torch.no_grad()
+    def show(self, average: bool) -> None:
+        """Put the average there (True), or what is trained (False), which must have been there before."""
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        if average:
+            self._trained = [weight.detach().clone() for weight in weights]
+            self.optimizer.eval()
+            return
+        self.optimizer.train()
+        for weight, trained in zip(weights, self._trained, strict=True):
+            weight.copy_(trained)
+        self._trained = []
+
+    def settle(self) -> None:
+        """The average stays: there is no way back."""
+        self._trained = []
+
+
+@torch.no_grad()
+def hold(optimizer: Any, rule: Rule) -> None:
+    """Have the values that take the steps obey a rule, as projected descent does.
+
+    Ruling `y` instead would let them run away, and with them the average, which is what is exported. The average of
+    what obeys a rule is ruled once more where it is shown: a mean of vectors is shorter.
+    """
+    optimizer.eval()
+    for state in optimizer.state.values():
+        if "z" in state:
+            state["z"].copy_(rule(state["z"]))
+    optimizer.train()
+
 
 Options = Mapping[str, Any]
 Make = Callable[[Sequence[Tensor], Options, float], torch.optim.Optimizer]
@@ -146,3 +197,41 @@ def found(optimizer: torch.optim.Optimizer) -> float:
 def effective_rate(optimizer: torch.optim.Optimizer) -> float:
     """The largest step size: the learning rate times what was found."""
     return max(float(group["lr"]) * float(group.get("d", 1.0)) for group in optimizer.param_groups)
+
+
+Shape = Callable[[float, Mapping[str, Any]], float]
+
+# Each maps the share of steps done after the warm-up, 0 to 1, to a factor.
+SCHEDULES: dict[str, Shape] = {
+    "constant": lambda done, about: 1.0,
+    "linear": lambda done, about: 1.0 - done,
+    "cosine": lambda done, about: 0.5 * (1.0 + math.cos(math.pi * done)),
+    "sqrt": lambda done, about: math.sqrt(1.0 - done),
+    "restarts": lambda done, about: 0.5 * (1.0 + math.cos(math.pi * (done * about.get("cycles", 1) % 1.0))),
+    "polynomial": lambda done, about: (1.0 - done) ** about.get("power", 1.0),
+    "rex": lambda done, about: (1.0 - done) / (1.0 - 0.5 * done),  # Chen et al. 2021
+}
+
+
+def rate_factor(schedule: str | Mapping[str, Any], step: int, *, steps: int, warmup_steps: float) -> float:
+    """Factor of the learning rate at `step`, counted from 0: a linear warm-up, then the schedule to the last step.
+
+    `schedule` is a name, or a table with `kind`, `cycles`, `power` and `end`, the share that is left at the last step;
+    `restarts`, `polynomial` and `piecewise` are diffusers' cosine_with_restarts, polynomial and piecewise_constant.
+    `warmup_steps` below 1 are a share of the steps.
+    """
+    about: Mapping[str, Any] = {"kind": schedule} if isinstance(schedule, str) else schedule
+    warmup = round(warmup_steps * steps) if warmup_steps < 1 else int(warmup_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if about["kind"] == "piecewise":
+        return _piece(about.get("pieces", ()), step, steps)
+    shape = SCHEDULES[about["kind"]]((step - warmup) / max(1, steps - warmup), about)
+    end = float(about.get("end", 0.0))
+    return shape if about["kind"] == "constant" else end + (1.0 - end) * shape
+
+
+def _piece(pieces: Sequence[Sequence[float]], step: int, steps: int) -> float:
+    """The factor of the last piece that has begun; 1 before the first."""
+    begun = [(start if start >= 1 else start * steps, factor) for start, factor in pieces]
+    return next((float(factor) for start, factor in sorted(begun, reverse=True) if start <= step), 1.0)

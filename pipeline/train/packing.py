@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import StageError
-from .shards import alike
-from .trained import State
+from .fsdp import alike
+from .trainable import State
 
 
 def copied(tensor: Tensor) -> Tensor:

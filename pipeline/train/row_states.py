@@ -1,20 +1,176 @@
-"""What moves the rows of words, and the averages of them: in each process for the words that are its share."""
+"""Which rows of a table of words a step moves, their learning rates, and whether a gradient reached them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..words.norms import NormStatistics, apply_rules
-from ..words.rows import WordRows
+from ..distributed import ALONE, Processes
+from ..embeddings.injection import ActiveRows, WordRows
+from ..embeddings.norms import NormStatistics, apply_rules
+from ..errors import StageError
+from ..recipe.model import Word
 from .ema import Average
-from .schedule_free import averages_itself
-from .word_optimizers import RowOptimizer, RuleOf, row_optimizer
-from .word_rates import Moving
-from .word_shares import Shares
+from .optimizers import averages_itself
+from .row_optimizers import RowOptimizer, RuleOf, row_optimizer
+
+
+def rate_for(rate: float | Mapping[str, float] | None, key: str) -> float | None:
+    """The learning rate that one setting gives an encoder, or None where it says nothing of it."""
+    return rate.get(key) if isinstance(rate, Mapping) else rate
+
+
+def row_rates(key: str, rows: WordRows, words: Sequence[Word], default: float | Mapping[str, float]) -> Tensor:
+    """(rows,) learning rates of one encoder: the word's own, per encoder where it says so, else the stage's.
+
+    Rows of words that are not trained have rate 0. Raises StageError when no setting has a number for this encoder.
+    """
+    rates = [0.0] * len(rows)
+    for word in words:
+        if not word.train:
+            continue
+        own = rate_for(word.learning_rate, key)
+        rate = own if own is not None else rate_for(default, key)
+        if rate is None:
+            raise StageError(f"learning_rate has no number for {key}: add it, 0 to hold its vectors still")
+        span = rows.spans[word.placeholder]
+        rates[span.start : span.stop] = [rate] * len(span)
+    return torch.tensor(rates, dtype=torch.float32, device=rows.values.device)
+
+
+def word_rates(
+    rates: Mapping[str, Tensor], rows: Mapping[str, WordRows], words: Iterable[str]
+) -> dict[str, dict[str, float]]:
+    """The learning rate of each word in the encoders in which it has rows, from those of the rows by encoder."""
+    listed = {key: own.tolist() for key, own in rates.items()}
+    spans = {key: rows[key].spans for key in rates}
+    return {word: {key: listed[key][spans[key][word].start] for key in rates if spans[key][word]} for word in words}
+
+
+@dataclass(frozen=True, eq=False)
+class Moving:
+    """The rows of one encoder that a step moves: whose they are, their numbers, values and gradient."""
+
+    words: tuple[str, ...]
+    index: Tensor
+    values: Tensor
+    gradient: Tensor
+
+
+def moving(rows: ActiveRows, running: set[str], spans: Mapping[str, range], scale: float) -> Moving:
+    """Those of the active rows that belong to running words, with their gradient divided by `scale`.
+
+    The gradient is zeros where nothing of the model listened to the rows.
+    """
+    gradient = torch.zeros_like(rows.leaf) if rows.leaf.grad is None else rows.leaf.grad
+    if scale != 1.0:
+        gradient = gradient / scale
+    values = rows.leaf.detach()
+    if all(word in running for word in rows.words):
+        return Moving(rows.words, rows.index, values, gradient)
+    keep = [word in running for word in rows.words for _ in spans[word]]
+    where = torch.tensor(keep, dtype=torch.bool, device=values.device)
+    words = tuple(word for word in rows.words if word in running)
+    return Moving(words, rows.index[where], values[where], gradient[where])
+
+
+def check_reach(key: str, part: Moving, rates: Tensor, spans: Mapping[str, range], words: Iterable[str]) -> None:
+    """StageError when no gradient reaches one of these words' vectors in an encoder that trains it."""
+    missed = part.index[(part.gradient.abs().amax(dim=1) == 0) & (rates[part.index] > 0)].tolist()
+    for name in sorted(words):
+        span = spans[name]
+        lost = [row - span.start for row in missed if row in span]
+        if lost:
+            raise StageError(
+                f"no gradient reaches vector {', '.join(map(str, lost))} of {name!r} in {key}: the caption is "
+                "cut off before it, or nothing of the model listens to this encoder"
+            )
+
+
+class Shares:
+    """Runs of words next to one another, as many as there are processes; a process alone owns every word."""
+
+    def __init__(self, rows: Mapping[str, WordRows], processes: Processes = ALONE) -> None:
+        """`rows` by encoder, of the same words in the same order."""
+        self.rows, self.processes = rows, processes
+        self._blocks = {key: [_block(table, processes, owner) for owner in range(processes.count)]
+                        for key, table in rows.items()}  # fmt: skip
+        self.own = {key: blocks[processes.index] for key, blocks in self._blocks.items()}
+
+    @property
+    def several(self) -> bool:
+        """Whether other processes own words too."""
+        return self.processes.count > 1
+
+    def part(self, key: str, moving: Moving, rates: Tensor) -> tuple[Moving, Tensor]:
+        """What this process moves of the rows that a step moves, and its part of their learning rates (rows,)."""
+        if not self.several:
+            return moving, rates
+        mine = self._mine(key, moving.index)
+        words = tuple(word for word in moving.words if self.rows[key].spans[word] and self._owns(key, word))
+        return Moving(words, moving.index[mine], moving.values[mine], moving.gradient[mine]), rates[mine]
+
+    def places(self, key: str, index: Tensor) -> Tensor:
+        """Where this process's own of these rows stand among its own."""
+        return index if not self.several else index[self._mine(key, index)] - self.own[key].start
+
+    def among(self, key: str, index: Tensor) -> Tensor:
+        """Which of these rows, by their numbers in `index`, are this process's own."""
+        return self._mine(key, index).nonzero().flatten()
+
+    def _mine(self, key: str, index: Tensor) -> Tensor:
+        return (index >= self.own[key].start) & (index < self.own[key].stop)
+
+    @torch.no_grad()
+    def tell(self, index: Mapping[str, Tensor]) -> None:
+        """Bring these rows (encoder key to their numbers) from their owners into every process's table, bit for bit."""
+        if not self.several or not index:
+            return
+        told = []
+        for key, rows in index.items():
+            bits = self.rows[key].values[rows].view(torch.int32)
+            told.append(bits.masked_fill_(~self._mine(key, rows).unsqueeze(1), 0))
+        flat = self.processes.sum(torch.cat([bits.flatten() for bits in told]))  # of integers: one owner's, and zeros
+        parts = flat.split([bits.numel() for bits in told])
+        for (key, rows), bits, shape in zip(index.items(), parts, told, strict=True):
+            self.rows[key].values[rows] = bits.view_as(shape).view(torch.float32)
+
+    def tell_all(self) -> None:
+        """Bring every row from its owner into every process's table."""
+        for key, blocks in self._blocks.items():
+            for owner, block in enumerate(blocks):
+                self.processes.spread(self.rows[key].values[block], owner)
+
+    def numbers(self, values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+        """What the owners say of (encoder key, word), each in place of what the others have for it."""
+        mine = [value if self._owns(*place) else 0.0 for place, value in values.items()]
+        return dict(zip(values, self.processes.numbers(mine), strict=True))
+
+    def _owns(self, key: str, word: str) -> bool:
+        return self.own[key].start <= self.rows[key].spans[word].start < self.own[key].stop
+
+    def collected(self, state: Any) -> Sequence[Any]:
+        """The states of all processes, one after the other, in the main one; nothing in the others."""
+        return self.processes.collected(_on_the_cpu(state)) if self.several else [state]
+
+
+def _block(table: WordRows, processes: Processes, owner: int) -> slice:
+    """The rows of one process's words."""
+    starts = [*(span.start for span in table.spans.values()), len(table)]
+    first, last = (len(table.spans) * number // processes.count for number in (owner, owner + 1))
+    return slice(starts[first], starts[last])
+
+
+def _on_the_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _on_the_cpu(one) for key, one in value.items()}
+    return type(value)(_on_the_cpu(one) for one in value) if isinstance(value, (list, tuple)) else value
 
 
 class RowStates:

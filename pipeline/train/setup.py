@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from ..data.dataset import Dataset
+from ..distributed import ALONE, Processes
+from ..embeddings.injection import Injection
 from ..errors import StageError
-from ..models.load import Model
-from ..processes import ALONE, Processes
-from .finetune import weights_to_tune
+from ..models.denoisers import Denoiser, Texts
+from ..models.load import DENOISER, Model, part_module, part_modules, pipe_name
+from .embeddings import WordTrainer
+from .fsdp import Twin
+from .guard import Guard
+from .locality import Locality
 from .lora import add_lora, freeze_lora
-from .parts import DENOISER, part_module, part_modules, pipe_name
-from .schedule import rate_factor
-from .trained import Trained
-from .twin import Twin
-from .weights import WeightSettings, WeightTrainer
+from .loss import LossScale
+from .objective import Objective
+from .optimizers import rate_factor
+from .trainable import Trained
+from .weights import WeightSettings, WeightTrainer, weights_to_tune
 
 Tables = Sequence[Mapping[str, Any]]
 
@@ -83,3 +89,41 @@ def _settings(table: Mapping[str, Any], common: Common) -> WeightSettings:
 def native_resolution(model: Model) -> int:
     """The side of the pictures that the model was made for, in pixels."""
     return int(model.denoiser.config.sample_size * model.pipe.vae_scale_factor)
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What a train stage is made of, put together before its first step. `things` are moved in their order.
+
+    With `texts` captions that were encoded are kept, which is right where nothing that is trained moves a text.
+    """
+
+    model: Model
+    denoiser: Denoiser
+    injection: Injection
+    objective: Objective
+    dataset: Dataset
+    things: tuple[Trained, ...]
+    steps: int
+    accumulation: int
+    seed: int
+    prior_weight: float = 1.0
+    locality: Locality | None = None
+    scale: LossScale = field(default_factory=LossScale)
+    guard: Guard | None = None
+    processes: Processes = ALONE
+    texts: Texts | None = None
+
+    @property
+    def words(self) -> WordTrainer | None:
+        """The words among the things that are trained."""
+        return next((thing for thing in self.things if isinstance(thing, WordTrainer)), None)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a fine-tuned part is spread over the processes."""
+        return any(isinstance(thing, WeightTrainer) and thing.spread for thing in self.things)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.dataset.batches_per_epoch / self.accumulation

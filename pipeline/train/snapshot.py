@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import StageError
+from .embeddings import WordTrainer
 from .packing import copied, copy_into, pack, unpack
-from .trained import State
-from .training import Training
-from .word_trainer import WordTrainer
+from .setup import Training
+from .trainable import State
 
 Shadow = Mapping[str, Tensor]  # of an average: its values and how many steps are in it (see ema.Average)
 _ROWS, _LOOSE, _THINGS, _GUARD = "rows/", "loose/", "things/", "guard/"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pivotune.recipes.micro.grammar import BACKGROUNDS, BIG, COLOURS, SMALL, Scene, Thing, name_of
+from .grammar import BACKGROUNDS, BIG, COLOURS, SMALL, Scene, Thing, name_of
 
 SLOT = "slot"  # stands where a whole thing is said by vectors from the compound network
 ANYTHING = "*"  # a thing of which nothing is said

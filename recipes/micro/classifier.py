@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pivotune.recipes.micro.data import Drawn, to_tensor
-from pivotune.recipes.micro.draw import Picture
-from pivotune.recipes.micro.grammar import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene, distance
+from .data import Drawn, to_tensor
+from .draw import Picture
+from .grammar import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene, distance
 
 HEADS: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,

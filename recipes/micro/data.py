@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pivotune.recipes.micro.draw import draw
-from pivotune.recipes.micro.grammar import Scene, sample_scene
+from .draw import draw
+from .grammar import Scene, sample_scene
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from pivotune.recipes.micro.grammar import CANVAS, RGB, Scene, Thing
+from .grammar import CANVAS, RGB, Scene, Thing
 
 Mask = npt.NDArray[np.bool_]
 Grid = npt.NDArray[np.float32]

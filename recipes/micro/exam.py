@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pivotune.recipes.micro import judge
-from pivotune.recipes.micro.captions import article, caption, describe
-from pivotune.recipes.micro.classifier import HEADS, build_classifier, classify, train_classifier
-from pivotune.recipes.micro.data import drawn
-from pivotune.recipes.micro.draw import Picture, draw
-from pivotune.recipes.micro.grammar import BACKGROUNDS, COLOURS, Scene, distance, name_of, sample_scene
-from pivotune.recipes.micro.sample import GUIDANCE, STEPS, load, sample
-from pivotune.recipes.micro.train_unet import CAPTION_SETS
+from . import judge
+from .captions import article, caption, describe
+from .classifier import HEADS, build_classifier, classify, train_classifier
+from .data import drawn
+from .draw import Picture, draw
+from .grammar import BACKGROUNDS, COLOURS, Scene, distance, name_of, sample_scene
+from .sample import GUIDANCE, STEPS, load, sample
+from .train_unet import CAPTION_SETS
 
 PARTS = ("text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors",
          "vae/diffusion_pytorch_model.safetensors")  # fmt: skip

@@ -16,8 +16,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from pivotune.recipes.micro.draw import Picture, draw
-from pivotune.recipes.micro.grammar import BACKGROUNDS, CANVAS, COLOURS, RGB, SHAPES, TEXTURES, Scene, Thing, distance
+from .draw import Picture, draw
+from .grammar import BACKGROUNDS, CANVAS, COLOURS, RGB, SHAPES, TEXTURES, Scene, Thing, distance
 
 HIT = 25.0
 NOTHING = 255.0  # the distance of a picture with nothing in it
@@ -155,7 +155,7 @@ def _error(picture: Picture, scene: Scene, found: Found) -> float:
 @click.option("--grid", type=click.Path(path_type=Path), help="Also write the first 96 pictures here.")
 def main(model: Path, out: Path, work: Path, pictures: int, grid: Path | None) -> None:
     """Examine MODEL and write the shares as JSON."""
-    from pivotune.recipes.micro import exam, sample  # torch and diffusers, which the functions above do without
+    from . import exam, sample
 
     result, drawn = exam.examine(model, work, pictures)
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -8,8 +8,8 @@ import click
 import numpy as np
 from PIL import Image
 
-from pivotune.recipes.micro.draw import draw
-from pivotune.recipes.micro.grammar import BACKGROUNDS, BIG, COLOURS, CONTRAST, SALMON, SMALL, Scene, Thing, distance
+from .draw import draw
+from .grammar import BACKGROUNDS, BIG, COLOURS, CONTRAST, SALMON, SMALL, Scene, Thing, distance
 
 # A folder's name, and what is drawn in it.
 THINGS: dict[str, Thing] = {

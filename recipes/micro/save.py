@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pivotune.recipes.micro.build import build_scheduler
-from pivotune.recipes.micro.tokenizer import save_tokenizer
+from .build import build_scheduler
+from .tokenizer import save_tokenizer
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",

@@ -12,8 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from pivotune.recipes.micro.exam import full_caption, prepared
-from pivotune.recipes.micro.sample import load, sample
+from .exam import full_caption, prepared
+from .sample import load, sample
 
 PARTS = {
     "vae": "autoencoder",

@@ -16,17 +16,17 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from pivotune.recipes.micro.build import build_scheduler
-from pivotune.recipes.micro.captions import SLOT
-from pivotune.recipes.micro.data import to_pictures, to_tensor
-from pivotune.recipes.micro.draw import draw
-from pivotune.recipes.micro.exam import fingerprints
-from pivotune.recipes.micro.grammar import BACKGROUNDS, CONTRAST, Scene, Thing, distance
-from pivotune.recipes.micro.judge import HIT, background_word, distance_to_drawing
-from pivotune.recipes.micro.pictures import THINGS, placeholder, scenes
-from pivotune.recipes.micro.sample import load, sample
-from pivotune.recipes.micro.text import slot_id
-from pivotune.recipes.micro.train_unet import velocity_loss
+from .build import build_scheduler
+from .captions import SLOT
+from .data import to_pictures, to_tensor
+from .draw import draw
+from .exam import fingerprints
+from .grammar import BACKGROUNDS, CONTRAST, Scene, Thing, distance
+from .judge import HIT, background_word, distance_to_drawing
+from .pictures import THINGS, placeholder, scenes
+from .sample import load, sample
+from .text import slot_id
+from .train_unet import velocity_loss
 
 # What training starts from, and the best words that the model knows for the thing.
 STARTS = {"emblem": "ring", "salmon-heart": "heart", "two-tone": "square", "logo": "square", "moon": "circle"}

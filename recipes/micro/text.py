@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pivotune.recipes.micro.build import WIDTH
-from pivotune.recipes.micro.captions import SLOT, caption
-from pivotune.recipes.micro.grammar import BACKGROUNDS, BIG, RGB, SHAPES, SMALL, TEXTURES, Scene, Thing
+from .build import WIDTH
+from .captions import SLOT, caption
+from .grammar import BACKGROUNDS, BIG, RGB, SHAPES, SMALL, TEXTURES, Scene, Thing
 
 ATTRIBUTES = ("shape", "texture", "size", "background", "colour", "second", "mark")
 FEATURES = len(SHAPES) + len(TEXTURES) + 3 + 4 + 4  # of a thing

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from pivotune.recipes.micro.captions import vocabulary
+from .captions import vocabulary
 
 END = "</w>"
 START_MARK, END_MARK = "<|startoftext|>", "<|endoftext|>"

@@ -8,13 +8,13 @@ import click
 import numpy as np
 import torch
 
-from pivotune.recipes.micro.data import drawn
-from pivotune.recipes.micro.grammar import sample_scene
-from pivotune.recipes.micro.save import save_model
-from pivotune.recipes.micro.tokenizer import build_tokenizer
-from pivotune.recipes.micro.train_text import train_text
-from pivotune.recipes.micro.train_unet import refine_unet, train_unet
-from pivotune.recipes.micro.train_vae import train_vae
+from .data import drawn
+from .grammar import sample_scene
+from .save import save_model
+from .tokenizer import build_tokenizer
+from .train_text import train_text
+from .train_unet import refine_unet, train_unet
+from .train_vae import train_vae
 
 
 @click.command()

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pivotune.recipes.micro.build import WIDTH, build_text_encoder
-from pivotune.recipes.micro.grammar import BACKGROUNDS, SHAPES, TEXTURES, Scene
-from pivotune.recipes.micro.text import Captions, Compound, encode, slot_id, tokenise
-from pivotune.recipes.micro.training import fit
+from .build import WIDTH, build_text_encoder
+from .grammar import BACKGROUNDS, SHAPES, TEXTURES, Scene
+from .text import Captions, Compound, encode, slot_id, tokenise
+from .training import fit
 
 CLASSES = (1 + len(SHAPES), 1 + len(TEXTURES), 3, 1 + len(BACKGROUNDS))
 

@@ -11,11 +11,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pivotune.recipes.micro.build import build_scheduler, build_unet
-from pivotune.recipes.micro.data import Drawn, to_tensor
-from pivotune.recipes.micro.text import Compound, encode, slot_id, tokenise
-from pivotune.recipes.micro.train_vae import encode as encode_pictures
-from pivotune.recipes.micro.training import fit
+from .build import build_scheduler, build_unet
+from .data import Drawn, to_tensor
+from .text import Compound, encode, slot_id, tokenise
+from .train_vae import encode as encode_pictures
+from .training import fit
 
 BATCH = 16
 CAPTION_SETS = 6  # so many captions a picture

@@ -9,9 +9,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pivotune.recipes.micro.build import build_vae
-from pivotune.recipes.micro.data import Drawn, to_tensor
-from pivotune.recipes.micro.training import fit
+from .build import build_vae
+from .data import Drawn, to_tensor
+from .training import fit
 
 CROP = 32
 WHOLE = 0.3  # share of the steps, at the end, on whole pictures

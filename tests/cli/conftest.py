@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pivotune.pipeline.cli import main
+from pivotune.pipeline.cli.main import main
 
 RECIPES = Path(__file__).parents[1] / "recipe"
 

@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from pivotune.pipeline import console
-from pivotune.pipeline.commands.options import print_json
-from pivotune.pipeline.run.folder import write_json
+from pivotune.pipeline.cli.options import print_json
+from pivotune.pipeline.files import write_json
 
 NAME = "é猫🐱"
 CONSOLES = {
@@ -140,7 +140,9 @@ def test_output_that_nobody_reads_ends_no_command(folder) -> None:
 
 def test_a_process_without_streams(folder) -> None:
     """As under pythonw."""
-    code = "import sys\nsys.stdin = sys.stdout = sys.stderr = None\nfrom pivotune.pipeline.entry import main\nmain()"
+    code = (
+        "import sys\nsys.stdin = sys.stdout = sys.stderr = None\nfrom pivotune.pipeline.cli.entry import main\nmain()"
+    )
     for arguments, ends in ((["check", f"{NAME}.toml"], 0), (["check", "nothing.toml"], 1), (["inspect"], 2)):
         done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, check=False, capture_output=True)
         assert (done.returncode, done.stdout, done.stderr) == (ends, b"", b"")

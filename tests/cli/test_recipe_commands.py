@@ -209,7 +209,7 @@ def test_names_in_errors_do_not_steer_the_terminal(call, monkeypatch) -> None:
     def failing(**options: object) -> None:
         raise StageError("a\x1b[2J\udcff\nb")
 
-    monkeypatch.setattr("pivotune.pipeline.commands.schema.schema.callback", failing)
+    monkeypatch.setattr("pivotune.pipeline.cli.schema.schema.callback", failing)
     shown = call("schema")
     assert (shown.code, shown.err) == (1, "Error: a\\x1b[2J\\udcff\nb\n")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pivotune import __version__
-from pivotune.pipeline.cli import COMMANDS
+from pivotune.pipeline.cli.main import COMMANDS
 
 HEAVY = {
     "torch",
@@ -30,7 +30,7 @@ HEAVY = {
 def imported(*arguments: str) -> set[str]:
     """Top-level names of all modules that a call imports."""
     code = (
-        "import sys\nfrom pivotune.pipeline.cli import main\n"
+        "import sys\nfrom pivotune.pipeline.cli.main import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         "print('MODULES', *{name.split('.')[0] for name in sys.modules})"
     )

@@ -74,8 +74,8 @@ def same():
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """run("retarget", "a.pt", "--for", "a1111") in a folder of its own; gives click's result."""
-    from pivotune.pipeline.commands_convert import COMMANDS as WRITING
-    from pivotune.pipeline.commands_convert_inspect import inspect
+    from pivotune.pipeline.cli.convert import COMMANDS as WRITING
+    from pivotune.pipeline.cli.convert import inspect
 
     commands = {**WRITING, "inspect": inspect}
     monkeypatch.chdir(tmp_path)

@@ -240,8 +240,8 @@ def test_no_heavy_library_is_loaded(rows, saved, lora, tmp_path):
     saved("l.safetensors", lora(768))
     saved("w.safetensors", {"emb_params": rows(1, 768)})
     code = (
-        "import sys; from pivotune.pipeline.commands_convert import COMMANDS\n"
-        "from pivotune.pipeline.commands_convert_inspect import inspect\n"
+        "import sys; from pivotune.pipeline.cli.convert import COMMANDS\n"
+        "from pivotune.pipeline.cli.convert import inspect\n"
         "COMMANDS['bundle'](['l.safetensors', 'w.safetensors', '--out', 'o.safetensors'], standalone_mode=False)\n"
         "inspect(['o.safetensors', '--json'], standalone_mode=False)\n"
         "COMMANDS['unbundle'](['o.safetensors', '--out', 'u', '--for', 'a1111'], standalone_mode=False)\n"

@@ -286,7 +286,7 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path, rows,
     code = """
 import os
 from pivotune.converters.read import read
-from pivotune.pipeline.commands_convert import COMMANDS
+from pivotune.pipeline.cli.convert import COMMANDS
 
 def run(step):
     count = 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny_sd2
 
-from pivotune.pipeline.words.raw import to_raw
+from pivotune.pipeline.tensors import to_raw
 
 ATTENTION = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 KOHYA = "lora_unet_" + ATTENTION.replace(".", "_")

@@ -15,7 +15,7 @@ from pivotune.converters.read import read
 from pivotune.converters.rewriting import rewritten
 from pivotune.converters.tensor import RawTensor
 from pivotune.converters.words import Options, own_words
-from pivotune.pipeline.commands_convert import COMMANDS
+from pivotune.pipeline.cli.convert import COMMANDS
 
 MANY = 10_000
 

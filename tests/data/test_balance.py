@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pivotune.pipeline.data.balance import batches_of, shown_counts, turns_of, word_counts
-from pivotune.pipeline.data.order import Order
+from pivotune.pipeline.data.epochs import Order, batches_of, shown_counts, turns_of, word_counts
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 

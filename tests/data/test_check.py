@@ -10,12 +10,12 @@ from bad_pictures import BROKEN, broken
 from data_of import noise
 from PIL import Image
 
-from pivotune.pipeline.data import open as open_module
+from pivotune.pipeline.checks.plan import make_plan
+from pivotune.pipeline.checks.plan_text import plan_json, plan_text
+from pivotune.pipeline.checks.recipe import check_recipe
+from pivotune.pipeline.data import images as open_module
 from pivotune.pipeline.models.tokenizers import load_tokenizers
-from pivotune.pipeline.recipe.check import check_recipe
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.recipe.plan import make_plan
-from pivotune.pipeline.recipe.plan_text import plan_json, plan_text
 
 RECIPE = """
 name = "x"
@@ -112,8 +112,8 @@ def test_neither_check_nor_plan_needs_torch_for_pictures(tmp_path):
     noise(tmp_path / "pictures/a.png", 64, 64)
     path = recipe(tmp_path, ONE, "buckets = true\nbalance = 'words'")
     code = (
-        "import sys; from pivotune.pipeline.recipe.check import checked_recipe\n"
-        "from pivotune.pipeline.data.survey import look, survey\n"
+        "import sys; from pivotune.pipeline.checks.recipe import checked_recipe\n"
+        "from pivotune.pipeline.checks.survey import look, survey\n"
         f"recipe, _ = checked_recipe({str(path)!r})\n"
         "assert survey(recipe, look(recipe), 64, 4).batches == 1\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'PIL.PdfImagePlugin', 'pivotune.converters.read'}\n"

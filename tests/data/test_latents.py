@@ -11,8 +11,8 @@ from PIL import Image
 from tiny import tiny_vae
 
 from pivotune.pipeline.data import latents as module
+from pivotune.pipeline.data.augment import Variant
 from pivotune.pipeline.data.cache import Cache, Encoded, cache_folder
-from pivotune.pipeline.data.variants import Variant
 from pivotune.pipeline.errors import StageError
 
 CAPTIONS = {"captions": ["a <e>"]}

@@ -8,14 +8,14 @@ import torch
 from bad_pictures import BROKEN, broken, png
 from PIL import Image, features
 
-from pivotune.pipeline.data.open import look_at, open_alpha, open_mask, open_picture
-from pivotune.pipeline.data.variants import Variant, shown_picture
+from pivotune.pipeline.data.augment import Variant, apply_variant
+from pivotune.pipeline.data.images import inspect_image, open_alpha, open_mask, open_picture
 from pivotune.pipeline.errors import StageError
 
 
 def test_values_run_from_minus_one_to_one(tmp_path):
     Image.new("RGB", (8, 8), (255, 0, 127)).save(tmp_path / "a.png")
-    tensor = shown_picture(open_picture(tmp_path / "a.png"), (4, 4), Variant())
+    tensor = apply_variant(open_picture(tmp_path / "a.png"), (4, 4), Variant())
     assert tensor.shape == (3, 4, 4)
     assert tensor.dtype == torch.float32
     assert tensor[:, 0, 0].tolist() == pytest.approx([1.0, -1.0, -0.0039216], abs=1e-6)
@@ -26,14 +26,14 @@ def test_a_long_picture_is_cut_at_the_centre(tmp_path):
     picture.paste(Image.new("RGB", (10, 10), "blue"), (10, 0))
     picture.save(tmp_path / "a.png")
     assert (
-        shown_picture(open_picture(tmp_path / "a.png"), (10, 10), Variant())[:, 5, :].T.tolist()
+        apply_variant(open_picture(tmp_path / "a.png"), (10, 10), Variant())[:, 5, :].T.tolist()
         == [[-1.0, -1.0, 1.0]] * 10
     )
 
 
 def test_a_picture_of_one_pixel_is_enlarged(tmp_path):
     Image.new("RGB", (1, 1), "red").save(tmp_path / "a.png")
-    assert shown_picture(open_picture(tmp_path / "a.png"), (8, 8), Variant()).unique().tolist() == [-1.0, 1.0]
+    assert apply_variant(open_picture(tmp_path / "a.png"), (8, 8), Variant()).unique().tolist() == [-1.0, 1.0]
 
 
 def test_the_exif_mark_turns_the_picture(tmp_path):
@@ -99,14 +99,14 @@ def test_every_kind_that_is_listed_can_be_read(tmp_path, name):
     if name.endswith("avif") and not features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
     Image.new("RGB", (16, 9), (200, 30, 30)).save(tmp_path / name)
-    assert look_at(tmp_path / name)[0] == (16, 9)
+    assert inspect_image(tmp_path / name)[0] == (16, 9)
     assert open_picture(tmp_path / name).getpixel((5, 5)) == pytest.approx((200, 30, 30), abs=8)
 
 
 def test_a_picture_by_another_name_is_read_as_what_it_is(tmp_path):
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a.webp")
     (tmp_path / "a.webp").rename(tmp_path / "a.png")
-    assert look_at(tmp_path / "a.png") == ((9, 9), "WEBP")
+    assert inspect_image(tmp_path / "a.png") == ((9, 9), "WEBP")
     assert open_picture(tmp_path / "a.png").size == (9, 9)
 
 
@@ -114,13 +114,13 @@ def test_the_upright_size_is_known_without_decoding(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.new("RGB", (20, 10)).save(tmp_path / "a.jpg", exif=exif)
-    assert look_at(tmp_path / "a.jpg")[0] == open_picture(tmp_path / "a.jpg").size == (10, 20)
+    assert inspect_image(tmp_path / "a.jpg")[0] == open_picture(tmp_path / "a.jpg").size == (10, 20)
 
 
 def test_the_first_picture_of_a_telephones_pair_is_taken(tmp_path):
     pair = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     pair[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=pair[1:])
-    assert look_at(tmp_path / "a.jpg")[1] == "MPO"
+    assert inspect_image(tmp_path / "a.jpg")[1] == "MPO"
     assert open_picture(tmp_path / "a.jpg").getpixel((3, 3))[0] > 200
 
 
@@ -136,7 +136,7 @@ def test_what_is_no_single_whole_picture_is_refused_by_name(tmp_path, name, why)
 def test_a_picture_too_small_to_show_anything_is_refused(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "a.png")
     with pytest.raises(StageError, match=rf"a\.png: {size[0]}x{size[1]} pixels are too few"):
-        look_at(tmp_path / "a.png")
+        inspect_image(tmp_path / "a.png")
 
 
 def test_a_mask_is_brought_to_its_pictures_size_and_one_of_another_shape_refused(tmp_path):

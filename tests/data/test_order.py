@@ -4,8 +4,7 @@ from collections import Counter
 
 import pytest
 
-from pivotune.pipeline.data.balance import Turns
-from pivotune.pipeline.data.order import Order
+from pivotune.pipeline.data.epochs import Order, Turns
 
 
 def one_concept(count: int, size: int, shapes=None, seed: int = 0) -> Order:

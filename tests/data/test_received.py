@@ -6,9 +6,9 @@ import os
 import pytest
 from PIL import Image
 
-from pivotune.pipeline.data import open as opening
+from pivotune.pipeline.data import images as opening
 from pivotune.pipeline.data.captions import collect_captions
-from pivotune.pipeline.data.open import look_at, open_picture
+from pivotune.pipeline.data.images import inspect_image, open_picture
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.model import Concept
 
@@ -57,13 +57,13 @@ def test_a_fifo_or_device_as_caption_or_picture_is_refused(tmp_path):
     assert "no regular file" in read.problems[0]
     (folder / "b.png").symlink_to("/dev/zero")
     with pytest.raises(StageError, match="no regular file"):
-        look_at(folder / "b.png")
+        inspect_image(folder / "b.png")
 
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png")
     with pytest.raises(StageError, match="12000x12000 pixels are too many"):
-        look_at(tmp_path / "a.png")
+        inspect_image(tmp_path / "a.png")
 
 
 def test_a_name_in_a_table_or_of_a_folder_never_reaches_the_terminal_raw(tmp_path):
@@ -81,7 +81,7 @@ def test_a_jpeg_of_too_many_pixels_is_decoded_at_a_reduced_size(tmp_path, monkey
     Image.new("RGB", (640, 480), (200, 9, 9)).save(tmp_path / "a.jpg")
     assert open_picture(tmp_path / "a.jpg").size == (640, 480)
     monkeypatch.setattr(opening, "MOST_PIXELS", 640 * 480 // 5)
-    assert look_at(tmp_path / "a.jpg") == ((640, 480), "JPEG")
+    assert inspect_image(tmp_path / "a.jpg") == ((640, 480), "JPEG")
     assert open_picture(tmp_path / "a.jpg").size == (160, 120)
     Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
     with pytest.raises(StageError, match="pixels are too many"):

@@ -2,7 +2,14 @@
 
 import pytest
 
-from pivotune.pipeline.data.shapes import bucket_shapes, cut_box, cut_shape, nearest_shape, seen, told_sizes
+from pivotune.pipeline.data.augment import (
+    bucket_shapes,
+    cut_box,
+    cut_shape,
+    nearest_shape,
+    size_conditioning,
+    visible_share,
+)
 
 
 def test_buckets_of_a_real_resolution():
@@ -50,12 +57,12 @@ def test_the_box_has_the_shape_of_the_cut():
 
 
 def test_how_much_is_seen():
-    assert seen((300, 100), (50, 50)) == pytest.approx(1 / 3)
-    assert seen((100, 100), (64, 64)) == 1
+    assert visible_share((300, 100), (50, 50)) == pytest.approx(1 / 3)
+    assert visible_share((100, 100), (64, 64)) == 1
 
 
 def test_sizes_that_sdxl_is_told():
-    assert told_sizes((300, 100), (50, 50), (0.5, 0.5), False) == (100, 300, 0, 50, 50, 50)
-    assert told_sizes((300, 100), (50, 50), (0, 0.5), False) == (100, 300, 0, 0, 50, 50)
-    assert told_sizes((300, 100), (50, 50), (0, 0.5), True) == (100, 300, 0, 100, 50, 50)
-    assert told_sizes((10, 30), (40, 60), (0.5, 1), False) == (30, 10, 60, 0, 60, 40)
+    assert size_conditioning((300, 100), (50, 50), (0.5, 0.5), False) == (100, 300, 0, 50, 50, 50)
+    assert size_conditioning((300, 100), (50, 50), (0, 0.5), False) == (100, 300, 0, 0, 50, 50)
+    assert size_conditioning((300, 100), (50, 50), (0, 0.5), True) == (100, 300, 0, 100, 50, 50)
+    assert size_conditioning((10, 30), (40, 60), (0.5, 1), False) == (30, 10, 60, 0, 60, 40)

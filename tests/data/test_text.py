@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from pivotune.pipeline.data.text import shown_tags
+from pivotune.pipeline.data.caption_files import shown_tags
+from pivotune.pipeline.embeddings.placeholders import Replacer
 from pivotune.pipeline.recipe.model import Concept
-from pivotune.pipeline.words.placeholders import Replacer
 
 
 def shown(caption: str, draw: Random, **options) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pivotune.pipeline.data.variants import Variant, drawn_variant, shown_mask, shown_picture, varies
+from pivotune.pipeline.data.augment import Variant, apply_variant, apply_variant_to_mask, drawn_variant, varies
 from pivotune.pipeline.recipe.model import Concept
 
 
@@ -22,9 +22,9 @@ def test_a_mask_is_cut_turned_and_mirrored_with_its_picture(size, cut, turn, pla
     blobs = Image.fromarray((draw.random((6, 12)) > 0.5).astype(numpy.uint8) * 255)
     blobs = blobs.resize(size, Image.Resampling.NEAREST)
     variant = Variant(place, flip, turn=turn)
-    picture = (shown_picture(blobs.convert("RGB"), cut, variant)[0] + 1) / 2
+    picture = (apply_variant(blobs.convert("RGB"), cut, variant)[0] + 1) / 2
     grid = picture.reshape(cut[1] // 8, 8, cut[0] // 8, 8).mean((1, 3))
-    mask = shown_mask(blobs, cut, variant, cut[1] // 8, cut[0] // 8)[0].float() / 255
+    mask = apply_variant_to_mask(blobs, cut, variant, cut[1] // 8, cut[0] // 8)[0].float() / 255
     assert mask.shape == grid.shape
     assert (mask - grid).abs().max() < 0.12
     assert mask.std() > 0.2
@@ -32,7 +32,7 @@ def test_a_mask_is_cut_turned_and_mirrored_with_its_picture(size, cut, turn, pla
 
 def test_a_mirrored_picture_is_the_mirror_image():
     picture = Image.effect_noise((16, 16), 90).convert("RGB")
-    plain, mirrored = (shown_picture(picture, (16, 16), Variant(flip=flip)) for flip in (False, True))
+    plain, mirrored = (apply_variant(picture, (16, 16), Variant(flip=flip)) for flip in (False, True))
     assert torch.equal(mirrored, plain.flip(-1))
     assert not torch.equal(mirrored, plain)
 
@@ -41,21 +41,21 @@ def test_a_mirrored_picture_is_the_mirror_image():
 @pytest.mark.parametrize("turn", [-180.0, -90.0, -45.0, -5.0, 5.0, 30.0, 60.0, 90.0])
 @pytest.mark.parametrize("size", [(96, 48), (48, 96), (64, 64)])
 def test_a_turned_picture_shows_no_empty_corner(size, turn, place):
-    shown = shown_picture(Image.new("RGB", size, (255, 255, 255)), (32, 24), Variant(place, turn=turn))
+    shown = apply_variant(Image.new("RGB", size, (255, 255, 255)), (32, 24), Variant(place, turn=turn))
     assert shown.min() > 0.99
 
 
 def test_a_turned_picture_is_turned_against_the_clock():
     picture = Image.new("RGB", (64, 64))
     picture.paste((255, 255, 255), (0, 0, 32, 64))  # white on the left, which comes to the bottom
-    rows = shown_picture(picture, (32, 32), Variant(turn=90.0))[0].mean(1)
+    rows = apply_variant(picture, (32, 32), Variant(turn=90.0))[0].mean(1)
     assert rows[:14].max() < -0.99
     assert rows[18:].min() > 0.99
     assert Variant().as_json().keys() == Variant(turn=3.0).as_json().keys() - {"turn"}
 
 
 def colour(**changes) -> list[int]:
-    shown = shown_picture(Image.new("RGB", (8, 8), (200, 100, 50)), (8, 8), Variant(**changes))
+    shown = apply_variant(Image.new("RGB", (8, 8), (200, 100, 50)), (8, 8), Variant(**changes))
     return ((shown[:, 0, 0] + 1) * 127.5).round().int().tolist()
 
 

@@ -11,7 +11,7 @@ from projects import make_project, run_project
 from tiny import tiny_sd2
 
 from pivotune.converters.inspection import inspect
-from pivotune.pipeline.commands_convert import COMMANDS
+from pivotune.pipeline.cli.convert import COMMANDS
 
 MORE = '[[embedding]]\nplaceholder = "a dog"\ninitial_text = "blue"\n'
 EXPORT = 'targets = ["a1111", "onetrainer"]\n'

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from pivotune.converters.embedding import Contents, Embedding
-from pivotune.pipeline.export import described as module
-from pivotune.pipeline.words.raw import to_raw
+from pivotune.pipeline.export import standalone as module
+from pivotune.pipeline.tensors import to_raw
 
 
 def words_of(values: torch.Tensor) -> Contents:

@@ -12,7 +12,7 @@ from projects import make_project, run_project
 
 from pivotune import schemas
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.run.state import Run
+from pivotune.pipeline.run.context import Run
 
 TRAIN = '[stage.finetune]\nparts = ["denoiser", "clip_l"]\nlearning_rate = 1e-3'
 

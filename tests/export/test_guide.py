@@ -9,10 +9,9 @@ import pytest
 from pivotune.converters.families import families
 from pivotune.converters.programs import programs
 from pivotune.converters.write import Written
-from pivotune.pipeline.export.guide import Files, guide_text
-from pivotune.pipeline.export.script import Base, diffusers_lines
-from pivotune.pipeline.fits import fits_only
+from pivotune.pipeline.export.guide import Base, Files, diffusers_lines, guide_text
 from pivotune.pipeline.recipe.model import ModelSpec
+from pivotune.pipeline.text import fits_only
 
 
 def spec(**changes):

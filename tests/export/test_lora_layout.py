@@ -9,9 +9,9 @@ from pivotune.converters.families import families
 from pivotune.converters.programs import programs
 from pivotune.converters.safetensors_file import read, write
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.export.lora_layout import for_program, has_dora, lost, peft, settled, sgm
-from pivotune.pipeline.export.sgm_unet import sgm_module, unet_shape
-from pivotune.pipeline.words.raw import to_raw
+from pivotune.pipeline.export.layouts import sgm_module, unet_shape
+from pivotune.pipeline.export.lora_layouts import for_program, has_dora, ignored_parts, peft, settled, sgm
+from pivotune.pipeline.tensors import to_raw
 
 UNET = ["to_q", "to_out.0", "ff.net.0.proj", "proj_in", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv"]
 TEXT = ["q_proj", "out_proj", "fc1"]
@@ -97,8 +97,8 @@ def test_diffusers_gets_a_dora_in_pefts_layout_and_kohya_is_told_what_is_lost():
     assert made is not None
     assert all(name.startswith(("unet.", "text_encoder.text_model.")) for name in made)
     assert for_program(tensors, comfyui, families()["sd2"], fresh) is None
-    assert lost(tensors, comfyui) == []
-    assert "DoRA" in lost(tensors, kohya)[0]
+    assert ignored_parts(tensors, comfyui) == []
+    assert "DoRA" in ignored_parts(tensors, kohya)[0]
     scales = {name: raw for name, raw in tensors.items() if name.endswith("dora_scale")}
     for name, raw in scales.items():
         up = tensors[name.replace("dora_scale", "lora_up.weight")]

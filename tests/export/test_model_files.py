@@ -17,8 +17,7 @@ from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import families
 from pivotune.converters.safetensors_file import read
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.export.model_file import write_model_file
-from pivotune.pipeline.export.model_folder import write_model_folder
+from pivotune.pipeline.export.model import write_model_file, write_model_folder
 from pivotune.pipeline.models.load import quiet_libraries
 
 FAMILIES = ["sd1", "sd2", "sdxl", "sd3"]

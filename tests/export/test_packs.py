@@ -11,10 +11,10 @@ from pivotune.converters.errors import ConvertError
 from pivotune.converters.programs import programs
 from pivotune.converters.read import read
 from pivotune.converters.words import own_words
-from pivotune.pipeline.commands_convert import split
+from pivotune.pipeline.checks.recipe import check_recipe
+from pivotune.pipeline.cli.convert import split
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.export import packs
-from pivotune.pipeline.recipe.check import check_recipe
 from pivotune.pipeline.recipe.load import load_recipe
 
 MORE = "".join(

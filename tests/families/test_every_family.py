@@ -15,8 +15,8 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.context import Run
 from pivotune.pipeline.run.samples import inject_files
-from pivotune.pipeline.run.state import Run
 
 CPU = torch.device("cpu")
 TARGETS = {

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from projects import BUILD
 
+from pivotune.pipeline.checks.plan import make_plan
+from pivotune.pipeline.checks.recipe import checked_recipe
 from pivotune.pipeline.models.tokenizers import load_tokenizers
-from pivotune.pipeline.recipe.check import checked_recipe
 from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.recipe.plan import make_plan
 
 PICTURES = Path(__file__).parents[1] / "recipe" / "pictures"
 OWN = sorted(name for name in shipped() if load_recipe(name).model.family)

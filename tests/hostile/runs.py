@@ -64,7 +64,7 @@ def _arrange(work: Path, *, attack: Any, seed: int, finished: bool) -> None:
 @cache
 def _good() -> Path:
     """One good run, made once."""
-    from pivotune.pipeline import cli
+    from pivotune.pipeline.cli.main import main as cli
 
     folder = Path(tempfile.mkdtemp(prefix="hostile-good-")) / "run"
     before, sys.argv = sys.argv, ["pivotune", *_command(), "--out", str(folder)]
@@ -119,7 +119,7 @@ def _checkpoint(run: Path, draw: random.Random) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    from pivotune.pipeline.run.checkpoint import _digest
+    from pivotune.pipeline.run.checkpoints import _digest
 
     path = next((run / "checkpoints").iterdir())
     with safe_open(path, "pt") as file:

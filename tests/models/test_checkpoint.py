@@ -7,8 +7,8 @@ from models.single_file import single_file
 from safetensors.torch import save_file
 
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.files import model_hashes
 from pivotune.pipeline.models.denoisers import DENOISERS
-from pivotune.pipeline.run.hashes import model_hashes
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
+from pivotune.pipeline.device import device_name, make_deterministic, peak_memory, pick_device
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.models.device import device_name, make_deterministic, peak_memory, pick_device
 
 
 def have(monkeypatch, cuda=0, mps=False, xpu=0):

@@ -12,9 +12,9 @@ from huggingface_hub import errors
 from models.folders import CPU, assert_same_weights, spec_of
 
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.files import model_hashes
 from pivotune.pipeline.models.find import find_model
 from pivotune.pipeline.models.load import load_model
-from pivotune.pipeline.run.hashes import model_hashes
 
 HUB = "someone/some-model"
 http = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])  # the hub client's own

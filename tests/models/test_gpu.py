@@ -6,12 +6,12 @@ import pytest
 import torch
 from projects import make_project, run_project
 
+from pivotune.pipeline.device import pick_device
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.models.device import pick_device
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run.context import Run
 from pivotune.pipeline.run.samples import inject_files
-from pivotune.pipeline.run.state import Run
 
 DEVICE = "cuda"
 pytestmark = [

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from hostile.case import attack
 from hostile.models import cases
 
-from pivotune.pipeline.cli import pivotune
+from pivotune.pipeline.cli.main import pivotune
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the attacks are watched by /proc and fork")

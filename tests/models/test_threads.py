@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pivotune.pipeline.models import threads
-from pivotune.pipeline.models.threads import SMALL, cgroup_cores, choose_threads
+from pivotune.pipeline import device as threads
+from pivotune.pipeline.device import SMALL, cgroup_cores, choose_threads
 
 
 def group(root: Path, own: str, **files: str) -> tuple[Path, Path]:

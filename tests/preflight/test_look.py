@@ -11,10 +11,12 @@ import torch
 from projects import make_project, run_project
 
 from pivotune.converters.tensor import RawTensor
+from pivotune.pipeline.checks import disk, memory
+from pivotune.pipeline.checks import disk as places
+from pivotune.pipeline.checks import preflight as look
+from pivotune.pipeline.checks.memory import Memory
+from pivotune.pipeline.checks.preflight import run_preflight
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.preflight import disk, look, memory, places
-from pivotune.pipeline.preflight.look import look_ahead
-from pivotune.pipeline.preflight.memory import Memory
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import runner
 
@@ -54,7 +56,7 @@ def test_a_word_behind_the_token_limit_everywhere_is_an_error(tmp_path, unloaded
 def test_a_word_behind_the_token_limit_somewhere_is_a_warning(tmp_path):
     path = make_project(tmp_path)
     (tmp_path / "pictures/0.txt").write_text("a ring " * 60 + "<cat>", "utf-8")
-    found = look_ahead(load_recipe(path), tmp_path / "run", CPU)
+    found = run_preflight(load_recipe(path), tmp_path / "run", CPU)
     assert found.errors == []
     assert found.warnings[0].startswith("in 1 of 3 captions a word stands behind the token limit")
     assert found.facts["captions_cut"] == 1
@@ -64,7 +66,7 @@ def test_prompts_that_are_cut_and_names_that_are_words_are_said(tmp_path):
     path = make_project(tmp_path)
     recipe = load_recipe(path, ["samples.prompts=['" + "red ring " * 60 + "']", "export.targets=['a1111', 'comfyui']"])
     recipe = replace(recipe, words=(replace(recipe.words[0], placeholder="<red>"),))
-    found = look_ahead(recipe, tmp_path / "run", CPU)
+    found = run_preflight(recipe, tmp_path / "run", CPU)
     (cut,) = found.warnings
     assert "is cut off: clip_l reads" in cut
     (name,) = found.notes
@@ -74,7 +76,7 @@ def test_prompts_that_are_cut_and_names_that_are_words_are_said(tmp_path):
 @pytest.mark.parametrize(("tokens", "said"), [(37, []), (38, ["<cat> takes 38 of the 75 tokens that clip_l reads"])])
 def test_a_word_that_fills_half_of_a_prompt_is_pointed_out(tmp_path, tokens, said):
     recipe = load_recipe(make_project(tmp_path), [f"embedding.tokens={tokens}"])
-    found = look_ahead(recipe, tmp_path / "run", CPU)
+    found = run_preflight(recipe, tmp_path / "run", CPU)
     assert [warning.partition(" of every prompt")[0] for warning in found.warnings] == said
 
 
@@ -130,10 +132,10 @@ def test_every_folder_is_tried_and_a_cache_is_done_without(tmp_path, monkeypatch
     recipe = load_recipe(path)
     whats = [place.what for place in places.places_of(recipe, tmp_path / "run")]
     assert whats == ["run", "checkpoints", "encoded pictures"]
-    found = look_ahead(recipe, tmp_path / "run", CPU)
+    found = run_preflight(recipe, tmp_path / "run", CPU)
     assert found.errors == []
     assert "encoded pictures cannot be saved" in found.warnings[0]
-    refused = look_ahead(recipe, tmp_path / "notes.txt" / "run", CPU).errors
+    refused = run_preflight(recipe, tmp_path / "notes.txt" / "run", CPU).errors
     assert refused[0].startswith("run cannot be saved: ")
     assert "Not a directory" in refused[0]
 

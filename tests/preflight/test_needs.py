@@ -7,12 +7,11 @@ import torch
 from projects import make_project, run_project
 
 from pivotune import schemas
-from pivotune.pipeline.models.load import load_model
-from pivotune.pipeline.models.skeleton import skeleton
-from pivotune.pipeline.preflight.disk import writes
-from pivotune.pipeline.preflight.look import look_ahead
-from pivotune.pipeline.preflight.needs import STATE, VALUE, count_needs
-from pivotune.pipeline.recipe.fill import filled
+from pivotune.pipeline.checks.disk import writes
+from pivotune.pipeline.checks.memory import STATE, VALUE, count_needs
+from pivotune.pipeline.checks.preflight import run_preflight
+from pivotune.pipeline.models.load import load_model, skeleton
+from pivotune.pipeline.recipe.defaults import with_defaults
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.train.optimizers import OPTIMIZERS, make_optimizer
 
@@ -36,7 +35,7 @@ def test_a_skeleton_has_the_shapes_of_the_model(tmp_path, family):
 def test_an_optimizer_keeps_what_is_counted_for_it(kind):
     if kind == "adamw8bit":
         pytest.importorskip("bitsandbytes")
-    options = filled({"kind": kind}, *schemas.branch(schemas.schema(TABLE), {"kind": kind}, TABLE))
+    options = with_defaults({"kind": kind}, *schemas.branch(schemas.schema(TABLE), {"kind": kind}, TABLE))
     options["weight_decay"] = options["weight_decay"] or 0.0
     weight = torch.randn(512, 512, requires_grad=True)
     optimizer = make_optimizer([weight], options, 1e-3)
@@ -69,4 +68,4 @@ def test_checkpoints_and_exports_are_as_large_as_estimated(tmp_path, kind):
     made = sum(path.stat().st_size for path in (run / "exports").rglob("*") if path.is_file())
     assert made <= told["exports"].most * 1.1 + 2 * header
     assert told["checkpoints"].least > 0
-    assert look_ahead(recipe, tmp_path / "again", CPU).memory.least >= needs.frozen + VALUE * needs.words
+    assert run_preflight(recipe, tmp_path / "again", CPU).memory.least >= needs.frozen + VALUE * needs.words

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pivotune.pipeline.recipe.check import check_recipe
+from pivotune.pipeline.checks.recipe import check_recipe
 
 HERE = Path(__file__).parent
 BAD = sorted((HERE / "bad").glob("*.toml"))

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pivotune.pipeline.data import open as opened
+from pivotune.pipeline.checks import concepts as check_pictures
+from pivotune.pipeline.checks.embeddings import _similar
+from pivotune.pipeline.checks.recipe import check_recipe, checked_recipe
+from pivotune.pipeline.data import images as opened
 from pivotune.pipeline.data.captions import Captioned
 from pivotune.pipeline.errors import RecipeError
-from pivotune.pipeline.recipe import check_pictures
-from pivotune.pipeline.recipe.check import check_recipe, checked_recipe
-from pivotune.pipeline.recipe.check_words import _similar
 from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.model import Concept, Word
 
@@ -239,7 +239,7 @@ def test_words_that_a_program_keeps_for_itself(good: Path, word: str) -> None:
 
 def test_check_needs_no_heavy_library(good: Path) -> None:
     code = (
-        "import sys; from pivotune.pipeline.recipe.check import check_recipe\n"
+        "import sys; from pivotune.pipeline.checks.recipe import check_recipe\n"
         f"assert not check_recipe({str(good)!r}).problems\n"
         "heavy = {'torch', 'numpy', 'transformers', 'diffusers', 'peft', 'safetensors', 'huggingface_hub'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"

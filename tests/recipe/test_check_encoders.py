@@ -5,8 +5,8 @@ from projects import make_project
 
 from pivotune.converters.families import families
 from pivotune.converters.programs import programs
-from pivotune.pipeline.recipe.check import check_recipe
-from pivotune.pipeline.recipe.check_encoders import refusal
+from pivotune.pipeline.checks.embeddings import refusal
+from pivotune.pipeline.checks.recipe import check_recipe
 
 
 def why(program, family, chosen):

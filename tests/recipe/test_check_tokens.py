@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pivotune.pipeline.commands.check import check
-from pivotune.pipeline.models.light_tokenizers import light_tokenizers
-from pivotune.pipeline.models.stated import local_path
-from pivotune.pipeline.models.tokenizers import load_tokenizers, token_limit
-from pivotune.pipeline.recipe.check import check_recipe
+from pivotune.pipeline.checks.recipe import check_recipe
+from pivotune.pipeline.cli.check import check
+from pivotune.pipeline.models.family import local_path
+from pivotune.pipeline.models.tokenizers import light_tokenizers, load_tokenizers, token_limit
 from pivotune.pipeline.recipe.load import load_recipe
 
 LONG = "a red ring, " * 30
@@ -78,7 +77,7 @@ def test_tokens_are_those_of_transformers(tmp_path, files):
 def test_counting_loads_no_heavy_library(micro):
     sets = [f"concept.captions={json.dumps([LONG + '<emblem>'])}"]
     code = (
-        "import sys; from pivotune.pipeline.recipe.check import check_recipe\n"
+        "import sys; from pivotune.pipeline.checks.recipe import check_recipe\n"
         f"assert check_recipe({str(micro)!r}, {sets!r}, tokens=True).failed\n"
         "heavy = {'torch', 'numpy', 'transformers', 'diffusers', 'peft', 'safetensors', 'huggingface_hub'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"

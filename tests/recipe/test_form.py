@@ -14,10 +14,10 @@ import pytest
 import tomli
 from PIL import Image
 
-from pivotune.pipeline.recipe.check import beyond_form, check_recipe
+from pivotune.pipeline.checks.recipe import beyond_form, check_recipe
 from pivotune.pipeline.recipe.document import Document, shipped
 from pivotune.pipeline.recipe.form import form_of
-from pivotune.pipeline.recipe.load import MOST, formed
+from pivotune.pipeline.recipe.load import MOST, validated
 
 HERE = Path(__file__).parent
 # Without any one of its settings this recipe would have a finding, or a different meaning.
@@ -138,7 +138,7 @@ def test_a_wrong_form_has_no_consequences(rich: Path) -> None:
         document = Document(rich, "", wrong)
         if form_of(wrong, MOST).problems:
             refused += 1
-            assert [problem.shown("") for problem in beyond_form(document)] == [], (wrong, formed(document)[2])
+            assert [problem.shown("") for problem in beyond_form(document)] == [], (wrong, validated(document)[2])
     assert refused > 200
 
 

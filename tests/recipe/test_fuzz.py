@@ -13,10 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pivotune import schemas
-from pivotune.pipeline.recipe.build import recipe_as_json, recipe_from_json
-from pivotune.pipeline.recipe.check import beyond_form, examined
+from pivotune.pipeline.checks.recipe import beyond_form, examined
 from pivotune.pipeline.recipe.document import Document, refuse_deep, shipped
-from pivotune.pipeline.recipe.load import formed
+from pivotune.pipeline.recipe.load import recipe_as_json, recipe_from_json, validated
 
 GOOD = [tomli.loads(path.read_text("utf-8")) for path in shipped().values()]
 WORDS = [
@@ -84,7 +83,7 @@ def spoilt(draw: st.DrawFn) -> dict[str, Any]:
 def test_a_spoilt_recipe_is_judged_in_words(data: dict[str, Any]) -> None:
     document = Document(Path(str(shipped()["quickstart"])), "", data)
     refuse_deep(data)
-    recipe, document, problems = formed(document)
+    recipe, document, problems = validated(document)
     if recipe is None:
         problems += beyond_form(document)
     else:
@@ -103,7 +102,7 @@ def test_what_is_let_through_fits_plain_json_schema(data: dict[str, Any]) -> Non
     """Our own words and stricter rules never let through what the schema itself refuses."""
     import jsonschema
 
-    recipe, _, _ = formed(Document(Path(str(shipped()["quickstart"])), "", data))
+    recipe, _, _ = validated(Document(Path(str(shipped()["quickstart"])), "", data))
     validator = jsonschema.Draft7Validator(schemas.schema("editor.json"))
     if recipe is not None:
         assert list(validator.iter_errors(data)) == []

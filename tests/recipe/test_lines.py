@@ -8,7 +8,7 @@ import tomli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pivotune.pipeline.recipe.lines import key_lines
+from pivotune.pipeline.recipe.document import key_lines
 
 SHAPES = '''# a comment = 1
 name = "a" # b = 2

@@ -12,9 +12,9 @@ import pytest
 from pivotune import schemas
 from pivotune.pipeline.errors import RecipeError
 from pivotune.pipeline.recipe.document import shipped
+from pivotune.pipeline.recipe.intervals import parse_stop, stop_text
 from pivotune.pipeline.recipe.load import load_recipe, recipe_as_json, recipe_from_json
 from pivotune.pipeline.recipe.model import StopAfter
-from pivotune.pipeline.recipe.stop import parse_stop, stop_text
 
 HERE = Path(__file__).parent
 

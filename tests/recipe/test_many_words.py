@@ -11,7 +11,7 @@ from shutil import copytree
 import pytest
 from recipe.conftest import GOOD, HERE
 
-from pivotune.pipeline.recipe.check import Checked, check_recipe
+from pivotune.pipeline.checks.recipe import Checked, check_recipe
 from pivotune.pipeline.recipe.load import load_recipe, recipe_as_json, recipe_from_json
 from pivotune.pipeline.recipe.model import StopAfter
 

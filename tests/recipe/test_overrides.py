@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
+from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.errors import RecipeError
-from pivotune.pipeline.recipe.build import recipe_as_json
-from pivotune.pipeline.recipe.check import check_recipe
-from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.load import load_recipe, recipe_as_json
 
 
 def at(path: Path, override: str, *keys: Any) -> Any:

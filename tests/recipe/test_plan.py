@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from pivotune.pipeline.checks.plan import Plan, make_plan
+from pivotune.pipeline.checks.plan_text import joined, plan_json, plan_text
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.tokenizers import load_tokenizers, token_limit
 from pivotune.pipeline.recipe.document import shipped_folder
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import ModelSpec
-from pivotune.pipeline.recipe.plan import Plan, make_plan
-from pivotune.pipeline.recipe.plan_text import joined, plan_json, plan_text
 
 MICRO = shipped_folder() / "micro" / "model"
 

@@ -17,7 +17,7 @@ import pytest
 from pivotune import schemas
 from pivotune.converters.families import families
 from pivotune.converters.programs import programs
-from pivotune.pipeline.recipe.fill import filled
+from pivotune.pipeline.recipe.defaults import with_defaults
 from pivotune.schemas.reference import reference
 
 FOLDER = Path(str(files("pivotune.schemas")))
@@ -124,7 +124,7 @@ def test_stages_take_the_options_of_their_schemas() -> None:
         assert set(options) == set(about["properties"]) - {"kind"}, kind
         needed = {name for name, parameter in options.items() if parameter.default is inspect.Parameter.empty}
         assert needed == set(about["required"]) - {"kind"}, kind
-        defaults = filled({}, about, f"stages/{kind}.json")
+        defaults = with_defaults({}, about, f"stages/{kind}.json")
         for name in options.keys() - needed:
             assert plain(options[name].default) == defaults[name], (kind, name)
 

@@ -13,11 +13,10 @@ from click.testing import CliRunner
 from report.example import manifest, metrics, ring, write_run
 from report.parsed import Page, page
 
-from pivotune.pipeline.cli import pivotune
+from pivotune.pipeline.cli.main import pivotune
 from pivotune.pipeline.lock import is_locked, locked
-from pivotune.pipeline.report.follow import follow
-from pivotune.pipeline.report.page import write_report
-from pivotune.pipeline.run.metrics import Metrics
+from pivotune.pipeline.records import Metrics
+from pivotune.pipeline.report.page import follow, write_report
 
 
 def begun(folder: Path) -> Path:

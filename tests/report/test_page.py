@@ -12,8 +12,8 @@ from PIL import Image
 from report.example import artefact, manifest, metrics, word, write_run
 from report.parsed import Page, page
 
+from pivotune.pipeline.report.images import Gallery, pairs
 from pivotune.pipeline.report.page import write_report
-from pivotune.pipeline.report.pictures import Gallery, pairs
 
 
 @pytest.mark.filterwarnings("error")

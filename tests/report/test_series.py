@@ -6,10 +6,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from pivotune.pipeline.report import show
-from pivotune.pipeline.report.curves import noisy_curve
-from pivotune.pipeline.report.series import Line, envelope, positions, smoothed, thinned, vector_lines
-from pivotune.pipeline.report.words import printable, spelled
+from pivotune.pipeline.report import facts as show
+from pivotune.pipeline.report.curves import Line, envelope, noisy_curve, positions, smoothed, thinned, vector_lines
+from pivotune.pipeline.report.embeddings import printable, spelled
 
 
 def test_stages_are_put_end_to_end() -> None:

@@ -80,7 +80,7 @@ def test_files_that_cannot_be_looked_at_do_not_keep_the_page_from_being_written(
     def forbidden(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pivotune.pipeline.report.pictures.file_hash", forbidden)
+    monkeypatch.setattr("pivotune.pipeline.report.images.file_hash", forbidden)
     found = page(folder)
     assert "unreadable" in found.text
     assert "missing" in found.text

@@ -15,9 +15,9 @@ import psutil
 from projects import run_project
 from run.launching import Process, started
 
-from pivotune.pipeline.processes import Elsewhere
+from pivotune.pipeline.distributed import Elsewhere
 from pivotune.pipeline.recipe.model import Recipe
-from pivotune.pipeline.run.stopping import Stopped
+from pivotune.pipeline.run.signals import Stopped
 
 # What a signal is called in the count, and what is sent: at once or one soon after the other.
 SIGNALS = {

@@ -23,7 +23,7 @@ from run.killing import Project, made_files, project
 from run.kinds import KINDS
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.run.manifest_file import read_manifest
+from pivotune.pipeline.records import read_manifest
 
 DONE, REFUSED, FAULT = 0, 75, 1
 SMALLEST, ROOM = 32 << 10, 512 << 20  # bytes

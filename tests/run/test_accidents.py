@@ -20,15 +20,15 @@ from projects import make_project, run_project
 from run.killing import child, made_files
 from run.launching import launched
 
-from pivotune.pipeline.commands.options import say
+from pivotune.pipeline.cli.options import say
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.machine import FULL_MEMORY, system_words
-from pivotune.pipeline.models.unreadable import unreadable
+from pivotune.pipeline.models.received import unreadable
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import ModelSpec, Recipe
 from pivotune.pipeline.run import runner
-from pivotune.pipeline.run.stopping import Stopped, listening
-from pivotune.pipeline.run.trouble import in_words
+from pivotune.pipeline.run.outcome import machine_message
+from pivotune.pipeline.run.signals import Stopped, signals_caught
+from pivotune.pipeline.system_errors import FULL_MEMORY, system_words
 from pivotune.pipeline.train import loop
 
 OFTEN = '[checkpoint]\nevery = "1 steps"\n[data]\ncache_latents = "off"\n'
@@ -107,7 +107,7 @@ def test_a_closed_terminal_stops_with_a_checkpoint_and_nohup_does_not(tmp_path, 
             with pytest.raises(Stopped, match="stopped by SIGHUP after step 2 of 3"):
                 run_project(recipe, tmp_path / "run")
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with listening(say) as asked:
+        with signals_caught(say) as asked:
             os.kill(os.getpid(), signal.SIGHUP)
             assert asked.name is None
     finally:
@@ -174,13 +174,13 @@ def large(path: Path) -> Recipe:
     ],
 )
 def test_what_the_machine_refuses_is_told_with_a_way_out(error, text):
-    assert str(in_words(error)).startswith(text)
+    assert str(machine_message(error)).startswith(text)
     if isinstance(error, (OSError, MemoryError)):
         assert system_words(error).startswith(text)
 
 
 def test_a_fault_of_ours_keeps_its_traceback():
-    assert in_words(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert machine_message(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
 def own_disk(place: Path) -> None:

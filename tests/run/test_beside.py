@@ -12,16 +12,15 @@ from PIL import Image
 from projects import make_project, run_project
 
 from pivotune.converters.safetensors_file import read as read_safetensors
-from pivotune.pipeline.cli import pivotune
+from pivotune.pipeline.cli.main import pivotune
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.intervals import Rhythm, parse_stop
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.recipe.stop import parse_stop
-from pivotune.pipeline.run import trackers
-from pivotune.pipeline.run.stopping import Stopped
-from pivotune.pipeline.run.trackers import flat
+from pivotune.pipeline.run import callbacks as trackers
+from pivotune.pipeline.run.callbacks import flat
+from pivotune.pipeline.run.signals import Stopped
 from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.train import loop
-from pivotune.pipeline.train.rhythm import Rhythm
 
 WATCH = ["train.watch.sample_every='2 steps'", "train.watch.prompts=['<cat>', 'a blue ring']", "train.watch.count=2"]
 SAVE = ["train.save.every='2 steps'", "train.save.keep=2"]

@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.run import checkpoint as module
-from pivotune.pipeline.run.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
+from pivotune.pipeline.run import checkpoints as module
+from pivotune.pipeline.run.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 
 RUN = {
     "metrics": {"bytes": 0, "sha256": "0"}, "stopped_at": {}, "reached": [], "warnings": [], "artefacts": [],

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 from projects import make_project, run_project
 
-from pivotune.pipeline.cli import pivotune
+from pivotune.pipeline.cli.main import pivotune
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.train import loop
 

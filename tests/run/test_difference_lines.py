@@ -9,9 +9,7 @@ from projects import make_project, run_project
 
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import runner
-from pivotune.pipeline.run.changed import changed
-from pivotune.pipeline.run.difference_lines import difference_lines
-from pivotune.pipeline.run.differences import input_differences
+from pivotune.pipeline.run.diff import describe_change, difference_lines, input_differences
 
 PROMPTS = [f"a photo of <cat> number {number}" for number in range(9)]
 OLD, NEW = "a" * 64, "b" * 64
@@ -35,7 +33,7 @@ OLD, NEW = "a" * 64, "b" * 64
     ],
 )  # fmt: skip
 def test_what_differs_is_shown_however_long_the_values_are(old, new, said):
-    assert changed(old, new) == said
+    assert describe_change(old, new) == said
 
 
 def of_files(files: dict[str, str], **more: object) -> dict[str, object]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from projects import make_project, run_project
 
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.ending import ending
+from pivotune.pipeline.run.outcome import closing_lines
 
 
 def files_said(recipe: Path, out: Path, overrides: list[str]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def test_loras_for_all_and_for_one_program():
         row("exports/diffusers/a1111_lora.safetensors", "lora", "diffusers"),
         row("exports/diffusers/HOW-TO.txt", "text", "diffusers"),
     ]  # fmt: skip
-    assert ending({"proofs": {}, "artefacts": rows}).splitlines()[2:] == [
+    assert closing_lines({"proofs": {}, "artefacts": rows}).splitlines()[2:] == [
         "  LoRA: exports/a1111.safetensors",
         "  a1111: exports/a1111/a1111.safetensors",
         "  diffusers: exports/diffusers/a1111_lora.safetensors",

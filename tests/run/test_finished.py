@@ -21,12 +21,13 @@ from pivotune.converters.embedding import Contents
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.export import program
 from pivotune.pipeline.export.finished import Finished, finished_facts
+from pivotune.pipeline.recipe.intervals import Stops
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import StopAfter
-from pivotune.pipeline.run import execute, finishing, steps
+from pivotune.pipeline.run import execute, steps
+from pivotune.pipeline.run import outcome as finishing
 from pivotune.pipeline.train import loop
-from pivotune.pipeline.train.stops import Stops
-from pivotune.pipeline.train.word_trainer import WordTrainer
+from pivotune.pipeline.train.embeddings import WordTrainer
 
 TWO = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "blue"\nstop_after = "3 own steps"\n'
 RESCALE = '[[stage]]\nkind = "rescale"\nto = "median"'
@@ -108,7 +109,7 @@ def test_kills_at_random_moments_change_no_finished_word(tmp_path):
 
 def test_a_stop_by_the_clock_is_the_same_step_again(tmp_path, monkeypatch):
     """The ledger says after which step the word stopped; the process that goes on is slower and stops there too."""
-    from pivotune.pipeline.train.clock import Clock
+    from pivotune.pipeline.recipe.intervals import Clock
 
     stops = Stops({"a": StopAfter(5.0, "seconds"), "b": StopAfter(1.0, "hours")}, {"a": 7})
     assert stops.due(Clock(6, 100, 1.0, 60.0)) == []

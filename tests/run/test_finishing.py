@@ -12,7 +12,8 @@ from projects import make_project, run_project
 from run.killing import assert_same, child
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.run import execute, finishing
+from pivotune.pipeline.run import execute
+from pivotune.pipeline.run import outcome as finishing
 
 EARLY = 'stop_after = "2 steps"'  # so that there is a finished/ to clean up
 STEPS = ("write_json", "write_report", "remove_finished", "remove_last_good")

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
-from pivotune.pipeline.run import runner, takeover
+from pivotune.pipeline.run import runner
+from pivotune.pipeline.run import warm_start as takeover
 from pivotune.pipeline.run.start import begin_folder
 from pivotune.pipeline.run.steps import AVERAGED
 from pivotune.pipeline.train import loop
@@ -166,7 +167,7 @@ def exported(run: Path, word: str = "cat") -> torch.Tensor:
 
 def test_a_run_in_the_usual_folders_goes_on_only_with_its_own_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pivotune.pipeline.run.manifest_file._wrong", lambda manifest: "")  # these are not whole
+    monkeypatch.setattr("pivotune.pipeline.records._wrong", lambda manifest: "")  # these are not whole
     digests = (("one", "1" * 64), ("other", "2" * 64))
     one, other = ({"path": f"/{name}", "sha256": digest, "whole": True} for name, digest in digests)
     leave(tmp_path / "runs/x", "running", source=one)

@@ -15,10 +15,10 @@ from pivotune.converters.safetensors_file import read
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.export import last_good
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import finishing
-from pivotune.pipeline.run.stopping import Stopped
+from pivotune.pipeline.run import outcome as finishing
+from pivotune.pipeline.run.signals import Stopped
+from pivotune.pipeline.tensors import from_raw
 from pivotune.pipeline.train import loop
-from pivotune.pipeline.words.raw import from_raw
 
 BOTH = """
 [[stage.lora]]

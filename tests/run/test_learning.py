@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pivotune.converters.safetensors_file import read as read_safetensors
-from pivotune.pipeline.recipe.check import check_recipe
+from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run.runner import run_recipe

@@ -14,7 +14,7 @@ from projects import make_project, run_project
 from run.killing import child
 
 from pivotune.pipeline.report import page
-from pivotune.pipeline.run.leftovers import sweep_run
+from pivotune.pipeline.run.start import remove_leftovers
 
 OURS = (
     ".probe", ".manifest.json.part", ".finished.old/word.bin", ".last-good.part/word.bin", "checkpoints/.tmpoEhWcw",
@@ -58,7 +58,7 @@ def test_only_what_a_run_writes_is_taken_away(tmp_path):
     for name in (*gone, *stay):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    sweep_run(tmp_path)
+    remove_leftovers(tmp_path)
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(stay)
 
 
@@ -66,7 +66,7 @@ def test_the_last_good_words_survive_a_kill_between_old_and_new(tmp_path):
     for name in ("old", "part"):
         (tmp_path / f".last-good.{name}").mkdir()
         (tmp_path / f".last-good.{name}/cat").write_text(name)
-    sweep_run(tmp_path)
+    remove_leftovers(tmp_path)
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["last-good", "last-good/cat"]
     assert (tmp_path / "last-good/cat").read_text() == "old"
 

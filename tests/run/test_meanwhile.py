@@ -16,12 +16,12 @@ from projects import make_project, run_project
 from run.killing import assert_same, child
 from run.test_accidents import OFTEN, at_step, mounted, own_disk
 
+from pivotune.pipeline.checks.recipe import checked_recipe
 from pivotune.pipeline.errors import RecipeError, StageError
-from pivotune.pipeline.recipe.check import checked_recipe
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import beside
-from pivotune.pipeline.run.stopping import Stopped
-from pivotune.pipeline.run.trackers import Trackers
+from pivotune.pipeline.run import callbacks as beside
+from pivotune.pipeline.run.callbacks import Trackers
+from pivotune.pipeline.run.signals import Stopped
 
 CLASS = '[[concept]]\nimages = "disk/class"\nprior = true\ngenerate = { prompts = ["a ring"], count = 3, steps = 1 }\n'
 

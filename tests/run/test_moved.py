@@ -14,8 +14,8 @@ from projects import make_project, run_project
 from pivotune.converters.safetensors_file import read
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.differences import input_differences
-from pivotune.pipeline.run.stopping import Stopped
+from pivotune.pipeline.run.diff import input_differences
+from pivotune.pipeline.run.signals import Stopped
 from pivotune.pipeline.train import loop
 
 

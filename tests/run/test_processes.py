@@ -17,11 +17,11 @@ from run.kinds import FSDP
 from run.launching import Launched, launched
 from safetensors.torch import load_file
 
-from pivotune.pipeline.data.batch import Whole
+from pivotune.pipeline.data.dataset import Whole
+from pivotune.pipeline.distributed import Processes
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.launch import begin_processes
-from pivotune.pipeline.processes import Processes
-from pivotune.pipeline.run.spread import SHARDABLE
+from pivotune.pipeline.run.consistency import SHARDABLE
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.loss import mean_loss, part_loss
 

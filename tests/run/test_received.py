@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from projects import make_project, run_project
 
-from pivotune.pipeline.commands.replay import replay
+from pivotune.pipeline.cli.replay import replay
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.run.received import bounded_json, inside, is_inside
+from pivotune.pipeline.run_folder import bounded_json, inside, is_inside
 
 
 @pytest.fixture(scope="module")

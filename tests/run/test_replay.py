@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from projects import make_project, run_project
 
-from pivotune.pipeline.commands.replay import replay
+from pivotune.pipeline.cli.replay import replay
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.train import loop

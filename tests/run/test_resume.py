@@ -20,14 +20,18 @@ from run.killing import assert_same, child, killed_again_and_again, made_files, 
 from run.kinds import KINDS
 from safetensors.torch import load_file
 
+from pivotune.pipeline import records as metrics
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import finishing, keeper, metrics, noted, resume, runner, steps
-from pivotune.pipeline.run.checkpoint import read_checkpoint, write_checkpoint
+from pivotune.pipeline.run import checkpoints as keeper
+from pivotune.pipeline.run import outcome as finishing
+from pivotune.pipeline.run import outcome as noted
+from pivotune.pipeline.run import resume, runner, steps
+from pivotune.pipeline.run.checkpoints import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.replay import replay
 from pivotune.pipeline.run.resume import steps_left
+from pivotune.pipeline.run.signals import Stopped, signals_caught
 from pivotune.pipeline.run.start import Start, say_start
-from pivotune.pipeline.run.stopping import Stopped, listening
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.snapshot import stored_rows
 
@@ -215,7 +219,7 @@ def test_a_signal_that_comes_while_a_line_is_written_is_heard(capfd):
     def entered_twice(text):
         raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
 
-    with listening(entered_twice) as asked:
+    with signals_caught(entered_twice) as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.name == "SIGTERM"
     assert capfd.readouterr().err == "SIGTERM: stopping at the next step, with a checkpoint (again: at once)\n"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from projects import make_project, run_project
 
+from pivotune.pipeline.checks import preflight as look
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.preflight import look
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.stopping import Stopped
+from pivotune.pipeline.run.signals import Stopped
 from pivotune.pipeline.train import loop
 
 OFTEN = '[checkpoint]\nevery = "1 steps"'

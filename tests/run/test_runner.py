@@ -13,21 +13,21 @@ from projects import make_project, run_project
 
 from pivotune import schemas
 from pivotune.converters.safetensors_file import read as read_safetensors
+from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models import denoisers
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
-from pivotune.pipeline.recipe.check import check_recipe
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import runner
-from pivotune.pipeline.run.data_facts import data_facts
+from pivotune.pipeline.run.context import Run
+from pivotune.pipeline.run.manifest import data_facts
 from pivotune.pipeline.run.samples import inject_files
-from pivotune.pipeline.run.state import Run
-from pivotune.pipeline.run.stopping import Stopped
+from pivotune.pipeline.run.signals import Stopped
+from pivotune.pipeline.tensors import from_raw
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.lora import ADAPTER
 from pivotune.pipeline.train.weights import WeightTrainer
-from pivotune.pipeline.words.raw import from_raw
 
 FAMILIES = ["sd1", "sdxl"]
 PIPES = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
@@ -512,7 +512,7 @@ def test_a_vocabulary_that_moved_fails_the_run(tmp_path, monkeypatch):
 
 
 def test_words_that_were_not_taken_out_fail_the_run(tmp_path, monkeypatch):
-    from pivotune.pipeline.words.injection import Injection
+    from pivotune.pipeline.embeddings.injection import Injection
 
     monkeypatch.setattr(Injection, "eject", lambda self: None)
     with pytest.raises(StageError, match="not put back"):

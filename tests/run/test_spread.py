@@ -7,7 +7,7 @@ from projects import make_project
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.spread import hold_spread
+from pivotune.pipeline.run.consistency import require_shardable
 
 TUNED = "finetune = { parts = ['denoiser'] }\n"
 
@@ -25,9 +25,9 @@ TUNED = "finetune = { parts = ['denoiser'] }\n"
 )
 def test_unsupported_keys_of_a_sharded_fine_tune_are_refused(tmp_path, train, error):
     recipe = load_recipe(make_project(tmp_path, train=train))
-    hold_spread(recipe, sharding=False)
+    require_shardable(recipe, sharding=False)
     with pytest.raises(StageError, match=f"stage 3 .train.: .*{error}"):
-        hold_spread(recipe, sharding=True)
+        require_shardable(recipe, sharding=True)
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_unsupported_keys_of_a_sharded_fine_tune_are_refused(tmp_path, train, er
     [("optimizer = { kind = 'prodigy' }\ncompile = true", ""), (TUNED, 'dtype = "float16"')],
 )
 def test_keys_that_need_no_whole_weights_are_accepted(tmp_path, train, model):
-    hold_spread(load_recipe(make_project(tmp_path, train=train, model=model)), sharding=True)
+    require_shardable(load_recipe(make_project(tmp_path, train=train, model=model)), sharding=True)

@@ -10,8 +10,8 @@ import pytest
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.lock import locked
-from pivotune.pipeline.run.differences import Difference, input_differences
-from pivotune.pipeline.run.start import begin_folder, held, say_start
+from pivotune.pipeline.run.diff import Difference, input_differences
+from pivotune.pipeline.run.start import begin_folder, run_folder_lock, say_start
 
 INPUTS: dict[str, Any] = {
     "recipe": {"seed": 1, "stage": [{"kind": "train", "steps": 100}]},
@@ -23,7 +23,7 @@ INPUTS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pivotune.pipeline.run.manifest_file._wrong", lambda manifest: "")  # these are not whole
+    monkeypatch.setattr("pivotune.pipeline.records._wrong", lambda manifest: "")  # these are not whole
     monkeypatch.chdir(tmp_path)
 
 
@@ -94,10 +94,10 @@ def test_a_run_that_another_process_has_finished_before_the_lock_is_not_gone_on_
     if found == "unfinished":
         leave(out, "running")
     start = begin_folder("x", out, INPUTS, fresh=False)
-    with held(start):
+    with run_folder_lock(start):
         pass
     (out / "manifest.json").write_text(json.dumps({"status": "finished", **INPUTS}), "utf-8")
-    with pytest.raises(StageError, match="another process has run in this folder meanwhile"), held(start):
+    with pytest.raises(StageError, match="another process has run in this folder meanwhile"), run_folder_lock(start):
         pass
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from pivotune.pipeline.train.clock import Clock
+from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.train.weights import WeightSettings
 
 ADAM = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}

@@ -2,7 +2,7 @@
 
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from pivotune.pipeline.recipe.fill import defaults
+from pivotune.pipeline.recipe.defaults import defaults
 from pivotune.pipeline.train.objective import objective_for
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from pivotune import schemas
+from pivotune.pipeline.embeddings.injection import WordRows
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.fill import filled
+from pivotune.pipeline.recipe.defaults import with_defaults
 from pivotune.pipeline.train.optimizers import OPTIMIZERS
 from pivotune.pipeline.train.packing import pack
-from pivotune.pipeline.train.word_optimizers import row_optimizer
-from pivotune.pipeline.words.rows import WordRows
+from pivotune.pipeline.train.row_optimizers import row_optimizer
 
 
 def test_every_optimizer_of_the_schema_is_tried() -> None:
@@ -25,7 +25,7 @@ def test_absent_words_stay_bit_equal(kind: str) -> None:
     rows = WordRows({name: torch.randn(2, 8, generator=draw) for name in ("seen", "absent", "later")})
     table = schemas.schema("tables/optimizer.json")
     branch, origin = schemas.branch(table, {"kind": kind}, "tables/optimizer.json")
-    options = filled({"kind": kind, "weight_decay": 0.1}, branch, origin)
+    options = with_defaults({"kind": kind, "weight_decay": 0.1}, branch, origin)
     try:
         optimizer = row_optimizer(rows, options)
         step(optimizer, rows, "later", draw)  # it has moments, which must not carry it on

@@ -10,7 +10,7 @@ from torch._dynamo.exc import TorchDynamoException
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.train import loop
-from pivotune.pipeline.train.compiling import compiled
+from pivotune.pipeline.train.compute import compiled
 
 
 @pytest.mark.slow

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pivotune.pipeline.train.draws import generator
-from pivotune.pipeline.train.schedule import rate_factor
+from pivotune.pipeline.rng import generator
+from pivotune.pipeline.train.optimizers import rate_factor
 
 
 def test_draws_differ_by_purpose_step_and_seed_and_repeat():

@@ -7,7 +7,7 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 from train.objectives import flow, huber
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.train.draws import generator
+from pivotune.pipeline.rng import generator
 
 LATENTS = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))
 ANSWER = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(1))

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from projects import make_project, run_project
 from run.killing import made_files
 
-from pivotune.pipeline.cli import pivotune
+from pivotune.pipeline.cli.main import pivotune
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.fill import defaults
+from pivotune.pipeline.recipe.defaults import defaults
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.guard import MOST, Guard
@@ -37,7 +37,7 @@ def test_a_quiet_run_says_nothing(tmp_path):
 
 def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps too small for float32: the vectors stay bit for bit."""
-    from pivotune.pipeline.train.lazy_adamw import LazyAdamW
+    from pivotune.pipeline.train.row_optimizers import LazyAdamW
 
     monkeypatch.setattr(LazyAdamW, "step", lambda self, index, rows, gradient, rate: rows.detach().clone())
 
@@ -185,7 +185,7 @@ def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
     rows = torch.ones(2, 4)
 
     def look(guard: Guard) -> None:
-        from pivotune.pipeline.words.norms import NormStatistics
+        from pivotune.pipeline.embeddings.norms import NormStatistics
 
         guard.rows(
             "clip_l", 2, torch.tensor([0, 1]), torch.tensor([True, False]), rows, rows, ("a", "b"),
@@ -241,7 +241,7 @@ def test_all_that_was_found_in_a_step_is_said_when_the_run_stops(tmp_path, monke
 
 
 def test_bands_and_policies_are_checked(tmp_path):
-    from pivotune.pipeline.recipe.check import check_recipe
+    from pivotune.pipeline.checks.recipe import check_recipe
 
     path = make_project(tmp_path, train="[stage.guard]\nnorm = 'wran'\nnot_finite = 'off'")
     texts = [problem.text for problem in check_recipe(path).problems]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pivotune.pipeline.train.lazy_adamw import LazyAdamW
+from pivotune.pipeline.train.row_optimizers import LazyAdamW
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

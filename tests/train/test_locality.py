@@ -7,9 +7,9 @@ from projects import make_project, run_project
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.rng import generator
 from pivotune.pipeline.run import steps
 from pivotune.pipeline.train import loop
-from pivotune.pipeline.train.draws import generator
 from pivotune.pipeline.train.weights import WeightTrainer
 
 KINDS = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}

@@ -8,12 +8,11 @@ import torch
 from projects import make_project, run_project
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.models.load import load_model
+from pivotune.pipeline.models.load import load_model, part_modules
+from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.state import Run
+from pivotune.pipeline.run.context import Run
 from pivotune.pipeline.train import loop
-from pivotune.pipeline.train.clock import Clock
-from pivotune.pipeline.train.parts import part_modules
 from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
 
 WHOLE = """

@@ -6,9 +6,9 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 from train.objectives import diffusion, huber, scheduler
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.train.draws import generator
+from pivotune.pipeline.rng import generator
+from pivotune.pipeline.train.loss import TimeStepOptions, draw_shares, draw_steps
 from pivotune.pipeline.train.objective import objective_for
-from pivotune.pipeline.train.timesteps import TimeStepOptions, draw_shares, draw_steps
 
 STEPS = [0, 500, 999]
 

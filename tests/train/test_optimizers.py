@@ -10,13 +10,13 @@ from train_words import NAMES, WIDTHS, pull, trainer, values
 
 from pivotune import schemas
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.fill import filled
+from pivotune.pipeline.recipe.defaults import with_defaults
+from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.train import optimizers
-from pivotune.pipeline.train.clock import Clock
+from pivotune.pipeline.train.embeddings import WordSettings
 from pivotune.pipeline.train.optimizers import OPTIMIZERS, effective_rate, make_optimizer
-from pivotune.pipeline.train.trained import State
+from pivotune.pipeline.train.trainable import State
 from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
-from pivotune.pipeline.train.word_settings import WordSettings
 
 # a rate at which forty steps go far
 RATES = {
@@ -31,7 +31,7 @@ def options(kind, **changes):
     about, origin = schemas.branch(
         schemas.schema("tables/optimizer.json"), {"kind": kind}, "tables/optimizer.json"
     )  # fmt: skip
-    table = filled({"kind": kind, **changes}, about, origin)
+    table = with_defaults({"kind": kind, **changes}, about, origin)
     return table | {"weight_decay": table["weight_decay"] or 0.0}
 
 

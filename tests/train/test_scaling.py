@@ -11,10 +11,10 @@ from projects import make_project, run_project
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import training
-from pivotune.pipeline.run.stopping import Stopped
+from pivotune.pipeline.run.signals import Stopped
 from pivotune.pipeline.train import loop
-from pivotune.pipeline.train.scaling import FIRST, GROW_AFTER, LossScale, loss_scale
-from pivotune.pipeline.train.word_trainer import WordTrainer
+from pivotune.pipeline.train.embeddings import WordTrainer
+from pivotune.pipeline.train.loss import FIRST, GROW_AFTER, LossScale, loss_scale
 
 
 def test_the_scale_halves_at_an_overflow_and_doubles_after_many_good_steps():

@@ -10,7 +10,7 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.packing import pack, unpack
-from pivotune.pipeline.train.trained import State
+from pivotune.pipeline.train.trainable import State
 
 
 def test_a_tree_comes_back_from_json_and_tensors():

@@ -6,10 +6,9 @@ import pytest
 import torch
 from projects import make_project, run_project
 
-from pivotune.pipeline.models.denoisers import DENOISERS, Text
+from pivotune.pipeline.models.denoisers import DENOISERS, Text, Texts
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import training as put_together
-from pivotune.pipeline.train.texts import Texts
 
 AROUND = """
 [[stage]]

@@ -9,7 +9,7 @@ from train.little_encoder import SETTINGS, TUNED, made, step
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.launch import begin_processes
-from pivotune.pipeline.train.twin import Twin
+from pivotune.pipeline.train.fsdp import Twin
 from pivotune.pipeline.train.weights import WeightTrainer
 
 FSDP = {

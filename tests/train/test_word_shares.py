@@ -7,11 +7,11 @@ import torch
 from run.launching import launched
 from train_words import WIDTHS, pull, trainer, values, word
 
+from pivotune.pipeline.distributed import ALONE
 from pivotune.pipeline.launch import begin_processes
-from pivotune.pipeline.processes import ALONE
 from pivotune.pipeline.recipe.model import StopAfter
+from pivotune.pipeline.train.embeddings import WordSettings
 from pivotune.pipeline.train.packing import unpack
-from pivotune.pipeline.train.word_settings import WordSettings
 
 NAMES = [f"<{letter}>" for letter in "abcdefg"]
 STEPS = [["<a>", "<g>"], ["<b>", "<c>", "<d>"], ["<g>"], ["<a>", "<b>", "<c>", "<d>", "<e>"], ["<e>", "<g>"]]  # no <f>

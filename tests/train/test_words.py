@@ -5,7 +5,7 @@ import torch
 from train_words import NAMES, pull, trainer, values, word
 
 from pivotune.pipeline.recipe.model import StopAfter
-from pivotune.pipeline.train.word_settings import WordSettings
+from pivotune.pipeline.train.embeddings import WordSettings
 
 ADAM = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 PRODIGY = {

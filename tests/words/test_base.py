@@ -7,8 +7,8 @@ import torch
 from projects import make_project, run_project
 from safetensors.torch import load_file, save_file
 
+from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.check import check_recipe
 from pivotune.pipeline.recipe.load import load_recipe, recipe_as_json, recipe_from_json
 
 

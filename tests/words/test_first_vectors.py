@@ -15,7 +15,7 @@ from pivotune.pipeline.models.load import prepare
 from pivotune.pipeline.recipe.model import ModelSpec
 from pivotune.pipeline.stages.inject import inject
 from pivotune.pipeline.stages.tokenize import tokenize
-from pivotune.pipeline.words.raw import from_raw, to_raw, vectors_for, vectors_of_all
+from pivotune.pipeline.tensors import from_raw, to_raw, vectors_for, vectors_of_all
 
 TEXTS = {"<a>": ("red ring", None), "<b>": ("ring", 3), "<c>": ("red ring", 1), "<d>": ("", 2), "<e>": ("a cat", 2)}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pivotune.pipeline.words.initial import Texts, tokenize_initial
+from pivotune.pipeline.embeddings.initial import Texts, tokenize_initial
 from pivotune.recipes.micro.tokenizer import build_tokenizer
 
 

@@ -5,12 +5,10 @@ import torch
 from tiny import tiny_sd, tiny_sdxl
 
 from pivotune.converters.families import families
+from pivotune.pipeline.embeddings.injection import Injection, SlotTable, WordRows
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import prepare
 from pivotune.pipeline.recipe.model import ModelSpec
-from pivotune.pipeline.words.injection import Injection
-from pivotune.pipeline.words.rows import WordRows
-from pivotune.pipeline.words.table import SlotTable
 
 
 def model_of(pipe, family):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pivotune.pipeline.words.nearest import nearest_tokens
+from pivotune.pipeline.embeddings.metrics import nearest_tokens
 
 
 def test_nearest_tokens_are_found_across_blocks_best_first():

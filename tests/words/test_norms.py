@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pivotune.pipeline.words.norms import apply_rule, apply_rules, norm_statistics, scale_to
+from pivotune.pipeline.embeddings.norms import apply_rule, apply_rules, norm_statistics, scale_to
 
 TABLE = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 2.0], [6.0, 8.0]])  # norms 5, 1, 2, 10
 VECTORS = torch.tensor([[0.6, 0.8], [0.0, 20.0]])  # norms 1, 20

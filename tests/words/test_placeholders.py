@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pivotune.pipeline.words.placeholders import Replacer, replace, spelling
+from pivotune.pipeline.embeddings.placeholders import Replacer, replace, spelling
 
 CAT = {"cat": "DOG"}
 

@@ -1,0 +1,204 @@
+"""How much a run writes, whether the disks have room for it, and whether its folders can be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...converters import safetensors_file
+from ...converters.errors import ConvertError
+from ...converters.programs import programs
+from ...converters.tensor import RawTensor
+from ..data.cache import cache_folder
+from ..data.files import files_in
+from ..recipe.intervals import parse_stop
+from ..recipe.model import Recipe, Stage
+from ..text import size
+from .memory import VALUE, Needs, StageNeeds
+
+PROBE = ".probe"
+_ONE = {"probe": RawTensor("F32", (1,), b"\0\0\x80\x3f")}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder and what is written there. A run does without a place that is not `needed`."""
+
+    what: str
+    folder: Path
+    needed: bool = True
+
+
+def places_of(recipe: Recipe, out: Path | None) -> Iterator[Place]:
+    """The run's folder with those that are in it already, the cache of encoded pictures, folders of class pictures."""
+    folder = (out or Path("runs") / recipe.name).absolute()
+    yield Place("run", folder if out is not None else folder.parent)
+    if out is not None and folder.is_dir():
+        for inside in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+            yield Place(inside.name, inside)
+    cache = cache_folder(recipe.data.cache_latents, None)
+    if cache is not None:
+        yield Place("encoded pictures", cache.absolute(), needed=False)
+    for concept in recipe.concepts:
+        if concept.generate is not None and _lacking(concept.images, concept.generate["count"], concept.recursive):
+            yield Place("class pictures", concept.images)
+
+
+def try_save(place: Place) -> str | None:
+    """Save a tensor there as exports are saved, read it, and take it away again; what went wrong, in words."""
+    made = [folder for folder in (place.folder, *place.folder.parents) if not folder.exists()]
+    probe = place.folder / PROBE
+    try:
+        place.folder.mkdir(parents=True, exist_ok=True)
+        safetensors_file.write(probe, _ONE, {}, overwrite=True)
+        tensors, _ = safetensors_file.read(probe)
+        if bytes(tensors["probe"].data) != _ONE["probe"].data:
+            return f"{place.folder}: gives back other bytes than were written"
+        probe.unlink()
+    except (OSError, ConvertError) as error:
+        text = f"{place.folder}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+        return text.replace(f"{os.sep}{PROBE}: ", ": ")
+    finally:
+        for folder in made:
+            with suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
+    return None
+
+
+def _lacking(folder: Path, count: int, recursive: bool) -> bool:
+    with suppress(OSError):
+        return len(files_in(folder, recursive=recursive).pictures) < count
+    return True
+
+
+FILE = 4096  # bytes that any file takes at least
+PIXEL = 2  # bytes of a PNG for each of its pixels
+LINE = 400  # bytes of metrics for each step, and for each vector of a batch's words
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+RESERVE = 1.1
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is written to a folder: `least` is sure, `most` counts everything that may be there at one time."""
+
+    what: str
+    folder: Path
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Room:
+    """One file system: what is written to it, and the bytes that are free. `there` is what of it is there already."""
+
+    folder: Path
+    least: int
+    most: int
+    there: int
+    free: int
+
+
+def writes(recipe: Recipe, needs: Needs, folder: Path, shown: int, channels: int, edge: int) -> Iterator[Written]:
+    """What a run writes; `shown` pictures of `edge` pixels a side are encoded to `channels` each."""
+    points = [_checkpoint(stage, needs) for stage in needs.stages]
+    largest = max(points, default=0)
+    if recipe.checkpoint.every.unit != "never":
+        yield Written("checkpoints", folder, largest, largest * (recipe.checkpoint.keep + 1))
+    exported = [_exported(stage, recipe, needs) for stage in recipe.stages if stage.kind == "export"]
+    yield Written("exports", folder, sum(exported), sum(exported))
+    saves = sum(_saves(stage, exported[-1] if exported else needs.words * VALUE) for stage in recipe.stages)
+    yield Written("saves", folder, 0, saves)
+    yield Written("finished words", folder, 0, needs.words * VALUE * 2 if _finishes(recipe) else 0)
+    drawn = 2 * len(recipe.samples.prompts) * recipe.samples.count + sum(_watched(s, recipe) for s in recipe.stages)
+    yield Written("pictures", folder, 0, drawn * edge * edge * PIXEL)
+    steps = sum(s.options["steps"] // s.options["log_every"] for s in recipe.stages if s.kind == "train")
+    yield Written("metrics", folder, 0, steps * LINE * 2)
+    kept = cache_folder(recipe.data.cache_latents, folder)
+    if kept is not None:
+        variants = recipe.data.variants if any(_varied(concept) for concept in recipe.concepts) else 1
+        size = 2 * VALUE * channels * (edge // 8) ** 2 + FILE
+        yield Written("encoded pictures", kept, 0, shown * variants * size)
+
+
+def rooms(written: Sequence[Written], run: Path | None) -> list[Room]:
+    """The file systems that are written to, each once; `run` is a folder that may hold some of it already."""
+    found: dict[int, Room] = {}
+    for one in written:
+        near = next(folder for folder in (one.folder, *one.folder.parents) if folder.exists())
+        device = os.stat(near).st_dev
+        before = found.get(device) or Room(near, 0, 0, 0, shutil.disk_usage(near).free)
+        found[device] = Room(before.folder, before.least + one.least, before.most + one.most, before.there, before.free)
+    if run is not None and run.is_dir():
+        device, there = os.stat(run).st_dev, sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+        if device in found:
+            room = found[device]
+            found[device] = Room(room.folder, room.least, room.most, there, room.free)
+    return list(found.values())
+
+
+def room_findings(found: Sequence[Room]) -> tuple[list[str], list[str]]:
+    """Errors where not even what is sure fits, warnings where it gets tight."""
+    errors, warnings = [], []
+    for room in found:
+        if room.least - room.there > room.free:
+            errors.append(f"{room.folder}: {size(room.free)} are free, and the run writes {size(room.least)} at least; "
+                          "make room, or choose another --out")  # fmt: skip
+        elif RESERVE * room.most - room.there > room.free:
+            warnings.append(f"{room.folder}: {size(room.free)} are free, and the run may write {size(room.most)}; "
+                            "checkpoint.keep, save.keep and model_dtype make it less")  # fmt: skip
+    return errors, warnings
+
+
+def _checkpoint(stage: StageNeeds, needs: Needs) -> int:
+    """The words' rows, with what is kept of them where they are trained; weights in float32."""
+    still = 0 if any(one.name == "words" for one in stage.moved) else needs.words
+    return stage.bytes + (still + stage.still) * VALUE
+
+
+def _exported(stage: Stage, recipe: Recipe, needs: Needs) -> int:
+    options = stage.options
+    narrow = BYTES[options["dtype"]]
+    targets = [programs()[name] for name in options["targets"]]
+    words = needs.words * narrow * (1 + len(targets)) + FILE * len(recipe.words) * (1 + len(targets))
+    bundled = sum(options["bundle"] and one.words_in_loras.startswith("yes") for one in targets)
+    lora = needs.lora * narrow * (1 + bundled)
+    model = needs.whole * BYTES[options["model_dtype"]] * len(options["model"]) if needs.tuned else 0
+    return words + lora + model
+
+
+def _saves(stage: Stage, exported: int) -> int:
+    save = stage.options.get("save") if stage.kind == "train" else None
+    if not save:
+        return 0
+    times = _times(save["every"], stage)
+    return round(exported * (min(times, save["keep"]) if save["keep"] else times) + exported)
+
+
+def _watched(stage: Stage, recipe: Recipe) -> int:
+    watch = stage.options.get("watch") if stage.kind == "train" else None
+    if not watch or not watch["sample_every"]:
+        return 0
+    prompts = len(watch["prompts"] or recipe.samples.prompts)
+    return round(_times(watch["sample_every"], stage) * prompts * watch["count"])
+
+
+def _times(every: str, stage: Stage) -> float:
+    """How often something comes in a stage; by the clock or by epochs nobody knows, so twenty times."""
+    rule = parse_stop(every)
+    steps = {"steps": rule.value, "percent": rule.value * stage.options["steps"] / 100}.get(rule.unit)
+    return stage.options["steps"] // max(1.0, steps) if steps else 20.0
+
+
+def _finishes(recipe: Recipe) -> bool:
+    return any(word.stop_after.unit != "never" for word in recipe.words)
+
+
+def _varied(concept: object) -> bool:
+    from ..data.augment import varies
+
+    return varies(concept)  # type: ignore[arg-type]

@@ -1,0 +1,211 @@
+"""Whether model, trained values and activations fit into the memory of the device: a rough look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.load import Model
+from ..recipe.model import Recipe, Stage
+from ..text import size
+from ..train.optimizers import averages_itself
+from ..train.setup import Common, weight_trainers
+from ..train.weights import WeightTrainer
+
+# Bytes of an optimizer's state for each float32 value it moves.
+STATE = {"adamw": 8, "adamw-schedule-free": 8, "adamw8bit": 2.1, "adafactor": 0.2, "lion": 4, "came": 4.2,
+         "prodigy": 16, "prodigy-schedule-free": 4.4}  # fmt: skip
+VALUE = 4  # bytes of a float32
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What one optimizer moves: so many values, with so many bytes of state and averages beside them.
+
+    `copied` says that the model's own weights are half as long, so that float32 copies of them are moved.
+    """
+
+    name: str
+    values: int
+    state: int
+    copied: bool = False
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """A train stage, by its place among the stages: what it moves, and weights that earlier stages have moved."""
+
+    stage: int
+    moved: tuple[Moved, ...]
+    still: int
+
+    @property
+    def bytes(self) -> int:
+        """Trained values in float32, with all that is kept beside them."""
+        return sum(VALUE * one.values + one.state for one in self.moved)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run trains. `words` are the float32 values of all words' vectors, `lora` those of the LoRA at the end;
+    `tuned`: whether weights of the model are. `frozen` are the bytes of the model as it is loaded, `whole` its values,
+    `channels` those of an encoded picture, `activations` the bytes that the denoiser keeps of one picture of `edge`
+    pixels for the backward pass (0: nobody has counted).
+    """
+
+    words: int
+    lora: int
+    tuned: bool
+    frozen: int
+    whole: int
+    channels: int
+    activations: int
+    edge: int
+    stages: tuple[StageNeeds, ...]
+
+
+def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str, int]]) -> Needs:
+    """Count on `model`, which gets the recipe's LoRAs; `vectors` has how many each word has, by encoder key.
+
+    Raises StageError for what no stage could do: a LoRA or fine-tune that fits no layer, a part the model does not
+    have, an optimizer whose library is not here.
+    """
+    width = {encoder.key: encoder.table.shape[1] for encoder in model.encoders}
+    words = sum(count * width[key] for one in vectors.values() for key, count in one.items() if key in width)
+    whole = sum(weight.numel() for part in model.pipe.components.values() for weight in part.parameters())
+    stages: list[StageNeeds] = []
+    before: dict[str, int] = {}
+    for index, stage in enumerate(recipe.stages):
+        if stage.kind != "train":
+            continue
+        moved = _moved(model, stage.options, words, recipe)
+        now = {one.name: one.values for one in moved if one.name != "words"}
+        stages.append(StageNeeds(index, moved, sum(count for name, count in before.items() if name not in now)))
+        before |= now
+    lora = sum(count for name, count in before.items() if name.startswith("lora."))
+    tuned = any(name.startswith("finetune.") for name in before)
+    family = model.family
+    usual = getattr(model.denoiser.config, family.denoiser_width, None) == family.cross_attention
+    activations = round(family.step_activations_mib * 2**20 * model.dtype.itemsize / 2) if usual else 0
+    return Needs(
+        words, lora, tuned, whole * model.dtype.itemsize, whole, int(model.pipe.vae.config.latent_channels),
+        activations, family.resolution, tuple(stages),
+    )  # fmt: skip
+
+
+def _moved(model: Model, options: Mapping[str, Any], words: int, recipe: Recipe) -> tuple[Moved, ...]:
+    ema = options["ema"]
+    common = Common(options["steps"], options["clip_norm"], ema, recipe.seed)
+    tables = {
+        f"{kind}.{part}": table
+        for kind in ("lora", "finetune")
+        for table in options[kind] or ()
+        for part in table["parts"]
+    }
+    found = []
+    if options["embeddings"] and any(word.train for word in recipe.words):
+        found.append(Moved("words", words, _state(words, options["optimizer"]["kind"], ema)))
+    for thing in weight_trainers(model, options["lora"] or (), options["finetune"] or (), common):
+        assert isinstance(thing, WeightTrainer)
+        values = sum(master.numel() for master in thing.masters.values())
+        copied = any(thing.masters[name] is not weight for name, weight in thing.parameters.items())
+        kind = tables[thing.name]["optimizer"]["kind"]
+        found.append(Moved(thing.name, values, _state(values, kind, ema), copied))
+    return tuple(found)
+
+
+def _state(values: int, kind: str, ema: float | None) -> int:
+    return round(values * (STATE[kind] + (0 if ema is None or averages_itself(kind) else VALUE)))
+
+
+CHECKPOINTED = 0.15  # of a step's activations, with gradient_checkpointing
+_LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device: `least` for weights and what is trained, `most` with activations; `free` now, `total`."""
+
+    least: int
+    most: int
+    free: int
+    total: int
+
+
+def memory_of(recipe: Recipe, needs: Needs, device: torch.device, edge: int) -> Memory | None:
+    """What the hungriest train stage takes, and what the device has; None where the device does not tell."""
+    there = device_memory(device)
+    if there is None:
+        return None
+    sums = [(needs.frozen, needs.frozen)]
+    for stage in needs.stages:
+        least = needs.frozen + _trained(stage)
+        sums.append((least, least + _activations(recipe.stages[stage.stage], needs, edge)))
+    return Memory(max(least for least, _ in sums), max(most for _, most in sums), *there)
+
+
+def memory_findings(memory: Memory | None, device: torch.device) -> tuple[list[str], list[str]]:
+    """An error where even an empty device is too small for what is sure, a warning where it gets tight."""
+    if memory is None:
+        return [], []
+    where = "this machine's memory" if device.type == "cpu" else f"the memory of {device}"
+    less = "model.dtype = 'bfloat16', a smaller batch_size with gradient_accumulation, gradient_checkpointing = true"
+    if memory.least > memory.total:
+        return [f"{where} is {size(memory.total)}, and the model with what is trained takes {size(memory.least)} "
+                f"before the first picture; try {less}"], []  # fmt: skip
+    if memory.most > memory.free:
+        return [], [f"{size(memory.free)} of {where} are free, and a step may take {size(memory.most)}; try {less}"]
+    return [], []
+
+
+def device_memory(device: torch.device) -> tuple[int, int] | None:
+    """Free and total bytes of a device; None where nobody tells."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free), int(total)
+    if device.type == "xpu" and hasattr(torch.xpu, "mem_get_info"):
+        free, total = torch.xpu.mem_get_info(device)
+        return int(free), int(total)
+    if device.type == "mps":
+        total = int(torch.mps.recommended_max_memory())
+        return total - int(torch.mps.driver_allocated_memory()), total
+    return _machine()
+
+
+def _machine() -> tuple[int, int]:
+    """Of the machine with its swap, or of the container that the process is in."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    free, total = int(memory.available), int(memory.total)
+    with suppress(OSError, RuntimeError):  # a container may not report its swap
+        swap = psutil.swap_memory()
+        free, total = free + int(swap.free), total + int(swap.total)
+    try:
+        limit, used = int(_LIMIT.read_text("ascii")), int(_USED.read_text("ascii"))
+    except (OSError, ValueError):  # no container, or none with a limit
+        return free, total
+    return min(free, limit - used), min(total, limit)
+
+
+def _trained(stage: StageNeeds) -> int:
+    """What a stage keeps beside the model: float32 values where the model's are others, gradients, state, averages."""
+    total = 0
+    for one in stage.moved:
+        own = one.name.startswith("finetune.")
+        total += one.state + VALUE * one.values * (1 if own and not one.copied else 2)
+        total += one.values * (2 if one.copied else 0)
+    return total
+
+
+def _activations(stage: Stage, needs: Needs, edge: int) -> int:
+    """What a step keeps of its batch for the backward pass."""
+    options = stage.options
+    pixels = ((options["resolution"] or edge) / needs.edge) ** 2
+    share = CHECKPOINTED if options["gradient_checkpointing"] else 1.0
+    return round(needs.activations * options["batch_size"] * pixels * share)

@@ -1,0 +1,200 @@
+"""What a recipe would do, found out with its tokenizers alone: no weights, no torch, nothing written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..embeddings.initial import InitialTokens, Texts, start_of, start_tokens
+from ..embeddings.placeholders import Replacer
+from ..models.tokenizers import token_limit
+from ..recipe.model import Recipe, Stage
+from .survey import Survey, native_resolution, survey, survey_images
+
+EXAMPLES = 4  # captions that are shown
+SHOWN = 8  # words that are shown
+
+
+@dataclass(frozen=True)
+class PlannedCaption:
+    """One caption: as it is, with words spelled out, its tokens for each encoder, and words lost at the limit."""
+
+    path: Path
+    before: str
+    after: str
+    tokens: dict[str, int]
+    lost: tuple[str, ...]
+
+    @property
+    def picture(self) -> str:
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage: what it takes, what it gives, and for a train stage what it sees."""
+
+    kind: str
+    takes: str
+    gives: str
+    steps: int = 0
+    pictures: int = 0
+    epochs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `pivotune plan` shows. `limits` is tokens a text may have, by encoder key.
+
+    `prompts` are those of the pictures for the report, told as captions are.
+    `surveys` says for each train stage, by its place among the stages, what an epoch of it shows.
+    """
+
+    recipe: Recipe
+    words: dict[str, dict[str, InitialTokens]]
+    limits: dict[str, int]
+    stages: tuple[PlannedStage, ...]
+    captions: tuple[PlannedCaption, ...]
+    prompts: tuple[PlannedCaption, ...]
+    pictures: int
+    holding: dict[str, int]
+    surveys: dict[int, Survey]
+
+    @property
+    def lost(self) -> list[PlannedCaption]:
+        """Captions in which a word stands behind the token limit, so that it is never seen."""
+        return [caption for caption in self.captions if caption.lost]
+
+    @property
+    def never_seen(self) -> list[str]:
+        """Words that stand behind the token limit in every caption that holds them."""
+        lost = Counter(word for caption in self.lost for word in caption.lost)
+        return [word for word, count in self.holding.items() if 0 < count <= lost[word]]
+
+
+def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
+    """The plan of a checked recipe. ValueError when the padding text has no token, ConvertError for a useless base."""
+    pad_with = next((stage.options["pad_with"] for stage in recipe.stages if stage.kind == "tokenize"), "*")
+    texts = {
+        key: Texts(tokenizer, (word.initial_text for word in recipe.words)) for key, tokenizer in tokenizers.items()
+    }
+    words = {
+        word.placeholder: {key: start_tokens(own, word, pad_with, base, key) for key, own in texts.items()}
+        for word, base in ((word, start_of(word, list(tokenizers))) for word in recipe.words)
+    }
+    limits = {key: token_limit(tokenizer) for key, tokenizer in tokenizers.items()}
+    seen = survey_images(recipe)
+    usual = native_resolution(recipe.model) or 512
+    surveys = {
+        index: survey(recipe, seen, stage.options["resolution"] or usual, stage.options["batch_size"])
+        for index, stage in enumerate(recipe.stages)
+        if stage.kind == "train" and seen
+    }
+    pairs = [(one.path, one.captions) for one in seen]
+    sizes = {word: {key: len(tokens.ids) for key, tokens in made.items()} for word, made in words.items()}
+    captions = tuple(_captions(pairs, sizes, limits, texts))
+    asked = tuple(_captions([(Path("prompt"), recipe.samples.prompts)], sizes, limits, texts))
+    replacer = Replacer(words)
+    held = Counter(word for caption in captions for word in replacer.words_in(caption.before))
+    holding = {word: held[word] for word in words}
+    stages = tuple(_stage(recipe, index, stage, surveys.get(index)) for index, stage in enumerate(recipe.stages))
+    return Plan(recipe, words, limits, stages, captions, asked, len(pairs), holding, surveys)
+
+
+def spelled_out(word: str, vectors: int) -> str:
+    """How a plan writes a word's vectors: `[<emblem> 1][<emblem> 2]`."""
+    return "".join(f"[{word} {number}]" for number in range(1, vectors + 1))
+
+
+def _captions(
+    pairs: list[tuple[Path, tuple[str, ...]]],
+    sizes: Mapping[str, Mapping[str, int]],
+    limits: Mapping[str, int],
+    known: Mapping[str, Texts],
+) -> Iterator[PlannedCaption]:
+    replacer = Replacer(sizes)
+    texts = {word: spelled_out(word, max(counts.values())) for word, counts in sizes.items()}
+    by_key = {key: {word: counts[key] for word, counts in sizes.items()} for key in known}
+    for path, captions in pairs:
+        for caption in captions:
+            tokens, lost = {}, {}
+            for key, own in known.items():
+                tokens[key], beyond = _count(caption, replacer, by_key[key], own, limits[key])
+                lost.update(dict.fromkeys(beyond))
+            yield PlannedCaption(path, caption, replacer.replace(caption, texts), tokens, tuple(lost))
+
+
+def _count(text: str, replacer: Replacer, sizes: Mapping[str, int], known: Texts, limit: int) -> tuple[int, list[str]]:
+    """Tokens of a text, and the words of which a vector stands behind the limit wherever they stand in it."""
+    total, end, beyond, seen = 0, 0, list[str](), set[str]()
+    for found in replacer.find(text):
+        total += len(known.ids(text[end : found.start])) + sizes[found.word]
+        end = found.end
+        if total <= limit:
+            seen.add(found.word)
+        elif found.word not in seen:
+            beyond.append(found.word)
+    return total + len(known.ids(text[end:])), beyond
+
+
+def _stage(recipe: Recipe, index: int, stage: Stage, seen: Survey | None) -> PlannedStage:
+    options = stage.options
+    moving = [word.placeholder for word in recipe.words if word.train]
+    if stage.kind == "tokenize":
+        return PlannedStage(stage.kind, "initial texts", "first vectors of every word")
+    if stage.kind == "inject":
+        which = f" ({', '.join(options['encoders'])} only)" if options["encoders"] else ""
+        return PlannedStage(stage.kind, "first vectors", f"tokenizers and text encoders{which} that know the words")
+    if stage.kind == "rescale":
+        return PlannedStage(stage.kind, "trained vectors", f"vectors of norm {_rule(options['to'])}")
+    if stage.kind == "export":
+        return PlannedStage(
+            stage.kind, "vectors" + _with_more(recipe, index), f"files for {', '.join(options['targets'])}"
+        )
+    epochs = options["steps"] * options["gradient_accumulation"] / seen.batches if seen else 0.0
+    pictures = round(epochs * seen.shown) if seen else 0
+    things = [f"vectors of {some(moving)}"] if options["embeddings"] and moving else []
+    things += [f"a LoRA of rank {table['rank']} on {_parts(table)}" for table in options["lora"] or ()]
+    things += [f"weights of {_parts(table)}{_layers(table)}" for table in options["finetune"] or ()]
+    return PlannedStage("train", "pictures, captions", "trained " + _and(things), options["steps"], pictures, epochs)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _and(things: list[str]) -> str:
+    return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
+
+
+def _parts(table: dict[str, Any]) -> str:
+    return _and(["the denoiser" if part == "denoiser" else part for part in table["parts"]])
+
+
+def _layers(table: dict[str, Any]) -> str:
+    layers = table["layers"]
+    return "" if layers == "all" else f" ({layers if isinstance(layers, str) else 'those with ' + ', '.join(layers)})"
+
+
+def _with_more(recipe: Recipe, index: int) -> str:
+    """What the stages before an export leave for it beside the words."""
+    trained = [stage.options for stage in recipe.stages[:index] if stage.kind == "train"]
+    lora = " and the LoRA" if any(options["lora"] for options in trained) else ""
+    return lora + (" and the fine-tuned model" if any(options["finetune"] for options in trained) else "")
+
+
+def _rule(rule: Any) -> str:
+    if isinstance(rule, dict):
+        return f"{rule['low']:g} to {rule['high']:g}"
+    return (
+        f"{rule:g}"
+        if isinstance(rule, (int, float))
+        else f"{rule} of the vocabulary"
+        if rule != "initial"
+        else "at the start"
+    )

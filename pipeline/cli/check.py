@@ -1,0 +1,66 @@
+"""`pivotune check`: every problem of every recipe at once, without loading a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import complete_recipe, json_option, print_json, set_option
+
+if TYPE_CHECKING:
+    from ..checks.recipe import Checked
+
+
+@click.command()
+@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True, shell_complete=complete_recipe)
+@set_option
+@json_option
+@click.option("--strict", is_flag=True, help="Count warnings as errors.")
+@click.pass_context
+def check(
+    ctx: click.Context, recipes: tuple[str, ...], overrides: tuple[str, ...], as_json: bool, strict: bool
+) -> None:
+    """Check recipes, pictures and captions; print every problem with its line and the nearest right word.
+
+    RECIPE is a file or the name of a recipe that ships. Exit code 1 when there is an error.
+    """
+    from ..checks.recipe import check_recipe
+
+    reports, failed = [], False
+    for name in recipes:
+        checked = check_recipe(name, overrides, tokens=True)
+        failed |= checked.failed or (strict and bool(checked.problems))
+        reports.append(_report(name, checked))
+        if not as_json:
+            for problem in checked.problems:
+                click.echo(problem.shown(name), err=True)
+            if not checked.failed:
+                click.echo(f"{name}: ok{_facts(checked)}")
+    if as_json:
+        print_json(reports)
+    ctx.exit(1 if failed else 0)
+
+
+def _report(name: str, checked: Checked) -> dict[str, Any]:
+    return {
+        "recipe": name,
+        "ok": not checked.failed,
+        "problems": [{**vars(problem), "file": problem.file or name} for problem in checked.problems],
+        "pictures": checked.pictures,
+        "captions": checked.captions,
+        "captions_with": checked.holding,
+    }
+
+
+def _facts(checked: Checked) -> str:
+    """How much there is to learn from: ` (10 pictures, 10 captions; <emblem> in 100 %)`."""
+    if not checked.captions:
+        return ""
+    shares = [f"{word} in {_share(count, checked.captions)} %" for word, count in checked.holding.items()]
+    more = [f"and {len(shares) - 8} words more"] if len(shares) > 8 else []
+    return f" ({checked.pictures} pictures, {checked.captions} captions; {', '.join(shares[:8] + more)})"
+
+
+def _share(part: int, whole: int) -> str:
+    return "<1" if 0 < 100 * part < whole else f"{100 * part / whole:.0f}"

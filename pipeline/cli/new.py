@@ -1,0 +1,80 @@
+"""A recipe of one's own from one that ships."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import click
+import tomli
+
+from pivotune import schemas
+
+from ...converters.names import is_reserved
+from ..errors import RecipeError
+from .options import complete_recipe
+
+_SCHEMA = re.compile(r"^#:schema .*$", re.M)
+_NAME = re.compile(r'^name = ".*?"', re.M)
+_FOLDER = re.compile(r'^(?P<key>images|captions) = "(?P<path>[^"\n]+)"', re.M)
+
+
+def description(path: Path) -> str:
+    """What a shipped recipe says of itself."""
+    return str(tomli.loads(path.read_text("utf-8")).get("description", ""))
+
+
+def from_template(template: Path, target: Path) -> str:
+    """The template's text, comments and all, named after `target`; paths to what ships beside it become absolute."""
+    about = schemas.schema("recipe.json")["properties"]["name"]
+    if re.fullmatch(about["pattern"], target.stem) is None:
+        raise RecipeError([f"the file's name names the recipe, but '{target.stem}' is not {about['title']}"])
+    if is_reserved(target.stem):
+        raise RecipeError([f"the file's name names the recipe, but '{target.stem}' is a device on Windows"])
+    schema = Path(str(files("pivotune.schemas") / "recipe.json"))
+    text = template.read_text("utf-8")
+    text = _SCHEMA.sub(lambda _: f"#:schema {schema.as_uri()}", text, count=1)
+    text = _NAME.sub(lambda _: f"name = {json.dumps(target.stem)}", text, count=1)
+    return _FOLDER.sub(lambda match: _absolute(match, template.parent), text)
+
+
+def _absolute(match: re.Match[str], folder: Path) -> str:
+    path = folder / match["path"]
+    return f"{match['key']} = {json.dumps(path.as_posix())}" if path.exists() else match[0]
+
+
+@click.command()
+@click.argument("template", required=False, shell_complete=complete_recipe)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write [TEMPLATE.toml].")
+@click.option("--overwrite", is_flag=True, help="Replace the file if there is one.")
+def new(template: str | None, out: Path | None, overwrite: bool) -> None:
+    """Write a recipe of your own from a TEMPLATE: the options that most recipes need, explained.
+
+    `pivotune schema train` and its sisters have all options. Without TEMPLATE: list the templates. The recipe is named
+    after the file. Paths to pictures that ship are written out, so that it runs as it is.
+    """
+    from ..errors import RecipeError
+    from ..recipe.document import shipped
+    from ..text import did_you_mean
+
+    pass
+
+    if template is None:
+        for name, path in shipped().items():
+            click.echo(f"{name:<16} {description(path)}")
+        return
+    if template not in shipped():
+        hint = did_you_mean(template, shipped())
+        raise click.BadParameter(f"no template is called '{template}'{hint}", param_hint="TEMPLATE")
+    target = out or Path(f"{template}.toml")
+    text = from_template(shipped()[template], target)
+    try:
+        with target.open("w" if overwrite else "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except FileExistsError:
+        raise RecipeError([f"{target} exists; give another --out, or --overwrite to replace it"]) from None
+    except OSError as error:
+        raise RecipeError([f"{target} cannot be written: {error.strerror or error}"]) from None
+    click.echo(f"{target} written. Edit it, then: pivotune check {target}")

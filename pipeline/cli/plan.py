@@ -1,0 +1,63 @@
+"""`pivotune plan`: what a recipe would do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import json_option, print_json, recipe_argument, set_option
+
+if TYPE_CHECKING:
+    from ..checks.plan import Plan
+    from ..checks.preflight import Preflight
+    from ..recipe.model import Recipe
+
+
+@click.command()
+@recipe_argument
+@set_option
+@json_option
+@click.option(
+    "--no-estimates", is_flag=True, help="Leave out the estimates of disk and memory, which take some seconds."
+)
+def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_estimates: bool) -> None:
+    """Show what a recipe would do: stages, tokens of every initial text, captions as the encoders see them.
+
+    Loads the model's tokenizers, not its weights. RECIPE is a file or the name of a recipe that ships.
+    """
+    from ..checks.plan import make_plan
+    from ..checks.plan_text import plan_json, plan_text
+    from ..checks.preflight import resource_lines
+    from ..checks.recipe import checked_recipe
+    from ..models.tokenizers import load_tokenizers
+
+    loaded, warnings = checked_recipe(recipe, overrides)
+    made = make_plan(loaded, load_tokenizers(loaded.model))
+    ahead = None if no_estimates else _ahead(loaded, made)
+    if as_json:
+        print_json({**plan_json(made), "preflight": ahead.facts if ahead else None})
+        return
+    for warning in warnings:
+        click.echo(warning.shown(recipe), err=True)
+    click.echo(plan_text(made))
+    if ahead is not None:
+        for line in resource_lines(ahead):
+            click.echo(line)
+
+
+def _ahead(recipe: Recipe, made: Plan) -> Preflight | None:
+    """The disk space and memory that the run would take; None where this machine lacks the recipe's device."""
+    from ..checks.preflight import Preflight, estimate, undecodable
+    from ..device import pick_device
+    from ..errors import StageError
+
+    try:
+        device = pick_device(recipe.device)
+    except StageError as error:
+        click.echo(f"no estimate of disk and memory: {error}", err=True)
+        return None
+    ahead = Preflight()
+    ahead.errors += undecodable([caption.path for caption in made.captions], ahead)
+    estimate(recipe, made, None, device, ahead)
+    return ahead

@@ -1,0 +1,52 @@
+"""`pivotune tokens`: how each text encoder of a model splits a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .options import json_option, print_json
+
+
+@click.command()
+@click.argument("text")
+@click.option("--model", "base", help="micro, a folder, a hub id or a checkpoint.  [default: micro]")
+@click.option("--family", help="Kind of model, where the model does not tell; without --model: a well-known one of it.")
+@click.option("--config", help="Diffusers folder or hub id with the tokenizers of a single-file checkpoint.")
+@json_option
+def tokens(text: str, base: str | None, family: str | None, config: str | None, as_json: bool) -> None:
+    """Show the tokens of a TEXT for each text encoder of a model, and how many it may have."""
+    if not text.isascii() and text != text.encode(errors="replace").decode():
+        raise click.BadParameter("not valid UTF-8", param_hint="TEXT")
+    from ..checks.model import model_findings
+    from ..errors import RecipeError
+    from ..models.received import reading, unreadable
+    from ..models.tokenizers import known_model, load_tokenizers, token_limit
+    from ..recipe.load import stated_model
+    from ..text import printable
+
+    base = base or (known_model(family) if family else "micro")
+    spec = stated_model(base, family, config)
+    wrong = [finding.text for finding in model_findings(spec) if finding.severity == "error"]
+    if wrong:
+        raise RecipeError(wrong)
+    rows: dict[str, dict[str, Any]] = {}
+    for key, tokenizer in load_tokenizers(spec).items():
+        with reading(lambda error: unreadable(spec, error)):
+            ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
+            pieces = [_piece(tokenizer, number) for number in ids]
+        rows[key] = {"count": len(ids), "limit": token_limit(tokenizer), "ids": ids, "pieces": pieces}
+    if as_json:
+        print_json({"text": text, "encoders": rows})
+        return
+    for key, row in rows.items():
+        click.echo(f"{key}: {row['count']} of {row['limit']} tokens")
+        for number, piece in zip(row["ids"], row["pieces"], strict=True):
+            click.echo(printable(f"  {number:>6}  {piece}"))  # a stranger's vocabulary may hold anything
+
+
+def _piece(tokenizer: Any, number: int) -> str:
+    """A token as text; as the vocabulary spells it where it is a part of a character."""
+    text = tokenizer.decode([number]).strip()
+    return tokenizer.convert_ids_to_tokens([number])[0] if "\ufffd" in text or not text else text

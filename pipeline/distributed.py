@@ -1,0 +1,231 @@
+"""Several processes that train one run together: who is the main one, what they add up, and how they fail together.
+
+Processes, devices and the group they form are Accelerate's (`accelerate launch`), and so are its `reduce`, gather and
+broadcast. No DistributedDataParallel: it wraps modules, hides what prompts need of them (`config`, `text_model`), and
+reduces what is a parameter of a module; the rows of words are none. Here everything trained gives its gradients, which
+are added up before anything looks at them; all processes then do the same step, and only the main one writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import StageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+T = TypeVar("T")
+TIMEOUT = "PIVOTUNE_TIMEOUT"  # minutes that a process waits for the others
+
+
+class Elsewhere(StageError):
+    """Another process has failed, which says itself what it was."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among `count`. `device` is the one that the launcher gave it; None when it runs alone.
+
+    `sharding`: the launcher asks for FSDP2, which shards a fine-tune over the processes.
+    """
+
+    count: int = 1
+    index: int = 0
+    device: torch.device | None = None
+    sharding: bool = False
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.index == 0
+
+    def shares(self, sizes: Sequence[int]) -> list[slice]:
+        """This process's part of each of several batches: together they are cut into `count` runs of equal length.
+
+        The parts of all processes are every place once; lengths differ by one at most.
+        """
+        total, starts = sum(sizes), [0, *accumulate(sizes)]
+        low, high = total * self.index // self.count, total * (self.index + 1) // self.count
+        return [slice(max(low, a) - a, max(min(high, b), max(low, a)) - a) if high > a and low < b else slice(0, 0)
+                for a, b in pairwise(starts)]  # fmt: skip
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all processes' tensors: the same bits in each of them."""
+        if self.count == 1:
+            return tensor
+        from accelerate.utils import reduce
+
+        with peer_errors():
+            added: Tensor = reduce(tensor, "sum")
+        return added
+
+    def numbers(self, values: Sequence[float]) -> list[float]:
+        """The sum of each number over all processes, in float64."""
+        if self.count == 1:
+            return list(values)
+        import torch
+
+        return self.sum(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def main_number(self, value: float) -> float:
+        """The main process's number."""
+        return self.numbers([value if self.main else 0.0])[0]
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in one process at least."""
+        return self.numbers([float(here)])[0] > 0
+
+    def gathered(self, value: T) -> list[T]:
+        """Every process's value, in their order."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        with peer_errors():
+            found: list[T] = gather_object([value])
+        return found
+
+    def collected(self, value: T) -> list[T]:
+        """Every process's value, in their order, in the main one alone: one of them at a time is on the way."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import broadcast_object_list
+
+        found = []
+        for owner in range(self.count):
+            told = [value if owner == self.index else None]
+            with peer_errors():
+                broadcast_object_list(told, from_process=owner)
+            found += told if self.main else []
+        return found  # type: ignore[return-value]
+
+    def spread(self, tensor: Tensor, owner: int) -> None:
+        """Give every process the values that a contiguous tensor has in one of them."""
+        if self.count > 1 and tensor.numel():
+            from accelerate.utils import broadcast
+
+            with peer_errors():
+                broadcast(tensor, from_process=owner)
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What the main process gets when it does `work`; the others wait for it. Its failure is everybody's."""
+        if self.count == 1:
+            return work()
+        from accelerate.utils import broadcast_object_list
+
+        told: list[Any] = [None, None]
+        failed: BaseException | None = None
+        if self.main:
+            try:
+                told[0] = work()
+            except BaseException as error:  # noqa: BLE001 (whatever it was, the others must not wait for it)
+                failed, told[1] = error, f"{type(error).__name__}: {error}"
+        with peer_errors():
+            broadcast_object_list(told)
+        if failed is not None:
+            raise failed
+        if told[1] is not None:
+            raise Elsewhere(f"process {self.index} ends with the main one: {told[1]}")
+        result: T = told[0]
+        return result
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails in one process fails in all, at the end of the block: none waits for one that will not come.
+
+        The block must ask nothing of the other processes itself.
+        """
+        if self.count == 1:
+            yield
+            return
+        failed: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001 (raised below)
+            failed = error
+        if self.any(failed is not None):
+            texts = self.gathered(f"{type(failed).__name__}: {failed}" if failed is not None else "")
+            if failed is not None:
+                raise failed
+            first = next(number for number, text in enumerate(texts) if text)
+            raise Elsewhere(f"process {first} of {self.count} has failed: {texts[first]}")
+
+
+ALONE = Processes()
+
+
+def peer_failure(error: BaseException) -> Elsewhere | None:
+    """What to say of an error that torch's own communication has raised, as where FSDP gathers a weight; None for
+    any other."""
+    from torch import distributed
+
+    kinds = getattr(distributed, "DistError", ())  # gloo's own are plain errors
+    return _gone(error) if isinstance(error, kinds) or "/gloo/" in str(error) else None
+
+
+def _gone(error: BaseException) -> Elsewhere:
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return Elsewhere(
+        f"another process has ended, or did not answer in time (its own message says why; here: {line[:200]}); "
+        f"the same command goes on from the last checkpoint; {TIMEOUT} sets how many minutes to wait"
+    )
+
+
+@contextmanager
+def peer_errors() -> Iterator[None]:
+    """StageError when the other processes cannot be reached, or do not answer in time."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise _gone(error) from error
+
+
+BUCKET = 2**24  # values that are added up at once: 64 MiB of float32
+
+
+def sum_gradients(leaves: Sequence[Tensor], processes: Processes) -> None:
+    """Put into the `grad` of each leaf the sum of all processes' ones, added in float32.
+
+    Where no process has one there is none. Every process must give the same leaves in the same order.
+    """
+    if processes.count > 1:
+        for bucket in _buckets(leaves):
+            _add_up(bucket, processes)
+
+
+def _add_up(leaves: Sequence[Tensor], processes: Processes) -> None:
+    import torch
+
+    there = torch.tensor([leaf.grad is not None for leaf in leaves], dtype=torch.float32, device=processes.device)
+    own = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    flat = processes.sum(torch.cat([there, *(one.detach().float().flatten().to(there.device) for one in own)]))
+    parts = flat[len(leaves) :].split([leaf.numel() for leaf in leaves])
+    for leaf, any_there, part in zip(leaves, flat[: len(leaves)].tolist(), parts, strict=True):
+        leaf.grad = part.view_as(leaf).to(leaf.device, leaf.dtype) if any_there else None
+
+
+def _buckets(leaves: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The leaves in groups of `BUCKET` values, or one that is larger."""
+    bucket: list[Tensor] = []
+    for leaf in leaves:
+        if bucket and sum(one.numel() for one in bucket) + leaf.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(leaf)
+    if bucket:
+        yield bucket

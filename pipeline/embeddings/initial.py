@@ -1,0 +1,144 @@
+"""Initial vectors: from text, tokenized for each encoder, or from a file of any dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...converters.dtypes import convert
+from ...converters.embedding import Embedding
+from ...converters.errors import ConvertError
+from ...converters.read import recognised
+from ...converters.slots import UNNAMED, settle
+from ...converters.tensor import RawTensor
+from ...converters.words import joined, names, own_words
+from ..recipe.model import Word
+
+
+@dataclass(frozen=True)
+class InitialTokens:
+    """What one encoder makes of an initial text. `ids` has `kept` ids of the text, then `padded` padding ids."""
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    kept: int
+    cut: tuple[str, ...]
+    padded: int
+
+
+class Texts:
+    """What one tokenizer makes of texts, each asked for once; those known beforehand in a single call."""
+
+    def __init__(self, tokenizer: Any, known: Iterable[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        texts = [text for text in dict.fromkeys(known) if text.strip()]
+        self._ids: dict[str, list[int]] = dict(zip(texts, self._asked(texts), strict=True)) if texts else {}
+        self._pieces: dict[int, str] = {}
+
+    def ids(self, text: str) -> list[int]:
+        """Ids without special tokens; none for a blank text. They belong to the table: not to be changed."""
+        if text not in self._ids:
+            self._ids[text] = self._asked(text) if text.strip() else []
+        return self._ids[text]
+
+    def _asked(self, text: str | list[str]) -> Any:
+        return self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
+
+    def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """How the vocabulary spells these ids."""
+        new = [one for one in dict.fromkeys(ids) if one not in self._pieces]
+        if new:
+            self._pieces |= dict(zip(new, self.tokenizer.convert_ids_to_tokens(new), strict=True))
+        return tuple(self._pieces[one] for one in ids)
+
+
+def tokenize_initial(texts: Texts, text: str, tokens: int | None, pad_with: str) -> InitialTokens:
+    """Ids of `text` without special tokens, cut to `tokens` and padded with the first id of `pad_with`.
+
+    The rule is OneTrainer's. With `tokens=None` the text decides; a text without a token then gives one padding id.
+    Raises ValueError when padding is needed and `pad_with` has no token in this vocabulary.
+    """
+    ids = texts.ids(text)
+    count = tokens if tokens is not None else max(1, len(ids))
+    kept = ids[:count]
+    padded = count - len(kept)
+    padding = texts.ids(pad_with) if padded else [0]
+    if not padding:
+        raise ValueError(f"the padding text {pad_with!r} has no token in this vocabulary")
+    whole = (*kept, *[padding[0]] * padded)
+    return InitialTokens(whole, texts.pieces(whole), len(kept), texts.pieces(ids[count:]), padded)
+
+
+def read_base(word: Word) -> Embedding:
+    """The embedding in the file that a word goes on from: the only one, or the one that `base_name` says.
+
+    Raises ConvertError when the file cannot be read, holds no such embedding, or only vectors that stand behind an
+    encoder, which cannot be trained before it.
+    """
+    assert word.base is not None
+    found = recognised(word.base)
+    held = joined(own_words(found.contents), word.base, found)
+    if not held:
+        raise ConvertError(f"{word.base}: holds no word")
+    fitting = [one for one in held if word.base_name in (None, one.name)]
+    if not fitting:
+        raise ConvertError(f"{word.base}: has no word {word.base_name!r}; it has {names(held)}")
+    if len(fitting) > 1:
+        raise ConvertError(f"{word.base}: holds {names(fitting)}; say which with base_name")
+    return fitting[0]
+
+
+def base_vectors(
+    embedding: Embedding, word: Word, keys: Sequence[str], widths: Mapping[str, int] | None = None
+) -> dict[str, RawTensor]:
+    """The embedding's float32 vectors by the keys of a model's encoders, but for those that it knows nothing of.
+
+    Raises ConvertError when none fits, or a width is another than `widths` says.
+    """
+    settled = settle(embedding.vectors, widths) if widths else embedding.vectors
+    inputs = {key: raw for key, raw in settled.items() if not key.endswith("_out")}
+    chosen = {key: inputs[key] for key in keys if key in inputs}
+    if not chosen and len(inputs) == len(keys) == 1:  # SD 2's encoder is called clip_l in many files
+        [(key, raw)] = inputs.items()
+        chosen = {keys[0]: raw} if key == UNNAMED or key[:4] == keys[0][:4] == "clip" else {}
+    if not chosen:
+        raise ConvertError(
+            f"{word.base}: has vectors for {', '.join(settled)}, and this model's encoders are {', '.join(keys)}"
+        )
+    for key, raw in chosen.items():
+        if widths and raw.shape[-1] != widths[key]:
+            raise ConvertError(f"{word.base}: its vectors for {key} have {raw.shape[-1]} values, not {widths[key]}")
+    return {key: convert(raw, "F32", f"{embedding.name} {key}")[0] for key, raw in chosen.items()}
+
+
+def start_tokens(texts: Texts, word: Word, pad_with: str, vectors: Mapping[str, RawTensor], key: str) -> InitialTokens:
+    """What one encoder starts a word from: rows of its base (id -1), or tokens of its initial text.
+
+    `vectors` are its base's, empty for a word without one. An encoder of which the base knows nothing gets the initial
+    text, in as many tokens as the base has rows. Raises ValueError when the base has another number of rows than
+    `tokens`, and `resize` does not say to cut or pad.
+    """
+    rows = {one: raw.shape[0] for one, raw in vectors.items()}
+    if key not in rows:
+        return tokenize_initial(
+            texts, word.initial_text, word.tokens or max(rows.values(), default=0) or None, pad_with
+        )
+    have, count = rows[key], word.tokens or rows[key]
+    if have > count and word.resize != "cut":
+        raise ValueError(f"its base has {have} vectors and tokens = {count}; leave tokens out, or say resize = 'cut'")
+    if have < count and word.resize != "pad":
+        raise ValueError(f"its base has {have} vectors and tokens = {count}; leave tokens out, or say resize = 'pad'")
+    stem = word.base.stem if word.base else ""
+    pieces = [f"{stem}:{number}</w>" for number in range(1, have + 1)]
+    padding = tokenize_initial(texts, "", max(1, count - have), pad_with)
+    padded = max(0, count - have)
+    return InitialTokens(
+        (*[-1] * min(have, count), *padding.ids[:padded]), (*pieces[:count], *padding.pieces[:padded]),
+        min(have, count), tuple(pieces[count:]), padded,
+    )  # fmt: skip
+
+
+def start_of(word: Word, keys: Sequence[str], widths: Mapping[str, int] | None = None) -> dict[str, RawTensor]:
+    """The vectors that a word goes on from, by encoder; none for a word without a base. Raises ConvertError."""
+    return base_vectors(read_base(word), word, keys, widths) if word.base is not None else {}

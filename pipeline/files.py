@@ -1,0 +1,115 @@
+"""Files written whole or not at all, hashes of contents, and small JSON files that may come from strangers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..converters.disk import replace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+import errno
+import stat
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people and programs: the file is either the old one or the whole new one."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    # a path that is not UTF-8 has lone surrogates: escaped, they are JSON
+    write_whole(path, text.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is either the old one or the whole new one. What was left under its temporary name goes."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    replace(temporary, path)
+
+
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".json", ".txt", ".model")
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_hashes(path: Path) -> dict[str, str]:
+    """Hash of a checkpoint, or of every weight and config file of a model folder, by its path in there."""
+    if path.is_file():
+        return {path.name: sha256(path)}
+    found = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix in WEIGHTS)
+    return {file.relative_to(path).as_posix(): sha256(file) for file in found}
+
+
+def file_hashes(paths: Iterable[Path], base: Path) -> dict[str, str]:
+    """Hash of each file, by its path from `base`; absolute where it lies elsewhere."""
+    return {shown_path(path, base): sha256(path) for path in paths}
+
+
+def shown_path(path: Path, base: Path) -> str:
+    """A path as the manifest has it: from `base`, absolute where it lies elsewhere."""
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """Hash of a tensor's values as bytes: equal only for tensors that are equal bit for bit."""
+    import torch
+
+    whole = tensor.detach().cpu().contiguous()
+    flat = whole.as_strided((whole.numel(),), (1,))  # one value counts as contiguous even as every eleventh of some
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+
+
+LARGEST = 1 << 23  # bytes of a config; real ones have a few thousand
+DEEPEST = 32  # objects and lists inside each other
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def read_regular(path: Path, largest: int = LARGEST) -> bytes:
+    """A regular file's bytes. OSError for anything else (FIFO, device, folder), ValueError when it is larger."""
+    _refuse_special(path, os.stat(path))  # opening some devices does something
+    with open(os.open(path, _FLAGS), "rb") as file:
+        _refuse_special(path, os.fstat(file.fileno()))
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"{path}: it is larger than {largest:,} bytes")
+    return content
+
+
+def _refuse_special(path: Path, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(0, "it is no regular file", str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file. OSError when it cannot be read, ValueError when it holds none or is too deep."""
+    content = read_regular(path)
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path}: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    if _deeper(value, DEEPEST):
+        raise ValueError(f"{path}: it is nested too deeply")
+    return value
+
+
+def _deeper(value: object, left: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left < 0 or any(_deeper(one, left - 1) for one in inner)

@@ -1,0 +1,140 @@
+"""A diffusers folder or a single-file checkpoint becomes a pipeline."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...converters.families import families
+from ..device import DTYPES
+from ..errors import StageError
+from ..files import read_json
+from ..recipe.load import CHECKPOINTS
+from ..recipe.model import ModelSpec
+from .family import choose_family, width_of
+from .find import GUARDS
+from .received import check_model_folder, reading, unreadable
+
+_VARIANT = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)\.([^.-]+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+_LIBRARIES = ("diffusers", "transformers")
+
+
+def read_folder(spec: ModelSpec, folder: Path) -> Any:
+    """The pipeline of a diffusers folder, without safety checker.
+
+    Raises StageError when a file is missing or broken, or when a model finds no value for one of its weights:
+    the libraries would leave it random and say so in a log at most.
+    """
+    from diffusers import DiffusionPipeline
+
+    if not (folder / "model_index.json").is_file():
+        raise StageError(f"model.base = {spec.base!r}: the folder has no model_index.json, so it is no diffusers model")
+    try:
+        check_model_folder(folder)
+    except StageError as error:
+        raise unreadable(spec, error) from error
+    with reading(lambda error: unreadable(spec, error)):
+        index = read_json(folder / "model_index.json")
+        kind = index.get("_class_name")
+        choose_family(spec, kind, width_of(kind, lambda module: _config(folder / module / "config.json")))
+        _check_variant(spec, folder)
+        given = {name: None for name, value in index.items() if name in GUARDS or value == [None, None]}
+        models = {name: _model(spec, folder / name, kind) for name, kind in part_kinds(index).items()}
+        return DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **given, **models)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def part_kinds(index: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a folder that have weights, by name, with their classes."""
+    entries = {name: value for name, value in index.items() if isinstance(value, list) and name not in GUARDS}
+    kinds = {}
+    for name, (library, kind) in entries.items():
+        found = getattr(importlib.import_module(library), kind, None) if library in _LIBRARIES else None
+        if isinstance(found, type) and issubclass(found, torch.nn.Module):
+            kinds[name] = found
+    return kinds
+
+
+def _model(spec: ModelSpec, folder: Path, kind: Any) -> Any:
+    """One model of a folder with all its weights. A VAE is read in float32 for float16 runs, which may keep it so."""
+    dtype = DTYPES[spec.dtype]
+    if folder.name == "vae" and dtype == torch.float16:
+        dtype = torch.float32
+    with reading(lambda error: unreadable(spec, error, _hint(spec, folder))):
+        model, told = kind.from_pretrained(
+            str(folder), variant=spec.variant if spec.variant in variants_in(folder) else None, dtype=dtype,
+            local_files_only=True, output_loading_info=True,
+        )  # fmt: skip
+    check_weights(spec, folder.name, model, told["missing_keys"])
+    return model
+
+
+def check_weights(spec: ModelSpec, name: str, model: Any, missing: Any) -> None:
+    """StageError when weights of a model were not in its files."""
+    if missing:
+        lacks = f"{name} lacks {len(missing)} of its {len(model.state_dict())} weights ({min(missing)}, …)"
+        raise unreadable(spec, f"{lacks}: its file is of another model, or names its weights in a way nobody knows")
+
+
+def variants_in(folder: Path) -> set[str]:
+    """Spellings of the weight files beside the plain one, for example fp16."""
+    found = (_VARIANT.fullmatch(file.name) for file in folder.iterdir()) if folder.is_dir() else ()
+    return {match[1] for match in found if match}
+
+
+def _check_variant(spec: ModelSpec, folder: Path) -> None:
+    have = {variant for part in folder.iterdir() for variant in variants_in(part)}
+    if spec.variant is not None and spec.variant not in have:
+        listed = ", ".join(sorted(have)) or "none"
+        raise StageError(f"model.variant = {spec.variant!r}: {spec.base} has no such files (variants there: {listed})")
+
+
+def _hint(spec: ModelSpec, folder: Path) -> str:
+    have = variants_in(folder)
+    place = f" (in {folder.name})"
+    return f"{place}; set model.variant = '{min(have)}'" if have and spec.variant is None else place
+
+
+def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
+    """The pipeline of a .safetensors or .ckpt file, without safety checker.
+
+    Raises StageError when the file is none, lacks weights, its family is not said, or its configs cannot be had.
+    """
+    import diffusers
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if path.suffix.lower() not in CHECKPOINTS:
+        raise StageError(f"model.base = {spec.base!r}: a checkpoint ends in {' or '.join(CHECKPOINTS)}")
+    if spec.family is None:
+        known = ", ".join(families())
+        raise StageError(f"model.base = {spec.base!r} is a single file: say model.family, one of {known}")
+    loader = getattr(diffusers, families()[spec.family].pipeline)
+    dtype = DTYPES[spec.dtype]
+    options = {"config": spec.config, "local_files_only": spec.config is not None and Path(spec.config).is_dir()}
+    if options["local_files_only"]:
+        check_model_folder(Path(str(spec.config)))
+
+    def told(error: Exception) -> StageError:
+        if isinstance(error, NotImplementedError):  # torch, asked to place a weight that has no value
+            return unreadable(spec, "the file lacks weights of the denoiser or the VAE, so it is of another model")
+        away = isinstance(error, LocalEntryNotFoundError)
+        return unreadable(spec, error, "; set model.config to a diffusers folder of the same family" if away else "")
+
+    with reading(told):
+        given = {}
+        if dtype == torch.float16:  # the run may keep it in float32, see folder.py
+            given["vae"] = diffusers.AutoencoderKL.from_single_file(
+                str(path), dtype=torch.float32, **options | ({"subfolder": "vae"} if spec.config else {})
+            )
+        pipe = loader.from_single_file(str(path), dtype=dtype, safety_checker=None, **options, **given)
+        for name, part in pipe.components.items():
+            if isinstance(part, torch.nn.Module):
+                check_weights(spec, name, part, [key for key, value in part.state_dict().items() if value.is_meta])
+    return pipe

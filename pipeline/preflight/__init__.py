@@ -1,1 +1,0 @@
-"""What is found out before a model is loaded: whether the words are seen, and whether disk and memory are enough."""

@@ -1,0 +1,214 @@
+"""`[[embeddings_from]]`: embeddings from tables and from folders of folders, as if the recipe had a table for each."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tomli
+
+from pivotune import schemas
+
+from ..text import sibling
+from .document import Document
+from .embeddings_table import Unusable, word_rows
+from .explain import explain
+from .intervals import parse_stop
+from .problem import Place, Problem, place
+
+TEXTS = ("placeholder", "initial_text")  # of which every word has its own
+
+
+class Entry(NamedTuple):
+    """One word: its name, its own settings, where they stand (file and line), and its folder of pictures."""
+
+    name: str
+    own: dict[str, Any]
+    file: str
+    line: int
+    images: Path | None
+
+
+@dataclass
+class Problems:
+    """What is wrong, up to a number that somebody would read."""
+
+    most: int
+    found: list[Problem]
+    more: int = 0
+    judged: dict[str, tuple[tuple[Place, str], ...]] = field(default_factory=dict)  # what is wrong with settings
+
+    @property
+    def count(self) -> int:
+        """How many there are, listed or not."""
+        return len(self.found) + self.more
+
+    def add(self, file: Path | str, line: int, path: Place, text: str) -> None:
+        if len(self.found) < self.most:
+            self.found.append(Problem("error", line, place(path), text, str(file)))
+        else:
+            self.more += 1
+
+
+def check_word(word: Mapping[str, Any], entry: Entry, problems: Problems) -> None:
+    """A finished word against the schema of an [[embedding]], as far as the recipe itself has not been checked."""
+    told = {key: value for key, value in entry.own.items() if key not in TEXTS}
+    if repr(told) not in problems.judged:  # thousands of rows have few different settings
+        problems.judged[repr(told)] = tuple(_violations(told))
+    wrong = problems.judged[repr(told)]
+    texts = {key: word[key] for key in TEXTS if key in word}
+    if not all(_is_text(key, value) for key, value in texts.items()):
+        wrong = (*wrong, *_violations(texts))
+    for path, text in wrong:
+        problems.add(entry.file, entry.line, path, text)
+
+
+def _violations(table: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    for key, value in table.items():
+        if any(isinstance(one, float) and not math.isfinite(one) for one in _leaves(value)):
+            yield (key,), "no usable number"
+            return
+    found = [pair for error in schemas.violations(table, "tables/embedding.json") for pair in explain(error)]
+    yield from found
+    stop = table.get("stop_after")
+    if not found and isinstance(stop, str):
+        try:
+            parse_stop(stop, own=True)
+        except ValueError as error:
+            yield ("stop_after",), str(error)
+
+
+def _leaves(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else [value]
+
+
+def _is_text(key: str, value: Any) -> bool:
+    """What nearly every text is: right. All others are looked at again, slowly, to say what is wrong."""
+    return isinstance(value, str) and bool(value) and (key != "placeholder" or _placeholder().search(value) is not None)
+
+
+@cache
+def _placeholder() -> re.Pattern[str]:
+    pattern = schemas.schema("tables/embedding.json")["properties"]["placeholder"]["pattern"]
+    return re.compile(re.sub(r"\$$", r"\\Z", pattern))
+
+
+SETTINGS = "word.toml"  # in a word's folder
+
+
+def with_many_words(document: Document, most: int) -> tuple[Document, list[Problem]]:
+    """The document with a table of its own for every word (and every word's pictures), and what is wrong with them:
+    such words are left out.
+
+    At most so many problems are listed, the rest is counted. The document must fit its schema.
+    """
+    sources = document.data.get("embeddings_from", [])
+    if not sources:
+        return document, []
+    data = {key: value for key, value in document.data.items() if key != "embeddings_from"}
+    words, concepts = list(data.get("embedding", [])), list(data.get("concept", []))
+    origins, problems = dict(document.origins), Problems(most, [])
+    for index, source in enumerate(sources):
+        where: Place = ("embeddings_from", index)
+        wrong = _source_problem(source)
+        if wrong:
+            problems.found.append(document.problem((*where, *wrong[0]), wrong[1]))
+            continue
+        before = len(words) + problems.count
+        for entry in _entries(source, document.path.parent, problems):
+            word, known = _word(entry, entry.own, source.get("embedding", {})), problems.count
+            check_word(word, entry, problems)
+            if problems.count > known:
+                continue
+            origins["embedding", len(words)] = (entry.file, entry.line)
+            words.append(word)
+            if entry.images is not None:
+                origins["concept", len(concepts)] = (entry.file, entry.line)
+                concepts.append(_concept(entry, source.get("concept", {}), word["placeholder"]))
+        if before == len(words) + problems.count:
+            problems.found.append(document.problem(where, "holds no word"))
+    if problems.more:
+        problems.found.append(Problem("error", 0, "", f"and {problems.more:,} more like these"))
+    whole = replace(document, data={**data, "embedding": words, "concept": concepts}, origins=origins)
+    return whole, problems.found
+
+
+def _source_problem(source: Mapping[str, Any]) -> tuple[Place, str] | None:
+    """What cannot be meant of one [[embeddings_from]]."""
+    if ("table" in source) == ("folders" in source):
+        return (), "give one of `table` and `folders`"
+    if "images" in source.get("concept", {}):
+        return ("concept", "images"), "each word has pictures of its own here; leave it out"
+    if "folders" in source and source.get("ignore"):
+        return ("ignore",), "folders have no columns; leave it out"
+    return None
+
+
+def _entries(source: Mapping[str, Any], base: Path, problems: Problems) -> Iterator[Entry]:
+    if "folders" in source:
+        yield from _of_folders(Path(os.path.abspath(base / Path(source["folders"]).expanduser())), problems)
+        return
+    path = Path(os.path.abspath(base / Path(source["table"]).expanduser()))
+    try:
+        for line, row in word_rows(
+            path, frozenset(source.get("ignore", ())), lambda line, text: problems.add(path, line, (), text)
+        ):
+            name, images = row.pop("name", None), row.pop("images", None)
+            name = row.get("placeholder") if name is None else name
+            if not isinstance(name, str) or not (images is None or isinstance(images, str)):
+                problems.add(path, line, (), "'name' (or 'placeholder') is missing, or it or 'images' is no text")
+                continue
+            yield Entry(name, row, str(path), line, path.parent / images if images else None)
+    except Unusable as error:
+        problems.add(path, error.line, (), str(error))
+
+
+def _of_folders(folder: Path, problems: Problems) -> Iterator[Entry]:
+    """A word for each folder in a folder, in the order of their names; hidden ones are passed over."""
+    try:
+        with os.scandir(folder) as inside:
+            names = sorted(entry.name for entry in inside if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        guess = sibling(folder) if isinstance(error, FileNotFoundError) else None
+        hint = f"; did you mean '{folder.parent / guess}'?" if guess else ""
+        problems.add(folder, 0, (), f"the folder cannot be read: {error.strerror or error}{hint}")
+        return
+    for name in names:
+        settings, own = folder / name / SETTINGS, {}
+        try:
+            with settings.open("rb") as file:
+                own = tomli.load(file)
+        except FileNotFoundError:
+            yield Entry(name, {}, str(folder / name), 0, folder / name)
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            problems.add(settings, getattr(error, "lineno", 0), (), f"cannot be read as TOML: {error}")
+        yield Entry(name, own, str(settings), 1, folder / name)
+
+
+def _word(entry: Entry, own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """One [[embedding]]: its own settings, else those of all with its name in them."""
+    told = {key: _named(value, entry.name) if key in TEXTS else value for key, value in defaults.items()}
+    return {"placeholder": entry.name, **told, **own}
+
+
+def _concept(entry: Entry, defaults: Mapping[str, Any], placeholder: Any) -> dict[str, Any]:
+    """One [[concept]]: the word's pictures, captioned and shown as the settings of all say."""
+    told = {key: _named(value, entry.name, str(placeholder)) for key, value in defaults.items()}
+    return {**told, "images": str(entry.images)}
+
+
+def _named(value: Any, name: str, placeholder: str = "{placeholder}") -> Any:
+    """A text, or a list of texts, with the word's name put in."""
+    if isinstance(value, list):
+        return [_named(one, name, placeholder) for one in value]
+    if not isinstance(value, str) or "{" not in value:
+        return value
+    words = {"name": name, "words": re.sub("[_-]+", " ", name).strip(), "placeholder": placeholder}
+    return re.sub(r"\{(name|words|placeholder)\}", lambda found: words[found[1]], value)

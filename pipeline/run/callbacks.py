@@ -1,0 +1,274 @@
+"""What happens beside the steps of a train stage: sample images, saves, trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image
+
+from ...converters import disk
+from ...converters.embedding import Contents
+from ..errors import StageError
+from ..files import write_json
+from ..models.load import part_modules
+from ..recipe.defaults import defaults
+from ..recipe.intervals import Rhythm, parse_stop
+from ..records import finite
+from ..train.lora import lora_aside
+from ..train.setup import Training
+from .context import Run
+from .samples import draw_now
+
+# What is to be installed for each, where its name is not that of the package.
+PACKAGES = {"comet_ml": "comet-ml"}
+
+
+class Trackers:
+    """The trackers that a stage names, begun when it begins. One that fails on the way is said and left out."""
+
+    def __init__(self, names: Sequence[str], title: str, folder: Path, warn: Callable[[str], None]) -> None:
+        """Raises StageError, with what to install, for a tracker that is not here or cannot begin."""
+        self.trackers = {name: _begun(name, title, folder) for name in names}
+        self.warn = warn
+
+    def log(self, row: Mapping[str, Any], folder: Path) -> None:
+        """One line of the metrics: its numbers under `a/b/c`, and the pictures drawn at this step."""
+        step = int(row["step"])
+        numbers = flat({key: value for key, value in row.items() if key not in ("step", "stage", "pictures")})
+        paths = [folder / one["path"] for one in row.get("pictures", ())]
+
+        def log(tracker: Any) -> None:
+            tracker.log(numbers, step=step)
+            if paths and hasattr(tracker, "log_images"):
+                pictures = [numpy.asarray(Image.open(path).convert("RGB")) for path in paths]
+                tracker.log_images({"pictures": _stacked(tracker.name, pictures)}, step=step, **_form(tracker.name))
+
+        self._each(log, f"after step {step}")
+
+    def close(self) -> None:
+        self._each(lambda tracker: tracker.finish(), "at the end")
+
+    def _each(self, work: Callable[[Any], None], when: str) -> None:
+        """Do it for all of them. Whatever one raises (no network, a full disk) costs that one alone, not the run."""
+        for name, tracker in list(self.trackers.items()):
+            try:
+                work(tracker)
+            except Exception as error:  # noqa: BLE001 (whatever its own program raises)
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                del self.trackers[name]
+                self.warn(f"watch.trackers: {name} failed {when} ({first}); the run goes on without it")
+
+
+def flat(value: Any, place: str = "") -> dict[str, float]:
+    """Every number of a line of metrics by its place: `learning_rate/words`, `words/<cat>/clip_l/norm/0`."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return {}
+    if isinstance(value, int | float):
+        return {place: float(value)}
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return {
+        name: number
+        for key, one in items
+        for name, number in flat(one, f"{place}/{key}" if place else str(key)).items()
+    }
+
+
+def _begun(name: str, title: str, folder: Path) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    package = PACKAGES.get(name, name)
+    there = importlib.util.find_spec(name) is not None
+    if not there:
+        raise StageError(f"watch.trackers: {name} is not installed; pip install {package}, or leave it out")
+    PartialState()  # trackers ask it which process they are in
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    try:
+        tracker = kind(title, folder) if kind.requires_logging_directory else kind(title)
+        tracker.start()
+    except Exception as error:  # whatever its own program raises: no account, no network, no room
+        raise StageError(f"watch.trackers: {name} cannot begin: {error}") from error
+    return tracker
+
+
+def _stacked(name: str, pictures: list[Any]) -> Any:
+    """TensorBoard wants one array of pictures of one size; others take a list."""
+    return numpy.stack(pictures) if name == "tensorboard" else [Image.fromarray(one) for one in pictures]
+
+
+def _form(name: str) -> dict[str, str]:
+    return {"dataformats": "NHWC"} if name == "tensorboard" else {}
+
+
+class Watch:
+    """Draws the same prompts from the same seeds again and again."""
+
+    def __init__(self, run: Run, training: Training, options: Mapping[str, Any]) -> None:
+        samples = run.recipe.samples
+        prompts = tuple(options["prompts"] or samples.prompts)
+        self.run, self.training = run, training
+        self.recipe = replace(run.recipe, samples=replace(samples, prompts=prompts, count=options["count"]))
+
+    def draw(self, step: int) -> list[dict[str, Any]]:
+        """The rows of the pictures drawn after this step, counted from 1: path, prompt, seed and word.
+
+        The main process draws; all must ask for it.
+        """
+        with as_exported(self.training), self.run.processes.together():
+            return self._drawn(step) if self.run.processes.main else []
+
+    def _drawn(self, step: int) -> list[dict[str, Any]]:
+        model = self.training.model
+        name = f"stage-{self.run.stage + 1}-step-{step:06d}"
+        with random_state_kept(model.device):
+            self.training.injection.activate(self.recipe.samples.prompts)
+            rows = draw_now(model, self.recipe, self.run.folder / "pictures", name)
+        return [{key: row[key] for key in ("path", "prompt", "seed", "word")} for row in rows]
+
+
+@contextmanager
+def as_exported(training: Training) -> Iterator[None]:
+    """The model as it would be used if the training ended here: averages in their places, nothing dropped out.
+
+    With several processes all must do this together.
+    """
+    models = [part for part in training.model.pipe.components.values() if isinstance(part, torch.nn.Module)]
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    with ExitStack() as stack:
+        for thing in training.things:
+            stack.enter_context(thing.averaged())
+        try:
+            for model in models:
+                model.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Random numbers drawn inside are as if they had not been: dropout in the next step finds the same state."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        yield
+
+
+Write = Callable[..., object]  # (run, contents, folder, the export stage's options)
+
+
+class Saves:
+    """Writes `saves/stage-3-step-000500/` and its like, as the recipe's export stage says, and keeps the last few."""
+
+    def __init__(
+        self, run: Run, training: Training, options: Mapping[str, Any], contents: Callable[[], Contents], write: Write
+    ) -> None:
+        """`contents` gives the words and the LoRA as they are now; `write` is what the export stage writes with."""
+        self.run, self.training, self.options, self.contents, self.write = run, training, options, contents, write
+        self.folder = run.folder / "saves"
+        asked = [stage.options for stage in run.recipe.stages if stage.kind == "export"]
+        self.export = asked[-1] if asked else {k: v for k, v in defaults("stages/export.json").items() if k != "kind"}
+
+    def save(self, step: int) -> str:
+        """Save after this step, counted from 1; returns the folder's path from the run's folder.
+
+        The folder appears when all of it is written and verified; one that is there already is left as it is. The
+        main process writes; all must ask for it.
+        """
+        final, processes = self.folder / f"stage-{self.run.stage + 1}-step-{step:06d}", self.run.processes
+        if processes.from_main(lambda: not final.exists()):
+            with as_exported(self.training), processes.together():
+                if processes.main:
+                    self._save(final, step)
+        return final.relative_to(self.run.folder).as_posix()
+
+    def _save(self, final: Path, step: int) -> None:
+        for litter in self.folder.glob(".stage-*"):  # of a process that was killed while it wrote or deleted
+            shutil.rmtree(litter, ignore_errors=True)
+        part = self.folder / f".{final.name}.part"
+        part.mkdir(parents=True)
+        try:
+            self._written(part, step)
+            disk.replace(part, final)
+            disk.sync_folder(self.folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        self._forget()
+
+    def _written(self, part: Path, step: int) -> None:
+        with random_state_kept(self.training.model.device):
+            contents = self.contents()
+            finetuned = set(self.run.finetuned) if self.options["model"] else set()
+            there = replace(
+                self.run, folder=part, artefacts=[], warnings=[], notes=[], data={}, finetuned=finetuned,
+                progress=lambda text: None,
+            )  # fmt: skip
+            models = part_modules(self.training.model).values()
+            with self.training.injection.suspended(), lora_aside(models):
+                self.write(there, contents, part, **self.export)
+        facts = {"step": step, "stage": self.run.stage + 1, "artefacts": there.artefacts, "warnings": there.warnings}
+        write_json(part / "save.json", facts)
+
+    def _forget(self) -> None:
+        """Delete the saves of this stage before the last few; one is renamed first, so that none is half there."""
+        if not self.options["keep"]:
+            return
+        steps = {path: path.name.rpartition("-")[2] for path in self.folder.glob(f"stage-{self.run.stage + 1}-step-*")}
+        own = [path for path, step in steps.items() if step.isdecimal()]  # the others are copies of the user's own
+        saves = sorted(own, key=lambda path: int(steps[path]))
+        for old in saves[: -self.options["keep"]]:
+            hidden = old.with_name(f".{old.name}.old")
+            with suppress(PermissionError):  # Windows, while one of its files is open: more than `keep` stay
+                disk.replace(old, hidden)
+                shutil.rmtree(hidden)
+
+
+Options = Mapping[str, Any] | None
+After = Callable[[dict[str, Any], float], None]
+
+
+@contextmanager
+def step_callbacks(
+    run: Run, training: Training, watch: Options, save: Options, contents: Callable[[], Contents], write: Write
+) -> Iterator[After]:
+    """Give a function to be called with each step's line of metrics, which adds to it what was drawn and saved.
+
+    With several processes all must call it: the main one draws and writes what may be spread over all of them. It wants
+    the seconds at which the step before ended, too. `contents` gives words and LoRA as they are now, `write` writes
+    them as the export stage does.
+    """
+    title = f"{run.recipe.name}-stage-{run.stage + 1}"
+    wanted = watch["trackers"] if watch and run.processes.main else ()
+    trackers = Trackers(wanted, title, run.folder / "tracking", run.warn)
+    looks = _rhythm(watch and watch["sample_every"], training)
+    eye = Watch(run, training, watch) if watch and looks else None
+    turns = _rhythm(save and save["every"], training)
+    saves = Saves(run, training, save, contents, write) if save and turns else None
+
+    def after(row: dict[str, Any], before: float) -> None:
+        if eye is not None and looks is not None and looks.due(row["step"], before, row["seconds"]):
+            row["pictures"] = eye.draw(row["step"])
+        if saves is not None and turns is not None and turns.due(row["step"], before, row["seconds"]):
+            row["saved"] = saves.save(row["step"])
+        if watch and watch["trackers"]:
+            with run.processes.together():
+                trackers.log(finite(row), run.folder)
+
+    try:
+        yield after
+    finally:
+        trackers.close()
+
+
+def _rhythm(text: Any, training: Training) -> Rhythm | None:
+    if not text:
+        return None
+    return Rhythm(parse_stop(text), training.steps, training.steps_per_epoch)

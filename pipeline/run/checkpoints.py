@@ -1,0 +1,205 @@
+"""Checkpoints: everything a training is at one step, in one file that is either whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...converters.disk import replace, sync_folder
+from ..distributed import ALONE, Processes
+from ..errors import StageError
+from ..recipe.intervals import Clock, Rhythm
+from ..recipe.model import StopAfter
+from ..run_folder import NUMBER, bounded_json, is_inside, misfit
+from .signals import StopAsked, Stopped
+
+FOLDER, KEPT = "checkpoints", 2
+_FORMAT = "3"  # of what a checkpoint holds and how it is called
+# What a checkpoint holds beside its tensors. The trees of `things` and `guard` are theirs, who restore them.
+_STAGE = {"kind": str, "seconds": NUMBER, "takes": [str], "gives": [str], "notes": [str]}
+_RUN = {
+    "metrics": {"bytes": int, "sha256": str}, "stopped_at": {"*": int}, "reached": [str], "warnings": [str],
+    "artefacts": [{"path": str}], "data": {}, "rows": [_STAGE], "taken": [str],
+}  # fmt: skip
+_SCALE = {"value": NUMBER, "dynamic": bool, "good": int, "overflows": int}
+_FACTS = {"run": _RUN, "things": {"*": {}}, "spans": {"*": {"*": [int]}}, "scale": _SCALE, "guard?": {}}
+_NAME = re.compile(r"stage-\d+-step-\d+\.safetensors")
+HEAD = {"stage": int, "step": int, "seconds": NUMBER, "facts": _FACTS}
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state after `step` steps of stage `stage` (from 0), `seconds` of training into it.
+
+    `tensors` are on the CPU; `facts` is JSON: what is no tensor (see `pipeline/train/snapshot.py`). `sha256` is that of
+    all this, for one that was read.
+    """
+
+    stage: int
+    step: int
+    seconds: float
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+    sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"stage-{self.stage + 1:03d}-step-{self.step:09d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An earlier run's state, and its file. `whole`: it fits to the last bit, and the new run goes on from its step."""
+
+    run: Path
+    path: Path
+    point: Checkpoint
+    whole: bool
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """What the manifest keeps of it, so that a run that was killed early finds it again."""
+        return {"path": str(self.path.absolute()), "sha256": self.point.sha256, "whole": self.whole}
+
+
+def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Path:
+    """Write it beside the others and then take away all but the newest `keep`, and any of a later step.
+
+    A run that comes by an earlier step could not use what is later. The file gets its name when its bytes are on the
+    disk: a kill or a full disk leaves the older ones as they were. Raises StageError when it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    folder = run / FOLDER
+    path = folder / checkpoint.name
+    temporary = folder / f".{checkpoint.name}.part"
+    head = {"stage": checkpoint.stage, "step": checkpoint.step, "seconds": checkpoint.seconds}
+    facts = json.dumps({**head, "facts": checkpoint.facts}, sort_keys=True)
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+    try:
+        folder.mkdir(exist_ok=True)
+        for litter in folder.glob(".*.part"):  # of a process that was killed while it wrote
+            litter.unlink()
+        save_file(tensors, temporary, {"format": _FORMAT, "checkpoint": facts, "sha256": _digest(facts, tensors)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        replace(temporary, path)
+        sync_folder(folder)
+        there = _by_age(folder)
+        place = there.index(path)
+        for later in there[:place]:
+            later.unlink()
+        for older in there[place + keep :]:
+            with suppress(PermissionError):  # Windows, while another program has it open: one more stays
+                older.unlink()
+    except Exception as error:  # safetensors has an exception of its own for a full disk
+        temporary.unlink(missing_ok=True)
+        raise StageError(f"{path}: the checkpoint cannot be written ({error})") from error
+    return path
+
+
+def newest_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest one that is whole; each damaged one is passed over and said. None where there is none."""
+    for path in _by_age(run / FOLDER):
+        try:
+            return read_checkpoint(path)
+        except StageError as error:
+            say(f"{error}; passed over")
+    return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read one file. Raises StageError when it is damaged or no checkpoint."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise StageError(f"{path}: is no file")
+        with safe_open(path, "pt") as file:
+            told = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if "checkpoint" not in told:
+            raise StageError(f"{path}: is no checkpoint")
+        if told["format"] != _FORMAT:
+            raise StageError(f"{path}: the checkpoint is another version's (layout {told['format']}, not {_FORMAT})")
+        if told.get("sha256") != _digest(told["checkpoint"], tensors):
+            raise StageError(f"{path}: the checkpoint is damaged: its hash is not the one it was written with")
+        head = bounded_json(told["checkpoint"], infinite=True)  # as optimizers' own numbers may be
+        wrong = misfit(head, HEAD) or _outside(head["facts"]["run"])
+        if wrong or min(head["stage"], head["step"]) < 0 or not math.isfinite(head["seconds"]):
+            raise StageError(f"{path}: is no checkpoint of this version of Pivotune ({wrong or 'a step below 0'})")
+        return Checkpoint(head["stage"], head["step"], head["seconds"], tensors, head["facts"], told["sha256"])
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise StageError(f"{path}: the checkpoint cannot be read ({error})") from error
+
+
+def _outside(facts: Mapping[str, Any]) -> str | None:
+    """The first path of a run's facts that is not inside the run's folder."""
+    found = (row["path"] for row in facts["artefacts"])
+    return next((f"{path!r} is no path inside the run's folder" for path in found if not is_inside(path)), None)
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """The checkpoints, newest first: their names sort by stage and step. Copies with other names are the user's own."""
+    found = (path for path in folder.glob("stage-*-step-*.safetensors") if _NAME.fullmatch(path.name))
+    return sorted(found, reverse=True)
+
+
+def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    from ..files import tensor_hash
+
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        digest.update(
+            f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} {tensor_hash(tensors[name])}".encode()
+        )
+    return digest.hexdigest()
+
+
+Snapshot = Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]
+
+GOES_ON = "the same command goes on from here"
+
+
+class Keeper:
+    """Writes a run's checkpoints: every so often, at the end of each train stage, and when a signal asks to stop."""
+
+    def __init__(
+        self, folder: Path, every: StopAfter, keep: int, asked: StopAsked, processes: Processes = ALONE,
+        way: str = GOES_ON,
+    ) -> None:  # fmt: skip
+        """`way` says how a run that was asked to stop goes on."""
+        self.folder, self.every, self.keep, self.asked, self.processes = folder, every, keep, asked, processes
+        self.way = way
+
+    def after_step(self, stage: int, clock: Clock, before: float, state: Snapshot, *, now: bool = False) -> None:
+        """Called after each step (`clock.step` are done); writes what is due. Raises Stopped when a signal has come.
+
+        The step before ended `before` seconds after the stage began. Where the recipe says `never`, one is written
+        only when a signal has come, or when all processes ask for it `now`. A signal to one process stops all of them.
+        """
+        rhythm = Rhythm(self.every, clock.steps, clock.steps_per_epoch)
+        last = clock.step == clock.steps and self.every.unit != "never"
+        due = now or last or rhythm.due(clock.step, before, clock.seconds)  # the same in every process
+        stopping = self.processes.any(self.asked.name is not None)
+        if stopping or due:
+            tensors, facts = state()  # all processes together: some of it may be spread over them
+            with self.processes.together():
+                if self.processes.main:
+                    point = Checkpoint(stage, clock.step, clock.seconds, tensors, facts)
+                    write_checkpoint(self.folder, point, self.keep)
+        if stopping:
+            where = f"step {clock.step} of {clock.steps}"
+            by = self.asked.name or "a signal to another process"
+            raise Stopped(f"stopped by {by} after {where}; {self.way}")

@@ -1,0 +1,127 @@
+"""What must be the same: inputs and values in every process, and files since the run began."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.captions import read_concept
+from ..data.examples import Example
+from ..distributed import Processes
+from ..errors import StageError
+from ..files import sha256, shown_path, tensor_hash
+from ..recipe.model import Recipe
+from ..train.setup import Training, weights_of
+from .checkpoints import FOLDER, Checkpoint, newest_checkpoint, read_checkpoint
+from .diff import input_differences
+
+SHOWN = 5  # differences that are listed
+
+
+def require_same_inputs(inputs: Mapping[str, Any], processes: Processes) -> None:
+    """StageError when a process, on another machine, has another model, other pictures or other versions."""
+    main, *others = processes.gathered(inputs)
+    for number, other in enumerate(others, 1):
+        found = input_differences(main, other)
+        if found:
+            listed = "; ".join(map(str, found[:SHOWN]))
+            raise StageError(f"process {number} has other inputs than the main one: {listed}")
+
+
+def common_checkpoint(folder: Path, processes: Processes, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole, as the main process finds it, in every process.
+
+    Raises StageError when one of them does not see the file.
+    """
+    found = newest_checkpoint(folder, say) if processes.main else None
+    name = processes.from_main(lambda: found.name if found else None)
+    if name is None or processes.main:
+        with processes.together():
+            return found
+    with processes.together():
+        try:
+            return read_checkpoint(folder / FOLDER / name)
+        except StageError as error:
+            raise StageError(f"{error}; with several machines the run's folder must be on a shared disk") from error
+
+
+def require_equal_values(training: Training) -> None:
+    """StageError when words or weights are not bit for bit the same in every process."""
+    if training.processes.count == 1:
+        return
+    found = training.processes.gathered(_digests(training))
+    for name, digest in found[0].items():
+        other = next((number for number, one in enumerate(found) if one.get(name) != digest), None)
+        if other is not None:
+            raise StageError(
+                f"{name} is not the same in process {other} as in the main one: are the model's files, the versions "
+                "and the kind of device the same on every machine?"
+            )
+
+
+def sharding_note(training: Training) -> str:
+    """How a step's pictures are shared out, for the manifest."""
+    count, step = training.processes.count, training.dataset.order.size * training.accumulation
+    note = f"{count} processes: a step's {step} pictures are shared out, at most {-(-step // count)} to each"
+    if step < count:
+        note += f"; {count - step} have none: raise batch_size or gradient_accumulation"
+    spread = [thing.name for thing in training.things if thing.spread]
+    return f"{note}; each has its share alone of what moves {', '.join(spread)}" if spread else note
+
+
+def _digests(training: Training) -> dict[str, str]:
+    held = {f"the table of words of {key}": rows.values for key, rows in training.injection.rows.items()}
+    held |= weights_of([thing for thing in training.things if not thing.spread])
+    return {name: tensor_hash(tensor) for name, tensor in held.items()}
+
+
+MOST = 5  # files that are named
+
+
+def require_unchanged_data(recipe: Recipe, examples: Sequence[Example], known: Mapping[str, str]) -> None:
+    """StageError when a picture, mask or caption file is another one than when the run began.
+
+    `known` are the manifest's hashes of the files. Pictures were hashed when `examples` were read and are not again.
+    """
+    base = recipe.path.parent
+    now = {shown_path(example.picture, base): example.content.split("+")[0] for example in examples}
+    for example in examples:
+        if example.mask is not None:
+            now[shown_path(example.mask, base)] = example.content.split("+")[1]
+    for concept in recipe.concepts:
+        now |= {shown_path(path, base): sha256(path) for path in read_concept(concept).files}
+    changed = sorted({*now, *known} - {name for name, digest in now.items() if known.get(name) == digest})
+    if changed:
+        more = f" and {len(changed) - MOST} more" if len(changed) > MOST else ""
+        raise StageError(
+            f"changed since the run began: {', '.join(changed[:MOST])}{more}; put back what was there and say the same "
+            "command again, or begin anew with --fresh"
+        )
+
+
+SHARDABLE = ("adamw", "lion")  # optimizers that move each value by itself
+
+
+def require_shardable(recipe: Recipe, *, sharding: bool) -> None:
+    """StageError for keys that cannot be used where the launcher asks for FSDP2 (`sharding`)."""
+    for number, stage in enumerate(recipe.stages, 1):
+        if sharding and stage.kind == "train" and stage.options["finetune"]:
+            try:
+                _hold_stage(stage.options)
+            except StageError as error:
+                raise StageError(f"stage {number} ({stage.kind}): {error}") from None
+
+
+def _hold_stage(options: Mapping[str, Any]) -> None:
+    for table in options["finetune"]:
+        kind = table["optimizer"]["kind"]
+        if kind not in SHARDABLE:
+            raise StageError(
+                f"finetune of {', '.join(table['parts'])}: the optimizer {kind} cannot be used with FSDP, as it needs "
+                f"whole weights, not shards; use {' or '.join(SHARDABLE)}, or launch without FSDP"
+            )
+    if options["compile"]:
+        raise StageError("compile = true cannot be used with a fine-tune that FSDP shards; remove one of them")
+    if options["locality"]:
+        raise StageError("locality cannot be used with a fine-tune that FSDP shards; remove one of them")

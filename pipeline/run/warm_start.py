@@ -1,0 +1,182 @@
+"""`--from-checkpoint`: a new run begins with what an earlier one reached, wholly or as far as it fits."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..embeddings.injection import WordRows
+from ..errors import StageError
+from ..files import write_whole
+from ..records import METRICS, kept_lines, left_behind, row_of, why_unread
+from ..run_folder import inside
+from ..train.embeddings import WordTrainer
+from ..train.setup import Training
+from ..train.snapshot import Shadow, stored_averages, stored_rows, stored_weights
+from ..train.weights import WeightTrainer
+from .checkpoints import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
+from .context import Run
+from .diff import ROUNDING, Difference, difference_lines, input_differences
+
+MOST = 20  # differences that are listed
+# What may change without changing a step that is done: texts, pictures for the report, how often checkpoints come.
+_FREE = ("recipe.name", "recipe.samples", "recipe.checkpoint", ROUNDING)
+
+
+def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], None]) -> Source:
+    """The newest checkpoint of a run's folder, or the one of that file. Raises StageError when there is none.
+
+    It fits wholly when nothing differs but texts and the steps of its own stage, which may be more.
+    """
+    run = place if place.is_dir() else place.absolute().parent.parent
+    point = newest_checkpoint(place, say) if place.is_dir() else read_checkpoint(place)
+    if point is None:
+        raise StageError(f"{place}: holds no checkpoint that can be read (a run's folder has them in {FOLDER}/)")
+    left = left_behind(run)
+    if left is None:
+        has = why_unread(run) or " has no manifest.json"
+        raise StageError(f"{run}:{has}, so nobody can tell what the checkpoint was made with")
+    differences = [one for one in input_differences(left, inputs) if not one.within(*_FREE)]
+    unfit = [one for one in differences if not (_more_steps(one, point) or _of_a_guard(one))]
+    if not unfit:
+        say(f"going on from {run}, after step {point.step} of stage {point.stage + 1}")
+    else:
+        listed = "\n  ".join(difference_lines(unfit, MOST))
+        say(f"loading what fits from {run}, from step 1; what differs:\n  {listed}")
+    return Source(run, run / FOLDER / point.name if place.is_dir() else place, point, not unfit)
+
+
+def source_again(
+    left: Mapping[str, Any], point: Checkpoint | None, inputs: Mapping[str, Any], say: Callable[[str], None]
+) -> Source | None:
+    """What an unfinished run began with, where it needs that still: it has no checkpoint (`point`) of its own, or
+    later stages take from it. `left` is its manifest. Raises StageError when the file is gone or another one."""
+    told = left.get("source")
+    if told is None or (point is not None and (told["whole"] or not _trains_after(left, point.stage))):
+        return None
+    try:
+        source = open_source(Path(told["path"]), inputs, say)
+    except StageError as error:
+        way = "if it lies elsewhere now, give that with --from-checkpoint"
+        raise StageError(f"the run began with a checkpoint that is needed still ({way}): {error}") from error
+    if source.point.sha256 != told["sha256"]:
+        raise StageError(f"{told['path']}: not the checkpoint that the run began with; choose another --out")
+    return source
+
+
+def _trains_after(manifest: Mapping[str, Any], stage: int) -> bool:
+    return any(one.get("kind") == "train" for one in manifest["recipe"].get("stage", [])[stage + 1 :])
+
+
+def _more_steps(one: Difference, point: Checkpoint) -> bool:
+    steps = f"recipe.stage.{point.stage + 1}.steps"
+    return one.place == steps and None not in (one.old, one.new) and one.new > one.old
+
+
+def _of_a_guard(one: Difference) -> bool:
+    """What a guard looks for moves nothing."""
+    return re.match(r"recipe\.stage\.\d+\.guard\.", one.place) is not None
+
+
+def copy_from_source(source: Source, folder: Path) -> None:
+    """Bring the earlier run's measurements up to the checkpoint, and the pictures drawn until then, into the folder of
+    the one that goes on. StageError when they are not there."""
+    if not source.whole:
+        return
+    try:
+        lines = kept_lines(source.run / METRICS, source.point.facts["run"]["metrics"])
+        pictures = [one["path"] for line in lines.splitlines() for one in row_of(line).get("pictures", ())]
+        files = {path: inside(source.run, path) for path in pictures if path.startswith("pictures/")}
+        write_whole(folder / METRICS, lines)
+        for path, file in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).unlink(missing_ok=True)  # it may be a second name of a file elsewhere
+            shutil.copyfile(file, folder / path)
+    except (OSError, ValueError, StageError) as error:
+        raise StageError(f"{source.run}: what it measured and drew cannot be taken over ({error})") from error
+
+
+LOADED = "loaded "  # how the line begins that sums up what a stage loaded
+_WORDS = "words"
+_TITLES = {_WORDS: "embeddings", "lora": "LoRA weights", "finetune": "fine-tuned weights"}
+
+
+def take_what_fits(run: Run, training: Training) -> None:
+    """Load embeddings and weights of the stage from the source, each once, and sum up in one line how many fit.
+
+    Vectors fit by the embedding's name and their number, weights by name and shape. Training starts from the trained
+    values; EMA weights are loaded too where the stage keeps some. An embedding that no stage trains any more gets its
+    EMA weights themselves, which is what its own run would have exported.
+    """
+    source = run.source
+    if source is None or source.whole:
+        return
+    fit, total = Counter[str](), Counter[str]()
+    for kind, fits in [*_take_words(run, training, source.point), *_take_weights(run, training, source.point)]:
+        fit[kind] += fits
+        total[kind] += 1
+    if total:
+        counts = ", ".join(f"{fit[kind]} of {total[kind]} {_TITLES[kind]}" for kind in total)
+        line = f"{LOADED}{counts}; new optimizer state"
+        run.progress(line)
+        run.notes.append(line)
+
+
+def _take_words(run: Run, training: Training, point: Checkpoint) -> list[tuple[str, bool]]:
+    """For each embedding whether it was loaded: its vectors for every text encoder."""
+    if _WORDS in run.taken:
+        return []
+    run.taken.add(_WORDS)
+    spans: Mapping[str, Mapping[str, list[int]]] = point.facts["spans"]
+    stored, averages = stored_rows(point.tensors), stored_averages(point.tensors, WordTrainer.name)
+    trained = run.recipe.trained if _trains_words(run) else {}
+    loaded: dict[str, bool] = {}
+    for key, rows in training.injection.rows.items():
+        there, values = spans.get(key, {}), stored.get(key)
+        for word, span in rows.spans.items():
+            first, last = there.get(word, (0, 0))
+            loaded.setdefault(word, True)
+            if values is None or last - first != len(span):
+                loaded[word] = False
+            else:
+                average = {name: one[first:last] for name, one in averages.get(key, {}).items()}
+                _take_word(training, key, rows, span, values[first:last], average, trained=word in trained)
+    return [(_WORDS, fits) for fits in loaded.values()]
+
+
+def _trains_words(run: Run) -> bool:
+    """Whether this stage or a later one trains words."""
+    return any(stage.kind == "train" and stage.options["embeddings"] for stage in run.recipe.stages[run.stage :])
+
+
+def _take_word(
+    training: Training, key: str, rows: WordRows, span: range, values: Tensor, average: Shadow, *, trained: bool
+) -> None:
+    """Put an embedding's vectors and its EMA weights into the table of one text encoder."""
+    index = torch.tensor(span, dtype=torch.long, device=rows.values.device)
+    rows.values[index] = (average["shadow"] if average and not trained else values).to(rows.values)
+    if training.words is not None:
+        training.words.states.take(key, index, average if trained else {})
+
+
+def _take_weights(run: Run, training: Training, point: Checkpoint) -> list[tuple[str, bool]]:
+    """For each weight of the stage's LoRAs and fine-tunes whether it was loaded."""
+    loaded: list[tuple[str, bool]] = []
+    for thing in training.things:
+        if not isinstance(thing, WeightTrainer) or thing.name in run.taken:
+            continue
+        run.taken.add(thing.name)
+        here, averages = thing.parameters, stored_averages(point.tensors, thing.name)
+        stored = stored_weights(point.tensors, thing.name)
+        same = {key: one for key, one in stored.items() if key in here and here[key].shape == one.shape}
+        thing.take(same, {key: averages[key] for key in same if key in averages})
+        kind = thing.name.partition(".")[0]
+        loaded += [(kind, key in same) for key in here]
+    return loaded

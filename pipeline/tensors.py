@@ -1,0 +1,51 @@
+"""Between tensors and the bytes of files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..converters.embedding import Embedding
+from ..converters.tensor import RawTensor
+
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+
+def to_raw(tensor: Tensor) -> RawTensor:
+    """A float tensor as the bytes a file holds: a copy, so what happens to the tensor later does not show."""
+    flat = tensor.detach().to("cpu", copy=True).contiguous()
+    return RawTensor(_NAMES[flat.dtype], tuple(flat.shape), flat.reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def to_raw_each(tensor: Tensor, counts: Sequence[int]) -> list[RawTensor]:
+    """The rows of a table as `to_raw` makes them, the first `counts[0]` for the first word and so on."""
+    whole = to_raw(tensor)
+    size, width = len(whole.data) // max(1, len(tensor)), tensor.shape[1]
+    made, start = [], 0
+    for count in counts:
+        made.append(RawTensor(whole.dtype, (count, width), whole.data[start * size : (start + count) * size]))
+        start += count
+    return made
+
+
+def vectors_of_all(words: Sequence[Embedding], key: str, width: int) -> tuple[Tensor, ...]:
+    """`vectors_for` of each of these words, as views of one table: thousands cost one copy."""
+    counts = [word.vectors[key].shape[0] if key in word.vectors else 0 for word in words]
+    raws = [word.vectors[key] for word in words if key in word.vectors]
+    if len({raw.dtype for raw in raws}) != 1:  # none at all, or made by different hands
+        return tuple(vectors_for(word, key, width) for word in words)
+    whole = RawTensor(raws[0].dtype, (sum(counts), width), b"".join(raw.data for raw in raws))
+    return from_raw(whole).split(counts)
+
+
+def vectors_for(word: Embedding, key: str, width: int) -> Tensor:
+    """Vectors of a word in one encoder, (tokens, width): none where it has no vectors for it."""
+    return from_raw(word.vectors[key]) if key in word.vectors else torch.empty(0, width)
+
+
+def from_raw(raw: RawTensor) -> Tensor:
+    """A tensor of its own memory from the bytes of a file."""
+    return torch.frombuffer(bytearray(raw.data), dtype=_TYPES[raw.dtype]).reshape(raw.shape)

@@ -1,0 +1,169 @@
+"""Tensors of which each process has a shard (torch's DTensor), whole again and taken apart."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import StageError
+from .trainable import State
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the shards of all processes, which must ask together; one that is not sharded as it is."""
+    gathered = getattr(tensor, "full_tensor", None)
+    return tensor if gathered is None else gathered()
+
+
+def alike(values: Tensor, target: Tensor) -> Tensor:
+    """Whole values as `target` has them: this process's shard of them where it is sharded. Nothing is sent."""
+    if not hasattr(target, "placements"):
+        return values
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(target, DTensor) or isinstance(values, DTensor) or values.shape != target.shape:
+        return values
+    values = values.to(target.device, target.dtype)
+    return distribute_tensor(values, target.device_mesh, target.placements, src_data_rank=None)
+
+
+def gathered(state: State, main: bool) -> State:
+    """A state with whole tensors on the CPU, one after the other, in the main process; empty in the others."""
+    tensors = {}
+    for name, tensor in state.tensors.items():
+        values = whole(tensor)
+        if main:
+            tensors[name] = values.cpu()
+    return State(tensors, state.values) if main else State()
+
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)  # have no forward of their own for FSDP's hooks
+
+
+class Twin:
+    """The copy of one part, in its place in the pipeline."""
+
+    def __init__(self, pipe: Any, name: str, chosen: Collection[str], *, main: bool) -> None:
+        """`name` is the part's in the pipeline, `chosen` are its parameters that will be tuned.
+
+        Raises StageError where the launcher's configuration does not fit the part.
+        """
+        self.pipe, self.name, self.main = pipe, name, main
+        self._within = False
+        self.part: nn.Module = getattr(pipe, name)
+        self.device = next(self.part.parameters()).device
+        vocabulary = _vocabulary(self.part)
+        self.part.to("cpu")
+        shared = {} if vocabulary is None else {id(vocabulary): vocabulary.to(self.device)}
+        self.copy = copy.deepcopy(self.part, shared)
+        for key, parameter in self.copy.named_parameters():
+            parameter.requires_grad_(key in chosen)
+        _shard(self.copy, self.device, set() if vocabulary is None else set(vocabulary.parameters()))
+        weights = dict(self.copy.named_parameters())
+        self.weights: dict[str, nn.Parameter] = {key: weights[key] for key in chosen}
+        setattr(pipe, name, self.copy)
+
+    def gather(self, *, everywhere: bool) -> None:
+        """Put the tuned weights into the part: in the main process, or in all of them, which must ask together."""
+        there = dict(self.part.named_parameters())
+        with torch.no_grad():
+            for key, weight in self.weights.items():
+                values = whole(weight.detach())
+                if everywhere or self.main:
+                    there[key].copy_(values)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Within it the main process has the part, as it is tuned now, in the pipeline; all must do so together."""
+        if self._within:
+            yield
+            return
+        self.gather(everywhere=False)
+        self._within = True
+        if self.main:
+            self._show(self.part.to(self.device))
+        try:
+            yield
+        finally:
+            self._within = False
+            if self.main:
+                self._show(self.copy)
+                self._wait()
+
+    def end(self) -> None:
+        """The tuned part takes its place again, in every process."""
+        self.gather(everywhere=True)
+        self._show(self.part.to(self.device))
+
+    def leave(self) -> None:
+        """The part takes its place again as it was before it was tuned: the other processes cannot be asked."""
+        self._show(self.part.to(self.device))
+
+    def _show(self, module: nn.Module) -> None:
+        setattr(self.pipe, self.name, module)
+
+    def _wait(self) -> None:
+        vocabulary = _vocabulary(self.part)
+        self.part.to("cpu")
+        if vocabulary is not None:
+            vocabulary.to(self.device)
+
+
+def _shard(module: nn.Module, device: torch.device, ignored: set[nn.Parameter]) -> None:
+    """FSDP2 over a module and those of its layers that the launcher's wrapping policy chooses.
+
+    Gradients of all processes are added up in float32, as everywhere in Pivotune: they are parts of one batch's.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    layers, reshard = _settings(module)
+    options: Mapping[str, Any] = {
+        "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
+        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
+        "ignored_params": ignored,
+    }
+    kinds = {one: type(one) for one in (*layers, module)}
+    for layer in reversed(layers):  # the inner ones first
+        fully_shard(layer, **options, reshard_after_forward=reshard)
+    fully_shard(module, **options)
+    for one, kind in kinds.items():  # transformers finds by its class's name whether a model can tell its hidden states
+        type(one).__module__, type(one).__qualname__ = kind.__module__, kind.__qualname__
+    for one in module.modules():
+        if isinstance(one, FSDPModule):
+            one.set_gradient_divide_factor(1.0)
+            one.set_force_sum_reduction_for_comms(True)
+
+
+def _settings(module: nn.Module) -> tuple[list[nn.Module], bool]:
+    """What the launcher has set: the layers that are gathered one by one, and whether a forward gives them back.
+
+    Classes that it names, or else those that a model's library names, may be those of another part of the pipeline.
+    """
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.dataclasses import get_module_class_from_name
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+
+    try:
+        plugin = FullyShardedDataParallelPlugin()
+    except ValueError as error:
+        raise StageError(f"the launcher's settings of FSDP: {error}") from error
+    names = plugin.transformer_cls_names_to_wrap or getattr(module, "_no_split_modules", None) or ()
+    plugin.transformer_cls_names_to_wrap = [one for one in names if get_module_class_from_name(module, one)]
+    chosen = fsdp2_prepare_auto_wrap_policy(plugin, module)
+    inner = [one for one in module.modules() if one is not module and not isinstance(one, CONTAINERS)]
+    return [one for one in inner if chosen is not None and chosen(one)], bool(plugin.reshard_after_forward)
+
+
+def _vocabulary(module: nn.Module) -> nn.Module | None:
+    """The token table of a text encoder, with the words in it: nothing of it is tuned, and prompts need it whole."""
+    table = getattr(module, "get_input_embeddings", None)
+    try:
+        return table() if table is not None else None
+    except NotImplementedError:  # a denoiser has none
+        return None

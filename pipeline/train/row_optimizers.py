@@ -1,0 +1,232 @@
+"""AdamW for the rows of a table of which each step touches only a few."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..embeddings.injection import WordRows
+from ..errors import StageError
+from .optimizers import Rule, Turns, averages_itself, found, hold, load_state, make_optimizer, set_rate
+from .packing import copy_into
+
+
+class LazyAdamW:
+    """AdamW (Loshchilov & Hutter 2019) with a step count and moments for each row.
+
+    A row that is not in the batch does not move: no momentum, no decay, no step counted. For a table of which every
+    row is touched in every step it is exactly AdamW. State: 8 bytes a value and 4 a row beside the values' own 4.
+    """
+
+    def __init__(
+        self, values: Tensor, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0.0, own: slice | None = None,
+    ) -> None:  # fmt: skip
+        """`own` are the rows that it will be asked to move, and has state for; all of them unless said."""
+        self.values, self.own = values, own or slice(0, len(values))
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.moment = torch.zeros_like(values[self.own])
+        self.square = torch.zeros_like(values[self.own])
+        self.steps = torch.zeros(len(self.moment), dtype=torch.float32, device=values.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step counts by name: the tensors themselves."""
+        return {"moment": self.moment, "square": self.square, "steps": self.steps}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with the moments and step counts of `state`. Raises StageError when their shapes differ."""
+        for name, values in self.state().items():
+            copy_into(values, state[name], f"the optimizer's {name}")
+
+    @torch.no_grad()
+    def step(self, index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor | float) -> Tensor:
+        """Move the rows `index` (rows,) from `rows` along `gradient`, both (rows, width) float32; return them moved.
+
+        `rate` is one learning rate or one a row. The table itself is written too.
+        """
+        first, second = self.betas
+        at = index - self.own.start
+        steps = self.steps[at] + 1
+        moment = self.moment[at].lerp_(gradient, 1 - first)
+        square = self.square[at].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        left_first = -torch.expm1(steps * math.log(first)) if first else torch.ones_like(steps)
+        left_second = -torch.expm1(steps * math.log(second))  # 1 - second ** steps, exact to float32
+        size = square.sqrt().div_(left_second.sqrt_().unsqueeze(1)).add_(self.eps)
+        moved = rows.detach().clone()
+        if self.weight_decay:
+            moved.sub_(moved * (torch.as_tensor(rate, device=moved.device).reshape(-1, 1) * self.weight_decay))
+        moved.sub_(moment.div(size).mul_((rate / left_first).unsqueeze(1)))
+        self.steps[at], self.moment[at], self.square[at] = steps, moment, square
+        self.values[index] = moved
+        return moved
+
+
+RuleOf = Callable[[str, bool], Rule | None]
+
+
+def no_rule(word: str, shown: bool) -> Rule | None:
+    """Words whose norms are free."""
+    return None
+
+
+class RowOptimizer(Protocol):
+    """Moves rows of the table of one encoder; rows that it is not given stay bit for bit, and so does their state.
+
+    One that has been made for some of the rows, its own, is never given others, and puts only theirs back.
+    """
+
+    def step(self, words: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
+        """Move the rows (rows, width) of these words along `gradient`; the table is written. Returns them moved.
+
+        `index` (rows,) are their numbers in the table, word after word, `rate` (rows,) their learning rates.
+        """
+
+    def effective(self, word: str) -> float:
+        """How many times its learning rate a word's step size is: what Prodigy has found, 1 for others."""
+
+    def show(self, words: Iterable[str], shown: bool) -> None:
+        """Put the averages of schedule-free optimizers into the table, or take them out to go on."""
+
+    def settle(self, words: Iterable[str]) -> None:
+        """These words are moved no more: what is to be used of them stays in the table."""
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on: dicts, numbers and tensors."""
+
+    def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The state of all rows from those of optimizers that have them in turn."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from the `state` of all rows. Raises StageError when it does not fit."""
+
+
+class AdamRows:
+    """The default: AdamW for all words of a step at once, with step counts and moments a row."""
+
+    def __init__(self, rows: WordRows, options: Mapping[str, Any], own: slice) -> None:
+        betas = (float(options["betas"][0]), float(options["betas"][1]))
+        decay = float(options["weight_decay"] or 0.0)
+        self.adam = LazyAdamW(rows.values, betas=betas, eps=float(options["eps"]), weight_decay=decay, own=own)
+
+    def step(self, words: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
+        return self.adam.step(index, rows, gradient, rate)
+
+    def effective(self, word: str) -> float:
+        return 1.0
+
+    def show(self, words: Iterable[str], shown: bool) -> None:
+        """Nothing to show: the table holds the words."""
+
+    def settle(self, words: Iterable[str]) -> None:
+        """They are there."""
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.adam.state())
+
+    def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {name: torch.cat([state[name] for state in states]) for name in self.adam.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.adam.restore({name: values[self.adam.own] for name, values in state.items()})
+
+
+class PerWord:
+    """An optimizer of a library for each word of one encoder.
+
+    What such an optimizer knows beside its moments (Prodigy's step size, Adafactor's rows and columns, a step count)
+    is then the word's own: words that are seldom seen neither inherit nor delay what others have found, a word that is
+    not in the batch costs nothing, and none of its state changes.
+    """
+
+    def __init__(self, rows: WordRows, options: Mapping[str, Any], own: slice, rule_of: RuleOf = no_rule) -> None:
+        """`rule_of` gives a word's norm rule after a step or (True) where it is shown; for schedule-free optimizers."""
+        self.rows, self.options, self.own, self.rule_of = rows, options, own, rule_of
+        self.parameters: dict[str, Tensor] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._turns: dict[str, Turns] = {}
+
+    def step(self, words: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
+        moved, start = [], 0
+        for word in words:
+            part = slice(start, start + len(self.rows.spans[word]))
+            moved.append(self._step(word, rows[part], gradient[part], float(rate[start])))
+            start = part.stop
+        after = torch.cat(moved)
+        self.rows.values[index] = after
+        return after
+
+    def _step(self, word: str, rows: Tensor, gradient: Tensor, rate: float) -> Tensor:
+        if rate == 0:
+            return rows.detach()
+        optimizer = self._of(word, rows, rate)
+        parameter = self.parameters[word]
+        with torch.no_grad():
+            parameter.copy_(rows)  # a norm rule may have changed them since
+        parameter.grad = gradient.clone()
+        set_rate(optimizer, rate)
+        optimizer.step()
+        parameter.grad = None
+        rule = self.rule_of(word, False)
+        if word in self._turns and rule is not None:
+            hold(optimizer, rule)
+        return parameter.detach()
+
+    def _of(self, word: str, rows: Tensor, rate: float) -> torch.optim.Optimizer:
+        if word not in self.optimizers:
+            self.parameters[word] = rows.detach().clone().requires_grad_(True)
+            self.optimizers[word] = make_optimizer([self.parameters[word]], self.options, rate)
+            if averages_itself(self.options["kind"]):
+                self._turns[word] = Turns(self.optimizers[word])
+        return self.optimizers[word]
+
+    def effective(self, word: str) -> float:
+        return found(self.optimizers[word]) if word in self.optimizers else 1.0
+
+    def show(self, words: Iterable[str], shown: bool) -> None:
+        for word in words:
+            if word in self._turns:
+                parameter, values = self.parameters[word], self.rows.of(word)
+                if shown:
+                    with torch.no_grad():
+                        parameter.copy_(values)
+                self._turns[word].show(shown)
+                rule = self.rule_of(word, True) if shown else None
+                values.copy_(parameter.detach() if rule is None else rule(parameter.detach()))
+
+    def settle(self, words: Iterable[str]) -> None:
+        self.show(words, True)
+        for word in words:
+            if word in self._turns:
+                self._turns[word].settle()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            word: {"values": self.parameters[word], "optimizer": optimizer.state_dict()}
+            for word, optimizer in self.optimizers.items()
+        }
+
+    def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {word: kept for state in states for word, kept in state.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.parameters, self.optimizers, self._turns = {}, {}, {}
+        for word, kept in state.items():
+            if word not in self.rows.spans or kept["values"].shape != self.rows.of(word).shape:
+                raise StageError(f"the checkpoint's word {word!r} is none of this run, or has other vectors")
+            if not self.own.start <= self.rows.spans[word].start < self.own.stop:
+                continue
+            rate = float(kept["optimizer"]["param_groups"][0]["lr"])
+            optimizer = self._of(word, kept["values"].to(self.rows.values.device), rate)
+            load_state(optimizer, kept["optimizer"])
+
+
+def row_optimizer(
+    rows: WordRows, options: Mapping[str, Any], own: slice | None = None, rule_of: RuleOf = no_rule
+) -> RowOptimizer:
+    """The optimizer that a recipe's table asks for, over the rows of one encoder; `own` are those it is to move."""
+    own = own or slice(0, len(rows))
+    return AdamRows(rows, options, own) if options["kind"] == "adamw" else PerWord(rows, options, own, rule_of)
