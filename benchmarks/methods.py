@@ -2,9 +2,9 @@
 
     python benchmarks/methods.py [--seeds 3] [--steps 150] [--thing NAME]… [--method NAME]…
 
-Every method takes the same number of steps of the same batch size on the same pictures; where it has two stages they
+Every method takes the same number of steps of the same batch size on the same images; where it has two stages they
 share the steps, but for the rows that say otherwise. Step sizes and LoRA are the same in all methods that have them.
-Pictures are drawn with what was exported, by a model loaded anew, always from the same seeds. Writes methods.json row
+Images are drawn with what was exported, by a model loaded anew, always from the same seeds. Writes methods.json row
 by row (a row that is there is not measured again) and METHODS.md beside this file.
 """
 
@@ -30,35 +30,36 @@ from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run.runner import run_recipe
 from pivotune.pipeline.run.samples import draw_after, draw_now
 from pivotune.recipes.micro.grammar import BACKGROUNDS, COLOURS, Scene, Thing
+from pivotune.recipes.micro.images import THINGS
 from pivotune.recipes.micro.judge import HIT, distance_to_drawing
-from pivotune.recipes.micro.pictures import THINGS
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
-# Prompts without the word, and what they should show: two far from every thing, and a neighbour of the two-tone square.
+# Prompts without the embedding, and what they should show: two far from every thing, and a neighbour of the two-tone
+# square.
 OTHERS = {
     "a photo of a red circle on a white background": Thing("circle", COLOURS["red"]),
-    "a picture of a green star on a gray background": Thing("star", COLOURS["green"]),
+    "an image of a green star on a gray background": Thing("star", COLOURS["green"]),
     "a photo of a purple square on a white background": Thing("square", COLOURS["purple"]),
 }
 
 
 def trained(recipe: Recipe, folder: Path) -> dict[tuple[str, int], Any]:
-    """Run the recipe; pictures (64, 64, 3) by prompt and seed, as a fresh model draws them with the exported files."""
+    """Run the recipe; images (64, 64, 3) by prompt and seed, as a fresh model draws them with the exported files."""
     silent = replace(recipe, samples=replace(recipe.samples, prompts=()))
     run_recipe(silent, out=folder / "run", progress=lambda text: None, bar=False)
     exports = folder / "run" / "exports"
-    [word] = (exports / "methods_embeddings").glob("*.safetensors")
+    [embedding] = (exports / "methods_embeddings").glob("*.safetensors")
     tuned, lora = exports / "methods_model", exports / "methods.safetensors"
     spec = replace(recipe.model, base=str(tuned), family="sd1") if tuned.is_dir() else recipe.model
-    files = {recipe.words[0].placeholder: word}
-    rows = draw_after(load_model(spec, CPU), recipe, files, lora if lora.is_file() else None, folder / "pictures")
+    files = {recipe.embeddings[0].placeholder: embedding}
+    rows = draw_after(load_model(spec, CPU), recipe, files, lora if lora.is_file() else None, folder / "images")
     return {(row["prompt"], row["seed"]): opened(folder / row["path"]) for row in rows}
 
 
 def opened(path: Path) -> Any:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 @cache
@@ -66,14 +67,14 @@ def untouched(count: int) -> dict[tuple[str, int], Any]:
     """The other prompts as the model draws them that nothing was trained into."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = recipe_of(folder, "moon", "words", 0, 1, list(OTHERS), count)
+        recipe = recipe_of(folder, "moon", "embeddings", 0, 1, list(OTHERS), count)
         plain = replace(recipe, samples=replace(recipe.samples, prompts=tuple(OTHERS)))
-        rows = draw_now(load_model(recipe.model, CPU), plain, folder / "pictures", "untouched")
+        rows = draw_now(load_model(recipe.model, CPU), plain, folder / "images", "untouched")
         return {(row["prompt"], row["seed"]): opened(folder / row["path"]) for row in rows}
 
 
 def measured(shown: dict[tuple[str, int], Any], thing: str, count: int) -> dict[str, float]:
-    """Nearness and hits of the word's pictures, drift and faithfulness of the others'."""
+    """Nearness and hits of the embedding's images, drift and faithfulness of the others'."""
     near = [distance_to_drawing(one, scene_of(THINGS[thing])) for (prompt, _), one in shown.items()
             if prompt not in OTHERS]  # fmt: skip
     others = {asked: one for asked, one in shown.items() if asked[0] in OTHERS}
@@ -85,12 +86,12 @@ def measured(shown: dict[tuple[str, int], Any], thing: str, count: int) -> dict[
 
 
 def scene_of(thing: Thing) -> Scene:
-    """The judge looks for place, size and background in the picture."""
+    """The judge looks for place, size and background in the image."""
     return Scene(thing, BACKGROUNDS["yellow"])
 
 
 def measure(thing: str, method: str, seed: int, steps: int, count: int, keep: Path | None = None) -> dict[str, Any]:
-    """One row: train, draw, judge. `keep` is where the pictures of the word go."""
+    """One row: train, draw, judge. `keep` is where the images of the embedding go."""
     with tempfile.TemporaryDirectory() as name:
         recipe = recipe_of(Path(name), thing, method, seed, steps, list(OTHERS), count)
         shown = trained(recipe, Path(name))
@@ -106,11 +107,11 @@ def measure(thing: str, method: str, seed: int, steps: int, count: int, keep: Pa
 @click.command()
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--steps", default=150, show_default=True)
-@click.option("--count", default=6, show_default=True, help="Pictures for each prompt.")
+@click.option("--count", default=6, show_default=True, help="Images for each prompt.")
 @click.option("--thing", "things", multiple=True, type=click.Choice(list(THINGS)), default=("two-tone", "moon"))
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), default=tuple(METHODS))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=HERE, help="Where the results go.")
-@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Where a sheet of pictures a row goes.")
+@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Where a sheet of images a row goes.")
 def main(
     seeds: int, steps: int, count: int, things: tuple[str, ...], methods: tuple[str, ...], out: Path, keep: Path | None
 ) -> None:

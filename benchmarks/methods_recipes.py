@@ -7,23 +7,23 @@ from pathlib import Path
 
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
-from pivotune.recipes.micro.pictures import placeholder
+from pivotune.recipes.micro.images import placeholder
 
-PICTURES = Path(__file__).parents[1] / "recipes" / "pictures"
+IMAGES = Path(__file__).parents[1] / "recipes" / "images"
 LORA = 'lora = { rank = 8, learning_rate = 2e-3, targets = "all" }'
 TUNE = "finetune = { learning_rate = 3e-4 }"
 LOCALITY = "locality = { weight = 1.0 }"
 # method: its train stages as (share of the steps, what the stage says beside them)
 METHODS: dict[str, list[tuple[float, str]]] = {
-    "words": [(1.0, "")],
-    "words + LoRA": [(1.0, LORA)],
-    "words + fine-tune": [(1.0, TUNE)],
-    "words, then LoRA": [(0.5, ""), (0.5, f"embeddings = false\n{LORA}")],
-    "words, then fine-tune": [(0.5, ""), (0.5, f"embeddings = false\n{TUNE}")],
-    "words + LoRA, locality": [(1.0, f"{LORA}\n{LOCALITY}")],
-    "words + fine-tune, locality": [(1.0, f"{TUNE}\n{LOCALITY}")],
-    "words, then LoRA, twice the steps": [(1.0, ""), (1.0, f"embeddings = false\n{LORA}")],
-    "words, then fine-tune, twice the steps": [(1.0, ""), (1.0, f"embeddings = false\n{TUNE}")],
+    "embeddings": [(1.0, "")],
+    "embeddings + LoRA": [(1.0, LORA)],
+    "embeddings + fine-tune": [(1.0, TUNE)],
+    "embeddings, then LoRA": [(0.5, ""), (0.5, f"embeddings = false\n{LORA}")],
+    "embeddings, then fine-tune": [(0.5, ""), (0.5, f"embeddings = false\n{TUNE}")],
+    "embeddings + LoRA, locality": [(1.0, f"{LORA}\n{LOCALITY}")],
+    "embeddings + fine-tune, locality": [(1.0, f"{TUNE}\n{LOCALITY}")],
+    "embeddings, then LoRA, twice the steps": [(1.0, ""), (1.0, f"embeddings = false\n{LORA}")],
+    "embeddings, then fine-tune, twice the steps": [(1.0, ""), (1.0, f"embeddings = false\n{TUNE}")],
 }
 START = {"emblem": "ring", "salmon-heart": "heart", "two-tone": "square", "logo": "square", "moon": "circle"}
 RECIPE = """
@@ -36,7 +36,7 @@ base = "micro"
 [[concept]]
 images = {images}
 [[embedding]]
-placeholder = "{word}"
+placeholder = "{embedding}"
 initial_text = "{start}"
 tokens = 2
 [[stage]]
@@ -66,15 +66,17 @@ log_every = 50
 
 
 def recipe_of(folder: Path, thing: str, method: str, seed: int, steps: int, prompts: list[str], count: int) -> Recipe:
-    """The recipe of one method, thing and seed, written into the folder; the word's own prompt comes before others."""
-    images, word, stages = PICTURES / thing, placeholder(thing), METHODS[method]
+    """The recipe of one method, thing and seed, written into the folder; the embedding's own prompt comes before
+    others.
+    """
+    images, embedding, stages = IMAGES / thing, placeholder(thing), METHODS[method]
     filled = RECIPE.format(
         seed=seed,
         images=json.dumps(str(images)),
-        word=word,
+        embedding=embedding,
         start=START[thing],
         stages="".join(STAGE.format(steps=round(share * steps), more=more) for share, more in stages),
-        prompts=json.dumps([f"a photo of {word} on a yellow background", *prompts]),
+        prompts=json.dumps([f"a photo of {embedding} on a yellow background", *prompts]),
         count=count,
     )
     path = folder / "recipe.toml"

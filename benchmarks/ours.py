@@ -1,4 +1,4 @@
-"""Pivotune's own code, as a train stage calls it: injection, slots, the words' trainer."""
+"""Pivotune's own code, as a train stage calls it: injection, slots, the embeddings' trainer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from scene import VECTORS, VOCABULARY, Scene
 from torch import Tensor, nn
 
-from pivotune.pipeline.embeddings.injection import ActiveRows, Encoder, Injection, WordRows
+from pivotune.pipeline.embeddings.injection import ActiveRows, EmbeddingRows, Encoder, Injection
 from pivotune.pipeline.embeddings.norms import norm_statistics
 from pivotune.pipeline.recipe.intervals import Clock
-from pivotune.pipeline.recipe.model import StopAfter, Word
-from pivotune.pipeline.train.embeddings import WordSettings, WordTrainer
+from pivotune.pipeline.recipe.model import EmbeddingSpec, StopAfter
+from pivotune.pipeline.train.embeddings import EmbeddingSettings, EmbeddingTrainer
 
 OPTIMIZER = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 KEY = "clip_l"
@@ -53,28 +53,28 @@ class Counted:
 
 
 class Slots:
-    """One step of the embedding part: words of the caption made active, looked up, pulled, moved, normed."""
+    """One step of the embedding part: embeddings of the caption made active, looked up, pulled, moved, normed."""
 
     def __init__(self, scene: Scene, module: Any = None) -> None:
         module = Vocabulary(scene.table) if module is None else module
-        names = [f"<word-{n}>" for n in range(scene.words)]
+        names = [f"<embedding-{n}>" for n in range(scene.embeddings)]
         encoder = Encoder(KEY, "encoder", "tokenizer", module, Counted(), scene.table.shape[1])
-        rows = WordRows(dict(zip(names, scene.vectors, strict=True)))
+        rows = EmbeddingRows(dict(zip(names, scene.vectors, strict=True)))
         self.module, self.pull = module, scene.pull
         self.injection = Injection(SimpleNamespace(), [encoder], {KEY: rows})
-        words = [Word(name, "ring", VECTORS, True, None, StopAfter(0, "never")) for name in names]
-        self.trainer = WordTrainer(
-            self.injection, words, {KEY: norm_statistics(scene.table)},
-            WordSettings(learning_rate=5e-3, optimizer=OPTIMIZER, clip_norm=1.0, preserve_norm="median"),
+        embeddings = [EmbeddingSpec(name, "ring", VECTORS, True, None, StopAfter(0, "never")) for name in names]
+        self.trainer = EmbeddingTrainer(
+            self.injection, embeddings, {KEY: norm_statistics(scene.table)},
+            EmbeddingSettings(learning_rate=5e-3, optimizer=OPTIMIZER, clip_norm=1.0, preserve_norm="median"),
         )  # fmt: skip
         ids = [scene.ids(n, [VOCABULARY + VECTORS * at for at in range(len(h))]) for n, h in enumerate(scene.held)]
         self.captions = cycle(list(zip(scene.texts(), ids, strict=True)))
         self.active: dict[str, ActiveRows] = {}
 
     def prepare(self) -> Tensor:
-        """What precedes the forward pass: which words the caption holds, which still run. Returns its ids."""
+        """What precedes the forward pass: which embeddings the caption holds, which still run. Returns its ids."""
         text, ids = next(self.captions)
-        self.active = self.trainer.begin(self.injection.words_in([text]), CLOCK)
+        self.active = self.trainer.begin(self.injection.embeddings_in([text]), CLOCK)
         return ids
 
     def forward(self) -> Tensor:

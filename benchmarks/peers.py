@@ -1,4 +1,4 @@
-"""How other trainers move their words, restated in a few lines each from what they are known to do.
+"""How other trainers move their embeddings, restated in a few lines each from what they are known to do.
 
 `WrappedTable` is OneTrainer's way, `WholeTable` that of the textual inversion scripts of diffusers and kohya.
 """
@@ -16,7 +16,9 @@ RATE, CLIP = 5e-3, 1.0
 
 
 class WrappedTable:
-    """A parameter for each word, put behind the vocabulary by `cat` in every forward pass; one group a word."""
+    """A parameter for each embedding, put behind the vocabulary by `cat` in every forward pass; one group an
+    embedding.
+    """
 
     def __init__(self, scene: Scene) -> None:
         self.table, self.pull, self.norm = scene.table, scene.pull, scene.norm
@@ -48,7 +50,9 @@ class WrappedTable:
 
 
 class WholeTable:
-    """The vocabulary, grown by the words' rows, is trained; then all rows but the words' are put back by a mask."""
+    """The vocabulary, grown by the embeddings' rows, is trained; then all rows but the embeddings' are put back by a
+    mask.
+    """
 
     def __init__(self, scene: Scene) -> None:
         self.pull, self.norm = scene.pull, scene.norm

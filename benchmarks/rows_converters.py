@@ -27,13 +27,13 @@ save_file(tensors, sys.argv[3])
 """
 NAIVE_BACK = """
 import sys; from pathlib import Path; from safetensors.torch import load_file, save_file
-tensors, words = load_file(sys.argv[1]), {}
+tensors, embeddings = load_file(sys.argv[1]), {}
 for name in [name for name in tensors if name.startswith("bundle_emb.")]:
-    _, word, key = name.split(".")
-    words.setdefault(word, {})[key] = tensors.pop(name)
+    _, embedding, key = name.split(".")
+    embeddings.setdefault(embedding, {})[key] = tensors.pop(name)
 save_file(tensors, sys.argv[3])
-for word, vectors in words.items():
-    save_file(vectors, Path(sys.argv[2]) / f"{word}.safetensors")
+for embedding, vectors in embeddings.items():
+    save_file(vectors, Path(sys.argv[2]) / f"{embedding}.safetensors")
 """
 PEAK = """
 import sys
@@ -52,11 +52,11 @@ print(time.process_time_ns() - begin)
 def rows() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        return [*_bundles(place), *_many_words(place), *_small(place), *_header(place)]
+        return [*_bundles(place), *_many_embeddings(place), *_small(place), *_header(place)]
 
 
 def _bundles(place: Path) -> list[Row]:
-    lora, words = make_lora(place / "lora.safetensors", 200), make_words(place / "words", 100)
+    lora, embeddings = make_lora(place / "lora.safetensors", 200), make_embeddings(place / "embeddings", 100)
     found: dict[str, list[Child]] = {}
 
     def run(name: str, *command: object) -> None:
@@ -69,8 +69,8 @@ def _bundles(place: Path) -> list[Row]:
         run("cp", "cp", lora, copy)
         ours, naive, back = place / f"o{number}.safetensors", place / f"n{number}.safetensors", place / f"b{number}"
         back.mkdir()
-        run("ours", *PIVOTUNE, "bundle", lora, words, "--out", ours)
-        run("naive", sys.executable, "-c", NAIVE, lora, words, naive)
+        run("ours", *PIVOTUNE, "bundle", lora, embeddings, "--out", ours)
+        run("naive", sys.executable, "-c", NAIVE, lora, embeddings, naive)
         run("back", *PIVOTUNE, "unbundle", ours, "--out", place / f"u{number}", "--for", "a1111")
         run("naive back", sys.executable, "-c", NAIVE_BACK, naive, back, back / "lora.safetensors")
         run("cp back", "cp", "-r", place / f"u{number}", copies)
@@ -79,24 +79,28 @@ def _bundles(place: Path) -> list[Row]:
         shutil.rmtree(copies)
         shutil.rmtree(back)
         shutil.rmtree(place / f"u{number}")
-    peaks = [_peak("bundle", lora, words, "--out", place / "peak.safetensors")]
+    peaks = [_peak("bundle", lora, embeddings, "--out", place / "peak.safetensors")]
     lora.unlink()
     (place / "peak.safetensors").unlink()
     large = make_lora(place / "large.safetensors", 800)
-    peaks.append(_peak("bundle", large, words, "--out", place / "peak.safetensors"))
+    peaks.append(_peak("bundle", large, embeddings, "--out", place / "peak.safetensors"))
     large.unlink()
     (place / "peak.safetensors").unlink()
     cpu = {name: [one.cpu for one in children] for name, children in found.items()}
     wall = {name: [one.wall for one in children] for name, children in found.items()}
     of = "of torch's load and save"
     return [
-        Row("bundle, 200 MB, 100 words: CPU time", f"<= 0.12 {of}", 0.12, ratios(cpu["ours"], cpu["naive"])),
-        Row("bundle, 200 MB, 100 words: wall time", f"<= 0.2 {of}", 0.2, ratios(wall["ours"], wall["naive"])),
-        Row("unbundle, 200 MB, 100 words: CPU time", f"<= 0.12 {of}", 0.12, ratios(cpu["back"], cpu["naive back"])),
-        Row("unbundle, 200 MB, 100 words: wall time", f"<= 0.2 {of}", 0.2, ratios(wall["back"], wall["naive back"])),
-        Row("bundle, 200 MB, 100 words: wall time", "<= 1.6 of cp", 1.6, ratios(wall["ours"], wall["cp"])),
+        Row("bundle, 200 MB, 100 embeddings: CPU time", f"<= 0.12 {of}", 0.12, ratios(cpu["ours"], cpu["naive"])),
+        Row("bundle, 200 MB, 100 embeddings: wall time", f"<= 0.2 {of}", 0.2, ratios(wall["ours"], wall["naive"])),
         Row(
-            "unbundle, 200 MB, 100 words: wall time",
+            "unbundle, 200 MB, 100 embeddings: CPU time", f"<= 0.12 {of}", 0.12, ratios(cpu["back"], cpu["naive back"])
+        ),
+        Row(
+            "unbundle, 200 MB, 100 embeddings: wall time", f"<= 0.2 {of}", 0.2, ratios(wall["back"], wall["naive back"])
+        ),
+        Row("bundle, 200 MB, 100 embeddings: wall time", "<= 1.6 of cp", 1.6, ratios(wall["ours"], wall["cp"])),
+        Row(
+            "unbundle, 200 MB, 100 embeddings: wall time",
             "<= 2 of cp -r of what it writes",
             2,
             ratios(wall["back"], wall["cp back"]),
@@ -110,9 +114,9 @@ def _peak(*command: object) -> float:
     return int(child([sys.executable, "-c", PEAK, *map(str, command)]).output.split()[-1]) / 1024
 
 
-def _many_words(place: Path) -> list[Row]:
+def _many_embeddings(place: Path) -> list[Row]:
     """Nothing is deleted between the rounds: a file system is slow with new files where many have just gone."""
-    lora, words = make_lora(place / "small.safetensors", 10), make_words(place / "many", 10_000)
+    lora, embeddings = make_lora(place / "small.safetensors", 10), make_embeddings(place / "many", 10_000)
     found: dict[str, list[float]] = {}
 
     def run(name: str, *command: object) -> None:
@@ -120,8 +124,8 @@ def _many_words(place: Path) -> list[Row]:
 
     for number in range(FEWER):
         bundle, naive = place / f"many{number}.safetensors", place / f"naive{number}.safetensors"
-        run("bundle", *PIVOTUNE, "bundle", lora, words, "--out", bundle)
-        run("naive", sys.executable, "-c", NAIVE, lora, words, naive)
+        run("bundle", *PIVOTUNE, "bundle", lora, embeddings, "--out", bundle)
+        run("naive", sys.executable, "-c", NAIVE, lora, embeddings, naive)
         out, back = place / f"out{number}", place / f"back{number}"
         back.mkdir()
         run("unbundle", *PIVOTUNE, "unbundle", bundle, "--out", out, *FOR_A1111)
@@ -129,30 +133,40 @@ def _many_words(place: Path) -> list[Row]:
         run("naive back", sys.executable, "-c", NAIVE_BACK, bundle, back, back / "lora.safetensors")
     bundled, apart = place / "many0.safetensors", place / "apart"
     peaks = (
-        _peak("bundle", lora, words, "--out", place / "peak.safetensors"),
+        _peak("bundle", lora, embeddings, "--out", place / "peak.safetensors"),
         _peak("unbundle", bundled, "--out", apart, *FOR_A1111),
     )
     of = "of torch's load and save"
     return [
-        Row("bundle, 10,000 words: CPU time", f"<= 0.35 {of}", 0.35, ratios(found["bundle"], found["naive"])),
-        Row("unbundle, 10,000 words: CPU time", f"<= 0.7 {of}", 0.7, ratios(found["unbundle"], found["naive back"])),
+        Row("bundle, 10,000 embeddings: CPU time", f"<= 0.35 {of}", 0.35, ratios(found["bundle"], found["naive"])),
         Row(
-            "unbundle, 10,000 words: CPU time",
+            "unbundle, 10,000 embeddings: CPU time", f"<= 0.7 {of}", 0.7, ratios(found["unbundle"], found["naive back"])
+        ),
+        Row(
+            "unbundle, 10,000 embeddings: CPU time",
             "<= 2 of cp -r of what it writes",
             2,
             ratios(found["unbundle"], found["cp -r"]),
         ),
-        Row("bundle, 10,000 words: peak memory", "<= 64 MiB", 64, [peaks[0]], " MiB"),
-        Row("unbundle, 10,000 words: peak memory", "<= 64 MiB", 64, [peaks[1]], " MiB"),
+        Row("bundle, 10,000 embeddings: peak memory", "<= 64 MiB", 64, [peaks[0]], " MiB"),
+        Row("unbundle, 10,000 embeddings: peak memory", "<= 64 MiB", 64, [peaks[1]], " MiB"),
     ]
 
 
 def _small(place: Path) -> list[Row]:
-    lora, words = make_lora(place / "tiny.safetensors", 1), make_words(place / "one", 1)
+    lora, embeddings = make_lora(place / "tiny.safetensors", 1), make_embeddings(place / "one", 1)
     commands = {
         "nothing": [sys.executable, "-c", "pass"],
-        "inspect": [*PIVOTUNE, "inspect", str(words / "word0.safetensors")],
-        "bundle": [*PIVOTUNE, "bundle", str(lora), str(words), "--out", str(place / "t.safetensors"), "--overwrite"],
+        "inspect": [*PIVOTUNE, "inspect", str(embeddings / "word0.safetensors")],
+        "bundle": [
+            *PIVOTUNE,
+            "bundle",
+            str(lora),
+            str(embeddings),
+            "--out",
+            str(place / "t.safetensors"),
+            "--overwrite",
+        ],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for command in commands.values():
@@ -192,11 +206,11 @@ def make_lora(path: Path, megabytes: int) -> Path:
     return path
 
 
-def make_words(folder: Path, count: int) -> Path:
+def make_embeddings(folder: Path, count: int) -> Path:
     vectors = {key: RawTensor("F32", (4, size), struct.pack("<f", 0.02) * 4 * size) for key, size in
                {"clip_l": 768, "clip_g": 1280}.items()}  # fmt: skip
     folder.mkdir()
     safetensors_file.write(folder / "word0.safetensors", vectors, {})
     for number in range(1, count):
-        shutil.copyfile(folder / "word0.safetensors", folder / f"word{number}.safetensors")
+        shutil.copyfile(folder / "word0.safetensors", folder / f"embedding{number}.safetensors")
     return folder

@@ -38,12 +38,12 @@ class Leaf(nn.Module):
 
 def measured() -> list[Row]:
     modes: dict[str, Any] = {"floor": _floor()}
-    modes |= {str(words): _step(words) for words in COUNTS}
+    modes |= {str(embeddings): _step(embeddings) for embeddings in COUNTS}
     seconds = in_turn(modes, ROUNDS, dict.fromkeys(modes, 1))
     return [
-        Row(f"whole CLIP-L step, {words} words", "<= 1.05 of the encoder alone", 1.05,
-            ratios(seconds[str(words)], seconds["floor"]))
-        for words in COUNTS
+        Row(f"whole CLIP-L step, {embeddings} embeddings", "<= 1.05 of the encoder alone", 1.05,
+            ratios(seconds[str(embeddings)], seconds["floor"]))
+        for embeddings in COUNTS
     ]  # fmt: skip
 
 
@@ -65,9 +65,9 @@ def _floor() -> Any:
     return step
 
 
-def _step(words: int) -> Any:
+def _step(embeddings: int) -> Any:
     encoder = _encoder()
-    scene = make_scene(words, 768, encoder.get_input_embeddings().weight.detach())
+    scene = make_scene(embeddings, 768, encoder.get_input_embeddings().weight.detach())
     slots = Slots(scene, encoder)
 
     def step() -> None:

@@ -1,6 +1,6 @@
 """Goal 5: arithmetic and saved activations of one step on the full SDXL U-Net, counted without weights (meta device).
 
-1024 pixels, one picture, bfloat16, attention that saves no score matrix. Counts are exact, the same in every run.
+1024 pixels, one image, bfloat16, attention that saves no score matrix. Counts are exact, the same in every run.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ SDXL = {
     "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
 }  # fmt: skip
 PARAMETERS = 2_567_463_684  # of the published model: the configuration above is the real one
-MODES = ("full", "words", "words+checkpointing", "lora+words")
+MODES = ("full", "embeddings", "embeddings+checkpointing", "lora+embeddings")
 LORA = {"targets": ["to_q", "to_k", "to_v", "to_out.0"], "rank": 16, "alpha": 16, "dropout": 0.0, "dora": False}
 
 
 def rows() -> list[Row]:
     found: Any = in_fresh_process("rows_flops.py")
     flops, saved = ({mode: found[mode][what] for mode in MODES} for what in ("flops", "saved"))
-    words, checkpointed = "words", "words+checkpointing"
-    of = "SDXL step, words only"
+    embeddings, checkpointed = "embeddings", "embeddings+checkpointing"
+    of = "SDXL step, embeddings only"
     return [
-        Row(f"{of}: FLOPs", "<= 0.72 of a full fine-tune", 0.72, [flops[words] / flops["full"]]),
-        Row(f"{of}: FLOPs", "<= 1.00 of LoRA + words", 1.0, [flops[words] / flops["lora+words"]]),
-        Row(f"{of}: saved activations", "<= 0.80 of a full fine-tune", 0.80, [saved[words] / saved["full"]]),
+        Row(f"{of}: FLOPs", "<= 0.72 of a full fine-tune", 0.72, [flops[embeddings] / flops["full"]]),
+        Row(f"{of}: FLOPs", "<= 1.00 of LoRA + embeddings", 1.0, [flops[embeddings] / flops["lora+embeddings"]]),
+        Row(f"{of}: saved activations", "<= 0.80 of a full fine-tune", 0.80, [saved[embeddings] / saved["full"]]),
         Row(f"{of}, checkpointing: saved activations", "<= 0.10 of a full fine-tune", 0.10,
             [saved[checkpointed] / saved["full"]]),
-        Row("a loaded model: weights that take a gradient", "none: only the words' rows", 0, [found["trained"]]),
+        Row("a loaded model: weights that take a gradient", "none: only the embeddings' rows", 0, [found["trained"]]),
     ]  # fmt: skip
 
 

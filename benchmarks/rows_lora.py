@@ -1,7 +1,7 @@
-"""Goal 6: what words cost beside a LoRA: the real SDXL counted without weights, a reduced one timed in turn.
+"""Goal 6: what embeddings cost beside a LoRA: the real SDXL counted without weights, a reduced one timed in turn.
 
-Where the LoRA is alone its captions are encoded once and kept, as the trainer does it; with words both text encoders
-run forward and backward in every step, and the U-Net's gradient goes on to the text.
+Where the LoRA is alone its captions are encoded once and kept, as the trainer does it; with embeddings both text
+encoders run forward and backward in every step, and the U-Net's gradient goes on to the text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rows_flops import count, flash_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 ROUNDS = 9
-MODES = ("LoRA + words", "LoRA")
+MODES = ("LoRA + embeddings", "LoRA")
 LENGTH = 77
 # hidden size, layers, heads: of SDXL's two encoders, and of two that are to the U-Net below as those to SDXL's
 REAL = ((768, 12, 12), (1280, 32, 20))
@@ -59,7 +59,7 @@ cache_latents = "memory"
 def rows() -> list[Row]:
     found: Any = in_fresh_process("rows_lora.py", keep_pages=True)
     share = found["encoders, reduced"] / found["steps, reduced"]
-    of = "LoRA + words, SDXL"
+    of = "LoRA + embeddings, SDXL"
     return [
         Row(f"{of}: FLOPs, with both encoders", "<= 1.03 of a LoRA alone (text kept)", 1.03, [found["flops"]]),
         Row(f"{of}, reduced (encoders {share:.1%} of its FLOPs): CPU time of a step", "<= 1.10 of a LoRA alone", 1.10,
@@ -81,7 +81,7 @@ def encoder(size: tuple[int, int, int], projected: bool) -> Any:
 
 
 def encoder_flops(size: tuple[int, int, int], projected: bool) -> int:
-    """Forward, and backward to the words, of a caption; SDXL takes the states before the last layer."""
+    """Forward, and backward to the embeddings, of a caption; SDXL takes the states before the last layer."""
     with torch.device("meta"):
         module = encoder(size, projected)
         table = module.get_input_embeddings()
@@ -110,7 +110,7 @@ def reduced(folder: Path) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def stepper(folder: Path, words: bool) -> Any:
+def stepper(folder: Path, embeddings: bool) -> Any:
     """One whole training step, called again and again, put together as the train stage does it."""
     from pivotune.converters.embedding import Contents
     from pivotune.pipeline.distributed import ALONE
@@ -121,7 +121,7 @@ def stepper(folder: Path, words: bool) -> Any:
     from pivotune.pipeline.run import training as put_together
     from pivotune.pipeline.stages.inject import inject
     from pivotune.pipeline.stages.tokenize import tokenize
-    from pivotune.pipeline.train.embeddings import WordSettings
+    from pivotune.pipeline.train.embeddings import EmbeddingSettings
     from pivotune.pipeline.train.guard import Guard
     from pivotune.pipeline.train.loop import one_step
     from pivotune.pipeline.train.setup import Common
@@ -137,14 +137,14 @@ def stepper(folder: Path, words: bool) -> Any:
     run.need_injection = lambda: run.injection
     inject(run, tokenize(run, Contents()))
     options, eye = recipe.stages[2].options, Guard(recipe.stages[2].options["guard"], print)
-    settings = WordSettings(options["learning_rate"], options["optimizer"]) if words else None
+    settings = EmbeddingSettings(options["learning_rate"], options["optimizer"]) if embeddings else None
     finished: Any = SimpleNamespace(recorded={})
     things = put_together.things_of(
-        run, settings, options["lora"], (), Common(100, 1.0, None, 0), finished, eye, shared_from=1000
+        run, settings, options["lora"], (), Common(100, 1.0, None, 0), finished, eye, shard_optimizer_from=1000
     )
     training = put_together.training_of(
         run, things, put_together.objective_of(run, options["objective"], options["noise"], options["timesteps"]),
-        put_together.pictures_of(run, resolution=None, batch_size=1, flip=False, caption_dropout=0.0), eye,
+        put_together.images_of(run, resolution=None, batch_size=1, flip=False, caption_dropout=0.0), eye,
         steps=100, accumulation=1, prior_weight=1.0, locality=None,
     )  # fmt: skip
     return partial(one_step, training, Clock(1, 100, 10.0, 1.0))
@@ -153,20 +153,20 @@ def stepper(folder: Path, words: bool) -> Any:
 def measured() -> dict[str, Any]:
     from pivotune.pipeline.recipe.document import shipped_folder
 
-    counted = {mode: count(mode)["flops"] for mode in ("lora+words", "lora")}
-    words = sum(encoder_flops(size, bool(number)) for number, size in enumerate(REAL))
+    counted = {mode: count(mode)["flops"] for mode in ("lora+embeddings", "lora")}
+    embeddings = sum(encoder_flops(size, bool(number)) for number, size in enumerate(REAL))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         reduced(folder / "reduced")
-        images = json.dumps(str(shipped_folder() / "pictures/emblem"))
+        images = json.dumps(str(shipped_folder() / "images/emblem"))
         (folder / "recipe.toml").write_text(RECIPE.format(images=images), "utf-8")
         modes = {mode: stepper(folder, mode != "LoRA") for mode in MODES}
         flops = {mode: _flops(step) for mode, step in modes.items()}
         seconds = in_turn(modes, ROUNDS, dict.fromkeys(modes, 2))
     return {
-        "flops": (counted["lora+words"] + words) / counted["lora"],
+        "flops": (counted["lora+embeddings"] + embeddings) / counted["lora"],
         "encoders, reduced": sum(encoder_flops(size, bool(number)) for number, size in enumerate(REDUCED)),
-        "steps, reduced": flops["LoRA + words"],
+        "steps, reduced": flops["LoRA + embeddings"],
         "times": ratios(*(seconds[mode] for mode in MODES)),
     }
 

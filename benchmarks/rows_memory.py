@@ -8,7 +8,7 @@ from typing import Any
 
 from measure import Row, in_fresh_process, ratios
 
-WORDS = 1000
+EMBEDDINGS = 1000
 SIZES = (768, 1280)  # SDXL: CLIP-L and bigG
 MIB = 1 << 20
 ROUNDS = 3
@@ -18,24 +18,24 @@ def rows() -> list[Row]:
     measured: dict[str, list[Any]] = {}
     for _ in range(ROUNDS):
         for mode in ("ours", "wrapped", "whole"):
-            measured.setdefault(mode, []).append(in_fresh_process("rows_memory.py", mode, str(WORDS)))
+            measured.setdefault(mode, []).append(in_fresh_process("rows_memory.py", mode, str(EMBEDDINGS)))
     ours = measured["ours"]
-    floor = 16 * WORDS * 4 * sum(SIZES)  # value, gradient, two moments: 4 bytes each
+    floor = 16 * EMBEDDINGS * 4 * sum(SIZES)  # value, gradient, two moments: 4 bytes each
     peaks = {mode: [one["peak"] for one in found] for mode, found in measured.items()}
-    of = f"training state, SDXL, {WORDS} words"
+    of = f"training state, SDXL, {EMBEDDINGS} embeddings"
     goal, limit = "<= 1.1 x 16 bytes a value + 8 MiB", 1.1 + 8 * MIB / floor
     return [
         Row(f"{of}: all tensors / 16 bytes a value", goal, limit, [one["state"] / floor for one in ours]),
         Row(f"{of}: peak of a fresh process / 16 bytes a value", goal, limit, [peak / floor for peak in peaks["ours"]]),
         Row(f"{of}: peak", "<= 1/3 of OneTrainer's way", 1 / 3, ratios(peaks["ours"], peaks["wrapped"])),
         Row(f"{of}: peak", "<= 1/15 of the whole-table way", 1 / 15, ratios(peaks["ours"], peaks["whole"])),
-        Row(f"gradient, SDXL, {WORDS} words: bytes / (rows of the caption x width x 4)", "<= 1, exactly", 1.0,
+        Row(f"gradient, SDXL, {EMBEDDINGS} embeddings: bytes / (rows of the caption x width x 4)", "<= 1, exactly", 1.0,
             [one["gradient"] / one["rows"] for one in ours]),
     ]  # fmt: skip
 
 
-def measure(mode: str, words: int) -> dict[str, int]:
-    """Three steps with both tables; everything is loaded and tried with one word before counting begins."""
+def measure(mode: str, embeddings: int) -> dict[str, int]:
+    """Three steps with both tables; everything is loaded and tried with one embedding before counting begins."""
     from ours import Slots, unique_bytes
     from peers import WholeTable, WrappedTable
     from scene import VECTORS, make_scene
@@ -43,7 +43,7 @@ def measure(mode: str, words: int) -> dict[str, int]:
     method = {"ours": Slots, "wrapped": WrappedTable, "whole": WholeTable}[mode]
     tiny = method(make_scene(1, 8))
     tiny.step()
-    scenes = [make_scene(words, width) for width in SIZES]
+    scenes = [make_scene(embeddings, width) for width in SIZES]
     before = resident("VmRSS")
     reset_peak()
     methods = [method(scene) for scene in scenes]

@@ -1,4 +1,4 @@
-"""Goal 11: how long until the tokenizer knows 1000 words, beside one `add_tokens` call a word."""
+"""Goal 11: how long until the tokenizer knows 1000 embeddings, beside one `add_tokens` call an embedding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from measure import Row, in_fresh_process, ratios
 from scene import VECTORS, VOCABULARY
 
-WORDS = 1000
+EMBEDDINGS = 1000
 ROUNDS = 5
 
 
@@ -34,15 +34,15 @@ def make_tokenizer() -> Any:
             merges.append((left, right))
             if not right.endswith("</w>"):
                 starts.append(left + right)
-    words = [*vocabulary, "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer({word: n for n, word in enumerate(words)}, merges)
+    embeddings = [*vocabulary, "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer({embedding: n for n, embedding in enumerate(embeddings)}, merges)
 
 
 def measured() -> list[Row]:
-    from pivotune.pipeline.embeddings.injection import WordTokenizer
+    from pivotune.pipeline.embeddings.injection import EmbeddingTokenizer
     from pivotune.pipeline.embeddings.placeholders import Replacer
 
-    names = [f"<word-{n}>" for n in range(WORDS)]
+    names = [f"<embedding-{n}>" for n in range(EMBEDDINGS)]
     slots = {name: range(n * VECTORS, (n + 1) * VECTORS) for n, name in enumerate(names)}
     learnt, copied, theirs = [], [], []
     for _ in range(ROUNDS):
@@ -50,22 +50,22 @@ def measured() -> list[Row]:
         begin = time.process_time_ns()
         replacer = Replacer(names)
         between = time.process_time_ns()
-        known = WordTokenizer(tokenizer, replacer)
+        known = EmbeddingTokenizer(tokenizer, replacer)
         ready = time.process_time_ns()
-        known.activate(slots)  # all words in one batch: the most that can be asked
+        known.activate(slots)  # all embeddings in one batch: the most that can be asked
         end = time.process_time_ns()
         for name in names:
             tokenizer.add_tokens([f"{name}-{n}" for n in range(VECTORS)])
         theirs.append(float(time.process_time_ns() - end))
         learnt.append(float(between - begin + end - ready))
         copied.append(float(end - begin))
-    assert len(tokenizer) == len(known) == VOCABULARY + VECTORS * WORDS
-    of = f"tokenizer learns {WORDS} words"
+    assert len(tokenizer) == len(known) == VOCABULARY + VECTORS * EMBEDDINGS
+    of = f"tokenizer learns {EMBEDDINGS} embeddings"
     return [
-        Row(of, "<= 1/20 of one call a word", 1 / 20, ratios(learnt, theirs)),
+        Row(of, "<= 1/20 of one call an embedding", 1 / 20, ratios(learnt, theirs)),
         Row(
             f"{of}, with the copy that leaves the model's own untouched",
-            "< one call a word",
+            "< one call an embedding",
             1.0,
             ratios(copied, theirs),
         ),

@@ -1,4 +1,4 @@
-"""Goals 1 and 2: the embedding part of a training step against other methods, and its growth with the words."""
+"""Goals 1 and 2: the embedding part of a training step against other methods, and its growth with the embeddings."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def against_peers(table: str) -> list[Row]:
     seconds = in_turn({name: mode.step for name, mode in modes.items()}, ROUNDS, times)
     part = f"embedding part of a step, {table}"
     return [
-        Row(f"{part}, 10 words", "<= 1/15 of OneTrainer's way", 1 / 15, ratios(seconds["ours"], seconds["wrapped"])),
-        Row(f"{part}, 10 words", "<= 1/100 of the whole-table way", 1 / 100, ratios(seconds["ours"], seconds["whole"])),
+        Row(f"{part}, 10 embeddings", "<= 1/15 of OneTrainer's way", 1 / 15, ratios(seconds["ours"], seconds["wrapped"])),
+        Row(f"{part}, 10 embeddings", "<= 1/100 of the whole-table way", 1 / 100, ratios(seconds["ours"], seconds["whole"])),
         Row(
-            f"{part}, 1000 words", "<= 1/5 of OneTrainer's way", 1 / 5,
+            f"{part}, 1000 embeddings", "<= 1/5 of OneTrainer's way", 1 / 5,
             ratios(seconds["ours, 1000"], seconds["wrapped, 1000"]),
         ),
     ]  # fmt: skip
@@ -56,7 +56,7 @@ def growth() -> list[Row]:
         for many, few in (("thousand", "one"), ("wrapped, thousand", "wrapped, one"))
     )
     text = f"<= 2 (OneTrainer's way: {sorted(theirs)[len(theirs) // 2]:.0f})"
-    return [Row("host time of a step, 1000 words / 1 word", text, 2.0, ours)]
+    return [Row("host time of a step, 1000 embeddings / 1 embedding", text, 2.0, ours)]
 
 
 def same_vectors(scene: object) -> None:

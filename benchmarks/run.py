@@ -19,7 +19,7 @@ ROWS = {
     "step": "rows_step",
     "memory": "rows_memory",
     "encoder": "rows_encoder",
-    "words": "rows_words",
+    "embeddings": "rows_embeddings",
     "flops": "rows_flops",
     "lora": "rows_lora",
     "setup": "rows_setup",

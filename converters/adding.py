@@ -1,4 +1,4 @@
-"""Putting words into a LoRA file."""
+"""Putting embeddings into a LoRA file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .atomic import Batch
 from .bundle import bundle as bundled
 from .bundle import tensors_of
 from .embedding import Contents, Embedding, let_go
+from .embeddings import Options, asked_family, family_of_embeddings, joined, named, own_embeddings, what
 from .errors import ConvertError
 from .families import Family, all_families
 from .lora_layout import lora_families
@@ -18,70 +19,73 @@ from .read import Recognised, recognised, stated_family
 from .rewriting import rewritten
 from .slots import settle
 from .stored import Stored
-from .words import Options, asked_family, family_of_words, joined, named, own_words, what
 from .write import Written
 
-USERS = ("a1111", "sdnext")  # the programs that use words in a LoRA
+USERS = ("a1111", "sdnext")  # the programs that use embeddings in a LoRA
 MANY = 256  # files, of which no vectors are kept in memory
 
 
 def bundle(
-    files: Batch, lora: Path, words: Sequence[Path], out: Path, targets: Sequence[str], options: Options,
+    files: Batch, lora: Path, embeddings: Sequence[Path], out: Path, targets: Sequence[str], options: Options,
     through: Callable[[Sequence[Path]], Iterable[Path]] = iter,
 ) -> list[Written]:  # fmt: skip
-    """The LoRA with the words of the other files in it, gone `through` one by one (where a bar may show how far).
+    """The LoRA with the embeddings of the other files in it, gone `through` one by one (where a bar may show how far).
 
-    Raises ConvertError if they are for different families, if a word would be lost in A1111, or if a program of
-    `targets` would refuse the LoRA; that it leaves the words out is a loss.
+    Raises ConvertError if they are for different families, if an embedding would be lost in A1111, or if a program of
+    `targets` would refuse the LoRA; that it leaves the embeddings out is a loss.
     """
     found = recognised(lora)
     if not found.contents.rest:
         raise ConvertError(f"{lora}: {what(found)}; the first file must be the LoRA")
-    family = _family_of_lora(lora, found, words, options)
+    family = _family_of_lora(lora, found, embeddings, options)
     widths = family.widths if family else None
-    added = (word for path in through(words) for word in _words_to_add(path))
-    words_named = named(added, options.name)
-    settled = (Embedding(word.name, settle(word.vectors, widths or {}), word.metadata) for word in words_named)
-    turns = _in_turn(settled) if len(words) > MANY else settled
-    lora_only = replace(found.contents, embeddings=own_words(found.contents))
+    added = (embedding for path in through(embeddings) for embedding in _embeddings_to_add(path))
+    embeddings_named = named(added, options.name)
+    settled = (
+        Embedding(embedding.name, settle(embedding.vectors, widths or {}), embedding.metadata)
+        for embedding in embeddings_named
+    )
+    turns = _in_turn(settled) if len(embeddings) > MANY else settled
+    lora_only = replace(found.contents, embeddings=own_embeddings(found.contents))
     contents = bundled(lora_only, turns, widths=widths, replace=options.replace, drop_outputs=options.drop_outputs)
     stored = Stored(out, tensors_of(contents), contents.metadata)
     losses = _bundle_losses(stored, contents, targets, family)
     [written] = rewritten(files, out, contents, "bundle", ",".join(targets), losses)
-    return [written._replace(prompts=_prompts(stored, targets or USERS, family) if len(words) <= MANY else {})]
+    return [written._replace(prompts=_prompts(stored, targets or USERS, family) if len(embeddings) <= MANY else {})]
 
 
 def _prompts(file: Stored, targets: Iterable[str], family: Family | None) -> dict[str, str]:
-    """What is typed in each program: the LoRA itself, and the words that it finds in it."""
+    """What is typed in each program: the LoRA itself, and the embeddings that it finds in it."""
     found = {}
     for target in targets:
         reading = reads_lora(target, file, family.widths if family else {})
         if not reading.breaks:
             lora = programs()[target].lora_prompt.format(stem=file.stem, file=file.path.name)
-            found[target] = " ".join((lora, *reading.words))
+            found[target] = " ".join((lora, *reading.embeddings))
     return found
 
 
-def _in_turn(words: Iterable[Embedding]) -> Iterator[Embedding]:
-    """The words, each of which gives up its place in memory to the next."""
-    for word in words:
-        yield word
-        let_go(word)
+def _in_turn(embeddings: Iterable[Embedding]) -> Iterator[Embedding]:
+    """The embeddings, each of which gives up its place in memory to the next."""
+    for embedding in embeddings:
+        yield embedding
+        let_go(embedding)
 
 
-def _words_to_add(path: Path) -> Sequence[Embedding]:
+def _embeddings_to_add(path: Path) -> Sequence[Embedding]:
     found = recognised(path)
     if not found.contents.embeddings or found.contents.rest:
-        raise ConvertError(f"{path}: {what(found)}; after the LoRA come files with words alone")
-    return joined(own_words(found.contents), path, found)
+        raise ConvertError(f"{path}: {what(found)}; after the LoRA come files with embeddings alone")
+    return joined(own_embeddings(found.contents), path, found)
 
 
-def _family_of_lora(lora: Path, found: Recognised, words: Sequence[Path], options: Options) -> Family | None:
-    """The LoRA's family by its shapes, else that of words of ours for a small model, else by its metadata or words.
+def _family_of_lora(lora: Path, found: Recognised, embeddings: Sequence[Path], options: Options) -> Family | None:
+    """The LoRA's family by its shapes, else that of embeddings of ours for a small model, else by its metadata or
+    embeddings.
 
     Raises ConvertError if it stays open.
     """
-    first = _words_to_add(words[0])
+    first = _embeddings_to_add(embeddings[0])
     if options.family is not None:
         return asked_family(options.family, first)
     rest, small = found.contents.rest, stated_family(first)
@@ -92,8 +96,8 @@ def _family_of_lora(lora: Path, found: Recognised, words: Sequence[Path], option
             return small
     if len(stated) == 1:
         return all_families()[stated[0]]
-    added = [word for path in words for word in _in_turn(_words_to_add(path))]
-    return family_of_words(lora, added, found._replace(dialect=None), options)
+    added = [embedding for path in embeddings for embedding in _in_turn(_embeddings_to_add(path))]
+    return family_of_embeddings(lora, added, found._replace(dialect=None), options)
 
 
 def _bundle_losses(file: Stored, contents: Contents, targets: Sequence[str], family: Family | None) -> tuple[str, ...]:
@@ -106,17 +110,19 @@ def _bundle_losses(file: Stored, contents: Contents, targets: Sequence[str], fam
             raise ConvertError(
                 f"{programs()[target].title} would not load it: {reading.breaks}; use unbundle --for {target}"
             )
-        lost = [word.name for word in contents.embeddings if word.name not in reading.words]
+        lost = [embedding.name for embedding in contents.embeddings if embedding.name not in reading.embeddings]
         if lost:
             losses.append(f"{programs()[target].title} does not use {', '.join(lost[:6])}; give it files of their own")
     return (*losses, *_mute(contents, targets or USERS))
 
 
 def _mute(contents: Contents, targets: Iterable[str]) -> Iterator[str]:
-    """What to say of words that can be stored and not be typed, or not be used as they are."""
-    mixed = [word.name for word in contents.embeddings if len(_counts(word)) > 1]
+    """What to say of embeddings that can be stored and not be typed, or not be used as they are."""
+    mixed = [embedding.name for embedding in contents.embeddings if len(_counts(embedding)) > 1]
     for program in (programs()[name] for name in targets):
-        mute = [word.name for word in contents.embeddings if not program.can_hold(word.name, in_lora=True)]
+        mute = [
+            embedding.name for embedding in contents.embeddings if not program.can_hold(embedding.name, in_lora=True)
+        ]
         if mute:
             yield f"in a prompt of {program.title} {', '.join(map(repr, mute[:6]))} would mean something else; rename"
         if mixed and program.one_count:
@@ -124,6 +130,6 @@ def _mute(contents: Contents, targets: Iterable[str]) -> Iterator[str]:
             yield f"{program.title} mixes up {shown}, of which each encoder has another number of vectors"
 
 
-def _counts(word: Embedding) -> set[int]:
-    """How many vectors each encoder has of a word."""
-    return {tensor.shape[0] for tensor in word.vectors.values()}
+def _counts(embedding: Embedding) -> set[int]:
+    """How many vectors each encoder has of an embedding."""
+    return {tensor.shape[0] for tensor in embedding.vectors.values()}

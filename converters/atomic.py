@@ -137,7 +137,7 @@ def batch(
     """Several files that appear together when the block ends well; nothing is left behind when it does not.
 
     `dry` checks the places and writes nothing. `claimed` are places that other batches of the same command have
-    written to: not even `overwrite` lets two words meet on one file.
+    written to: not even `overwrite` lets two embeddings meet on one file.
 
     `repeatable`: the files are made from others, which stay, so they are brought to the disk by the system in its own
     time, as those that `cp` writes. A killed process loses nothing by that, and after a power cut the command is given
@@ -160,7 +160,9 @@ def write_file(path: Path, fill: Fill, *, verify: Verify | None = None, overwrit
 def taken(path: Path | str, just_now: bool = False) -> ConvertError:
     """The one wording for a file that would be lost."""
     if just_now:
-        return ConvertError(f"{path}: was written just now for another word; give one of them another name (--name)")
+        return ConvertError(
+            f"{path}: was written just now for another embedding; give one of them another name (--name)"
+        )
     return ConvertError(f"{path}: exists already; choose another name, or pass --overwrite")
 
 

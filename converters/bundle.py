@@ -1,4 +1,6 @@
-"""LoRA files that carry words: `bundle_emb.<name>.<key>`, the layout of A1111 (2023-10), LyCORIS and OneTrainer."""
+"""LoRA files that carry embeddings: `bundle_emb.<name>.<key>`, the layout of A1111 (2023-10), LyCORIS and
+OneTrainer.
+"""
 
 from __future__ import annotations
 
@@ -23,68 +25,75 @@ def bundle(
     replace: bool = False,
     drop_outputs: bool = False,
 ) -> Contents:
-    """The LoRA with the words in it; its own tensors and metadata are untouched.
+    """The LoRA with the embeddings in it; its own tensors and metadata are untouched.
 
-    `widths` are those of the LoRA's model, and a word for another one is refused. Raises ConvertError for what
-    would make A1111 refuse the whole LoRA or lose a word: a name that is empty or has a dot, two names that
+    `widths` are those of the LoRA's model, and an embedding for another one is refused. Raises ConvertError for what
+    would make A1111 refuse the whole LoRA or lose an embedding: a name that is empty or has a dot, two names that
     differ in case only, output vectors (left out with `drop_outputs`), vectors of zeros or not finite.
     """
-    words = {embedding.name: _spelled(embedding) for embedding in lora.embeddings}
-    folded = {name.casefold(): name for name in words}
+    held = {embedding.name: _spelled(embedding) for embedding in lora.embeddings}
+    folded = {name.casefold(): name for name in held}
     for embedding in embeddings:
         taken = folded.get(embedding.name.casefold())
         if taken is not None and not (replace and taken == embedding.name):
-            raise ConvertError(f"the LoRA has a word {taken!r} already; pass --replace, or rename the new one")
+            raise ConvertError(f"the LoRA has an embedding {taken!r} already; pass --replace, or rename the new one")
         folded[embedding.name.casefold()] = embedding.name
-        words[embedding.name] = _spelled(_fit(embedding, widths, drop_outputs))
-    return with_changes(lora, embeddings=tuple(words.values()))
+        held[embedding.name] = _spelled(_fit(embedding, widths, drop_outputs))
+    return with_changes(lora, embeddings=tuple(held.values()))
 
 
 def tensors_of(contents: Contents) -> dict[str, RawTensor]:
-    """All tensors of a LoRA with its words, as one file has them. Raises ConvertError if two would share a name."""
+    """All tensors of a LoRA with its embeddings, as one file has them.
+
+    Raises ConvertError if two would share a name.
+    """
     tensors = dict(contents.rest)
     for embedding in contents.embeddings:
         for key, tensor in embedding.vectors.items():
             name = f"{PREFIX}{embedding.name}.{key}"
             if name in tensors:
-                raise ConvertError(f"two tensors of the bundle would be called {name[:80]!r}; rename a word")
+                raise ConvertError(f"two tensors of the bundle would be called {name[:80]!r}; rename an embedding")
             tensors[name] = tensor
     return tensors
 
 
 def split(tensors: Mapping[str, RawTensor]) -> tuple[dict[str, dict[str, RawTensor]], dict[str, RawTensor]]:
-    """Words by name, each with its tensors by their key in the file, and all tensors that belong to no word.
+    """Embeddings by name, each with its tensors by their key in the file, and all tensors that belong to no embedding.
 
     A name may have dots: the key is the last part, or the one that has a dot itself. A tensor `bundle_emb.x` has no
-    key and is no word, nor is a number or a cube.
+    key and is no embedding, nor is a number or a cube.
     """
-    words: dict[str, dict[str, RawTensor]] = {}
+    embeddings: dict[str, dict[str, RawTensor]] = {}
     rest: dict[str, RawTensor] = {}
     for name, tensor in tensors.items():
         parsed = parse(name) if name.startswith(PREFIX) else None  # most tensors are a LoRA's
         if parsed is None or not is_rows(tensor):
             rest[name] = tensor
         else:
-            words.setdefault(parsed[0], {})[parsed[1]] = tensor
-    return words, rest
+            embeddings.setdefault(parsed[0], {})[parsed[1]] = tensor
+    return embeddings, rest
 
 
 def parse(name: str) -> tuple[str, str] | None:
-    """Word and key of a tensor's name in a bundle, or None. `bundle_emb.mr. smith.clip_l` is the word `mr. smith`."""
+    """Embedding and key of a tensor's name in a bundle, or None. `bundle_emb.mr. smith.clip_l` is the embedding `mr.
+
+    smith`.
+    """
     if not name.startswith(PREFIX):
         return None
     inner = name[len(PREFIX) :]
     if inner.endswith(DOTTED):
         return inner[: -len(DOTTED)], DOTTED[1:]
-    word, dot, key = inner.rpartition(".")
-    return (word, key) if dot else None
+    embedding, dot, key = inner.rpartition(".")
+    return (embedding, key) if dot else None
 
 
-def words_of(tensors: Mapping[str, RawTensor]) -> tuple[tuple[Embedding, ...], dict[str, RawTensor]]:
-    """As `split`, with the vectors of each word by encoder key and as rows."""
-    words, rest = split(tensors)
+def embeddings_of(tensors: Mapping[str, RawTensor]) -> tuple[tuple[Embedding, ...], dict[str, RawTensor]]:
+    """As `split`, with the vectors of each embedding by encoder key and as rows."""
+    embeddings, rest = split(tensors)
     found = (
-        Embedding(name, {key: as_rows(tensor) for key, tensor in slots(parts).items()}) for name, parts in words.items()
+        Embedding(name, {key: as_rows(tensor) for key, tensor in slots(parts).items()})
+        for name, parts in embeddings.items()
     )
     return tuple(found), rest
 
@@ -92,10 +101,10 @@ def words_of(tensors: Mapping[str, RawTensor]) -> tuple[tuple[Embedding, ...], d
 def check_name(name: str) -> None:
     """Raises ConvertError for a name that A1111 or SD.Next would cut or cannot look up."""
     if not name.strip():
-        raise ConvertError("a word in a bundle must have a name; give it one (--name)")
+        raise ConvertError("an embedding in a bundle must have a name; give it one (--name)")
     if "." in name:
         raise ConvertError(
-            f"the word {name!r} has a dot, at which A1111 and SD.Next would cut it; "
+            f"the embedding {name!r} has a dot, at which A1111 and SD.Next would cut it; "
             f"rename it first, for example to {name.replace('.', '_')!r}"
         )
 
@@ -118,7 +127,7 @@ def _fit(embedding: Embedding, widths: Mapping[str, int] | None, drop_outputs: b
     for key, tensor in vectors.items():
         data = tensor.data  # read once, for both questions
         if are_zero(data) or not are_finite(tensor.dtype, data):
-            raise ConvertError(f"{name}: {key} is all zeros or not finite; it would spoil every picture")
+            raise ConvertError(f"{name}: {key} is all zeros or not finite; it would spoil every image")
         if len(tensor.shape) != 2 or 0 in tensor.shape:
             raise ConvertError(f"{name}: {key} must be rows of vectors, not of shape {tensor.shape}")
         if widths is not None and widths.get(key) != tensor.shape[1]:

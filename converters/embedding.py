@@ -1,4 +1,4 @@
-"""The two values that flow through converters and stages: one taught word, and all that one file holds."""
+"""The two values that flow through converters and stages: one trained embedding, and all that one file holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .tensor import RawTensor
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """One taught word.
+    """One trained embedding.
 
     `name` is the text typed in a prompt (also the placeholder of captions). `vectors` maps an encoder key
     (`clip_l`, `clip_g`, `t5`, ...) to a RawTensor of shape (tokens, width); a key ending in `_out` holds vectors
@@ -27,7 +27,7 @@ class Embedding:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """All that one file holds: taught words, the tensors that are none (`rest`: a LoRA's own), and metadata."""
+    """All that one file holds: trained embeddings, the tensors that are none (`rest`: a LoRA's own), and metadata."""
 
     embeddings: tuple[Embedding, ...] = ()
     rest: dict[str, RawTensor] = field(default_factory=dict)
@@ -35,12 +35,14 @@ class Contents:
 
     @cached_property
     def by_name(self) -> dict[str, Embedding]:
-        """The words by name: made once, for those who look up a few of very many."""
-        return {word.name: word for word in self.embeddings}
+        """The embeddings by name: made once, for those who look up a few of very many."""
+        return {embedding.name: embedding for embedding in self.embeddings}
 
 
 def at_hand(embeddings: Iterable[Embedding]) -> Iterator[Embedding]:
-    """The same words, each with its bytes in memory while it has its turn; a file is opened once for a row of words."""
+    """The same embeddings, each with its bytes in memory while it has its turn; a file is opened once for a row of
+    embeddings.
+    """
     opened: Origin | None = None
     with ExitStack() as stack:
         for embedding in embeddings:
@@ -71,7 +73,7 @@ def _hold(ranges: list[FileRange], first: FileRange, descriptor: int) -> None:
 
 
 def let_go(embedding: Embedding) -> None:
-    """Keep the bytes of a word that are in a file there, and no longer in memory."""
+    """Keep the bytes of an embedding that are in a file there, and no longer in memory."""
     for tensor in embedding.vectors.values():
         if isinstance(tensor.stored, FileRange):
             tensor.stored.held = None

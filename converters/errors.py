@@ -24,5 +24,5 @@ class NothingToDo(ConvertError):
     """A file without what is asked for: of no concern where it only lies among files that have some."""
 
 
-class PlainPicture(NothingToDo):
-    """A picture with no word in it."""
+class PlainImage(NothingToDo):
+    """An image with no embedding in it."""

@@ -1,4 +1,4 @@
-"""Files that a user means by a folder: those that may hold words."""
+"""Files that a user means by a folder: those that may hold embeddings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXTENSIONS = (".safetensors", ".pt", ".bin", ".ckpt", ".pti", ".png", ".webp", "
 
 
 def files_in(paths: Iterable[Path]) -> list[Path]:
-    """The files as given, and for a folder all in it and below that may hold words, in the order of their names.
+    """The files as given, and for a folder all in it and below that may hold embeddings, in the order of their names.
 
     A pattern (`*.pt`, `**/*.pt`) that no shell has replaced stands for the files that it fits. Previews, optimizer
     states (`.optim`), hidden and empty files of a folder are passed over. A folder without any, or one that cannot be
@@ -32,12 +32,12 @@ def files_in(paths: Iterable[Path]) -> list[Path]:
 
 
 def nothing_in(folder: Path) -> ConvertError:
-    """Why a folder gave no file that may hold words."""
+    """Why a folder gave no file that may hold embeddings."""
     try:
         os.listdir(folder)
     except OSError as error:
         return ConvertError(f"{folder}: this folder cannot be read ({error.strerror})")
-    return ConvertError(f"{folder}: no file in this folder may hold words ({', '.join(sorted(EXTENSIONS))})")
+    return ConvertError(f"{folder}: no file in this folder may hold embeddings ({', '.join(sorted(EXTENSIONS))})")
 
 
 def _fitting(path: Path) -> list[Path]:
@@ -54,11 +54,11 @@ def _inside(folder: str) -> Iterator[str]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _inside(entry.path)
-            elif _may_hold_words(entry):
+            elif _may_hold_embeddings(entry):
                 yield entry.path
 
 
-def _may_hold_words(entry: os.DirEntry[str]) -> bool:
+def _may_hold_embeddings(entry: os.DirEntry[str]) -> bool:
     name, dot, extension = entry.name.rpartition(".")
     if not name or name.startswith(".") or name.endswith(".preview") or (dot + extension).lower() not in EXTENSIONS:
         return False

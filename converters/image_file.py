@@ -1,4 +1,4 @@
-"""Pictures that A1111 keeps an embedding in: a text chunk of a PNG, or the low bits beside the picture.
+"""Images that A1111 keeps an embedding in: a text chunk of a PNG, or the low bits beside the image.
 
 Follows modules/textual_inversion/image_embedding.py of AUTOMATIC1111 1.10. Pillow is imported only here.
 """
@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConvertError, PlainPicture
+from .errors import ConvertError, PlainImage
 from .file_range import opened, read_exactly
 from .stored import Stored
 from .tensor import RawTensor
@@ -28,10 +28,10 @@ CHUNK = "sd-ti-embedding"
 FORMATS = ("PNG", "WEBP", "AVIF", "JXL")
 MAX_FILE = 1 << 26
 MAX_PIXELS = 1 << 23
-MAX_HIDDEN = 1 << 22  # packed bytes beside a picture
+MAX_HIDDEN = 1 << 22  # packed bytes beside an image
 MAX_JSON = 32 << 20
 MAX_VALUES = 1 << 20  # numbers in it: 512 vectors of SDXL
-# What Pillow's readers of damaged pictures are known to let out, and json and base64.
+# What Pillow's readers of damaged images are known to let out, and json and base64.
 DAMAGE = (
     OSError,
     EOFError,
@@ -48,16 +48,16 @@ DAMAGE = (
 
 
 def read(path: Path) -> Stored:
-    """The embedding in a picture. Raises ConvertError if there is none, as in every resized or re-saved picture."""
+    """The embedding in an image. Raises ConvertError if there is none, as in every resized or re-saved image."""
     try:
         content = _content(path)
         if content.count(b",") > MAX_VALUES:
             raise ValueError("more numbers than an embedding has")
         loaded = json.loads(content)
     except DAMAGE as error:
-        raise PlainPicture(f"{path}: a picture without a readable embedding in it ({str(error)[:80]})") from error
+        raise PlainImage(f"{path}: an image without a readable embedding in it ({str(error)[:80]})") from error
     if not isinstance(loaded, dict):
-        raise ConvertError(f"{path}: a picture whose text is no embedding")
+        raise ConvertError(f"{path}: an image whose text is no embedding")
     tensors: dict[str, RawTensor] = {}
     metadata: dict[str, str] = {}
     _flatten(loaded, "", tensors, metadata, path)
@@ -70,24 +70,24 @@ def _content(path: Path) -> bytes:
 
     with opened(path) as (descriptor, origin):
         if origin.size > MAX_FILE:
-            raise PlainPicture(f"{path}: a picture too large to hold an embedding")
+            raise PlainImage(f"{path}: an image too large to hold an embedding")
         # A file would be asked for as much as a damaged chunk says of itself, and allocate it.
         held = BytesIO(read_exactly(descriptor, 0, origin.size, path))
     pillow.init()
     try:
         with pillow.open(held, formats=[name for name in FORMATS if name in pillow.OPEN]) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise PlainPicture(f"{path}: a picture too large to hold an embedding")
+                raise PlainImage(f"{path}: an image too large to hold an embedding")
             text = getattr(image, "text", {}).get(CHUNK)
             if text:
                 return base64.b64decode(text)
             packed = _hidden(image.convert("RGB"))
     except UnidentifiedImageError:
-        raise PlainPicture(f"{path}: a truncated or corrupt picture, so no embedding can be read") from None
+        raise PlainImage(f"{path}: a truncated or corrupt image, so no embedding can be read") from None
     except pillow.DecompressionBombError:
-        raise PlainPicture(f"{path}: a picture too large to hold an embedding") from None
+        raise PlainImage(f"{path}: an image too large to hold an embedding") from None
     if not packed:
-        raise PlainPicture(f"{path}: a picture without an embedding in it")
+        raise PlainImage(f"{path}: an image without an embedding in it")
     return _unpacked(packed)
 
 
@@ -144,7 +144,7 @@ def _unpacked(packed: bytes) -> bytes:
 
 
 def _hidden(image: Image) -> bytes | None:
-    """The packed bytes beside the picture: low halves left of the first dark column, high halves right of the last.
+    """The packed bytes beside the image: low halves left of the first dark column, high halves right of the last.
 
     Rows and columns off at the edges, in which no pixel has all three channels above zero, do not count.
     """
@@ -166,7 +166,7 @@ def _hidden(image: Image) -> bytes | None:
 
 
 def _packed(start: bytes) -> bool:
-    """Whether zlib would write these two bytes first; an ordinary picture with dark columns has others."""
+    """Whether zlib would write these two bytes first; an ordinary image with dark columns has others."""
     return start[0] & 0x0F == 8 and int.from_bytes(start, "big") % 31 == 0
 
 

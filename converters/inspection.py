@@ -43,7 +43,9 @@ def inspect(path: Path | str) -> dict[str, Any]:
     kinds = likely_families(contents, dialect, lora)
     families = [family.name for family in kinds]
     if len(kinds) == 1:
-        contents = replace(contents, embeddings=tuple(_settled(word, kinds[0]) for word in contents.embeddings))
+        contents = replace(
+            contents, embeddings=tuple(_settled(embedding, kinds[0]) for embedding in contents.embeddings)
+        )
     embeddings = [_embedding(item) for item in contents.embeddings]
     return {
         "path": str(path),
@@ -78,8 +80,8 @@ def _kind(stored: Stored, contents: Contents) -> str:
     return "lora" if contents.rest else "other"
 
 
-def _settled(word: Embedding, family: Family) -> Embedding:
-    return replace(word, vectors=settle(word.vectors, family.widths))
+def _settled(embedding: Embedding, family: Family) -> Embedding:
+    return replace(embedding, vectors=settle(embedding.vectors, family.widths))
 
 
 def _embedding(embedding: Embedding) -> dict[str, Any]:
@@ -136,14 +138,14 @@ def _notes(stored: Stored, contents: Contents) -> list[str]:
 def _vector_notes(embeddings: Sequence[dict[str, Any]]) -> list[str]:
     """Vectors that are nothing or no numbers, by their place from 1."""
     notes = []
-    for word in embeddings:
-        for key, tensor in word["vectors"].items():
+    for embedding in embeddings:
+        for key, tensor in embedding["vectors"].items():
             norms = tensor["norms"] or []
             for what, wrong in (("all zeros", (0.0,)), ("not finite", (None,))):
                 found = [str(place) for place, norm in enumerate(norms, 1) if norm in wrong]
                 if found:
                     shown = f"{', '.join(found[:8])}{' ...' if len(found) > 8 else ''} of {len(norms)}"
-                    notes.append(f"{word['name']}: {key} vector {shown} is {what}")
+                    notes.append(f"{embedding['name']}: {key} vector {shown} is {what}")
     return notes
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from . import adding, operations, renaming
 from .atomic import Batch, batch
 from .embedding import Embedding
+from .embeddings import Options, asked_family
 from .errors import ConvertError
 from .inspection import inspect
 from .read import read
-from .words import Options, asked_family
-from .write import Written, add_words, strictly
+from .write import Written, add_embeddings, strictly
 
 __all__ = ["ConvertError", "Written", "bundle", "inspect", "merge", "read", "rename", "retarget", "unbundle", "write"]
 
@@ -25,7 +25,7 @@ Place = str | PathLike[str]
 
 
 def write(
-    words: Iterable[Embedding],
+    embeddings: Iterable[Embedding],
     program: str,
     folder: Place,
     *,
@@ -33,22 +33,23 @@ def write(
     overwrite: bool = False,
     strict: bool = False,
 ) -> list[Written]:
-    """Write words (of `read`, or made by hand) as files that `program` loads for models of `family`.
+    """Write embeddings (of `read`, or made by hand) as files that `program` loads for models of `family`.
 
     Each file is read back as the program reads it. What it cannot hold is in `losses`; `strict` makes that an error.
     """
-    given = list(words)
+    given = list(embeddings)
     kind = asked_family(family, given)
-    return _done(lambda files: add_words(files, given, program, kind, Path(folder)), overwrite, strict)
+    return _done(lambda files: add_embeddings(files, given, program, kind, Path(folder)), overwrite, strict)
 
 
 def retarget(
     path: Place, folder: Place, programs: Sequence[str] = (), *, family: str | None = None, name: str | None = None,
     dialect: str | None = None, overwrite: bool = False, strict: bool = False,
 ) -> list[Written]:  # fmt: skip
-    """Every word of a file of any dialect, written for each of `programs` (or once in `dialect`).
+    """Every embedding of a file of any dialect, written for each of `programs` (or once in `dialect`).
 
-    Several programs get a folder each. `family` is needed where the file leaves it open, `name` renames the one word.
+    Several programs get a folder each. `family` is needed where the file leaves it open, `name` renames the one
+    embedding.
     """
     options = Options(family=family, name=name, dialect=dialect)
     return _done(
@@ -60,7 +61,7 @@ def unbundle(
     path: Place, folder: Place, programs: Sequence[str] = (), *, family: str | None = None, dialect: str | None = None,
     overwrite: bool = False, strict: bool = False,
 ) -> list[Written]:  # fmt: skip
-    """The LoRA without its words (first of what comes back), and a file a word for each program."""
+    """The LoRA without its embeddings (first of what comes back), and a file an embedding for each program."""
     options = Options(family=family, dialect=dialect)
     return _done(
         lambda files: operations.unbundle(files, Path(path), Path(folder), programs, options), overwrite, strict
@@ -68,21 +69,21 @@ def unbundle(
 
 
 def bundle(
-    lora: Place, words: Iterable[Place], out: Place, programs: Sequence[str] = (), *, family: str | None = None,
+    lora: Place, embeddings: Iterable[Place], out: Place, programs: Sequence[str] = (), *, family: str | None = None,
     name: str | None = None, replace: bool = False, drop_outputs: bool = False, overwrite: bool = False,
     strict: bool = False,
 ) -> list[Written]:  # fmt: skip
-    """The LoRA with the words of other files in it; an error if one of `programs` would refuse the whole LoRA."""
+    """The LoRA with the embeddings of other files in it; an error if one of `programs` would refuse the whole LoRA."""
     options = Options(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
-    paths = [Path(word) for word in words]
+    paths = [Path(embedding) for embedding in embeddings]
     return _done(lambda files: adding.bundle(files, Path(lora), paths, Path(out), programs, options), overwrite, strict)
 
 
 def rename(path: Place, new: str, out: Place | None = None, *, overwrite: bool = False) -> list[Written]:
-    """The same file with a word called `new`; `old=new` says which, where there are several.
+    """The same file with an embedding called `new`; `old=new` says which, where there are several.
 
-    `out` is a file, or a folder (the file's own, if it is not given), where the file of a single word is called like
-    the word, for most programs go by that; `prompts` of what comes back says what is typed in each.
+    `out` is a file, or a folder (the file's own, if it is not given), where the file of a single embedding is called
+    like the embedding, for most programs go by that; `prompts` of what comes back says what is typed in each.
     """
     place = None if out is None else Path(out)
     return _done(lambda files: renaming.rename(files, Path(path), new, place), overwrite, False)
@@ -91,7 +92,9 @@ def rename(path: Place, new: str, out: Place | None = None, *, overwrite: bool =
 def merge(
     paths: Iterable[Place], out: Place, *, name: str | None = None, drop_outputs: bool = False, overwrite: bool = False
 ) -> list[Written]:
-    """All words of the files in one: halves of a word together, several words as a bundle, at most one LoRA with it."""
+    """All embeddings of the files in one: halves of an embedding together, several embeddings as a bundle, at most one
+    LoRA with it.
+    """
     found, options = [Path(path) for path in paths], Options(name=name, drop_outputs=drop_outputs)
     return _done(lambda files: operations.merge(files, found, Path(out), options), overwrite, False)
 

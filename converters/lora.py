@@ -39,6 +39,6 @@ def lora_metadata(
 def write_lora(
     path: Path | str, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str], *, overwrite: bool = False
 ) -> None:
-    """Write a LoRA (with words in it, if `bundle.tensors_of` made the tensors) with true hashes of its data."""
+    """Write a LoRA (with embeddings in it, if `bundle.tensors_of` made the tensors) with true hashes of its data."""
     fresh = dict.fromkeys((*HASHES, LEGACY_HASH), "")
     safetensors_file.write(path, tensors, {**metadata, **fresh}, overwrite=overwrite)

@@ -35,7 +35,7 @@ class LoraInfo(NamedTuple):
 
 
 def describe(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> LoraInfo:
-    """What the tensors of a LoRA (without those of words) tell; metadata only where shapes leave it open."""
+    """What the tensors of a LoRA (without those of embeddings) tell; metadata only where shapes leave it open."""
     names = "\n".join(tensors)
     layout = next((name for name, sign in LAYOUTS.items() if re.search(sign, names, re.M)), "other")
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if tensor.shape and name.endswith(_DOWN)}

@@ -1,4 +1,4 @@
-"""File names out of words that strangers chose: nothing that a system, a shell or a program would take amiss."""
+"""File names out of embeddings that strangers chose: nothing that a system, a shell or a program would take amiss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from .errors import ConvertError
 
-# What Windows or a path separator forbids, and what programs read as prompt syntax around a word.
+# What Windows or a path separator forbids, and what programs read as prompt syntax around an embedding.
 _UNSAFE = frozenset('<>:"/\\|?*')
 _GONE = "\x00"  # stands for a character that became `_`, so that those at the ends can be told from the name's own
 _RESERVED = {
@@ -37,7 +37,7 @@ def safe_stem(name: str, allowed: str | None = None) -> str:
         marked = re.sub(f"(?!{allowed}).", _GONE, marked, flags=re.DOTALL)
     stem = _cut(marked.lstrip(f"{_GONE} .-")).replace(_GONE, "_")
     if not stem.strip("_-. "):
-        raise ConvertError(f"no file can be named after the word {name[:40]!r}; give it a name with letters")
+        raise ConvertError(f"no file can be named after the embedding {name[:40]!r}; give it a name with letters")
     base, dot, rest = stem.partition(".")
     return f"{base}_{dot}{rest}" if is_reserved(stem) else stem
 
@@ -55,16 +55,16 @@ def distinct_stems(
 ) -> dict[str, str]:
     """A stem for each name, no two alike even where case does not count: the second `cat` becomes `cat_2`.
 
-    `reserved` are words that a program reads as something else (`AND`): they get a `_`. `suffixes` are what the
-    files of one word are told apart by; none of them may meet another word's file either. Raises ConvertError
-    for the same name given twice: which of the two words is meant?
+    `reserved` are embeddings that a program reads as something else (`AND`): they get a `_`. `suffixes` are what the
+    files of one embedding are told apart by; none of them may meet another embedding's file either. Raises ConvertError
+    for the same name given twice: which of the two embeddings is meant?
     """
     stems: dict[str, str] = {}
     used: set[str] = set()
     suffixes, reserved = tuple(suffixes), tuple(reserved)
     for name in names:
         if name in stems:
-            raise ConvertError(f"two words are called {name[:40]!r}; rename one of them")
+            raise ConvertError(f"two embeddings are called {name[:40]!r}; rename one of them")
         base = safe_stem(name, allowed)
         stem = base = f"{base}_" if base in reserved else base
         number = 2

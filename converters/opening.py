@@ -11,9 +11,9 @@ from .file_range import opened, read_exactly
 from .folders import nothing_in
 from .stored import Stored
 
-FIRST = 1 << 16  # bytes that are read to begin with: all of a word
+FIRST = 1 << 16  # bytes that are read to begin with: all of an embedding
 LATEST_PICKLE = b"\x05"  # protocol
-PICTURES = (
+IMAGES = (
     b"\x89PNG",
     b"RIFF",
     b"\xff\x0a",
@@ -24,7 +24,7 @@ PICTURES = (
 
 
 def open_file(path: Path | str, *, held: int = safetensors_file.SMALL) -> Stored:
-    """Tensors and texts of a safetensors file, a torch pickle (old or new) or an A1111 picture, made flat.
+    """Tensors and texts of a safetensors file, a torch pickle (old or new) or an A1111 image, made flat.
 
     Up to `held` bytes of tensors are kept in memory, more stay in the file. Raises ConvertError that names the
     file and what is wrong with it; code in a pickle is never run.
@@ -46,7 +46,7 @@ def _open(path: Path, held: int) -> Stored:
         pickled = start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= LATEST_PICKLE)
         if start[8:9] == b"{" and (not pickled or int.from_bytes(start[:8], "little") <= origin.size - 8):
             return Stored(path, *safetensors_file.read_opened(descriptor, origin, start, held=held))
-    if start.startswith(PICTURES):
+    if start.startswith(IMAGES):
         from . import image_file
 
         return image_file.read(path)
@@ -54,4 +54,4 @@ def _open(path: Path, held: int) -> Stored:
         from . import torch_file, torch_values
 
         return torch_values.flatten(torch_file.read(path), Stored(path, {}, {}, "pickle"))
-    raise ConvertError(f"{path}: no safetensors, torch or picture file (it starts with {start[:8]!r})")
+    raise ConvertError(f"{path}: no safetensors, torch or image file (it starts with {start[:8]!r})")

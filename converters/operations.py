@@ -11,8 +11,9 @@ from . import safetensors_file
 from .atomic import Batch
 from .bundle import PREFIX
 from .bundle import bundle as bundled
-from .dialects.keyed import WORDS
+from .dialects.keyed import EMBEDDINGS
 from .embedding import Contents, Embedding
+from .embeddings import Options, family_of_embeddings, joined, named, own_embeddings, together, what
 from .errors import ConvertError, NothingToDo
 from .families import Family
 from .names import distinct_stems
@@ -20,111 +21,123 @@ from .programs import programs
 from .read import recognised
 from .rewriting import rewritten
 from .slots import settle
-from .words import Options, family_of_words, joined, named, own_words, together, what
-from .write import Written, add_words, layout_for
+from .write import Written, add_embeddings, layout_for
 
 DEFAULT_PROGRAMS = ("comfyui", "onetrainer")  # spelled as most programs read it
 
 
 def unbundle(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
-    """The LoRA without its words, and a file a word for each program (in a folder each, if there are several).
+    """The LoRA without its embeddings, and a file an embedding for each program (in a folder each, if there are
+    several).
 
-    The LoRA keeps its file name, with `_lora` if a word needs that name; a bundle of words alone leaves none. What is
-    called like a part of a word and is none stays out. Raises NothingToDo if the file has no words beside others.
+    The LoRA keeps its file name, with `_lora` if an embedding needs that name; a bundle of embeddings alone leaves
+    none. What is called like a part of an embedding and is none stays out. Raises NothingToDo if the file has no
+    embeddings beside others.
     """
     found = recognised(path)
-    words = own_words(found.contents)
-    if not words or not (found.contents.rest or found.dialect == "bundle"):
+    embeddings = own_embeddings(found.contents)
+    if not embeddings or not (found.contents.rest or found.dialect == "bundle"):
         raise NothingToDo(f"{path}: {what(found)}, so there is nothing to take out")
     if options.dialect is not None:
-        written = _in_dialect(files, words, folder, options.dialect)
+        written = _in_dialect(files, embeddings, folder, options.dialect)
     else:
-        written = _for_targets(files, words, targets, family_of_words(path, words, found, options), folder)
+        written = _for_targets(
+            files, embeddings, targets, family_of_embeddings(path, embeddings, found, options), folder
+        )
     rest = {name: tensor for name, tensor in found.contents.rest.items() if not name.startswith(PREFIX)}
-    losses = tuple(f"{name} is left out: it belongs to no word" for name in found.contents.rest if name not in rest)
+    losses = tuple(
+        f"{name} is left out: it belongs to no embedding" for name in found.contents.rest if name not in rest
+    )
     if not rest:
         return [*written[:-1], written[-1]._replace(losses=(*written[-1].losses, *losses))]
     taken = {str(item.path).casefold() for item in written}
     suffixes = chain(("", "_lora"), (f"_lora_{number}" for number in count(2)))
     names = (f"{path.stem}{suffix}.safetensors" for suffix in suffixes)
     place = next(folder / name for name in names if str(folder / name).casefold() not in taken)
-    metadata = {key: value for key, value in found.contents.metadata.items() if key != WORDS}
+    metadata = {key: value for key, value in found.contents.metadata.items() if key != EMBEDDINGS}
     safetensors_file.add(files, place, rest, metadata, copied=rest)
     return [Written(place, "", "lora", "", losses), *written]
 
 
 def retarget(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
-    """Every word of a file of any dialect, written for each program; a LoRA's own tensors are left where they are."""
+    """Every embedding of a file of any dialect, written for each program; a LoRA's own tensors are left where they
+    are.
+    """
     found = recognised(path)
-    words = list(named(joined(own_words(found.contents), path, found), options.name))
-    if not words:
-        raise NothingToDo(f"{path}: {what(found)}, so there is no word to write")
+    embeddings = list(named(joined(own_embeddings(found.contents), path, found), options.name))
+    if not embeddings:
+        raise NothingToDo(f"{path}: {what(found)}, so there is no embedding to write")
     if options.dialect is not None:
-        return _in_dialect(files, words, folder, options.dialect)
-    return _for_targets(files, words, targets, family_of_words(path, words, found, options), folder)
+        return _in_dialect(files, embeddings, folder, options.dialect)
+    return _for_targets(files, embeddings, targets, family_of_embeddings(path, embeddings, found, options), folder)
 
 
 def merge(
     files: Batch, paths: Sequence[Path], out: Path, options: Options,
     through: Callable[[Sequence[Path]], Iterable[Path]] = iter,
 ) -> list[Written]:  # fmt: skip
-    """All words of the files in one: halves of one word (diffusers' two SDXL files) together, several as a bundle.
+    """All embeddings of the files in one: halves of one embedding (diffusers' two SDXL files) together, several as a
+    bundle.
 
-    At most one file may be a LoRA, and then the result is that LoRA with all words. The files are gone `through` one by
-    one (where a bar may show how far).
+    At most one file may be a LoRA, and then the result is that LoRA with all embeddings. The files are gone `through`
+    one by one (where a bar may show how far).
     """
     found = [(path, recognised(path)) for path in through(paths)]
     loras = [(path, item) for path, item in found if item.contents.rest]
     if len(loras) > 1:
         raise ConvertError(f"{loras[1][0]}: is a second LoRA; merging the weights of LoRAs is another task")
-    words = together(word for _, item in found for word in own_words(item.contents))
+    embeddings = together(embedding for _, item in found for embedding in own_embeddings(item.contents))
     base = loras[0][1].contents if loras else Contents()
-    if not words:
-        raise ConvertError("no file holds a word")
-    if len(words) == 1 and not loras:
-        return rewritten(files, out, Contents(tuple(named(words, options.name))), "encoders")
-    contents = bundled(replace(base, embeddings=()), words, drop_outputs=options.drop_outputs)
+    if not embeddings:
+        raise ConvertError("no file holds an embedding")
+    if len(embeddings) == 1 and not loras:
+        return rewritten(files, out, Contents(tuple(named(embeddings, options.name))), "encoders")
+    contents = bundled(replace(base, embeddings=()), embeddings, drop_outputs=options.drop_outputs)
     return rewritten(files, out, contents, "bundle")
 
 
 def split(files: Batch, paths: Sequence[Path], folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
-    """A file for each word of files that hold several (packs, or what `merge` made); all of them or none.
+    """A file for each embedding of files that hold several (packs, or what `merge` made); all of them or none.
 
-    Raises ConvertError for a LoRA, which `unbundle` takes apart, and for a name that two files give to a word.
+    Raises ConvertError for a LoRA, which `unbundle` takes apart, and for a name that two files give to an embedding.
     """
-    words: dict[str, Path] = {}
+    embeddings: dict[str, Path] = {}
     families: dict[str, tuple[Family, list[Embedding]]] = {}
     for path in paths:
         found = recognised(path)
         if found.contents.rest:
-            raise ConvertError(f"{path}: {what(found)}; unbundle takes its words out and keeps the LoRA")
-        own = joined(own_words(found.contents), path, found)
+            raise ConvertError(f"{path}: {what(found)}; unbundle takes its embeddings out and keeps the LoRA")
+        own = joined(own_embeddings(found.contents), path, found)
         if not own:
-            raise ConvertError(f"{path}: {what(found)}, so there is no word to write")
-        for word in own:
-            if words.setdefault(word.name, path) != path:
-                raise ConvertError(f"{path}: has a word {word.name!r}, and so has {words[word.name]}; rename one")
-        family = family_of_words(path, own, found, options)
+            raise ConvertError(f"{path}: {what(found)}, so there is no embedding to write")
+        for embedding in own:
+            if embeddings.setdefault(embedding.name, path) != path:
+                raise ConvertError(
+                    f"{path}: has an embedding {embedding.name!r}, and so has {embeddings[embedding.name]}; rename one"
+                )
+        family = family_of_embeddings(path, own, found, options)
         families.setdefault(f"{family.name} {family.widths}", (family, []))[1].extend(own)
     return [item for family, own in families.values() for item in _for_targets(files, own, targets, family, folder)]
 
 
-def _in_dialect(files: Batch, words: Sequence[Embedding], folder: Path, dialect: str) -> list[Written]:
+def _in_dialect(files: Batch, embeddings: Sequence[Embedding], folder: Path, dialect: str) -> list[Written]:
     """In a dialect by name, whatever reads it. AUTOMATIC1111's is the one that is no safetensors file."""
     written = []
-    for word, stem in zip(words, distinct_stems(word.name for word in words).values(), strict=True):
+    for embedding, stem in zip(
+        embeddings, distinct_stems(embedding.name for embedding in embeddings).values(), strict=True
+    ):
         if dialect == "a1111":
             from .torch_writer import add_pt
 
-            add_pt(files, folder / f"{stem}.pt", word)
+            add_pt(files, folder / f"{stem}.pt", embedding)
             written.append(Written(folder / f"{stem}.pt", "", dialect, stem))
             continue
-        written += rewritten(files, folder / f"{stem}.safetensors", Contents((word,)), dialect)
+        written += rewritten(files, folder / f"{stem}.safetensors", Contents((embedding,)), dialect)
     return written
 
 
 def _for_targets(
-    files: Batch, words: Sequence[Embedding], targets: Sequence[str], family: Family, folder: Path
+    files: Batch, embeddings: Sequence[Embedding], targets: Sequence[str], family: Family, folder: Path
 ) -> list[Written]:
     if not targets:
         able = [name for name in DEFAULT_PROGRAMS if family.name in programs()[name].layouts]
@@ -132,9 +145,12 @@ def _for_targets(
     targets = list(dict.fromkeys(targets))  # one that is given twice is written once
     for target in targets:
         layout_for(target, family)  # what cannot be done is said before anything is written
-    settled = [Embedding(word.name, settle(word.vectors, family.widths), word.metadata) for word in words]
+    settled = [
+        Embedding(embedding.name, settle(embedding.vectors, family.widths), embedding.metadata)
+        for embedding in embeddings
+    ]
     written = []
     for target in targets:
         place = folder / target if len(targets) > 1 else folder
-        written += add_words(files, settled, target, family, place)
+        written += add_embeddings(files, settled, target, family, place)
     return written

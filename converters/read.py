@@ -1,4 +1,4 @@
-"""Reading any file that holds words: opened by content, recognised by exactly one dialect."""
+"""Reading any file that holds embeddings: opened by content, recognised by exactly one dialect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .stored import Stored
 FEW, MANY = 8, 256  # tensors of a file whose signs are kept, and files of which they are
 _CLAIMS: dict[tuple, list[str]] = {}  # signs of files to the dialects that claim them
 
-FAMILY = "pivotune.family"  # metadata of a word that was trained here
+FAMILY = "pivotune.family"  # metadata of an embedding that was trained here
 
 
 class Recognised(NamedTuple):
@@ -32,7 +32,10 @@ class Recognised(NamedTuple):
 
 
 def read(path: Path | str) -> Contents:
-    """Words, other tensors and metadata of a file of any dialect. Raises ConvertError that says what the file is."""
+    """Embeddings, other tensors and metadata of a file of any dialect.
+
+    Raises ConvertError that says what the file is.
+    """
     return recognised(path).contents
 
 
@@ -61,7 +64,7 @@ def dialect_of(stored: Stored) -> str | None:
 
 
 def _signs(stored: Stored) -> tuple | None:
-    """All that dialects look at in a small safetensors file, so that of ten thousand words they are asked for one.
+    """All that dialects look at in a small safetensors file, so that of ten thousand embeddings they are asked for one.
 
     None for other files, and where a text of the metadata counts (cloneofsimo's flag).
     """
@@ -75,7 +78,7 @@ def _signs(stored: Stored) -> tuple | None:
 
 
 def families_of(embedding: Embedding, dialect: str | None = None) -> list[str]:
-    """Families that a word may be for, the likeliest first: all whose encoders have the widths of its vectors.
+    """Families that an embedding may be for, the likeliest first: all whose encoders have the widths of its vectors.
 
     A file that fills every encoder of a family is for none that has more, unless it holds one tensor alone: a lone
     768-wide one fits SD 1, half of SDXL, or FLUX, unless the writers of its dialect always give all encoders.
@@ -93,23 +96,23 @@ def families_of(embedding: Embedding, dialect: str | None = None) -> list[str]:
 
 
 def family_of(embedding: Embedding, dialect: str | None = None) -> str | None:
-    """The family of a word if its vectors leave no other."""
+    """The family of an embedding if its vectors leave no other."""
     found = families_of(embedding, dialect)
     return found[0] if len(found) == 1 else None
 
 
-def stated_family(words: Sequence[Embedding]) -> Family | None:
-    """The family that words written here say they are for, with the widths that they have.
+def stated_family(embeddings: Sequence[Embedding]) -> Family | None:
+    """The family that embeddings written here say they are for, with the widths that they have.
 
-    A small model has the encoders of its family in other sizes. None if the words do not say, or not the same.
+    A small model has the encoders of its family in other sizes. None if the embeddings do not say, or not the same.
     """
-    names = {word.metadata.get(FAMILY) for word in words}
+    names = {embedding.metadata.get(FAMILY) for embedding in embeddings}
     family = all_families().get(names.pop() or "") if len(names) == 1 else None
     if family is None:
         return None
     found: dict[str, set[int]] = {}
-    for word in words:
-        for key, tensor in word.vectors.items():
+    for embedding in embeddings:
+        for key, tensor in embedding.vectors.items():
             size = tensor.shape[-1]
             [settled] = settle({key: tensor}, {next(iter(family.widths)): size} if len(family.widths) == 1 else {})
             found.setdefault(split_out(settled)[0], set()).add(size)

@@ -1,4 +1,4 @@
-"""Giving a word another name: in its file, and as its file, for most programs go by that."""
+"""Giving an embedding another name: in its file, and as its file, for most programs go by that."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from .atomic import Batch
 from .bundle import check_name
 from .embedding import Contents
+from .embeddings import names, other_half, own_embeddings, what
 from .errors import ConvertError
 from .folders import EXTENSIONS
 from .likely import likely_families
@@ -18,18 +19,17 @@ from .read import Recognised, recognised
 from .rewriting import laid_out, rewritten
 from .stored import Stored
 from .verdicts import verdicts
-from .words import names, other_half, own_words, what
 from .write import Written
 
 NAMED_FOR = "a1111"  # the program whose characters a file's name may have: most others take these too
 
 
 def rename(files: Batch, path: Path, new: str, out: Path | None = None) -> list[Written]:
-    """The same file with a word called otherwise; `old=new` says which, and must where there are several.
+    """The same file with an embedding called otherwise; `old=new` says which, and must where there are several.
 
-    `out` is a file, or a folder (the file's own, if it is None), and then a file of one word is called like the word,
-    any other as it was. The second of diffusers' two SDXL files comes along. Raises ConvertError for a word that is not
-    there, or a name that is taken or cannot be one.
+    `out` is a file, or a folder (the file's own, if it is None), and then a file of one embedding is called like the
+    embedding, any other as it was. The second of diffusers' two SDXL files comes along. Raises ConvertError for an
+    embedding that is not there, or a name that is taken or cannot be one.
     """
     found = recognised(path)
     old, name = _meant(path, found, new)
@@ -41,27 +41,29 @@ def rename(files: Batch, path: Path, new: str, out: Path | None = None) -> list[
 
 
 def _meant(path: Path, found: Recognised, new: str) -> tuple[str, str]:
-    """The word's name as it is and as it shall be."""
-    words = own_words(found.contents)
-    if not words:
-        raise ConvertError(f"{path}: {what(found)}, so there is no word to rename")
+    """The embedding's name as it is and as it shall be."""
+    embeddings = own_embeddings(found.contents)
+    if not embeddings:
+        raise ConvertError(f"{path}: {what(found)}, so there is no embedding to rename")
     old, given, name = new.rpartition("=")
-    if not given and len(words) > 1:
-        raise ConvertError(f"{path}: has {len(words)} words; say which one, as OLD=NEW, of {names(words)}")
-    if given and old not in [word.name for word in words]:
-        raise ConvertError(f"{path}: has no word {old!r}; say which, as OLD=NEW, of {names(words)}")
+    if not given and len(embeddings) > 1:
+        raise ConvertError(
+            f"{path}: has {len(embeddings)} embeddings; say which one, as OLD=NEW, of {names(embeddings)}"
+        )
+    if given and old not in [embedding.name for embedding in embeddings]:
+        raise ConvertError(f"{path}: has no embedding {old!r}; say which, as OLD=NEW, of {names(embeddings)}")
     if not name.strip():
-        raise ConvertError(f"{path}: a word must have a name; the new one is blank")
-    old = old if given else words[0].name
-    if any(word.name.casefold() == name.casefold() for word in words if word.name != old):
-        raise ConvertError(f"{path}: has a word {name!r} already")
+        raise ConvertError(f"{path}: an embedding must have a name; the new one is blank")
+    old = old if given else embeddings[0].name
+    if any(embedding.name.casefold() == name.casefold() for embedding in embeddings if embedding.name != old):
+        raise ConvertError(f"{path}: has an embedding {name!r} already")
     if found.dialect == "bundle":
         check_name(name)
     return old, name
 
 
 def _place(path: Path, found: Recognised, name: str, out: Path | None) -> Path:
-    """The file to write; a word by itself is found by its file's name, words in a LoRA or a pack are not."""
+    """The file to write; an embedding by itself is found by its file's name, embeddings in a LoRA or a pack are not."""
     folder = path.parent if out is None else out
     if out is not None and not out.is_dir() and out.suffix.lower() in EXTENSIONS:
         return out
@@ -75,8 +77,11 @@ def _place(path: Path, found: Recognised, name: str, out: Path | None) -> Path:
 
 
 def _written(files: Batch, place: Path, found: Recognised, old: str, name: str) -> Written:
-    words = tuple(replace(word, name=name) if word.name == old else word for word in own_words(found.contents))
-    contents, dialect = replace(found.contents, embeddings=words), found.dialect or ""
+    embeddings = tuple(
+        replace(embedding, name=name) if embedding.name == old else embedding
+        for embedding in own_embeddings(found.contents)
+    )
+    contents, dialect = replace(found.contents, embeddings=embeddings), found.dialect or ""
     stored = Stored(place, *laid_out(contents, dialect))
     typed, mute = _typed(stored, contents, dialect)
     losses = (f"prompts of {', '.join(mute)} cannot hold the name of this file",) if mute else ()

@@ -1,4 +1,4 @@
-"""All words of a file written into one file again, in a dialect of their own."""
+"""All embeddings of a file written into one file again, in a dialect of their own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from . import safetensors_file
 from .atomic import Batch
-from .bundle import split, words_of
+from .bundle import embeddings_of, split
 from .dialects import DIALECTS
-from .dialects.keyed import WORDS
+from .dialects.keyed import EMBEDDINGS
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .slots import slots
@@ -29,43 +29,46 @@ def rewritten(
     losses: tuple[str, ...] = (),
     check: Check | None = None,
 ) -> list[Written]:
-    """Write `contents` in a dialect by name; a file of several words keeps each one's own metadata.
+    """Write `contents` in a dialect by name; a file of several embeddings keeps each one's own metadata.
 
     A bundle is read again as one, or what `check` looks at is what the disk has (`safetensors_file.add`). Raises
-    ConvertError where a word would not come back.
+    ConvertError where an embedding would not come back.
     """
     if out.suffix.lower() != ".safetensors":
         raise ConvertError(f"{out}: must end in .safetensors, for programs go by the ending")
     tensors, metadata = laid_out(contents, dialect)
     if dialect == "bundle" and check is None:
-        _check_words(out, contents, tensors)
+        _check_embeddings(out, contents, tensors)
     safetensors_file.add(files, out, tensors, metadata, check=check, copied=contents.rest)
-    return [Written(out, program, dialect, " ".join(word.name for word in contents.embeddings), losses)]
+    return [Written(out, program, dialect, " ".join(embedding.name for embedding in contents.embeddings), losses)]
 
 
 def laid_out(contents: Contents, dialect: str) -> tuple[dict[str, RawTensor], dict[str, str]]:
-    """Tensors and metadata of such a file; that of several words keeps each one's own metadata."""
+    """Tensors and metadata of such a file; that of several embeddings keeps each one's own metadata."""
     tensors, metadata = DIALECTS[dialect].write(contents)
     if dialect == "bundle" or len(contents.embeddings) > 1:
         metadata = {**metadata, **each_ones(contents.embeddings)}
     return tensors, metadata
 
 
-def each_ones(words: Iterable[Embedding]) -> dict[str, str]:
-    """Metadata of a file of several words that keeps each one's own, the same in whatever order they are given."""
-    return {WORDS: json.dumps({word.name: word.metadata for word in words}, sort_keys=True)}
+def each_ones(embeddings: Iterable[Embedding]) -> dict[str, str]:
+    """Metadata of a file of several embeddings that keeps each one's own, the same in whatever order they are given."""
+    return {EMBEDDINGS: json.dumps({embedding.name: embedding.metadata for embedding in embeddings}, sort_keys=True)}
 
 
-def _check_words(out: Path, contents: Contents, tensors: dict[str, RawTensor]) -> None:
-    """Raises ConvertError unless the tensors as they will be written give back every word bit for bit."""
+def _check_embeddings(out: Path, contents: Contents, tensors: dict[str, RawTensor]) -> None:
+    """Raises ConvertError unless the tensors as they will be written give back every embedding bit for bit."""
     parts, others = split(tensors)
-    if parts == {word.name: word.vectors for word in contents.embeddings} and others.keys() == contents.rest.keys():
+    if (
+        parts == {embedding.name: embedding.vectors for embedding in contents.embeddings}
+        and others.keys() == contents.rest.keys()
+    ):
         return  # the very tensors under the very keys: they are read as those that were meant
-    found, rest = words_of(tensors)
-    meant = {word.name: slots(word.vectors) for word in contents.embeddings}
-    if {word.name for word in found} != meant.keys() or rest.keys() != contents.rest.keys():
-        raise ConvertError(f"{out}: its words would not be found again under their names")
-    for word in found:
-        kept = word.vectors.keys() == meant[word.name].keys()
-        if not kept or not all(same(tensor, meant[word.name][key]) for key, tensor in word.vectors.items()):
-            raise ConvertError(f"{out}: the word {word.name!r} would not be read as it was written")
+    found, rest = embeddings_of(tensors)
+    meant = {embedding.name: slots(embedding.vectors) for embedding in contents.embeddings}
+    if {embedding.name for embedding in found} != meant.keys() or rest.keys() != contents.rest.keys():
+        raise ConvertError(f"{out}: its embeddings would not be found again under their names")
+    for embedding in found:
+        kept = embedding.vectors.keys() == meant[embedding.name].keys()
+        if not kept or not all(same(tensor, meant[embedding.name][key]) for key, tensor in embedding.vectors.items()):
+            raise ConvertError(f"{out}: the embedding {embedding.name!r} would not be read as it was written")

@@ -37,7 +37,7 @@ class Header(NamedTuple):
     metadata: dict[str, str]
 
 
-_KNOWN: dict[tuple[bytes, int], Header] = {}  # short headers: those of a program's words differ in no byte
+_KNOWN: dict[tuple[bytes, int], Header] = {}  # short headers: those of a program's embeddings differ in no byte
 
 
 def parse(header: bytes, size: int, path: Path | str) -> Header:
@@ -96,11 +96,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+def _no_constant(embedding: str) -> None:
+    raise ValueError(f"{embedding} is no JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # is made once: that takes longer than to read a word's header
+_DECODER = json.JSONDecoder(
+    parse_constant=_no_constant
+)  # is made once: that takes longer than to read an embedding's header
 
 
 def _columns(loaded: dict[str, Any], metadata: dict[str, str], path: Path | str) -> Header:

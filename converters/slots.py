@@ -31,7 +31,7 @@ KEYS = frozenset(
 
 
 def slots(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
-    """Tensors of one word by encoder key (`clip_l`, `clip_l_out`, ...), from whatever their names in a file were.
+    """Tensors of one embedding by encoder key (`clip_l`, `clip_l_out`, ...), from whatever their names in a file were.
 
     CLIP-L that is called `clip_g` (OneTrainer's FLUX files of 2024) and SD 2's `clip_l` are put right by their
     width. Two tensors never share a slot: where the width would make them, the name stands. A tensor without an
@@ -46,7 +46,7 @@ def slots(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
 
 @lru_cache(maxsize=256)
 def _slots(signs: tuple[tuple[str, int | None], ...]) -> tuple[str, ...]:
-    """The slots of tensors with these names and widths (None: a number); many words have the same."""
+    """The slots of tensors with these names and widths (None: a number); many embeddings have the same."""
     named = [_named(key, width) for key, width in signs]
     sized = [_sized(slot, width) for slot, (_, width) in zip(named, signs, strict=True)]
     return tuple(sized if len(set(sized)) == len(sized) else named)
@@ -85,7 +85,7 @@ def outputs(keys: Iterable[str]) -> list[str]:
 
 
 def is_rows(tensor: RawTensor) -> bool:
-    """Whether it can hold vectors at all: a number or a cube of them is no word, whatever it is called."""
+    """Whether it can hold vectors at all: a number or a cube of them is no embedding, whatever it is called."""
     return 1 <= len(tensor.shape) <= 2
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from .tensor import RawTensor
 
 # kohya, OneTrainer and LyCORIS begin a name so, and what follows the first dot says what the tensor is; diffusers/peft,
-# ComfyUI and XLabs end it so; `unet:0:up` is cloneofsimo's. A word may be called `my_lora` or `soft_light`.
+# ComfyUI and XLabs end it so; `unet:0:up` is cloneofsimo's. An embedding may be called `my_lora` or `soft_light`.
 _LORA = (
     r"^(?:lora|lycoris|oft|boft)_\w+\.[a-z]"
     r"|^(?!bundle_emb\.).*(?:\.lora_(?:up|down|mid|[AB])\b|lora(?:_linear_layer|\d)?\.(?:up|down)\b"
@@ -52,5 +52,5 @@ class Stored:
 
     @property
     def stem(self) -> str:
-        """The file's name without folder and extension: what most programs take for the word."""
+        """The file's name without folder and extension: what most programs take for the embedding."""
         return self.path.stem

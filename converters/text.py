@@ -1,4 +1,4 @@
-"""Texts that pickles and pictures hold, as safetensors files can hold them."""
+"""Texts that pickles and images hold, as safetensors files can hold them."""
 
 from __future__ import annotations
 

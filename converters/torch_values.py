@@ -27,7 +27,7 @@ MAX_DIMENSIONS = 64
 _INTEGERS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 DICTS = ("collections.OrderedDict", "torch.nn.modules.container.ParameterDict", "builtins.dict")
-# Objects that real files hold beside their tensors and that say nothing of the word (A1111's list has them too).
+# Objects that real files hold beside their tensors and that say nothing of the embedding (A1111's list has them too).
 IGNORED = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.ModelCheckpoint",

@@ -22,7 +22,7 @@ _ORDERED = b"ccollections\nOrderedDict\n)R"
 
 
 def add_pt(files: Batch, path: Path, embedding: Embedding) -> None:
-    """Write one word of one text encoder, and read it back.
+    """Write one embedding of one text encoder, and read it back.
 
     The members of the file are those that A1111's check of pickles knows; what current torch adds, it refuses. Raises
     ConvertError for vectors of several encoders, of output, or of a type that old programs do not have.
@@ -47,7 +47,7 @@ def add_pt(files: Batch, path: Path, embedding: Embedding) -> None:
 
 
 def _zipped(value: bytes, data: bytes) -> bytes:
-    """Members as torch calls them, packed by nothing and dated by nothing: the same word gives the same bytes."""
+    """Members as torch calls them, packed by nothing and dated by nothing: the same embedding gives the same bytes."""
     made = BytesIO()
     with ZipFile(made, "w") as file:
         for name, content in (("data.pkl", value), ("byteorder", b"little"), ("data/0", data), ("version", b"3\n")):

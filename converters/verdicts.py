@@ -42,20 +42,20 @@ def _best(program: Program, stored: Stored, contents: Contents, families: Sequen
 
 def _embedding(program: Program, stored: Stored, contents: Contents, family: Family) -> Verdict:
     if family.name not in program.layouts:
-        return Verdict("no", "", (program.refuses.get(family.name, f"no words for {family.title}"),))
+        return Verdict("no", "", (program.refuses.get(family.name, f"no embeddings for {family.title}"),))
     reading = reads(program.name, stored, family.widths)
     if reading.breaks:
         return Verdict("no", "", (reading.breaks,))
     notes = [f"left out: {', '.join(reading.dropped[:6])}"] if reading.dropped else []
-    for word, vectors in reading.words.items():
+    for embedding, vectors in reading.embeddings.items():
         used = {key.removesuffix("_out") for key in vectors}
         notes += [f"{key} gets nothing" for key in family.widths if key not in used and _can_take(program, family, key)]
-        notes += [f"{key} is all zeros: the word does nothing" for key in vectors if is_zero(vectors[key])]
-        if "{stem}" in program.prompt and not program.can_hold(word):
+        notes += [f"{key} is all zeros: the embedding does nothing" for key in vectors if is_zero(vectors[key])]
+        if "{stem}" in program.prompt and not program.can_hold(embedding):
             notes.append("its prompts cannot hold this name; rename the file")
-    if len(contents.embeddings) > len(reading.words):
-        notes.append(f"{len(contents.embeddings)} words in the file, of which it sees {len(reading.words)}")
-    prompts = [program.prompted(word, word) for word in reading.words]
+    if len(contents.embeddings) > len(reading.embeddings):
+        notes.append(f"{len(contents.embeddings)} embeddings in the file, of which it sees {len(reading.embeddings)}")
+    prompts = [program.prompted(embedding, embedding) for embedding in reading.embeddings]
     return Verdict("partly" if notes else "yes", ", ".join(prompts), tuple(notes))
 
 
@@ -66,25 +66,25 @@ def _lora(program: Program, stored: Stored, contents: Contents, family: Family) 
     if reading.breaks:
         return Verdict("no", "", (reading.breaks,))
     prompt = program.lora_prompt.format(stem=stored.stem, file=stored.path.name)
-    mute = [word for word in reading.words if not program.can_hold(word, in_lora=True)]
+    mute = [embedding for embedding in reading.embeddings if not program.can_hold(embedding, in_lora=True)]
     notes = _lora_notes(program, reading, contents)
     if mute:
         notes = (*notes, f"its prompts read something else in {', '.join(mute[:6])}; rename")
-    found = all(word.name in reading.words for word in contents.embeddings)
+    found = all(embedding.name in reading.embeddings for embedding in contents.embeddings)
     whole = found and not reading.dropped and not mute
-    return Verdict("yes" if whole else "partly", " ".join((prompt, *reading.words)), notes)
+    return Verdict("yes" if whole else "partly", " ".join((prompt, *reading.embeddings)), notes)
 
 
 def _lora_notes(program: Program, reading: Reading, contents: Contents) -> tuple[str, ...]:
     notes = []
     if contents.embeddings:
-        notes.append(f"words in a LoRA: {program.words_in_loras}")
-    lost = [word.name for word in contents.embeddings if word.name not in reading.words]
-    if lost and reading.words:
+        notes.append(f"embeddings in a LoRA: {program.embeddings_in_loras}")
+    lost = [embedding.name for embedding in contents.embeddings if embedding.name not in reading.embeddings]
+    if lost and reading.embeddings:
         notes.append(f"not found under their names: {', '.join(lost[:6])}")
-    for word in contents.embeddings:
-        if outputs(word.vectors):
-            notes.append(f"{word.name}: output vectors, which OneTrainer alone can use")
+    for embedding in contents.embeddings:
+        if outputs(embedding.vectors):
+            notes.append(f"{embedding.name}: output vectors, which OneTrainer alone can use")
     return tuple(notes)
 
 

@@ -1,4 +1,6 @@
-"""Writing a word for a program: its own dialect, read back as the program reads it before the file gets its name."""
+"""Writing an embedding for a program: its own dialect, read back as the program reads it before the file gets its
+name.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import NamedTuple
 from . import safetensors_file
 from .atomic import Batch, batch
 from .check import is_finite, is_zero
-from .dialects.keyed import WORD
+from .dialects.keyed import EMBEDDING
 from .embedding import Embedding, at_hand
 from .errors import ConvertError
 from .families import Family
@@ -37,7 +39,7 @@ class Written(NamedTuple):
     prompts: Mapping[str, str] = MappingProxyType({})
 
 
-def write_word(
+def write_embedding(
     embedding: Embedding,
     program: str,
     family: Family,
@@ -46,11 +48,11 @@ def write_word(
     widths: dict[str, int] | None = None,
     overwrite: bool = False,
 ) -> list[Written]:
-    """Write one word; `write_words` says more."""
-    return write_words([embedding], program, family, folder, widths=widths, overwrite=overwrite)
+    """Write one embedding; `write_embeddings` says more."""
+    return write_embeddings([embedding], program, family, folder, widths=widths, overwrite=overwrite)
 
 
-def write_words(
+def write_embeddings(
     embeddings: Sequence[Embedding],
     program: str,
     family: Family,
@@ -59,17 +61,17 @@ def write_words(
     widths: dict[str, int] | None = None,
     overwrite: bool = False,
 ) -> list[Written]:
-    """Write every word in the dialect that `program` reads best for `family`, all of them or none.
+    """Write every embedding in the dialect that `program` reads best for `family`, all of them or none.
 
     `widths` replaces those of the family, for a model of its shape and other sizes. Raises ConvertError if the
-    program has no use for a word, if a file would be lost, or if the file, read as the program reads it, does not
+    program has no use for an embedding, if a file would be lost, or if the file, read as the program reads it, does not
     give the vectors that went in.
     """
     with batch(overwrite=overwrite) as files:
-        return add_words(files, embeddings, program, family, folder, widths=widths)
+        return add_embeddings(files, embeddings, program, family, folder, widths=widths)
 
 
-def add_words(
+def add_embeddings(
     files: Batch,
     embeddings: Sequence[Embedding],
     program: str,
@@ -79,17 +81,17 @@ def add_words(
     widths: dict[str, int] | None = None,
     stems: Mapping[str, str] | None = None,
 ) -> list[Written]:
-    """As `write_words`, for files that appear together with others of a batch.
+    """As `write_embeddings`, for files that appear together with others of a batch.
 
-    `stems` names the files of words that are some of many (see `stems_for`).
+    `stems` names the files of embeddings that are some of many (see `stems_for`).
     """
     target, layout = layout_for(program, family)
     suffixes = _suffixes(layout)
     if stems is None:
-        stems = stems_for((word.name for word in embeddings), program, family)
+        stems = stems_for((one.name for one in embeddings), program, family)
     written = []
     sizes, place = widths or family.widths, Path(folder)
-    known: dict[tuple, tuple[str, ...]] = {}  # of ten thousand words, most have the same vectors
+    known: dict[tuple, tuple[str, ...]] = {}  # of ten thousand embeddings, most have the same vectors
     for embedding in at_hand(embeddings):
         _check_values(embedding, target)
         signs = tuple([(key, tensor.shape[0]) for key, tensor in embedding.vectors.items()])
@@ -107,7 +109,7 @@ def add_words(
 
 
 def stems_for(names: Iterable[str], program: str, family: Family) -> dict[str, str]:
-    """What a program calls the files of all these words, so that none meet, whenever each is written."""
+    """What a program calls the files of all these embeddings, so that none meet, whenever each is written."""
     target, layout = layout_for(program, family)
     return distinct_stems(names, target.characters, target.reserved, _suffixes(layout))
 
@@ -129,14 +131,14 @@ def layout_for(program: str, family: Family) -> tuple[Program, Layout]:
         raise ConvertError(f"{program!r} is no program; choose from {', '.join(programs())}")
     target = programs()[program]
     if family.name not in target.layouts:
-        why = target.refuses.get(family.name, f"{target.title} loads no words for {family.title}")
+        why = target.refuses.get(family.name, f"{target.title} loads no embeddings for {family.title}")
         able = [name for name, other in programs().items() if family.name in other.layouts]
         raise ConvertError(f"{why}; programs that do: {', '.join(able) or 'none'}")
     return target, target.layouts[family.name]
 
 
 def _check_values(embedding: Embedding, target: Program) -> None:
-    """Raises ConvertError for values with which no picture can be drawn."""
+    """Raises ConvertError for values with which no image can be drawn."""
     name, vectors = embedding.name, embedding.vectors
     for key, tensor in vectors.items():
         if 0 in tensor.shape:
@@ -151,7 +153,7 @@ def _check_values(embedding: Embedding, target: Program) -> None:
 
 
 def _losses(counts: dict[str, int], target: Program, layout: Layout, family: Family) -> tuple[str, ...]:
-    """What the program cannot hold or will misuse of a word with so many vectors a key, by name."""
+    """What the program cannot hold or will misuse of an embedding with so many vectors a key, by name."""
     inputs = {key: count for key, count in counts.items() if not _output(key)}
     outputs = counts.keys() - inputs.keys()
     held = {key for keys in layout.files for key in keys}
@@ -159,7 +161,7 @@ def _losses(counts: dict[str, int], target: Program, layout: Layout, family: Fam
     if not target.outputs:
         losses += [f"{key} is left out: only OneTrainer uses output vectors" for key in sorted(outputs)]
     missing = [key for key in held if key in family.widths and key not in counts]
-    losses += [f"{key} is missing: the word is silent for that encoder" for key in sorted(missing)]
+    losses += [f"{key} is missing: the embedding is silent for that encoder" for key in sorted(missing)]
     different = sorted({count for key, count in inputs.items() if key in held})
     if target.one_count and len(different) > 1:
         losses.append(f"its encoders have {' and '.join(map(str, different))} vectors, which {target.title} mixes up")
@@ -174,7 +176,7 @@ def _add_file(
         output = _output(key) and target.outputs
         base = key.removesuffix("_out") if output else key
         if base in keys:
-            tensors[keys[base].replace("{word}", embedding.name) + ("_out" if output else "")] = tensor
+            tensors[keys[base].replace("{embedding}", embedding.name) + ("_out" if output else "")] = tensor
             meant[key] = tensor
     meant = {key: tensor for key, tensor in meant.items() if f"{key}_out" not in meant}
     if not tensors:
@@ -196,16 +198,18 @@ def _check(
     widths: dict[str, int],
 ) -> None:
     reading = reads(program.name, Stored(path, tensors, metadata), widths)
-    if reading.breaks or len(reading.words) != 1:
-        raise ConvertError(f"{path}: {program.title} would not load it: {reading.breaks or 'it sees several words'}")
-    found = next(iter(reading.words.values()))
+    if reading.breaks or len(reading.embeddings) != 1:
+        raise ConvertError(
+            f"{path}: {program.title} would not load it: {reading.breaks or 'it sees several embeddings'}"
+        )
+    found = next(iter(reading.embeddings.values()))
     for key, tensor in meant.items():
         if key not in found or not same(found[key], tensor):
             raise ConvertError(f"{path}: {program.title} would not read {key} as it was written")
 
 
 def _provenance(embedding: Embedding) -> dict[str, str]:
-    return {**embedding.metadata, **FORMAT, WORD: embedding.name}
+    return {**embedding.metadata, **FORMAT, EMBEDDING: embedding.name}
 
 
 def _output(key: str) -> bool:

@@ -14,7 +14,7 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.flo
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one, else MPS, XPU, CPU; anything else is taken at its word.
+    """`auto` is CUDA where there is one, else MPS, XPU, CPU; anything else is taken at its embedding.
 
     Raises StageError for a device this torch does not have.
     """

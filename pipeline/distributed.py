@@ -2,8 +2,8 @@
 
 Processes, devices and the group they form are Accelerate's (`accelerate launch`), and so are its `reduce`, gather and
 broadcast. No DistributedDataParallel: it wraps modules, hides what prompts need of them (`config`, `text_model`), and
-reduces what is a parameter of a module; the rows of words are none. Here everything trained gives its gradients, which
-are added up before anything looks at them; all processes then do the same step, and only the main one writes.
+reduces what is a parameter of a module; the rows of embeddings are none. Here everything trained gives its gradients,
+which are added up before anything looks at them; all processes then do the same step, and only the main one writes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 TIMEOUT = "PIVOTUNE_TIMEOUT"  # minutes that a process waits for the others
 
 
-class Elsewhere(StageError):
+class PeerFailed(StageError):
     """Another process has failed, which says itself what it was."""
 
 
@@ -136,7 +136,7 @@ class Processes:
         if failed is not None:
             raise failed
         if told[1] is not None:
-            raise Elsewhere(f"process {self.index} ends with the main one: {told[1]}")
+            raise PeerFailed(f"process {self.index} ends with the main one: {told[1]}")
         result: T = told[0]
         return result
 
@@ -159,13 +159,13 @@ class Processes:
             if failed is not None:
                 raise failed
             first = next(number for number, text in enumerate(texts) if text)
-            raise Elsewhere(f"process {first} of {self.count} has failed: {texts[first]}")
+            raise PeerFailed(f"process {first} of {self.count} has failed: {texts[first]}")
 
 
 ALONE = Processes()
 
 
-def peer_failure(error: BaseException) -> Elsewhere | None:
+def peer_failure(error: BaseException) -> PeerFailed | None:
     """What to say of an error that torch's own communication has raised, as where FSDP gathers a weight; None for
     any other."""
     from torch import distributed
@@ -174,9 +174,9 @@ def peer_failure(error: BaseException) -> Elsewhere | None:
     return _gone(error) if isinstance(error, kinds) or "/gloo/" in str(error) else None
 
 
-def _gone(error: BaseException) -> Elsewhere:
+def _gone(error: BaseException) -> PeerFailed:
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return Elsewhere(
+    return PeerFailed(
         f"another process has ended, or did not answer in time (its own message says why; here: {line[:200]}); "
         f"the same command goes on from the last checkpoint; {TIMEOUT} sets how many minutes to wait"
     )

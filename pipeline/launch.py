@@ -6,7 +6,7 @@ import os
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 
-from .distributed import ALONE, TIMEOUT, Elsewhere, Processes, peer_errors
+from .distributed import ALONE, TIMEOUT, PeerFailed, Processes, peer_errors
 from .errors import StageError
 
 MINUTES = 60.0
@@ -53,7 +53,7 @@ def end_processes(processes: Processes) -> None:
     if processes.count > 1:
         from accelerate import PartialState
 
-        with nullcontext() if processes.main else suppress(Elsewhere):
+        with nullcontext() if processes.main else suppress(PeerFailed):
             processes.any(False)  # the main process leaves when all have heard of its last work
         PartialState().destroy_process_group()
 

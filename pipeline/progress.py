@@ -19,7 +19,7 @@ LONGEST = 600.0  # seconds without a line
 def progress(
     total: int, desc: str, unit: str, *, initial: int = 0, shown: bool = True, leave: bool = True
 ) -> Iterator[Callable[[str], None]]:
-    """Gives a function to call whenever one more of `total` is done, with a few words about it.
+    """Gives a function to call whenever one more of `total` is done, with a few embeddings about it.
 
     `initial` of them are done before. It tells on stderr, where it is `shown` at all.
     """

@@ -21,23 +21,23 @@ from .run_folder import NUMBER, bounded_json, is_inside, misfit, plain_bytes
 METRICS = "metrics.jsonl"
 LONGEST = 64 * 2**20  # bytes of a line
 _MAYBE = (*NUMBER, None)  # a number that JSON cannot spell is written as null
-_PICTURE = {"path": str, "prompt": str, "seed?": (int, None), "word?": (str, None)}
+_IMAGE = {"path": str, "prompt": str, "seed?": (int, None), "embedding?": (str, None)}
 _GAUGED = {"norm?": [_MAYBE], "moved?": [_MAYBE], "nearest?": [(str, None)]}
 _ROW = {
     "stage": int, "step": int, "loss?": _MAYBE, "gradient_norm?": _MAYBE, "seconds?": _MAYBE, "loss_scale?": _MAYBE,
-    "learning_rate?": {"*": _MAYBE}, "gradient_norms?": {"*": _MAYBE}, "words?": {"*": {"*": _GAUGED}},
-    "pictures?": [_PICTURE], "saved?": str,
+    "learning_rate?": {"*": _MAYBE}, "gradient_norms?": {"*": _MAYBE}, "embeddings?": {"*": {"*": _GAUGED}},
+    "images?": [_IMAGE], "saved?": str,
 }  # fmt: skip
 
 
 def row_of(line: bytes) -> dict[str, Any]:
-    """A line of the metrics. ValueError when it is none, or names a picture outside the run's folder."""
+    """A line of the metrics. ValueError when it is none, or names an image outside the run's folder."""
     row = bounded_json(line)
     wrong = misfit(row, _ROW)
     if wrong:
         raise ValueError(wrong)
-    if not all(is_inside(picture["path"]) for picture in row.get("pictures", ())):
-        raise ValueError("a picture's path is not inside the run's folder")
+    if not all(is_inside(image["path"]) for image in row.get("images", ())):
+        raise ValueError("an image's path is not inside the run's folder")
     return row
 
 
@@ -74,7 +74,7 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any] | None]:
 
 
 MANIFEST = "manifest.json"
-_PATHS = ("artefacts", "pictures")  # lists of what has a path in the run's folder
+_PATHS = ("artefacts", "images")  # lists of what has a path in the run's folder
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _WAYS_OUT = {
 }
 
 
-def system_words(error: OSError | MemoryError) -> str:
+def system_embeddings(error: OSError | MemoryError) -> str:
     """The file, what is wrong with it and the way out."""
     if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
         return FULL_MEMORY
@@ -46,7 +46,7 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ca
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Whose memory is full, in words, when the error says so: of the accelerator or of the machine itself."""
+    """Whose memory is full, in embeddings, when the error says so: of the accelerator or of the machine itself."""
     if isinstance(error, torch.OutOfMemoryError):
         return FULL_DEVICE
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):

@@ -21,7 +21,7 @@ def to_raw(tensor: Tensor) -> RawTensor:
 
 
 def to_raw_each(tensor: Tensor, counts: Sequence[int]) -> list[RawTensor]:
-    """The rows of a table as `to_raw` makes them, the first `counts[0]` for the first word and so on."""
+    """The rows of a table as `to_raw` makes them, the first `counts[0]` for the first embedding and so on."""
     whole = to_raw(tensor)
     size, width = len(whole.data) // max(1, len(tensor)), tensor.shape[1]
     made, start = [], 0
@@ -31,19 +31,19 @@ def to_raw_each(tensor: Tensor, counts: Sequence[int]) -> list[RawTensor]:
     return made
 
 
-def vectors_of_all(words: Sequence[Embedding], key: str, width: int) -> tuple[Tensor, ...]:
-    """`vectors_for` of each of these words, as views of one table: thousands cost one copy."""
-    counts = [word.vectors[key].shape[0] if key in word.vectors else 0 for word in words]
-    raws = [word.vectors[key] for word in words if key in word.vectors]
+def vectors_of_all(embeddings: Sequence[Embedding], key: str, width: int) -> tuple[Tensor, ...]:
+    """`vectors_for` of each of these embeddings, as views of one table: thousands cost one copy."""
+    counts = [embedding.vectors[key].shape[0] if key in embedding.vectors else 0 for embedding in embeddings]
+    raws = [embedding.vectors[key] for embedding in embeddings if key in embedding.vectors]
     if len({raw.dtype for raw in raws}) != 1:  # none at all, or made by different hands
-        return tuple(vectors_for(word, key, width) for word in words)
+        return tuple(vectors_for(embedding, key, width) for embedding in embeddings)
     whole = RawTensor(raws[0].dtype, (sum(counts), width), b"".join(raw.data for raw in raws))
     return from_raw(whole).split(counts)
 
 
-def vectors_for(word: Embedding, key: str, width: int) -> Tensor:
-    """Vectors of a word in one encoder, (tokens, width): none where it has no vectors for it."""
-    return from_raw(word.vectors[key]) if key in word.vectors else torch.empty(0, width)
+def vectors_for(embedding: Embedding, key: str, width: int) -> Tensor:
+    """Vectors of an embedding in one encoder, (tokens, width): none where it has no vectors for it."""
+    return from_raw(embedding.vectors[key]) if key in embedding.vectors else torch.empty(0, width)
 
 
 def from_raw(raw: RawTensor) -> Tensor:

@@ -11,12 +11,12 @@ from ..converters.families import Family
 ALIKE, SURELY = 0.6, 0.75  # share of letters in common: worth asking, hardly anything else
 
 
-def nearest(word: str, known: Iterable[str], cutoff: float = ALIKE) -> str | None:
-    """The known word that most resembles the given one, or None when none does."""
+def nearest(embedding: str, known: Iterable[str], cutoff: float = ALIKE) -> str | None:
+    """The known embedding that most resembles the given one, or None when none does."""
     from difflib import get_close_matches
 
     by_lower = {other.lower(): other for other in known}
-    found = get_close_matches(word.lower()[:100], list(by_lower), n=1, cutoff=cutoff)
+    found = get_close_matches(embedding.lower()[:100], list(by_lower), n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else None
 
 
@@ -28,10 +28,10 @@ def sibling(path: Path) -> str | None:
         return None
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'steps'?`, or else every known word, or nothing where there is none."""
+def did_you_mean(embedding: str, known: Iterable[str]) -> str:
+    """`; did you mean 'steps'?`, or else every known embedding, or nothing where there is none."""
     choices = list(known)
-    guess = nearest(word, choices)
+    guess = nearest(embedding, choices)
     if guess is not None:
         return f"; did you mean '{guess}'?"
     return f"; known: {', '.join(choices)}" if choices else ""

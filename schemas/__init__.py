@@ -105,7 +105,7 @@ def bundled(name: str = "recipe.json", table: str | None = None) -> dict[str, An
 
 
 def resolved(about: dict[str, Any], origin: str) -> tuple[dict[str, Any], str]:
-    """A property's schema with what it refers to merged in (its own words win), and the file this came from.
+    """A property's schema with what it refers to merged in (its own embeddings win), and the file this came from.
 
     References stand alone (`$ref`) or, with a description and a default of their own, as `allOf = [{ $ref }]`.
     """

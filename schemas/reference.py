@@ -75,7 +75,7 @@ def _row(key: str, about: dict[str, Any], file: str, required: bool) -> str:
 
 
 def _type(about: dict[str, Any], file: str) -> str:
-    """What a key may be, in words: `number > 0`, `"a" or "b"`, `list of strings`."""
+    """What a key may be, in embeddings: `number > 0`, `"a" or "b"`, `list of strings`."""
     about, file = resolved(about, file)
     if "const" in about:
         return f"`{_toml(about['const'])}`"

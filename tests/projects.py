@@ -1,4 +1,4 @@
-"""A whole small project on disk: a tiny model folder, a few pictures with captions, and a recipe."""
+"""A whole small project on disk: a tiny model folder, a few images with captions, and a recipe."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ base = "model"
 family = "{family}"
 {model}
 [[concept]]
-images = "pictures"
+images = "images"
 [[embedding]]
 placeholder = "<cat>"
 initial_text = "red ring"
-{word}
+{embedding}
 {more}
 [[stage]]
 kind = "tokenize"
@@ -56,15 +56,17 @@ BUILD = {
 
 
 def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of <cat>", **parts: str) -> Path:
-    """Write the project and return its recipe; `parts` fill its places (model, word, more, train, stages, export)."""
+    """Write the project and return its recipe; `parts` fill its places (model, embedding, more, train, stages,
+    export).
+    """
     BUILD[family]().save_pretrained(folder / "model")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     draw = numpy.random.default_rng(0)
     for number in range(3):
         values = draw.integers(0, 255, (20, 16, 3), dtype=numpy.uint8)
-        Image.fromarray(values).save(folder / "pictures" / f"{number}.png")
-        (folder / "pictures" / f"{number}.txt").write_text(captions, "utf-8")
-    filled = dict.fromkeys(("model", "word", "more", "train", "stages", "export"), "") | parts
+        Image.fromarray(values).save(folder / "images" / f"{number}.png")
+        (folder / "images" / f"{number}.txt").write_text(captions, "utf-8")
+    filled = dict.fromkeys(("model", "embedding", "more", "train", "stages", "export"), "") | parts
     recipe = folder / "recipe.toml"
     recipe.write_text(RECIPE.format(family=family.partition("-")[0], **filled), "utf-8")
     return recipe

@@ -1,4 +1,4 @@
-"""Counts bad inputs that are refused in words: recipes, pictures, embedding files. Exit code 1 for any traceback.
+"""Counts bad inputs that are refused in embeddings: recipes, images, embedding files. Exit code 1 for any traceback.
 
 python tests/refused.py --cases 10000
 """
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import tomli
-from bad_pictures import BROKEN, broken
+from bad_images import BROKEN, broken
 from PIL import Image
 
 from pivotune.pipeline.checks.recipe import check_recipe, examined
-from pivotune.pipeline.data.images import open_picture
+from pivotune.pipeline.data.images import open_image
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.document import Document, shipped
 from pivotune.pipeline.recipe.load import validated
@@ -45,7 +45,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         kinds = {
             "recipes": lambda: recipes(options.cases, options.seed),
-            "pictures": lambda: pictures(Path(folder), options.cases, options.seed),
+            "images": lambda: images(Path(folder), options.cases, options.seed),
             "embedding files": lambda: files(Path(folder), options.cases, options.seed),
         }
         for kind, count in kinds.items():
@@ -53,7 +53,7 @@ def main() -> int:
             say(f"{kind}: {found[REFUSED]} refused, {found[READ]} still right, {found[FAULT]} tracebacks")
             total += found
     say(
-        f"{total[REFUSED]} bad inputs refused in words, {total[READ]} damaged ones still right, "
+        f"{total[REFUSED]} bad inputs refused in embeddings, {total[READ]} damaged ones still right, "
         f"{total[FAULT]} tracebacks"
     )
     return 1 if total[FAULT] else 0
@@ -65,7 +65,7 @@ def say(text: str) -> None:
 
 
 def judged(work: Callable[[], bool]) -> str:
-    """What became of one input; `work` says whether it was refused in words."""
+    """What became of one input; `work` says whether it was refused in embeddings."""
     try:
         return REFUSED if work() else READ
     except StageError:
@@ -83,7 +83,7 @@ def recipes(count: int, seed: int) -> Counter[str]:
     )
     home = Path(str(shipped()["quickstart"]))
     loaded = [tomli.loads(path.read_text("utf-8")) for path in shipped().values()]
-    good = [data for data in loaded if not _fails(Document(home, "", copy.deepcopy(data)))]  # others want pictures
+    good = [data for data in loaded if not _fails(Document(home, "", copy.deepcopy(data)))]  # others want images
     draw = random.Random(seed)
     for _ in range(count):
         data = spoilt(copy.deepcopy(draw.choice(good)), draw)
@@ -120,8 +120,8 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(inner for key, item in items for inner in places(item, (*path, key)))]
 
 
-def pictures(folder: Path, count: int, seed: int) -> Counter[str]:
-    """The bad pictures of the tests, and good ones that are cut off or have bytes overwritten."""
+def images(folder: Path, count: int, seed: int) -> Counter[str]:
+    """The bad images of the tests, and good ones that are cut off or have bytes overwritten."""
     broken(folder)
     found = Counter(judged(lambda name=name: _opens(folder / name)) for name, _ in BROKEN)  # type: ignore[misc]
     draw, whole = random.Random(seed), []
@@ -141,7 +141,7 @@ def pictures(folder: Path, count: int, seed: int) -> Counter[str]:
 
 
 def _opens(path: Path) -> bool:
-    open_picture(path)
+    open_image(path)
     return False
 
 

@@ -23,13 +23,13 @@ DOCUMENTED = {  # modules below the top level whose names the library's own refe
     "torch.nn", "torch.nn.functional", "transformers.utils",
 }  # fmt: skip
 INNER = {  # (module, name): the rest, each with the file that leans on it
-    ("accelerate.utils.dataclasses", "get_module_class_from_name"): "train/twin.py",
-    ("accelerate.utils.fsdp_utils", "fsdp2_prepare_auto_wrap_policy"): "train/twin.py",
+    ("accelerate.utils.dataclasses", "get_module_class_from_name"): "train/fsdp.py",
+    ("accelerate.utils.fsdp_utils", "fsdp2_prepare_auto_wrap_policy"): "train/fsdp.py",
     ("prodigyplus.prodigy_plus_schedulefree", "ProdigyPlusScheduleFree"): "train/optimizers.py",
-    ("torch._dynamo.exc", "TorchDynamoException"): "train/compiling.py",
-    ("torch._inductor.runtime.cache_dir_utils", "cache_dir"): "train/compiling.py",
+    ("torch._dynamo.exc", "TorchDynamoException"): "train/compute.py",
+    ("torch._inductor.runtime.cache_dir_utils", "cache_dir"): "train/compute.py",
 }
-ATTRIBUTES = {"_compiled_call_impl": "train/compiling.py", "_no_split_modules": "train/twin.py"}
+ATTRIBUTES = {"_compiled_call_impl": "train/compute.py", "_no_split_modules": "train/fsdp.py"}
 PUBLIC = {"_replace", "_asdict", "_fields", "_exit"}  # documented in spite of their names
 
 

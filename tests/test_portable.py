@@ -24,7 +24,7 @@ NAMES = {
 # Each file's uses that are guarded, and by what.
 GUARDED: dict[tuple[str, str], str] = {
     ("pipeline/console.py", "signal.SIGBREAK"): "hasattr",
-    ("pipeline/run/leftovers.py", "os.kill"): "not reached on Windows, where it would end the process",
+    ("pipeline/run/start.py", "os.kill"): "not reached on Windows, where it would end the process",
     ("converters/copying.py", "os.copy_file_range"): "hasattr",
     ("converters/disk.py", "os.O_DIRECTORY"): "hasattr",
     ("converters/temporary.py", "os.O_TMPFILE"): "hasattr",
@@ -37,7 +37,10 @@ def written(path: Path) -> Iterator[tuple[str, bool]]:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
             modes = {argument.value for argument in ast.walk(call) if isinstance(argument, ast.Constant)}
             if call.func.attr == "write_text" or (call.func.attr == "open" and modes & {"w", "x", "a"}):
-                yield f"{path.relative_to(ROOT)}:{call.lineno}", any(word.arg == "newline" for word in call.keywords)
+                yield (
+                    f"{path.relative_to(ROOT)}:{call.lineno}",
+                    any(embedding.arg == "newline" for embedding in call.keywords),
+                )
 
 
 def test_lines_of_written_files_end_alike_on_every_system() -> None:

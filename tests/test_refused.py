@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import refused
-from bad_pictures import BROKEN
+from bad_images import BROKEN
 
 from pivotune.pipeline.errors import StageError
 
@@ -19,10 +19,10 @@ def test_a_traceback_is_no_refusal(capsys):
     assert [refused.judged(lambda said=said: said) for said in (True, False)] == [refused.REFUSED, refused.READ]
 
 
-def test_recipes_and_pictures_are_refused_without_a_traceback(tmp_path):
+def test_recipes_and_images_are_refused_without_a_traceback(tmp_path):
     found = refused.recipes(30, 1)
     assert found[refused.FAULT] == 0
     assert found[refused.REFUSED] >= 40
-    found = refused.pictures(tmp_path, 30, 1)
+    found = refused.images(tmp_path, 30, 1)
     assert found[refused.FAULT] == 0
     assert found[refused.REFUSED] >= len(BROKEN)

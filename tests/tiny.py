@@ -61,7 +61,7 @@ def tiny_scheduler() -> DDIMScheduler:
 
 
 def tiny_sd(seed: int = 0, width: int = 32, **text_changes: Any) -> StableDiffusionPipeline:
-    """A random model in the shape of Stable Diffusion 1.x: one encoder, 16x16 pictures."""
+    """A random model in the shape of Stable Diffusion 1.x: one encoder, 16x16 images."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     return StableDiffusionPipeline(
@@ -115,7 +115,7 @@ def real_blocks(family: str, seed: int = 0) -> Any:
 
 
 def tiny_t5_tokenizer() -> Any:
-    """A T5 tokenizer of single letters, with the real one's special tokens and the blank in front of words."""
+    """A T5 tokenizer of single letters, with the real one's special tokens and the blank in front of embeddings."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,<>-*"
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in letters)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)

@@ -18,9 +18,9 @@ from .keyed import Written
 
 
 class Dialect(NamedTuple):
-    """`name_from` says where a word's name is in such a file, for most dialects differ in that.
+    """`name_from` says where an embedding's name is in such a file, for most dialects differ in that.
 
-    `write` gives the tensors and metadata of a safetensors file; those of pickles and pictures become kohya's or
+    `write` gives the tensors and metadata of a safetensors file; those of pickles and images become kohya's or
     one tensor an encoder, which every program reads that read the original.
 
     `whole`: its writers give every encoder of a model, so a lone 768-wide tensor is no half of something larger.
@@ -45,17 +45,17 @@ def _param(title: str, writer: str, name_from: str = "file name") -> Dialect:
 
 DIALECTS: dict[str, Dialect] = {
     "bundle": Dialect(
-        "LoRA with words in it (bundle_emb)", bundled.detect, bundled.read, "tensor names", write=bundled.write
+        "LoRA with embeddings in it (bundle_emb)", bundled.detect, bundled.read, "tensor names", write=bundled.write
     ),
     "cloneofsimo": Dialect(
         "pivotal LoRA of cloneofsimo/lora", cloneofsimo.detect, cloneofsimo.read, "metadata", write=cloneofsimo.write
     ),
     "ai-toolkit": Dialect(
-        "LoRA with a nameless word in it (ai-toolkit)", ai_toolkit.detect, ai_toolkit.read, write=ai_toolkit.write
+        "LoRA with a nameless embedding in it (ai-toolkit)", ai_toolkit.detect, ai_toolkit.read, write=ai_toolkit.write
     ),
-    "lora": Dialect("LoRA without words", lora.detect, lora.read, write=lora.write),
+    "lora": Dialect("LoRA without embeddings", lora.detect, lora.read, write=lora.write),
     "a1111": _param("AUTOMATIC1111 .pt", "a1111"),
-    "a1111-image": _param("AUTOMATIC1111 picture", "image", "`name` in the picture"),
+    "a1111-image": _param("AUTOMATIC1111 image", "image", "`name` in the image"),
     "original": _param("original textual inversion", "original"),
     "hcp": _param("HCP-Diffusion", "hcp"),
     "kohya": _keyed("kohya, ai-toolkit", "emb_params", whole=True),
@@ -78,5 +78,5 @@ DIALECTS: dict[str, Dialect] = {
     "xti": Dialect("extended textual inversion (XTI, P+)", xti.detect, xti.read),
 }
 
-# Those that single words can be written in by name; what programs read is chosen by `programs` instead.
+# Those that single embeddings can be written in by name; what programs read is chosen by `programs` instead.
 WRITABLE = ("kohya", "onetrainer", "lycoris", "encoders", "diffusers", "bundle", "a1111")

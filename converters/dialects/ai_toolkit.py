@@ -1,4 +1,4 @@
-"""A LoRA with `emb_params`, or `clip_l` and `clip_g`, at top level and no name for the word: ostris/ai-toolkit."""
+"""A LoRA with `emb_params`, or `clip_l` and `clip_g`, at top level and no name for the embedding: ostris/ai-toolkit."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from .keyed import Written
 
 def detect(file: Stored) -> bool:
     """Tensors of a LoRA and some called like an encoder."""
-    return bool(_words(file)) and file.is_lora and not bundled.detect(file) and not cloneofsimo.detect(file)
+    return bool(_embeddings(file)) and file.is_lora and not bundled.detect(file) and not cloneofsimo.detect(file)
 
 
 def read(file: Stored) -> Contents:
-    """One word, called like the file."""
-    vectors = {key: as_rows(tensor) for key, tensor in _words(file).items()}
+    """One embedding, called like the file."""
+    vectors = {key: as_rows(tensor) for key, tensor in _embeddings(file).items()}
     rest = {key: tensor for key, tensor in file.tensors.items() if key not in vectors}
     return Contents((Embedding(file.stem, slots(vectors)),), rest, dict(file.metadata))
 
 
 def write(contents: Contents) -> Written:
-    """The one word's tensors at top level, beside the LoRA's."""
+    """The one embedding's tensors at top level, beside the LoRA's."""
     return {**contents.rest, **keyed.write(contents)[0]}, contents.metadata
 
 
-def _words(file: Stored) -> dict[str, RawTensor]:
+def _embeddings(file: Stored) -> dict[str, RawTensor]:
     return {key: tensor for key, tensor in file.tensors.items() if key in KEYS and is_rows(tensor)}

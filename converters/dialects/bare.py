@@ -14,7 +14,7 @@ def detect(file: Stored) -> bool:
 
 
 def read(file: Stored) -> Contents:
-    """One word, called like the file."""
+    """One embedding, called like the file."""
     tensor = file.tensors[""]
     if not 1 <= len(tensor.shape) <= 2:
         raise ConvertError(f"{file.path}: a tensor of shape {tensor.shape}, which holds no rows of vectors")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from ..bundle import PREFIX, parse, tensors_of, words_of
+from ..bundle import PREFIX, embeddings_of, parse, tensors_of
 from ..embedding import Contents
 from ..stored import Stored
 from .keyed import Written
 
 
 def detect(file: Stored) -> bool:
-    """At least one tensor with a word and a key in its name, in a dict."""
+    """At least one tensor with an embedding and a key in its name, in a dict."""
     return file.root in ("dict", "ordered") and f"\n{PREFIX}" in file.text and any(map(parse, file.tensors))
 
 
 def read(file: Stored) -> Contents:
-    """The words, and the LoRA's tensors as `rest`. Stray scalars of LyCORIS' packer stay in `rest`."""
-    words, rest = words_of(file.tensors)
-    return Contents(words, rest, dict(file.metadata))
+    """The embeddings, and the LoRA's tensors as `rest`. Stray scalars of LyCORIS' packer stay in `rest`."""
+    embeddings, rest = embeddings_of(file.tensors)
+    return Contents(embeddings, rest, dict(file.metadata))
 
 
 def write(contents: Contents) -> Written:

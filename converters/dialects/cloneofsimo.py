@@ -22,21 +22,21 @@ def detect(file: Stored) -> bool:
 
 
 def read(file: Stored) -> Contents:
-    """A word a token; flags of words leave the metadata, the rest of which is the structure of the LoRA."""
+    """An embedding a token; flags of embeddings leave the metadata, the rest of which is the structure of the LoRA."""
     names = _flagged(file)
-    words = tuple(
+    embeddings = tuple(
         Embedding(name, slots({"*": as_rows(tensor)})) for name, tensor in file.tensors.items() if name in names
     )
     rest = {name: tensor for name, tensor in file.tensors.items() if name not in names}
-    return Contents(words, rest, {key: value for key, value in file.metadata.items() if key not in names})
+    return Contents(embeddings, rest, {key: value for key, value in file.metadata.items() if key not in names})
 
 
 def write(contents: Contents) -> Written:
-    """Vectors at top level, flagged in the metadata; ConvertError for a word of several vectors or encoders."""
+    """Vectors at top level, flagged in the metadata; ConvertError for an embedding of several vectors or encoders."""
     tensors, metadata = dict(contents.rest), dict(contents.metadata)
     for embedding in contents.embeddings:
         if len(embedding.vectors) != 1 or next(iter(embedding.vectors.values())).shape[0] != 1:
-            raise ConvertError(f"{embedding.name}: this LoRA format has one vector a word, for one encoder")
+            raise ConvertError(f"{embedding.name}: this LoRA format has one vector an embedding, for one encoder")
         vector = next(iter(embedding.vectors.values()))
         tensors[embedding.name] = RawTensor(vector.dtype, vector.shape[1:], vector.stored)
         metadata[embedding.name] = FLAG

@@ -1,4 +1,4 @@
-"""A pickle whose root is a list of dicts of tensors, which ComfyUI joins into one word for each width."""
+"""A pickle whose root is a list of dicts of tensors, which ComfyUI joins into one embedding for each width."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def detect(file: Stored) -> bool:
 
 
 def read(file: Stored) -> Contents:
-    """One word, called like the file: all tensors of a width after one another, as ComfyUI does it."""
+    """One embedding, called like the file: all tensors of a width after one another, as ComfyUI does it."""
     parts: dict[str, list[RawTensor]] = {}
     for name, tensor in file.tensors.items():
         if not 1 <= len(tensor.shape) <= 2:

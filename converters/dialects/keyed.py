@@ -13,8 +13,8 @@ from ..slots import as_rows, slots, split_out
 from ..stored import Stored
 from ..tensor import RawTensor
 
-WORD = "pivotune.word"  # metadata: the word as it was trained, which a file name may not be able to hold
-WORDS = "pivotune.words"  # metadata of a file of several words: JSON of each word's own metadata
+EMBEDDING = "pivotune.embedding"  # metadata: the embedding as it was trained, which a file name may not be able to hold
+EMBEDDINGS = "pivotune.embeddings"  # metadata of a file of several embeddings: JSON of each embedding's own metadata
 Written = tuple[dict[str, RawTensor], dict[str, str]]  # tensors and metadata of one file
 
 PARAMS = "special_params.json"  # beside cog-sdxl's embeddings.pti: {"TOK": "<s0><s1>"}
@@ -26,27 +26,29 @@ def detect(file: Stored, keys: frozenset[str]) -> bool:
 
 
 def read(file: Stored) -> Contents:
-    """One word, called as our own metadata says, else like the file."""
+    """One embedding, called as our own metadata says, else like the file."""
     rows = {}
     for name, tensor in file.tensors.items():
         if not 1 <= len(tensor.shape) <= 2:
             raise ConvertError(f"{file.path}: {name} has the shape {tensor.shape}, and rows of vectors are wanted")
         rows[name] = as_rows(tensor)
     vectors = slots(rows)
-    name = file.metadata.get(WORD) or file.stem
-    metadata = {key: value for key, value in file.metadata.items() if key not in (WORD, "format")}
+    name = file.metadata.get(EMBEDDING) or file.stem
+    metadata = {key: value for key, value in file.metadata.items() if key not in (EMBEDDING, "format")}
     return Contents((Embedding(name, vectors, metadata),), {}, dict(file.metadata))
 
 
 def read_cog(file: Stored) -> Contents:
-    """As `read`; if `special_params.json` lies beside the file, the words that it names with the rows it gives them."""
+    """As `read`; if `special_params.json` lies beside the file, the embeddings that it names with the rows it gives
+    them.
+    """
     contents = read(file)
     vectors = contents.embeddings[0].vectors
-    words = []
+    embeddings = []
     for name, rows in _special_params(file.path.parent / PARAMS).items():
         if rows and max(rows) < min(tensor.shape[0] for tensor in vectors.values()):
-            words.append(Embedding(name, {key: _picked(tensor, rows) for key, tensor in vectors.items()}))
-    return Contents(tuple(words) or contents.embeddings, {}, contents.metadata)
+            embeddings.append(Embedding(name, {key: _picked(tensor, rows) for key, tensor in vectors.items()}))
+    return Contents(tuple(embeddings) or contents.embeddings, {}, contents.metadata)
 
 
 def _special_params(path: Path) -> dict[str, list[int]]:
@@ -74,10 +76,12 @@ def _picked(tensor: RawTensor, rows: list[int]) -> RawTensor:
 
 
 def write(contents: Contents, alone: str = "emb_params") -> Written:
-    """One word: a tensor an encoder under the encoder's key, or called `alone` if there is one (and `alone` a name)."""
+    """One embedding: a tensor an encoder under the encoder's key, or called `alone` if there is one (and `alone` a
+    name).
+    """
     if len(contents.embeddings) != 1:
-        raise ConvertError("such a file holds one word, not several")
+        raise ConvertError("such a file holds one embedding, not several")
     (embedding,) = contents.embeddings
     one = len({split_out(key)[0] for key in embedding.vectors}) == 1
     tensors = {alone + split_out(key)[1] if one and alone else key: tensor for key, tensor in embedding.vectors.items()}
-    return tensors, {**contents.metadata, **embedding.metadata, WORD: embedding.name}
+    return tensors, {**contents.metadata, **embedding.metadata, EMBEDDING: embedding.name}

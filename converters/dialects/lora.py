@@ -1,4 +1,4 @@
-"""A LoRA in any layout that carries no words."""
+"""A LoRA in any layout that carries no embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .keyed import Written
 
 
 def detect(file: Stored) -> bool:
-    """Tensors of a LoRA, and none of the three ways in which a LoRA carries words."""
+    """Tensors of a LoRA, and none of the three ways in which a LoRA carries embeddings."""
     return file.is_lora and not any(other.detect(file) for other in (bundled, cloneofsimo, ai_toolkit))
 
 
@@ -20,7 +20,7 @@ def read(file: Stored) -> Contents:
 
 
 def write(contents: Contents) -> Written:
-    """The tensors as they are; ConvertError if there are words, for which it has no place."""
+    """The tensors as they are; ConvertError if there are embeddings, for which it has no place."""
     if contents.embeddings:
-        raise ConvertError("a LoRA that holds words is a bundle")
+        raise ConvertError("a LoRA that holds embeddings is a bundle")
     return dict(contents.rest), contents.metadata

@@ -1,7 +1,7 @@
 """`string_to_param[<placeholder>]`: the original textual inversion, AUTOMATIC1111, HCP-Diffusion, older OneTrainer.
 
 What stands beside it tells the writer: a step or a name (A1111), neither (original), a name and no
-`string_to_token` (HCP). A1111's pictures hold the same dict.
+`string_to_token` (HCP). A1111's images hold the same dict.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ def detect(file: Stored, writer: str) -> bool:
 
 
 def read(file: Stored) -> Contents:
-    """A word an entry. The only one is called like the file (or as a picture says), several by placeholder."""
+    """An embedding an entry. The only one is called like the file (or as an image says), several by placeholder."""
     entries = {name[len(PREFIX) :]: tensor for name, tensor in file.tensors.items() if name.startswith(PREFIX)}
     metadata = {key: value for key, value in file.metadata.items() if not key.startswith("string_to_token")}
     alone = metadata.get("name") or file.stem if file.container == "image" else file.stem
-    words = []
+    embeddings = []
     for placeholder, tensor in entries.items():
         if not 1 <= len(tensor.shape) <= 2:
             raise ConvertError(f"{file.path}: string_to_param[{placeholder[:40]!r}] has the shape {tensor.shape}")
         vectors = slots({"string_to_param.*": as_rows(tensor)})
-        words.append(Embedding(alone if len(entries) == 1 else placeholder, vectors, metadata))
-    return Contents(tuple(words), {}, metadata)
+        embeddings.append(Embedding(alone if len(entries) == 1 else placeholder, vectors, metadata))
+    return Contents(tuple(embeddings), {}, metadata)
 
 
 def _writer(file: Stored) -> str:

@@ -9,7 +9,7 @@ from ..slots import JOINED, KEYS, as_rows, slots
 from ..stored import Stored
 from ..tensor import READABLE, RawTensor
 from . import bundled, cloneofsimo, xti
-from .keyed import WORD, WORDS, Written
+from .keyed import EMBEDDING, EMBEDDINGS, Written
 
 MOST = 1000  # a text encoder whose weights happen to be as wide has fewer than this many odd names
 
@@ -20,7 +20,7 @@ def detect(file: Stored) -> bool:
     A file of our own may have any width.
     """
     tensors = file.tensors
-    ours = WORDS in file.metadata or (len(tensors) == 1 and WORD in file.metadata)
+    ours = EMBEDDINGS in file.metadata or (len(tensors) == 1 and EMBEDDING in file.metadata)
     if file.root not in ("dict", "ordered") or not tensors or file.is_lora or (len(tensors) > MOST and not ours):
         return False
     if not tensors.keys().isdisjoint(KEYS) or any(name.startswith("string_to_") for name in tensors):
@@ -32,10 +32,10 @@ def detect(file: Stored) -> bool:
 
 
 def read(file: Stored) -> Contents:
-    """A word a tensor, for the encoder that has its width."""
-    metadata = {key: value for key, value in file.metadata.items() if key not in (WORD, WORDS, "format")}
-    words = [Embedding(name, slots({"*": as_rows(tensor)}), metadata) for name, tensor in file.tensors.items()]
-    return Contents(tuple(words), {}, dict(file.metadata))
+    """An embedding a tensor, for the encoder that has its width."""
+    metadata = {key: value for key, value in file.metadata.items() if key not in (EMBEDDING, EMBEDDINGS, "format")}
+    embeddings = [Embedding(name, slots({"*": as_rows(tensor)}), metadata) for name, tensor in file.tensors.items()]
+    return Contents(tuple(embeddings), {}, dict(file.metadata))
 
 
 def _vectors(tensor: RawTensor, any_width: bool) -> bool:
@@ -44,7 +44,7 @@ def _vectors(tensor: RawTensor, any_width: bool) -> bool:
 
 
 def write(contents: Contents) -> Written:
-    """A tensor a word; ConvertError if a word has vectors for several encoders, which need a file each."""
+    """A tensor an embedding; ConvertError if an embedding has vectors for several encoders, which need a file each."""
     tensors, metadata = {}, dict(contents.metadata)
     for embedding in contents.embeddings:
         if len(embedding.vectors) != 1:
@@ -53,5 +53,5 @@ def write(contents: Contents) -> Written:
             )
         (tensors[embedding.name],) = embedding.vectors.values()
     if len(tensors) == 1:
-        metadata |= contents.embeddings[0].metadata | {WORD: contents.embeddings[0].name}
+        metadata |= contents.embeddings[0].metadata | {EMBEDDING: contents.embeddings[0].name}
     return tensors, metadata

@@ -24,13 +24,13 @@ class Reads(Protocol):
         """What the program makes of the file when a model with these encoders is loaded."""
 
     def reads_lora(self, file: Stored, widths: dict[str, int]) -> Reading:
-        """What it makes of the words in a LoRA; `breaks` then says why the whole LoRA is refused."""
+        """What it makes of the embeddings in a LoRA; `breaks` then says why the whole LoRA is refused."""
 
 
 class Layout(NamedTuple):
     """How a program wants one family: the dialect's name, and for each file encoder key to tensor name.
 
-    `{word}` as a tensor name stands for the word itself. A second file is called `<stem>_2`.
+    `{embedding}` as a tensor name stands for the embedding itself. A second file is called `<stem>_2`.
     """
 
     dialect: str
@@ -41,13 +41,14 @@ class Layout(NamedTuple):
 class Program:
     """A target: where its files go, what the user types, which characters a file name may have.
 
-    `how` has a sentence for `word`, `lora` and `model` (one file), and `folder` where it loads models as diffusers has
-    them: what the user does with `{files}`, and `{type}`.
+    `how` has a sentence for `embedding`, `lora` and `model` (one file), and `folder` where it loads models as diffusers
+    has them: what the user does with `{files}`, and `{type}`.
 
     `dora` says whether it reads what a DoRA learns beside a LoRA. `lora_layouts` maps families (`*`: all) whose LoRAs
     it wants otherwise than in kohya's layout with diffusers' names: `peft`, or `sgm` for Stability's names of blocks.
-    `several` is the dialect of a file with many words of which it can use each, where there is one.
-    `characters` are those of file names, `word_characters` those of words in LoRAs, which have no file (None: all).
+    `several` is the dialect of a file with many embeddings of which it can use each, where there is one.
+    `characters` are those of file names, `embedding_characters` those of embeddings in LoRAs, which have no file (None:
+    all).
     """
 
     name: str
@@ -60,9 +61,9 @@ class Program:
     characters: str | None
     runs: list[str] | None  # families whose models it can run at all; None: all that are known here
     layouts: dict[str, Layout]
-    words_in_loras: str
+    embeddings_in_loras: str
     reserved: tuple[str, ...] = ()
-    word_characters: str | None = None
+    embedding_characters: str | None = None
     outputs: bool = False
     several: str | None = None
     one_count: bool = True
@@ -70,13 +71,13 @@ class Program:
     lora_layouts: dict[str, str] = field(default_factory=dict)
     refuses: dict[str, str] = field(default_factory=dict)
 
-    def prompted(self, stem: str, word: str) -> str:
-        """What the user types for the word of a file with this stem."""
-        return self.prompt.format(stem=stem, word=word)
+    def prompted(self, stem: str, embedding: str) -> str:
+        """What the user types for the embedding of a file with this stem."""
+        return self.prompt.format(stem=stem, embedding=embedding)
 
     def can_hold(self, name: str, *, in_lora: bool = False) -> bool:
-        """Whether a prompt can have this name of a file (or of a word in a LoRA) in it and mean the word."""
-        allowed = self.word_characters if in_lora else self.characters
+        """Whether a prompt can have this name of a file (or of an embedding in a LoRA) in it and mean the embedding."""
+        allowed = self.embedding_characters if in_lora else self.characters
         return name not in self.reserved and (allowed is None or _made_of(allowed)(name) is not None)
 
 
@@ -106,7 +107,9 @@ def reads(program: str, file: Stored, widths: dict[str, int]) -> Reading:
 
 
 def reads_lora(program: str, file: Stored, widths: dict[str, int]) -> Reading:
-    """As `reads`, for a LoRA file in the program's folder of LoRAs: its words, and whether the LoRA loads at all."""
+    """As `reads`, for a LoRA file in the program's folder of LoRAs: its embeddings, and whether the LoRA loads at
+    all.
+    """
     return _module(program).reads_lora(file, widths)
 
 

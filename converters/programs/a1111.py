@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from .reading import BUNDLED, Reading, Vectors, broken, bundled, clips, cut_at_first_dots, word
+from .reading import BUNDLED, Reading, Vectors, broken, bundled, clips, cut_at_first_dots, embedding
 from .webui import parsed, unsafe
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One word called like the file. A T5 or other part is carried along unused (SD3)."""
+    """One embedding called like the file. A T5 or other part is carried along unused (SD3)."""
     if why := unsafe(file):
         return broken(why)
     found = parsed(file)
@@ -21,49 +21,49 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     if "" in tensors:
         if len(encoders) != 1:
             return broken("one tensor as wide as both encoders together loads and then fails in a prompt")
-        return word(file.stem, dict.fromkeys(encoders, tensors[""]), file.tensors, file.tensors)
-    return word(file.stem, {key: tensors[key] for key in encoders}, file.tensors, encoders)
+        return embedding(file.stem, dict.fromkeys(encoders, tensors[""]), file.tensors, file.tensors)
+    return embedding(file.stem, {key: tensors[key] for key in encoders}, file.tensors, encoders)
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """Words that exist while the LoRA is in the prompt. One word that cannot be parsed costs the whole LoRA.
+    """Embeddings that exist while the LoRA is in the prompt. One embedding that cannot be parsed costs the whole LoRA.
 
     Follows extensions-builtin/Lora/networks.py; a model with a T5 (SD3) takes the path of 1.10 that parts names
     from the right, wants two dots in every name and does not know string_to_param.
     """
     if "t5" in widths:
         return _reads_lora_of_sd3(file, widths)
-    words = cut_at_first_dots(file.tensors)
-    if words is None:
+    embeddings = cut_at_first_dots(file.tensors)
+    if embeddings is None:
         return broken("a bundle_emb tensor has no key after its name, and the whole LoRA is refused")
-    return _loaded(words, file, widths)
+    return _loaded(embeddings, file, widths)
 
 
 def _reads_lora_of_sd3(file: Stored, widths: dict[str, int]) -> Reading:
     short = next((name for name in file.tensors if name.count(".") < 2), None)
     if short is not None:
         return broken(f"its SD3 loader wants two dots in every name, and {short[:60]!r} has fewer")
-    words: dict[str, Vectors] = {}
+    embeddings: dict[str, Vectors] = {}
     for full in bundled(file.tensors):
         name, _, key = full[len(BUNDLED) :].rpartition(".")
         if "." not in name:
-            words.setdefault(name, {})[key] = file.tensors[full]
-    return _loaded(words, file, widths)
+            embeddings.setdefault(name, {})[key] = file.tensors[full]
+    return _loaded(embeddings, file, widths)
 
 
-def _loaded(words: dict[str, Vectors], file: Stored, widths: dict[str, int]) -> Reading:
+def _loaded(embeddings: dict[str, Vectors], file: Stored, widths: dict[str, int]) -> Reading:
     kept: dict[str, Vectors] = {}
     used: set[str] = set()
     folded: set[str] = set()
-    for name, tensors in words.items():
+    for name, tensors in embeddings.items():
         if not name or "/" in name or "\\" in name:
-            return broken(f"the word {name!r} makes the load of the whole LoRA fail")
+            return broken(f"the embedding {name!r} makes the load of the whole LoRA fail")
         found = parsed(Stored(file.path.with_name(name), tensors))
         if isinstance(found, str):
-            return broken(f"the whole LoRA is refused because of the word {name!r}: {found}")
+            return broken(f"the whole LoRA is refused because of the embedding {name!r}: {found}")
         one = reads(Stored(file.path.with_name(f"{name}.safetensors"), tensors), widths)
         if not one.breaks and name.casefold() not in folded:
             folded.add(name.casefold())
-            kept[name] = next(iter(one.words.values()))
+            kept[name] = next(iter(one.embeddings.values()))
             used.update(f"{BUNDLED}{name}.{key}" for key in tensors if key not in one.dropped)
     return Reading(kept, tuple(full for full in bundled(file.tensors) if full not in used))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import REFUSED, Reading, Vectors, broken, bundled, only_weights, string_to_param, width, word
+from .reading import REFUSED, Reading, Vectors, broken, bundled, embedding, only_weights, string_to_param, width
 
 KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name ComfyUI looks for
 DEAF = ("gemma", "qwen")  # encoders that are given no folder of embeddings
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One word called like the file. An encoder that finds no name of its own takes the first tensor, whatever it is.
+    """One embedding called like the file.
+
+    An encoder that finds no name of its own takes the first tensor, whatever it is.
 
     Order of the rules as in comfy/sd1_clip.py; a tensor of the wrong width is warned of and ignored at use.
     """
@@ -25,8 +27,8 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
             vectors[key] = _joined([file.tensors[name] for name in names])
             used.update(names)
     if not vectors:
-        return broken("no tensor is as wide as the model's text encoders; the word is ignored with a warning")
-    return word(file.stem, vectors, file.tensors, used)
+        return broken("no tensor is as wide as the model's text encoders; the embedding is ignored with a warning")
+    return embedding(file.stem, vectors, file.tensors, used)
 
 
 def _chosen(file: Stored, key: str, size: int) -> list[str]:
@@ -54,5 +56,7 @@ def _joined(tensors: list[RawTensor]) -> RawTensor:
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """The LoRA loads, with a warning for each tensor of a word; words are looked for among embeddings only."""
+    """The LoRA loads, with a warning for each tensor of an embedding; embeddings are looked for among embeddings
+    only.
+    """
     return Reading(dropped=bundled(file.tensors))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from ..slots import as_rows
 from ..stored import Stored
-from .reading import REFUSED, Reading, broken, bundled, only_weights, string_to_param, width, word
+from .reading import REFUSED, Reading, broken, bundled, embedding, only_weights, string_to_param, width
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One word called like the tensor (or `name` beside string_to_param); clip_l and clip_g need two calls by hand."""
+    """One embedding called like the tensor (or `name` beside string_to_param); clip_l and clip_g need two calls by
+    hand.
+    """
     if not only_weights(file):
         return broken(REFUSED)
     tensors, entries = file.tensors, string_to_param(file.tensors)
@@ -23,19 +25,19 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     fitting = [key for key, size in widths.items() if size == width(tensor)]
     if not fitting:
         return broken(f"no text encoder of the model takes vectors {width(tensor)} wide")
-    return word(token, {fitting[0]: as_rows(tensor)}, tensors, tensors)
+    return embedding(token, {fitting[0]: as_rows(tensor)}, tensors, tensors)
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     """`load_lora_weights` refuses a file in which a tensor's name has no `lora`; FLUX alone leaves such tensors out."""
-    words = bundled(file.tensors)
+    embeddings = bundled(file.tensors)
     strange = [name for name in file.tensors if "lora" not in name]
     if widths.keys() == {"clip_l", "t5"}:
-        if words and any(name.startswith("lora_transformer_") for name in file.tensors):
-            return broken("OneTrainer's FLUX layout with words in it fails an assertion")
-        return Reading(dropped=words)
-    if strange and all(name.startswith(("lora_", "bundle_emb.")) for name in file.tensors) and not words:
+        if embeddings and any(name.startswith("lora_transformer_") for name in file.tensors):
+            return broken("OneTrainer's FLUX layout with embeddings in it fails an assertion")
+        return Reading(dropped=embeddings)
+    if strange and all(name.startswith(("lora_", "bundle_emb.")) for name in file.tensors) and not embeddings:
         strange = []  # kohya's .alpha: converted before the names are looked at
     if strange:
         return broken(f"the whole LoRA is refused, because no 'lora' is in the name {strange[0][:60]!r}")
-    return Reading(dropped=words)
+    return Reading(dropped=embeddings)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import BUNDLED, Reading, broken, clips, word
+from .reading import BUNDLED, Reading, broken, clips, embedding
 from .webui import parsed
 
 MOST_UNMATCHED = 12
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One word called like the file, for the CLIP encoders whose expected width it meets (the T5 engine has none).
+    """One embedding called like the file, for the CLIP encoders whose expected width it meets (the T5 engine has none).
 
     With exactly CLIP-L and CLIP-G (SDXL) both expect the sum of the widths, in any other model each its own
     (backend/diffusion_engine/sdxl.py, sd35.py, flux.py).
@@ -31,11 +31,13 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
             used.update(file.tensors if source == "" else (key,))
     if not vectors or (joint and "" in tensors):
         return broken(f"its vectors are {size} wide, which no text encoder of this model expects")
-    return word(file.stem, vectors, file.tensors, used)
+    return embedding(file.stem, vectors, file.tensors, used)
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """Words are never used; with too many tensors that fit no module the LoRA is dropped (load_lora_for_models)."""
+    """Embeddings are never used; with too many tensors that fit no module the LoRA is dropped
+    (load_lora_for_models).
+    """
     unmatched = [name for name in file.tensors if name.startswith(BUNDLED) or "." not in name]
     if len(unmatched) > MOST_UNMATCHED:
         return broken(f"{len(unmatched)} tensors fit no module, more than {MOST_UNMATCHED}: the whole LoRA is refused")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from .reading import Reading, Vectors, broken, bundled, string_to_param, width, word
+from .reading import Reading, Vectors, broken, bundled, embedding, string_to_param, width
 
 MOST = 10  # a file with as many tensors is taken for something else unless it is named learned_embeds
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One word called like the file, if its base is SD 1, SD 2 or SDXL and fits the model.
+    """One embedding called like the file, if its base is SD 1, SD 2 or SDXL and fits the model.
 
     Imitates configs/textual_inversion.py and backend/textual_inversion.py: a file with none of the known names
     is taken by the length of its FIRST dimension, so a 2-D `{token: vectors}` is refused.
@@ -39,20 +39,22 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
 def _loaded(file: Stored, entries: Vectors, widths: dict[str, int]) -> Reading:
     tensors, only = file.tensors, next(iter(widths))
     if entries:
-        return word(file.stem, {only: next(iter(entries.values()))}, tensors, tensors)
+        return embedding(file.stem, {only: next(iter(entries.values()))}, tensors, tensors)
     if "emb_params" in tensors:
-        return word(file.stem, {only: tensors["emb_params"]}, tensors, ("emb_params",))
+        return embedding(file.stem, {only: tensors["emb_params"]}, tensors, ("emb_params",))
     if "clip_g" in tensors and "clip_l" in tensors and len(widths) == 2:
-        return word(file.stem, {key: tensors[key] for key in widths}, tensors, widths)
+        return embedding(file.stem, {key: tensors[key] for key in widths}, tensors, widths)
     if len(widths) == 2:
-        return broken("an SDXL word needs both clip_l and clip_g")
+        return broken("an SDXL embedding needs both clip_l and clip_g")
     first = next(iter(tensors))
-    return word(file.stem, {only: tensors[first]}, tensors, (first,))
+    return embedding(file.stem, {only: tensors[first]}, tensors, (first,))
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """Tensors of words are taken out at load; a FLUX LoRA with some is not recognised at import (6.0 and later)."""
-    words = bundled(file.tensors)
-    if words and widths.keys() == {"clip_l", "t5"}:
-        return broken("a FLUX LoRA with words in it is not recognised and cannot be imported")
-    return Reading(dropped=words)
+    """Tensors of embeddings are taken out at load; a FLUX LoRA with some is not recognised at import (6.0 and
+    later).
+    """
+    embeddings = bundled(file.tensors)
+    if embeddings and widths.keys() == {"clip_l", "t5"}:
+        return broken("a FLUX LoRA with embeddings in it is not recognised and cannot be imported")
+    return Reading(dropped=embeddings)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from .reading import REFUSED, Reading, Vectors, broken, bundled, only_weights, width, word
+from .reading import REFUSED, Reading, Vectors, broken, bundled, embedding, only_weights, width
 
 ALONE = {"clip_l": "emp_params", "clip_h": "emp_params"}  # SD 1 and SD 2; the spelling is its own
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One word, called as the configuration says (here: like the file).
+    """One embedding, called as the configuration says (here: like the file).
 
     A model of one or two CLIP encoders needs all its names (else AttributeError), a larger one goes on without
     those that are missing.
@@ -27,9 +27,9 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     if not vectors or (len(vectors) < len(widths) and all(key.startswith("clip") for key in widths)):
         wanted = [ALONE.get(key, key) if len(widths) == 1 else key for key in widths]
         return broken(f"it needs {' and '.join(wanted)}, with the model's widths")
-    return word(file.stem, vectors, file.tensors, used)
+    return embedding(file.stem, vectors, file.tensors, used)
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """Words are dropped silently, its own too: they must be given again as files of their own."""
+    """Embeddings are dropped silently, its own too: they must be given again as files of their own."""
     return Reading(dropped=bundled(file.tensors))

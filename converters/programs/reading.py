@@ -1,4 +1,4 @@
-"""What a program makes of a file: the vectors of each word, what it leaves out, and what goes wrong."""
+"""What a program makes of a file: the vectors of each embedding, what it leaves out, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Vectors = dict[str, RawTensor]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reading:
-    """`words` maps what the program calls a word to its vectors by encoder key of the loaded model.
+    """`embeddings` maps what the program calls an embedding to its vectors by encoder key of the loaded model.
 
-    `dropped` names tensors that go unused, `breaks` says why nothing loads (then `words` is empty).
+    `dropped` names tensors that go unused, `breaks` says why nothing loads (then `embeddings` is empty).
     """
 
-    words: dict[str, Vectors] = field(default_factory=dict)
+    embeddings: dict[str, Vectors] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     breaks: str = ""
 
 
-def word(name: str, vectors: Vectors, tensors: Iterable[str], used: Iterable[str]) -> Reading:
-    """A Reading of one word; every tensor that is not `used` is dropped."""
+def embedding(name: str, vectors: Vectors, tensors: Iterable[str], used: Iterable[str]) -> Reading:
+    """A Reading of one embedding; every tensor that is not `used` is dropped."""
     used = set(used)
     return Reading({name: vectors}, tuple(key for key in tensors if key not in used))
 
@@ -57,23 +57,23 @@ BUNDLED = "bundle_emb."
 
 
 def bundled(tensors: dict[str, RawTensor]) -> tuple[str, ...]:
-    """Names of the tensors that belong to words in a LoRA, or seem to."""
+    """Names of the tensors that belong to embeddings in a LoRA, or seem to."""
     return tuple([name for name in tensors if name.startswith(BUNDLED)])
 
 
 def cut_at_first_dots(tensors: dict[str, RawTensor]) -> dict[str, dict[str, RawTensor]] | None:
-    """Words as A1111 and SD.Next part them: the name ends at the first dot. None if a tensor's name has no key."""
-    words: dict[str, dict[str, RawTensor]] = {}
+    """Embeddings as A1111 and SD.Next part them: the name ends at the first dot. None if a tensor's name has no key."""
+    embeddings: dict[str, dict[str, RawTensor]] = {}
     for full in bundled(tensors):
         name, dot, key = full[len(BUNDLED) :].partition(".")
         if not dot:
             return None
-        words.setdefault(name, {})[key] = tensors[full]
-    return words
+        embeddings.setdefault(name, {})[key] = tensors[full]
+    return embeddings
 
 
 def clips(widths: dict[str, int]) -> dict[str, int]:
-    """The CLIP encoders of a model: the only ones that A1111 and its kin give words to."""
+    """The CLIP encoders of a model: the only ones that A1111 and its kin give embeddings to."""
     return {key: size for key, size in widths.items() if key.startswith("clip")}
 
 

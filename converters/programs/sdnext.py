@@ -6,11 +6,11 @@ from pathlib import Path
 
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import BUNDLED, Reading, Vectors, broken, bundled, cut_at_first_dots, string_to_param, width, word
+from .reading import BUNDLED, Reading, Vectors, broken, bundled, cut_at_first_dots, embedding, string_to_param, width
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One word called like the file; of two tensors of one width the later one wins.
+    """One embedding called like the file; of two tensors of one width the later one wins.
 
     Imitates modules/textual_inversion.py: only .safetensors and .pt are listed, a .pt must hold
     `string_to_param["*"]`, and a file is skipped if a width is unknown or the number of tensors does not fit.
@@ -33,21 +33,21 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
         for tensor in tensors.values():
             if width(tensor) == size:
                 vectors[key] = tensor
-    return word(file.stem, vectors, file.tensors, tensors)
+    return embedding(file.stem, vectors, file.tensors, tensors)
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """Words by width, called up to the first dot; they stay in the tokenizer when the LoRA has left the prompt."""
-    words = cut_at_first_dots(file.tensors)
-    if words is None or any("." not in name for name in file.tensors):
+    """Embeddings by width, called up to the first dot; they stay in the tokenizer when the LoRA has left the prompt."""
+    embeddings = cut_at_first_dots(file.tensors)
+    if embeddings is None or any("." not in name for name in file.tensors):
         return broken("a tensor's name has no dot, at which its loader fails")
     if not file.is_lora:
-        return broken("no tensor of a LoRA in it, so the words are not looked at")
+        return broken("no tensor of a LoRA in it, so the embeddings are not looked at")
     kept: dict[str, Vectors] = {}
     used: set[str] = set()
-    for name, tensors in words.items():
+    for name, tensors in embeddings.items():
         one = reads(Stored(file.path.with_suffix(".safetensors"), tensors), widths)
         if not one.breaks and name:
-            kept[name] = next(iter(one.words.values()))
+            kept[name] = next(iter(one.embeddings.values()))
             used.update(f"{BUNDLED}{name}.{key}" for key in tensors)
     return Reading(kept, tuple(full for full in bundled(file.tensors) if full not in used))

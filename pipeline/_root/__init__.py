@@ -1,3 +1,3 @@
-"""Pivotune teaches diffusion models new words and carries those words between programs."""
+"""Pivotune teaches diffusion models new embeddings and carries those embeddings between programs."""
 
 __version__ = "0.1.0"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...converters.families import Family
 from ..data.captions import Captioned, collect_captions, source_problems
-from ..data.files import PICTURES
+from ..data.files import IMAGES
 from ..embeddings.placeholders import Replacer, spelling
 from ..errors import StageError
 from ..recipe.model import Concept, Recipe
@@ -17,16 +17,16 @@ from ..recipe.problem import Finding, Place
 from ..text import sibling
 
 MOST = 10  # problems of one kind that are named one by one
-WELL_SEEN = 0.5  # less of a picture than this is worth a warning
+WELL_SEEN = 0.5  # less of an image than this is worth a warning
 
 
-def picture_findings(recipe: Recipe, captioned: list[Captioned], *, look: bool = True) -> Iterator[Finding]:
+def image_findings(recipe: Recipe, captioned: list[Captioned], *, look: bool = True) -> Iterator[Finding]:
     """What is wrong with the concepts. `captioned` is filled with what could be read, one for each concept.
 
     Without `look` no image is opened: how they are cut is unknown.
     """
     if not recipe.concepts and any(stage.kind == "train" for stage in recipe.stages):
-        yield Finding(("concept",), "no pictures to train on; add a [[concept]] with images = a folder")
+        yield Finding(("concept",), "no images to train on; add a [[concept]] with images = a folder")
     for index, concept in enumerate(recipe.concepts):
         result = Captioned()
         captioned.append(result)
@@ -36,14 +36,14 @@ def picture_findings(recipe: Recipe, captioned: list[Captioned], *, look: bool =
 
 
 def batch_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
-    """Warnings about batches that an epoch cannot fill: none is filled up by showing a picture twice."""
+    """Warnings about batches that an epoch cannot fill: none is filled up by showing an image twice."""
     shown = sum(
-        concept.samples or len(read.pictures) * concept.repeats
+        concept.samples or len(read.images) * concept.repeats
         for concept, read in zip(recipe.concepts, captioned, strict=True)
     )
     for index, stage in enumerate(recipe.stages):
         if stage.kind == "train" and 0 < shown < stage.options["batch_size"] and recipe.data.balance == "none":
-            text = f"an epoch shows {shown} pictures, so batches hold no more; a concept's repeats makes epochs longer"
+            text = f"an epoch shows {shown} images, so batches hold no more; a concept's repeats makes epochs longer"
             yield Finding(("stage", index, "batch_size"), text, "warning")
 
 
@@ -55,7 +55,7 @@ def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, lo
         if not os.path.exists(folder):
             return
     if not os.path.isdir(folder):  # unlike Path's own, these take a name that no file system does
-        file = f"{folder} is a file; give the folder that holds the pictures"
+        file = f"{folder} is a file; give the folder that holds the images"
         yield Finding(where, file if os.path.exists(folder) else f"{folder} does not exist{_sibling(folder)}")
         yield from (Finding((*place, "captions"), text) for text in source_problems(concept))
         return
@@ -65,8 +65,8 @@ def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, lo
         yield Finding(where, f"{folder} cannot be read: {error.strerror or error}")
         return
     vars(result).update(vars(read))
-    if not read.pictures and not read.problems and concept.generate is None:
-        yield Finding(where, f"{folder} holds no picture ({_inside(folder)}); known: {', '.join(PICTURES)}")
+    if not read.images and not read.problems and concept.generate is None:
+        yield Finding(where, f"{folder} holds no image ({_inside(folder)}); known: {', '.join(IMAGES)}")
     broken, odd = _looked_at(concept, recipe, read) if look else ([], [])
     yield from _some([Finding(where, text) for text in broken])
     yield from _some([Finding((*place, "captions"), text) for text in read.problems])
@@ -75,33 +75,33 @@ def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, lo
 
 
 def _generated(index: int, concept: Concept, recipe: Recipe) -> Iterator[Finding]:
-    """Class pictures that the run draws: of the class, not of the thing, and captioned as they were asked for."""
+    """Class images that the run draws: of the class, not of the thing, and captioned as they were asked for."""
     place: Place = ("concept", index)
     where = (*place, "generate")
     if not concept.prior:
-        yield Finding(where, "the model can only draw what it knows: such pictures need prior = true")
+        yield Finding(where, "the model can only draw what it knows: such images need prior = true")
     if concept.captions != "beside":
-        yield Finding(where, 'each picture\'s prompt is written beside it: captions must be "beside"')
+        yield Finding(where, 'each image\'s prompt is written beside it: captions must be "beside"')
     if any(other.images == concept.images for at, other in enumerate(recipe.concepts) if at != index):
         text = "they would be drawn among the images of another [[concept]]: give them a folder of their own"
         yield Finding((*place, "images"), text)
     for prompt in (concept.generate or {})["prompts"]:
-        held = [word.placeholder for word in recipe.words if word.placeholder in prompt]
+        held = [embedding.placeholder for embedding in recipe.embeddings if embedding.placeholder in prompt]
         if held:
             yield Finding((*where, "prompts"), f"the untouched model does not know '{held[0]}'; name its class instead")
 
 
 def _looked_at(concept: Concept, recipe: Recipe, captioned: Captioned) -> tuple[list[str], list[str]]:
-    """Pictures that cannot be used, and those that are worth a warning, by what their first and last bytes say."""
-    if not captioned.pictures:
+    """Images that cannot be used, and those that are worth a warning, by what their first and last bytes say."""
+    if not captioned.images:
         return [], []  # Pillow need not be loaded
-    from ..data.augment import visible_share
+    from ..data.buckets import visible_share
     from ..data.examples import cut_of, refuse_narrow
     from ..data.images import ENDINGS, inspect_image, refuse_truncated
 
     broken, odd = [], []
     edge = concept.resolution or _resolution(recipe)
-    for path, _ in captioned.pictures:
+    for path, _ in captioned.images:
         try:
             size, kind = inspect_image(path)
             cut = cut_of(size, concept, recipe.data, edge or 512)
@@ -125,7 +125,7 @@ def _looked_at(concept: Concept, recipe: Recipe, captioned: Captioned) -> tuple[
 
 
 def _resolution(recipe: Recipe) -> int | None:
-    """What the first train stage cuts pictures to, where it says so."""
+    """What the first train stage cuts images to, where it says so."""
     return next((stage.options["resolution"] for stage in recipe.stages if stage.kind == "train"), None)
 
 
@@ -136,7 +136,7 @@ def _some(findings: list[Finding]) -> Iterator[Finding]:
 
 
 def _inside(folder: Path) -> str:
-    """What the folder has instead of pictures, by ending."""
+    """What the folder has instead of images, by ending."""
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     ends = Counter(Path(entry.name).suffix.lower() or "no ending" for entry in entries if entry.is_file())
     folders = sum(entry.is_dir() for entry in entries)
@@ -151,21 +151,27 @@ def _sibling(path: Path) -> str:
     return f"; did you mean '{path.parent / guess}'?" if guess else ""
 
 
-def shown_word_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
-    """Warnings about words that `tag_dropout` may leave out, and about words in captions of `prior` pictures."""
-    distinct = {spelling(word.placeholder): word.placeholder for word in recipe.words}
+def shown_embedding_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
+    """Warnings about embeddings that `tag_dropout` may leave out, and about embeddings in captions of `prior`
+    images.
+    """
+    distinct = {spelling(embedding.placeholder): embedding.placeholder for embedding in recipe.embeddings}
     replacer = Replacer(distinct.values())
     for index, (concept, read) in enumerate(zip(recipe.concepts, captioned, strict=True)):
-        captions = [text for _, texts in read.pictures for text in texts]
+        captions = [text for _, texts in read.images for text in texts]
         lost = [text for text in captions if concept.tag_dropout > 0 and _may_go(text, concept, replacer)]
         if lost:
-            where = f"in {len(lost)} of {len(captions)} captions a word may be left out, as in {lost[0][:60]!r}"
+            where = f"in {len(lost)} of {len(captions)} captions an embedding may be left out, as in {lost[0][:60]!r}"
             text = f"{where}; put it among the first keep_tags = {concept.keep_tags} tags, or raise keep_tags"
             yield Finding(("concept", index, "tag_dropout"), text, "warning")
-        held = sorted({word for text in captions for word in replacer.words_in(text)}) if concept.prior else []
+        held = (
+            sorted({embedding for text in captions for embedding in replacer.embeddings_in(text)})
+            if concept.prior
+            else []
+        )
         if held:
-            words = ", ".join(held[:3])
-            text = f"captions of prior pictures hold {words}: the word is pulled towards what it should leave"
+            embeddings = ", ".join(held[:3])
+            text = f"captions of prior images hold {embeddings}: the embedding is pulled towards what it should leave"
             yield Finding(("concept", index, "prior"), text, "warning")
 
 
@@ -181,4 +187,4 @@ def capital_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]
 
 def _may_go(caption: str, concept: Concept, replacer: Replacer) -> bool:
     tags = caption.split(concept.tag_separator)
-    return any(replacer.words_in(tag) for tag in tags[concept.keep_tags :])
+    return any(replacer.embeddings_in(tag) for tag in tags[concept.keep_tags :])

@@ -34,7 +34,7 @@ class Place:
 
 
 def places_of(recipe: Recipe, out: Path | None) -> Iterator[Place]:
-    """The run's folder with those that are in it already, the cache of encoded pictures, folders of class pictures."""
+    """The run's folder with those that are in it already, the cache of encoded images, folders of class images."""
     folder = (out or Path("runs") / recipe.name).absolute()
     yield Place("run", folder if out is not None else folder.parent)
     if out is not None and folder.is_dir():
@@ -42,14 +42,14 @@ def places_of(recipe: Recipe, out: Path | None) -> Iterator[Place]:
             yield Place(inside.name, inside)
     cache = cache_folder(recipe.data.cache_latents, None)
     if cache is not None:
-        yield Place("encoded pictures", cache.absolute(), needed=False)
+        yield Place("encoded images", cache.absolute(), needed=False)
     for concept in recipe.concepts:
         if concept.generate is not None and _lacking(concept.images, concept.generate["count"], concept.recursive):
-            yield Place("class pictures", concept.images)
+            yield Place("class images", concept.images)
 
 
 def try_save(place: Place) -> str | None:
-    """Save a tensor there as exports are saved, read it, and take it away again; what went wrong, in words."""
+    """Save a tensor there as exports are saved, read it, and take it away again; what went wrong, in embeddings."""
     made = [folder for folder in (place.folder, *place.folder.parents) if not folder.exists()]
     probe = place.folder / PROBE
     try:
@@ -71,13 +71,13 @@ def try_save(place: Place) -> str | None:
 
 def _lacking(folder: Path, count: int, recursive: bool) -> bool:
     with suppress(OSError):
-        return len(files_in(folder, recursive=recursive).pictures) < count
+        return len(files_in(folder, recursive=recursive).images) < count
     return True
 
 
 FILE = 4096  # bytes that any file takes at least
 PIXEL = 2  # bytes of a PNG for each of its pixels
-LINE = 400  # bytes of metrics for each step, and for each vector of a batch's words
+LINE = 400  # bytes of metrics for each step, and for each vector of a batch's embeddings
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 RESERVE = 1.1
 
@@ -104,25 +104,25 @@ class Room:
 
 
 def writes(recipe: Recipe, needs: Needs, folder: Path, shown: int, channels: int, edge: int) -> Iterator[Written]:
-    """What a run writes; `shown` pictures of `edge` pixels a side are encoded to `channels` each."""
+    """What a run writes; `shown` images of `edge` pixels a side are encoded to `channels` each."""
     points = [_checkpoint(stage, needs) for stage in needs.stages]
     largest = max(points, default=0)
     if recipe.checkpoint.every.unit != "never":
         yield Written("checkpoints", folder, largest, largest * (recipe.checkpoint.keep + 1))
     exported = [_exported(stage, recipe, needs) for stage in recipe.stages if stage.kind == "export"]
     yield Written("exports", folder, sum(exported), sum(exported))
-    saves = sum(_saves(stage, exported[-1] if exported else needs.words * VALUE) for stage in recipe.stages)
+    saves = sum(_saves(stage, exported[-1] if exported else needs.embeddings * VALUE) for stage in recipe.stages)
     yield Written("saves", folder, 0, saves)
-    yield Written("finished words", folder, 0, needs.words * VALUE * 2 if _finishes(recipe) else 0)
+    yield Written("finished embeddings", folder, 0, needs.embeddings * VALUE * 2 if _finishes(recipe) else 0)
     drawn = 2 * len(recipe.samples.prompts) * recipe.samples.count + sum(_watched(s, recipe) for s in recipe.stages)
-    yield Written("pictures", folder, 0, drawn * edge * edge * PIXEL)
+    yield Written("images", folder, 0, drawn * edge * edge * PIXEL)
     steps = sum(s.options["steps"] // s.options["log_every"] for s in recipe.stages if s.kind == "train")
     yield Written("metrics", folder, 0, steps * LINE * 2)
     kept = cache_folder(recipe.data.cache_latents, folder)
     if kept is not None:
         variants = recipe.data.variants if any(_varied(concept) for concept in recipe.concepts) else 1
         size = 2 * VALUE * channels * (edge // 8) ** 2 + FILE
-        yield Written("encoded pictures", kept, 0, shown * variants * size)
+        yield Written("encoded images", kept, 0, shown * variants * size)
 
 
 def rooms(written: Sequence[Written], run: Path | None) -> list[Room]:
@@ -155,8 +155,8 @@ def room_findings(found: Sequence[Room]) -> tuple[list[str], list[str]]:
 
 
 def _checkpoint(stage: StageNeeds, needs: Needs) -> int:
-    """The words' rows, with what is kept of them where they are trained; weights in float32."""
-    still = 0 if any(one.name == "words" for one in stage.moved) else needs.words
+    """The embeddings' rows, with what is kept of them where they are trained; weights in float32."""
+    still = 0 if any(one.name == "embeddings" for one in stage.moved) else needs.embeddings
     return stage.bytes + (still + stage.still) * VALUE
 
 
@@ -164,11 +164,11 @@ def _exported(stage: Stage, recipe: Recipe, needs: Needs) -> int:
     options = stage.options
     narrow = BYTES[options["dtype"]]
     targets = [programs()[name] for name in options["targets"]]
-    words = needs.words * narrow * (1 + len(targets)) + FILE * len(recipe.words) * (1 + len(targets))
-    bundled = sum(options["bundle"] and one.words_in_loras.startswith("yes") for one in targets)
+    embeddings = needs.embeddings * narrow * (1 + len(targets)) + FILE * len(recipe.embeddings) * (1 + len(targets))
+    bundled = sum(options["bundle"] and one.embeddings_in_loras.startswith("yes") for one in targets)
     lora = needs.lora * narrow * (1 + bundled)
     model = needs.whole * BYTES[options["model_dtype"]] * len(options["model"]) if needs.tuned else 0
-    return words + lora + model
+    return embeddings + lora + model
 
 
 def _saves(stage: Stage, exported: int) -> int:
@@ -195,7 +195,7 @@ def _times(every: str, stage: Stage) -> float:
 
 
 def _finishes(recipe: Recipe) -> bool:
-    return any(word.stop_after.unit != "never" for word in recipe.words)
+    return any(embedding.stop_after.unit != "never" for embedding in recipe.embeddings)
 
 
 def _varied(concept: object) -> bool:

@@ -15,29 +15,29 @@ from ...converters.tensor import RawTensor
 from ..data.captions import Captioned
 from ..embeddings.placeholders import Replacer, spelling
 from ..errors import RecipeError, StageError
-from ..recipe.model import Recipe, Word
+from ..recipe.model import EmbeddingSpec, Recipe
 from ..recipe.problem import Finding, Place
 from ..text import did_you_mean, nearest
 
-_CLIP = re.compile(r"[^\W\d_]+|\d|_+|[^\s\w]+")  # how CLIP's tokenizers cut a text before they look words up
+_CLIP = re.compile(r"[^\W\d_]+|\d|_+|[^\s\w]+")  # how CLIP's tokenizers cut a text before they look embeddings up
 Units = tuple[str, ...]
-MOST_HINTS = 5  # missing words for which something similar is looked for in the captions
+MOST_HINTS = 5  # missing embeddings for which something similar is looked for in the captions
 _BRACKETED = re.compile(r"<[^<>\s][^<>]{0,60}>")
 
 
-def name_findings(words: tuple[Word, ...]) -> Iterator[Finding]:
-    """Placeholders that are the same word, or one of which holds another."""
+def name_findings(embeddings: tuple[EmbeddingSpec, ...]) -> Iterator[Finding]:
+    """Placeholders that are the same embedding, or one of which holds another."""
     seen: dict[Units, str] = {}
     distinct: dict[str, Place] = {}
-    for index, word in enumerate(words):
+    for index, embedding in enumerate(embeddings):
         place: Place = ("embedding", index, "placeholder")
-        same = seen.setdefault(spelling(word.placeholder), word.placeholder)
-        if word.placeholder in distinct or same != word.placeholder:
-            yield Finding(place, _same(word.placeholder, same))
+        same = seen.setdefault(spelling(embedding.placeholder), embedding.placeholder)
+        if embedding.placeholder in distinct or same != embedding.placeholder:
+            yield Finding(place, _same(embedding.placeholder, same))
         else:
-            distinct[word.placeholder] = place
-    whole = holding({word: spelling(word) for word in distinct})
-    tokens = holding({word: tuple(_CLIP.findall(word.lower())) for word in distinct})
+            distinct[embedding.placeholder] = place
+    whole = holding({embedding: spelling(embedding) for embedding in distinct})
+    tokens = holding({embedding: tuple(_CLIP.findall(embedding.lower())) for embedding in distinct})
     for name, place in distinct.items():
         for short in whole[name]:
             text = f"'{name}' holds '{short}': where the long one stands the short one is not looked for"
@@ -50,56 +50,58 @@ def name_findings(words: tuple[Word, ...]) -> Iterator[Finding]:
 
 def _same(one: str, two: str) -> str:
     if one == two:
-        return f"'{one}' stands here twice; a word needs its own placeholder"
-    return f"'{one}' and '{two}' are the same word: case and the number of blanks make no difference"
+        return f"'{one}' stands here twice; an embedding needs its own placeholder"
+    return f"'{one}' and '{two}' are the same embedding: case and the number of blanks make no difference"
 
 
 def holding(units: Mapping[str, Units]) -> dict[str, list[str]]:
-    """For each word the other words whose units stand in a row among its own."""
+    """For each embedding the other embeddings whose units stand in a row among its own."""
     by_units: dict[Units, list[str]] = {}
-    for word, row in units.items():
-        by_units.setdefault(row, []).append(word)
+    for embedding, row in units.items():
+        by_units.setdefault(row, []).append(embedding)
     found: dict[str, list[str]] = {}
-    for word, row in units.items():
+    for embedding, row in units.items():
         parts = {row[at:end] for at in range(len(row)) for end in range(at + 1, len(row) + 1)}
-        found[word] = sorted(other for part in parts for other in by_units.get(part, ()) if other != word)
+        found[embedding] = sorted(other for part in parts for other in by_units.get(part, ()) if other != embedding)
     return found
 
 
-def coverage(words: tuple[Word, ...], captions: list[str]) -> dict[str, int]:
+def coverage(embeddings: tuple[EmbeddingSpec, ...], captions: list[str]) -> dict[str, int]:
     """How many of the captions hold each placeholder."""
     first: dict[tuple[str, ...], str] = {}
-    for word in words:
-        first.setdefault(spelling(word.placeholder), word.placeholder)
+    for embedding in embeddings:
+        first.setdefault(spelling(embedding.placeholder), embedding.placeholder)
     replacer = Replacer(first.values())
     found = dict.fromkeys(first.values(), 0)
     for caption in captions:
-        for placeholder in replacer.words_in(caption):
+        for placeholder in replacer.embeddings_in(caption):
             found[placeholder] += 1
-    return {word.placeholder: found[first[spelling(word.placeholder)]] for word in words}
+    return {embedding.placeholder: found[first[spelling(embedding.placeholder)]] for embedding in embeddings}
 
 
 def caption_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
-    """Words that no caption holds, and what looks like a word in captions and prompts but is none.
+    """Embeddings that no caption holds, and what looks like an embedding in captions and prompts but is none.
 
     Where the captions of a concept cannot be read, nobody knows what they hold.
     """
-    kinds = list(zip(recipe.concepts, captioned, strict=True))  # prior pictures, of what should stay, show no word
-    captions = [text for concept, read in kinds if not concept.prior for _, texts in read.pictures for text in texts]
-    whole = all(read.pictures for concept, read in kinds if not concept.prior)
+    kinds = list(zip(recipe.concepts, captioned, strict=True))  # prior images, of what should stay, show no embedding
+    captions = [text for concept, read in kinds if not concept.prior for _, texts in read.images for text in texts]
+    whole = all(read.images for concept, read in kinds if not concept.prior)
     if captions and whole and any(stage.kind == "train" and stage.options["embeddings"] for stage in recipe.stages):
-        found = coverage(recipe.words, captions)
+        found = coverage(recipe.embeddings, captions)
         hints = 0
-        for index, word in enumerate(recipe.words):
+        for index, embedding in enumerate(recipe.embeddings):
             place: Place = ("embedding", index, "placeholder")
-            count = found[word.placeholder]
+            count = found[embedding.placeholder]
             if not count:
                 hints += 1
-                hint = _similar(word.placeholder, captions) if hints <= MOST_HINTS else ""
-                text = f"none of {_captions(len(captions))} holds '{word.placeholder}'{hint}"
-                yield Finding(place, text, "error" if word.train else "warning")
-            elif count * 20 < len(captions) and len(recipe.words) == 1:
-                yield Finding(place, f"only {count} of {_captions(len(captions))} hold '{word.placeholder}'", "warning")
+                hint = _similar(embedding.placeholder, captions) if hints <= MOST_HINTS else ""
+                text = f"none of {_captions(len(captions))} holds '{embedding.placeholder}'{hint}"
+                yield Finding(place, text, "error" if embedding.train else "warning")
+            elif count * 20 < len(captions) and len(recipe.embeddings) == 1:
+                yield Finding(
+                    place, f"only {count} of {_captions(len(captions))} hold '{embedding.placeholder}'", "warning"
+                )
     yield from _strangers(recipe, captions)
 
 
@@ -116,21 +118,23 @@ def _similar(placeholder: str, captions: list[str]) -> str:
         rows.update({" ".join(units[at : at + size]).strip(".,;:!?\"'()") for at in range(len(units) - size + 1)})
     known = [row for row, _ in rows.most_common(2000)]
     if size > 1:  # what is the same in both ("a") makes nothing of the rest alike
-        known = [row for row in known if _words_alike(placeholder, row)]
+        known = [row for row in known if _embeddings_alike(placeholder, row)]
     guess = nearest(placeholder, known)
     often = "once" if guess and rows[guess] == 1 else f"{rows[guess or '']} times"
     return f"; they hold '{guess}' ({often})" if guess else f"; the first is {captions[0][:60]!r}"
 
 
-def _words_alike(one: str, other: str) -> bool:
-    """Whether each word resembles the one in its place."""
-    words, others = one.split(), other.split()
-    return len(words) == len(others) and all(nearest(word, [at]) for word, at in zip(words, others, strict=True))
+def _embeddings_alike(one: str, other: str) -> bool:
+    """Whether each embedding resembles the one in its place."""
+    embeddings, others = one.split(), other.split()
+    return len(embeddings) == len(others) and all(
+        nearest(embedding, [at]) for embedding, at in zip(embeddings, others, strict=True)
+    )
 
 
 def _strangers(recipe: Recipe, captions: list[str]) -> Iterator[Finding]:
-    known = [word.placeholder for word in recipe.words]
-    lower = {word.lower() for word in known}
+    known = [embedding.placeholder for embedding in recipe.embeddings]
+    lower = {embedding.lower() for embedding in known}
     for number, prompt in enumerate(recipe.samples.prompts):
         for name in _BRACKETED.findall(prompt):
             if name.lower() not in lower:
@@ -142,31 +146,31 @@ def _strangers(recipe: Recipe, captions: list[str]) -> Iterator[Finding]:
 
 def _stranger(name: str, known: list[str]) -> str:
     guess = nearest(name, known)
-    return f"{name} is no word of this recipe" + (f"; did you mean '{guess}'?" if guess else "")
+    return f"{name} is no embedding of this recipe" + (f"; did you mean '{guess}'?" if guess else "")
 
 
 def base_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
-    """What is wrong with the bases of the recipe's words."""
-    for index, word in enumerate(recipe.words):
+    """What is wrong with the bases of the recipe's embeddings."""
+    for index, embedding in enumerate(recipe.embeddings):
         place: Place = ("embedding", index)
-        if word.base is None:
+        if embedding.base is None:
             for key in ("base_name", "resize"):
-                if getattr(word, key) is not None:
-                    yield Finding((*place, key), f"{key} says something of a base, and this word has none")
+                if getattr(embedding, key) is not None:
+                    yield Finding((*place, key), f"{key} says something of a base, and this embedding has none")
             continue
         from ..embeddings.initial import base_vectors, read_base
 
         try:
-            embedding = read_base(word)
-            keys = list(family.widths) if family else [key for key in embedding.vectors if not key.endswith("_out")]
-            vectors = base_vectors(embedding, word, keys)
+            loaded = read_base(embedding)
+            keys = list(family.widths) if family else [key for key in loaded.vectors if not key.endswith("_out")]
+            vectors = base_vectors(loaded, embedding, keys)
         except ConvertError as error:
             yield Finding((*place, "base"), str(error))
             continue
         for key, raw in vectors.items():
-            have, count = raw.shape[0], word.tokens or raw.shape[0]
+            have, count = raw.shape[0], embedding.tokens or raw.shape[0]
             way = "cut" if have > count else "pad"
-            if have != count and word.resize != way:
+            if have != count and embedding.resize != way:
                 text = f"the base has {have} vectors for {key}; leave tokens out, or say resize = '{way}'"
                 yield Finding((*place, "tokens"), text)
 
@@ -175,12 +179,12 @@ LEAST = 75  # tokens that any encoder of a family reads, its begin and end token
 
 
 def unseen_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
-    """An error for each trained word that no encoder's limit lets through in any caption that holds it.
+    """An error for each trained embedding that no encoder's limit lets through in any caption that holds it.
 
     The model's tokenizers are read only where captions are long enough for that; where they are not on this machine,
     the run itself finds it.
     """
-    captions = [text for concept in captioned for _, texts in concept.pictures for text in texts]
+    captions = [text for concept in captioned for _, texts in concept.images for text in texts]
     if not _may_be_unseen(recipe, captions):
         return
     from ..models.tokenizers import light_tokenizers
@@ -192,33 +196,33 @@ def unseen_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Find
         return  # said by another check, or by the run
     gone = set(plan.never_seen)
     limits = " and ".join(f"{limit} of {key}" for key, limit in plan.limits.items())
-    for index, word in enumerate(recipe.words):
-        if word.train and word.placeholder in gone:
-            text = f"'{word.placeholder}' stands behind the token limit ({limits}) in every caption that holds it"
+    for index, embedding in enumerate(recipe.embeddings):
+        if embedding.train and embedding.placeholder in gone:
+            text = f"'{embedding.placeholder}' stands behind the token limit ({limits}) in every caption that holds it"
             yield Finding(("embedding", index, "placeholder"), f"{text}; put it further forward")
 
 
 def _may_be_unseen(recipe: Recipe, captions: list[str]) -> bool:
-    """Whether a trained word may be behind the limit everywhere, if each byte before it were a token."""
-    sizes = {word.placeholder: _most(word) for word in recipe.words}
+    """Whether a trained embedding may be behind the limit everywhere, if each byte before it were a token."""
+    sizes = {embedding.placeholder: _most(embedding) for embedding in recipe.embeddings}
     replacer = Replacer(sizes)
     held, seen = set[str](), set[str]()
     for text in captions:
         end, total = 0, 0
         for found in replacer.find(text):
-            total += 1 + len(text[end : found.start].encode("utf-8", "replace")) + sizes[found.word]
+            total += 1 + len(text[end : found.start].encode("utf-8", "replace")) + sizes[found.embedding]
             end = found.end
-            held.add(found.word)
+            held.add(found.embedding)
             if total <= LEAST:
-                seen.add(found.word)
-    return any(word.train and word.placeholder in held - seen for word in recipe.words)
+                seen.add(found.embedding)
+    return any(embedding.train and embedding.placeholder in held - seen for embedding in recipe.embeddings)
 
 
-def _most(word: Word) -> int:
-    """Vectors that a word has at most; of one that goes on from a file nobody knows."""
-    if word.base is not None:
+def _most(embedding: EmbeddingSpec) -> int:
+    """Vectors that an embedding has at most; of one that goes on from a file nobody knows."""
+    if embedding.base is not None:
         return LEAST
-    return word.tokens or max(1, len(word.initial_text.encode("utf-8", "replace")))
+    return embedding.tokens or max(1, len(embedding.initial_text.encode("utf-8", "replace")))
 
 
 def encoder_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
@@ -246,22 +250,22 @@ def _targets(recipe: Recipe, family: Family, chosen: list[str]) -> Iterator[Find
                 continue
             why = refusal(program, layout, family, chosen)
             if why:
-                text = f"{program.title} cannot load a word that has vectors for {', '.join(chosen)} only: {why}"
+                text = f"{program.title} cannot load an embedding that has vectors for {', '.join(chosen)} only: {why}"
                 yield Finding(("stage", index, "targets", number), text)
 
 
 def refusal(program: Program, layout: Layout, family: Family, chosen: list[str]) -> str:
-    """Why a program would not load a word with vectors for these encoders; empty when it would."""
+    """Why a program would not load an embedding with vectors for these encoders; empty when it would."""
     for keys in layout.files:
-        held = {keys[key].replace("{word}", "word"): family.widths[key] for key in keys if key in chosen}
+        held = {keys[key].replace("{embedding}", "embedding"): family.widths[key] for key in keys if key in chosen}
         if not held:
             return "it takes a file for each encoder"
         tensors = {name: RawTensor("F32", (1, width), bytes(4 * width)) for name, width in held.items()}
         sizes = {key: family.widths[key] for key in keys} if len(layout.files) > 1 else family.widths
-        reading = reads(program.name, Stored(Path("word.safetensors"), tensors), sizes)
+        reading = reads(program.name, Stored(Path("embedding.safetensors"), tensors), sizes)
         if reading.breaks:
             return reading.breaks
-        vectors = next(iter(reading.words.values()))
+        vectors = next(iter(reading.embeddings.values()))
         if any(key in keys and key not in vectors for key in chosen):
             return "it would not find them"
     return ""

@@ -52,13 +52,13 @@ class StageNeeds:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run trains. `words` are the float32 values of all words' vectors, `lora` those of the LoRA at the end;
-    `tuned`: whether weights of the model are. `frozen` are the bytes of the model as it is loaded, `whole` its values,
-    `channels` those of an encoded picture, `activations` the bytes that the denoiser keeps of one picture of `edge`
+    """What a run trains. `embeddings` are the float32 values of all embeddings' vectors, `lora` those of the LoRA at
+    the end; `tuned`: whether weights of the model are. `frozen` are the bytes of the model as it is loaded, `whole` its
+    values, `channels` those of an encoded image, `activations` the bytes that the denoiser keeps of one image of `edge`
     pixels for the backward pass (0: nobody has counted).
     """
 
-    words: int
+    embeddings: int
     lora: int
     tuned: bool
     frozen: int
@@ -70,21 +70,21 @@ class Needs:
 
 
 def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str, int]]) -> Needs:
-    """Count on `model`, which gets the recipe's LoRAs; `vectors` has how many each word has, by encoder key.
+    """Count on `model`, which gets the recipe's LoRAs; `vectors` has how many each embedding has, by encoder key.
 
     Raises StageError for what no stage could do: a LoRA or fine-tune that fits no layer, a part the model does not
     have, an optimizer whose library is not here.
     """
     width = {encoder.key: encoder.table.shape[1] for encoder in model.encoders}
-    words = sum(count * width[key] for one in vectors.values() for key, count in one.items() if key in width)
+    embeddings = sum(count * width[key] for one in vectors.values() for key, count in one.items() if key in width)
     whole = sum(weight.numel() for part in model.pipe.components.values() for weight in part.parameters())
     stages: list[StageNeeds] = []
     before: dict[str, int] = {}
     for index, stage in enumerate(recipe.stages):
         if stage.kind != "train":
             continue
-        moved = _moved(model, stage.options, words, recipe)
-        now = {one.name: one.values for one in moved if one.name != "words"}
+        moved = _moved(model, stage.options, embeddings, recipe)
+        now = {one.name: one.values for one in moved if one.name != "embeddings"}
         stages.append(StageNeeds(index, moved, sum(count for name, count in before.items() if name not in now)))
         before |= now
     lora = sum(count for name, count in before.items() if name.startswith("lora."))
@@ -93,12 +93,12 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     usual = getattr(model.denoiser.config, family.denoiser_width, None) == family.cross_attention
     activations = round(family.step_activations_mib * 2**20 * model.dtype.itemsize / 2) if usual else 0
     return Needs(
-        words, lora, tuned, whole * model.dtype.itemsize, whole, int(model.pipe.vae.config.latent_channels),
+        embeddings, lora, tuned, whole * model.dtype.itemsize, whole, int(model.pipe.vae.config.latent_channels),
         activations, family.resolution, tuple(stages),
     )  # fmt: skip
 
 
-def _moved(model: Model, options: Mapping[str, Any], words: int, recipe: Recipe) -> tuple[Moved, ...]:
+def _moved(model: Model, options: Mapping[str, Any], embeddings: int, recipe: Recipe) -> tuple[Moved, ...]:
     ema = options["ema"]
     common = Common(options["steps"], options["clip_norm"], ema, recipe.seed)
     tables = {
@@ -108,14 +108,14 @@ def _moved(model: Model, options: Mapping[str, Any], words: int, recipe: Recipe)
         for part in table["parts"]
     }
     found = []
-    if options["embeddings"] and any(word.train for word in recipe.words):
-        found.append(Moved("words", words, _state(words, options["optimizer"]["kind"], ema)))
-    for thing in weight_trainers(model, options["lora"] or (), options["finetune"] or (), common):
-        assert isinstance(thing, WeightTrainer)
-        values = sum(master.numel() for master in thing.masters.values())
-        copied = any(thing.masters[name] is not weight for name, weight in thing.parameters.items())
-        kind = tables[thing.name]["optimizer"]["kind"]
-        found.append(Moved(thing.name, values, _state(values, kind, ema), copied))
+    if options["embeddings"] and any(embedding.train for embedding in recipe.embeddings):
+        found.append(Moved("embeddings", embeddings, _state(embeddings, options["optimizer"]["kind"], ema)))
+    for trainable in weight_trainers(model, options["lora"] or (), options["finetune"] or (), common):
+        assert isinstance(trainable, WeightTrainer)
+        values = sum(master.numel() for master in trainable.masters.values())
+        copied = any(trainable.masters[name] is not weight for name, weight in trainable.parameters.items())
+        kind = tables[trainable.name]["optimizer"]["kind"]
+        found.append(Moved(trainable.name, values, _state(values, kind, ema), copied))
     return tuple(found)
 
 
@@ -157,7 +157,7 @@ def memory_findings(memory: Memory | None, device: torch.device) -> tuple[list[s
     less = "model.dtype = 'bfloat16', a smaller batch_size with gradient_accumulation, gradient_checkpointing = true"
     if memory.least > memory.total:
         return [f"{where} is {size(memory.total)}, and the model with what is trained takes {size(memory.least)} "
-                f"before the first picture; try {less}"], []  # fmt: skip
+                f"before the first image; try {less}"], []  # fmt: skip
     if memory.most > memory.free:
         return [], [f"{size(memory.free)} of {where} are free, and a step may take {size(memory.most)}; try {less}"]
     return [], []

@@ -15,12 +15,14 @@ from ..recipe.model import Recipe, Stage
 from .survey import Survey, native_resolution, survey, survey_images
 
 EXAMPLES = 4  # captions that are shown
-SHOWN = 8  # words that are shown
+SHOWN = 8  # embeddings that are shown
 
 
 @dataclass(frozen=True)
 class PlannedCaption:
-    """One caption: as it is, with words spelled out, its tokens for each encoder, and words lost at the limit."""
+    """One caption: as it is, with embeddings spelled out, its tokens for each encoder, and embeddings lost at the
+    limit.
+    """
 
     path: Path
     before: str
@@ -29,7 +31,7 @@ class PlannedCaption:
     lost: tuple[str, ...]
 
     @property
-    def picture(self) -> str:
+    def image(self) -> str:
         return self.path.name
 
 
@@ -41,7 +43,7 @@ class PlannedStage:
     takes: str
     gives: str
     steps: int = 0
-    pictures: int = 0
+    images: int = 0
     epochs: float = 0.0
 
 
@@ -49,41 +51,42 @@ class PlannedStage:
 class Plan:
     """Everything that `pivotune plan` shows. `limits` is tokens a text may have, by encoder key.
 
-    `prompts` are those of the pictures for the report, told as captions are.
+    `prompts` are those of the images for the report, told as captions are.
     `surveys` says for each train stage, by its place among the stages, what an epoch of it shows.
     """
 
     recipe: Recipe
-    words: dict[str, dict[str, InitialTokens]]
+    embeddings: dict[str, dict[str, InitialTokens]]
     limits: dict[str, int]
     stages: tuple[PlannedStage, ...]
     captions: tuple[PlannedCaption, ...]
     prompts: tuple[PlannedCaption, ...]
-    pictures: int
+    images: int
     holding: dict[str, int]
     surveys: dict[int, Survey]
 
     @property
     def lost(self) -> list[PlannedCaption]:
-        """Captions in which a word stands behind the token limit, so that it is never seen."""
+        """Captions in which an embedding stands behind the token limit, so that it is never seen."""
         return [caption for caption in self.captions if caption.lost]
 
     @property
     def never_seen(self) -> list[str]:
-        """Words that stand behind the token limit in every caption that holds them."""
-        lost = Counter(word for caption in self.lost for word in caption.lost)
-        return [word for word, count in self.holding.items() if 0 < count <= lost[word]]
+        """Embeddings that stand behind the token limit in every caption that holds them."""
+        lost = Counter(embedding for caption in self.lost for embedding in caption.lost)
+        return [embedding for embedding, count in self.holding.items() if 0 < count <= lost[embedding]]
 
 
 def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     """The plan of a checked recipe. ValueError when the padding text has no token, ConvertError for a useless base."""
     pad_with = next((stage.options["pad_with"] for stage in recipe.stages if stage.kind == "tokenize"), "*")
     texts = {
-        key: Texts(tokenizer, (word.initial_text for word in recipe.words)) for key, tokenizer in tokenizers.items()
+        key: Texts(tokenizer, (embedding.initial_text for embedding in recipe.embeddings))
+        for key, tokenizer in tokenizers.items()
     }
-    words = {
-        word.placeholder: {key: start_tokens(own, word, pad_with, base, key) for key, own in texts.items()}
-        for word, base in ((word, start_of(word, list(tokenizers))) for word in recipe.words)
+    embeddings = {
+        embedding.placeholder: {key: start_tokens(own, embedding, pad_with, base, key) for key, own in texts.items()}
+        for embedding, base in ((embedding, start_of(embedding, list(tokenizers))) for embedding in recipe.embeddings)
     }
     limits = {key: token_limit(tokenizer) for key, tokenizer in tokenizers.items()}
     seen = survey_images(recipe)
@@ -94,19 +97,21 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
         if stage.kind == "train" and seen
     }
     pairs = [(one.path, one.captions) for one in seen]
-    sizes = {word: {key: len(tokens.ids) for key, tokens in made.items()} for word, made in words.items()}
+    sizes = {
+        embedding: {key: len(tokens.ids) for key, tokens in made.items()} for embedding, made in embeddings.items()
+    }
     captions = tuple(_captions(pairs, sizes, limits, texts))
     asked = tuple(_captions([(Path("prompt"), recipe.samples.prompts)], sizes, limits, texts))
-    replacer = Replacer(words)
-    held = Counter(word for caption in captions for word in replacer.words_in(caption.before))
-    holding = {word: held[word] for word in words}
+    replacer = Replacer(embeddings)
+    held = Counter(embedding for caption in captions for embedding in replacer.embeddings_in(caption.before))
+    holding = {embedding: held[embedding] for embedding in embeddings}
     stages = tuple(_stage(recipe, index, stage, surveys.get(index)) for index, stage in enumerate(recipe.stages))
-    return Plan(recipe, words, limits, stages, captions, asked, len(pairs), holding, surveys)
+    return Plan(recipe, embeddings, limits, stages, captions, asked, len(pairs), holding, surveys)
 
 
-def spelled_out(word: str, vectors: int) -> str:
-    """How a plan writes a word's vectors: `[<emblem> 1][<emblem> 2]`."""
-    return "".join(f"[{word} {number}]" for number in range(1, vectors + 1))
+def spelled_out(embedding: str, vectors: int) -> str:
+    """How a plan writes an embedding's vectors: `[<emblem> 1][<emblem> 2]`."""
+    return "".join(f"[{embedding} {number}]" for number in range(1, vectors + 1))
 
 
 def _captions(
@@ -116,8 +121,8 @@ def _captions(
     known: Mapping[str, Texts],
 ) -> Iterator[PlannedCaption]:
     replacer = Replacer(sizes)
-    texts = {word: spelled_out(word, max(counts.values())) for word, counts in sizes.items()}
-    by_key = {key: {word: counts[key] for word, counts in sizes.items()} for key in known}
+    texts = {embedding: spelled_out(embedding, max(counts.values())) for embedding, counts in sizes.items()}
+    by_key = {key: {embedding: counts[key] for embedding, counts in sizes.items()} for key in known}
     for path, captions in pairs:
         for caption in captions:
             tokens, lost = {}, {}
@@ -128,26 +133,28 @@ def _captions(
 
 
 def _count(text: str, replacer: Replacer, sizes: Mapping[str, int], known: Texts, limit: int) -> tuple[int, list[str]]:
-    """Tokens of a text, and the words of which a vector stands behind the limit wherever they stand in it."""
+    """Tokens of a text, and the embeddings of which a vector stands behind the limit wherever they stand in it."""
     total, end, beyond, seen = 0, 0, list[str](), set[str]()
     for found in replacer.find(text):
-        total += len(known.ids(text[end : found.start])) + sizes[found.word]
+        total += len(known.ids(text[end : found.start])) + sizes[found.embedding]
         end = found.end
         if total <= limit:
-            seen.add(found.word)
-        elif found.word not in seen:
-            beyond.append(found.word)
+            seen.add(found.embedding)
+        elif found.embedding not in seen:
+            beyond.append(found.embedding)
     return total + len(known.ids(text[end:])), beyond
 
 
 def _stage(recipe: Recipe, index: int, stage: Stage, seen: Survey | None) -> PlannedStage:
     options = stage.options
-    moving = [word.placeholder for word in recipe.words if word.train]
+    moving = [embedding.placeholder for embedding in recipe.embeddings if embedding.train]
     if stage.kind == "tokenize":
-        return PlannedStage(stage.kind, "initial texts", "first vectors of every word")
+        return PlannedStage(stage.kind, "initial texts", "first vectors of every embedding")
     if stage.kind == "inject":
         which = f" ({', '.join(options['encoders'])} only)" if options["encoders"] else ""
-        return PlannedStage(stage.kind, "first vectors", f"tokenizers and text encoders{which} that know the words")
+        return PlannedStage(
+            stage.kind, "first vectors", f"tokenizers and text encoders{which} that know the embeddings"
+        )
     if stage.kind == "rescale":
         return PlannedStage(stage.kind, "trained vectors", f"vectors of norm {_rule(options['to'])}")
     if stage.kind == "export":
@@ -155,11 +162,11 @@ def _stage(recipe: Recipe, index: int, stage: Stage, seen: Survey | None) -> Pla
             stage.kind, "vectors" + _with_more(recipe, index), f"files for {', '.join(options['targets'])}"
         )
     epochs = options["steps"] * options["gradient_accumulation"] / seen.batches if seen else 0.0
-    pictures = round(epochs * seen.shown) if seen else 0
-    things = [f"vectors of {some(moving)}"] if options["embeddings"] and moving else []
-    things += [f"a LoRA of rank {table['rank']} on {_parts(table)}" for table in options["lora"] or ()]
-    things += [f"weights of {_parts(table)}{_layers(table)}" for table in options["finetune"] or ()]
-    return PlannedStage("train", "pictures, captions", "trained " + _and(things), options["steps"], pictures, epochs)
+    images = round(epochs * seen.shown) if seen else 0
+    trainables = [f"vectors of {some(moving)}"] if options["embeddings"] and moving else []
+    trainables += [f"a LoRA of rank {table['rank']} on {_parts(table)}" for table in options["lora"] or ()]
+    trainables += [f"weights of {_parts(table)}{_layers(table)}" for table in options["finetune"] or ()]
+    return PlannedStage("train", "images, captions", "trained " + _and(trainables), options["steps"], images, epochs)
 
 
 def some(names: Sequence[str]) -> str:
@@ -168,8 +175,8 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _and(things: list[str]) -> str:
-    return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
+def _and(trainables: list[str]) -> str:
+    return " and ".join([", ".join(trainables[:-1]), trainables[-1]] if len(trainables) > 1 else trainables)
 
 
 def _parts(table: dict[str, Any]) -> str:
@@ -182,7 +189,7 @@ def _layers(table: dict[str, Any]) -> str:
 
 
 def _with_more(recipe: Recipe, index: int) -> str:
-    """What the stages before an export leave for it beside the words."""
+    """What the stages before an export leave for it beside the embeddings."""
     trained = [stage.options for stage in recipe.stages[:index] if stage.kind == "train"]
     lora = " and the LoRA" if any(options["lora"] for options in trained) else ""
     return lora + (" and the fine-tuned model" if any(options["finetune"] for options in trained) else "")

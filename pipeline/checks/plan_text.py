@@ -6,40 +6,42 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..embeddings.initial import InitialTokens
-from ..recipe.model import Word
+from ..recipe.model import EmbeddingSpec
 from .plan import EXAMPLES, SHOWN, Plan, PlannedCaption, PlannedStage, some
 from .survey import Survey
 
-SHAPES = 12  # shapes, and folders of pictures, that are listed
+SHAPES = 12  # shapes, and folders of images, that are listed
 
 
 def plan_text(plan: Plan) -> str:
     """The page that `pivotune plan` prints."""
     recipe = plan.recipe
-    words = some(list(plan.words)) or "no word"
-    lines = [f"{recipe.name}: teaches {words} to {recipe.model.base}", "", "Stages"]
+    embeddings = some(list(plan.embeddings)) or "no embedding"
+    lines = [f"{recipe.name}: teaches {embeddings} to {recipe.model.base}", "", "Stages"]
     lines += [line for number, stage in enumerate(plan.stages, 1) for line in _stage(number, stage)]
-    lines += ["", "Words"] + [line for word in recipe.words[:SHOWN] for line in _word(plan, word)]
-    lines += _more(len(recipe.words))
-    lines += (["", *_pictures(plan)] if plan.surveys else []) + ["", *_captions(plan)]
+    lines += ["", "Embeddings"] + [
+        line for embedding in recipe.embeddings[:SHOWN] for line in _embedding(plan, embedding)
+    ]
+    lines += _more(len(recipe.embeddings))
+    lines += (["", *_images(plan)] if plan.surveys else []) + ["", *_captions(plan)]
     return "\n".join(lines)
 
 
 def _stage(number: int, stage: PlannedStage) -> Iterator[str]:
     yield f"  {number}. {stage.kind:<9} {stage.takes} → {stage.gives}"
     if stage.steps:
-        yield f"     {'':<9} {stage.steps} steps, {stage.pictures} pictures seen, {stage.epochs:.1f} epochs"
+        yield f"     {'':<9} {stage.steps} steps, {stage.images} images seen, {stage.epochs:.1f} epochs"
 
 
-def _more(words: int) -> list[str]:
-    return [f"  and {words - SHOWN:,} more; --json has them all"] if words > SHOWN else []
+def _more(embeddings: int) -> list[str]:
+    return [f"  and {embeddings - SHOWN:,} more; --json has them all"] if embeddings > SHOWN else []
 
 
-def _word(plan: Plan, word: Word) -> Iterator[str]:
-    still = "" if word.train else ", not trained"
-    start = f"the text {word.initial_text!r}" if word.base is None else f"the file {word.base.name}"
-    yield f"  {word.placeholder}  from {start}{still}"
-    for key, tokens in plan.words[word.placeholder].items():
+def _embedding(plan: Plan, embedding: EmbeddingSpec) -> Iterator[str]:
+    still = "" if embedding.train else ", not trained"
+    start = f"the text {embedding.initial_text!r}" if embedding.base is None else f"the file {embedding.base.name}"
+    yield f"  {embedding.placeholder}  from {start}{still}"
+    for key, tokens in plan.embeddings[embedding.placeholder].items():
         yield f"    {key}: {_tokens(tokens)}"
 
 
@@ -54,13 +56,13 @@ def _tokens(tokens: InitialTokens) -> str:
 
 
 def joined(pieces: Sequence[str]) -> str:
-    """Tokens as words, with `·` where a word goes on in the next token: `ring em·blem`."""
+    """Tokens as embeddings, with `·` where an embedding goes on in the next token: `ring em·blem`."""
     return "".join(f"{p.removesuffix('</w>')} " if p.endswith("</w>") else f"{p}·" for p in pieces).rstrip(" ")
 
 
-def _pictures(plan: Plan) -> Iterator[str]:
+def _images(plan: Plan) -> Iterator[str]:
     """What an epoch shows; once for train stages that see the same."""
-    yield "Pictures"
+    yield "Images"
     said: list[Survey] = []
     for index, seen in plan.surveys.items():
         if seen in said:
@@ -68,25 +70,25 @@ def _pictures(plan: Plan) -> Iterator[str]:
         said.append(seen)
         mark = f" of stage {index + 1}" if len(set(map(repr, plan.surveys.values()))) > 1 else ""
         for row in seen.concepts[:SHAPES]:
-            about = [f"{row.pictures} pictures", f"shown {row.shown:.4g} times an epoch{mark}"]
+            about = [f"{row.images} images", f"shown {row.shown:.4g} times an epoch{mark}"]
             about += [f"{row.masked} with a mask"] if row.masked else []
             about += [f"loss x {row.loss_weight:g}"] if row.loss_weight != 1 else []
             about += ["prior"] if row.prior else []
-            yield f"  {row.images}: {', '.join(about)}"
+            yield f"  {row.folder}: {', '.join(about)}"
         if len(seen.concepts) > SHAPES:
-            yield f"  and {len(seen.concepts) - SHAPES:,} more folders of pictures"
+            yield f"  and {len(seen.concepts) - SHAPES:,} more folders of images"
         shapes = list(seen.shapes.items())
         more = f" and {len(shapes) - SHAPES} more shapes" if len(shapes) > SHAPES else ""
         yield f"  cut to {', '.join(f'{shape} ({count})' for shape, count in shapes[:SHAPES])}{more}"
-        yield f"  {seen.batches} batches an epoch, {seen.shown / seen.batches:.3g} pictures each on average"
-        for word, (count, shown) in list(seen.words.items())[:SHOWN]:
-            yield f"  {word}: in {count} of {plan.pictures} pictures, shown {shown:.4g} times an epoch"
+        yield f"  {seen.batches} batches an epoch, {seen.shown / seen.batches:.3g} images each on average"
+        for embedding, (count, shown) in list(seen.embeddings.items())[:SHOWN]:
+            yield f"  {embedding}: in {count} of {plan.images} images, shown {shown:.4g} times an epoch"
 
 
 def _captions(plan: Plan) -> Iterator[str]:
     total = len(plan.captions)
-    held = some([f"{word} in {count}" for word, count in plan.holding.items()])
-    yield f"Captions: {total}, on {plan.pictures} pictures" + (f"; {held}" if held else "")
+    held = some([f"{embedding} in {count}" for embedding, count in plan.holding.items()])
+    yield f"Captions: {total}, on {plan.images} images" + (f"; {held}" if held else "")
     distinct = list({caption.before: caption for caption in plan.captions}.values())
     for caption in distinct[:EXAMPLES]:
         counts = ", ".join(f"{key} {count} of {plan.limits[key]} tokens" for key, count in caption.tokens.items())
@@ -95,7 +97,7 @@ def _captions(plan: Plan) -> Iterator[str]:
     if len(distinct) > EXAMPLES:
         yield f"  and {len(distinct) - EXAMPLES} more"
     for caption in plan.lost[:10]:
-        yield f"  warning: {caption.picture}: {', '.join(caption.lost)} stands behind the token limit and is never seen"
+        yield f"  warning: {caption.image}: {', '.join(caption.lost)} stands behind the token limit and is never seen"
     if len(plan.lost) > 10:
         yield f"  warning: and {len(plan.lost) - 10} more captions like these"
 
@@ -106,15 +108,21 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "name": plan.recipe.name,
         "model": plan.recipe.model.base,
         "stages": [vars(stage) for stage in plan.stages],
-        "words": {word: {key: vars(made) for key, made in by_key.items()} for word, by_key in plan.words.items()},
+        "embeddings": {
+            embedding: {key: vars(made) for key, made in by_key.items()}
+            for embedding, by_key in plan.embeddings.items()
+        },
         "token_limits": plan.limits,
-        "pictures": plan.pictures,
+        "images": plan.images,
         "captions_with": plan.holding,
         "epochs": {
             str(index + 1): {
                 **vars(seen),
                 "concepts": [vars(row) for row in seen.concepts],
-                "words": {word: {"pictures": count, "shown": shown} for word, (count, shown) in seen.words.items()},
+                "embeddings": {
+                    embedding: {"images": count, "shown": shown}
+                    for embedding, (count, shown) in seen.embeddings.items()
+                },
             }
             for index, seen in plan.surveys.items()
         },
@@ -124,4 +132,4 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 def _caption_json(caption: PlannedCaption) -> dict[str, Any]:
     about = {name: value for name, value in vars(caption).items() if name != "path"}
-    return {"picture": caption.picture, **about}
+    return {"image": caption.image, **about}

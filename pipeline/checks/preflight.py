@@ -1,4 +1,4 @@
-"""Whether the words are seen: captions that hold them, tokens that encoders cut off, names that are taken."""
+"""Whether the embeddings are seen: captions that hold them, tokens that encoders cut off, names that are taken."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from ...converters.errors import ConvertError
 from ...converters.names import safe_stem
 from ...converters.programs import programs
-from ..data.images import open_picture
+from ..data.images import open_image
 from ..errors import RecipeError, StageError
 from ..models.load import skeleton
 from ..models.tokenizers import load_tokenizers
@@ -25,20 +25,20 @@ from .memory import Memory, Needs, count_needs, memory_findings, memory_of
 from .plan import Plan, make_plan, some
 from .survey import native_resolution
 
-BARE = ("{stem}", "{word}")  # prompts of programs that know a word by its bare name
+BARE = ("{stem}", "{embedding}")  # prompts of programs that know an embedding by its bare name
 
 
 def unseen(plan: Plan) -> tuple[list[str], list[str]]:
-    """Errors for trained words that stand behind the token limit wherever they stand, warnings for some places."""
+    """Errors for trained embeddings that stand behind the token limit wherever they stand, warnings for some places."""
     errors, warnings = [], []
     lost = plan.lost
     if lost:
         first = lost[0]
-        where = f"in {len(lost)} of {len(plan.captions)} captions a word stands behind the token limit, where it is not"
-        such = f"(the caption of {first.picture}: {', '.join(first.lost)})"
-        warnings.append(f"{where} seen {such}; put words further forward")
-    trained = {word.placeholder for word in plan.recipe.words if word.train}
-    gone = [word for word in plan.never_seen if word in trained]
+        where = f"in {len(lost)} of {len(plan.captions)} captions an embedding stands behind the token limit, where it is not"
+        such = f"(the caption of {first.image}: {', '.join(first.lost)})"
+        warnings.append(f"{where} seen {such}; put embeddings further forward")
+    trained = {embedding.placeholder for embedding in plan.recipe.embeddings if embedding.train}
+    gone = [embedding for embedding in plan.never_seen if embedding in trained]
     if gone:
         errors.append(
             f"behind the token limit in every caption that holds them: {some(gone)}; put them further forward"
@@ -58,20 +58,21 @@ def cut_prompts(plan: Plan) -> Iterator[str]:
             yield f"samples.prompts: {prompt.before[:60]!r} is cut off: {', '.join(over)}"
 
 
-def large_words(plan: Plan) -> Iterator[str]:
-    """Warnings about words that take half of a prompt or more: little else can be said beside them."""
-    for word, made in plan.words.items():
+def large_embeddings(plan: Plan) -> Iterator[str]:
+    """Warnings about embeddings that take half of a prompt or more: little else can be said beside them."""
+    for embedding, made in plan.embeddings.items():
         over = [
             f"{len(tokens.ids)} of the {plan.limits[key]} tokens that {key} reads"
             for key, tokens in made.items()
             if 2 * len(tokens.ids) >= plan.limits[key]
         ]
         if over:
-            yield f"{word} takes {' and '.join(over)} of every prompt; fewer tokens leave room for other words"
+            yield f"{embedding} takes {' and '.join(over)} of every prompt; fewer tokens leave room for other embeddings"
 
 
 def taken_names(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Iterator[str]:
-    """A warning about names that are words of the model's own, for programs that know a word by its bare name.
+    """A warning about names that are embeddings of the model's own, for programs that know an embedding by its bare
+    name.
 
     A1111 and its kin put the vectors wherever the name's tokens stand in a prompt; diffusers refuses such a name.
     """
@@ -81,9 +82,9 @@ def taken_names(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Iterator[str]:
         program = programs()[target]
         if program.prompt not in BARE:
             continue
-        for word in recipe.words:
+        for embedding in recipe.embeddings:
             try:
-                typed = program.prompted(safe_stem(word.placeholder, program.characters), word.placeholder)
+                typed = program.prompted(safe_stem(embedding.placeholder, program.characters), embedding.placeholder)
             except ConvertError:
                 continue  # said by the recipe's check
             if any(_is_token(typed, tokenizer) for tokenizer in tokenizers.values()):
@@ -91,18 +92,18 @@ def taken_names(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Iterator[str]:
     for names in {tuple(names) for names in found.values()}:
         targets = ", ".join(target for target, typed in found.items() if tuple(typed) == names)
         yield (
-            f"the model knows {some(names)} as a word of its own, which {targets} would take for the new one "
-            "wherever it stands in a prompt; a placeholder that is no word is safer"
+            f"the model knows {some(names)} as an embedding of its own, which {targets} would take for the new one "
+            "wherever it stands in a prompt; a placeholder that is no embedding is safer"
         )
 
 
 def _is_token(text: str, tokenizer: Any) -> bool:
-    """Whether a text is one piece of the vocabulary, a whole word."""
+    """Whether a text is one piece of the vocabulary, a whole embedding."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
 
-SECONDS = 2.0  # so long pictures are decoded; the others are when they are encoded, which is before the first step
+SECONDS = 2.0  # so long images are decoded; the others are when they are encoded, which is before the first step
 THREADS = 4
 
 
@@ -123,7 +124,7 @@ class Preflight:
 
 
 def run_preflight(recipe: Recipe, out: Path | None, device: torch.device) -> Preflight:
-    """Look at words, folders, pictures, disk and memory of a checked recipe; nothing is left behind.
+    """Look at embeddings, folders, images, disk and memory of a checked recipe; nothing is left behind.
 
     What cannot be told without loading the model (a single file whose configs only the hub has) is left open.
     """
@@ -140,16 +141,16 @@ def run_preflight(recipe: Recipe, out: Path | None, device: torch.device) -> Pre
     return found
 
 
-def require_preflight(found: Preflight, say: Callable[[str], None], *, anyway: bool) -> None:
-    """Say warnings and notes, and raise StageError with all errors; with `anyway` they are warnings too."""
-    if anyway:
+def require_preflight(found: Preflight, say: Callable[[str], None], *, force: bool) -> None:
+    """Say warnings and notes, and raise StageError with all errors; with `force` they are warnings too."""
+    if force:
         found.warnings, found.errors = [*found.errors, *found.warnings], []
     for warning in found.warnings:
         say(f"warning: {warning}")
     for note in found.notes:
         say(f"note: {note}")
     if found.errors:
-        more = "\n(--anyway begins all the same)"
+        more = "\n(--force begins all the same)"
         raise StageError("this run cannot come to its end:\n  " + "\n  ".join(found.errors) + more)
 
 
@@ -161,7 +162,7 @@ def estimate(recipe: Recipe, plan: Plan, out: Path | None, device: torch.device,
         return
     edge = max([edge, *(s.options["resolution"] or 0 for s in recipe.stages if s.kind == "train")])
     folder = (out or Path("runs") / recipe.name).absolute()
-    written = list(writes(recipe, needs, folder, plan.pictures, needs.channels, edge))
+    written = list(writes(recipe, needs, folder, plan.images, needs.channels, edge))
     found.rooms = rooms(written, folder if out is not None else None)
     found.add(room_findings(found.rooms))
     found.memory = memory_of(recipe, needs, device, edge)
@@ -180,7 +181,7 @@ def _planned(recipe: Recipe, found: Preflight) -> Plan | None:
     except (StageError, ConvertError, RecipeError, ValueError):
         return None  # loading the model, or the stage itself, says it better
     found.add(unseen(plan))
-    found.warnings += [*cut_prompts(plan), *large_words(plan)]
+    found.warnings += [*cut_prompts(plan), *large_embeddings(plan)]
     found.notes += taken_names(recipe, tokenizers)
     longest = {key: max((one.tokens[key] for one in plan.captions), default=0) for key in plan.limits}
     found.facts |= {
@@ -191,7 +192,9 @@ def _planned(recipe: Recipe, found: Preflight) -> Plan | None:
 
 
 def _counted(recipe: Recipe, plan: Plan, found: Preflight) -> Needs | None:
-    vectors = {word: {key: len(made.ids) for key, made in by_key.items()} for word, by_key in plan.words.items()}
+    vectors = {
+        embedding: {key: len(made.ids) for key, made in by_key.items()} for embedding, by_key in plan.embeddings.items()
+    }
     try:
         model = skeleton(recipe.model)
     except StageError:
@@ -203,22 +206,22 @@ def _counted(recipe: Recipe, plan: Plan, found: Preflight) -> Needs | None:
         return None
 
 
-def undecodable(pictures: Sequence[Path], found: Preflight) -> Iterator[str]:
-    """What is wrong with the pictures that could be decoded in the time there is."""
-    distinct, end = list(dict.fromkeys(pictures)), time.monotonic() + SECONDS
+def undecodable(images: Sequence[Path], found: Preflight) -> Iterator[str]:
+    """What is wrong with the images that could be decoded in the time there is."""
+    distinct, end = list(dict.fromkeys(images)), time.monotonic() + SECONDS
 
     def tried(path: Path) -> str | None:
         if time.monotonic() > end:
             return ""
         try:
-            open_picture(path)
+            open_image(path)
         except StageError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor(THREADS) as threads:
         said = list(threads.map(tried, distinct))
-    found.facts["pictures_decoded"] = sum(text != "" for text in said)
+    found.facts["images_decoded"] = sum(text != "" for text in said)
     yield from (text for text in said if text)
 
 

@@ -1,4 +1,4 @@
-"""What a schema cannot see: pictures, captions, names, the order of stages. Needs no torch and loads no model."""
+"""What a schema cannot see: images, captions, names, the order of stages. Needs no torch and loads no model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..data.captions import Captioned
 from ..errors import RecipeError
 from ..models.family import family_of
 from ..recipe.document import Document
-from ..recipe.embeddings_from import with_many_words
+from ..recipe.embeddings_from import with_many_embeddings
 from ..recipe.form import Dropped, form_of, without_refused
 from ..recipe.load import MOST, build, open_document, open_recipe
 from ..recipe.model import Recipe
 from ..recipe.problem import Finding, Place, Problem
-from .concepts import batch_findings, capital_findings, picture_findings, shown_word_findings
+from .concepts import batch_findings, capital_findings, image_findings, shown_embedding_findings
 from .embeddings import base_findings, caption_findings, coverage, encoder_findings, name_findings, unseen_findings
 from .model import layer_findings, model_findings
-from .stages import order_findings, rule_findings, stage_findings, wordless_findings
+from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
 from .targets import same_files, target_findings
 
 NOTHING = Dropped()
@@ -31,16 +31,16 @@ _RESTS_ON = {  # keys of a stage that are checked together with others
     "lora": ("schedule",),
     "finetune": ("lora", "schedule"),
 }
-MOST_WORDS = 10  # findings of one kind about words that are listed
+MOST_EMBEDDINGS = 10  # findings of one kind about embeddings that are listed
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A recipe (None where its form is wrong), its problems, and how many captions hold each word."""
+    """A recipe (None where its form is wrong), its problems, and how many captions hold each embedding."""
 
     recipe: Recipe | None
     problems: list[Problem]
-    pictures: int = 0
+    images: int = 0
     captions: int = 0
     holding: dict[str, int] = field(default_factory=dict)
 
@@ -52,7 +52,7 @@ class Checked:
 def check_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tokens: bool = False) -> Checked:
     """Everything that is wrong with a recipe: its form, and what it asks for as far as its form is right.
 
-    With `tokens` also words that no encoder would see, which a run finds by itself (and `--anyway` lets pass).
+    With `tokens` also embeddings that no encoder would see, which a run finds by itself (and `--force` lets pass).
     """
     return _checked(*open_recipe(path_or_name, overrides), tokens=tokens)
 
@@ -77,13 +77,13 @@ def examined(recipe: Recipe, document: Document, dropped: Dropped = NOTHING, *, 
     if tokens and not any(one.severity == "error" for one in findings):
         findings += _few(unseen_findings(recipe, captioned))
     problems = [document.problem(finding.path, finding.text, finding.severity) for finding in findings]
-    captions = [text for concept in captioned for _, texts in concept.pictures for text in texts]
+    captions = [text for concept in captioned for _, texts in concept.images for text in texts]
     return Checked(
         recipe,
         _in_order(problems),
-        sum(len(concept.pictures) for concept in captioned),
+        sum(len(concept.images) for concept in captioned),
         len(captions),
-        coverage(recipe.words, captions),
+        coverage(recipe.embeddings, captions),
     )
 
 
@@ -93,7 +93,7 @@ def beyond_form(document: Document) -> list[Problem]:
     if len(form.problems) > MOST:
         return []
     data, dropped, moved = without_refused(form)
-    whole, lacking = with_many_words(replace(document, data=data, moved=moved), MOST)
+    whole, lacking = with_many_embeddings(replace(document, data=data, moved=moved), MOST)
     if lacking:
         dropped = Dropped(dropped.places | {("embeddings_from",)})
     return [*lacking, *examined(build(whole.data, whole.path), whole, dropped).problems]
@@ -114,11 +114,14 @@ def checked_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> t
 
 def _findings(recipe: Recipe, document: Document, captioned: list[Captioned], dropped: Dropped) -> Iterator[Finding]:
     """All findings whose reason cannot be that something was dropped."""
-    words = not dropped.lacks("embedding") and not dropped.touches("embeddings_from")
+    embeddings = not dropped.lacks("embedding") and not dropped.touches("embeddings_from")
     if not dropped.lacks("stage"):
-        yield from wordless_findings(recipe) if words else ()
+        yield from no_embedding_findings(recipe) if embeddings else ()
         yield from order_findings(recipe)
-    for finding in (*_single(recipe, captioned, dropped, words), *_across(recipe, document, captioned, dropped, words)):
+    for finding in (
+        *_single(recipe, captioned, dropped, embeddings),
+        *_across(recipe, document, captioned, dropped, embeddings),
+    ):
         if finding.path[:2] in document.origins or not _rests_on(document.stood(finding.path), dropped):
             yield finding
 
@@ -130,7 +133,7 @@ def _rests_on(path: Place, dropped: Dropped) -> bool:
     return dropped.touches(*part) or any(dropped.touches(*part[:2], key) for key in others)
 
 
-def _single(recipe: Recipe, captioned: list[Captioned], dropped: Dropped, words: bool) -> Iterator[Finding]:
+def _single(recipe: Recipe, captioned: list[Captioned], dropped: Dropped, embeddings: bool) -> Iterator[Finding]:
     """What concerns the model, the images and the stages, each for itself."""
     family = family_of(recipe.model)
     if is_reserved(recipe.name):
@@ -138,26 +141,26 @@ def _single(recipe: Recipe, captioned: list[Captioned], dropped: Dropped, words:
     yield from model_findings(recipe.model)
     yield from layer_findings(recipe.model, family)
     cut = not dropped.touches("data") and not dropped.in_stages("resolution")
-    for finding in picture_findings(recipe, captioned, look=cut):
+    for finding in image_findings(recipe, captioned, look=cut):
         if len(finding.path) > 1 or not dropped.touches("embeddings_from"):
             yield finding
-    yield from _few(name_findings(recipe.words))
+    yield from _few(name_findings(recipe.embeddings))
     yield from _few(same_files(recipe))
     if not dropped.touches("model") and not dropped.touches("embedding"):
         yield from _few(base_findings(recipe, family))
-    yield from shown_word_findings(recipe, captioned)
+    yield from shown_embedding_findings(recipe, captioned)
     yield from capital_findings(recipe, family)
-    trained = words and not dropped.touches("embedding")
-    yield from stage_findings(recipe if trained else replace(recipe, words=()), family)
+    trained = embeddings and not dropped.touches("embedding")
+    yield from stage_findings(recipe if trained else replace(recipe, embeddings=()), family)
     yield from rule_findings(recipe, family)
     yield from encoder_findings(recipe, family)
 
 
 def _across(
-    recipe: Recipe, document: Document, captioned: list[Captioned], dropped: Dropped, words: bool
+    recipe: Recipe, document: Document, captioned: list[Captioned], dropped: Dropped, embeddings: bool
 ) -> Iterator[Finding]:
     """What several parts of the recipe have to do with each other."""
-    if words and not dropped.touches("concept") and not dropped.in_stages("embeddings"):
+    if embeddings and not dropped.touches("concept") and not dropped.in_stages("embeddings"):
         yield from _few(caption_findings(recipe, captioned))
     if not any(dropped.touches(part) for part in ("concept", "embeddings_from", "data")):
         yield from batch_findings(recipe, captioned)
@@ -167,16 +170,18 @@ def _across(
 
 
 def _few(findings: Iterator[Finding]) -> Iterator[Finding]:
-    """The first few findings about words of each severity, and how many more there are: nobody reads ten thousand."""
+    """The first few findings about embeddings of each severity, and how many more there are: nobody reads ten
+    thousand.
+    """
     said: Counter[str] = Counter()
     last: dict[str, Finding] = {}
     for finding in findings:
-        if finding.path[0] != "embedding" or said[finding.severity] < MOST_WORDS:
+        if finding.path[0] != "embedding" or said[finding.severity] < MOST_EMBEDDINGS:
             yield finding
         if finding.path[0] == "embedding":
             said[finding.severity] += 1
             last[finding.severity] = finding
     for severity, count in said.items():
-        if count > MOST_WORDS:
-            text = f"and {count - MOST_WORDS:,} more like these; this is the last of them"
+        if count > MOST_EMBEDDINGS:
+            text = f"and {count - MOST_EMBEDDINGS:,} more like these; this is the last of them"
             yield Finding(last[severity].path, text, severity)

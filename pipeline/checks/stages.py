@@ -78,20 +78,20 @@ _MODULES = {
 
 def train_findings(place: Place, options: dict[str, Any], recipe: Recipe, family: Family | None) -> Iterator[Finding]:
     """What is wrong with one train stage."""
-    movable = [word for word in recipe.words if word.train]
+    movable = [embedding for embedding in recipe.embeddings if embedding.train]
     if not any(options[name] for name in TABLES):
         if not options["embeddings"]:
             yield Finding(
                 place, "nothing to train: embeddings = false, no lora and no finetune; add lora = { rank = 16 }"
             )
-        elif recipe.words and not movable:  # a recipe without words is told so once
+        elif recipe.embeddings and not movable:  # a recipe without embeddings is told so once
             text = "nothing to train: every [[embedding]] has train = false, and this stage has no lora or finetune"
             yield Finding(place, text)
-    elif options["embeddings"] and recipe.words and not movable:
-        text = "embeddings = true, but every [[embedding]] has train = false: words are not trained"
+    elif options["embeddings"] and recipe.embeddings and not movable:
+        text = "embeddings = true, but every [[embedding]] has train = false: embeddings are not trained"
         yield Finding((*place, "embeddings"), text, "warning")
     if options["caption_dropout"] == 1 and movable and options["embeddings"]:
-        yield Finding((*place, "caption_dropout"), "1 leaves every caption empty, so no word is ever seen")
+        yield Finding((*place, "caption_dropout"), "1 leaves every caption empty, so no embedding is ever seen")
     yield from _parts(place, options, family)
     yield from _moves(place, options, options["steps"], options["learning_rate"])
 
@@ -113,7 +113,7 @@ def _parts(place: Place, options: dict[str, Any], family: Family | None) -> Iter
 
 
 def _moves(place: Place, table: dict[str, Any], steps: int, rate: float | dict[str, float]) -> Iterator[Finding]:
-    """Optimizer, rate and warm-up of the words or of a table."""
+    """Optimizer, rate and warm-up of the embeddings or of a table."""
     kind, warmup = table["optimizer"]["kind"], table["warmup_steps"]
     module, extra = _MODULES.get(kind, ("torch", ""))
     if extra and find_spec(module) is None:
@@ -139,12 +139,12 @@ def table_findings(place: Place, options: dict[str, Any], recipe: Recipe) -> Ite
     yield from _rhythms(place, options)
     locality = options["locality"]
     if locality is not None and not options["lora"] and not options["finetune"]:
-        text = "this stage tunes no LoRA and no weights of the model, so prompts without words stay as they are"
+        text = "this stage tunes no LoRA and no weights of the model, so prompts without embeddings stay as they are"
         yield Finding((*place, "locality"), f"{text}; leave it out")
     for number, prompt in enumerate((locality or {}).get("prompts") or ()):
-        held = [word.placeholder for word in recipe.words if word.placeholder in prompt]
+        held = [embedding.placeholder for embedding in recipe.embeddings if embedding.placeholder in prompt]
         if held:
-            text = f"the other prompts are to be without new words, but this one has '{held[0]}'"
+            text = f"the other prompts are to be without new embeddings, but this one has '{held[0]}'"
             yield Finding((*place, "locality", "prompts", number), text)
 
 
@@ -165,7 +165,7 @@ def _rhythms(place: Place, options: dict[str, Any]) -> Iterator[Finding]:
             yield Finding((*place, table, key), text, "warning")
 
 
-# kind: what must have run before it when the recipe has words
+# kind: what must have run before it when the recipe has embeddings
 _NEEDS = {
     "inject": ("tokenize",),
     "train": ("tokenize", "inject"),
@@ -179,17 +179,17 @@ def order_findings(recipe: Recipe) -> Iterator[Finding]:
     """Stages that are missing, stand twice, or before what they need."""
     kinds = [stage.kind for stage in recipe.stages]
     for index, stage in enumerate(recipe.stages):
-        yield from _order(("stage", index), stage, kinds[:index], kinds[index + 1 :], bool(recipe.words))
+        yield from _order(("stage", index), stage, kinds[:index], kinds[index + 1 :], bool(recipe.embeddings))
     if "export" not in kinds:
         text = 'no export stage, so nothing of what is learnt would be written; put a stage with kind = "export" last'
         yield Finding(("stage",), text)
 
 
-def wordless_findings(recipe: Recipe) -> Iterator[Finding]:
+def no_embedding_findings(recipe: Recipe) -> Iterator[Finding]:
     """A recipe without embeddings has nothing to train."""
-    if not recipe.words:
-        text = "no word: a run teaches words, and what it tunes of the model is tuned around them; add an [[embedding]]"
-        yield Finding(("stage", 0), f"{text} (with train = false the word is used and not taught)")
+    if not recipe.embeddings:
+        text = "no embedding: a run teaches embeddings, and what it tunes of the model is tuned around them; add an [[embedding]]"
+        yield Finding(("stage", 0), f"{text} (with train = false the embedding is used and not trained)")
 
 
 def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
@@ -209,14 +209,14 @@ def stage_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
 
 def rule_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
     """What is wrong with the learning rates and norms of single embeddings."""
-    for index, word in enumerate(recipe.words):
-        yield from rate_findings(("embedding", index, "learning_rate"), word.learning_rate, family)
-        yield from _band(("embedding", index, "preserve_norm"), word.preserve_norm)
+    for index, embedding in enumerate(recipe.embeddings):
+        yield from rate_findings(("embedding", index, "learning_rate"), embedding.learning_rate, family)
+        yield from _band(("embedding", index, "preserve_norm"), embedding.preserve_norm)
 
 
-def _order(place: Place, stage: Stage, before: list[str], after: list[str], words: bool) -> Iterator[Finding]:
+def _order(place: Place, stage: Stage, before: list[str], after: list[str], embeddings: bool) -> Iterator[Finding]:
     kind = stage.kind
-    if words:
+    if embeddings:
         for needed in _NEEDS.get(kind, ()):
             if needed not in before:
                 way = f"move {needed} up" if needed in after else f'add a [[stage]] with kind = "{needed}"'
@@ -224,13 +224,15 @@ def _order(place: Place, stage: Stage, before: list[str], after: list[str], word
     if kind == "export" and kind in before:
         yield Finding(place, "export stands here twice; one names all its targets, the files of two would collide")
     if kind == "train" and "export" in before:
-        yield Finding(place, "train comes after export, which takes the words out of the model; move export to the end")
+        yield Finding(
+            place, "train comes after export, which takes the embeddings out of the model; move export to the end"
+        )
     if kind in _ONCE and kind in before:
-        yield Finding(place, f"{kind} stands here twice; one is enough for all words")
+        yield Finding(place, f"{kind} stands here twice; one is enough for all embeddings")
     if kind == "export" and "train" not in before:
-        yield Finding(place, "export comes before any train stage: the words it writes are untrained", "warning")
+        yield Finding(place, "export comes before any train stage: the embeddings it writes are untrained", "warning")
     if kind == "rescale" and "train" not in before:
-        yield Finding(place, "rescale comes before any train stage: it rescales untrained words", "warning")
+        yield Finding(place, "rescale comes before any train stage: it rescales untrained embeddings", "warning")
     if kind == "rescale" and "export" in before:
         yield Finding(place, "rescale comes after export: its result is not written; move export to the end", "warning")
 

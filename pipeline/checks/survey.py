@@ -1,4 +1,4 @@
-"""What training will see of the pictures, counted before anything is loaded. Needs Pillow, not torch."""
+"""What training will see of the images, counted before anything is loaded. Needs Pillow, not torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.augment import Shape
+from ..data.buckets import Shape
 from ..data.captions import read_concept
-from ..data.epochs import batches_of, shown_counts, turns_of, word_counts
+from ..data.epochs import batches_of, embedding_counts, shown_counts, turns_of
 from ..data.examples import cut_of
 from ..data.images import inspect_image
 from ..models.family import family_of, local_path
@@ -17,8 +17,8 @@ from ..recipe.model import Concept, ModelSpec, Recipe
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a concept: its upright size, its captions, and whether it has a mask in a file."""
+class Image:
+    """One image of a concept: its upright size, its captions, and whether it has a mask in a file."""
 
     path: Path
     concept: int
@@ -29,10 +29,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class ConceptCount:
-    """One concept: its pictures, those with a mask, and how many times an epoch shows one of them."""
+    """One concept: its images, those with a mask, and how many times an epoch shows one of them."""
 
-    images: str
-    pictures: int
+    folder: str
+    images: int
     masked: int
     shown: float
     loss_weight: float
@@ -41,57 +41,57 @@ class ConceptCount:
 
 @dataclass(frozen=True)
 class Survey:
-    """What an epoch shows of each concept, how many pictures have which shape, and how often each word is seen.
+    """What an epoch shows of each concept, how many images have which shape, and how often each embedding is seen.
 
-    `words` has the pictures that hold a word and how many times an epoch shows it; `shown` and `batches` are of an
-    epoch.
+    `embeddings` has the images that hold an embedding and how many times an epoch shows it; `shown` and `batches` are
+    of an epoch.
     """
 
     concepts: tuple[ConceptCount, ...]
     shapes: dict[str, int]
-    words: dict[str, tuple[int, float]]
+    embeddings: dict[str, tuple[int, float]]
     shown: float
     batches: int
 
 
-def survey_images(recipe: Recipe) -> list[Picture]:
-    """Every picture of the recipe. RecipeError where captions are missing, StageError for a bad picture."""
-    pictures = []
+def survey_images(recipe: Recipe) -> list[Image]:
+    """Every image of the recipe. RecipeError where captions are missing, StageError for a bad image."""
+    images = []
     for number, concept in enumerate(recipe.concepts):
         read = read_concept(concept)
-        for path, texts in read.pictures:
+        for path, texts in read.images:
             masked = path in read.masks or concept.masks == "alpha"
-            pictures.append(Picture(path, number, inspect_image(path)[0], tuple(texts), masked))
-    return pictures
+            images.append(Image(path, number, inspect_image(path)[0], tuple(texts), masked))
+    return images
 
 
-def survey(recipe: Recipe, pictures: list[Picture], resolution: int, batch_size: int) -> Survey:
-    """What a train stage of this resolution and batch size shows of the pictures that `look` found."""
+def survey(recipe: Recipe, images: list[Image], resolution: int, batch_size: int) -> Survey:
+    """What a train stage of this resolution and batch size shows of the images that `look` found."""
     places: list[list[int]] = [[] for _ in recipe.concepts]
-    for place, one in enumerate(pictures):
+    for place, one in enumerate(images):
         places[one.concept].append(place)
-    captions = [[list(pictures[place].captions) for place in here] for here in places]
+    captions = [[list(images[place].captions) for place in here] for here in places]
     turns = turns_of(recipe, captions)
     shown = shown_counts(turns)
-    cuts = [cut_of(one.size, recipe.concepts[one.concept], recipe.data, resolution) for one in pictures]
+    cuts = [cut_of(one.size, recipe.concepts[one.concept], recipe.data, resolution) for one in images]
     return Survey(
-        tuple(_concept(concept, here, pictures, shown) for concept, here in zip(recipe.concepts, places, strict=True)),
+        tuple(_concept(concept, here, images, shown) for concept, here in zip(recipe.concepts, places, strict=True)),
         {f"{width}x{height}": count for (width, height), count in sorted(Counter(cuts).items())},
-        word_counts(recipe, [one.captions for one in pictures], turns),
+        embedding_counts(recipe, [one.captions for one in images], turns),
         sum(shown.values()),
         batches_of(turns, cuts, batch_size),
     )
 
 
-def _concept(concept: Concept, here: list[int], pictures: list[Picture], shown: dict[int, float]) -> ConceptCount:
+def _concept(concept: Concept, here: list[int], images: list[Image], shown: dict[int, float]) -> ConceptCount:
     return ConceptCount(
-        str(concept.images), len(here), sum(pictures[place].masked for place in here),
+        str(concept.images), len(here), sum(images[place].masked for place in here),
         sum(shown.get(place, 0.0) for place in here), concept.loss_weight, concept.prior,
     )  # fmt: skip
 
 
 def native_resolution(spec: ModelSpec) -> int | None:
-    """The edge of the pictures a model is made for, by its own small files or its family; None where neither tells."""
+    """The edge of the images a model is made for, by its own small files or its family; None where neither tells."""
     folder, family = local_path(spec), family_of(spec)
     usual = family.resolution if family is not None else None
     if folder is None or not all((folder / part / "config.json").is_file() for part in ("unet", "vae")):

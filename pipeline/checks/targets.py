@@ -15,7 +15,7 @@ from ..recipe.problem import Finding, Place
 
 
 def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
-    """Targets that do not fit the family, words that a target cannot be called by."""
+    """Targets that do not fit the family, embeddings that a target cannot be called by."""
     has_lora = any(stage.kind == "train" and stage.options["lora"] is not None for stage in recipe.stages)
     seen: set[tuple[int, str]] = set()
     for index, stage in enumerate(recipe.stages):
@@ -27,40 +27,42 @@ def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             if family is not None and family.name not in program.layouts:
                 yield Finding(place, _unfit(program, family))
             elif stage.options["files"] != "each" and not _takes_packs(program, stage.options, has_lora):
-                yield Finding(place, _one_word(program, stage.options["files"]))
+                yield Finding(place, _one_embedding(program, stage.options["files"]))
         yield from _names(recipe, stage.options, seen)
-        bundled = [name for name in stage.options["targets"] if programs()[name].words_in_loras.startswith("yes")]
+        bundled = [name for name in stage.options["targets"] if programs()[name].embeddings_in_loras.startswith("yes")]
         packed = [name for name in bundled if stage.options["files"] != "each" and programs()[name].several]
         if (has_lora and stage.options["bundle"] and bundled) or packed:
             yield from _dots(recipe, packed if not has_lora else bundled)
 
 
 def _takes_packs(program: Program, options: dict[str, Any], has_lora: bool) -> bool:
-    """Whether it uses many words from one file: a pack, or the LoRA that holds them all."""
-    return program.several is not None or (has_lora and options["bundle"] and program.words_in_loras.startswith("yes"))
+    """Whether it uses many embeddings from one file: a pack, or the LoRA that holds them all."""
+    return program.several is not None or (
+        has_lora and options["bundle"] and program.embeddings_in_loras.startswith("yes")
+    )
 
 
-def _one_word(program: Program, files: str) -> str:
+def _one_embedding(program: Program, files: str) -> str:
     able = [name for name, other in programs().items() if other.several]
     return (
-        f"{program.title} takes one word from a file, so files = '{files}' is nothing for it: leave it out and use "
+        f"{program.title} takes one embedding from a file, so files = '{files}' is nothing for it: leave it out and use "
         f"`pivotune split --for {program.name}` on what is written, or take files = 'each'; "
         f"programs that use packs: {', '.join(able)}"
     )
 
 
 def _unfit(program: Program, family: Family) -> str:
-    cause = program.refuses.get(family.name, f"{program.title} takes no words for {family.title}")
+    cause = program.refuses.get(family.name, f"{program.title} takes no embeddings for {family.title}")
     others = [name for name, other in programs().items() if family.name in other.layouts]
     return f"{cause}; programs that do: {', '.join(others) or 'none'}"
 
 
 def _names(recipe: Recipe, options: dict[str, Any], seen: set[tuple[int, str]]) -> Iterator[Finding]:
-    for index, word in enumerate(recipe.words):
+    for index, embedding in enumerate(recipe.embeddings):
         place: Place = ("embedding", index, "placeholder")
-        alone = options["targets"] if options["files"] == "each" else ()  # in a pack a word is typed as it is
+        alone = options["targets"] if options["files"] == "each" else ()  # in a pack an embedding is typed as it is
         try:
-            plain, stems = safe_stem(word.placeholder), list(_stems(word.placeholder, alone))
+            plain, stems = safe_stem(embedding.placeholder), list(_stems(embedding.placeholder, alone))
         except ConvertError as error:
             if (index, "") not in seen:
                 seen.add((index, ""))
@@ -72,14 +74,14 @@ def _names(recipe: Recipe, options: dict[str, Any], seen: set[tuple[int, str]]) 
             changed = stem != plain and "{stem}" in program.prompt
             if changed and (index, target) not in seen:
                 seen.add((index, target))
-                typed.setdefault(program.prompted(stem, word.placeholder), []).append(target)
+                typed.setdefault(program.prompted(stem, embedding.placeholder), []).append(target)
         for prompt, targets in typed.items():
-            text = f"'{word.placeholder}' holds what {', '.join(targets)} cannot take; there people type {prompt}"
+            text = f"'{embedding.placeholder}' holds what {', '.join(targets)} cannot take; there people type {prompt}"
             yield Finding(place, text, "warning")
 
 
 def _stems(name: str, targets: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What each target calls the file of a word; targets that take the same characters have the same name."""
+    """What each target calls the file of an embedding; targets that take the same characters have the same name."""
     known: dict[str | None, str] = {}
     for target in targets:
         program = programs()[target]
@@ -90,24 +92,24 @@ def _stems(name: str, targets: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _dots(recipe: Recipe, targets: list[str]) -> Iterator[Finding]:
-    for index, word in enumerate(recipe.words):
-        if "." in word.placeholder:
+    for index, embedding in enumerate(recipe.embeddings):
+        if "." in embedding.placeholder:
             text = (
-                f"'{word.placeholder}' has a dot, at which {', '.join(targets)} would cut it inside the LoRA file; "
+                f"'{embedding.placeholder}' has a dot, at which {', '.join(targets)} would cut it inside the LoRA file; "
                 "take another placeholder, or bundle = false"
             )
             yield Finding(("embedding", index, "placeholder"), text)
 
 
 def same_files(recipe: Recipe) -> Iterator[Finding]:
-    """Words that would be written to files of the same name, on systems where case counts or not."""
+    """Embeddings that would be written to files of the same name, on systems where case counts or not."""
     files: dict[str, str] = {}
-    for index, word in enumerate(recipe.words):
+    for index, embedding in enumerate(recipe.embeddings):
         try:
-            stem = safe_stem(word.placeholder)
+            stem = safe_stem(embedding.placeholder)
         except ConvertError:
             continue
-        other = files.setdefault(stem.casefold(), word.placeholder)
-        if spelling(other) != spelling(word.placeholder):
-            text = f"'{word.placeholder}' and '{other}' would both be written to {stem}.safetensors; rename one"
+        other = files.setdefault(stem.casefold(), embedding.placeholder)
+        if spelling(other) != spelling(embedding.placeholder):
+            text = f"'{embedding.placeholder}' and '{other}' would both be written to {stem}.safetensors; rename one"
             yield Finding(("embedding", index, "placeholder"), text)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def check(
     ctx: click.Context, recipes: tuple[str, ...], overrides: tuple[str, ...], as_json: bool, strict: bool
 ) -> None:
-    """Check recipes, pictures and captions; print every problem with its line and the nearest right word.
+    """Check recipes, images and captions; print every problem with its line and the nearest right embedding.
 
     RECIPE is a file or the name of a recipe that ships. Exit code 1 when there is an error.
     """
@@ -47,19 +47,19 @@ def _report(name: str, checked: Checked) -> dict[str, Any]:
         "recipe": name,
         "ok": not checked.failed,
         "problems": [{**vars(problem), "file": problem.file or name} for problem in checked.problems],
-        "pictures": checked.pictures,
+        "images": checked.images,
         "captions": checked.captions,
         "captions_with": checked.holding,
     }
 
 
 def _facts(checked: Checked) -> str:
-    """How much there is to learn from: ` (10 pictures, 10 captions; <emblem> in 100 %)`."""
+    """How much there is to learn from: ` (10 images, 10 captions; <emblem> in 100 %)`."""
     if not checked.captions:
         return ""
-    shares = [f"{word} in {_share(count, checked.captions)} %" for word, count in checked.holding.items()]
-    more = [f"and {len(shares) - 8} words more"] if len(shares) > 8 else []
-    return f" ({checked.pictures} pictures, {checked.captions} captions; {', '.join(shares[:8] + more)})"
+    shares = [f"{embedding} in {_share(count, checked.captions)} %" for embedding, count in checked.holding.items()]
+    more = [f"and {len(shares) - 8} embeddings more"] if len(shares) > 8 else []
+    return f" ({checked.images} images, {checked.captions} captions; {', '.join(shares[:8] + more)})"
 
 
 def _share(part: int, whole: int) -> str:

@@ -12,12 +12,12 @@ import click
 from ...converters import adding, operations
 from ...converters.atomic import Batch, batch
 from ...converters.dialects import WRITABLE
-from ...converters.errors import ConvertError, NothingToDo, PlainPicture, printable
+from ...converters.embeddings import Options, without_halves
+from ...converters.errors import ConvertError, NothingToDo, PlainImage, printable
 from ...converters.families import family_names
 from ...converters.folders import files_in
 from ...converters.programs import NAMES
 from ...converters.safetensors_header import no_collector
-from ...converters.words import Options, without_halves
 from ...converters.write import Written, strictly
 from .convert_text import as_text, ended, lost_lines, say, with_bar, written_json, written_lines
 
@@ -53,7 +53,7 @@ def each(paths: Sequence[Path], work: Work, how: How, asked: Sequence[Path]) -> 
             if isinstance(error, NothingToDo) and path not in asked:
                 passed += 1
                 continue
-            named = len(paths) == 1 or printable(str(path)) in str(error)  # else: which of them has this word?
+            named = len(paths) == 1 or printable(str(path)) in str(error)  # else: which of them has this embedding?
             failed.append(error if named else ConvertError(f"{path}: {error}"))
             if how.json:
                 say(json.dumps({"path": str(path), "written": [], "error": str(failed[-1])}))
@@ -98,7 +98,7 @@ _DIALECT = click.option(
     type=click.Choice(WRITABLE),
     help="Write in this dialect instead of for a program (a1111: its old .pt).",
 )
-_NAME = click.option("--name", help="Name of the word, instead of the one in the file.")
+_NAME = click.option("--name", help="Name of the embedding, instead of the one in the file.")
 
 
 @click.command()
@@ -111,9 +111,9 @@ _NAME = click.option("--name", help="Name of the word, instead of the one in the
 def unbundle(
     paths: Sequence[Path], out: Path, targets: Sequence[str], dialect: str | None, family: str | None, **how: bool
 ) -> None:
-    """Take the words out of LoRA files: the LoRA without them, and a file for each word.
+    """Take the embeddings out of LoRA files: the LoRA without them, and a file for each embedding.
 
-    Without --for and --dialect a word is laid out as ComfyUI reads it, and most others do.
+    Without --for and --dialect an embedding is laid out as ComfyUI reads it, and most others do.
     """
     if targets and dialect:
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
@@ -125,7 +125,7 @@ def unbundle(
 
 @click.command()
 @click.argument("lora", metavar="LORA", type=click.Path(path_type=Path))
-@click.argument("words", metavar="WORD...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("embeddings", metavar="EMBEDDING...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_OUT_FILE
 @click.option(
     "--for",
@@ -138,16 +138,16 @@ def unbundle(
 )
 @_FAMILY
 @_NAME
-@click.option("--replace", is_flag=True, help="Let a word take the place of the one of its name in the LoRA.")
+@click.option("--replace", is_flag=True, help="Let an embedding take the place of the one of its name in the LoRA.")
 @click.option("--drop-outputs", is_flag=True, help="Leave out output vectors, which OneTrainer alone can use.")
 @_writes
 def bundle(
-    lora: Path, words: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, name: str | None,
+    lora: Path, embeddings: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, name: str | None,
     replace: bool, drop_outputs: bool, **how: bool,
 ) -> None:  # fmt: skip
-    """Put the words of files into a LoRA file, for AUTOMATIC1111 and SD.Next."""
+    """Put the embeddings of files into a LoRA file, for AUTOMATIC1111 and SD.Next."""
     options = Options(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
-    added = without_halves(files_in(words))
+    added = without_halves(files_in(embeddings))
     each(
         [lora],
         lambda files, path: adding.bundle(files, path, added, out, targets, options, with_bar),
@@ -168,7 +168,7 @@ def retarget(
     paths: Sequence[Path], targets: Sequence[str], dialect: str | None, out: Path, family: str | None,
     name: str | None, **how: bool,
 ) -> None:  # fmt: skip
-    """Write the words of files of any kind for other programs, each in the dialect that the program reads best."""
+    """Write the embeddings of files of any kind for other programs, each in the dialect that the program reads best."""
     if bool(targets) == bool(dialect):
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
     options = Options(family=family, name=name, dialect=dialect)
@@ -184,10 +184,10 @@ def retarget(
 )
 @_writes
 def rename(file: Path, new: str, out: Path | None, **how: bool) -> None:
-    """Give the word in FILE the name NEW; where there are several, OLD says which.
+    """Give the embedding in FILE the name NEW; where there are several, OLD says which.
 
-    Most programs call a word like its file, so the new file is called NEW too, unless --out names it. A LoRA keeps its
-    file's name.
+    Most programs call an embedding like its file, so the new file is called NEW too, unless --out names it. A LoRA
+    keeps its file's name.
     """
     from ...converters import renaming
 
@@ -201,7 +201,9 @@ def rename(file: Path, new: str, out: Path | None, **how: bool) -> None:
 @click.option("--drop-outputs", is_flag=True, help="Leave out output vectors, which OneTrainer alone can use.")
 @_writes
 def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool, **how: bool) -> None:
-    """Put the words of several files into one: halves of an SDXL word together, several words as a bundle."""
+    """Put the embeddings of several files into one: halves of an SDXL embedding together, several embeddings as a
+    bundle.
+    """
     options = Options(name=name, drop_outputs=drop_outputs)
     found = files_in(paths)
     each(found[:1], lambda files, _: operations.merge(files, found, out, options, with_bar), How(**how), paths)
@@ -214,7 +216,7 @@ def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool
 @_FAMILY
 @_writes
 def split(paths: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, **how: bool) -> None:
-    """Write each word of files that hold many (packs) into a file of its own: the way back from merge."""
+    """Write each embedding of files that hold many (packs) into a file of its own: the way back from merge."""
     options = Options(family=family)
     found = without_halves(files_in(paths))
     each(found[:1], lambda files, _: operations.split(files, found, out, targets, options), How(**how), paths)
@@ -229,9 +231,9 @@ COMMANDS: dict[str, click.Command] = {
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print an object a file, one on each line.")
 def inspect(paths: Sequence[Path], as_json: bool) -> None:
-    """Show what files hold, for which family, and which programs load them under which word.
+    """Show what files hold, for which family, and which programs load them under which embedding.
 
-    A folder stands for all files in it that may hold words; its ordinary pictures are passed over.
+    A folder stands for all files in it that may hold embeddings; its ordinary images are passed over.
     """
     from ...converters.folders import files_in
     from ...converters.inspection import inspect as inspected
@@ -242,7 +244,7 @@ def inspect(paths: Sequence[Path], as_json: bool) -> None:
         try:
             facts = inspected(path)
         except ConvertError as error:
-            if isinstance(error, PlainPicture) and path not in paths:
+            if isinstance(error, PlainImage) and path not in paths:
                 continue
             failed.append(error)
             facts = unread(path, error)

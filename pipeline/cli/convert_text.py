@@ -53,14 +53,14 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  error: {facts['error'].removeprefix(facts['path'] + ': ')}"
         return
     family = facts["family"] or " or ".join(facts["families"]) or "unknown family"
-    kind = {"bundle": "LoRA with words in it", "lora": "LoRA without words"}.get(facts["kind"], facts["kind"])
+    kind = {"bundle": "LoRA with embeddings in it", "lora": "LoRA without embeddings"}.get(facts["kind"], facts["kind"])
     yield f"  {kind}, {facts['dialect'] or 'no known dialect'}" + (f", {family}" if facts["kind"] != "other" else "")
     if facts["lora"]:
         ranks = ", ".join(map(str, facts["lora"]["ranks"])) or "unknown"
         yield f"  LoRA: {facts['lora']['layout']} layout, {facts['lora']['modules']} modules, rank {ranks}"
-    for word in facts["embeddings"]:
-        yield f"  word {word['name']}"
-        for key, tensor in word["vectors"].items():
+    for embedding in facts["embeddings"]:
+        yield f"  embedding {embedding['name']}"
+        for key, tensor in embedding["vectors"].items():
             yield f"    {key:<8} {_vectors(tensor)}"
     yield from (f"  note: {note}" for note in facts["notes"])
     yield from _metadata(facts["metadata"])
@@ -72,7 +72,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _after_retarget(facts: dict[str, Any]) -> list[str]:
-    """Programs that do not load the file of words as it is, and have words of its family."""
+    """Programs that do not load the file of embeddings as it is, and have embeddings of its family."""
     if facts["kind"] != "embedding":
         return []
     refusing = [name for name, verdict in facts["programs"].items() if verdict["loads"] == "no"]

@@ -12,7 +12,7 @@ from pivotune import __version__
 
 # name: (module, attribute, line of --help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "run": ("run", "run", "Run a recipe: teach its words and export them."),
+    "run": ("run", "run", "Run a recipe: teach its embeddings and export them."),
     "replay": ("replay", "replay", "Run a finished run again and compare every file."),
     "check": ("check", "check", "Check recipes; print every problem at once."),
     "plan": ("plan", "plan", "Show what a recipe would do, without doing it."),
@@ -21,12 +21,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "tokens": ("tokens", "tokens", "Show how each text encoder splits a text."),
     "schema": ("schema", "schema", "Print a JSON Schema."),
     "inspect": ("convert", "inspect", "Show what a file holds and which programs load it."),
-    "unbundle": ("convert", "unbundle", "Take the words out of LoRA files."),
-    "bundle": ("convert", "bundle", "Put words into a LoRA file."),
-    "retarget": ("convert", "retarget", "Write words for other programs."),
-    "rename": ("convert", "rename", "Give a word another name."),
-    "merge": ("convert", "merge", "Put several files' words into one file."),
-    "split": ("convert", "split", "Take a file of many words apart."),
+    "unbundle": ("convert", "unbundle", "Take the embeddings out of LoRA files."),
+    "bundle": ("convert", "bundle", "Put embeddings into a LoRA file."),
+    "retarget": ("convert", "retarget", "Write embeddings for other programs."),
+    "rename": ("convert", "rename", "Give an embedding another name."),
+    "merge": ("convert", "merge", "Put several files' embeddings into one file."),
+    "split": ("convert", "split", "Take a file of many embeddings apart."),
 }
 
 
@@ -65,7 +65,7 @@ class LazyGroup(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="With --version: more, for bug reports.")
 @click.pass_context
 def pivotune(context: click.Context, version: bool, verbose: bool) -> None:
-    """Teach diffusion models new words from TOML recipes, and carry those words between programs.
+    """Teach diffusion models new embeddings from TOML recipes, and carry those embeddings between programs.
 
     Exit codes: 0 done; 1 the input or the run failed, and why is said; 2 wrong usage.
     """
@@ -99,7 +99,7 @@ def main() -> None:
 
 def _shown(error: Exception) -> str:
     """What an error says, without control characters: names from files and hubs must not steer a terminal."""
-    from ..system_errors import system_words
+    from ..system_errors import system_embeddings
     from ..text import printable
 
     if isinstance(error, UnicodeEncodeError):
@@ -108,16 +108,16 @@ def _shown(error: Exception) -> str:
             f"({sys.getfilesystemencoding()}); set PYTHONUTF8=1"
         )
     if isinstance(error, (OSError, MemoryError)):
-        return printable(system_words(error))
+        return printable(system_embeddings(error))
     return "\n".join(printable(line) for line in str(error).split("\n"))
 
 
 def _said_elsewhere(error: Exception) -> bool:
     """Whether another process of the run says what this one only passes on."""
-    from ..distributed import Elsewhere
+    from ..distributed import PeerFailed
     from ..launch import is_main
 
-    return isinstance(error, Elsewhere) and not is_main()
+    return isinstance(error, PeerFailed) and not is_main()
 
 
 def _for_people(error: Exception) -> bool:

@@ -53,7 +53,7 @@ def new(template: str | None, out: Path | None, overwrite: bool) -> None:
     """Write a recipe of your own from a TEMPLATE: the options that most recipes need, explained.
 
     `pivotune schema train` and its sisters have all options. Without TEMPLATE: list the templates. The recipe is named
-    after the file. Paths to pictures that ship are written out, so that it runs as it is.
+    after the file. Paths to images that ship are written out, so that it runs as it is.
     """
     from ..errors import RecipeError
     from ..recipe.document import shipped

@@ -25,7 +25,7 @@ recipe_argument = click.argument("recipe", metavar="RECIPE", shell_complete=comp
 set_option = click.option(
     "--set",
     "overrides",
-    metavar="PLACE=VALUE",
+    metavar="KEY=VALUE",
     multiple=True,
     help="Change the recipe: seed=3, model.base=FOLDER, train.steps=10 (train.2.steps=10: the second one). Repeatable.",
 )

@@ -23,7 +23,9 @@ from .options import json_option, print_json, recipe_argument, say, set_option
     help="Begin a new run with what an earlier one reached: its folder, or a checkpoint in it. With more steps and "
     "all else alike it goes on from there; else it takes what fits, and says what.",
 )
-@click.option("--anyway", is_flag=True, help="Begin even where disk or memory seem too small, or words cannot be seen.")
+@click.option(
+    "--force", is_flag=True, help="Begin even where disk or memory seem too small, or embeddings cannot be seen."
+)
 @json_option
 def run(
     recipe: str,
@@ -32,10 +34,10 @@ def run(
     device: str | None,
     fresh: bool,
     source: Path | None,
-    anyway: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
-    """Run a recipe: teach its words, export them, and write a report.
+    """Run a recipe: teach its embeddings, export them, and write a report.
 
     RECIPE is a file or the name of a recipe that ships (try: quickstart). A run that was stopped or killed goes on
     with the same command, and ends in the same bytes.
@@ -51,7 +53,7 @@ def run(
 
     from ..run.runner import run_recipe
 
-    result = run_recipe(loaded, out=out, progress=say, bar=not as_json, fresh=fresh, source=source, anyway=anyway)
+    result = run_recipe(loaded, out=out, progress=say, bar=not as_json, fresh=fresh, source=source, force=force)
     if not is_main():
         return
     if as_json:

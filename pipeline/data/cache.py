@@ -1,4 +1,4 @@
-"""Encoded pictures on disk, by content: a file is found by the hash of all that its numbers depend on."""
+"""Encoded images on disk, by content: a file is found by the hash of all that its numbers depend on."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ VERSION = 1  # of the files and of the code that makes them
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What the VAE says of one variant of one picture: `mean` and `deviation`, (channels, height, width) float32.
+    """What the VAE says of one variant of one image: `mean` and `deviation`, (channels, height, width) float32.
 
-    `mask` is (1, height, width) uint8, 255 where the loss counts; None for a picture without one.
+    `mask` is (1, height, width) uint8, 255 where the loss counts; None for an image without one.
     """
 
     mean: Tensor
@@ -81,13 +81,13 @@ def vae_identity(vae: Any) -> dict[str, Any]:
 
 
 def key_of(identity: Mapping[str, Any], **about: Any) -> str:
-    """The name of the file for a picture: the hash of the VAE's identity and all that is said about the picture."""
+    """The name of the file for an image: the hash of the VAE's identity and all that is said about the image."""
     text = json.dumps({**identity, **about}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Cache:
-    """A folder of encoded pictures; several runs may use it at the same time."""
+    """A folder of encoded images; several runs may use it at the same time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

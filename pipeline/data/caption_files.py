@@ -75,7 +75,8 @@ def shown_tags(
 def _spelled(tag: str, chance: float) -> str:
     """A tag in one of three ways of capitals, each for a third of the chances below 1; else as it is.
 
-    So is one that has no such capitals: `straße` in capitals is `STRASSE`, in which nobody would find a word `straße`.
+    So is one that has no such capitals: `straße` in capitals is `STRASSE`, in which nobody would find an embedding
+    `straße`.
     """
     if chance >= 1:
         return tag
@@ -86,11 +87,11 @@ def _spelled(tag: str, chance: float) -> str:
 
 TABLES = (".jsonl", ".csv")
 TEXTS = ("text", "caption")  # what the column of captions may be called
-Row = tuple[int, str, list[str]]  # line, name of the picture, its captions
+Row = tuple[int, str, list[str]]  # line, name of the image, its captions
 
 
 def table_rows(path: Path, problems: list[str]) -> Iterator[Row]:
-    """Every row that names a picture and its captions; what is wrong with the others goes to the problems."""
+    """Every row that names an image and its captions; what is wrong with the others goes to the problems."""
     text = read_text(path, "the table of captions", problems)
     if text is not None:
         yield from (_csv if path.suffix.lower() == ".csv" else _json_lines)(path, text, problems)

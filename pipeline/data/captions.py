@@ -1,4 +1,4 @@
-"""Reads the captions of a concept and finds its masks. Opens no picture and needs no torch."""
+"""Reads the captions of a concept and finds its masks. Opens no image and needs no torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from ..errors import RecipeError
 from ..recipe.model import Concept
 from ..text import nearest, printable, sibling
 from .caption_files import TABLES, read_text, steers, table_rows, unusable
-from .files import PICTURES, Files, composed, files_in
+from .files import IMAGES, Files, composed, files_in
 
 BESIDE = (".txt", ".caption")
 
 
 @dataclass
 class Captioned:
-    """Pictures with their captions, and what is wrong: a picture without a caption is only among the problems.
+    """Images with their captions, and what is wrong: an image without a caption is only among the problems.
 
-    `masks` has the mask file of each picture that has one; `files` are the files that captions came from.
+    `masks` has the mask file of each image that has one; `files` are the files that captions came from.
     """
 
-    pictures: list[tuple[Path, list[str]]] = field(default_factory=list)
+    images: list[tuple[Path, list[str]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     masks: dict[Path, Path] = field(default_factory=dict)
@@ -29,12 +29,12 @@ class Captioned:
 
 
 def read_captions(concept: Concept) -> list[tuple[Path, list[str]]]:
-    """Every picture of a concept with its captions. RecipeError names every picture and line that has none."""
-    return read_concept(concept).pictures
+    """Every image of a concept with its captions. RecipeError names every image and line that has none."""
+    return read_concept(concept).images
 
 
 def read_concept(concept: Concept) -> Captioned:
-    """Pictures, captions and masks of a concept. RecipeError names every picture and line that is wrong."""
+    """Images, captions and masks of a concept. RecipeError names every image and line that is wrong."""
     try:
         captioned = collect_captions(concept)
     except OSError as error:
@@ -45,16 +45,16 @@ def read_concept(concept: Concept) -> Captioned:
 
 
 def collect_captions(concept: Concept) -> Captioned:
-    """Captions as far as they can be read. OSError when the folder of pictures cannot."""
+    """Captions as far as they can be read. OSError when the folder of images cannot."""
     if concept.generate is not None and not concept.images.exists():
-        return Captioned()  # class pictures that the run is yet to draw
+        return Captioned()  # class images that the run is yet to draw
     files, result = files_in(concept.images, recursive=concept.recursive), Captioned()
     if isinstance(concept.captions, tuple):
-        result.pictures = [(path, list(concept.captions)) for path in files.pictures]
+        result.images = [(path, list(concept.captions)) for path in files.images]
     elif concept.captions == "beside":
         _beside(files, result)
     elif concept.captions == "file-name":
-        result.pictures = [(path, [path.stem.strip()]) for path in files.pictures]
+        result.images = [(path, [path.stem.strip()]) for path in files.images]
     elif concept.captions.lower().endswith(".txt"):
         _templates(Path(concept.captions), files, result)
     elif concept.captions.lower().endswith(TABLES):
@@ -62,8 +62,8 @@ def collect_captions(concept: Concept) -> Captioned:
     else:
         result.problems += source_problems(concept)
     if concept.prefix or concept.suffix:
-        result.pictures = [
-            (path, [f"{concept.prefix}{text}{concept.suffix}" for text in texts]) for path, texts in result.pictures
+        result.images = [
+            (path, [f"{concept.prefix}{text}{concept.suffix}" for text in texts]) for path, texts in result.images
         ]
     _masks(concept, files, result)
     _refuse_unusable(concept, result)
@@ -75,22 +75,22 @@ def collect_captions(concept: Concept) -> Captioned:
 def _refuse_unusable(concept: Concept, result: Captioned) -> None:
     """Leave out, with a problem each, names that would steer a terminal and captions that no tokenizer takes."""
     kept = []
-    for picture, texts in result.pictures:
-        inner = picture.relative_to(concept.images)  # folders in it have names too
-        mask = result.masks.get(picture)
+    for image, texts in result.images:
+        inner = image.relative_to(concept.images)  # folders in it have names too
+        mask = result.masks.get(image)
         named = [path for path in (inner, mask and Path(mask.name)) if path is not None and steers(str(path))]
         wrong = next((why for text in texts if (why := unusable(text))), None)
         if named:
-            result.problems.append(f"{picture.parent / named[0].name}: control characters in a file's name; rename it")
+            result.problems.append(f"{image.parent / named[0].name}: control characters in a file's name; rename it")
         elif wrong:
-            result.problems.append(f"{picture}: its caption {wrong}; shorten or mend it")
+            result.problems.append(f"{image}: its caption {wrong}; shorten or mend it")
         else:
-            kept.append((picture, texts))
-    result.pictures = kept
+            kept.append((image, texts))
+    result.images = kept
 
 
 def source_problems(concept: Concept) -> list[str]:
-    """What is wrong with where captions come from, pictures aside."""
+    """What is wrong with where captions come from, images aside."""
     source = concept.captions
     if isinstance(source, tuple) or source in ("beside", "file-name"):
         return []
@@ -105,24 +105,24 @@ def source_problems(concept: Concept) -> list[str]:
 
 def _beside(files: Files, result: Captioned) -> None:
     owners: dict[Path, Path] = {}
-    for picture in files.pictures:
-        paths = files.beside(picture, *BESIDE)
+    for image in files.images:
+        paths = files.beside(image, *BESIDE)
         if len(paths) > 1:
             names = " and ".join(path.name for path in paths)
-            result.problems.append(f"{picture}: has two files of captions, {names}; keep one")
+            result.problems.append(f"{image}: has two files of captions, {names}; keep one")
             continue
-        path = paths[0] if paths else picture.with_suffix(".txt")
-        text = read_text(path, f"the caption of {picture.name}", result.problems)
+        path = paths[0] if paths else image.with_suffix(".txt")
+        text = read_text(path, f"the caption of {image.name}", result.problems)
         captions = [line.strip() for line in (text or "").splitlines() if line.strip()]
         if captions:
-            result.pictures.append((picture, captions))
+            result.images.append((image, captions))
             if path in owners:
-                result.warnings.append(f"{picture}: has the same caption file as {owners[path].name}, {path.name}")
+                result.warnings.append(f"{image}: has the same caption file as {owners[path].name}, {path.name}")
             else:
                 result.files.append(path)
-            owners.setdefault(path, picture)
+            owners.setdefault(path, image)
         elif text is not None:
-            result.problems.append(f"{path}: the caption of {picture.name} is empty")
+            result.problems.append(f"{path}: the caption of {image.name} is empty")
 
 
 def _templates(path: Path, files: Files, result: Captioned) -> None:
@@ -134,24 +134,24 @@ def _templates(path: Path, files: Files, result: Captioned) -> None:
         result.problems.append(f"{path}: holds no template; write one on each line")
     if templates:
         result.files.append(path)
-        result.pictures = [(picture, list(templates)) for picture in files.pictures]
+        result.images = [(image, list(templates)) for image in files.images]
 
 
 def _table(path: Path, folder: Path, files: Files, result: Captioned) -> None:
-    names = {composed(picture.relative_to(folder).as_posix()): picture for picture in files.pictures}
+    names = {composed(image.relative_to(folder).as_posix()): image for image in files.images}
     captions: dict[Path, list[str]] = {}
     for number, name, texts in table_rows(path, result.problems):
-        picture = names.get(composed(name.replace("\\", "/").removeprefix("./")))
-        if picture is not None:
-            captions.setdefault(picture, []).extend(texts)
+        image = names.get(composed(name.replace("\\", "/").removeprefix("./")))
+        if image is not None:
+            captions.setdefault(image, []).extend(texts)
         else:
             guess = nearest(name, names)
             hint = f"; did you mean '{guess}'?" if guess else ""
-            result.problems.append(f"{path}:{number}: {folder} has no picture '{name}'{hint}")
+            result.problems.append(f"{path}:{number}: {folder} has no image '{name}'{hint}")
     result.files.append(path)
-    for name, picture in names.items():
-        if picture in captions:
-            result.pictures.append((picture, captions[picture]))
+    for name, image in names.items():
+        if image in captions:
+            result.images.append((image, captions[image]))
         elif captions:
             result.problems.append(f"{path}: no caption for {name}; add a line for it")
 
@@ -165,17 +165,17 @@ def _masks(concept: Concept, files: Files, result: Captioned) -> None:
     except OSError as error:
         result.problems.append(f"{folder}: the folder of masks cannot be read: {error.strerror or error}")
         return
-    for picture, _ in result.pictures:
+    for image, _ in result.images:
         if folder is None:
-            found = there.mask(picture)
+            found = there.mask(image)
         else:
-            place = folder / picture.relative_to(concept.images)
-            found = there.beside(place, *PICTURES) + there.mask(place)
+            place = folder / image.relative_to(concept.images)
+            found = there.beside(place, *IMAGES) + there.mask(place)
         if len(found) > 1:
-            result.problems.append(f"{picture}: has {len(found)} masks, {found[0].name} and {found[1].name}; keep one")
+            result.problems.append(f"{image}: has {len(found)} masks, {found[0].name} and {found[1].name}; keep one")
         elif found:
-            result.masks[picture] = found[0]
-    without = [picture.name for picture, _ in result.pictures if picture not in result.masks]
+            result.masks[image] = found[0]
+    without = [image.name for image, _ in result.images if image not in result.masks]
     if without and (result.masks or folder):
         text = f"{without[0]} and {len(without) - 1} more have" if len(without) > 1 else f"{without[0]} has"
-        result.warnings.append(f"{text} no mask: all of the picture counts")
+        result.warnings.append(f"{text} no mask: all of the image counts")

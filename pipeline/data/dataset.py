@@ -14,7 +14,7 @@ from ..distributed import ALONE, Processes
 from ..errors import StageError
 from ..recipe.model import Recipe
 from ..rng import generator
-from .augment import size_conditioning
+from .buckets import size_conditioning
 from .cache import Cache, Encoded, cache_folder
 from .caption_files import changes_tags, shown_tags
 from .epochs import Order
@@ -24,23 +24,23 @@ from .latents import Latents
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch: pictures of one shape with a caption each. Everything is on the CPU and float32 unless said.
+    """One micro-batch: images of one shape with a caption each. Everything is on the CPU and float32 unless said.
 
     `Dataset.at(number)` makes it, as a function of (seed, number) alone.
 
     - `captions`: as the text encoders get them; "" where the caption was dropped.
-    - `latents` (batch, channels, height, width): drawn from what the VAE says of each picture, scaled to the range of
+    - `latents` (batch, channels, height, width): drawn from what the VAE says of each image, scaled to the range of
       the denoiser.
-    - `mask` (batch, 1, height, width), 0 to 1, in the resolution of the latents: 1 where the loss counts. A picture
-      without a mask has ones. None when no picture of the batch has one.
-    - `weight` (batch,): how much each picture's loss counts (`loss_weight` of its concept); the loss of a batch is
-      the mean of each picture's loss times this.
-    - `prior` (batch,), bool: pictures of a concept with `prior = true`, which show what the model should go on
+    - `mask` (batch, 1, height, width), 0 to 1, in the resolution of the latents: 1 where the loss counts. An image
+      without a mask has ones. None when no image of the batch has one.
+    - `weight` (batch,): how much each image's loss counts (`loss_weight` of its concept); the loss of a batch is
+      the mean of each image's loss times this.
+    - `prior` (batch,), bool: images of a concept with `prior = true`, which show what the model should go on
       knowing (prior preservation, DreamBooth).
     - `sizes` (batch, 6): original height and width, top and left of the crop, height and width it is trained at, in
-      pixels: SDXL's `time_ids`. The crop's corner counts in the picture resized to cover the trained size.
-    - `examples`: numbers of the pictures in `Dataset.examples`, for logs and tests.
-    - `whole`: where only some of the batch's pictures are here (several processes), what the others are; else None.
+      pixels: SDXL's `time_ids`. The crop's corner counts in the image resized to cover the trained size.
+    - `examples`: numbers of the images in `Dataset.examples`, for logs and tests.
+    - `whole`: where only some of the batch's images are here (several processes), what the others are; else None.
     - `idle`: it counts nothing, and only keeps a process that has nothing to do in step with the others.
     """
 
@@ -57,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """The batch that a process has a part of: which part, and each picture's `weight` and `prior`."""
+    """The batch that a process has a part of: which part, and each image's `weight` and `prior`."""
 
     place: slice
     weight: Tensor
@@ -74,7 +74,7 @@ WHOLE = slice(None)
 class Dataset:
     """Batches by their number: `at(number)` is a function of the seed and the number, whatever was asked before.
 
-    `examples` are the pictures, `order` says which of them make which batch, `latents` what the VAE says of them.
+    `examples` are the images, `order` says which of them make which batch, `latents` what the VAE says of them.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Dataset:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in which every picture is shown as often as its concept says."""
+        """Batches in which every image is shown as often as its concept says."""
         return self.order.batches_per_epoch
 
     def size(self, number: int) -> int:
-        """How many pictures the `number`-th batch has."""
+        """How many images the `number`-th batch has."""
         return len(self.order.at(number))
 
     def captions(self, number: int) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class Dataset:
         )
 
     def _chances(self, number: int) -> list[list[float]]:
-        """Four chances from 0 to 1 for each picture of a batch: which caption, whether none, flipped, which variant."""
+        """Four chances from 0 to 1 for each image of a batch: which caption, whether none, flipped, which variant."""
         count = self.size(number)
         drawn: list[list[float]] = torch.rand(4, count, generator=generator(self.seed, "captions", number)).tolist()
         return drawn
@@ -170,15 +170,15 @@ def open_dataset(
     caption_dropout: float = 0.0, run_folder: Path | None = None, warn: Callable[[str], None] | None = None,
     tell: Callable[[str], None] | None = None, bar: bool = False, processes: Processes = ALONE,
 ) -> Dataset:  # fmt: skip
-    """The pictures of a recipe, encoded or found in the cache.
+    """The images of a recipe, encoded or found in the cache.
 
-    `seed` is the train stage's own; the variants of pictures hang on the recipe's, so that two stages share them.
+    `seed` is the train stage's own; the variants of images hang on the recipe's, so that two stages share them.
     `warn` is told of what is worth a warning, `tell` of what was done. Of several `processes` each encodes its share.
-    Raises StageError that names every picture that cannot be used.
+    Raises StageError that names every image that cannot be used.
     """
     read, data = read_examples(recipe, resolution), recipe.data
     if not read.rows and not read.problems:
-        raise StageError("there are no pictures; add a [[concept]] with images = a folder")
+        raise StageError("there are no images; add a [[concept]] with images = a folder")
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     odd = next((example.cut for example in read.rows if example.cut[0] % factor or example.cut[1] % factor), None)
     if odd is not None:
@@ -191,9 +191,9 @@ def open_dataset(
     latents.prepare(read.rows, read.problems, flip=flip, bar=bar, processes=processes)
     if tell is not None and not latents.fresh:
         misses, hits = (round(number) for number in processes.numbers([latents.misses, latents.hits]))
-        tell(f"{len(read.rows)} pictures: {misses} variants encoded, {hits} found encoded")
+        tell(f"{len(read.rows)} images: {misses} variants encoded, {hits} found encoded")
     if latents.unwritable is not None and warn is not None:
-        warn(f"encoded pictures are not kept on disk: {latents.unwritable}")
+        warn(f"encoded images are not kept on disk: {latents.unwritable}")
     order = Order(read.turns, [example.cut for example in read.rows], batch_size, seed)
     return Dataset(read.rows, order, latents, seed, flip=flip, caption_dropout=caption_dropout)
 
@@ -206,7 +206,7 @@ def portion(dataset: Dataset, numbers: range, processes: Processes, *, in_step: 
     """
     if processes.count == 1:
         return [dataset.at(number) for number in numbers]
-    with processes.together():  # a picture may have vanished
+    with processes.together():  # an image may have vanished
         sizes = [dataset.size(number) for number in numbers]
         parts = processes.shares(sizes)
         missing = _most(sizes, processes) - sum(map(_holds, parts)) if in_step else 0

@@ -8,12 +8,14 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..embeddings.placeholders import Replacer
 from ..recipe.model import Recipe
 from ..rng import generator
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,15 @@ class Turns:
 
 
 def turns_of(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) -> list[Turns]:
-    """The turns of every concept that has pictures; `captions` holds those of each picture of each concept.
+    """The turns of every concept that has images; `captions` holds those of each image of each concept.
 
     Examples are numbered through all concepts in their order. The recipe's `data.balance` is applied.
     """
-    counts = [len(pictures) for pictures in captions]
+    counts = [len(images) for images in captions]
     sizes = [concept.samples or count * concept.repeats for concept, count in zip(recipe.concepts, counts, strict=True)]
     factors = [[1] * count for count in counts]
-    if recipe.data.balance == "words":
-        factors = _word_factors(recipe, captions)
+    if recipe.data.balance == "embeddings":
+        factors = _embedding_factors(recipe, captions)
         sizes = [
             concept.samples or sum(row) * concept.repeats for concept, row in zip(recipe.concepts, factors, strict=True)
         ]
@@ -52,25 +54,27 @@ def turns_of(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) -> lis
     return turns
 
 
-def _word_factors(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) -> list[list[int]]:
-    """How many times each picture is shown so that every word is seen about as often as the most frequent one.
+def _embedding_factors(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) -> list[list[int]]:
+    """How many times each image is shown so that every embedding is seen about as often as the most frequent one.
 
-    A picture counts for a word by the share of its captions that hold it. With several words in one picture the
+    An image counts for an embedding by the share of its captions that hold it. With several embeddings in one image the
     rarest decides.
     """
-    replacer = Replacer([word.placeholder for word in recipe.words])
-    held = [[_shares(replacer, texts) for texts in pictures] for pictures in captions]
+    replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
+    held = [[_shares(replacer, texts) for texts in images] for images in captions]
     total: Counter[str] = Counter()
-    for concept, pictures in zip(recipe.concepts, held, strict=True):
-        for shares in pictures:
-            total.update({word: share * concept.repeats for word, share in shares.items()})
+    for concept, images in zip(recipe.concepts, held, strict=True):
+        for shares in images:
+            total.update({embedding: share * concept.repeats for embedding, share in shares.items()})
     most = max(total.values(), default=0)
-    return [[max([round(most / total[word]) for word in shares], default=1) for shares in row] for row in held]
+    return [
+        [max([round(most / total[embedding]) for embedding in shares], default=1) for shares in row] for row in held
+    ]
 
 
 def _shares(replacer: Replacer, texts: Sequence[str]) -> dict[str, float]:
-    found: Counter[str] = Counter(word for text in texts for word in set(replacer.words_in(text)))
-    return {word: count / len(texts) for word, count in found.items()}
+    found: Counter[str] = Counter(embedding for text in texts for embedding in set(replacer.embeddings_in(text)))
+    return {embedding: count / len(texts) for embedding, count in found.items()}
 
 
 def shown_counts(turns: Iterable[Turns]) -> dict[int, float]:
@@ -90,19 +94,19 @@ def batches_of(turns: Iterable[Turns], shapes: Sequence[Hashable], size: int) ->
     return sum(-(-round(times) // size) for times in by_shape.values())
 
 
-def word_counts(
+def embedding_counts(
     recipe: Recipe, captions: Sequence[Sequence[str]], turns: Iterable[Turns]
 ) -> dict[str, tuple[int, float]]:
-    """For each word the pictures that hold it, and how many times an epoch shows it on average.
+    """For each embedding the images that hold it, and how many times an epoch shows it on average.
 
-    `captions` holds those of each example; a picture with the word in half of its captions shows it half the time.
+    `captions` holds those of each example; an image with the embedding in half of its captions shows it half the time.
     """
-    replacer = Replacer([word.placeholder for word in recipe.words])
-    times, found = shown_counts(turns), {word.placeholder: (0, 0.0) for word in recipe.words}
+    replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
+    times, found = shown_counts(turns), {embedding.placeholder: (0, 0.0) for embedding in recipe.embeddings}
     for example, texts in enumerate(captions):
-        for word, share in _shares(replacer, texts).items():
-            pictures, shown = found[word]
-            found[word] = pictures + 1, shown + share * times.get(example, 0.0)
+        for embedding, share in _shares(replacer, texts).items():
+            images, shown = found[embedding]
+            found[embedding] = images + 1, shown + share * times.get(example, 0.0)
     return found
 
 
@@ -149,11 +153,11 @@ class Order:
             groups.setdefault(self.shapes[example], []).append(example)
         batches = []
         for group in groups.values():
-            mixed = [group[place] for place in torch.randperm(len(group), generator=draw).tolist()]
+            mixed = [group[place] for place in _shuffled(len(group), draw)]
             count = -(-len(mixed) // self.size)
             ends = [len(mixed) * part // count for part in range(count + 1)]
             batches += [tuple(mixed[begin:end]) for begin, end in pairwise(ends)]
-        return [batches[place] for place in torch.randperm(len(batches), generator=draw).tolist()]
+        return [batches[place] for place in _shuffled(len(batches), draw)]
 
     def _turn(self, concept: int, epoch: int) -> list[int]:
         """What one concept shows in an epoch: its share of an endless row of rounds, each round a shuffle of all."""
@@ -164,6 +168,14 @@ class Order:
         begin, end = epoch * turn.per_epoch, (epoch + 1) * turn.per_epoch
         row: list[int] = []
         for number in range(begin // length, -(-end // length)):
-            row += torch.randperm(length, generator=generator(self.seed, "turns", concept, number)).tolist()
+            row += _shuffled(length, generator(self.seed, "turns", concept, number))
         first = begin - begin // length * length
         return [turn.examples[place] for place in row[first : first + turn.per_epoch]]
+
+
+def _shuffled(count: int, draw: torch.Generator) -> list[int]:
+    """The numbers below `count` in a random order."""
+    import torch
+
+    order: list[int] = torch.randperm(count, generator=draw).tolist()
+    return order

@@ -1,4 +1,4 @@
-"""The files of a concept's folder: pictures, and what stands beside them. Opens none of them."""
+"""The files of a concept's folder: images, and what stands beside them. Opens none of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PICTURES = (
+IMAGES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif",
 )  # fmt: skip
 MASKS = ("-mask", ".mask", "-masklabel")  # x-mask.png is the mask of x.jpg; the last is OneTrainer's spelling
@@ -16,27 +16,25 @@ MASKS = ("-mask", ".mask", "-masklabel")  # x-mask.png is the mask of x.jpg; the
 
 @dataclass
 class Files:
-    """`pictures` in the order of their paths, without masks; `beside` finds files of the same stem."""
+    """`images` in the order of their paths, without masks; `beside` finds files of the same stem."""
 
-    pictures: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
     _known: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)
-    _masks: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)  # by the picture's folder and stem
+    _masks: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)  # by the image's folder and stem
 
-    def beside(self, picture: Path, *endings: str) -> list[Path]:
-        """Files beside the picture that are called as it is, with one of these endings (`.txt`, `-mask.png`)."""
-        return [
-            path for ending in endings for path in self._known.get((picture.parent, _key(picture.stem + ending)), ())
-        ]
+    def beside(self, image: Path, *endings: str) -> list[Path]:
+        """Files beside the image that are called as it is, with one of these endings (`.txt`, `-mask.png`)."""
+        return [path for ending in endings for path in self._known.get((image.parent, _key(image.stem + ending)), ())]
 
-    def mask(self, picture: Path) -> list[Path]:
-        """The masks beside a picture: none, one, or by mistake several."""
-        return self._masks.get((picture.parent, _key(picture.stem)), [])
+    def mask(self, image: Path) -> list[Path]:
+        """The masks beside an image: none, one, or by mistake several."""
+        return self._masks.get((image.parent, _key(image.stem)), [])
 
     def add(self, path: Path) -> None:
         """Take a file in."""
         self._known.setdefault((path.parent, _key(path.name)), []).append(path)
         for mark in MASKS:
-            if path.stem.endswith(mark) and path.name.lower().endswith(PICTURES):
+            if path.stem.endswith(mark) and path.name.lower().endswith(IMAGES):
                 self._masks.setdefault((path.parent, _key(path.stem.removesuffix(mark))), []).append(path)
 
 
@@ -50,9 +48,9 @@ def files_in(folder: Path, *, recursive: bool = False) -> Files:
     paths = sorted(_walk(folder, recursive, set()), key=lambda path: path.relative_to(folder).as_posix())
     for path in paths:
         found.add(path)
-    pictures = [path for path in paths if path.name.lower().endswith(PICTURES)]
-    masks = {mask for picture in pictures for mask in found.mask(picture)}
-    found.pictures = [path for path in pictures if path not in masks]
+    images = [path for path in paths if path.name.lower().endswith(IMAGES)]
+    masks = {mask for image in images for mask in found.mask(image)}
+    found.images = [path for path in images if path not in masks]
     return found
 
 

@@ -1,4 +1,4 @@
-"""A picture file as a viewer sees it, or refused by name. Needs Pillow, not torch."""
+"""An image file as a viewer sees it, or refused by name. Needs Pillow, not torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import StageError
-from .augment import Shape
+from .buckets import Shape
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
 ENDINGS = {
@@ -22,7 +22,7 @@ ENDINGS = {
     "BMP": (".bmp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",), "HEIF": (".heic", ".heif"),
 }  # fmt: skip
 SMALLEST = 8  # pixels a side: less shows nothing
-MOST_PIXELS = 64_000_000  # decoded, a picture takes up to sixteen bytes a pixel for a while
+MOST_PIXELS = 64_000_000  # decoded, an image takes up to sixteen bytes a pixel for a while
 _REDUCED = ("JPEG", "MPO")  # what can be decoded at a half, a quarter or an eighth of its size
 TURNED = (5, 6, 7, 8)  # EXIF marks by which width and height change places
 _UNREADABLE = (
@@ -34,7 +34,7 @@ _UNREADABLE = (
 def inspect_image(path: Path) -> tuple[Shape, str]:
     """Upright width and height, and the format by content, from the file's beginning alone.
 
-    Raises StageError for a file that is no picture, is too small to show anything, or holds several.
+    Raises StageError for a file that is no image, is too small to show anything, or holds several.
     """
     with _opened(path) as file:
         size = file.size[::-1] if _mark(file) in TURNED else file.size
@@ -47,7 +47,7 @@ def refuse_truncated(path: Path, kind: str) -> None:
     """StageError for a PNG, JPEG, WebP, GIF or BMP that ends before its end. Reads its last bytes; what these do not
     show to be whole is decoded."""
     if kind in _ENDS and not _ENDS[kind](*_edges(path)):
-        open_picture(path)
+        open_image(path)
 
 
 # kind: whether a file's first and last bytes, and its size, say that nothing of it is missing
@@ -71,17 +71,17 @@ def _edges(path: Path) -> tuple[bytes, bytes, int]:
 
 
 def _mark(file: Image.Image) -> int | None:
-    """The EXIF mark of how a picture is turned; of a PNG only one before the pixels: for others Pillow decodes it."""
+    """The EXIF mark of how an image is turned; of a PNG only one before the pixels: for others Pillow decodes it."""
     if file.format == "PNG" and not any("exif" in str(key).lower() for key in file.info):
         return None
     mark: int | None = file.getexif().get(0x0112)
     return mark
 
 
-def open_picture(path: Path) -> Image.Image:
-    """The picture turned by its EXIF mark, transparent parts on white, as 8-bit RGB.
+def open_image(path: Path) -> Image.Image:
+    """The image turned by its EXIF mark, transparent parts on white, as 8-bit RGB.
 
-    Raises StageError for a file that is no picture, is cut off, or holds several.
+    Raises StageError for a file that is no image, is cut off, or holds several.
     """
     upright = _upright(path)
     if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
@@ -91,13 +91,13 @@ def open_picture(path: Path) -> Image.Image:
     return upright.convert("RGB")
 
 
-def open_mask(path: Path, picture: Shape) -> Image.Image:
-    """A mask in 8-bit grey, in the size of its picture: white counts. StageError when its shape is another one."""
-    mask = open_picture(path).convert("L")
-    if abs(mask.width * picture[1] - picture[0] * mask.height) > 0.02 * mask.height * picture[1]:
-        sizes = f"{mask.width}x{mask.height}", f"{picture[0]}x{picture[1]}"
-        raise StageError(f"{path}: the mask is {sizes[0]}, its picture {sizes[1]}: they do not have the same shape")
-    return mask if mask.size == picture else mask.resize(picture, Image.Resampling.BILINEAR)
+def open_mask(path: Path, image: Shape) -> Image.Image:
+    """A mask in 8-bit grey, in the size of its image: white counts. StageError when its shape is another one."""
+    mask = open_image(path).convert("L")
+    if abs(mask.width * image[1] - image[0] * mask.height) > 0.02 * mask.height * image[1]:
+        sizes = f"{mask.width}x{mask.height}", f"{image[0]}x{image[1]}"
+        raise StageError(f"{path}: the mask is {sizes[0]}, its image {sizes[1]}: they do not have the same shape")
+    return mask if mask.size == image else mask.resize(image, Image.Resampling.BILINEAR)
 
 
 def open_alpha(path: Path) -> Image.Image:
@@ -136,22 +136,22 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise StageError(f"{path}: no regular file")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large pictures and damaged EXIF: both are handled or refused below
+            warnings.simplefilter("ignore")  # large images and damaged EXIF: both are handled or refused below
             with Image.open(path, formats=_formats()) as file:
                 if file.width * file.height > MOST_PIXELS and file.format not in _REDUCED:
                     most = f"at most {MOST_PIXELS // 1_000_000} million are decoded"
                     raise StageError(f"{path}: {file.width}x{file.height} pixels are too many; {most}, make it smaller")
                 frames = getattr(file, "n_frames", 1)
-                if frames > 1 and file.format != "MPO":  # telephones put a small second picture into a JPEG
+                if frames > 1 and file.format != "MPO":  # telephones put a small second image into a JPEG
                     kind = "pages" if file.format == "TIFF" else "frames of an animation"
-                    raise StageError(f"{path}: holds {frames} {kind}; give one picture a file")
+                    raise StageError(f"{path}: holds {frames} {kind}; give one image a file")
                 yield file
     except UnidentifiedImageError as error:
         raise StageError(f"{path}: {_unknown(path)}") from error
     except Image.DecompressionBombError as error:
         raise StageError(f"{path}: too large to be opened safely ({error}); make it smaller") from error
     except _UNREADABLE as error:
-        raise StageError(f"{path}: not a readable picture ({getattr(error, 'strerror', None) or error})") from error
+        raise StageError(f"{path}: not a readable image ({getattr(error, 'strerror', None) or error})") from error
 
 
 @cache
@@ -176,7 +176,7 @@ def _unknown(path: Path) -> str:
     if not head:
         return "the file is empty"
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"heis"):
-        return "a HEIC picture; pip install pillow-heif, or save it as PNG or JPEG"
+        return "a HEIC image; pip install pillow-heif, or save it as PNG or JPEG"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
-        return "an AVIF picture, which this Pillow cannot read; pip install -U pillow, or save it as PNG or JPEG"
-    return "this is no picture, whatever its name says"
+        return "an AVIF image, which this Pillow cannot read; pip install -U pillow, or save it as PNG or JPEG"
+    return "this is no image, whatever its name says"

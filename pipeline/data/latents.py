@@ -1,4 +1,4 @@
-"""Pictures through the VAE: once and kept, or anew each time they are shown."""
+"""Images through the VAE: once and kept, or anew each time they are shown."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..rng import generator
 from .augment import Variant, apply_variant, apply_variant_to_mask, drawn_variant, varies
 from .cache import Cache, Encoded, key_of, vae_identity
 from .examples import Example, content_of
-from .images import open_alpha, open_mask, open_picture
+from .images import open_alpha, open_image, open_mask
 
-HELD = 512 * 2**20  # bytes of encoded pictures held in memory; the rest is read from the cache when it is shown
-SHOWN = 20  # bad pictures that are named
+HELD = 512 * 2**20  # bytes of encoded images held in memory; the rest is read from the cache when it is shown
+SHOWN = 20  # bad images that are named
 
 
 class Latents:
     """What the VAE says of each variant of each example.
 
-    Pictures are encoded one by one: in a batch the last bits would depend on their neighbours. `hits` and `misses`
+    Images are encoded one by one: in a batch the last bits would depend on their neighbours. `hits` and `misses`
     count the variants that were found and those that had to be encoded; `unwritable` says why the cache takes no
     files, where it does not. With `fresh` nothing is kept and every showing is a variant of its own.
     """
@@ -47,15 +47,15 @@ class Latents:
     def prepare(
         self, examples: Sequence[Example], problems: list[str], *, flip: bool, bar: bool, processes: Processes = ALONE
     ) -> None:
-        """Encode what is not kept yet, each process its share of the pictures.
+        """Encode what is not kept yet, each process its share of the images.
 
-        StageError names these problems and all pictures that cannot be decoded.
+        StageError names these problems and all images that cannot be decoded.
 
-        With `fresh` nothing is encoded, but every picture is opened once, so that a bad one is found now.
+        With `fresh` nothing is encoded, but every image is opened once, so that a bad one is found now.
         """
         found = list(problems)
         mine = examples[processes.index :: processes.count]
-        with processes.together(), progress(len(mine), "encode", "picture", shown=bar, leave=False) as done:
+        with processes.together(), progress(len(mine), "encode", "image", shown=bar, leave=False) as done:
             for example in mine:
                 try:
                     self._prepare(example, flip, encode=not found and not self.fresh)
@@ -80,9 +80,9 @@ class Latents:
         lacking = [variant for variant in wanted if self.fresh or self._read(example, variant) is None]
         self.hits += len(wanted) - len(lacking)
         if lacking:
-            picture, mask = opened(example)
+            image, mask = opened(example)
             for variant in lacking if encode else ():
-                self._made(example, variant, picture, mask)
+                self._made(example, variant, image, mask)
 
     def _variant(self, example: Example, flip: bool, number: int) -> Variant:
         if not varies(example.concept):
@@ -109,8 +109,8 @@ class Latents:
         scale = 2 ** (len(config.block_out_channels) - 1)
         return int(config.latent_channels), height // scale, width // scale
 
-    def _made(self, example: Example, variant: Variant, picture: Image.Image, mask: Image.Image | None) -> Encoded:
-        encoded = encode(self.vae, example, variant, picture, mask)
+    def _made(self, example: Example, variant: Variant, image: Image.Image, mask: Image.Image | None) -> Encoded:
+        encoded = encode(self.vae, example, variant, image, mask)
         self.misses += 1
         if not self.fresh:
             key = self._key(example, variant)
@@ -133,29 +133,29 @@ def _has_mask(example: Example) -> bool:
 
 
 def opened(example: Example) -> tuple[Image.Image, Image.Image | None]:
-    """A picture and its mask, of the same size.
+    """An image and its mask, of the same size.
 
     Raises StageError when one of them cannot be read, or is not what it was when the run began.
     """
-    picture, mask = open_picture(example.picture), None
+    image, mask = open_image(example.image), None
     if example.mask is not None:
-        mask = open_mask(example.mask, picture.size)
+        mask = open_mask(example.mask, image.size)
     elif example.masked:
-        mask = open_alpha(example.picture)
-    if content_of(example.picture, example.mask, example.concept) != example.content:
+        mask = open_alpha(example.image)
+    if content_of(example.image, example.mask, example.concept) != example.content:
         said = "it, or its mask, has changed since the run began; put back what was there, or begin anew"
-        raise StageError(f"{example.picture}: {said}")
-    return picture, mask
+        raise StageError(f"{example.image}: {said}")
+    return image, mask
 
 
 @torch.no_grad()
-def encode(vae: Any, example: Example, variant: Variant, picture: Image.Image, mask: Image.Image | None) -> Encoded:
-    """One variant of a picture through the VAE, and the same part of its mask."""
-    values = apply_variant(picture, example.cut, variant)
+def encode(vae: Any, example: Example, variant: Variant, image: Image.Image, mask: Image.Image | None) -> Encoded:
+    """One variant of an image through the VAE, and the same part of its mask."""
+    values = apply_variant(image, example.cut, variant)
     told = vae.encode(values.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist
     mean, deviation = told.mean[0].float().cpu(), told.std[0].float().cpu()
     if not (mean.isfinite().all() and deviation.isfinite().all()):
-        raise StageError(f"{example.picture}: what the VAE says of it in {vae.dtype} is not finite; use model.dtype = "
+        raise StageError(f"{example.image}: what the VAE says of it in {vae.dtype} is not finite; use model.dtype = "
                          "'bfloat16' or 'float32'")  # fmt: skip
     part = None if mask is None else apply_variant_to_mask(mask, example.cut, variant, mean.shape[-2], mean.shape[-1])
     return Encoded(mean, deviation, part)

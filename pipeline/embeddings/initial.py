@@ -8,12 +8,12 @@ from typing import Any
 
 from ...converters.dtypes import convert
 from ...converters.embedding import Embedding
+from ...converters.embeddings import joined, names, own_embeddings
 from ...converters.errors import ConvertError
 from ...converters.read import recognised
 from ...converters.slots import UNNAMED, settle
 from ...converters.tensor import RawTensor
-from ...converters.words import joined, names, own_words
-from ..recipe.model import Word
+from ..recipe.model import EmbeddingSpec
 
 
 @dataclass(frozen=True)
@@ -70,33 +70,33 @@ def tokenize_initial(texts: Texts, text: str, tokens: int | None, pad_with: str)
     return InitialTokens(whole, texts.pieces(whole), len(kept), texts.pieces(ids[count:]), padded)
 
 
-def read_base(word: Word) -> Embedding:
-    """The embedding in the file that a word goes on from: the only one, or the one that `base_name` says.
+def read_base(embedding: EmbeddingSpec) -> Embedding:
+    """The embedding in the file that an embedding goes on from: the only one, or the one that `base_name` says.
 
     Raises ConvertError when the file cannot be read, holds no such embedding, or only vectors that stand behind an
     encoder, which cannot be trained before it.
     """
-    assert word.base is not None
-    found = recognised(word.base)
-    held = joined(own_words(found.contents), word.base, found)
+    assert embedding.base is not None
+    found = recognised(embedding.base)
+    held = joined(own_embeddings(found.contents), embedding.base, found)
     if not held:
-        raise ConvertError(f"{word.base}: holds no word")
-    fitting = [one for one in held if word.base_name in (None, one.name)]
+        raise ConvertError(f"{embedding.base}: holds no embedding")
+    fitting = [one for one in held if embedding.base_name in (None, one.name)]
     if not fitting:
-        raise ConvertError(f"{word.base}: has no word {word.base_name!r}; it has {names(held)}")
+        raise ConvertError(f"{embedding.base}: has no embedding {embedding.base_name!r}; it has {names(held)}")
     if len(fitting) > 1:
-        raise ConvertError(f"{word.base}: holds {names(fitting)}; say which with base_name")
+        raise ConvertError(f"{embedding.base}: holds {names(fitting)}; say which with base_name")
     return fitting[0]
 
 
 def base_vectors(
-    embedding: Embedding, word: Word, keys: Sequence[str], widths: Mapping[str, int] | None = None
+    loaded: Embedding, embedding: EmbeddingSpec, keys: Sequence[str], widths: Mapping[str, int] | None = None
 ) -> dict[str, RawTensor]:
-    """The embedding's float32 vectors by the keys of a model's encoders, but for those that it knows nothing of.
+    """The loaded's float32 vectors by the keys of a model's encoders, but for those that it knows nothing of.
 
     Raises ConvertError when none fits, or a width is another than `widths` says.
     """
-    settled = settle(embedding.vectors, widths) if widths else embedding.vectors
+    settled = settle(loaded.vectors, widths) if widths else loaded.vectors
     inputs = {key: raw for key, raw in settled.items() if not key.endswith("_out")}
     chosen = {key: inputs[key] for key in keys if key in inputs}
     if not chosen and len(inputs) == len(keys) == 1:  # SD 2's encoder is called clip_l in many files
@@ -104,32 +104,36 @@ def base_vectors(
         chosen = {keys[0]: raw} if key == UNNAMED or key[:4] == keys[0][:4] == "clip" else {}
     if not chosen:
         raise ConvertError(
-            f"{word.base}: has vectors for {', '.join(settled)}, and this model's encoders are {', '.join(keys)}"
+            f"{embedding.base}: has vectors for {', '.join(settled)}, and this model's encoders are {', '.join(keys)}"
         )
     for key, raw in chosen.items():
         if widths and raw.shape[-1] != widths[key]:
-            raise ConvertError(f"{word.base}: its vectors for {key} have {raw.shape[-1]} values, not {widths[key]}")
-    return {key: convert(raw, "F32", f"{embedding.name} {key}")[0] for key, raw in chosen.items()}
+            raise ConvertError(
+                f"{embedding.base}: its vectors for {key} have {raw.shape[-1]} values, not {widths[key]}"
+            )
+    return {key: convert(raw, "F32", f"{loaded.name} {key}")[0] for key, raw in chosen.items()}
 
 
-def start_tokens(texts: Texts, word: Word, pad_with: str, vectors: Mapping[str, RawTensor], key: str) -> InitialTokens:
-    """What one encoder starts a word from: rows of its base (id -1), or tokens of its initial text.
+def start_tokens(
+    texts: Texts, embedding: EmbeddingSpec, pad_with: str, vectors: Mapping[str, RawTensor], key: str
+) -> InitialTokens:
+    """What one encoder starts an embedding from: rows of its base (id -1), or tokens of its initial text.
 
-    `vectors` are its base's, empty for a word without one. An encoder of which the base knows nothing gets the initial
-    text, in as many tokens as the base has rows. Raises ValueError when the base has another number of rows than
-    `tokens`, and `resize` does not say to cut or pad.
+    `vectors` are its base's, empty for an embedding without one. An encoder of which the base knows nothing gets the
+    initial text, in as many tokens as the base has rows. Raises ValueError when the base has another number of rows
+    than `tokens`, and `resize` does not say to cut or pad.
     """
     rows = {one: raw.shape[0] for one, raw in vectors.items()}
     if key not in rows:
         return tokenize_initial(
-            texts, word.initial_text, word.tokens or max(rows.values(), default=0) or None, pad_with
+            texts, embedding.initial_text, embedding.tokens or max(rows.values(), default=0) or None, pad_with
         )
-    have, count = rows[key], word.tokens or rows[key]
-    if have > count and word.resize != "cut":
+    have, count = rows[key], embedding.tokens or rows[key]
+    if have > count and embedding.resize != "cut":
         raise ValueError(f"its base has {have} vectors and tokens = {count}; leave tokens out, or say resize = 'cut'")
-    if have < count and word.resize != "pad":
+    if have < count and embedding.resize != "pad":
         raise ValueError(f"its base has {have} vectors and tokens = {count}; leave tokens out, or say resize = 'pad'")
-    stem = word.base.stem if word.base else ""
+    stem = embedding.base.stem if embedding.base else ""
     pieces = [f"{stem}:{number}</w>" for number in range(1, have + 1)]
     padding = tokenize_initial(texts, "", max(1, count - have), pad_with)
     padded = max(0, count - have)
@@ -139,6 +143,11 @@ def start_tokens(texts: Texts, word: Word, pad_with: str, vectors: Mapping[str, 
     )  # fmt: skip
 
 
-def start_of(word: Word, keys: Sequence[str], widths: Mapping[str, int] | None = None) -> dict[str, RawTensor]:
-    """The vectors that a word goes on from, by encoder; none for a word without a base. Raises ConvertError."""
-    return base_vectors(read_base(word), word, keys, widths) if word.base is not None else {}
+def start_of(
+    embedding: EmbeddingSpec, keys: Sequence[str], widths: Mapping[str, int] | None = None
+) -> dict[str, RawTensor]:
+    """The vectors that an embedding goes on from, by encoder; none for an embedding without a base.
+
+    Raises ConvertError.
+    """
+    return base_vectors(read_base(embedding), embedding, keys, widths) if embedding.base is not None else {}

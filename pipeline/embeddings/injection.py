@@ -15,39 +15,39 @@ from ..errors import StageError
 from .placeholders import Replacer
 
 
-class WordRows:
-    """All taught vectors of one encoder.
+class EmbeddingRows:
+    """All trained vectors of one encoder.
 
     `values` is (rows, width) float32 and never requires a gradient itself: a step takes out the few rows its batch
-    holds as a leaf, so neither gradient nor time grows with the number of words. `spans` says which rows are whose; a
-    word may have none in this encoder, which then leaves it out of the text.
+    holds as a leaf, so neither gradient nor time grows with the number of embeddings. `spans` says which rows are
+    whose; a embedding may have none in this encoder, which then leaves it out of the text.
     """
 
     def __init__(self, vectors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
         self.spans: dict[str, range] = {}
         start = 0
-        for word, rows in vectors.items():
+        for embedding, rows in vectors.items():
             if rows.ndim != 2:
-                raise ValueError(f"{word}: vectors have shape {tuple(rows.shape)}, not (tokens, width)")
-            self.spans[word] = range(start, start + rows.shape[0])
+                raise ValueError(f"{embedding}: vectors have shape {tuple(rows.shape)}, not (tokens, width)")
+            self.spans[embedding] = range(start, start + rows.shape[0])
             start += rows.shape[0]
         self.values = torch.cat(list(vectors.values())).detach().to(device, torch.float32)
 
     def __len__(self) -> int:
         return self.values.shape[0]
 
-    def of(self, word: str) -> Tensor:
-        """The vectors of one word, (tokens, width) float32: a view, not a copy."""
-        span = self.spans[word]
+    def of(self, embedding: str) -> Tensor:
+        """The vectors of one embedding, (tokens, width) float32: a view, not a copy."""
+        span = self.spans[embedding]
         return self.values[span.start : span.stop]
 
-    def index(self, words: Iterable[str]) -> list[int]:
-        """Row numbers of these words, in the order given."""
-        return [row for word in words for row in self.spans[word]]
+    def index(self, embeddings: Iterable[str]) -> list[int]:
+        """Row numbers of these embeddings, in the order given."""
+        return [row for embedding in embeddings for row in self.spans[embedding]]
 
 
-class WordTokenizer:
-    """A tokenizer that knows the active words: each placeholder becomes its slots before the text is tokenized.
+class EmbeddingTokenizer:
+    """A tokenizer that knows the active embeddings: each placeholder becomes its slots before the text is tokenized.
 
     Everything but the call and `tokenize` is the wrapped tokenizer's own.
     """
@@ -60,11 +60,11 @@ class WordTokenizer:
         self.first_slot = len(tokenizer)
 
     def activate(self, slots: Mapping[str, Sequence[int]]) -> None:
-        """From now on each of these words is spelled by these slots; other placeholders stay plain text."""
+        """From now on each of these embeddings is spelled by these slots; other placeholders stay plain text."""
         need = 1 + max((slot for numbers in slots.values() for slot in numbers), default=-1)
         if need > len(self._slots):
             self._add_slots(need - len(self._slots))
-        self._texts = {word: "".join(self._slots[n] for n in numbers) for word, numbers in slots.items()}
+        self._texts = {embedding: "".join(self._slots[n] for n in numbers) for embedding, numbers in slots.items()}
 
     def _add_slots(self, count: int) -> None:
         from tokenizers import AddedToken
@@ -73,7 +73,9 @@ class WordTokenizer:
         self._inner.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
         given = self._inner.convert_tokens_to_ids(names)
         if given != [self.first_slot + len(self._slots) + number for number in range(count)]:
-            raise StageError("this tokenizer does not number new tokens from its end on, so no word can be injected")
+            raise StageError(
+                "this tokenizer does not number new tokens from its end on, so no embedding can be injected"
+            )
         self._slots += names
 
     def spelled(self, text: str) -> str:
@@ -146,28 +148,28 @@ class Encoder:
 
 @dataclass(frozen=True, eq=False)
 class _Injected:
-    """One encoder with its words in it, and what must be put back."""
+    """One encoder with its embeddings in it, and what must be put back."""
 
     encoder: Encoder
-    rows: WordRows
+    rows: EmbeddingRows
     table: SlotTable
-    tokenizer: WordTokenizer
+    tokenizer: EmbeddingTokenizer
     places: tuple[tuple[nn.Module, str, nn.Module], ...]
     end_tokens: tuple[tuple[nn.Module, int], ...]
 
 
 class Injection:
-    """The words of a run inside a pipeline, from `inject` to `eject`."""
+    """The embeddings of a run inside a pipeline, from `inject` to `eject`."""
 
-    def __init__(self, pipe: Any, encoders: Sequence[Encoder], rows: Mapping[str, WordRows]) -> None:
-        self.words: tuple[str, ...] = tuple(next(iter(rows.values())).spans)
-        self._order = {word: number for number, word in enumerate(self.words)}
-        self.replacer = Replacer(self.words)
+    def __init__(self, pipe: Any, encoders: Sequence[Encoder], rows: Mapping[str, EmbeddingRows]) -> None:
+        self.embeddings: tuple[str, ...] = tuple(next(iter(rows.values())).spans)
+        self._order = {embedding: number for number, embedding in enumerate(self.embeddings)}
+        self.replacer = Replacer(self.embeddings)
         self._pipe = pipe
         self._injected = {encoder.key: self._put_in(encoder, rows[encoder.key]) for encoder in encoders}
 
-    def _put_in(self, encoder: Encoder, rows: WordRows) -> _Injected:
-        tokenizer = WordTokenizer(encoder.tokenizer, self.replacer)
+    def _put_in(self, encoder: Encoder, rows: EmbeddingRows) -> _Injected:
+        tokenizer = EmbeddingTokenizer(encoder.tokenizer, self.replacer)
         base = encoder.module.get_input_embeddings()  # type: ignore[operator]
         table = SlotTable(base, tokenizer.first_slot)
         places = _places(encoder.module, base)
@@ -177,37 +179,37 @@ class Injection:
         return _Injected(encoder, rows, table, tokenizer, places, _mend_end_token(encoder))
 
     @property
-    def rows(self) -> dict[str, WordRows]:
+    def rows(self) -> dict[str, EmbeddingRows]:
         """Encoder key to its new rows."""
         return {key: one.rows for key, one in self._injected.items()}
 
-    def words_in(self, texts: Iterable[str]) -> list[str]:
-        """The words these texts hold, each once, in the order in which the run declares them."""
-        found = {word for text in texts for word in self.replacer.words_in(text)}
+    def embeddings_in(self, texts: Iterable[str]) -> list[str]:
+        """The embeddings these texts hold, each once, in the order in which the run declares them."""
+        found = {embedding for text in texts for embedding in self.replacer.embeddings_in(text)}
         return sorted(found, key=self._order.__getitem__)
 
     def activate(self, texts: Iterable[str], *, train: bool = False) -> dict[str, ActiveRows]:
-        """Make the words that these texts hold usable in prompts, and no others; see `take`."""
-        return self.take(self.words_in(texts), train=train)
+        """Make the embeddings that these texts hold usable in prompts, and no others; see `take`."""
+        return self.take(self.embeddings_in(texts), train=train)
 
-    def take(self, words: Sequence[str], *, train: bool) -> dict[str, ActiveRows]:
-        """Take the rows of these words out of the tables; with `train`, as leaves that collect a gradient.
+    def take(self, embeddings: Sequence[str], *, train: bool) -> dict[str, ActiveRows]:
+        """Take the rows of these embeddings out of the tables; with `train`, as leaves that collect a gradient.
 
         Returns encoder key to the rows taken out: call once for all micro-batches of one optimizer step. Costs as
-        much as these words have rows, whatever the number of words in the run.
+        much as these embeddings have rows, whatever the number of embeddings in the run.
         """
-        return {key: self._activate(one, words, train) for key, one in self._injected.items()}
+        return {key: self._activate(one, embeddings, train) for key, one in self._injected.items()}
 
-    def _activate(self, one: _Injected, words: Sequence[str], train: bool) -> ActiveRows:
+    def _activate(self, one: _Injected, embeddings: Sequence[str], train: bool) -> ActiveRows:
         slots: dict[str, range] = {}
-        for word in words:
+        for embedding in embeddings:
             start = sum(len(numbers) for numbers in slots.values())
-            slots[word] = range(start, start + len(one.rows.spans[word]))
-        index = torch.tensor(one.rows.index(words), dtype=torch.long, device=one.rows.values.device)
+            slots[embedding] = range(start, start + len(one.rows.spans[embedding]))
+        index = torch.tensor(one.rows.index(embeddings), dtype=torch.long, device=one.rows.values.device)
         leaf = one.rows.values[index].requires_grad_(train)
         one.table.active = leaf
         one.tokenizer.activate(slots)
-        return ActiveRows(tuple(words), index, leaf)
+        return ActiveRows(tuple(embeddings), index, leaf)
 
     def eject(self) -> None:
         """Put encoders and tokenizers back as they were. Doing so twice does no harm."""
@@ -216,7 +218,7 @@ class Injection:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Encoders and tokenizers as they were, for as long as this lasts; then the words are in them again."""
+        """Encoders and tokenizers as they were, for as long as this lasts; then the embeddings are in them again."""
         self._take_out()
         try:
             yield
@@ -239,9 +241,9 @@ class Injection:
 
 @dataclass(frozen=True, eq=False)
 class ActiveRows:
-    """The rows one step uses: `leaf` is (active rows, width) float32, `index` their row numbers in `WordRows`."""
+    """The rows one step uses: `leaf` is (active rows, width) float32, `index` their row numbers in `EmbeddingRows`."""
 
-    words: tuple[str, ...]
+    embeddings: tuple[str, ...]
     index: Tensor
     leaf: Tensor
 
@@ -260,8 +262,8 @@ def _mend_end_token(encoder: Encoder) -> tuple[tuple[nn.Module, int], ...]:
     """Make the encoder pool at its end token while slots are in use; return what to put back.
 
     Models made before transformers 4.31 say `eos_token_id = 2`, which makes transformers pool at the *largest* id.
-    Slot ids are larger than the end token's, so the pooled vector would come from a word. Looking for the end token
-    itself finds the same position in every text without slots.
+    Slot ids are larger than the end token's, so the pooled vector would come from an embedding. Looking for the end
+    token itself finds the same position in every text without slots.
     """
     wrong = [m for m in encoder.module.modules() if getattr(m, "eos_token_id", None) == 2]
     for module in wrong:

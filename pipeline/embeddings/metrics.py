@@ -30,7 +30,7 @@ def nearest_tokens(vectors: Tensor, table: Tensor, count: int = 3) -> list[list[
 
 
 def vector_metrics(encoders: Sequence[Encoder], injection: Injection, start: Embedding) -> dict[str, Any]:
-    """Norm of each vector of a word, its way from `start`, and the nearest token, per encoder.
+    """Norm of each vector of an embedding, its way from `start`, and the nearest token, per encoder.
 
     It is told of the vectors that stand in the tables: while they train, those that take the steps, not their averages.
     """

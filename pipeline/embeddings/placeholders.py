@@ -1,10 +1,10 @@
 """Finds and replaces placeholders in captions and prompts.
 
-A text is cut into units: words (letters, digits, `_`, and the marks on them), runs of blanks, and single other
+A text is cut into units: embeddings (letters, digits, `_`, and the marks on them), runs of blanks, and single other
 characters. A placeholder stands where its units stand in a row, so `cat` is not in `category` nor in `my_cat`, but it
 is in `cat's` and `(cat)`, and `<emblem>` is found glued to anything. Blanks of any length are one blank. Case makes no
-difference, as CLIP's tokenizers lower-case every text and the programs that load the words match what those give.
-In scripts without blanks a word is a whole run of letters.
+difference, as CLIP's tokenizers lower-case every text and the programs that load the embeddings match what those give.
+In scripts without blanks an embedding is a whole run of letters.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ _JOINER, _NON_JOINER = "\u200d", "\u200c"
 
 
 class Found(NamedTuple):
-    """One placeholder in a text: `text[start:end]` stands for `word`."""
+    """One placeholder in a text: `text[start:end]` stands for `embedding`."""
 
     start: int
     end: int
-    word: str
+    embedding: str
 
 
 class Replacer:
     """Knows a set of placeholders; the work for a text does not grow with their number."""
 
-    def __init__(self, words: Iterable[str]) -> None:
-        """ValueError when a placeholder is blank or two are the same word but for case and blanks."""
-        self.words = tuple(dict.fromkeys(words))
+    def __init__(self, embeddings: Iterable[str]) -> None:
+        """ValueError when a placeholder is blank or two are the same embedding but for case and blanks."""
+        self.embeddings = tuple(dict.fromkeys(embeddings))
         self._lengths: dict[str, list[int]] = {}  # of the placeholders that begin with a unit, longest first
         self._spelled: dict[tuple[str, ...], str] = {}
-        for word in self.words:
-            units = spelling(word)
+        for embedding in self.embeddings:
+            units = spelling(embedding)
             if not units:
-                raise ValueError(f"a placeholder must not be blank: {word!r}")
+                raise ValueError(f"a placeholder must not be blank: {embedding!r}")
             if units in self._spelled:
-                raise ValueError(f"two placeholders are the same word: {self._spelled[units]!r} and {word!r}")
-            self._spelled[units] = word
+                raise ValueError(f"two placeholders are the same embedding: {self._spelled[units]!r} and {embedding!r}")
+            self._spelled[units] = embedding
             lengths = self._lengths.setdefault(units[0], [])
             if len(units) not in lengths:
                 lengths.append(len(units))
@@ -57,8 +57,8 @@ class Replacer:
             if match is None:
                 at += 1
                 continue
-            length, word = match
-            found.append(Found(units[at][0], units[at + length - 1][1], word))
+            length, embedding = match
+            found.append(Found(units[at][0], units[at + length - 1][1], embedding))
             at += length
         return found
 
@@ -69,15 +69,15 @@ class Replacer:
                 return length, self._spelled[units]
         return None
 
-    def words_in(self, text: str) -> list[str]:
+    def embeddings_in(self, text: str) -> list[str]:
         """The placeholders that the text holds, each once, in the order of their first place."""
-        return list(dict.fromkeys(found.word for found in self.find(text)))
+        return list(dict.fromkeys(found.embedding for found in self.find(text)))
 
     def count(self, text: str) -> dict[str, int]:
         """How often the text holds each placeholder; those it does not hold are left out."""
         numbers: dict[str, int] = {}
         for found in self.find(text):
-            numbers[found.word] = numbers.get(found.word, 0) + 1
+            numbers[found.embedding] = numbers.get(found.embedding, 0) + 1
         return numbers
 
     def replace(self, text: str, texts: Mapping[str, str]) -> str:
@@ -88,8 +88,8 @@ class Replacer:
         """
         parts, end = [], 0
         for found in self.find(text):
-            if found.word in texts:
-                parts += [text[end : found.start], texts[found.word]]
+            if found.embedding in texts:
+                parts += [text[end : found.start], texts[found.embedding]]
                 end = found.end
         return "".join([*parts, text[end:]])
 
@@ -99,10 +99,10 @@ def replace(text: str, texts: Mapping[str, str]) -> str:
     return Replacer(texts).replace(text, texts)
 
 
-@lru_cache(maxsize=100_000)  # asked again and again for the same thousands of words
-def spelling(word: str) -> tuple[str, ...]:
+@lru_cache(maxsize=100_000)  # asked again and again for the same thousands of embeddings
+def spelling(embedding: str) -> tuple[str, ...]:
     """The units by which a placeholder is recognised: two with the same spelling cannot be told apart."""
-    return tuple(key for _, _, key in _units(word.strip()))
+    return tuple(key for _, _, key in _units(embedding.strip()))
 
 
 def _units(text: str) -> list[tuple[int, int, str]]:

@@ -19,11 +19,11 @@ def note(
     kind: str,
     program: Program | None = None,
     written: Written | None = None,
-    word: str | None = None,
+    embedding: str | None = None,
     trigger: str | None = None,
-    words: Sequence[str] = (),
+    embeddings: Sequence[str] = (),
 ) -> None:
-    """Add a file's row: `kind` is word, pack (of `words`), lora, bundle, model or text."""
+    """Add a file's row: `kind` is embedding, pack (of `embeddings`), lora, bundle, model or text."""
     put = None
     if program is not None and kind != "text":
         as_lora = kind in ("bundle", "lora") or (kind == "pack" and program.several == "bundle")
@@ -37,10 +37,10 @@ def note(
         "dialect": written.dialect if written else None,
         "trigger": written.trigger if written else trigger,
         "put_in": put,
-        "word": word,
+        "embedding": embedding,
     }
-    if words:
-        row["words"] = list(words)
+    if embeddings:
+        row["embeddings"] = list(embeddings)
     run.artefacts.append(row)
 
 
@@ -59,25 +59,26 @@ def count(run: Run, declared: int) -> dict[str, int]:
     return {"exports_declared": declared, "exports_verified": len(whole)}
 
 
-def count_words(run: Run, files: Mapping[str, Path]) -> dict[str, dict[str, int]]:
-    """The words that the recipe declares against those that have a file, and whose file has the hash it was noted with.
+def count_embeddings(run: Run, files: Mapping[str, Path]) -> dict[str, dict[str, int]]:
+    """The embeddings that the recipe declares against those that have a file, and whose file has the hash it was noted
+    with.
 
     StageError unless all three are the same.
     """
-    declared = [word.placeholder for word in run.recipe.words]
+    declared = [embedding.placeholder for embedding in run.recipe.embeddings]
     exported = {name: files[name].relative_to(run.folder).as_posix() for name in declared if name in files}
     paths = set(exported.values())
     held = {
-        row["path"]: set(row.get("words", (row["word"],)))
+        row["path"]: set(row.get("embeddings", (row["embedding"],)))
         for row in run.artefacts
-        if row["kind"] in ("word", "pack") and row["path"] in paths and _there(run.folder, row)
+        if row["kind"] in ("embedding", "pack") and row["path"] in paths and _there(run.folder, row)
     }
     whole = {name for name, path in exported.items() if name in held.get(path, ())}
     missing = sorted(set(declared) - whole)
     if missing:
         names = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise StageError(f"{len(declared)} words are declared, {len(whole)} are exported and whole; not {names}")
-    return {"words": {"declared": len(declared), "exported": len(exported), "verified": len(whole)}}
+        raise StageError(f"{len(declared)} embeddings are declared, {len(whole)} are exported and whole; not {names}")
+    return {"embeddings": {"declared": len(declared), "exported": len(exported), "verified": len(whole)}}
 
 
 def require_artefacts(folder: Path, artefacts: Sequence[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Words whose training is over, exported at once: what stops the run later takes nothing of them."""
+"""Embeddings whose training is over, exported at once: what stops the run later takes nothing of them."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from typing import Any
 
 from ...converters.atomic import Batch, batch
 from ...converters.embedding import Contents, Embedding
-from ...converters.write import Written, add_words, stems_for
+from ...converters.write import Written, add_embeddings, stems_for
 from ..run.context import Run
 from ..run_folder import bounded_json, misfit
 from ..tensors import to_raw
-from ..train.embeddings import WordTrainer
+from ..train.embeddings import EmbeddingTrainer
 from .standalone import add_standalone, standalone_stems, widths, with_metadata
 from .tensors import in_dtype
 
 FOLDER, LEDGER = "finished", "finished.jsonl"
-_LINE = {"word": str, "stage": int, "step": int, "sha256": str, "files": [str]}
+_LINE = {"embedding": str, "stage": int, "step": int, "sha256": str, "files": [str]}
 
 
 class Finished:
-    """Writes `finished/` of a run's folder: the files that the export stage will write of these words, as they stop.
+    """Writes `finished/` of a run's folder: the files that the export stage will write of these embeddings, as they
+    stop.
 
-    Where that writes packs, a word has one plain file here. A line of `finished.jsonl` says of each word that its
-    files are there, whole, and after which step it stopped. A run that goes on after a kill stops the word at that
-    step again and writes nothing anew, unless the values differ, which it says.
+    Where that writes packs, an embedding has one plain file here. A line of `finished.jsonl` says of each embedding
+    that its files are there, whole, and after which step it stopped. A run that goes on after a kill stops the
+    embedding at that step again and writes nothing anew, unless the values differ, which it says.
     """
 
     def __init__(self, run: Run, contents: Contents, last: Callable[[Contents], Contents]) -> None:
-        """`last` does to words what later stages do to them (rescale)."""
+        """`last` does to embeddings what later stages do to them (rescale)."""
         self.run, self.last, self.folder = run, last, run.folder / FOLDER
-        self.words = {word.name: word for word in contents.embeddings}
+        self.embeddings = {embedding.name: embedding for embedding in contents.embeddings}
         self.options = _options(run)
         self.lines = dict(_read(self.folder)) if self.options and run.processes.main else {}
         self._done = 0  # how many of those that have stopped were looked at
@@ -46,23 +47,28 @@ class Finished:
 
     @property
     def recorded(self) -> dict[str, int]:
-        """The step after which each word stopped, as an earlier process of this run wrote it down."""
-        return {word: line["step"] for word, line in self.lines.items() if line["stage"] == self.run.stage + 1}
+        """The step after which each embedding stopped, as an earlier process of this run wrote it down."""
+        return {
+            embedding: line["step"] for embedding, line in self.lines.items() if line["stage"] == self.run.stage + 1
+        }
 
-    def write(self, trainer: WordTrainer | None) -> None:
-        """Export the words that have stopped since the last call; what that costs depends on these alone."""
+    def write(self, trainer: EmbeddingTrainer | None) -> None:
+        """Export the embeddings that have stopped since the last call; what that costs depends on these alone."""
         if trainer is None or self.options is None or len(trainer.stopped_at) == self._done:
             return
         newest = islice(reversed(trainer.stopped_at.items()), len(trainer.stopped_at) - self._done)
         stopped = dict(reversed(list(newest)))  # which are noted as they stop
         rows = trainer.injection.rows
-        taught = tuple(
-            replace(self.words[name], vectors={key: to_raw(rows[key].of(name)) for key in self.words[name].vectors})
+        trained = tuple(
+            replace(
+                self.embeddings[name],
+                vectors={key: to_raw(rows[key].of(name)) for key in self.embeddings[name].vectors},
+            )
             for name in stopped
         )
-        final = self.last(Contents(taught)).embeddings
-        digests = {word.name: _digest(word) for word in final}
-        new = [word for word in final if not self._is_there(word.name, digests[word.name])]
+        final = self.last(Contents(trained)).embeddings
+        digests = {embedding.name: _digest(embedding) for embedding in final}
+        new = [embedding for embedding in final if not self._is_there(embedding.name, digests[embedding.name])]
         again = [name for name, digest in digests.items() if self.lines.get(name, {}).get("sha256", digest) != digest]
         if again:
             names = ", ".join(again[:5]) + (f" and {len(again) - 5} more" if len(again) > 5 else "")
@@ -72,45 +78,51 @@ class Finished:
         self._done += len(stopped)
 
     def _written(
-        self, words: list[Embedding], stopped: dict[str, int], digests: dict[str, str]
+        self, embeddings: list[Embedding], stopped: dict[str, int], digests: dict[str, str]
     ) -> Iterator[list[dict[str, Any]]]:
-        """Write a few hundred words at a time; give the ledger's lines of those whose files are there."""
+        """Write a few hundred embeddings at a time; give the ledger's lines of those whose files are there."""
         assert self.options is not None
         if not self._stems:
-            self._stems = {"": standalone_stems(self.run, list(self.words))} | {
-                target: stems_for(self.words, target, self.run.model.family) for target in self._targets()
+            self._stems = {"": standalone_stems(self.run, list(self.embeddings))} | {
+                target: stems_for(self.embeddings, target, self.run.model.family) for target in self._targets()
             }
-        for start in range(0, len(words), 256):
-            part = words[start : start + 256]
+        for start in range(0, len(embeddings), 256):
+            part = embeddings[start : start + 256]
             ready = in_dtype(with_metadata(self.run, Contents(tuple(part))), self.options["dtype"], self.run).embeddings
             there: dict[str, list[str]] = {}
             with batch(overwrite=True) as files:
-                for word in ready:
-                    written = self._add(files, word)
-                    there[word.name] = [one.path.relative_to(self.folder).as_posix() for one in written]
+                for embedding in ready:
+                    written = self._add(files, embedding)
+                    there[embedding.name] = [one.path.relative_to(self.folder).as_posix() for one in written]
             yield [
-                {"word": word.name, "stage": self.run.stage + 1, "step": stopped[word.name],
-                 "sha256": digests[word.name], "files": there[word.name]}
-                for word in part
+                {"embedding": embedding.name, "stage": self.run.stage + 1, "step": stopped[embedding.name],
+                 "sha256": digests[embedding.name], "files": there[embedding.name]}
+                for embedding in part
             ]  # fmt: skip
 
-    def _add(self, files: Batch, word: Embedding) -> list[Written]:
+    def _add(self, files: Batch, embedding: Embedding) -> list[Written]:
         assert self.options is not None
         place, family = self.folder / f"{self.run.recipe.name}_embeddings", self.run.model.family
-        written = add_standalone(self.run, files, word, place, self._stems[""])
+        written = add_standalone(self.run, files, embedding, place, self._stems[""])
         for target in self._targets():
-            written += add_words(
-                files, [word], target, family, self.folder / target, widths=widths(self.run), stems=self._stems[target]
+            written += add_embeddings(
+                files,
+                [embedding],
+                target,
+                family,
+                self.folder / target,
+                widths=widths(self.run),
+                stems=self._stems[target],
             )
         return written
 
     def _targets(self) -> Sequence[str]:
-        """The programs that have a file a word."""
+        """The programs that have a file an embedding."""
         return self.options["targets"] if self.options is not None and self.options["files"] == "each" else ()
 
-    def _is_there(self, word: str, digest: str) -> bool:
-        """Whether the word's files are there, with these values."""
-        line = self.lines.get(word, {})
+    def _is_there(self, embedding: str, digest: str) -> bool:
+        """Whether the embedding's files are there, with these values."""
+        line = self.lines.get(embedding, {})
         return line.get("sha256") == digest and all((self.folder / path).is_file() for path in line["files"])
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
@@ -118,7 +130,7 @@ class Finished:
             file.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
-        self.lines |= {line["word"]: line for line in lines}
+        self.lines |= {line["embedding"]: line for line in lines}
 
 
 def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -131,37 +143,37 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except FileNotFoundError:
         return
     for line in text[:whole].splitlines():
-        with suppress(ValueError):  # a power cut leaves zeros; the word is exported anew
+        with suppress(ValueError):  # a power cut leaves zeros; the embedding is exported anew
             row = bounded_json(line)
             if misfit(row, _LINE) is None:
-                yield row["word"], row
+                yield row["embedding"], row
 
 
 def _options(run: Run) -> dict[str, Any] | None:
-    """How the words will be exported; None where they are not, or a later stage trains them again."""
+    """How the embeddings will be exported; None where they are not, or a later stage trains them again."""
     later = run.recipe.stages[run.stage + 1 :]
     if any(stage.kind == "train" and stage.options["embeddings"] for stage in later):
         return None
     return next((stage.options for stage in later if stage.kind == "export"), None)
 
 
-def _digest(word: Embedding) -> str:
+def _digest(embedding: Embedding) -> str:
     digest = hashlib.sha256()
-    for key, raw in sorted(word.vectors.items()):
+    for key, raw in sorted(embedding.vectors.items()):
         digest.update(f"{key} {raw.dtype} {raw.shape} ".encode())
         digest.update(raw.data)
     return digest.hexdigest()
 
 
 def finished_facts(run: Run, contents: Contents) -> dict[str, Any]:
-    """For the manifest, how many words are in `finished/`, and whether the verified exports of `contents` replace it:
-    all of them have the very values that they were finished with."""
+    """For the manifest, how many embeddings are in `finished/`, and whether the verified exports of `contents` replace
+    it: all of them have the very values that they were finished with."""
     lines = dict(_read(run.folder / FOLDER))
-    now = {word.name: word for word in contents.embeddings}
+    now = {embedding.name: embedding for embedding in contents.embeddings}
     same = all(name in now and line["sha256"] == _digest(now[name]) for name, line in lines.items())
     if not same:
-        run.warnings.append("finished/ stays: not all of its words are exported as they were finished")
-    return {"finished": {"words": len(lines), "removed": same}} if lines else {}
+        run.warnings.append("finished/ stays: not all of its embeddings are exported as they were finished")
+    return {"finished": {"embeddings": len(lines), "removed": same}} if lines else {}
 
 
 def remove_finished(folder: Path) -> None:

@@ -17,14 +17,15 @@ from .packs import Pack
 
 @dataclass(frozen=True)
 class Files:
-    """What was written for one program: standalone words by name or packs, the LoRA, words in it, a script, the model.
+    """What was written for one program: standalone embeddings by name or packs, the LoRA, embeddings in it, a script,
+    the model.
 
     LoRA, `model_folder` and `model_file` are paths relative to the program's own folder of the export, as is `alone`:
-    files that have the words which are `bundled`, by name, with what is typed. `fits` says if few models take them,
-    `lost` what the program does not use of the LoRA.
+    files that have the embeddings which are `bundled`, by name, with what is typed. `fits` says if few models take
+    them, `lost` what the program does not use of the LoRA.
     """
 
-    words: dict[str, tuple[Written, ...]]
+    embeddings: dict[str, tuple[Written, ...]]
     lora: str | None
     bundled: tuple[str, ...] = ()
     script: str | None = None
@@ -49,7 +50,7 @@ def guide_text(program: Program, files: Files) -> str:
         first,
         script,
         _model(program, files),
-        _words(program, files),
+        _embeddings(program, files),
         _packs(program, files),
         _lora(program, files),
     )
@@ -68,21 +69,21 @@ def _model(program: Program, files: Files) -> list[str]:
         lines.append(program.how[way].format(files=ways[way]))
     else:
         lines.append(f"{ways[way]} is a folder for diffusers; 'file' in the export stage's `model` writes one file.")
-    if files.words or files.packs:
-        lines.append("The words were trained with this model; with others they mean less.")
+    if files.embeddings or files.packs:
+        lines.append("The embeddings were trained with this model; with others they mean less.")
     return lines
 
 
-def _words(program: Program, files: Files) -> list[str]:
+def _embeddings(program: Program, files: Files) -> list[str]:
     lines = []
-    for name, written in files.words.items():
-        lines.append(_word(program, name, " and ".join(one.path.name for one in written), written[0].trigger))
+    for name, written in files.embeddings.items():
+        lines.append(_embedding(program, name, " and ".join(one.path.name for one in written), written[0].trigger))
         lines += [f"  note: {loss}" for one in written[:1] for loss in one.losses]
     return lines
 
 
-def _word(program: Program, name: str, paths: str, trigger: str) -> str:
-    said = program.how["word"].format(files=paths, type=trigger)
+def _embedding(program: Program, name: str, paths: str, trigger: str) -> str:
+    said = program.how["embedding"].format(files=paths, type=trigger)
     return said if name in trigger else f"{said}  (for {name})"
 
 
@@ -92,10 +93,10 @@ def _packs(program: Program, files: Files) -> list[str]:
         names = " and ".join(one.path.name for one in pack.files)
         typed = pack.files[0].trigger
         how = program.how["lora"].format(files=names, type=typed)
-        if files.script is not None:  # of a file of several words no loader reads more than one by itself
+        if files.script is not None:  # of a file of several embeddings no loader reads more than one by itself
             how = f"{files.script} loads {names}; in prompts type  {typed}"
-        lines.append(f"{_span(pack.words)}: {how}")
-    return [*lines, "pivotune split writes each word into a file of its own, for any program."] if lines else []
+        lines.append(f"{_span(pack.embeddings)}: {how}")
+    return [*lines, "pivotune split writes each embedding into a file of its own, for any program."] if lines else []
 
 
 def _lora(program: Program, files: Files) -> list[str]:
@@ -105,21 +106,29 @@ def _lora(program: Program, files: Files) -> list[str]:
         how = program.how["lora"].format(files=files.lora, type=f"<lora:{Path(files.lora).stem}:1>")
         return ["The LoRA:", how, *(f"  note: {loss}" for loss in files.lost)]
     how = program.how["lora"].format(files=files.lora, type=bundle_trigger(files.lora, files.bundled))
-    lines = ["The LoRA, with the words in it:", how, f"The words work {program.words_in_loras.removeprefix('yes, ')}."]
+    lines = [
+        "The LoRA, with the embeddings in it:",
+        how,
+        f"The embeddings work {program.embeddings_in_loras.removeprefix('yes, ')}.",
+    ]
     lines += [f"  note: {loss}" for loss in files.lost]
     if files.alone:
-        lines += ["", "The words without the LoRA:"]
-        lines += [_word(program, name, path, typed) for name, (path, typed) in files.alone.items()]
+        lines += ["", "The embeddings without the LoRA:"]
+        lines += [_embedding(program, name, path, typed) for name, (path, typed) in files.alone.items()]
     return lines
 
 
-def _span(words: Sequence[str]) -> str:
-    return f"{len(words):,} words, {words[0]} to {words[-1]}" if len(words) > 1 else words[0]
+def _span(embeddings: Sequence[str]) -> str:
+    return (
+        f"{len(embeddings):,} embeddings, {embeddings[0]} to {embeddings[-1]}" if len(embeddings) > 1 else embeddings[0]
+    )
 
 
-def bundle_trigger(lora: str, words: Sequence[str]) -> str:
-    """What is typed to use words that a LoRA file carries: the LoRA itself, and each word as it was taught."""
-    return f"<lora:{Path(lora).stem}:1> {' '.join(words)}"
+def bundle_trigger(lora: str, embeddings: Sequence[str]) -> str:
+    """What is typed to use embeddings that a LoRA file carries: the LoRA itself, and each embedding as it was
+    trained.
+    """
+    return f"<lora:{Path(lora).stem}:1> {' '.join(embeddings)}"
 
 
 SHIPPED = 'str(files("pivotune.recipes.micro") / "model")'
@@ -138,7 +147,9 @@ class Base:
 
 
 def diffusers_lines(family: Family, files: Files, base: Base) -> str:
-    """A script that loads the exported model (else the `base`), the words and the LoRA with diffusers' own loaders."""
+    """A script that loads the exported model (else the `base`), the embeddings and the LoRA with diffusers' own
+    loaders.
+    """
     shipped = files.model_folder is None and base.spec.base == MICRO
     lines = [
         *(["from importlib.resources import files"] if shipped else []),
@@ -151,15 +162,15 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
         "here = Path(__file__).resolve().parent",
         f"pipe = {_loaded(family.pipeline, files, base)}",
     ]
-    for name, written in files.words.items():
+    for name, written in files.embeddings.items():
         lines += _load_lines(family, name, written)
     for pack in files.packs:
         lines += _load_pack(family, pack)
     if files.lora is not None:
         lora = Path(files.lora)
         lines += [f"pipe.load_lora_weights(here / {str(lora.parent)!r}, weight_name={lora.name!r})"]
-    words = [*files.words, *(word for pack in files.packs[:1] for word in pack.words[:1])]
-    prompt = f"a photo of {words[0]}" if words else "a photo"
+    embeddings = [*files.embeddings, *(embedding for pack in files.packs[:1] for embedding in pack.embeddings[:1])]
+    prompt = f"a photo of {embeddings[0]}" if embeddings else "a photo"
     if files.clip_skip > 1:
         lines += [
             "",
@@ -168,7 +179,7 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
             'layers = next(part for name, part in parts if name.endswith("encoder.layers"))',
             f"del layers[-{files.clip_skip - 1} :]",
         ]
-    lines += ["", f"picture = pipe({prompt!r}).images[0]", 'picture.save(here / "try.png")']
+    lines += ["", f"image = pipe({prompt!r}).images[0]", 'image.save(here / "try.png")']
     return "\n".join(lines) + "\n"
 
 
@@ -203,15 +214,15 @@ def _load_lines(family: Family, name: str, written: Sequence[Written]) -> list[s
 
 
 def _load_pack(family: Family, pack: Pack) -> list[str]:
-    """All words of each file in one call: the model's table of tokens is made larger once."""
+    """All embeddings of each file in one call: the model's table of tokens is made larger once."""
     encoders = {encoder.key: encoder for encoder in family.encoders}
     lines = []
     for key, one in zip(pack.keys, pack.files, strict=True):
         own = encoders[key]
         lines += [
-            f"words = load_file(here / {one.path.name!r})",
+            f"embeddings = load_file(here / {one.path.name!r})",
             "pipe.load_textual_inversion(",
-            "    [{word: vectors} for word, vectors in words.items()],",
+            "    [{embedding: vectors} for embedding, vectors in embeddings.items()],",
             f"    text_encoder=pipe.{own.module}, tokenizer=pipe.{own.tokenizer},",
             ")",
         ]

@@ -24,11 +24,12 @@ def _places(run: Path) -> tuple[Path, Path]:
 
 
 def keep_last_good(run: Run, contents: Contents, *, model: bool) -> None:
-    """Write words and LoRA, as the last good step left them, to `last-good/` of the run's folder, anew each time.
+    """Write embeddings and LoRA, as the last good step left them, to `last-good/` of the run's folder, anew each time.
 
-    They are called as in `exports/`: the words are in `<name>_embeddings/`, so that a LoRA may have a word's name.
-    With `model` a fine-tuned model is there too, as `<name>_model/` in its own data type; words and LoRA are then taken
-    out of it. What cannot be written is said and raises nothing: why the run ended must not be hidden by that.
+    They are called as in `exports/`: the embeddings are in `<name>_embeddings/`, so that a LoRA may have an embedding's
+    name. With `model` a fine-tuned model is there too, as `<name>_model/` in its own data type; embeddings and LoRA are
+    then taken out of it. What cannot be written is said and raises nothing: why the run ended must not be hidden by
+    that.
     """
     folder, old = _places(run.folder)
     part = old.with_suffix(".part")
@@ -57,7 +58,7 @@ def remove_last_good(run: Path) -> None:
 
 
 def _written(run: Run, contents: Contents, folder: Path, model: bool) -> list[str]:
-    """What was written into the folder, in words."""
+    """What was written into the folder, in embeddings."""
     folder.mkdir(parents=True)
     what = []
     if contents.embeddings:

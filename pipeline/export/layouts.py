@@ -81,7 +81,7 @@ def _joined(name: str, rest: str | None) -> str:
 Pieces = dict[str, tuple[Tensor, ...]]  # name there to the tensors that stand behind each other along dimension 0
 
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-VAE_WORDS = {
+VAE_EMBEDDINGS = {
     "conv_shortcut": "nin_shortcut", "conv_norm_out": "norm_out", "down_blocks": "down", "resnets": "block",
     "downsamplers.0": "downsample", "upsamplers.0": "upsample",
 }  # fmt: skip
@@ -124,7 +124,7 @@ def _vae_module(name: str, levels: int) -> str:
         name = f"{found[1]}mid.block_{int(found[2]) + 1}{found[3]}"
     elif found := re.fullmatch(r"decoder\.up_blocks\.(\d+)(\..+)", name):  # counted from the other end
         name = f"decoder.up.{levels - 1 - int(found[1])}{found[2]}"
-    for ours, theirs in VAE_WORDS.items():
+    for ours, theirs in VAE_EMBEDDINGS.items():
         name = name.replace(ours, theirs)
     return name
 

@@ -1,4 +1,4 @@
-"""The trained LoRA as files: plain, and with the words bundled in it; each read again before it counts."""
+"""The trained LoRA as files: plain, and with the embeddings bundled in it; each read again before it counts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...converters import safetensors_file
-from ...converters.bundle import bundle, tensors_of, words_of
+from ...converters.bundle import bundle, embeddings_of, tensors_of
 from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.lora import lora_metadata, write_lora
@@ -25,7 +25,7 @@ from .standalone import widths
 def write_plain(
     run: Run, tensors: Mapping[str, RawTensor], path: Path, *, facts: Mapping[str, RawTensor] | None = None
 ) -> None:
-    """The LoRA without words. `facts` is it in kohya's layout, where `tensors` is not.
+    """The LoRA without embeddings. `facts` is it in kohya's layout, where `tensors` is not.
 
     Raises ConvertError when the file does not hold the tensors that went in.
     """
@@ -37,40 +37,41 @@ def write_plain(
 def write_bundle(
     run: Run,
     tensors: Mapping[str, RawTensor],
-    words: Iterable[Embedding],
+    embeddings: Iterable[Embedding],
     path: Path,
     program: Program,
     *,
     facts: Mapping[str, RawTensor] | None = None,
 ) -> None:
-    """The LoRA with the words as `bundle_emb.<name>.<key>`, and in the metadata what each one's own file says of it.
+    """The LoRA with the embeddings as `bundle_emb.<name>.<key>`, and in the metadata what each one's own file says of
+    it.
 
-    Raises ConvertError when the file does not hold what went in, or `program` would not find the words in it.
+    Raises ConvertError when the file does not hold what went in, or `program` would not find the embeddings in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = bundle(Contents(rest=dict(tensors)), words, widths=widths(run))
+    whole = bundle(Contents(rest=dict(tensors)), embeddings, widths=widths(run))
     own = whole.embeddings
     write_lora(path, tensors_of(whole), _metadata(run, facts or tensors) | each_ones(own))
-    found, rest = words_of(safetensors_file.read(path)[0])
+    found, rest = embeddings_of(safetensors_file.read(path)[0])
     _compare(path, rest, tensors)
-    back = {word.name: word.vectors for word in found}
-    for word in own:
-        found_of = back.get(word.name, {})
-        if any(key not in found_of or not same(found_of[key], raw) for key, raw in slots(word.vectors).items()):
-            raise ConvertError(f"{path}: the word {word.name!r} does not come back as it went in")
+    back = {embedding.name: embedding.vectors for embedding in found}
+    for embedding in own:
+        found_of = back.get(embedding.name, {})
+        if any(key not in found_of or not same(found_of[key], raw) for key, raw in slots(embedding.vectors).items()):
+            raise ConvertError(f"{path}: the embedding {embedding.name!r} does not come back as it went in")
     seen = check_reading(run, path, program)
-    lost = [word.name for word in own if word.name not in seen]
+    lost = [embedding.name for embedding in own if embedding.name not in seen]
     if lost:
         raise ConvertError(f"{path}: {program.title} would not find {', '.join(map(repr, lost))} in it")
 
 
 def check_reading(run: Run, path: Path, program: Program) -> set[str]:
-    """Words that a program finds in a LoRA file; ConvertError when it would refuse the file."""
+    """Embeddings that a program finds in a LoRA file; ConvertError when it would refuse the file."""
     stored = Stored(path, *safetensors_file.read(path))
     reading = reads_lora(program.name, stored, widths(run))
     if reading.breaks:
         raise ConvertError(f"{path}: {program.title} would not load it: {reading.breaks}")
-    return set(reading.words)
+    return set(reading.embeddings)
 
 
 def _metadata(run: Run, tensors: Mapping[str, RawTensor]) -> dict[str, str]:

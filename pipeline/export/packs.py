@@ -1,4 +1,4 @@
-"""Many words in one file, or in files of at most so many: to keep, and for the programs that use such a file."""
+"""Many embeddings in one file, or in files of at most so many: to keep, and for the programs that use such a file."""
 
 from __future__ import annotations
 
@@ -24,98 +24,105 @@ from .standalone import widths
 
 @dataclass(frozen=True)
 class Pack:
-    """Some of a run's words together: in one file, or for diffusers in one for each of the encoders `keys`."""
+    """Some of a run's embeddings together: in one file, or for diffusers in one for each of the encoders `keys`."""
 
     files: tuple[Written, ...]
-    words: tuple[str, ...]
+    embeddings: tuple[str, ...]
     keys: tuple[str, ...] = ()
 
 
 def write_packs(
-    run: Run, words: Sequence[Embedding], folder: Path, most: int | None, program: Program | None = None
+    run: Run, embeddings: Sequence[Embedding], folder: Path, most: int | None, program: Program | None = None
 ) -> list[Pack]:
-    """Write the words in files of at most `most` words (None: all in one); without `program` as a bundle of our own.
+    """Write the embeddings in files of at most `most` embeddings (None: all in one); without `program` as a bundle of
+    our own.
 
-    A word keeps its name and metadata, so that `split` gives the file that it would have had. All files or none.
-    Raises ConvertError when a file, read as its program reads it, does not give every word bit for bit.
+    An embedding keeps its name and metadata, so that `split` gives the file that it would have had. All files or none.
+    Raises ConvertError when a file, read as its program reads it, does not give every embedding bit for bit.
     """
     packs = []
     with batch() as files:
-        for number, part in enumerate(_parts(words, most), 1):
-            stem = f"{run.recipe.name}_words" + ("" if most is None else f"-{number:04d}")
+        for number, part in enumerate(_parts(embeddings, most), 1):
+            stem = f"{run.recipe.name}_embeddings" + ("" if most is None else f"-{number:04d}")
             packs.append(_add(run, files, part, folder, stem, program))
     for pack in packs:
         for written in pack.files:
-            note(run, written.path, "pack", program, written, words=pack.words)
+            note(run, written.path, "pack", program, written, embeddings=pack.embeddings)
     return packs
 
 
-def packed_vectors(path: Path, word: str) -> dict[str, RawTensor]:
-    """Encoder key to vectors of one word of a pack that was written for no program."""
-    return next(one.vectors for one in recognised(path).contents.embeddings if one.name == word)
+def packed_vectors(path: Path, embedding: str) -> dict[str, RawTensor]:
+    """Encoder key to vectors of one embedding of a pack that was written for no program."""
+    return next(one.vectors for one in recognised(path).contents.embeddings if one.name == embedding)
 
 
-def _parts(words: Sequence[Embedding], most: int | None) -> Iterator[Sequence[Embedding]]:
-    size = most or max(1, len(words))
-    return (words[start : start + size] for start in range(0, len(words), size))
+def _parts(embeddings: Sequence[Embedding], most: int | None) -> Iterator[Sequence[Embedding]]:
+    size = most or max(1, len(embeddings))
+    return (embeddings[start : start + size] for start in range(0, len(embeddings), size))
 
 
-def _add(run: Run, files: Batch, words: Sequence[Embedding], folder: Path, stem: str, program: Program | None) -> Pack:
-    path, names = folder / f"{stem}.safetensors", tuple(word.name for word in words)
+def _add(
+    run: Run, files: Batch, embeddings: Sequence[Embedding], folder: Path, stem: str, program: Program | None
+) -> Pack:
+    path, names = folder / f"{stem}.safetensors", tuple(embedding.name for embedding in embeddings)
     if program is None:
-        [made] = rewritten(files, path, Contents(tuple(words), {}, dict(FORMAT)), "bundle")
+        [made] = rewritten(files, path, Contents(tuple(embeddings), {}, dict(FORMAT)), "bundle")
         return Pack((made._replace(trigger=""),), names)
     if program.several == "bundle":
-        return Pack((_as_lora(run, files, words, path, program),), names)
-    parts = dict(_per_encoder(run, files, words, path, program))
+        return Pack((_as_lora(run, files, embeddings, path, program),), names)
+    parts = dict(_per_encoder(run, files, embeddings, path, program))
     return Pack(tuple(parts.values()), names, tuple(parts))
 
 
-def _as_lora(run: Run, files: Batch, words: Sequence[Embedding], path: Path, program: Program) -> Written:
-    """A LoRA file that has words and no layers."""
+def _as_lora(run: Run, files: Batch, embeddings: Sequence[Embedding], path: Path, program: Program) -> Written:
+    """A LoRA file that has embeddings and no layers."""
     facts = {**FORMAT, "ss_base_model_version": run.model.family.base_model_version, "ss_output_name": path.stem}
-    contents = bundle(Contents(metadata=facts), words, widths=widths(run))
-    check = partial(_check_lora, run=run, path=path, program=program, words=words)
+    contents = bundle(Contents(metadata=facts), embeddings, widths=widths(run))
+    check = partial(_check_lora, run=run, path=path, program=program, embeddings=embeddings)
     [made] = rewritten(files, path, contents, "bundle", program.name, check=check)
-    return made._replace(trigger=f"<lora:{path.stem}:1> {words[0].name}")
+    return made._replace(trigger=f"<lora:{path.stem}:1> {embeddings[0].name}")
 
 
 def _check_lora(
     tensors: dict[str, RawTensor], metadata: dict[str, str], *, run: Run, path: Path, program: Program,
-    words: Sequence[Embedding],
+    embeddings: Sequence[Embedding],
 ) -> None:  # fmt: skip
     reading = reads_lora(program.name, Stored(path, tensors, metadata), widths(run))
     if reading.breaks:
         raise ConvertError(f"{path}: {program.title} would not load it: {reading.breaks}")
-    for word in words:
-        found = reading.words.get(word.name, {})
-        if not found or any(not same(raw, word.vectors[key]) for key, raw in found.items()):
-            raise ConvertError(f"{path}: {program.title} would not read {word.name!r} as it was written")
+    for embedding in embeddings:
+        found = reading.embeddings.get(embedding.name, {})
+        if not found or any(not same(raw, embedding.vectors[key]) for key, raw in found.items()):
+            raise ConvertError(f"{path}: {program.title} would not read {embedding.name!r} as it was written")
 
 
 def _per_encoder(
-    run: Run, files: Batch, words: Sequence[Embedding], path: Path, program: Program
+    run: Run, files: Batch, embeddings: Sequence[Embedding], path: Path, program: Program
 ) -> Iterator[tuple[str, Written]]:
-    """`{word: vectors}`, a file an encoder, of which a script passes each entry to the program's own loader."""
+    """`{embedding: vectors}`, a file an encoder, of which a script passes each entry to the program's own loader."""
     _, layout = layout_for(program.name, run.model.family)
     for number, (key,) in enumerate(layout.files, 1):
-        own = [Embedding(word.name, {key: word.vectors[key]}, word.metadata) for word in words if key in word.vectors]
+        own = [
+            Embedding(embedding.name, {key: embedding.vectors[key]}, embedding.metadata)
+            for embedding in embeddings
+            if key in embedding.vectors
+        ]
         place = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
-        check = partial(_check_entries, path=place, program=program, words=own, sizes={key: widths(run)[key]})
+        check = partial(_check_entries, path=place, program=program, embeddings=own, sizes={key: widths(run)[key]})
         if own:
             contents = Contents(tuple(own), {}, dict(FORMAT))
             [made] = rewritten(files, place, contents, "diffusers", program.name, check=check)
-            yield key, made._replace(trigger=words[0].name)
+            yield key, made._replace(trigger=embeddings[0].name)
 
 
 def _check_entries(
     tensors: dict[str, RawTensor], metadata: dict[str, str], *, path: Path, program: Program,
-    words: Sequence[Embedding], sizes: dict[str, int],
+    embeddings: Sequence[Embedding], sizes: dict[str, int],
 ) -> None:  # fmt: skip
     [key] = sizes
-    for word in words:
-        entry = {name: raw for name, raw in ((word.name, tensors.get(word.name)),) if raw is not None}
+    for embedding in embeddings:
+        entry = {name: raw for name, raw in ((embedding.name, tensors.get(embedding.name)),) if raw is not None}
         reading = reads(program.name, Stored(path, entry), sizes) if entry else None
-        found = reading.words.get(word.name, {}).get(key) if reading is not None else None
-        if found is None or not same(found, word.vectors[key]):
-            raise ConvertError(f"{path}: {program.title} would not read {word.name!r} as it was written")
+        found = reading.embeddings.get(embedding.name, {}).get(key) if reading is not None else None
+        if found is None or not same(found, embedding.vectors[key]):
+            raise ConvertError(f"{path}: {program.title} would not read {embedding.name!r} as it was written")

@@ -1,4 +1,4 @@
-"""All files of one program: words, LoRA or both in one, and the text that says what to do with them."""
+"""All files of one program: embeddings, LoRA or both in one, and the text that says what to do with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...converters.embedding import Contents, Embedding
 from ...converters.programs import Program, programs
-from ...converters.write import Written, layout_for, write_words
+from ...converters.write import Written, layout_for, write_embeddings
 from ..errors import StageError
 from ..run.context import Run
 from ..text import fits_only
@@ -27,33 +27,33 @@ SCRIPTS = {"diffusers": "load.py"}  # programs whose users write code
 class Made:
     """What every program may use beside its own files: the plain LoRA, the fine-tuned model as folder and as file.
 
-    `words` are the files of single words, by the word.
+    `embeddings` are the files of single embeddings, by the embedding.
     """
 
     lora: Path | None = None
     folder: Path | None = None
     file: Path | None = None
-    words: Mapping[str, Written] = field(default_factory=dict)
+    embeddings: Mapping[str, Written] = field(default_factory=dict)
 
 
 def export_for(
     run: Run, ready: Contents, program: Program, folder: Path, made: Made, *, bundle: bool, each: bool, most: int | None
 ) -> int:
-    """Write the files of one program, with a file for `each` word or packs; returns how many it was to have."""
+    """Write the files of one program, with a file for `each` embedding or packs; returns how many it was to have."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = bool(ready.rest) and bundle and program.words_in_loras.startswith("yes") and bool(ready.embeddings)
+    whole = bool(ready.rest) and bundle and program.embeddings_in_loras.startswith("yes") and bool(ready.embeddings)
     if whole:
         path = folder / f"{run.recipe.name}.safetensors"
         tensors = for_program(ready.rest, program, run.model.family, run.model.pipe)
         write_bundle(run, tensors or ready.rest, ready.embeddings, path, program, facts=ready.rest)
-        names = tuple(word.name for word in ready.embeddings)
+        names = tuple(embedding.name for embedding in ready.embeddings)
         note(run, path, "bundle", program, trigger=bundle_trigger(path.name, names))
         declared, files = 1, Files({}, path.name, names, alone=_alone(run, program, folder, made))
     else:
-        words, packs, declared = _words(run, ready.embeddings, program, folder, each=each, most=most)
-        taken = {one.path.name.casefold() for several in words.values() for one in several}
+        embeddings, packs, declared = _embeddings(run, ready.embeddings, program, folder, each=each, most=most)
+        taken = {one.path.name.casefold() for several in embeddings.values() for one in several}
         own, lora = _lora(run, ready, program, folder, made, taken)
-        declared, files = declared + own, Files(words, lora, packs=packs)
+        declared, files = declared + own, Files(embeddings, lora, packs=packs)
     ignored = ignored_parts(ready.rest, program)
     run.warnings += ignored
     files = replace(
@@ -70,35 +70,39 @@ def _from(folder: Path, path: Path | None) -> str | None:
 
 
 def _alone(run: Run, program: Program, folder: Path, made: Made) -> dict[str, tuple[str, str]]:
-    """The single words' files from the program's folder, and what is typed, where they are laid out as for it."""
+    """The single embeddings' files from the program's folder, and what is typed, where they are laid out as for it."""
     family = run.model.family.name
     return {
         name: (os.path.relpath(one.path, folder), program.prompted(one.path.stem, name))
-        for name, one in made.words.items()
+        for name, one in made.embeddings.items()
         if programs()[one.program].layouts[family] == program.layouts.get(family)
     }
 
 
-def _words(
+def _embeddings(
     run: Run, embeddings: Sequence[Embedding], program: Program, folder: Path, *, each: bool, most: int | None
 ) -> tuple[dict[str, tuple[Written, ...]], tuple[Pack, ...], int]:
-    """The standalone words of a program by name, or its packs, and how many files there must be."""
+    """The standalone embeddings of a program by name, or its packs, and how many files there must be."""
     if not embeddings:
         return {}, (), 0
     if not each:
         packs = write_packs(run, embeddings, folder, most, program)
         return {}, tuple(packs), sum(len(pack.files) for pack in packs)
     family = run.model.family
-    words = write_words(embeddings, program.name, family, folder, widths=widths(run))
+    written_files = write_embeddings(embeddings, program.name, family, folder, widths=widths(run))
     parts = len(layout_for(program.name, family)[1].files)
     declared = len(embeddings) * parts
-    if len(words) != declared:
-        raise StageError(f"{len(embeddings)} words for {program.title} are {declared} files, {len(words)} were written")
-    by_name = {word.name: tuple(words[at * parts : (at + 1) * parts]) for at, word in enumerate(embeddings)}
-    for word, several in by_name.items():
+    if len(written_files) != declared:
+        raise StageError(
+            f"{len(embeddings)} embeddings for {program.title} are {declared} files, {len(written_files)} were written"
+        )
+    by_name = {
+        embedding.name: tuple(written_files[at * parts : (at + 1) * parts]) for at, embedding in enumerate(embeddings)
+    }
+    for embedding, several in by_name.items():
         for written in several:
-            note(run, written.path, "word", program, written, word)
-        run.warnings += [f"{word} for {program.title}: {loss}" for loss in several[0].losses]
+            note(run, written.path, "embedding", program, written, embedding)
+        run.warnings += [f"{embedding} for {program.title}: {loss}" for loss in several[0].losses]
     return by_name, (), declared
 
 
@@ -107,7 +111,7 @@ def _lora(
 ) -> tuple[int, str | None]:
     """Where a program finds the LoRA: a file of its own (1) where it wants other names, else the one for all (0).
 
-    Its file takes no name of `taken`: those of the words' files, letters small.
+    Its file takes no name of `taken`: those of the embeddings' files, letters small.
     """
     if made.lora is None:
         return 0, None
@@ -126,7 +130,7 @@ def _lora(
 
 def _texts(run: Run, files: Files, program: Program, folder: Path) -> None:
     """HOW-TO.txt, and the script where the program's users write code."""
-    if files.script is not None and (files.words or files.packs or files.lora or files.model_folder):
+    if files.script is not None and (files.embeddings or files.packs or files.lora or files.model_folder):
         base = Base(run.recipe.model, folder)
         _text(run, folder / files.script, diffusers_lines(run.model.family, files, base), program)
     _text(run, folder / "HOW-TO.txt", guide_text(program, files), program)

@@ -14,15 +14,17 @@ from ...converters.errors import ConvertError
 from ...converters.families import Family
 from ...converters.programs import programs
 from ...converters.tensor import RawTensor
-from ...converters.write import Written, add_words, layout_for, stems_for
+from ...converters.write import Written, add_embeddings, layout_for, stems_for
 from ..run.context import Run
 from ..tensors import vectors_of_all
 
-AT_ONCE = 256  # words that are measured together: in float64, and held against their beginning, all would fill memory
+AT_ONCE = (
+    256  # embeddings that are measured together: in float64, and held against their beginning, all would fill memory
+)
 
 
 def with_metadata(run: Run, contents: Contents) -> Contents:
-    """The words with what made them; nothing in it changes between two runs of the same recipe, wherever they are.
+    """The embeddings with what made them; nothing in it changes between two runs of the same recipe, wherever they are.
 
     A model is called by its hub id, one on this machine by its own name alone: where it lies is nobody's business.
     """
@@ -35,31 +37,31 @@ def with_metadata(run: Run, contents: Contents) -> Contents:
     if run.recipe.model.clip_skip > 1:
         facts["pivotune.clip_skip"] = str(run.recipe.model.clip_skip)
     ways = _ways(run, contents.embeddings)
-    words = tuple(
-        replace(word, metadata=facts | {
-            "pivotune.initial_text": word.metadata.get("initial_text", ""), "pivotune.moved": ", ".join(ways[word.name])
+    embeddings = tuple(
+        replace(embedding, metadata=facts | {
+            "pivotune.initial_text": embedding.metadata.get("initial_text", ""), "pivotune.moved": ", ".join(ways[embedding.name])
         })
-        for word in contents.embeddings
+        for embedding in contents.embeddings
     )  # fmt: skip
-    return replace(contents, embeddings=words)
+    return replace(contents, embeddings=embeddings)
 
 
-def _ways(run: Run, words: Sequence[Embedding]) -> dict[str, list[str]]:
+def _ways(run: Run, embeddings: Sequence[Embedding]) -> dict[str, list[str]]:
     """How far each vector is from where the run began it, so that nobody wonders later whether a file learnt anything.
 
-    In float64: four digits of it are the same whichever words are measured together.
+    In float64: four digits of it are the same whichever embeddings are measured together.
     """
     start = run.start.by_name
-    ways: dict[str, list[str]] = {word.name: [] for word in words}
+    ways: dict[str, list[str]] = {embedding.name: [] for embedding in embeddings}
     for encoder in run.model.encoders:
-        held = [word for word in words if encoder.key in word.vectors]
+        held = [embedding for embedding in embeddings if encoder.key in embedding.vectors]
         for at in range(0, len(held), AT_ONCE):
             some = held[at : at + AT_ONCE]
             now = vectors_of_all(some, encoder.key, encoder.width)
-            began = vectors_of_all([start[word.name] for word in some], encoder.key, encoder.width)
+            began = vectors_of_all([start[embedding.name] for embedding in some], encoder.key, encoder.width)
             far = (torch.cat(now).double() - torch.cat(began).double()).norm(dim=1)
-            for word, own in zip(some, far.split([len(rows) for rows in now]), strict=True):
-                ways[word.name].append(" ".join([encoder.key, *(f"{way:.4g}" for way in own.tolist())]))
+            for embedding, own in zip(some, far.split([len(rows) for rows in now]), strict=True):
+                ways[embedding.name].append(" ".join([encoder.key, *(f"{way:.4g}" for way in own.tolist())]))
     return ways
 
 
@@ -67,59 +69,66 @@ def _name(base: str) -> str:
     return Path(base).name if Path(base).exists() or Path(base).is_absolute() else base
 
 
-# Programs whose file stands for the word: the first that holds all of it. A1111's dialect is read by all others but
-# OneTrainer (sd1, sd2) and diffusers; ComfyUI's takes T5 too, and words that have vectors for some encoders only.
+# Programs whose file stands for the embedding: the first that holds all of it. A1111's dialect is read by all others
+# but OneTrainer (sd1, sd2) and diffusers; ComfyUI's takes T5 too, and embeddings that have vectors for some encoders
+# only.
 STANDALONE = ("a1111", "comfyui")
 
 
-def write_standalone(run: Run, words: Sequence[Embedding], folder: Path) -> list[Written]:
-    """Write each word into a file of its own and read it back; all of them or none.
+def write_standalone(run: Run, embeddings: Sequence[Embedding], folder: Path) -> list[Written]:
+    """Write each embedding into a file of its own and read it back; all of them or none.
 
     Raises ConvertError when no file would give the same vectors.
     """
-    if not words:
+    if not embeddings:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    stems = standalone_stems(run, [word.name for word in words])
-    alike: dict[tuple[object, ...], str] = {}  # words of the same shapes have the same program
+    stems = standalone_stems(run, [embedding.name for embedding in embeddings])
+    alike: dict[tuple[object, ...], str] = {}  # embeddings of the same shapes have the same program
     written = []
     with batch() as files:
-        for word in words:
-            shapes = tuple((key, raw.shape) for key, raw in word.vectors.items())
+        for embedding in embeddings:
+            shapes = tuple((key, raw.shape) for key, raw in embedding.vectors.items())
             if shapes not in alike:
-                alike[shapes] = program_for(run, word, folder)
-            written += add_words(
-                files, [word], alike[shapes], run.model.family, folder, widths=widths(run), stems=stems
+                alike[shapes] = program_for(run, embedding, folder)
+            written += add_embeddings(
+                files, [embedding], alike[shapes], run.model.family, folder, widths=widths(run), stems=stems
             )
     return written
 
 
-def add_standalone(run: Run, files: Batch, word: Embedding, folder: Path, stems: Mapping[str, str]) -> list[Written]:
-    """As `write_standalone`, for a word whose file appears together with others of a batch."""
-    program = program_for(run, word, folder)
-    return add_words(files, [word], program, run.model.family, folder, widths=widths(run), stems=stems)
+def add_standalone(
+    run: Run, files: Batch, embedding: Embedding, folder: Path, stems: Mapping[str, str]
+) -> list[Written]:
+    """As `write_standalone`, for an embedding whose file appears together with others of a batch."""
+    program = program_for(run, embedding, folder)
+    return add_embeddings(files, [embedding], program, run.model.family, folder, widths=widths(run), stems=stems)
 
 
 def standalone_stems(run: Run, names: Sequence[str]) -> dict[str, str]:
-    """What the files of all these words are called, no two alike."""
+    """What the files of all these embeddings are called, no two alike."""
     family = run.model.family
     able = next((name for name in STANDALONE if family.name in programs()[name].layouts), STANDALONE[0])
     return stems_for(names, able, family)
 
 
-def program_for(run: Run, word: Embedding, folder: Path) -> str:
-    """The first program of `STANDALONE` whose file would hold all of the word; ConvertError where there is none."""
+def program_for(run: Run, embedding: Embedding, folder: Path) -> str:
+    """The first program of `STANDALONE` whose file would hold all of the embedding; ConvertError where there is
+    none.
+    """
     why: ConvertError | None = None
     for program in STANDALONE:
         try:
             _, layout = layout_for(program, run.model.family)
-            if len(layout.files) == 1 and word.vectors.keys() <= layout.files[0].keys():
+            if len(layout.files) == 1 and embedding.vectors.keys() <= layout.files[0].keys():
                 with batch(overwrite=True, dry=True) as files:
-                    add_words(files, [word], program, run.model.family, folder, widths=widths(run))
+                    add_embeddings(files, [embedding], program, run.model.family, folder, widths=widths(run))
                 return program
         except ConvertError as error:
             why = why or error
-    raise why or ConvertError(f"{word.name}: no program known here holds {', '.join(word.vectors)} in one file")
+    raise why or ConvertError(
+        f"{embedding.name}: no program known here holds {', '.join(embedding.vectors)} in one file"
+    )
 
 
 def standalone_vectors(tensors: Mapping[str, RawTensor], family: Family) -> dict[str, RawTensor]:

@@ -65,13 +65,16 @@ def in_dtype(contents: Contents, dtype: str, run: Run) -> Contents:
             run.warnings.append(f"{what}: {lost} values are too small for {dtype} and became zero")
         return made
 
-    def word_of(word: Embedding) -> Embedding:
-        return replace(word, vectors={key: converted(raw, f"{word.name} {key}") for key, raw in word.vectors.items()})
+    def embedding_of(embedding: Embedding) -> Embedding:
+        return replace(
+            embedding,
+            vectors={key: converted(raw, f"{embedding.name} {key}") for key, raw in embedding.vectors.items()},
+        )
 
     rest = {
         name: raw if name.endswith(".alpha") else _by_torch(raw, dtype, name) for name, raw in contents.rest.items()
     }
-    return replace(contents, embeddings=tuple(word_of(word) for word in contents.embeddings), rest=rest)
+    return replace(contents, embeddings=tuple(embedding_of(embedding) for embedding in contents.embeddings), rest=rest)
 
 
 def _by_torch(raw: RawTensor, dtype: str, name: str) -> RawTensor:

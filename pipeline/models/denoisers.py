@@ -28,7 +28,7 @@ class Denoiser(Protocol):
     def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
         """The denoiser's answer for (batch, channels, height, width) latents at (batch,) time steps.
 
-        `sizes` is `Batch.sizes`, for models that are told them; left out: whole pictures of the latents' size.
+        `sizes` is `Batch.sizes`, for models that are told them; left out: whole images of the latents' size.
         """
 
 

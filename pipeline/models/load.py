@@ -25,7 +25,7 @@ from .tokenizers import config_folder, stated_family
 
 
 def skip_layers(pipe: Any, family: Family, clip_skip: int) -> None:
-    """Have every prompt, in training and in pictures, read at the `clip_skip`-th layer from the end (1: the last).
+    """Have every prompt, in training and in images, read at the `clip_skip`-th layer from the end (1: the last).
 
     The layers behind it stay in the encoder, for exports, and hand on what they are given. (Diffusers' own `clip_skip`
     counts from 0 and looks for a part that the encoders of transformers 5 do not have.) Raises StageError where the

@@ -110,7 +110,7 @@ class _Locator:
         self.lines.setdefault(path, bisect_right(self.ends, pos - 1) + 1)
 
 
-LARGEST = 1_000_000  # bytes; a recipe of a thousand words has about 200,000
+LARGEST = 1_000_000  # bytes; a recipe of a thousand embeddings has about 200,000
 DEEPEST = 16  # tables in tables
 _DEPTH = "a recipe needs 4"
 
@@ -127,7 +127,7 @@ class Unreadable(Exception):
 class Document:
     """A parsed recipe that nobody has checked yet. `overridden` maps a place to the --set that wrote it.
 
-    `origins` has the file and line of tables that the recipe does not hold itself: words of `embeddings_from`;
+    `origins` has the file and line of tables that the recipe does not hold itself: embeddings of `embeddings_from`;
     `moved` where the tables of lists stood before others were dropped.
     """
 

@@ -17,16 +17,16 @@ from pivotune import schemas
 
 from ..text import sibling
 from .document import Document
-from .embeddings_table import Unusable, word_rows
+from .embeddings_table import Unusable, embedding_rows
 from .explain import explain
 from .intervals import parse_stop
 from .problem import Place, Problem, place
 
-TEXTS = ("placeholder", "initial_text")  # of which every word has its own
+TEXTS = ("placeholder", "initial_text")  # of which every embedding has its own
 
 
 class Entry(NamedTuple):
-    """One word: its name, its own settings, where they stand (file and line), and its folder of pictures."""
+    """One embedding: its name, its own settings, where they stand (file and line), and its folder of images."""
 
     name: str
     own: dict[str, Any]
@@ -56,13 +56,13 @@ class Problems:
             self.more += 1
 
 
-def check_word(word: Mapping[str, Any], entry: Entry, problems: Problems) -> None:
-    """A finished word against the schema of an [[embedding]], as far as the recipe itself has not been checked."""
+def check_embedding(embedding: Mapping[str, Any], entry: Entry, problems: Problems) -> None:
+    """A finished embedding against the schema of an [[embedding]], as far as the recipe itself has not been checked."""
     told = {key: value for key, value in entry.own.items() if key not in TEXTS}
     if repr(told) not in problems.judged:  # thousands of rows have few different settings
         problems.judged[repr(told)] = tuple(_violations(told))
     wrong = problems.judged[repr(told)]
-    texts = {key: word[key] for key in TEXTS if key in word}
+    texts = {key: embedding[key] for key in TEXTS if key in embedding}
     if not all(_is_text(key, value) for key, value in texts.items()):
         wrong = (*wrong, *_violations(texts))
     for path, text in wrong:
@@ -99,12 +99,12 @@ def _placeholder() -> re.Pattern[str]:
     return re.compile(re.sub(r"\$$", r"\\Z", pattern))
 
 
-SETTINGS = "word.toml"  # in a word's folder
+SETTINGS = "embedding.toml"  # in an embedding's folder
 
 
-def with_many_words(document: Document, most: int) -> tuple[Document, list[Problem]]:
-    """The document with a table of its own for every word (and every word's pictures), and what is wrong with them:
-    such words are left out.
+def with_many_embeddings(document: Document, most: int) -> tuple[Document, list[Problem]]:
+    """The document with a table of its own for every embedding (and every embedding's images), and what is wrong with
+    them: such embeddings are left out.
 
     At most so many problems are listed, the rest is counted. The document must fit its schema.
     """
@@ -112,7 +112,7 @@ def with_many_words(document: Document, most: int) -> tuple[Document, list[Probl
     if not sources:
         return document, []
     data = {key: value for key, value in document.data.items() if key != "embeddings_from"}
-    words, concepts = list(data.get("embedding", [])), list(data.get("concept", []))
+    embeddings, concepts = list(data.get("embedding", [])), list(data.get("concept", []))
     origins, problems = dict(document.origins), Problems(most, [])
     for index, source in enumerate(sources):
         where: Place = ("embeddings_from", index)
@@ -120,22 +120,22 @@ def with_many_words(document: Document, most: int) -> tuple[Document, list[Probl
         if wrong:
             problems.found.append(document.problem((*where, *wrong[0]), wrong[1]))
             continue
-        before = len(words) + problems.count
+        before = len(embeddings) + problems.count
         for entry in _entries(source, document.path.parent, problems):
-            word, known = _word(entry, entry.own, source.get("embedding", {})), problems.count
-            check_word(word, entry, problems)
+            embedding, known = _embedding(entry, entry.own, source.get("embedding", {})), problems.count
+            check_embedding(embedding, entry, problems)
             if problems.count > known:
                 continue
-            origins["embedding", len(words)] = (entry.file, entry.line)
-            words.append(word)
+            origins["embedding", len(embeddings)] = (entry.file, entry.line)
+            embeddings.append(embedding)
             if entry.images is not None:
                 origins["concept", len(concepts)] = (entry.file, entry.line)
-                concepts.append(_concept(entry, source.get("concept", {}), word["placeholder"]))
-        if before == len(words) + problems.count:
-            problems.found.append(document.problem(where, "holds no word"))
+                concepts.append(_concept(entry, source.get("concept", {}), embedding["placeholder"]))
+        if before == len(embeddings) + problems.count:
+            problems.found.append(document.problem(where, "holds no embedding"))
     if problems.more:
         problems.found.append(Problem("error", 0, "", f"and {problems.more:,} more like these"))
-    whole = replace(document, data={**data, "embedding": words, "concept": concepts}, origins=origins)
+    whole = replace(document, data={**data, "embedding": embeddings, "concept": concepts}, origins=origins)
     return whole, problems.found
 
 
@@ -144,7 +144,7 @@ def _source_problem(source: Mapping[str, Any]) -> tuple[Place, str] | None:
     if ("table" in source) == ("folders" in source):
         return (), "give one of `table` and `folders`"
     if "images" in source.get("concept", {}):
-        return ("concept", "images"), "each word has pictures of its own here; leave it out"
+        return ("concept", "images"), "each embedding has images of its own here; leave it out"
     if "folders" in source and source.get("ignore"):
         return ("ignore",), "folders have no columns; leave it out"
     return None
@@ -156,7 +156,7 @@ def _entries(source: Mapping[str, Any], base: Path, problems: Problems) -> Itera
         return
     path = Path(os.path.abspath(base / Path(source["table"]).expanduser()))
     try:
-        for line, row in word_rows(
+        for line, row in embedding_rows(
             path, frozenset(source.get("ignore", ())), lambda line, text: problems.add(path, line, (), text)
         ):
             name, images = row.pop("name", None), row.pop("images", None)
@@ -170,7 +170,7 @@ def _entries(source: Mapping[str, Any], base: Path, problems: Problems) -> Itera
 
 
 def _of_folders(folder: Path, problems: Problems) -> Iterator[Entry]:
-    """A word for each folder in a folder, in the order of their names; hidden ones are passed over."""
+    """An embedding for each folder in a folder, in the order of their names; hidden ones are passed over."""
     try:
         with os.scandir(folder) as inside:
             names = sorted(entry.name for entry in inside if not entry.name.startswith(".") and entry.is_dir())
@@ -192,23 +192,23 @@ def _of_folders(folder: Path, problems: Problems) -> Iterator[Entry]:
         yield Entry(name, own, str(settings), 1, folder / name)
 
 
-def _word(entry: Entry, own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _embedding(entry: Entry, own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """One [[embedding]]: its own settings, else those of all with its name in them."""
     told = {key: _named(value, entry.name) if key in TEXTS else value for key, value in defaults.items()}
     return {"placeholder": entry.name, **told, **own}
 
 
 def _concept(entry: Entry, defaults: Mapping[str, Any], placeholder: Any) -> dict[str, Any]:
-    """One [[concept]]: the word's pictures, captioned and shown as the settings of all say."""
+    """One [[concept]]: the embedding's images, captioned and shown as the settings of all say."""
     told = {key: _named(value, entry.name, str(placeholder)) for key, value in defaults.items()}
     return {**told, "images": str(entry.images)}
 
 
 def _named(value: Any, name: str, placeholder: str = "{placeholder}") -> Any:
-    """A text, or a list of texts, with the word's name put in."""
+    """A text, or a list of texts, with the embedding's name put in."""
     if isinstance(value, list):
         return [_named(one, name, placeholder) for one in value]
     if not isinstance(value, str) or "{" not in value:
         return value
-    words = {"name": name, "words": re.sub("[_-]+", " ", name).strip(), "placeholder": placeholder}
-    return re.sub(r"\{(name|words|placeholder)\}", lambda found: words[found[1]], value)
+    embeddings = {"name": name, "embeddings": re.sub("[_-]+", " ", name).strip(), "placeholder": placeholder}
+    return re.sub(r"\{(name|embeddings|placeholder)\}", lambda found: embeddings[found[1]], value)

@@ -1,4 +1,4 @@
-"""Reads a table of words, CSV or JSON Lines, line by line: one that is wrong keeps no other from being read."""
+"""Reads a table of embeddings, CSV or JSON Lines, line by line: one that is wrong keeps no other from being read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..text import did_you_mean, sibling
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 LONGEST = 1_000_000  # bytes of a line
-LARGEST = 1_000_000_000  # bytes of a file: ten million words
+LARGEST = 1_000_000_000  # bytes of a file: ten million embeddings
 OWN = ("name", "images")  # columns beside the settings of an [[embedding]]
 Row = tuple[int, dict[str, Any]]  # line, cells by column; empty cells are left out
 Bad = Callable[[int, str], None]
@@ -33,13 +33,13 @@ class Unusable(Exception):
         self.line = line
 
 
-def word_rows(path: Path, ignore: frozenset[str], bad: Bad) -> Iterator[Row]:
+def embedding_rows(path: Path, ignore: frozenset[str], bad: Bad) -> Iterator[Row]:
     """Every line of a table with the values that its schema wants. `bad` is told the lines that are left out.
 
     Raises Unusable for a file that is no table.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise Unusable(0, f"a table of words is a file that ends in {', '.join(ENDINGS)}")
+        raise Unusable(0, f"a table of embeddings is a file that ends in {', '.join(ENDINGS)}")
     known = [*OWN, *_types()]
     rows = _json_lines(path, bad) if path.suffix.lower() == ".jsonl" else _csv(path, known, ignore, bad)
     for line, cells in rows:
@@ -88,7 +88,7 @@ def _check_header(header: list[str], known: list[str], ignore: frozenset[str]) -
         if header.count(name) > 1:
             raise Unusable(1, f"the column {name!r} stands here twice")
     if not {"name", "placeholder"} & set(header):
-        raise Unusable(1, "a column 'name' or 'placeholder' is missing: what the words are called")
+        raise Unusable(1, "a column 'name' or 'placeholder' is missing: what the embeddings are called")
 
 
 def _strange(name: str, known: list[str]) -> str:
@@ -118,7 +118,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             while raw := file.readline(LONGEST + 1):
                 number += 1
                 if len(raw) > LONGEST:
-                    raise Unusable(number, f"the line is longer than {LONGEST:,} bytes; is this a table of words?")
+                    raise Unusable(number, f"the line is longer than {LONGEST:,} bytes; is this a table of embeddings?")
                 yield number, _decoded(raw, number)
     except OSError as error:
         guess = sibling(path) if isinstance(error, FileNotFoundError) else None
@@ -133,7 +133,7 @@ def _regular(path: str, flags: int) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise OSError(0, "it is no regular file")
     if found.st_size > LARGEST:
-        raise OSError(0, f"{found.st_size / 1e9:.1f} GB is too large for a table of words")
+        raise OSError(0, f"{found.st_size / 1e9:.1f} GB is too large for a table of embeddings")
     return os.open(path, flags)
 
 

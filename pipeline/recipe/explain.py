@@ -1,4 +1,4 @@
-"""Turns what JSON Schema objects to into words: what is wrong there, and the way out."""
+"""Turns what JSON Schema objects to into embeddings: what is wrong there, and the way out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def missing_key(error: ValidationError) -> str:
 
 
 def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
-    """Every (path, words) that one violation stands for."""
+    """Every (path, embeddings) that one violation stands for."""
     for leaf in leaves(error):
         yield from _told(leaf)
 
@@ -75,10 +75,10 @@ def _told(error: ValidationError) -> Iterator[tuple[Place, str]]:
     elif error.validator == "anyOf":
         yield path, f"expected {' or '.join(_form(form) for form in limit)}, got {shown(value)}"
     else:
-        yield path, _words(str(error.validator), value, limit, schema, path)
+        yield path, _embeddings(str(error.validator), value, limit, schema, path)
 
 
-def _words(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path: Place) -> str:
+def _embeddings(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path: Place) -> str:
     if keyword == "type":
         names = [limit] if isinstance(limit, str) else limit
         known = " or ".join(_TYPES[name] for name in names if name != "null")  # which TOML cannot say
@@ -104,7 +104,7 @@ def _stop(value: str) -> str:
 
 def _form(schema: dict[str, Any]) -> str:
     if "enum" in schema:
-        return " or ".join(f"'{word}'" for word in schema["enum"])
+        return " or ".join(f"'{embedding}'" for embedding in schema["enum"])
     if schema["type"] == "object":
         return "a table { " + ", ".join(schema["properties"]) + " }" if "properties" in schema else "a table"
     return _TYPES[schema["type"]]

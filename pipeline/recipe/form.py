@@ -44,7 +44,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Form:
-    """What is wrong with the form of a document: `problems` in words, `errors` as the schema has them.
+    """What is wrong with the form of a document: `problems` in embeddings, `errors` as the schema has them.
 
     In `data` there is None at the `unusable` places.
     """

@@ -11,17 +11,17 @@ from ..text import nearest
 from .model import StopAfter
 
 UNITS = ("steps", "epochs", "seconds", "minutes", "hours", "percent")
-OWN = "own steps"  # counts only the steps whose batch holds the word
+OWN = "own steps"  # counts only the steps whose batch holds the embedding
 _FORM = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(own steps?|\S+)\s*")
 _EXAMPLES = 'never, or a number and its unit: "500 steps", "10 epochs", "30 minutes", "60 %"'
 
 
 def parse_stop(
-    text: str, zero: str = "0 would never train the word; write train = false instead", *, own: bool = False
+    text: str, zero: str = "0 would never train the embedding; write train = false instead", *, own: bool = False
 ) -> StopAfter:
     """The rule that a text states; ValueError says what is wrong with it and names the nearest right unit.
 
-    Only words have steps of their own: for a rhythm that unit is unknown.
+    Only embeddings have steps of their own: for a rhythm that unit is unknown.
     """
     if text == "never":
         return StopAfter(0.0, "never")
@@ -31,7 +31,7 @@ def parse_stop(
         raise ValueError(f"{text!r} is not {_EXAMPLES}.{hint}".rstrip("."))
     value, unit = float(match[1]), _unit(match[2])
     if unit == OWN and not own:
-        raise ValueError("'own steps' are a word's; here it is steps")
+        raise ValueError("'own steps' are an embedding's; here it is steps")
     if unit is None:
         guess = nearest(match[2], [*UNITS, "%"])
         hint = f"did you mean '{match[1]} {guess}'?" if guess else f"known: {', '.join(UNITS[:-1])}, %"
@@ -43,9 +43,9 @@ def parse_stop(
     return StopAfter(value, unit)
 
 
-def _unit(word: str) -> str | None:
-    word = "percent" if word == "%" else word
-    return next((unit for unit in (*UNITS, OWN) if word in (unit, unit.rstrip("s"))), None)
+def _unit(embedding: str) -> str | None:
+    embedding = "percent" if embedding == "%" else embedding
+    return next((unit for unit in (*UNITS, OWN) if embedding in (unit, unit.rstrip("s"))), None)
 
 
 def stop_text(stop: StopAfter) -> str:
@@ -69,7 +69,7 @@ class Clock:
 
 
 def stopped(rule: StopAfter, clock: Clock) -> bool:
-    """Whether a word has had all the training its recipe gives it."""
+    """Whether an embedding has had all the training its recipe gives it."""
     if rule.unit == "never":
         return False
     if rule.unit in SECONDS:
@@ -80,7 +80,7 @@ def stopped(rule: StopAfter, clock: Clock) -> bool:
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class Every:
     """`every` so many steps, epochs, per cent of the stage, seconds, minutes or hours; or never.
 
     By steps it depends on the step alone; by the clock something is due at the first step after the time has passed.
@@ -109,48 +109,52 @@ class Rhythm:
 
 
 class Stops:
-    """Tells of each word once that its training is over; what a step costs does not grow with the words that wait."""
+    """Tells of each embedding once that its training is over; what a step costs does not grow with the embeddings that
+    wait.
+    """
 
     def __init__(self, rules: Mapping[str, StopAfter], recorded: Mapping[str, int] | None = None) -> None:
-        """`recorded` has the step after which a word stopped in an earlier process of this run: it stops there again,
-        whatever its rule makes of the clock now."""
-        self.counts = {word: 0 for word, rule in rules.items() if rule.unit == OWN}
+        """`recorded` has the step after which an embedding stopped in an earlier process of this run: it stops there
+        again, whatever its rule makes of the clock now."""
+        self.counts = {embedding: 0 for embedding, rule in rules.items() if rule.unit == OWN}
         self._rules = rules
         self._waiting: dict[str, list[tuple[StopAfter, str]]] = {}
-        for word, rule in rules.items():
-            if word in (recorded or {}) and rule.unit != OWN:
-                rule = StopAfter(float((recorded or {})[word]), "steps")
+        for embedding, rule in rules.items():
+            if embedding in (recorded or {}) and rule.unit != OWN:
+                rule = StopAfter(float((recorded or {})[embedding]), "steps")
             if rule.unit not in ("never", OWN):
-                self._waiting.setdefault(rule.unit, []).append((rule, word))
+                self._waiting.setdefault(rule.unit, []).append((rule, embedding))
         for waiting in self._waiting.values():
             waiting.sort(key=lambda pair: pair[0].value, reverse=True)
 
     def due(self, clock: Clock) -> list[str]:
-        """Words whose time is over by the clock, in the batch or not."""
+        """Embeddings whose time is over by the clock, in the batch or not."""
         found = []
         for waiting in self._waiting.values():
             while waiting and stopped(waiting[-1][0], clock):
                 found.append(waiting.pop()[1])
         return found
 
-    def counted(self, words: Iterable[str]) -> list[str]:
-        """Count a step of these words; those that have had all of theirs now."""
+    def counted(self, embeddings: Iterable[str]) -> list[str]:
+        """Count a step of these embeddings; those that have had all of theirs now."""
         found = []
-        for word in words:
-            if word in self.counts:
-                self.counts[word] += 1
-                if self.counts[word] >= self._rules[word].value:
-                    found.append(word)
+        for embedding in embeddings:
+            if embedding in self.counts:
+                self.counts[embedding] += 1
+                if self.counts[embedding] >= self._rules[embedding].value:
+                    found.append(embedding)
         return found
 
     def short(self) -> list[tuple[str, int, float]]:
-        """Words that have not had as many own steps as their rule gives them: how many they had, of how many."""
+        """Embeddings that have not had as many own steps as their rule gives them: how many they had, of how many."""
         return [
-            (word, had, self._rules[word].value) for word, had in self.counts.items() if had < self._rules[word].value
+            (embedding, had, self._rules[embedding].value)
+            for embedding, had in self.counts.items()
+            if had < self._rules[embedding].value
         ]
 
     def state(self) -> dict[str, Any]:
-        return {word: count for word, count in self.counts.items() if count}
+        return {embedding: count for embedding, count in self.counts.items() if count}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.counts.update({word: int(count) for word, count in state.items() if word in self.counts})
+        self.counts.update({embedding: int(count) for embedding, count in state.items() if embedding in self.counts})

@@ -12,10 +12,10 @@ from pivotune import schemas
 from ..errors import RecipeError
 from .defaults import fill_trained, with_defaults
 from .document import Document, Unreadable, find, read, refuse_deep
-from .embeddings_from import with_many_words
+from .embeddings_from import with_many_embeddings
 from .form import form_of
 from .intervals import parse_stop, stop_text
-from .model import CheckpointRule, Concept, DataSpec, ModelSpec, Recipe, Samples, Stage, StopAfter, Word
+from .model import CheckpointRule, Concept, DataSpec, EmbeddingSpec, ModelSpec, Recipe, Samples, Stage, StopAfter
 from .overrides import override
 from .problem import Problem
 
@@ -27,7 +27,7 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
     folder = path.parent
     kinds = data["stage"]
     table = with_defaults({key: value for key, value in data.items() if key != "stage"}, schemas.schema("recipe.json"))
-    words = tuple(_word(item, folder) for item in table["embedding"])
+    embeddings = tuple(_embedding(item, folder) for item in table["embedding"])
     return Recipe(
         path=path,
         name=table["name"],
@@ -35,9 +35,9 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
         device=table["device"],
         model=_model(table["model"], folder),
         concepts=tuple(_concept(item, folder) for item in table["concept"]),
-        words=words,
+        embeddings=embeddings,
         stages=tuple(stage(item) for item in kinds),
-        samples=_samples(table["samples"], words),
+        samples=_samples(table["samples"], embeddings),
         data=_data(table["data"], folder),
         checkpoint=CheckpointRule(parse_stop(table["checkpoint"]["every"]), table["checkpoint"]["keep"]),
         threads=table["threads"],
@@ -70,9 +70,9 @@ def stated_model(base: str, family: str | None, config: str | None) -> ModelSpec
     return ModelSpec(str(_source(base, here)), family, "float32", None, None, _source(config, here))
 
 
-def _word(table: dict[str, Any], folder: Path) -> Word:
+def _embedding(table: dict[str, Any], folder: Path) -> EmbeddingSpec:
     base = None if table["base"] is None else located(table["base"], folder)
-    return Word(**{**table, "base": base, "stop_after": parse_stop(table["stop_after"], own=True)})
+    return EmbeddingSpec(**{**table, "base": base, "stop_after": parse_stop(table["stop_after"], own=True)})
 
 
 def _source(text: str | None, folder: Path) -> str | None:
@@ -102,13 +102,15 @@ def _data(table: dict[str, Any], folder: Path) -> DataSpec:
     return DataSpec(**{**table, "cache_latents": place})
 
 
-SHOWN = 8  # so many words are drawn where the recipe names no prompts: a thousand would take longer than the training
+SHOWN = (
+    8  # so many embeddings are drawn where the recipe names no prompts: a thousand would take longer than the training
+)
 
 
-def _samples(table: dict[str, Any], words: tuple[Word, ...]) -> Samples:
+def _samples(table: dict[str, Any], embeddings: tuple[EmbeddingSpec, ...]) -> Samples:
     prompts = table["prompts"]
     if prompts is None:
-        prompts = [f"a photo of {word.placeholder}" for word in words[:SHOWN]]
+        prompts = [f"a photo of {embedding.placeholder}" for embedding in embeddings[:SHOWN]]
     return Samples(**{**table, "prompts": tuple(prompts)})
 
 
@@ -119,7 +121,7 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
         **top,
         "model": vars(recipe.model),
         "concept": [vars(concept) for concept in recipe.concepts],
-        "embedding": [vars(word) for word in recipe.words],
+        "embedding": [vars(embedding) for embedding in recipe.embeddings],
         "stage": [{"kind": item.kind, **item.options} for item in recipe.stages],
         "samples": vars(recipe.samples),
         "data": vars(recipe.data),
@@ -151,7 +153,7 @@ MOST = 100  # problems that are shown
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a file, or the shipped one of that name; RecipeError lists all that is wrong with its form.
 
-    What a schema cannot see (pictures, captions, names) is `check.py`'s. Overrides are written as `train.steps=10`.
+    What a schema cannot see (images, captions, names) is `check.py`'s. Overrides are written as `train.steps=10`.
     """
     recipe, _, problems = open_recipe(path_or_name, overrides)
     if recipe is None:
@@ -183,11 +185,13 @@ def open_document(
 
 
 def validated(document: Document) -> tuple[Recipe | None, Document, list[Problem]]:
-    """The recipe that a document is, and the document with the words of its tables; or what keeps it from being one."""
+    """The recipe that a document is, and the document with the embeddings of its tables; or what keeps it from being
+    one.
+    """
     problems = form_problems(document)
     if problems:
         return None, document, problems
-    whole, problems = with_many_words(document, MOST)
+    whole, problems = with_many_embeddings(document, MOST)
     return (None, document, problems) if problems else (build(whole.data, whole.path), whole, [])
 
 

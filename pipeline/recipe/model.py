@@ -23,7 +23,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Concept:
-    """Pictures of one thing, where their captions and masks come from, and how they are shown.
+    """Images of one thing, where their captions and masks come from, and how they are shown.
 
     `captions` is `beside` (x.txt next to x.png), `file-name`, the path of a .jsonl, .csv or .txt file, or a tuple of
     templates. `masks` is `beside`, `alpha`, `none`, or the path of a folder. The schema describes every field.
@@ -57,7 +57,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """How the pictures of all concepts are prepared. `cache_latents` is `user`, `run`, `memory`, `off` or a folder."""
+    """How the images of all concepts are prepared. `cache_latents` is `user`, `run`, `memory`, `off` or a folder."""
 
     balance: str = "none"
     buckets: bool = False
@@ -68,17 +68,19 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class StopAfter:
-    """When a word stops training: `value` in `unit` (steps, epochs, seconds, minutes, hours, percent) or never."""
+    """When an embedding stops training: `value` in `unit` (steps, epochs, seconds, minutes, hours, percent) or
+    never.
+    """
 
     value: float
     unit: str
 
 
 @dataclass(frozen=True)
-class Word:
+class EmbeddingSpec:
     """One `[[embedding]]` table. `learning_rate` is one number, one per encoder key, or None (the train stage's);
-    `preserve_norm` is a norm rule or None (the train stage's). `base` is the file that the word goes on from,
-    `base_name` the word in it, `resize` (cut, pad or None) what is done when it has another number of vectors."""
+    `preserve_norm` is a norm rule or None (the train stage's). `base` is the file that the embedding goes on from,
+    `base_name` the embedding in it, `resize` (cut, pad or None) what is done when it has another number of vectors."""
 
     placeholder: str
     initial_text: str
@@ -102,7 +104,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures for the report: `count` of every prompt, the first with `seed`, the next with the seeds after it."""
+    """Images for the report: `count` of every prompt, the first with `seed`, the next with the seeds after it."""
 
     prompts: tuple[str, ...] = ()
     count: int = 4
@@ -129,7 +131,7 @@ class Recipe:
     device: str
     model: ModelSpec
     concepts: tuple[Concept, ...]
-    words: tuple[Word, ...]
+    embeddings: tuple[EmbeddingSpec, ...]
     stages: tuple[Stage, ...]
     samples: Samples = field(default_factory=Samples)
     data: DataSpec = field(default_factory=DataSpec)
@@ -138,6 +140,6 @@ class Recipe:
     description: str = ""
 
     @cached_property
-    def trained(self) -> dict[str, Word]:
-        """The words that are to be trained, by placeholder."""
-        return {word.placeholder: word for word in self.words if word.train}
+    def trained(self) -> dict[str, EmbeddingSpec]:
+        """The embeddings that are to be trained, by placeholder."""
+        return {embedding.placeholder: embedding for embedding in self.embeddings if embedding.train}

@@ -22,7 +22,7 @@ class Finding(NamedTuple):
 class Problem:
     """`place` is written as --set takes it, tables counted from 1: `stage.3.steps`. `line` is 0 where there is none.
 
-    `file` is the table of words to blame; empty for the recipe itself.
+    `file` is the table of embeddings to blame; empty for the recipe itself.
     """
 
     severity: str  # "error" or "warning"

@@ -68,23 +68,23 @@ def thinned(line: Line, points: int) -> Line:
 
 
 def vector_lines(metrics: list[Json], x: Array, what: str) -> dict[str, list[Line]]:
-    """For each encoder the curve of every vector's `what` (`norm` or `moved`), words in the order they appear."""
+    """For each encoder the curve of every vector's `what` (`norm` or `moved`), embeddings in the order they appear."""
     found: dict[str, dict[tuple[str, int], list[tuple[float, float]]]] = {}
-    words: dict[str, None] = {}
+    embeddings: dict[str, None] = {}
     for at, row in zip(x, metrics, strict=True):
-        for word, encoders in (row.get("words") or {}).items():
-            words[word] = None
+        for embedding, encoders in (row.get("embeddings") or {}).items():
+            embeddings[embedding] = None
             for encoder, measured in encoders.items():
                 for n, value in enumerate(measured.get(what) or ()):
-                    found.setdefault(encoder, {}).setdefault((word, n), []).append((at, _number(value)))
-    return {encoder: list(_lines(curves, len(words))) for encoder, curves in found.items()}
+                    found.setdefault(encoder, {}).setdefault((embedding, n), []).append((at, _number(value)))
+    return {encoder: list(_lines(curves, len(embeddings))) for encoder, curves in found.items()}
 
 
-def _lines(curves: dict[tuple[str, int], list[tuple[float, float]]], words: int) -> Iterable[Line]:
-    vectors = {word: n + 1 for word, n in sorted(curves)}
-    for (word, n), points in curves.items():
-        alone = word if vectors[word] == 1 else f"{word} {n + 1}"
-        yield Line(f"vector {n + 1}" if words == 1 else alone, *np.array(points, dtype=float).T)
+def _lines(curves: dict[tuple[str, int], list[tuple[float, float]]], embeddings: int) -> Iterable[Line]:
+    vectors = {embedding: n + 1 for embedding, n in sorted(curves)}
+    for (embedding, n), points in curves.items():
+        alone = embedding if vectors[embedding] == 1 else f"{embedding} {n + 1}"
+        yield Line(f"vector {n + 1}" if embeddings == 1 else alone, *np.array(points, dtype=float).T)
 
 
 def envelope(lines: list[Line]) -> tuple[Line, Line, Line]:

@@ -1,4 +1,4 @@
-"""What became of each word, arranged for people. Needs no library, so that the command line may use it."""
+"""What became of each embedding, arranged for people. Needs no library, so that the command line may use it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 WORD_END = "</w>"
 LOUD = 3.0  # times the vocabulary's median norm
-DROWNS = "so loud a word may drown others of a prompt; a stage `rescale` after train brings it back"
+DROWNS = "so loud an embedding may drown others of a prompt; a stage `rescale` after train brings it back"
 
 
 def printable(text: str) -> str:
@@ -31,18 +31,18 @@ def _clip_piece(piece: str) -> str:
     return piece if piece.startswith("<|") or not piece[-1:].isalnum() else piece + "-"
 
 
-def fate(word: Json, finished: bool) -> str:
-    """Whether the word was trained, and until when."""
-    if not word.get("train", True):
+def fate(embedding: Json, finished: bool) -> str:
+    """Whether the embedding was trained, and until when."""
+    if not embedding.get("train", True):
         return "kept as it was"
-    if word.get("stopped_at") is not None:
-        return f"trained, held still from step {word['stopped_at']:,}"
+    if embedding.get("stopped_at") is not None:
+        return f"trained, held still from step {embedding['stopped_at']:,}"
     return "trained to the end" if finished else "trained"
 
 
-def vectors_of(word: Json) -> int:
-    """How many vectors the word has; every encoder agrees."""
-    encoders = (word.get("encoders") or {}).values()
+def vectors_of(embedding: Json) -> int:
+    """How many vectors the embedding has; every encoder agrees."""
+    encoders = (embedding.get("encoders") or {}).values()
     return max((len(e.get("tokens") or e.get("norm_after") or ()) for e in encoders), default=0)
 
 
@@ -88,7 +88,7 @@ def loudness(vectors: Iterable[Json], usual: dict[str, float]) -> float | None:
 
 
 def rescaled(manifest: Json) -> bool:
-    """Whether the recipe itself says which norms its words end with."""
+    """Whether the recipe itself says which norms its embeddings end with."""
     return any(stage.get("kind") == "rescale" for stage in manifest.get("stages") or [])
 
 

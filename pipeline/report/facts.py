@@ -92,7 +92,7 @@ def facts(manifest: Json, metrics: list[Json]) -> list[tuple[str, str]]:
     device = (manifest.get("environment") or {}).get("device")
     found = [
         ("Model", _last_part(model.get("base"))),
-        ("Training pictures", f"{data['pictures']:,}" if data else None),
+        ("Training images", f"{data['images']:,}" if data else None),
         ("Steps", _steps(manifest, len(metrics)) if running else f"{len(metrics):,}"),
         ("Loss", _from_to(losses)),
         ("Time", None if running else show.duration(manifest.get("seconds")) + (f" on {device}" if device else "")),
@@ -161,7 +161,7 @@ def stages(manifest: Json) -> list[Json]:
 
 
 def _first(notes: list[str]) -> list[str]:
-    """What a stage has to say, cut off where it says a thing of each of many words."""
+    """What a stage has to say, cut off where it says a thing of each of many embeddings."""
     more = [f"… and {len(notes) - NOTES:,} more in manifest.json"] if len(notes) > NOTES else []
     return [*notes[:NOTES], *more]
 
@@ -191,7 +191,7 @@ def files(manifest: Json, folder: Path) -> tuple[list[Json], list[tuple[str, str
             if file["path"].endswith(".py") and source and os.path.isfile(source):
                 code.append((file["path"], source.read_text(encoding="utf-8", errors="replace")[:CODE]))
             continue
-        key = tuple(file.get(name) for name in ("program", "kind", "word", "trigger", "put_in"))
+        key = tuple(file.get(name) for name in ("program", "kind", "embedding", "trigger", "put_in"))
         rows.setdefault(key, {**file, "files": []})["files"].append(file)
     return list(rows.values()), code[:CODES]
 

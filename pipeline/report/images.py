@@ -1,4 +1,4 @@
-"""Pictures for a page: thumbnails as data URIs within a budget, and which of them belong side by side."""
+"""Images for a page: thumbnails as data URIs within a budget, and which of them belong side by side."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..files import sha256 as file_hash
 Json = dict[str, Any]
 
 BUDGET = 3_300_000  # characters of all data URIs of a page
-EDGES = ((24, 512), (80, 320), (200, 224))  # up to so many pictures, so many pixels; beyond them the last
-TINY = 160  # pixels; smaller pictures are kept as they are and shown with hard edges
+EDGES = ((24, 512), (80, 320), (200, 224))  # up to so many images, so many pixels; beyond them the last
+TINY = 160  # pixels; smaller images are kept as they are and shown with hard edges
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on the page. Without a `uri` it is not there, and `why` says what to put in its place."""
+    """An image on the page. Without a `uri` it is not there, and `why` says what to put in its place."""
 
     uri: str | None
     why: str
@@ -38,12 +38,12 @@ class Shown:
 class Gallery:
     """Makes thumbnails until the page's budget is spent."""
 
-    def __init__(self, pictures: int, budget: int = BUDGET) -> None:
-        self.edge = next((edge for most, edge in EDGES if pictures <= most), EDGES[-1][1])
+    def __init__(self, images: int, budget: int = BUDGET) -> None:
+        self.edge = next((edge for most, edge in EDGES if images <= most), EDGES[-1][1])
         self.left = budget
 
     def show(self, path: Path | None, seed: int | None = None, *, sha256: str | None = None) -> Shown:
-        """Never raises for a picture that is missing or broken: the page says so in its place.
+        """Never raises for an image that is missing or broken: the page says so in its place.
 
         With `sha256` a file of other content is missing: a manifest from somebody else may name any file.
         """
@@ -62,33 +62,33 @@ class Gallery:
 
 
 def absent(why: str, seed: int | None) -> Shown:
-    """What stands in the place of a picture that is not there."""
+    """What stands in the place of an image that is not there."""
     return Shown(None, why, 1, 1, False, seed)
 
 
 def _thumbnail(path: Path, edge: int, seed: int | None) -> Shown:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged EXIF: the picture is shown all the same
+        warnings.simplefilter("ignore")  # damaged EXIF: the image is shown all the same
         with Image.open(path) as opened:
             opened.draft("RGB", (2 * edge, 2 * edge))
-            picture = _flat(ImageOps.exif_transpose(opened))
-    tiny = max(picture.size) <= TINY
+            image = _flat(ImageOps.exif_transpose(opened))
+    tiny = max(image.size) <= TINY
     if not tiny:
-        picture.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+        image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, **({"format": "PNG"} if tiny else {"format": "JPEG", "quality": 84}), optimize=True)
+    image.save(buffer, **({"format": "PNG"} if tiny else {"format": "JPEG", "quality": 84}), optimize=True)
     kind = "png" if tiny else "jpeg"
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Shown(uri, "", *picture.size, tiny, seed)
+    return Shown(uri, "", *image.size, tiny, seed)
 
 
-def _flat(picture: Image.Image) -> Image.Image:
+def _flat(image: Image.Image) -> Image.Image:
     """Without transparency: on white."""
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    picture = picture.convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def inside(folder: Path, path: str) -> Path | None:
@@ -97,13 +97,13 @@ def inside(folder: Path, path: str) -> Path | None:
     return found if found.is_relative_to(folder.resolve()) else None
 
 
-def pairs(pictures: list[Json], word: str | None) -> list[tuple[Json | None, Json | None, list[tuple[Any, Any]]]]:
-    """The samples of a word as (first before, first after, [(before, after) at each seed]) for each prompt.
+def pairs(images: list[Json], embedding: str | None) -> list[tuple[Json | None, Json | None, list[tuple[Any, Any]]]]:
+    """The samples of an embedding as (first before, first after, [(before, after) at each seed]) for each prompt.
 
-    The prompts differ, since one says the initial text where the other has the word; both were drawn in the same
+    The prompts differ, since one says the initial text where the other has the embedding; both were drawn in the same
     order, and so they are matched by it. None stands where one side is missing.
     """
-    sides = [_by_prompt([p for p in pictures if p["when"] == when and p.get("word") == word]) for when in _WHEN]
+    sides = [_by_prompt([p for p in images if p["when"] == when and p.get("embedding") == embedding]) for when in _WHEN]
     found = []
     for before, after in zip_longest(*sides, fillvalue={}):
         seeds = list(dict.fromkeys([*before, *after]))
@@ -115,22 +115,22 @@ def pairs(pictures: list[Json], word: str | None) -> list[tuple[Json | None, Jso
 _WHEN = ("before", "after")
 
 
-def _by_prompt(pictures: list[Json]) -> list[dict[Any, Json]]:
-    """Seed to picture for each prompt. Two words may have one initial text: a seed that comes again begins anew."""
+def _by_prompt(images: list[Json]) -> list[dict[Any, Json]]:
+    """Seed to image for each prompt. Two embeddings may have one initial text: a seed that comes again begins anew."""
     prompts: list[dict[Any, Json]] = []
     last = None
-    for picture in pictures:
-        if not prompts or picture["prompt"] != last or picture.get("seed") in prompts[-1]:
+    for image in images:
+        if not prompts or image["prompt"] != last or image.get("seed") in prompts[-1]:
             prompts.append({})
-        last = picture["prompt"]
-        prompts[-1][picture.get("seed")] = picture
+        last = image["prompt"]
+        prompts[-1][image.get("seed")] = image
     return prompts
 
 
-def training_pictures(manifest: Json, folder: Path) -> dict[str, Path | None]:
-    """Every training picture of the manifest and where it lies now, if it does.
+def training_images(manifest: Json, folder: Path) -> dict[str, Path | None]:
+    """Every training image of the manifest and where it lies now, if it does.
 
-    Their paths start at the recipe's folder, which the manifest does not name: it is a parent of a concept's pictures.
+    Their paths start at the recipe's folder, which the manifest does not name: it is a parent of a concept's images.
     """
     recipe = manifest.get("recipe") or {}
     concepts = [Path(str(concept.get("images"))) for concept in recipe.get("concept") or [] if concept.get("images")]
@@ -148,27 +148,27 @@ def training_pictures(manifest: Json, folder: Path) -> dict[str, Path | None]:
 
 COLUMNS = 10  # moments that are shown; of more, evenly spread ones, the first and the last among them
 ROWS = 12
-STRIP_BUDGET = 1_000_000  # characters of the pictures' data URIs
+STRIP_BUDGET = 1_000_000  # characters of the images' data URIs
 
 
 def through_time(metrics: list[Json], folder: Path) -> Json:
-    """`rows` of pictures by prompt and seed, each with `shots` (label, picture); `left` counts what is not shown.
+    """`rows` of images by prompt and seed, each with `shots` (label, image); `left` counts what is not shown.
 
-    The lines of the metrics name the pictures (`pictures`: path, prompt, seed), so that a run can be followed.
+    The lines of the metrics name the images (`images`: path, prompt, seed), so that a run can be followed.
     """
-    lines = [line for line in metrics if line.get("pictures")]
+    lines = [line for line in metrics if line.get("images")]
     several = len({line.get("stage") for line in lines}) > 1
     chosen = _spread(lines, COLUMNS)
     rows: dict[tuple[str, int | None], list[tuple[str, Json]]] = {}
     for line in chosen:
         label = f"stage {line['stage']}, step {line['step']:,}" if several else f"step {line['step']:,}"
-        for picture in line["pictures"]:
-            rows.setdefault((picture["prompt"], picture.get("seed")), []).append((label, picture))
+        for image in line["images"]:
+            rows.setdefault((image["prompt"], image.get("seed")), []).append((label, image))
     shown = list(rows.items())[:ROWS]
     gallery = Gallery(sum(len(shots) for _, shots in shown), STRIP_BUDGET)
     made = []
     for (prompt, seed), shots in shown:
-        drawn = [(label, gallery.show(inside(folder, picture["path"]))) for label, picture in shots]
+        drawn = [(label, gallery.show(inside(folder, image["path"]))) for label, image in shots]
         made.append({"prompt": prompt, "seed": seed, "shots": drawn})
     return {"rows": made, "moments": len(chosen), "all": len(lines), "left": len(rows) - len(shown)}
 

@@ -1,4 +1,4 @@
-"""Writes report.html: one page, complete in itself, that shows what a run taught and what made it."""
+"""Writes report.html: one page, complete in itself, that shows what a run trained and what made it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from markupsafe import Markup
 from ...converters.disk import replace
 from ..lock import is_locked
 from ..records import Json, read_manifest, read_metrics
-from . import embeddings as words
+from . import embeddings as embeddings
 from . import facts
 from . import facts as show
 from .curves import SERIES, SINGLE, column, noisy_curve, positions, vector_curves, vector_lines
-from .images import Gallery, Shown, absent, inside, pairs, through_time, training_pictures
+from .images import Gallery, Shown, absent, inside, pairs, through_time, training_images
 
-WORDS = 50  # shown in full; the others are folded away
-STRIP = 12  # training pictures of several words that the manifest does not tell apart
+EMBEDDINGS = 50  # shown in full; the others are folded away
+STRIP = 12  # training images of several embeddings that the manifest does not tell apart
 LINES = 3000  # of a folded table
 RECIPE = 60_000  # characters of the resolved recipe
 NAME = "report.html"
 
 
 def write_report(folder: Path, refresh: int | None = None) -> Path:
-    """Makes `folder`/report.html from the run's manifest, metrics and pictures, and returns its path.
+    """Makes `folder`/report.html from the run's manifest, metrics and images, and returns its path.
 
     Works on a run in any state. What is missing is said on the page; only a folder without a readable manifest
     raises (StageError). The same folder gives the same bytes. With `refresh` an open page loads itself again after so
@@ -43,7 +43,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
     warnings = list(manifest.get("warnings") or [])
     if unread:
         warnings.append(f"metrics.jsonl: {unread:,} lines could not be read and are left out of the curves")
-    taught, asked = manifest.get("words") or [], _asked(manifest)
+    trained, asked = manifest.get("embeddings") or [], _asked(manifest)
     files, code = facts.files(manifest, folder)
     page = (
         _environment()
@@ -53,7 +53,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
             m=manifest,
             state="killed" if killed else manifest.get("status"),
             refresh=refresh,
-            asked=[word["placeholder"] for word in asked],
+            asked=[embedding["placeholder"] for embedding in asked],
             warnings=warnings,
             facts=facts.facts(manifest, metrics),
             proofs=facts.proofs(manifest),
@@ -62,12 +62,12 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
             code=code,
             stages=facts.stages(manifest),
             recipe=facts.recipe_text(manifest, RECIPE),
-            samples=_samples({**manifest, "words": taught or asked}, folder),
+            samples=_samples({**manifest, "embeddings": trained or asked}, folder),
             progress=through_time(metrics, folder),
             curves=_curves(manifest, metrics),
-            words=[_word(manifest, word) for word in taught[:WORDS]],
-            more=[_word(manifest, word) for word in taught[WORDS:LINES]],
-            shown=WORDS,
+            embeddings=[_embedding(manifest, embedding) for embedding in trained[:EMBEDDINGS]],
+            more=[_embedding(manifest, embedding) for embedding in trained[EMBEDDINGS:LINES]],
+            shown=EMBEDDINGS,
             lines=LINES,
         )
     )
@@ -97,68 +97,70 @@ def _environment() -> Environment:
         "number": show.number,
         "duration": show.duration,
         "size": show.size,
-        "printable": words.printable,
+        "printable": embeddings.printable,
     }
-    environment.globals["drowns"] = words.DROWNS
+    environment.globals["drowns"] = embeddings.DROWNS
     return environment
 
 
 def _asked(manifest: Json) -> list[Json]:
-    """The words that the recipe names: all that is known of them until the run has ended."""
-    words = (manifest.get("recipe") or {}).get("embedding") or []
-    return [{"placeholder": word["placeholder"]} for word in words if word.get("placeholder")]
+    """The embeddings that the recipe names: all that is known of them until the run has ended."""
+    embeddings = (manifest.get("recipe") or {}).get("embedding") or []
+    return [{"placeholder": embedding["placeholder"]} for embedding in embeddings if embedding.get("placeholder")]
 
 
-def _word(manifest: Json, word: Json) -> Json:
-    """A word and, for each encoder, its rows and the scale that its norms are drawn on."""
+def _embedding(manifest: Json, embedding: Json) -> Json:
+    """An embedding and, for each encoder, its rows and the scale that its norms are drawn on."""
     encoders = []
-    for key, encoder in (word.get("encoders") or {}).items():
-        rows, usual = words.rows(encoder), words.usual(manifest, key)
-        start, gauge = words.start_of(encoder), show.gauge(rows, usual)
-        loud = None if words.rescaled(manifest) else words.loudness(rows, usual)
+    for key, encoder in (embedding.get("encoders") or {}).items():
+        rows, usual = embeddings.rows(encoder), embeddings.usual(manifest, key)
+        start, gauge = embeddings.start_of(encoder), show.gauge(rows, usual)
+        loud = None if embeddings.rescaled(manifest) else embeddings.loudness(rows, usual)
         encoders.append({"key": key, "rows": rows, "start": start, "usual": usual, "gauge": gauge, "loud": loud})
-    fate = words.fate(word, manifest.get("status") == "finished")
-    return {**word, "fate": fate, "vectors": words.vectors_of(word), "encoders": encoders}
+    fate = embeddings.fate(embedding, manifest.get("status") == "finished")
+    return {**embedding, "fate": fate, "vectors": embeddings.vectors_of(embedding), "encoders": encoders}
 
 
 def _samples(manifest: Json, folder: Path) -> list[Json]:
-    """For each word: training pictures, and the rows of pictures before and after."""
-    taught = [word["placeholder"] for word in manifest.get("words") or []]
-    drawn = manifest.get("pictures") or []
-    others = dict.fromkeys(p.get("word") for p in drawn if p.get("word") not in set(taught))
-    training, hashes = training_pictures(manifest, folder), (manifest.get("data") or {}).get("files") or {}
+    """For each embedding: training images, and the rows of images before and after."""
+    trained = [embedding["placeholder"] for embedding in manifest.get("embeddings") or []]
+    drawn = manifest.get("images") or []
+    others = dict.fromkeys(p.get("embedding") for p in drawn if p.get("embedding") not in set(trained))
+    training, hashes = training_images(manifest, folder), (manifest.get("data") or {}).get("files") or {}
     gallery = Gallery(len(drawn) + min(12, len(training)))
     blocks: list[Json] = []
-    if len(taught) > 1 and not any("pictures" in word for word in manifest["words"]):
+    if len(trained) > 1 and not any("images" in embedding for embedding in manifest["embeddings"]):
         strip = [gallery.show(path, sha256=hashes[name]) for name, path in list(training.items())[:STRIP]]
-        blocks += [{"word": None, "training": strip, "of": len(training), "prompts": []}] if strip else []
-    for word in [*taught[:WORDS], *others]:
+        blocks += [{"embedding": None, "training": strip, "of": len(training), "prompts": []}] if strip else []
+    for embedding in [*trained[:EMBEDDINGS], *others]:
         prompts: list[Json] = []
-        for before, after, rows in pairs(drawn, word):
+        for before, after, rows in pairs(drawn, embedding):
             sides = [[_show(gallery, folder, row[side], row[1 - side]) for row in rows] for side in (0, 1)]
             prompts.append({"before": before, "after": after, "sides": sides})
-        names = _trained_on(manifest, word, list(training))
+        names = _trained_on(manifest, embedding, list(training))
         most = max(4, min(12, sum(len(prompt["sides"][1]) for prompt in prompts)))
         shown = [gallery.show(training[name], sha256=hashes[name]) for name in names[:most] if name in training]
         if prompts or shown:
-            blocks.append({"word": word, "training": shown, "of": len(names), "prompts": prompts})
+            blocks.append({"embedding": embedding, "training": shown, "of": len(names), "prompts": prompts})
     return blocks
 
 
-def _show(gallery: Gallery, folder: Path, picture: Json | None, twin: Json | None) -> Shown:
-    """The sample, or in its place a word of why it is not there, under the seed of its twin."""
-    if picture is None:
+def _show(gallery: Gallery, folder: Path, image: Json | None, twin: Json | None) -> Shown:
+    """The sample, or in its place an embedding of why it is not there, under the seed of its twin."""
+    if image is None:
         return absent("not drawn", (twin or {}).get("seed"))
-    return gallery.show(inside(folder, picture["path"]), picture.get("seed"))
+    return gallery.show(inside(folder, image["path"]), image.get("seed"))
 
 
-def _trained_on(manifest: Json, word: str | None, every: list[str]) -> list[str]:
-    """The word's own training pictures where the manifest names them; all of them where there is but one word."""
-    taught = manifest.get("words") or []
-    own = next((w.get("pictures") for w in taught if w["placeholder"] == word), None)
+def _trained_on(manifest: Json, embedding: str | None, every: list[str]) -> list[str]:
+    """The embedding's own training images where the manifest names them; all of them where there is but one
+    embedding.
+    """
+    trained = manifest.get("embeddings") or []
+    own = next((w.get("images") for w in trained if w["placeholder"] == embedding), None)
     if own is not None:
         return list(own)
-    return every if len(taught) == 1 else []
+    return every if len(trained) == 1 else []
 
 
 def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
@@ -181,17 +183,17 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
     held = column(metrics, "locality")
     if np.isfinite(held).any():
         svg = noisy_curve("locality", "Difference to the untouched model", x, held, borders)
-        text = "Squared difference to the untouched model's answers for prompts near the words, before its weight."
+        text = "Squared difference to the untouched model's answers for prompts near the embeddings, before its weight."
         made.append({"title": "Locality", "text": text, "svg": svg})
     for what, title in (("norm", "Norm"), ("moved", "Way from the start")):
         for n, (encoder, lines) in enumerate(vector_lines(metrics, x, what).items()):
-            band = words.usual(manifest, encoder) if what == "norm" else {}
+            band = embeddings.usual(manifest, encoder) if what == "norm" else {}
             few = len(lines) <= SINGLE
             text = "L2 norm of each vector" if what == "norm" else "L2 distance of each vector from where it started"
             if not few:
                 text += f": lowest to highest of {len(lines):,}, and their median"
             text += "; shaded: the usual norms of the vocabulary, dashed: their median." if band else "."
-            text += words.averaged(manifest)
+            text += embeddings.averaged(manifest)
             svg = vector_curves(f"{what}{n}", f"{title}, {encoder}", lines, borders, band)
             legend = [(i, line.label) for i, line in zip(range(len(SERIES)), lines, strict=False)] if few else []
             made.append({"title": title, "encoder": encoder, "text": text, "svg": svg, "legend": legend})

@@ -1,4 +1,4 @@
-"""The table of words that ends a run on the command line."""
+"""The table of embeddings that ends a run on the command line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .embeddings import DROWNS, loudness, printable, rescaled, rows, start_of, u
 Json = dict[str, Any]
 
 WIDTH = 100  # columns; more where the terminal has more
-WORDS = 50  # shown; the rest is counted
+EMBEDDINGS = 50  # shown; the rest is counted
 # Heading, width, and whether it is a number; the nearest pieces take what is left.
 COLUMNS = (
-    ("word", 16, False),
+    ("embedding", 16, False),
     ("encoder", 7, False),
     ("#", 3, True),
     ("from", 10, False),
@@ -27,41 +27,41 @@ NEAREST = WIDTH - sum(width + 2 for _, width, _ in COLUMNS)
 MOST_NEAREST = 60
 
 
-def word_table(manifest: Json, width: int | None = None) -> str:
-    """Each vector of each word: what it started from, its norm before and after beside the vocabulary's median
+def embedding_table(manifest: Json, width: int | None = None) -> str:
+    """Each vector of each embedding: what it started from, its norm before and after beside the vocabulary's median
     (`usual`), its way from the start, and as many of its nearest pieces as fit whole.
 
     No line is wider than `width` columns, the terminal's own where it is left out, and at least 100.
     """
-    words = manifest.get("words") or []
-    if not words:
-        return "no words"
+    embeddings = manifest.get("embeddings") or []
+    if not embeddings:
+        return "no embeddings"
     columns = width or shutil.get_terminal_size((WIDTH, 24)).columns
     room = min(MOST_NEAREST, NEAREST + max(0, columns - WIDTH))
     lines = [_line([*(title for title, _, _ in COLUMNS), "nearest"])]
     lines.append("  ".join("-" * width for width in (*(width for _, width, _ in COLUMNS), room)))
     notes = []
-    for word in words[:WORDS]:
-        first = printable(word["placeholder"])
-        for key, encoder in word.get("encoders", {}).items():
+    for embedding in embeddings[:EMBEDDINGS]:
+        first = printable(embedding["placeholder"])
+        for key, encoder in embedding.get("encoders", {}).items():
             median = usual(manifest, key).get("median")
             for cells in _cells(key, encoder, median, room):
                 lines.append(_line([first, *cells]))
                 first = ""
-            notes += _notes(word, key, encoder)
-    if len(words) > WORDS:
-        lines.append(f"... and {len(words) - WORDS:,} words more: see report.html or manifest.json")
+            notes += _notes(embedding, key, encoder)
+    if len(embeddings) > EMBEDDINGS:
+        lines.append(f"... and {len(embeddings) - EMBEDDINGS:,} embeddings more: see report.html or manifest.json")
     return "\n".join([*lines, *notes, *_loud(manifest)])
 
 
 def _loud(manifest: Json) -> list[str]:
-    """Words whose norms are far beyond the vocabulary's, and what that means."""
+    """Embeddings whose norms are far beyond the vocabulary's, and what that means."""
     found: dict[str, float] = {}
-    for word in () if rescaled(manifest) else manifest["words"]:
-        for key, encoder in word.get("encoders", {}).items():
+    for embedding in () if rescaled(manifest) else manifest["embeddings"]:
+        for key, encoder in embedding.get("encoders", {}).items():
             times = loudness(rows(encoder), usual(manifest, key))
             if times is not None:
-                found[word["placeholder"]] = max(times, found.get(word["placeholder"], 0.0))
+                found[embedding["placeholder"]] = max(times, found.get(embedding["placeholder"], 0.0))
     if not found:
         return []
     names = ", ".join(printable(name) for name in list(found)[:5])
@@ -80,11 +80,11 @@ def _cells(key: str, encoder: Json, median: float | None, room: int) -> list[lis
     return made
 
 
-def _notes(word: Json, key: str, encoder: Json) -> list[str]:
+def _notes(embedding: Json, key: str, encoder: Json) -> list[str]:
     start = start_of(encoder)
     if not start["cut"]:
         return []
-    text = f'{printable(word["placeholder"])}, {key}: no room for "{" ".join(map(printable, start["cut"]))}"'
+    text = f'{printable(embedding["placeholder"])}, {key}: no room for "{" ".join(map(printable, start["cut"]))}"'
     return [_fit(f"{text} of the initial text", WIDTH)]
 
 

@@ -20,7 +20,7 @@ from ..errors import StageError
 from ..files import write_json
 from ..models.load import part_modules
 from ..recipe.defaults import defaults
-from ..recipe.intervals import Rhythm, parse_stop
+from ..recipe.intervals import Every, parse_stop
 from ..records import finite
 from ..train.lora import lora_aside
 from ..train.setup import Training
@@ -40,16 +40,16 @@ class Trackers:
         self.warn = warn
 
     def log(self, row: Mapping[str, Any], folder: Path) -> None:
-        """One line of the metrics: its numbers under `a/b/c`, and the pictures drawn at this step."""
+        """One line of the metrics: its numbers under `a/b/c`, and the images drawn at this step."""
         step = int(row["step"])
-        numbers = flat({key: value for key, value in row.items() if key not in ("step", "stage", "pictures")})
-        paths = [folder / one["path"] for one in row.get("pictures", ())]
+        numbers = flat({key: value for key, value in row.items() if key not in ("step", "stage", "images")})
+        paths = [folder / one["path"] for one in row.get("images", ())]
 
         def log(tracker: Any) -> None:
             tracker.log(numbers, step=step)
             if paths and hasattr(tracker, "log_images"):
-                pictures = [numpy.asarray(Image.open(path).convert("RGB")) for path in paths]
-                tracker.log_images({"pictures": _stacked(tracker.name, pictures)}, step=step, **_form(tracker.name))
+                images = [numpy.asarray(Image.open(path).convert("RGB")) for path in paths]
+                tracker.log_images({"images": _stacked(tracker.name, images)}, step=step, **_form(tracker.name))
 
         self._each(log, f"after step {step}")
 
@@ -68,7 +68,7 @@ class Trackers:
 
 
 def flat(value: Any, place: str = "") -> dict[str, float]:
-    """Every number of a line of metrics by its place: `learning_rate/words`, `words/<cat>/clip_l/norm/0`."""
+    """Every number of a line of metrics by its place: `learning_rate/embeddings`, `embeddings/<cat>/clip_l/norm/0`."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return {}
     if isinstance(value, int | float):
@@ -99,9 +99,9 @@ def _begun(name: str, title: str, folder: Path) -> Any:
     return tracker
 
 
-def _stacked(name: str, pictures: list[Any]) -> Any:
-    """TensorBoard wants one array of pictures of one size; others take a list."""
-    return numpy.stack(pictures) if name == "tensorboard" else [Image.fromarray(one) for one in pictures]
+def _stacked(name: str, images: list[Any]) -> Any:
+    """TensorBoard wants one array of images of one size; others take a list."""
+    return numpy.stack(images) if name == "tensorboard" else [Image.fromarray(one) for one in images]
 
 
 def _form(name: str) -> dict[str, str]:
@@ -118,7 +118,7 @@ class Watch:
         self.recipe = replace(run.recipe, samples=replace(samples, prompts=prompts, count=options["count"]))
 
     def draw(self, step: int) -> list[dict[str, Any]]:
-        """The rows of the pictures drawn after this step, counted from 1: path, prompt, seed and word.
+        """The rows of the images drawn after this step, counted from 1: path, prompt, seed and embedding.
 
         The main process draws; all must ask for it.
         """
@@ -130,8 +130,8 @@ class Watch:
         name = f"stage-{self.run.stage + 1}-step-{step:06d}"
         with random_state_kept(model.device):
             self.training.injection.activate(self.recipe.samples.prompts)
-            rows = draw_now(model, self.recipe, self.run.folder / "pictures", name)
-        return [{key: row[key] for key in ("path", "prompt", "seed", "word")} for row in rows]
+            rows = draw_now(model, self.recipe, self.run.folder / "images", name)
+        return [{key: row[key] for key in ("path", "prompt", "seed", "embedding")} for row in rows]
 
 
 @contextmanager
@@ -143,8 +143,8 @@ def as_exported(training: Training) -> Iterator[None]:
     models = [part for part in training.model.pipe.components.values() if isinstance(part, torch.nn.Module)]
     modes = [(module, module.training) for model in models for module in model.modules()]
     with ExitStack() as stack:
-        for thing in training.things:
-            stack.enter_context(thing.averaged())
+        for trainable in training.trainables:
+            stack.enter_context(trainable.averaged())
         try:
             for model in models:
                 model.eval()
@@ -171,7 +171,9 @@ class Saves:
     def __init__(
         self, run: Run, training: Training, options: Mapping[str, Any], contents: Callable[[], Contents], write: Write
     ) -> None:
-        """`contents` gives the words and the LoRA as they are now; `write` is what the export stage writes with."""
+        """`contents` gives the embeddings and the LoRA as they are now; `write` is what the export stage writes
+        with.
+        """
         self.run, self.training, self.options, self.contents, self.write = run, training, options, contents, write
         self.folder = run.folder / "saves"
         asked = [stage.options for stage in run.recipe.stages if stage.kind == "export"]
@@ -242,8 +244,8 @@ def step_callbacks(
     """Give a function to be called with each step's line of metrics, which adds to it what was drawn and saved.
 
     With several processes all must call it: the main one draws and writes what may be spread over all of them. It wants
-    the seconds at which the step before ended, too. `contents` gives words and LoRA as they are now, `write` writes
-    them as the export stage does.
+    the seconds at which the step before ended, too. `contents` gives embeddings and LoRA as they are now, `write`
+    writes them as the export stage does.
     """
     title = f"{run.recipe.name}-stage-{run.stage + 1}"
     wanted = watch["trackers"] if watch and run.processes.main else ()
@@ -255,7 +257,7 @@ def step_callbacks(
 
     def after(row: dict[str, Any], before: float) -> None:
         if eye is not None and looks is not None and looks.due(row["step"], before, row["seconds"]):
-            row["pictures"] = eye.draw(row["step"])
+            row["images"] = eye.draw(row["step"])
         if saves is not None and turns is not None and turns.due(row["step"], before, row["seconds"]):
             row["saved"] = saves.save(row["step"])
         if watch and watch["trackers"]:
@@ -268,7 +270,7 @@ def step_callbacks(
         trackers.close()
 
 
-def _rhythm(text: Any, training: Training) -> Rhythm | None:
+def _rhythm(text: Any, training: Training) -> Every | None:
     if not text:
         return None
-    return Rhythm(parse_stop(text), training.steps, training.steps_per_epoch)
+    return Every(parse_stop(text), training.steps, training.steps_per_epoch)

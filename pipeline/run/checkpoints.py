@@ -19,7 +19,7 @@ from torch import Tensor
 from ...converters.disk import replace, sync_folder
 from ..distributed import ALONE, Processes
 from ..errors import StageError
-from ..recipe.intervals import Clock, Rhythm
+from ..recipe.intervals import Clock, Every
 from ..recipe.model import StopAfter
 from ..run_folder import NUMBER, bounded_json, is_inside, misfit
 from .signals import StopAsked, Stopped
@@ -169,15 +169,15 @@ def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
 
 Snapshot = Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]
 
-GOES_ON = "the same command goes on from here"
+RESUME_HINT = "the same command goes on from here"
 
 
-class Keeper:
+class Checkpointer:
     """Writes a run's checkpoints: every so often, at the end of each train stage, and when a signal asks to stop."""
 
     def __init__(
         self, folder: Path, every: StopAfter, keep: int, asked: StopAsked, processes: Processes = ALONE,
-        way: str = GOES_ON,
+        way: str = RESUME_HINT,
     ) -> None:  # fmt: skip
         """`way` says how a run that was asked to stop goes on."""
         self.folder, self.every, self.keep, self.asked, self.processes = folder, every, keep, asked, processes
@@ -189,7 +189,7 @@ class Keeper:
         The step before ended `before` seconds after the stage began. Where the recipe says `never`, one is written
         only when a signal has come, or when all processes ask for it `now`. A signal to one process stops all of them.
         """
-        rhythm = Rhythm(self.every, clock.steps, clock.steps_per_epoch)
+        rhythm = Every(self.every, clock.steps, clock.steps_per_epoch)
         last = clock.step == clock.steps and self.every.unit != "never"
         due = now or last or rhythm.due(clock.step, before, clock.seconds)  # the same in every process
         stopping = self.processes.any(self.asked.name is not None)

@@ -20,7 +20,7 @@ SHOWN = 5  # differences that are listed
 
 
 def require_same_inputs(inputs: Mapping[str, Any], processes: Processes) -> None:
-    """StageError when a process, on another machine, has another model, other pictures or other versions."""
+    """StageError when a process, on another machine, has another model, other images or other versions."""
     main, *others = processes.gathered(inputs)
     for number, other in enumerate(others, 1):
         found = input_differences(main, other)
@@ -47,7 +47,7 @@ def common_checkpoint(folder: Path, processes: Processes, say: Callable[[str], N
 
 
 def require_equal_values(training: Training) -> None:
-    """StageError when words or weights are not bit for bit the same in every process."""
+    """StageError when embeddings or weights are not bit for bit the same in every process."""
     if training.processes.count == 1:
         return
     found = training.processes.gathered(_digests(training))
@@ -61,18 +61,18 @@ def require_equal_values(training: Training) -> None:
 
 
 def sharding_note(training: Training) -> str:
-    """How a step's pictures are shared out, for the manifest."""
+    """How a step's images are shared out, for the manifest."""
     count, step = training.processes.count, training.dataset.order.size * training.accumulation
-    note = f"{count} processes: a step's {step} pictures are shared out, at most {-(-step // count)} to each"
+    note = f"{count} processes: a step's {step} images are shared out, at most {-(-step // count)} to each"
     if step < count:
         note += f"; {count - step} have none: raise batch_size or gradient_accumulation"
-    spread = [thing.name for thing in training.things if thing.spread]
+    spread = [trainable.name for trainable in training.trainables if trainable.spread]
     return f"{note}; each has its share alone of what moves {', '.join(spread)}" if spread else note
 
 
 def _digests(training: Training) -> dict[str, str]:
-    held = {f"the table of words of {key}": rows.values for key, rows in training.injection.rows.items()}
-    held |= weights_of([thing for thing in training.things if not thing.spread])
+    held = {f"the table of embeddings of {key}": rows.values for key, rows in training.injection.rows.items()}
+    held |= weights_of([trainable for trainable in training.trainables if not trainable.spread])
     return {name: tensor_hash(tensor) for name, tensor in held.items()}
 
 
@@ -80,12 +80,12 @@ MOST = 5  # files that are named
 
 
 def require_unchanged_data(recipe: Recipe, examples: Sequence[Example], known: Mapping[str, str]) -> None:
-    """StageError when a picture, mask or caption file is another one than when the run began.
+    """StageError when an image, mask or caption file is another one than when the run began.
 
-    `known` are the manifest's hashes of the files. Pictures were hashed when `examples` were read and are not again.
+    `known` are the manifest's hashes of the files. Images were hashed when `examples` were read and are not again.
     """
     base = recipe.path.parent
-    now = {shown_path(example.picture, base): example.content.split("+")[0] for example in examples}
+    now = {shown_path(example.image, base): example.content.split("+")[0] for example in examples}
     for example in examples:
         if example.mask is not None:
             now[shown_path(example.mask, base)] = example.content.split("+")[1]

@@ -20,7 +20,7 @@ from ..models.load import Model, part_modules
 from ..recipe.model import Recipe
 from ..records import Metrics
 from ..train.lora import remove_lora
-from .checkpoints import Checkpoint, Keeper, Source
+from .checkpoints import Checkpoint, Checkpointer, Source
 
 
 @dataclass(eq=False)
@@ -34,7 +34,7 @@ class Run:
     `finetuned` names the models of the pipeline (`unet`, `text_encoder`, …) whose own weights a stage has trained:
     `export` writes the whole model then. `moved` has every weight, of LoRAs too, that a stage of the run trains.
     With several `processes` only the main one writes into the folder; its data are the run's.
-    `files` has the hashes of pictures and captions as the run began, where somebody is to look after them.
+    `files` has the hashes of images and captions as the run began, where somebody is to look after them.
     `originals` has those of the model itself as they were loaded, where a stage must hold the model to them.
     """
 
@@ -42,7 +42,7 @@ class Run:
     folder: Path
     model: Model
     statistics: dict[str, NormStatistics]
-    keeper: Keeper
+    checkpointer: Checkpointer
     progress: Callable[[str], None]
     bar: bool
     metrics: Metrics = field(init=False)
@@ -70,9 +70,9 @@ class Run:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def need_injection(self) -> Injection:
-        """The injected words; StageError when no `inject` stage came before."""
+        """The injected embeddings; StageError when no `inject` stage came before."""
         if self.injection is None:
-            raise StageError("no word is in the model yet: put an inject stage before this one")
+            raise StageError("no embedding is in the model yet: put an inject stage before this one")
         return self.injection
 
     def warn(self, text: str) -> None:
@@ -81,7 +81,7 @@ class Run:
         self.progress(f"warning: {text}")
 
     def eject(self) -> None:
-        """Take the words and the LoRA out of the model again, if they are in it."""
+        """Take the embeddings and the LoRA out of the model again, if they are in it."""
         for module in part_modules(self.model).values():
             remove_lora(module)
         if self.injection is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PureWindowsPath
 from typing import Any
 
-from ..data.files import PICTURES
+from ..data.files import IMAGES
 
 LONG, BEFORE, SHOWN = 60, 12, 4  # characters of a value, those before its first difference, entries of a list
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -63,12 +63,12 @@ INPUTS = {"recipe": "recipe", "model": "model", "data": "data", "environment": "
 HARMLESS = ("recipe.description", "recipe.device", "environment.platform", "model.path")
 # What a run that goes on may change: sums over other numbers of processes differ in their last bits only.
 ROUNDING = "environment.processes"
-# Where paths stand whose files are compared by hash, and the words that may stand there instead.
+# Where paths stand whose files are compared by hash, and the embeddings that may stand there instead.
 _DATA_PATHS = tuple(
     re.compile(rf"recipe\.{place}") for place in (r"concept\.\d+\.(images|captions|masks)", r"data\.cache_latents")
 )
 _MODEL_PATHS = (re.compile(r"(recipe\.)?model\.base"), re.compile(r"recipe\.model\.config"))
-_WORDS = ("beside", "file-name", "alpha", "none", "user", "run", "memory", "off", "micro")
+_EMBEDDINGS = ("beside", "file-name", "alpha", "none", "user", "run", "memory", "off", "micro")
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Difference:
 
     @property
     def of_paths(self) -> bool:
-        """Whether both values may be paths: texts, and no words with a meaning of their own."""
-        return all(isinstance(value, str) and value not in _WORDS for value in (self.old, self.new))
+        """Whether both values may be paths: texts, and no embeddings with a meaning of their own."""
+        return all(isinstance(value, str) and value not in _EMBEDDINGS for value in (self.old, self.new))
 
     def within(self, *places: str) -> bool:
         """Whether it is one of these places, or lies in one of them."""
@@ -140,7 +140,7 @@ def _are_tables(value: Any) -> bool:
 # Where hashes of files lie.
 _FILES = ("data.files", "model.sha256")
 # What follows from the data's files and from the recipe.
-_DERIVED = ("data.pictures", "data.concepts", "data.captions", "data.coverage")
+_DERIVED = ("data.images", "data.concepts", "data.captions", "data.coverage")
 
 
 def difference_lines(differences: Sequence[Difference], most: int) -> list[str]:
@@ -157,11 +157,11 @@ def difference_lines(differences: Sequence[Difference], most: int) -> list[str]:
 
 
 def _file_lines(place: str, files: Sequence[Difference]) -> Iterator[str]:
-    """`data: 3 pictures added (a.png, b.png, c.png), 1 changed (d.png)`, and the like of other files."""
+    """`data: 3 images added (a.png, b.png, c.png), 1 changed (d.png)`, and the like of other files."""
     part = place.partition(".")[0]
-    pictures = [one for one in files if part == "data" and one.place.lower().endswith(tuple(PICTURES))]
-    others = [one for one in files if one not in pictures]
-    for what, group in (("picture", pictures), ("file", others)):
+    images = [one for one in files if part == "data" and one.place.lower().endswith(tuple(IMAGES))]
+    others = [one for one in files if one not in images]
+    for what, group in (("image", images), ("file", others)):
         found = {
             "added": [one for one in group if one.old is None],
             "removed": [one for one in group if one.new is None],
@@ -170,7 +170,7 @@ def _file_lines(place: str, files: Sequence[Difference]) -> Iterator[str]:
         said: list[str] = []
         for how, ones in found.items():
             if ones:
-                thing = "" if said else f" {what}{'s' if len(ones) > 1 else ''}"
-                said.append(f"{len(ones)}{thing} {how} ({few([one.place[len(place) + 1 :] for one in ones])})")
+                trainable = "" if said else f" {what}{'s' if len(ones) > 1 else ''}"
+                said.append(f"{len(ones)}{trainable} {how} ({few([one.place[len(place) + 1 :] for one in ones])})")
         if said:
             yield f"{part}: {', '.join(said)}"

@@ -18,27 +18,27 @@ from ..recipe.model import Stage
 from ..records import finite
 from ..stages import STAGES
 from .context import Run
-from .manifest import pictures_of_words, word_facts
+from .manifest import embedding_facts, images_of_embeddings
 from .outcome import LESS, as_stage_error
 from .proofs import Before, model_proofs, remember_model, require_proofs
 from .resume import steps_left
 from .samples import draw_after, draw_before, kept_before
 from .signals import Stopped
 
-# What puts the words and adapters into the model: done again before a checkpoint is put back. All else is in it.
+# What puts the embeddings and adapters into the model: done again before a checkpoint is put back. All else is in it.
 STRUCTURE = ("tokenize", "inject", "train")
-# What writes files, and changes nothing of the model but to take the words out.
+# What writes files, and changes nothing of the model but to take the embeddings out.
 WRITING = ("export",)
 
 
 def execute(run: Run, manifest: dict[str, Any]) -> None:
     """Everything between the loaded model and the finished manifest."""
     recipe, model = run.recipe, run.model
-    run.keeper.asked.steps = steps_left(run, 0)
+    run.checkpointer.asked.steps = steps_left(run, 0)
     before = remember_model(model)
     with run.processes.together():
-        shown = pictures_of_words(recipe)  # now: whoever moves a picture while the training goes on spoils no run
-    manifest["pictures"] = run.processes.from_main(lambda: _before(run, manifest["pictures"]))
+        shown = images_of_embeddings(recipe)  # now: whoever moves an image while the training goes on spoils no run
+    manifest["images"] = run.processes.from_main(lambda: _before(run, manifest["images"]))
     contents = Contents()
     try:
         for number in range(len(recipe.stages)):
@@ -57,33 +57,33 @@ def execute(run: Run, manifest: dict[str, Any]) -> None:
 
 
 def _before(run: Run, drawn: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Pictures of the untouched model; those that an earlier process of this run has `drawn` are kept."""
-    folder = run.folder / "pictures"
+    """Images of the untouched model; those that an earlier process of this run has `drawn` are kept."""
+    folder = run.folder / "images"
     kept = kept_before(run.recipe, folder, drawn)
     if kept is not None:
         return kept
-    run.progress("drawing pictures before")
+    run.progress("drawing images before")
     return draw_before(run.model, run.recipe, folder)
 
 
 def _end(
     run: Run, contents: Contents, shown: Mapping[str, list[str]], manifest: dict[str, Any], before: Before
 ) -> None:
-    """What the manifest says of the finished run, once its proofs hold, and pictures of what came out.
+    """What the manifest says of the finished run, once its proofs hold, and images of what came out.
 
-    `shown` has the pictures of each word.
+    `shown` has the images of each embedding.
     """
     recipe, model = run.recipe, run.model
     if contents.embeddings:
-        manifest["words"] = word_facts(run, contents, shown)
+        manifest["embeddings"] = embedding_facts(run, contents, shown)
     manifest["proofs"] = _proofs(run, model_proofs(model, before))
     require_proofs(manifest["proofs"])
     if "finished" in run.data:
         manifest["finished"] = run.data["finished"]
     if run.data.get("standalone"):
-        run.progress("drawing pictures after, from the exported files")
-        manifest["pictures"] += draw_after(
-            model, recipe, run.data["standalone"], run.data.get("lora"), run.folder / "pictures"
+        run.progress("drawing images after, from the exported files")
+        manifest["images"] += draw_after(
+            model, recipe, run.data["standalone"], run.data.get("lora"), run.folder / "images"
         )
     require_artefacts(run.folder, run.artefacts)
 
@@ -91,8 +91,8 @@ def _end(
 def _proofs(run: Run, model: dict[str, Any]) -> dict[str, Any]:
     return {
         **model,
-        "gradient_reached": {word: word in run.reached for word in run.recipe.trained},
-        **{name: run.data[name] for name in ("exports_verified", "exports_declared", "words") if name in run.data},
+        "gradient_reached": {embedding: embedding in run.reached for embedding in run.recipe.trained},
+        **{name: run.data[name] for name in ("exports_verified", "exports_declared", "embeddings") if name in run.data},
     }
 
 
@@ -104,7 +104,7 @@ def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, An
         run.rows.append(run.done_rows[number])
         return contents
     run.stage, run.notes = number, []
-    run.keeper.asked.steps = steps_left(run, number)
+    run.checkpointer.asked.steps = steps_left(run, number)
     begin = time.monotonic()
     run.progress(f"stage {number + 1} of {len(run.recipe.stages)}: {stage.kind}{' (done before)' if done else ''}")
     row = {"kind": stage.kind, "seconds": 0.0, "takes": describe_contents(contents), "gives": [], "notes": run.notes}
@@ -141,10 +141,11 @@ def _after(run: Run, stage: Stage, contents: Contents) -> Contents:
 def _whole(contents: Contents) -> Contents:
     """The contents with values of their own, which can be sent to another process."""
     rest = {name: _copy(raw) for name, raw in contents.rest.items()}
-    words = [
-        replace(word, vectors={key: _copy(raw) for key, raw in word.vectors.items()}) for word in contents.embeddings
+    embeddings = [
+        replace(embedding, vectors={key: _copy(raw) for key, raw in embedding.vectors.items()})
+        for embedding in contents.embeddings
     ]
-    return replace(contents, embeddings=tuple(words), rest=rest)
+    return replace(contents, embeddings=tuple(embeddings), rest=rest)
 
 
 def _copy(raw: RawTensor) -> RawTensor:
@@ -153,6 +154,6 @@ def _copy(raw: RawTensor) -> RawTensor:
 
 def describe_contents(contents: Contents) -> list[str]:
     """What the contents hold, a line each, for the manifest."""
-    words = [f"{word.name} ({', '.join(f'{key} {raw.shape[0]}x{raw.shape[1]}' for key, raw in word.vectors.items())})"
-             for word in contents.embeddings]  # fmt: skip
-    return words + ([f"LoRA of {len(contents.rest)} tensors"] if contents.rest else [])
+    embeddings = [f"{embedding.name} ({', '.join(f'{key} {raw.shape[0]}x{raw.shape[1]}' for key, raw in embedding.vectors.items())})"
+             for embedding in contents.embeddings]  # fmt: skip
+    return embeddings + ([f"LoRA of {len(contents.rest)} tensors"] if contents.rest else [])

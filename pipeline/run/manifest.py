@@ -1,4 +1,4 @@
-"""The pictures and captions of a run, as its manifest has them."""
+"""The images and captions of a run, as its manifest has them."""
 
 from __future__ import annotations
 
@@ -22,51 +22,57 @@ from ..embeddings.placeholders import Replacer
 from ..files import file_hashes, model_hashes, shown_path
 from ..models.load import Model
 from ..recipe.load import recipe_as_json
-from ..recipe.model import Recipe, Word
+from ..recipe.model import EmbeddingSpec, Recipe
 from ..tensors import from_raw
 from ..versions import DECISIVE, package_version
 from .context import Run
 
 
 def data_facts(recipe: Recipe) -> dict[str, Any]:
-    """The pictures and captions by hash, and the share of the captions that hold each word.
+    """The images and captions by hash, and the share of the captions that hold each embedding.
 
-    Raises RecipeError when a picture or caption that was there for the check is gone.
+    Raises RecipeError when an image or caption that was there for the check is gone.
     """
     read = [read_concept(concept) for concept in recipe.concepts]
-    captions = [caption for concept in read for _, texts in concept.pictures for caption in texts]
-    held = Counter(word for _, words in _words_in(recipe, read) for word in words)
-    pictures = list(dict.fromkeys(path for concept in read for path, _ in concept.pictures))
+    captions = [caption for concept in read for _, texts in concept.images for caption in texts]
+    held = Counter(embedding for _, embeddings in _embeddings_in(recipe, read) for embedding in embeddings)
+    images = list(dict.fromkeys(path for concept in read for path, _ in concept.images))
     others = dict.fromkeys(path for concept in read for path in (*concept.files, *concept.masks.values()))
     return {
-        "pictures": len(pictures),
-        "concepts": [len(concept.pictures) for concept in read],
-        "files": file_hashes([*pictures, *others], recipe.path.parent),
+        "images": len(images),
+        "concepts": [len(concept.images) for concept in read],
+        "files": file_hashes([*images, *others], recipe.path.parent),
         "captions": captions[:5],
-        "coverage": {word.placeholder: held[word.placeholder] / max(1, len(captions)) for word in recipe.words},
+        "coverage": {
+            embedding.placeholder: held[embedding.placeholder] / max(1, len(captions))
+            for embedding in recipe.embeddings
+        },
     }
 
 
-def pictures_of_words(recipe: Recipe) -> dict[str, list[str]]:
-    """Each word's pictures: those of whose captions one holds it. Opens none of them; raises as `data_facts` does."""
-    shown: dict[str, list[str]] = {word.placeholder: [] for word in recipe.words}
-    for path, words in _words_in(recipe, [read_concept(concept) for concept in recipe.concepts]):
-        for word in dict.fromkeys(words):
-            shown[word].append(shown_path(path, recipe.path.parent))
+def images_of_embeddings(recipe: Recipe) -> dict[str, list[str]]:
+    """Each embedding's images: those of whose captions one holds it.
+
+    Opens none of them; raises as `data_facts` does.
+    """
+    shown: dict[str, list[str]] = {embedding.placeholder: [] for embedding in recipe.embeddings}
+    for path, embeddings in _embeddings_in(recipe, [read_concept(concept) for concept in recipe.concepts]):
+        for embedding in dict.fromkeys(embeddings):
+            shown[embedding].append(shown_path(path, recipe.path.parent))
     return shown
 
 
-def _words_in(recipe: Recipe, read: Sequence[Captioned]) -> list[tuple[Path, list[str]]]:
-    """Each picture with the words of its captions, as often as captions hold them."""
-    replacer = Replacer([word.placeholder for word in recipe.words])
+def _embeddings_in(recipe: Recipe, read: Sequence[Captioned]) -> list[tuple[Path, list[str]]]:
+    """Each image with the embeddings of its captions, as often as captions hold them."""
+    replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
     return [
-        (path, [word for text in texts for word in replacer.words_in(text)])
+        (path, [embedding for text in texts for embedding in replacer.embeddings_in(text)])
         for concept in read
-        for path, texts in concept.pictures
+        for path, texts in concept.images
     ]
 
 
-Nearest = list[list[tuple[int, float]]]  # for each vector of a word, tokens and their cosines
+Nearest = list[list[tuple[int, float]]]  # for each vector of an embedding, tokens and their cosines
 
 
 def environment(device: torch.device, processes: Processes = ALONE) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def inputs_of(
 ) -> dict[str, Any]:
     """All that the bytes of a run depend on, as the manifest has it: recipe, model, data, versions, device.
 
-    Raises RecipeError when a picture or caption that was there for the check is gone.
+    Raises RecipeError when an image or caption that was there for the check is gone.
     """
     hashes = model_hashes(model.path) if model.path else {}
     return {
@@ -100,7 +106,7 @@ def inputs_of(
 def model_facts(
     recipe: Recipe, model: Model, statistics: Mapping[str, NormStatistics], hashes: dict[str, str]
 ) -> dict[str, Any]:
-    """The model that was taught, and the norms of its vocabularies."""
+    """The model that was trained, and the norms of its vocabularies."""
     encoders = {}
     for encoder in model.encoders:
         norm = statistics[encoder.key]
@@ -116,40 +122,47 @@ def model_facts(
     }  # fmt: skip
 
 
-def word_facts(run: Run, end: Contents, shown: Mapping[str, list[str]]) -> list[dict[str, Any]]:
-    """What became of each word's vectors in each encoder; `shown` has its pictures."""
-    start = {word.name: word for word in run.start.embeddings}
-    after = {word.name: word for word in end.embeddings}
+def embedding_facts(run: Run, end: Contents, shown: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """What became of each embedding's vectors in each encoder; `shown` has its images."""
+    start = {embedding.name: embedding for embedding in run.start.embeddings}
+    after = {embedding.name: embedding for embedding in end.embeddings}
     nearest = {encoder.key: _nearest(encoder, end) for encoder in run.model.encoders}
     return [
-        _word_facts(run, word, start[word.placeholder], after[word.placeholder], shown[word.placeholder], nearest)
-        for word in run.recipe.words
+        _embedding_facts(
+            run,
+            embedding,
+            start[embedding.placeholder],
+            after[embedding.placeholder],
+            shown[embedding.placeholder],
+            nearest,
+        )
+        for embedding in run.recipe.embeddings
     ]
 
 
 def _nearest(encoder: Encoder, end: Contents) -> dict[str, Nearest]:
-    """The nearest tokens of every word, a few hundred vectors at a time."""
-    words = [word for word in end.embeddings if encoder.key in word.vectors]
-    if not words:
+    """The nearest tokens of every embedding, a few hundred vectors at a time."""
+    embeddings = [embedding for embedding in end.embeddings if encoder.key in embedding.vectors]
+    if not embeddings:
         return {}
-    vectors = [from_raw(word.vectors[encoder.key]) for word in words]
+    vectors = [from_raw(embedding.vectors[encoder.key]) for embedding in embeddings]
     parts = torch.cat(vectors).to(encoder.table.device).split(256)
     rows = iter([row for part in parts for row in nearest_tokens(part, encoder.table)])
-    return {word.name: [next(rows) for _ in own] for word, own in zip(words, vectors, strict=True)}
+    return {embedding.name: [next(rows) for _ in own] for embedding, own in zip(embeddings, vectors, strict=True)}
 
 
-def _word_facts(
-    run: Run, word: Word, start: Embedding, after: Embedding, pictures: list[str],
+def _embedding_facts(
+    run: Run, embedding: EmbeddingSpec, start: Embedding, after: Embedding, images: list[str],
     nearest: Mapping[str, Mapping[str, Nearest]],
 ) -> dict[str, Any]:  # fmt: skip
     return {
-        "placeholder": word.placeholder,
-        "initial_text": word.initial_text,
-        "train": word.train,
-        "stopped_at": run.stopped_at.get(word.placeholder),
-        "pictures": pictures,
+        "placeholder": embedding.placeholder,
+        "initial_text": embedding.initial_text,
+        "train": embedding.train,
+        "stopped_at": run.stopped_at.get(embedding.placeholder),
+        "images": images,
         "encoders": {
-            encoder.key: _vector_facts(run, encoder, start, after, nearest[encoder.key][word.placeholder])
+            encoder.key: _vector_facts(run, encoder, start, after, nearest[encoder.key][embedding.placeholder])
             for encoder in run.model.encoders
             if encoder.key in after.vectors
         },

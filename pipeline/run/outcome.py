@@ -19,7 +19,7 @@ from ..export.last_good import remove_last_good
 from ..files import write_json
 from ..records import finite
 from ..report.page import write_report
-from ..system_errors import out_of_memory, system_words
+from ..system_errors import out_of_memory, system_embeddings
 from .context import Run
 from .signals import Stopped
 
@@ -35,7 +35,7 @@ def machine_message(error: BaseException, way_out: str = "") -> str | None:
     if memory is not None:
         return f"{memory.partition(';')[0]}; try {way_out}" if way_out else memory
     if isinstance(error, OSError):
-        return system_words(error)
+        return system_embeddings(error)
     if isinstance(error, SafetensorError):
         full = "the disk is full; make room: " if "No space left" in str(error) else ""
         return full + str(error).splitlines()[0]
@@ -96,11 +96,16 @@ def _write(folder: Path, manifest: dict[str, Any], status: str) -> None:
 
 
 PATHS = 12  # files of a program that are named
-KINDS = {"word": "words", "pack": "words", "lora": "LoRA", "model": "model"}  # of files that serve all programs
+KINDS = {
+    "embedding": "embeddings",
+    "pack": "embeddings",
+    "lora": "LoRA",
+    "model": "model",
+}  # of files that serve all programs
 
 
 def closing_lines(manifest: dict[str, Any]) -> str:
-    """The lines under the table of words: what was proved, and the files by what they are."""
+    """The lines under the table of embeddings: what was proved, and the files by what they are."""
     proofs = manifest["proofs"]
     lines = ["", "Proved: the vocabulary is bit for bit what it was; a gradient reached every vector that was trained;"]
     if "exports_verified" in proofs:
@@ -116,7 +121,7 @@ def closing_lines(manifest: dict[str, Any]) -> str:
 def _shown(row: dict[str, Any]) -> tuple[str, str]:
     """What a file is, and its path: a program's where it lies in that one's folder, else by its kind.
 
-    Words by themselves are in the dialect of a program too, which need not be one that the recipe exports for. The
+    Embeddings by themselves are in the dialect of a program too, which need not be one that the recipe exports for. The
     files of a model's folder are shown as that folder.
     """
     _, folder, *rest = row["path"].split("/")  # of exports/
@@ -192,7 +197,7 @@ def _for_people(run: Run) -> Iterator[None]:
 
 def _impatient(run: Run, error: BaseException) -> bool:
     """Whether a second Ctrl-C ended what was at work; a library may have made an error of its own of it."""
-    return isinstance(error, KeyboardInterrupt) or (run.keeper.asked.twice and isinstance(error, Exception))
+    return isinstance(error, KeyboardInterrupt) or (run.checkpointer.asked.twice and isinstance(error, Exception))
 
 
 def _at_once(run: Run) -> Stopped:

@@ -86,7 +86,7 @@ def _recipe(folder: Path, before: Mapping[str, Any], overrides: Sequence[str]) -
 
 def _within(recipe: Recipe) -> Recipe:
     """The recipe without all that would write outside the folder of the second run, and changes no byte of it: where
-    encoded pictures are kept, class pictures that are drawn, trackers."""
+    encoded images are kept, class images that are drawn, trackers."""
     place = recipe.data.cache_latents
     data = recipe.data if place in ("memory", "off", "run", "user") else replace(recipe.data, cache_latents="run")
     stages = tuple(
@@ -115,25 +115,27 @@ def _beside(folder: Path) -> Path:
 
 
 def _stopped_by_steps(recipe: Recipe, before: Mapping[str, Any]) -> Recipe:
-    """A word that the clock stopped is stopped at the same step again: no machine keeps time twice the same way."""
-    stopped = {word["placeholder"]: word["stopped_at"] for word in before["words"]}
-    words = []
-    for word in recipe.words:
-        if word.stop_after.unit in SECONDS:
-            at = stopped.get(word.placeholder)
-            word = replace(word, stop_after=StopAfter(at, "steps") if at else StopAfter(0.0, "never"))
-        words.append(word)
-    return replace(recipe, words=tuple(words))
+    """An embedding that the clock stopped is stopped at the same step again: no machine keeps time twice the same
+    way.
+    """
+    stopped = {embedding["placeholder"]: embedding["stopped_at"] for embedding in before["embeddings"]}
+    embeddings = []
+    for embedding in recipe.embeddings:
+        if embedding.stop_after.unit in SECONDS:
+            at = stopped.get(embedding.placeholder)
+            embedding = replace(embedding, stop_after=StopAfter(at, "steps") if at else StopAfter(0.0, "never"))
+        embeddings.append(embedding)
+    return replace(recipe, embeddings=tuple(embeddings))
 
 
 def _by_the_clock(recipe: Recipe) -> set[tuple[int, str]]:
     """What of the metrics, by stage (from 1) and name, stands at steps that the clock chose: no two runs have the same.
 
-    Pictures while a stage trains and saves change nothing of what is learnt.
+    Images while a stage trains and saves change nothing of what is learnt.
     """
     found = set()
     for number, stage in enumerate(recipe.stages, 1):
-        for name, table, key in (("pictures", "watch", "sample_every"), ("saved", "save", "every")):
+        for name, table, key in (("images", "watch", "sample_every"), ("saved", "save", "every")):
             every = (stage.options.get(table) or {}).get(key)
             if every and parse_stop(every).unit in SECONDS:
                 found.add((number, name))
@@ -164,7 +166,7 @@ def _metrics(one: Path, other: Path, loose: Collection[tuple[int, str]]) -> Iter
 def _made(manifest: Mapping[str, Any]) -> list[str]:
     """Every file that a run made and that must come out the same."""
     texts = {row["path"] for row in manifest["artefacts"] if row["kind"] == "text"}
-    paths = [row["path"] for row in [*manifest["artefacts"], *manifest["pictures"]]]
+    paths = [row["path"] for row in [*manifest["artefacts"], *manifest["images"]]]
     return [path for path in dict.fromkeys(paths) if path not in texts]
 
 

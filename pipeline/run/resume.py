@@ -63,7 +63,7 @@ def checkpoint_if_due(
         return tensors, {**facts, "run": run_facts(run)}
 
     clock = Clock(step, training.steps, training.steps_per_epoch, seconds)
-    run.keeper.after_step(run.stage, clock, before, state, now=now)
+    run.checkpointer.after_step(run.stage, clock, before, state, now=now)
 
 
 def steps_left(run: Run, number: int) -> bool:

@@ -25,15 +25,15 @@ from ..models.load import load_model
 from ..recipe.model import Recipe
 from ..records import Metrics, finite
 from ..report.page import NAME as REPORT
-from ..report.table import word_table
-from .checkpoints import GOES_ON, Checkpoint, Keeper, Source
+from ..report.table import embedding_table
+from .checkpoints import RESUME_HINT, Checkpoint, Checkpointer, Source
 from .consistency import common_checkpoint, require_same_inputs, require_shardable
 from .context import Run
 from .execute import execute
 from .manifest import inputs_of
 from .outcome import FINISHING, as_stage_error, closing_lines, complete, finish_run_record
 from .resume import restore_run
-from .samples import draw_class_pictures
+from .samples import draw_class_images
 from .signals import interruptible, signals_caught
 from .start import Start, begin_folder, refuse_foreign, run_folder_lock, say_start
 from .warm_start import copy_from_source, open_source, source_again
@@ -43,7 +43,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a finished run lies, its report, and the table of words for the command line."""
+    """Where a finished run lies, its report, and the table of embeddings for the command line."""
 
     folder: Path
     report: Path
@@ -52,24 +52,24 @@ class RunResult:
 
 def run_recipe(
     recipe: Recipe, *, out: Path | None, progress: Progress, bar: bool, fresh: bool = False,
-    source: Path | None = None, anyway: bool = False, way: str | None = None, text: Path | None = None,
+    source: Path | None = None, force: bool = False, way: str | None = None, text: Path | None = None,
 ) -> RunResult:  # fmt: skip
     """Run every stage of a checked recipe into a folder of its own, or go on with an unfinished run of the same inputs.
 
     `fresh` begins anew even so. `source`, a run's folder or a checkpoint, is where a new run takes its beginning from;
-    `anyway` runs where pre-flight finds that it cannot come to its end. `way` says what to do when a signal has stopped
+    `force` runs where pre-flight finds that it cannot come to its end. `way` says what to do when a signal has stopped
     the run, where it is not that the same command goes on; `text` is the recipe's text, where it is not the file at its
     path. Raises StageError or ConvertError when a stage
     fails; manifest and report then say why.
     """
     with interruptible(), as_stage_error():
         return _run_recipe(
-            recipe, out, progress, bar, fresh=fresh, source=source, anyway=anyway, way=way, text=text or recipe.path
+            recipe, out, progress, bar, fresh=fresh, source=source, force=force, way=way, text=text or recipe.path
         )
 
 
 def _run_recipe(
-    recipe: Recipe, out: Path | None, progress: Progress, bar: bool, *, fresh: bool, source: Path | None, anyway: bool,
+    recipe: Recipe, out: Path | None, progress: Progress, bar: bool, *, fresh: bool, source: Path | None, force: bool,
     way: str | None, text: Path,
 ) -> RunResult:  # fmt: skip
     begin = time.monotonic()
@@ -81,13 +81,13 @@ def _run_recipe(
     make_deterministic(recipe.seed, recipe.threads)
     processes.from_main(lambda: refuse_foreign(out))
     ahead = processes.from_main(lambda: run_preflight(recipe, out, device))
-    require_preflight(ahead, progress, anyway=anyway)
+    require_preflight(ahead, progress, force=force)
     progress(f"loading {recipe.model.base} on {_places(device, processes)}")
     with processes.together():
         model = load_model(recipe.model, device)
         if recipe.threads is None:
             torch.set_num_threads(choose_threads(model.size))
-    processes.from_main(lambda: draw_class_pictures(model, recipe, progress))
+    processes.from_main(lambda: draw_class_images(model, recipe, progress))
     with processes.together():
         statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
         inputs = inputs_of(recipe, model, statistics, processes)
@@ -106,9 +106,9 @@ def _run_recipe(
         checkpoint, begun = _beginning(start, begun, manifest, processes, progress)
         say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
         rule = recipe.checkpoint
-        way = way or (f"{GOES_ON} (leave out --fresh)" if fresh else GOES_ON)
-        keeper = Keeper(start.folder, rule.every, rule.keep, asked, processes, way)
-        run = Run(recipe, start.folder, model, statistics, keeper, progress, bar, processes=processes)
+        way = way or (f"{RESUME_HINT} (leave out --fresh)" if fresh else RESUME_HINT)
+        checkpointer = Checkpointer(start.folder, rule.every, rule.keep, asked, processes, way)
+        run = Run(recipe, start.folder, model, statistics, checkpointer, progress, bar, processes=processes)
         run.source, run.files = begun, inputs["data"]["files"]
         run.warnings += ahead.warnings
         with processes.together():
@@ -158,7 +158,7 @@ def _run(run: Run, text: Path, manifest: dict[str, Any], begin: float) -> RunRes
 
 
 def _result(folder: Path, manifest: dict[str, Any]) -> RunResult:
-    return RunResult(folder, folder / REPORT, f"{word_table(manifest)}\n{closing_lines(manifest)}")
+    return RunResult(folder, folder / REPORT, f"{embedding_table(manifest)}\n{closing_lines(manifest)}")
 
 
 def _completed(start: Start, progress: Progress) -> RunResult:
@@ -190,6 +190,6 @@ def _manifest(
         "pivotune": __version__, "name": recipe.name, "recipe_file": str(recipe.path), **inputs,
         "recipe_sha256": hashlib.sha256(text.read_bytes()).hexdigest(), "status": "running", "error": None,
         "started": left.get("started", now), "resumed": [*left.get("resumed", []), *([now] if left else [])],
-        "seconds": left.get("seconds", 0.0), "words": [], "stages": [], "proofs": {}, "artefacts": [],
-        "pictures": left.get("pictures", []), "warnings": [], "preflight": ahead, "source": source,
+        "seconds": left.get("seconds", 0.0), "embeddings": [], "stages": [], "proofs": {}, "artefacts": [],
+        "images": left.get("images", []), "warnings": [], "preflight": ahead, "source": source,
     }  # fmt: skip

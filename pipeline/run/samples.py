@@ -1,4 +1,4 @@
-"""Pictures before and after: the same prompts and seeds, first without the word, then with it read from its file."""
+"""Images before and after: the same prompts and seeds, first without the embedding, then with it read from its file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ...converters.dialects.keyed import WORDS
+from ...converters.dialects.keyed import EMBEDDINGS
 from ...converters.embedding import Embedding
 from ...converters.safetensors_file import read as read_safetensors
 from ..data.files import files_in
-from ..embeddings.injection import Injection, WordRows
+from ..embeddings.injection import EmbeddingRows, Injection
 from ..embeddings.placeholders import Replacer
 from ..errors import StageError
 from ..export.lora_layouts import peft
@@ -28,11 +28,11 @@ from ..rng import generator
 from ..system_errors import out_of_memory
 from ..tensors import from_raw, vectors_for
 
-BATCH_PIXELS = 4 * 512 * 512  # as many pictures at once as have this many pixels
+BATCH_PIXELS = 4 * 512 * 512  # as many images at once as have this many pixels
 
 
 def draw_before(model: Model, recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
-    """Each prompt with the initial text in the word's place, drawn by the untouched model.
+    """Each prompt with the initial text in the embedding's place, drawn by the untouched model.
 
     StageError where the model cannot draw: its parts fit one by one, and not together.
     """
@@ -54,7 +54,7 @@ def drawing(spec: ModelSpec) -> Iterator[None]:
 
 
 def kept_before(recipe: Recipe, folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-    """What `draw_before` returned to an earlier process of the same run (`rows`), where its pictures are all whole."""
+    """What `draw_before` returned to an earlier process of the same run (`rows`), where its images are all whole."""
     wanted = [row for part in _rows(recipe, _initial_prompts(recipe), folder, "before") for _, row in part]
     there = all(row in rows and _whole(folder.parent / row["path"]) for row in wanted)
     return wanted if there else None
@@ -62,28 +62,28 @@ def kept_before(recipe: Recipe, folder: Path, rows: Sequence[Mapping[str, Any]])
 
 def _whole(path: Path) -> bool:
     try:
-        with Image.open(path) as picture:
-            picture.verify()  # every checksum, up to the end of the file
-        with Image.open(path) as picture:
-            picture.load()
-    except Exception:  # noqa: BLE001 (Pillow has many; whichever it is, the picture is drawn again)
+        with Image.open(path) as image:
+            image.verify()  # every checksum, up to the end of the file
+        with Image.open(path) as image:
+            image.load()
+    except Exception:  # noqa: BLE001 (Pillow has many; whichever it is, the image is drawn again)
         return False
     return True
 
 
 def _initial_prompts(recipe: Recipe) -> list[str]:
-    replacer = Replacer([word.placeholder for word in recipe.words])
-    texts = {word.placeholder: word.initial_text for word in recipe.words}
+    replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
+    texts = {embedding.placeholder: embedding.initial_text for embedding in recipe.embeddings}
     return [replacer.replace(prompt, texts) for prompt in recipe.samples.prompts]
 
 
 def draw_after(
     model: Model, recipe: Recipe, files: Mapping[str, Path], lora: Path | None, folder: Path
 ) -> list[dict[str, Any]]:
-    """Each prompt as it is, with the words (and the LoRA) as their exported files hold them.
+    """Each prompt as it is, with the embeddings (and the LoRA) as their exported files hold them.
 
     `files` maps a placeholder to its standalone safetensors file, or to the pack that has it: nothing that is still in
-    memory is used. Words that no prompt holds are not read.
+    memory is used. Embeddings that no prompt holds are not read.
     """
     injection = inject_files(model, _asked(files, recipe))
     try:
@@ -99,49 +99,51 @@ def draw_after(
 
 
 def draw_now(model: Model, recipe: Recipe, folder: Path, name: str) -> list[dict[str, Any]]:
-    """Each prompt of the recipe's samples with the words that are in the model at this moment."""
+    """Each prompt of the recipe's samples with the embeddings that are in the model at this moment."""
     return list(_draw(model, recipe, recipe.samples.prompts, folder, name))
 
 
 def inject_files(model: Model, files: Mapping[str, Path]) -> Injection:
-    """Words from standalone files into a model."""
+    """Embeddings from standalone files into a model."""
     vectors: dict[str, dict[str, torch.Tensor]] = {encoder.key: {} for encoder in model.encoders}
-    for word, path in files.items():
+    for embedding, path in files.items():
         tensors, metadata = read_safetensors(path)
-        packed = WORDS in metadata
-        found = Embedding(word, packed_vectors(path, word) if packed else standalone_vectors(tensors, model.family))
+        packed = EMBEDDINGS in metadata
+        found = Embedding(
+            embedding, packed_vectors(path, embedding) if packed else standalone_vectors(tensors, model.family)
+        )
         for encoder in model.encoders:
-            vectors[encoder.key][word] = vectors_for(found, encoder.key, encoder.width).float()
-    rows = {key: WordRows(words, model.device) for key, words in vectors.items()}
+            vectors[encoder.key][embedding] = vectors_for(found, encoder.key, encoder.width).float()
+    rows = {key: EmbeddingRows(embeddings, model.device) for key, embeddings in vectors.items()}
     return Injection(model.pipe, model.encoders, rows)
 
 
 def _asked(files: Mapping[str, Path], recipe: Recipe) -> dict[str, Path]:
-    """The files of words that the prompts hold; of one at least, so that there is something to inject."""
-    replacer = Replacer([word.placeholder for word in recipe.words])
-    held = [word for prompt in recipe.samples.prompts for word in replacer.words_in(prompt)]
-    return {word: files[word] for word in dict.fromkeys(held or list(files)[:1]) if word in files}
+    """The files of embeddings that the prompts hold; of one at least, so that there is something to inject."""
+    replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
+    held = [embedding for prompt in recipe.samples.prompts for embedding in replacer.embeddings_in(prompt)]
+    return {embedding: files[embedding] for embedding in dict.fromkeys(held or list(files)[:1]) if embedding in files}
 
 
 def _rows(
     recipe: Recipe, prompts: Sequence[str], folder: Path, when: str
 ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-    """For each prompt the seeds of its pictures, and the manifest's rows of them."""
+    """For each prompt the seeds of its images, and the manifest's rows of them."""
     samples = recipe.samples
-    replacer = Replacer([word.placeholder for word in recipe.words])
+    replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
     for number, (prompt, asked) in enumerate(zip(prompts, samples.prompts, strict=True)):
-        words = replacer.words_in(asked)
+        embeddings = replacer.embeddings_in(asked)
         yield [
             (seed, {
                 "path": f"{folder.name}/{when}-{number:03d}-{seed}.png", "when": when, "prompt": prompt,
-                "word": words[0] if len(words) == 1 else None, "seed": seed,
+                "embedding": embeddings[0] if len(embeddings) == 1 else None, "seed": seed,
             })
             for seed in range(samples.seed, samples.seed + samples.count)
         ]  # fmt: skip
 
 
 def _draw(model: Model, recipe: Recipe, prompts: Sequence[str], folder: Path, when: str) -> Iterator[dict[str, Any]]:
-    """Draw and save every prompt at every seed; yields the manifest's row of each picture."""
+    """Draw and save every prompt at every seed; yields the manifest's row of each image."""
     samples = recipe.samples
     folder.mkdir(exist_ok=True)
     side = model.denoiser.config.sample_size * model.pipe.vae_scale_factor
@@ -149,37 +151,37 @@ def _draw(model: Model, recipe: Recipe, prompts: Sequence[str], folder: Path, wh
     for prompt, rows in zip(prompts, _rows(recipe, prompts, folder, when), strict=True):
         for start in range(0, len(rows), at_once):
             part = rows[start : start + at_once]
-            pictures = model.pipe(
+            images = model.pipe(
                 [prompt] * len(part), num_inference_steps=samples.steps, guidance_scale=samples.guidance,
                 generator=[torch.Generator().manual_seed(seed) for seed, _ in part],
             ).images  # fmt: skip
-            for (_, row), picture in zip(part, pictures, strict=True):
+            for (_, row), image in zip(part, images, strict=True):
                 path = folder.parent / row["path"]
                 path.unlink(missing_ok=True)  # it may be a second name of a file elsewhere
-                picture.save(path)
+                image.save(path)
                 yield row
 
 
-def draw_class_pictures(model: Model, recipe: Recipe, progress: Callable[[str], None]) -> None:
+def draw_class_images(model: Model, recipe: Recipe, progress: Callable[[str], None]) -> None:
     """Fill the folders of concepts with `generate`: what they hold counts, what is missing is drawn.
 
-    Picture `n` depends on the recipe's seed and `n` alone. Raises StageError when the folder cannot be written.
+    Image `n` depends on the recipe's seed and `n` alone. Raises StageError when the folder cannot be written.
     """
     for number, concept in enumerate(recipe.concepts):
         if concept.generate is None:
             continue
         try:
             concept.images.mkdir(parents=True, exist_ok=True)
-            missing = concept.generate["count"] - len(files_in(concept.images, recursive=concept.recursive).pictures)
+            missing = concept.generate["count"] - len(files_in(concept.images, recursive=concept.recursive).images)
             if missing > 0:
-                progress(f"drawing {missing} class pictures into {concept.images}")
+                progress(f"drawing {missing} class images into {concept.images}")
                 _draw_class(model, concept, _free(concept.images, missing), (recipe.seed, "class", number))
         except OSError as error:
-            raise StageError(f"class pictures: {concept.images} cannot be written: {error}") from error
+            raise StageError(f"class images: {concept.images} cannot be written: {error}") from error
 
 
 def _free(folder: Path, count: int) -> list[int]:
-    """The first numbers for which there is no class picture yet."""
+    """The first numbers for which there is no class image yet."""
     taken = {path.stem for path in folder.glob("class-*.png")}
     return [n for n in range(count + len(taken)) if f"class-{n:05d}" not in taken][:count]
 
@@ -191,17 +193,17 @@ def _draw_class(model: Model, concept: Concept, numbers: Sequence[int], seed: tu
     for start in range(0, len(numbers), at_once):
         part = numbers[start : start + at_once]
         prompts = [asked["prompts"][n % len(asked["prompts"])] for n in part]
-        pictures = model.pipe(
+        images = model.pipe(
             prompts, num_inference_steps=asked["steps"], guidance_scale=asked["guidance"],
             generator=[generator(seed[0], *seed[1:], n) for n in part],
         ).images  # fmt: skip
-        for n, prompt, picture in zip(part, prompts, pictures, strict=True):
-            _keep(concept.images / f"class-{n:05d}.png", picture, prompt)
+        for n, prompt, image in zip(part, prompts, images, strict=True):
+            _keep(concept.images / f"class-{n:05d}.png", image, prompt)
 
 
-def _keep(path: Path, picture: Image.Image, prompt: str) -> None:
-    """The caption first, then the picture under its name: a picture that is there has its caption."""
+def _keep(path: Path, image: Image.Image, prompt: str) -> None:
+    """The caption first, then the image under its name: an image that is there has its caption."""
     path.with_suffix(".txt").write_text(prompt + "\n", "utf-8", newline="\n")
     part = path.with_name(f".{path.name}.part")
-    picture.save(part, format="PNG")
+    image.save(part, format="PNG")
     os.replace(part, path)

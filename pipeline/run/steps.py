@@ -1,4 +1,4 @@
-"""Words and LoRA between the contents that stages hand on and the model that holds them."""
+"""Embeddings and LoRA between the contents that stages hand on and the model that holds them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..export.finished import Finished
 from ..models.load import kohya_prefix, part_modules
 from ..progress import progress
 from ..tensors import to_raw, vectors_of_all
-from ..train.embeddings import WordTrainer
+from ..train.embeddings import EmbeddingTrainer
 from ..train.guard import Halted, NotFinite
 from ..train.loop import train_steps
 from ..train.lora import freeze_lora, has_lora, lora_tensors
@@ -34,8 +34,8 @@ def load_into_model(run: Run, contents: Contents) -> None:
     """What an earlier stage changed (rescale) goes into the model."""
     for key, rows in run.need_injection().rows.items():
         vectors = vectors_of_all(contents.embeddings, key, rows.values.shape[1])
-        for word, own in zip(contents.embeddings, vectors, strict=True):
-            rows.of(word.name).copy_(own)
+        for embedding, own in zip(contents.embeddings, vectors, strict=True):
+            rows.of(embedding.name).copy_(own)
 
 
 def start_norms(run: Run) -> dict[str, Tensor]:
@@ -48,23 +48,25 @@ def start_norms(run: Run) -> dict[str, Tensor]:
 
 
 def read_from_model(run: Run, contents: Contents) -> Contents:
-    """The contents with words and LoRA as the model has them now."""
+    """The contents with embeddings and LoRA as the model has them now."""
     rest = contents.rest
     for part, module in part_modules(run.model).items():
         if has_lora(module):
             own = lora_tensors(module, kohya_prefix(run.model, part))
             rest = rest | {name: to_raw(tensor) for name, tensor in own.items()}
-    return replace(contents, embeddings=tuple(_vectors(run, word) for word in contents.embeddings), rest=rest)
+    return replace(contents, embeddings=tuple(_vectors(run, embedding) for embedding in contents.embeddings), rest=rest)
 
 
-def _vectors(run: Run, word: Embedding) -> Embedding:
+def _vectors(run: Run, embedding: Embedding) -> Embedding:
     rows = run.need_injection().rows
-    return replace(word, vectors={key: to_raw(rows[key].of(word.name)) for key in word.vectors})
+    return replace(embedding, vectors={key: to_raw(rows[key].of(embedding.name)) for key in embedding.vectors})
 
 
-AVERAGED = "norms and ways of words in the metrics are those of the vectors that take the steps; files have averages"
+AVERAGED = (
+    "norms and ways of embeddings in the metrics are those of the vectors that take the steps; files have averages"
+)
 
-FEW = 5  # words that are named
+FEW = 5  # embeddings that are named
 
 
 def run_steps(
@@ -73,7 +75,8 @@ def run_steps(
 ) -> None:  # fmt: skip
     """The steps, with their metrics; whatever ends them, `run.kept` is what the last good one left.
 
-    `finished` writes words that stop, `write` what `save` asks for. Raises StageError when a word was in no batch.
+    `finished` writes embeddings that stop, `write` what `save` asks for. Raises StageError when an embedding was in no
+    batch.
     """
     first, seconds = restore_training(run, training)
     require_equal_values(training)
@@ -85,8 +88,8 @@ def run_steps(
         if training.guard is not None:
             training.guard.close()
         everywhere = True
-        _all_seen(training.words)
-        _say_short(run, training.words)
+        _all_seen(training.embeddings)
+        _say_short(run, training.embeddings)
     except (Halted, NotFinite, Stopped):
         everywhere = True
         raise
@@ -99,9 +102,9 @@ def run_steps(
         run.warnings.append(
             f"{training.scale.overflows} steps overflowed float16 and were repeated with a smaller scale"
         )
-    if training.words is not None:
-        run.stopped_at.update(training.words.stopped_at)
-        run.reached |= training.words.reached
+    if training.embeddings is not None:
+        run.stopped_at.update(training.embeddings.stopped_at)
+        run.reached |= training.embeddings.reached
 
 
 def _close(run: Run, training: Training, *, everywhere: bool) -> None:
@@ -109,45 +112,45 @@ def _close(run: Run, training: Training, *, everywhere: bool) -> None:
 
     Where it may not have ended `everywhere`, other processes cannot be asked for what is spread over them.
     """
-    for thing in training.things:
-        if everywhere or not thing.spread:
-            thing.finish()
-        elif isinstance(thing, WeightTrainer) and thing.twin is not None:
-            thing.twin.leave()
-            run.finetuned.discard(thing.twin.name)
-            run.warnings.append(f"what {thing.name} has learnt is in the last checkpoint alone")
+    for trainable in training.trainables:
+        if everywhere or not trainable.spread:
+            trainable.finish()
+        elif isinstance(trainable, WeightTrainer) and trainable.twin is not None:
+            trainable.twin.leave()
+            run.finetuned.discard(trainable.twin.name)
+            run.warnings.append(f"what {trainable.name} has learnt is in the last checkpoint alone")
 
 
 def _follow(
     run: Run, training: Training, log_every: int, after: After, finished: Finished, first: int, before: float
 ) -> None:
     """Run the steps but the `first` ones, which took `before` seconds: how far they are, and their metrics written."""
-    starts = {word.name: word for word in run.start.embeddings}
+    starts = {embedding.name: embedding for embedding in run.start.embeddings}
     guard = training.guard
     if guard is not None:
         guard.hold()  # a checkpoint that was written for it has what the run is to stop for
     if run.processes.count > 1:
         run.notes.append(sharding_note(training))
-    if training.words is not None and training.words.states.averaged:
+    if training.embeddings is not None and training.embeddings.states.averaged:
         run.notes.append(AVERAGED)
     with progress(training.steps, "train", "step", initial=first, shown=run.bar) as done:
         for row in _steps(run, training, first, before):
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
-                gauged = active if training.words is not None else ()
-                row["words"] = {
+                gauged = active if training.embeddings is not None else ()
+                row["embeddings"] = {
                     name: vector_metrics(run.model.encoders, training.injection, starts[name]) for name in gauged
                 }
             after(row, before)
             _say_idle(run, training, number)
             with run.processes.together():
                 if run.processes.main:
-                    finished.write(training.words)
+                    finished.write(training.embeddings)
                     run.metrics.write({"stage": run.stage + 1, **row})
             done(f"loss {row['loss']:.4f}")
             checkpoint_if_due(run, training, number, before, row["seconds"], now=guard is not None and guard.stops)
             if number == training.steps:
-                run.keeper.asked.steps = steps_left(run, run.stage + 1)
+                run.checkpointer.asked.steps = steps_left(run, run.stage + 1)
             if guard is not None:
                 guard.hold()
             before = row["seconds"]
@@ -155,17 +158,17 @@ def _follow(
 
 def _say_idle(run: Run, training: Training, number: int) -> None:
     """Say once that the steps after this one train nothing."""
-    words = training.words
-    if words is None or len(training.things) > 1 or len(words.stopped_at) < len(words.words):
+    embeddings = training.embeddings
+    if embeddings is None or len(training.trainables) > 1 or len(embeddings.stopped_at) < len(embeddings.embeddings):
         return
-    text = f"all words have had their training after step {max(words.stopped_at.values())} (stop_after)"
+    text = f"all embeddings have had their training after step {max(embeddings.stopped_at.values())} (stop_after)"
     text += f": the steps from there to {training.steps} train nothing"
     if number < training.steps and text not in run.warnings:
         run.warn(text)
 
 
-def _say_short(run: Run, trainer: WordTrainer | None) -> None:
-    """Say which words have not had their own steps when the stage's are over.
+def _say_short(run: Run, trainer: EmbeddingTrainer | None) -> None:
+    """Say which embeddings have not had their own steps when the stage's are over.
 
     After the last checkpoint, and from the counts in it: whoever goes on from there says the same, and with more steps
     what is true then.
@@ -173,11 +176,11 @@ def _say_short(run: Run, trainer: WordTrainer | None) -> None:
     short = trainer.stops.short() if trainer is not None else []
     if trainer is None or not short:
         return
-    some = ", ".join(f"{word} has {had} of {wanted:.9g}" for word, had, wanted in short[:FEW])
+    some = ", ".join(f"{embedding} has {had} of {wanted:.9g}" for embedding, had, wanted in short[:FEW])
     some += f" and {len(short) - FEW} more" if len(short) > FEW else ""
     total = len(trainer.stops.counts)
     their = "its" if len(short) == 1 else "their"
-    run.warn(f"{len(short)} of {total} words did not get {their} own steps (stop_after): {some}; raise steps")
+    run.warn(f"{len(short)} of {total} embeddings did not get {their} own steps (stop_after): {some}; raise steps")
 
 
 def _steps(run: Run, training: Training, first: int, seconds: float) -> Iterator[dict[str, Any]]:
@@ -193,8 +196,8 @@ def _steps(run: Run, training: Training, first: int, seconds: float) -> Iterator
         raise
 
 
-def _all_seen(trainer: WordTrainer | None) -> None:
-    missed = sorted(trainer.words.keys() - trainer.reached) if trainer is not None else []
+def _all_seen(trainer: EmbeddingTrainer | None) -> None:
+    missed = sorted(trainer.embeddings.keys() - trainer.reached) if trainer is not None else []
     if missed:
         names = ", ".join(map(repr, missed[:5])) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
         raise StageError(f"in no batch of this stage: {names}; train for more steps, or balance the concepts")

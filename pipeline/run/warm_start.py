@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..embeddings.injection import WordRows
+from ..embeddings.injection import EmbeddingRows
 from ..errors import StageError
 from ..files import write_whole
 from ..records import METRICS, kept_lines, left_behind, row_of, why_unread
 from ..run_folder import inside
-from ..train.embeddings import WordTrainer
+from ..train.embeddings import EmbeddingTrainer
 from ..train.setup import Training
 from ..train.snapshot import Shadow, stored_averages, stored_rows, stored_weights
 from ..train.weights import WeightTrainer
@@ -26,7 +26,7 @@ from .context import Run
 from .diff import ROUNDING, Difference, difference_lines, input_differences
 
 MOST = 20  # differences that are listed
-# What may change without changing a step that is done: texts, pictures for the report, how often checkpoints come.
+# What may change without changing a step that is done: texts, images for the report, how often checkpoints come.
 _FREE = ("recipe.name", "recipe.samples", "recipe.checkpoint", ROUNDING)
 
 
@@ -86,14 +86,14 @@ def _of_a_guard(one: Difference) -> bool:
 
 
 def copy_from_source(source: Source, folder: Path) -> None:
-    """Bring the earlier run's measurements up to the checkpoint, and the pictures drawn until then, into the folder of
+    """Bring the earlier run's measurements up to the checkpoint, and the images drawn until then, into the folder of
     the one that goes on. StageError when they are not there."""
     if not source.whole:
         return
     try:
         lines = kept_lines(source.run / METRICS, source.point.facts["run"]["metrics"])
-        pictures = [one["path"] for line in lines.splitlines() for one in row_of(line).get("pictures", ())]
-        files = {path: inside(source.run, path) for path in pictures if path.startswith("pictures/")}
+        images = [one["path"] for line in lines.splitlines() for one in row_of(line).get("images", ())]
+        files = {path: inside(source.run, path) for path in images if path.startswith("images/")}
         write_whole(folder / METRICS, lines)
         for path, file in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -104,8 +104,8 @@ def copy_from_source(source: Source, folder: Path) -> None:
 
 
 LOADED = "loaded "  # how the line begins that sums up what a stage loaded
-_WORDS = "words"
-_TITLES = {_WORDS: "embeddings", "lora": "LoRA weights", "finetune": "fine-tuned weights"}
+_EMBEDDINGS = "embeddings"
+_TITLES = {_EMBEDDINGS: "embeddings", "lora": "LoRA weights", "finetune": "fine-tuned weights"}
 
 
 def take_what_fits(run: Run, training: Training) -> None:
@@ -119,7 +119,7 @@ def take_what_fits(run: Run, training: Training) -> None:
     if source is None or source.whole:
         return
     fit, total = Counter[str](), Counter[str]()
-    for kind, fits in [*_take_words(run, training, source.point), *_take_weights(run, training, source.point)]:
+    for kind, fits in [*_take_embeddings(run, training, source.point), *_take_weights(run, training, source.point)]:
         fit[kind] += fits
         total[kind] += 1
     if total:
@@ -129,54 +129,54 @@ def take_what_fits(run: Run, training: Training) -> None:
         run.notes.append(line)
 
 
-def _take_words(run: Run, training: Training, point: Checkpoint) -> list[tuple[str, bool]]:
+def _take_embeddings(run: Run, training: Training, point: Checkpoint) -> list[tuple[str, bool]]:
     """For each embedding whether it was loaded: its vectors for every text encoder."""
-    if _WORDS in run.taken:
+    if _EMBEDDINGS in run.taken:
         return []
-    run.taken.add(_WORDS)
+    run.taken.add(_EMBEDDINGS)
     spans: Mapping[str, Mapping[str, list[int]]] = point.facts["spans"]
-    stored, averages = stored_rows(point.tensors), stored_averages(point.tensors, WordTrainer.name)
-    trained = run.recipe.trained if _trains_words(run) else {}
+    stored, averages = stored_rows(point.tensors), stored_averages(point.tensors, EmbeddingTrainer.name)
+    trained = run.recipe.trained if _trains_embeddings(run) else {}
     loaded: dict[str, bool] = {}
     for key, rows in training.injection.rows.items():
         there, values = spans.get(key, {}), stored.get(key)
-        for word, span in rows.spans.items():
-            first, last = there.get(word, (0, 0))
-            loaded.setdefault(word, True)
+        for embedding, span in rows.spans.items():
+            first, last = there.get(embedding, (0, 0))
+            loaded.setdefault(embedding, True)
             if values is None or last - first != len(span):
-                loaded[word] = False
+                loaded[embedding] = False
             else:
                 average = {name: one[first:last] for name, one in averages.get(key, {}).items()}
-                _take_word(training, key, rows, span, values[first:last], average, trained=word in trained)
-    return [(_WORDS, fits) for fits in loaded.values()]
+                _take_embedding(training, key, rows, span, values[first:last], average, trained=embedding in trained)
+    return [(_EMBEDDINGS, fits) for fits in loaded.values()]
 
 
-def _trains_words(run: Run) -> bool:
-    """Whether this stage or a later one trains words."""
+def _trains_embeddings(run: Run) -> bool:
+    """Whether this stage or a later one trains embeddings."""
     return any(stage.kind == "train" and stage.options["embeddings"] for stage in run.recipe.stages[run.stage :])
 
 
-def _take_word(
-    training: Training, key: str, rows: WordRows, span: range, values: Tensor, average: Shadow, *, trained: bool
+def _take_embedding(
+    training: Training, key: str, rows: EmbeddingRows, span: range, values: Tensor, average: Shadow, *, trained: bool
 ) -> None:
     """Put an embedding's vectors and its EMA weights into the table of one text encoder."""
     index = torch.tensor(span, dtype=torch.long, device=rows.values.device)
     rows.values[index] = (average["shadow"] if average and not trained else values).to(rows.values)
-    if training.words is not None:
-        training.words.states.take(key, index, average if trained else {})
+    if training.embeddings is not None:
+        training.embeddings.states.take(key, index, average if trained else {})
 
 
 def _take_weights(run: Run, training: Training, point: Checkpoint) -> list[tuple[str, bool]]:
     """For each weight of the stage's LoRAs and fine-tunes whether it was loaded."""
     loaded: list[tuple[str, bool]] = []
-    for thing in training.things:
-        if not isinstance(thing, WeightTrainer) or thing.name in run.taken:
+    for trainable in training.trainables:
+        if not isinstance(trainable, WeightTrainer) or trainable.name in run.taken:
             continue
-        run.taken.add(thing.name)
-        here, averages = thing.parameters, stored_averages(point.tensors, thing.name)
-        stored = stored_weights(point.tensors, thing.name)
+        run.taken.add(trainable.name)
+        here, averages = trainable.parameters, stored_averages(point.tensors, trainable.name)
+        stored = stored_weights(point.tensors, trainable.name)
         same = {key: one for key, one in stored.items() if key in here and here[key].shape == one.shape}
-        thing.take(same, {key: averages[key] for key in same if key in averages})
-        kind = thing.name.partition(".")[0]
+        trainable.take(same, {key: averages[key] for key in same if key in averages})
+        kind = trainable.name.partition(".")[0]
         loaded += [(kind, key in same) for key in here]
     return loaded

@@ -1,4 +1,6 @@
-"""Stage `export`: words, LoRA and fine-tuned model as files for each program; a file counts once it was read back."""
+"""Stage `export`: embeddings, LoRA and fine-tuned model as files for each program; a file counts once it was read
+back.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from ...converters.embedding import Contents
 from ...converters.programs import programs
 from ...converters.write import Written
 from ..errors import StageError
-from ..export.artefacts import count, count_words, note
+from ..export.artefacts import count, count_embeddings, note
 from ..export.finished import finished_facts
 from ..export.lora import write_plain
 from ..export.lora_layouts import settled
@@ -30,43 +32,43 @@ def export(
     targets: Sequence[str] = ("a1111", "comfyui", "diffusers"),
     bundle: bool = True,
     files: str = "each",
-    pack_words: int = 1000,
+    pack_embeddings: int = 1000,
     dtype: str = "float32",
     model: Sequence[str] = ("folder", "file"),
     model_dtype: str = "float16",
 ) -> Contents:
-    """Write `exports/`: `<name>_embeddings/<word>.safetensors`, the LoRA, and a folder for each target program.
+    """Write `exports/`: `<name>_embeddings/<embedding>.safetensors`, the LoRA, and a folder for each target program.
 
-    With `files` `pack` or `one` there are files of many words instead (see `export.packs`).
+    With `files` `pack` or `one` there are files of many embeddings instead (see `export.packs`).
 
     A run that trained weights of the model itself (`Run.finetuned`) gives `<name>_model/` and
-    `<name>_model.safetensors` too, as `model` says. With `bundle`, programs that read words inside LoRAs get them so.
-    Raises ConvertError when a program cannot hold a word or a file, read as its program reads it, does not give the
-    vectors that went in.
+    `<name>_model.safetensors` too, as `model` says. With `bundle`, programs that read embeddings inside LoRAs get them
+    so. Raises ConvertError when a program cannot hold an embedding or a file, read as its program reads it, does not
+    give the vectors that went in.
     """
     run.eject()
     ready, facts = write_exports(
         run, contents, run.folder / "exports", targets=targets, bundle=bundle, files=files,
-        pack_words=pack_words, dtype=dtype, model=model, model_dtype=model_dtype,
+        pack_embeddings=pack_embeddings, dtype=dtype, model=model, model_dtype=model_dtype,
     )  # fmt: skip
-    run.data |= facts | count_words(run, facts["standalone"]) | finished_facts(run, contents)
+    run.data |= facts | count_embeddings(run, facts["standalone"]) | finished_facts(run, contents)
     return ready
 
 
 def write_exports(
-    run: Run, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, files: str, pack_words: int,
+    run: Run, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, files: str, pack_embeddings: int,
     dtype: str, model: Sequence[str], model_dtype: str,
 ) -> tuple[Contents, dict[str, Any]]:  # fmt: skip
-    """Write what `export` says into a folder, from a model that holds no words; also for saves during training.
+    """Write what `export` says into a folder, from a model that holds no embeddings; also for saves during training.
 
     Returns what was written and, for `Run.data`, where the plain files are and how many were verified.
     """
     if not contents.embeddings and not contents.rest and not run.finetuned:
-        raise StageError("there is no word, LoRA or fine-tuned model to export")
+        raise StageError("there is no embedding, LoRA or fine-tuned model to export")
     ready = in_dtype(with_metadata(run, replace(contents, rest=settled(contents.rest))), dtype, run)
-    each, most = files == "each", pack_words if files == "pack" else None
+    each, most = files == "each", pack_embeddings if files == "pack" else None
     standalone, alone = _standalone(run, ready, folder / f"{run.recipe.name}_embeddings", each=each, most=most)
-    made = replace(_made(run, ready, folder, _ways(run, model), model_dtype), words=alone)
+    made = replace(_made(run, ready, folder, _ways(run, model), model_dtype), embeddings=alone)
     declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))
     for target in targets:
         declared += export_for(
@@ -78,15 +80,17 @@ def write_exports(
 def _standalone(
     run: Run, ready: Contents, folder: Path, *, each: bool, most: int | None
 ) -> tuple[dict[str, Path], dict[str, Written]]:
-    """Words by themselves, for no program in particular: where each is, in a pack or its own file (returned too)."""
+    """Embeddings by themselves, for no program in particular: where each is, in a pack or its own file (returned
+    too).
+    """
     if each:
         written = write_standalone(run, ready.embeddings, folder)
-        for word, one in zip(ready.embeddings, written, strict=True):
-            note(run, one.path, "word", programs()[one.program], one, word.name)
-        alone = {word.name: one for word, one in zip(ready.embeddings, written, strict=True)}
+        for embedding, one in zip(ready.embeddings, written, strict=True):
+            note(run, one.path, "embedding", programs()[one.program], one, embedding.name)
+        alone = {embedding.name: one for embedding, one in zip(ready.embeddings, written, strict=True)}
         return {name: one.path for name, one in alone.items()}, alone
     packs = write_packs(run, ready.embeddings, folder, most)
-    return {word: pack.files[0].path for pack in packs for word in pack.words}, {}
+    return {embedding: pack.files[0].path for pack in packs for embedding in pack.embeddings}, {}
 
 
 def _made(run: Run, ready: Contents, folder: Path, model: Sequence[str], model_dtype: str) -> Made:

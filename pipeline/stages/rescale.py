@@ -15,28 +15,28 @@ from ..tensors import from_raw, to_raw
 
 
 def rescale(run: Run, contents: Contents, *, to: Any = "median") -> Contents:
-    """Vectors scaled by `to` (see `words.norms.apply_rule`), with each encoder's own statistics of its vocabulary.
+    """Vectors scaled by `to` (see `embeddings.norms.apply_rule`), with each encoder's own statistics of its vocabulary.
 
-    Words with `train = false` are left as they are.
+    Embeddings with `train = false` are left as they are.
     """
     start = run.start.by_name
-    moved = [word for word in contents.embeddings if word.name in run.recipe.trained]
-    after = {word.name: dict(word.vectors) for word in moved}
+    moved = [embedding for embedding in contents.embeddings if embedding.name in run.recipe.trained]
+    after = {embedding.name: dict(embedding.vectors) for embedding in moved}
     for key, statistics in run.statistics.items():
-        here = [word for word in moved if key in word.vectors]
+        here = [embedding for embedding in moved if key in embedding.vectors]
         if not here:
             continue
-        vectors = [from_raw(word.vectors[key]) for word in here]
-        initial = torch.cat([from_raw(start[word.name].vectors[key]) for word in here]).norm(dim=1)
+        vectors = [from_raw(embedding.vectors[key]) for embedding in here]
+        initial = torch.cat([from_raw(start[embedding.name].vectors[key]) for embedding in here]).norm(dim=1)
         scaled = apply_rule(torch.cat(vectors), to, statistics, initial).split([len(v) for v in vectors])
-        for word, before, now in zip(here, vectors, scaled, strict=True):
-            after[word.name][key] = to_raw(now.contiguous())
-            run.notes.append(_note(word.name, key, before, now))
+        for embedding, before, now in zip(here, vectors, scaled, strict=True):
+            after[embedding.name][key] = to_raw(now.contiguous())
+            run.notes.append(_note(embedding.name, key, before, now))
     return replace(
         contents, embeddings=tuple(replace(w, vectors=after.get(w.name, w.vectors)) for w in contents.embeddings)
     )
 
 
-def _note(word: str, key: str, before: Tensor, after: Tensor) -> str:
+def _note(embedding: str, key: str, before: Tensor, after: Tensor) -> str:
     norms = zip(before.norm(dim=1).tolist(), after.norm(dim=1).tolist(), strict=True)
-    return f"{word} {key}: norm " + ", ".join(f"{one:.3f} → {two:.3f}" for one, two in norms)
+    return f"{embedding} {key}: norm " + ", ".join(f"{one:.3f} → {two:.3f}" for one, two in norms)

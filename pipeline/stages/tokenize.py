@@ -1,4 +1,4 @@
-"""Stage `tokenize`: each word's initial text, or its base, becomes its first vectors, per encoder."""
+"""Stage `tokenize`: each embedding's initial text, or its base, becomes its first vectors, per encoder."""
 
 from __future__ import annotations
 
@@ -13,57 +13,64 @@ from ..embeddings.initial import InitialTokens, Texts, start_of, start_tokens
 from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..files import sha256
-from ..recipe.model import Word
+from ..recipe.model import EmbeddingSpec
 from ..run.context import Run
 from ..tensors import from_raw, to_raw_each
 
-Base = dict[str, RawTensor]  # vectors that a word goes on from, by encoder; empty for most
+Base = dict[str, RawTensor]  # vectors that an embedding goes on from, by encoder; empty for most
 
 
 def tokenize(run: Run, contents: Contents, *, pad_with: str = "*") -> Contents:
-    """One embedding a word: its base's vectors or the vocabulary's of its initial text, cut or padded to its count.
+    """One embedding an embedding: its base's vectors or the vocabulary's of its initial text, cut or padded to its
+    count.
 
     Each encoder's tokenizer is asked once for all texts, and its vocabulary once for all rows.
     """
-    words, encoders = run.recipe.words, run.model.encoders
+    specs, encoders = run.recipe.embeddings, run.model.encoders
     keys, widths = [encoder.key for encoder in encoders], {encoder.key: encoder.width for encoder in encoders}
-    bases = [start_of(word, keys, widths) for word in words]
-    texts = {encoder.key: Texts(encoder.tokenizer, [pad_with, *(word.initial_text for word in words)])
+    bases = [start_of(embedding, keys, widths) for embedding in specs]
+    texts = {encoder.key: Texts(encoder.tokenizer, [pad_with, *(embedding.initial_text for embedding in specs)])
              for encoder in encoders}  # fmt: skip
-    made = [_tokens(run, word, base, texts, pad_with) for word, base in zip(words, bases, strict=True)]
+    made = [_tokens(run, embedding, base, texts, pad_with) for embedding, base in zip(specs, bases, strict=True)]
     vectors = {encoder.key: _vectors(encoder, [tokens[encoder.key] for tokens in made], bases) for encoder in encoders}
-    run.initial |= {word.placeholder: tokens for word, tokens in zip(words, made, strict=True)}
+    run.initial |= {embedding.placeholder: tokens for embedding, tokens in zip(specs, made, strict=True)}
     embeddings = (
-        Embedding(word.placeholder, {key: vectors[key][at] for key in keys}, {"initial_text": word.initial_text})
-        for at, word in enumerate(words)
+        Embedding(
+            embedding.placeholder, {key: vectors[key][at] for key in keys}, {"initial_text": embedding.initial_text}
+        )
+        for at, embedding in enumerate(specs)
     )
     run.start = Contents(tuple(embeddings), contents.rest, contents.metadata)
     return run.start
 
 
-def _tokens(run: Run, word: Word, base: Base, texts: dict[str, Texts], pad_with: str) -> dict[str, InitialTokens]:
-    """What each encoder starts the word from; what is cut off, and what a base lacks, is said."""
+def _tokens(
+    run: Run, embedding: EmbeddingSpec, base: Base, texts: dict[str, Texts], pad_with: str
+) -> dict[str, InitialTokens]:
+    """What each encoder starts the embedding from; what is cut off, and what a base lacks, is said."""
     made = {}
     for key, own in texts.items():
         try:
-            tokens = made[key] = start_tokens(own, word, pad_with, base, key)
+            tokens = made[key] = start_tokens(own, embedding, pad_with, base, key)
         except ValueError as error:
-            raise StageError(f"{word.placeholder}: {error}") from error
+            raise StageError(f"{embedding.placeholder}: {error}") from error
         if tokens.cut:
             what = "initial text" if key not in base else "base"
             lost = f"cut to {len(tokens.ids)} tokens in {key}, without {' '.join(tokens.cut)}"
-            run.warnings.append(f"{word.placeholder}: {what} is {lost}")
-    if word.base is not None:
-        run.notes.append(f"{word.placeholder} goes on from {word.base.name} (sha256 {sha256(word.base)})")
+            run.warnings.append(f"{embedding.placeholder}: {what} is {lost}")
+    if embedding.base is not None:
+        run.notes.append(
+            f"{embedding.placeholder} goes on from {embedding.base.name} (sha256 {sha256(embedding.base)})"
+        )
         without = [key for key in texts if key not in base]
         if without:
-            said = f"{word.base.name} has no vectors for {', '.join(without)}, which start from the initial text"
-            run.warnings.append(f"{word.placeholder}: {said}")
+            said = f"{embedding.base.name} has no vectors for {', '.join(without)}, which start from the initial text"
+            run.warnings.append(f"{embedding.placeholder}: {said}")
     return made
 
 
 def _vectors(encoder: Encoder, made: Sequence[InitialTokens], bases: Sequence[Base]) -> list[RawTensor]:
-    """For each word (tokens, width) float32: its base's rows where the ids are -1, else the vocabulary's."""
+    """For each embedding (tokens, width) float32: its base's rows where the ids are -1, else the vocabulary's."""
     counts = [len(tokens.ids) for tokens in made]
     ids = torch.tensor([one for tokens in made for one in tokens.ids], device=encoder.table.device)
     rows = encoder.table[ids.clamp(min=0)].float()

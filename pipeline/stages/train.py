@@ -1,4 +1,4 @@
-"""Stage `train`: words, LoRAs and weights of the model, in any combination; the rest stands still."""
+"""Stage `train`: embeddings, LoRAs and weights of the model, in any combination; the rest stands still."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..run.context import Run
 from ..run.steps import load_into_model, read_from_model, run_steps
 from ..run.training import build_dataset, build_objective, build_trainables, build_training
 from ..train.compute import compiled, less_memory
-from ..train.embeddings import WordSettings
+from ..train.embeddings import EmbeddingSettings
 from ..train.guard import Guard
 from ..train.optimizers import rate_factor
 from ..train.setup import Common
@@ -58,30 +58,34 @@ def train(
     save: Mapping[str, Any] | None = None,
     guard: Mapping[str, Any] = GUARD,
     compile: bool = False,
-    shared_from: int = 1000,
+    shard_optimizer_from: int = 1000,
 ) -> Contents:
     """Train for `steps` optimizer steps (changes the injected rows, and what `lora` and `finetune` name).
 
     Returns the trained vectors and, in `rest`, the LoRA; tuned parts are noted in `run.finetuned`. Raises StageError
-    when a value stops being finite (the last good vectors are then in `last-good/` of the run's folder) or a word's
-    vector gets no gradient.
+    when a value stops being finite (the last good vectors are then in `last-good/` of the run's folder) or an
+    embedding's vector gets no gradient.
     """
     load_into_model(run, contents)
     factor = partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps)
-    words = WordSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm, ema) if embeddings else None
+    settings = (
+        EmbeddingSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm, ema) if embeddings else None
+    )
     eye, finished = Guard(guard, run.warn), Finished(run, contents, partial(_as_exported, run))
     common = Common(steps, clip_norm, ema, run.recipe.seed)
-    things = build_trainables(run, words, lora or (), finetune or (), common, finished, eye, shared_from=shared_from)
+    trainables = build_trainables(
+        run, settings, lora or (), finetune or (), common, finished, eye, shard_optimizer_from=shard_optimizer_from
+    )
     asked = build_objective(run, objective, noise, timesteps)
     if run.resume is not None and run.stage < run.resume.stage:
-        for thing in things:  # the checkpoint of a later stage has the values of what was put together here
-            thing.finish()
+        for trainable in trainables:  # the checkpoint of a later stage has the values of what was put together here
+            trainable.finish()
         return read_from_model(run, contents)
-    pictures = build_dataset(
+    images = build_dataset(
         run, resolution=resolution, batch_size=batch_size, flip=flip, caption_dropout=caption_dropout
     )
     training = build_training(
-        run, things, asked, pictures, eye, steps=steps, accumulation=gradient_accumulation,
+        run, trainables, asked, images, eye, steps=steps, accumulation=gradient_accumulation,
         prior_weight=prior_weight, locality=locality,
     )  # fmt: skip
     with compiled(run.model.denoiser, compile), less_memory(run.model, gradient_checkpointing):
@@ -90,7 +94,7 @@ def train(
 
 
 def _as_exported(run: Run, contents: Contents) -> Contents:
-    """Words as the later stages of the recipe will have made them when they are exported."""
+    """Embeddings as the later stages of the recipe will have made them when they are exported."""
     for stage in run.recipe.stages[run.stage + 1 :]:
         if stage.kind == "rescale":
             contents = rescale(replace(run, notes=[]), contents, **stage.options)

@@ -1,1 +1,1 @@
-"""The arithmetic of training: pictures, noise, loss, and the optimizer of the new rows."""
+"""The arithmetic of training: images, noise, loss, and the optimizer of the new rows."""

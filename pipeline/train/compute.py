@@ -75,4 +75,4 @@ def compiled(denoiser: Any, wanted: bool) -> Iterator[None]:
         way_out = f"leave it out, or if it is what an earlier kill left half written, empty {cache_dir()}"
         raise StageError(f"compile = true: torch cannot compile the model here ({first}); {way_out}") from error
     finally:
-        denoiser._compiled_call_impl = None  # what `compile` sets; torch has no word for taking it back
+        denoiser._compiled_call_impl = None  # what `compile` sets; torch has no embedding for taking it back

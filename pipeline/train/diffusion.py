@@ -15,7 +15,7 @@ from ..rng import generator
 from .loss import (
     LossOptions,
     NoiseOptions,
-    Question,
+    NoisyBatch,
     TimeStepOptions,
     draw_steps,
     example_losses,
@@ -55,7 +55,7 @@ class Diffusion:
         self.steps.refuse(self.timesteps)
         if self.kind == "epsilon" and self.process.config.rescale_betas_zero_snr:
             raise StageError(
-                "zero terminal SNR: the last time step holds nothing of the picture, so a model that predicts the "
+                "zero terminal SNR: the last time step holds nothing of the image, so a model that predicts the "
                 "noise has nothing to learn there; it needs a model with v-prediction "
                 '(objective.prediction = "v_prediction")'
             )
@@ -71,15 +71,15 @@ class Diffusion:
             told["timestep_spacing"] = "trailing"
         return type(scheduler).from_config(scheduler.config, **told) if told else scheduler
 
-    def ask(self, latents: Tensor, seed: int, step: int) -> Question:
+    def ask(self, latents: Tensor, seed: int, step: int) -> NoisyBatch:
         """The question of one batch, all drawn from (seed, step); `latents` are float32 on the CPU."""
         noise, timesteps = self.draw(latents, seed, step)
         noise = offset_noise(noise, latents, self.noise, seed, step)
         noisy = self.noisy(latents, input_noise(noise, self.noise, seed, step), timesteps)
         target = self.target(latents, noise, timesteps)
-        return Question(noisy, timesteps, target, self.weight(timesteps), self.threshold(timesteps))
+        return NoisyBatch(noisy, timesteps, target, self.weight(timesteps), self.threshold(timesteps))
 
-    def losses(self, prediction: Tensor, question: Question, mask: Tensor | None = None) -> Tensor:
+    def losses(self, prediction: Tensor, question: NoisyBatch, mask: Tensor | None = None) -> Tensor:
         """The loss of each example, (batch,); see `loss.example_losses`."""
         return example_losses(prediction, question, self.loss, mask)
 
@@ -111,7 +111,7 @@ class Diffusion:
     def weight(self, timesteps: Tensor) -> Tensor | None:
         """What the loss counts at these time steps.
 
-        min-SNR-γ (Hang et al. 2023): min(SNR, γ) of the picture's loss, whose epsilon form is divided by SNR and whose
+        min-SNR-γ (Hang et al. 2023): min(SNR, γ) of the image's loss, whose epsilon form is divided by SNR and whose
         velocity form by SNR + 1. Debiased (Yu et al. 2023): 1/√SNR of the noise's loss; for velocity 1/(SNR + 1), as
         kohya's scripts have it.
         """

@@ -1,4 +1,4 @@
-"""How a train stage says that words are moved."""
+"""How a train stage says that embeddings are moved."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..embeddings.injection import ActiveRows, Injection
 from ..embeddings.norms import NormStatistics, apply_rule, apply_rules
 from ..errors import StageError
 from ..recipe.intervals import Clock, Stops
-from ..recipe.model import Word
+from ..recipe.model import EmbeddingSpec
 from .ema import Shown
 from .guard import Guard
 from .optimizers import Rule, averages_itself
 from .packing import copy_into, pack, unpack
-from .row_states import Moving, RowStates, Shares, check_reach, moving, row_rates, word_rates
+from .row_states import Moving, RowStates, Shares, check_reach, embedding_rates, moving, row_rates
 from .trainable import State
 
 
 @dataclass(frozen=True, eq=False)
-class WordSettings:
-    """How words are moved: rate (one, or one an encoder), optimizer, the rate's factor a step, clipping, norm rule,
-    and the decay of an average of them."""
+class EmbeddingSettings:
+    """How embeddings are moved: rate (one, or one an encoder), optimizer, the rate's factor a step, clipping, norm
+    rule, and the decay of an average of them."""
 
     learning_rate: float | Mapping[str, float]
     optimizer: Mapping[str, Any]
@@ -39,17 +39,17 @@ class WordSettings:
     ema: float | None = None
 
 
-class WordTrainer:
-    """Trains the rows of the words that are to be trained; all others are read, never written."""
+class EmbeddingTrainer:
+    """Trains the rows of the embeddings that are to be trained; all others are read, never written."""
 
-    name = "words"
+    name = "embeddings"
 
     def __init__(
         self,
         injection: Injection,
-        words: Sequence[Word],
+        embeddings: Sequence[EmbeddingSpec],
         statistics: Mapping[str, NormStatistics],
-        settings: WordSettings,
+        settings: EmbeddingSettings,
         norms: Mapping[str, Tensor] | None = None,
         recorded: Mapping[str, int] | None = None,
         guard: Guard | None = None,
@@ -57,23 +57,25 @@ class WordTrainer:
     ) -> None:
         """`norms`, (rows,) by encoder, are those that the rule `initial` keeps; else those the stage begins with.
 
-        `recorded` is for `Stops`; `guard` looks at every step. The processes that are `sharing` the words have each
-        the optimizer's state and the averages of some.
+        `recorded` is for `Stops`; `guard` looks at every step. The processes that are `sharing` the embeddings have
+        each the optimizer's state and the averages of some.
         """
         self.injection, self.statistics, self.settings = injection, statistics, settings
-        self.words = {word.placeholder: word for word in words if word.train}
-        self.stops = Stops({name: word.stop_after for name, word in self.words.items()}, recorded)
+        self.embeddings = {embedding.placeholder: embedding for embedding in embeddings if embedding.train}
+        self.stops = Stops({name: embedding.stop_after for name, embedding in self.embeddings.items()}, recorded)
         self.guard = guard
         self.stopped_at: dict[str, int] = {}
         self.reached: set[str] = set()
         self.norms = norms or {key: rows.values.norm(dim=1) for key, rows in injection.rows.items()}
-        self.rates = {key: row_rates(key, rows, words, settings.learning_rate) for key, rows in injection.rows.items()}
-        self.word_rates = word_rates(self.rates, injection.rows, self.words)
+        self.rates = {
+            key: row_rates(key, rows, embeddings, settings.learning_rate) for key, rows in injection.rows.items()
+        }
+        self.embedding_rates = embedding_rates(self.rates, injection.rows, self.embeddings)
         shares = Shares(injection.rows, sharing)
         rules = {key: partial(self._norm_rule, key) for key in injection.rows}
         self.states = RowStates(injection.rows, settings.optimizer, settings.ema, shares, rules)
         self._active: dict[str, ActiveRows] = {}
-        self._running: tuple[str, ...] = ()  # in the order of the run's words: processes must all have the same
+        self._running: tuple[str, ...] = ()  # in the order of the run's embeddings: processes must all have the same
         self._moving: dict[str, Moving] = {}
         self._rate = 0.0
         self._shown = Shown(self._exchange)
@@ -83,22 +85,26 @@ class WordTrainer:
         return self.states.shares.several
 
     @property
-    def moves_text(self) -> bool:
+    def trains_text(self) -> bool:
         return bool(self._running)
 
-    def begin(self, words: Sequence[str], clock: Clock) -> dict[str, ActiveRows]:
-        """Take the rows of a step's words into the model; those still in training collect a gradient."""
-        self._running = self.running(words, clock)
-        self._active = self.injection.take(words, train=bool(self._running))
+    def begin(self, embeddings: Sequence[str], clock: Clock) -> dict[str, ActiveRows]:
+        """Take the rows of a step's embeddings into the model; those still in training collect a gradient."""
+        self._running = self.running(embeddings, clock)
+        self._active = self.injection.take(embeddings, train=bool(self._running))
         return self._active
 
-    def running(self, words: Iterable[str], clock: Clock) -> tuple[str, ...]:
-        """Which of these words are still in training; all words whose stop has come are noted with the step."""
+    def running(self, embeddings: Iterable[str], clock: Clock) -> tuple[str, ...]:
+        """Which of these embeddings are still in training; all embeddings whose stop has come are noted with the
+        step.
+        """
         self._stop(self.stops.due(clock), clock.step)
-        return tuple(word for word in words if word in self.words and word not in self.stopped_at)
+        return tuple(
+            embedding for embedding in embeddings if embedding in self.embeddings and embedding not in self.stopped_at
+        )
 
-    def _stop(self, words: Iterable[str], step: int) -> None:
-        over = [word for word in words if word not in self.stopped_at]
+    def _stop(self, embeddings: Iterable[str], step: int) -> None:
+        over = [embedding for embedding in embeddings if embedding not in self.stopped_at]
         self.stopped_at |= dict.fromkeys(over, step)
         self.states.settle(over)
 
@@ -106,7 +112,7 @@ class WordTrainer:
         return [rows.leaf for rows in self._active.values()] if self._running else []
 
     def gradient_norm(self, scale: float) -> float:
-        """Norm of the running words' gradient. Raises StageError for a gradient that misses a vector."""
+        """Norm of the running embeddings' gradient. Raises StageError for a gradient that misses a vector."""
         running = set(self._running)
         spans = {key: rows.spans for key, rows in self.injection.rows.items()}
         self._moving = {key: moving(rows, running, spans[key], scale) for key, rows in self._active.items()}
@@ -121,19 +127,19 @@ class WordTrainer:
         return total
 
     def step(self, norm: float, clock: Clock) -> None:
-        """Move the running words of this batch."""
+        """Move the running embeddings of this batch."""
         clip = min(1.0, self.settings.clip_norm / (norm + 1e-6)) if self.settings.clip_norm else 1.0
         factor = self.settings.factor(clock.step)
         self.states.move(self._moving, clip, self.rates, factor)
         for key, part in self._moving.items():
             if len(part.index):
                 self._moved(key, part)
-        sizes = self.states.step_sizes(self.word_rates, self._running)
+        sizes = self.states.step_sizes(self.embedding_rates, self._running)
         self._rate = factor * max((size for size, _ in sizes.values()), default=0.0)
         if self.guard is not None:
             prodigy = self.settings.optimizer["kind"].startswith("prodigy")
-            for word, (size, found) in sizes.items():
-                self.guard.step_size(word, factor * size, found if prodigy else None)
+            for embedding, (size, found) in sizes.items():
+                self.guard.step_size(embedding, factor * size, found if prodigy else None)
         self._stop(self.stops.counted(self._running), clock.step + 1)
         self.clear()
 
@@ -154,35 +160,37 @@ class WordTrainer:
     def restore(self, state: State) -> None:
         tree = unpack(state)
         if tree["rows"].keys() != self.rates.keys():
-            raise StageError(f"the checkpoint has words for {', '.join(tree['rows'])}, not {', '.join(self.rates)}")
+            raise StageError(
+                f"the checkpoint has embeddings for {', '.join(tree['rows'])}, not {', '.join(self.rates)}"
+            )
         for key, values in tree["rows"].items():
-            copy_into(self.injection.rows[key].values, values, f"words of {key}")
+            copy_into(self.injection.rows[key].values, values, f"embeddings of {key}")
         self.states.restore(tree)
         self.stopped_at, self.reached = tree["stopped_at"], set(tree["reached"])
         self.stops.restore(tree["own_steps"])
 
     def averaged(self) -> AbstractContextManager[None]:
-        """The tables have the words that are to be used: the average where one is kept, else the present ones."""
+        """The tables have the embeddings that are to be used: the average where one is kept, else the present ones."""
         return self._shown.shown()
 
     def finish(self) -> None:
-        """The words that are to be used stay."""
+        """The embeddings that are to be used stay."""
         self._shown.show(True)
 
     def _exchange(self, use: bool) -> None:
-        self.states.show([word for word in self.words if word not in self.stopped_at], use)
+        self.states.show([embedding for embedding in self.embeddings if embedding not in self.stopped_at], use)
 
-    def rule_of(self, word: str) -> Any:
-        """The norm rule of a word: its own, else the stage's."""
-        own = self.words[word].preserve_norm
+    def rule_of(self, embedding: str) -> Any:
+        """The norm rule of an embedding: its own, else the stage's."""
+        own = self.embeddings[embedding].preserve_norm
         return self.settings.preserve_norm if own is None else own
 
-    def _norm_rule(self, key: str, word: str, shown: bool) -> Rule | None:
-        """The norm rule of a word as a function of its rows in one encoder; None where they are free.
+    def _norm_rule(self, key: str, embedding: str, shown: bool) -> Rule | None:
+        """The norm rule of an embedding as a function of its rows in one encoder; None where they are free.
 
-        `spread` goes a little way in each step, and none where the word is `shown`.
+        `spread` goes a little way in each step, and none where the embedding is `shown`.
         """
-        rule, span = self.rule_of(word), self.injection.rows[key].spans[word]
+        rule, span = self.rule_of(embedding), self.injection.rows[key].spans[embedding]
         if rule is None or (shown and rule == "spread"):
             return None
         norms = self.norms[key][span.start : span.stop]
@@ -191,7 +199,7 @@ class WordTrainer:
     def _moved(self, key: str, part: Moving) -> None:
         """What follows when rows have moved: their norms, their average, the guard's look."""
         rows = self.injection.rows[key]
-        rules = [self.rule_of(word) for word in part.words for _ in rows.spans[word]]
+        rules = [self.rule_of(embedding) for embedding in part.embeddings for _ in rows.spans[embedding]]
         norms, usual = self.norms[key][part.index], self.statistics[key]
         if any(rule is not None for rule in rules) and not averages_itself(self.settings.optimizer["kind"]):
             rows.values[part.index] = apply_rules(rows.values[part.index], rules, usual, norms)
@@ -200,4 +208,4 @@ class WordTrainer:
         if self.guard is not None:
             moves = self.rates[key][part.index] > 0
             after = rows.values[part.index]
-            self.guard.rows(key, len(rows), part.index, moves, part.values, after, part.words, rows.spans, usual)
+            self.guard.rows(key, len(rows), part.index, moves, part.values, after, part.embeddings, rows.spans, usual)

@@ -15,7 +15,7 @@ from ..rng import generator
 from .loss import (
     LossOptions,
     NoiseOptions,
-    Question,
+    NoisyBatch,
     TimeStepOptions,
     draw_shares,
     example_losses,
@@ -27,7 +27,7 @@ from .loss import (
 class Flow:
     """Rectified flow (Liu et al. 2022, Esser et al. 2024) as diffusers' SD3 training scripts have it.
 
-    A picture x and noise n are mixed as (1 - σ) x + σ n; the denoiser answers the velocity n - x. σ are those of the
+    An image x and noise n are mixed as (1 - σ) x + σ n; the denoiser answers the velocity n - x. σ are those of the
     pipeline's scheduler, with its shift or the one of the options.
     """
 
@@ -65,16 +65,16 @@ class Flow:
         """The pipeline's scheduler as it is: a shift in training says nothing of the one for drawing."""
         return scheduler
 
-    def ask(self, latents: Tensor, seed: int, step: int) -> Question:
+    def ask(self, latents: Tensor, seed: int, step: int) -> NoisyBatch:
         """The question of one batch, all drawn from (seed, step); `latents` are float32 on the CPU."""
         noise, places = self.draw(latents, seed, step)
         noise = offset_noise(noise, latents, self.noise, seed, step)
         sigmas = self.sigmas[places]
         noisy = self.noisy(latents, input_noise(noise, self.noise, seed, step), sigmas)
         threshold = self.threshold(sigmas)
-        return Question(noisy, self.times[places], noise - latents, self.weight(sigmas), threshold)
+        return NoisyBatch(noisy, self.times[places], noise - latents, self.weight(sigmas), threshold)
 
-    def losses(self, prediction: Tensor, question: Question, mask: Tensor | None = None) -> Tensor:
+    def losses(self, prediction: Tensor, question: NoisyBatch, mask: Tensor | None = None) -> Tensor:
         """The loss of each example, (batch,); see `loss.example_losses`."""
         return example_losses(prediction, question, self.loss, mask)
 
@@ -99,7 +99,7 @@ class Flow:
     def weight(self, sigmas: Tensor) -> Tensor | None:
         """What the loss counts at these sigmas: σ⁻² and the CosMap density of Esser et al. 2024, or σ².
 
-        σ² makes the velocity's loss that of the picture which it predicts: `precondition_outputs` of diffusers' script.
+        σ² makes the velocity's loss that of the image which it predicts: `precondition_outputs` of diffusers' script.
         """
         kind = self.options["weighting"]
         if kind == "sigma-sqrt":

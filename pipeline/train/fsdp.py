@@ -45,7 +45,7 @@ def gathered(state: State, main: bool) -> State:
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)  # have no forward of their own for FSDP's hooks
 
 
-class Twin:
+class FsdpPart:
     """The copy of one part, in its place in the pipeline."""
 
     def __init__(self, pipe: Any, name: str, chosen: Collection[str], *, main: bool) -> None:
@@ -161,7 +161,9 @@ def _settings(module: nn.Module) -> tuple[list[nn.Module], bool]:
 
 
 def _vocabulary(module: nn.Module) -> nn.Module | None:
-    """The token table of a text encoder, with the words in it: nothing of it is tuned, and prompts need it whole."""
+    """The token table of a text encoder, with the embeddings in it: nothing of it is tuned, and prompts need it
+    whole.
+    """
     table = getattr(module, "get_input_embeddings", None)
     try:
         return table() if table is not None else None

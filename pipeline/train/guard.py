@@ -14,7 +14,11 @@ from ..errors import StageError
 
 _WAY = "mend what it says and begin anew"
 MOST = 20  # things of one kind that are said one by one; the rest is counted
-_KINDS = {"norm": "words whose norms left the band", "still": "words that did not move", "flat": "flat step sizes"}
+_KINDS = {
+    "norm": "embeddings whose norms left the band",
+    "still": "embeddings that did not move",
+    "flat": "flat step sizes",
+}
 
 
 class NotFinite(StageError):
@@ -47,7 +51,7 @@ class Guard:
 
     def rows(
         self, key: str, count: int, index: Tensor, moves: Tensor, before: Tensor, after: Tensor,
-        words: Sequence[str], spans: Mapping[str, range], usual: NormStatistics,
+        embeddings: Sequence[str], spans: Mapping[str, range], usual: NormStatistics,
     ) -> None:  # fmt: skip
         """Look at the rows `index` of a table of `count` rows, (rows, width) before and after a step.
 
@@ -65,28 +69,32 @@ class Guard:
             low, high = (self.options["norm_band"][end] * usual.median for end in ("low", "high"))
             bad |= (norms < low) | (norms > high)
         if bool(bad.any()):
-            self._rows_found(key, index[bad].tolist(), norms[bad].tolist(), words, spans, usual.median)
+            self._rows_found(key, index[bad].tolist(), norms[bad].tolist(), embeddings, spans, usual.median)
 
     def _rows_found(
-        self, key: str, rows: list[int], norms: list[float], words: Sequence[str], spans: Mapping[str, range],
+        self, key: str, rows: list[int], norms: list[float], embeddings: Sequence[str], spans: Mapping[str, range],
         median: float,
     ) -> None:  # fmt: skip
         band = self.options["norm_band"]
         for row, norm in zip(rows, norms, strict=True):
-            word = next(word for word in words if row in spans[word])
-            vector = f"vector {row - spans[word].start + 1} of {word!r} in {key}"
+            embedding = next(embedding for embedding in embeddings if row in spans[embedding])
+            vector = f"vector {row - spans[embedding].start + 1} of {embedding!r} in {key}"
             if not band["low"] * median <= norm <= band["high"] * median and self.options["norm"] != "off":
                 text = (
                     f"the norm of {vector} is {norm:.3g}, {norm / median:.3g} times the vocabulary's median; "
                     "preserve_norm holds norms, a smaller learning_rate slows them"
                 )
-                self.tell("norm", word, text)
+                self.tell("norm", embedding, text)
             if self.options["still"] != "off" and int(self._unmoved[key][row]) == self.options["still_after"]:
                 steps = self.options["still_after"]
-                self.tell("still", word, f"{vector} has not moved in {steps} of its steps: learning_rate is too small")
+                self.tell(
+                    "still", embedding, f"{vector} has not moved in {steps} of its steps: learning_rate is too small"
+                )
 
     def step_size(self, name: str, rate: float, found: float | None) -> None:
-        """Look at the step size of a word or another thing; `found` is what Prodigy has found, None for others."""
+        """Look at the step size of an embedding or another thing; `found` is what Prodigy has found, None for
+        others.
+        """
         after = self.options["flat_after"]
         if self.options["flat"] == "off":
             return

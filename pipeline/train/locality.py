@@ -20,8 +20,8 @@ from ..models.denoisers import Denoiser, Text
 from ..models.load import Model
 from ..recipe.model import Recipe
 from ..rng import generator
-from .loss import Question
-from .trainable import Trained
+from .loss import NoisyBatch
+from .trainable import Trainable
 from .weights import WeightTrainer
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ class Locality:
     share: float = 0.0
 
     def loss(
-        self, text: Text, asked: Question, sizes: Tensor | None, number: int, whole: Whole | None = None
+        self, text: Text, asked: NoisyBatch, sizes: Tensor | None, number: int, whole: Whole | None = None
     ) -> Tensor | None:
         """The weighted difference for batch `number`, or None where it is not its turn.
 
-        `text` is what the encoders say of the batch's captions. The words feel nothing of it: they are the pivot.
+        `text` is what the encoders say of the batch's captions. The embeddings feel nothing of it: they are the pivot.
         Of a part of the batch it is the part's share in the whole's difference.
         """
         if number % self.every:
@@ -133,7 +133,7 @@ def _held(text: Text) -> Text:
 MIB = 2**20
 
 
-def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], things: Sequence[Trained]) -> list[str]:
+def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], trainables: Sequence[Trainable]) -> list[str]:
     """Where a stage of the recipe has locality: copies of the weights that are fine-tuned, as the model was loaded.
 
     Called before a stage trains anything, so that `originals` has them for a later stage too. Returns a note of how
@@ -141,8 +141,12 @@ def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], things: S
     """
     if not any(stage.options.get("locality") for stage in recipe.stages):
         return []
-    tuned = [thing for thing in things if isinstance(thing, WeightTrainer) and not thing.name.startswith("lora")]
-    new = weight_copies(one for thing in tuned for one in thing.parameters.values() if one not in originals)
+    tuned = [
+        trainable
+        for trainable in trainables
+        if isinstance(trainable, WeightTrainer) and not trainable.name.startswith("lora")
+    ]
+    new = weight_copies(one for trainable in tuned for one in trainable.parameters.values() if one not in originals)
     originals.update(new)
     if not new:
         return []
@@ -154,27 +158,27 @@ def locality_of(
     recipe: Recipe, originals: Mapping[Parameter, Tensor], training: Training, options: Mapping[str, Any]
 ) -> Locality:
     """The regulariser of a stage. The untouched model is the one with its LoRAs off and the weights that `remember`
-    kept. Raises StageError where nothing but words is trained, for then nothing else of the model changes.
+    kept. Raises StageError where nothing but embeddings is trained, for then nothing else of the model changes.
     """
-    tuned = [thing for thing in training.things if isinstance(thing, WeightTrainer)]
+    tuned = [trainable for trainable in training.trainables if isinstance(trainable, WeightTrainer)]
     if not tuned:
         raise StageError(
-            "locality: this stage tunes neither a LoRA nor weights of the model, so prompts without words stay as they "
+            "locality: this stage tunes neither a LoRA nor weights of the model, so prompts without embeddings stay as they "
             "are; leave it out"
         )
-    mine = [one for thing in tuned for one in thing.parameters.values()]
+    mine = [one for trainable in tuned for one in trainable.parameters.values()]
     before = {parameter: originals[parameter] for parameter in mine if parameter in originals}
     prompts = tuple(options["prompts"] or _plain_captions(recipe))
     rest = {key: options[key] for key in ("weight", "alpha", "every")}
     return Locality(
         training.model, training.denoiser, prompts, **rest, seed=training.seed, before=before,
-        encoders=any(thing.moves_text for thing in tuned),
+        encoders=any(trainable.trains_text for trainable in tuned),
     )  # fmt: skip
 
 
 def _plain_captions(recipe: Recipe) -> list[str]:
-    """Every caption once, with the initial text in the place of each word."""
-    texts = {word.placeholder: word.initial_text for word in recipe.words}
+    """Every caption once, with the initial text in the place of each embedding."""
+    texts = {embedding.placeholder: embedding.initial_text for embedding in recipe.embeddings}
     replacer = Replacer(list(texts))
     captions = [text for concept in recipe.concepts for _, several in read_captions(concept) for text in several]
     return list(dict.fromkeys(replacer.replace(caption, texts) for caption in captions))

@@ -1,4 +1,4 @@
-"""The steps of one train stage: batch, words in, loss, gradients, everything moved, a line of metrics."""
+"""The steps of one train stage: batch, embeddings in, loss, gradients, everything moved, a line of metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..distributed import sum_gradients
 from ..recipe.intervals import Clock
 from ..rng import generator
 from .guard import NotFinite, advice
-from .loss import Question, mean_loss, part_loss
+from .loss import NoisyBatch, mean_loss, part_loss
 from .setup import Training
 from .weights import WeightTrainer
 
@@ -37,7 +37,7 @@ def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Ite
 
 def one_step(training: Training, clock: Clock) -> dict[str, Any]:
     """One optimizer step over `accumulation` micro-batches; one that is not finite is left out where the guard says."""
-    words = activate_words(training, step_captions(training, clock.step), clock)
+    embeddings = activate_embeddings(training, step_captions(training, clock.step), clock)
     numbers = step_numbers(training, clock.step)
     batches = portion(training.dataset, numbers, training.processes, in_step=training.sharded)
     try:
@@ -45,10 +45,10 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
     except NotFinite as error:
         if training.guard is None or not training.guard.passes(error):
             raise NotFinite(f"{error}; {advice(training.model.dtype)}") from error
-        for thing in training.things:
-            thing.clear()
+        for trainable in training.trainables:
+            trainable.clear()
         loss, norms = math.nan, {}
-    return _row(training, clock, loss, norms) | {"active": words}
+    return _row(training, clock, loss, norms) | {"active": embeddings}
 
 
 def _moved(training: Training, batches: list[Batch | None], clock: Clock) -> tuple[float, dict[str, float]]:
@@ -56,18 +56,18 @@ def _moved(training: Training, batches: list[Batch | None], clock: Clock) -> tup
     before = replace(training.scale)
     loss, norms = gradients(training, batches, clock.step)
     while not all(math.isfinite(norm) for norm in norms.values()):
-        for thing in training.things:
-            thing.clear()
+        for trainable in training.trainables:
+            trainable.clear()
         if not training.scale.halve():
             training.scale.go_back(before)
             bad = next(name for name, norm in norms.items() if not math.isfinite(norm))
             raise NotFinite(f"the gradient of {bad} at step {clock.step + 1} is {norms[bad]}, not a finite number")
         loss, norms = gradients(training, batches, clock.step)
     training.scale.keep()
-    for thing in training.things:
-        thing.step(norms[thing.name], clock)
-        if training.guard is not None and isinstance(thing, WeightTrainer):
-            training.guard.step_size(thing.name, *thing.step_size())
+    for trainable in training.trainables:
+        trainable.step(norms[trainable.name], clock)
+        if training.guard is not None and isinstance(trainable, WeightTrainer):
+            training.guard.step_size(trainable.name, *trainable.step_size())
     return loss, norms
 
 
@@ -77,18 +77,18 @@ def step_numbers(training: Training, step: int) -> range:
 
 
 def step_captions(training: Training, step: int) -> list[str]:
-    """The captions of a step, of all processes: every one of them moves the same words."""
+    """The captions of a step, of all processes: every one of them moves the same embeddings."""
     return [caption for number in step_numbers(training, step) for caption in training.dataset.captions(number)]
 
 
-def activate_words(training: Training, captions: Sequence[str], clock: Clock) -> list[str]:
-    """Put the words that these captions hold into the model, as leaves where they are in training; return them."""
-    words = training.injection.words_in(captions)
-    if training.words is None:
-        training.injection.take(words, train=False)
+def activate_embeddings(training: Training, captions: Sequence[str], clock: Clock) -> list[str]:
+    """Put the embeddings that these captions hold into the model, as leaves where they are in training; return them."""
+    embeddings = training.injection.embeddings_in(captions)
+    if training.embeddings is None:
+        training.injection.take(embeddings, train=False)
     else:
-        training.words.begin(words, clock)
-    return words
+        training.embeddings.begin(embeddings, clock)
+    return embeddings
 
 
 def gradients(training: Training, batches: Sequence[Batch | None], step: int) -> tuple[float, dict[str, float]]:
@@ -97,7 +97,7 @@ def gradients(training: Training, batches: Sequence[Batch | None], step: int) ->
     Raises StageError when the loss is not finite: nothing has moved then.
     """
     processes = training.processes
-    grad_text = any(thing.moves_text for thing in training.things)
+    grad_text = any(trainable.trains_text for trainable in training.trainables)
     loss = 0.0
     # a sharded part has the others wait in the midst of a batch: who fails there ends, which they notice
     with nullcontext() if training.sharded else processes.together():
@@ -107,8 +107,8 @@ def gradients(training: Training, batches: Sequence[Batch | None], step: int) ->
     loss = processes.numbers([loss])[0] / training.accumulation
     if not math.isfinite(loss):
         raise NotFinite(f"the loss at step {step + 1} is {loss}, not a finite number")
-    sum_gradients([leaf for thing in training.things for leaf in thing.leaves()], processes)
-    return loss, {thing.name: thing.gradient_norm(training.scale.value) for thing in training.things}
+    sum_gradients([leaf for trainable in training.trainables for leaf in trainable.leaves()], processes)
+    return loss, {trainable.name: trainable.gradient_norm(training.scale.value) for trainable in training.trainables}
 
 
 def _backward(training: Training, batch: Batch, number: int, *, grad_text: bool) -> float:
@@ -142,7 +142,7 @@ def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool
     return loss if near is None else loss + near
 
 
-def _question(training: Training, batch: Batch, number: int) -> Question:
+def _question(training: Training, batch: Batch, number: int) -> NoisyBatch:
     """What the denoiser is asked for a batch; of a part of one, what it would be asked for these examples in it."""
     if batch.whole is None:
         return training.objective.ask(batch.latents, training.seed, number)
@@ -160,5 +160,7 @@ def _row(training: Training, clock: Clock, loss: float, norms: dict[str, float])
         row["locality"] = training.locality.seen(training.processes)
     if training.scale.dynamic:
         row["loss_scale"] = training.scale.value
-    row["learning_rate"] = {key: rate for thing in training.things for key, rate in thing.learning_rates().items()}
+    row["learning_rate"] = {
+        key: rate for trainable in training.trainables for key, rate in trainable.learning_rates().items()
+    }
     return row

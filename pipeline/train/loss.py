@@ -110,7 +110,7 @@ def draw_steps(count: int, steps: int, draw: torch.Generator, options: TimeStepO
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class NoisyBatch:
     """What a batch asks of the denoiser.
 
     `noisy` and `target` are (batch, channels, height, width); `timesteps` (batch,) as the denoiser takes them;
@@ -124,15 +124,15 @@ class Question:
     weight: Tensor | None = None
     threshold: Tensor | None = None
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Question:
+    def to(self, device: torch.device, dtype: torch.dtype) -> NoisyBatch:
         """On a device, with what the denoiser sees in its data type; the target stays float32."""
         rest = (None if one is None else one.to(device) for one in (self.weight, self.threshold))
-        return Question(self.noisy.to(device, dtype), self.timesteps.to(device), self.target.to(device), *rest)
+        return NoisyBatch(self.noisy.to(device, dtype), self.timesteps.to(device), self.target.to(device), *rest)
 
-    def cut(self, part: slice) -> Question:
+    def cut(self, part: slice) -> NoisyBatch:
         """What is asked of some of the examples."""
         rest = (None if one is None else one[part] for one in (self.weight, self.threshold))
-        return Question(self.noisy[part], self.timesteps[part], self.target[part], *rest)
+        return NoisyBatch(self.noisy[part], self.timesteps[part], self.target[part], *rest)
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,13 @@ class LossOptions:
         return cls(options["loss"], options["unmasked_weight"], options["normalize_mask"])
 
 
-def example_losses(prediction: Tensor, question: Question, options: LossOptions, mask: Tensor | None = None) -> Tensor:
+def example_losses(
+    prediction: Tensor, question: NoisyBatch, options: LossOptions, mask: Tensor | None = None
+) -> Tensor:
     """The loss of each example, (batch,) float32: the mean over its elements, weighted by its time step.
 
     `mask` (batch, 1, height, width), 0 to 1, weakens what lies outside as OneTrainer does: the mask is raised to
-    `unmasked_weight` where it is lower, and with `normalize_mask` a picture's loss is divided by its mean.
+    `unmasked_weight` where it is lower, and with `normalize_mask` an image's loss is divided by its mean.
     """
     losses = _element_losses(prediction.float(), question.target.float(), options.kind, question.threshold)
     if mask is not None:

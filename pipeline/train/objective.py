@@ -10,7 +10,7 @@ from torch import Tensor
 from ..recipe.defaults import defaults
 from .diffusion import Diffusion
 from .flow import Flow
-from .loss import NoiseOptions, Question, TimeStepOptions
+from .loss import NoiseOptions, NoisyBatch, TimeStepOptions
 
 
 class Objective(Protocol):
@@ -19,13 +19,13 @@ class Objective(Protocol):
     kind: str
     timesteps: int
 
-    def ask(self, latents: Tensor, seed: int, step: int) -> Question:
+    def ask(self, latents: Tensor, seed: int, step: int) -> NoisyBatch:
         """What the denoiser is asked for one batch of float32 latents on the CPU, all drawn from (seed, step)."""
 
     def drawing(self, scheduler: Any) -> Any:
         """The pipeline's scheduler for drawing with what was trained: itself, where the options change nothing."""
 
-    def losses(self, prediction: Tensor, question: Question, mask: Tensor | None = None) -> Tensor:
+    def losses(self, prediction: Tensor, question: NoisyBatch, mask: Tensor | None = None) -> Tensor:
         """The loss of each example, (batch,) float32."""
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..embeddings.injection import WordRows
+from ..embeddings.injection import EmbeddingRows
 from ..errors import StageError
 from .optimizers import Rule, Turns, averages_itself, found, hold, load_state, make_optimizer, set_rate
 from .packing import copy_into
@@ -68,8 +68,8 @@ class LazyAdamW:
 RuleOf = Callable[[str, bool], Rule | None]
 
 
-def no_rule(word: str, shown: bool) -> Rule | None:
-    """Words whose norms are free."""
+def no_rule(embedding: str, shown: bool) -> Rule | None:
+    """Embeddings whose norms are free."""
     return None
 
 
@@ -79,20 +79,20 @@ class RowOptimizer(Protocol):
     One that has been made for some of the rows, its own, is never given others, and puts only theirs back.
     """
 
-    def step(self, words: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
-        """Move the rows (rows, width) of these words along `gradient`; the table is written. Returns them moved.
+    def step(self, embeddings: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
+        """Move the rows (rows, width) of these embeddings along `gradient`; the table is written. Returns them moved.
 
-        `index` (rows,) are their numbers in the table, word after word, `rate` (rows,) their learning rates.
+        `index` (rows,) are their numbers in the table, embedding after embedding, `rate` (rows,) their learning rates.
         """
 
-    def effective(self, word: str) -> float:
-        """How many times its learning rate a word's step size is: what Prodigy has found, 1 for others."""
+    def effective(self, embedding: str) -> float:
+        """How many times its learning rate an embedding's step size is: what Prodigy has found, 1 for others."""
 
-    def show(self, words: Iterable[str], shown: bool) -> None:
+    def show(self, embeddings: Iterable[str], shown: bool) -> None:
         """Put the averages of schedule-free optimizers into the table, or take them out to go on."""
 
-    def settle(self, words: Iterable[str]) -> None:
-        """These words are moved no more: what is to be used of them stays in the table."""
+    def settle(self, embeddings: Iterable[str]) -> None:
+        """These embeddings are moved no more: what is to be used of them stays in the table."""
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on: dicts, numbers and tensors."""
@@ -105,23 +105,23 @@ class RowOptimizer(Protocol):
 
 
 class AdamRows:
-    """The default: AdamW for all words of a step at once, with step counts and moments a row."""
+    """The default: AdamW for all embeddings of a step at once, with step counts and moments a row."""
 
-    def __init__(self, rows: WordRows, options: Mapping[str, Any], own: slice) -> None:
+    def __init__(self, rows: EmbeddingRows, options: Mapping[str, Any], own: slice) -> None:
         betas = (float(options["betas"][0]), float(options["betas"][1]))
         decay = float(options["weight_decay"] or 0.0)
         self.adam = LazyAdamW(rows.values, betas=betas, eps=float(options["eps"]), weight_decay=decay, own=own)
 
-    def step(self, words: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
+    def step(self, embeddings: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
         return self.adam.step(index, rows, gradient, rate)
 
-    def effective(self, word: str) -> float:
+    def effective(self, embedding: str) -> float:
         return 1.0
 
-    def show(self, words: Iterable[str], shown: bool) -> None:
-        """Nothing to show: the table holds the words."""
+    def show(self, embeddings: Iterable[str], shown: bool) -> None:
+        """Nothing to show: the table holds the embeddings."""
 
-    def settle(self, words: Iterable[str]) -> None:
+    def settle(self, embeddings: Iterable[str]) -> None:
         """They are there."""
 
     def state(self) -> dict[str, Any]:
@@ -134,99 +134,101 @@ class AdamRows:
         self.adam.restore({name: values[self.adam.own] for name, values in state.items()})
 
 
-class PerWord:
-    """An optimizer of a library for each word of one encoder.
+class PerEmbedding:
+    """An optimizer of a library for each embedding of one encoder.
 
     What such an optimizer knows beside its moments (Prodigy's step size, Adafactor's rows and columns, a step count)
-    is then the word's own: words that are seldom seen neither inherit nor delay what others have found, a word that is
-    not in the batch costs nothing, and none of its state changes.
+    is then the embedding's own: embeddings that are seldom seen neither inherit nor delay what others have found, an
+    embedding that is not in the batch costs nothing, and none of its state changes.
     """
 
-    def __init__(self, rows: WordRows, options: Mapping[str, Any], own: slice, rule_of: RuleOf = no_rule) -> None:
-        """`rule_of` gives a word's norm rule after a step or (True) where it is shown; for schedule-free optimizers."""
+    def __init__(self, rows: EmbeddingRows, options: Mapping[str, Any], own: slice, rule_of: RuleOf = no_rule) -> None:
+        """`rule_of` gives an embedding's norm rule after a step or (True) where it is shown; for schedule-free
+        optimizers.
+        """
         self.rows, self.options, self.own, self.rule_of = rows, options, own, rule_of
         self.parameters: dict[str, Tensor] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self._turns: dict[str, Turns] = {}
 
-    def step(self, words: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
+    def step(self, embeddings: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
         moved, start = [], 0
-        for word in words:
-            part = slice(start, start + len(self.rows.spans[word]))
-            moved.append(self._step(word, rows[part], gradient[part], float(rate[start])))
+        for embedding in embeddings:
+            part = slice(start, start + len(self.rows.spans[embedding]))
+            moved.append(self._step(embedding, rows[part], gradient[part], float(rate[start])))
             start = part.stop
         after = torch.cat(moved)
         self.rows.values[index] = after
         return after
 
-    def _step(self, word: str, rows: Tensor, gradient: Tensor, rate: float) -> Tensor:
+    def _step(self, embedding: str, rows: Tensor, gradient: Tensor, rate: float) -> Tensor:
         if rate == 0:
             return rows.detach()
-        optimizer = self._of(word, rows, rate)
-        parameter = self.parameters[word]
+        optimizer = self._of(embedding, rows, rate)
+        parameter = self.parameters[embedding]
         with torch.no_grad():
             parameter.copy_(rows)  # a norm rule may have changed them since
         parameter.grad = gradient.clone()
         set_rate(optimizer, rate)
         optimizer.step()
         parameter.grad = None
-        rule = self.rule_of(word, False)
-        if word in self._turns and rule is not None:
+        rule = self.rule_of(embedding, False)
+        if embedding in self._turns and rule is not None:
             hold(optimizer, rule)
         return parameter.detach()
 
-    def _of(self, word: str, rows: Tensor, rate: float) -> torch.optim.Optimizer:
-        if word not in self.optimizers:
-            self.parameters[word] = rows.detach().clone().requires_grad_(True)
-            self.optimizers[word] = make_optimizer([self.parameters[word]], self.options, rate)
+    def _of(self, embedding: str, rows: Tensor, rate: float) -> torch.optim.Optimizer:
+        if embedding not in self.optimizers:
+            self.parameters[embedding] = rows.detach().clone().requires_grad_(True)
+            self.optimizers[embedding] = make_optimizer([self.parameters[embedding]], self.options, rate)
             if averages_itself(self.options["kind"]):
-                self._turns[word] = Turns(self.optimizers[word])
-        return self.optimizers[word]
+                self._turns[embedding] = Turns(self.optimizers[embedding])
+        return self.optimizers[embedding]
 
-    def effective(self, word: str) -> float:
-        return found(self.optimizers[word]) if word in self.optimizers else 1.0
+    def effective(self, embedding: str) -> float:
+        return found(self.optimizers[embedding]) if embedding in self.optimizers else 1.0
 
-    def show(self, words: Iterable[str], shown: bool) -> None:
-        for word in words:
-            if word in self._turns:
-                parameter, values = self.parameters[word], self.rows.of(word)
+    def show(self, embeddings: Iterable[str], shown: bool) -> None:
+        for embedding in embeddings:
+            if embedding in self._turns:
+                parameter, values = self.parameters[embedding], self.rows.of(embedding)
                 if shown:
                     with torch.no_grad():
                         parameter.copy_(values)
-                self._turns[word].show(shown)
-                rule = self.rule_of(word, True) if shown else None
+                self._turns[embedding].show(shown)
+                rule = self.rule_of(embedding, True) if shown else None
                 values.copy_(parameter.detach() if rule is None else rule(parameter.detach()))
 
-    def settle(self, words: Iterable[str]) -> None:
-        self.show(words, True)
-        for word in words:
-            if word in self._turns:
-                self._turns[word].settle()
+    def settle(self, embeddings: Iterable[str]) -> None:
+        self.show(embeddings, True)
+        for embedding in embeddings:
+            if embedding in self._turns:
+                self._turns[embedding].settle()
 
     def state(self) -> dict[str, Any]:
         return {
-            word: {"values": self.parameters[word], "optimizer": optimizer.state_dict()}
-            for word, optimizer in self.optimizers.items()
+            embedding: {"values": self.parameters[embedding], "optimizer": optimizer.state_dict()}
+            for embedding, optimizer in self.optimizers.items()
         }
 
     def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {word: kept for state in states for word, kept in state.items()}
+        return {embedding: kept for state in states for embedding, kept in state.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.parameters, self.optimizers, self._turns = {}, {}, {}
-        for word, kept in state.items():
-            if word not in self.rows.spans or kept["values"].shape != self.rows.of(word).shape:
-                raise StageError(f"the checkpoint's word {word!r} is none of this run, or has other vectors")
-            if not self.own.start <= self.rows.spans[word].start < self.own.stop:
+        for embedding, kept in state.items():
+            if embedding not in self.rows.spans or kept["values"].shape != self.rows.of(embedding).shape:
+                raise StageError(f"the checkpoint's embedding {embedding!r} is none of this run, or has other vectors")
+            if not self.own.start <= self.rows.spans[embedding].start < self.own.stop:
                 continue
             rate = float(kept["optimizer"]["param_groups"][0]["lr"])
-            optimizer = self._of(word, kept["values"].to(self.rows.values.device), rate)
+            optimizer = self._of(embedding, kept["values"].to(self.rows.values.device), rate)
             load_state(optimizer, kept["optimizer"])
 
 
 def row_optimizer(
-    rows: WordRows, options: Mapping[str, Any], own: slice | None = None, rule_of: RuleOf = no_rule
+    rows: EmbeddingRows, options: Mapping[str, Any], own: slice | None = None, rule_of: RuleOf = no_rule
 ) -> RowOptimizer:
     """The optimizer that a recipe's table asks for, over the rows of one encoder; `own` are those it is to move."""
     own = own or slice(0, len(rows))
-    return AdamRows(rows, options, own) if options["kind"] == "adamw" else PerWord(rows, options, own, rule_of)
+    return AdamRows(rows, options, own) if options["kind"] == "adamw" else PerEmbedding(rows, options, own, rule_of)

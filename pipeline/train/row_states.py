@@ -1,4 +1,4 @@
-"""Which rows of a table of words a step moves, their learning rates, and whether a gradient reached them."""
+"""Which rows of a table of embeddings a step moves, their learning rates, and whether a gradient reached them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..distributed import ALONE, Processes
-from ..embeddings.injection import ActiveRows, WordRows
+from ..embeddings.injection import ActiveRows, EmbeddingRows
 from ..embeddings.norms import NormStatistics, apply_rules
 from ..errors import StageError
-from ..recipe.model import Word
+from ..recipe.model import EmbeddingSpec
 from .ema import Average
 from .optimizers import averages_itself
 from .row_optimizers import RowOptimizer, RuleOf, row_optimizer
@@ -24,45 +24,51 @@ def rate_for(rate: float | Mapping[str, float] | None, key: str) -> float | None
     return rate.get(key) if isinstance(rate, Mapping) else rate
 
 
-def row_rates(key: str, rows: WordRows, words: Sequence[Word], default: float | Mapping[str, float]) -> Tensor:
-    """(rows,) learning rates of one encoder: the word's own, per encoder where it says so, else the stage's.
+def row_rates(
+    key: str, rows: EmbeddingRows, embeddings: Sequence[EmbeddingSpec], default: float | Mapping[str, float]
+) -> Tensor:
+    """(rows,) learning rates of one encoder: the embedding's own, per encoder where it says so, else the stage's.
 
-    Rows of words that are not trained have rate 0. Raises StageError when no setting has a number for this encoder.
+    Rows of embeddings that are not trained have rate 0. Raises StageError when no setting has a number for this
+    encoder.
     """
     rates = [0.0] * len(rows)
-    for word in words:
-        if not word.train:
+    for embedding in embeddings:
+        if not embedding.train:
             continue
-        own = rate_for(word.learning_rate, key)
+        own = rate_for(embedding.learning_rate, key)
         rate = own if own is not None else rate_for(default, key)
         if rate is None:
             raise StageError(f"learning_rate has no number for {key}: add it, 0 to hold its vectors still")
-        span = rows.spans[word.placeholder]
+        span = rows.spans[embedding.placeholder]
         rates[span.start : span.stop] = [rate] * len(span)
     return torch.tensor(rates, dtype=torch.float32, device=rows.values.device)
 
 
-def word_rates(
-    rates: Mapping[str, Tensor], rows: Mapping[str, WordRows], words: Iterable[str]
+def embedding_rates(
+    rates: Mapping[str, Tensor], rows: Mapping[str, EmbeddingRows], embeddings: Iterable[str]
 ) -> dict[str, dict[str, float]]:
-    """The learning rate of each word in the encoders in which it has rows, from those of the rows by encoder."""
+    """The learning rate of each embedding in the encoders in which it has rows, from those of the rows by encoder."""
     listed = {key: own.tolist() for key, own in rates.items()}
     spans = {key: rows[key].spans for key in rates}
-    return {word: {key: listed[key][spans[key][word].start] for key in rates if spans[key][word]} for word in words}
+    return {
+        embedding: {key: listed[key][spans[key][embedding].start] for key in rates if spans[key][embedding]}
+        for embedding in embeddings
+    }
 
 
 @dataclass(frozen=True, eq=False)
 class Moving:
     """The rows of one encoder that a step moves: whose they are, their numbers, values and gradient."""
 
-    words: tuple[str, ...]
+    embeddings: tuple[str, ...]
     index: Tensor
     values: Tensor
     gradient: Tensor
 
 
 def moving(rows: ActiveRows, running: set[str], spans: Mapping[str, range], scale: float) -> Moving:
-    """Those of the active rows that belong to running words, with their gradient divided by `scale`.
+    """Those of the active rows that belong to running embeddings, with their gradient divided by `scale`.
 
     The gradient is zeros where nothing of the model listened to the rows.
     """
@@ -70,18 +76,18 @@ def moving(rows: ActiveRows, running: set[str], spans: Mapping[str, range], scal
     if scale != 1.0:
         gradient = gradient / scale
     values = rows.leaf.detach()
-    if all(word in running for word in rows.words):
-        return Moving(rows.words, rows.index, values, gradient)
-    keep = [word in running for word in rows.words for _ in spans[word]]
+    if all(embedding in running for embedding in rows.embeddings):
+        return Moving(rows.embeddings, rows.index, values, gradient)
+    keep = [embedding in running for embedding in rows.embeddings for _ in spans[embedding]]
     where = torch.tensor(keep, dtype=torch.bool, device=values.device)
-    words = tuple(word for word in rows.words if word in running)
-    return Moving(words, rows.index[where], values[where], gradient[where])
+    embeddings = tuple(embedding for embedding in rows.embeddings if embedding in running)
+    return Moving(embeddings, rows.index[where], values[where], gradient[where])
 
 
-def check_reach(key: str, part: Moving, rates: Tensor, spans: Mapping[str, range], words: Iterable[str]) -> None:
-    """StageError when no gradient reaches one of these words' vectors in an encoder that trains it."""
+def check_reach(key: str, part: Moving, rates: Tensor, spans: Mapping[str, range], embeddings: Iterable[str]) -> None:
+    """StageError when no gradient reaches one of these embeddings' vectors in an encoder that trains it."""
     missed = part.index[(part.gradient.abs().amax(dim=1) == 0) & (rates[part.index] > 0)].tolist()
-    for name in sorted(words):
+    for name in sorted(embeddings):
         span = spans[name]
         lost = [row - span.start for row in missed if row in span]
         if lost:
@@ -92,10 +98,10 @@ def check_reach(key: str, part: Moving, rates: Tensor, spans: Mapping[str, range
 
 
 class Shares:
-    """Runs of words next to one another, as many as there are processes; a process alone owns every word."""
+    """Runs of embeddings next to one another, as many as there are processes; a process alone owns every embedding."""
 
-    def __init__(self, rows: Mapping[str, WordRows], processes: Processes = ALONE) -> None:
-        """`rows` by encoder, of the same words in the same order."""
+    def __init__(self, rows: Mapping[str, EmbeddingRows], processes: Processes = ALONE) -> None:
+        """`rows` by encoder, of the same embeddings in the same order."""
         self.rows, self.processes = rows, processes
         self._blocks = {key: [_block(table, processes, owner) for owner in range(processes.count)]
                         for key, table in rows.items()}  # fmt: skip
@@ -103,7 +109,7 @@ class Shares:
 
     @property
     def several(self) -> bool:
-        """Whether other processes own words too."""
+        """Whether other processes own embeddings too."""
         return self.processes.count > 1
 
     def part(self, key: str, moving: Moving, rates: Tensor) -> tuple[Moving, Tensor]:
@@ -111,8 +117,12 @@ class Shares:
         if not self.several:
             return moving, rates
         mine = self._mine(key, moving.index)
-        words = tuple(word for word in moving.words if self.rows[key].spans[word] and self._owns(key, word))
-        return Moving(words, moving.index[mine], moving.values[mine], moving.gradient[mine]), rates[mine]
+        embeddings = tuple(
+            embedding
+            for embedding in moving.embeddings
+            if self.rows[key].spans[embedding] and self._owns(key, embedding)
+        )
+        return Moving(embeddings, moving.index[mine], moving.values[mine], moving.gradient[mine]), rates[mine]
 
     def places(self, key: str, index: Tensor) -> Tensor:
         """Where this process's own of these rows stand among its own."""
@@ -146,20 +156,20 @@ class Shares:
                 self.processes.spread(self.rows[key].values[block], owner)
 
     def numbers(self, values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-        """What the owners say of (encoder key, word), each in place of what the others have for it."""
+        """What the owners say of (encoder key, embedding), each in place of what the others have for it."""
         mine = [value if self._owns(*place) else 0.0 for place, value in values.items()]
         return dict(zip(values, self.processes.numbers(mine), strict=True))
 
-    def _owns(self, key: str, word: str) -> bool:
-        return self.own[key].start <= self.rows[key].spans[word].start < self.own[key].stop
+    def _owns(self, key: str, embedding: str) -> bool:
+        return self.own[key].start <= self.rows[key].spans[embedding].start < self.own[key].stop
 
     def collected(self, state: Any) -> Sequence[Any]:
         """The states of all processes, one after the other, in the main one; nothing in the others."""
         return self.processes.collected(_on_the_cpu(state)) if self.several else [state]
 
 
-def _block(table: WordRows, processes: Processes, owner: int) -> slice:
-    """The rows of one process's words."""
+def _block(table: EmbeddingRows, processes: Processes, owner: int) -> slice:
+    """The rows of one process's embeddings."""
     starts = [*(span.start for span in table.spans.values()), len(table)]
     first, last = (len(table.spans) * number // processes.count for number in (owner, owner + 1))
     return slice(starts[first], starts[last])
@@ -180,12 +190,12 @@ class RowStates:
     """
 
     def __init__(
-        self, rows: Mapping[str, WordRows], optimizer: Mapping[str, Any], ema: float | None, shares: Shares,
+        self, rows: Mapping[str, EmbeddingRows], optimizer: Mapping[str, Any], ema: float | None, shares: Shares,
         rules: Mapping[str, RuleOf],
     ) -> None:  # fmt: skip
         """`ema` is the decay of the average; None keeps none, and an optimizer that has its own needs none.
 
-        `rules` give the norm rule of a word in each encoder, for such an optimizer.
+        `rules` give the norm rule of an embedding in each encoder, for such an optimizer.
         """
         self.rows, self.shares = rows, shares
         self.optimizers: dict[str, RowOptimizer] = {
@@ -203,7 +213,7 @@ class RowStates:
         for key, part in moved.items():
             own, speed = self.shares.part(key, part, rates[key][part.index])
             if len(own.index):
-                self.optimizers[key].step(own.words, own.index, own.values, own.gradient * clip, speed * factor)
+                self.optimizers[key].step(own.embeddings, own.index, own.values, own.gradient * clip, speed * factor)
         self.shares.tell({key: part.index for key, part in moved.items()})
 
     def average(self, key: str, index: Tensor, rules: Sequence[Any], statistics: NormStatistics, norms: Tensor) -> None:
@@ -231,46 +241,52 @@ class RowStates:
         own.shadow[places] = values[mine]
         own.counts[places] = average["counts"].to(own.counts)[mine] if average else 0.0
 
-    def show(self, words: Collection[str], use: bool) -> None:
-        """Exchange all rows with their averages; schedule-free optimizers do so for `words`."""
+    def show(self, embeddings: Collection[str], use: bool) -> None:
+        """Exchange all rows with their averages; schedule-free optimizers do so for `embeddings`."""
         if not self._shows:
             return
         for key, optimizer in self.optimizers.items():
-            optimizer.show(words, use)
+            optimizer.show(embeddings, use)
             if key in self.averages:
                 self.averages[key].swap()
         self.shares.tell_all()
 
-    def settle(self, words: Sequence[str]) -> None:
-        """From here on the rows of these words are what is to be used of them: their average, where there is one."""
-        if not self._shows or not words:
+    def settle(self, embeddings: Sequence[str]) -> None:
+        """From here on the rows of these embeddings are what is to be used of them: their average, where there is
+        one.
+        """
+        if not self._shows or not embeddings:
             return
         for key, optimizer in self.optimizers.items():
-            optimizer.settle(words)
+            optimizer.settle(embeddings)
             if key in self.averages:
-                self.averages[key].settle(self.shares.places(key, self._index(key, words)))
-        self.shares.tell({key: self._index(key, words) for key in self.rows})
+                self.averages[key].settle(self.shares.places(key, self._index(key, embeddings)))
+        self.shares.tell({key: self._index(key, embeddings) for key in self.rows})
 
-    def _index(self, key: str, words: Sequence[str]) -> Tensor:
+    def _index(self, key: str, embeddings: Sequence[str]) -> Tensor:
         table = self.rows[key]
-        return torch.tensor(table.index(words), dtype=torch.long, device=table.values.device)
+        return torch.tensor(table.index(embeddings), dtype=torch.long, device=table.values.device)
 
     def step_sizes(
-        self, rates: Mapping[str, Mapping[str, float]], words: Collection[str]
+        self, rates: Mapping[str, Mapping[str, float]], embeddings: Collection[str]
     ) -> dict[str, tuple[float, float]]:
-        """For each word the largest step size of its encoders, and the largest multiple of a rate that was found.
+        """For each embedding the largest step size of its encoders, and the largest multiple of a rate that was found.
 
-        A step size is the learning rate (`rates` by word and encoder) times what Prodigy has found, 1 for others.
+        A step size is the learning rate (`rates` by embedding and encoder) times what Prodigy has found, 1 for others.
         """
         told = self.shares.numbers(
-            {(key, word): self.optimizers[key].effective(word) for word in words for key in rates[word]}
+            {
+                (key, embedding): self.optimizers[key].effective(embedding)
+                for embedding in embeddings
+                for key in rates[embedding]
+            }
         )
         return {
-            word: (
-                max(rate * told[key, word] for key, rate in rates[word].items()),
-                max(told[key, word] for key in rates[word]),
+            embedding: (
+                max(rate * told[key, embedding] for key, rate in rates[embedding].items()),
+                max(told[key, embedding] for key in rates[embedding]),
             )
-            for word in words
+            for embedding in embeddings
         }
 
     def state(self) -> dict[str, Any]:

@@ -15,15 +15,15 @@ from ..embeddings.injection import Injection
 from ..errors import StageError
 from ..models.denoisers import Denoiser, Texts
 from ..models.load import DENOISER, Model, part_module, part_modules, pipe_name
-from .embeddings import WordTrainer
-from .fsdp import Twin
+from .embeddings import EmbeddingTrainer
+from .fsdp import FsdpPart
 from .guard import Guard
 from .locality import Locality
 from .lora import add_lora, freeze_lora
 from .loss import LossScale
 from .objective import Objective
 from .optimizers import rate_factor
-from .trainable import Trained
+from .trainable import Trainable
 from .weights import WeightSettings, WeightTrainer, weights_to_tune
 
 Tables = Sequence[Mapping[str, Any]]
@@ -41,7 +41,7 @@ class Common:
 
 def weight_trainers(
     model: Model, lora: Tables, finetune: Tables, common: Common, processes: Processes = ALONE
-) -> list[Trained]:
+) -> list[Trainable]:
     """A trainer for each part of each LoRA and fine-tune; LoRAs of earlier stages are held still.
 
     Where the `processes` are sharding, each fine-tuned part is spread over them. Raises StageError when a part stands
@@ -50,7 +50,7 @@ def weight_trainers(
     for module in part_modules(model).values():
         freeze_lora(module)
     taken: set[str] = set()
-    trainers: list[Trained] = []
+    trainers: list[Trainable] = []
     for kind, tables in (("finetune", finetune), ("lora", lora)):
         for table in tables:
             for part in table["parts"]:
@@ -61,16 +61,20 @@ def weight_trainers(
                 settings = _settings(table, common)
                 twin = None
                 if processes.sharding and kind == "finetune":
-                    twin = Twin(model.pipe, pipe_name(model, part), list(parameters), main=processes.main)
+                    twin = FsdpPart(model.pipe, pipe_name(model, part), list(parameters), main=processes.main)
                 name, text = f"{kind}.{part}", part != DENOISER
                 trainers.append(WeightTrainer(name, parameters, settings, text=text, twin=twin))
     return trainers
 
 
-def weights_of(things: Sequence[Trained]) -> dict[str, nn.Parameter]:
-    """The model's weights that these train, as `<thing>/<parameter>`; words have none, their rows are their own."""
-    trainers = [thing for thing in things if isinstance(thing, WeightTrainer)]
-    return {f"{thing.name}/{name}": weight for thing in trainers for name, weight in thing.parameters.items()}
+def weights_of(trainables: Sequence[Trainable]) -> dict[str, nn.Parameter]:
+    """The model's weights that these train, as `<thing>/<parameter>`; embeddings have none, their rows are their
+    own.
+    """
+    trainers = [trainable for trainable in trainables if isinstance(trainable, WeightTrainer)]
+    return {
+        f"{trainable.name}/{name}": weight for trainable in trainers for name, weight in trainable.parameters.items()
+    }
 
 
 def _parameters(
@@ -87,7 +91,7 @@ def _settings(table: Mapping[str, Any], common: Common) -> WeightSettings:
 
 
 def native_resolution(model: Model) -> int:
-    """The side of the pictures that the model was made for, in pixels."""
+    """The side of the images that the model was made for, in pixels."""
     return int(model.denoiser.config.sample_size * model.pipe.vae_scale_factor)
 
 
@@ -103,7 +107,7 @@ class Training:
     injection: Injection
     objective: Objective
     dataset: Dataset
-    things: tuple[Trained, ...]
+    trainables: tuple[Trainable, ...]
     steps: int
     accumulation: int
     seed: int
@@ -115,14 +119,14 @@ class Training:
     texts: Texts | None = None
 
     @property
-    def words(self) -> WordTrainer | None:
-        """The words among the things that are trained."""
-        return next((thing for thing in self.things if isinstance(thing, WordTrainer)), None)
+    def embeddings(self) -> EmbeddingTrainer | None:
+        """The embeddings among the things that are trained."""
+        return next((trainable for trainable in self.trainables if isinstance(trainable, EmbeddingTrainer)), None)
 
     @property
     def sharded(self) -> bool:
         """Whether a fine-tuned part is spread over the processes."""
-        return any(isinstance(thing, WeightTrainer) and thing.spread for thing in self.things)
+        return any(isinstance(trainable, WeightTrainer) and trainable.spread for trainable in self.trainables)
 
     @property
     def steps_per_epoch(self) -> float:

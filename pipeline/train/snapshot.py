@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import StageError
-from .embeddings import WordTrainer
+from .embeddings import EmbeddingTrainer
 from .packing import copied, copy_into, pack, unpack
 from .setup import Training
 from .trainable import State
@@ -18,25 +18,26 @@ _ROWS, _LOOSE, _THINGS, _GUARD = "rows/", "loose/", "things/", "guard/"
 
 
 def take_snapshot(training: Training, moved: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Copies on the CPU of all that has moved: rows of all words, what is trained now, what earlier stages `moved`.
+    """Copies on the CPU of all that has moved: rows of all embeddings, what is trained now, what earlier stages
+    `moved`.
 
     With several processes all must ask for it; the main one gets it.
     """
     if not training.processes.main:
-        for thing in training.things:
-            if thing.spread:
-                thing.state()
+        for trainable in training.trainables:
+            if trainable.spread:
+                trainable.state()
         return {}, {}
     tensors = {f"{_LOOSE}{name}": copied(parameter) for name, parameter in _loose(training, moved).items()}
-    if training.words is None:  # where words are trained, their state has the rows of all words
+    if training.embeddings is None:  # where embeddings are trained, their state has the rows of all embeddings
         tensors |= {f"{_ROWS}{key}": copied(rows.values) for key, rows in training.injection.rows.items()}
     values = {}
-    for thing in training.things:
-        state = thing.state()
-        tensors |= {f"{_THINGS}{thing.name}/{name}": tensor for name, tensor in state.tensors.items()}
-        values[thing.name] = state.values
+    for trainable in training.trainables:
+        state = trainable.state()
+        tensors |= {f"{_THINGS}{trainable.name}/{name}": tensor for name, tensor in state.tensors.items()}
+        values[trainable.name] = state.values
     spans = {
-        key: {word: [span.start, span.stop] for word, span in rows.spans.items()}
+        key: {embedding: [span.start, span.stop] for embedding, span in rows.spans.items()}
         for key, rows in training.injection.rows.items()
     }
     facts = {"things": values, "scale": dict(vars(training.scale)), "spans": spans}
@@ -51,15 +52,15 @@ def restore_snapshot(
     training: Training, moved: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
     """Put everything back as `take_snapshot` found it. Raises StageError when it does not fit."""
-    if training.words is None:
+    if training.embeddings is None:
         for key, rows in training.injection.rows.items():
-            copy_into(rows.values, _need(tensors, f"{_ROWS}{key}"), f"the words' rows in {key}")
+            copy_into(rows.values, _need(tensors, f"{_ROWS}{key}"), f"the embeddings' rows in {key}")
     for name, parameter in _loose(training, moved).items():
         copy_into(parameter, _need(tensors, f"{_LOOSE}{name}"), name)
-    for thing in training.things:
-        if thing.name not in facts["things"]:
-            raise StageError(f"the checkpoint has nothing of {thing.name}")
-        thing.restore(State(_under(tensors, f"{_THINGS}{thing.name}/"), facts["things"][thing.name]))
+    for trainable in training.trainables:
+        if trainable.name not in facts["things"]:
+            raise StageError(f"the checkpoint has nothing of {trainable.name}")
+        trainable.restore(State(_under(tensors, f"{_THINGS}{trainable.name}/"), facts["things"][trainable.name]))
     if training.guard is not None and "guard" in facts:
         training.guard.restore(unpack(State(_under(tensors, _GUARD), facts["guard"])))
     for name, value in facts["scale"].items():
@@ -67,19 +68,19 @@ def restore_snapshot(
 
 
 def stored_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Encoder key to the rows of all words, whether the stage of the snapshot trained words or not."""
-    return _under(tensors, _ROWS) | _under(tensors, f"{_THINGS}{WordTrainer.name}/rows.")
+    """Encoder key to the rows of all embeddings, whether the stage of the snapshot trained embeddings or not."""
+    return _under(tensors, _ROWS) | _under(tensors, f"{_THINGS}{EmbeddingTrainer.name}/rows.")
 
 
-def stored_weights(tensors: Mapping[str, Tensor], thing: str) -> dict[str, Tensor]:
+def stored_weights(tensors: Mapping[str, Tensor], trainable: str) -> dict[str, Tensor]:
     """A thing's weights by name, whether the stage of the snapshot trained them or an earlier one."""
-    return _under(tensors, f"{_THINGS}{thing}/weights.") | _under(tensors, f"{_LOOSE}{thing}/")
+    return _under(tensors, f"{_THINGS}{trainable}/weights.") | _under(tensors, f"{_LOOSE}{trainable}/")
 
 
-def stored_averages(tensors: Mapping[str, Tensor], thing: str) -> Mapping[str, Shadow]:
-    """The averages that a thing kept beside its values: of weights by name, of words by encoder."""
+def stored_averages(tensors: Mapping[str, Tensor], trainable: str) -> Mapping[str, Shadow]:
+    """The averages that a thing kept beside its values: of weights by name, of embeddings by encoder."""
     found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in _under(tensors, f"{_THINGS}{thing}/averages.").items():
+    for name, tensor in _under(tensors, f"{_THINGS}{trainable}/averages.").items():
         of, _, part = name.rpartition(".")
         found.setdefault(of, {})[part] = tensor
     return found
@@ -92,7 +93,7 @@ def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
 
 def _loose(training: Training, moved: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Weights that an earlier stage trained and that this one holds still."""
-    now = {id(weight) for thing in training.things for weight in getattr(thing, "parameters", {}).values()}
+    now = {id(weight) for trainable in training.trainables for weight in getattr(trainable, "parameters", {}).values()}
     return {name: weight for name, weight in moved.items() if id(weight) not in now}
 
 

@@ -1,4 +1,4 @@
-"""What a training step asks of everything it trains: words, LoRAs, the weights of the model."""
+"""What a training step asks of everything it trains: embeddings, LoRAs, the weights of the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class State:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-class Trained(Protocol):
+class Trainable(Protocol):
     """One thing that a stage trains, with its own optimizer, schedule and average.
 
     A step asks every thing for its gradient first, and moves them only when all are finite: so a step that fails, or
@@ -29,10 +29,10 @@ class Trained(Protocol):
 
     @property
     def name(self) -> str:
-        """What metrics and errors call it: `words`, `lora.denoiser`, `finetune.clip_l`, ..."""
+        """What metrics and errors call it: `embeddings`, `lora.denoiser`, `finetune.clip_l`, ..."""
 
     @property
-    def moves_text(self) -> bool:
+    def trains_text(self) -> bool:
         """Whether this step's gradient must go through the text encoders."""
 
     @property

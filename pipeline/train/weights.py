@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import StageError
 from ..recipe.intervals import Clock
 from .ema import Average, Shown
-from .fsdp import Twin, gathered, whole
+from .fsdp import FsdpPart, gathered, whole
 from .lora import has_lora
 from .optimizers import Turns, averages_itself, effective_rate, load_state, make_optimizer, set_rate
 from .packing import copy_into, pack, unpack
@@ -78,11 +78,11 @@ class WeightTrainer:
 
     def __init__(
         self, name: str, parameters: Mapping[str, torch.nn.Parameter], settings: WeightSettings, *, text: bool,
-        twin: Twin | None = None,
+        twin: FsdpPart | None = None,
     ) -> None:  # fmt: skip
         """`text` says that the weights are a text encoder's, which needs a gradient through it."""
         self.name, self.parameters, self.settings = name, dict(parameters), settings
-        self.moves_text, self.twin = text, twin
+        self.trains_text, self.twin = text, twin
         self.moved = self.parameters if twin is None else twin.weights
         self.masters = {key: _master(parameter) for key, parameter in self.moved.items()}
         self.optimizer = make_optimizer(list(self.masters.values()), settings.optimizer, settings.learning_rate)

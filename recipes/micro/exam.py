@@ -61,7 +61,7 @@ def examine(folder: Path, work: Path, count: int = 500) -> tuple[dict[str, Any],
     fresh = [sample_scene(rng, free=0.0) for _ in range(1000)]
     drawings = [draw(scene) for scene in fresh]
     result = {
-        "pictures": count,
+        "images": count,
         "steps": STEPS,
         "guidance": GUIDANCE,
         "drawing": by_drawing(pictures, asked),

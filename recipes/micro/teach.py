@@ -22,8 +22,8 @@ from .data import to_pictures, to_tensor
 from .draw import draw
 from .exam import fingerprints
 from .grammar import BACKGROUNDS, CONTRAST, Scene, Thing, distance
+from .images import THINGS, placeholder, scenes
 from .judge import HIT, background_word, distance_to_drawing
-from .pictures import THINGS, placeholder, scenes
 from .sample import load, sample
 from .text import slot_id
 from .train_unet import velocity_loss

@@ -47,7 +47,7 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "mine.toml"
     path.write_text(
         f"name = 'mine'\nmodel.base = {json.dumps(str(RECIPES / 'sd1'))}\n"
-        f"[[concept]]\nimages = {json.dumps(str(RECIPES / 'pictures'))}\n"
+        f"[[concept]]\nimages = {json.dumps(str(RECIPES / 'images'))}\n"
         '[[embedding]]\nplaceholder = "<emblem>"\n'
         '[[stage]]\nkind = "tokenize"\n[[stage]]\nkind = "inject"\n'
         '[[stage]]\nkind = "train"\nsteps = 10\n[[stage]]\nkind = "export"\n',

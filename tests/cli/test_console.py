@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / f"images {NAME}").mkdir(parents=True)
     recipes = Path(__file__).parents[2] / "recipes"
     for number in range(2):
-        source, target = recipes / "pictures" / "emblem" / f"emblem-{number}.png", folder / f"images {NAME}"
+        source, target = recipes / "images" / "emblem" / f"emblem-{number}.png", folder / f"images {NAME}"
         (target / f"{NAME}{number}.png").write_bytes(source.read_bytes())
         (target / f"{NAME}{number}.txt").write_text(f"a photo of <{NAME}> → it", "utf-8")
     (folder / f"{NAME}.toml").write_text(
@@ -66,7 +66,7 @@ def folder(tmp_path_factory) -> Path:
 def test_light_commands_without_our_letters(folder, name: str) -> None:
     file, recipe = f"{NAME}.safetensors", f"{NAME}.toml"
     commands = {
-        ("inspect", file): (0, f"word {NAME}"),
+        ("inspect", file): (0, f"embedding {NAME}"),
         ("check", recipe): (0, f"<{NAME}> in 100 %"),
         ("check", recipe, "--set", f"model.{NAME}=1"): (1, f"unknown key '{NAME}'"),
         ("check", f"{NAME}.nothing"): (1, "no such file"),
@@ -81,11 +81,11 @@ def test_light_commands_without_our_letters(folder, name: str) -> None:
         (NAME,): (2, f"No such command '{NAME}'"),
     }
     encoding = {"C": "utf-8"}.get(name, name)
-    for arguments, (code, words) in commands.items():
+    for arguments, (code, embeddings) in commands.items():
         done = pivotune(name, folder, *arguments)
         said = (done.stdout + done.stderr).decode(encoding)
         assert "Traceback" not in said, (arguments, said)
-        assert (done.returncode, words.encode(encoding, "backslashreplace").decode(encoding) in said) == (code, True), (
+        assert (done.returncode, embeddings.encode(encoding, "backslashreplace").decode(encoding) in said) == (code, True), (
             arguments, said,
         )  # fmt: skip
 
@@ -100,9 +100,9 @@ def test_json_of_long_answers_is_escaped_where_needed(monkeypatch) -> None:
     for encoding in ("cp1252", "utf-8"):
         stream = io.TextIOWrapper(io.BytesIO(), encoding)
         monkeypatch.setattr(sys, "stdout", stream)
-        print_json({"word": f"{NAME} →"})
+        print_json({"embedding": f"{NAME} →"})
         stream.flush()
-        assert json.loads(stream.buffer.getvalue().decode(encoding)) == {"word": f"{NAME} →"}
+        assert json.loads(stream.buffer.getvalue().decode(encoding)) == {"embedding": f"{NAME} →"}
 
 
 def test_a_run_and_its_report_on_code_page_1252(folder) -> None:

@@ -70,7 +70,7 @@ def test_a_run_tells_in_a_log_how_far_its_training_is(tmp_path, monkeypatch, cap
     recipe = load_recipe(make_project(tmp_path), ["data.cache_latents=off", "samples.prompts=[]"])
     run_recipe(recipe, out=tmp_path / "run", progress=lambda text: None, bar=True)
     said = capsys.readouterr().err
-    assert "encode: 2 of 3 pictures, " in said
+    assert "encode: 2 of 3 images, " in said
     assert [line.partition(" steps")[0] for line in said.splitlines() if line.startswith("train")] == [
         "train: 1 of 3", "train: 2 of 3"
     ]  # fmt: skip

@@ -27,7 +27,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         options["progress"]("loading")
         if seen.error is not None:
             raise seen.error
-        return SimpleNamespace(folder=tmp_path, report=tmp_path / "report.html", summary="word  norm")
+        return SimpleNamespace(folder=tmp_path, report=tmp_path / "report.html", summary="embedding  norm")
 
     module = ModuleType("pivotune.pipeline.run.runner")
     module.run_recipe = run_recipe  # type: ignore[attr-defined]
@@ -38,7 +38,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 def test_check_says_ok_and_what_there_is(call, recipe: Path) -> None:
     shown = call("check", recipe)
     assert (shown.code, shown.err) == (0, "")
-    assert shown.out == f"{recipe}: ok (3 pictures, 3 captions; <emblem> in 100 %)\n"
+    assert shown.out == f"{recipe}: ok (3 images, 3 captions; <emblem> in 100 %)\n"
 
 
 def test_check_prints_every_problem_of_every_recipe(call, recipe: Path, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_check_prints_every_problem_of_every_recipe(call, recipe: Path, tmp_path
     bad.write_text(recipe.read_text("utf-8").replace("steps", "stps").replace("train", "trian"))
     shown = call("check", recipe, bad, tmp_path)
     assert shown.code == 1
-    assert shown.out == f"{recipe}: ok (3 pictures, 3 captions; <emblem> in 100 %)\n"
+    assert shown.out == f"{recipe}: ok (3 images, 3 captions; <emblem> in 100 %)\n"
     assert f"{bad}:12: stage.3.kind: the text 'trian' is not known here; did you mean 'train'?" in shown.err
     assert f"{tmp_path}: this is a folder" in shown.err
 
@@ -76,16 +76,16 @@ def test_check_strict_counts_warnings(call, recipe: Path) -> None:
 def test_run_hands_the_recipe_to_the_runner(call, recipe: Path, runner: SimpleNamespace, tmp_path: Path) -> None:
     shown = call("run", recipe, "--out", tmp_path / "x", "--device", "cpu", "--set", "seed=5")
     assert shown.code == 0
-    assert shown.out == f"word  norm\nReport: {tmp_path / 'report.html'}\n"
+    assert shown.out == f"embedding  norm\nReport: {tmp_path / 'report.html'}\n"
     assert shown.err == "loading\n"
     assert (runner.recipe.name, runner.recipe.device, runner.recipe.seed) == ("mine", "cpu", 5)
     assert runner.options["out"] == tmp_path / "x"
-    assert (runner.options["fresh"], runner.options["source"], runner.options["anyway"]) == (False, None, False)
+    assert (runner.options["fresh"], runner.options["source"], runner.options["force"]) == (False, None, False)
 
 
 def test_run_hands_every_option_to_the_runner(call, recipe: Path, runner: SimpleNamespace, tmp_path: Path) -> None:
-    assert call("run", recipe, "--fresh", "--anyway", "--from-checkpoint", tmp_path).code == 0
-    assert (runner.options["fresh"], runner.options["source"], runner.options["anyway"]) == (True, tmp_path, True)
+    assert call("run", recipe, "--fresh", "--force", "--from-checkpoint", tmp_path).code == 0
+    assert (runner.options["fresh"], runner.options["source"], runner.options["force"]) == (True, tmp_path, True)
 
 
 def test_run_as_json(call, recipe: Path, runner: SimpleNamespace, tmp_path: Path) -> None:
@@ -129,10 +129,10 @@ def test_new_lists_templates(call) -> None:
 
 
 def test_new_writes_a_recipe_that_runs_as_it_is(call, tmp_path: Path) -> None:
-    target = tmp_path / "my-word.toml"
+    target = tmp_path / "my-embedding.toml"
     assert call("new", "quickstart", "--out", target).code == 0
     text = target.read_text("utf-8")
-    assert 'name = "my-word"' in text
+    assert 'name = "my-embedding"' in text
     assert "# ten images of a thing" in text  # comments are kept
     schema = text.splitlines()[0].removeprefix("#:schema file://")
     assert json.loads(Path(schema).read_text("utf-8"))["title"] == "Pivotune recipe"
@@ -149,11 +149,13 @@ def test_new_never_overwrites_unasked(call, tmp_path: Path) -> None:
     assert target.read_text() != "precious"
 
 
-@pytest.mark.parametrize(("name", "words"), [("a b.toml", "is not a name made of"), ("no/x.toml", "cannot be written")])
-def test_new_says_why_it_cannot(call, tmp_path: Path, name: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "embeddings"), [("a b.toml", "is not a name made of"), ("no/x.toml", "cannot be written")]
+)
+def test_new_says_why_it_cannot(call, tmp_path: Path, name: str, embeddings: str) -> None:
     shown = call("new", "sd15", "--out", tmp_path / name)
     assert shown.code == 1
-    assert words in shown.err
+    assert embeddings in shown.err
 
 
 def test_plan_of_what_ships(call) -> None:
@@ -165,17 +167,17 @@ def test_plan_of_what_ships(call) -> None:
     assert json.loads(call("plan", "quickstart", "--json", "--no-estimates").out)["preflight"] is None
 
 
-def test_plan_names_a_picture_that_is_damaged_in_its_middle(call, tmp_path: Path) -> None:
+def test_plan_names_a_image_that_is_damaged_in_its_middle(call, tmp_path: Path) -> None:
     made = tmp_path / "mine.toml"
     assert call("new", "quickstart", "--out", made).code == 0
-    shutil.copytree(shipped_folder() / "pictures" / "emblem", tmp_path / "pictures")
-    picture = tmp_path / "pictures" / "emblem-3.png"
-    data = picture.read_bytes()
+    shutil.copytree(shipped_folder() / "images" / "emblem", tmp_path / "images")
+    image = tmp_path / "images" / "emblem-3.png"
+    data = image.read_bytes()
     middle = len(data) // 2
-    picture.write_bytes(data[:middle] + bytes(50) + data[middle + 50 :])
-    planned = call("plan", made, "--set", f"concept.images={json.dumps(str(tmp_path / 'pictures'))}")
+    image.write_bytes(data[:middle] + bytes(50) + data[middle + 50 :])
+    planned = call("plan", made, "--set", f"concept.images={json.dumps(str(tmp_path / 'images'))}")
     assert planned.code == 0
-    assert f"  error: {picture}: not a readable picture" in planned.out
+    assert f"  error: {image}: not a readable image" in planned.out
 
 
 def test_plan_of_a_model_without_tokenizers(call, recipe: Path) -> None:
@@ -229,7 +231,7 @@ def test_schemas_are_printed_whole(call) -> None:
     ("table", "right", "wrong"),
     [
         ("checkpoint", {"every": "5 minutes", "keep": 2}, {"evry": "5 minutes"}),
-        ("embeddings_from", {"table": "words.csv"}, {"tabel": "words.csv"}),
+        ("embeddings_from", {"table": "embeddings.csv"}, {"tabel": "embeddings.csv"}),
         ("model", {"base": "micro"}, {"bse": "micro"}),
         ("data", {}, {"cache": 1}),
         ("samples", {"count": 1}, {"count": "one"}),

@@ -44,7 +44,7 @@ def test_help_loads_next_to_nothing(arguments: list[str]) -> None:
 
 
 def test_check_loads_no_heavy_library(recipe: Path) -> None:
-    heavy = HEAVY - {"PIL"}  # Pillow says how large pictures are, in a twentieth of a second
+    heavy = HEAVY - {"PIL"}  # Pillow says how large images are, in a twentieth of a second
     assert not imported("check", str(recipe)) & (heavy | {"huggingface_hub"})
 
 
@@ -90,7 +90,7 @@ def test_the_versions_for_a_bug_report(call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "embeddings"),
     [
         (["chek"], "No such command 'chek'. Did you mean 'check'?"),
         (["zzz"], "No such command 'zzz'"),
@@ -101,10 +101,10 @@ def test_the_versions_for_a_bug_report(call) -> None:
         (["schema", "trian"], "did you mean 'train'?"),
     ],
 )
-def test_wrong_use_exits_with_2(call, arguments: list[str], words: str) -> None:
+def test_wrong_use_exits_with_2(call, arguments: list[str], embeddings: str) -> None:
     shown = call(*arguments)
     assert shown.code == 2
-    assert words in shown.err
+    assert embeddings in shown.err
     assert shown.out == ""
 
 
@@ -122,16 +122,16 @@ def test_shells_can_complete(shell: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "offered"),
+    ("embeddings", "offered"),
     [
         ("pivotune ch", "plain,check"),
         ("pivotune run qui", "plain,quickstart file,qui"),
         ("pivotune run --dev", "plain,--device"),
     ],
 )
-def test_a_shell_completes_commands_and_recipes(words: str, offered: str) -> None:
-    last = str(len(words.split()) - 1)
-    environment = {"_PIVOTUNE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": last}
+def test_a_shell_completes_commands_and_recipes(embeddings: str, offered: str) -> None:
+    last = str(len(embeddings.split()) - 1)
+    environment = {"_PIVOTUNE_COMPLETE": "bash_complete", "COMP_WORDS": embeddings, "COMP_CWORD": last}
     shown = subprocess.run(
         [sys.executable, "-m", "pivotune"], env=environment, capture_output=True, text=True, check=False
     )

@@ -37,8 +37,8 @@ def rows():
 
 
 @pytest.fixture
-def word(rows):
-    """word(name, {"clip_l": 768}, count=2) gives an embedding."""
+def embedding(rows):
+    """embedding(name, {"clip_l": 768}, count=2) gives an embedding."""
 
     def make(name, widths, count=2, **metadata):
         return Embedding(name, {key: rows(count, width) for key, width in widths.items()}, metadata)
@@ -88,10 +88,10 @@ def run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def lora(rows):
-    def make(inputs, **words):
+    def make(inputs, **embeddings):
         tensors = {f"{UNET}.lora_down.weight": rows(4, inputs), f"{UNET}.lora_up.weight": rows(320, 4),
                    f"{UNET}.alpha": RawTensor("F32", (), b"\0\0\x80\x40")}  # fmt: skip
-        for name, vectors in words.items():
+        for name, vectors in embeddings.items():
             tensors |= {f"bundle_emb.{name.replace('_', ' ')}.{key}": tensor for key, tensor in vectors.items()}
         return tensors
 

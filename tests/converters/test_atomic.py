@@ -75,7 +75,7 @@ def test_without_hard_links_a_name_is_still_claimed_first(tmp_path, monkeypatch)
 
 def test_two_files_of_one_name_and_dangling_links_are_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConvertError, match="another word"):
+    with pytest.raises(ConvertError, match="another embedding"):
         write_both(tmp_path / "a", tmp_path / "a")
     with pytest.raises(ConvertError, match="exists already"):
         atomic.write_file(tmp_path / "link", put(b"1"))

@@ -2,7 +2,7 @@ import pytest
 
 from pivotune.converters import rewriting, safetensors_file
 from pivotune.converters.atomic import batch
-from pivotune.converters.bundle import bundle, parse, tensors_of, words_of
+from pivotune.converters.bundle import bundle, embeddings_of, parse, tensors_of
 from pivotune.converters.embedding import Contents, Embedding
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import families
@@ -38,14 +38,14 @@ def test_a_name_is_parsed_from_the_right(name, parsed):
     assert parse(name) == parsed
 
 
-def test_bundling_and_taking_apart_gives_back_every_bit(lora, word, same):
-    words = [word(name, {"clip_l": 768}) for name in ("<emblem>", "ema yasuhara")]
-    tensors = tensors_of(bundle(lora, words))
+def test_bundling_and_taking_apart_gives_back_every_bit(lora, embedding, same):
+    embeddings = [embedding(name, {"clip_l": 768}) for name in ("<emblem>", "ema yasuhara")]
+    tensors = tensors_of(bundle(lora, embeddings))
     assert "bundle_emb.<emblem>.clip_l" in tensors
-    found, rest = words_of(tensors)
+    found, rest = embeddings_of(tensors)
     assert same(rest, lora.rest)
     assert [item.name for item in found] == ["<emblem>", "ema yasuhara"]
-    assert all(same(a.vectors, b.vectors) for a, b in zip(found, words, strict=True))
+    assert all(same(a.vectors, b.vectors) for a, b in zip(found, embeddings, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -65,36 +65,36 @@ def test_bundling_and_taking_apart_gives_back_every_bit(lora, word, same):
     ],
 )
 def test_every_spelling_of_a_bundle_finds_its_encoder(key, width, slot, rows):
-    (found,), _ = words_of({f"bundle_emb.cat.{key}": rows(2, width)})
+    (found,), _ = embeddings_of({f"bundle_emb.cat.{key}": rows(2, width)})
     assert list(found.vectors) == [slot]
 
 
 def test_a_single_vector_becomes_a_row(rows):
-    (found,), _ = words_of({"bundle_emb.cat.clip_l": rows(0, 768)})
+    (found,), _ = embeddings_of({"bundle_emb.cat.clip_l": rows(0, 768)})
     assert found.vectors["clip_l"].shape == (1, 768)
 
 
 @pytest.mark.parametrize("name", ["mr. smith", "", " ", "a.b"])
-def test_names_that_a_reader_would_cut_are_refused(name, lora, word):
+def test_names_that_a_reader_would_cut_are_refused(name, lora, embedding):
     with pytest.raises(ConvertError, match=r"dot|must have a name"):
-        bundle(lora, [word(name, {"clip_l": 768})])
+        bundle(lora, [embedding(name, {"clip_l": 768})])
 
 
-def test_a_word_for_another_model_is_refused(lora, word):
+def test_a_embedding_for_another_model_is_refused(lora, embedding):
     with pytest.raises(ConvertError, match="clip_l is 1280 wide"):
-        bundle(lora, [word("cat", {"clip_l": 1280})], widths={"clip_l": 768})
+        bundle(lora, [embedding("cat", {"clip_l": 1280})], widths={"clip_l": 768})
     with pytest.raises(ConvertError, match="no vectors for clip_g"):
-        bundle(lora, [word("cat", {"clip_l": 768})], widths={"clip_l": 768, "clip_g": 1280})
+        bundle(lora, [embedding("cat", {"clip_l": 768})], widths={"clip_l": 768, "clip_g": 1280})
 
 
-def test_a_word_is_replaced_only_when_asked(lora, word, same):
-    old, new = word("cat", {"clip_l": 768}), word("cat", {"clip_l": 768})
+def test_a_embedding_is_replaced_only_when_asked(lora, embedding, same):
+    old, new = embedding("cat", {"clip_l": 768}), embedding("cat", {"clip_l": 768})
     with pytest.raises(ConvertError, match="--replace"):
         bundle(bundle(lora, [old]), [new])
     (found,) = bundle(bundle(lora, [old]), [new], replace=True).embeddings
     assert same(found.vectors, new.vectors)
     with pytest.raises(ConvertError, match="'cat'"):
-        bundle(bundle(lora, [old]), [word("Cat", {"clip_l": 768})], replace=True)
+        bundle(bundle(lora, [old]), [embedding("Cat", {"clip_l": 768})], replace=True)
 
 
 def test_what_would_cost_a1111_the_lora_is_refused(lora, rows):
@@ -106,15 +106,15 @@ def test_what_would_cost_a1111_the_lora_is_refused(lora, rows):
         bundle(lora, [Embedding("dog", {"clip_l": RawTensor("F32", (1, 768), bytes(3072))})])
 
 
-def test_two_words_never_share_a_tensor(rows):
+def test_two_embeddings_never_share_a_tensor(rows):
     a, b = Embedding("x", {"y.clip_l": rows(1, 8)}), Embedding("x.y", {"clip_l": rows(1, 8)})
     with pytest.raises(ConvertError, match="two tensors"):
         tensors_of(Contents((a, b)))
 
 
-def test_a_lora_is_written_with_what_programs_know_it_by(tmp_path, lora, word):
+def test_a_lora_is_written_with_what_programs_know_it_by(tmp_path, lora, embedding):
     metadata = lora_metadata(families()["sd1"], title="emblem", rank=4, alpha=4.0)
-    contents = bundle(lora, [word("emblem", {"clip_l": 768})])
+    contents = bundle(lora, [embedding("emblem", {"clip_l": 768})])
     write_lora(tmp_path / "l.safetensors", tensors_of(contents), {**contents.metadata, **metadata})
     tensors, found = safetensors_file.read(tmp_path / "l.safetensors")
     assert len(tensors) == 3
@@ -141,8 +141,10 @@ def test_a_lora_is_written_with_what_programs_know_it_by(tmp_path, lora, word):
         ),
     ],
 )
-def test_a_bundle_from_which_a_word_would_not_come_back_is_not_written(alter, says, lora, rows, tmp_path, monkeypatch):
-    words = (Embedding("cat", {"clip_l": rows(2, 768)}), Embedding("dog", {"clip_l": rows(2, 768)}))
+def test_a_bundle_from_which_a_embedding_would_not_come_back_is_not_written(
+    alter, says, lora, rows, tmp_path, monkeypatch
+):
+    embeddings = (Embedding("cat", {"clip_l": rows(2, 768)}), Embedding("dog", {"clip_l": rows(2, 768)}))
     laid_out = rewriting.laid_out
 
     def otherwise(contents, dialect):
@@ -153,9 +155,9 @@ def test_a_bundle_from_which_a_word_would_not_come_back_is_not_written(alter, sa
     place = tmp_path / "x.safetensors"
     if says:
         with pytest.raises(ConvertError, match=says), batch() as files:
-            rewriting.rewritten(files, place, bundle(lora, words), "bundle")
+            rewriting.rewritten(files, place, bundle(lora, embeddings), "bundle")
         assert not [*tmp_path.iterdir()]
     else:
         with batch() as files:
-            rewriting.rewritten(files, place, bundle(lora, words), "bundle")
+            rewriting.rewritten(files, place, bundle(lora, embeddings), "bundle")
         assert place.is_file()

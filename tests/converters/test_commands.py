@@ -26,19 +26,19 @@ def test_one_bad_file_stops_no_other_and_the_exit_code_tells(run, rows, saved, t
     assert "b.safetensors" in result.output
 
 
-def test_a_corrupt_picture_is_told_without_objects_of_python(run, tmp_path):
+def test_a_corrupt_image_is_told_without_objects_of_python(run, tmp_path):
     Image.new("RGB", (32, 32), "white").save(tmp_path / "photo.png")
     (tmp_path / "photo.png").write_bytes((tmp_path / "photo.png").read_bytes()[:30])
     result = run("inspect", "photo.png")
     assert (result.exit_code, "object at" in result.output) == (1, False)
-    assert "photo.png: a truncated or corrupt picture" in str(result.exception)
+    assert "photo.png: a truncated or corrupt image" in str(result.exception)
 
 
 def test_of_several_files_an_error_names_its_own(run, rows, saved):
     saved("a.safetensors", {"emb_params": rows(1, 768)})
     saved("???.safetensors", {"emb_params": rows(1, 768)})
     result = run("retarget", "a.safetensors", "???.safetensors", "--for", "a1111", "--out", "out")
-    assert "Error: ???.safetensors: no file can be named after the word" in result.stderr
+    assert "Error: ???.safetensors: no file can be named after the embedding" in result.stderr
 
 
 def test_a_program_given_twice_is_written_once(run, rows, saved):
@@ -57,14 +57,14 @@ def test_a_folder_stands_for_the_files_in_it(run, rows, saved, tmp_path):
     assert sorted(os.listdir("out")) == ["a.safetensors", "b.safetensors"]
 
 
-def test_a_folder_without_words_stops_no_other(run, rows, saved, tmp_path):
+def test_a_folder_without_embeddings_stops_no_other(run, rows, saved, tmp_path):
     saved("a.safetensors", {"emb_params": rows(1, 768)})
     (tmp_path / "empty").mkdir()
     for command in (["retarget", "--for", "comfyui", "--out", "out"], ["inspect"]):
         result = run(*command, "empty", "a.safetensors")
         assert result.exit_code == 1
         assert "embedding:a" in result.stdout
-        assert "empty: no file in this folder may hold words (.avif" in result.stderr
+        assert "empty: no file in this folder may hold embeddings (.avif" in result.stderr
     assert "no file in this folder" in str(run("inspect", "empty").exception)
     assert "no file in this folder" in str(run("merge", "a.safetensors", "empty", "--out", "m.safetensors").exception)
 
@@ -89,7 +89,7 @@ def test_files_without_what_is_wanted_fail_only_where_they_are_named(run, rows, 
     assert "2 files written from 1; nothing to do in 2" in result.output
     result = run("unbundle", "in/a.safetensors", "in/b.safetensors", "in/c.safetensors", "--out", "out2")
     assert result.exit_code == 1
-    assert "b.safetensors: this is a LoRA without words, so" in result.output
+    assert "b.safetensors: this is a LoRA without embeddings, so" in result.output
     assert "c.safetensors: this is an embedding alone (kohya, ai-toolkit), so" in result.output
     assert run("retarget", "in", "--for", "kohya", "--out", "out3").exit_code == 0
     assert sorted(os.listdir("out3")) == ["c.safetensors", "cat.safetensors"]
@@ -100,14 +100,14 @@ SHAPE = {"path", "kind", "dialect", "family", "families", "embeddings", "lora", 
 
 def test_inspect_gives_an_object_of_one_shape_for_every_file(run, rows, saved, lora, tmp_path):
     nan = RawTensor("F32", (2, 768), b"\0\0\xc0\x7f" + bytes(6140))
-    saved("word.safetensors", {"emb_params": nan}, {"k": "v"})
+    saved("embedding.safetensors", {"emb_params": nan}, {"k": "v"})
     saved("bundle.safetensors", lora(768, cat={"clip_l": rows(1, 768)}))
     saved("lora.safetensors", lora(768))
     saved("half.safetensors", {"<cat>": rows(1, 768)})
     saved("other.safetensors", {"weight": rows(2, 3)})
     (tmp_path / "bad.pt").write_bytes(b"no")
     files = [
-        "word.safetensors",
+        "embedding.safetensors",
         "bundle.safetensors",
         "lora.safetensors",
         "half.safetensors",
@@ -125,11 +125,11 @@ def test_inspect_gives_an_object_of_one_shape_for_every_file(run, rows, saved, l
         assert ("error" in item) == (item["path"] == "bad.pt")
         assert all(verdict.keys() == {"loads", "prompt", "notes"} for verdict in item["programs"].values())
     (cat,) = found[0]["embeddings"]
-    assert cat == {"name": "word", "vectors": {"clip_l": {"shape": [2, 768], "dtype": "F32", "norms": [None, 0.0],
+    assert cat == {"name": "embedding", "vectors": {"clip_l": {"shape": [2, 768], "dtype": "F32", "norms": [None, 0.0],
                    "finite": False, "sha256": sha256(bytes(nan.data)).hexdigest()}}}  # fmt: skip
     assert found[0]["metadata"] == {"k": "v"}
     assert [note for note in found[0]["notes"] if "vector" in note] == [
-        "word: clip_l vector 2 of 2 is all zeros", "word: clip_l vector 1 of 2 is not finite"]  # fmt: skip
+        "embedding: clip_l vector 2 of 2 is all zeros", "embedding: clip_l vector 1 of 2 is not finite"]  # fmt: skip
     assert found[2]["lora"]["ranks"] == [4]
     assert len(found[3]["families"]) > 1
 
@@ -252,7 +252,7 @@ def test_no_heavy_library_is_loaded(rows, saved, lora, tmp_path):
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["retarget", "--for", "a1111", "--out", "out"]])
-def test_ordinary_pictures_of_a_folder_are_passed_over(command, run, rows, saved, tmp_path):
+def test_ordinary_images_of_a_folder_are_passed_over(command, run, rows, saved, tmp_path):
     saved("in/cat.safetensors", {"emb_params": rows(1, 768)})
     Image.new("RGB", (32, 32), "white").save(tmp_path / "in" / "photo.png")
     result = run(*command, "in")

@@ -51,14 +51,14 @@ def as_json(tensor):
     return json.dumps({**content, "sd_checkpoint": "abc", "sd_checkpoint_name": None}).encode()
 
 
-def chunk_picture(path, tensor):
+def chunk_image(path, tensor):
     info = PngImagePlugin.PngInfo()
     info.add_text("sd-ti-embedding", base64.b64encode(as_json(tensor)).decode())
     Image.new("RGB", (64, 64), "red").save(path, pnginfo=info)
     return path
 
 
-def pixel_picture(path, tensor):
+def pixel_image(path, tensor):
     """The layout of A1111's insert_image_data_embed: packed data in low bits, decoration in high ones."""
     height, source = 64, random.Random(1)
     packed = zlib.compress(as_json(tensor), 9)
@@ -72,10 +72,10 @@ def pixel_picture(path, tensor):
         low.append((value & 15) ^ key | source.randrange(1, 16) << 4)
         high.append(value >> 4 ^ key | source.randrange(1, 16) << 4)
     width = size // (3 * height)
-    picture = Image.frombytes("RGB", (64, height), bytes(source.randrange(17, 256) | 1 for _ in range(64 * height * 3)))
+    image = Image.frombytes("RGB", (64, height), bytes(source.randrange(17, 256) | 1 for _ in range(64 * height * 3)))
     whole = Image.new("RGB", (2 * width + 66, height))
     whole.paste(Image.frombytes("RGB", (width, height), bytes(low)), (0, 0))
-    whole.paste(picture, (width + 1, 0))
+    whole.paste(image, (width + 1, 0))
     whole.paste(Image.frombytes("RGB", (width, height), bytes(high)), (width + 66, 0))
     framed = Image.new("RGB", (whole.width + 4, height + 6))
     framed.paste(whole, (2, 3))
@@ -85,7 +85,7 @@ def pixel_picture(path, tensor):
 
 @pytest.fixture
 def samples(rows, saved, pickled, tmp_path):
-    """what -> (dialect, function that writes a file, words: name -> {encoder key: tensor})."""
+    """what -> (dialect, function that writes a file, embeddings: name -> {encoder key: tensor})."""
     v, l2, g, h, t5 = rows(2, 768), rows(1, 768), rows(2, 1280), rows(2, 1024), rows(2, 4096, "F16")
     one, lora, gemma = rows(0, 768), {LORA: rows(4, 768)}, rows(2, 2304, "F16")
     number = RawTensor("I64", (), bytes(8))
@@ -101,15 +101,15 @@ def samples(rows, saved, pickled, tmp_path):
     params = torch.nn.ParameterDict({"a": torch.nn.Parameter(as_torch(v)), "b": torch.nn.Parameter(as_torch(l2))})
     ti = {"string_to_token": {"a": torch.tensor(265), "b": torch.tensor(266)}, "string_to_param": params}
     return {
-        "original, two words": ("original", lambda: pickled("x.pt", ti), {"a": {"clip_l": v}, "b": {"clip_l": l2}}),
+        "original, two embeddings": ("original", lambda: pickled("x.pt", ti), {"a": {"clip_l": v}, "b": {"clip_l": l2}}),
         "original, old": ("original", lambda: pickled("x.pt", ti, False), {"a": {"clip_l": v}, "b": {"clip_l": l2}}),
         "a1111": ("a1111", lambda: pickled("x.pt", sub(as_torch(v).requires_grad_(), **a1111)), {"x": {"clip_l": v}}),
         "a1111, old": ("a1111", lambda: pickled("x.pt", sub(as_torch(h), **a1111), False), {"x": {"clip_h": h}}),
         "a1111, sdxl": ("a1111", lambda: pickled("x.pt", sub(as_torch(both), **a1111)),
                         {"x": {"clip_l": v, "clip_g": g}}),
         "onetrainer 2023": ("a1111", lambda: pickled("x.pt", sub(as_torch(v), name="*", step=0)), {"x": {"clip_l": v}}),
-        "picture, chunk": ("a1111-image", lambda: chunk_picture(tmp_path / "x.png", v), {"cat": {"clip_l": v}}),
-        "picture, pixels": ("a1111-image", lambda: pixel_picture(tmp_path / "x.png", v), {"cat": {"clip_l": v}}),
+        "image, chunk": ("a1111-image", lambda: chunk_image(tmp_path / "x.png", v), {"cat": {"clip_l": v}}),
+        "image, pixels": ("a1111-image", lambda: pixel_image(tmp_path / "x.png", v), {"cat": {"clip_l": v}}),
         "hcp": ("hcp", lambda: pickled("x.pt", {"string_to_param": {"*": as_torch(v)}, "name": "x"}),
                 {"x": {"clip_l": v}}),
         "hcp, sdxl": ("hcp", lambda: pickled("x.pt", {"string_to_param": {"*": as_torch(both)}, "name": "x"}),
@@ -208,8 +208,8 @@ def samples(rows, saved, pickled, tmp_path):
 
 
 NAMES = [
-    "original, two words", "original, old", "a1111", "a1111, old", "a1111, sdxl", "onetrainer 2023", "picture, chunk",
-    "picture, pixels", "hcp", "hcp, sdxl", "kohya", "kohya .pt", "ai-toolkit", "xti", "onetrainer",
+    "original, two embeddings", "original, old", "a1111", "a1111, old", "a1111, sdxl", "onetrainer 2023", "image, chunk",
+    "image, pixels", "hcp", "hcp, sdxl", "kohya", "kohya .pt", "ai-toolkit", "xti", "onetrainer",
     "onetrainer, output", "onetrainer, sd2", "lycoris", "lycoris .pt", "sdxl", "sdxl, output", "sdxl .pt",
     "advanced, sd1", "sd3, output", "flux, output", "pixart, chroma", "sana", "hidream", "cascade", "sd3", "flux",
     "flux of 2024", "flux, comfyui", "hunyuan video, output", "hunyuan video", "advanced, first", "diffusers",
@@ -250,13 +250,13 @@ def test_no_two_dialects_claim_what_is_in_both_of_their_files(samples):
 
 
 @pytest.mark.parametrize("what", [name for name in NAMES if name != "xti"])
-def test_every_bit_of_every_word_is_read(what, samples):
-    _, make, words = samples[what]
+def test_every_bit_of_every_embedding_is_read(what, samples):
+    _, make, embeddings = samples[what]
     found = {item.name: {key: plain(t) for key, t in item.vectors.items()} for item in read(make()).embeddings}
-    assert found == {name: {key: plain(t) for key, t in vectors.items()} for name, vectors in words.items()}
+    assert found == {name: {key: plain(t) for key, t in vectors.items()} for name, vectors in embeddings.items()}
 
 
-@pytest.mark.parametrize("what", [name for name in NAMES if name not in ("picture, chunk", "picture, pixels")])
+@pytest.mark.parametrize("what", [name for name in NAMES if name not in ("image, chunk", "image, pixels")])
 def test_the_name_of_the_file_does_not_matter(what, samples, tmp_path):
     dialect, make, _ = samples[what]
     path = make()
@@ -271,7 +271,7 @@ def test_extended_textual_inversion_is_named_and_refused(samples):
         read(samples["xti"][1]())
 
 
-def test_what_is_no_word_stays_with_the_lora(samples):
+def test_what_is_no_embedding_stays_with_the_lora(samples):
     contents = read(samples["cloneofsimo"][1]())
     assert set(contents.rest) == {"unet:0:up", "unet:0:down"}
     assert contents.metadata == {"unet": '["CrossAttention"]', "unet:0:rank": "4"}
@@ -311,7 +311,7 @@ def test_a_lone_tensor_that_may_be_t5_or_llama_stays_open(saved, rows):
     assert {"chroma", "hunyuan-video"} < set(families_of(found))
 
 
-def test_cog_sdxl_names_its_words_in_a_file_beside(saved, rows, tmp_path):
+def test_cog_sdxl_names_its_embeddings_in_a_file_beside(saved, rows, tmp_path):
     v, g = rows(4, 768), rows(4, 1280)
     path = saved("embeddings.pti", {"text_encoders_0": v, "text_encoders_1": g})
     (tmp_path / "special_params.json").write_text('{"TOK": "<s0><s1>", "CAT": "<s2><s3>"}')
@@ -325,19 +325,19 @@ def test_cog_sdxl_names_its_words_in_a_file_beside(saved, rows, tmp_path):
         read(path)
 
 
-def test_our_metadata_names_the_word_that_a_file_name_cannot_hold(saved, rows):
-    metadata = {"pivotune.word": "<Ema Y>", "initial_text": "ring"}
+def test_our_metadata_names_the_embedding_that_a_file_name_cannot_hold(saved, rows):
+    metadata = {"pivotune.embedding": "<Ema Y>", "initial_text": "ring"}
     (found,) = read(saved("ema_y.safetensors", {"emb_params": rows(1, 768)}, metadata)).embeddings
     assert (found.name, found.metadata) == ("<Ema Y>", {"initial_text": "ring"})
 
 
 def test_a_diffusers_file_of_ours_may_have_any_width(saved, rows):
-    (found,) = read(saved("x.safetensors", {"<cat>": rows(2, 96)}, {"pivotune.word": "<cat>"})).embeddings
+    (found,) = read(saved("x.safetensors", {"<cat>": rows(2, 96)}, {"pivotune.embedding": "<cat>"})).embeddings
     assert (found.name, list(found.vectors)) == ("<cat>", ["unnamed"])
 
 
 @pytest.mark.parametrize(
-    ("tensors", "words"),
+    ("tensors", "embeddings"),
     [
         ({"model.diffusion_model.x.weight": (4, 768)}, "a whole model"),
         ({"text_model.embeddings.token_embedding.weight": (10, 768)}, "a text encoder"),
@@ -347,14 +347,14 @@ def test_a_diffusers_file_of_ours_may_have_any_width(saved, rows):
         ({"emb_params": ()}, "shape"),
     ],
 )
-def test_what_is_no_embedding_is_called_by_its_name(tensors, words, saved):
+def test_what_is_no_embedding_is_called_by_its_name(tensors, embeddings, saved):
     made = {name: RawTensor("U8", shape, bytes(torch.Size(shape).numel()))
             for name, shape in tensors.items()}  # fmt: skip
-    with pytest.raises(ConvertError, match=words):
+    with pytest.raises(ConvertError, match=embeddings):
         read(saved("x.safetensors", made))
 
 
-def test_a_picture_without_an_embedding_says_so(tmp_path):
+def test_a_image_without_an_embedding_says_so(tmp_path):
     source = random.Random(3)
     noise = Image.frombytes("RGB", (64, 64), source.randbytes(64 * 64 * 3))
     noise.save(tmp_path / "noise.png")
@@ -365,7 +365,7 @@ def test_a_picture_without_an_embedding_says_so(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "noise.png").read_bytes()[:50])
     for name in ("noise", "striped", "black", "cut"):
-        with pytest.raises(ConvertError, match="a picture without a"):
+        with pytest.raises(ConvertError, match="an image without a"):
             read(tmp_path / f"{name}.png")
 
 

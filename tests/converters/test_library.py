@@ -19,30 +19,30 @@ EXAMPLE = re.search(r"```python\n(from pivotune\.converters\.library.*?)```", RE
 
 @pytest.fixture
 def files(saved, rows, lora, tmp_path, monkeypatch):
-    """The files of the README: a word of somebody's, and a LoRA with two words in it."""
+    """The files of the README: an embedding of somebody's, and a LoRA with two embeddings in it."""
     monkeypatch.chdir(tmp_path)
     torch = pytest.importorskip("torch")
-    word = {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}, "name": "x", "step": 1}
-    torch.save(word, "word.pt")
+    embedding = {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}, "name": "x", "step": 1}
+    torch.save(embedding, "embedding.pt")
     saved("lora.safetensors", lora(768, cat={"clip_l": rows(2, 768)}, dog={"clip_l": rows(1, 768)}))
 
 
 def test_the_readmes_example_runs_and_does_what_it_says(files, same):
     exec(compile(EXAMPLE, "README.md", "exec"), {})
-    assert sorted(os.listdir("words")) == ["comfyui", "diffusers"]
+    assert sorted(os.listdir("embeddings")) == ["comfyui", "diffusers"]
     assert sorted(os.listdir("apart")) == ["cat.safetensors", "dog.safetensors", "lora.safetensors"]
-    before = {word.name: word.vectors for word in library.read("lora.safetensors").embeddings}
+    before = {embedding.name: embedding.vectors for embedding in library.read("lora.safetensors").embeddings}
     (cat,) = library.read("both.safetensors").embeddings
     assert same(cat.vectors, before["cat"])
 
 
-def test_words_are_written_merged_and_renamed(files, tmp_path):
-    (word,) = library.read("word.pt").embeddings
-    (file,) = library.write([word], "onetrainer", tmp_path / "o", family="sd1")
-    assert (file.path.name, file.trigger) == ("word.safetensors", "word")
+def test_embeddings_are_written_merged_and_renamed(files, tmp_path):
+    (embedding,) = library.read("embedding.pt").embeddings
+    (file,) = library.write([embedding], "onetrainer", tmp_path / "o", family="sd1")
+    assert (file.path.name, file.trigger) == ("embedding.safetensors", "embedding")
     library.rename(file.path, "ring", "ring.safetensors")
     library.merge(["ring.safetensors", file.path], "all.safetensors")
-    assert {word.name for word in library.read("all.safetensors").embeddings} == {"ring", "word"}
+    assert {embedding.name for embedding in library.read("all.safetensors").embeddings} == {"ring", "embedding"}
 
 
 def test_what_fails_leaves_nothing_behind(files):
@@ -50,13 +50,13 @@ def test_what_fails_leaves_nothing_behind(files):
     with pytest.raises(library.ConvertError, match="exists already"):
         library.rename("lora.safetensors", "cat=fox", "there.safetensors")
     with pytest.raises(library.ConvertError, match=r"must end in \.safetensors"):
-        library.rename("lora.safetensors", "cat=fox", "word.pt")
+        library.rename("lora.safetensors", "cat=fox", "embedding.pt")
     with pytest.raises(library.ConvertError, match="would be lost"):
-        library.bundle("lora.safetensors", ["word.pt"], "out.safetensors", ["comfyui"], strict=True)
+        library.bundle("lora.safetensors", ["embedding.pt"], "out.safetensors", ["comfyui"], strict=True)
     with pytest.raises(library.ConvertError, match="'sd9' is no family"):
-        library.retarget("word.pt", "new", ["a1111"], family="sd9")
+        library.retarget("embedding.pt", "new", ["a1111"], family="sd9")
     assert Path("there.safetensors").read_bytes() == b"mine"
-    assert sorted(os.listdir(".")) == ["lora.safetensors", "there.safetensors", "word.pt"]
+    assert sorted(os.listdir(".")) == ["lora.safetensors", "there.safetensors", "embedding.pt"]
 
 
 def test_it_is_typed_documented_and_light(tmp_path, saved, rows):

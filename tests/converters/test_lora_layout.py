@@ -29,7 +29,7 @@ def test_each_of_its_tensors_alone_is_known_for_a_loras(what, rows, tmp_path):
 
 @pytest.mark.parametrize("name", ["<soft_light>", "my_lora_style", "lora_x", "lora", "loft_3", "lora_v1.5", "a lora.b",
                                   "bundle_emb.lora_unet.clip_l", "bundle_emb.a.lora_up.clip_l"])  # fmt: skip
-def test_a_word_may_be_called_as_if_it_were_a_lora(name, rows, tmp_path):
+def test_a_embedding_may_be_called_as_if_it_were_a_lora(name, rows, tmp_path):
     assert not Stored(tmp_path / "x.safetensors", {name: rows(1, 8)}).is_lora
 
 
@@ -70,7 +70,7 @@ def test_modules_and_ranks_are_counted(tensors):
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_words_go_into_loras_of_every_layout(what, tensors, word):
+def test_embeddings_go_into_loras_of_every_layout(what, tensors, embedding):
     widths = all_families()[FILES[what][1]].widths
-    contents = bundle(Contents(rest=tensors(what)), [word("cat", widths)], widths=widths)
+    contents = bundle(Contents(rest=tensors(what)), [embedding("cat", widths)], widths=widths)
     assert contents.rest.keys() == FILES[what][2].keys()

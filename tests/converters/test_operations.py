@@ -35,8 +35,8 @@ def test_unbundling_and_bundling_again_gives_every_tensor_back(inputs, vectors, 
     assert result.exit_code == 0, result.output
     assert sorted(os.listdir("out")) == ["cat.safetensors", "ema y.safetensors", "l.safetensors"]
     assert same(safetensors_file.read("out/l.safetensors")[0], lora(inputs) | read("out/l.safetensors").rest)
-    words = ("out/cat.safetensors", "out/ema y.safetensors")
-    result = run("bundle", "out/l.safetensors", *words, "--out", "again.safetensors", "--for", "a1111")
+    embeddings = ("out/cat.safetensors", "out/ema y.safetensors")
+    result = run("bundle", "out/l.safetensors", *embeddings, "--out", "again.safetensors", "--for", "a1111")
     assert result.exit_code == 0, result.output
     after, metadata = safetensors_file.read("again.safetensors")
     assert same(after, before)
@@ -46,10 +46,10 @@ def test_unbundling_and_bundling_again_gives_every_tensor_back(inputs, vectors, 
 
 
 @pytest.mark.parametrize("what", [name for name in FILES if name != "cloneofsimo"])
-def test_in_every_layout_bundle_after_unbundle_gives_the_original(what, run, rows, word, saved, same):
+def test_in_every_layout_bundle_after_unbundle_gives_the_original(what, run, rows, embedding, saved, same):
     _, family, shapes = FILES[what]
     plain = {name: RawTensor("U8", shape or (1,), bytes(prod(shape or (1,)))) for name, shape in shapes.items()}
-    cat = word("<cat> 猫", all_families()[family].widths, count=2)
+    cat = embedding("<cat> 猫", all_families()[family].widths, count=2)
     spelled = {"clip_h": "clip_l"}  # SD 2's encoder, as all who write bundles call it
     before = plain | {f"bundle_emb.{cat.name}.{spelled.get(key, key)}": tensor for key, tensor in cat.vectors.items()}
     saved("l.safetensors", before, {"modelspec.title": "x", "modelspec.hash_sha256": "0x12"})
@@ -68,7 +68,7 @@ def test_in_every_layout_bundle_after_unbundle_gives_the_original(what, run, row
     assert told["modelspec.hash_sha256"] == "0x" + sha256(data[8 + length :]).hexdigest()
 
 
-def test_a_bundle_of_words_alone_is_taken_apart(run, rows, saved, same):
+def test_a_bundle_of_embeddings_alone_is_taken_apart(run, rows, saved, same):
     tensor = rows(2, 768)
     saved("w.safetensors", {"bundle_emb.a.clip_l": tensor, "bundle_emb.b.emb_params": tensor})
     assert run("unbundle", "w.safetensors", "--out", "out", "--for", "a1111", "--family", "sd1").exit_code == 0
@@ -76,7 +76,7 @@ def test_a_bundle_of_words_alone_is_taken_apart(run, rows, saved, same):
     assert same(safetensors_file.read("out/b.safetensors")[0], {"emb_params": tensor})
 
 
-def test_what_is_called_like_a_word_and_is_none_leaves_the_lora_by_name(run, rows, saved, lora, same):
+def test_what_is_called_like_a_embedding_and_is_none_leaves_the_lora_by_name(run, rows, saved, lora, same):
     stray = {"bundle_emb.cat.string_to_token.*": RawTensor("I64", (), bytes(8))}
     saved("l.safetensors", lora(768, cat=sd1(rows)) | stray)
     result = run("unbundle", "l.safetensors", "--out", "out", "--strict")
@@ -87,7 +87,7 @@ def test_what_is_called_like_a_word_and_is_none_leaves_the_lora_by_name(run, row
     assert not any(name.startswith("bundle_emb") for name in safetensors_file.read("out/l.safetensors")[0])
 
 
-def test_words_for_a_model_that_is_not_known_leave_a_lora_in_a_dialect(run, rows, saved, lora):
+def test_embeddings_for_a_model_that_is_not_known_leave_a_lora_in_a_dialect(run, rows, saved, lora):
     saved("l.safetensors", {"lora_unet_x.alpha": rows(0, 1), "bundle_emb.cat.qwen": rows(1, 3584)})
     assert "--dialect encoders" in str(run("unbundle", "l.safetensors", "--out", "out").exception)
     assert run("unbundle", "l.safetensors", "--out", "out", "--dialect", "encoders").exit_code == 0
@@ -106,7 +106,7 @@ def test_each_program_gets_a_folder_and_what_to_type_is_told(run, lora, rows, sa
 
 
 @pytest.mark.parametrize("steps", ["", "-steps-500"])
-def test_both_halves_of_a_diffusers_word_make_one(steps, run, rows, saved, same):
+def test_both_halves_of_a_diffusers_embedding_make_one(steps, run, rows, saved, same):
     l, g = rows(2, 768), rows(2, 1280)  # noqa: E741
     both = (f"learned_embeds{steps}.safetensors", f"learned_embeds_2{steps}.safetensors")
     saved(both[0], {"<dog>": l})
@@ -135,20 +135,20 @@ def test_a_family_that_stays_open_is_asked_for(run, rows, saved):
     [("kohya", {"emb_params"}), ("onetrainer", {"emp_params"}), ("lycoris", {"*"}), ("encoders", {"clip_l"}),
      ("diffusers", {"<cat>"}), ("bundle", {"bundle_emb.<cat>.clip_l"})],
 )  # fmt: skip
-def test_a_word_can_be_written_in_a_dialect_by_name(dialect, keys, run, rows, saved, same):
+def test_a_embedding_can_be_written_in_a_dialect_by_name(dialect, keys, run, rows, saved, same):
     tensor = rows(2, 768)
     saved("x.safetensors", {"<cat>": tensor}, {"note": "kept"})
     result = run("retarget", "x.safetensors", "--dialect", dialect, "--out", "out")
     assert result.exit_code == 0, result.output
     assert set(safetensors_file.read("out/cat.safetensors")[0]) == keys
-    (word,) = read("out/cat.safetensors").embeddings
-    assert word.name == "<cat>"
-    assert same(word.vectors, {"clip_l": tensor})
+    (embedding,) = read("out/cat.safetensors").embeddings
+    assert embedding.name == "<cat>"
+    assert same(embedding.vectors, {"clip_l": tensor})
     assert run("retarget", "x.safetensors", "--out", "out").exit_code == 2
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("F32", "float32"), ("F16", "float16"), ("F64", "float64")])
-def test_a_word_can_be_written_as_programs_from_before_safetensors_read_it(dtype, kind, run, rows, saved):
+def test_a_embedding_can_be_written_as_programs_from_before_safetensors_read_it(dtype, kind, run, rows, saved):
     torch = pytest.importorskip("torch")
     tensor = rows(3, 768, dtype)
     saved("x.safetensors", {"<Ä cat>": tensor})
@@ -181,14 +181,14 @@ def test_what_old_files_cannot_hold_is_refused(run, rows, saved):
 
 
 @pytest.mark.parametrize("layout", ["cloneofsimo", "ai-toolkit"])
-def test_words_of_other_loras_are_taken_out_and_bundled(layout, run, rows, saved, same):
+def test_embeddings_of_other_loras_are_taken_out_and_bundled(layout, run, rows, saved, same):
     if layout == "cloneofsimo":
         lora = {"unet:0:up": rows(320, 4), "unet:0:down": rows(4, 768)}
-        words, flags = {"<s1>": rows(0, 768)}, {"unet": "[]", "<s1>": "<embed>"}
+        embeddings, flags = {"<s1>": rows(0, 768)}, {"unet": "[]", "<s1>": "<embed>"}
     else:
         lora, flags = {LORA: rows(4, 768)}, {"ss_base_model_version": "sd_1.5"}
-        words = {"emb_params": rows(2, 768)}
-    saved("l.safetensors", lora | words, flags)
+        embeddings = {"emb_params": rows(2, 768)}
+    saved("l.safetensors", lora | embeddings, flags)
     result = run("unbundle", "l.safetensors", "--out", "out", "--for", "comfyui")
     assert result.exit_code == 0, str(result.exception)
     files = {"cloneofsimo": ["l.safetensors", "s1.safetensors"], "ai-toolkit": ["l.safetensors", "l_lora.safetensors"]}
@@ -217,29 +217,29 @@ def test_a_name_that_prompts_read_as_something_else_is_pointed_out(run, rows, sa
     assert told["a1111"]["loads"] == told["sdnext"]["loads"] == "yes"
 
 
-def test_a_word_is_renamed_in_every_kind_of_file(run, rows, saved, lora):
+def test_a_embedding_is_renamed_in_every_kind_of_file(run, rows, saved, lora):
     saved("k.safetensors", {"emb_params": rows(1, 768)}, {"note": "kept"})
     saved("d.safetensors", {"<cat>": rows(1, 768)})
     saved("b.safetensors", lora(768, cat=sd1(rows), dog=sd1(rows)), METADATA)
     assert run("rename", "k.safetensors", "kitty", "--out", "k2.safetensors").exit_code == 0
     assert run("rename", "d.safetensors", "<kitty>", "--out", "d2.safetensors").exit_code == 0
     assert run("rename", "b.safetensors", "cat=kitty", "--out", "b2.safetensors").exit_code == 0
-    assert [word.name for word in read("k2.safetensors").embeddings] == ["kitty"]
+    assert [embedding.name for embedding in read("k2.safetensors").embeddings] == ["kitty"]
     assert safetensors_file.read("k2.safetensors")[1]["note"] == "kept"
     assert list(safetensors_file.read("d2.safetensors")[0]) == ["<kitty>"]
-    assert [word.name for word in read("b2.safetensors").embeddings] == ["dog", "kitty"]
+    assert [embedding.name for embedding in read("b2.safetensors").embeddings] == ["dog", "kitty"]
     assert "OLD=NEW" in str(run("rename", "b.safetensors", "kitty", "--out", "b3.safetensors").exception)
     assert "already" in str(run("rename", "b.safetensors", "cat=Dog", "--out", "b3.safetensors").exception)
     assert "dot" in str(run("rename", "b.safetensors", "cat=a.b", "--out", "b3.safetensors").exception)
 
 
-def test_merging_words_makes_a_bundle_and_keeps_each_words_own_metadata(run, rows, saved, lora, same):
+def test_merging_embeddings_makes_a_bundle_and_keeps_each_embeddings_own_metadata(run, rows, saved, lora, same):
     a, b = rows(1, 768), rows(2, 768)
     saved("a.safetensors", {"emb_params": a}, {"initial_text": "ring"})
     saved("b.safetensors", {"emb_params": b})
     saved("l.safetensors", lora(768), METADATA)
     assert run("merge", "a.safetensors", "l.safetensors", "b.safetensors", "--out", "m.safetensors").exit_code == 0
-    found = {word.name: word for word in read("m.safetensors").embeddings}
+    found = {embedding.name: embedding for embedding in read("m.safetensors").embeddings}
     assert same(found["a"].vectors, {"clip_l": a})
     assert same(found["b"].vectors, {"clip_l": b})
     assert run("unbundle", "m.safetensors", "--out", "out").exit_code == 0
@@ -247,7 +247,7 @@ def test_merging_words_makes_a_bundle_and_keeps_each_words_own_metadata(run, row
     assert "second LoRA" in str(run("merge", "l.safetensors", "m.safetensors", "--out", "n.safetensors").exception)
 
 
-def test_a_word_for_another_model_does_not_go_into_a_lora(run, rows, saved, lora):
+def test_a_embedding_for_another_model_does_not_go_into_a_lora(run, rows, saved, lora):
     saved("l.safetensors", lora(2048))
     saved("x.safetensors", {"emb_params": rows(1, 768)})
     result = run("bundle", "l.safetensors", "x.safetensors", "--out", "o.safetensors")
@@ -257,11 +257,11 @@ def test_a_word_for_another_model_does_not_go_into_a_lora(run, rows, saved, lora
 
 def test_a_bundle_for_a_program_that_would_refuse_it_is_not_written(run, rows, saved, lora):
     saved("l.safetensors", lora(768))
-    words = [saved(f"w{number}.safetensors", {"emb_params": rows(1, 768)}).name for number in range(13)]
+    embeddings = [saved(f"w{number}.safetensors", {"emb_params": rows(1, 768)}).name for number in range(13)]
     for program, why in (("diffusers", "no 'lora' is in the name"), ("forge", "more than 12")):
-        result = run("bundle", "l.safetensors", *words, "--out", "o.safetensors", "--for", program)
+        result = run("bundle", "l.safetensors", *embeddings, "--out", "o.safetensors", "--for", program)
         assert why in str(result.exception)
-    result = run("bundle", "l.safetensors", words[0], "--out", "o.safetensors", "--for", "comfyui", "--strict")
+    result = run("bundle", "l.safetensors", embeddings[0], "--out", "o.safetensors", "--for", "comfyui", "--strict")
     assert "does not use w0" in str(result.exception)
     assert not os.path.exists("o.safetensors")
 
@@ -306,7 +306,7 @@ def kill_at(step):
         run(step)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if open("o.safetensors", "rb").read() != b"old":
-        assert [word.name for word in read("o.safetensors").embeddings] == ["w"]
+        assert [embedding.name for embedding in read("o.safetensors").embeddings] == ["w"]
         open("o.safetensors", "wb").write(b"old")
     return ended
 
@@ -318,19 +318,19 @@ assert kill_at(step) == 0 and step > 5, step
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
-def test_a_word_that_is_not_there_is_not_renamed(run, rows, saved):
+def test_a_embedding_that_is_not_there_is_not_renamed(run, rows, saved):
     saved("k.safetensors", {"emb_params": rows(1, 768)})
     result = run("rename", "k.safetensors", "dog=cat", "--out", "o.safetensors")
     assert result.exit_code == 1
-    assert "no word 'dog'" in str(result.exception)
+    assert "no embedding 'dog'" in str(result.exception)
     assert "'k'" in str(result.exception)
     assert not os.path.exists("o.safetensors")
     assert run("rename", "k.safetensors", "k=cat", "--out", "o.safetensors").exit_code == 0
-    assert [word.name for word in read("o.safetensors").embeddings] == ["cat"]
+    assert [embedding.name for embedding in read("o.safetensors").embeddings] == ["cat"]
 
 
-def test_words_of_a_small_model_are_for_the_family_that_they_state(run, rows, saved, lora):
-    saved("cat.safetensors", {"emb_params": rows(2, 64)}, {"pivotune.family": "sd1", "pivotune.word": "cat"})
+def test_embeddings_of_a_small_model_are_for_the_family_that_they_state(run, rows, saved, lora):
+    saved("cat.safetensors", {"emb_params": rows(2, 64)}, {"pivotune.family": "sd1", "pivotune.embedding": "cat"})
     saved("l.safetensors", lora(64), {"modelspec.architecture": "stable-diffusion-v1/lora"})
     facts = json.loads(run("inspect", "cat.safetensors", "--json").output)
     assert (facts["family"], facts["programs"]["a1111"]["loads"]) == ("sd1", "yes")
@@ -344,7 +344,7 @@ def test_words_of_a_small_model_are_for_the_family_that_they_state(run, rows, sa
     assert "64 wide" in str(result.exception)
 
 
-def test_what_is_typed_for_a_bundle_is_the_lora_and_its_words(run, rows, saved, lora):
+def test_what_is_typed_for_a_bundle_is_the_lora_and_its_embeddings(run, rows, saved, lora):
     saved("l.safetensors", lora(768))
     saved("cat.safetensors", {"emb_params": rows(2, 768)})
     result = run("bundle", "l.safetensors", "cat.safetensors", "--out", "both.safetensors")
@@ -355,7 +355,7 @@ def test_what_is_typed_for_a_bundle_is_the_lora_and_its_words(run, rows, saved, 
     }
 
 
-def test_words_whose_encoders_have_different_numbers_of_vectors_are_named(run, rows, saved, lora):
+def test_embeddings_whose_encoders_have_different_numbers_of_vectors_are_named(run, rows, saved, lora):
     saved("l.safetensors", lora(2048))
     saved("cat.safetensors", {"clip_l": rows(2, 768), "clip_g": rows(3, 1280)})
     result = run("bundle", "l.safetensors", "cat.safetensors", "--out", "both.safetensors", "--for", "a1111")

@@ -67,7 +67,7 @@ def test_a_program_loads_what_it_was_seen_to_load(family, shapes, stored, expect
 
 @pytest.fixture
 def lora(rows, tmp_path):
-    """lora("sdxl", "cat.clip_l", ...) gives program -> Reading of a LoRA with such tensors of words."""
+    """lora("sdxl", "cat.clip_l", ...) gives program -> Reading of a LoRA with such tensors of embeddings."""
 
     def read(family, *tails, prefix=LORA):
         sizes = {"clip_l": 768, "clip_g": 1280, "clip_h": 1024, "t5": 4096}
@@ -81,23 +81,23 @@ def lora(rows, tmp_path):
     return read
 
 
-def test_words_in_a_lora_work_in_two_programs_and_stop_one(lora):
+def test_embeddings_in_a_lora_work_in_two_programs_and_stop_one(lora):
     found = lora("sdxl", "cat.clip_l", "cat.clip_g")
-    assert {name for name, reading in found.items() if "cat" in reading.words} == {"a1111", "sdnext"}
+    assert {name for name, reading in found.items() if "cat" in reading.embeddings} == {"a1111", "sdnext"}
     assert {name for name, reading in found.items() if reading.breaks} == {"diffusers"}
 
 
 @pytest.mark.parametrize("tail", ["clip_l", "string_to_param.*", "emb_params"])
 def test_every_spelling_for_sd1_works_in_a1111(tail, lora):
-    assert list(lora("sd1", f"cat.{tail}")["a1111"].words) == ["cat"]
+    assert list(lora("sd1", f"cat.{tail}")["a1111"].embeddings) == ["cat"]
 
 
 @pytest.mark.parametrize(
     ("family", "tails", "why"),
     [
-        ("sd1", ["cat.clip_l", "cat.clip_l_out"], "the word 'cat'"),
-        ("sdxl", ["mr. x.clip_l", "mr. x.clip_g"], "the word 'mr'"),
-        ("sd1", [".clip_l"], "the word ''"),
+        ("sd1", ["cat.clip_l", "cat.clip_l_out"], "the embedding 'cat'"),
+        ("sdxl", ["mr. x.clip_l", "mr. x.clip_g"], "the embedding 'mr'"),
+        ("sd1", [".clip_l"], "the embedding ''"),
         ("sd1", ["../x.clip_l"], "whole LoRA"),
         ("sd1", ["cat"], "no key"),
         ("sd3", ["cat.clip_l", "cat.clip_g"], "two dots"),
@@ -108,14 +108,14 @@ def test_what_costs_a1111_the_whole_lora(family, tails, why, lora):
     assert why in lora(family, *tails, prefix=prefix)["a1111"].breaks
 
 
-def test_two_words_meet_where_their_names_are_cut_at_the_first_dot(lora):
+def test_two_embeddings_meet_where_their_names_are_cut_at_the_first_dot(lora):
     reading = lora("sd1", "tok.v1.clip_l", "tok.v2.clip_l")["a1111"]
-    assert "tok" in reading.breaks or list(reading.words) == ["tok"]
+    assert "tok" in reading.breaks or list(reading.embeddings) == ["tok"]
 
 
 def test_of_two_names_that_differ_in_case_the_second_is_never_reached(lora):
     reading = lora("sd1", "Cat.clip_l", "cat.clip_l")["a1111"]
-    assert (list(reading.words), reading.dropped) == (["Cat"], ("bundle_emb.cat.clip_l",))
+    assert (list(reading.embeddings), reading.dropped) == (["Cat"], ("bundle_emb.cat.clip_l",))
 
 
 def test_forge_refuses_a_lora_with_more_than_twelve_such_tensors(lora):
@@ -126,18 +126,18 @@ def test_forge_refuses_a_lora_with_more_than_twelve_such_tensors(lora):
 
 def test_a_name_with_lora_in_it_passes_diffusers_and_is_lost(lora):
     reading = lora("sd1", "explora.clip_l")["diffusers"]
-    assert (reading.breaks, reading.words) == ("", {})
+    assert (reading.breaks, reading.embeddings) == ("", {})
 
 
-def test_invokeai_does_not_know_a_flux_lora_with_words(lora):
+def test_invokeai_does_not_know_a_flux_lora_with_embeddings(lora):
     assert "cannot be imported" in lora("flux", "cat.clip_l", "cat.t5")["invokeai"].breaks
     assert not lora("sdxl", "cat.clip_l", "cat.clip_g")["invokeai"].breaks
 
 
-def test_comfyui_joins_all_words_of_a_bundle_in_its_folder_of_embeddings(rows, tmp_path):
+def test_comfyui_joins_all_embeddings_of_a_bundle_in_its_folder_of_embeddings(rows, tmp_path):
     a, b = rows(1, 768), rows(2, 768)
     file = Stored(tmp_path / "l.safetensors", {"bundle_emb.a.clip_l": a, "bundle_emb.b.clip_l": b, LORA: rows(4, 768)})
-    (vectors,) = reads("comfyui", file, {"clip_l": 768}).words.values()
+    (vectors,) = reads("comfyui", file, {"clip_l": 768}).embeddings.values()
     assert bytes(vectors["clip_l"].data) == bytes(a.data) + bytes(b.data)
 
 

@@ -4,7 +4,7 @@ import pytest
 import safetensors.numpy
 
 from pivotune.converters.families import families
-from pivotune.converters.write import write_word
+from pivotune.converters.write import write_embedding
 
 SIZES = {"clip_l": 768, "clip_g": 1280}
 
@@ -38,39 +38,39 @@ def pipe():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_diffusers_loads_the_files_we_write_for_it(family, pipe, tmp_path, word):
+def test_diffusers_loads_the_files_we_write_for_it(family, pipe, tmp_path, embedding):
     """Every vector arrives in the encoder's table under `token`, `token_1`, ... bit for bit."""
-    name = f"<word {family}>"
-    embedding = word(name, families()[family].widths, count=3)
+    name = f"<embedding {family}>"
+    loaded = embedding(name, families()[family].widths, count=3)
     for key, file in zip(
-        embedding.vectors, write_word(embedding, "diffusers", families()[family], tmp_path), strict=True
+        loaded.vectors, write_embedding(loaded, "diffusers", families()[family], tmp_path), strict=True
     ):
         tokenizer, encoder = pipe.tokenizers[key], pipe.encoders[key]
         pipe.load_textual_inversion(str(file.path), text_encoder=encoder, tokenizer=tokenizer)
         tokens = tokenizer.convert_tokens_to_ids([name, f"{name}_1", f"{name}_2"])
         table = encoder.get_input_embeddings().weight.detach()
-        assert table[tokens].numpy().tobytes() == bytes(embedding.vectors[key].data)
+        assert table[tokens].numpy().tobytes() == bytes(loaded.vectors[key].data)
         assert pipe.maybe_convert_prompt(f"a {name}", tokenizer) == f"a {name} {name}_1 {name}_2"
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_safetensors_reads_what_we_write(family, tmp_path, word):
-    embedding = word("cat", families()[family].widths)
-    (file,) = write_word(embedding, "a1111", families()[family], tmp_path)
+def test_safetensors_reads_what_we_write(family, tmp_path, embedding):
+    loaded = embedding("cat", families()[family].widths)
+    (file,) = write_embedding(loaded, "a1111", families()[family], tmp_path)
     found = safetensors.numpy.load_file(file.path)
     assert sorted(array.tobytes() for array in found.values()) == sorted(
-        bytes(tensor.data) for tensor in embedding.vectors.values()
+        bytes(tensor.data) for tensor in loaded.vectors.values()
     )
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_invokeai_reads_what_we_write_for_it(family, tmp_path, word):
+def test_invokeai_reads_what_we_write_for_it(family, tmp_path, embedding):
     try:  # it asks for a torch and a diffusers of its own, so it is tried where somebody has both
         from invokeai.backend.textual_inversion import TextualInversionModelRaw
     except ImportError as error:
         pytest.skip(f"InvokeAI is not installed ({error})")
-    embedding = word("cat", families()[family].widths)
-    (file,) = write_word(embedding, "invokeai", families()[family], tmp_path)
+    loaded = embedding("cat", families()[family].widths)
+    (file,) = write_embedding(loaded, "invokeai", families()[family], tmp_path)
     found = TextualInversionModelRaw.from_checkpoint(file.path)
     parts = [found.embedding] if found.embedding_2 is None else [found.embedding_2, found.embedding]
-    assert [part.numpy().tobytes() for part in parts] == [bytes(tensor.data) for tensor in embedding.vectors.values()]
+    assert [part.numpy().tobytes() for part in parts] == [bytes(tensor.data) for tensor in loaded.vectors.values()]

@@ -20,11 +20,11 @@ def weights():
 
 @pytest.fixture
 def files(run, saved, rows, weights):
-    """The LoRA with a word in it, and taken apart again."""
+    """The LoRA with an embedding in it, and taken apart again."""
     saved("plain.safetensors", {name: to_raw(tensor) for name, tensor in weights.items()})
-    saved("word.safetensors", {"emb_params": rows(2, 1024)})
+    saved("embedding.safetensors", {"emb_params": rows(2, 1024)})
     for command in (
-        ("bundle", "plain.safetensors", "word.safetensors", "--out", "both.safetensors", "--family", "sd2"),
+        ("bundle", "plain.safetensors", "embedding.safetensors", "--out", "both.safetensors", "--family", "sd2"),
         ("unbundle", "both.safetensors", "--out", "apart", "--family", "sd2"),
     ):
         result = run(*command)
@@ -32,7 +32,7 @@ def files(run, saved, rows, weights):
     return "both.safetensors", "apart/both.safetensors"
 
 
-def test_diffusers_refuses_a_lora_with_words_and_loads_it_without(files, weights):
+def test_diffusers_refuses_a_lora_with_embeddings_and_loads_it_without(files, weights):
     pipe = tiny_sd2()
     with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
         pipe.load_lora_weights(".", weight_name=files[0], local_files_only=True)
@@ -43,7 +43,7 @@ def test_diffusers_refuses_a_lora_with_words_and_loads_it_without(files, weights
     assert layer.scaling["mine"] == 2 / 4
 
 
-def test_lycoris_loads_a_lora_with_words_and_without(files, weights):
+def test_lycoris_loads_a_lora_with_embeddings_and_without(files, weights):
     """Through the loader that kohya's sd-scripts take for `network_module = "lycoris.kohya"`."""
     kohya = pytest.importorskip("lycoris.kohya", reason="pip install lycoris-lora")
     only = {"enable_conv": False, "unet_target_module": ["Transformer2DModel"], "unet_target_name": []}

@@ -1,4 +1,4 @@
-"""A renamed word is what its user types: the file is called like it, and where it is not, that is said."""
+"""A renamed embedding is what its user types: the file is called like it, and where it is not, that is said."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 from pivotune.converters import safetensors_file
 from pivotune.converters.read import read
 
-METADATA = {"pivotune.word": "cat", "note": "kept"}
+METADATA = {"pivotune.embedding": "cat", "note": "kept"}
 
 
 def listed(path="."):
@@ -20,14 +20,14 @@ def typed(run, path):
     return {name: told["prompt"] for name, told in programs.items()}
 
 
-def test_the_file_is_called_like_the_word_and_lies_beside(run, rows, saved):
+def test_the_file_is_called_like_the_embedding_and_lies_beside(run, rows, saved):
     saved("cat.safetensors", {"emb_params": rows(1, 768)}, METADATA)
     result = run("rename", "cat.safetensors", "new-name")
     assert result.output.startswith(
         "new-name.safetensors  type: new-name (a1111, forge, sdnext, kohya), embedding:new-"
     )
     assert listed() == ["cat.safetensors", "new-name.safetensors"]
-    assert safetensors_file.read("new-name.safetensors")[1] == {"note": "kept", "pivotune.word": "new-name"}
+    assert safetensors_file.read("new-name.safetensors")[1] == {"note": "kept", "pivotune.embedding": "new-name"}
     told = typed(run, "new-name.safetensors")
     assert (told["a1111"], told["comfyui"], told["invokeai"]) == ("new-name", "embedding:new-name", "<new-name>")
     assert "exists already" in str(run("rename", "cat.safetensors", "new-name").exception)
@@ -40,7 +40,7 @@ def test_out_may_be_a_folder_and_the_name_is_made_safe(name, file, run, rows, sa
     saved("cat.safetensors", {"emb_params": rows(1, 768)}, METADATA)
     assert run("rename", "cat.safetensors", name, "--out", "new/folder.v2").exit_code == 0
     assert listed("new/folder.v2") == [f"{file}.safetensors"]
-    assert [word.name for word in read(f"new/folder.v2/{file}.safetensors").embeddings] == [name]
+    assert [embedding.name for embedding in read(f"new/folder.v2/{file}.safetensors").embeddings] == [name]
 
 
 def test_what_each_program_makes_of_another_file_name_is_said(run, rows, saved):
@@ -66,17 +66,19 @@ def test_programs_in_which_the_name_cannot_be_typed_are_named(run, rows, saved):
 def test_a_lora_keeps_its_file_name_and_is_changed_in_place_only_if_asked(run, rows, saved, lora):
     saved("l.safetensors", lora(768, cat={"clip_l": rows(2, 768)}, dog={"clip_l": rows(2, 768)}))
     result = run("rename", "l.safetensors", "fox")
-    assert "has 2 words; say which one, as OLD=NEW, of 'cat', 'dog'" in str(result.exception)
+    assert "has 2 embeddings; say which one, as OLD=NEW, of 'cat', 'dog'" in str(result.exception)
     assert "exists already" in str(run("rename", "l.safetensors", "cat=fox").exception)
     assert "type: <lora:l:1> fox dog (a1111, sdnext)" in run("rename", "l.safetensors", "cat=fox", "--out", "o").output
     before = read("l.safetensors").embeddings[0].vectors["clip_l"].data.tobytes()
     assert run("rename", "l.safetensors", "cat=fox", "--overwrite").exit_code == 0
-    after = {word.name: word.vectors["clip_l"].data.tobytes() for word in read("l.safetensors").embeddings}
+    after = {
+        embedding.name: embedding.vectors["clip_l"].data.tobytes() for embedding in read("l.safetensors").embeddings
+    }
     assert after["fox"] == before
     assert listed() == ["l.safetensors", "o"]
 
 
-def test_both_files_of_an_sdxl_word_for_diffusers_are_renamed(run, rows, saved):
+def test_both_files_of_an_sdxl_embedding_for_diffusers_are_renamed(run, rows, saved):
     saved("cat.safetensors", {"<cat>": rows(2, 768)})
     saved("cat_2.safetensors", {"<cat>": rows(2, 1280)})
     assert run("rename", "cat.safetensors", "<fox>").exit_code == 0

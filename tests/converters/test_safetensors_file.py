@@ -71,12 +71,12 @@ LIES = {
 
 @pytest.mark.parametrize("what", LIES)
 def test_a_header_that_lies_is_refused_with_one_clear_line(what, tmp_path):
-    data, words = LIES[what]
+    data, embeddings = LIES[what]
     path = tmp_path / "lie.safetensors"
     path.write_bytes(data)
     with pytest.raises(ConvertError) as error:
         safetensors_file.read(path)
-    assert words in str(error.value)
+    assert embeddings in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400

@@ -1,4 +1,4 @@
-"""Files of many words taken apart again: bit for bit, no two on one file, all or none."""
+"""Files of many embeddings taken apart again: bit for bit, no two on one file, all or none."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from pivotune.converters import safetensors_file
 from pivotune.converters.atomic import batch
 from pivotune.converters.embedding import Contents, Embedding
+from pivotune.converters.embeddings import Options, own_embeddings
 from pivotune.converters.operations import split
 from pivotune.converters.read import read
 from pivotune.converters.rewriting import rewritten
 from pivotune.converters.tensor import RawTensor
-from pivotune.converters.words import Options, own_words
 from pivotune.pipeline.cli.convert import COMMANDS
 
 MANY = 10_000
@@ -31,45 +31,49 @@ def sdxl(name, rows, **metadata):
     return Embedding(name, {"clip_l": rows(2, 768), "clip_g": rows(2, 1280)}, metadata)
 
 
-def packed(path, words, dialect="bundle"):
+def packed(path, embeddings, dialect="bundle"):
     with batch() as files:
-        rewritten(files, Path(path), Contents(tuple(words)), dialect)
+        rewritten(files, Path(path), Contents(tuple(embeddings)), dialect)
 
 
 def names(folder):
     return sorted(os.listdir(folder))
 
 
-def test_ten_thousand_words_come_out_as_they_went_in(tmp_path):
-    words = [
+def test_ten_thousand_embeddings_come_out_as_they_went_in(tmp_path):
+    embeddings = [
         Embedding(f"<thing {n}>", {"clip_l": RawTensor("F32", (1, 768), n.to_bytes(4, "little") * 768)}, {"of": f"{n}"})
         for n in range(1, MANY + 1)
     ]
-    packed(tmp_path / "pack.safetensors", words)
+    packed(tmp_path / "pack.safetensors", embeddings)
     with batch() as files:
         written = split(files, [tmp_path / "pack.safetensors"], tmp_path / "apart", ("comfyui",), Options(family="sd1"))
     assert len(written) == len(names(tmp_path / "apart")) == MANY
-    for word, item in zip(sorted(words, key=lambda one: f"bundle_emb.{one.name}.clip_l"), written, strict=True):
+    for embedding, item in zip(
+        sorted(embeddings, key=lambda one: f"bundle_emb.{one.name}.clip_l"), written, strict=True
+    ):
         tensors, metadata = safetensors_file.read(item.path)
-        assert bytes(tensors["emb_params"].data) == word.vectors["clip_l"].data
-        assert (metadata["pivotune.word"], metadata["of"]) == (word.name, word.metadata["of"])
+        assert bytes(tensors["emb_params"].data) == embedding.vectors["clip_l"].data
+        assert (metadata["pivotune.embedding"], metadata["of"]) == (embedding.name, embedding.metadata["of"])
 
 
 def test_split_and_merge_undo_each_other(run, rows, same):
-    words = [sdxl("<cat>", rows, note="1"), sdxl("mr. smith", rows), sdxl("<dog>", rows, note="2")]
-    packed("pack.safetensors", words)
+    embeddings = [sdxl("<cat>", rows, note="1"), sdxl("mr. smith", rows), sdxl("<dog>", rows, note="2")]
+    packed("pack.safetensors", embeddings)
     result = run("split", "pack.safetensors", "--out", "apart")
     assert result.exit_code == 0, result.output
     assert names("apart") == ["cat.safetensors", "dog.safetensors", "mr._smith.safetensors"]
-    for word, name in zip(words, ("cat", "mr._smith", "dog"), strict=True):
+    for embedding, name in zip(embeddings, ("cat", "mr._smith", "dog"), strict=True):
         own = read(Path("apart") / f"{name}.safetensors")
-        assert same(own.embeddings[0].vectors, word.vectors)
-        assert own.embeddings[0].name == word.name
+        assert same(own.embeddings[0].vectors, embedding.vectors)
+        assert own.embeddings[0].name == embedding.name
     os.remove("apart/mr._smith.safetensors")  # a dot: no bundle for A1111 can have it
     assert run("merge", "apart", "--out", "again.safetensors").exit_code == 0
-    after = own_words(read("again.safetensors"))
-    assert {word.name: word.metadata.get("note") for word in after} == {"<cat>": "1", "<dog>": "2"}
-    assert all(same(word.vectors, next(w for w in words if w.name == word.name).vectors) for word in after)
+    after = own_embeddings(read("again.safetensors"))
+    assert {embedding.name: embedding.metadata.get("note") for embedding in after} == {"<cat>": "1", "<dog>": "2"}
+    assert all(
+        same(embedding.vectors, next(w for w in embeddings if w.name == embedding.name).vectors) for embedding in after
+    )
 
 
 def test_names_that_would_meet_on_one_file_are_told_apart_over_all_packs(run, rows):
@@ -81,12 +85,12 @@ def test_names_that_would_meet_on_one_file_are_told_apart_over_all_packs(run, ro
     assert len({name.casefold() for name in names("apart")}) == 3
 
 
-def test_a_word_that_two_packs_hold_is_refused_and_nothing_is_written(run, rows):
+def test_a_embedding_that_two_packs_hold_is_refused_and_nothing_is_written(run, rows):
     packed("a.safetensors", [sdxl("<cat>", rows), sdxl("<dog>", rows)])
     packed("b.safetensors", [sdxl("<cat>", rows)])
     result = run("split", "a.safetensors", "b.safetensors", "--out", "apart")
     assert result.exit_code == 1
-    assert "b.safetensors: has a word '<cat>', and so has a.safetensors" in str(result.exception)
+    assert "b.safetensors: has an embedding '<cat>', and so has a.safetensors" in str(result.exception)
     assert not os.path.exists("apart")
 
 
@@ -101,23 +105,23 @@ def test_each_program_gets_a_folder_and_dry_run_writes_nothing(run, rows):
     assert run(*asked).exit_code == 1  # they are there now
 
 
-def test_a_lora_with_words_in_it_is_left_to_unbundle(run, rows, saved):
+def test_a_lora_with_embeddings_in_it_is_left_to_unbundle(run, rows, saved):
     saved("lora.safetensors", {"lora_unet_x.lora_down.weight": rows(4, 768), "bundle_emb.cat.clip_l": rows(1, 768)})
     result = run("split", "lora.safetensors", "--out", "apart")
     assert result.exit_code == 1
     assert "unbundle" in str(result.exception)
 
 
-def test_halves_of_many_words_are_put_together(run, rows, same):
-    words = [sdxl("<cat>", rows, note="1"), sdxl("<dog>", rows, note="2")]
+def test_halves_of_many_embeddings_are_put_together(run, rows, same):
+    embeddings = [sdxl("<cat>", rows, note="1"), sdxl("<dog>", rows, note="2")]
     os.mkdir("packs")
     for key, name in (("clip_l", "packs/w.safetensors"), ("clip_g", "packs/w_2.safetensors")):
-        packed(name, [Embedding(w.name, {key: w.vectors[key]}, w.metadata) for w in words], "diffusers")
+        packed(name, [Embedding(w.name, {key: w.vectors[key]}, w.metadata) for w in embeddings], "diffusers")
     for given, out in (("packs/w.safetensors", "one"), ("packs", "folder")):
         result = run("split", given, "--out", out, "--for", "comfyui")
         assert result.exit_code == 0, result.output
-    for word in words:
-        own = read(f"folder/{word.name.strip('<>')}.safetensors").embeddings[0]
-        assert same(own.vectors, word.vectors)
-        assert own.metadata["note"] == word.metadata["note"]
-        assert Path("one", f"{word.name.strip('<>')}.safetensors").is_file()
+    for embedding in embeddings:
+        own = read(f"folder/{embedding.name.strip('<>')}.safetensors").embeddings[0]
+        assert same(own.vectors, embedding.vectors)
+        assert own.metadata["note"] == embedding.metadata["note"]
+        assert Path("one", f"{embedding.name.strip('<>')}.safetensors").is_file()

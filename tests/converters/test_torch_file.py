@@ -29,7 +29,7 @@ class Runs:
         return self.call
 
 
-def test_half_a_surrogate_pair_in_a_text_does_not_keep_the_words_from_being_written(tmp_path):
+def test_half_a_surrogate_pair_in_a_text_does_not_keep_the_embeddings_from_being_written(tmp_path):
     from pivotune.converters import safetensors_file
 
     path = tmp_path / "cat.pt"

@@ -10,7 +10,7 @@ from pivotune.converters.families import all_families, families
 from pivotune.converters.programs import programs
 from pivotune.converters.programs.reading import Reading
 from pivotune.converters.tensor import RawTensor
-from pivotune.converters.write import write_word, write_words
+from pivotune.converters.write import write_embedding, write_embeddings
 
 SUPPORTED = [
     (program.name, family)
@@ -34,26 +34,30 @@ def own_family(name):
 
 
 @pytest.mark.parametrize(("program", "family"), SUPPORTED)
-def test_every_program_reads_back_what_was_written_for_it(program, family, tmp_path, word):
+def test_every_program_reads_back_what_was_written_for_it(program, family, tmp_path, embedding):
     spec = own_family(family)
-    written = write_word(word("<emblem>", spec.widths, initial_text="ring"), program, spec, tmp_path)
+    written = write_embedding(embedding("<emblem>", spec.widths, initial_text="ring"), program, spec, tmp_path)
     assert {item.path for item in written} == set(tmp_path.iterdir())
     for item in written:
         _, metadata = safetensors_file.read(item.path)
         assert metadata["initial_text"] == "ring"
-        assert metadata["pivotune.word"] == "<emblem>"
+        assert metadata["pivotune.embedding"] == "<emblem>"
 
 
 @pytest.mark.parametrize("program", KEYS)
-def test_tensors_are_called_as_the_program_wants_them(program, tmp_path, word):
-    (one,) = write_word(word("cat", {"clip_l": 768}), program, own_family("sd1"), tmp_path / "1")
-    (two,) = write_word(word("cat", {"clip_l": 768, "clip_g": 1280}), program, own_family("sdxl"), tmp_path / "2")
+def test_tensors_are_called_as_the_program_wants_them(program, tmp_path, embedding):
+    (one,) = write_embedding(embedding("cat", {"clip_l": 768}), program, own_family("sd1"), tmp_path / "1")
+    (two,) = write_embedding(
+        embedding("cat", {"clip_l": 768, "clip_g": 1280}), program, own_family("sdxl"), tmp_path / "2"
+    )
     assert set(safetensors_file.read(one.path)[0]) == {KEYS[program][0]}
     assert set(safetensors_file.read(two.path)[0]) == KEYS[program][1]
 
 
-def test_diffusers_gets_a_file_for_each_encoder_named_by_the_placeholder(tmp_path, word):
-    written = write_word(word("<cat>", {"clip_l": 768, "clip_g": 1280}), "diffusers", own_family("sdxl"), tmp_path)
+def test_diffusers_gets_a_file_for_each_encoder_named_by_the_placeholder(tmp_path, embedding):
+    written = write_embedding(
+        embedding("<cat>", {"clip_l": 768, "clip_g": 1280}), "diffusers", own_family("sdxl"), tmp_path
+    )
     found = {item.path.name: list(safetensors_file.read(item.path)[0].items()) for item in written}
     assert {name: (key, tensor.shape) for name, [(key, tensor)] in found.items()} == {
         "cat.safetensors": ("<cat>", (2, 768)),
@@ -61,9 +65,9 @@ def test_diffusers_gets_a_file_for_each_encoder_named_by_the_placeholder(tmp_pat
     }
 
 
-def test_what_the_user_types_is_said(tmp_path, word):
+def test_what_the_user_types_is_said(tmp_path, embedding):
     def prompt(program, name):
-        (item, *_) = write_word(word(name, {"clip_l": 768}), program, own_family("sd1"), tmp_path / program)
+        (item, *_) = write_embedding(embedding(name, {"clip_l": 768}), program, own_family("sd1"), tmp_path / program)
         return item.trigger
 
     assert prompt("a1111", "<ema (y)>") == "ema _y"
@@ -73,31 +77,31 @@ def test_what_the_user_types_is_said(tmp_path, word):
     assert prompt("onetrainer", "<ema y>") == "<ema y>"
 
 
-def test_a_model_of_other_widths_is_served(tmp_path, word):
+def test_a_model_of_other_widths_is_served(tmp_path, embedding):
     widths = {"clip_l": 96}
     for program in programs():
-        write_word(word("cat", widths), program, own_family("sd1"), tmp_path / program, widths=widths)
+        write_embedding(embedding("cat", widths), program, own_family("sd1"), tmp_path / program, widths=widths)
         with pytest.raises(ConvertError, match=r"wide|widths|cannot be imported"):
-            write_word(word("dog", widths), program, own_family("sd1"), tmp_path / program)
+            write_embedding(embedding("dog", widths), program, own_family("sd1"), tmp_path / program)
 
 
-def test_a_half_word_is_refused_where_it_would_not_load(tmp_path, word):
+def test_a_half_embedding_is_refused_where_it_would_not_load(tmp_path, embedding):
     for program in ("a1111", "forge", "invokeai", "kohya", "onetrainer"):
         with pytest.raises(ConvertError):
-            write_word(word("cat", {"clip_l": 768}), program, own_family("sdxl"), tmp_path)
+            write_embedding(embedding("cat", {"clip_l": 768}), program, own_family("sdxl"), tmp_path)
     assert not os.listdir(tmp_path)
 
 
 def test_output_vectors_go_to_onetrainer_alone(tmp_path, rows):
     both = Embedding("cat", {"clip_l": rows(2, 768), "clip_l_out": rows(2, 768)})
-    (item,) = write_word(both, "a1111", own_family("sd1"), tmp_path)
+    (item,) = write_embedding(both, "a1111", own_family("sd1"), tmp_path)
     assert item.losses == ("clip_l_out is left out: only OneTrainer uses output vectors",)
-    (item,) = write_word(both, "onetrainer", own_family("sd1"), tmp_path / "o")
+    (item,) = write_embedding(both, "onetrainer", own_family("sd1"), tmp_path / "o")
     assert (item.losses, set(safetensors_file.read(item.path)[0])) == ((), {"emp_params", "emp_params_out"})
     hollow = Embedding("dog", {"clip_l": RawTensor("F32", (1, 768), bytes(3072)), "clip_l_out": rows(1, 768)})
     with pytest.raises(ConvertError, match="only its output vectors were trained"):
-        write_word(hollow, "comfyui", own_family("sd1"), tmp_path)
-    write_word(hollow, "onetrainer", own_family("sd1"), tmp_path / "o")
+        write_embedding(hollow, "comfyui", own_family("sd1"), tmp_path)
+    write_embedding(hollow, "onetrainer", own_family("sd1"), tmp_path / "o")
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "hidream"])
@@ -105,20 +109,20 @@ def test_the_output_vectors_of_every_encoder_have_a_tensor_of_their_own(family, 
     """OneTrainer's own writer gives two encoders of HiDream one name, and the second loses the first."""
     spec = all_families()[family]
     vectors = {f"{key}{out}": rows(2, width) for key, width in spec.widths.items() for out in ("", "_out")}
-    (item,) = write_word(Embedding("cat", vectors), "onetrainer", spec, tmp_path)
+    (item,) = write_embedding(Embedding("cat", vectors), "onetrainer", spec, tmp_path)
     assert same(safetensors_file.read(item.path)[0], vectors)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
     bad = Embedding("cat", {"clip_l": RawTensor("F32", (1, 768), b"\0\0\xc0\x7f" + bytes(3068))})
     with pytest.raises(ConvertError, match="not finite"):
-        write_word(bad, "a1111", own_family("sd1"), tmp_path)
+        write_embedding(bad, "a1111", own_family("sd1"), tmp_path)
 
 
 def test_values_that_become_infinite_in_float32_are_refused(tmp_path):
     large = Embedding("cat", {"clip_l": RawTensor("F64", (1, 768), struct.pack("<768d", *[1e39] * 768))})
     with pytest.raises(ConvertError, match="not finite"):
-        write_word(large, "a1111", own_family("sd1"), tmp_path)
+        write_embedding(large, "a1111", own_family("sd1"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -131,44 +135,44 @@ def test_values_that_become_infinite_in_float32_are_refused(tmp_path):
 )
 def test_what_is_no_vector_of_floating_point_numbers_is_refused(tensor, why, tmp_path):
     with pytest.raises(ConvertError, match=f"cat: clip_l .*{why}"):
-        write_word(Embedding("cat", {"clip_l": tensor}), "a1111", own_family("sd1"), tmp_path)
+        write_embedding(Embedding("cat", {"clip_l": tensor}), "a1111", own_family("sd1"), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_different_counts_are_told_where_they_matter(tmp_path, rows):
     uneven = Embedding("cat", {"clip_l": rows(2, 768), "clip_g": rows(3, 1280)})
-    (item,) = write_word(uneven, "a1111", own_family("sdxl"), tmp_path)
+    (item,) = write_embedding(uneven, "a1111", own_family("sdxl"), tmp_path)
     assert "2 and 3 vectors" in item.losses[0]
-    (item,) = write_word(uneven, "onetrainer", own_family("sdxl"), tmp_path / "o")
+    (item,) = write_embedding(uneven, "onetrainer", own_family("sdxl"), tmp_path / "o")
     assert item.losses == ()
 
 
-def test_words_whose_names_meet_get_files_of_their_own(tmp_path, word, same):
-    words = [word(name, {"clip_l": 768}) for name in ("<cat>", "cat", "CAT")]
-    written = write_words(words, "a1111", own_family("sd1"), tmp_path)
+def test_embeddings_whose_names_meet_get_files_of_their_own(tmp_path, embedding, same):
+    embeddings = [embedding(name, {"clip_l": 768}) for name in ("<cat>", "cat", "CAT")]
+    written = write_embeddings(embeddings, "a1111", own_family("sd1"), tmp_path)
     assert [item.path.name for item in written] == ["cat.safetensors", "cat_2.safetensors", "CAT_3.safetensors"]
-    for item, embedding in zip(written, words, strict=True):
-        assert same(safetensors_file.read(item.path)[0], {"emb_params": embedding.vectors["clip_l"]})
+    for item, loaded in zip(written, embeddings, strict=True):
+        assert same(safetensors_file.read(item.path)[0], {"emb_params": loaded.vectors["clip_l"]})
 
 
-@pytest.mark.parametrize("change", ["other numbers", "another encoder", "no word", "two words"])
-def test_a_file_that_the_program_would_read_otherwise_is_not_written(change, tmp_path, word, rows, monkeypatch):
+@pytest.mark.parametrize("change", ["other numbers", "another encoder", "no embedding", "two embeddings"])
+def test_a_file_that_the_program_would_read_otherwise_is_not_written(change, tmp_path, embedding, rows, monkeypatch):
     other = rows(2, 768)
-    words = {"other numbers": {"cat": {"clip_l": other}}, "another encoder": {"cat": {"clip_g": other}}, "no word": {},
-             "two words": {"cat": {}, "dog": {}}}[change]  # fmt: skip
-    monkeypatch.setattr("pivotune.converters.write.reads", lambda *_: Reading(words))
+    embeddings = {"other numbers": {"cat": {"clip_l": other}}, "another encoder": {"cat": {"clip_g": other}}, "no embedding": {},
+             "two embeddings": {"cat": {}, "dog": {}}}[change]  # fmt: skip
+    monkeypatch.setattr("pivotune.converters.write.reads", lambda *_: Reading(embeddings))
     with pytest.raises(ConvertError, match="would not"):
-        write_word(word("cat", {"clip_l": 768}), "a1111", own_family("sd1"), tmp_path)
+        write_embedding(embedding("cat", {"clip_l": 768}), "a1111", own_family("sd1"), tmp_path)
     assert not os.listdir(tmp_path)
 
 
-def test_an_unknown_program_or_family_names_the_choices(tmp_path, word):
+def test_an_unknown_program_or_family_names_the_choices(tmp_path, embedding):
     with pytest.raises(ConvertError, match="choose from a1111"):
-        write_word(word("cat", {"clip_l": 768}), "paint", own_family("sd1"), tmp_path)
+        write_embedding(embedding("cat", {"clip_l": 768}), "paint", own_family("sd1"), tmp_path)
 
 
-def test_one_bad_word_leaves_none_behind(tmp_path, word, rows):
-    words = [word("a", {"clip_l": 768}), Embedding("b", {"clip_g": rows(1, 1280)})]
+def test_one_bad_embedding_leaves_none_behind(tmp_path, embedding, rows):
+    embeddings = [embedding("a", {"clip_l": 768}), Embedding("b", {"clip_g": rows(1, 1280)})]
     with pytest.raises(ConvertError):
-        write_words(words, "a1111", own_family("sd1"), tmp_path)
+        write_embeddings(embeddings, "a1111", own_family("sd1"), tmp_path)
     assert not os.listdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A tiny VAE and a recipe over five pictures."""
+"""A tiny VAE and a recipe over five images."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ def vae():
 
 @pytest.fixture
 def five(tmp_path):
-    """Five noisy pictures of 16x20 with two captions each, encoded anew for each test."""
+    """Five noisy images of 16x20 with two captions each, encoded anew for each test."""
     for number in range(5):
-        noise(tmp_path / f"pictures/{number}.png", seed=number)
-        (tmp_path / f"pictures/{number}.txt").write_text(f"a {number}\nthe {number}", "utf-8")
+        noise(tmp_path / f"images/{number}.png", seed=number)
+        (tmp_path / f"images/{number}.txt").write_text(f"a {number}\nthe {number}", "utf-8")
     return recipe_of(tmp_path, cache_latents="memory")

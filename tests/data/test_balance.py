@@ -1,10 +1,10 @@
-"""How often an epoch shows which concept and which word."""
+"""How often an epoch shows which concept and which embedding."""
 
 from pathlib import Path
 
 import pytest
 
-from pivotune.pipeline.data.epochs import Order, batches_of, shown_counts, turns_of, word_counts
+from pivotune.pipeline.data.epochs import Order, batches_of, embedding_counts, shown_counts, turns_of
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 
@@ -32,16 +32,16 @@ def shown(recipe: Recipe, captions) -> list[float]:
     """Showings of each concept in an epoch."""
     counts = shown_counts(turns_of(recipe, captions))
     result, first = [], 0
-    for pictures in captions:
-        result.append(sum(counts[first + place] for place in range(len(pictures))))
-        first += len(pictures)
+    for images in captions:
+        result.append(sum(counts[first + place] for place in range(len(images))))
+        first += len(images)
     return result
 
 
 FEW, MANY = [["<a>"]] * 10, [["<b>"]] * 100
 
 
-def test_without_balance_pictures_repeats_and_samples_decide(tmp_path):
+def test_without_balance_images_repeats_and_samples_decide(tmp_path):
     assert shown(recipe(tmp_path, "none", "", ""), [FEW, MANY]) == [10, 100]
     assert shown(recipe(tmp_path, "none", "repeats = 3", "samples = 25"), [FEW, MANY]) == [30, 25]
 
@@ -52,7 +52,7 @@ def test_concepts_are_seen_equally_often(tmp_path):
 
 
 def test_the_share_holds_exactly_over_the_epochs(tmp_path):
-    """Seven pictures shown a hundred times an epoch: all equally often after seven epochs."""
+    """Seven images shown a hundred times an epoch: all equally often after seven epochs."""
     turns = turns_of(recipe(tmp_path, "concepts", "", ""), [FEW[:7], MANY])
     order = Order(turns, [0] * 107, 4, seed=0)
     counts = [0] * 107
@@ -63,21 +63,21 @@ def test_the_share_holds_exactly_over_the_epochs(tmp_path):
     assert counts == [100] * 7 + [7] * 100
 
 
-def test_a_word_in_few_pictures_gets_its_share(tmp_path):
+def test_a_embedding_in_few_images_gets_its_share(tmp_path):
     one = [*MANY, *FEW]
-    balanced = recipe(tmp_path, "words", "")
-    found = word_counts(balanced, one, turns_of(balanced, [one]))
+    balanced = recipe(tmp_path, "embeddings", "")
+    found = embedding_counts(balanced, one, turns_of(balanced, [one]))
     assert found == {"<a>": (10, 100.0), "<b>": (100, 100.0)}
     plain = recipe(tmp_path, "none", "")
-    assert word_counts(plain, one, turns_of(plain, [one])) == {"<a>": (10, 10.0), "<b>": (100, 100.0)}
+    assert embedding_counts(plain, one, turns_of(plain, [one])) == {"<a>": (10, 10.0), "<b>": (100, 100.0)}
 
 
-def test_a_word_in_some_captions_of_a_picture_counts_by_their_share(tmp_path):
+def test_a_embedding_in_some_captions_of_a_image_counts_by_their_share(tmp_path):
     captions = [["<a>", "x"], ["<b>"], ["<b> and <b>"], ["neither"]]
-    balanced = recipe(tmp_path, "words", "")
+    balanced = recipe(tmp_path, "embeddings", "")
     turns = turns_of(balanced, [captions])
     assert shown_counts(turns) == {0: 4, 1: 1, 2: 1, 3: 1}
-    assert word_counts(balanced, captions, turns) == {"<a>": (1, 2.0), "<b>": (2, 2.0)}
+    assert embedding_counts(balanced, captions, turns) == {"<a>": (1, 2.0), "<b>": (2, 2.0)}
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 50])

@@ -38,11 +38,11 @@ def names(concept: Concept) -> list[tuple[str, list[str]]]:
 
 
 def test_beside(make: Make) -> None:
-    concept = make(b__png="", a__JPG="", a__txt="one\n\n  two  \n", b__txt="\ufeffthree", notes__md="no picture")
+    concept = make(b__png="", a__JPG="", a__txt="one\n\n  two  \n", b__txt="\ufeffthree", notes__md="no image")
     assert names(concept) == [("a.JPG", ["one", "two"]), ("b.png", ["three"])]
 
 
-def test_templates_are_captions_of_every_picture(make: Make) -> None:
+def test_templates_are_captions_of_every_image(make: Make) -> None:
     assert names(make(("x <e>", "y"), a__png="", b__webp="")) == [("a.png", ["x <e>", "y"]), ("b.webp", ["x <e>", "y"])]
 
 
@@ -50,7 +50,7 @@ def test_file_names(make: Make) -> None:
     assert names(make("file-name", **{"a cat on red__png": ""})) == [("a cat on red.png", ["a cat on red"])]
 
 
-def test_hidden_files_and_folders_are_no_pictures(make: Make, tmp_path: Path) -> None:
+def test_hidden_files_and_folders_are_no_images(make: Make, tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / ".hidden.png").write_bytes(b"x")
     assert names(make(("x",), a__png="")) == [("a.png", ["x"])]
@@ -66,12 +66,12 @@ def test_all_that_a_table_gets_wrong_is_said(make: Make, tmp_path: Path) -> None
     wrong = [row("aa.png", "x"), "not json", "[]", '{"file_name": "b.png"}', row("b.png", " "), row("c.png", "c")]
     concept = make(str(tmp_path / "t.jsonl"), a__png="", c__png="", t__jsonl="\n".join(wrong))
     problems = [problem.replace(f"{tmp_path}/", "") for problem in collect_captions(concept).problems]
-    assert problems[0] == f"t.jsonl:1: {tmp_path} has no picture 'aa.png'; did you mean 'a.png'?"
+    assert problems[0] == f"t.jsonl:1: {tmp_path} has no image 'aa.png'; did you mean 'a.png'?"
     assert problems[1].startswith("t.jsonl:2: not JSON: ")
     assert problems[2] == problems[3].replace(":4:", ":3:") == problems[4].replace(":5:", ":3:")
     assert problems[5] == "t.jsonl: no caption for a.png; add a line for it"
     assert len(problems) == 6
-    assert [path.name for path, _ in collect_captions(concept).pictures] == ["c.png"]
+    assert [path.name for path, _ in collect_captions(concept).images] == ["c.png"]
 
 
 def test_a_table_nested_without_end_is_not_json(make: Make, tmp_path: Path) -> None:
@@ -98,14 +98,14 @@ def test_other_places_for_captions(make: Make, tmp_path: Path) -> None:
     assert names(make(a__png="", a__caption="one", b__png="", b__TXT="two")) == [("a.png", ["one"]), ("b.png", ["two"])]
 
 
-def test_two_caption_files_for_one_picture_are_refused(make: Make) -> None:
+def test_two_caption_files_for_one_image_are_refused(make: Make) -> None:
     with pytest.raises(RecipeError, match=r"a\.png: has two files of captions, a\.txt and a\.caption; keep one"):
         read_captions(make(a__png="", a__txt="x", a__caption="y"))
 
 
-def test_two_pictures_of_one_name_share_a_caption_and_it_is_said(make: Make) -> None:
+def test_two_images_of_one_name_share_a_caption_and_it_is_said(make: Make) -> None:
     read = collect_captions(make(a__jpg="", a__png="", a__txt="x"))
-    assert [(path.name, texts) for path, texts in read.pictures] == [("a.jpg", ["x"]), ("a.png", ["x"])]
+    assert [(path.name, texts) for path, texts in read.images] == [("a.jpg", ["x"]), ("a.png", ["x"])]
     assert len(read.warnings) == 1
     assert read.warnings[0].endswith("a.png: has the same caption file as a.jpg, a.txt")
 
@@ -136,7 +136,7 @@ def test_what_a_csv_gets_wrong_is_said_with_its_line(make: Make, tmp_path: Path)
     assert "the first line names the columns" in collect_captions(concept).problems[0]
 
 
-def test_a_table_names_pictures_in_folders_and_may_give_several_captions(make: Make, tmp_path: Path) -> None:
+def test_a_table_names_images_in_folders_and_may_give_several_captions(make: Make, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "é.png").write_bytes(b"")
     rows = json.dumps({"file_name": "./sub/e\u0301.png", "caption": ["one", " two "]})
@@ -161,10 +161,10 @@ def test_masks_beside_and_in_a_folder(make: Make, tmp_path: Path) -> None:
     (tmp_path / "masks" / "b.png").write_bytes(b"")
     concept = make(("x",), **{"a__jpg": "", "a-mask__png": "", "b__jpg": ""})
     read = collect_captions(concept)
-    assert {picture.name: mask.name for picture, mask in read.masks.items()} == {"a.jpg": "a-mask.png"}
-    assert read.warnings == ["b.jpg has no mask: all of the picture counts"]
+    assert {image.name: mask.name for image, mask in read.masks.items()} == {"a.jpg": "a-mask.png"}
+    assert read.warnings == ["b.jpg has no mask: all of the image counts"]
     read = collect_captions(replace(concept, masks=str(tmp_path / "masks")))
-    assert {picture.name: mask.name for picture, mask in read.masks.items()} == {"b.jpg": "b.png"}
+    assert {image.name: mask.name for image, mask in read.masks.items()} == {"b.jpg": "b.png"}
     assert collect_captions(replace(concept, masks="none")).masks == {}
     assert "the folder of masks cannot be read" in collect_captions(replace(concept, masks="/nowhere")).problems[0]
     (tmp_path / "a.mask.png").write_bytes(b"")

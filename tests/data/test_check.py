@@ -1,4 +1,4 @@
-"""What `check` and `plan` say of pictures: without torch, all at once, quickly."""
+"""What `check` and `plan` say of images: without torch, all at once, quickly."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bad_pictures import BROKEN, broken
+from bad_images import BROKEN, broken
 from data_of import noise
 from PIL import Image
 
@@ -39,7 +39,7 @@ batch_size = 4
 [[stage]]
 kind = "export"
 """
-ONE = '[[concept]]\nimages = "pictures"\ncaptions = ["<a> <b>"]\n'
+ONE = '[[concept]]\nimages = "images"\ncaptions = ["<a> <b>"]\n'
 
 
 def recipe(folder, concepts=ONE, data=""):
@@ -51,12 +51,12 @@ def problems(path, severity="error"):
     return [problem.text for problem in check_recipe(path).problems if problem.severity == severity]
 
 
-def test_bad_pictures_are_named_all_at_once_as_far_as_their_ends_tell(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    broken(tmp_path / "pictures")
-    Image.new("RGB", (1, 1)).save(tmp_path / "pictures/one.png")
-    Image.new("RGB", (40, 4000)).save(tmp_path / "pictures/long.png")
-    (tmp_path / "pictures/dead.png").symlink_to(tmp_path / "nowhere.png")
+def test_bad_images_are_named_all_at_once_as_far_as_their_ends_tell(tmp_path):
+    (tmp_path / "images").mkdir()
+    broken(tmp_path / "images")
+    Image.new("RGB", (1, 1)).save(tmp_path / "images/one.png")
+    Image.new("RGB", (40, 4000)).save(tmp_path / "images/long.png")
+    (tmp_path / "images/dead.png").symlink_to(tmp_path / "nowhere.png")
     shown = "\n".join(problems(recipe(tmp_path, ONE, "balance = 'none'")))
     late = ("float.tif", "missing.png", "folder.png")  # found when they are decoded
     names = [name for name, _ in BROKEN if name not in late] + ["one.png", "long.png", "dead.png"]
@@ -65,24 +65,24 @@ def test_bad_pictures_are_named_all_at_once_as_far_as_their_ends_tell(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "bmp"])
-def test_a_picture_that_is_cut_off_is_told_from_one_with_something_behind_its_end(tmp_path, monkeypatch, ending):
-    whole, path = noise(tmp_path / f"pictures/a.{ending}", 64, 64), recipe(tmp_path, ONE, "balance = 'none'")
+def test_a_image_that_is_cut_off_is_told_from_one_with_something_behind_its_end(tmp_path, monkeypatch, ending):
+    whole, path = noise(tmp_path / f"images/a.{ending}", 64, 64), recipe(tmp_path, ONE, "balance = 'none'")
     with monkeypatch.context() as patch:
-        patch.setattr(open_module, "open_picture", None)  # no picture is decoded
+        patch.setattr(open_module, "open_image", None)  # no image is decoded
         assert problems(path) == []
     data = whole.read_bytes()
     whole.write_bytes(data + b"made by a telephone" * 20)
     assert problems(path) == []
     whole.write_bytes(data[:-100])
     [problem] = problems(path)
-    assert problem.startswith(f"{whole}: not a readable picture")
+    assert problem.startswith(f"{whole}: not a readable image")
 
 
 def test_what_is_odd_is_warned_of(tmp_path):
-    noise(tmp_path / "pictures/wide.png", 200, 60)
-    noise(tmp_path / "pictures/tiny.png", 9, 9)
-    noise(tmp_path / "pictures/jpeg.jpg", 64, 64).rename(tmp_path / "pictures/other.png")
-    shown = problems(recipe(tmp_path, ONE.replace('"pictures"', '"pictures"\nresolution = 64')), "warning")
+    noise(tmp_path / "images/wide.png", 200, 60)
+    noise(tmp_path / "images/tiny.png", 9, 9)
+    noise(tmp_path / "images/jpeg.jpg", 64, 64).rename(tmp_path / "images/other.png")
+    shown = problems(recipe(tmp_path, ONE.replace('"images"', '"images"\nresolution = 64')), "warning")
     wide = "wide.png: 30% of its 200x60 pixels will be seen; data.buckets = true keeps more"
     assert any(wide in text for text in shown)
     assert any("tiny.png: 9x9 pixels are enlarged more than four times" in text for text in shown)
@@ -91,31 +91,31 @@ def test_what_is_odd_is_warned_of(tmp_path):
 
 
 def test_batches_that_no_epoch_fills_are_warned_of(tmp_path):
-    noise(tmp_path / "pictures/a.png", 64, 64)
-    text = "an epoch shows 3 pictures, so batches hold no more; a concept's repeats makes epochs longer"
+    noise(tmp_path / "images/a.png", 64, 64)
+    text = "an epoch shows 3 images, so batches hold no more; a concept's repeats makes epochs longer"
     assert problems(recipe(tmp_path, ONE + "repeats = 3"), "warning") == [text]
     assert problems(recipe(tmp_path, ONE + "repeats = 4"), "warning") == []
 
 
-def test_only_prior_pictures_are_nothing_to_learn_from(tmp_path):
-    noise(tmp_path / "pictures/a.png")
+def test_only_prior_images_are_nothing_to_learn_from(tmp_path):
+    noise(tmp_path / "images/a.png")
     assert any("every concept has prior = true" in text for text in problems(recipe(tmp_path, ONE + "prior = true")))
 
 
-def test_pictures_in_folders_are_hinted_at(tmp_path):
-    noise(tmp_path / "pictures/sub/a.png")
+def test_images_in_folders_are_hinted_at(tmp_path):
+    noise(tmp_path / "images/sub/a.png")
     assert any("1 folder; recursive = true looks into folders" in text for text in problems(recipe(tmp_path)))
     assert problems(recipe(tmp_path, ONE + "recursive = true")) == []
 
 
-def test_neither_check_nor_plan_needs_torch_for_pictures(tmp_path):
-    noise(tmp_path / "pictures/a.png", 64, 64)
-    path = recipe(tmp_path, ONE, "buckets = true\nbalance = 'words'")
+def test_neither_check_nor_plan_needs_torch_for_images(tmp_path):
+    noise(tmp_path / "images/a.png", 64, 64)
+    path = recipe(tmp_path, ONE, "buckets = true\nbalance = 'embeddings'")
     code = (
         "import sys; from pivotune.pipeline.checks.recipe import checked_recipe\n"
-        "from pivotune.pipeline.checks.survey import look, survey\n"
+        "from pivotune.pipeline.checks.survey import survey, survey_images\n"
         f"recipe, _ = checked_recipe({str(path)!r})\n"
-        "assert survey(recipe, look(recipe), 64, 4).batches == 1\n"
+        "assert survey(recipe, survey_images(recipe), 64, 4).batches == 1\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'PIL.PdfImagePlugin', 'pivotune.converters.read'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
@@ -124,7 +124,7 @@ def test_neither_check_nor_plan_needs_torch_for_pictures(tmp_path):
 
 @pytest.fixture
 def uneven(tmp_path):
-    """Two pictures of <a>, one of them with a mask, twelve of <b> in two shapes."""
+    """Two images of <a>, one of them with a mask, twelve of <b> in two shapes."""
     for number in range(2):
         noise(tmp_path / f"a/{number}.png", 64, 64, number)
     Image.new("L", (64, 64)).save(tmp_path / "a/0-mask.png")
@@ -148,23 +148,23 @@ def test_a_plan_counts_what_an_epoch_shows(uneven):
     assert first["shapes"] == {"64x64": 14}
     assert [row["shown"] for row in first["concepts"]] == [2, 12]
     assert (first["shown"], first["batches"]) == (14, 4)
-    assert first["words"] == {"<a>": {"pictures": 2, "shown": 2.0}, "<b>": {"pictures": 12, "shown": 12.0}}
+    assert first["embeddings"] == {"<a>": {"images": 2, "shown": 2.0}, "<b>": {"images": 12, "shown": 12.0}}
     second = json.loads(json.dumps(plan_json(balanced)))["epochs"]["3"]
     assert second["shapes"] == {"64x64": 8, "88x40": 6}
     assert [row["shown"] for row in second["concepts"]] == [12, 12]
-    assert second["words"]["<a>"] == {"pictures": 2, "shown": 12.0}
+    assert second["embeddings"]["<a>"] == {"images": 2, "shown": 12.0}
     assert second["batches"] == 5 + 2
-    assert (plain.stages[2].epochs, plain.stages[2].pictures) == (7.5, 105)
+    assert (plain.stages[2].epochs, plain.stages[2].images) == (7.5, 105)
     text = plan_text(balanced)
-    assert "/a: 2 pictures, shown 12 times an epoch, 1 with a mask, loss x 2\n" in text
+    assert "/a: 2 images, shown 12 times an epoch, 1 with a mask, loss x 2\n" in text
     assert "cut to 64x64 (8), 88x40 (6)\n" in text
-    assert "<a>: in 2 of 14 pictures, shown 12 times an epoch\n" in text
+    assert "<a>: in 2 of 14 images, shown 12 times an epoch\n" in text
 
 
 def test_checking_opens_each_image_once(tmp_path, monkeypatch):
-    first = noise(tmp_path / "pictures/0.png", 32, 32)
+    first = noise(tmp_path / "images/0.png", 32, 32)
     for number in range(50):
-        (tmp_path / f"pictures/{number}.png").write_bytes(first.read_bytes() + str(number).encode())
+        (tmp_path / f"images/{number}.png").write_bytes(first.read_bytes() + str(number).encode())
     opened: list[str] = []
     pillow = Image.open
 
@@ -177,29 +177,29 @@ def test_checking_opens_each_image_once(tmp_path, monkeypatch):
     assert sorted(opened) == sorted(f"{number}.png" for number in range(50))
 
 
-def test_words_that_may_be_left_out_and_words_in_prior_captions_are_warned_of(tmp_path):
-    noise(tmp_path / "pictures/a.png", 64, 64)
+def test_embeddings_that_may_be_left_out_and_embeddings_in_prior_captions_are_warned_of(tmp_path):
+    noise(tmp_path / "images/a.png", 64, 64)
     captions = '["<a>, ring, <b>", "<a>, <b>, red"]'
-    tags = f'[[concept]]\nimages = "pictures"\ncaptions = {captions}\ntag_dropout = 0.1\nrepeats = 4\n'
+    tags = f'[[concept]]\nimages = "images"\ncaptions = {captions}\ntag_dropout = 0.1\nrepeats = 4\n'
     shown = problems(recipe(tmp_path, tags + "keep_tags = 2"), "warning")
     assert shown == [
-        "in 1 of 2 captions a word may be left out, as in '<a>, ring, <b>'; "
+        "in 1 of 2 captions an embedding may be left out, as in '<a>, ring, <b>'; "
         "put it among the first keep_tags = 2 tags, or raise keep_tags"
     ]
     assert problems(recipe(tmp_path, tags + "keep_tags = 3"), "warning") == []
     prior = ONE + "repeats = 4\n" + ONE + "prior = true\n"
     assert problems(recipe(tmp_path, prior), "warning") == [
-        "captions of prior pictures hold <a>, <b>: the word is pulled towards what it should leave"
+        "captions of prior images hold <a>, <b>: the embedding is pulled towards what it should leave"
     ]
 
 
-def test_a_word_only_in_prior_captions_is_in_none(tmp_path):
-    noise(tmp_path / "pictures/a.png", 64, 64)
+def test_a_embedding_only_in_prior_captions_is_in_none(tmp_path):
+    noise(tmp_path / "images/a.png", 64, 64)
     concepts = ONE.replace("<a> ", "") + ONE + "prior = true\n"
     assert any("none of the caption holds '<a>'" in text for text in problems(recipe(tmp_path, concepts)))
 
 
 def test_capitals_that_no_encoder_sees_are_warned_of(tmp_path):
-    noise(tmp_path / "pictures/a.png", 64, 64)
+    noise(tmp_path / "images/a.png", 64, 64)
     (told,) = problems(recipe(tmp_path, ONE + "repeats = 4\ncapitals = 0.5\n"), "warning")
     assert told.startswith("has no effect: the text encoders of")

@@ -32,11 +32,11 @@ def test_a_batch_is_the_same_whatever_was_asked_before(five, vae):
 
 
 def test_latents_are_drawn_from_what_the_vae_says(five, vae):
-    """Shown often, a picture's latents have the mean and deviation of the VAE's answer, scaled."""
+    """Shown often, an image's latents have the mean and deviation of the VAE's answer, scaled."""
     dataset = opened(five, vae, size=5)
     drawn = [batch.latents[batch.examples.index(2)] for batch in map(dataset.at, range(400))]
-    picture = Image.open(dataset.examples[2].picture).convert("RGB").crop((0, 2, 16, 18))
-    values = torch.from_numpy(numpy.asarray(picture) / numpy.float32(127.5) - 1).permute(2, 0, 1)
+    image = Image.open(dataset.examples[2].image).convert("RGB").crop((0, 2, 16, 18))
+    values = torch.from_numpy(numpy.asarray(image) / numpy.float32(127.5) - 1).permute(2, 0, 1)
     with torch.no_grad():
         told = vae.encode(values.unsqueeze(0)).latent_dist
     mean, deviation = (part[0] * vae.config.scaling_factor for part in (told.mean, told.std))
@@ -53,7 +53,7 @@ def test_captions_are_drawn_and_dropped(five, vae):
     assert captions.count("") / len(captions) == pytest.approx(0.3, abs=0.05)
 
 
-def test_each_picture_has_a_caption_of_its_own(five, vae):
+def test_each_image_has_a_caption_of_its_own(five, vae):
     dataset = opened(five, vae, size=3)
     for number in range(10):
         batch = dataset.at(number)
@@ -77,10 +77,10 @@ def templates(**more):
     return {"captions": ["a <e>"]} | more
 
 
-def test_a_batch_holds_pictures_of_one_shape_and_an_epoch_each_of_them_once(tmp_path, vae):
+def test_a_batch_holds_images_of_one_shape_and_an_epoch_each_of_them_once(tmp_path, vae):
     sizes = [(40, 20), (20, 40), (32, 32), (39, 20), (21, 40), (20, 41), (64, 20)]
     for number, (width, height) in enumerate(sizes):
-        noise(tmp_path / f"pictures/{number}.png", width, height, number)
+        noise(tmp_path / f"images/{number}.png", width, height, number)
     dataset = opened(recipe_of(tmp_path, templates(), buckets=True), vae, size=2, resolution=32)
     batches = [dataset.at(number) for number in range(dataset.batches_per_epoch)]
     assert Counter(example for batch in batches for example in batch.examples) == dict.fromkeys(range(7), 1)
@@ -89,7 +89,7 @@ def test_a_batch_holds_pictures_of_one_shape_and_an_epoch_each_of_them_once(tmp_
         height, width = (2.0 * side for side in batch.latents.shape[-2:])
         assert {tuple(size[4:]) for size in batch.sizes.tolist()} == {(height, width)}
         for size, example in zip(batch.sizes.tolist(), batch.examples, strict=True):
-            assert (size[1], size[0]) == sizes[int(dataset.examples[example].picture.stem)]
+            assert (size[1], size[0]) == sizes[int(dataset.examples[example].image.stem)]
 
 
 def test_concepts_have_settings_of_their_own(tmp_path, vae):
@@ -110,12 +110,12 @@ def test_concepts_have_settings_of_their_own(tmp_path, vae):
     assert seen["a ring"].latents.shape == (1, 4, 4, 4)
 
 
-def test_a_picture_without_a_mask_counts_whole_beside_one_with_a_mask(tmp_path, vae):
+def test_a_image_without_a_mask_counts_whole_beside_one_with_a_mask(tmp_path, vae):
     for number in range(2):
-        noise(tmp_path / f"pictures/{number}.png", 16, 16, number)
+        noise(tmp_path / f"images/{number}.png", 16, 16, number)
     half = Image.new("L", (16, 16), 255)
     half.paste(0, (0, 0, 8, 16))
-    half.save(tmp_path / "pictures/1-mask.png")
+    half.save(tmp_path / "images/1-mask.png")
     dataset = opened(recipe_of(tmp_path, templates(flip=True)), vae, size=2)
     sides = set()
     for number in range(20):
@@ -125,21 +125,21 @@ def test_a_picture_without_a_mask_counts_whole_beside_one_with_a_mask(tmp_path, 
         left, right = masks[1][0, :, :4], masks[1][0, :, 4:]
         assert {float(left.mean()), float(right.mean())} == {0.0, 1.0}
         sides.add(float(left.mean()))
-    assert sides == {0.0, 1.0}  # mirrored with its picture, about half the time
+    assert sides == {0.0, 1.0}  # mirrored with its image, about half the time
 
 
 def test_transparency_as_a_mask(tmp_path, vae):
     values = numpy.full((16, 16, 4), 255, numpy.uint8)
     values[:8, :, 3] = 0
-    (tmp_path / "pictures").mkdir()
-    Image.fromarray(values).save(tmp_path / "pictures/0.png")
+    (tmp_path / "images").mkdir()
+    Image.fromarray(values).save(tmp_path / "images/0.png")
     batch = opened(recipe_of(tmp_path, templates(masks="alpha")), vae).at(0)
     assert batch.mask[0, 0, :, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert opened(recipe_of(tmp_path, templates()), vae).at(0).mask is None
 
 
 def test_tags_are_shuffled_by_seed_and_number_alone(tmp_path, vae):
-    noise(tmp_path / "pictures/0.png")
+    noise(tmp_path / "images/0.png")
     concept = {"captions": ["<e>, a, b, c"], "shuffle_tags": True, "keep_tags": 1, "repeats": 3}
     recipe = recipe_of(tmp_path, concept)
     shown = [opened(recipe, vae, size=3).at(number).captions for number in range(20)]
@@ -151,7 +151,7 @@ def test_tags_are_shuffled_by_seed_and_number_alone(tmp_path, vae):
 
 
 def test_bad_settings_are_said(tmp_path, vae):
-    noise(tmp_path / "pictures/0.png")
+    noise(tmp_path / "images/0.png")
     with pytest.raises(StageError, match=r"steps of 64 pixels do not fit a resolution of 16; choose a smaller"):
         opened(recipe_of(tmp_path, templates(), buckets=True, bucket_step=64), vae)
     with pytest.raises(StageError, match="15x15 pixels is no multiple of 2"):

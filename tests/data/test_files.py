@@ -1,4 +1,4 @@
-"""The files of a concept's folder: which are pictures, which are masks, what stands beside what."""
+"""The files of a concept's folder: which are images, which are masks, what stands beside what."""
 
 import unicodedata
 
@@ -6,7 +6,7 @@ from pivotune.pipeline.data.files import files_in
 
 
 def names(folder, **options):
-    return [path.relative_to(folder).as_posix() for path in files_in(folder, **options).pictures]
+    return [path.relative_to(folder).as_posix() for path in files_in(folder, **options).images]
 
 
 def make(folder, *paths):
@@ -15,7 +15,7 @@ def make(folder, *paths):
         (folder / path).write_bytes(b"")
 
 
-def test_pictures_of_every_ending_whatever_its_case(tmp_path):
+def test_images_of_every_ending_whatever_its_case(tmp_path):
     make(tmp_path, "b.PNG", "a.Jpeg", "c.webp", "d.tiff", "e.HEIC", "f.gif", "notes.md", "a.txt", ".hidden.png")
     assert names(tmp_path) == ["a.Jpeg", "b.PNG", "c.webp", "d.tiff", "e.HEIC", "f.gif"]
 
@@ -36,17 +36,17 @@ def test_links_are_followed_once_and_a_dead_one_is_listed(tmp_path):
     assert names(tmp_path / "there", recursive=True) == ["a.png", "dead.png", "linked.png", "other/x.png"]
 
 
-def test_masks_are_no_pictures_but_only_where_their_picture_is(tmp_path):
+def test_masks_are_no_images_but_only_where_their_image_is(tmp_path):
     make(tmp_path, "a.jpg", "a-mask.png", "b.png", "b.mask.PNG", "c.webp", "c-masklabel.png", "iron-mask.png")
     files = files_in(tmp_path)
-    assert [path.name for path in files.pictures] == ["a.jpg", "b.png", "c.webp", "iron-mask.png"]
-    masks = [[mask.name for mask in files.mask(picture)] for picture in files.pictures]
+    assert [path.name for path in files.images] == ["a.jpg", "b.png", "c.webp", "iron-mask.png"]
+    masks = [[mask.name for mask in files.mask(image)] for image in files.images]
     assert masks == [["a-mask.png"], ["b.mask.PNG"], ["c-masklabel.png"], []]
 
 
 def test_names_in_other_spellings_of_the_same_accents_belong_together(tmp_path):
     """A folder packed on one system and unpacked on another."""
-    picture, caption = unicodedata.normalize("NFD", "café 日本.png"), unicodedata.normalize("NFC", "café 日本.TXT")
-    make(tmp_path, picture, caption)
+    image, caption = unicodedata.normalize("NFD", "café 日本.png"), unicodedata.normalize("NFC", "café 日本.TXT")
+    make(tmp_path, image, caption)
     files = files_in(tmp_path)
-    assert [path.name for path in files.beside(files.pictures[0], ".txt")] == [caption]
+    assert [path.name for path in files.beside(files.images[0], ".txt")] == [caption]

@@ -1,11 +1,11 @@
-"""Encoded pictures: kept on disk by content, made anew when something has changed, one by one."""
+"""Encoded images: kept on disk by content, made anew when something has changed, one by one."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from bad_pictures import BROKEN, broken
+from bad_images import BROKEN, broken
 from data_of import noise, opened, recipe_of
 from PIL import Image
 from tiny import tiny_vae
@@ -21,7 +21,7 @@ CAPTIONS = {"captions": ["a <e>"]}
 @pytest.fixture
 def folder(tmp_path) -> Path:
     for number in range(4):
-        noise(tmp_path / f"pictures/{number}.png", 24, 16, seed=number)
+        noise(tmp_path / f"images/{number}.png", 24, 16, seed=number)
     return tmp_path
 
 
@@ -34,9 +34,9 @@ def counts(folder, vae, *concepts, size: int = 2, cache="kept", **options) -> tu
 def test_only_what_has_changed_is_encoded_again(folder, vae):
     assert counts(folder, vae) == (0, 4)
     assert counts(folder, vae) == (4, 0)
-    noise(folder / "pictures/2.png", 24, 16, seed=99)
+    noise(folder / "images/2.png", 24, 16, seed=99)
     assert counts(folder, vae) == (3, 1)
-    shutil.copy(folder / "pictures/0.png", folder / "pictures/new name.png")
+    shutil.copy(folder / "images/0.png", folder / "images/new name.png")
     assert counts(folder, vae) == (5, 0)  # found by content, whatever it is called
 
 
@@ -44,9 +44,9 @@ def test_mask_resolution_crop_and_mirror_are_part_of_the_content(folder, vae):
     counts(folder, vae)
     assert counts(folder, vae, resolution=8) == (0, 4)
     assert counts(folder, vae, flip=True) == (4, 4)
-    Image.new("L", (24, 16), 100).save(folder / "pictures/1-mask.png")
+    Image.new("L", (24, 16), 100).save(folder / "images/1-mask.png")
     assert counts(folder, vae) == (3, 1)
-    Image.new("L", (24, 16), 200).save(folder / "pictures/1-mask.png")
+    Image.new("L", (24, 16), 200).save(folder / "images/1-mask.png")
     assert counts(folder, vae) == (3, 1)
     assert counts(folder, vae) == (4, 0)
     assert counts(folder, vae, CAPTIONS | {"masks": "none"}) == (4, 0)
@@ -66,7 +66,7 @@ def test_another_vae_finds_nothing(folder, vae):
     assert counts(folder, tiny_vae().eval()) == (0, 4)
 
 
-def test_a_cached_picture_gives_the_same_bytes(folder, vae):
+def test_a_cached_image_gives_the_same_bytes(folder, vae):
     concept = CAPTIONS | {"crop": "random", "flip": True}
     batches = [
         [opened(recipe_of(folder, concept, cache_latents=cache), vae).at(number) for number in range(8)]
@@ -108,7 +108,7 @@ def test_an_entry_of_another_shape_is_encoded_again(folder, vae, mean, deviation
 
 
 def test_what_does_not_fit_the_memory_is_read_when_it_is_shown(folder, vae, monkeypatch):
-    """With room for one picture all batches are the same, and one that is taken away is encoded again."""
+    """With room for one image all batches are the same, and one that is taken away is encoded again."""
     recipe = recipe_of(folder, CAPTIONS, cache_latents="kept")
     expected = [opened(recipe, vae).at(number).latents for number in range(4)]
     monkeypatch.setattr(module, "HELD", 3000)
@@ -126,7 +126,7 @@ def test_a_folder_that_takes_no_files_costs_the_cache_but_not_the_run(folder, va
     warnings = []
     dataset = opened(recipe_of(folder, CAPTIONS, cache_latents="kept"), vae, warn=warnings.append)
     assert len(warnings) == 1
-    assert "encoded pictures are not kept on disk" in warnings[0]
+    assert "encoded images are not kept on disk" in warnings[0]
     assert dataset.latents.misses == 4
     dataset.at(0)
     assert dataset.latents.misses == 4
@@ -166,13 +166,13 @@ def test_kept_variants_are_as_many_as_the_recipe_says(folder, vae):
     assert dataset.latents.misses == 12
 
 
-def test_pictures_are_encoded_one_by_one(folder, vae, monkeypatch):
-    """What the VAE says of a picture does not depend on the others: alone it has the same bits."""
+def test_images_are_encoded_one_by_one(folder, vae, monkeypatch):
+    """What the VAE says of an image does not depend on the others: alone it has the same bits."""
     together = opened(recipe_of(folder, CAPTIONS, cache_latents="memory"), vae, size=4)
     for number in (0, 1, 3):
-        (folder / f"pictures/{number}.png").unlink()
+        (folder / f"images/{number}.png").unlink()
     alone = opened(recipe_of(folder, CAPTIONS, cache_latents="memory"), vae, size=4)
-    place = next(n for n, example in enumerate(together.examples) if example.picture.name == "2.png")
+    place = next(n for n, example in enumerate(together.examples) if example.image.name == "2.png")
     first = together.latents.get(together.examples[place], Variant())
     second = alone.latents.get(alone.examples[0], Variant())
     assert torch.equal(first.mean, second.mean)
@@ -180,9 +180,9 @@ def test_pictures_are_encoded_one_by_one(folder, vae, monkeypatch):
 
 
 @pytest.mark.parametrize("cache", ["memory", "off", "kept"])
-def test_all_bad_pictures_are_named_at_once_before_the_first_step(folder, vae, cache):
-    broken(folder / "pictures")
-    noise(folder / "pictures/long.png", 300, 8)
+def test_all_bad_images_are_named_at_once_before_the_first_step(folder, vae, cache):
+    broken(folder / "images")
+    noise(folder / "images/long.png", 300, 8)
     with pytest.raises(StageError) as caught:
         opened(recipe_of(folder, CAPTIONS, cache_latents=cache), vae)
     shown = str(caught.value).splitlines()
@@ -193,8 +193,8 @@ def test_all_bad_pictures_are_named_at_once_before_the_first_step(folder, vae, c
     assert any("300x8 pixels cut to 16x16 leave 2.7% of it" in line for line in shown)
 
 
-def test_many_bad_pictures_are_counted(folder, vae):
+def test_many_bad_images_are_counted(folder, vae):
     for number in range(30):
-        (folder / f"pictures/bad {number}.png").write_bytes(b"x")
+        (folder / f"images/bad {number}.png").write_bytes(b"x")
     with pytest.raises(StageError, match="and 10 more"):
         opened(recipe_of(folder, CAPTIONS), vae)

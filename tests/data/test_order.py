@@ -1,4 +1,4 @@
-"""Batches: every picture exactly once an epoch, one shape a batch, the same whatever was asked before."""
+"""Batches: every image exactly once an epoch, one shape a batch, the same whatever was asked before."""
 
 from collections import Counter
 
@@ -26,7 +26,7 @@ def test_a_batch_is_the_same_whatever_was_asked_before():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
-def test_an_epoch_shows_every_picture_exactly_once_in_batches_of_one_shape(size):
+def test_an_epoch_shows_every_image_exactly_once_in_batches_of_one_shape(size):
     shapes = [("wide", "tall", "square")[n % 3 if n < 20 else 0] for n in range(31)]
     order = one_concept(31, size, shapes)
     for number in range(3):
@@ -52,7 +52,7 @@ def test_repeats_are_shown_that_often_and_mixed_with_the_rest():
 
 
 def test_examples_that_take_turns_are_shown_equally_often():
-    """Seven pictures of which an epoch shows three: after seven epochs each was shown three times."""
+    """Seven images of which an epoch shows three: after seven epochs each was shown three times."""
     order = Order([Turns(tuple(range(7)), 3), Turns((7, 8), 2)], [0] * 9, 2, seed=1)
     shown = [epoch_of(order, number) for number in range(7)]
     assert all(len(epoch) == len(set(epoch)) == 5 for epoch in shown[:2])
@@ -60,7 +60,7 @@ def test_examples_that_take_turns_are_shown_equally_often():
 
 
 def test_epochs_of_different_length_are_found_by_number():
-    """Pictures of two shapes that take turns: an epoch has as many batches as its shapes ask for."""
+    """Images of two shapes that take turns: an epoch has as many batches as its shapes ask for."""
     shapes = ["wide", "wide", "tall", "tall", "wide"]
 
     def order():

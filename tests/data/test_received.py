@@ -1,4 +1,4 @@
-"""Pictures and captions received from others."""
+"""Images and captions received from others."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from PIL import Image
 
 from pivotune.pipeline.data import images as opening
 from pivotune.pipeline.data.captions import collect_captions
-from pivotune.pipeline.data.images import inspect_image, open_picture
+from pivotune.pipeline.data.images import inspect_image, open_image
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.model import Concept
 
@@ -23,7 +23,7 @@ def test_half_a_character_in_a_caption_is_refused(tmp_path):
     folder = folder_of(tmp_path)
     (tmp_path / "t.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "a \ud800 cat"}))
     read = collect_captions(Concept(images=folder, captions=str(tmp_path / "t.jsonl")))
-    assert not read.pictures
+    assert not read.images
     assert "lone surrogate" in read.problems[0]
 
 
@@ -31,7 +31,7 @@ def test_a_caption_in_utf_16_without_a_mark_is_refused(tmp_path):
     folder = folder_of(tmp_path)
     (folder / "a.txt").write_bytes("a cat".encode("utf-16-le"))
     read = collect_captions(Concept(images=folder, captions="beside"))
-    assert not read.pictures
+    assert not read.images
     assert "save it as UTF-8" in read.problems[0]
 
 
@@ -45,12 +45,12 @@ def test_a_caption_of_a_megabyte_is_refused(tmp_path):
 def test_a_name_that_steers_a_terminal_is_refused_in_plain_letters(tmp_path, name):
     folder = folder_of(tmp_path, name)
     read = collect_captions(Concept(images=folder, captions=("a cat",)))
-    assert not read.pictures
+    assert not read.images
     assert read.problems[0].isascii()
     assert read.problems[0].isprintable()
 
 
-def test_a_fifo_or_device_as_caption_or_picture_is_refused(tmp_path):
+def test_a_fifo_or_device_as_caption_or_image_is_refused(tmp_path):
     folder = folder_of(tmp_path)
     os.mkfifo(folder / "a.txt")
     read = collect_captions(Concept(images=folder, captions="beside"))
@@ -60,7 +60,7 @@ def test_a_fifo_or_device_as_caption_or_picture_is_refused(tmp_path):
         inspect_image(folder / "b.png")
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+def test_a_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png")
     with pytest.raises(StageError, match="12000x12000 pixels are too many"):
         inspect_image(tmp_path / "a.png")
@@ -79,10 +79,10 @@ def test_a_name_in_a_table_or_of_a_folder_never_reaches_the_terminal_raw(tmp_pat
 
 def test_a_jpeg_of_too_many_pixels_is_decoded_at_a_reduced_size(tmp_path, monkeypatch):
     Image.new("RGB", (640, 480), (200, 9, 9)).save(tmp_path / "a.jpg")
-    assert open_picture(tmp_path / "a.jpg").size == (640, 480)
+    assert open_image(tmp_path / "a.jpg").size == (640, 480)
     monkeypatch.setattr(opening, "MOST_PIXELS", 640 * 480 // 5)
     assert inspect_image(tmp_path / "a.jpg") == ((640, 480), "JPEG")
-    assert open_picture(tmp_path / "a.jpg").size == (160, 120)
+    assert open_image(tmp_path / "a.jpg").size == (160, 120)
     Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
     with pytest.raises(StageError, match="pixels are too many"):
-        open_picture(tmp_path / "a.png")
+        open_image(tmp_path / "a.png")

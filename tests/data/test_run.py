@@ -1,4 +1,4 @@
-"""Whole train stages over pictures of several shapes, with masks and balance; twice, the second time from the cache."""
+"""Whole train stages over images of several shapes, with masks and balance; twice, the second time from the cache."""
 
 import json
 
@@ -27,14 +27,14 @@ prior = true
 samples = 2
 [data]
 buckets = true
-balance = "words"
+balance = "embeddings"
 variants = 2
 cache_latents = "kept"
 """
 
 
 @pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
-def test_a_run_over_all_kinds_of_pictures_ends_in_the_same_bytes_with_and_without_the_cache(tmp_path, family):
+def test_a_run_over_all_kinds_of_images_ends_in_the_same_bytes_with_and_without_the_cache(tmp_path, family):
     path = make_project(tmp_path, family, more=OTHERS)
     for number in range(3):
         noise(tmp_path / f"others/{number}.png", 40, 14, number)
@@ -47,7 +47,7 @@ def test_a_run_over_all_kinds_of_pictures_ends_in_the_same_bytes_with_and_withou
         files.append({file.relative_to(exports): file.read_bytes() for file in exports.rglob("*") if file.is_file()})
     assert files[0] == files[1]
     assert [text for text in told if "variants" in text] == [
-        "9 pictures: 18 variants encoded, 0 found encoded", "9 pictures: 0 variants encoded, 18 found encoded",
+        "9 images: 18 variants encoded, 0 found encoded", "9 images: 0 variants encoded, 18 found encoded",
     ]  # fmt: skip
     manifest = json.loads((tmp_path / "two" / "manifest.json").read_text("utf-8"))
     assert manifest["warnings"] == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pivotune.pipeline.data.augment import (
+from pivotune.pipeline.data.buckets import (
     bucket_shapes,
     cut_box,
     cut_shape,

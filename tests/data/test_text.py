@@ -54,8 +54,8 @@ def test_tags_are_shown_in_other_letters_at_their_rate_and_kept_ones_never():
     assert all(count == pytest.approx(600, abs=80) for count in seen.values())
 
 
-@pytest.mark.parametrize("word", ["<straße>", "große katze", "ﬁsh", "ıshık", "λόγος", "été", "<cat>"])
-def test_a_word_is_found_in_whatever_letters_its_tag_is_shown(word):
+@pytest.mark.parametrize("embedding", ["<straße>", "große katze", "ﬁsh", "ıshık", "λόγος", "été", "<cat>"])
+def test_a_embedding_is_found_in_whatever_letters_its_tag_is_shown(embedding):
     draw = Random(0)
-    seen = {shown(f"a, red {word} ring", draw, capitals=1.0) for _ in range(60)}
-    assert all(Replacer([word]).words_in(text) == [word] for text in seen), seen
+    seen = {shown(f"a, red {embedding} ring", draw, capitals=1.0) for _ in range(60)}
+    assert all(Replacer([embedding]).embeddings_in(text) == [embedding] for text in seen), seen

@@ -1,4 +1,4 @@
-"""Crops, mirrors and colours; a mask goes wherever its picture goes."""
+"""Crops, mirrors and colours; a mask goes wherever its image goes."""
 
 import colorsys
 from pathlib import Path
@@ -16,23 +16,23 @@ from pivotune.pipeline.recipe.model import Concept
 @pytest.mark.parametrize("place", [(0.5, 0.5), (0.0, 0.0), (1.0, 0.2), (0.3, 0.9)])
 @pytest.mark.parametrize("turn", [0.0, 30.0])
 @pytest.mark.parametrize(("size", "cut"), [((96, 48), (32, 32)), ((48, 96), (32, 64)), ((100, 40), (64, 32))])
-def test_a_mask_is_cut_turned_and_mirrored_with_its_picture(size, cut, turn, place, flip):
-    """The picture is its own mask: white where the loss counts. Averaged to the same grid both must be equal."""
+def test_a_mask_is_cut_turned_and_mirrored_with_its_image(size, cut, turn, place, flip):
+    """The image is its own mask: white where the loss counts. Averaged to the same grid both must be equal."""
     draw = numpy.random.default_rng(1)
     blobs = Image.fromarray((draw.random((6, 12)) > 0.5).astype(numpy.uint8) * 255)
     blobs = blobs.resize(size, Image.Resampling.NEAREST)
     variant = Variant(place, flip, turn=turn)
-    picture = (apply_variant(blobs.convert("RGB"), cut, variant)[0] + 1) / 2
-    grid = picture.reshape(cut[1] // 8, 8, cut[0] // 8, 8).mean((1, 3))
+    image = (apply_variant(blobs.convert("RGB"), cut, variant)[0] + 1) / 2
+    grid = image.reshape(cut[1] // 8, 8, cut[0] // 8, 8).mean((1, 3))
     mask = apply_variant_to_mask(blobs, cut, variant, cut[1] // 8, cut[0] // 8)[0].float() / 255
     assert mask.shape == grid.shape
     assert (mask - grid).abs().max() < 0.12
     assert mask.std() > 0.2
 
 
-def test_a_mirrored_picture_is_the_mirror_image():
-    picture = Image.effect_noise((16, 16), 90).convert("RGB")
-    plain, mirrored = (apply_variant(picture, (16, 16), Variant(flip=flip)) for flip in (False, True))
+def test_a_mirrored_image_is_the_mirror_image():
+    image = Image.effect_noise((16, 16), 90).convert("RGB")
+    plain, mirrored = (apply_variant(image, (16, 16), Variant(flip=flip)) for flip in (False, True))
     assert torch.equal(mirrored, plain.flip(-1))
     assert not torch.equal(mirrored, plain)
 
@@ -40,15 +40,15 @@ def test_a_mirrored_picture_is_the_mirror_image():
 @pytest.mark.parametrize("place", [(0.5, 0.5), (0.0, 0.0), (1.0, 0.2)])
 @pytest.mark.parametrize("turn", [-180.0, -90.0, -45.0, -5.0, 5.0, 30.0, 60.0, 90.0])
 @pytest.mark.parametrize("size", [(96, 48), (48, 96), (64, 64)])
-def test_a_turned_picture_shows_no_empty_corner(size, turn, place):
+def test_a_turned_image_shows_no_empty_corner(size, turn, place):
     shown = apply_variant(Image.new("RGB", size, (255, 255, 255)), (32, 24), Variant(place, turn=turn))
     assert shown.min() > 0.99
 
 
-def test_a_turned_picture_is_turned_against_the_clock():
-    picture = Image.new("RGB", (64, 64))
-    picture.paste((255, 255, 255), (0, 0, 32, 64))  # white on the left, which comes to the bottom
-    rows = apply_variant(picture, (32, 32), Variant(turn=90.0))[0].mean(1)
+def test_a_turned_image_is_turned_against_the_clock():
+    image = Image.new("RGB", (64, 64))
+    image.paste((255, 255, 255), (0, 0, 32, 64))  # white on the left, which comes to the bottom
+    rows = apply_variant(image, (32, 32), Variant(turn=90.0))[0].mean(1)
     assert rows[:14].max() < -0.99
     assert rows[18:].min() > 0.99
     assert Variant().as_json().keys() == Variant(turn=3.0).as_json().keys() - {"turn"}

@@ -1,4 +1,6 @@
-"""A run's LoRA with words in it serves the commands like any other: it says of its words what their own files do."""
+"""A run's LoRA with embeddings in it serves the commands like any other: it says of its embeddings what their own files
+do.
+"""
 
 import json
 from functools import partial
@@ -35,15 +37,15 @@ def test_a_runs_bundle_is_inspected_taken_apart_and_put_together_again(tmp_path,
     assert (facts["family"], facts["programs"]["a1111"]["loads"]) == (family, "yes")
     assert alone["family"] == family
     assert facts["embeddings"][0] == {**alone["embeddings"][0], "name": "<cat>"}
-    assert json.loads(facts["metadata"]["pivotune.words"])["a dog"]["pivotune.initial_text"] == "blue"
+    assert json.loads(facts["metadata"]["pivotune.embeddings"])["a dog"]["pivotune.initial_text"] == "blue"
 
     apart, other = tmp_path / "apart", tmp_path / "other"
     called("unbundle", bundle, "--out", apart, "--for", "onetrainer")
     called("retarget", bundle, "--out", other, "--for", "onetrainer", "--family", family)
-    words = [Path("cat.safetensors"), Path("a dog.safetensors")]
-    for word in words:
-        exported = (own / word).read_bytes()
-        assert (apart / word).read_bytes() == (other / word).read_bytes() == exported
+    embeddings = [Path("cat.safetensors"), Path("a dog.safetensors")]
+    for embedding in embeddings:
+        exported = (own / embedding).read_bytes()
+        assert (apart / embedding).read_bytes() == (other / embedding).read_bytes() == exported
     again = tmp_path / "again.safetensors"
-    called("bundle", apart / "tiny.safetensors", *(apart / word for word in words), "--out", again)
+    called("bundle", apart / "tiny.safetensors", *(apart / embedding for embedding in embeddings), "--out", again)
     assert again.read_bytes() == bundle.read_bytes()

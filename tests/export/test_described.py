@@ -1,4 +1,4 @@
-"""What exported words say of themselves, however many they are."""
+"""What exported embeddings say of themselves, however many they are."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from pivotune.pipeline.export import standalone as module
 from pivotune.pipeline.tensors import to_raw
 
 
-def words_of(values: torch.Tensor) -> Contents:
-    """A word for each row; every third has a second vector."""
+def embeddings_of(values: torch.Tensor) -> Contents:
+    """An embedding for each row; every third has a second vector."""
     rows = {f"w{at}": torch.stack([row] * (2 if at % 3 == 0 else 1)) for at, row in enumerate(values)}
     return Contents(tuple(Embedding(name, {"clip_l": to_raw(own)}, {}) for name, own in rows.items()))
 
 
-def test_thousands_of_words_are_measured_a_few_at_a_time_each_from_its_own_beginning(monkeypatch):
+def test_thousands_of_embeddings_are_measured_a_few_at_a_time_each_from_its_own_beginning(monkeypatch):
     draw = torch.Generator().manual_seed(0)
     began, now = (torch.randn(2 * module.AT_ONCE + 5, 8, generator=draw) for _ in range(2))
     run: Any = SimpleNamespace(
-        start=words_of(began), recipe=SimpleNamespace(name="x", seed=0, model=SimpleNamespace(base="x", clip_skip=1)),
+        start=embeddings_of(began), recipe=SimpleNamespace(name="x", seed=0, model=SimpleNamespace(base="x", clip_skip=1)),
         model=SimpleNamespace(family=SimpleNamespace(name="sd1"), encoders=[SimpleNamespace(key="clip_l", width=8)]),
     )  # fmt: skip
     asked, plain = [], module.vectors_of_all
-    monkeypatch.setattr(module, "vectors_of_all", lambda words, *rest: asked.append(len(words)) or plain(words, *rest))
-    found = module.described(run, words_of(now)).embeddings
+    monkeypatch.setattr(
+        module, "vectors_of_all", lambda embeddings, *rest: asked.append(len(embeddings)) or plain(embeddings, *rest)
+    )
+    found = module.described(run, embeddings_of(now)).embeddings
     assert max(asked) <= module.AT_ONCE
-    for at, (word, way) in enumerate(zip(found, (now.double() - began.double()).norm(dim=1).tolist(), strict=True)):
-        assert word.metadata["pivotune.moved"] == "clip_l" + f" {way:.4g}" * (2 if at % 3 == 0 else 1)
+    for at, (embedding, way) in enumerate(
+        zip(found, (now.double() - began.double()).norm(dim=1).tolist(), strict=True)
+    ):
+        assert embedding.metadata["pivotune.moved"] == "clip_l" + f" {way:.4g}" * (2 if at % 3 == 0 else 1)

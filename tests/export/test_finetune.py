@@ -1,4 +1,6 @@
-"""A run that trained weights of the model exports the model whole, with the words beside it and in each dialect."""
+"""A run that trained weights of the model exports the model whole, with the embeddings beside it and in each
+dialect.
+"""
 
 import json
 import runpy
@@ -45,7 +47,7 @@ def assert_tuned(pipe, weights):
         assert all(torch.equal(tensor, state[key]) for key, tensor in found.items())
 
 
-def test_model_words_and_texts_are_all_there(finetuned):
+def test_model_embeddings_and_texts_are_all_there(finetuned):
     folder, weights = finetuned('model_dtype = "float32"\ntargets = ["a1111", "comfyui", "diffusers"]')
     exports = folder / "exports"
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))

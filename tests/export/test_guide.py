@@ -62,7 +62,7 @@ def test_the_guide_says_where_and_what_to_type():
     assert "Put ../run.safetensors into models/loras and choose it in a Load LoRA node." in text
 
 
-def test_a_bundle_says_what_to_type_and_where_the_words_alone_are():
+def test_a_bundle_says_what_to_type_and_where_the_embeddings_alone_are():
     alone = {"<my cat>": ("../run_embeddings/my cat.safetensors", "my cat")}
     bundled = Files({}, "run.safetensors", ("<my cat>", "dog"), alone=alone, fits="They fit little.", lost=["half"])
     assert (
@@ -71,12 +71,12 @@ def test_a_bundle_says_what_to_type_and_where_the_words_alone_are():
 AUTOMATIC1111 web UI
 They fit little.
 
-The LoRA, with the words in it:
+The LoRA, with the embeddings in it:
 Put run.safetensors into models/Lora and type  <lora:run:1> <my cat> dog
-The words work while <lora:…> is in the prompt.
+The embeddings work while <lora:…> is in the prompt.
   note: half
 
-The words without the LoRA:
+The embeddings without the LoRA:
 Put ../run_embeddings/my cat.safetensors into embeddings and type  my cat  (for <my cat>)
 """
     )
@@ -85,7 +85,7 @@ Put ../run_embeddings/my cat.safetensors into embeddings and type  my cat  (for 
 @pytest.mark.parametrize("program", programs())
 def test_each_program_has_sentences_that_name_the_file_once(program):
     how = programs()[program].how
-    assert {"word", "lora", "model"} <= how.keys() <= {"word", "lora", "model", "folder"}
+    assert {"embedding", "lora", "model"} <= how.keys() <= {"embedding", "lora", "model", "folder"}
     whole = Files(
         {"cat": (Written(Path("cat.safetensors"), program, "kohya", "cat!"),)}, "run.safetensors",
         model_file="../run_model.safetensors", model_folder="../run_model",

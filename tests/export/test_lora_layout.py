@@ -40,7 +40,7 @@ def kohya_names(pipe, family):
 
 
 def trained(family, *, dora=False):
-    """A pipeline with a random LoRA, its picture, its tensors, and the same pipeline without the LoRA."""
+    """A pipeline with a random LoRA, its image, its tensors, and the same pipeline without the LoRA."""
     torch.manual_seed(5)
     pipe = BUILD[family]()
     add(pipe.unet, UNET, dora=dora)
@@ -48,10 +48,10 @@ def trained(family, *, dora=False):
         if name != "unet":
             add(getattr(pipe, name), TEXT, dora=dora)
     tensors = kohya_names(pipe, families()[family])
-    return picture(pipe), tensors, BUILD[family]()
+    return image(pipe), tensors, BUILD[family]()
 
 
-def picture(pipe):
+def image(pipe):
     pipe.set_progress_bar_config(disable=True)
     draw = torch.Generator().manual_seed(0)
     return torch.from_numpy(pipe("a red ring", num_inference_steps=2, generator=draw, output_type="np").images)
@@ -60,13 +60,13 @@ def picture(pipe):
 def loaded(pipe, tensors, path):
     write(path, tensors, {"format": "pt"})
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
-    return picture(pipe)
+    return image(pipe)
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_the_plain_names_are_read_by_diffusers_with_their_alpha(tmp_path, family):
     before, tensors, fresh = trained(family)
-    untouched = picture(fresh)
+    untouched = image(fresh)
     after = loaded(fresh, tensors, tmp_path / "lora.safetensors")
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
     assert (untouched - before).abs().max() > 1e-2
@@ -109,7 +109,7 @@ def test_kohya_gets_stabilitys_names_for_sdxl_and_diffusers_would_read_them_too(
     torch.manual_seed(5)
     pipe, family = real_blocks("sdxl"), families()["sdxl"]
     add(pipe.unet, UNET, dora=False)
-    before, tensors = picture(pipe), kohya_names(pipe, family)
+    before, tensors = image(pipe), kohya_names(pipe, family)
     fresh = real_blocks("sdxl")
     made = for_program(tensors, programs()["kohya"], family, fresh)
     assert made is not None

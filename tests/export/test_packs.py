@@ -1,4 +1,6 @@
-"""Words exported together: programs that can use such files do; split gives the files each word would have had."""
+"""Embeddings exported together: programs that can use such files do; split gives the files each embedding would have
+had.
+"""
 
 import json
 import runpy
@@ -7,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 from projects import make_project, run_project
 
+from pivotune.converters.embeddings import own_embeddings
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.programs import programs
 from pivotune.converters.read import read
-from pivotune.converters.words import own_words
 from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.cli.convert import split
 from pivotune.pipeline.errors import StageError
@@ -35,12 +37,12 @@ def files(folder):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_packs_are_used_by_their_programs_and_split_into_the_files_of_each_word(tmp_path, family):
+def test_packs_are_used_by_their_programs_and_split_into_the_files_of_each_embedding(tmp_path, family):
     recipe = project(tmp_path / "p", family)
     each = run_project(load_recipe(recipe, ['export.targets=["a1111", "comfyui"]']), tmp_path / "each").folder
-    run = run_project(load_recipe(recipe, ["export.files='pack'", "export.pack_words=2"]), tmp_path / "run").folder
+    run = run_project(load_recipe(recipe, ["export.files='pack'", "export.pack_embeddings=2"]), tmp_path / "run").folder
     plain = run / "exports/tiny_embeddings"
-    assert sorted(files(plain)) == ["tiny_words-0001.safetensors", "tiny_words-0002.safetensors"]
+    assert sorted(files(plain)) == ["tiny_embeddings-0001.safetensors", "tiny_embeddings-0002.safetensors"]
     out = tmp_path / "apart"
     result = CliRunner().invoke(split, [str(plain), "--out", str(out), "--for", "a1111", "--for", "comfyui"])
     assert result.exit_code == 0, result.output
@@ -52,27 +54,31 @@ def test_packs_are_used_by_their_programs_and_split_into_the_files_of_each_word(
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     rows = [row for row in manifest["artefacts"] if row["kind"] == "pack"]
     assert len(rows) == (8 if family == "sdxl" else 6) == manifest["proofs"]["exports_verified"]
-    assert {row["program"]: row["words"] for row in rows if "0002" in row["path"]}["a1111"] == ["a red bird"]
-    assert manifest["proofs"]["words"] == {"declared": 3, "exported": 3, "verified": 3}
+    assert {row["program"]: row["embeddings"] for row in rows if "0002" in row["path"]}["a1111"] == ["a red bird"]
+    assert manifest["proofs"]["embeddings"] == {"declared": 3, "exported": 3, "verified": 3}
     told = (run / "exports/a1111/HOW-TO.txt").read_text("utf-8")
-    put = "Put tiny_words-0001.safetensors into models/Lora and type  <lora:tiny_words-0001:1> <cat>"
-    assert f"2 words, <cat> to dog: {put}" in told
+    put = "Put tiny_embeddings-0001.safetensors into models/Lora and type  <lora:tiny_embeddings-0001:1> <cat>"
+    assert f"2 embeddings, <cat> to dog: {put}" in told
 
 
-def test_one_file_has_all_words_and_each_its_own_metadata(tmp_path):
+def test_one_file_has_all_embeddings_and_each_its_own_metadata(tmp_path):
     recipe = load_recipe(project(tmp_path), ["export.files='one'", "export.targets=[]", "samples.prompts=['dog']"])
     run = run_project(recipe, tmp_path / "run").folder
-    found = read(run / "exports/tiny_embeddings/tiny_words.safetensors")
-    assert [word.name for word in own_words(found)] == ["<cat>", "a red bird", "dog"]  # in the order of the file
-    assert {word.metadata["pivotune.initial_text"] for word in own_words(found)} == {"red ring", "blue"}
-    assert sorted(files(run / "exports")) == ["tiny_embeddings/tiny_words.safetensors"]
+    found = read(run / "exports/tiny_embeddings/tiny_embeddings.safetensors")
+    assert [embedding.name for embedding in own_embeddings(found)] == [
+        "<cat>",
+        "a red bird",
+        "dog",
+    ]  # in the order of the file
+    assert {embedding.metadata["pivotune.initial_text"] for embedding in own_embeddings(found)} == {"red ring", "blue"}
+    assert sorted(files(run / "exports")) == ["tiny_embeddings/tiny_embeddings.safetensors"]
 
 
-def test_with_a_lora_the_words_are_in_it_or_beside_it(tmp_path):
+def test_with_a_lora_the_embeddings_are_in_it_or_beside_it(tmp_path):
     recipe = project(tmp_path, train="lora = { rank = 2 }", export='files = "one"\ntargets = ["a1111", "sdnext"]')
     run = run_project(recipe, tmp_path / "run").folder
     held = sorted(name for name in files(run / "exports") if "/" in name)
-    assert held == ["a1111/tiny.safetensors", "sdnext/tiny.safetensors", "tiny_embeddings/tiny_words.safetensors"]
+    assert held == ["a1111/tiny.safetensors", "sdnext/tiny.safetensors", "tiny_embeddings/tiny_embeddings.safetensors"]
     assert check_errors(recipe, ["export.bundle=false"]) == ["SD.Next"]
 
 
@@ -80,10 +86,10 @@ def check_errors(recipe, overrides):
     """The programs of which the check says that packs are nothing for them."""
     found = [problem.text for problem in check_recipe(recipe, overrides).problems if problem.severity == "error"]
     assert all("pivotune split --for" in text for text in found)
-    return [text.partition(" takes one word")[0] for text in found]
+    return [text.partition(" takes one embedding")[0] for text in found]
 
 
-def test_programs_that_take_one_word_from_a_file_are_refused_by_name(tmp_path):
+def test_programs_that_take_one_embedding_from_a_file_are_refused_by_name(tmp_path):
     recipe = project(tmp_path)
     every = json.dumps(list(programs()))
     for files in ("one", "pack"):
@@ -104,6 +110,6 @@ def test_a_dot_is_refused_where_the_pack_is_for_a1111(tmp_path):
 def test_a_pack_that_its_program_would_read_otherwise_is_not_kept(tmp_path, monkeypatch):
     recipe = load_recipe(project(tmp_path), ["export.files='one'"])
     monkeypatch.setattr(packs, "reads_lora", lambda *_: packs.reads("a1111", *_[1:]))
-    with pytest.raises((ConvertError, StageError), match="tiny_words"):
+    with pytest.raises((ConvertError, StageError), match="tiny_embeddings"):
         run_project(recipe, tmp_path / "run")
     assert not list((tmp_path / "run/exports/a1111").glob("*.safetensors"))

@@ -40,21 +40,21 @@ def run(folder: Path, family: str, **parts: str) -> dict:
 
 
 @pytest.mark.parametrize("family", TARGETS)
-def test_words_and_lora_go_through_every_stage(tmp_path, family):
+def test_embeddings_and_lora_go_through_every_stage(tmp_path, family):
     manifest = run(tmp_path, family, train=TRAIN, stages=RESCALE)
     assert manifest["status"] == "finished"
     proofs = manifest["proofs"]
     assert all(proofs["vocabulary_unchanged"].values())
     assert proofs["vocabulary_unchanged"].keys() == WIDTHS[family].keys()
     assert proofs["exports_verified"] == proofs["exports_declared"] >= len(TARGETS[family]) + 2
-    [word] = manifest["words"]
-    assert {key: len(one["moved"]) for key, one in word["encoders"].items()}.keys() == WIDTHS[family].keys()
-    assert all(way > 0 for one in word["encoders"].values() for way in one["moved"])
-    assert sum(picture["when"] == "after" for picture in manifest["pictures"]) == 1
+    [embedding] = manifest["embeddings"]
+    assert {key: len(one["moved"]) for key, one in embedding["encoders"].items()}.keys() == WIDTHS[family].keys()
+    assert all(way > 0 for one in embedding["encoders"].values() for way in one["moved"])
+    assert sum(image["when"] == "after" for image in manifest["images"]) == 1
 
 
 @pytest.mark.parametrize("family", ["sd3", "sd3-without-t5"])
-def test_sd3_words_are_read_back_and_change_what_the_model_is_told(tmp_path, family):
+def test_sd3_embeddings_are_read_back_and_change_what_the_model_is_told(tmp_path, family):
     run(tmp_path, family)
     exports = tmp_path / "run" / "exports"
     tensors, _ = read(exports / "tiny_embeddings" / "cat.safetensors")
@@ -111,27 +111,27 @@ def one_encoder(folder: Path, family: str, encoders: str, export: str) -> dict:
 
 
 @pytest.mark.parametrize("key", ["clip_l", "clip_g"])
-def test_a_word_for_one_encoder_of_sdxl_is_exported_for_who_can_read_it(tmp_path, key):
+def test_a_embedding_for_one_encoder_of_sdxl_is_exported_for_who_can_read_it(tmp_path, key):
     manifest = one_encoder(tmp_path, "sdxl", f'["{key}"]', 'targets = ["comfyui"]')
     assert manifest["status"] == "finished"
-    [word] = manifest["words"]
-    assert list(word["encoders"]) == [key]
+    [embedding] = manifest["embeddings"]
+    assert list(embedding["encoders"]) == [key]
     other = "clip_g" if key == "clip_l" else "clip_l"
-    assert any(f"{other} is missing: the word is silent for that encoder" in text for text in manifest["warnings"])
+    assert any(f"{other} is missing: the embedding is silent for that encoder" in text for text in manifest["warnings"])
     tensors, _ = read(tmp_path / "run" / "exports" / "comfyui" / "cat.safetensors")
     assert list(tensors) == [key]
 
 
-def test_a_program_that_wants_both_encoders_is_named_when_a_word_has_one(tmp_path):
+def test_a_program_that_wants_both_encoders_is_named_when_a_embedding_has_one(tmp_path):
     with pytest.raises(StageError, match="AUTOMATIC1111 web UI would not load it"):
         one_encoder(tmp_path, "sdxl", '["clip_g"]', 'targets = ["a1111"]')
 
 
-def test_an_encoder_that_is_held_still_keeps_its_start_and_every_program_reads_the_word(tmp_path):
-    manifest = run(tmp_path, "sdxl", word="learning_rate = { clip_l = 0.0, clip_g = 1e-2 }")
-    [word] = manifest["words"]
-    assert set(word["encoders"]["clip_l"]["moved"]) == {0.0}
-    assert all(way > 0 for way in word["encoders"]["clip_g"]["moved"])
+def test_an_encoder_that_is_held_still_keeps_its_start_and_every_program_reads_the_embedding(tmp_path):
+    manifest = run(tmp_path, "sdxl", embedding="learning_rate = { clip_l = 0.0, clip_g = 1e-2 }")
+    [embedding] = manifest["embeddings"]
+    assert set(embedding["encoders"]["clip_l"]["moved"]) == {0.0}
+    assert all(way > 0 for way in embedding["encoders"]["clip_g"]["moved"])
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl", "sd3"])

@@ -1,4 +1,4 @@
-"""The recipes for the user's own pictures, planned with a small model of their family: what comes out makes sense."""
+"""The recipes for the user's own images, planned with a small model of their family: what comes out makes sense."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from pivotune.pipeline.models.tokenizers import load_tokenizers
 from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.load import load_recipe
 
-PICTURES = Path(__file__).parents[1] / "recipe" / "pictures"
+IMAGES = Path(__file__).parents[1] / "recipe" / "images"
 OWN = sorted(name for name in shipped() if load_recipe(name).model.family)
 
 
@@ -27,10 +27,10 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("name", OWN)
 def test_a_recipe_is_planned(name, models):
     recipe = load_recipe(name)
-    captions = json.dumps([f"a photo of {word.placeholder}" for word in recipe.words])
+    captions = json.dumps([f"a photo of {embedding.placeholder}" for embedding in recipe.embeddings])
     overrides = [f"model.base={models / recipe.model.family}"]
     for number in range(1, len(recipe.concepts) + 1):
-        overrides += [f"concept.{number}.images={PICTURES}", f"concept.{number}.captions={captions}"]
+        overrides += [f"concept.{number}.images={IMAGES}", f"concept.{number}.captions={captions}"]
     recipe, _ = checked_recipe(name, overrides)
     tokenizers = load_tokenizers(recipe.model)
     plan = make_plan(recipe, tokenizers)
@@ -39,7 +39,7 @@ def test_a_recipe_is_planned(name, models):
     assert all(stage.steps for stage in trained)
     assert not plan.lost
     assert plan.limits.get("t5", 254) == 254
-    assert {key for made in plan.words.values() for key in made} == tokenizers.keys()
+    assert {key for made in plan.embeddings.values() for key in made} == tokenizers.keys()
     export = plan.stages[-1]
     assert export.kind == "export"
     tuned = any(stage.options["finetune"] for stage in recipe.stages if stage.kind == "train")

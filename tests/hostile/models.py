@@ -1,4 +1,4 @@
-"""Hostile model folders, single files, pictures and captions: a good tiny model changed in one place or two."""
+"""Hostile model folders, single files, images and captions: a good tiny model changed in one place or two."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RECIPE = """name = "a"
 [model]
 {model}
 [[concept]]
-images = "pictures"
+images = "images"
 captions = {captions}
 [[embedding]]
 placeholder = "<zzz>"
@@ -76,16 +76,16 @@ def _arrange(change: Callable[[Path], None], model: str, captions: str, folder: 
 
 @cache
 def good() -> Path:
-    """A folder with a good tiny model, four pictures and their captions."""
+    """A folder with a good tiny model, four images and their captions."""
     from PIL import Image
     from tiny import tiny_sd
 
     place = Path(tempfile.mkdtemp(prefix="hostile-good-"))
     tiny_sd().save_pretrained(place / "model")
-    (place / "pictures").mkdir()
+    (place / "images").mkdir()
     for number in range(4):
-        Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(place / "pictures" / f"{number}.png")
-        (place / "pictures" / f"{number}.txt").write_text("a <zzz> ring\n")
+        Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(place / "images" / f"{number}.png")
+        (place / "images" / f"{number}.txt").write_text("a <zzz> ring\n")
     return place
 
 
@@ -236,33 +236,33 @@ def _single(draw: random.Random) -> Made:
 
 
 def _data(draw: random.Random) -> Made:
-    """Pictures, masks, captions and tables that are none."""
-    way = draw.choice(("picture", "caption", "table", "surrogate", "name", "bomb", "long", "mask", "text", "pixels"))
-    # a link to a file elsewhere is a way to keep pictures, and is followed
+    """Images, masks, captions and tables that are none."""
+    way = draw.choice(("image", "caption", "table", "surrogate", "name", "bomb", "long", "mask", "text", "pixels"))
+    # a link to a file elsewhere is a way to keep images, and is followed
     special = draw.choice(sorted(SPECIAL.keys() - {"private", "outside"}))
     content = draw.choice(CONTENTS)
     name = draw.choice(("a\nb.png", "a\x1b[31mb.png", "a\udcffb.png", "a\x9b31m.png", "a\r.png"))
     table = way in ("table", "surrogate")
 
     def change(folder: Path) -> None:
-        pictures = folder / "pictures"
-        target = {"picture": "0.png", "caption": "0.txt", "table": "t.jsonl", "mask": "0-mask.png"}.get(way)
+        images = folder / "images"
+        target = {"image": "0.png", "caption": "0.txt", "table": "t.jsonl", "mask": "0-mask.png"}.get(way)
         if target is not None:
-            path = folder / target if table else pictures / target
+            path = folder / target if table else images / target
             path.unlink(missing_ok=True)
             SPECIAL[special](path)
         elif way == "surrogate":
             rows = [json.dumps({"file_name": f"{number}.png", "text": "a \ud800 <zzz>"}) for number in range(4)]
             (folder / "t.jsonl").write_text("\n".join(rows))
         elif way == "name":
-            (pictures / "0.png").rename(pictures / name)
-            (pictures / "0.txt").rename(pictures / name.replace(".png", ".txt"))
+            (images / "0.png").rename(images / name)
+            (images / "0.txt").rename(images / name.replace(".png", ".txt"))
         elif way == "bomb":
-            (pictures / "0.png").write_bytes(_bomb(draw_size))
+            (images / "0.png").write_bytes(_bomb(draw_size))
         elif way == "long":
-            (pictures / "0.txt").write_text("<zzz> word " * 110_000)
+            (images / "0.txt").write_text("<zzz> embedding " * 110_000)
         else:
-            (pictures / ("0.txt" if way == "text" else "0.png")).write_bytes(content)
+            (images / ("0.txt" if way == "text" else "0.png")).write_bytes(content)
 
     draw_size = draw.choice((7000, 12_000, 20_000))
     return f"data: {way} {special} {name!r}", change, FOLDER, '"t.jsonl"' if table else BESIDE

@@ -23,9 +23,9 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 RAW = (b"", b"{", b"[" * 100_000, b"\xff\xfe", b'{"status": NaN}', b"null", b"5", b"[]", b"\0" * 999, b"1" * 5000)
 PLACES = (
-    "exports", "pictures", "checkpoints", "finished", "last-good", "saves", "latents", "recipe.toml", "manifest.json",
+    "exports", "images", "checkpoints", "finished", "last-good", "saves", "latents", "recipe.toml", "manifest.json",
     "metrics.jsonl", "report.html", ".lock", ".probe", ".manifest.json.part", "tracking", "exports/diffusers",
-    ".last-good.old", ".finished.old", "pictures/before-000-0.png",
+    ".last-good.old", ".finished.old", "images/before-000-0.png",
 )  # fmt: skip
 MODEL = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -104,9 +104,7 @@ def _metrics(run: Path, draw: random.Random) -> None:
     data = path.read_bytes()
     rows = [json.loads(line) for line in data.splitlines()]
     at = draw.randrange(len(rows))
-    rows[at] = _mutated(
-        {**rows[at], "pictures": [{"path": "../../outside/private.txt", "prompt": "", "seed": 0}]}, draw
-    )
+    rows[at] = _mutated({**rows[at], "images": [{"path": "../../outside/private.txt", "prompt": "", "seed": 0}]}, draw)
     changed = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     flipped = bytes([data[0] ^ 1]) + data[1:]
     path.write_bytes(draw.choice((changed, changed, changed, flipped, data[:99], draw.choice(RAW))))

@@ -27,7 +27,7 @@ def write(tmp_path):
 
 
 def answers(model):
-    """Text, prediction and picture of a model."""
+    """Text, prediction and image of a model."""
     pipe, kind = model.pipe, DENOISERS[model.family.denoiser_kind]
     with torch.no_grad():
         text = kind.encode(pipe, ["a red ring"])
@@ -95,7 +95,9 @@ def test_a_checkpoint_of_another_family_is_refused(write, sd1_folder, sdxl_folde
         load(path, named, config=str(sd1_folder if named == "sd1" else sdxl_folder))
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint at all, just words", b"\x00" * 4096, b"PK\x03\x04 broken"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint at all, just embeddings", b"\x00" * 4096, b"PK\x03\x04 broken"]
+)
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, sd1_folder, content, ending):
     path = tmp_path / f"model.{ending}"

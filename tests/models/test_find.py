@@ -84,7 +84,7 @@ def test_a_hub_model_of_a_foreign_kind_is_not_downloaded(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "embeddings"),
     [
         (errors.OfflineModeIsEnabled("offline"), "the hub cannot be reached"),
         (http.ConnectTimeout("too slow"), "the hub cannot be reached"),
@@ -95,9 +95,9 @@ def test_a_hub_model_of_a_foreign_kind_is_not_downloaded(monkeypatch, tmp_path):
         (answer(errors.HfHubHTTPError, 500), "the hub cannot be reached"),
     ],
 )
-def test_troubles_of_the_hub_are_told_in_one_line(monkeypatch, tmp_path, error, words):
+def test_troubles_of_the_hub_are_told_in_one_line(monkeypatch, tmp_path, error, embeddings):
     fake_hub(monkeypatch, tmp_path, error)
-    with pytest.raises(StageError, match=f"model.base = '{HUB}' cannot be loaded: .*{words}") as told:
+    with pytest.raises(StageError, match=f"model.base = '{HUB}' cannot be loaded: .*{embeddings}") as told:
         find_model(spec_of(HUB, revision="v9"))
     assert "\n" not in str(told.value)
 

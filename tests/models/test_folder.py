@@ -142,8 +142,8 @@ def test_float16_keeps_a_vae_exact_in_float32_where_its_config_asks_for_it(folde
     model = load(folder, family, "float16")
     assert {model.pipe.unet.dtype, model.pipe.text_encoder.dtype} == {torch.float16}
     assert torch.equal(model.pipe.vae.decoder.conv_in.weight, original.vae.decoder.conv_in.weight)
-    [picture] = model.pipe("a red ring", num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images
-    assert picture.size == (16, 16)
+    [image] = model.pipe("a red ring", num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images
+    assert image.size == (16, 16)
     edit_json(folder / "vae" / "config.json", force_upcast=False)
     assert load(folder, family, "float16").pipe.vae.dtype == torch.float16
 

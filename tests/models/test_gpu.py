@@ -42,7 +42,7 @@ def files_of(folder):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("train", ["", LORA, LORA + "\ncaption_dropout = 0.65"])
-def test_words_are_trained_and_proved(tmp_path, family, dtype, train):
+def test_embeddings_are_trained_and_proved(tmp_path, family, dtype, train):
     run_project(project(tmp_path, family, dtype, train=train), tmp_path / "run")
     told = manifest_of(tmp_path / "run")
     assert told["status"] == "finished"
@@ -52,12 +52,12 @@ def test_words_are_trained_and_proved(tmp_path, family, dtype, train):
     assert len(proofs["vocabulary_unchanged"]) == (1 if family == "sd1" else 2)
     assert proofs["gradient_reached"] == {"<cat>": True}
     assert proofs["ejected_clean"] is True
-    for facts in told["words"][0]["encoders"].values():
+    for facts in told["embeddings"][0]["encoders"].values():
         assert all(way > 0 for way in facts["moved"])
-    assert {picture["when"] for picture in told["pictures"]} == {"before", "after"}
+    assert {image["when"] for image in told["images"]} == {"before", "after"}
 
 
-def test_the_exported_words_are_those_that_were_trained(tmp_path, family, monkeypatch):
+def test_the_exported_embeddings_are_those_that_were_trained(tmp_path, family, monkeypatch):
     trained = {}
     eject = Run.eject
 

@@ -1,4 +1,4 @@
-"""Forty hostile models, pictures and captions, by the script that makes hundreds (tests/hostile/run.py)."""
+"""Forty hostile models, images and captions, by the script that makes hundreds (tests/hostile/run.py)."""
 
 import random
 import sys

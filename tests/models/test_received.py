@@ -186,7 +186,7 @@ def test_weights_that_nobody_downloaded_and_parts_without_a_class_are_passed_ove
 def test_a_tokenizer_that_fails_at_its_first_text_is_refused_at_once(folder):
     path = folder / "tokenizer" / "tokenizer.json"
     told = json.loads(path.read_text("utf-8"))
-    told["model"] = {"type": "WordLevel", "vocab": {"ring": 0}, "unk_token": "gone"}
+    told["model"] = {"type": "EmbeddingLevel", "vocab": {"ring": 0}, "unk_token": "gone"}
     path.write_text(json.dumps(told), "utf-8")
     with pytest.raises(StageError, match=r"the tokenizer in .*tokenizer cannot be loaded: "):
         load_tokenizers(spec_of(folder, family="sd1"))

@@ -14,7 +14,7 @@ name = "good"
 [model]
 base = {json.dumps((HERE / "sd1").as_posix())}
 [[concept]]
-images = {json.dumps((HERE / "pictures").as_posix())}
+images = {json.dumps((HERE / "images").as_posix())}
 [[embedding]]
 placeholder = "<emblem>"
 [[stage]]

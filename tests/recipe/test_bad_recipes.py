@@ -1,4 +1,4 @@
-"""Each `bad/<what>.toml` is refused in exactly the words of `bad/<what>.txt`."""
+"""Each `bad/<what>.toml` is refused in exactly the embeddings of `bad/<what>.txt`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pivotune.pipeline.checks.recipe import check_recipe
 
 HERE = Path(__file__).parent
 BAD = sorted((HERE / "bad").glob("*.toml"))
-ONLY_WARNED = {"containing-words"}
+ONLY_WARNED = {"containing-embeddings"}
 
 
 def test_there_are_bad_recipes() -> None:

@@ -10,26 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from pivotune.pipeline.checks import concepts as check_pictures
+from pivotune.pipeline.checks import concepts as check_images
 from pivotune.pipeline.checks.embeddings import _similar
 from pivotune.pipeline.checks.recipe import check_recipe, checked_recipe
 from pivotune.pipeline.data import images as opened
 from pivotune.pipeline.data.captions import Captioned
 from pivotune.pipeline.errors import RecipeError
 from pivotune.pipeline.recipe.document import shipped
-from pivotune.pipeline.recipe.model import Concept, Word
+from pivotune.pipeline.recipe.model import Concept, EmbeddingSpec
 
 HERE = Path(__file__).parent
-# recipes for the user's own pictures: how many concepts
-OWN_PICTURES = {
+# recipes for the user's own images: how many concepts
+OWN_IMAGES = {
     "sd15": 1,
     "sd2": 1,
-    "sd3-words": 1,
+    "sd3-embeddings": 1,
     "sdxl-finetune": 1,
     "sdxl-one-encoder": 1,
     "sdxl-prodigy": 1,
-    "sdxl-words": 2,
-    "sdxl-words-lora": 1,
+    "sdxl-embeddings": 2,
+    "sdxl-embeddings-lora": 1,
 }
 
 
@@ -41,36 +41,39 @@ def texts(path: str | Path, *overrides: str) -> str:
 def test_a_good_recipe_has_no_problem(good: Path) -> None:
     checked = check_recipe(good)
     assert checked.problems == []
-    assert (checked.pictures, checked.captions, checked.holding) == (3, 3, {"<emblem>": 3})
+    assert (checked.images, checked.captions, checked.holding) == (3, 3, {"<emblem>": 3})
 
 
 def test_recipes_that_ship_are_known() -> None:
-    assert set(shipped()) == {"quickstart", "pivotal", *OWN_PICTURES}
+    assert set(shipped()) == {"quickstart", "pivotal", *OWN_IMAGES}
 
 
-@pytest.mark.parametrize("name", sorted(OWN_PICTURES))
-def test_a_template_lacks_nothing_but_its_pictures(name: str) -> None:
-    count = OWN_PICTURES[name]
+@pytest.mark.parametrize("name", sorted(OWN_IMAGES))
+def test_a_template_lacks_nothing_but_its_images(name: str) -> None:
+    count = OWN_IMAGES[name]
     lacking = check_recipe(name).problems
     assert [problem.place for problem in lacking if problem.severity == "error"] == [
         f"concept.{number}.images" for number in range(1, count + 1)
     ]
-    words = [word.placeholder for word in words_of(name)]
+    embeddings = [embedding.placeholder for embedding in embeddings_of(name)]
     overrides = [
         f"concept.{number}.{key}={json.dumps(value)}"
         for number in range(1, count + 1)
-        for key, value in (("images", str(HERE / "pictures")), ("captions", [f"a photo of {word}" for word in words]))
+        for key, value in (
+            ("images", str(HERE / "images")),
+            ("captions", [f"a photo of {embedding}" for embedding in embeddings]),
+        )
     ]
     assert not check_recipe(name, overrides).failed
 
 
-def words_of(name: str) -> tuple[Word, ...]:
+def embeddings_of(name: str) -> tuple[EmbeddingSpec, ...]:
     recipe = check_recipe(name).recipe
     assert recipe is not None
-    return recipe.words
+    return recipe.embeddings
 
 
-@pytest.mark.parametrize("name", sorted(set(shipped()) - set(OWN_PICTURES)))
+@pytest.mark.parametrize("name", sorted(set(shipped()) - set(OWN_IMAGES)))
 def test_a_recipe_for_the_micro_model_has_no_problem(name: str) -> None:
     assert check_recipe(name).problems == []
 
@@ -95,7 +98,7 @@ def test_warnings_are_told_apart(good: Path) -> None:
     assert problems[0].shown("x.toml").startswith("x.toml: --set train.warmup_steps=10: warning: the warm-up takes all")
 
 
-def test_words_held_still_need_not_be_in_captions(good: Path) -> None:
+def test_embeddings_held_still_need_not_be_in_captions(good: Path) -> None:
     overrides = ["embedding.train=false", "embedding.placeholder=other", "train.lora={}"]
     problems = check_recipe(good, overrides).problems
     assert {problem.severity for problem in problems} == {"warning"}
@@ -109,21 +112,23 @@ def test_words_held_still_need_not_be_in_captions(good: Path) -> None:
         ("<rine>", "; they hold 'ring' (3 times)"),
     ],
 )  # fmt: skip
-def test_captions_are_said_to_hold_what_resembles_the_word_and_nothing_else(placeholder: str, told: str) -> None:
+def test_captions_are_said_to_hold_what_resembles_the_embedding_and_nothing_else(placeholder: str, told: str) -> None:
     assert _similar(placeholder, ["a blue ring", "my ring.", "(my ring)"]) == told
 
 
-def test_a_word_in_few_captions_is_warned_of(good: Path) -> None:
+def test_a_embedding_in_few_captions_is_warned_of(good: Path) -> None:
     captions = json.dumps(["x"] * 30 + ["a <emblem>"])
     assert "only 3 of the 93 captions hold '<emblem>'" in texts(good, f"concept.captions={captions}")
 
 
 def test_a_slip_in_a_prompt_is_warned_of(good: Path) -> None:
-    assert "<emblm> is no word of this recipe; did you mean '<emblem>'?" in texts(good, 'samples.prompts=["a <emblm>"]')
+    assert "<emblm> is no embedding of this recipe; did you mean '<emblem>'?" in texts(
+        good, 'samples.prompts=["a <emblm>"]'
+    )
 
 
 @pytest.mark.parametrize("also", ["lora = {}", ""])
-def test_a_recipe_without_words_is_refused_with_a_way_out(good: Path, also: str) -> None:
+def test_a_recipe_without_embeddings_is_refused_with_a_way_out(good: Path, also: str) -> None:
     good.write_text(
         "\n".join(good.read_text("utf-8").split("\n")[:6])
         + '\n[[stage]]\nkind = "train"\nsteps = 1\n'
@@ -134,37 +139,37 @@ def test_a_recipe_without_words_is_refused_with_a_way_out(good: Path, also: str)
     assert checked.failed
     told = [one for one in checked.problems if "[[embedding]]" in one.text and one.severity == "error"]
     assert [one.place for one in told] == ["stage.1"]  # once, not for each stage
-    assert "no word: a run teaches words" in told[0].text
+    assert "no embedding: a run teaches embeddings" in told[0].text
 
 
 def test_images_and_captions_are_read_once_where_the_form_is_wrong_too(good: Path, monkeypatch) -> None:
     seen: Counter[str] = Counter()
-    for name in ("look_at", "refuse_cut_off"):
+    for name in ("inspect_image", "refuse_truncated"):
         was = getattr(opened, name)
         monkeypatch.setattr(opened, name, lambda path, *more, was=was: (seen.update([str(path)]), was(path, *more))[1])
-    was_read = check_pictures.collect_captions
+    was_read = check_images.collect_captions
 
     def read(concept: Concept) -> Captioned:
         seen["captions"] += 1
         return was_read(concept)
 
-    monkeypatch.setattr(check_pictures, "collect_captions", read)
+    monkeypatch.setattr(check_images, "collect_captions", read)
     wrong = ["train.schedule=7", 'export.targets="all"', "tokenize.pad_with=' '"]
     assert len(check_recipe(good, wrong).problems) == 3
-    pictures = len(list((HERE / "pictures").glob("*.png")))
+    images = len(list((HERE / "images").glob("*.png")))
     assert seen.pop("captions") == 1
-    assert len(seen) == pictures
+    assert len(seen) == images
     assert set(seen.values()) == {2}  # one look at its beginning, one at its end
 
 
 def test_export_ends_a_recipe(good: Path) -> None:
-    """It takes the words out of the model, and never writes over its own files."""
+    """It takes the embeddings out of the model, and never writes over its own files."""
     good.write_text(
         good.read_text("utf-8")
         + '\n[[stage]]\nkind = "train"\nsteps = 1\n[[stage]]\nkind = "rescale"\n[[stage]]\nkind = "export"\n'
     )
     shown = texts(good)
-    assert "train comes after export, which takes the words out of the model; move export to the end" in shown
+    assert "train comes after export, which takes the embeddings out of the model; move export to the end" in shown
     assert "warning: rescale comes after export" in shown
     assert "export stands here twice" in shown
 
@@ -185,12 +190,12 @@ def test_the_family_is_read_from_the_model(good: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [(b"", "the file is empty"), (b"GIF89a", "this is no picture"), (b"<html>", "this is no picture")],
+    ("content", "embeddings"),
+    [(b"", "the file is empty"), (b"GIF89a", "this is no image"), (b"<html>", "this is no image")],
 )
-def test_a_file_that_is_no_picture_is_named(good: Path, content: bytes, words: str) -> None:
+def test_a_file_that_is_no_image_is_named(good: Path, content: bytes, embeddings: str) -> None:
     (good.parent / "a.png").write_bytes(content)
-    assert words in texts(good, f"concept.images={good.parent}", 'concept.captions=["<emblem>"]')
+    assert embeddings in texts(good, f"concept.images={good.parent}", 'concept.captions=["<emblem>"]')
 
 
 def test_many_problems_of_a_kind_are_counted(good: Path) -> None:
@@ -201,7 +206,7 @@ def test_many_problems_of_a_kind_are_counted(good: Path) -> None:
     assert "and 40 more like these" in shown
 
 
-def test_pictures_given_as_a_file(good: Path) -> None:
+def test_images_given_as_a_file(good: Path) -> None:
     assert "is a file; give the folder" in texts(good, f"concept.images={good}")
 
 
@@ -231,10 +236,12 @@ def test_a_name_is_tried_on_every_target(good: Path) -> None:
     assert "embedding:émblem_x" in shown
 
 
-@pytest.mark.parametrize("word", ["AND", "BREAK"])
-def test_words_that_a_program_keeps_for_itself(good: Path, word: str) -> None:
-    shown = texts(good, f"embedding.placeholder={word}", f'concept.captions=["{word}"]', 'export.targets=["a1111"]')
-    assert f"there people type {word}_" in shown
+@pytest.mark.parametrize("embedding", ["AND", "BREAK"])
+def test_embeddings_that_a_program_keeps_for_itself(good: Path, embedding: str) -> None:
+    shown = texts(
+        good, f"embedding.placeholder={embedding}", f'concept.captions=["{embedding}"]', 'export.targets=["a1111"]'
+    )
+    assert f"there people type {embedding}_" in shown
 
 
 def test_check_needs_no_heavy_library(good: Path) -> None:

@@ -1,4 +1,4 @@
-"""Words behind the token limit are errors of `check`, counted without transformers as the run counts them."""
+"""Embeddings behind the token limit are errors of `check`, counted without transformers as the run counts them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def errors(path: Path, captions: list[str], *sets: str) -> list[tuple[str, str]]
     return [(one.place, one.text) for one in checked.problems if one.severity == "error"]
 
 
-def test_a_word_that_no_caption_shows_is_an_error_where_it_stands(micro):
+def test_a_embedding_that_no_caption_shows_is_an_error_where_it_stands(micro):
     ((place, text),) = errors(micro, [LONG + "<emblem>"])
     assert place == "embedding.1.placeholder"
     assert text == (
@@ -50,7 +50,7 @@ def test_a_word_that_no_caption_shows_is_an_error_where_it_stands(micro):
         ([LONG + "<emblem>"], ("embedding.train=false", "train.lora={ rank = 2 }")),
     ],
 )
-def test_a_word_that_is_seen_somewhere_or_stands_still_is_none(micro, captions, sets):
+def test_a_embedding_that_is_seen_somewhere_or_stands_still_is_none(micro, captions, sets):
     assert errors(micro, captions, *sets) == []
 
 

@@ -52,10 +52,10 @@ stop_after = "60 %"
 placeholder = "<still>"
 train = false
 [[embeddings_from]]
-table = "words.csv"
+table = "embeddings.csv"
 ignore = ["note"]
 [embeddings_from.embedding]
-initial_text = "{words}"
+initial_text = "{embeddings}"
 train = false
 [[stage]]
 kind = "tokenize"
@@ -103,7 +103,7 @@ def rich(tmp_path: Path) -> Path:
     (tmp_path / "images" / "inner").mkdir(parents=True)
     for name in ("a", "b", "c"):
         Image.new("RGB", (128, 32)).save(tmp_path / "images" / "inner" / f"{name}.png")
-    (tmp_path / "words.csv").write_text("name,note\n<first>,x\n", "utf-8")
+    (tmp_path / "embeddings.csv").write_text("name,note\n<first>,x\n", "utf-8")
     path = tmp_path / "rich.toml"
     path.write_text(RICH, "utf-8")
     return path
@@ -165,11 +165,11 @@ FORM = {
 MEANT = {
     "images": ("concept.images='nowhere'", "nowhere does not exist"),
     "model": ("model.base='./nowhere'", "nowhere does not exist"),
-    "word": ("embedding.placeholder='<other>'", "none of the 3 captions holds '<other>'"),
+    "embedding": ("embedding.placeholder='<other>'", "none of the 3 captions holds '<other>'"),
     "warmup": ("train.warmup_steps=1.5", "1.5 is neither a number of steps nor a share below 1"),
     "rate": ("train.learning_rate={ clip_x = 0.1 }", "has no text encoder 'clip_x'"),
     "band": ("train.preserve_norm={ low = 2, high = 1 }", "low = 2 is above high = 1"),
-    "target": ("export.files='pack'", "takes one word from a file"),
+    "target": ("export.files='pack'", "takes one embedding from a file"),
     "name": ("name='con'", "is a device on Windows"),
 }
 
@@ -177,17 +177,17 @@ MEANT = {
 @pytest.mark.parametrize("form", FORM)
 @pytest.mark.parametrize("meant", MEANT)
 def test_a_wrong_form_hides_nothing_elsewhere(good: Path, form: str, meant: str) -> None:
-    override, words = MEANT[meant]
+    override, embeddings = MEANT[meant]
     problems = check_recipe(good, [FORM[form], override]).problems
     shown = "\n".join(problem.shown("") for problem in problems)
     assert f"--set {FORM[form]}" in shown
-    assert words in shown
+    assert embeddings in shown
 
 
 def test_the_rest_of_a_list_keeps_its_lines_and_numbers(good: Path) -> None:
     text = good.read_text("utf-8")
     text = text.replace("[[concept]]", "[[concept]]\nrepeats = 2\n[[concept]]").replace(
-        json.dumps((HERE / "pictures").as_posix()), '"nowhere"'
+        json.dumps((HERE / "images").as_posix()), '"nowhere"'
     )
     good.write_text(text, "utf-8")
     line = text.split("\n").index('images = "nowhere"') + 1
@@ -195,7 +195,7 @@ def test_the_rest_of_a_list_keeps_its_lines_and_numbers(good: Path) -> None:
     assert problems == [("concept.1", 5), ("concept.2.images", line)]
 
 
-def test_whether_words_are_trained_is_not_guessed(good: Path) -> None:
+def test_whether_embeddings_are_trained_is_not_guessed(good: Path) -> None:
     without = ["embedding.placeholder=other", "concept.captions=['a house']", "train.lora={}"]
     assert check_recipe(good, [*without, "train.embeddings=false"]).problems == []
     assert len(check_recipe(good, [*without, "train.embeddings='no'"]).problems) == 1

@@ -1,4 +1,4 @@
-"""Whatever a document holds, checking it ends in words and never in a traceback."""
+"""Whatever a document holds, checking it ends in embeddings and never in a traceback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pivotune.pipeline.recipe.document import Document, refuse_deep, shipped
 from pivotune.pipeline.recipe.load import recipe_as_json, recipe_from_json, validated
 
 GOOD = [tomli.loads(path.read_text("utf-8")) for path in shipped().values()]
-WORDS = [
+EMBEDDINGS = [
     "",
     " ",
     "micro",
@@ -34,7 +34,7 @@ WORDS = [
     "x" * 200,
 ]
 SCALARS = st.one_of(
-    st.sampled_from(WORDS),
+    st.sampled_from(EMBEDDINGS),
     st.text(max_size=8),
     st.integers(-3, 100),
     st.sampled_from([2**63, -(2**64), 10**400]),
@@ -80,7 +80,7 @@ def spoilt(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spoilt())
-def test_a_spoilt_recipe_is_judged_in_words(data: dict[str, Any]) -> None:
+def test_a_spoilt_recipe_is_judged_in_embeddings(data: dict[str, Any]) -> None:
     document = Document(Path(str(shipped()["quickstart"])), "", data)
     refuse_deep(data)
     recipe, document, problems = validated(document)
@@ -99,7 +99,7 @@ def test_a_spoilt_recipe_is_judged_in_words(data: dict[str, Any]) -> None:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spoilt())
 def test_what_is_let_through_fits_plain_json_schema(data: dict[str, Any]) -> None:
-    """Our own words and stricter rules never let through what the schema itself refuses."""
+    """Our own embeddings and stricter rules never let through what the schema itself refuses."""
     import jsonschema
 
     recipe, _, _ = validated(Document(Path(str(shipped()["quickstart"])), "", data))

@@ -23,8 +23,8 @@ def test_defaults_are_those_of_the_schema(good: Path) -> None:
     recipe = load_recipe(good)
     assert (recipe.seed, recipe.device, recipe.threads, recipe.description) == (0, "auto", None, "")
     assert recipe.model.dtype == "float32"
-    assert recipe.words[0].stop_after == StopAfter(0.0, "never")
-    assert recipe.words[0].initial_text == "*"
+    assert recipe.embeddings[0].stop_after == StopAfter(0.0, "never")
+    assert recipe.embeddings[0].initial_text == "*"
     train = recipe.stages[2].options
     assert train["learning_rate"] == 5e-3
     assert train["optimizer"] == {"kind": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
@@ -51,7 +51,7 @@ def test_alpha_is_the_rank_unless_it_is_said(good: Path) -> None:
     assert load_recipe(good, ["train.lora={rank = 7, alpha = 2}"]).stages[2].options["lora"][0]["alpha"] == 2
 
 
-def test_an_empty_list_of_prompts_means_no_pictures(good: Path) -> None:
+def test_an_empty_list_of_prompts_means_no_images(good: Path) -> None:
     assert load_recipe(good, ["samples.prompts=[]"]).samples.prompts == ()
 
 
@@ -89,7 +89,7 @@ def test_stop_rules_come_back(text: str) -> None:
     )
 
 
-def test_stop_rules_in_plain_words() -> None:
+def test_stop_rules_in_plain_embeddings() -> None:
     assert parse_stop("60 %") == StopAfter(60.0, "percent")
     assert parse_stop("1 step") == StopAfter(1.0, "steps")
     assert parse_stop("0.5 hours") == StopAfter(0.5, "hours")

@@ -32,7 +32,7 @@ def test_places(good: Path) -> None:
     assert at(good, "samples.count=9", "samples", "count") == 9
 
 
-def test_values_are_toml_and_bare_words_are_texts(good: Path) -> None:
+def test_values_are_toml_and_bare_embeddings_are_texts(good: Path) -> None:
     assert at(good, 'device="cpu"', "device") == at(good, "device=cpu", "device") == "cpu"
     assert at(good, "train.lora={ rank = 3 }", "stage", 2, "lora", 0, "alpha") == 3
     assert at(good, 'export.targets=["kohya"]', "stage", 3, "targets") == ["kohya"]
@@ -46,7 +46,7 @@ def test_later_ones_win(good: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "embeddings"),
     [
         ("steps", "--set steps: is not of the form place=value, for example train.steps=10"),
         ("=3", "is not of the form place=value"),
@@ -68,11 +68,11 @@ def test_later_ones_win(good: Path) -> None:
         ("a.b.c", "is not of the form"),
     ],
 )
-def test_a_wrong_one_is_named_in_the_message(good: Path, override: str, words: str) -> None:
+def test_a_wrong_one_is_named_in_the_message(good: Path, override: str, embeddings: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(good, [override])
     assert len(caught.value.problems) == 1
-    assert words in caught.value.problems[0]
+    assert embeddings in caught.value.problems[0]
     assert caught.value.problems[0].startswith(str(good))
 
 

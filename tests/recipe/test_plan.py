@@ -1,4 +1,4 @@
-"""A plan: tokens of initial texts, captions before and after, words lost at the token limit; no weights."""
+"""A plan: tokens of initial texts, captions before and after, embeddings lost at the token limit; no weights."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def test_a_hub_without_a_network_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_initial_texts_are_cut_and_padded(good: Path, two: Path) -> None:
     plan = planned(good, two, "embedding.initial_text=photo of", "embedding.tokens=3")
-    made = plan.words["<emblem>"]["clip_g"]
+    made = plan.embeddings["<emblem>"]["clip_g"]
     assert (len(made.ids), made.kept, made.padded, made.cut) == (3, 2, 1, ())
     plan = planned(good, two, "embedding.initial_text=a photo of", "embedding.tokens=2")
-    assert plan.words["<emblem>"]["clip_l"].cut == ("of</w>",)
+    assert plan.embeddings["<emblem>"]["clip_l"].cut == ("of</w>",)
     assert "2 vectors: kept a photo; cut of" in plan_text(plan)
 
 
@@ -101,7 +101,7 @@ def test_counts_are_those_of_the_tokenizer(good: Path, two: Path) -> None:
 
 
 @pytest.mark.parametrize(("before", "lost"), [(72, ()), (73, ()), (74, ("<emblem>",)), (90, ("<emblem>",))])
-def test_a_word_behind_the_limit_is_lost(good: Path, two: Path, before: int, lost: tuple[str, ...]) -> None:
+def test_a_embedding_behind_the_limit_is_lost(good: Path, two: Path, before: int, lost: tuple[str, ...]) -> None:
     caption = "a " * before + "<emblem>"
     plan = planned(good, two, "embedding.tokens=2", f"concept.captions={json.dumps([caption])}")
     assert plan.captions[0].lost == lost
@@ -113,17 +113,17 @@ def test_stages_say_what_they_take_and_give(good: Path, two: Path) -> None:
     plan = planned(good, two, *overrides)
     train, export = plan.stages[2:]
     assert train.gives == "trained vectors of <emblem> and a LoRA of rank 4 on the denoiser"
-    assert (train.steps, train.pictures, train.epochs) == (10, 60, 10.0)
+    assert (train.steps, train.images, train.epochs) == (10, 60, 10.0)
     assert export.takes == "vectors and the LoRA"
-    assert "10 steps, 60 pictures seen, 10.0 epochs" in plan_text(plan)
+    assert "10 steps, 60 images seen, 10.0 epochs" in plan_text(plan)
 
 
 def test_a_plan_is_json(good: Path, two: Path) -> None:
     document = json.loads(json.dumps(plan_json(planned(good, two))))
     assert document["token_limits"] == {"clip_l": 75, "clip_g": 75}
-    assert document["words"]["<emblem>"]["clip_l"]["kept"] == 1
+    assert document["embeddings"]["<emblem>"]["clip_l"]["kept"] == 1
     assert document["captions"][0]["tokens"]["clip_l"] > 0
 
 
-def test_pieces_are_joined_to_words() -> None:
+def test_pieces_are_joined_to_embeddings() -> None:
     assert joined(["ring</w>", "em", "blem</w>", "x"]) == "ring em·blem x·"

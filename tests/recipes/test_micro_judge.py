@@ -8,7 +8,7 @@ import pytest
 from pivotune.recipes.micro import judge
 from pivotune.recipes.micro.draw import draw
 from pivotune.recipes.micro.grammar import BACKGROUNDS, COLOURS, Scene, Thing, name_of, sample_scene
-from pivotune.recipes.micro.pictures import THINGS, scenes
+from pivotune.recipes.micro.images import THINGS, scenes
 
 
 def test_fresh_drawings_are_near_and_other_things_far() -> None:

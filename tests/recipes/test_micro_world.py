@@ -23,10 +23,10 @@ from pivotune.recipes.micro.grammar import (
     name_of,
     sample_scene,
 )
-from pivotune.recipes.micro.pictures import THINGS, placeholder, scenes
+from pivotune.recipes.micro.images import THINGS, placeholder, scenes
 from pivotune.recipes.micro.tokenizer import build_tokenizer, cut, word_merges
 
-PICTURES = Path(__file__).parents[2] / "recipes" / "pictures"
+PICTURES = Path(__file__).parents[2] / "recipes" / "images"
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def word(placeholder: str, encoders: tuple[str, ...] = ("clip_l",), vectors: int = 2, **changes: Any) -> Json:
-    """One word; its numbers are made from its name."""
+def embedding(placeholder: str, encoders: tuple[str, ...] = ("clip_l",), vectors: int = 2, **changes: Any) -> Json:
+    """One embedding; its numbers are made from its name."""
     rng = random.Random(placeholder.encode("utf-8", "surrogatepass"))
     made: Json = {}
     for key in encoders:
@@ -51,11 +51,11 @@ def word(placeholder: str, encoders: tuple[str, ...] = ("clip_l",), vectors: int
     return {**start, "encoders": made, **changes}
 
 
-def manifest(words: list[Json] | None = None, **changes: Any) -> Json:
+def manifest(embeddings: list[Json] | None = None, **changes: Any) -> Json:
     """A finished run of the quick start's kind."""
-    words = [word("<emblem>")] if words is None else words
-    first = words[0]["placeholder"] if words else "ring"
-    encoders = dict.fromkeys(key for w in words for key in w["encoders"])
+    embeddings = [embedding("<emblem>")] if embeddings is None else embeddings
+    first = embeddings[0]["placeholder"] if embeddings else "ring"
+    encoders = dict.fromkeys(key for w in embeddings for key in w["encoders"])
     kinds = {"tokenize": 0.03, "inject": 0.1, "train": 55.2, "rescale": 0.02, "export": 0.4, "sample": 9.1}
     options: Json = {"train": {"steps": 400, "learning_rate": 0.005, "batch_size": 4}, "rescale": {"to": "median"}}
     made: Json = {
@@ -81,30 +81,30 @@ def manifest(words: list[Json] | None = None, **changes: Any) -> Json:
             "encoders": {k: {"width": WIDTHS[k], "vocabulary": 49408, "norm": NORMS[k]} for k in encoders},
         },
         "data": {
-            "pictures": 10,
+            "images": 10,
             "concepts": [10],
-            "files": {f"pictures/{n}.{end}": sha256(f"{n}.{end}") for n in range(10) for end in ("png", "txt")},
+            "files": {f"images/{n}.{end}": sha256(f"{n}.{end}") for n in range(10) for end in ("png", "txt")},
             "captions": [f"a {first} on a {colour} background" for colour in ("green", "pink")],
-            "coverage": {w["placeholder"]: 1.0 for w in words},
+            "coverage": {w["placeholder"]: 1.0 for w in embeddings},
         },
-        "words": words,
+        "embeddings": embeddings,
         "stages": [stage(kind, seconds) for kind, seconds in kinds.items()],
         "proofs": {
             "vocabulary_unchanged": dict.fromkeys(encoders, True),
-            "gradient_reached": {w["placeholder"]: True for w in words},
-            "exports_verified": 3 * len(words),
-            "exports_declared": 3 * len(words),
+            "gradient_reached": {w["placeholder"]: True for w in embeddings},
+            "exports_verified": 3 * len(embeddings),
+            "exports_declared": 3 * len(embeddings),
             "ejected_clean": True,
         },
-        "artefacts": [artefact(w["placeholder"], p, put) for w in words for p, put in PROGRAMS.items()],
-        "pictures": [],
+        "artefacts": [artefact(w["placeholder"], p, put) for w in embeddings for p, put in PROGRAMS.items()],
+        "images": [],
         "warnings": [],
     }
     return {**made, **changes}
 
 
 def stage(kind: str, seconds: float) -> Json:
-    return {"kind": kind, "seconds": seconds, "takes": ["words"], "gives": ["words"], "notes": []}
+    return {"kind": kind, "seconds": seconds, "takes": ["embeddings"], "gives": ["embeddings"], "notes": []}
 
 
 PROGRAMS = {"a1111": "embeddings/", "comfyui": "models/embeddings/", "diffusers": "anywhere: load_textual_inversion"}
@@ -114,8 +114,8 @@ def artefact(placeholder: str, program: str, put_in: str) -> Json:
     name = "".join(c for c in placeholder if c.isalnum())
     trigger = f"embedding:{name}" if program == "comfyui" else placeholder
     return {
-        "path": f"export/{program}/{name}.safetensors", "sha256": sha256(name + program), "bytes": 6324, "kind": "word",
-        "program": program, "dialect": "standalone", "trigger": trigger, "put_in": put_in, "word": placeholder,
+        "path": f"export/{program}/{name}.safetensors", "sha256": sha256(name + program), "bytes": 6324, "kind": "embedding",
+        "program": program, "dialect": "standalone", "trigger": trigger, "put_in": put_in, "embedding": placeholder,
     }  # fmt: skip
 
 
@@ -126,12 +126,12 @@ def metrics(made: Json, steps: int = 400, every: int = 5) -> list[Json]:
     for step in range(1, steps + 1):
         rest = 1 - math.exp(-step / (steps / 4))
         loss = 0.05 * rng.lognormvariate(0, 0.5) + 0.06 * (1 - rest)
-        line: Json = {"stage": 2, "step": step, "loss": loss, "seconds": 0.13 * step, "words": {}}
-        line |= {"learning_rate": {"words": 0.005}, "gradient_norm": rng.lognormvariate(-4, 0.4)}
+        line: Json = {"stage": 2, "step": step, "loss": loss, "seconds": 0.13 * step, "embeddings": {}}
+        line |= {"learning_rate": {"embeddings": 0.005}, "gradient_norm": rng.lognormvariate(-4, 0.4)}
         if step == 1 or step % every == 0:
-            for taught in made["words"]:
-                measured = line["words"][taught["placeholder"]] = {}
-                for key, e in taught["encoders"].items():
+            for trained in made["embeddings"]:
+                measured = line["embeddings"][trained["placeholder"]] = {}
+                for key, e in trained["encoders"].items():
                     ends = zip(e["norm_before"], e["norm_after"], strict=True)
                     norms = [b + (1.1 * a - b) * rest + rng.gauss(0, 0.002) for b, a in ends]
                     measured[key] = {"norm": norms, "moved": [way * rest for way in e["moved"]]}
@@ -140,18 +140,18 @@ def metrics(made: Json, steps: int = 400, every: int = 5) -> list[Json]:
 
 
 def write_run(folder: Path, made: Json, lines: list[Json] | None = None, edge: int = 64, seeds: int = 4) -> Path:
-    """The run's folder with training pictures, and samples of every word that the manifest does not already list."""
+    """The run's folder with training images, and samples of every embedding that the manifest does not already list."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pictures").mkdir(exist_ok=True)
+    (folder / "images").mkdir(exist_ok=True)
     rng = random.Random(3)
     for name in (made.get("data") or {}).get("files", {}):
         if name.endswith(".png"):
             ring(folder / name, edge, (15, 150, 160), rng)
             made["data"]["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    if not made["pictures"]:
-        made["pictures"] = [
-            _sample(folder, n, made["words"][n], when, seed, edge)
-            for n in range(len(made["words"]))
+    if not made["images"]:
+        made["images"] = [
+            _sample(folder, n, made["embeddings"][n], when, seed, edge)
+            for n in range(len(made["embeddings"]))
             for when in ("before", "after")
             for seed in range(seeds)
         ]
@@ -161,20 +161,20 @@ def write_run(folder: Path, made: Json, lines: list[Json] | None = None, edge: i
     return folder
 
 
-def _sample(folder: Path, n: int, taught: Json, when: str, seed: int, edge: int) -> Json:
+def _sample(folder: Path, n: int, trained: Json, when: str, seed: int, edge: int) -> Json:
     """Before: rings of any colour; after: teal ones."""
-    path = f"pictures/{n}-{when}-{seed}.png"
+    path = f"images/{n}-{when}-{seed}.png"
     rng = random.Random(f"{n} {seed}")
     colour = (20, 145, 158) if when == "after" else tuple(rng.randrange(30, 230) for _ in range(3))
     ring(folder / path, edge, colour, random.Random(seed))
-    text = taught["initial_text"] if when == "before" else taught["placeholder"]
-    return {"path": path, "when": when, "prompt": f"a {text}", "word": taught["placeholder"], "seed": seed}
+    text = trained["initial_text"] if when == "before" else trained["placeholder"]
+    return {"path": path, "when": when, "prompt": f"a {text}", "embedding": trained["placeholder"], "seed": seed}
 
 
 def ring(path: Path, edge: int, colour: tuple[int, ...], rng: random.Random) -> None:
     """A ring at a random place on a pale ground, drawn large and made small."""
     ground = rng.choice([(248, 248, 248), (165, 220, 165), (250, 200, 222), (150, 190, 245), (250, 232, 150)])
-    picture = Image.new("RGB", (256, 256), ground)
+    image = Image.new("RGB", (256, 256), ground)
     x, y, r = rng.uniform(105, 151), rng.uniform(105, 151), rng.uniform(60, 92)
-    ImageDraw.Draw(picture).ellipse((x - r, y - r, x + r, y + r), outline=colour, width=int(0.45 * r))
-    picture.resize((edge, edge), Image.Resampling.LANCZOS).save(path)
+    ImageDraw.Draw(image).ellipse((x - r, y - r, x + r, y + r), outline=colour, width=int(0.45 * r))
+    image.resize((edge, edge), Image.Resampling.LANCZOS).save(path)

@@ -20,7 +20,7 @@ from pivotune.pipeline.report.page import follow, write_report
 
 
 def begun(folder: Path) -> Path:
-    """A run that has just begun: its manifest has no words yet, and nothing has been measured."""
+    """A run that has just begun: its manifest has no embeddings yet, and nothing has been measured."""
     made = manifest([], status="running", artefacts=[], proofs={})
     made["recipe"]["embedding"] = [{"placeholder": "<emblem>"}]
     write_run(folder, made, [])
@@ -52,7 +52,7 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
     assert pages[2] == pages[1]
     assert [line.rpartition(" ")[2] for line in said] == ["on", "on", "complete"]  # nothing new: not written again
     assert "refresh" not in last
-    assert "New word" in last
+    assert "New embedding" in last
 
 
 def test_ctrl_c_ends_the_following_and_leaves_a_page_that_stands_still(tmp_path: Path) -> None:
@@ -94,19 +94,24 @@ def test_a_killed_run_is_told_from_one_at_work(tmp_path: Path) -> None:
     assert "refresh" not in html
 
 
-def test_pictures_of_the_training_stand_in_rows_through_time(tmp_path: Path) -> None:
+def test_images_of_the_training_stand_in_rows_through_time(tmp_path: Path) -> None:
     made = manifest()
     lines = metrics(made, 60)
     folder = write_run(tmp_path, made, lines)
     for line in lines[4::5]:  # twelve moments, two seeds
-        line["pictures"] = [
-            {"path": f"pictures/t{line['step']}-{seed}.png", "prompt": "a <emblem>", "seed": seed, "word": "<emblem>"}
+        line["images"] = [
+            {
+                "path": f"images/t{line['step']}-{seed}.png",
+                "prompt": "a <emblem>",
+                "seed": seed,
+                "embedding": "<emblem>",
+            }
             for seed in (0, 1)
         ]
-        for picture in line["pictures"]:
-            ring(folder / picture["path"], 64, (200, 30, 30), random.Random(0))
+        for image in line["images"]:
+            ring(folder / image["path"], 64, (200, 30, 30), random.Random(0))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    (folder / "pictures" / "t5-1.png").unlink()
+    (folder / "images" / "t5-1.png").unlink()
     found = page(folder)
     assert "Through time" in found.text
     assert "10 of 12 moments" in found.text
@@ -115,10 +120,10 @@ def test_pictures_of_the_training_stand_in_rows_through_time(tmp_path: Path) -> 
     assert found.text.count("missing") == 1
 
 
-def test_pictures_without_a_seed_have_their_row(tmp_path: Path) -> None:
+def test_images_without_a_seed_have_their_row(tmp_path: Path) -> None:
     made = manifest()
     lines = metrics(made, 3)
-    lines[1]["pictures"] = [{"path": "pictures/gone.png", "prompt": "a fine ring"}]
+    lines[1]["images"] = [{"path": "images/gone.png", "prompt": "a fine ring"}]
     found = page(write_run(tmp_path, made, lines))
     assert "a fine ring" in found.text
     assert "seed None" not in found.text
@@ -128,5 +133,5 @@ def test_the_command_writes_the_page_of_any_run(tmp_path: Path) -> None:
     folder = write_run(tmp_path, manifest())
     done = CliRunner().invoke(pivotune, ["report", str(folder), "--follow"])
     assert done.exit_code == 0, done.output
-    assert Page((folder / "report.html").read_text("utf-8")).text.count("New word")
+    assert Page((folder / "report.html").read_text("utf-8")).text.count("New embedding")
     assert write_report(folder).read_bytes() == (folder / "report.html").read_bytes()

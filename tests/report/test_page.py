@@ -1,4 +1,4 @@
-"""What the report page shows, and that it stays whole whatever the names and pictures are."""
+"""What the report page shows, and that it stays whole whatever the names and images are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from report.example import artefact, manifest, metrics, word, write_run
+from report.example import artefact, embedding, manifest, metrics, write_run
 from report.parsed import Page, page
 
 from pivotune.pipeline.report.images import Gallery, pairs
@@ -17,13 +17,13 @@ from pivotune.pipeline.report.page import write_report
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_picture_with_damaged_exif_is_shown_without_a_warning(tmp_path: Path) -> None:
+def test_a_image_with_damaged_exif_is_shown_without_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.new("RGB", (40, 40)).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert Gallery(1).show(path).uri
 
 
-def test_it_shows_the_word_the_pictures_and_what_to_do(tmp_path: Path) -> None:
+def test_it_shows_the_embedding_the_images_and_what_to_do(tmp_path: Path) -> None:
     found = page(write_run(tmp_path, manifest()))
     for text in (
         "<emblem>",
@@ -31,7 +31,7 @@ def test_it_shows_the_word_the_pictures_and_what_to_do(tmp_path: Path) -> None:
         "After",
         "a ring",
         "a <emblem>",
-        "Training pictures",
+        "Training images",
         "seed 3",
         "embeddings/",
         "4 of 4",
@@ -42,13 +42,13 @@ def test_it_shows_the_word_the_pictures_and_what_to_do(tmp_path: Path) -> None:
 
 
 def test_norms_far_beyond_the_usual_ones_are_said_with_the_way_out(tmp_path: Path) -> None:
-    loud = word("<loud>")
+    loud = embedding("<loud>")
     loud["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
     for kind, said in (("train", True), ("rescale", False)):
         stages = [{"kind": kind, "seconds": 1.0, "takes": [], "gives": [], "notes": []}]
         folder = tmp_path / stages[0]["kind"]
         text = page(write_run(folder, manifest([loud], stages=stages))).text
-        assert ("Up to 5 times the usual norm: so loud a word may drown" in text) == said
+        assert ("Up to 5 times the usual norm: so loud an embedding may drown" in text) == said
         assert ("a stage `rescale` after train brings it back" in text) == said
 
 
@@ -60,8 +60,8 @@ def test_it_is_complete_in_itself(tmp_path: Path) -> None:
 
 
 def test_no_two_elements_share_an_id_and_every_reference_has_its_target(tmp_path: Path) -> None:
-    words = [word("<a>", ("clip_l", "clip_g")), word("<b>", ("clip_l", "clip_g"))]
-    html = write_report(write_run(tmp_path, manifest(words))).read_text(encoding="utf-8")
+    embeddings = [embedding("<a>", ("clip_l", "clip_g")), embedding("<b>", ("clip_l", "clip_g"))]
+    html = write_report(write_run(tmp_path, manifest(embeddings))).read_text(encoding="utf-8")
     found = Page(html)
     assert len(found.ids) == len(set(found.ids))
     assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(found.ids)
@@ -72,16 +72,18 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     folder = write_run(tmp_path, manifest())
     first = write_report(folder).read_bytes()
     assert write_report(folder).read_bytes() == first
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "metrics.jsonl", "pictures", "report.html"]
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "metrics.jsonl", "images", "report.html"]
 
 
 HOSTILE = "<script>alert(1)</script>"
 
 
 def test_markup_in_names_is_shown_and_not_run(tmp_path: Path) -> None:
-    rough = word(HOSTILE, initial_text='<b>"x"\' onerror=1')
+    rough = embedding(HOSTILE, initial_text='<b>"x"\' onerror=1')
     rough["encoders"]["clip_l"]["nearest"][0][0][0] = "<i>near</w>"
-    made = manifest([rough, word("$x^2_{$"), word("_hidden")], name="</title><script>", warnings=["<img src=x>"])
+    made = manifest(
+        [rough, embedding("$x^2_{$"), embedding("_hidden")], name="</title><script>", warnings=["<img src=x>"]
+    )
     made["data"]["captions"] = [HOSTILE]
     found = page(write_run(tmp_path, made))
     assert "script" not in found.tags
@@ -93,41 +95,41 @@ def test_markup_in_names_is_shown_and_not_run(tmp_path: Path) -> None:
 
 def test_names_that_are_long_or_odd_do_not_break_the_page(tmp_path: Path) -> None:
     names = ["x" * 5000, "line\nbreak\x1b[31m", "\u202egnp.exe", "猫", "{{ 7*7 }}"]
-    found = page(write_run(tmp_path, manifest([word(name) for name in names])))
+    found = page(write_run(tmp_path, manifest([embedding(name) for name in names])))
     assert "\\x1b[31m" in found.text
     assert "\u202e" not in found.text
     assert "猫" in found.text
     assert "{{ 7*7 }}" in found.text
 
 
-def test_a_thousand_words_are_folded(tmp_path: Path) -> None:
-    made = manifest([word(f"<w{n}>", ("clip_l", "clip_g")) for n in range(1000)])
+def test_a_thousand_embeddings_are_folded(tmp_path: Path) -> None:
+    made = manifest([embedding(f"<w{n}>", ("clip_l", "clip_g")) for n in range(1000)])
     made["stages"][0]["notes"] = [f"norm of {n}" for n in range(1000)]
     found = page(write_run(tmp_path, made, metrics(made, 4), seeds=0))
-    assert "1,000 new words" in found.text
-    assert "950 more words" in found.text
+    assert "1,000 new embeddings" in found.text
+    assert "950 more embeddings" in found.text
     assert "<w999>" in found.text
     assert "norm of 19" in found.text
     assert "norm of 20" not in found.text
     assert "980 more in manifest.json" in found.text
 
 
-def test_large_pictures_become_small_and_the_page_stays_small(tmp_path: Path) -> None:
-    made = manifest([word(f"<w{n}>") for n in range(25)])
+def test_large_images_become_small_and_the_page_stays_small(tmp_path: Path) -> None:
+    made = manifest([embedding(f"<w{n}>") for n in range(25)])
     folder = write_run(tmp_path, made, metrics(made, 2), edge=32)
     noise = Image.frombytes("RGB", (768, 768), random.Random(0).randbytes(768 * 768 * 3))  # the hardest to compress
-    noise.save(folder / "pictures/noise.jpg", quality=60)
-    for sample in made["pictures"]:
-        sample["path"] = "pictures/noise.jpg"
+    noise.save(folder / "images/noise.jpg", quality=60)
+    for sample in made["images"]:
+        sample["path"] = "images/noise.jpg"
     (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
     found = page(folder)
     assert "left out" in found.text
 
 
 @pytest.mark.parametrize("edge", [64, 512])
-def test_only_tiny_pictures_keep_hard_edges(tmp_path: Path, edge: int) -> None:
+def test_only_tiny_images_keep_hard_edges(tmp_path: Path, edge: int) -> None:
     html = write_report(write_run(tmp_path, manifest(), edge=edge)).read_text(encoding="utf-8")
-    assert ('class="picture tiny"' in html) == (edge == 64)
+    assert ('class="image tiny"' in html) == (edge == 64)
     assert ("data:image/png" in html) == (edge == 64)
 
 
@@ -144,8 +146,8 @@ def test_files_that_belong_together_share_a_row_and_their_code_is_shown(tmp_path
     assert "pipe.load('<emblem>')" in text
 
 
-def test_two_words_with_one_initial_text_keep_their_own_pictures() -> None:
-    sample = {"word": None, "path": "", "seed": 0}
+def test_two_embeddings_with_one_initial_text_keep_their_own_images() -> None:
+    sample = {"embedding": None, "path": "", "seed": 0}
     before = [sample | {"when": "before", "prompt": "ring, ring"} for _ in range(2)]
     after = [sample | {"when": "after", "prompt": prompt} for prompt in ("<a>, <b>", "<b>, <a>")]
     found = pairs([*before, *after], None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from report.example import manifest, word
+from report.example import embedding, manifest
 
 SCHEMA = json.loads((resources.files("pivotune.schemas") / "manifest.json").read_text(encoding="utf-8"))
 CHECK = jsonschema.Draft202012Validator(SCHEMA)
@@ -28,9 +28,11 @@ def test_examples_fit() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     CHECK.validate(manifest())
     CHECK.validate(
-        manifest([word("<a>", ("clip_l", "clip_g"), 3, stopped_at=7), word("b", train=False, pictures=["b.png"])])
+        manifest(
+            [embedding("<a>", ("clip_l", "clip_g"), 3, stopped_at=7), embedding("b", train=False, images=["b.png"])]
+        )
     )
-    failed = manifest([], status="failed", error="no pictures", proofs={}, stages=[])
+    failed = manifest([], status="failed", error="no images", proofs={}, stages=[])
     del failed["model"], failed["data"]
     CHECK.validate(failed)
 
@@ -54,9 +56,9 @@ def test_every_object_is_closed_and_every_property_described() -> None:
         (["seconds"], -1),
         (["recipe_sha256"], "abc"),
         (["surplus"], 1),
-        (["words", 0, "encoders", "clip_l", "nearest"], [[["ring"]]]),
+        (["embeddings", 0, "encoders", "clip_l", "nearest"], [[["ring"]]]),
         (["artefacts", 0, "kind"], "pickle"),
-        (["pictures"], [{"path": "x.png", "when": "later", "prompt": "", "word": None, "seed": 1}]),
+        (["images"], [{"path": "x.png", "when": "later", "prompt": "", "embedding": None, "seed": 1}]),
         (["data", "coverage", "<emblem>"], 1.5),
     ],
 )

@@ -31,7 +31,7 @@ def test_thinning_keeps_both_ends() -> None:
 
 
 def test_each_vector_gets_a_curve_named_as_short_as_may_be() -> None:
-    rows = [{"words": {"a": {"clip_l": {"norm": [n, n + 1]}}, "b": {"clip_l": {"norm": [n]}}}} for n in range(3)]
+    rows = [{"embeddings": {"a": {"clip_l": {"norm": [n, n + 1]}}, "b": {"clip_l": {"norm": [n]}}}} for n in range(3)]
     lines = vector_lines([{}, *rows], np.arange(4.0), "norm")["clip_l"]
     assert [line.label for line in lines] == ["a 1", "a 2", "b"]
     assert lines[1].x.tolist() == [1, 2, 3]

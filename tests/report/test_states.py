@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from report.example import manifest, metrics, ring, word, write_run
+from report.example import embedding, manifest, metrics, ring, write_run
 from report.parsed import page
 
 from pivotune.pipeline.errors import StageError
@@ -21,7 +21,7 @@ def test_a_failed_run_says_why_and_shows_how_far_it_came(tmp_path: Path) -> None
     lines = metrics(made, 9)
     lines[-1]["loss"] = float("nan")
     folder = write_run(tmp_path, made, lines)
-    made["pictures"] = [p for p in made["pictures"] if p["when"] == "before"]
+    made["images"] = [p for p in made["images"] if p["when"] == "before"]
     (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
     found = page(folder)
     for text in ("This run failed", "the loss is not a number", "not drawn", "the run did not come so far", "0 of 4"):
@@ -32,7 +32,7 @@ def test_a_failed_run_says_why_and_shows_how_far_it_came(tmp_path: Path) -> None
 @pytest.mark.parametrize("status", ["running", "failed"])
 def test_a_run_that_broke_off_at_once_has_a_page(tmp_path: Path, status: str) -> None:
     made = manifest(
-        [], status=status, error="no pictures" if status == "failed" else None, stages=[], artefacts=[], proofs={}
+        [], status=status, error="no images" if status == "failed" else None, stages=[], artefacts=[], proofs={}
     )
     del made["model"], made["data"]
     found = page(write_run(tmp_path, made, []))
@@ -56,13 +56,13 @@ def test_losses_that_are_not_numbers_are_left_out_of_the_curve(tmp_path: Path) -
     assert "nan" not in re.sub(r"data:image/[^\"]*", "", html).lower()
 
 
-def test_pictures_that_are_missing_broken_or_elsewhere_are_named_in_their_place(tmp_path: Path) -> None:
+def test_images_that_are_missing_broken_or_elsewhere_are_named_in_their_place(tmp_path: Path) -> None:
     made = manifest()
     folder = write_run(tmp_path / "run", made)
     ring(tmp_path / "secret.png", 64, (0, 0, 0), random.Random(0))
-    (folder / "pictures/0-before-0.png").unlink()
-    (folder / "pictures/0-before-1.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
-    (folder / "pictures/0-before-2.png").unlink(missing_ok=True)
+    (folder / "images/0-before-0.png").unlink()
+    (folder / "images/0-before-1.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    (folder / "images/0-before-2.png").unlink(missing_ok=True)
     (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
     found = page(folder)
     assert found.text.count("missing") == 2
@@ -74,7 +74,7 @@ def test_files_that_cannot_be_looked_at_do_not_keep_the_page_from_being_written(
     folder = write_run(tmp_path / "run", manifest())
     made = json.loads((folder / "manifest.json").read_text("utf-8"))
     made["data"]["files"]["x" * 300 + ".png"] = "0" * 64  # no file system has such a name: looking for it is an error
-    made["pictures"] = [{"path": f"pictures/{'y' * 300}.png", "when": "after", "prompt": "x", "word": None, "seed": 0}]
+    made["images"] = [{"path": f"images/{'y' * 300}.png", "when": "after", "prompt": "x", "embedding": None, "seed": 0}]
     (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
 
     def forbidden(path: Path) -> str:
@@ -86,11 +86,11 @@ def test_files_that_cannot_be_looked_at_do_not_keep_the_page_from_being_written(
     assert "missing" in found.text
 
 
-def test_training_pictures_are_found_from_the_recipe(tmp_path: Path) -> None:
+def test_training_images_are_found_from_the_recipe(tmp_path: Path) -> None:
     made = manifest()
-    made["recipe"]["concept"] = [{"images": str(tmp_path / "recipes/pictures")}]
+    made["recipe"]["concept"] = [{"images": str(tmp_path / "recipes/images")}]
     folder = write_run(tmp_path / "run", made)
-    (tmp_path / "recipes/pictures").mkdir(parents=True)
+    (tmp_path / "recipes/images").mkdir(parents=True)
     for name in [n for n in made["data"]["files"] if n.endswith(".png")]:
         (folder / name).rename(tmp_path / "recipes" / name)
     assert page(folder).tags.count("img") == 12
@@ -106,10 +106,10 @@ def test_an_image_of_other_content_is_not_put_into_the_page(tmp_path: Path) -> N
     assert page(folder).tags.count("img") == before - 1
 
 
-def test_each_word_has_its_own_training_pictures_where_the_manifest_tells(tmp_path: Path) -> None:
-    words = [word("<a>", pictures=["pictures/0.png", "pictures/1.png"]), word("<b>", pictures=["pictures/2.png"])]
-    found = page(write_run(tmp_path, manifest(words)))
-    assert found.text.count("Training pictures") == 3  # two panels and the tile
+def test_each_embedding_has_its_own_training_images_where_the_manifest_tells(tmp_path: Path) -> None:
+    embeddings = [embedding("<a>", images=["images/0.png", "images/1.png"]), embedding("<b>", images=["images/2.png"])]
+    found = page(write_run(tmp_path, manifest(embeddings)))
+    assert found.text.count("Training images") == 3  # two panels and the tile
     assert found.tags.count("img") == 16 + 3
 
 

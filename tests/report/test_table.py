@@ -1,4 +1,4 @@
-"""The table of words on the command line."""
+"""The table of embeddings on the command line."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from report.example import manifest, word
+from report.example import embedding, manifest
 
-from pivotune.pipeline.report.table import word_table
+from pivotune.pipeline.report.table import embedding_table
 
 
 def test_each_vector_has_its_line() -> None:
-    lines = word_table(manifest([word("<emblem>", ("clip_l", "clip_g"), 2)])).splitlines()
+    lines = embedding_table(manifest([embedding("<emblem>", ("clip_l", "clip_g"), 2)])).splitlines()
     assert len(lines) == 2 + 4
     assert lines[2].startswith("<emblem>          clip_l     1  ring")
     assert "-> 0.390   0.390" in lines[2]
@@ -21,59 +21,63 @@ def test_each_vector_has_its_line() -> None:
 
 
 def test_nearest_pieces_are_shown_whole_and_more_of_them_in_a_wide_terminal() -> None:
-    made = manifest([word("<emblem>")])
-    assert word_table(made, 100).splitlines()[2].endswith("  ring 0.62, teal 0.55")
-    assert word_table(made, 120).splitlines()[2].endswith("  ring 0.62, teal 0.55, circle 0.48, tur- 0.41")
-    made["words"][0]["encoders"]["clip_l"]["nearest"][0][0][0] = "x" * 90 + "</w>"
-    line = word_table(made, 100).splitlines()[2]
+    made = manifest([embedding("<emblem>")])
+    assert embedding_table(made, 100).splitlines()[2].endswith("  ring 0.62, teal 0.55")
+    assert embedding_table(made, 120).splitlines()[2].endswith("  ring 0.62, teal 0.55, circle 0.48, tur- 0.41")
+    made["embeddings"][0]["encoders"]["clip_l"]["nearest"][0][0][0] = "x" * 90 + "</w>"
+    line = embedding_table(made, 100).splitlines()[2]
     assert line.endswith("xx…")
     assert len(line) == 100
 
 
 def test_what_was_cut_off_is_told() -> None:
-    taught = word("<emblem>")
-    taught["encoders"]["clip_l"]["cut"] = ["gold", "en</w>"]
-    assert '<emblem>, clip_l: no room for "gold- en" of the initial text' in word_table(manifest([taught]))
+    trained = embedding("<emblem>")
+    trained["encoders"]["clip_l"]["cut"] = ["gold", "en</w>"]
+    assert '<emblem>, clip_l: no room for "gold- en" of the initial text' in embedding_table(manifest([trained]))
 
 
 def test_norms_far_beyond_the_usual_ones_are_said_unless_the_recipe_rescales() -> None:
-    loud, begun_so, usual = word("<loud>"), word("<begun>"), word("<usual>")
+    loud, begun_so, usual = embedding("<loud>"), embedding("<begun>"), embedding("<usual>")
     loud["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
     begun_so["encoders"]["clip_l"].update(norm_before=[1.95, 1.95], norm_after=[1.95, 1.95])
     made = manifest([usual, loud, begun_so], stages=[{"kind": "train"}])
-    said = "so loud a word may drown others of a prompt; a stage `rescale` after train brings it back"
-    assert word_table(made).splitlines()[-2:] == ["up to 5.0 times the usual norm: <loud>", f"  ({said})"]
-    assert "usual norm" not in word_table(manifest([loud], stages=[{"kind": "train"}, {"kind": "rescale"}]))
-    assert "usual norm" not in word_table(manifest([usual, begun_so], stages=[{"kind": "train"}]))
-    words = [word(f"<{number}>", norm=9) | {"encoders": loud["encoders"]} for number in range(9)]
-    [line] = [line for line in word_table(manifest(words, stages=[])).splitlines() if "usual norm" in line]
+    said = "so loud an embedding may drown others of a prompt; a stage `rescale` after train brings it back"
+    assert embedding_table(made).splitlines()[-2:] == ["up to 5.0 times the usual norm: <loud>", f"  ({said})"]
+    assert "usual norm" not in embedding_table(manifest([loud], stages=[{"kind": "train"}, {"kind": "rescale"}]))
+    assert "usual norm" not in embedding_table(manifest([usual, begun_so], stages=[{"kind": "train"}]))
+    embeddings = [embedding(f"<{number}>", norm=9) | {"encoders": loud["encoders"]} for number in range(9)]
+    [line] = [line for line in embedding_table(manifest(embeddings, stages=[])).splitlines() if "usual norm" in line]
     assert line == "up to 5.0 times the usual norm: <0>, <1>, <2>, <3>, <4> and 4 more"
 
 
 @pytest.mark.parametrize("name", ["x" * 100_000, "猫" * 60, "e\u0301" * 90, "a\nb\tc\x1b[2J", "\u202ex", "<|x|>"])
 def test_it_fits_100_columns_and_holds_no_control_characters(name: str) -> None:
-    taught = word(name)
-    taught["encoders"]["clip_l"].update(
+    trained = embedding(name)
+    trained["encoders"]["clip_l"].update(
         norm_before=[1e9, float("nan")], norm_after=[1e-9, float("inf")], moved=[-0.0, 12345.6]
     )
-    lines = word_table(manifest([taught])).splitlines()
+    lines = embedding_table(manifest([trained])).splitlines()
     assert len(lines) == 4
     for line in lines:
         assert sum(2 if c == "猫" else 0 if c == "\u0301" else 1 for c in line) <= 100
         assert line.isprintable()
 
 
-def test_many_words_are_counted_and_none_is_no_error() -> None:
-    assert word_table(manifest([word(f"w{n}") for n in range(60)])).splitlines()[-1].startswith("... and 10 words more")
-    assert word_table(manifest([])) == "no words"
-    assert word_table({}) == "no words"
+def test_many_embeddings_are_counted_and_none_is_no_error() -> None:
+    assert (
+        embedding_table(manifest([embedding(f"w{n}") for n in range(60)]))
+        .splitlines()[-1]
+        .startswith("... and 10 embeddings more")
+    )
+    assert embedding_table(manifest([])) == "no embeddings"
+    assert embedding_table({}) == "no embeddings"
 
 
 def test_a_run_that_ended_early_has_a_table() -> None:
-    made = manifest([word("<emblem>")])
+    made = manifest([embedding("<emblem>")])
     del made["model"]
-    made["words"][0]["encoders"]["clip_l"].update(norm_after=[], moved=[], nearest=[])
-    assert "0.348 -> -" in word_table(made)
+    made["embeddings"][0]["encoders"]["clip_l"].update(norm_after=[], moved=[], nearest=[])
+    assert "0.348 -> -" in embedding_table(made)
 
 
 def test_it_needs_no_library() -> None:

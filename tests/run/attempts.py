@@ -15,7 +15,7 @@ import psutil
 from projects import run_project
 from run.launching import Process, started
 
-from pivotune.pipeline.distributed import Elsewhere
+from pivotune.pipeline.distributed import PeerFailed
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run.signals import Stopped
 
@@ -100,7 +100,7 @@ def attempt(
 def _as_code(recipe: Recipe, out: Path) -> None:
     """Run; how a signal ended it is told by the exit code."""
     ends: list[tuple[type[BaseException], int]] = [
-        (Elsewhere, ELSEWHERE), (Stopped, STOPPED), (KeyboardInterrupt, INTERRUPTED),
+        (PeerFailed, ELSEWHERE), (Stopped, STOPPED), (KeyboardInterrupt, INTERRUPTED),
     ]  # fmt: skip
     try:
         run_project(recipe, out)

@@ -32,7 +32,7 @@ SMALLEST, ROOM = 32 << 10, 512 << 20  # bytes
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, default=30)
-    parser.add_argument("--kind", choices=tuple(KINDS), default="many words")
+    parser.add_argument("--kind", choices=tuple(KINDS), default="many embeddings")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="full-disks-") as name:
         made = project(Path(name) / "project", options.kind)
@@ -81,7 +81,7 @@ def run(made: Project, out: Path) -> int:
     if pid == 0:
         code = FAULT
         try:
-            run_project(made.recipe, out, anyway=True)
+            run_project(made.recipe, out, force=True)
             code = DONE
         except StageError as error:
             sys.stderr.write(f"  {error}\n")

@@ -113,8 +113,8 @@ def _moment(out: Path, before: set[tuple[str, int]]) -> str:
 
 
 def made_files(run: Path) -> dict[str, bytes]:
-    """Every file that must be the same: exports, pictures and saves, but for scripts that name the run's folder."""
-    parts = [run / name for name in ("exports", "pictures", "saves")]
+    """Every file that must be the same: exports, images and saves, but for scripts that name the run's folder."""
+    parts = [run / name for name in ("exports", "images", "saves")]
     found = [path for part in parts for path in sorted(part.rglob("*")) if path.is_file()]
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in found if path.name not in SCRIPTS}
 
@@ -124,7 +124,7 @@ def told(run: Path) -> dict[str, Any]:
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     rows = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
-    parts = ("recipe", "words", "proofs", "artefacts", "pictures", "warnings", "finished", "error")
+    parts = ("recipe", "embeddings", "proofs", "artefacts", "images", "warnings", "finished", "error")
     stages = [{key: value for key, value in row.items() if key != "seconds"} for row in manifest["stages"]]
     saves = {path.parent.name: json.loads(path.read_text("utf-8")) for path in run.glob("saves/*/save.json")}
     for one in (manifest, *saves.values()):

@@ -50,15 +50,15 @@ TWO_STAGES = (
     '[[stage]]\nkind = "rescale"\nto = "mean"\n[[stage]]\nkind = "train"\nsteps = 4\n'
     "embeddings = false\nlora = { rank = 2, learning_rate = 1e-2, dropout = 0.2 }\n"
 )
-# Twelve words, two or so of which are finished by each step; the bands make the guard warn of them.
+# Twelve embeddings, two or so of which are finished by each step; the bands make the guard warn of them.
 TABLE = [f"w{number:02},{1 + number // 2} own steps" for number in range(12)]
-MANY_WORDS = {
+MANY_EMBEDDINGS = {
     "captions": "<cat> " + " ".join(row.partition(",")[0] for row in TABLE),
-    "more": '[[embeddings_from]]\ntable = "words.csv"\nembedding = { initial_text = "blue" }\n',
+    "more": '[[embeddings_from]]\ntable = "embeddings.csv"\nembedding = { initial_text = "blue" }\n',
     "train": "[stage.guard]\nnorm_band = { low = 0.999, high = 1.001 }",
     "export": 'targets = ["a1111", "comfyui"]',
 }
-WORDS_CSV = "\n".join(["placeholder,stop_after", *TABLE]) + "\n"
+EMBEDDINGS_CSV = "\n".join(["placeholder,stop_after", *TABLE]) + "\n"
 BESIDE = "save = { every = '2 steps', keep = 1 }\nwatch = { sample_every = '2 steps', prompts = ['<cat>'] }"
 CLASS = '[[concept]]\nimages = "class"\nprior = true\ngenerate = { prompts = ["a ring"], count = 3, steps = 2 }\n'
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
@@ -68,20 +68,22 @@ EIGHT_BITS = (
 )
 
 KINDS: dict[str, Kind] = {
-    "words": Kind({"train": "schedule = 'cosine'\nwarmup_steps = 2\npreserve_norm = 'median'"}, "sdxl"),
-    "words and LoRA": Kind({"train": "lora = { rank = 2, dropout = 0.3 }\nflip = true\ncaption_dropout = 0.3"}),
+    "embeddings": Kind({"train": "schedule = 'cosine'\nwarmup_steps = 2\npreserve_norm = 'median'"}, "sdxl"),
+    "embeddings and LoRA": Kind({"train": "lora = { rank = 2, dropout = 0.3 }\nflip = true\ncaption_dropout = 0.3"}),
     "fine-tune, Prodigy, average": Kind(
         {"train": 'ema = 0.9\noptimizer = { kind = "prodigy" }\n[stage.finetune]\nlearning_rate = 1e-3'}
     ),
     "pivotal": Kind({"train": "gradient_accumulation = 2", "stages": TWO_STAGES}),
-    "many words": Kind(MANY_WORDS, files={"words.csv": WORDS_CSV}),
-    "saves and pictures": Kind(
+    "many embeddings": Kind(MANY_EMBEDDINGS, files={"embeddings.csv": EMBEDDINGS_CSV}),
+    "saves and images": Kind(
         {"train": f"lora = {{ rank = 2, dropout = 0.3 }}\n{BESIDE}", "export": 'targets = ["a1111", "comfyui"]'}, "sd3"
     ),
-    "class pictures": Kind({"train": "prior_weight = 0.5", "more": CLASS}, drawn="class"),
+    "class images": Kind({"train": "prior_weight = 0.5", "more": CLASS}, drawn="class"),
     "processes": Kind({"train": f"lora = {{ rank = 2, dropout = 0.3 }}\nema = 0.9\n{BESIDE}"}, processes=2),
-    "processes, many words": Kind(
-        MANY_WORDS | {"train": f"shared_from = 1\n{MANY_WORDS['train']}"}, processes=2, files={"words.csv": WORDS_CSV}
+    "processes, many embeddings": Kind(
+        MANY_EMBEDDINGS | {"train": f"shard_optimizer_from = 1\n{MANY_EMBEDDINGS['train']}"},
+        processes=2,
+        files={"embeddings.csv": EMBEDDINGS_CSV},
     ),
     "FSDP": Kind({"train": f"ema = 0.9\n{BESIDE}\n{SPREAD}"}, processes=2, environment=FSDP),
     "fine-tune, 8-bit AdamW": Kind({"train": EIGHT_BITS}, needs="bitsandbytes"),

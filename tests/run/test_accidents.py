@@ -28,7 +28,7 @@ from pivotune.pipeline.recipe.model import ModelSpec, Recipe
 from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.outcome import machine_message
 from pivotune.pipeline.run.signals import Stopped, signals_caught
-from pivotune.pipeline.system_errors import FULL_MEMORY, system_words
+from pivotune.pipeline.system_errors import FULL_MEMORY, system_embeddings
 from pivotune.pipeline.train import loop
 
 OFTEN = '[checkpoint]\nevery = "1 steps"\n[data]\ncache_latents = "off"\n'
@@ -47,20 +47,20 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], objec
 
 
 @pytest.mark.parametrize("how", ["changed", "gone"])
-def test_a_picture_that_changes_or_goes_stops_the_run_and_is_named(tmp_path, monkeypatch, how):
+def test_a_image_that_changes_or_goes_stops_the_run_and_is_named(tmp_path, monkeypatch, how):
     recipe = make_project(tmp_path, train="", more=OFTEN)
     whole = run_project(recipe, tmp_path / "whole").folder
-    pictures = {path: path.read_bytes() for path in (tmp_path / "pictures").glob("*.png")}
+    images = {path: path.read_bytes() for path in (tmp_path / "images").glob("*.png")}
 
     def harm() -> None:
-        for path in pictures:
-            path.unlink() if how == "gone" else path.write_bytes(pictures[path] + b"more")
+        for path in images:
+            path.unlink() if how == "gone" else path.write_bytes(images[path] + b"more")
 
     with monkeypatch.context() as patch:
         at_step(patch, 1, harm)
-        with pytest.raises(StageError, match=r"\d\.png: (it, or its mask, has changed|not a readable picture)"):
+        with pytest.raises(StageError, match=r"\d\.png: (it, or its mask, has changed|not a readable image)"):
             run_project(recipe, tmp_path / "run")
-    for path, data in pictures.items():
+    for path, data in images.items():
         path.write_bytes(data)
     run_project(recipe, tmp_path / "run")
     assert made_files(tmp_path / "run") == made_files(whole)
@@ -70,11 +70,11 @@ def test_a_caption_that_changes_before_it_is_read_is_named(tmp_path, monkeypatch
     recipe, begin = make_project(tmp_path), runner.begin_folder
 
     def late(*args: Any, **options: Any) -> Any:
-        (tmp_path / "pictures/1.txt").write_text("another <cat>", "utf-8")
+        (tmp_path / "images/1.txt").write_text("another <cat>", "utf-8")
         return begin(*args, **options)
 
     monkeypatch.setattr(runner, "begin_folder", late)
-    with pytest.raises(StageError, match=r"changed since the run began: pictures/1\.txt"):
+    with pytest.raises(StageError, match=r"changed since the run began: images/1\.txt"):
         run_project(recipe, tmp_path / "run")
 
 
@@ -86,7 +86,7 @@ def test_a_folder_that_is_deleted_under_the_run_is_said(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("by", [-1e8, 1e8])
 def test_a_clock_that_is_set_back_or_jumps_ahead_changes_nothing(tmp_path, monkeypatch, by):
-    recipe = make_project(tmp_path, word='stop_after = "1 hours"', more='[checkpoint]\nevery = "1 hours"')
+    recipe = make_project(tmp_path, embedding='stop_after = "1 hours"', more='[checkpoint]\nevery = "1 hours"')
     whole, now = run_project(recipe, tmp_path / "whole").folder, time.time
     at_step(monkeypatch, 1, lambda: monkeypatch.setattr(time, "time", lambda: now() + by))
     run = run_project(recipe, tmp_path / "run").folder
@@ -129,7 +129,7 @@ def test_memory_that_is_full_is_one_line_and_the_same_command_goes_on(tmp_path, 
 @pytest.mark.slow  # at few amounts a library's own code gives way before Python hears of it
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell a process its size")
 def test_a_starved_process_says_one_line_and_the_same_command_goes_on(tmp_path):
-    """Also of a LoRA, and while pictures are drawn: starved at 22 amounts from 4 to 256 MB it said this and no more."""
+    """Also of a LoRA, and while images are drawn: starved at 22 amounts from 4 to 256 MB it said this and no more."""
     recipe = large(make_project(tmp_path, train="lora = { rank = 2 }\nwatch = { sample_every = '1 steps' }"))
     told = tmp_path / "told.txt"
 
@@ -176,7 +176,7 @@ def large(path: Path) -> Recipe:
 def test_what_the_machine_refuses_is_told_with_a_way_out(error, text):
     assert str(machine_message(error)).startswith(text)
     if isinstance(error, (OSError, MemoryError)):
-        assert system_words(error).startswith(text)
+        assert system_embeddings(error).startswith(text)
 
 
 def test_a_fault_of_ours_keeps_its_traceback():
@@ -218,7 +218,7 @@ def test_a_full_disk_anywhere_is_one_line_and_the_same_command_goes_on(tmp_path)
             mounted(disk, f"{int(size * share)}", again=True)
             out = disk / f"run-{share}"
             with pytest.raises(StageError, match=r"No space left|the disk is full"):
-                run_project(recipe, out, anyway=True)
+                run_project(recipe, out, force=True)
             mounted(disk, again=True)
             run_project(recipe, out)
             assert made_files(out) == made_files(whole)

@@ -1,4 +1,4 @@
-"""Pictures, saves and trackers while a stage trains: they show what is true, and change nothing of the training."""
+"""Images, saves and trackers while a stage trains: they show what is true, and change nothing of the training."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from projects import make_project, run_project
 from pivotune.converters.safetensors_file import read as read_safetensors
 from pivotune.pipeline.cli.main import pivotune
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.intervals import Rhythm, parse_stop
+from pivotune.pipeline.recipe.intervals import Every, parse_stop
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import callbacks as trackers
 from pivotune.pipeline.run.callbacks import flat
@@ -51,12 +51,12 @@ def test_watching_and_saving_change_no_byte_of_what_is_learnt(tmp_path):
     assert losses[0] == losses[1]
     rows = rows_of(seen)
     assert [row["stage"] for row in rows] == [3] * 5  # counted from 1, as people do
-    assert [row["step"] for row in rows if "pictures" in row] == [2, 4]
-    first, second = (rows[step]["pictures"] for step in (1, 3))
+    assert [row["step"] for row in rows if "images" in row] == [2, 4]
+    first, second = (rows[step]["images"] for step in (1, 3))
     assert [(one["prompt"], one["seed"]) for one in first] == [(p, s) for p in ("<cat>", "a blue ring") for s in (0, 1)]
-    pictures = [[Image.open(seen / one["path"]).tobytes() for one in moment] for moment in (first, second)]
-    assert len(set(pictures[0])) == 4
-    assert pictures[0][0] != pictures[1][0]  # the word has moved
+    images = [[Image.open(seen / one["path"]).tobytes() for one in moment] for moment in (first, second)]
+    assert len(set(images[0])) == 4
+    assert images[0][0] != images[1][0]  # the embedding has moved
     assert "Through time" in (seen / "report.html").read_text("utf-8")
     assert not (plain / "saves").exists()
 
@@ -128,7 +128,7 @@ def test_a_save_that_cannot_be_written_leaves_nothing_half_done(tmp_path, monkey
     assert (tmp_path / "run" / "last-good" / "tiny_embeddings" / "cat.safetensors").is_file()
 
 
-def test_a_tuned_model_is_saved_with_its_words_beside_it(tmp_path):
+def test_a_tuned_model_is_saved_with_its_embeddings_beside_it(tmp_path):
     from diffusers import StableDiffusionPipeline
 
     (tmp_path / "a").mkdir()
@@ -180,17 +180,26 @@ def test_a_save_of_a_tuned_model_with_a_lora_around_it_holds_both(tmp_path, part
     ],
 )
 def test_a_rhythm(rule, expected):
-    rhythm = Rhythm(parse_stop(rule), steps=6, steps_per_epoch=2.5)
+    rhythm = Every(parse_stop(rule), steps=6, steps_per_epoch=2.5)
     assert [step for step in range(1, 7) if rhythm.due(step, 4.0 * (step - 1), 4.0 * step)] == expected
 
 
 def test_every_number_of_a_line_has_a_place():
-    row = {"loss": 1, "learning_rate": {"words": 0.5}, "words": {"<a>": {"clip_l": {"norm": [1.0, 2.0], "x": None}}}}
-    expected = {"loss": 1.0, "learning_rate/words": 0.5, "words/<a>/clip_l/norm/0": 1.0, "words/<a>/clip_l/norm/1": 2.0}
+    row = {
+        "loss": 1,
+        "learning_rate": {"embeddings": 0.5},
+        "embeddings": {"<a>": {"clip_l": {"norm": [1.0, 2.0], "x": None}}},
+    }
+    expected = {
+        "loss": 1.0,
+        "learning_rate/embeddings": 0.5,
+        "embeddings/<a>/clip_l/norm/0": 1.0,
+        "embeddings/<a>/clip_l/norm/1": 2.0,
+    }
     assert flat(row | {"saved": "saves/x", "flag": True}) == expected
 
 
-def test_tensorboard_gets_numbers_and_pictures(tmp_path):
+def test_tensorboard_gets_numbers_and_images(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -201,8 +210,10 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path):
     events.Reload()
     losses = [event.value for event in events.Scalars("loss")]
     assert losses == pytest.approx([row["loss"] for row in rows_of(folder)], rel=1e-6)
-    assert {"gradient_norm", "learning_rate/words", "words/<cat>/clip_l/norm/0"} <= set(events.Tags()["scalars"])
-    assert [event.step for event in events.Images("pictures")] == [2, 4]
+    assert {"gradient_norm", "learning_rate/embeddings", "embeddings/<cat>/clip_l/norm/0"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [event.step for event in events.Images("images")] == [2, 4]
 
 
 def test_a_tracker_that_is_not_there_says_what_to_install(tmp_path, monkeypatch):
@@ -246,7 +257,7 @@ def test_check_finds_rhythms_that_are_none(tmp_path):
     assert "0 is never; leave it out" in said
 
 
-def test_a_run_that_was_stopped_ends_in_the_same_saves_and_pictures(tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_ends_in_the_same_saves_and_images(tmp_path, monkeypatch):
     tuned = ["train.finetune=[{ parts = ['denoiser'] }]", "train.locality={ weight = 2.0 }", "train.steps=5"]
     recipe = load_recipe(make_project(tmp_path), [*WATCH[:1], *SAVE, *tuned])
     whole = run_project(recipe, tmp_path / "whole").folder

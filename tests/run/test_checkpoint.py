@@ -69,7 +69,7 @@ def test_copies_of_ones_own_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "other"])
-def test_a_damaged_one_is_passed_over_with_a_word(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_one_is_passed_over_with_a_embedding(tmp_path: Path, damage: str) -> None:
     write_checkpoint(tmp_path, at(3))
     path = write_checkpoint(tmp_path, at(4))
     data = bytearray(path.read_bytes())
@@ -115,7 +115,7 @@ def test_other_safetensors_are_no_checkpoint(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "a.safetensors")
 
 
-def test_one_without_a_words_rows_is_not_taken(tmp_path: Path) -> None:
+def test_one_without_a_embeddings_rows_is_not_taken(tmp_path: Path) -> None:
     """A backup that lacks an embedding must not go on from the embedding's beginning."""
     path = write_checkpoint(tmp_path, at(3))
     with safe_open(path, "pt") as file:

@@ -37,7 +37,7 @@ def test_what_differs_is_shown_however_long_the_values_are(old, new, said):
 
 
 def of_files(files: dict[str, str], **more: object) -> dict[str, object]:
-    return {"data": {"files": files, "pictures": len(files), **more}}
+    return {"data": {"files": files, "images": len(files), **more}}
 
 
 def test_files_are_counted_and_what_follows_from_them_is_not_said():
@@ -45,7 +45,7 @@ def test_files_are_counted_and_what_follows_from_them_is_not_said():
     files = {"0.png": NEW, "0.txt": NEW, **{f"{number}.PNG": OLD for number in range(5)}}
     found = input_differences(old, of_files(files, coverage={"<cat>": 0.5}, captions=["a"]))
     assert difference_lines(found, 20) == [
-        "data: 5 pictures added (0.PNG, 1.PNG, 2.PNG, 3.PNG and 1 more), 1 removed (1.png), 1 changed (0.png)",
+        "data: 5 images added (0.PNG, 1.PNG, 2.PNG, 3.PNG and 1 more), 1 removed (1.png), 1 changed (0.png)",
         "data: 1 file changed (0.txt)",
     ]
 
@@ -64,9 +64,9 @@ def test_of_many_the_rest_is_counted():
 def test_a_run_that_loads_what_fits_lists_what_differs(tmp_path):
     path = make_project(tmp_path, train="lora = { rank = 2 }")
     source = run_project(path, tmp_path / "source").folder
-    (tmp_path / "pictures/0.txt").write_text("one <cat>", "utf-8")
-    (tmp_path / "pictures/3.png").write_bytes((tmp_path / "pictures/2.png").read_bytes())
-    (tmp_path / "pictures/3.txt").write_text("a <cat>", "utf-8")
+    (tmp_path / "images/0.txt").write_text("one <cat>", "utf-8")
+    (tmp_path / "images/3.png").write_bytes((tmp_path / "images/2.png").read_bytes())
+    (tmp_path / "images/3.txt").write_text("a <cat>", "utf-8")
     said: list[str] = []
     recipe = load_recipe(path, ["train.steps=1", "train.lora.rank=4"])
     runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False, source=source)
@@ -75,8 +75,8 @@ def test_a_run_that_loads_what_fits_lists_what_differs(tmp_path):
         "  recipe.stage.3.steps: 3, now 1",
         "  recipe.stage.3.lora.1.rank: 2, now 4",
         "  recipe.stage.3.lora.1.alpha: 2.0, now 4.0",
-        "  data: 1 picture added (pictures/3.png)",
-        "  data: 1 file added (pictures/3.txt), 1 changed (pictures/0.txt)",
+        "  data: 1 image added (images/3.png)",
+        "  data: 1 file added (images/3.txt), 1 changed (images/0.txt)",
     ]
     (summary,) = (line for line in said if line.startswith("loaded "))
     assert re.fullmatch(r"loaded 1 of 1 embeddings, 0 of [1-9]\d* LoRA weights; new optimizer state", summary)

@@ -16,11 +16,11 @@ def files_said(recipe: Path, out: Path, overrides: list[str]) -> dict[str, str]:
     return dict(line.strip().split(": ", 1) for line in lines)
 
 
-def test_packs_are_words_and_what_is_no_target_is_not_named(tmp_path):
+def test_packs_are_embeddings_and_what_is_no_target_is_not_named(tmp_path):
     recipe = make_project(tmp_path, export='targets = ["diffusers"]')
     assert files_said(recipe, tmp_path / "packs", ["export.files='pack'"]) == {
-        "words": "exports/tiny_embeddings/tiny_words-0001.safetensors",
-        "diffusers": "exports/diffusers/tiny_words-0001.safetensors",
+        "embeddings": "exports/tiny_embeddings/tiny_embeddings-0001.safetensors",
+        "diffusers": "exports/diffusers/tiny_embeddings-0001.safetensors",
     }
 
 
@@ -29,7 +29,7 @@ def test_a_fine_tuned_model_is_called_so_and_its_folder_is_one(tmp_path):
     recipe = make_project(tmp_path, train=parts, export='targets = ["a1111"]')
     said = files_said(recipe, tmp_path / "run", [])
     assert said == {
-        "words": "exports/tiny_embeddings/cat.safetensors",
+        "embeddings": "exports/tiny_embeddings/cat.safetensors",
         "model": "exports/tiny_model/, exports/tiny_model.safetensors",
         "a1111": "exports/a1111/cat.safetensors",
     }

@@ -1,4 +1,4 @@
-"""Words finish one by one: each is exported when it stops, and what happens later takes nothing of it."""
+"""Embeddings finish one by one: each is exported when it stops, and what happens later takes nothing of it."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from pivotune.pipeline.recipe.model import StopAfter
 from pivotune.pipeline.run import execute, steps
 from pivotune.pipeline.run import outcome as finishing
 from pivotune.pipeline.train import loop
-from pivotune.pipeline.train.embeddings import WordTrainer
+from pivotune.pipeline.train.embeddings import EmbeddingTrainer
 
 TWO = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "blue"\nstop_after = "3 own steps"\n'
 RESCALE = '[[stage]]\nkind = "rescale"\nto = "median"'
 EXPORT = 'targets = ["a1111", "diffusers"]'
 
 
-def two_words(folder: Path, captions: str = "a photo of <cat>", **parts: str) -> Path:
-    """A project whose second word stands in one of three pictures."""
+def two_embeddings(folder: Path, captions: str = "a photo of <cat>", **parts: str) -> Path:
+    """A project whose second embedding stands in one of three images."""
     path = make_project(folder, captions=captions, more=TWO + parts.pop("more", ""), export=EXPORT, **parts)
-    (folder / "pictures/0.txt").write_text("a photo of dog", "utf-8")
+    (folder / "images/0.txt").write_text("a photo of dog", "utf-8")
     return path
 
 
@@ -57,23 +57,28 @@ def finished_files(run: Path) -> dict[str, bytes]:
     return {path.relative_to(run / "finished").as_posix(): path.read_bytes() for path in found}
 
 
-def test_a_word_is_exported_after_its_own_steps_and_as_the_export_stage_writes_it(tmp_path):
-    run = run_project(load_recipe(two_words(tmp_path, stages=RESCALE), ["train.steps=12"]), tmp_path / "run").folder
+def test_a_embedding_is_exported_after_its_own_steps_and_as_the_export_stage_writes_it(tmp_path):
+    run = run_project(
+        load_recipe(two_embeddings(tmp_path, stages=RESCALE), ["train.steps=12"]), tmp_path / "run"
+    ).folder
     (line,) = lines(run)
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    own = [row["step"] for row in rows if "dog" in row["words"]]
+    own = [row["step"] for row in rows if "dog" in row["embeddings"]]
     assert len(own) > 3  # it stood in later batches too, and was not trained there
-    assert (line["word"], line["stage"], line["step"]) == ("dog", 3, own[2])
+    assert (line["embedding"], line["stage"], line["step"]) == ("dog", 3, own[2])
     found = finished_files(run)
     assert sorted(found) == ["a1111/dog.safetensors", "diffusers/dog.safetensors", "tiny_embeddings/dog.safetensors"]
     for name, content in found.items():
         assert (run / "exports" / name).read_bytes() == content
-    words = {word["placeholder"]: word for word in json.loads((run / "manifest.json").read_text("utf-8"))["words"]}
-    assert words["dog"]["stopped_at"] == own[2]
+    embeddings = {
+        embedding["placeholder"]: embedding
+        for embedding in json.loads((run / "manifest.json").read_text("utf-8"))["embeddings"]
+    }
+    assert embeddings["dog"]["stopped_at"] == own[2]
 
 
-def test_a_crash_loses_nothing_of_a_finished_word(tmp_path, monkeypatch):
-    recipe = load_recipe(two_words(tmp_path, more='[checkpoint]\nevery = "never"'), ["train.steps=12"])
+def test_a_crash_loses_nothing_of_a_finished_embedding(tmp_path, monkeypatch):
+    recipe = load_recipe(two_embeddings(tmp_path, more='[checkpoint]\nevery = "never"'), ["train.steps=12"])
     whole = run_project(recipe, tmp_path / "whole").folder
     step = lines(whole)[0]["step"]
     one_step = loop.one_step
@@ -95,8 +100,8 @@ def test_a_crash_loses_nothing_of_a_finished_word(tmp_path, monkeypatch):
     assert made_files(tmp_path / "run") == made_files(whole)
 
 
-def test_kills_at_random_moments_change_no_finished_word(tmp_path):
-    recipe = load_recipe(two_words(tmp_path, more='[checkpoint]\nevery = "2 steps"'), ["train.steps=8"])
+def test_kills_at_random_moments_change_no_finished_embedding(tmp_path):
+    recipe = load_recipe(two_embeddings(tmp_path, more='[checkpoint]\nevery = "2 steps"'), ["train.steps=8"])
     whole = run_project(recipe, tmp_path / "whole").folder
     made, draw = Project(recipe, whole, 2.0), random.Random(3)
     for number in range(2):
@@ -108,7 +113,9 @@ def test_kills_at_random_moments_change_no_finished_word(tmp_path):
 
 
 def test_a_stop_by_the_clock_is_the_same_step_again(tmp_path, monkeypatch):
-    """The ledger says after which step the word stopped; the process that goes on is slower and stops there too."""
+    """The ledger says after which step the embedding stopped; the process that goes on is slower and stops there
+    too.
+    """
     from pivotune.pipeline.recipe.intervals import Clock
 
     stops = Stops({"a": StopAfter(5.0, "seconds"), "b": StopAfter(1.0, "hours")}, {"a": 7})
@@ -127,10 +134,10 @@ class Counted(tuple):
         return super().__iter__()
 
 
-def test_what_it_costs_to_finish_a_word_depends_on_no_other_word(tmp_path, monkeypatch):
+def test_what_it_costs_to_finish_a_embedding_depends_on_no_other_embedding(tmp_path, monkeypatch):
     whole, costs = Finished.write, []
 
-    def write(self: Finished, trainer: WordTrainer) -> None:
+    def write(self: Finished, trainer: EmbeddingTrainer) -> None:
         before, lines = Counted.times, len(self.lines)
         whole(self, trainer)
         if len(self.lines) > lines:
@@ -143,19 +150,19 @@ def test_what_it_costs_to_finish_a_word_depends_on_no_other_word(tmp_path, monke
 
     monkeypatch.setattr(Finished, "write", write)
     monkeypatch.setattr(import_module("pivotune.pipeline.stages.train"), "Finished", Watched)
-    kind = KINDS["many words"]
+    kind = KINDS["many embeddings"]
     recipe = replace(kind, parts={**kind.parts, "stages": RESCALE}).write(tmp_path)
-    run_project(replace(recipe, words=Counted(recipe.words)), tmp_path / "run")
+    run_project(replace(recipe, embeddings=Counted(recipe.embeddings)), tmp_path / "run")
     assert len(costs) > 2
     assert costs[0] > 0  # the names of all their files, so that no two are alike
     assert set(costs[1:]) == {0}
 
 
 def test_steps_that_train_nothing_are_said_once_also_when_steps_are_raised(tmp_path, monkeypatch):
-    path = make_project(tmp_path, word='stop_after = "2 own steps"', more='[checkpoint]\nevery = "1 steps"')
+    path = make_project(tmp_path, embedding='stop_after = "2 own steps"', more='[checkpoint]\nevery = "1 steps"')
     assert warnings(run_project(load_recipe(path, ["train.steps=2"]), tmp_path / "run").folder) == []
     recipe = load_recipe(path, ["train.steps=5"])
-    text = "all words have had their training after step 2 (stop_after): the steps from there to 5 train nothing"
+    text = "all embeddings have had their training after step 2 (stop_after): the steps from there to 5 train nothing"
     one_step = loop.one_step
 
     def stopping(training, clock):
@@ -169,18 +176,18 @@ def test_steps_that_train_nothing_are_said_once_also_when_steps_are_raised(tmp_p
             run_project(recipe, tmp_path / "more", source=tmp_path / "run")
     assert warnings(run_project(recipe, tmp_path / "more").folder) == [text]
     (tmp_path / "lora").mkdir()
-    tuned = make_project(tmp_path / "lora", word='stop_after = "1 own steps"', train="lora = { rank = 2 }")
+    tuned = make_project(tmp_path / "lora", embedding='stop_after = "1 own steps"', train="lora = { rank = 2 }")
     assert warnings(run_project(tuned, tmp_path / "tuned").folder) == []  # the LoRA is trained on
 
 
 @pytest.mark.parametrize("where", ["after the first step", "in the export"])
-def test_words_that_did_not_get_their_own_steps_are_said_once_also_after_a_kill(tmp_path, monkeypatch, where):
-    recipe = load_recipe(two_words(tmp_path, more='[checkpoint]\nevery = "1 steps"'))
+def test_embeddings_that_did_not_get_their_own_steps_are_said_once_also_after_a_kill(tmp_path, monkeypatch, where):
+    recipe = load_recipe(two_embeddings(tmp_path, more='[checkpoint]\nevery = "1 steps"'))
     whole = run_project(recipe, tmp_path / "whole").folder
     rows = [json.loads(row) for row in (whole / "metrics.jsonl").read_text("utf-8").splitlines()]
-    own = sum("dog" in row["words"] for row in rows)
+    own = sum("dog" in row["embeddings"] for row in rows)
     assert 0 < own < 3
-    text = f"1 of 1 words did not get its own steps (stop_after): dog has {own} of 3; raise steps"
+    text = f"1 of 1 embeddings did not get its own steps (stop_after): dog has {own} of 3; raise steps"
     assert warnings(whole) == [text]
     one_step = loop.one_step
 
@@ -199,7 +206,7 @@ def test_words_that_did_not_get_their_own_steps_are_said_once_also_after_a_kill(
     assert warnings(run_project(more, tmp_path / "more", source=whole).folder) == []
 
 
-def test_of_many_words_without_their_own_steps_a_few_are_named():
+def test_of_many_embeddings_without_their_own_steps_a_few_are_named():
     stops = Stops({f"w{number}": StopAfter(4.0, "own steps") for number in range(9)})
     for _ in range(4):
         stops.counted(["w0", "w8"])
@@ -207,7 +214,7 @@ def test_of_many_words_without_their_own_steps_a_few_are_named():
     said: list[str] = []
     steps._say_short(cast(Any, SimpleNamespace(warn=said.append)), cast(Any, SimpleNamespace(stops=stops)))
     named = "w1 has 0 of 4, w2 has 1 of 4, w3 has 0 of 4, w4 has 0 of 4, w5 has 0 of 4 and 2 more"
-    assert said == [f"7 of 9 words did not get their own steps (stop_after): {named}; raise steps"]
+    assert said == [f"7 of 9 embeddings did not get their own steps (stop_after): {named}; raise steps"]
 
 
 def warnings(run: Path) -> list[str]:
@@ -215,15 +222,15 @@ def warnings(run: Path) -> list[str]:
     return found
 
 
-def test_a_word_that_a_later_stage_trains_is_not_finished(tmp_path):
+def test_a_embedding_that_a_later_stage_trains_is_not_finished(tmp_path):
     more = '[[stage]]\nkind = "train"\nsteps = 2\nbatch_size = 3'
-    recipe = load_recipe(two_words(tmp_path, stages=more, train="gradient_accumulation = 2"), ["stage.3.steps=9"])
+    recipe = load_recipe(two_embeddings(tmp_path, stages=more, train="gradient_accumulation = 2"), ["stage.3.steps=9"])
     run = run_project(recipe, tmp_path / "run").folder
     assert all(line["stage"] == 4 for line in lines(run)) if (run / "finished").exists() else True
     assert not (run / "finished").exists()
 
 
-def test_words_whose_files_would_meet_have_files_of_their_own(tmp_path):
+def test_embeddings_whose_files_would_meet_have_files_of_their_own(tmp_path):
     """A1111 takes fewer characters than a file system: `a(b` and `a)b` are the same file there, but for a number."""
     names = ["a(b", "a)b"]
     more = "".join(
@@ -235,12 +242,12 @@ def test_words_whose_files_would_meet_have_files_of_their_own(tmp_path):
     assert len(found) == 4
     for name, content in found.items():
         assert (run / "exports" / name).read_bytes() == content
-    assert [line["word"] for line in lines(run)] == names
+    assert [line["embedding"] for line in lines(run)] == names
 
 
 @pytest.mark.parametrize("damage", ["half a line", "a file is gone"])
 def test_a_damaged_ledger_or_file_is_mended_by_going_on(tmp_path, damage, monkeypatch):
-    recipe = load_recipe(two_words(tmp_path, more='[checkpoint]\nevery = "never"'), ["train.steps=12"])
+    recipe = load_recipe(two_embeddings(tmp_path, more='[checkpoint]\nevery = "never"'), ["train.steps=12"])
     whole = run_project(recipe, tmp_path / "whole").folder
     step, one_step = lines(whole)[0]["step"], loop.one_step
 
@@ -263,14 +270,14 @@ def test_a_damaged_ledger_or_file_is_mended_by_going_on(tmp_path, damage, monkey
     assert lines(tmp_path / "run")[-1] == lines(whole)[-1]
 
 
-def test_a_word_that_is_missing_at_the_end_fails_the_run(tmp_path, monkeypatch):
+def test_a_embedding_that_is_missing_at_the_end_fails_the_run(tmp_path, monkeypatch):
     from pivotune.pipeline.errors import StageError
 
     stage = import_module("pivotune.pipeline.stages.export")
 
-    whole = run_project(two_words(tmp_path), tmp_path / "whole").folder
+    whole = run_project(two_embeddings(tmp_path), tmp_path / "whole").folder
     proofs = json.loads((whole / "manifest.json").read_text("utf-8"))["proofs"]
-    assert proofs["words"] == {"declared": 2, "exported": 2, "verified": 2}
+    assert proofs["embeddings"] == {"declared": 2, "exported": 2, "verified": 2}
     write = stage.write_exports
 
     def loses(run, contents, folder, **options):
@@ -279,16 +286,16 @@ def test_a_word_that_is_missing_at_the_end_fails_the_run(tmp_path, monkeypatch):
         return made
 
     monkeypatch.setattr(stage, "write_exports", loses)
-    with pytest.raises(StageError, match="2 words are declared, 1 are exported and whole; not 'dog'"):
+    with pytest.raises(StageError, match="2 embeddings are declared, 1 are exported and whole; not 'dog'"):
         run_project(tmp_path / "recipe.toml", tmp_path / "run")
     assert json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))["status"] == "failed"
 
 
-def test_finished_words_are_removed_once_their_exports_are_verified(tmp_path, monkeypatch):
-    recipe = load_recipe(two_words(tmp_path, stages=RESCALE), ["train.steps=12"])
+def test_finished_embeddings_are_removed_once_their_exports_are_verified(tmp_path, monkeypatch):
+    recipe = load_recipe(two_embeddings(tmp_path, stages=RESCALE), ["train.steps=12"])
     run = run_project(recipe, tmp_path / "run").folder
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
-    assert (manifest["finished"], manifest["status"]) == ({"words": 1, "removed": True}, "finished")
+    assert (manifest["finished"], manifest["status"]) == ({"embeddings": 1, "removed": True}, "finished")
     assert not [path for path in run.iterdir() if "finished" in path.name]
     stage = import_module("pivotune.pipeline.stages.export")
     with monkeypatch.context() as patch:
@@ -304,19 +311,19 @@ def test_finished_words_are_removed_once_their_exports_are_verified(tmp_path, mo
     assert {name: (tmp_path / "failed/exports" / name).read_bytes() for name in before} == before
 
 
-def test_finished_words_that_are_exported_otherwise_are_not_removed(tmp_path, monkeypatch):
+def test_finished_embeddings_that_are_exported_otherwise_are_not_removed(tmp_path, monkeypatch):
     finished = import_module("pivotune.pipeline.export.finished")
     kept, told = finished._digest, iter(range(10))
-    monkeypatch.setattr(finished, "_digest", lambda word: kept(word) + str(next(told)))
-    run = run_project(load_recipe(two_words(tmp_path), ["train.steps=12"]), tmp_path / "run").folder
+    monkeypatch.setattr(finished, "_digest", lambda embedding: kept(embedding) + str(next(told)))
+    run = run_project(load_recipe(two_embeddings(tmp_path), ["train.steps=12"]), tmp_path / "run").folder
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
-    assert manifest["finished"] == {"words": 1, "removed": False}
+    assert manifest["finished"] == {"embeddings": 1, "removed": False}
     assert any("finished/ stays" in text for text in manifest["warnings"])
     assert len(finished_files(run)) == 3
 
 
-def test_in_packs_a_finished_word_has_one_plain_file(tmp_path, monkeypatch):
-    recipe = load_recipe(two_words(tmp_path), ["train.steps=12", "export.files='pack'"])
+def test_in_packs_a_finished_embedding_has_one_plain_file(tmp_path, monkeypatch):
+    recipe = load_recipe(two_embeddings(tmp_path), ["train.steps=12", "export.files='pack'"])
     assert list(finished_files(run_project(recipe, tmp_path / "run").folder)) == ["tiny_embeddings/dog.safetensors"]
 
 
@@ -333,21 +340,23 @@ def test_an_export_that_is_harmed_before_the_run_ends_fails_it(tmp_path, monkeyp
 
     monkeypatch.setattr(execute, "draw_after", harm)
     with pytest.raises(StageError, match=f"gone or changed before the run's end: exports/{where}"):
-        run_project(two_words(tmp_path), run)
+        run_project(two_embeddings(tmp_path), run)
     assert json.loads((run / "manifest.json").read_text("utf-8"))["status"] == "failed"
 
 
 def test_a_program_that_gets_too_few_files_fails_the_run(tmp_path, monkeypatch):
-    write = program.write_words
-    monkeypatch.setattr(program, "write_words", lambda words, *rest, **more: write(words[:1], *rest, **more))
-    with pytest.raises(StageError, match="2 words for AUTOMATIC1111 web UI are 2 files, 1 were written"):
-        run_project(two_words(tmp_path), tmp_path / "run")
+    write = program.write_embeddings
+    monkeypatch.setattr(
+        program, "write_embeddings", lambda embeddings, *rest, **more: write(embeddings[:1], *rest, **more)
+    )
+    with pytest.raises(StageError, match="2 embeddings for AUTOMATIC1111 web UI are 2 files, 1 were written"):
+        run_project(two_embeddings(tmp_path), tmp_path / "run")
 
 
-def test_a_line_that_cannot_be_read_costs_its_word_alone(tmp_path: Path) -> None:
-    line = json.dumps({"word": "<cat>", "stage": 3, "step": 2, "sha256": "0", "files": []}).encode()
+def test_a_line_that_cannot_be_read_costs_its_embedding_alone(tmp_path: Path) -> None:
+    line = json.dumps({"embedding": "<cat>", "stage": 3, "step": 2, "sha256": "0", "files": []}).encode()
     (tmp_path / "finished").mkdir()
-    harmed = [line, bytes(20), b'{"word": "<dog>"}', b"[1]", b"\xff", b""]
+    harmed = [line, bytes(20), b'{"embedding": "<dog>"}', b"[1]", b"\xff", b""]
     (tmp_path / "finished" / "finished.jsonl").write_bytes(b"\n".join(harmed) + b"\n")
     facts = finished_facts(SimpleNamespace(folder=tmp_path, warnings=[]), Contents(()))
-    assert facts == {"finished": {"words": 1, "removed": False}}
+    assert facts == {"finished": {"embeddings": 1, "removed": False}}

@@ -23,7 +23,7 @@ STEPS = ("write_json", "write_report", "remove_finished", "remove_last_good")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe, and a run of it that nothing has interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    recipe = make_project(folder, word=EARLY)
+    recipe = make_project(folder, embedding=EARLY)
     return recipe, run_project(recipe, folder / "run").folder
 
 

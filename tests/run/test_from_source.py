@@ -106,7 +106,9 @@ def test_stages_that_come_after_a_stop_still_take_what_fits(tmp_path, monkeypatc
     runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
     assert_same(tmp_path / "run", whole)
     taken = [note for stage in told(whole)["stages"] for note in stage["notes"] if note.startswith("loaded")]
-    assert [line for line in said if line.startswith("loaded")] == taken[-1:]  # of the words it is in the checkpoint
+    assert [line for line in said if line.startswith("loaded")] == taken[
+        -1:
+    ]  # of the embeddings it is in the checkpoint
     assert json.loads((whole / "manifest.json").read_text("utf-8"))["source"]["whole"] is False
 
 
@@ -126,8 +128,8 @@ def test_ema_weights_are_loaded_where_the_stage_keeps_some(tmp_path):
     source = run_project(path, tmp_path / "source").folder
     (point,) = (source / "checkpoints").iterdir()
     stored = load_file(point)
-    values = stored["things/words/rows.clip_l"]
-    average = stored["things/words/averages.clip_l.shadow"]
+    values = stored["things/embeddings/rows.clip_l"]
+    average = stored["things/embeddings/averages.clip_l.shadow"]
     assert not torch.equal(values, average)
     run, said = taken_by(path, tmp_path / "run", source, STILL)
     assert len(said) == 1
@@ -142,7 +144,7 @@ def test_ema_weights_are_loaded_where_the_stage_keeps_some(tmp_path):
     assert [AVERAGED in str(told(one)["stages"]) for one in (source, alone)] == [True, False]
 
 
-def test_a_word_that_is_only_used_is_taken_as_its_run_would_have_exported_it(tmp_path):
+def test_a_embedding_that_is_only_used_is_taken_as_its_run_would_have_exported_it(tmp_path):
     """Also where the stage keeps an average of all rows, which changes places with them at the end."""
     path = make_project(tmp_path, train="ema = 0.9\nlora = { rank = 2 }")
     source = run_project(path, tmp_path / "source").folder
@@ -161,8 +163,8 @@ def test_an_average_begins_with_what_was_taken_where_the_source_kept_none(tmp_pa
     assert torch.equal(exported(run, "dog"), exported(source, "dog"))
 
 
-def exported(run: Path, word: str = "cat") -> torch.Tensor:
-    return load_file(run / f"exports/tiny_embeddings/{word}.safetensors")["emb_params"]
+def exported(run: Path, embedding: str = "cat") -> torch.Tensor:
+    return load_file(run / f"exports/tiny_embeddings/{embedding}.safetensors")["emb_params"]
 
 
 def test_a_run_in_the_usual_folders_goes_on_only_with_its_own_source(tmp_path, monkeypatch):

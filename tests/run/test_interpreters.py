@@ -14,13 +14,13 @@ from run.killing import assert_same
 from run.kinds import KINDS
 from run.launching import launched
 
-PARTS = dict(KINDS["processes, many words"].parts)
+PARTS = dict(KINDS["processes, many embeddings"].parts)
 
 
 @pytest.mark.slow
-def test_shared_words_do_not_depend_on_how_a_process_hashes(tmp_path):
-    """Several words stop at one step: their owners tell the others of them, in an order that all must have."""
-    for name, text in KINDS["processes, many words"].files.items():
+def test_shared_embeddings_do_not_depend_on_how_a_process_hashes(tmp_path):
+    """Several embeddings stop at one step: their owners tell the others of them, in an order that all must have."""
+    for name, text in KINDS["processes, many embeddings"].files.items():
         (tmp_path / name).write_text(text, "utf-8")
     recipe = make_project(tmp_path, **(PARTS | {"train": f"ema = 0.9\n{PARTS['train']}"}))
     assert launched(tmp_path, lambda rank: run_project(recipe, tmp_path / "alike")).codes == [0, 0]

@@ -57,7 +57,7 @@ def same_files(one, two):
     assert all(torch.equal(from_raw(found[name]), from_raw(raw)) for name, raw in meant.items())
 
 
-def test_words_lora_and_tuned_weights_of_the_last_good_step_are_kept(tmp_path, monkeypatch):
+def test_embeddings_lora_and_tuned_weights_of_the_last_good_step_are_kept(tmp_path, monkeypatch):
     recipe = make_project(tmp_path, train=f"ema = 0.9\n{BOTH}", export='model_dtype = "float32"\nmodel = ["folder"]')
     good = run_project(load_recipe(recipe, ["train.steps=2"]), tmp_path / "good").folder / "exports"
     spoil(monkeypatch, 3)
@@ -72,9 +72,9 @@ def test_words_lora_and_tuned_weights_of_the_last_good_step_are_kept(tmp_path, m
     StableDiffusionPipeline.from_pretrained(kept / "tiny_model", local_files_only=True)
 
 
-def test_what_a_guard_stops_leaves_averages_of_words_that_are_shared_over_processes(tmp_path):
+def test_what_a_guard_stops_leaves_averages_of_embeddings_that_are_shared_over_processes(tmp_path):
     band = "[stage.guard]\nnorm = 'stop'\nnorm_band = { low = 0.999, high = 1.001 }"
-    recipe = make_project(tmp_path, train=f"shared_from = 1\nema = 0.9\n{band}")
+    recipe = make_project(tmp_path, train=f"shard_optimizer_from = 1\nema = 0.9\n{band}")
     ended = launched(tmp_path, lambda rank: run_project(recipe, tmp_path / "run"))
     assert ended.codes == [1, 1]
     assert "guard.norm = 'stop'" in ended.said[0]
@@ -101,8 +101,8 @@ def test_a_run_that_is_stopped_again_and_again_keeps_what_it_has_learnt_by_then(
 
 
 @pytest.mark.parametrize("how", ["fails", "is stopped twice"])
-def test_a_recipe_that_is_named_like_its_word_keeps_both_word_and_lora(tmp_path, monkeypatch, how):
-    """The recipe that `pivotune new` writes has the word's name where the file has."""
+def test_a_recipe_that_is_named_like_its_embedding_keeps_both_embedding_and_lora(tmp_path, monkeypatch, how):
+    """The recipe that `pivotune new` writes has the embedding's name where the file has."""
     recipe = load_recipe(make_project(tmp_path, train="lora = { rank = 2 }"), ['name="cat"', "train.steps=5"])
     if how == "fails":
         spoil(monkeypatch, 3)
@@ -121,8 +121,8 @@ def test_a_recipe_that_is_named_like_its_word_keeps_both_word_and_lora(tmp_path,
     assert {name.partition("_")[0] for name in read(kept / "cat.safetensors")[0]} == {"lora"}
 
 
-def test_a_word_that_is_called_like_the_lora_file_loses_nothing(tmp_path):
-    """diffusers has a LoRA file of its own, beside the words' files."""
+def test_a_embedding_that_is_called_like_the_lora_file_loses_nothing(tmp_path):
+    """diffusers has a LoRA file of its own, beside the embeddings' files."""
     recipe = make_project(tmp_path, captions="a photo of <tiny_lora>", train="lora = { rank = 2 }")
     recipe.write_text(recipe.read_text("utf-8").replace("<cat>", "<tiny_lora>"), "utf-8")
     exports = run_project(recipe, tmp_path / "run").folder / "exports" / "diffusers"

@@ -1,4 +1,4 @@
-"""The point of it all: the exported word draws the thing it was taught, far better than its initial text does."""
+"""The point of it all: the exported embedding draws the thing it was trained, far better than its initial text does."""
 
 import json
 from statistics import mean, stdev
@@ -14,8 +14,8 @@ from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run.runner import run_recipe
 from pivotune.recipes.micro.grammar import Scene
+from pivotune.recipes.micro.images import THINGS
 from pivotune.recipes.micro.judge import HIT, distance_to_drawing
-from pivotune.recipes.micro.pictures import THINGS
 
 SEEDS = 8
 
@@ -32,14 +32,14 @@ def run(tmp_path_factory):
 
 
 def distances(folder, when):
-    """How far each picture is from the thing as it is drawn, 0 to 255, in the order of the seeds."""
+    """How far each image is from the thing as it is drawn, 0 to 255, in the order of the seeds."""
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    paths = [row["path"] for row in manifest["pictures"] if row["when"] == when]
+    paths = [row["path"] for row in manifest["images"] if row["when"] == when]
     scene = Scene(THINGS["emblem"], (250, 232, 150))
     return [distance_to_drawing(numpy.asarray(Image.open(folder / path).convert("RGB")), scene) for path in paths]
 
 
-def test_the_exported_word_draws_the_thing_better_than_its_initial_text(run):
+def test_the_exported_embedding_draws_the_thing_better_than_its_initial_text(run):
     before, after = distances(run.folder, "before"), distances(run.folder, "after")
     assert len(before) == len(after) == SEEDS
     gains = [first - second for first, second in zip(before, after, strict=True)]
@@ -50,10 +50,10 @@ def test_the_exported_word_draws_the_thing_better_than_its_initial_text(run):
     assert sum(distance < HIT for distance in before) <= SEEDS * 0.2, before
 
 
-def test_the_word_moved_and_its_norm_is_known(run):
+def test_the_embedding_moved_and_its_norm_is_known(run):
     manifest = json.loads((run.folder / "manifest.json").read_text("utf-8"))
-    [word] = manifest["words"]
-    vectors = word["encoders"]["clip_l"]
+    [embedding] = manifest["embeddings"]
+    vectors = embedding["encoders"]["clip_l"]
     assert all(way > 0.5 * norm for way, norm in zip(vectors["moved"], vectors["norm_before"], strict=True))
     tensors, _ = read_safetensors(run.folder / "exports" / "quickstart_embeddings" / "my-emblem.safetensors")
     assert [raw.shape[0] for raw in tensors.values()] == [len(vectors["moved"])]

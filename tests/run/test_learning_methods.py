@@ -1,4 +1,4 @@
-"""What each method learns that words alone cannot: things whose texture or shape the model has never drawn."""
+"""What each method learns that embeddings alone cannot: things whose texture or shape the model has never drawn."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from projects import run_project
 
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.recipes.micro.grammar import BACKGROUNDS, Scene
+from pivotune.recipes.micro.images import THINGS
 from pivotune.recipes.micro.judge import HIT, distance_to_drawing
-from pivotune.recipes.micro.pictures import THINGS
 
 LORA = 'lora = { rank = 8, learning_rate = 5e-3, targets = "all" }'
 TUNE = "finetune = { learning_rate = 1e-3 }"
@@ -57,52 +57,52 @@ schedule = "sqrt"
 """
 
 
-def drawn(folder: Path, thing: str, seed: int, *stages: tuple[int, str], prompts: tuple[str, ...] = ()) -> dict:
-    """Train; pictures by (when, prompt, seed): before by the untouched model, after with the exported files."""
+def drawn(folder: Path, trainable: str, seed: int, *stages: tuple[int, str], prompts: tuple[str, ...] = ()) -> dict:
+    """Train; images by (when, prompt, seed): before by the untouched model, after with the exported files."""
     folder.mkdir(exist_ok=True)
     text = RECIPE.format(
         seed=seed,
-        thing=thing,
-        images=json.dumps(str(Path(__file__).parents[2] / "recipes" / "pictures" / thing)),
+        trainable=trainable,
+        images=json.dumps(str(Path(__file__).parents[2] / "recipes" / "images" / trainable)),
         stages="".join(STAGE.format(steps=steps, more=more) for steps, more in stages),
-        prompts=json.dumps([f"a photo of <{thing}> on a gray background", *prompts]),
+        prompts=json.dumps([f"a photo of <{trainable}> on a gray background", *prompts]),
     )
     (folder / "recipe.toml").write_text(text, "utf-8")
     run = run_project(load_recipe(folder / "recipe.toml"), folder / "run").folder
-    rows = json.loads((run / "manifest.json").read_text("utf-8"))["pictures"]
+    rows = json.loads((run / "manifest.json").read_text("utf-8"))["images"]
     return {
         (row["when"], row["prompt"], row["seed"]): numpy.asarray(Image.open(run / row["path"]).convert("RGB"))
         for row in rows
     }
 
 
-def distances(pictures: dict, thing: str) -> list[float]:
-    """How far the word's pictures are from the thing as it is drawn, 0 to 255, nearest first."""
-    scene = Scene(THINGS[thing], BACKGROUNDS["gray"])
+def distances(images: dict, trainable: str) -> list[float]:
+    """How far the embedding's images are from the thing as it is drawn, 0 to 255, nearest first."""
+    scene = Scene(THINGS[trainable], BACKGROUNDS["gray"])
     return sorted(
         distance_to_drawing(one, scene)
-        for (when, prompt, _), one in pictures.items()
-        if when == "after" and f"<{thing}>" in prompt
+        for (when, prompt, _), one in images.items()
+        if when == "after" and f"<{trainable}>" in prompt
     )
 
 
-def drift(pictures: dict) -> float:
-    """How far pictures of another prompt are from those of the untouched model, 0 to 255 a pixel."""
-    ways = [numpy.abs(one.astype(int) - pictures["before", prompt, seed]).mean()
-            for (when, prompt, seed), one in pictures.items() if when == "after" and prompt == OTHER]  # fmt: skip
+def drift(images: dict) -> float:
+    """How far images of another prompt are from those of the untouched model, 0 to 255 a pixel."""
+    ways = [numpy.abs(one.astype(int) - images["before", prompt, seed]).mean()
+            for (when, prompt, seed), one in images.items() if when == "after" and prompt == OTHER]  # fmt: skip
     return float(median(ways))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_words_alone_do_not_reach_a_square_of_two_halves(tmp_path, seed):
-    """No vectors draw it: the nearest of six pictures, of three seeds, was at 44.8 to 47."""
+def test_embeddings_alone_do_not_reach_a_square_of_two_halves(tmp_path, seed):
+    """No vectors draw it: the nearest of six images, of three seeds, was at 44.8 to 47."""
     far = distances(drawn(tmp_path, "two-tone", seed, (60, "")), "two-tone")
     assert far[0] > 1.5 * HIT, far
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("method", [pytest.param(LORA, id="LoRA"), pytest.param(TUNE, id="fine-tune")])
-def test_words_with_what_changes_the_model_reach_it(tmp_path, method, seed):
+def test_embeddings_with_what_changes_the_model_reach_it(tmp_path, method, seed):
     """By as many steps. Medians of three seeds were 13.5 to 19.1 with a LoRA and 11.4 to 16.6 with a fine-tune."""
     near = distances(drawn(tmp_path, "two-tone", seed, (60, method)), "two-tone")
     assert median(near) < HIT, near

@@ -17,14 +17,14 @@ from pivotune.pipeline.report import page
 from pivotune.pipeline.run.start import remove_leftovers
 
 OURS = (
-    ".probe", ".manifest.json.part", ".finished.old/word.bin", ".last-good.part/word.bin", "checkpoints/.tmpoEhWcw",
+    ".probe", ".manifest.json.part", ".finished.old/embedding.bin", ".last-good.part/embedding.bin", "checkpoints/.tmpoEhWcw",
     "checkpoints/.stage-003-step-000000002.safetensors.part", "saves/.stage-3-step-000002.part/exports/a.safetensors",
     "saves/.stage-3-step-000001.old/save.json", "exports/tiny/.0123456789abcdef.part", "latents/.0123456789abcdef.part",
 )  # fmt: skip
 THEIRS = (
     ".tmpoEhWcw", ".report.html.old", ".report.html", ".notes.part", "checkpoints/.tmp", "checkpoints/.tmpoEhWcwX",
     "checkpoints/.notes.part", "saves/.git/config", "exports/.notes.part", "exports/.0123456789abcdef.part.txt",
-    "mine/.0123456789abcdef.part", "pictures/.tmpoEhWcw", "last-good/cat.safetensors",
+    "mine/.0123456789abcdef.part", "images/.tmpoEhWcw", "last-good/cat.safetensors",
 )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_only_what_a_run_writes_is_taken_away(tmp_path):
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(stay)
 
 
-def test_the_last_good_words_survive_a_kill_between_old_and_new(tmp_path):
+def test_the_last_good_embeddings_survive_a_kill_between_old_and_new(tmp_path):
     for name in ("old", "part"):
         (tmp_path / f".last-good.{name}").mkdir()
         (tmp_path / f".last-good.{name}/cat").write_text(name)

@@ -53,14 +53,14 @@ def filled(place: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_class_pictures_on_a_full_disk_are_drawn_again(tmp_path):
+def test_class_images_on_a_full_disk_are_drawn_again(tmp_path):
     path = make_project(tmp_path, more=CLASS)
     disk = tmp_path / "disk"
 
     def starved() -> None:
         filling = filled(disk)
         with pytest.raises(StageError, match=r"No space left|the disk is full"):
-            run_project(path, tmp_path / "run", anyway=True)
+            run_project(path, tmp_path / "run", force=True)
         filling.unlink()
         run_project(path, tmp_path / "run")
         assert [file.stat().st_size > 0 for file in sorted((disk / "class").iterdir())] == [True] * 6
@@ -155,13 +155,13 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("gone", ["one", pytest.param("all", marks=SLOW), pytest.param("a caption", marks=SLOW)])
-def test_pictures_that_have_vanished_are_named_and_nothing_is_lost(tmp_path, stopped, gone):
-    there = [tmp_path / "pictures/1.png"] if gone == "one" else [tmp_path / "pictures/1.txt"]
-    there = sorted((tmp_path / "pictures").glob("*.png")) if gone == "all" else there
+def test_images_that_have_vanished_are_named_and_nothing_is_lost(tmp_path, stopped, gone):
+    there = [tmp_path / "images/1.png"] if gone == "one" else [tmp_path / "images/1.txt"]
+    there = sorted((tmp_path / "images").glob("*.png")) if gone == "all" else there
     before = held(tmp_path / "run")
     for path in there:
         path.rename(path.with_suffix(".away"))
-    with pytest.raises((StageError, RecipeError), match=r"pictures"):
+    with pytest.raises((StageError, RecipeError), match=r"images"):
         as_the_command(stopped, tmp_path / "run")
     assert held(tmp_path / "run") == before
     for path in there:

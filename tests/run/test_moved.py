@@ -42,7 +42,7 @@ def test_everything_was_moved(tmp_path: Path, stopped: tuple[Path, Path, Path]) 
     recipe, whole, run = stopped
     (tmp_path / "home").rename(tmp_path / "new home")
     (tmp_path / "new home" / "model").rename(tmp_path / "the model")
-    (tmp_path / "new home" / "pictures").rename(tmp_path / "the images")
+    (tmp_path / "new home" / "images").rename(tmp_path / "the images")
     run.rename(tmp_path / "moved run")
     moved = [f"model.base='{tmp_path / 'the model'}'", f"concept.images='{tmp_path / 'the images'}'"]
     result = run_project(load_recipe(tmp_path / "new home" / recipe.name, moved), tmp_path / "moved run")
@@ -58,7 +58,7 @@ def test_everything_was_moved(tmp_path: Path, stopped: tuple[Path, Path, Path]) 
 
 def test_an_image_that_changed_on_the_way_is_named(tmp_path: Path, stopped: tuple[Path, Path, Path]) -> None:
     recipe, _, run = stopped
-    shutil.copytree(recipe.parent / "pictures", tmp_path / "images")
+    shutil.copytree(recipe.parent / "images", tmp_path / "images")
     shutil.copyfile(tmp_path / "images" / "1.png", tmp_path / "images" / "2.png")
     changed = load_recipe(recipe, [f"concept.images='{tmp_path / 'images'}'"])
     with pytest.raises(StageError, match=r"unfinished run of other inputs(.|\n)*images"):

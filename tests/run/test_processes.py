@@ -28,11 +28,11 @@ from pivotune.pipeline.train.loss import mean_loss, part_loss
 OFTEN = '[checkpoint]\nevery = "1 steps"\n'
 ROUNDING = 1e-5  # relative; seen: losses 2e-7, norms of gradients 8e-7, all that is trained 2e-6
 METHODS = {
-    "words": "preserve_norm = 'median'\nnoise = { offset = 0.1 }",
-    "words and LoRA": (
+    "embeddings": "preserve_norm = 'median'\nnoise = { offset = 0.1 }",
+    "embeddings and LoRA": (
         "gradient_accumulation = 2\nlora = { rank = 2, learning_rate = 1e-2 }\n"
         "locality = { prompts = ['red', 'a ring', 'a photo'], weight = 0.5 }\n"
-        "shared_from = 1\nema = 0.9\nsave = { every = '2 steps' }\nwatch = { sample_every = '2 steps' }"
+        "shard_optimizer_from = 1\nema = 0.9\nsave = { every = '2 steps' }\nwatch = { sample_every = '2 steps' }"
     ),
     "fine-tune": "finetune = { parts = ['denoiser', 'clip_l'], learning_rate = 1e-3, layers = 'attention' }",
 }
@@ -78,7 +78,7 @@ def run_in(recipe: Path, out: Path, count: int = 2, **environment: str) -> Launc
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("sizes", [[5], [4, 4], [1, 1, 1], [3, 2]])
-def test_every_picture_of_a_step_is_in_one_process(sizes, count):
+def test_every_image_of_a_step_is_in_one_process(sizes, count):
     shares = [Processes(count, index).shares(sizes) for index in range(count)]
     seen = [(part, place) for share in shares for part, cut in enumerate(share) for place in range(sizes[part])[cut]]
     assert sorted(seen) == [(part, place) for part, size in enumerate(sizes) for place in range(size)]
@@ -94,11 +94,13 @@ def test_the_parts_of_a_loss_add_up_to_it(prior):
     assert added == pytest.approx(float(mean_loss(losses, weight, marked, 0.3)), rel=1e-6)
 
 
-@pytest.mark.parametrize("method", ["words", "words and LoRA", pytest.param("fine-tune", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["embeddings", "embeddings and LoRA", pytest.param("fine-tune", marks=pytest.mark.slow)]
+)
 def test_two_processes_give_what_one_gives(tmp_path, method):
     recipe = make_project(tmp_path, train=METHODS[method])
     run_project(recipe, tmp_path / "one")
-    count = 3 if method == "words" else 2  # three processes share batches of two and one: some have nothing to do
+    count = 3 if method == "embeddings" else 2  # three processes share batches of two and one: some have nothing to do
     ended = run_in(recipe, tmp_path / "many", count)
     assert ended.codes == [0] * count, ended.said
     assert_same_to_rounding(tmp_path / "one", tmp_path / "many")
@@ -111,7 +113,7 @@ def test_two_processes_give_what_one_gives(tmp_path, method):
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("more", ["", "gradient_accumulation = 2\n"])
 def test_a_fine_tune_spread_over_processes_gives_what_one_process_gives(tmp_path, more, count):
-    """Three processes share batches of two pictures and of one: some have nothing to do, and yet must take part."""
+    """Three processes share batches of two images and of one: some have nothing to do, and yet must take part."""
     recipe = make_project(tmp_path, train=more + SHARDED)
     run_project(recipe, tmp_path / "one")
     ended = run_in(recipe, tmp_path / "many", count, **FSDP)
@@ -149,7 +151,7 @@ def stopped_by_one(monkeypatch, recipe: Path, out: Path, **environment: str) -> 
 
 
 def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path, monkeypatch):
-    recipe = make_project(tmp_path, train="shared_from = 1\nema = 0.5")
+    recipe = make_project(tmp_path, train="shard_optimizer_from = 1\nema = 0.5")
     assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
     stopped_by_one(monkeypatch, recipe, tmp_path / "run")
     assert child(lambda: run_project(recipe, tmp_path / "run")) == 0
@@ -157,7 +159,7 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path, monkeypatch
 
 
 def test_one_process_goes_on_with_a_fine_tune_that_was_spread_over_two(tmp_path, monkeypatch):
-    """In the second step, of one picture, one of the two has nothing to do, and yet must take part."""
+    """In the second step, of one image, one of the two has nothing to do, and yet must take part."""
     recipe = make_project(tmp_path, train=SHARDED)
     assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
     stopped_by_one(monkeypatch, recipe, tmp_path / "run", **FSDP)
@@ -200,14 +202,14 @@ def test_a_failure_in_one_process_ends_all_and_the_main_one_says_why(tmp_path, m
 
     def failing(training, batch, number, *, grad_text):
         if training.processes.index == 1:
-            raise StageError("the picture has vanished")
+            raise StageError("the image has vanished")
         return batch_loss(training, batch, number, grad_text=grad_text)
 
     monkeypatch.setattr(loop, "batch_loss", failing)
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
-    assert "process 1 of 2 has failed: StageError: the picture has vanished" in ended.said[0]
-    assert "the picture has vanished" in manifest_of(tmp_path / "run")["error"]
+    assert "process 1 of 2 has failed: StageError: the image has vanished" in ended.said[0]
+    assert "the image has vanished" in manifest_of(tmp_path / "run")["error"]
 
 
 def test_a_killed_process_ends_the_others_and_nothing_is_lost(tmp_path, monkeypatch):
@@ -244,7 +246,7 @@ def test_an_overflow_in_one_process_halves_the_scale_of_all(tmp_path, monkeypatc
     def overflowing(training, batch, number, *, grad_text):
         loss = backward(training, batch, number, grad_text=grad_text)
         if training.processes.index == 1 and training.scale.value == 128:
-            for leaf in training.things[0].leaves():
+            for leaf in training.trainables[0].leaves():
                 leaf.grad *= float("inf")
         return loss
 
@@ -266,7 +268,7 @@ def test_processes_that_drift_apart_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "one_step", drifting)
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
-    assert "the table of words of clip_l is not the same in process 1" in ended.said[0]
+    assert "the table of embeddings of clip_l is not the same in process 1" in ended.said[0]
 
 
 def test_a_spread_fine_tune_refuses_an_optimizer_that_needs_weights_whole(tmp_path):

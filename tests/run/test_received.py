@@ -51,7 +51,7 @@ def test_a_replay_writes_only_into_its_folder_and_keeps_the_text_of_the_run(made
     assert (tmp_path / "again" / "recipe.toml").read_bytes() == (run / "recipe.toml").read_bytes()
 
 
-def test_a_replay_asks_for_pictures_that_lie_elsewhere(made: Path, tmp_path: Path) -> None:
+def test_a_replay_asks_for_images_that_lie_elsewhere(made: Path, tmp_path: Path) -> None:
     manifest = json.loads((made / "manifest.json").read_text("utf-8"))
     concepts = [{**one, "images": str(tmp_path / "gone")} for one in manifest["recipe"]["concept"]]
     told = CliRunner().invoke(replay, [str(_changed(made, tmp_path / "run", concept=concepts))])
@@ -64,7 +64,7 @@ def test_a_run_of_another_operating_system_is_replayed_with_paths_of_this_one(ma
     manifest = json.loads((made / "manifest.json").read_text("utf-8"))
     recipe = manifest["recipe"]
     here = [f"model.base={recipe['model']['base']!r}", f"concept.images={recipe['concept'][0]['images']!r}"]
-    elsewhere = [{**one, "images": "C:\\Users\\me\\pictures"} for one in recipe["concept"]]
+    elsewhere = [{**one, "images": "C:\\Users\\me\\images"} for one in recipe["concept"]]
     run = _changed(made, tmp_path / "run", concept=elsewhere, model={"base": "C:\\Users\\me\\model"})
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     manifest["recipe_file"] = "C:\\Users\\me\\recipe.toml"
@@ -90,10 +90,10 @@ def test_only_plain_files_inside_a_folder_are_taken(tmp_path: Path) -> None:
 
 
 def test_no_part_of_a_path_leads_to_another_drive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os.path, "splitdrive", ntpath.splitdrive)  # as on Windows, where D:/run/pictures / "C:a" is C:a
-    for told in ("C:a", "C:/a", "pictures/C:a", "pictures/c:/a"):
+    monkeypatch.setattr(os.path, "splitdrive", ntpath.splitdrive)  # as on Windows, where D:/run/images / "C:a" is C:a
+    for told in ("C:a", "C:/a", "images/C:a", "images/c:/a"):
         assert not is_inside(told)
-    assert is_inside("pictures/a.png")
+    assert is_inside("images/a.png")
 
 
 @pytest.mark.parametrize("text", ["[" * 900 + "]" * 900, "NaN", "1" * 400, "1e999", '"\\ud800"', "[" * 10**5, "{"])

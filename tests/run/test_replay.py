@@ -51,7 +51,7 @@ def test_a_run_that_began_with_a_checkpoint_begins_with_it_again(tmp_path, chang
         assert str(checkpoint) in str(gone.exception)
 
 
-def test_pictures_and_saves_that_came_by_time_are_no_difference(tmp_path, monkeypatch):
+def test_images_and_saves_that_came_by_time_are_no_difference(tmp_path, monkeypatch):
     train = "watch = { sample_every = '5 seconds', prompts = ['<cat>'] }\nsave = { every = '5 seconds' }"
     with monkeypatch.context() as patch:
         clock = count(0, 10)
@@ -63,7 +63,7 @@ def test_pictures_and_saves_that_came_by_time_are_no_difference(tmp_path, monkey
         told = CliRunner().invoke(replay, [str(run)])
     assert not list(tmp_path.glob("run-replay/saves/*"))
     assert told.exit_code == 0, told.output
-    assert "not compared: at which steps there were pictures and saves: time chose them" in told.output
+    assert "not compared: at which steps there were images and saves: time chose them" in told.output
 
 
 def test_a_replay_that_is_stopped_speaks_of_no_option_of_another_command(tmp_path, monkeypatch):

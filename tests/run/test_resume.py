@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from pivotune.pipeline import records as metrics
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import checkpoints as keeper
+from pivotune.pipeline.run import checkpoints as checkpointer
 from pivotune.pipeline.run import outcome as finishing
 from pivotune.pipeline.run import outcome as noted
 from pivotune.pipeline.run import resume, runner, steps
@@ -48,7 +48,7 @@ def metrics_of(folder: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-ALWAYS = ("words and LoRA", "fine-tune, Prodigy, average", "pivotal")
+ALWAYS = ("embeddings and LoRA", "fine-tune, Prodigy, average", "pivotal")
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch
     assert made_files(tmp_path / "run") == made_files(whole)
     after = manifest_of(tmp_path / "run")
     assert (after["status"], after["started"], len(after["resumed"])) == ("finished", left["started"], 1)
-    assert after["words"] == manifest_of(whole)["words"]
+    assert after["embeddings"] == manifest_of(whole)["embeddings"]
 
 
-def test_a_run_with_t5_goes_on_with_words_and_lora_where_it_stopped(tmp_path, monkeypatch):
+def test_a_run_with_t5_goes_on_with_embeddings_and_lora_where_it_stopped(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path, "sd3", train="lora = { rank = 1 }", export='targets = ["comfyui"]'))
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
@@ -225,14 +225,14 @@ def test_a_signal_that_comes_while_a_line_is_written_is_heard(capfd):
     assert capfd.readouterr().err == "SIGTERM: stopping at the next step, with a checkpoint (again: at once)\n"
 
 
-def test_a_changed_picture_refuses_the_checkpoint_and_is_named(tmp_path, monkeypatch):
+def test_a_changed_image_refuses_the_checkpoint_and_is_named(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path, more=EVERY))
     stopped_at(monkeypatch, 2, signal.SIGINT)
     with pytest.raises(Stopped):
         run_project(recipe, tmp_path / "run")
-    (tmp_path / "pictures/1.png").write_bytes((tmp_path / "pictures/0.png").read_bytes())
+    (tmp_path / "images/1.png").write_bytes((tmp_path / "images/0.png").read_bytes())
     before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
-    with pytest.raises(StageError, match=r"data: 1 picture changed \(pictures/1\.png\)"):
+    with pytest.raises(StageError, match=r"data: 1 image changed \(images/1\.png\)"):
         run_project(recipe, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
@@ -309,11 +309,11 @@ def test_replay_finds_the_same_and_names_what_differs(tmp_path):
     (first / "metrics.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     export = first / "exports" / "tiny.safetensors"
     export.write_bytes(export.read_bytes()[:-1] + b"\x7f")
-    (tmp_path / "pictures/0.txt").write_text("a picture of <cat>", "utf-8")
+    (tmp_path / "images/0.txt").write_text("an image of <cat>", "utf-8")
     other = replay(first, out=tmp_path / "third", **quiet)
     assert other.differences[0].startswith("metrics, step 1 of stage")
     assert "exports/tiny.safetensors: other bytes" in other.differences
-    assert any(line.startswith("data.files.pictures/0.txt: ") for line in other.inputs)
+    assert any(line.startswith("data.files.images/0.txt: ") for line in other.inputs)
 
 
 def test_only_a_finished_run_is_replayed(tmp_path):
@@ -339,8 +339,8 @@ def test_more_steps_go_on_from_the_end_of_a_finished_run(tmp_path, train):
     assert f"going on from {first}, after step 3 of stage 3" in said
     assert made_files(longer) == made_files(whole)
     assert metrics_of(longer) == metrics_of(whole)
-    for picture in (one for row in metrics_of(longer) for one in row.get("pictures", ())):
-        assert (longer / picture["path"]).read_bytes() == (whole / picture["path"]).read_bytes()
+    for image in (one for row in metrics_of(longer) for one in row.get("images", ())):
+        assert (longer / image["path"]).read_bytes() == (whole / image["path"]).read_bytes()
     assert made_files(first) == made
     (first / "metrics.jsonl").unlink()
     with pytest.raises(StageError, match="what it measured and drew cannot be taken over"):
@@ -366,9 +366,9 @@ def test_of_another_recipe_what_fits_is_loaded_and_counted(tmp_path):
 
 
 def test_weights_of_a_stage_that_is_done_collect_no_gradient_after_a_resume(tmp_path, monkeypatch):
-    words = '[[stage]]\nkind = "train"\nsteps = 2\nlearning_rate = 1e-2'
+    embeddings = '[[stage]]\nkind = "train"\nsteps = 2\nlearning_rate = 1e-2'
     tuned = "embeddings = false\nema = 0.9\nfinetune = { parts = ['denoiser'] }"
-    recipe = load_recipe(make_project(tmp_path, train=tuned, stages=words), ["stage.3.steps=2"])
+    recipe = load_recipe(make_project(tmp_path, train=tuned, stages=embeddings), ["stage.3.steps=2"])
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
         stopped_at(patch, 3, signal.SIGINT)
@@ -392,8 +392,8 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_good_files_alone(tmp_pat
         stopped_at(patch, 2, signal.SIGINT)
         with pytest.raises(Stopped):
             run_project(recipe, tmp_path / "run")
-    [word] = (tmp_path / "run/last-good").rglob("*.safetensors")
-    learnt = word.read_bytes()
+    [embedding] = (tmp_path / "run/last-good").rglob("*.safetensors")
+    learnt = embedding.read_bytes()
 
     def unfit(*arguments):
         raise StageError("does not fit")
@@ -401,7 +401,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_good_files_alone(tmp_pat
     monkeypatch.setattr(resume, "restore_snapshot", unfit)
     with pytest.raises(StageError, match="does not fit"):
         run_project(recipe, tmp_path / "run")
-    assert word.read_bytes() == learnt
+    assert embedding.read_bytes() == learnt
 
 
 def test_what_a_checkpoint_counts_of_the_metrics_is_on_the_disk(tmp_path, monkeypatch):
@@ -427,7 +427,7 @@ def test_a_rhythm_by_the_clock_goes_on_where_the_run_was_stopped(tmp_path, monke
         written.append(point.step)
         return write_checkpoint(run, point, keep)
 
-    monkeypatch.setattr(keeper, "write_checkpoint", noted)
+    monkeypatch.setattr(checkpointer, "write_checkpoint", noted)
     with monkeypatch.context() as patch:
         stopped_at(patch, 3, signal.SIGINT)
         with pytest.raises(Stopped):
@@ -438,21 +438,21 @@ def test_a_rhythm_by_the_clock_goes_on_where_the_run_was_stopped(tmp_path, monke
     assert saved == [2, 3, 5, 6]
 
 
-def test_a_checkpoint_has_the_rows_of_the_words_once_whether_they_are_trained_or_not(tmp_path):
+def test_a_checkpoint_has_the_rows_of_the_embeddings_once_whether_they_are_trained_or_not(tmp_path):
     held = '[[stage]]\nkind = "train"\nsteps = 1\nembeddings = false\nlora = { rank = 2 }'
     folder = run_project(make_project(tmp_path, stages=held), tmp_path / "run").folder
-    words, lora = (read_checkpoint(path).tensors for path in sorted((folder / "checkpoints").iterdir()))
-    assert [name for name in words if "rows" in name] == ["things/words/rows.clip_l"]
+    embeddings, lora = (read_checkpoint(path).tensors for path in sorted((folder / "checkpoints").iterdir()))
+    assert [name for name in embeddings if "rows" in name] == ["things/embeddings/rows.clip_l"]
     assert [name for name in lora if "rows" in name] == ["rows/clip_l"]
-    assert torch.equal(stored_rows(words)["clip_l"], stored_rows(lora)["clip_l"])
-    taught = load_file(folder / "exports/tiny_embeddings/cat.safetensors")
-    assert torch.equal(taught["emb_params"], stored_rows(lora)["clip_l"])
+    assert torch.equal(stored_rows(embeddings)["clip_l"], stored_rows(lora)["clip_l"])
+    trained = load_file(folder / "exports/tiny_embeddings/cat.safetensors")
+    assert torch.equal(trained["emb_params"], stored_rows(lora)["clip_l"])
 
 
-def test_pictures_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, monkeypatch):
+def test_images_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path))
     whole = run_project(recipe, tmp_path / "whole").folder
-    picture, before = tmp_path / "run/pictures/before-000-0.png", (whole / "pictures/before-000-0.png").read_bytes()
+    image, before = tmp_path / "run/images/before-000-0.png", (whole / "images/before-000-0.png").read_bytes()
 
     def go(step):
         said: list[str] = []
@@ -461,15 +461,15 @@ def test_pictures_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, mon
                 stopped_at(patch, step, signal.SIGINT)
             with pytest.raises(Stopped) if step else nullcontext():
                 runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
-        assert picture.read_bytes() == before
-        return "drawing pictures before" in said, picture.stat().st_ino, picture.stat().st_mtime_ns
+        assert image.read_bytes() == before
+        return "drawing images before" in said, image.stat().st_ino, image.stat().st_mtime_ns
 
     drawn = go(1)
     assert go(1) == (False, *drawn[1:])
-    picture.write_bytes(before[:-20])  # the process was killed while it wrote this
+    image.write_bytes(before[:-20])  # the process was killed while it wrote this
     assert go(None)[0]
     assert made_files(tmp_path / "run") == made_files(whole)
-    assert manifest_of(tmp_path / "run")["pictures"] == manifest_of(whole)["pictures"]
+    assert manifest_of(tmp_path / "run")["images"] == manifest_of(whole)["images"]
 
 
 def test_a_folder_without_a_checkpoint_gives_nothing(tmp_path):

@@ -54,7 +54,7 @@ def unharmed(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", ["exports", "pictures", "finished", "last-good", "saves", "latents", "tracking", ".last-good.old"]
+    "name", ["exports", "images", "finished", "last-good", "saves", "latents", "tracking", ".last-good.old"]
 )
 def test_a_link_to_a_folder_is_neither_deleted_nor_written_through(received, tmp_path, monkeypatch, name) -> None:
     recipe, run = received
@@ -79,8 +79,8 @@ def test_a_link_to_a_file_is_not_written_through(received, tmp_path, name) -> No
 
 def test_a_second_name_of_a_file_is_not_written(received, tmp_path) -> None:
     recipe, run = received
-    pictures = [path for path in (run / "pictures").iterdir() if path.suffix == ".png"]
-    for path in (run / ".probe", run / "report.html", run / f".report.html.{os.getpid()}", *pictures):
+    images = [path for path in (run / "images").iterdir() if path.suffix == ".png"]
+    for path in (run / ".probe", run / "report.html", run / f".report.html.{os.getpid()}", *images):
         path.unlink(missing_ok=True)
         os.link(tmp_path / ".bashrc", path)
     run_project(recipe, run)
@@ -100,11 +100,11 @@ def test_a_run_folder_that_is_reached_through_a_link_goes_on(received, tmp_path)
     assert run_project(recipe, tmp_path / "link").report.is_file()
 
 
-@pytest.mark.parametrize("path", ["../../.bashrc", "../.bashrc", "/etc/hostname", "pictures/../../.bashrc"])
+@pytest.mark.parametrize("path", ["../../.bashrc", "../.bashrc", "/etc/hostname", "images/../../.bashrc"])
 def test_no_file_from_elsewhere_is_copied_with_a_source(received, tmp_path, path) -> None:
     recipe, run = received
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    lines[-1]["pictures"] = [{"path": path, "prompt": "x", "seed": 0, "word": None}]
+    lines[-1]["images"] = [{"path": path, "prompt": "x", "seed": 0, "embedding": None}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     new = tmp_path / "a" / "b"
     with pytest.raises(StageError) as told:

@@ -37,13 +37,13 @@ def manifest_of(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text("utf-8"))
 
 
-def vectors_of(folder: Path, word: str = "cat") -> dict[str, torch.Tensor]:
-    tensors, _ = read_safetensors(folder / "exports" / "tiny_embeddings" / f"{word}.safetensors")
+def vectors_of(folder: Path, embedding: str = "cat") -> dict[str, torch.Tensor]:
+    tensors, _ = read_safetensors(folder / "exports" / "tiny_embeddings" / f"{embedding}.safetensors")
     return {key: from_raw(raw) for key, raw in tensors.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_words_alone_load_in_diffusers_as_they_were_trained(tmp_path, family):
+def test_embeddings_alone_load_in_diffusers_as_they_were_trained(tmp_path, family):
     recipe = make_project(tmp_path, family)
     result = run_project(recipe, tmp_path / "run")
     exports = tmp_path / "run" / "exports"
@@ -104,9 +104,9 @@ def test_a_bundle_is_made_where_a_program_reads_one(tmp_path):
     exports = tmp_path / "run" / "exports"
     bundle, metadata = read_safetensors(exports / "a1111" / "tiny.safetensors")
     plain, _ = read_safetensors(exports / "tiny.safetensors")
-    words = {name for name in bundle if name.startswith("bundle_emb.")}
-    assert words == {"bundle_emb.<cat>.clip_l", "bundle_emb.<cat>.clip_g"}
-    assert bundle.keys() - words == plain.keys()
+    embeddings = {name for name in bundle if name.startswith("bundle_emb.")}
+    assert embeddings == {"bundle_emb.<cat>.clip_l", "bundle_emb.<cat>.clip_g"}
+    assert bundle.keys() - embeddings == plain.keys()
     assert metadata["ss_base_model_version"].startswith("sdxl")
     assert (exports / "forge" / "cat.safetensors").is_file()
     assert "embedding:cat" in (exports / "comfyui" / "HOW-TO.txt").read_text("utf-8")
@@ -152,17 +152,17 @@ def test_the_manifest_fits_its_schema_and_proves_the_run(tmp_path, lora):
         "ejected_clean": True,
         "exports_verified": 5 + 2 * lora,
         "exports_declared": 5 + 2 * lora,
-        "words": {"declared": 1, "exported": 1, "verified": 1},
+        "embeddings": {"declared": 1, "exported": 1, "verified": 1},
     }
-    [word] = manifest["words"]
-    assert all(way > 0 for encoder in word["encoders"].values() for way in encoder["moved"])
-    assert len(manifest["pictures"]) == 2
+    [embedding] = manifest["embeddings"]
+    assert all(way > 0 for encoder in embedding["encoders"].values() for way in encoder["moved"])
+    assert len(manifest["images"]) == 2
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
-    assert set(rows[0]["words"]["<cat>"]) == {"clip_l", "clip_g"}
+    assert set(rows[0]["embeddings"]["<cat>"]) == {"clip_l", "clip_g"}
 
 
-def test_an_earlier_layer_of_the_text_encoder_is_read_in_training_and_pictures(tmp_path, monkeypatch):
+def test_an_earlier_layer_of_the_text_encoder_is_read_in_training_and_images(tmp_path, monkeypatch):
     recipe, seen = load_recipe(make_project(tmp_path, model="clip_skip = 2")), []
     encode = denoisers.UNet.encode
 
@@ -186,7 +186,7 @@ def test_an_earlier_layer_of_the_text_encoder_is_read_in_training_and_pictures(t
     assert len(seen) == 3
     plain = run_project(load_recipe(recipe.path, ["model.clip_skip=1"]), tmp_path / "plain").folder
     for name in ("before-000-0.png", "after-000-0.png"):
-        assert (folder / "pictures" / name).read_bytes() != (plain / "pictures" / name).read_bytes()
+        assert (folder / "images" / name).read_bytes() != (plain / "images" / name).read_bytes()
     assert "Clip skip 2" in (folder / "exports/a1111/HOW-TO.txt").read_text("utf-8")
     assert "Clip skip" not in (plain / "exports/a1111/HOW-TO.txt").read_text("utf-8")
     _, metadata = read_safetensors(folder / "exports/tiny_embeddings/cat.safetensors")
@@ -218,39 +218,41 @@ def test_the_lines_for_diffusers_run(tmp_path):
 
 MORE = """
 [[concept]]
-images = "pictures"
-captions = ["a picture of <dog>"]
+images = "images"
+captions = ["an image of <dog>"]
 [[embedding]]
 placeholder = "<dog>"
 initial_text = "blue"
 """
 
 
-def test_every_word_has_a_file_of_its_own_with_its_own_vectors(tmp_path, monkeypatch):
-    """Not all vectors of all words in one tensor, which programs load as one word."""
+def test_every_embedding_has_a_file_of_its_own_with_its_own_vectors(tmp_path, monkeypatch):
+    """Not all vectors of all embeddings in one tensor, which programs load as one embedding."""
     eject, trained = Run.eject, {}
 
     def spy(run):
         if run.injection is not None:
-            trained.update({word: run.injection.rows["clip_l"].of(word).clone() for word in ("<cat>", "<dog>")})
+            trained.update(
+                {embedding: run.injection.rows["clip_l"].of(embedding).clone() for embedding in ("<cat>", "<dog>")}
+            )
         eject(run)
 
     monkeypatch.setattr(Run, "eject", spy)
     run_project(make_project(tmp_path, more=MORE, export='targets = ["a1111", "diffusers"]'), tmp_path / "run")
-    assert [len(trained[word]) for word in ("<cat>", "<dog>")] == [2, 1]
-    for one in manifest_of(tmp_path / "run")["words"]:
+    assert [len(trained[embedding]) for embedding in ("<cat>", "<dog>")] == [2, 1]
+    for one in manifest_of(tmp_path / "run")["embeddings"]:
         _, metadata = read_safetensors(tmp_path / f"run/exports/a1111/{one['placeholder'][1:-1]}.safetensors")
         ways = [f"{way:.4g}" for way in one["encoders"]["clip_l"]["moved"]]
         assert metadata["pivotune.moved"] == " ".join(["clip_l", *ways])
     for folder, keys in (("tiny_embeddings", None), ("a1111", None), ("diffusers", ("<cat>", "<dog>"))):
-        for at, word in enumerate(("<cat>", "<dog>")):
-            tensors, _ = read_safetensors(tmp_path / "run/exports" / folder / f"{word[1:-1]}.safetensors")
+        for at, embedding in enumerate(("<cat>", "<dog>")):
+            tensors, _ = read_safetensors(tmp_path / "run/exports" / folder / f"{embedding[1:-1]}.safetensors")
             assert list(tensors) == [keys[at] if keys else "emb_params"]
-            assert torch.equal(from_raw(*tensors.values()), trained[word])
+            assert torch.equal(from_raw(*tensors.values()), trained[embedding])
 
 
 @pytest.mark.parametrize("preserve", ["", 'preserve_norm = "median"'])
-def test_a_word_that_is_not_in_the_batch_does_not_move(tmp_path, monkeypatch, preserve):
+def test_a_embedding_that_is_not_in_the_batch_does_not_move(tmp_path, monkeypatch, preserve):
     recipe = make_project(
         tmp_path, more=MORE, train=f"optimizer = {{ kind = 'adamw', weight_decay = 0.1 }}\n{preserve}",
     )  # fmt: skip
@@ -259,10 +261,13 @@ def test_a_word_that_is_not_in_the_batch_does_not_move(tmp_path, monkeypatch, pr
 
     def checked(training, clock):
         rows = training.injection.rows["clip_l"]
-        before = {word: rows.of(word).clone() for word in rows.spans}
+        before = {embedding: rows.of(embedding).clone() for embedding in rows.spans}
         row = one_step(training, clock)
-        for word in rows.spans:
-            assert torch.equal(rows.of(word), before[word]) == (word not in row["active"]), (word, row["active"])
+        for embedding in rows.spans:
+            assert torch.equal(rows.of(embedding), before[embedding]) == (embedding not in row["active"]), (
+                embedding,
+                row["active"],
+            )
         seen.append(tuple(row["active"]))
         return row
 
@@ -271,34 +276,34 @@ def test_a_word_that_is_not_in_the_batch_does_not_move(tmp_path, monkeypatch, pr
     assert {("<cat>",), ("<dog>",)} <= set(seen)
 
 
-def test_a_word_with_train_false_stays_and_helps_others(tmp_path):
+def test_a_embedding_with_train_false_stays_and_helps_others(tmp_path):
     recipe = make_project(tmp_path, more=MORE + "train = false", stages='[[stage]]\nkind = "rescale"')
     run_project(recipe, tmp_path / "run")
-    cat, dog = manifest_of(tmp_path / "run")["words"]
+    cat, dog = manifest_of(tmp_path / "run")["embeddings"]
     assert dog["encoders"]["clip_l"]["moved"] == [0.0]
     assert dog["encoders"]["clip_l"]["norm_after"] == dog["encoders"]["clip_l"]["norm_before"]
     assert min(cat["encoders"]["clip_l"]["moved"]) > 0
 
 
 def test_a_learning_rate_of_zero_for_an_encoder_leaves_its_vectors(tmp_path):
-    recipe = make_project(tmp_path, "sdxl", word="learning_rate = { clip_l = 1e-2, clip_g = 0 }")
+    recipe = make_project(tmp_path, "sdxl", embedding="learning_rate = { clip_l = 1e-2, clip_g = 0 }")
     run_project(recipe, tmp_path / "run")
-    [word] = manifest_of(tmp_path / "run")["words"]
-    assert word["encoders"]["clip_g"]["moved"] == [0.0, 0.0]
-    assert min(word["encoders"]["clip_l"]["moved"]) > 0
+    [embedding] = manifest_of(tmp_path / "run")["embeddings"]
+    assert embedding["encoders"]["clip_g"]["moved"] == [0.0, 0.0]
+    assert min(embedding["encoders"]["clip_l"]["moved"]) > 0
 
 
-def test_a_word_stops_after_its_steps(tmp_path):
-    recipe = make_project(tmp_path, word='stop_after = "1 steps"')
+def test_a_embedding_stops_after_its_steps(tmp_path):
+    recipe = make_project(tmp_path, embedding='stop_after = "1 steps"')
     run_project(recipe, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
-    moved = [row["words"]["<cat>"]["clip_l"]["moved"] for row in rows]
+    moved = [row["embeddings"]["<cat>"]["clip_l"]["moved"] for row in rows]
     assert moved[0] == moved[1] == moved[2]
     assert min(moved[0]) > 0
-    assert manifest_of(tmp_path / "run")["words"][0]["stopped_at"] == 1
+    assert manifest_of(tmp_path / "run")["embeddings"][0]["stopped_at"] == 1
 
 
-def test_two_train_stages_tune_the_model_around_words_that_stand_still(tmp_path):
+def test_two_train_stages_tune_the_model_around_embeddings_that_stand_still(tmp_path):
     second = '[[stage]]\nkind = "train"\nsteps = 2\nembeddings = false\nlora = { rank = 2, learning_rate = 0.01 }'
     recipe = make_project(tmp_path, stages=second)
     run_project(recipe, tmp_path / "run")
@@ -311,7 +316,7 @@ def test_two_train_stages_tune_the_model_around_words_that_stand_still(tmp_path)
     assert all(up.abs().max() > 0 for up in ups)
 
 
-def test_a_lora_stands_still_in_a_stage_of_words_and_goes_on_afterwards(tmp_path, monkeypatch):
+def test_a_lora_stands_still_in_a_stage_of_embeddings_and_goes_on_afterwards(tmp_path, monkeypatch):
     lora = "lora = { rank = 2, learning_rate = 0.01 }"
     after = '[[stage]]\nkind = "train"\nsteps = 2\n'
     recipe = make_project(tmp_path, train=lora, stages=f"{after}{after}embeddings = false\n{lora}")
@@ -325,7 +330,7 @@ def test_a_lora_stands_still_in_a_stage_of_words_and_goes_on_afterwards(tmp_path
         before = [parameter.clone() for parameter in parameters]
         row = one_step(training, clock)
         same = all(torch.equal(one, two) for one, two in zip(before, parameters, strict=True))
-        assert same == ("lora.denoiser" not in {thing.name for thing in training.things})
+        assert same == ("lora.denoiser" not in {trainable.name for trainable in training.trainables})
         return row
 
     monkeypatch.setattr(loop, "one_step", checked)
@@ -345,7 +350,7 @@ def test_rescale_sets_norms_by_each_encoders_own_statistics(tmp_path, rule, chec
     recipe = make_project(tmp_path, "sdxl", stages=f'[[stage]]\nkind = "rescale"\nto = {rule}')
     run_project(recipe, tmp_path / "run")
     manifest = manifest_of(tmp_path / "run")
-    for key, encoder in manifest["words"][0]["encoders"].items():
+    for key, encoder in manifest["embeddings"][0]["encoders"].items():
         goal = check if isinstance(check, float) else manifest["model"]["encoders"][key]["norm"][check]
         assert encoder["norm_after"] == pytest.approx([goal, goal], rel=1e-5)
 
@@ -360,7 +365,7 @@ def test_exports_in_half_precision_hold_the_rounded_vectors(tmp_path, dtype):
     assert torch.equal(half, full.to(half.dtype))
 
 
-def test_a_frozen_model_in_bfloat16_trains_float32_words(tmp_path):
+def test_a_frozen_model_in_bfloat16_trains_float32_embeddings(tmp_path):
     recipe = make_project(tmp_path, "sdxl", model='dtype = "bfloat16"', train="lora = { rank = 2 }")
     run_project(recipe, tmp_path / "run")
     vectors = vectors_of(tmp_path / "run")
@@ -394,13 +399,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_vectors
 
 
 @pytest.mark.parametrize("when", ["in the second stage", "between the stages"])
-def test_ctrl_c_keeps_words_and_lora(tmp_path, monkeypatch, when):
+def test_ctrl_c_keeps_embeddings_and_lora(tmp_path, monkeypatch, when):
     second = '[[stage]]\nkind = "train"\nsteps = 5\nembeddings = false\nlora = { rank = 2, learning_rate = 0.01 }'
     recipe = make_project(tmp_path, stages=second)
     one_step, steps = loop.one_step, []
 
     def interrupted(training, clock):
-        tunes = training.words is None
+        tunes = training.embeddings is None
         steps.append(tunes)
         if tunes and (when == "between the stages" or sum(steps) == 3):
             raise KeyboardInterrupt
@@ -434,12 +439,12 @@ def test_a_model_that_cannot_be_had_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_caption_that_is_cut_off_before_the_word_is_an_error(tmp_path):
+def test_a_caption_that_is_cut_off_before_the_embedding_is_an_error(tmp_path):
     recipe = make_project(tmp_path, captions="red " * 80 + "<cat>")
     with pytest.raises(StageError, match="behind the token limit in every caption that holds them: <cat>"):
         run_project(recipe, tmp_path / "run")
     with pytest.raises(StageError, match="no gradient reaches vector 0, 1 of '<cat>' in clip_l"):
-        run_project(recipe, tmp_path / "run", anyway=True)
+        run_project(recipe, tmp_path / "run", force=True)
 
 
 def test_an_encoder_that_nothing_listens_to_is_an_error(tmp_path, monkeypatch):
@@ -477,7 +482,7 @@ def test_a_device_too_small_for_the_model_is_said_with_a_way_out(tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
-def test_a_word_in_no_batch_is_an_error_that_keeps_the_others(tmp_path):
+def test_a_embedding_in_no_batch_is_an_error_that_keeps_the_others(tmp_path):
     recipe = load_recipe(make_project(tmp_path, more=MORE), ["train.steps=1", "train.batch_size=1"])
     with pytest.raises(StageError, match=r"in no batch of this stage: '<(cat|dog)>'; train for more steps"):
         run_project(recipe, tmp_path / "run")
@@ -485,7 +490,7 @@ def test_a_word_in_no_batch_is_an_error_that_keeps_the_others(tmp_path):
     assert kept == {"cat.safetensors", "dog.safetensors"}
 
 
-def test_a_lora_gradient_that_is_not_finite_leaves_the_words_as_they_were(tmp_path, monkeypatch):
+def test_a_lora_gradient_that_is_not_finite_leaves_the_embeddings_as_they_were(tmp_path, monkeypatch):
     monkeypatch.setattr(WeightTrainer, "gradient_norm", lambda trainer, scale: float("nan"))
     with pytest.raises(StageError, match=r"gradient of lora.denoiser at step 1 is nan, not a finite number"):
         run_project(make_project(tmp_path, train="lora = { rank = 2 }"), tmp_path / "run")
@@ -511,7 +516,7 @@ def test_a_vocabulary_that_moved_fails_the_run(tmp_path, monkeypatch):
         run_project(recipe, tmp_path / "run")
 
 
-def test_words_that_were_not_taken_out_fail_the_run(tmp_path, monkeypatch):
+def test_embeddings_that_were_not_taken_out_fail_the_run(tmp_path, monkeypatch):
     from pivotune.pipeline.embeddings.injection import Injection
 
     monkeypatch.setattr(Injection, "eject", lambda self: None)
@@ -528,29 +533,29 @@ def test_a_folder_with_files_is_never_written_over(tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious.txt"]
 
 
-def test_a_picture_that_is_moved_away_during_the_training_spoils_no_run(tmp_path, monkeypatch):
+def test_a_image_that_is_moved_away_during_the_training_spoils_no_run(tmp_path, monkeypatch):
     one_step = loop.one_step
 
     def moved(training, clock):
-        (tmp_path / "pictures/1.png").unlink(missing_ok=True)
+        (tmp_path / "images/1.png").unlink(missing_ok=True)
         return one_step(training, clock)
 
     monkeypatch.setattr(loop, "one_step", moved)
     folder = run_project(make_project(tmp_path), tmp_path / "run").folder
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    assert manifest["words"][0]["pictures"] == [f"pictures/{number}.png" for number in range(3)]
+    assert manifest["embeddings"][0]["images"] == [f"images/{number}.png" for number in range(3)]
 
 
 def test_a_table_of_captions_is_in_the_manifest_by_its_hash(tmp_path):
-    (tmp_path / "words.jsonl").write_text('{"file_name": "a.png", "text": "a <cat>"}', "utf-8")
+    (tmp_path / "embeddings.jsonl").write_text('{"file_name": "a.png", "text": "a <cat>"}', "utf-8")
     (tmp_path / "a.png").write_bytes(b"")
     path = tmp_path / "recipe.toml"
     path.write_text(
         'name = "x"\nmodel.base = "micro"\nembedding = [{ placeholder = "<cat>" }]\nstage = [{ kind = "tokenize" }]\n'
-        'concept = [{ images = ".", captions = "words.jsonl" }]\n'
+        'concept = [{ images = ".", captions = "embeddings.jsonl" }]\n'
     )
     facts = data_facts(load_recipe(path))
-    assert set(facts["files"]) == {"a.png", "words.jsonl"}
+    assert set(facts["files"]) == {"a.png", "embeddings.jsonl"}
 
 
 def test_nothing_to_train_is_an_error(tmp_path):

@@ -186,7 +186,7 @@ def test_a_folder_with_files_of_ones_own_is_left_alone(tmp_path: Path, name: str
     assert (out / name).read_text("utf-8") == "mine"
 
 
-@pytest.mark.parametrize("name", ["exports", "recipe.toml", "pictures/deep.png", ".probe", "saves"])
+@pytest.mark.parametrize("name", ["exports", "recipe.toml", "images/deep.png", ".probe", "saves"])
 def test_a_link_in_a_runs_folder_is_refused(tmp_path: Path, name: str) -> None:
     folder = leave(tmp_path / "runs" / "x", "running")
     (tmp_path / "mine").mkdir()

@@ -28,7 +28,7 @@ def new_tokens(tokenizer, encoder, initial_text="red ring"):
     return ids
 
 
-def words_of(pipe):
+def embeddings_of(pipe):
     """(tokenizer, encoder) of each text encoder, with the new tokens in them."""
     pairs = [(pipe.tokenizer, pipe.text_encoder)]
     pairs += [(pipe.tokenizer_2, pipe.text_encoder_2)] if hasattr(pipe, "text_encoder_2") else []
@@ -61,11 +61,11 @@ def loss_of(prediction, noise, latents, timesteps, scheduler, gamma):
 
 
 def script(training, folder, pipeline, gamma):
-    """The example script's first steps on the pictures, noise and time steps that we drew: (losses, its vectors)."""
+    """The example script's first steps on the images, noise and time steps that we drew: (losses, its vectors)."""
     pipe = pipeline.from_pretrained(folder)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     scheduler.register_to_config(prediction_type=training.objective.kind)
-    pairs = words_of(pipe)
+    pairs = embeddings_of(pipe)
     pipe.unet.requires_grad_(False)
     tables = [encoder.get_input_embeddings().weight for _, encoder, _ in pairs]
     optimizer = torch.optim.AdamW(tables, lr=RATE, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)

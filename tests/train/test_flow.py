@@ -40,8 +40,8 @@ def test_weights_by_the_square_of_sigma_are_preconditioned_outputs():
     objective = flow(weighting="sigma-squared")
     asked = objective.ask(LATENTS, 7, 3)
     sigmas = (asked.timesteps / 1000).reshape(6, 1, 1, 1)
-    picture = ANSWER * (-sigmas) + asked.noisy
-    expected = ((picture - LATENTS) ** 2).flatten(1).mean(1)
+    image = ANSWER * (-sigmas) + asked.noisy
+    expected = ((image - LATENTS) ** 2).flatten(1).mean(1)
     torch.testing.assert_close(objective.losses(ANSWER, asked), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -58,7 +58,7 @@ def test_bounds_count_from_the_end_without_noise():
     assert 395 < float(times.max()) <= 400
 
 
-def test_a_velocity_takes_noise_back_to_the_picture():
+def test_a_velocity_takes_noise_back_to_the_image():
     asked = flow().ask(LATENTS, 7, 3)
     sigmas = (asked.timesteps / 1000).reshape(6, 1, 1, 1)
     torch.testing.assert_close(asked.noisy - sigmas * asked.target, LATENTS, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What trains nothing or goes astray is said once for each word, and stops the run where the recipe says so."""
+"""What trains nothing or goes astray is said once for each embedding, and stops the run where the recipe says so."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_step_size_of_zero_is_said_once(tmp_path):
     assert texts == ["the step size of '<cat>' has been 0 for 3 steps: nothing is learnt"]
 
 
-def test_a_prodigy_that_finds_nothing_is_said_for_words_and_lora(tmp_path, monkeypatch):
+def test_a_prodigy_that_finds_nothing_is_said_for_embeddings_and_lora(tmp_path, monkeypatch):
     pytest.importorskip("prodigyopt")
     train = (
         "optimizer = { kind = 'prodigy', d0 = 1e-6, d_coef = 1e-9 }\n"
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_leaves_the_step_out_where_asked(tmp_path, mon
     ]
     rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["loss"] is None for row in rows] == [False, False, True, False, True, False, False, False]
-    assert rows[2]["words"]["<cat>"]["clip_l"]["moved"] == rows[1]["words"]["<cat>"]["clip_l"]["moved"]
+    assert rows[2]["embeddings"]["<cat>"]["clip_l"]["moved"] == rows[1]["embeddings"]["<cat>"]["clip_l"]["moved"]
     assert (tmp_path / "run/report.html").is_file()
 
 
@@ -171,11 +171,11 @@ def test_what_is_too_much_to_be_said_is_counted() -> None:
     texts: list[str] = []
     guard = Guard(defaults("tables/guard.json"), texts.append)
     for number in range(MOST + 5):
-        guard.tell("norm", f"word-{number}", f"word-{number} is long")
-        guard.tell("norm", f"word-{number}", f"word-{number} is long")
+        guard.tell("norm", f"embedding-{number}", f"embedding-{number} is long")
+        guard.tell("norm", f"embedding-{number}", f"embedding-{number} is long")
     guard.close()
     assert len(texts) == MOST + 1
-    assert texts[-1] == "and 5 more words whose norms left the band"
+    assert texts[-1] == "and 5 more embeddings whose norms left the band"
 
 
 def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:

@@ -13,11 +13,16 @@ from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.weights import WeightTrainer
 
 KINDS = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
-OTHERS = ["a photo of a blue square", "a picture of a teal star on a pink background", "a gold circle"]
+OTHERS = ["a photo of a blue square", "an image of a teal star on a pink background", "a gold circle"]
 
 
 def tuned(training):
-    return [one for thing in training.things if isinstance(thing, WeightTrainer) for one in thing.parameters.values()]
+    return [
+        one
+        for trainable in training.trainables
+        if isinstance(trainable, WeightTrainer)
+        for one in trainable.parameters.values()
+    ]
 
 
 def answer(pipe, asked, text, sizes):
@@ -71,7 +76,7 @@ def test_its_value_and_gradient_are_those_of_the_formula(tmp_path, monkeypatch, 
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
         seen.append(float(expected.detach()))
         leaves = [rows.leaf for rows in training.injection.activate(batch.captions, train=True).values()]
-        assert all(leaf.grad is None for leaf in leaves)  # the words are the pivot: they feel nothing of it
+        assert all(leaf.grad is None for leaf in leaves)  # the embeddings are the pivot: they feel nothing of it
         return one_step(training, clock)
 
     monkeypatch.setattr(loop, "one_step", compared)
@@ -107,7 +112,7 @@ def test_other_prompts_stay_nearer_to_the_untouched_model(tmp_path, monkeypatch)
     assert held < 0.5 * free, (held, free)
 
 
-def test_words_alone_leave_nothing_to_hold(tmp_path):
+def test_embeddings_alone_leave_nothing_to_hold(tmp_path):
     recipe = make_project(tmp_path, train="locality = {}")
     with pytest.raises(StageError, match="tunes neither a LoRA nor weights of the model"):
         run_project(recipe, tmp_path / "run")

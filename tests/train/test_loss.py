@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pivotune.pipeline.train.loss import LossOptions, Question, example_losses, mean_loss
+from pivotune.pipeline.train.loss import LossOptions, NoisyBatch, example_losses, mean_loss
 
 DRAW = torch.Generator().manual_seed(0)
 ANSWER, TARGET = (torch.randn(3, 4, 2, 2, generator=DRAW) for _ in range(2))
@@ -11,7 +11,7 @@ C = torch.tensor([0.1, 0.5, 2.0])
 
 
 def asked(**parts):
-    return Question(torch.zeros(3, 4, 2, 2), torch.zeros(3), TARGET, **parts)
+    return NoisyBatch(torch.zeros(3, 4, 2, 2), torch.zeros(3), TARGET, **parts)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_each_kind_of_loss(kind, of_one):
 
 def test_huber_is_square_near_zero_and_straight_far_away():
     near, far = (
-        example_losses(torch.full((1, 1, 1, 1), d), Question(*[torch.zeros(1, 1, 1, 1)] * 3, None, torch.tensor([0.1])),
+        example_losses(torch.full((1, 1, 1, 1), d), NoisyBatch(*[torch.zeros(1, 1, 1, 1)] * 3, None, torch.tensor([0.1])),
                        LossOptions("huber"))
         for d in (1e-3, 100.0)
     )  # fmt: skip
@@ -71,7 +71,7 @@ def test_an_example_counts_by_its_time_step_and_its_own_weight():
     torch.testing.assert_close(mean_loss(plain, own), expected)
 
 
-def test_the_loss_of_class_pictures_is_dreambooths():
+def test_the_loss_of_class_images_is_dreambooths():
     losses = torch.tensor([1.0, 2.0, 10.0, 4.0])
     prior = torch.tensor([False, False, True, True])
     assert float(mean_loss(losses, None, prior, 0.5)) == pytest.approx(1.5 + 0.5 * 7.0)
@@ -81,5 +81,5 @@ def test_the_loss_of_class_pictures_is_dreambooths():
 
 def test_the_loss_is_taken_in_float32():
     prediction = torch.full((2, 1, 2, 2), 300.0, dtype=torch.float16)  # its square is no finite float16
-    found = example_losses(prediction, Question(*[torch.zeros(2, 1, 2, 2)] * 3), LossOptions())
+    found = example_losses(prediction, NoisyBatch(*[torch.zeros(2, 1, 2, 2)] * 3), LossOptions())
     assert found.tolist() == [90000.0, 90000.0]

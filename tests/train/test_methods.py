@@ -1,4 +1,4 @@
-"""LoRAs and fine-tunes on any part of the model, beside words or around them: what moves, and what stays."""
+"""LoRAs and fine-tunes on any part of the model, beside embeddings or around them: what moves, and what stays."""
 
 import json
 from itertools import pairwise
@@ -27,7 +27,7 @@ learning_rate = 1e-3
 
 
 def watched(monkeypatch, run_it):
-    """The run's model as it ended (before words and LoRAs are taken out), by parameter name."""
+    """The run's model as it ended (before embeddings and LoRAs are taken out), by parameter name."""
     seen = {}
     eject = Run.eject
 
@@ -56,14 +56,14 @@ def untouched(folder):
 
 
 def changed(before, after):
-    """Names of weights of the model that moved; LoRAs' own and the wrapping of words are looked through."""
+    """Names of weights of the model that moved; LoRAs' own and the wrapping of embeddings are looked through."""
     plain = {name.replace("base_layer.", "").replace("token_embedding.base.", "token_embedding."): value
              for name, value in after.items() if ".pivotune." not in name}  # fmt: skip
     assert plain.keys() == before.keys()
     return {name for name, value in plain.items() if not torch.equal(value, before[name])}
 
 
-def test_words_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path, monkeypatch):
+def test_embeddings_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path, monkeypatch):
     recipe = make_project(tmp_path, "sdxl", train=WHOLE)
     seen = watched(monkeypatch, lambda: run_project(recipe, tmp_path / "run"))
     moved = changed(untouched(tmp_path), seen["end"])
@@ -102,8 +102,8 @@ def test_a_lora_over_which_a_fine_tune_would_come_is_an_error(tmp_path):
         run_project(recipe, tmp_path / "run")
 
 
-def test_words_first_then_the_model_around_them(tmp_path, monkeypatch):
-    """Pivotal tuning: in the second stage the words are bit for bit what the first one found."""
+def test_embeddings_first_then_the_model_around_them(tmp_path, monkeypatch):
+    """Pivotal tuning: in the second stage the embeddings are bit for bit what the first one found."""
     second = '[[stage]]\nkind = "train"\nsteps = 2\nembeddings = false\nfinetune = { learning_rate = 1e-3 }'
     recipe = make_project(tmp_path, stages=second)
     one_step, rows = loop.one_step, []
@@ -116,10 +116,10 @@ def test_words_first_then_the_model_around_them(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "one_step", noted)
     run_project(recipe, tmp_path / "run")
-    words, weights = zip(*rows, strict=True)
-    assert not torch.equal(words[0], words[2])
-    assert torch.equal(words[2], words[3])
-    assert torch.equal(words[2], words[4])
+    embeddings, weights = zip(*rows, strict=True)
+    assert not torch.equal(embeddings[0], embeddings[2])
+    assert torch.equal(embeddings[2], embeddings[3])
+    assert torch.equal(embeddings[2], embeddings[4])
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[2], weights[4])
 
@@ -174,20 +174,22 @@ def test_checkpointing_changes_nothing_but_memory(tmp_path, monkeypatch):
 
 
 def test_prodigy_finds_its_step_sizes_in_bfloat16(tmp_path):
-    """The optimizers of the shipped recipe, on a model that has learnt something: word and LoRA each find their own."""
+    """The optimizers of the shipped recipe, on a model that has learnt something: embedding and LoRA each find their
+    own.
+    """
     tables = next(stage.options for stage in load_recipe("sdxl-prodigy").stages if stage.kind == "train")
-    word, lora = tables["optimizer"], tables["lora"][0]["optimizer"]
-    assert word["growth_rate"] == lora["growth_rate"] == 2
+    embedding, lora = tables["optimizer"], tables["lora"][0]["optimizer"]
+    assert embedding["growth_rate"] == lora["growth_rate"] == 2
     changes = [
         "model.dtype=bfloat16", "train.learning_rate=1", "train.steps=12", "train.warmup_steps=0", "device=cpu",
         "train.batch_size=1", "train.schedule=constant", "samples.prompts=[]",
     ]  # fmt: skip
     recipe = load_recipe("quickstart", [*changes, "train.lora={ rank = 4, learning_rate = 1 }"])
     train = next(stage for stage in recipe.stages if stage.kind == "train")
-    train.options.update(optimizer=word, lora=[train.options["lora"][0] | {"optimizer": lora}])
+    train.options.update(optimizer=embedding, lora=[train.options["lora"][0] | {"optimizer": lora}])
     folder = run_project(recipe, tmp_path / "run").folder
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    for name, first in (("words", word["d0"]), ("lora.denoiser", lora["d0"])):
+    for name, first in (("embeddings", embedding["d0"]), ("lora.denoiser", lora["d0"])):
         sizes = [row["learning_rate"][name] for row in rows]
         assert max(sizes) > 10 * first, (name, sizes)
         assert all(after >= before for before, after in pairwise(sizes)), (name, sizes)
@@ -198,7 +200,7 @@ def test_prodigy_finds_its_step_sizes_in_bfloat16(tmp_path):
 def test_metrics_hold_norm_way_and_nearest_token_of_every_vector(tmp_path):
     folder = run_project(make_project(tmp_path), tmp_path / "run").folder
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    first = rows[0]["words"]["<cat>"]["clip_l"]
+    first = rows[0]["embeddings"]["<cat>"]["clip_l"]
     assert {len(values) for values in first.values()} == {2}
     assert first["nearest"] == ["red</w>", "ring</w>"]  # after one small step still where it began
     assert all(0 < way < 1 for way in first["moved"])

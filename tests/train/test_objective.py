@@ -54,7 +54,7 @@ def test_zero_terminal_snr_is_lins_rescaled_schedule():
     torch.testing.assert_close(objective.alphas.double(), expected, atol=1e-6, rtol=1e-4)
     latents, noise, _ = parts()
     last = torch.full((3,), 999)
-    torch.testing.assert_close(objective.noisy(latents, noise, last), noise)  # nothing of the picture is left
+    torch.testing.assert_close(objective.noisy(latents, noise, last), noise)  # nothing of the image is left
     torch.testing.assert_close(objective.target(latents, noise, last), -latents)
 
 
@@ -104,12 +104,12 @@ def test_debiased_weights(kind, expected):
     torch.testing.assert_close(weights, expected(snr()).float(), rtol=1e-4, atol=1e-6)
 
 
-def test_all_weightings_of_the_picture_agree():
-    """One error of the predicted picture costs the same whichever way the denoiser spells its answer."""
+def test_all_weightings_of_the_image_agree():
+    """One error of the predicted image costs the same whichever way the denoiser spells its answer."""
     costs = []
     for kind in ("epsilon", "v_prediction", "sample"):
         a = alphas().flatten()
-        error = {"epsilon": a / (1 - a), "v_prediction": 1 / (1 - a), "sample": torch.ones(3)}[kind]  # of the picture's
+        error = {"epsilon": a / (1 - a), "v_prediction": 1 / (1 - a), "sample": torch.ones(3)}[kind]  # of the image's
         costs.append(diffusion(kind, weighting="min-snr").weight(torch.tensor(STEPS)) * error)
     torch.testing.assert_close(costs[0], costs[1], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(costs[0], costs[2].double(), rtol=1e-4, atol=1e-6)

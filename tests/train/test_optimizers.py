@@ -1,4 +1,4 @@
-"""Every optimizer moves words and weights, leaves absent words alone, and goes on from its state."""
+"""Every optimizer moves embeddings and weights, leaves absent embeddings alone, and goes on from its state."""
 
 import json
 from importlib.util import find_spec
@@ -6,14 +6,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from train_words import NAMES, WIDTHS, pull, trainer, values
+from train_embeddings import NAMES, WIDTHS, pull, trainer, values
 
 from pivotune import schemas
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.defaults import with_defaults
 from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.train import optimizers
-from pivotune.pipeline.train.embeddings import WordSettings
+from pivotune.pipeline.train.embeddings import EmbeddingSettings
 from pivotune.pipeline.train.optimizers import OPTIMIZERS, effective_rate, make_optimizer
 from pivotune.pipeline.train.trainable import State
 from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
@@ -35,10 +35,10 @@ def options(kind, **changes):
     return table | {"weight_decay": table["weight_decay"] or 0.0}
 
 
-def words_with(kind, **changes):
+def embeddings_with(kind, **changes):
     first = {"d0": 1e-3} if kind.startswith("prodigy") else {}
     settings = {"learning_rate": RATES[kind], "optimizer": options(kind, **first), "clip_norm": 0.0}
-    return trainer(WordSettings(**settings | changes))
+    return trainer(EmbeddingSettings(**settings | changes))
 
 
 def test_the_schema_names_the_optimizers():
@@ -46,8 +46,8 @@ def test_the_schema_names_the_optimizers():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_word_comes_nearer_and_one_that_is_absent_stays_bit_for_bit(kind):
-    one = words_with(kind)
+def test_a_embedding_comes_nearer_and_one_that_is_absent_stays_bit_for_bit(kind):
+    one = embeddings_with(kind)
     start = values(one)
     for step in range(40):
         pull(one, ["<a>", "<c>"] if step % 2 else ["<a>"], step)
@@ -59,8 +59,8 @@ def test_a_word_comes_nearer_and_one_that_is_absent_stays_bit_for_bit(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_words_way_does_not_depend_on_what_other_words_do(kind):
-    alone, among = words_with(kind), words_with(kind)
+def test_a_embeddings_way_does_not_depend_on_what_other_embeddings_do(kind):
+    alone, among = embeddings_with(kind), embeddings_with(kind)
     for step in range(12):
         pull(alone, ["<a>"], step)
         pull(among, ["<a>"], step)
@@ -70,8 +70,8 @@ def test_a_words_way_does_not_depend_on_what_other_words_do(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_words_go_on_from_their_state(kind):
-    whole, again = words_with(kind, ema=0.9), words_with(kind, ema=0.9)
+def test_embeddings_go_on_from_their_state(kind):
+    whole, again = embeddings_with(kind, ema=0.9), embeddings_with(kind, ema=0.9)
     for step in range(6):
         pull(whole, list(NAMES[: 1 + step % 3]), step)
         if step == 3:
@@ -114,23 +114,23 @@ def test_weights_are_moved_and_go_on_from_their_state(kind):
 
 
 def test_prodigys_step_size_grows_to_what_it_finds_and_no_faster_than_it_may():
-    one = trainer(WordSettings(1.0, options("prodigy", growth_rate=2), clip_norm=0.0))
+    one = trainer(EmbeddingSettings(1.0, options("prodigy", growth_rate=2), clip_norm=0.0))
     sizes = []
     for step in range(60):
         pull(one, ["<a>"], step)
-        sizes.append(one.learning_rates()["words"])
+        sizes.append(one.learning_rates()["embeddings"])
     assert sizes[-1] > 1e-2
     growth = [after / before for before, after in pairwise(sizes[1:])]
     assert max(growth) <= 2 + 1e-9
     assert max(growth) > 1.9
 
 
-def test_prodigys_step_size_is_each_words_own():
-    one = trainer(WordSettings(1.0, options("prodigy", d0=1e-4), clip_norm=0.0))
+def test_prodigys_step_size_is_each_embeddings_own():
+    one = trainer(EmbeddingSettings(1.0, options("prodigy", d0=1e-4), clip_norm=0.0))
     for step in range(20):
         pull(one, ["<a>"], step, goal=1.01)  # almost there: small steps are right
         pull(one, ["<b>"], step, goal=50.0)
-    sizes = one.states.step_sizes(one.word_rates, NAMES)
+    sizes = one.states.step_sizes(one.embedding_rates, NAMES)
     assert sizes["<b>"][0] > 20 * sizes["<a>"][0]
     assert sizes["<c>"][0] == 1.0  # never seen: the rate alone
 
@@ -145,20 +145,20 @@ def test_what_is_not_installed_is_said_with_the_way_out(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_adamw_of_eight_bits_keeps_large_weights_moments_in_bytes_and_a_words_in_float32(device):
-    """What is smaller than 4096 values, as most words are, the library itself leaves in float32."""
+def test_adamw_of_eight_bits_keeps_large_weights_moments_in_bytes_and_a_embeddings_in_float32(device):
+    """What is smaller than 4096 values, as most embeddings are, the library itself leaves in float32."""
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
-    weight, word = (torch.nn.Parameter(torch.ones(rows, 64, device=device)) for rows in (128, 2))
-    optimizer = make_optimizer([weight, word], options("adamw8bit"), 0.01)
+    weight, embedding = (torch.nn.Parameter(torch.ones(rows, 64, device=device)) for rows in (128, 2))
+    optimizer = make_optimizer([weight, embedding], options("adamw8bit"), 0.01)
     for _ in range(20):
-        for one in (weight, word):
+        for one in (weight, embedding):
             one.grad = one.detach() - 2
         optimizer.step()
     assert effective_rate(optimizer) == 0.01
-    assert [optimizer.state[one]["state1"].dtype for one in (weight, word)] == [torch.uint8, torch.float32]
-    assert all(1.1 < float(one.mean()) < 2.1 for one in (weight, word))
+    assert [optimizer.state[one]["state1"].dtype for one in (weight, embedding)] == [torch.uint8, torch.float32]
+    assert all(1.1 < float(one.mean()) < 2.1 for one in (weight, embedding))
 
 
 FREE = [kind for kind in RATES if kind.endswith("schedule-free")]
@@ -166,7 +166,7 @@ FREE = [kind for kind in RATES if kind.endswith("schedule-free")]
 
 def test_adamw_without_a_schedule_follows_its_formula():
     """Defazio et al. 2024, algorithm 1: steps of Adam at z, their mean x, gradients asked for between the two."""
-    one = words_with("adamw-schedule-free")
+    one = embeddings_with("adamw-schedule-free")
     z = x = y = torch.ones(2, dtype=torch.float64)
     square = torch.zeros(2, dtype=torch.float64)
     for step in range(5):
@@ -185,7 +185,7 @@ def test_adamw_without_a_schedule_follows_its_formula():
 @pytest.mark.parametrize("ema", [None, 0.5])
 @pytest.mark.parametrize("kind", FREE)
 def test_what_a_schedule_free_optimizer_gives_obeys_the_norm_rule_and_is_what_was_shown(kind, ema):
-    one = words_with(kind, preserve_norm=0.5, ema=ema)
+    one = embeddings_with(kind, preserve_norm=0.5, ema=ema)
     for step in range(30):
         pull(one, ["<a>"], step, goal=3 * (-1.0) ** (step // 4))
         with one.averaged():
@@ -200,7 +200,7 @@ def test_what_a_schedule_free_optimizer_gives_obeys_the_norm_rule_and_is_what_wa
 @pytest.mark.parametrize("kind", FREE)
 def test_a_norm_rule_does_not_keep_a_schedule_free_optimizer_from_its_goal(kind):
     """Of all directions it finds that of the goal: the values that take the steps do not run away from the rule."""
-    one = words_with(kind, preserve_norm="initial")
+    one = embeddings_with(kind, preserve_norm="initial")
     goals = {
         key: 10 * torch.rand(2, width, generator=torch.Generator().manual_seed(1)) for key, width in WIDTHS.items()
     }
@@ -219,16 +219,16 @@ def test_a_norm_rule_does_not_keep_a_schedule_free_optimizer_from_its_goal(kind)
 
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize("kind", KINDS)
-def test_looking_at_what_is_used_changes_no_bit_of_words_and_weights(kind, ema):
+def test_looking_at_what_is_used_changes_no_bit_of_embeddings_and_weights(kind, ema):
     def weights():
         settings = WeightSettings(options(kind), RATES[kind], clip_norm=0.0, ema=ema)
         start = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
         return WeightTrainer("lora.denoiser", {"a": torch.nn.Parameter(start)}, settings, text=False)
 
-    looked, quiet = [(words_with(kind, ema=ema), weights()) for _ in range(2)]
+    looked, quiet = [(embeddings_with(kind, ema=ema), weights()) for _ in range(2)]
     for step in range(12):
-        for words, lora in (looked, quiet):
-            pull(words, ["<a>"], step, goal=0.37 * step)
+        for embeddings, lora in (looked, quiet):
+            pull(embeddings, ["<a>"], step, goal=0.37 * step)
             lora.parameters["a"].grad = lora.parameters["a"].detach() - 0.37 * step
             lora.step(lora.gradient_norm(1.0), Clock(step, 12, 1.0, 0.0))
         with looked[0].averaged(), looked[1].averaged():

@@ -13,7 +13,7 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import training
 from pivotune.pipeline.run.signals import Stopped
 from pivotune.pipeline.train import loop
-from pivotune.pipeline.train.embeddings import WordTrainer
+from pivotune.pipeline.train.embeddings import EmbeddingTrainer
 from pivotune.pipeline.train.loss import FIRST, GROW_AFTER, LossScale, loss_scale
 
 
@@ -33,7 +33,7 @@ def test_the_scale_halves_at_an_overflow_and_doubles_after_many_good_steps():
 
 def test_one_infinite_gradient_is_repeated_with_half_the_scale(tmp_path, monkeypatch):
     """The model computes in float32; only the scale believes in float16, so both runs can be compared."""
-    norm, scales = WordTrainer.gradient_norm, []
+    norm, scales = EmbeddingTrainer.gradient_norm, []
 
     def overflowing(trainer, scale):
         scales.append(scale)
@@ -42,7 +42,7 @@ def test_one_infinite_gradient_is_repeated_with_half_the_scale(tmp_path, monkeyp
     monkeypatch.setattr(training, "loss_scale", lambda dtype: loss_scale(torch.float16))
     recipe = load_recipe(make_project(tmp_path))
     whole = run_project(recipe, tmp_path / "whole").folder
-    monkeypatch.setattr(WordTrainer, "gradient_norm", overflowing)
+    monkeypatch.setattr(EmbeddingTrainer, "gradient_norm", overflowing)
     folder = run_project(recipe, tmp_path / "run").folder
     assert scales == [FIRST, FIRST, FIRST / 2, FIRST / 2]
     path = "exports/tiny_embeddings/cat.safetensors"
@@ -52,7 +52,7 @@ def test_one_infinite_gradient_is_repeated_with_half_the_scale(tmp_path, monkeyp
 
 
 def test_a_step_that_no_scale_can_save_leaves_the_scale_as_it_was(tmp_path, monkeypatch):
-    norm, scales = WordTrainer.gradient_norm, []
+    norm, scales = EmbeddingTrainer.gradient_norm, []
     tried = [FIRST / 2**times for times in range(18)]  # down to the smallest
 
     def broken(trainer, scale):
@@ -60,7 +60,7 @@ def test_a_step_that_no_scale_can_save_leaves_the_scale_as_it_was(tmp_path, monk
         return float("nan") if len(scales) <= len(tried) else norm(trainer, scale)
 
     monkeypatch.setattr(training, "loss_scale", lambda dtype: loss_scale(torch.float16))
-    monkeypatch.setattr(WordTrainer, "gradient_norm", broken)
+    monkeypatch.setattr(EmbeddingTrainer, "gradient_norm", broken)
     recipe = load_recipe(make_project(tmp_path, train="guard = { not_finite = 'warn' }"))
     folder = run_project(recipe, tmp_path / "run").folder
     assert scales == [*tried, FIRST, FIRST]
@@ -68,7 +68,7 @@ def test_a_step_that_no_scale_can_save_leaves_the_scale_as_it_was(tmp_path, monk
 
 
 def test_a_run_that_goes_on_has_the_scale_that_it_was_stopped_with(tmp_path, monkeypatch):
-    norm, one_step = WordTrainer.gradient_norm, loop.one_step
+    norm, one_step = EmbeddingTrainer.gradient_norm, loop.one_step
     monkeypatch.setattr(training, "loss_scale", lambda dtype: loss_scale(torch.float16))
     recipe, rows = load_recipe(make_project(tmp_path)), []
     for name, stop in (("whole", None), ("run", 1)):
@@ -83,7 +83,7 @@ def test_a_run_that_goes_on_has_the_scale_that_it_was_stopped_with(tmp_path, mon
                 os.kill(os.getpid(), signal.SIGINT)
             return one_step(training, clock)
 
-        monkeypatch.setattr(WordTrainer, "gradient_norm", overflowing)
+        monkeypatch.setattr(EmbeddingTrainer, "gradient_norm", overflowing)
         monkeypatch.setattr(loop, "one_step", stopped)
         if stop is not None:
             with pytest.raises(Stopped, match="after step 2 of 3"):
@@ -101,14 +101,14 @@ def test_a_run_that_goes_on_has_the_scale_that_it_was_stopped_with(tmp_path, mon
 
 def test_a_gradient_that_never_becomes_finite_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "loss_scale", lambda dtype: loss_scale(torch.float16))
-    monkeypatch.setattr(WordTrainer, "gradient_norm", lambda trainer, scale: float("nan"))
-    monkeypatch.setattr(loop, "gradients", lambda training, batches, step: (1.0, {"words": float("nan")}))
-    with pytest.raises(StageError, match="gradient of words at step 1 is nan"):
+    monkeypatch.setattr(EmbeddingTrainer, "gradient_norm", lambda trainer, scale: float("nan"))
+    monkeypatch.setattr(loop, "gradients", lambda training, batches, step: (1.0, {"embeddings": float("nan")}))
+    with pytest.raises(StageError, match="gradient of embeddings at step 1 is nan"):
         run_project(make_project(tmp_path), tmp_path / "run")
 
 
 def test_a_float16_model_that_overflows_for_good_says_which_type_may_help(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "gradients", lambda training, batches, step: (1.0, {"words": float("inf")}))
+    monkeypatch.setattr(loop, "gradients", lambda training, batches, step: (1.0, {"embeddings": float("inf")}))
     recipe = load_recipe(make_project(tmp_path, model='dtype = "float16"'))
     with pytest.raises(StageError, match=r"is inf, not a finite number; float16 holds .* try model.dtype = 'bfloat16'"):
         run_project(recipe, tmp_path / "run")

@@ -47,15 +47,15 @@ def trained(tmp_path, monkeypatch, train, name, interrupt):
 
     def stepped(training, clock):
         if interrupt and clock.step == 3:
-            kept.update({thing.name: thing.state() for thing in training.things})
+            kept.update({trainable.name: trainable.state() for trainable in training.trainables})
             for step in (3, 4):
                 one_step(training, type(clock)(step, clock.steps, clock.steps_per_epoch, clock.seconds))
-            for thing in training.things:
-                facts = json.loads(json.dumps(kept[thing.name].values))
-                thing.restore(State(kept[thing.name].tensors, facts))
+            for trainable in training.trainables:
+                facts = json.loads(json.dumps(kept[trainable.name].values))
+                trainable.restore(State(kept[trainable.name].tensors, facts))
         row = one_step(training, clock)
         if clock.step == 4:
-            ends.update({thing.name: thing.state() for thing in training.things})
+            ends.update({trainable.name: trainable.state() for trainable in training.trainables})
         return row
 
     monkeypatch.setattr(loop, "one_step", stepped)
@@ -70,7 +70,7 @@ def test_a_state_is_all_that_is_needed_to_go_on(tmp_path, monkeypatch):
     train = "lora = { rank = 2, learning_rate = 0.05 }"
     whole = trained(tmp_path, monkeypatch, train, "whole", False)
     again = trained(tmp_path, monkeypatch, train, "again", True)
-    assert whole.keys() == again.keys() == {"words", "lora.denoiser"}
+    assert whole.keys() == again.keys() == {"embeddings", "lora.denoiser"}
     for name, state in whole.items():
         assert state.values == again[name].values
         assert state.tensors.keys() == again[name].tensors.keys()

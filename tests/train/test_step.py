@@ -16,7 +16,7 @@ def plain_loss(training):
     text = training.denoiser.encode(training.model.pipe, list(batch.captions))
     added = {}
     if text.pooled is not None:
-        sizes = [20.0, 16.0, 2.0, 0.0, 16.0, 16.0]  # pictures of 16x20, cut to 16x16
+        sizes = [20.0, 16.0, 2.0, 0.0, 16.0, 16.0]  # images of 16x20, cut to 16x16
         ids = torch.tensor([sizes] * len(batch.captions))
         added = {"added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": ids}}
     noisy = training.objective.process.add_noise(batch.latents, noise, times)
@@ -63,15 +63,17 @@ learning_rate = 1e-3
 
 
 def test_a_step_of_loras_and_fine_tunes_is_the_textbook_step(tmp_path, monkeypatch):
-    """Words in both encoders, a LoRA on one, the other and the UNet tuned: every gradient, and every first move."""
+    """Embeddings in both encoders, a LoRA on one, the other and the UNet tuned: every gradient, and every first
+    move.
+    """
     recipe = load_recipe(make_project(tmp_path, "sdxl", train=THINGS), ["train.steps=1", "train.clip_norm=0"])
     one_step, seen = loop.one_step, []
 
     def compared(training, clock):
         active = training.injection.activate(training.dataset.at(0).captions, train=True)
         plain_loss(training).backward()
-        words = torch.cat([rows.leaf.grad.flatten() for rows in active.values()]).norm()
-        weights = {thing.name: thing.parameters for thing in training.things[1:]}
+        embeddings = torch.cat([rows.leaf.grad.flatten() for rows in active.values()]).norm()
+        weights = {trainable.name: trainable.parameters for trainable in training.trainables[1:]}
         gradients, before = {}, {}
         for name, parameters in weights.items():
             gradients[name] = {key: value.grad for key, value in parameters.items() if value.grad is not None}
@@ -79,7 +81,7 @@ def test_a_step_of_loras_and_fine_tunes_is_the_textbook_step(tmp_path, monkeypat
             for parameter in parameters.values():
                 parameter.grad = None
         row = one_step(training, clock)
-        assert row["gradient_norms"]["words"] == pytest.approx(float(words), rel=1e-5)
+        assert row["gradient_norms"]["embeddings"] == pytest.approx(float(embeddings), rel=1e-5)
         for name, found in gradients.items():
             norm = torch.cat([gradient.flatten() for gradient in found.values()]).norm()
             assert row["gradient_norms"][name] == pytest.approx(float(norm), rel=1e-5)

@@ -25,10 +25,10 @@ def losses(folder):
 
 
 @pytest.mark.parametrize(("family", "kind"), [("sd1", "unet"), pytest.param("sdxl", "unet_xl", marks=pytest.mark.slow)])
-def test_a_lora_around_words_that_stand_still_encodes_each_caption_once(tmp_path, monkeypatch, family, kind):
+def test_a_lora_around_embeddings_that_stand_still_encodes_each_caption_once(tmp_path, monkeypatch, family, kind):
     recipe = load_recipe(make_project(tmp_path, family, stages=AROUND), ["samples.prompts=[]"])
     for number in range(3):
-        (tmp_path / "pictures" / f"{number}.txt").write_text(f"a photo of <cat>, {number}", "utf-8")
+        (tmp_path / "images" / f"{number}.txt").write_text(f"a photo of <cat>, {number}", "utf-8")
     encode, asked = type(DENOISERS[kind]).encode, []
 
     def counted(pipe, captions):

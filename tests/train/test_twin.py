@@ -9,7 +9,7 @@ from train.little_encoder import SETTINGS, TUNED, made, step
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.launch import begin_processes
-from pivotune.pipeline.train.fsdp import Twin
+from pivotune.pipeline.train.fsdp import FsdpPart
 from pivotune.pipeline.train.weights import WeightTrainer
 
 FSDP = {
@@ -31,7 +31,7 @@ def test_a_twin_learns_what_the_part_would(tmp_path, dtype):
         pipe, weights = made(dtype)
         part = pipe.encoder
         trainer = WeightTrainer(
-            "finetune.encoder", weights, SETTINGS, text=True, twin=Twin(pipe, "encoder", TUNED, main=processes.main)
+            "finetune.encoder", weights, SETTINGS, text=True, twin=FsdpPart(pipe, "encoder", TUNED, main=processes.main)
         )
         assert processes.sharding
         assert pipe.encoder.table is part.table  # prompts need it whole
@@ -76,4 +76,4 @@ def test_settings_that_do_not_fit_are_said(monkeypatch):
     monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "WRAP_ALL")
     pipe, _ = made()
     with pytest.raises(StageError, match="the launcher's settings of FSDP: Invalid auto wrap policy"):
-        Twin(pipe, "encoder", TUNED, main=True)
+        FsdpPart(pipe, "encoder", TUNED, main=True)

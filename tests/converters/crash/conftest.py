@@ -9,12 +9,14 @@ collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]  # fork, 
 
 @pytest.fixture
 def lora():
-    """Tensors of a small LoRA with a word in it, and its metadata."""
+    """Tensors of a small LoRA with an embedding in it, and its metadata."""
     from pivotune.converters.tensor import RawTensor
 
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
-    word = RawTensor("F32", (2, 768), b"\0\0\0\x3e" * 1536)
-    return {name: RawTensor("F32", (4, 768), b"\1\2\3\4" * 3072), "bundle_emb.dog.clip_l": word}, {"ss_v2": "False"}
+    embedding = RawTensor("F32", (2, 768), b"\0\0\0\x3e" * 1536)
+    return {name: RawTensor("F32", (4, 768), b"\1\2\3\4" * 3072), "bundle_emb.dog.clip_l": embedding}, {
+        "ss_v2": "False"
+    }
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pivotune.converters import safetensors_file
 from pivotune.converters.atomic import batch
+from pivotune.converters.embeddings import Options
 from pivotune.converters.folders import files_in
 from pivotune.converters.operations import unbundle
-from pivotune.converters.words import Options
 
 
 def write(folder, lora, overwrite):
@@ -17,7 +17,7 @@ def write(folder, lora, overwrite):
 
 
 def take_out(folder, source, overwrite):
-    """Two files: a LoRA without its word, and the word; in a folder that is made on the way."""
+    """Two files: a LoRA without its embedding, and the embedding; in a folder that is made on the way."""
     with batch(overwrite=overwrite, repeatable=True) as files:
         unbundle(files, source, folder / "new", [], Options())
 
@@ -50,5 +50,5 @@ def without_litter(found):
 
 
 def seen(folder):
-    """What our own commands take for files with words in them."""
+    """What our own commands take for files with embeddings in them."""
     return [path.relative_to(folder).as_posix() for path in files_in([folder])]

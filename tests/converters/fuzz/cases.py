@@ -27,7 +27,7 @@ STEMS = (
 ENDINGS = (".safetensors", ".safetensors", ".pt", ".bin", ".png", ".pti", "", ".PT")
 
 
-SHARES = ("safetensors", "stream", "zip", "picture"), (68, 14, 14, 4)  # pictures take long
+SHARES = ("safetensors", "stream", "zip", "image"), (68, 14, 14, 4)  # images take long
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,6 @@ def _of_kind(kind):
 def _knowing(rng, origin):
     if origin.kind == "safetensors":
         return headers.mutate(rng, origin.data)
-    if origin.kind == "picture":
+    if origin.kind == "image":
         return chunks.mutate(rng, origin.data)
     return opcodes.mutate(rng, origin.parts)

@@ -12,6 +12,7 @@ from pivotune.converters import safetensors_file
 from pivotune.converters.adding import bundle
 from pivotune.converters.atomic import batch
 from pivotune.converters.dialects import DIALECTS
+from pivotune.converters.embeddings import Options
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import all_families
 from pivotune.converters.inspection import inspect
@@ -20,7 +21,6 @@ from pivotune.converters.programs import programs
 from pivotune.converters.read import recognised
 from pivotune.converters.renaming import rename
 from pivotune.converters.tensor import nbytes
-from pivotune.converters.words import Options
 
 MAX_MESSAGE = 2100  # without the path
 
@@ -61,9 +61,9 @@ class Checker:
             return "refused"
         sound(found.stored.tensors)
         texts(found.stored.metadata)
-        for word in found.contents.embeddings:
-            texts({"name": word.name, **word.metadata})
-            sound(word.vectors)
+        for embedding in found.contents.embeddings:
+            texts({"name": embedding.name, **embedding.metadata})
+            sound(embedding.vectors)
         return "written" if pick > 0.88 and self._written(path, found, rng) else "read"
 
     def _asked(self, path, function, *args):
@@ -87,7 +87,7 @@ class Checker:
         if found.contents.rest:
             jobs = [
                 lambda files: unbundle(files, path, self.outputs, targets, options),
-                lambda files: bundle(files, path, [self.partners["word"]], out, targets, options),
+                lambda files: bundle(files, path, [self.partners["embedding"]], out, targets, options),
             ]
         else:
             jobs = [
@@ -116,8 +116,8 @@ class Checker:
             raise Violation(f"{len(written)} files were said to be written: {written}; there are {left}")
         for file in left:
             if file.suffix == ".pt":  # --dialect a1111
-                for word in recognised(file).contents.embeddings:
-                    sound(word.vectors)
+                for embedding in recognised(file).contents.embeddings:
+                    sound(embedding.vectors)
                 continue
             tensors, metadata = safetensors_file.read(file)
             sound(tensors)

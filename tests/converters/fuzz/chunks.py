@@ -1,15 +1,15 @@
-"""Damage to A1111's pictures: chunks with true checksums, sizes that lie, JSON and packed data that are odd."""
+"""Damage to A1111's images: chunks with true checksums, sizes that lie, JSON and packed data that are odd."""
 
 import json
 import struct
 import zlib
 from functools import cache
 
-from fuzz import headers, pictures, plain, words
+from fuzz import embeddings, headers, images, plain
 
 BOMB = zlib.compress(bytes(1 << 20))
 DEEP = zlib.compress(b"[" * 100_000)
-_content = cache(pictures.content)
+_content = cache(images.content)
 
 
 def _chunks(data):
@@ -22,7 +22,7 @@ def _chunks(data):
 
 
 def _joined(found):
-    return b"\x89PNG\r\n\x1a\n" + b"".join(pictures.chunk(kind, data) for kind, data in found)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(images.chunk(kind, data) for kind, data in found)
 
 
 def chunk_damage(rng, data):
@@ -47,7 +47,7 @@ def chunk_damage(rng, data):
                 (b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"iCCP", b"acTL", b"fcTL", b"fdAT", b"PLTE", b"tRNS")
             )
             text = rng.choice(
-                (pictures.CHUNK + b"\0\0" + BOMB, pictures.CHUNK + b"\0\1\0\0\0" + BOMB, rng.randbytes(30), b"")
+                (images.CHUNK + b"\0\0" + BOMB, images.CHUNK + b"\0\1\0\0\0" + BOMB, rng.randbytes(30), b"")
             )
             found.insert(at, (name, text))
     return _joined(found)
@@ -64,19 +64,19 @@ def _odd_content(rng):
         odd = ([[]], [[[]]], [[], []], [[1], [1, 2]], [0.1] * 768, [[[[[[1]]]]]], rows[0], [rows])
         loaded["string_to_param"]["*"]["TORCHTENSOR"] = rng.choice((*headers.NASTY, *odd))
     elif pick < 0.8:
-        loaded["string_to_param"][words.name(rng)] = rng.choice((loaded["string_to_param"]["*"], *headers.NASTY))
+        loaded["string_to_param"][embeddings.name(rng)] = rng.choice((loaded["string_to_param"]["*"], *headers.NASTY))
     else:
-        loaded[rng.choice(("name", "step", "string_to_param", "x"))] = rng.choice((*headers.NASTY, *words.HOSTILE))
+        loaded[rng.choice(("name", "step", "string_to_param", "x"))] = rng.choice((*headers.NASTY, *embeddings.HOSTILE))
     text = json.dumps(loaded).encode()
     return plain.mutate(rng, text, 1) if rng.random() < 0.2 else text
 
 
 def mutate(rng, data):
-    """Either damaged chunks, or a whole picture around damaged content."""
+    """Either damaged chunks, or a whole image around damaged content."""
     pick = rng.random()
     if pick < 0.5:
         return chunk_damage(rng, data)
     if pick < 0.97:
-        return pictures.with_chunk(_odd_content(rng))
+        return images.with_chunk(_odd_content(rng))
     packed = rng.choice((zlib.compress(_odd_content(rng)), zlib.compress(_odd_content(rng)), BOMB, DEEP))
-    return pictures.with_pixels(plain.mutate(rng, packed) if rng.random() < 0.5 else packed)
+    return images.with_pixels(plain.mutate(rng, packed) if rng.random() < 0.5 else packed)

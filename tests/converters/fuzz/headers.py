@@ -2,9 +2,9 @@
 
 import json
 
-from fuzz import words
+from fuzz import embeddings
 
-NASTY = (*words.NUMBERS, 1.0, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", "1", "F32", None, True, False, [], {},
+NASTY = (*embeddings.NUMBERS, 1.0, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", "1", "F32", None, True, False, [], {},
          [[1]], {"a": 1}, "\ud800", "\0")  # fmt: skip
 DTYPES = {"F32": 32, "F16": 16, "BF16": 16, "F64": 64, "I64": 64, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E8M0": 8,
           "F4": 4, "F6_E2M3": 6, "C64": 64, "I32": 32}  # fmt: skip
@@ -52,7 +52,7 @@ def _tensors(header):
 
 def length_lie(rng, header, body):
     data = bytearray(joined(header, body, rng))
-    data[:8] = (rng.choice((*words.NUMBERS, len(data), len(data) - 8)) % 2**64).to_bytes(8, "little")
+    data[:8] = (rng.choice((*embeddings.NUMBERS, len(data), len(data) - 8)) % 2**64).to_bytes(8, "little")
     return bytes(data)
 
 
@@ -86,7 +86,7 @@ def reshape(rng, header, body):
 def rename(rng, header, body):
     for _ in range(rng.choice((1, 1, 2, 3))):
         old = rng.choice(_tensors(header))
-        header[words.name(rng)] = header.pop(old)
+        header[embeddings.name(rng)] = header.pop(old)
         if not _tensors(header):
             break
     try:
@@ -98,7 +98,7 @@ def rename(rng, header, body):
 def more(rng, header, body):
     shape = list(rng.choice(SHAPES[:16]))
     for number in range(rng.choice((1, 1, 2, 20, 300))):
-        name = words.name(rng)
+        name = embeddings.name(rng)
         header[name if number < 2 else f"{name}{number}"] = {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]}
     header.pop("__metadata__", None)
     return laid_out(rng, header)
@@ -107,8 +107,10 @@ def more(rng, header, body):
 def metadata(rng, header, body):
     told = header.get("__metadata__") or {}
     for _ in range(rng.choice((1, 2, 5))):
-        key = rng.choice((*words.METADATA_KEYS, *_tensors(header), *words.HOSTILE[:30]))
-        told[key] = rng.choice((*words.METADATA_VALUES, *words.HOSTILE)) if rng.random() < 0.9 else rng.choice(NASTY)
+        key = rng.choice((*embeddings.METADATA_KEYS, *_tensors(header), *embeddings.HOSTILE[:30]))
+        told[key] = (
+            rng.choice((*embeddings.METADATA_VALUES, *embeddings.HOSTILE)) if rng.random() < 0.9 else rng.choice(NASTY)
+        )
     header["__metadata__"] = told if rng.random() < 0.95 else rng.choice(NASTY)
     return joined(header, body, rng)
 

@@ -4,7 +4,7 @@ import pickletools
 import struct
 from functools import cache
 
-from fuzz import plain, torch_seeds, words
+from fuzz import embeddings, plain, torch_seeds
 
 LAUGHS = b"]q\xf00" + b"".join(
     b"(" + (b"h" + bytes([0xF0 + at])) * 10 + b"tq" + bytes([0xF1 + at]) + b"0" for at in range(9)
@@ -40,14 +40,14 @@ def tokens(value):
 
 
 def _number(rng):
-    value = rng.choice(words.NUMBERS)
+    value = rng.choice(embeddings.NUMBERS)
     size = (value.bit_length() + 8) // 8
     packed = value.to_bytes(size, "little", signed=True)
     return b"\x8a" + bytes([size]) + packed if size < 256 else b"\x8b" + struct.pack("<i", size) + packed
 
 
 def _text(rng):
-    text = words.name(rng).encode("utf-8", "surrogatepass")
+    text = embeddings.name(rng).encode("utf-8", "surrogatepass")
     return b"X" + struct.pack("<I", len(text)) + text
 
 

@@ -67,7 +67,7 @@ def _checker(scratch):
     partners = {}
     for seed in seeds.seeds():
         if seed.name in ("LoRA", "kohya"):
-            partners["lora" if seed.name == "LoRA" else "word"] = folder / f"partner_{seed.name}.safetensors"
+            partners["lora" if seed.name == "LoRA" else "embedding"] = folder / f"partner_{seed.name}.safetensors"
             (folder / f"partner_{seed.name}.safetensors").write_bytes(seed.data)
     checker = check.Checker(folder, guard.Guard(), partners)
     for number, seed in enumerate(seeds.seeds()):

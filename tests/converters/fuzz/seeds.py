@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass, field
 from functools import cache
 
-from fuzz import pictures, torch_seeds
+from fuzz import images, torch_seeds
 
 LORA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
 XTI = [*(f"IN0{n}" for n in (1, 2, 4, 5, 7, 8)), "MID", *(f"OUT{n:02}" for n in range(3, 12))]
@@ -15,7 +15,7 @@ SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True)
 class Seed:
-    """`kind` is safetensors, zip, stream or picture; `parts` is what a pickle's file is put together from."""
+    """`kind` is safetensors, zip, stream or image; `parts` is what a pickle's file is put together from."""
 
     name: str
     kind: str
@@ -69,7 +69,7 @@ def _safetensors_seeds():
     yield "diffusers", {"<cat>": (2, 768)}, {"format": "pt"}
     yield "diffusers, one vector", {"<cat>": (768,)}, {"format": "pt"}
     yield "diffusers, several", {"<a>": one, "<b>": (2, 768)}, None
-    yield "ours", {"<cat>": (2, 96)}, {"pivotune.word": "<cat>"}
+    yield "ours", {"<cat>": (2, 96)}, {"pivotune.embedding": "<cat>"}
     yield "cloneofsimo", {"unet:0:up": (8, 4), "unet:0:down": (4, 8), "<s1>": (768,)}, {
         "unet": '["CrossAttention"]', "unet:0:rank": "4", "<s1>": "<embed>"}  # fmt: skip
     yield "bundle", {**lora, "bundle_emb.mr. cat.clip_l": one, "bundle_emb.dog.clip_l": one}, bundle
@@ -89,5 +89,5 @@ def seeds():
     found.append(Seed("half", "safetensors", safetensors({"clip_l": (1, 768)}, dtype="F16")))
     found.append(Seed("bfloat16", "safetensors", safetensors({"t5": (1, 4096)}, dtype="BF16")))
     found += [Seed(parts.name, parts.form, parts.file(), parts) for parts in torch_seeds.all_parts()]
-    found += [Seed(name, "picture", data) for name, data in pictures.all_pictures().items()]
+    found += [Seed(name, "image", data) for name, data in images.all_images().items()]
     return tuple(found)

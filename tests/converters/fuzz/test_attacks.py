@@ -124,7 +124,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(what, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 100, 700, 3000])
-@pytest.mark.parametrize("what", ["kohya", "A1111 (zip)", "A1111 (stream)", "picture, chunk"])
+@pytest.mark.parametrize("what", ["kohya", "A1111 (zip)", "A1111 (stream)", "image, chunk"])
 def test_a_file_cut_short_is_refused(what, size, tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(next(seed.data for seed in seeds.seeds() if seed.name == what)[:size])

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 from crash import faults
-from fuzz import guard, pictures, torch_seeds
+from fuzz import guard, images, torch_seeds
 
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.inspection import inspect
@@ -70,22 +70,24 @@ REFUSED = {
     "a column of a million": zipped(b"](" + tensor((1 << 20, 2), (1, 0)) * 40 + b"e", bytes(4 << 20)),
     "more steps than any file": b"\x80\x02" + b"N0" * 1_000_001 + b"N.",
     "metadata that is a list": header({"emb_params": ("F32", [1, 768], 3072)}, metadata=[]),
-    "a picture cut in its first chunk": pictures.with_chunk(b"{}")[:20] + b"\0" * 4,
-    "an empty chunk": b"\x89PNG\r\n\x1a\n" + pictures.chunk(b"IHDR", b""),
-    "a number of 400 digits": pictures.with_chunk(b'{"string_to_param":{"*":{"TORCHTENSOR":[' + b"9" * 400 + b"]}}}"),
-    "two million numbers": pictures.with_chunk(b"[" + b"0," * 2_000_000 + b"0]"),
-    "a chunk of 4 GB": pictures.png(8, 8, b"")[:33] + b"\xff\xff\xff\xffIDAT" + bytes(40),
-    "a picture of 20,000 by 20,000": pictures.png(20_000, 20_000, b""),
+    "an image cut in its first chunk": images.with_chunk(b"{}")[:20] + b"\0" * 4,
+    "an empty chunk": b"\x89PNG\r\n\x1a\n" + images.chunk(b"IHDR", b""),
+    "a number of 400 digits": images.with_chunk(b'{"string_to_param":{"*":{"TORCHTENSOR":[' + b"9" * 400 + b"]}}}"),
+    "two million numbers": images.with_chunk(b"[" + b"0," * 2_000_000 + b"0]"),
+    "a chunk of 4 GB": images.png(8, 8, b"")[:33] + b"\xff\xff\xff\xffIDAT" + bytes(40),
+    "an image of 20,000 by 20,000": images.png(20_000, 20_000, b""),
 }  # fmt: skip
 READ = {
-    "a number called like a word": header({"bundle_emb.cat.clip_l": ("F32", [], 4), "lora_x": ("F32", [1], 4)}),
+    "a number called like an embedding": header({"bundle_emb.cat.clip_l": ("F32", [], 4), "lora_x": ("F32", [1], 4)}),
     "a flagged number": header({"<s1>": ("F32", [], 4), "unet:0:up": ("F32", [1], 4)}, metadata={"<s1>": "<embed>"}),
     "a cube beside a LoRA": header({"clip_l": ("F32", [1, 1, 768], 3072), "lora_x": ("F32", [1], 4)}),
     "halves of six bits": header({"emb_params": ("F6_E2M3", [1, 2048], 1536)}),
     "a reference that is a bomb": None,
     "numbers chosen to collide": b"\x80\x02" + collisions(40_000) + b".",
     "a name of many beginnings": header({"unet" * 250_000 + "attn2_to_k.lora_down.weight": ("F32", [4, 768], 12288)}),
-    "a word with a slash": header({"bundle_emb.a/b.clip_l": ("F32", [1, 768], 3072), "lora_x.y": ("F32", [1], 4)}),
+    "an embedding with a slash": header(
+        {"bundle_emb.a/b.clip_l": ("F32", [1, 768], 3072), "lora_x.y": ("F32", [1], 4)}
+    ),
     "a name of 10,000 characters": header({"\x1b" * 10_000: ("F32", [4, 4], 64)}),
 }
 READ["a reference that is a bomb"] = b"\x80\x02" + LAUGHS + b"}X\1\0\0\0a" + HUGE + b"Qs."
@@ -116,5 +118,5 @@ def test_what_is_odd_is_told_within_bounds(what, tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(READ[what])
     assert faults.forked(lambda: bounded(path, [inspect])) == 0
-    words = [word["name"] for word in inspect(path)["embeddings"]]
-    assert words == {"halves of six bits": ["x"], "a word with a slash": ["a/b"]}.get(what, [])
+    embeddings = [embedding["name"] for embedding in inspect(path)["embeddings"]]
+    assert embeddings == {"halves of six bits": ["x"], "an embedding with a slash": ["a/b"]}.get(what, [])

@@ -52,12 +52,12 @@ def test_the_fuzzer_tells_what_goes_wrong_and_keeps_the_input(tmp_path):
     done = run("-c", PLANT, RUN.parents[1], tmp_path, *FAULTS)
     told = done.stdout.split("exit code ")
     assert len(told) == len(FAULTS) + 1, done.stdout + done.stderr
-    for number, words in enumerate(FAULTS.values()):
-        assert told[number + 1][0] == ("0" if words is None else "1"), done.stdout
+    for number, embeddings in enumerate(FAULTS.values()):
+        assert told[number + 1][0] == ("0" if embeddings is None else "1"), done.stdout
         kept = tmp_path / f"kept{number}" / "0-0.bin"
-        assert kept.exists() == (words is not None)
-        if words is not None:
-            assert words in told[number], done.stdout
+        assert kept.exists() == (embeddings is not None)
+        if embeddings is not None:
+            assert embeddings in told[number], done.stdout
             assert "again with --seed 0 --replay 0" in told[number]
             assert kept.read_bytes() == cases.make(0, 0).data
 
@@ -78,5 +78,5 @@ def test_there_is_a_seed_for_every_dialect(tmp_path):
         try:
             found.add(dialect_of(open_file(path)))
         except ConvertError:
-            assert seed.name == "picture without"
+            assert seed.name == "image without"
     assert found == {*DIALECTS, None}

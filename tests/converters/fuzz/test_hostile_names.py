@@ -1,22 +1,24 @@
-"""Words with names made to do harm: nothing is written outside the folder, and no two words meet in one file."""
+"""Embeddings with names made to do harm: nothing is written outside the folder, and no two embeddings meet in one
+file.
+"""
 
 import os
 import unicodedata
 from pathlib import Path
 
 import pytest
-from fuzz import seeds, words
+from fuzz import embeddings, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pivotune.converters import safetensors_file
 from pivotune.converters.atomic import batch
+from pivotune.converters.embeddings import Options
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.names import _RESERVED, distinct_stems, safe_stem
 from pivotune.converters.operations import unbundle
 from pivotune.converters.programs import programs
 from pivotune.converters.tensor import RawTensor
-from pivotune.converters.words import Options
 
 VECTORS = RawTensor("F32", (1, 768), b"\0\0\0\x3e" * 768)
 LORA = {seeds.LORA: RawTensor("F32", (4, 768), b"\1\2\3\4" * 3072)}
@@ -68,7 +70,7 @@ def nameable(name):
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.one_of(st.text(max_size=8), st.sampled_from(words.HOSTILE)), max_size=8, unique=True))
+@given(st.lists(st.one_of(st.text(max_size=8), st.sampled_from(embeddings.HOSTILE)), max_size=8, unique=True))
 def test_file_names_are_harmless_and_differ_on_every_system(names):
     check_stems([name for name in names if nameable(name)])
 
@@ -90,9 +92,9 @@ def bundle_of(path, names):
     safetensors_file.write(path, {**LORA, **tensors}, {"ss_v2": "False"})
 
 
-def test_words_with_hostile_names_stay_in_the_folder(tmp_path):
+def test_embeddings_with_hostile_names_stay_in_the_folder(tmp_path):
     out = tmp_path / "a" / "out"
-    names = sorted({name for name in words.HOSTILE if typeable(name)})
+    names = sorted({name for name in embeddings.HOSTILE if typeable(name)})
     bundle_of(tmp_path / "lora.safetensors", names)
     before = set(tmp_path.rglob("*"))
     with batch() as files:
@@ -124,16 +126,16 @@ def test_a_link_in_the_folder_leads_nowhere(overwrite, tmp_path):
     assert victim.read_bytes() == b"precious"
 
 
-def test_words_of_two_files_that_differ_in_case_alone_never_meet(tmp_path):
+def test_embeddings_of_two_files_that_differ_in_case_alone_never_meet(tmp_path):
     claimed = set()
     with batch(overwrite=True, claimed=claimed) as files:
         files.add(tmp_path / "Cat", lambda file: file.write(b"1"))
-    with pytest.raises(ConvertError, match="another word"), batch(overwrite=True, claimed=claimed) as files:
+    with pytest.raises(ConvertError, match="another embedding"), batch(overwrite=True, claimed=claimed) as files:
         files.add(tmp_path / "cat", lambda file: file.write(b"2"))
     assert (tmp_path / "Cat").read_bytes() == b"1"
 
 
-def test_a_lora_keeps_clear_of_all_its_words(tmp_path):
+def test_a_lora_keeps_clear_of_all_its_embeddings(tmp_path):
     bundle_of(tmp_path / "x.safetensors", ["x", "X_lora", "x_lora_2", "x_lora_3"])
     with batch() as files:
         written = unbundle(files, tmp_path / "x.safetensors", tmp_path / "out", ["a1111"], Options())

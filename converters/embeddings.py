@@ -1,0 +1,182 @@
+"""The embeddings of a file as a user means them: halves joined, renamed, and for one family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from .dialects import DIALECTS
+from .dialects.keyed import EMBEDDINGS
+from .embedding import Contents, Embedding
+from .errors import ConvertError
+from .families import Family, all_families
+from .lora_layout import lora_families
+from .read import Recognised, families_of, recognised, stated_family
+
+
+class Options(NamedTuple):
+    """`family` and `name` settle what a file leaves open; `dialect` is written where no program is named."""
+
+    family: str | None = None
+    name: str | None = None
+    dialect: str | None = None
+    replace: bool = False
+    drop_outputs: bool = False
+
+
+def own_embeddings(contents: Contents) -> tuple[Embedding, ...]:
+    """Embeddings with the metadata that a file of ours keeps for each of several."""
+    if EMBEDDINGS not in contents.metadata:
+        return contents.embeddings
+    try:
+        kept = json.loads(contents.metadata[EMBEDDINGS])
+    except (ValueError, RecursionError):
+        return contents.embeddings
+    if not isinstance(kept, dict):
+        return contents.embeddings
+    return tuple(
+        Embedding(
+            embedding.name, embedding.vectors, {str(key): value for key, value in own.items() if isinstance(value, str)}
+        )
+        if isinstance(own := kept.get(embedding.name), dict)
+        else embedding
+        for embedding in contents.embeddings
+    )
+
+
+def joined(embeddings: Sequence[Embedding], path: Path, found: Recognised) -> Sequence[Embedding]:
+    """With the other halves of diffusers' SDXL embeddings, if a file of the same embeddings lies beside as `<stem>_2`.
+
+    (`<stem>_2-steps-500` for what was saved while it trained.)
+    """
+    other = other_half(path, found)
+    return embeddings if other is None else together([*embeddings, *other.contents.embeddings])
+
+
+def other_half(path: Path, found: Recognised) -> Recognised | None:
+    """The second of diffusers' two files of SDXL embeddings, if `path` is the first and it lies beside."""
+    embeddings = found.contents.embeddings
+    if found.dialect != "diffusers" or not embeddings:
+        return None
+    stem, dash, steps = _steps(path)
+    beside = path.with_name(f"{stem}_2{dash}{steps}{path.suffix}")
+    if not beside.is_file():
+        return None
+    other = recognised(beside)
+    halves = other.contents.embeddings
+    if other.dialect != "diffusers" or {embedding.name for embedding in halves} != {
+        embedding.name for embedding in embeddings
+    }:
+        return None
+    alike = {key for embedding in embeddings for key in embedding.vectors} & {
+        key for embedding in halves for key in embedding.vectors
+    }
+    return None if alike else other
+
+
+def without_halves(paths: Sequence[Path]) -> list[Path]:
+    """The files without those that `joined` takes together with another one of them."""
+    given: set[Path] = set()
+    kept = []
+    for path in paths:
+        stem, dash, steps = _steps(path) if "_2" in path.name else ("", "", "")
+        if not stem.endswith("_2"):
+            kept.append(path)
+            continue
+        given = given or set(paths)
+        first = path.with_name(f"{stem.removesuffix('_2')}{dash}{steps}{path.suffix}")
+        if first in given:
+            try:
+                found = recognised(first)
+                if len(joined(found.contents.embeddings, first, found)[0].vectors) > 1:
+                    continue
+            except (ConvertError, IndexError):
+                pass  # what is wrong with the file is said when its turn comes
+        kept.append(path)
+    return kept
+
+
+def _steps(path: Path) -> tuple[str, str, str]:
+    """The stem of `learned_embeds-steps-500` before and after the dash that diffusers puts before a save's steps."""
+    stem, dash, steps = path.stem.rpartition("-steps-")
+    return (stem, dash, steps) if dash and steps.isdecimal() else (path.stem, "", "")
+
+
+def together(embeddings: Iterable[Embedding]) -> list[Embedding]:
+    """Embeddings of one name with vectors for different encoders become one. Raises ConvertError if they overlap."""
+    found: dict[str, Embedding] = {}
+    for embedding in embeddings:
+        known = found.get(embedding.name)
+        if known is not None and known.vectors.keys() & embedding.vectors.keys():
+            raise ConvertError(f"two embeddings are called {embedding.name!r}; rename one of them first")
+        vectors = {**known.vectors, **embedding.vectors} if known else embedding.vectors
+        found[embedding.name] = replace(
+            embedding, vectors=vectors, metadata={**(known.metadata if known else {}), **embedding.metadata}
+        )
+    return list(found.values())
+
+
+def named(embeddings: Iterable[Embedding], name: str | None) -> Iterable[Embedding]:
+    """The one embedding under another name, all as they are if no name is given."""
+    if name is None:
+        return embeddings
+    embeddings = list(embeddings)
+    if len(embeddings) != 1:
+        raise ConvertError(f"--name is for one embedding, and here are {len(embeddings)}: {names(embeddings)}")
+    return [replace(embeddings[0], name=name)]
+
+
+def family_of_embeddings(path: Path, embeddings: Sequence[Embedding], found: Recognised, options: Options) -> Family:
+    """The one family that embeddings and LoRA leave, or the one that was asked for.
+
+    Raises ConvertError if it stays open.
+    """
+    if options.family is not None:
+        return asked_family(options.family, embeddings)
+    shapes = {
+        tuple(sorted((key, tensor.shape[-1]) for key, tensor in embedding.vectors.items())): embedding
+        for embedding in embeddings
+    }
+    each = [families_of(embedding, found.dialect) for embedding in shapes.values()]
+    possible = [name for name in all_families() if all(name in names for names in each)]
+    if found.contents.rest and len(possible) != 1:
+        stated = lora_families(found.contents.rest, found.contents.metadata)
+        possible = [name for name in stated if name in possible] or possible
+    if len(possible) != 1 and (own := stated_family(embeddings)) is not None and own.name in (possible or [own.name]):
+        return own
+    if len(possible) != 1:
+        sizes = ", ".join(
+            sorted(
+                {f"{key} {tensor.shape[-1]}" for embedding in embeddings for key, tensor in embedding.vectors.items()}
+            )
+        )
+        if not possible:
+            raise ConvertError(f"{path}: {sizes} wide fits no family that is known here; --dialect encoders writes it")
+        raise ConvertError(f"{path}: {sizes} wide fits {', '.join(possible)}; say which with --family")
+    return all_families()[possible[0]]
+
+
+def asked_family(name: str, embeddings: Sequence[Embedding] = ()) -> Family:
+    """A family by name, as small as embeddings of ours for it are; ConvertError that lists all families for a wrong
+    one.
+    """
+    if name not in all_families():
+        raise ConvertError(f"{name!r} is no family; choose from {', '.join(all_families())}")
+    stated = stated_family(embeddings)
+    return stated if stated is not None and stated.name == name else all_families()[name]
+
+
+def what(found: Recognised) -> str:
+    """`this is a ...`, for an error that says why a file does not serve."""
+    if not found.dialect:
+        return "this is no embedding"
+    title = DIALECTS[found.dialect].title
+    return f"this is a {title}" if found.contents.rest else f"this is an embedding alone ({title})"
+
+
+def names(embeddings: Sequence[Embedding]) -> str:
+    """The first embeddings, for an error."""
+    return ", ".join(repr(embedding.name) for embedding in embeddings[:8])

@@ -1,0 +1,98 @@
+"""First vectors of many embeddings, asked for at once: to the bit what each embedding gives alone."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import tiny_sdxl
+from train_embeddings import embedding
+
+from pivotune.converters.embedding import Contents, Embedding
+from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.models.load import prepare
+from pivotune.pipeline.recipe.model import ModelSpec
+from pivotune.pipeline.stages.inject import inject
+from pivotune.pipeline.stages.tokenize import tokenize
+from pivotune.pipeline.tensors import from_raw, to_raw, vectors_for, vectors_of_all
+
+TEXTS = {"<a>": ("red ring", None), "<b>": ("ring", 3), "<c>": ("red ring", 1), "<d>": ("", 2), "<e>": ("a cat", 2)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return prepare(tiny_sdxl(), ModelSpec("tiny", "sdxl", "float32", None, None, None), None, torch.device("cpu"))
+
+
+def embeddings(**changes):
+    return [embedding(name, initial_text=text, tokens=tokens, **changes.get(name[1], {}))
+            for name, (text, tokens) in TEXTS.items()]  # fmt: skip
+
+
+def run_of(model, embeddings):
+    return SimpleNamespace(
+        model=model, recipe=SimpleNamespace(embeddings=tuple(embeddings)), initial={}, warnings=[], notes=[], start=Contents(),
+        injection=None,
+    )  # fmt: skip
+
+
+def bytes_of(contents):
+    return [(one.name, {key: (raw.shape, bytes(raw.data)) for key, raw in one.vectors.items()})
+            for one in contents.embeddings]  # fmt: skip
+
+
+@pytest.fixture
+def based(tmp_path):
+    """Changes that let `<b>` go on from a file that knows one encoder, with one row more than is wanted."""
+
+    def changes(rows):
+        save_file({"clip_l": rows}, tmp_path / "old.safetensors")
+        return {"b": {"base": tmp_path / "old.safetensors", "resize": "cut"}}
+
+    return changes
+
+
+def test_embeddings_together_start_as_each_does_alone(model, based):
+    rows = torch.randn(4, model.encoders[0].width)
+    own = embeddings(**based(rows))
+    together = run_of(model, own)
+    made = bytes_of(tokenize(together, Contents()))
+    for number, one in enumerate(own):
+        alone = run_of(model, [one])
+        assert bytes_of(tokenize(alone, Contents())) == made[number : number + 1]
+        assert alone.initial[one.placeholder] == together.initial[one.placeholder]
+    assert torch.equal(from_raw(together.start.embeddings[1].vectors["clip_l"]), rows[:3])
+    for encoder in model.encoders:
+        ids = encoder.tokenizer("red ring", add_special_tokens=False).input_ids
+        assert made[0][1][encoder.key] == ((2, encoder.width), bytes(to_raw(encoder.table[ids]).data))
+
+
+def test_rows_of_the_model_are_the_embeddings_vectors(model):
+    run = run_of(model, embeddings())
+    contents = inject(run, tokenize(run, Contents()))
+    try:
+        for encoder in model.encoders:
+            for one in contents.embeddings:
+                rows = run.injection.rows[encoder.key].of(one.name)
+                assert torch.equal(rows, from_raw(one.vectors[encoder.key]))
+    finally:
+        run.injection.eject()
+
+
+def test_vectors_of_other_formats_and_embeddings_without_some_are_taken_too():
+    draw = torch.randn(2, 4)
+    several = [
+        Embedding("<a>", {"x": to_raw(draw)}),
+        Embedding("<b>", {}),
+        Embedding("<c>", {"x": to_raw(draw.half())}),
+    ]
+    for some in (several, several[:2], several[1:2], [several[0], several[1], replace(several[0], name="<d>")]):
+        for one, found in zip(some, vectors_of_all(some, "x", 4), strict=True):
+            assert torch.equal(found, vectors_for(one, "x", 4))
+
+
+def test_a_base_that_is_not_finite_is_refused(model, based):
+    rows = torch.full((3, model.encoders[0].width), float("nan"))
+    with pytest.raises(StageError, match="not finite"):
+        tokenize(run_of(model, embeddings(**based(rows))), Contents())

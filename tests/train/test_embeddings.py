@@ -1,0 +1,117 @@
+"""Embeddings in training: norms of their own, averages, stops, and rates that some encoders do not have."""
+
+import pytest
+import torch
+from train_embeddings import NAMES, embedding, pull, trainer, values
+
+from pivotune.pipeline.recipe.model import StopAfter
+from pivotune.pipeline.train.embeddings import EmbeddingSettings
+
+ADAM = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+PRODIGY = {
+    "kind": "prodigy-schedule-free", "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "d0": 1e-3, "d_coef": 1.0,
+    "adapt_steps": 0, "bias_correction": False,
+}  # fmt: skip
+
+
+def test_every_vector_has_the_median_norm_of_its_encoders_table_after_every_step():
+    one = trainer(EmbeddingSettings(0.1, ADAM, preserve_norm="median"))
+    for step in range(3):
+        pull(one, ["<a>"], step, goal=-3.0 * step)
+        for key, rows in one.injection.rows.items():
+            table = one.injection._injected[key].table.weight
+            median = float(table.norm(dim=1).sort().values[(len(table) - 1) // 2])
+            assert rows.of("<a>").norm(dim=1).tolist() == pytest.approx([median] * 2, rel=1e-5)
+            assert torch.equal(rows.of("<b>"), torch.ones_like(rows.of("<b>")))
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_what_is_used_in_the_end_has_the_norm_too_where_an_average_is_kept(ema):
+    one = trainer(EmbeddingSettings(0.5, ADAM, preserve_norm=0.5, ema=ema))
+    for step in range(6):
+        pull(one, ["<a>"], step, goal=3 * (-1.0) ** step)
+    one.finish()
+    for key, rows in one.injection.rows.items():
+        assert rows.of("<a>").norm(dim=1).tolist() == pytest.approx([0.5] * 2), key
+        assert torch.equal(rows.of("<b>"), torch.ones_like(rows.of("<b>")))
+
+
+def test_a_embeddings_own_rule_goes_before_the_stages():
+    embeddings = [
+        embedding("<a>", preserve_norm=0.5),
+        embedding("<b>", preserve_norm={"low": 0.1, "high": 1.0}),
+        embedding("<c>"),
+    ]
+    one = trainer(EmbeddingSettings(0.1, ADAM, preserve_norm="initial"), embeddings)
+    pull(one, list(NAMES), 0, goal=9.0)
+    for key, rows in one.injection.rows.items():
+        norms = {name: rows.of(name).norm(dim=1).tolist() for name in NAMES}
+        assert norms["<a>"] == pytest.approx([0.5] * 2), key
+        assert norms["<b>"] == pytest.approx([1.0] * 2)
+        assert norms["<c>"] == pytest.approx([rows.values.shape[1] ** 0.5] * 2)
+
+
+def test_the_average_follows_its_formula_and_counts_only_steps_of_the_embedding():
+    one = trainer(EmbeddingSettings(0.1, ADAM, ema=0.5))
+    average = {key: rows.clone() for key, rows in values(one).items()}
+    for step in range(8):
+        names = ["<a>"] if step % 2 else ["<b>"]
+        pull(one, names, step)
+        count = step // 2 + 1
+        keep = min(0.5, (1 + count) / (10 + count))
+        for key, rows in one.injection.rows.items():
+            span = rows.spans[names[0]]
+            part = slice(span.start, span.stop)
+            average[key][part] = keep * average[key][part] + (1 - keep) * rows.values[part]
+    raw = values(one)
+    with one.averaged():
+        for key, shown in values(one).items():
+            torch.testing.assert_close(shown, average[key])
+    assert all(torch.equal(value, raw[key]) for key, value in values(one).items())
+    one.finish()
+    for key, shown in values(one).items():
+        torch.testing.assert_close(shown, average[key])
+        assert torch.equal(shown[4:], torch.ones_like(shown[4:]))
+
+
+@pytest.mark.parametrize("settings", [EmbeddingSettings(0.1, ADAM, ema=0.9), EmbeddingSettings(1.0, PRODIGY)])
+def test_a_embedding_that_stops_stands_at_what_will_be_exported(settings):
+    embeddings = [embedding("<a>", stop_after=StopAfter(3, "steps")), embedding("<b>")]
+    one = trainer(settings, embeddings)
+    for step in range(3):
+        pull(one, ["<a>", "<b>"], step)
+    with one.averaged():
+        shown = values(one)
+    pull(one, ["<a>", "<b>"], 3)
+    assert one.stopped_at == {"<a>": 3}
+    stands = {key: rows.of("<a>").clone() for key, rows in one.injection.rows.items()}
+    for step in range(4, 8):
+        pull(one, ["<a>", "<b>"], step)
+    one.finish()
+    for key, rows in one.injection.rows.items():
+        assert torch.equal(rows.of("<a>"), stands[key])
+        assert torch.equal(rows.of("<a>"), shown[key][:2])
+        assert not torch.equal(rows.of("<b>"), shown[key][2:])
+
+
+@pytest.mark.parametrize("off", ["clip_l", "clip_g"])
+def test_either_encoder_may_stand_still(off):
+    rates = dict.fromkeys(("clip_l", "clip_g"), 0.1) | {off: 0.0}
+    one = trainer(EmbeddingSettings(rates, ADAM))
+    pull(one, ["<a>"], 0)
+    moved = {key for key, rows in one.injection.rows.items() if bool((rows.of("<a>") != 1).any())}
+    assert moved == {"clip_l", "clip_g"} - {off}
+
+
+def test_the_gradient_of_all_encoders_together_is_clipped():
+    """Not that of the last encoder alone: what is shortened is the whole, and each part keeps its share."""
+    plain, clipped = (
+        trainer(EmbeddingSettings(0.1, ADAM, clip_norm=0.0)),
+        trainer(EmbeddingSettings(0.1, ADAM, clip_norm=0.5)),
+    )
+    norms = [pull(one, ["<a>", "<b>"], 0, goal=3.0) for one in (plain, clipped)]
+    assert norms == pytest.approx([2 * (4 * (6 + 10)) ** 0.5] * 2)  # four rows of each encoder, two away from the goal
+    for key in plain.injection.rows:
+        long, short = (one.states.optimizers[key].adam.moment[:4] for one in (plain, clipped))
+        assert bool(short.any())
+        torch.testing.assert_close(short, long * 0.5 / norms[0])
