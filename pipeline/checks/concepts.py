@@ -38,7 +38,7 @@ def image_findings(recipe: Recipe, captioned: list[Captioned], *, look: bool = T
 def batch_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     """Warnings about batches that an epoch cannot fill: none is filled up by showing an image twice."""
     shown = sum(
-        concept.samples or len(read.images) * concept.repeats
+        concept.images_per_epoch or len(read.images) * concept.repeats
         for concept, read in zip(recipe.concepts, captioned, strict=True)
     )
     for index, stage in enumerate(recipe.stages):
