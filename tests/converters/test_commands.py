@@ -66,7 +66,9 @@ def test_a_folder_without_embeddings_stops_no_other(run, rows, saved, tmp_path):
         assert "embedding:a" in result.stdout
         assert "empty: no file with an extension of embedding files (.avif" in result.stderr
     assert "no file with an extension" in str(run("inspect", "empty").exception)
-    assert "no file with an extension" in str(run("merge", "a.safetensors", "empty", "--out", "m.safetensors").exception)
+    assert "no file with an extension" in str(
+        run("merge", "a.safetensors", "empty", "--out", "m.safetensors").exception
+    )
 
 
 def test_a_pattern_that_no_shell_replaced_stands_for_its_files(run, rows, saved, tmp_path):
