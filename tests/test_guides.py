@@ -63,8 +63,6 @@ def add_images(folder: Path, caption: str) -> None:
 def add_files(folder: Path) -> None:
     """The files that the guide about converting starts from: embeddings of several dialects, and a bundle."""
     torch.save({"string_to_param": {"*": torch.ones(2, 768)}, "name": "old"}, folder / "embedding.pt")
-    halves = {"clip_l": RawTensor("F32", (2, 768), bytes(2 * 768 * 4)[:-1] + b"?")}
-    halves["clip_g"] = RawTensor("F32", (2, 1280), bytes(2 * 1280 * 4)[:-1] + b"?")
     values = {key: torch.randn(2, width) for key, width in (("clip_l", 768), ("clip_g", 1280))}
     raw = {key: RawTensor("F32", tuple(one.shape), one.numpy().tobytes()) for key, one in values.items()}
     for number, key in enumerate(("clip_l", "clip_g"), 1):
@@ -95,7 +93,7 @@ def run(line: str, models: Path) -> None:
     if program == "accelerate":
         arguments = ["--cpu" if one == "--multi_gpu" else "2" if one == "4" else one for one in arguments]
         quick = ["--set", "train.steps=2", "--set", "samples.count=1", "--set", "samples.steps=1"]
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", *arguments, *quick]
+        launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments, *quick]
         done = subprocess.run(launcher, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         return

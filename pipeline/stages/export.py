@@ -32,7 +32,7 @@ def export(
     targets: Sequence[str] = ("a1111", "comfyui", "diffusers"),
     bundle: bool = True,
     files: str = "each",
-    pack_embeddings: int = 1000,
+    pack_size: int = 1000,
     dtype: str = "float32",
     model: Sequence[str] = ("folder", "file"),
     model_dtype: str = "float16",
@@ -49,14 +49,14 @@ def export(
     run.eject()
     ready, facts = write_exports(
         run, contents, run.folder / "exports", targets=targets, bundle=bundle, files=files,
-        pack_embeddings=pack_embeddings, dtype=dtype, model=model, model_dtype=model_dtype,
+        pack_size=pack_size, dtype=dtype, model=model, model_dtype=model_dtype,
     )  # fmt: skip
     run.data |= facts | count_embeddings(run, facts["standalone"]) | finished_facts(run, contents)
     return ready
 
 
 def write_exports(
-    run: Run, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, files: str, pack_embeddings: int,
+    run: Run, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, files: str, pack_size: int,
     dtype: str, model: Sequence[str], model_dtype: str,
 ) -> tuple[Contents, dict[str, Any]]:  # fmt: skip
     """Write what `export` says into a folder, from a model that holds no embeddings; also for saves during training.
@@ -66,7 +66,7 @@ def write_exports(
     if not contents.embeddings and not contents.rest and not run.finetuned:
         raise StageError("there is no embedding, LoRA or fine-tuned model to export")
     ready = in_dtype(with_metadata(run, replace(contents, rest=settled(contents.rest))), dtype, run)
-    each, most = files == "each", pack_embeddings if files == "pack" else None
+    each, most = files == "each", pack_size if files == "pack" else None
     standalone, alone = _standalone(run, ready, folder / f"{run.recipe.name}_embeddings", each=each, most=most)
     made = replace(_made(run, ready, folder, _ways(run, model), model_dtype), embeddings=alone)
     declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))
