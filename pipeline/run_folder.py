@@ -41,9 +41,7 @@ def require_own_files(run: Path) -> None:
             if stat.S_ISDIR(about.st_mode):
                 folders.append(Path(entry.path))
             elif about.st_nlink > 1 and Path(entry.path).relative_to(run).as_posix() in _IN_PLACE:
-                raise StageError(
-                    f"{entry.path}: is a hard link to a file that would change too; replace it by a copy"
-                )
+                raise StageError(f"{entry.path}: is a hard link to a file that would change too; replace it by a copy")
 
 
 def _special_kind(entry: os.DirEntry[str], about: os.stat_result) -> str:

@@ -12,7 +12,7 @@ import click
 from ...converters import adding, operations
 from ...converters.atomic import Batch, batch
 from ...converters.dialects import WRITABLE
-from ...converters.embeddings import Options, without_halves
+from ...converters.embeddings import ConvertOptions, without_halves
 from ...converters.errors import ConvertError, NothingToDo, PlainImage, printable
 from ...converters.families import family_names
 from ...converters.folders import files_in
@@ -124,7 +124,7 @@ def unbundle(
     """
     if targets and dialect:
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
-    options = Options(family=family, dialect=dialect)
+    options = ConvertOptions(family=family, dialect=dialect)
     convert_files(
         files_in(paths),
         lambda files, path: operations.unbundle(files, path, out, targets, options),
@@ -156,7 +156,7 @@ def bundle(
     replace: bool, drop_outputs: bool, **write_options: bool,
 ) -> None:  # fmt: skip
     """Bundle embeddings into a LoRA file, for AUTOMATIC1111 and SD.Next."""
-    options = Options(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
+    options = ConvertOptions(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
     added = without_halves(files_in(embeddings))
     convert_files(
         [lora],
@@ -181,7 +181,7 @@ def retarget(
     """Convert embedding files for other programs, each in the dialect that the program reads best."""
     if bool(targets) == bool(dialect):
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
-    options = Options(family=family, name=name, dialect=dialect)
+    options = ConvertOptions(family=family, name=name, dialect=dialect)
     found = without_halves(files_in(paths))
     convert_files(
         found,
@@ -219,7 +219,7 @@ def rename(file: Path, new: str, out: Path | None, **write_options: bool) -> Non
 @_write_options
 def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool, **write_options: bool) -> None:
     """Merge the embeddings of several files into one: the halves of an SDXL embedding, or several as a pack."""
-    options = Options(name=name, drop_outputs=drop_outputs)
+    options = ConvertOptions(name=name, drop_outputs=drop_outputs)
     found = files_in(paths)
     convert_files(
         found[:1],
@@ -237,7 +237,7 @@ def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool
 @_write_options
 def split(paths: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, **write_options: bool) -> None:
     """Split files of many embeddings (packs) into one file per embedding; the reverse of merge."""
-    options = Options(family=family)
+    options = ConvertOptions(family=family)
     found = without_halves(files_in(paths))
     convert_files(
         found[:1],

@@ -85,10 +85,15 @@ class Guard:
                     "preserve_norm holds norms, a smaller learning_rate slows them"
                 )
                 self.tell("norm", embedding, text)
-            if self.options["frozen_vectors"] != "off" and int(self._unmoved[key][row]) == self.options["frozen_vectors_after"]:
+            if (
+                self.options["frozen_vectors"] != "off"
+                and int(self._unmoved[key][row]) == self.options["frozen_vectors_after"]
+            ):
                 steps = self.options["frozen_vectors_after"]
                 self.tell(
-                    "frozen_vectors", embedding, f"{vector} has not moved in {steps} of its steps: learning_rate is too small"
+                    "frozen_vectors",
+                    embedding,
+                    f"{vector} has not moved in {steps} of its steps: learning_rate is too small",
                 )
 
     def step_size(self, name: str, rate: float, found: float | None) -> None:
@@ -101,7 +106,9 @@ class Guard:
         if rate == 0:
             self._zeros[name] += 1
             if self._zeros[name] == after:
-                self.tell("stalled_lr", name, f"the step size of {name!r} has been 0 for {after} steps: nothing is learnt")
+                self.tell(
+                    "stalled_lr", name, f"the step size of {name!r} has been 0 for {after} steps: nothing is learnt"
+                )
         elif self._zeros:
             self._zeros.pop(name, None)
         if found is not None:
