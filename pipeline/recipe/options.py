@@ -149,12 +149,12 @@ class WatchOptions:
 @dataclass(frozen=True)
 class GuardOptions:
     SCHEMA: ClassVar[str] = "tables/guard.json"
-    still: str
-    still_after: int
+    frozen_vectors: str
+    frozen_vectors_after: int
     norm: str
     norm_band: Band
-    flat: str
-    flat_after: int
+    stalled_lr: str
+    stalled_lr_after: int
     not_finite: str
 
 
@@ -242,7 +242,7 @@ class ExportOptions:
     targets: tuple[str, ...]
     bundle: bool
     files: str
-    pack_embeddings: int
+    pack_size: int
     dtype: str
     model: tuple[str, ...]
     model_dtype: str

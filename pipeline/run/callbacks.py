@@ -21,7 +21,7 @@ from ..files import write_json
 from ..models.load import part_modules
 from ..recipe.intervals import Every, parse_stop
 from ..recipe.options import ExportOptions, SaveOptions, TrainOptions, WatchOptions, options_of
-from ..records import finite
+from ..records import json_safe
 from ..train.lora import lora_aside
 from ..train.setup import Training
 from .context import Run
@@ -262,7 +262,7 @@ def step_callbacks(
             row["saved"] = saves.save(row["step"])
         if watch and watch.trackers:
             with run.processes.together():
-                trackers.log(finite(row), run.folder)
+                trackers.log(json_safe(row), run.folder)
 
     try:
         yield after

@@ -15,7 +15,7 @@ from ..export.artefacts import require_artefacts
 from ..export.last_good import keep_last_good
 from ..files import write_json
 from ..recipe.model import Stage
-from ..records import finite
+from ..records import json_safe
 from ..stages import STAGES
 from .context import Run
 from .manifest import embedding_facts, images_of_embeddings
@@ -43,7 +43,7 @@ def execute(run: Run, manifest: dict[str, Any]) -> None:
     try:
         for number in range(len(recipe.stages)):
             if run.processes.main:
-                write_json(run.folder / "manifest.json", finite(manifest))  # for those who follow the run
+                write_json(run.folder / "manifest.json", json_safe(manifest))  # for those who follow the run
             contents = _run_stage(run, number, contents, manifest)
     except BaseException as error:  # whatever it was: a full disk, Ctrl-C, a stage that found its match
         if run.kept is not None and run.processes.main:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import StageError
 from ..recipe.intervals import Clock
 from ..recipe.options import TrainOptions
-from ..run_folder import inside
+from ..run_folder import file_inside
 from ..train.setup import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
 from .checkpoints import Checkpoint
@@ -119,7 +119,7 @@ def _packed(value: Any, folder: Path) -> Any:
 
 def _unpacked(value: Any, folder: Path) -> Any:
     if isinstance(value, dict) and _PATH in value:
-        return inside(folder, value[_PATH])
+        return file_inside(folder, value[_PATH])
     if isinstance(value, dict):
         return {key: _unpacked(one, folder) for key, one in value.items()}
     return [_unpacked(one, folder) for one in value] if isinstance(value, list) else value

@@ -19,11 +19,11 @@ from ..checks.preflight import require_preflight, run_preflight
 from ..device import choose_threads, make_deterministic, pick_device
 from ..distributed import Processes
 from ..embeddings.norms import norm_statistics
-from ..files import write_json, write_whole
+from ..files import write_atomically, write_json
 from ..launch import begin_processes, end_processes
 from ..models.load import load_model
 from ..recipe.model import Recipe
-from ..records import Metrics, finite
+from ..records import Metrics, json_safe
 from ..report.page import NAME as REPORT
 from ..report.table import embedding_table
 from .checkpoints import RESUME_HINT, Checkpoint, Checkpointer, Source
@@ -150,8 +150,8 @@ def _follow(run: Run) -> RunResult:
 def _run(run: Run, text: Path, manifest: dict[str, Any], begin: float) -> RunResult:
     """Execute, and leave manifest and report whatever happens."""
     with finish_run_record(run, manifest, begin):
-        write_whole(run.folder / "recipe.toml", text.read_bytes())
-        write_json(run.folder / "manifest.json", finite(manifest))
+        write_atomically(run.folder / "recipe.toml", text.read_bytes())
+        write_json(run.folder / "manifest.json", json_safe(manifest))
         manifest["stages"] = run.rows
         execute(run, manifest)
     return _result(run.folder, manifest)
@@ -170,7 +170,7 @@ def _completed(start: Start, progress: Progress) -> RunResult:
 
 def _from_source(source: Source, folder: Path, manifest: dict[str, Any]) -> None:
     """Take over what the source measured and drew; the manifest comes first: whoever is killed meanwhile goes on."""
-    write_json(folder / "manifest.json", finite(manifest))
+    write_json(folder / "manifest.json", json_safe(manifest))
     copy_from_source(source, folder)
 
 

@@ -52,7 +52,7 @@ def write_exports(
     if not contents.embeddings and not contents.rest and not run.finetuned:
         raise StageError("there is no embedding, LoRA or fine-tuned model to export")
     ready = in_dtype(with_metadata(run, replace(contents, rest=settled(contents.rest))), options.dtype, run)
-    each, most = options.files == "each", options.pack_embeddings if options.files == "pack" else None
+    each, most = options.files == "each", options.pack_size if options.files == "pack" else None
     standalone, alone = _standalone(run, ready, folder / f"{run.recipe.name}_embeddings", each=each, most=most)
     made = replace(_made(run, ready, folder, _ways(run, options.model), options.model_dtype), embeddings=alone)
     declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))

@@ -29,7 +29,7 @@ def test_thousands_of_embeddings_are_measured_a_few_at_a_time_each_from_its_own_
     monkeypatch.setattr(
         module, "vectors_of_all", lambda embeddings, *rest: asked.append(len(embeddings)) or plain(embeddings, *rest)
     )
-    found = module.described(run, embeddings_of(now)).embeddings
+    found = module.with_metadata(run, embeddings_of(now)).embeddings
     assert max(asked) <= module.AT_ONCE
     for at, (embedding, way) in enumerate(
         zip(found, (now.double() - began.double()).norm(dim=1).tolist(), strict=True)

@@ -40,7 +40,7 @@ def files(folder):
 def test_packs_are_used_by_their_programs_and_split_into_the_files_of_each_embedding(tmp_path, family):
     recipe = project(tmp_path / "p", family)
     each = run_project(load_recipe(recipe, ['export.targets=["a1111", "comfyui"]']), tmp_path / "each").folder
-    run = run_project(load_recipe(recipe, ["export.files='pack'", "export.pack_embeddings=2"]), tmp_path / "run").folder
+    run = run_project(load_recipe(recipe, ["export.files='pack'", "export.pack_size=2"]), tmp_path / "run").folder
     plain = run / "exports/tiny_embeddings"
     assert sorted(files(plain)) == ["tiny_embeddings-0001.safetensors", "tiny_embeddings-0002.safetensors"]
     out = tmp_path / "apart"
