@@ -12,10 +12,10 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.lora import lora_metadata, write_lora
 from ...converters.programs import Program, reads_lora
-from ...converters.rewriting import each_ones
 from ...converters.slots import slots
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
+from ...converters.write import own_metadata
 from ..run.context import Run
 from ..tensors import from_raw
 from .lora_layouts import has_dora
@@ -51,7 +51,7 @@ def write_bundle(
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = bundle(Contents(rest=dict(tensors)), embeddings, widths=widths(run))
     own = whole.embeddings
-    write_lora(path, tensors_of(whole), _metadata(run, facts or tensors) | each_ones(own))
+    write_lora(path, tensors_of(whole), _metadata(run, facts or tensors) | own_metadata(own))
     found, rest = embeddings_of(safetensors_file.read(path)[0])
     _compare(path, rest, tensors)
     back = {embedding.name: embedding.vectors for embedding in found}
@@ -69,8 +69,8 @@ def check_reading(run: Run, path: Path, program: Program) -> set[str]:
     """Embeddings that a program finds in a LoRA file; ConvertError when it would refuse the file."""
     stored = Stored(path, *safetensors_file.read(path))
     reading = reads_lora(program.name, stored, widths(run))
-    if reading.breaks:
-        raise ConvertError(f"{path}: {program.title} would not load it: {reading.breaks}")
+    if reading.refusal:
+        raise ConvertError(f"{path}: {program.title} would not load it: {reading.refusal}")
     return set(reading.embeddings)
 
 

@@ -12,11 +12,10 @@ from ...converters.bundle import bundle
 from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.programs import Program, reads, reads_lora
-from ...converters.read import recognised
-from ...converters.rewriting import rewritten
+from ...converters.read import identify
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
-from ...converters.write import FORMAT, Written, layout_for
+from ...converters.write import FORMAT, Written, layout_for, write_contents
 from ..run.context import Run
 from .artefacts import note
 from .standalone import widths
@@ -53,7 +52,7 @@ def write_packs(
 
 def packed_vectors(path: Path, embedding: str) -> dict[str, RawTensor]:
     """Encoder key to vectors of one embedding of a pack that was written for no program."""
-    return next(one.vectors for one in recognised(path).contents.embeddings if one.name == embedding)
+    return next(one.vectors for one in identify(path).contents.embeddings if one.name == embedding)
 
 
 def _parts(embeddings: Sequence[Embedding], most: int | None) -> Iterator[Sequence[Embedding]]:
@@ -66,7 +65,7 @@ def _add(
 ) -> Pack:
     path, names = folder / f"{stem}.safetensors", tuple(embedding.name for embedding in embeddings)
     if program is None:
-        [made] = rewritten(files, path, Contents(tuple(embeddings), {}, dict(FORMAT)), "bundle")
+        [made] = write_contents(files, path, Contents(tuple(embeddings), {}, dict(FORMAT)), "bundle")
         return Pack((made._replace(trigger=""),), names)
     if program.several == "bundle":
         return Pack((_as_lora(run, files, embeddings, path, program),), names)
@@ -79,7 +78,7 @@ def _as_lora(run: Run, files: Batch, embeddings: Sequence[Embedding], path: Path
     facts = {**FORMAT, "ss_base_model_version": run.model.family.base_model_version, "ss_output_name": path.stem}
     contents = bundle(Contents(metadata=facts), embeddings, widths=widths(run))
     check = partial(_check_lora, run=run, path=path, program=program, embeddings=embeddings)
-    [made] = rewritten(files, path, contents, "bundle", program.name, check=check)
+    [made] = write_contents(files, path, contents, "bundle", program.name, check=check)
     return made._replace(trigger=f"<lora:{path.stem}:1> {embeddings[0].name}")
 
 
@@ -88,8 +87,8 @@ def _check_lora(
     embeddings: Sequence[Embedding],
 ) -> None:  # fmt: skip
     reading = reads_lora(program.name, Stored(path, tensors, metadata), widths(run))
-    if reading.breaks:
-        raise ConvertError(f"{path}: {program.title} would not load it: {reading.breaks}")
+    if reading.refusal:
+        raise ConvertError(f"{path}: {program.title} would not load it: {reading.refusal}")
     for embedding in embeddings:
         found = reading.embeddings.get(embedding.name, {})
         if not found or any(not same(raw, embedding.vectors[key]) for key, raw in found.items()):
@@ -111,7 +110,7 @@ def _per_encoder(
         check = partial(_check_entries, path=place, program=program, embeddings=own, sizes={key: widths(run)[key]})
         if own:
             contents = Contents(tuple(own), {}, dict(FORMAT))
-            [made] = rewritten(files, place, contents, "diffusers", program.name, check=check)
+            [made] = write_contents(files, place, contents, "diffusers", program.name, check=check)
             yield key, made._replace(trigger=embeddings[0].name)
 
 

@@ -47,7 +47,7 @@ def test_embeddings_are_written_merged_and_renamed(files, tmp_path):
 
 def test_what_fails_leaves_nothing_behind(files):
     Path("there.safetensors").write_bytes(b"mine")
-    with pytest.raises(library.ConvertError, match="exists already"):
+    with pytest.raises(library.ConvertError, match="already exists"):
         library.rename("lora.safetensors", "cat=fox", "there.safetensors")
     with pytest.raises(library.ConvertError, match=r"must end in \.safetensors"):
         library.rename("lora.safetensors", "cat=fox", "embedding.pt")

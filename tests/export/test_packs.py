@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from projects import make_project, run_project
 
-from pivotune.converters.embeddings import own_embeddings
+from pivotune.converters.read import own_embeddings
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.programs import programs
 from pivotune.converters.read import read
