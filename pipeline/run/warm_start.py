@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..embeddings.injection import EmbeddingRows
 from ..errors import StageError
-from ..recipe.options import TrainOptions
 from ..files import write_atomically
+from ..recipe.options import TrainOptions
 from ..records import METRICS, manifest_or_none, parse_row, require_logged_lines, unreadable_reason
 from ..run_folder import file_inside
 from ..train.embeddings import EmbeddingTrainer

@@ -86,7 +86,10 @@ class Guard:
                     "preserve_norm holds norms, a smaller learning_rate slows them"
                 )
                 self.tell("norm", embedding, text)
-            if self.options.frozen_vectors != "off" and int(self._unmoved[key][row]) == self.options.frozen_vectors_after:
+            if (
+                self.options.frozen_vectors != "off"
+                and int(self._unmoved[key][row]) == self.options.frozen_vectors_after
+            ):
                 steps = self.options.frozen_vectors_after
                 self.tell(
                     "frozen_vectors",

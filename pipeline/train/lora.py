@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import StageError
-from ..recipe.options import LoraOptions
+from ..recipe.options import LoraOptions, as_table
 
 ADAPTER = "pivotune"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "to_add_out", "add_q_proj", "add_k_proj", "add_v_proj")
@@ -47,7 +47,7 @@ def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> d
             try:
                 inject_adapter_in_model(config, module, ADAPTER)
             except ValueError as error:
-                raise StageError(f"lora.targets = {targets!r} for {part}: {error}") from error
+                raise StageError(f"lora.targets = {as_table(targets)!r} for {part}: {error}") from error
     else:
         _same_shape(part, module, present, config, tuple(f".{ending}" for ending in endings))
     parameters = _parameters(module)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import StageError
 from ..recipe.intervals import Clock
-from ..recipe.options import OptimizerOptions
+from ..recipe.options import OptimizerOptions, as_table
 from .ema import Average, Shown
 from .fsdp import FsdpPart, gathered, whole
 from .lora import has_lora
@@ -42,7 +42,9 @@ def weights_to_tune(part: str, module: nn.Module, layers: str | Sequence[str]) -
     }
     if not chosen:
         known = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in module.named_parameters()))
-        raise StageError(f"finetune.layers = {layers!r} fits no weight of {part}; its names begin with {known}")
+        raise StageError(
+            f"finetune.layers = {as_table(layers)!r} fits no weight of {part}; its names begin with {known}"
+        )
     return chosen
 
 

@@ -12,7 +12,7 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.load import load_model, part_modules
 from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.recipe.options import TrainOptions
+from pivotune.pipeline.recipe.options import OptimizerOptions, TrainOptions, options_of
 from pivotune.pipeline.run.context import Run
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
@@ -129,7 +129,7 @@ def test_embeddings_first_then_the_model_around_them(tmp_path, monkeypatch):
 def test_weights_in_half_precision_gather_steps_too_small_for_it():
     """Steps of 1e-5 are far below what bfloat16 can add to 0.1; two hundred of them are not."""
     weight = torch.nn.Parameter(torch.full((8,), 0.1, dtype=torch.bfloat16))
-    options = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    options = options_of(OptimizerOptions, kind="adamw")
     trainer = WeightTrainer("finetune.denoiser", {"weight": weight}, WeightSettings(options, 1e-5), text=False)
     start = weight.detach().clone()
     assert torch.equal(start + 1e-5, start)
