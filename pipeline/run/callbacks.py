@@ -19,8 +19,8 @@ from ...converters.embedding import Contents
 from ..errors import StageError
 from ..files import write_json
 from ..models.load import part_modules
-from ..recipe.defaults import defaults
 from ..recipe.intervals import Every, parse_stop
+from ..recipe.options import ExportOptions, SaveOptions, TrainOptions, WatchOptions, options_of
 from ..records import json_safe
 from ..train.lora import lora_aside
 from ..train.setup import Training
@@ -111,11 +111,11 @@ def _form(name: str) -> dict[str, str]:
 class Watch:
     """Draws the same prompts from the same seeds again and again."""
 
-    def __init__(self, run: Run, training: Training, options: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, training: Training, options: WatchOptions) -> None:
         samples = run.recipe.samples
-        prompts = tuple(options["prompts"] or samples.prompts)
+        prompts = tuple(options.prompts or samples.prompts)
         self.run, self.training = run, training
-        self.recipe = replace(run.recipe, samples=replace(samples, prompts=prompts, count=options["count"]))
+        self.recipe = replace(run.recipe, samples=replace(samples, prompts=prompts, count=options.count))
 
     def draw(self, step: int) -> list[dict[str, Any]]:
         """The rows of the images drawn after this step, counted from 1: path, prompt, seed and embedding.
@@ -162,22 +162,22 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
         yield
 
 
-Write = Callable[..., object]  # (run, contents, folder, the export stage's options)
+Write = Callable[[Run, Contents, Path, ExportOptions], object]
 
 
 class Saves:
     """Writes `saves/stage-3-step-000500/` and its like, as the recipe's export stage says, and keeps the last few."""
 
     def __init__(
-        self, run: Run, training: Training, options: Mapping[str, Any], contents: Callable[[], Contents], write: Write
+        self, run: Run, training: Training, options: SaveOptions, contents: Callable[[], Contents], write: Write
     ) -> None:
         """`contents` gives the embeddings and the LoRA as they are now; `write` is what the export stage writes
         with.
         """
         self.run, self.training, self.options, self.contents, self.write = run, training, options, contents, write
         self.folder = run.folder / "saves"
-        asked = [stage.options for stage in run.recipe.stages if stage.kind == "export"]
-        self.export = asked[-1] if asked else {k: v for k, v in defaults("stages/export.json").items() if k != "kind"}
+        asked = run.recipe.stages_with(ExportOptions)
+        self.export = asked[-1][1] if asked else options_of(ExportOptions)
 
     def save(self, step: int) -> str:
         """Save after this step, counted from 1; returns the folder's path from the run's folder.
@@ -208,38 +208,37 @@ class Saves:
     def _written(self, part: Path, step: int) -> None:
         with random_state_kept(self.training.model.device):
             contents = self.contents()
-            finetuned = set(self.run.finetuned) if self.options["model"] else set()
+            finetuned = set(self.run.finetuned) if self.options.model else set()
             there = replace(
                 self.run, folder=part, artefacts=[], warnings=[], notes=[], data={}, finetuned=finetuned,
                 progress=lambda text: None,
             )  # fmt: skip
             models = part_modules(self.training.model).values()
             with self.training.injection.suspended(), lora_aside(models):
-                self.write(there, contents, part, **self.export)
+                self.write(there, contents, part, self.export)
         facts = {"step": step, "stage": self.run.stage + 1, "artefacts": there.artefacts, "warnings": there.warnings}
         write_json(part / "save.json", facts)
 
     def _forget(self) -> None:
         """Delete the saves of this stage before the last few; one is renamed first, so that none is half there."""
-        if not self.options["keep"]:
+        if not self.options.keep:
             return
         steps = {path: path.name.rpartition("-")[2] for path in self.folder.glob(f"stage-{self.run.stage + 1}-step-*")}
         own = [path for path, step in steps.items() if step.isdecimal()]  # the others are copies of the user's own
         saves = sorted(own, key=lambda path: int(steps[path]))
-        for old in saves[: -self.options["keep"]]:
+        for old in saves[: -self.options.keep]:
             hidden = old.with_name(f".{old.name}.old")
             with suppress(PermissionError):  # Windows, while one of its files is open: more than `keep` stay
                 disk.replace(old, hidden)
                 shutil.rmtree(hidden)
 
 
-Options = Mapping[str, Any] | None
 After = Callable[[dict[str, Any], float], None]
 
 
 @contextmanager
 def step_callbacks(
-    run: Run, training: Training, watch: Options, save: Options, contents: Callable[[], Contents], write: Write
+    run: Run, training: Training, options: TrainOptions, contents: Callable[[], Contents], write: Write
 ) -> Iterator[After]:
     """Give a function to be called with each step's line of metrics, which adds to it what was drawn and saved.
 
@@ -248,11 +247,12 @@ def step_callbacks(
     writes them as the export stage does.
     """
     title = f"{run.recipe.name}-stage-{run.stage + 1}"
-    wanted = watch["trackers"] if watch and run.processes.main else ()
+    watch, save = options.watch, options.save
+    wanted = watch.trackers if watch and run.processes.main else ()
     trackers = Trackers(wanted, title, run.folder / "tracking", run.warn)
-    looks = _rhythm(watch and watch["sample_every"], training)
+    looks = _rhythm(watch.sample_every if watch else None, training)
     eye = Watch(run, training, watch) if watch and looks else None
-    turns = _rhythm(save and save["every"], training)
+    turns = _rhythm(save.every if save else None, training)
     saves = Saves(run, training, save, contents, write) if save and turns else None
 
     def after(row: dict[str, Any], before: float) -> None:
@@ -260,7 +260,7 @@ def step_callbacks(
             row["images"] = eye.draw(row["step"])
         if saves is not None and turns is not None and turns.due(row["step"], before, row["seconds"]):
             row["saved"] = saves.save(row["step"])
-        if watch and watch["trackers"]:
+        if watch and watch.trackers:
             with run.processes.together():
                 trackers.log(json_safe(row), run.folder)
 
@@ -270,7 +270,7 @@ def step_callbacks(
         trackers.close()
 
 
-def _rhythm(text: Any, training: Training) -> Every | None:
+def _rhythm(text: str | None, training: Training) -> Every | None:
     if not text:
         return None
     return Every(parse_stop(text), training.steps, training.steps_per_epoch)

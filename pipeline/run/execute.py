@@ -129,7 +129,7 @@ def _after(run: Run, stage: Stage, contents: Contents) -> Contents:
     """What a stage makes of the contents. What writes files is done by the main process, for all."""
 
     def work() -> Contents:
-        return STAGES[stage.kind](run, contents, **stage.options)
+        return STAGES[stage.kind](run, contents, stage.options)
 
     if stage.kind not in WRITING or run.processes.count == 1:
         return work()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import StageError
 from ..recipe.intervals import Clock
+from ..recipe.options import TrainOptions
 from ..run_folder import file_inside
 from ..train.setup import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
@@ -70,9 +71,7 @@ def steps_left(run: Run, number: int) -> bool:
     """Whether stage `number` (from 0) or a later one trains, beyond what a checkpoint has."""
     point = run.resume
     done = (point.stage, point.step) if point is not None else (-1, 0)
-    stages = list(enumerate(run.recipe.stages))[number:]
-    steps = [(at, stage.options["steps"]) for at, stage in stages if stage.kind == "train"]
-    return any(last > done for last in steps)
+    return any((at, options.steps) > done for at, options in run.recipe.stages_with(TrainOptions, number))
 
 
 def restore_training(run: Run, training: Training) -> tuple[int, float]:

@@ -16,6 +16,7 @@ from ..errors import StageError
 from ..export.finished import Finished
 from ..models.load import kohya_prefix, part_modules
 from ..progress import progress
+from ..recipe.options import TrainOptions
 from ..tensors import to_raw, vectors_of_all
 from ..train.embeddings import EmbeddingTrainer
 from ..train.guard import Halted, NotFinite
@@ -23,7 +24,7 @@ from ..train.loop import train_steps
 from ..train.lora import freeze_lora, has_lora, lora_tensors
 from ..train.setup import Training
 from ..train.weights import WeightTrainer
-from .callbacks import After, Options, Write, step_callbacks
+from .callbacks import After, Write, step_callbacks
 from .consistency import require_equal_values, sharding_note
 from .context import Run
 from .resume import checkpoint_if_due, restore_training, steps_left
@@ -70,9 +71,8 @@ FEW = 5  # embeddings that are named
 
 
 def run_steps(
-    run: Run, training: Training, contents: Contents, finished: Finished, *, log_every: int, watch: Options,
-    save: Options, write: Write,
-) -> None:  # fmt: skip
+    run: Run, training: Training, contents: Contents, finished: Finished, options: TrainOptions, *, write: Write
+) -> None:
     """The steps, with their metrics; whatever ends them, `run.kept` is what the last good one left.
 
     `finished` writes embeddings that stop, `write` what `save` asks for. Raises StageError when an embedding was in no
@@ -82,8 +82,8 @@ def run_steps(
     require_equal_values(training)
     everywhere = False
     try:
-        with step_callbacks(run, training, watch, save, partial(read_from_model, run, contents), write) as after:
-            _follow(run, training, log_every, after, finished, first, seconds)
+        with step_callbacks(run, training, options, partial(read_from_model, run, contents), write) as after:
+            _follow(run, training, options.log_every, after, finished, first, seconds)
             require_equal_values(training)
         if training.guard is not None:
             training.guard.close()

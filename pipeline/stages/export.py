@@ -22,21 +22,11 @@ from ..export.packs import write_packs
 from ..export.program import Made, export_for
 from ..export.standalone import with_metadata, write_standalone
 from ..export.tensors import DTYPES, in_dtype
+from ..recipe.options import ExportOptions
 from ..run.context import Run
 
 
-def export(
-    run: Run,
-    contents: Contents,
-    *,
-    targets: Sequence[str] = ("a1111", "comfyui", "diffusers"),
-    bundle: bool = True,
-    files: str = "each",
-    pack_size: int = 1000,
-    dtype: str = "float32",
-    model: Sequence[str] = ("folder", "file"),
-    model_dtype: str = "float16",
-) -> Contents:
+def export(run: Run, contents: Contents, options: ExportOptions) -> Contents:
     """Write `exports/`: `<name>_embeddings/<embedding>.safetensors`, the LoRA, and a folder for each target program.
 
     With `files` `pack` or `one` there are files of many embeddings instead (see `export.packs`).
@@ -47,32 +37,28 @@ def export(
     give the vectors that went in.
     """
     run.eject()
-    ready, facts = write_exports(
-        run, contents, run.folder / "exports", targets=targets, bundle=bundle, files=files,
-        pack_size=pack_size, dtype=dtype, model=model, model_dtype=model_dtype,
-    )  # fmt: skip
+    ready, facts = write_exports(run, contents, run.folder / "exports", options)
     run.data |= facts | count_embeddings(run, facts["standalone"]) | finished_facts(run, contents)
     return ready
 
 
 def write_exports(
-    run: Run, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, files: str, pack_size: int,
-    dtype: str, model: Sequence[str], model_dtype: str,
-) -> tuple[Contents, dict[str, Any]]:  # fmt: skip
+    run: Run, contents: Contents, folder: Path, options: ExportOptions
+) -> tuple[Contents, dict[str, Any]]:
     """Write what `export` says into a folder, from a model that holds no embeddings; also for saves during training.
 
     Returns what was written and, for `Run.data`, where the plain files are and how many were verified.
     """
     if not contents.embeddings and not contents.rest and not run.finetuned:
         raise StageError("there is no embedding, LoRA or fine-tuned model to export")
-    ready = in_dtype(with_metadata(run, replace(contents, rest=settled(contents.rest))), dtype, run)
-    each, most = files == "each", pack_size if files == "pack" else None
+    ready = in_dtype(with_metadata(run, replace(contents, rest=settled(contents.rest))), options.dtype, run)
+    each, most = options.files == "each", options.pack_size if options.files == "pack" else None
     standalone, alone = _standalone(run, ready, folder / f"{run.recipe.name}_embeddings", each=each, most=most)
-    made = replace(_made(run, ready, folder, _ways(run, model), model_dtype), embeddings=alone)
+    made = replace(_made(run, ready, folder, _ways(run, options.model), options.model_dtype), embeddings=alone)
     declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))
-    for target in targets:
+    for target in options.targets:
         declared += export_for(
-            run, ready, programs()[target], folder / target, made, bundle=bundle, each=each, most=most
+            run, ready, programs()[target], folder / target, made, bundle=options.bundle, each=each, most=most
         )
     return ready, {"standalone": standalone, "lora": made.lora, **count(run, declared)}
 

@@ -10,11 +10,12 @@ import torch
 from ...converters.embedding import Contents, Embedding
 from ..embeddings.injection import EmbeddingRows, Encoder, Injection
 from ..errors import StageError
+from ..recipe.options import InjectOptions
 from ..run.context import Run
 from ..tensors import vectors_of_all
 
 
-def inject(run: Run, contents: Contents, *, encoders: Sequence[str] | None = None) -> Contents:
+def inject(run: Run, contents: Contents, options: InjectOptions) -> Contents:
     """Put the embeddings into the encoders (changes the model; `Run.eject` restores it).
 
     With `encoders` only these get them: the embeddings have no vectors for the others, which leave them out of the
@@ -24,9 +25,9 @@ def inject(run: Run, contents: Contents, *, encoders: Sequence[str] | None = Non
         raise StageError("there is no embedding to inject: put a tokenize stage before this one")
     if run.injection is not None:
         raise StageError("the embeddings are in the model already: one inject stage is enough")
-    contents = _only(run, contents, encoders)
+    contents = _only(run, contents, options.encoders)
     rows = {encoder.key: _rows(encoder, contents.embeddings, run.model.device) for encoder in run.model.encoders}
-    run.start = _only(run, run.start, encoders)
+    run.start = _only(run, run.start, options.encoders)
     run.injection = Injection(run.model.pipe, run.model.encoders, rows)
     return contents
 

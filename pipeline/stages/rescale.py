@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...converters.embedding import Contents
 from ..embeddings.norms import apply_rule
+from ..recipe.options import RescaleOptions
 from ..run.context import Run
 from ..tensors import from_raw, to_raw
 
 
-def rescale(run: Run, contents: Contents, *, to: Any = "median") -> Contents:
-    """Vectors scaled by `to` (see `embeddings.norms.apply_rule`), with each encoder's own statistics of its vocabulary.
+def rescale(run: Run, contents: Contents, options: RescaleOptions) -> Contents:
+    """Vectors scaled by the rule `to` (see `embeddings.norms.apply_rule`), with each encoder's own vocabulary.
 
     Embeddings with `train = false` are left as they are.
     """
@@ -28,7 +28,7 @@ def rescale(run: Run, contents: Contents, *, to: Any = "median") -> Contents:
             continue
         vectors = [from_raw(embedding.vectors[key]) for embedding in here]
         initial = torch.cat([from_raw(start[embedding.name].vectors[key]) for embedding in here]).norm(dim=1)
-        scaled = apply_rule(torch.cat(vectors), to, statistics, initial).split([len(v) for v in vectors])
+        scaled = apply_rule(torch.cat(vectors), options.to, statistics, initial).split([len(v) for v in vectors])
         for embedding, before, now in zip(here, vectors, scaled, strict=True):
             after[embedding.name][key] = to_raw(now.contiguous())
             run.notes.append(_note(embedding.name, key, before, now))

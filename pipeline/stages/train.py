@@ -2,64 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from ...converters.embedding import Contents
 from ..export.finished import Finished
-from ..recipe.defaults import defaults
+from ..recipe.options import RescaleOptions, TrainOptions
 from ..run.context import Run
 from ..run.steps import load_into_model, read_from_model, run_steps
 from ..run.training import build_dataset, build_objective, build_trainables, build_training
 from ..train.compute import compiled, less_memory
-from ..train.embeddings import EmbeddingSettings
 from ..train.guard import Guard
-from ..train.optimizers import rate_factor
-from ..train.setup import Common
 from .export import write_exports
 from .rescale import rescale
 
-OBJECTIVE, NOISE, TIMESTEPS, GUARD = (
-    defaults(f"tables/{name}.json") for name in ("objective", "noise", "timesteps", "guard")
-)
-ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": None}
 
-
-def train(
-    run: Run,
-    contents: Contents,
-    *,
-    steps: int,
-    batch_size: int = 1,
-    embeddings: bool = True,
-    learning_rate: float | Mapping[str, float] = 5e-3,
-    lora: Sequence[Mapping[str, Any]] | None = None,
-    finetune: Sequence[Mapping[str, Any]] | None = None,
-    optimizer: Mapping[str, Any] = ADAMW,
-    schedule: str | Mapping[str, Any] = "constant",
-    warmup_steps: float = 0,
-    clip_norm: float = 1.0,
-    ema: float | None = None,
-    gradient_accumulation: int = 1,
-    gradient_checkpointing: bool = False,
-    preserve_norm: Any = None,
-    resolution: int | None = None,
-    flip: bool = False,
-    caption_dropout: float = 0.0,
-    log_every: int = 1,
-    objective: Mapping[str, Any] = OBJECTIVE,
-    noise: Mapping[str, Any] = NOISE,
-    timesteps: Mapping[str, Any] = TIMESTEPS,
-    prior_weight: float = 1.0,
-    locality: Mapping[str, Any] | None = None,
-    watch: Mapping[str, Any] | None = None,
-    save: Mapping[str, Any] | None = None,
-    guard: Mapping[str, Any] = GUARD,
-    compile: bool = False,
-    shard_optimizer_from: int = 1000,
-) -> Contents:
+def train(run: Run, contents: Contents, options: TrainOptions) -> Contents:
     """Train for `steps` optimizer steps (changes the injected rows, and what `lora` and `finetune` name).
 
     Returns the trained vectors and, in `rest`, the LoRA; tuned parts are noted in `run.finetuned`. Raises StageError
@@ -67,35 +25,21 @@ def train(
     embedding's vector gets no gradient.
     """
     load_into_model(run, contents)
-    factor = partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps)
-    settings = (
-        EmbeddingSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm, ema) if embeddings else None
-    )
-    eye, finished = Guard(guard, run.warn), Finished(run, contents, partial(_as_exported, run))
-    common = Common(steps, clip_norm, ema, run.recipe.seed)
-    trainables = build_trainables(
-        run, settings, lora or (), finetune or (), common, finished, eye, shard_optimizer_from=shard_optimizer_from
-    )
-    asked = build_objective(run, objective, noise, timesteps)
+    guard, finished = Guard(options.guard, run.warn), Finished(run, contents, partial(_as_exported, run))
+    trainables = build_trainables(run, options, finished, guard)
+    objective = build_objective(run, options)
     if run.resume is not None and run.stage < run.resume.stage:
         for trainable in trainables:  # the checkpoint of a later stage has the values of what was put together here
             trainable.finish()
         return read_from_model(run, contents)
-    images = build_dataset(
-        run, resolution=resolution, batch_size=batch_size, flip=flip, caption_dropout=caption_dropout
-    )
-    training = build_training(
-        run, trainables, asked, images, eye, steps=steps, accumulation=gradient_accumulation,
-        prior_weight=prior_weight, locality=locality,
-    )  # fmt: skip
-    with compiled(run.model.denoiser, compile), less_memory(run.model, gradient_checkpointing):
-        run_steps(run, training, contents, finished, log_every=log_every, watch=watch, save=save, write=write_exports)
+    training = build_training(run, trainables, objective, build_dataset(run, options), guard, options)
+    with compiled(run.model.denoiser, options.compile), less_memory(run.model, options.gradient_checkpointing):
+        run_steps(run, training, contents, finished, options, write=write_exports)
     return run.kept or contents
 
 
 def _as_exported(run: Run, contents: Contents) -> Contents:
     """Embeddings as the later stages of the recipe will have made them when they are exported."""
-    for stage in run.recipe.stages[run.stage + 1 :]:
-        if stage.kind == "rescale":
-            contents = rescale(replace(run, notes=[]), contents, **stage.options)
+    for _, options in run.recipe.stages_with(RescaleOptions, run.stage + 1):
+        contents = rescale(replace(run, notes=[]), contents, options)
     return contents

@@ -13,6 +13,7 @@ from pivotune.converters.embedding import Contents, Embedding
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.load import prepare
 from pivotune.pipeline.recipe.model import ModelSpec
+from pivotune.pipeline.recipe.options import InjectOptions, TokenizeOptions
 from pivotune.pipeline.stages.inject import inject
 from pivotune.pipeline.stages.tokenize import tokenize
 from pivotune.pipeline.tensors import from_raw, to_raw, vectors_for, vectors_of_all
@@ -57,10 +58,10 @@ def test_embeddings_together_start_as_each_does_alone(model, based):
     rows = torch.randn(4, model.encoders[0].width)
     own = embeddings(**based(rows))
     together = run_of(model, own)
-    made = bytes_of(tokenize(together, Contents()))
+    made = bytes_of(tokenize(together, Contents(), TokenizeOptions("*")))
     for number, one in enumerate(own):
         alone = run_of(model, [one])
-        assert bytes_of(tokenize(alone, Contents())) == made[number : number + 1]
+        assert bytes_of(tokenize(alone, Contents(), TokenizeOptions("*"))) == made[number : number + 1]
         assert alone.initial[one.placeholder] == together.initial[one.placeholder]
     assert torch.equal(from_raw(together.start.embeddings[1].vectors["clip_l"]), rows[:3])
     for encoder in model.encoders:
@@ -70,7 +71,7 @@ def test_embeddings_together_start_as_each_does_alone(model, based):
 
 def test_rows_of_the_model_are_the_embeddings_vectors(model):
     run = run_of(model, embeddings())
-    contents = inject(run, tokenize(run, Contents()))
+    contents = inject(run, tokenize(run, Contents(), TokenizeOptions("*")), InjectOptions(None))
     try:
         for encoder in model.encoders:
             for one in contents.embeddings:
@@ -95,4 +96,4 @@ def test_vectors_of_other_formats_and_embeddings_without_some_are_taken_too():
 def test_a_base_that_is_not_finite_is_refused(model, based):
     rows = torch.full((3, model.encoders[0].width), float("nan"))
     with pytest.raises(StageError, match="not finite"):
-        tokenize(run_of(model, embeddings(**based(rows))), Contents())
+        tokenize(run_of(model, embeddings(**based(rows))), Contents(), TokenizeOptions("*"))
