@@ -37,8 +37,8 @@ _LIMITS = {
 
 
 def leaves(error: ValidationError) -> Iterator[ValidationError]:
-    """The violations that one consists of. For `anyOf` those of the alternatives with the type of the value; without one
-    the violation itself."""
+    """The violations that one consists of. For `anyOf` those of the alternatives with the value's type; if there are
+    none, the violation itself."""
     wrong_type = [inner for inner in error.context or () if inner.validator == "type" and not inner.relative_path]
     unfit = {inner.relative_schema_path[0] for inner in wrong_type}
     chosen = [inner for inner in error.context or () if inner.relative_schema_path[0] not in unfit]
