@@ -14,7 +14,7 @@ from ..embeddings.placeholders import Replacer, spelling
 from ..errors import StageError
 from ..recipe.model import Concept, Recipe
 from ..recipe.options import TrainOptions
-from ..recipe.problem import Finding, Place
+from ..recipe.problem import Finding, KeyPath
 from ..text import did_you_mean_path
 
 MOST = 10  # problems of one kind that are named one by one
@@ -49,8 +49,8 @@ def batch_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Findi
 
 
 def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, look: bool) -> Iterator[Finding]:
-    place: Place = ("concept", index)
-    folder, where = concept.images, (*place, "images")
+    key_path: KeyPath = ("concept", index)
+    folder, where = concept.images, (*key_path, "images")
     if concept.generate is not None:
         yield from _generated(index, concept, recipe)
         if not os.path.exists(folder):
@@ -58,7 +58,7 @@ def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, lo
     if not os.path.isdir(folder):  # unlike Path's own, these take a name that no file system does
         file = f"{folder} is a file; give the folder that holds the images"
         yield Finding(where, file if os.path.exists(folder) else f"{folder} does not exist{did_you_mean_path(folder)}")
-        yield from (Finding((*place, "captions"), text) for text in source_problems(concept))
+        yield from (Finding((*key_path, "captions"), text) for text in source_problems(concept))
         return
     try:
         read = collect_captions(concept)
@@ -70,22 +70,22 @@ def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, lo
         yield Finding(where, f"{folder} holds no image ({_inside(folder)}); known: {', '.join(IMAGES)}")
     broken, odd = _looked_at(concept, recipe, read) if look else ([], [])
     yield from _some([Finding(where, text) for text in broken])
-    yield from _some([Finding((*place, "captions"), text) for text in read.problems])
+    yield from _some([Finding((*key_path, "captions"), text) for text in read.problems])
     yield from _some([Finding(where, text, "warning") for text in odd])
     yield from _some([Finding(where, text, "warning") for text in read.warnings])
 
 
 def _generated(index: int, concept: Concept, recipe: Recipe) -> Iterator[Finding]:
     """Class images that the run draws: of the class, not of the thing, and captioned as they were asked for."""
-    place: Place = ("concept", index)
-    where = (*place, "generate")
+    key_path: KeyPath = ("concept", index)
+    where = (*key_path, "generate")
     if not concept.prior:
         yield Finding(where, "the model can only draw what it knows: such images need prior = true")
     if concept.captions != "beside":
         yield Finding(where, 'each image\'s prompt is written beside it: captions must be "beside"')
     if any(other.images == concept.images for at, other in enumerate(recipe.concepts) if at != index):
         text = "they would be drawn among the images of another [[concept]]: give them a folder of their own"
-        yield Finding((*place, "images"), text)
+        yield Finding((*key_path, "images"), text)
     for prompt in concept.generate.prompts if concept.generate else ():
         held = [embedding.placeholder for embedding in recipe.embeddings if embedding.placeholder in prompt]
         if held:

@@ -17,7 +17,7 @@ from ..embeddings.placeholders import Replacer, spelling
 from ..errors import RecipeError, StageError
 from ..recipe.model import EmbeddingSpec, Recipe
 from ..recipe.options import ExportOptions, InjectOptions, TrainOptions
-from ..recipe.problem import Finding, Place
+from ..recipe.problem import Finding, KeyPath
 from ..text import did_you_mean, nearest
 
 _CLIP = re.compile(r"[^\W\d_]+|\d|_+|[^\s\w]+")  # how CLIP's tokenizers cut a text before they look embeddings up
@@ -29,24 +29,24 @@ _BRACKETED = re.compile(r"<[^<>\s][^<>]{0,60}>")
 def name_findings(embeddings: tuple[EmbeddingSpec, ...]) -> Iterator[Finding]:
     """Placeholders that are the same embedding, or one of which holds another."""
     seen: dict[Units, str] = {}
-    distinct: dict[str, Place] = {}
+    distinct: dict[str, KeyPath] = {}
     for index, embedding in enumerate(embeddings):
-        place: Place = ("embedding", index, "placeholder")
+        key_path: KeyPath = ("embedding", index, "placeholder")
         same = seen.setdefault(spelling(embedding.placeholder), embedding.placeholder)
         if embedding.placeholder in distinct or same != embedding.placeholder:
-            yield Finding(place, _same(embedding.placeholder, same))
+            yield Finding(key_path, _same(embedding.placeholder, same))
         else:
-            distinct[embedding.placeholder] = place
+            distinct[embedding.placeholder] = key_path
     whole = holding({embedding: spelling(embedding) for embedding in distinct})
     tokens = holding({embedding: tuple(_CLIP.findall(embedding.lower())) for embedding in distinct})
-    for name, place in distinct.items():
+    for name, key_path in distinct.items():
         for short in whole[name]:
             text = f"'{name}' holds '{short}': where the long one stands the short one is not looked for"
-            yield Finding(place, text, "warning")
+            yield Finding(key_path, text, "warning")
         for short in tokens[name]:
             if short not in whole[name]:
                 text = f"programs that look for tokens find '{short}' in '{name}'; make them differ in letters"
-                yield Finding(place, text, "warning")
+                yield Finding(key_path, text, "warning")
 
 
 def _same(one: str, two: str) -> str:
@@ -92,16 +92,16 @@ def caption_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Fin
         found = coverage(recipe.embeddings, captions)
         hints = 0
         for index, embedding in enumerate(recipe.embeddings):
-            place: Place = ("embedding", index, "placeholder")
+            key_path: KeyPath = ("embedding", index, "placeholder")
             count = found[embedding.placeholder]
             if not count:
                 hints += 1
                 hint = _similar(embedding.placeholder, captions) if hints <= MOST_HINTS else ""
                 text = f"none of {_captions(len(captions))} holds '{embedding.placeholder}'{hint}"
-                yield Finding(place, text, "error" if embedding.train else "warning")
+                yield Finding(key_path, text, "error" if embedding.train else "warning")
             elif count * 20 < len(captions) and len(recipe.embeddings) == 1:
                 yield Finding(
-                    place, f"only {count} of {_captions(len(captions))} hold '{embedding.placeholder}'", "warning"
+                    key_path, f"only {count} of {_captions(len(captions))} hold '{embedding.placeholder}'", "warning"
                 )
     yield from _strangers(recipe, captions)
 
@@ -126,7 +126,7 @@ def _similar(placeholder: str, captions: list[str]) -> str:
 
 
 def _embeddings_alike(one: str, other: str) -> bool:
-    """Whether each embedding resembles the one in its place."""
+    """Whether each embedding resembles the one in its key_path."""
     embeddings, others = one.split(), other.split()
     return len(embeddings) == len(others) and all(
         nearest(embedding, [at]) for embedding, at in zip(embeddings, others, strict=True)
@@ -153,11 +153,11 @@ def _stranger(name: str, known: list[str]) -> str:
 def base_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
     """What is wrong with the bases of the recipe's embeddings."""
     for index, embedding in enumerate(recipe.embeddings):
-        place: Place = ("embedding", index)
+        key_path: KeyPath = ("embedding", index)
         if embedding.base is None:
             for key in ("base_name", "resize"):
                 if getattr(embedding, key) is not None:
-                    yield Finding((*place, key), f"{key} says something of a base, and this embedding has none")
+                    yield Finding((*key_path, key), f"{key} says something of a base, and this embedding has none")
             continue
         from ..embeddings.initial import base_vectors, read_base
 
@@ -166,14 +166,14 @@ def base_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             keys = list(family.widths) if family else [key for key in loaded.vectors if not key.endswith("_out")]
             vectors = base_vectors(loaded, embedding, keys)
         except ConvertError as error:
-            yield Finding((*place, "base"), str(error))
+            yield Finding((*key_path, "base"), str(error))
             continue
         for key, raw in vectors.items():
             have, count = raw.shape[0], embedding.tokens or raw.shape[0]
             way = "cut" if have > count else "pad"
             if have != count and embedding.resize != way:
                 text = f"the base has {have} vectors for {key}; leave tokens out, or say resize = '{way}'"
-                yield Finding((*place, "tokens"), text)
+                yield Finding((*key_path, "tokens"), text)
 
 
 LEAST = 75  # tokens that any encoder of a family reads, its begin and end tokens not counted

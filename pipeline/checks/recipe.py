@@ -14,9 +14,9 @@ from ..models.family import family_of
 from ..recipe.document import Document
 from ..recipe.embeddings_from import with_many_embeddings
 from ..recipe.form import Dropped, form_of, without_refused
-from ..recipe.load import MOST, build, open_document, open_recipe
+from ..recipe.load import MAX_PROBLEMS, build, open_document, open_recipe
 from ..recipe.model import Recipe
-from ..recipe.problem import Finding, Place, Problem
+from ..recipe.problem import Finding, KeyPath, Problem
 from .concepts import batch_findings, capital_findings, image_findings, shown_embedding_findings
 from .embeddings import base_findings, caption_findings, coverage, encoder_findings, name_findings, unseen_findings
 from .model import layer_findings, model_findings
@@ -89,19 +89,19 @@ def examined(recipe: Recipe, document: Document, dropped: Dropped = NOTHING, *, 
 
 def beyond_form(document: Document) -> list[Problem]:
     """What the parts of a recipe ask for whose form is right."""
-    form = form_of(document.data, MOST)
-    if len(form.problems) > MOST:
+    form = form_of(document.data, MAX_PROBLEMS)
+    if len(form.problems) > MAX_PROBLEMS:
         return []
     data, dropped, moved = without_refused(form)
-    whole, lacking = with_many_embeddings(replace(document, data=data, original_paths=moved), MOST)
+    whole, lacking = with_many_embeddings(replace(document, data=data, original_paths=moved), MAX_PROBLEMS)
     if lacking:
-        dropped = Dropped(dropped.places | {("embeddings_from",)})
+        dropped = Dropped(dropped.key_paths | {("embeddings_from",)})
     return [*lacking, *examined(build(whole.data, whole.path), whole, dropped).problems]
 
 
 def _in_order(problems: list[Problem]) -> list[Problem]:
     """By their lines, and how many more there are at the end."""
-    return sorted(dict.fromkeys(problems), key=lambda one: (not (one.line or one.place or one.file), one.line))
+    return sorted(dict.fromkeys(problems), key=lambda one: (not (one.line or one.key or one.file), one.line))
 
 
 def checked_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Problem]]:
@@ -126,7 +126,7 @@ def _findings(recipe: Recipe, document: Document, captioned: list[Captioned], dr
             yield finding
 
 
-def _rests_on(path: Place, dropped: Dropped) -> bool:
+def _rests_on(path: KeyPath, dropped: Dropped) -> bool:
     """Whether something was dropped of the part that a finding is about, or of what that part is checked with."""
     part = path[: _PARTS.get(str(path[0]))]
     others = _RESTS_ON.get(str(part[2]), ()) if len(part) == 3 else ()
@@ -167,7 +167,7 @@ def _across(
     exports = [
         document.original_path(("stage", at)) for at, stage in enumerate(recipe.stages) if stage.kind == "export"
     ]
-    if not dropped.in_stages("lora") and not any(dropped.touches(*place) for place in exports):
+    if not dropped.in_stages("lora") and not any(dropped.touches(*key_path) for key_path in exports):
         yield from _few(target_findings(recipe, family_of(recipe.model)))
 
 

@@ -11,7 +11,7 @@ from ...converters.programs import Program, programs
 from ..embeddings.placeholders import spelling
 from ..recipe.model import Recipe
 from ..recipe.options import ExportOptions, TrainOptions
-from ..recipe.problem import Finding, Place
+from ..recipe.problem import Finding, KeyPath
 
 
 def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
@@ -21,11 +21,11 @@ def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
     for index, options in recipe.stages_with(ExportOptions):
         for number, target in enumerate(options.targets):
             program = programs()[target]
-            place: Place = ("stage", index, "targets", number)
+            key_path: KeyPath = ("stage", index, "targets", number)
             if family is not None and family.name not in program.layouts:
-                yield Finding(place, _unfit(program, family))
+                yield Finding(key_path, _unfit(program, family))
             elif options.files != "each" and not _takes_packs(program, options, has_lora):
-                yield Finding(place, _one_embedding(program, options.files))
+                yield Finding(key_path, _one_embedding(program, options.files))
         yield from _names(recipe, options, seen)
         bundled = [name for name in options.targets if programs()[name].embeddings_in_loras.startswith("yes")]
         packed = [name for name in bundled if options.files != "each" and programs()[name].several]
@@ -57,14 +57,14 @@ def _unfit(program: Program, family: Family) -> str:
 
 def _names(recipe: Recipe, options: ExportOptions, seen: set[tuple[int, str]]) -> Iterator[Finding]:
     for index, embedding in enumerate(recipe.embeddings):
-        place: Place = ("embedding", index, "placeholder")
+        key_path: KeyPath = ("embedding", index, "placeholder")
         alone = options.targets if options.files == "each" else ()  # in a pack an embedding is typed as it is
         try:
             plain, stems = safe_stem(embedding.placeholder), list(_stems(embedding.placeholder, alone))
         except ConvertError as error:
             if (index, "") not in seen:
                 seen.add((index, ""))
-                yield Finding(place, str(error))
+                yield Finding(key_path, str(error))
             continue
         typed: dict[str, list[str]] = {}
         for target, stem in stems:
@@ -75,7 +75,7 @@ def _names(recipe: Recipe, options: ExportOptions, seen: set[tuple[int, str]]) -
                 typed.setdefault(program.prompted(stem, embedding.placeholder), []).append(target)
         for prompt, targets in typed.items():
             text = f"'{embedding.placeholder}' holds what {', '.join(targets)} cannot take; there people type {prompt}"
-            yield Finding(place, text, "warning")
+            yield Finding(key_path, text, "warning")
 
 
 def _stems(name: str, targets: Sequence[str]) -> Iterator[tuple[str, str]]:

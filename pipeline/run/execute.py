@@ -25,11 +25,6 @@ from .resume import steps_left
 from .samples import draw_after, draw_before, kept_before
 from .signals import Stopped
 
-# What puts the embeddings and adapters into the model: done again before a checkpoint is put back. All else is in it.
-STRUCTURE = ("tokenize", "inject", "train")
-# What writes files, and changes nothing of the model but to take the embeddings out.
-WRITING = ("export",)
-
 
 def execute(run: Run, manifest: dict[str, Any]) -> None:
     """Everything between the loaded model and the finished manifest."""
@@ -100,7 +95,7 @@ def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, An
     """Run one stage and note it in the manifest. A failure says which stage it was."""
     stage = run.recipe.stages[number]
     done = run.resume is not None and number < run.resume.stage
-    if done and stage.kind not in STRUCTURE:
+    if done and not stage.options.REPEATED:
         run.rows.append(run.done_rows[number])
         return contents
     run.stage, run.notes = number, []
@@ -131,7 +126,7 @@ def _after(run: Run, stage: Stage, contents: Contents) -> Contents:
     def work() -> Contents:
         return STAGES[stage.kind](run, contents, stage.options)
 
-    if stage.kind not in WRITING or run.processes.count == 1:
+    if not stage.options.MAIN_PROCESS or run.processes.count == 1:
         return work()
     if not run.processes.main:
         run.eject()

@@ -60,7 +60,7 @@ def test_check_as_json(call, recipe: Path) -> None:
         {
             "severity": "error",
             "line": 0,
-            "place": "--set train.steps=0",
+            "key": "--set train.steps=0",
             "text": "0 is too small; the minimum is 1",
             "file": str(recipe),
         }

@@ -53,7 +53,7 @@ def test_recipes_that_ship_are_known() -> None:
 def test_a_template_lacks_nothing_but_its_images(name: str) -> None:
     count = OWN_IMAGES[name]
     lacking = check_recipe(name).problems
-    assert [problem.place for problem in lacking if problem.severity == "error"] == [
+    assert [problem.key for problem in lacking if problem.severity == "error"] == [
         f"concept.{number}.images" for number in range(1, count + 1)
     ]
     embeddings = [embedding.placeholder for embedding in embeddings_of(name)]
@@ -139,7 +139,7 @@ def test_a_recipe_without_embeddings_is_refused_with_a_way_out(good: Path, also:
     checked = check_recipe(good)
     assert checked.failed
     told = [one for one in checked.problems if "[[embedding]]" in one.text and one.severity == "error"]
-    assert [one.place for one in told] == ["stage.1"]  # once, not for each stage
+    assert [one.key for one in told] == ["stage.1"]  # once, not for each stage
     assert "no embedding: a run teaches embeddings" in told[0].text
 
 

@@ -29,7 +29,7 @@ def micro(good: Path) -> Path:
 
 def errors(path: Path, captions: list[str], *sets: str) -> list[tuple[str, str]]:
     checked = check_recipe(path, [f"concept.captions={json.dumps(captions)}", *sets], tokens=True)
-    return [(one.place, one.text) for one in checked.problems if one.severity == "error"]
+    return [(one.key, one.text) for one in checked.problems if one.severity == "error"]
 
 
 def test_a_embedding_that_no_caption_shows_is_an_error_where_it_stands(micro):
