@@ -24,7 +24,7 @@ from ..recipe.intervals import Every, parse_stop
 from ..records import finite
 from ..train.lora import lora_aside
 from ..train.setup import Training
-from .context import Run
+from .context import RunContext, RunState
 from .samples import draw_now
 
 # What is to be installed for each, where its name is not that of the package.
@@ -111,26 +111,26 @@ def _form(name: str) -> dict[str, str]:
 class Watch:
     """Draws the same prompts from the same seeds again and again."""
 
-    def __init__(self, run: Run, training: Training, options: Mapping[str, Any]) -> None:
-        samples = run.recipe.samples
+    def __init__(self, context: RunContext, state: RunState, training: Training, options: Mapping[str, Any]) -> None:
+        samples = context.recipe.samples
         prompts = tuple(options["prompts"] or samples.prompts)
-        self.run, self.training = run, training
-        self.recipe = replace(run.recipe, samples=replace(samples, prompts=prompts, count=options["count"]))
+        self.RUN, self.training = run, training
+        self.recipe = replace(context.recipe, samples=replace(samples, prompts=prompts, count=options["count"]))
 
     def draw(self, step: int) -> list[dict[str, Any]]:
         """The rows of the images drawn after this step, counted from 1: path, prompt, seed and embedding.
 
         The main process draws; all must ask for it.
         """
-        with as_exported(self.training), self.run.processes.together():
-            return self._drawn(step) if self.run.processes.main else []
+        with as_exported(self.training), self.context.processes.together():
+            return self._drawn(step) if self.context.processes.main else []
 
     def _drawn(self, step: int) -> list[dict[str, Any]]:
         model = self.training.model
-        name = f"stage-{self.run.stage + 1}-step-{step:06d}"
+        name = f"stage-{self.state.stage + 1}-step-{step:06d}"
         with random_state_kept(model.device):
             self.training.injection.activate(self.recipe.samples.prompts)
-            rows = draw_now(model, self.recipe, self.run.folder / "images", name)
+            rows = draw_now(model, self.recipe, self.context.folder / "images", name)
         return [{key: row[key] for key in ("path", "prompt", "seed", "embedding")} for row in rows]
 
 
@@ -162,21 +162,21 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
         yield
 
 
-Write = Callable[..., object]  # (run, contents, folder, the export stage's options)
+Write = Callable[..., object]  # (context, state, contents, folder, the export stage's options)
 
 
 class Saves:
     """Writes `saves/stage-3-step-000500/` and its like, as the recipe's export stage says, and keeps the last few."""
 
     def __init__(
-        self, run: Run, training: Training, options: Mapping[str, Any], contents: Callable[[], Contents], write: Write
+        self, context: RunContext, state: RunState, training: Training, options: Mapping[str, Any], contents: Callable[[], Contents], write: Write
     ) -> None:
         """`contents` gives the embeddings and the LoRA as they are now; `write` is what the export stage writes
         with.
         """
-        self.run, self.training, self.options, self.contents, self.write = run, training, options, contents, write
-        self.folder = run.folder / "saves"
-        asked = [stage.options for stage in run.recipe.stages if stage.kind == "export"]
+        self.RUN, self.training, self.options, self.contents, self.write = run, training, options, contents, write
+        self.folder = context.folder / "saves"
+        asked = [stage.options for stage in context.recipe.stages if stage.kind == "export"]
         self.export = asked[-1] if asked else {k: v for k, v in defaults("stages/export.json").items() if k != "kind"}
 
     def save(self, step: int) -> str:
@@ -185,12 +185,12 @@ class Saves:
         The folder appears when all of it is written and verified; one that is there already is left as it is. The
         main process writes; all must ask for it.
         """
-        final, processes = self.folder / f"stage-{self.run.stage + 1}-step-{step:06d}", self.run.processes
+        final, processes = self.folder / f"stage-{self.state.stage + 1}-step-{step:06d}", self.context.processes
         if processes.from_main(lambda: not final.exists()):
             with as_exported(self.training), processes.together():
                 if processes.main:
                     self._save(final, step)
-        return final.relative_to(self.run.folder).as_posix()
+        return final.relative_to(self.context.folder).as_posix()
 
     def _save(self, final: Path, step: int) -> None:
         for litter in self.folder.glob(".stage-*"):  # of a process that was killed while it wrote or deleted
@@ -208,22 +208,22 @@ class Saves:
     def _written(self, part: Path, step: int) -> None:
         with random_state_kept(self.training.model.device):
             contents = self.contents()
-            finetuned = set(self.run.finetuned) if self.options["model"] else set()
+            finetuned = set(self.state.trained.finetuned) if self.options["model"] else set()
             there = replace(
-                self.run, folder=part, artefacts=[], warnings=[], notes=[], data={}, finetuned=finetuned,
+                self.RUN, folder=part, artefacts=[], warnings=[], notes=[], data={}, finetuned=finetuned,
                 progress=lambda text: None,
             )  # fmt: skip
             models = part_modules(self.training.model).values()
             with self.training.injection.suspended(), lora_aside(models):
                 self.write(there, contents, part, **self.export)
-        facts = {"step": step, "stage": self.run.stage + 1, "artefacts": there.artefacts, "warnings": there.warnings}
+        facts = {"step": step, "stage": self.state.stage + 1, "artefacts": there.artefacts, "warnings": there.warnings}
         write_json(part / "save.json", facts)
 
     def _forget(self) -> None:
         """Delete the saves of this stage before the last few; one is renamed first, so that none is half there."""
         if not self.options["keep"]:
             return
-        steps = {path: path.name.rpartition("-")[2] for path in self.folder.glob(f"stage-{self.run.stage + 1}-step-*")}
+        steps = {path: path.name.rpartition("-")[2] for path in self.folder.glob(f"stage-{self.state.stage + 1}-step-*")}
         own = [path for path, step in steps.items() if step.isdecimal()]  # the others are copies of the user's own
         saves = sorted(own, key=lambda path: int(steps[path]))
         for old in saves[: -self.options["keep"]]:
@@ -239,7 +239,7 @@ After = Callable[[dict[str, Any], float], None]
 
 @contextmanager
 def step_callbacks(
-    run: Run, training: Training, watch: Options, save: Options, contents: Callable[[], Contents], write: Write
+    context: RunContext, state: RunState, training: Training, watch: Options, save: Options, contents: Callable[[], Contents], write: Write
 ) -> Iterator[After]:
     """Give a function to be called with each step's line of metrics, which adds to it what was drawn and saved.
 
@@ -247,13 +247,13 @@ def step_callbacks(
     the seconds at which the step before ended, too. `contents` gives embeddings and LoRA as they are now, `write`
     writes them as the export stage does.
     """
-    title = f"{run.recipe.name}-stage-{run.stage + 1}"
-    wanted = watch["trackers"] if watch and run.processes.main else ()
-    trackers = Trackers(wanted, title, run.folder / "tracking", run.warn)
+    title = f"{context.recipe.name}-stage-{state.stage + 1}"
+    wanted = watch["trackers"] if watch and context.processes.main else ()
+    trackers = Trackers(wanted, title, context.folder / "tracking", WARN)
     looks = _rhythm(watch and watch["sample_every"], training)
-    eye = Watch(run, training, watch) if watch and looks else None
+    eye = Watch(context, state, training, watch) if watch and looks else None
     turns = _rhythm(save and save["every"], training)
-    saves = Saves(run, training, save, contents, write) if save and turns else None
+    saves = Saves(context, state, training, save, contents, write) if save and turns else None
 
     def after(row: dict[str, Any], before: float) -> None:
         if eye is not None and looks is not None and looks.due(row["step"], before, row["seconds"]):
@@ -261,8 +261,8 @@ def step_callbacks(
         if saves is not None and turns is not None and turns.due(row["step"], before, row["seconds"]):
             row["saved"] = saves.save(row["step"])
         if watch and watch["trackers"]:
-            with run.processes.together():
-                trackers.log(finite(row), run.folder)
+            with context.processes.together():
+                trackers.log(finite(row), context.folder)
 
     try:
         yield after

@@ -15,43 +15,43 @@ from ..run_folder import inside
 from ..train.setup import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
 from .checkpoints import Checkpoint
-from .context import Run
+from .context import RunContext, RunState
 from .warm_start import LOADED, take_what_fits
 
 _PATH = "path in the run"
 
 
-def run_facts(run: Run) -> dict[str, Any]:
+def run_facts(context: RunContext, state: RunState) -> dict[str, Any]:
     """The run's side of a checkpoint, as JSON."""
     return {
-        "metrics": run.metrics.settled(),
-        "stopped_at": run.stopped_at,
-        "reached": sorted(run.reached),
-        "warnings": run.warnings,
-        "artefacts": run.artefacts,
-        "data": _packed(run.data, run.folder),
-        "rows": run.rows,
-        "taken": sorted(run.taken),
+        "metrics": context.metrics.settled(),
+        "stopped_at": state.trained.stopped_at,
+        "reached": sorted(state.trained.reached),
+        "warnings": state.warnings,
+        "artefacts": state.artefacts,
+        "data": _packed(state.exports, context.folder),
+        "rows": state.rows,
+        "taken": sorted(state.loaded),
     }
 
 
-def restore_run(run: Run, checkpoint: Checkpoint | None) -> Mapping[str, Any] | None:
+def restore_run(context: RunContext, state: RunState, checkpoint: Checkpoint | None) -> Mapping[str, Any] | None:
     """Put the run's side of a checkpoint back; what was made after it is taken away, for it is made again.
 
     Returns what of the metrics belongs to it (see `metrics.Metrics.settled`).
     """
-    run.resume = checkpoint
+    state.checkpoint = checkpoint
     facts: Mapping[str, Any] = checkpoint.facts["run"] if checkpoint else {}
     run.done_rows = list(facts.get("rows", []))
-    run.taken = set(facts.get("taken", []))
+    state.loaded = set(facts.get("taken", []))
     run.restored = facts
-    if run.processes.main:
-        _forget_later(run.folder, {row["path"] for row in facts.get("artefacts", [])})
+    if context.processes.main:
+        _forget_later(context.folder, {row["path"] for row in facts.get("artefacts", [])})
     return facts.get("metrics")
 
 
 def checkpoint_if_due(
-    run: Run, training: Training, step: int, before: float, seconds: float, *, now: bool = False
+    context: RunContext, state: RunState, training: Training, step: int, before: float, seconds: float, *, now: bool = False
 ) -> None:
     """After each step, which began `before` seconds into the stage: a checkpoint if one is due, or asked for `now`.
 
@@ -59,43 +59,43 @@ def checkpoint_if_due(
     """
 
     def state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, facts = take_snapshot(training, run.moved)
-        return tensors, {**facts, "run": run_facts(run)}
+        tensors, facts = take_snapshot(training, state.trained.weights)
+        return tensors, {**facts, "run": run_facts(context, state)}
 
     clock = Clock(step, training.steps, training.steps_per_epoch, seconds)
-    run.checkpointer.after_step(run.stage, clock, before, state, now=now)
+    context.checkpointer.after_step(state.stage, clock, before, state, now=now)
 
 
-def steps_left(run: Run, number: int) -> bool:
+def steps_left(context: RunContext, state: RunState, number: int) -> bool:
     """Whether stage `number` (from 0) or a later one trains, beyond what a checkpoint has."""
-    point = run.resume
+    point = state.checkpoint
     done = (point.stage, point.step) if point is not None else (-1, 0)
-    stages = list(enumerate(run.recipe.stages))[number:]
+    stages = list(enumerate(context.recipe.stages))[number:]
     steps = [(at, stage.options["steps"]) for at, stage in stages if stage.kind == "train"]
     return any(last > done for last in steps)
 
 
-def restore_training(run: Run, training: Training) -> tuple[int, float]:
+def restore_training(context: RunContext, state: RunState, training: Training) -> tuple[int, float]:
     """Put the checkpoint of this stage back, if there is one; return the steps that are done and their seconds.
 
     Raises StageError when it does not fit.
     """
-    point = run.resume
-    if point is None or point.stage != run.stage:
-        take_what_fits(run, training)
+    point = state.checkpoint
+    if point is None or point.stage != state.stage:
+        take_what_fits(context, state, training)
         return 0, 0.0
     try:
-        restore_snapshot(training, run.moved, point.tensors, point.facts)
+        restore_snapshot(training, state.trained.weights, point.tensors, point.facts)
         facts = run.restored
-        run.data = _unpacked(facts["data"], run.folder)
-        run.notes += [note for note in run.done_rows[run.stage]["notes"] if note.startswith(LOADED)]
+        state.exports = _unpacked(facts["data"], context.folder)
+        state.notes += [note for note in run.done_rows[state.stage]["notes"] if note.startswith(LOADED)]
     except (LookupError, TypeError, ValueError, AttributeError) as error:  # its trees are another program's
         raise StageError(
             f"the checkpoint {point.name} cannot be put back ({error}); delete it, or use --fresh"
         ) from error
-    run.stopped_at, run.reached = dict(facts["stopped_at"]), set(facts["reached"])
-    run.warnings, run.artefacts = list(facts["warnings"]), list(facts["artefacts"])
-    run.resume = None
+    state.trained.stopped_at, state.trained.reached = dict(facts["stopped_at"]), set(facts["reached"])
+    state.warnings, state.artefacts = list(facts["warnings"]), list(facts["artefacts"])
+    state.checkpoint = None
     return point.step, point.seconds
 
 

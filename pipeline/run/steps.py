@@ -25,40 +25,40 @@ from ..train.setup import Training
 from ..train.weights import WeightTrainer
 from .callbacks import After, Options, Write, step_callbacks
 from .consistency import require_equal_values, sharding_note
-from .context import Run
+from .context import RunContext, RunState
 from .resume import checkpoint_if_due, restore_training, steps_left
 from .signals import Stopped
 
 
-def load_into_model(run: Run, contents: Contents) -> None:
+def load_into_model(context: RunContext, state: RunState, contents: Contents) -> None:
     """What an earlier stage changed (rescale) goes into the model."""
-    for key, rows in run.need_injection().rows.items():
+    for key, rows in state.require_injection().rows.items():
         vectors = vectors_of_all(contents.embeddings, key, rows.values.shape[1])
         for embedding, own in zip(contents.embeddings, vectors, strict=True):
             rows.of(embedding.name).copy_(own)
 
 
-def start_norms(run: Run) -> dict[str, Tensor]:
+def start_norms(context: RunContext, state: RunState) -> dict[str, Tensor]:
     """Encoder key to the norms of the rows as the run began, (rows,), in the order of the injected rows."""
     norms = {}
-    for key, rows in run.need_injection().rows.items():
-        began = torch.cat(vectors_of_all(run.start.embeddings, key, rows.values.shape[1]))
+    for key, rows in state.require_injection().rows.items():
+        began = torch.cat(vectors_of_all(state.initial.embeddings, key, rows.values.shape[1]))
         norms[key] = began.norm(dim=1).to(rows.values.device)
     return norms
 
 
-def read_from_model(run: Run, contents: Contents) -> Contents:
+def read_from_model(context: RunContext, state: RunState, contents: Contents) -> Contents:
     """The contents with embeddings and LoRA as the model has them now."""
     rest = contents.rest
-    for part, module in part_modules(run.model).items():
+    for part, module in part_modules(context.model).items():
         if has_lora(module):
-            own = lora_tensors(module, kohya_prefix(run.model, part))
+            own = lora_tensors(module, kohya_prefix(context.model, part))
             rest = rest | {name: to_raw(tensor) for name, tensor in own.items()}
-    return replace(contents, embeddings=tuple(_vectors(run, embedding) for embedding in contents.embeddings), rest=rest)
+    return replace(contents, embeddings=tuple(_vectors(context, state, embedding) for embedding in contents.embeddings), rest=rest)
 
 
-def _vectors(run: Run, embedding: Embedding) -> Embedding:
-    rows = run.need_injection().rows
+def _vectors(context: RunContext, state: RunState, embedding: Embedding) -> Embedding:
+    rows = state.require_injection().rows
     return replace(embedding, vectors={key: to_raw(rows[key].of(embedding.name)) for key in embedding.vectors})
 
 
@@ -70,7 +70,7 @@ FEW = 5  # embeddings that are named
 
 
 def run_steps(
-    run: Run, training: Training, contents: Contents, finished: Finished, *, log_every: int, watch: Options,
+    context: RunContext, state: RunState, training: Training, contents: Contents, finished: Finished, *, log_every: int, watch: Options,
     save: Options, write: Write,
 ) -> None:  # fmt: skip
     """The steps, with their metrics; whatever ends them, `run.kept` is what the last good one left.
@@ -78,36 +78,36 @@ def run_steps(
     `finished` writes embeddings that stop, `write` what `save` asks for. Raises StageError when an embedding was in no
     batch.
     """
-    first, seconds = restore_training(run, training)
+    first, seconds = restore_training(context, state, training)
     require_equal_values(training)
     everywhere = False
     try:
-        with step_callbacks(run, training, watch, save, partial(read_from_model, run, contents), write) as after:
-            _follow(run, training, log_every, after, finished, first, seconds)
+        with step_callbacks(context, state, training, watch, save, partial(read_from_model, context, state, contents), write) as after:
+            _follow(context, state, training, log_every, after, finished, first, seconds)
             require_equal_values(training)
         if training.guard is not None:
             training.guard.close()
         everywhere = True
         _all_seen(training.embeddings)
-        _say_short(run, training.embeddings)
+        _say_short(context, state, training.embeddings)
     except (Halted, NotFinite, Stopped):
         everywhere = True
         raise
     finally:
-        _close(run, training, everywhere=everywhere)
-        for module in part_modules(run.model).values():
+        _close(context, state, training, everywhere=everywhere)
+        for module in part_modules(context.model).values():
             freeze_lora(module)
-        run.kept = read_from_model(run, contents)
+        state.latest = read_from_model(context, state, contents)
     if training.scale.overflows:
-        run.warnings.append(
+        state.warnings.append(
             f"{training.scale.overflows} steps overflowed float16 and were repeated with a smaller scale"
         )
     if training.embeddings is not None:
-        run.stopped_at.update(training.embeddings.stopped_at)
-        run.reached |= training.embeddings.reached
+        state.trained.stopped_at.update(training.embeddings.stopped_at)
+        state.trained.reached |= training.embeddings.reached
 
 
-def _close(run: Run, training: Training, *, everywhere: bool) -> None:
+def _close(context: RunContext, state: RunState, training: Training, *, everywhere: bool) -> None:
     """What is kept of a stage, of one that failed too, is what would be used: averages where there are any.
 
     Where it may not have ended `everywhere`, other processes cannot be asked for what is spread over them.
@@ -117,57 +117,57 @@ def _close(run: Run, training: Training, *, everywhere: bool) -> None:
             trainable.finish()
         elif isinstance(trainable, WeightTrainer) and trainable.twin is not None:
             trainable.twin.leave()
-            run.finetuned.discard(trainable.twin.name)
-            run.warnings.append(f"what {trainable.name} has learnt is in the last checkpoint alone")
+            state.trained.finetuned.discard(trainable.twin.name)
+            state.warnings.append(f"what {trainable.name} has learnt is in the last checkpoint alone")
 
 
 def _follow(
-    run: Run, training: Training, log_every: int, after: After, finished: Finished, first: int, before: float
+    context: RunContext, state: RunState, training: Training, log_every: int, after: After, finished: Finished, first: int, before: float
 ) -> None:
     """Run the steps but the `first` ones, which took `before` seconds: how far they are, and their metrics written."""
-    starts = {embedding.name: embedding for embedding in run.start.embeddings}
+    starts = {embedding.name: embedding for embedding in state.initial.embeddings}
     guard = training.guard
     if guard is not None:
         guard.hold()  # a checkpoint that was written for it has what the run is to stop for
-    if run.processes.count > 1:
-        run.notes.append(sharding_note(training))
+    if context.processes.count > 1:
+        state.notes.append(sharding_note(training))
     if training.embeddings is not None and training.embeddings.states.averaged:
-        run.notes.append(AVERAGED)
-    with progress(training.steps, "train", "step", initial=first, shown=run.bar) as done:
-        for row in _steps(run, training, first, before):
+        state.notes.append(AVERAGED)
+    with progress(training.steps, "train", "step", initial=first, shown=context.bar) as done:
+        for row in _steps(context, state, training, first, before):
             number, active = row["step"], row.pop("active")
             if number % log_every == 0 or number == training.steps:
                 gauged = active if training.embeddings is not None else ()
                 row["embeddings"] = {
-                    name: vector_metrics(run.model.encoders, training.injection, starts[name]) for name in gauged
+                    name: vector_metrics(context.model.encoders, training.injection, starts[name]) for name in gauged
                 }
             after(row, before)
-            _say_idle(run, training, number)
-            with run.processes.together():
-                if run.processes.main:
+            _say_idle(context, state, training, number)
+            with context.processes.together():
+                if context.processes.main:
                     finished.write(training.embeddings)
-                    run.metrics.write({"stage": run.stage + 1, **row})
+                    context.metrics.write({"stage": state.stage + 1, **row})
             done(f"loss {row['loss']:.4f}")
-            checkpoint_if_due(run, training, number, before, row["seconds"], now=guard is not None and guard.stops)
+            checkpoint_if_due(context, state, training, number, before, row["seconds"], now=guard is not None and guard.stops)
             if number == training.steps:
-                run.checkpointer.asked.steps = steps_left(run, run.stage + 1)
+                context.checkpointer.asked.steps = steps_left(context, state, state.stage + 1)
             if guard is not None:
                 guard.hold()
             before = row["seconds"]
 
 
-def _say_idle(run: Run, training: Training, number: int) -> None:
+def _say_idle(context: RunContext, state: RunState, training: Training, number: int) -> None:
     """Say once that the steps after this one train nothing."""
     embeddings = training.embeddings
     if embeddings is None or len(training.trainables) > 1 or len(embeddings.stopped_at) < len(embeddings.embeddings):
         return
     text = f"all embeddings have had their training after step {max(embeddings.stopped_at.values())} (stop_after)"
     text += f": the steps from there to {training.steps} train nothing"
-    if number < training.steps and text not in run.warnings:
-        run.warn(text)
+    if number < training.steps and text not in state.warnings:
+        WARN(text)
 
 
-def _say_short(run: Run, trainer: EmbeddingTrainer | None) -> None:
+def _say_short(context: RunContext, state: RunState, trainer: EmbeddingTrainer | None) -> None:
     """Say which embeddings have not had their own steps when the stage's are over.
 
     After the last checkpoint, and from the counts in it: whoever goes on from there says the same, and with more steps
@@ -180,10 +180,10 @@ def _say_short(run: Run, trainer: EmbeddingTrainer | None) -> None:
     some += f" and {len(short) - FEW} more" if len(short) > FEW else ""
     total = len(trainer.stops.counts)
     their = "its" if len(short) == 1 else "their"
-    run.warn(f"{len(short)} of {total} embeddings did not get {their} own steps (stop_after): {some}; raise steps")
+    WARN(f"{len(short)} of {total} embeddings did not get {their} own steps (stop_after): {some}; raise steps")
 
 
-def _steps(run: Run, training: Training, first: int, seconds: float) -> Iterator[dict[str, Any]]:
+def _steps(context: RunContext, state: RunState, training: Training, first: int, seconds: float) -> Iterator[dict[str, Any]]:
     """The steps one by one; before a loss that is not finite ends them, a checkpoint of the last good one."""
     done = first
     try:
@@ -192,7 +192,7 @@ def _steps(run: Run, training: Training, first: int, seconds: float) -> Iterator
             yield row
     except NotFinite:
         if done:
-            checkpoint_if_due(run, training, done, seconds, seconds, now=True)
+            checkpoint_if_due(context, state, training, done, seconds, seconds, now=True)
         raise
 
 

@@ -20,14 +20,14 @@ from ..train.objective import Objective, objective_for
 from ..train.setup import Common, Tables, Training, native_resolution, weight_trainers, weights_of
 from ..train.trainable import Trainable
 from .consistency import require_unchanged_data
-from .context import Run
+from .context import RunContext, RunState
 from .steps import start_norms
 
 Options = Mapping[str, Any]
 
 
 def build_trainables(
-    run: Run, embeddings: EmbeddingSettings | None, lora: Tables, finetune: Tables, common: Common, finished: Finished,
+    context: RunContext, state: RunState, embeddings: EmbeddingSettings | None, lora: Tables, finetune: Tables, common: Common, finished: Finished,
     guard: Guard, *, shard_optimizer_from: int,
 ) -> tuple[Trainable, ...]:  # fmt: skip
     """Everything that a stage trains, the embeddings first; without settings for them they are held still.
@@ -35,32 +35,32 @@ def build_trainables(
     From `shard_optimizer_from` embeddings on, several processes share out what moves them.
     What it tunes of the model is noted in `run`. Raises StageError when there is nothing to train.
     """
-    trainables = weight_trainers(run.model, lora, finetune, common, run.processes)
-    run.finetuned |= {pipe_name(run.model, part) for table in finetune for part in table["parts"]}
-    if embeddings is not None and any(embedding.train for embedding in run.recipe.embeddings):
-        recorded = run.processes.from_main(lambda: finished.recorded)
-        injection, norms = run.need_injection(), start_norms(run)
-        sharing = run.processes if len(run.recipe.embeddings) >= shard_optimizer_from else ALONE
+    trainables = weight_trainers(context.model, lora, finetune, common, context.processes)
+    state.trained.finetuned |= {pipe_name(context.model, part) for table in finetune for part in table["parts"]}
+    if embeddings is not None and any(embedding.train for embedding in context.recipe.embeddings):
+        recorded = context.processes.from_main(lambda: finished.recorded)
+        injection, norms = state.require_injection(), start_norms(context, state)
+        sharing = context.processes if len(context.recipe.embeddings) >= shard_optimizer_from else ALONE
         trainables.insert(
             0,
             EmbeddingTrainer(
-                injection, run.recipe.embeddings, run.statistics, embeddings, norms, recorded, guard, sharing
+                injection, context.recipe.embeddings, context.statistics, embeddings, norms, recorded, guard, sharing
             ),
         )
     if not trainables:
         raise StageError("nothing to train: no embedding (embeddings = false, or train = false), no lora, no finetune")
-    run.moved |= weights_of(trainables)
-    run.notes += keep_originals(run.recipe, run.originals, trainables)
+    state.trained.weights |= weights_of(trainables)
+    state.notes += keep_originals(context.recipe, state.trained.originals, trainables)
     return tuple(trainables)
 
 
-def build_objective(run: Run, objective: Options, noise: Options, timesteps: Options) -> Objective:
+def build_objective(context: RunContext, state: RunState, objective: Options, noise: Options, timesteps: Options) -> Objective:
     """What the model is asked for. Where that is not what it was made for, images of this run are drawn so."""
-    asked = objective_for(run.model.pipe.scheduler, objective, noise, timesteps)
-    told = asked.drawing(run.model.pipe.scheduler)
-    if told is not run.model.pipe.scheduler:
-        run.model.pipe.scheduler = told
-        run.warnings.append(
+    asked = objective_for(context.model.pipe.scheduler, objective, noise, timesteps)
+    told = asked.drawing(context.model.pipe.scheduler)
+    if told is not context.model.pipe.scheduler:
+        context.model.pipe.scheduler = told
+        state.warnings.append(
             f"the model's scheduler says otherwise than objective (prediction {asked.kind}); images of "
             "this run are drawn as trained, other programs must be told"
         )
@@ -68,51 +68,51 @@ def build_objective(run: Run, objective: Options, noise: Options, timesteps: Opt
 
 
 def build_dataset(
-    run: Run, *, resolution: int | None, batch_size: int, flip: bool, caption_dropout: float
+    context: RunContext, state: RunState, *, resolution: int | None, batch_size: int, flip: bool, caption_dropout: float
 ) -> Dataset:  # fmt: skip
     """The recipe's images, encoded; without `resolution` in the size that the model was made for."""
-    run.progress("reading and encoding the images")
+    context.progress("reading and encoding the images")
     images = open_dataset(
-        run.recipe, run.model.pipe.vae, resolution=resolution or native_resolution(run.model), batch_size=batch_size,
-        seed=_seed(run), flip=flip, caption_dropout=caption_dropout, run_folder=run.folder,
-        warn=run.warnings.append, tell=run.progress, bar=run.bar, processes=run.processes,
+        context.recipe, context.model.pipe.vae, resolution=resolution or native_resolution(context.model), batch_size=batch_size,
+        seed=_seed(context, state), flip=flip, caption_dropout=caption_dropout, run_folder=context.folder,
+        warn=state.warnings.append, tell=context.progress, bar=context.bar, processes=context.processes,
     )  # fmt: skip
-    if run.files:
-        with run.processes.together():
-            require_unchanged_data(run.recipe, images.examples, run.files)
+    if context.file_hashes:
+        with context.processes.together():
+            require_unchanged_data(context.recipe, images.examples, context.file_hashes)
     return images
 
 
 def build_training(
-    run: Run, trainables: tuple[Trainable, ...], asked: Objective, images: Dataset, guard: Guard, *, steps: int,
+    context: RunContext, state: RunState, trainables: tuple[Trainable, ...], asked: Objective, images: Dataset, guard: Guard, *, steps: int,
     accumulation: int, prior_weight: float, locality: Options | None,
 ) -> Training:  # fmt: skip
     """All that the steps need."""
-    denoiser = DENOISERS[run.model.family.denoiser_kind]
+    denoiser = DENOISERS[context.model.family.denoiser_kind]
     text_moves = any(isinstance(trainable, EmbeddingTrainer) or trainable.trains_text for trainable in trainables)
     training = Training(
-        model=run.model,
+        model=context.model,
         denoiser=denoiser,
-        injection=run.need_injection(),
+        injection=state.require_injection(),
         objective=asked,
         dataset=images,
         trainables=trainables,
         steps=steps,
         accumulation=accumulation,
-        seed=_seed(run),
+        seed=_seed(context, state),
         prior_weight=prior_weight,
-        scale=loss_scale(run.model.dtype),
+        scale=loss_scale(context.model.dtype),
         guard=guard,
-        processes=run.processes,
-        texts=None if text_moves else Texts(denoiser, run.model.pipe),
+        processes=context.processes,
+        texts=None if text_moves else Texts(denoiser, context.model.pipe),
     )
     return (
         training
         if locality is None
-        else replace(training, locality=locality_of(run.recipe, run.originals, training, locality))
+        else replace(training, locality=locality_of(context.recipe, state.trained.originals, training, locality))
     )
 
 
-def _seed(run: Run) -> int:
+def _seed(context: RunContext, state: RunState) -> int:
     """The seed of the stage: two train stages of a recipe draw differently."""
-    return run.recipe.seed + 1000 * run.stage
+    return context.recipe.seed + 1000 * state.stage

@@ -10,19 +10,19 @@ from torch import Tensor
 
 from ...converters.embedding import Contents
 from ..embeddings.norms import apply_rule
-from ..run.context import Run
+from ..run.context import RunContext, RunState
 from ..tensors import from_raw, to_raw
 
 
-def rescale(run: Run, contents: Contents, *, to: Any = "median") -> Contents:
+def rescale(context: RunContext, state: RunState, contents: Contents, *, to: Any = "median") -> Contents:
     """Vectors scaled by `to` (see `embeddings.norms.apply_rule`), with each encoder's own statistics of its vocabulary.
 
     Embeddings with `train = false` are left as they are.
     """
-    start = run.start.by_name
-    moved = [embedding for embedding in contents.embeddings if embedding.name in run.recipe.trained]
+    start = state.initial.by_name
+    moved = [embedding for embedding in contents.embeddings if embedding.name in context.recipe.trained]
     after = {embedding.name: dict(embedding.vectors) for embedding in moved}
-    for key, statistics in run.statistics.items():
+    for key, statistics in context.statistics.items():
         here = [embedding for embedding in moved if key in embedding.vectors]
         if not here:
             continue
@@ -31,7 +31,7 @@ def rescale(run: Run, contents: Contents, *, to: Any = "median") -> Contents:
         scaled = apply_rule(torch.cat(vectors), to, statistics, initial).split([len(v) for v in vectors])
         for embedding, before, now in zip(here, vectors, scaled, strict=True):
             after[embedding.name][key] = to_raw(now.contiguous())
-            run.notes.append(_note(embedding.name, key, before, now))
+            state.notes.append(_note(embedding.name, key, before, now))
     return replace(
         contents, embeddings=tuple(replace(w, vectors=after.get(w.name, w.vectors)) for w in contents.embeddings)
     )

@@ -10,7 +10,7 @@ from typing import Any
 from ...converters.embedding import Contents
 from ..export.finished import Finished
 from ..recipe.defaults import defaults
-from ..run.context import Run
+from ..run.context import RunContext, RunState
 from ..run.steps import load_into_model, read_from_model, run_steps
 from ..run.training import build_dataset, build_objective, build_trainables, build_training
 from ..train.compute import compiled, less_memory
@@ -28,7 +28,7 @@ ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": No
 
 
 def train(
-    run: Run,
+    context: RunContext, state: RunState,
     contents: Contents,
     *,
     steps: int,
@@ -66,21 +66,21 @@ def train(
     when a value stops being finite (the last good vectors are then in `last-good/` of the run's folder) or an
     embedding's vector gets no gradient.
     """
-    load_into_model(run, contents)
+    load_into_model(context, state, contents)
     factor = partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps)
     settings = (
         EmbeddingSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm, ema) if embeddings else None
     )
-    eye, finished = Guard(guard, run.warn), Finished(run, contents, partial(_as_exported, run))
-    common = Common(steps, clip_norm, ema, run.recipe.seed)
+    eye, finished = Guard(guard, WARN), Finished(context, state, contents, partial(_as_exported, run))
+    common = Common(steps, clip_norm, ema, context.recipe.seed)
     trainables = build_trainables(
         run, settings, lora or (), finetune or (), common, finished, eye, shard_optimizer_from=shard_optimizer_from
     )
-    asked = build_objective(run, objective, noise, timesteps)
-    if run.resume is not None and run.stage < run.resume.stage:
+    asked = build_objective(context, state, objective, noise, timesteps)
+    if state.checkpoint is not None and state.stage < state.checkpoint.stage:
         for trainable in trainables:  # the checkpoint of a later stage has the values of what was put together here
             trainable.finish()
-        return read_from_model(run, contents)
+        return read_from_model(context, state, contents)
     images = build_dataset(
         run, resolution=resolution, batch_size=batch_size, flip=flip, caption_dropout=caption_dropout
     )
@@ -88,14 +88,14 @@ def train(
         run, trainables, asked, images, eye, steps=steps, accumulation=gradient_accumulation,
         prior_weight=prior_weight, locality=locality,
     )  # fmt: skip
-    with compiled(run.model.denoiser, compile), less_memory(run.model, gradient_checkpointing):
-        run_steps(run, training, contents, finished, log_every=log_every, watch=watch, save=save, write=write_exports)
-    return run.kept or contents
+    with compiled(context.model.denoiser, compile), less_memory(context.model, gradient_checkpointing):
+        run_steps(context, state, training, contents, finished, log_every=log_every, watch=watch, save=save, write=write_exports)
+    return state.latest or contents
 
 
-def _as_exported(run: Run, contents: Contents) -> Contents:
+def _as_exported(context: RunContext, state: RunState, contents: Contents) -> Contents:
     """Embeddings as the later stages of the recipe will have made them when they are exported."""
-    for stage in run.recipe.stages[run.stage + 1 :]:
+    for stage in context.recipe.stages[state.stage + 1 :]:
         if stage.kind == "rescale":
-            contents = rescale(replace(run, notes=[]), contents, **stage.options)
+            contents = rescale(replace(context, state, notes=[]), contents, **stage.options)
     return contents
