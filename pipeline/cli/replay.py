@@ -21,8 +21,9 @@ def replay(ctx: click.Context, run: Path, out: Path | None, overrides: tuple[str
     Exit code 1 when something differs.
     """
     from ..run.replay import replay as run_again
+    from ..stages import STAGES
 
-    result = run_again(run, out=out, progress=say, bar=not as_json, overrides=overrides)
+    result = run_again(run, STAGES, out=out, progress=say, bar=not as_json, overrides=overrides)
     if as_json:
         told = {"folder": str(result.folder), "same": not result.differences, "differences": result.differences}
         print_json({**told, "inputs": result.inputs, "steps": result.steps, "files": result.files})

@@ -52,8 +52,9 @@ def run(
         click.echo(warning.shown(recipe), err=True)
 
     from ..run.runner import run_recipe
+    from ..stages import STAGES
 
-    result = run_recipe(loaded, out=out, progress=say, bar=not as_json, fresh=fresh, source=source, force=force)
+    result = run_recipe(loaded, STAGES, out=out, progress=say, bar=not as_json, fresh=fresh, source=source, force=force)
     if not is_main():
         return
     if as_json:

@@ -16,10 +16,10 @@ from typing import Any
 from ...converters.atomic import Batch, batch
 from ...converters.embedding import Contents, Embedding
 from ...converters.write import Written, add_embeddings, stems_for
-from .context import ExportContext
 from ..run_folder import bounded_json, misfit
 from ..tensors import to_raw
 from ..train.embeddings import EmbeddingTrainer
+from .context import ExportContext
 from .standalone import add_standalone, standalone_stems, widths, with_metadata
 from .tensors import in_dtype
 
@@ -88,7 +88,9 @@ class Finished:
             }
         for start in range(0, len(embeddings), 256):
             part = embeddings[start : start + 256]
-            ready = in_dtype(with_metadata(self.context, Contents(tuple(part))), self.options["dtype"], self.context).embeddings
+            ready = in_dtype(
+                with_metadata(self.context, Contents(tuple(part))), self.options["dtype"], self.context
+            ).embeddings
             there: dict[str, list[str]] = {}
             with batch(overwrite=True) as files:
                 for embedding in ready:

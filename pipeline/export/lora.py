@@ -16,21 +16,25 @@ from ...converters.rewriting import each_ones
 from ...converters.slots import slots
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
-from .context import ExportContext
 from ..tensors import from_raw
+from .context import ExportContext
 from .lora_layouts import has_dora
 from .standalone import widths
 
 
 def write_plain(
-    context: ExportContext, tensors: Mapping[str, RawTensor], path: Path, *, facts: Mapping[str, RawTensor] | None = None
+    context: ExportContext,
+    tensors: Mapping[str, RawTensor],
+    path: Path,
+    *,
+    facts: Mapping[str, RawTensor] | None = None,
 ) -> None:
     """The LoRA without embeddings. `facts` is it in kohya's layout, where `tensors` is not.
 
     Raises ConvertError when the file does not hold the tensors that went in.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_lora(path, tensors, _metadata(context, facts or tensors))
+    write_lora(path, tensors, _metadata(context, facts or tensors), overwrite=True)
     _compare(path, safetensors_file.read(path)[0], tensors)
 
 
@@ -51,7 +55,7 @@ def write_bundle(
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = bundle(Contents(rest=dict(tensors)), embeddings, widths=widths(context))
     own = whole.embeddings
-    write_lora(path, tensors_of(whole), _metadata(context, facts or tensors) | each_ones(own))
+    write_lora(path, tensors_of(whole), _metadata(context, facts or tensors) | each_ones(own), overwrite=True)
     found, rest = embeddings_of(safetensors_file.read(path)[0])
     _compare(path, rest, tensors)
     back = {embedding.name: embedding.vectors for embedding in found}

@@ -17,8 +17,8 @@ from ...converters.rewriting import rewritten
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
 from ...converters.write import FORMAT, Written, layout_for
-from .context import ExportContext
 from .artefacts import note
+from .context import ExportContext
 from .standalone import widths
 
 
@@ -32,7 +32,11 @@ class Pack:
 
 
 def write_packs(
-    context: ExportContext, embeddings: Sequence[Embedding], folder: Path, most: int | None, program: Program | None = None
+    context: ExportContext,
+    embeddings: Sequence[Embedding],
+    folder: Path,
+    most: int | None,
+    program: Program | None = None,
 ) -> list[Pack]:
     """Write the embeddings in files of at most `most` embeddings (None: all in one); without `program` as a bundle of
     our own.
@@ -41,7 +45,7 @@ def write_packs(
     Raises ConvertError when a file, read as its program reads it, does not give every embedding bit for bit.
     """
     packs = []
-    with batch() as files:
+    with batch(overwrite=True) as files:  # what an interrupted export left
         for number, part in enumerate(_parts(embeddings, most), 1):
             stem = f"{context.recipe.name}_embeddings" + ("" if most is None else f"-{number:04d}")
             packs.append(_add(context, files, part, folder, stem, program))
@@ -62,7 +66,12 @@ def _parts(embeddings: Sequence[Embedding], most: int | None) -> Iterator[Sequen
 
 
 def _add(
-    context: ExportContext, files: Batch, embeddings: Sequence[Embedding], folder: Path, stem: str, program: Program | None
+    context: ExportContext,
+    files: Batch,
+    embeddings: Sequence[Embedding],
+    folder: Path,
+    stem: str,
+    program: Program | None,
 ) -> Pack:
     path, names = folder / f"{stem}.safetensors", tuple(embedding.name for embedding in embeddings)
     if program is None:
@@ -74,7 +83,9 @@ def _add(
     return Pack(tuple(parts.values()), names, tuple(parts))
 
 
-def _as_lora(context: ExportContext, files: Batch, embeddings: Sequence[Embedding], path: Path, program: Program) -> Written:
+def _as_lora(
+    context: ExportContext, files: Batch, embeddings: Sequence[Embedding], path: Path, program: Program
+) -> Written:
     """A LoRA file that has embeddings and no layers."""
     facts = {**FORMAT, "ss_base_model_version": context.model.family.base_model_version, "ss_output_name": path.stem}
     contents = bundle(Contents(metadata=facts), embeddings, widths=widths(context))

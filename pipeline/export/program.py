@@ -11,9 +11,9 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.programs import Program, programs
 from ...converters.write import Written, layout_for, write_embeddings
 from ..errors import StageError
-from .context import ExportContext
 from ..text import fits_only
 from .artefacts import note
+from .context import ExportContext
 from .guide import Base, Files, bundle_trigger, diffusers_lines, guide_text
 from .lora import check_reading, write_bundle, write_plain
 from .lora_layouts import for_program, ignored_parts
@@ -37,7 +37,15 @@ class Made:
 
 
 def export_for(
-    context: ExportContext, ready: Contents, program: Program, folder: Path, made: Made, *, bundle: bool, each: bool, most: int | None
+    context: ExportContext,
+    ready: Contents,
+    program: Program,
+    folder: Path,
+    made: Made,
+    *,
+    bundle: bool,
+    each: bool,
+    most: int | None,
 ) -> int:
     """Write the files of one program, with a file for `each` embedding or packs; returns how many it was to have."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +63,7 @@ def export_for(
         own, lora = _lora(context, ready, program, folder, made, taken)
         declared, files = declared + own, Files(embeddings, lora, packs=packs)
     ignored = ignored_parts(ready.rest, program)
-    context.warnings += ignored
+    context.warnings.extend(ignored)
     files = replace(
         files, script=SCRIPTS.get(program.name), model_folder=_from(folder, made.folder),
         model_file=_from(folder, made.file), clip_skip=context.recipe.model.clip_skip,
@@ -80,7 +88,13 @@ def _alone(context: ExportContext, program: Program, folder: Path, made: Made) -
 
 
 def _embeddings(
-    context: ExportContext, embeddings: Sequence[Embedding], program: Program, folder: Path, *, each: bool, most: int | None
+    context: ExportContext,
+    embeddings: Sequence[Embedding],
+    program: Program,
+    folder: Path,
+    *,
+    each: bool,
+    most: int | None,
 ) -> tuple[dict[str, tuple[Written, ...]], tuple[Pack, ...], int]:
     """The standalone embeddings of a program by name, or its packs, and how many files there must be."""
     if not embeddings:
@@ -89,7 +103,7 @@ def _embeddings(
         packs = write_packs(context, embeddings, folder, most, program)
         return {}, tuple(packs), sum(len(pack.files) for pack in packs)
     family = context.model.family
-    written_files = write_embeddings(embeddings, program.name, family, folder, widths=widths(context))
+    written_files = write_embeddings(embeddings, program.name, family, folder, widths=widths(context), overwrite=True)
     parts = len(layout_for(program.name, family)[1].files)
     declared = len(embeddings) * parts
     if len(written_files) != declared:
@@ -102,7 +116,7 @@ def _embeddings(
     for embedding, several in by_name.items():
         for written in several:
             note(context, written.path, "embedding", program, written, embedding)
-        context.warnings += [f"{embedding} for {program.title}: {loss}" for loss in several[0].losses]
+        context.warnings.extend([f"{embedding} for {program.title}: {loss}" for loss in several[0].losses])
     return by_name, (), declared
 
 

@@ -15,8 +15,8 @@ from ...converters.families import Family
 from ...converters.programs import programs
 from ...converters.tensor import RawTensor
 from ...converters.write import Written, add_embeddings, layout_for, stems_for
-from .context import ExportContext
 from ..tensors import vectors_of_all
+from .context import ExportContext
 
 AT_ONCE = (
     256  # embeddings that are measured together: in float64, and held against their beginning, all would fill memory
@@ -86,7 +86,7 @@ def write_standalone(context: ExportContext, embeddings: Sequence[Embedding], fo
     stems = standalone_stems(context, [embedding.name for embedding in embeddings])
     alike: dict[tuple[object, ...], str] = {}  # embeddings of the same shapes have the same program
     written = []
-    with batch() as files:
+    with batch(overwrite=True) as files:  # what an interrupted export left
         for embedding in embeddings:
             shapes = tuple((key, raw.shape) for key, raw in embedding.vectors.items())
             if shapes not in alike:
@@ -102,7 +102,9 @@ def add_standalone(
 ) -> list[Written]:
     """As `write_standalone`, for an embedding whose file appears together with others of a batch."""
     program = program_for(context, embedding, folder)
-    return add_embeddings(files, [embedding], program, context.model.family, folder, widths=widths(context), stems=stems)
+    return add_embeddings(
+        files, [embedding], program, context.model.family, folder, widths=widths(context), stems=stems
+    )
 
 
 def standalone_stems(context: ExportContext, names: Sequence[str]) -> dict[str, str]:

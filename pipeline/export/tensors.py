@@ -14,8 +14,8 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.file_range import Made
 from ...converters.tensor import RawTensor, nbytes
-from .context import ExportContext
 from ..tensors import from_raw, to_raw
+from .context import ExportContext
 from .layouts import Pieces
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -22,8 +22,8 @@ from .tensors import DTYPES, in_dtype
 
 
 def write_exports(
-    context: ExportContext, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, files: str, pack_embeddings: int,
-    dtype: str, model: Sequence[str], model_dtype: str,
+    context: ExportContext, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, files: str,
+    pack_embeddings: int, dtype: str, model: Sequence[str], model_dtype: str,
 ) -> tuple[Contents, Exports]:  # fmt: skip
     """Write what the export stage's options ask for into a folder; the model must hold no injected embeddings.
 
@@ -76,7 +76,7 @@ def _made(context: ExportContext, ready: Contents, folder: Path, model: Sequence
     if "file" in model:
         file = folder / f"{name}_model.safetensors"
         context.progress(f"writing the model as one checkpoint file in {model_dtype}")
-        context.warnings += write_model_file(context.model.pipe, family, file, dtype, title=name)
+        context.warnings.extend(write_model_file(context.model.pipe, family, file, dtype, title=name))
         note(context, file, "model")
     return Made(lora, whole, file)
 
@@ -87,6 +87,8 @@ def _ways(context: ExportContext, model: Sequence[str]) -> Sequence[str]:
         return ()
     if "file" in model and not context.model.family.checkpoint:
         title = context.model.family.title
-        context.warnings.append(f"no layout of a checkpoint file is known for {title}: the model is written as a folder")
+        context.warnings.append(
+            f"no layout of a checkpoint file is known for {title}: the model is written as a folder"
+        )
         return ("folder",)
     return model

@@ -87,6 +87,12 @@ class RunState:
     artefacts: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    def stored_row(self, index: int) -> dict[str, Any]:
+        """The manifest's entry of a stage as the checkpoint has it."""
+        assert self.checkpoint is not None
+        row: dict[str, Any] = self.checkpoint.facts["run"]["rows"][index]
+        return row
+
     def require_injection(self) -> Injection:
         """The injected embeddings; StageError when no `inject` stage came before."""
         if self.injection is None:

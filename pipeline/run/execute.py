@@ -47,7 +47,7 @@ def execute(
                 write_json(context.folder / "manifest.json", finite(manifest))  # for those who follow the run
             resumed = state.checkpoint is not None and index < state.checkpoint.stage
             if resumed and stage.kind not in STRUCTURE:
-                state.rows.append(state.require_row(index))
+                state.rows.append(state.stored_row(index))
                 continue
             with _stage_row(context, state, index, contents, resumed=resumed) as row:
                 if stage.kind in WRITING and context.processes.count > 1:
@@ -101,7 +101,7 @@ def _stage_row(
     finally:
         row["seconds"] = round(time.monotonic() - begin, 3)
         if resumed:
-            state.rows[-1] = state.require_row(index)
+            state.rows[-1] = state.stored_row(index)
 
 
 def _in_main_process(

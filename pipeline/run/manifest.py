@@ -15,6 +15,7 @@ from ...converters.embedding import Contents, Embedding
 from ..data.captions import Captioned, read_concept
 from ..device import device_name
 from ..distributed import ALONE, Processes
+from ..embeddings.initial import InitialTokens
 from ..embeddings.injection import Encoder
 from ..embeddings.metrics import nearest_tokens
 from ..embeddings.norms import NormStatistics
@@ -122,14 +123,17 @@ def model_facts(
     }  # fmt: skip
 
 
-def embedding_facts(context: RunContext, state: RunState, end: Contents, shown: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+def embedding_facts(
+    context: RunContext, state: RunState, end: Contents, shown: Mapping[str, list[str]]
+) -> list[dict[str, Any]]:
     """What became of each embedding's vectors in each encoder; `shown` has its images."""
     start = {embedding.name: embedding for embedding in state.initial.embeddings}
     after = {embedding.name: embedding for embedding in end.embeddings}
     nearest = {encoder.key: _nearest(encoder, end) for encoder in context.model.encoders}
     return [
         _embedding_facts(
-            run,
+            context,
+            state,
             embedding,
             start[embedding.placeholder],
             after[embedding.placeholder],
@@ -152,8 +156,8 @@ def _nearest(encoder: Encoder, end: Contents) -> dict[str, Nearest]:
 
 
 def _embedding_facts(
-    context: RunContext, state: RunState, embedding: EmbeddingSpec, start: Embedding, after: Embedding, images: list[str],
-    nearest: Mapping[str, Mapping[str, Nearest]],
+    context: RunContext, state: RunState, embedding: EmbeddingSpec, start: Embedding, after: Embedding,
+    images: list[str], nearest: Mapping[str, Mapping[str, Nearest]],
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "placeholder": embedding.placeholder,
@@ -162,15 +166,22 @@ def _embedding_facts(
         "stopped_at": state.trained.stopped_at.get(embedding.placeholder),
         "images": images,
         "encoders": {
-            encoder.key: _vector_facts(context, state, encoder, start, after, nearest[encoder.key][embedding.placeholder])
+            encoder.key: _vector_facts(
+                state.initial_tokens[start.name][encoder.key],
+                encoder,
+                start,
+                after,
+                nearest[encoder.key][embedding.placeholder],
+            )
             for encoder in context.model.encoders
             if encoder.key in after.vectors
         },
     }
 
 
-def _vector_facts(context: RunContext, state: RunState, encoder: Encoder, start: Embedding, end: Embedding, nearest: Nearest) -> dict[str, Any]:
-    tokens = state.initial_tokens[start.name][encoder.key]
+def _vector_facts(
+    tokens: InitialTokens, encoder: Encoder, start: Embedding, end: Embedding, nearest: Nearest
+) -> dict[str, Any]:
     before, after = from_raw(start.vectors[encoder.key]), from_raw(end.vectors[encoder.key])
     pieces = encoder.tokenizer.convert_ids_to_tokens
     return {

@@ -18,10 +18,11 @@ from ..recipe.load import recipe_as_json
 from ..recipe.model import Recipe, StopAfter
 from ..records import left_behind, read_rows, why_unread
 from ..run_folder import inside
+from .context import StageFunction
 from .diff import input_differences
 from .runner import run_recipe
 
-ANEW = "a replay does not go on: it begins anew, in another folder"
+NO_RESUME = "a replay cannot be resumed: the same command starts over in another folder"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,13 @@ class Replayed:
 
 
 def replay(
-    folder: Path, *, out: Path | None, progress: Callable[[str], None], bar: bool, overrides: Sequence[str] = ()
+    folder: Path,
+    stages: Mapping[str, StageFunction],
+    *,
+    out: Path | None,
+    progress: Callable[[str], None],
+    bar: bool,
+    overrides: Sequence[str] = (),
 ) -> Replayed:
     """Run the recipe of `folder` again, into `out` (left out: `<folder>-replay` beside it, or with a number).
 
@@ -53,8 +60,8 @@ def replay(
     recipe = _recipe(folder, before, overrides)
     again = _within(_stopped_by_steps(recipe, before))
     result = run_recipe(
-        again, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before), way=ANEW,
-        text=text,
+        again, stages, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before),
+        resume_hint=NO_RESUME, text=text,
     )  # fmt: skip
     after = left_behind(result.folder)
     assert after is not None

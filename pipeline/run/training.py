@@ -21,14 +21,14 @@ from ..train.setup import Common, Tables, Training, native_resolution, weight_tr
 from ..train.trainable import Trainable
 from .consistency import require_unchanged_data
 from .context import RunContext, RunState
-from .steps import start_norms
+from .steps import initial_norms
 
 Options = Mapping[str, Any]
 
 
 def build_trainables(
-    context: RunContext, state: RunState, embeddings: EmbeddingSettings | None, lora: Tables, finetune: Tables, common: Common, finished: Finished,
-    guard: Guard, *, shard_optimizer_from: int,
+    context: RunContext, state: RunState, embeddings: EmbeddingSettings | None, lora: Tables, finetune: Tables,
+    common: Common, finished: Finished, guard: Guard, *, shard_optimizer_from: int,
 ) -> tuple[Trainable, ...]:  # fmt: skip
     """Everything that a stage trains, the embeddings first; without settings for them they are held still.
 
@@ -39,7 +39,8 @@ def build_trainables(
     state.trained.finetuned |= {pipe_name(context.model, part) for table in finetune for part in table["parts"]}
     if embeddings is not None and any(embedding.train for embedding in context.recipe.embeddings):
         recorded = context.processes.from_main(lambda: finished.recorded)
-        injection, norms = state.require_injection(), start_norms(context, state)
+        injection = state.require_injection()
+        norms = initial_norms(injection, state.initial)
         sharing = context.processes if len(context.recipe.embeddings) >= shard_optimizer_from else ALONE
         trainables.insert(
             0,
@@ -54,7 +55,9 @@ def build_trainables(
     return tuple(trainables)
 
 
-def build_objective(context: RunContext, state: RunState, objective: Options, noise: Options, timesteps: Options) -> Objective:
+def build_objective(
+    context: RunContext, state: RunState, objective: Options, noise: Options, timesteps: Options
+) -> Objective:
     """What the model is asked for. Where that is not what it was made for, images of this run are drawn so."""
     asked = objective_for(context.model.pipe.scheduler, objective, noise, timesteps)
     told = asked.drawing(context.model.pipe.scheduler)
@@ -73,8 +76,9 @@ def build_dataset(
     """The recipe's images, encoded; without `resolution` in the size that the model was made for."""
     context.progress("reading and encoding the images")
     images = open_dataset(
-        context.recipe, context.model.pipe.vae, resolution=resolution or native_resolution(context.model), batch_size=batch_size,
-        seed=_seed(context, state), flip=flip, caption_dropout=caption_dropout, run_folder=context.folder,
+        context.recipe, context.model.pipe.vae, resolution=resolution or native_resolution(context.model),
+        batch_size=batch_size,
+        seed=_seed(context, state.stage), flip=flip, caption_dropout=caption_dropout, run_folder=context.folder,
         warn=state.warnings.append, tell=context.progress, bar=context.bar, processes=context.processes,
     )  # fmt: skip
     if context.file_hashes:
@@ -84,8 +88,8 @@ def build_dataset(
 
 
 def build_training(
-    context: RunContext, state: RunState, trainables: tuple[Trainable, ...], asked: Objective, images: Dataset, guard: Guard, *, steps: int,
-    accumulation: int, prior_weight: float, locality: Options | None,
+    context: RunContext, state: RunState, trainables: tuple[Trainable, ...], asked: Objective, images: Dataset,
+    guard: Guard, *, steps: int, accumulation: int, prior_weight: float, locality: Options | None,
 ) -> Training:  # fmt: skip
     """All that the steps need."""
     denoiser = DENOISERS[context.model.family.denoiser_kind]
@@ -99,7 +103,7 @@ def build_training(
         trainables=trainables,
         steps=steps,
         accumulation=accumulation,
-        seed=_seed(context, state),
+        seed=_seed(context, state.stage),
         prior_weight=prior_weight,
         scale=loss_scale(context.model.dtype),
         guard=guard,
@@ -113,6 +117,6 @@ def build_training(
     )
 
 
-def _seed(context: RunContext, state: RunState) -> int:
+def _seed(context: RunContext, index: int) -> int:
     """The seed of the stage: two train stages of a recipe draw differently."""
-    return context.recipe.seed + 1000 * state.stage
+    return context.recipe.seed + 1000 * index

@@ -39,9 +39,9 @@ def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], Non
     point = newest_checkpoint(place, say) if place.is_dir() else read_checkpoint(place)
     if point is None:
         raise StageError(f"{place}: holds no checkpoint that can be read (a run's folder has them in {FOLDER}/)")
-    left = left_behind(context, state)
+    left = left_behind(run)
     if left is None:
-        has = why_unread(context, state) or " has no manifest.json"
+        has = why_unread(run) or " has no manifest.json"
         raise StageError(f"{run}:{has}, so nobody can tell what the checkpoint was made with")
     differences = [one for one in input_differences(left, inputs) if not one.within(*_FREE)]
     unfit = [one for one in differences if not (_more_steps(one, point) or _of_a_guard(one))]
@@ -50,7 +50,7 @@ def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], Non
     else:
         listed = "\n  ".join(difference_lines(unfit, MOST))
         say(f"loading what fits from {run}, from step 1; what differs:\n  {listed}")
-    return Source(context, state, run / FOLDER / point.name if place.is_dir() else place, point, not unfit)
+    return Source(run, run / FOLDER / point.name if place.is_dir() else place, point, not unfit)
 
 
 def source_again(
@@ -119,7 +119,10 @@ def take_what_fits(context: RunContext, state: RunState, training: Training) -> 
     if source is None or source.whole:
         return
     fit, total = Counter[str](), Counter[str]()
-    for kind, fits in [*_take_embeddings(context, state, training, source.point), *_take_weights(context, state, training, source.point)]:
+    for kind, fits in [
+        *_take_embeddings(context, state, training, source.point),
+        *_take_weights(context, state, training, source.point),
+    ]:
         fit[kind] += fits
         total[kind] += 1
     if total:
@@ -129,7 +132,9 @@ def take_what_fits(context: RunContext, state: RunState, training: Training) -> 
         state.notes.append(line)
 
 
-def _take_embeddings(context: RunContext, state: RunState, training: Training, point: Checkpoint) -> list[tuple[str, bool]]:
+def _take_embeddings(
+    context: RunContext, state: RunState, training: Training, point: Checkpoint
+) -> list[tuple[str, bool]]:
     """For each embedding whether it was loaded: its vectors for every text encoder."""
     if _EMBEDDINGS in state.loaded:
         return []
@@ -166,7 +171,9 @@ def _take_embedding(
         training.embeddings.states.take(key, index, average if trained else {})
 
 
-def _take_weights(context: RunContext, state: RunState, training: Training, point: Checkpoint) -> list[tuple[str, bool]]:
+def _take_weights(
+    context: RunContext, state: RunState, training: Training, point: Checkpoint
+) -> list[tuple[str, bool]]:
     """For each weight of the stage's LoRAs and fine-tunes whether it was loaded."""
     loaded: list[tuple[str, bool]] = []
     for trainable in training.trainables:

@@ -31,7 +31,7 @@ def tokenize(context: RunContext, state: RunState, contents: Contents, *, pad_wi
     bases = [start_of(embedding, keys, widths) for embedding in specs]
     texts = {encoder.key: Texts(encoder.tokenizer, [pad_with, *(embedding.initial_text for embedding in specs)])
              for encoder in encoders}  # fmt: skip
-    made = [_tokens(context, state, embedding, base, texts, pad_with) for embedding, base in zip(specs, bases, strict=True)]
+    made = [_tokens(state, embedding, base, texts, pad_with) for embedding, base in zip(specs, bases, strict=True)]
     vectors = {encoder.key: _vectors(encoder, [tokens[encoder.key] for tokens in made], bases) for encoder in encoders}
     state.initial_tokens |= {embedding.placeholder: tokens for embedding, tokens in zip(specs, made, strict=True)}
     embeddings = (
@@ -45,7 +45,7 @@ def tokenize(context: RunContext, state: RunState, contents: Contents, *, pad_wi
 
 
 def _tokens(
-    context: RunContext, state: RunState, embedding: EmbeddingSpec, base: Base, texts: dict[str, Texts], pad_with: str
+    state: RunState, embedding: EmbeddingSpec, base: Base, texts: dict[str, Texts], pad_with: str
 ) -> dict[str, InitialTokens]:
     """What each encoder starts the embedding from; what is cut off, and what a base lacks, is said."""
     made = {}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from ...converters.embedding import Contents
 from ..export.finished import Finished
 from ..recipe.defaults import defaults
-from ..run.context import RunContext, RunState
+from ..run.context import RunContext, RunState, export_context, warn
 from ..run.steps import load_into_model, read_from_model, run_steps
 from ..run.training import build_dataset, build_objective, build_trainables, build_training
 from ..train.compute import compiled, less_memory
@@ -18,8 +17,7 @@ from ..train.embeddings import EmbeddingSettings
 from ..train.guard import Guard
 from ..train.optimizers import rate_factor
 from ..train.setup import Common
-from .export import write_exports
-from .rescale import rescale
+from .rescale import rescaled
 
 OBJECTIVE, NOISE, TIMESTEPS, GUARD = (
     defaults(f"tables/{name}.json") for name in ("objective", "noise", "timesteps", "guard")
@@ -28,7 +26,8 @@ ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": No
 
 
 def train(
-    context: RunContext, state: RunState,
+    context: RunContext,
+    state: RunState,
     contents: Contents,
     *,
     steps: int,
@@ -62,40 +61,50 @@ def train(
 ) -> Contents:
     """Train for `steps` optimizer steps (changes the injected rows, and what `lora` and `finetune` name).
 
-    Returns the trained vectors and, in `rest`, the LoRA; tuned parts are noted in `run.finetuned`. Raises StageError
-    when a value stops being finite (the last good vectors are then in `last-good/` of the run's folder) or an
-    embedding's vector gets no gradient.
+    Returns the trained vectors and, in `rest`, the LoRA; fine-tuned parts are added to `state.trained.finetuned`.
+    Raises StageError when a value is not finite (the last good vectors are then in `last-good/` of the run's folder) or
+    an embedding's vector gets no gradient.
     """
-    load_into_model(context, state, contents)
+    load_into_model(state.require_injection(), contents)
     factor = partial(rate_factor, schedule, steps=steps, warmup_steps=warmup_steps)
     settings = (
         EmbeddingSettings(learning_rate, optimizer, factor, clip_norm, preserve_norm, ema) if embeddings else None
     )
-    eye, finished = Guard(guard, WARN), Finished(context, state, contents, partial(_as_exported, run))
+    eye = Guard(guard, partial(warn, context, state))
+    as_exported = partial(_as_exported, context, state.stage, state.initial)
+    finished = Finished(export_context(context, state), contents, as_exported)
     common = Common(steps, clip_norm, ema, context.recipe.seed)
     trainables = build_trainables(
-        run, settings, lora or (), finetune or (), common, finished, eye, shard_optimizer_from=shard_optimizer_from
+        context,
+        state,
+        settings,
+        lora or (),
+        finetune or (),
+        common,
+        finished,
+        eye,
+        shard_optimizer_from=shard_optimizer_from,
     )
     asked = build_objective(context, state, objective, noise, timesteps)
     if state.checkpoint is not None and state.stage < state.checkpoint.stage:
         for trainable in trainables:  # the checkpoint of a later stage has the values of what was put together here
             trainable.finish()
-        return read_from_model(context, state, contents)
+        return read_from_model(context.model, state.require_injection(), contents)
     images = build_dataset(
-        run, resolution=resolution, batch_size=batch_size, flip=flip, caption_dropout=caption_dropout
+        context, state, resolution=resolution, batch_size=batch_size, flip=flip, caption_dropout=caption_dropout
     )
     training = build_training(
-        run, trainables, asked, images, eye, steps=steps, accumulation=gradient_accumulation,
+        context, state, trainables, asked, images, eye, steps=steps, accumulation=gradient_accumulation,
         prior_weight=prior_weight, locality=locality,
     )  # fmt: skip
     with compiled(context.model.denoiser, compile), less_memory(context.model, gradient_checkpointing):
-        run_steps(context, state, training, contents, finished, log_every=log_every, watch=watch, save=save, write=write_exports)
+        run_steps(context, state, training, contents, finished, log_every=log_every, watch=watch, save=save)
     return state.latest or contents
 
 
-def _as_exported(context: RunContext, state: RunState, contents: Contents) -> Contents:
-    """Embeddings as the later stages of the recipe will have made them when they are exported."""
-    for stage in context.recipe.stages[state.stage + 1 :]:
+def _as_exported(context: RunContext, index: int, initial: Contents, contents: Contents) -> Contents:
+    """The embeddings as the stages after the one with this `index` change them before they are exported."""
+    for stage in context.recipe.stages[index + 1 :]:
         if stage.kind == "rescale":
-            contents = rescale(replace(context, state, notes=[]), contents, **stage.options)
+            contents, _ = rescaled(context, initial, contents, **stage.options)
     return contents

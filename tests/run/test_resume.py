@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from projects import make_project, run_project
+from projects import make_project, run_project, run_recipe
 from run.killing import assert_same, child, killed_again_and_again, made_files, project
 from run.kinds import KINDS
 from safetensors.torch import load_file
@@ -28,8 +28,9 @@ from pivotune.pipeline.run import outcome as finishing
 from pivotune.pipeline.run import outcome as noted
 from pivotune.pipeline.run import resume, runner, steps
 from pivotune.pipeline.run.checkpoints import read_checkpoint, write_checkpoint
+from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.run.replay import replay
-from pivotune.pipeline.run.resume import steps_left
+from pivotune.pipeline.run.resume import has_steps_left
 from pivotune.pipeline.run.signals import Stopped, signals_caught
 from pivotune.pipeline.run.start import Start, say_start
 from pivotune.pipeline.train import loop
@@ -92,7 +93,7 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch
     assert left["status"] == "stopped"
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["stage-003-step-000000002.safetensors"]
     said: list[str] = []
-    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
     assert f"resuming {tmp_path / 'run'}, after step 2 of stage 3" in said
     assert made_files(tmp_path / "run") == made_files(whole)
     after = manifest_of(tmp_path / "run")
@@ -129,7 +130,7 @@ def test_a_signal_after_the_last_step_is_answered_with_what_is_true(tmp_path, mo
     for place, name, asks in ((steps, "_close", close), (stage, "write_exports", exporting)):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, asks)
-            runner.run_recipe(load_recipe(recipe), out=tmp_path / name, progress=said.append, bar=False)
+            run_recipe(load_recipe(recipe), out=tmp_path / name, progress=said.append, bar=False)
         assert [line for line in said if "SIGTERM" in line] == [answer]
         assert manifest_of(tmp_path / name)["status"] == "finished"
         said.clear()
@@ -139,8 +140,9 @@ def test_steps_are_left_where_no_checkpoint_has_them():
     kinds = [("train", 5), ("rescale", 0), ("train", 4), ("export", 0)]
     stages = [SimpleNamespace(kind=kind, options={"steps": count}) for kind, count in kinds]
 
-    def left(number, resume=None):
-        return steps_left(SimpleNamespace(recipe=SimpleNamespace(stages=stages), resume=resume), number)
+    def left(index, checkpoint=None):
+        context = SimpleNamespace(recipe=SimpleNamespace(stages=stages))
+        return has_steps_left(context, RunState(checkpoint), index)
 
     assert [left(number) for number in range(4)] == [True, True, True, False]
     at = [SimpleNamespace(stage=2, step=step) for step in (3, 4)]
@@ -253,7 +255,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkey
         "from its beginning: there is no whole checkpoint", "from its beginning: there is no checkpoint"
     ]  # fmt: skip
     said: list[str] = []
-    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
     assert any(str(newest) in line and "passed over" in line for line in said)
     assert any("after step 1 of stage 3" in line for line in said)
     assert made_files(tmp_path / "run") == made_files(whole)
@@ -335,7 +337,7 @@ def test_more_steps_go_on_from_the_end_of_a_finished_run(tmp_path, train):
     whole = run_project(more, tmp_path / "whole").folder
     said: list[str] = []
     longer = tmp_path / "longer"
-    runner.run_recipe(more, out=longer, progress=said.append, bar=False, source=first)
+    run_recipe(more, out=longer, progress=said.append, bar=False, source=first)
     assert f"going on from {first}, after step 3 of stage 3" in said
     assert made_files(longer) == made_files(whole)
     assert metrics_of(longer) == metrics_of(whole)
@@ -355,7 +357,7 @@ def test_of_another_recipe_what_fits_is_loaded_and_counted(tmp_path):
     path.write_text(text.replace("steps = 3", "steps = 1").replace("1e-2", "1e-30"), "utf-8")
     said: list[str] = []
     recipe = load_recipe(path, ["train.lora.learning_rate=1e-30"])
-    second = runner.run_recipe(recipe, out=tmp_path / "second", progress=said.append, bar=False, source=first).folder
+    second = run_recipe(recipe, out=tmp_path / "second", progress=said.append, bar=False, source=first).folder
     (line,) = (line for line in said if line.startswith("loaded "))
     found = re.fullmatch(r"loaded 1 of 2 embeddings, (\d+) of (\d+) LoRA weights; new optimizer state", line)
     assert found is not None
@@ -460,7 +462,7 @@ def test_images_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, monke
             if step:
                 stopped_at(patch, step, signal.SIGINT)
             with pytest.raises(Stopped) if step else nullcontext():
-                runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+                run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
         assert image.read_bytes() == before
         return "drawing images before" in said, image.stat().st_ino, image.stat().st_mtime_ns
 
@@ -475,5 +477,5 @@ def test_images_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, monke
 def test_a_folder_without_a_checkpoint_gives_nothing(tmp_path):
     path = make_project(tmp_path)
     with pytest.raises(StageError, match="holds no checkpoint that can be read"):
-        runner.run_recipe(load_recipe(path), out=tmp_path / "x", progress=print, bar=False, source=tmp_path / "model")
+        run_recipe(load_recipe(path), out=tmp_path / "x", progress=print, bar=False, source=tmp_path / "model")
     assert not (tmp_path / "x").exists()

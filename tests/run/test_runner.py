@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from jsonschema import Draft202012Validator
-from projects import make_project, run_project
+from projects import before_eject, make_project, run_project
 
 from pivotune import schemas
 from pivotune.converters.safetensors_file import read as read_safetensors
@@ -20,7 +20,6 @@ from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import runner
-from pivotune.pipeline.run.context import Run
 from pivotune.pipeline.run.manifest import data_facts
 from pivotune.pipeline.run.samples import inject_files
 from pivotune.pipeline.run.signals import Stopped
@@ -71,13 +70,11 @@ def test_embeddings_alone_load_in_diffusers_as_they_were_trained(tmp_path, famil
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_exported_lora_is_the_trained_one(tmp_path, family, monkeypatch):
     trained = {}
-    eject = Run.eject
 
-    def spy(run):
+    def look(state, model):
         if "answer" not in trained:
-            trained["answer"] = answer(run.model)
-            trained["parameters"] = [p for n, p in run.model.denoiser.named_parameters() if ADAPTER in n]
-        eject(run)
+            trained["answer"] = answer(model)
+            trained["parameters"] = [p for n, p in model.denoiser.named_parameters() if ADAPTER in n]
 
     def answer(model):
         draw = torch.Generator().manual_seed(0)
@@ -85,7 +82,7 @@ def test_the_exported_lora_is_the_trained_one(tmp_path, family, monkeypatch):
         noisy = torch.randn(1, 4, 8, 8, generator=draw)
         return DENOISERS[model.family.denoiser_kind].predict(model.pipe, noisy, torch.tensor([500]), text).detach()
 
-    monkeypatch.setattr(Run, "eject", spy)
+    before_eject(monkeypatch, look)
     recipe = make_project(tmp_path, family, train="lora = { rank = 2, alpha = 1, learning_rate = 0.05 }")
     run_project(recipe, tmp_path / "run")
     fresh = load_model(load_recipe(recipe).model, torch.device("cpu"))
@@ -228,16 +225,14 @@ initial_text = "blue"
 
 def test_every_embedding_has_a_file_of_its_own_with_its_own_vectors(tmp_path, monkeypatch):
     """Not all vectors of all embeddings in one tensor, which programs load as one embedding."""
-    eject, trained = Run.eject, {}
+    trained = {}
 
-    def spy(run):
-        if run.injection is not None:
-            trained.update(
-                {embedding: run.injection.rows["clip_l"].of(embedding).clone() for embedding in ("<cat>", "<dog>")}
-            )
-        eject(run)
+    def look(state, model):
+        if state.injection is not None:
+            rows = state.injection.rows["clip_l"]
+            trained.update({embedding: rows.of(embedding).clone() for embedding in ("<cat>", "<dog>")})
 
-    monkeypatch.setattr(Run, "eject", spy)
+    before_eject(monkeypatch, look)
     run_project(make_project(tmp_path, more=MORE, export='targets = ["a1111", "diffusers"]'), tmp_path / "run")
     assert [len(trained[embedding]) for embedding in ("<cat>", "<dog>")] == [2, 1]
     for one in manifest_of(tmp_path / "run")["embeddings"]:
