@@ -203,7 +203,7 @@ def _impatient(context: RunContext, error: BaseException) -> bool:
 
 
 def _at_once(context: RunContext) -> Stopped:
-    return Stopped(f"stopped at once; the same command goes on from the last checkpoint in {context.folder}")
+    return Stopped(f"stopped at once; the same command resumes the run from the last checkpoint in {context.folder}")
 
 
 def _leave(context: RunContext, manifest: dict[str, Any], seconds: float) -> None:

@@ -12,8 +12,8 @@ from pivotune.pipeline.run import checkpoints as module
 from pivotune.pipeline.run.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 
 RUN = {
-    "metrics": {"bytes": 0, "sha256": "0"}, "stopped_at": {}, "reached": [], "warnings": [], "artefacts": [],
-    "data": {}, "rows": [], "taken": [],
+    "metrics": {"bytes": 0, "sha256": "0"}, "stopped_at": {}, "reached": [], "warnings": [],
+    "rows": [], "loaded": [],
 }  # fmt: skip
 SCALE = {"value": 1.0, "dynamic": False, "good": 0, "overflows": 0}
 FACTS = {"run": RUN, "things": {}, "spans": {}, "scale": SCALE}

@@ -19,7 +19,7 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run import warm_start as takeover
 from pivotune.pipeline.run.start import begin_folder
-from pivotune.pipeline.run.steps import AVERAGED
+from pivotune.pipeline.run.steps import EMA_NOTE
 from pivotune.pipeline.train import loop
 
 LORA = '[[stage]]\nkind = "train"\nsteps = 2\nembeddings = false\nlora = { rank = 2, learning_rate = 1e-2 }'
@@ -140,7 +140,7 @@ def test_ema_weights_are_loaded_where_the_stage_keeps_some(tmp_path):
     without.write_text(path.read_text("utf-8").replace("ema = 0.9", ""), "utf-8")
     alone, _ = taken_by(without, tmp_path / "without", source, STILL)
     assert torch.equal(exported(alone), values)
-    assert [AVERAGED in str(told(one)["stages"]) for one in (source, alone)] == [True, False]
+    assert [EMA_NOTE in str(told(one)["stages"]) for one in (source, alone)] == [True, False]
 
 
 def test_a_embedding_that_is_only_used_is_taken_as_its_run_would_have_exported_it(tmp_path):

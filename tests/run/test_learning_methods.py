@@ -57,15 +57,15 @@ schedule = "sqrt"
 """
 
 
-def drawn(folder: Path, trainable: str, seed: int, *stages: tuple[int, str], prompts: tuple[str, ...] = ()) -> dict:
+def drawn(folder: Path, thing: str, seed: int, *stages: tuple[int, str], prompts: tuple[str, ...] = ()) -> dict:
     """Train; images by (when, prompt, seed): before by the untouched model, after with the exported files."""
     folder.mkdir(exist_ok=True)
     text = RECIPE.format(
         seed=seed,
-        trainable=trainable,
-        images=json.dumps(str(Path(__file__).parents[2] / "recipes" / "images" / trainable)),
+        thing=thing,
+        images=json.dumps(str(Path(__file__).parents[2] / "recipes" / "images" / thing)),
         stages="".join(STAGE.format(steps=steps, more=more) for steps, more in stages),
-        prompts=json.dumps([f"a photo of <{trainable}> on a gray background", *prompts]),
+        prompts=json.dumps([f"a photo of <{thing}> on a gray background", *prompts]),
     )
     (folder / "recipe.toml").write_text(text, "utf-8")
     run = run_project(load_recipe(folder / "recipe.toml"), folder / "run").folder
@@ -76,13 +76,13 @@ def drawn(folder: Path, trainable: str, seed: int, *stages: tuple[int, str], pro
     }
 
 
-def distances(images: dict, trainable: str) -> list[float]:
+def distances(images: dict, thing: str) -> list[float]:
     """How far the embedding's images are from the thing as it is drawn, 0 to 255, nearest first."""
-    scene = Scene(THINGS[trainable], BACKGROUNDS["gray"])
+    scene = Scene(THINGS[thing], BACKGROUNDS["gray"])
     return sorted(
         distance_to_drawing(one, scene)
         for (when, prompt, _), one in images.items()
-        if when == "after" and f"<{trainable}>" in prompt
+        if when == "after" and f"<{thing}>" in prompt
     )
 
 

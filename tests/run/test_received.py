@@ -73,7 +73,7 @@ def test_a_run_of_another_operating_system_is_replayed_with_paths_of_this_one(ma
     assert "--set" in str(told.exception)
     told = CliRunner().invoke(replay, [str(run), *(part for one in here for part in ("--set", one))])
     assert "second run" in told.output or "The same" in told.output, told.exception
-    assert "images" not in told.output
+    assert "recipe.concept" not in told.output
 
 
 def test_only_plain_files_inside_a_folder_are_taken(tmp_path: Path) -> None:

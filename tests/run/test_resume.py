@@ -33,7 +33,9 @@ from pivotune.pipeline.run.replay import replay
 from pivotune.pipeline.run.resume import has_steps_left
 from pivotune.pipeline.run.signals import Stopped, signals_caught
 from pivotune.pipeline.run.start import Start, say_start
+from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.train import loop
+from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.train.snapshot import stored_rows
 
 KILLS = 25
@@ -86,7 +88,7 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
         stopped_at(patch, 2, how)
-        with pytest.raises(Stopped, match=r"stopped by .* after step 2 of 3; the same command goes on") as caught:
+        with pytest.raises(Stopped, match=r"stopped by .* after step 2 of 3; the same command resumes it") as caught:
             run_project(recipe, tmp_path / "run", fresh=how == signal.SIGTERM)
     assert ("--fresh" in str(caught.value)) == (how == signal.SIGTERM)
     left = manifest_of(tmp_path / "run")
@@ -302,7 +304,7 @@ def test_replay_finds_the_same_and_names_what_differs(tmp_path):
     recipe = load_recipe(make_project(tmp_path, train="lora = { rank = 2, dropout = 0.2 }"))
     first = run_project(recipe, tmp_path / "run").folder
     quiet = {"progress": lambda text: None, "bar": False}
-    same = replay(first, out=tmp_path / "again", **quiet)
+    same = replay(first, STAGES, out=tmp_path / "again", **quiet)
     assert (same.differences, same.inputs, same.steps) == ((), (), 3)
     assert same.files >= 4
     lines = (first / "metrics.jsonl").read_text("utf-8").splitlines()
@@ -312,7 +314,7 @@ def test_replay_finds_the_same_and_names_what_differs(tmp_path):
     export = first / "exports" / "tiny.safetensors"
     export.write_bytes(export.read_bytes()[:-1] + b"\x7f")
     (tmp_path / "images/0.txt").write_text("an image of <cat>", "utf-8")
-    other = replay(first, out=tmp_path / "third", **quiet)
+    other = replay(first, STAGES, out=tmp_path / "third", **quiet)
     assert other.differences[0].startswith("metrics, step 1 of stage")
     assert "exports/tiny.safetensors: other bytes" in other.differences
     assert any(line.startswith("data.files.images/0.txt: ") for line in other.inputs)
@@ -320,7 +322,7 @@ def test_replay_finds_the_same_and_names_what_differs(tmp_path):
 
 def test_only_a_finished_run_is_replayed(tmp_path):
     with pytest.raises(StageError, match="holds no run"):
-        replay(tmp_path, out=None, progress=lambda text: None, bar=False)
+        replay(tmp_path, STAGES, out=None, progress=lambda text: None, bar=False)
 
 
 DRAWN = 'watch = { sample_every = "3 steps", prompts = ["<cat>"], count = 1 }'
@@ -464,7 +466,7 @@ def test_images_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, monke
             with pytest.raises(Stopped) if step else nullcontext():
                 run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
         assert image.read_bytes() == before
-        return "drawing images before" in said, image.stat().st_ino, image.stat().st_mtime_ns
+        return "drawing sample images before training" in said, image.stat().st_ino, image.stat().st_mtime_ns
 
     drawn = go(1)
     assert go(1) == (False, *drawn[1:])
