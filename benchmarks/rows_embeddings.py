@@ -157,12 +157,14 @@ def measured() -> list[Row]:
         Row("whole step of the micro model, 10,000 embeddings / 1 embedding", "<= 1.05", 1.05,
             ratios(found["many"], found["one"])),
         Row("10,000 embeddings ready to train: tokens, rows, optimizer", "<= 2 s", 2.0, ready[10_000], " s"),
-        Row("the same, 20,000 embeddings / 10,000 embeddings", "<= 2.5 (linear: 2)", 2.5, ratios(ready[20_000], ready[10_000])),
-        Row("the same, 10,000 embeddings / 1,000 embeddings", "<= 12 (linear: 10)", 12.0, ratios(ready[10_000], ready[1_000])),
+        Row("the same, 20,000 embeddings / 10,000 embeddings", "<= 2.5 (linear: 2)", 2.5,
+            ratios(ready[20_000], ready[10_000])),
+        Row("the same, 10,000 embeddings / 1,000 embeddings", "<= 12 (linear: 10)", 12.0,
+            ratios(ready[10_000], ready[1_000])),
         Row("a recipe of 10,000 embeddings read from a table", "<= 1 s", 1.0,
             [spent["read"] for spent in seconds[10_000]], " s"),
         Row("bytes a value in training with AdamW (value, moments)", "<= 16.1", 16.1, [bytes_a_value], " B"),
-        Row("the same in each of 8 processes that share the embeddings out", "<= 5.1", 5.1, [shared], " B"),
+        Row("the same in each of 8 processes with sharded optimizer state", "<= 5.1", 5.1, [shared], " B"),
     ]  # fmt: skip
 
 

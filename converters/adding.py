@@ -9,24 +9,23 @@ from pathlib import Path
 from .atomic import Batch
 from .bundle import bundle as bundled
 from .bundle import tensors_of
-from .embedding import Contents, Embedding, let_go
-from .embeddings import Options, asked_family, family_of_embeddings, joined, named, own_embeddings, what
+from .embedding import Contents, Embedding, unload
+from .embeddings import ConvertOptions, family_by_name, family_of_embeddings, joined, named, what
 from .errors import ConvertError
 from .families import Family, all_families
 from .lora_layout import lora_families
 from .programs import programs, reads_lora
-from .read import Recognised, recognised, stated_family
-from .rewriting import rewritten
+from .read import Identified, identify, own_embeddings, recorded_family
 from .slots import settle
 from .stored import Stored
-from .write import Written
+from .write import Written, write_contents
 
 USERS = ("a1111", "sdnext")  # the programs that use embeddings in a LoRA
 MANY = 256  # files, of which no vectors are kept in memory
 
 
 def bundle(
-    files: Batch, lora: Path, embeddings: Sequence[Path], out: Path, targets: Sequence[str], options: Options,
+    files: Batch, lora: Path, embeddings: Sequence[Path], out: Path, targets: Sequence[str], options: ConvertOptions,
     through: Callable[[Sequence[Path]], Iterable[Path]] = iter,
 ) -> list[Written]:  # fmt: skip
     """The LoRA with the embeddings of the other files in it, gone `through` one by one (where a bar may show how far).
@@ -34,7 +33,7 @@ def bundle(
     Raises ConvertError if they are for different families, if an embedding would be lost in A1111, or if a program of
     `targets` would refuse the LoRA; that it leaves the embeddings out is a loss.
     """
-    found = recognised(lora)
+    found = identify(lora)
     if not found.contents.rest:
         raise ConvertError(f"{lora}: {what(found)}; the first file must be the LoRA")
     family = _family_of_lora(lora, found, embeddings, options)
@@ -50,7 +49,7 @@ def bundle(
     contents = bundled(lora_only, turns, widths=widths, replace=options.replace, drop_outputs=options.drop_outputs)
     stored = Stored(out, tensors_of(contents), contents.metadata)
     losses = _bundle_losses(stored, contents, targets, family)
-    [written] = rewritten(files, out, contents, "bundle", ",".join(targets), losses)
+    [written] = write_contents(files, out, contents, "bundle", ",".join(targets), losses)
     return [written._replace(prompts=_prompts(stored, targets or USERS, family) if len(embeddings) <= MANY else {})]
 
 
@@ -59,7 +58,7 @@ def _prompts(file: Stored, targets: Iterable[str], family: Family | None) -> dic
     found = {}
     for target in targets:
         reading = reads_lora(target, file, family.widths if family else {})
-        if not reading.breaks:
+        if not reading.refusal:
             lora = programs()[target].lora_prompt.format(stem=file.stem, file=file.path.name)
             found[target] = " ".join((lora, *reading.embeddings))
     return found
@@ -69,17 +68,19 @@ def _in_turn(embeddings: Iterable[Embedding]) -> Iterator[Embedding]:
     """The embeddings, each of which gives up its place in memory to the next."""
     for embedding in embeddings:
         yield embedding
-        let_go(embedding)
+        unload(embedding)
 
 
 def _embeddings_to_add(path: Path) -> Sequence[Embedding]:
-    found = recognised(path)
+    found = identify(path)
     if not found.contents.embeddings or found.contents.rest:
         raise ConvertError(f"{path}: {what(found)}; after the LoRA come files with embeddings alone")
     return joined(own_embeddings(found.contents), path, found)
 
 
-def _family_of_lora(lora: Path, found: Recognised, embeddings: Sequence[Path], options: Options) -> Family | None:
+def _family_of_lora(
+    lora: Path, found: Identified, embeddings: Sequence[Path], options: ConvertOptions
+) -> Family | None:
     """The LoRA's family by its shapes, else that of embeddings of ours for a small model, else by its metadata or
     embeddings.
 
@@ -87,8 +88,8 @@ def _family_of_lora(lora: Path, found: Recognised, embeddings: Sequence[Path], o
     """
     first = _embeddings_to_add(embeddings[0])
     if options.family is not None:
-        return asked_family(options.family, first)
-    rest, small = found.contents.rest, stated_family(first)
+        return family_by_name(options.family, first)
+    rest, small = found.contents.rest, recorded_family(first)
     stated = lora_families(rest, found.contents.metadata)
     if small is not None and small.name in (stated or [small.name]):
         other = small.widths != all_families()[small.name].widths
@@ -106,9 +107,9 @@ def _bundle_losses(file: Stored, contents: Contents, targets: Sequence[str], fam
         if target not in programs():
             raise ConvertError(f"{target!r} is no program; choose from {', '.join(programs())}")
         reading = reads_lora(target, file, family.widths if family else {})
-        if reading.breaks:
+        if reading.refusal:
             raise ConvertError(
-                f"{programs()[target].title} would not load it: {reading.breaks}; use unbundle --for {target}"
+                f"{programs()[target].title} would not load it: {reading.refusal}; use unbundle --for {target}"
             )
         lost = [embedding.name for embedding in contents.embeddings if embedding.name not in reading.embeddings]
         if lost:

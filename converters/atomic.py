@@ -1,4 +1,4 @@
-"""Files that appear whole and checked, or not at all."""
+"""Files that appear complete and verified, or not at all."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .disk import failed, replace, sync_folder
+from .disk import (
+    Temporary,
+    create_temporary,
+    failed,
+    remove_leftovers,
+    replace,
+    sync_files,
+    sync_folder,
+    temporary_name,
+)
 from .errors import ConvertError
-from .temporary import Temporary, begun, part, sweep, sync_files
 
 Fill = Callable[[BinaryIO], None]
 Verify = Callable[[str], None]
-BUFFER = 1 << 13  # bytes; being asked for, it spares the question whether the file is a terminal
-MOST_UNNAMED = 32  # temporary files of a batch: each costs a descriptor until the end
+BUFFER = 1 << 13  # bytes; a fixed size spares an isatty call
+MOST_UNNAMED = 32  # temporary files without a name: each keeps a descriptor open until the end
 
 
 class Batch:
-    """Files that are written beside their places and appear together; made by `batch`."""
+    """Files that are written to temporary files and appear together; made by `batch`."""
 
     def __init__(
         self, overwrite: bool, dry: bool = False, claimed: set[str] | None = None, repeatable: bool = False
@@ -30,21 +38,21 @@ class Batch:
         self._staged: dict[str, Temporary] = {}  # by place
         self._folders: dict[str, bool] = {}  # that were looked at: whether they were made on the way
         self._own: list[str] = []
-        self._whole: dict[str, str] = {}  # folders to their absolute paths
+        self._absolute: dict[str, str] = {}  # folders to their absolute paths
 
     def add(self, path: Path, fill: Fill, verify: Verify | None = None) -> None:
         """Write a temporary file for `path` and let `verify` read it back.
 
-        Raises ConvertError if the place is taken (by a file, or by another one of this batch or command).
+        Raises ConvertError if the path exists, or another file of this batch or command has it.
         """
         text = os.fspath(path)
         folder, name = os.path.split(text)
-        place = self._folded(folder, name)
+        place = self._normalized(folder, name)
         if place in self._claimed:
-            raise taken(path, True)
+            raise already_exists(path, True)
         if os.path.lexists(text):
             if not self.overwrite:
-                raise taken(path)
+                raise already_exists(path)
             if os.path.isdir(text):
                 raise ConvertError(f"{path}: is a folder")
         self._claimed.add(place)
@@ -54,7 +62,7 @@ class Batch:
         try:
             if folder not in self._folders:
                 self._make_folder(folder)
-            temporary = self._staged[text] = begun(folder, len(self._staged) < MOST_UNNAMED)
+            temporary = self._staged[text] = create_temporary(folder, len(self._staged) < MOST_UNNAMED)
             with open(temporary.descriptor, "wb", BUFFER, closefd=False) as file:
                 fill(file)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -64,33 +72,33 @@ class Batch:
         if temporary.named:
             temporary.close()
 
-    def _folded(self, folder: str, name: str) -> str:
-        """The place under the one name by which a system that minds neither case nor composition knows it."""
-        whole = self._whole.get(folder)
-        if whole is None:
-            whole = self._whole[folder] = os.path.abspath(folder)
-        return f"{whole}/{name.lower() if name.isascii() else unicodedata.normalize('NFC', name.casefold())}"
+    def _normalized(self, folder: str, name: str) -> str:
+        """The path as a case-insensitive, normalizing file system compares it."""
+        absolute = self._absolute.get(folder)
+        if absolute is None:
+            absolute = self._absolute[folder] = os.path.abspath(folder)
+        return f"{absolute}/{name.lower() if name.isascii() else unicodedata.normalize('NFC', name.casefold())}"
 
     def _make_folder(self, folder: str) -> None:
         if folder in self._folders:
             return
         above = os.path.dirname(folder)
-        if above == folder or os.path.isdir(folder):  # the current folder (empty) and the root are there
+        if above == folder or os.path.isdir(folder):  # the current folder (empty) and the root exist
             self._folders[folder] = False
-            sweep(folder or os.curdir)
+            remove_leftovers(folder or os.curdir)
             return
         self._make_folder(above)
-        with suppress(FileExistsError):  # another command has made it meanwhile
+        with suppress(FileExistsError):  # another process made it meanwhile
             os.mkdir(folder)
         self._folders[folder] = True
 
     def commit(self) -> None:
-        """Give every file its name. If one cannot have it, those placed so far are taken back, old files put back.
+        """Give every file its name. If one fails, files placed so far are removed and old files restored.
 
-        Each file appears in one step. A kill between two of them leaves the first new and the second old, both whole.
+        Each file appears in one step. A kill between two of them leaves one new and one old, both complete.
         """
         placed: list[str] = []
-        kept: dict[str, str | None] = {}  # place -> the old file under a temporary name, None if there was none
+        kept: dict[str, str | None] = {}  # path -> the old file under a temporary name, None if there was none
         lasting = not self.repeatable or (self.overwrite and any(map(os.path.lexists, self._staged)))
         try:
             if lasting:
@@ -105,7 +113,7 @@ class Batch:
                 placed.append(path)
         except BaseException:
             for path in placed:
-                with suppress(OSError, KeyError):  # KeyError: the old one could not be kept, the new one is whole
+                with suppress(OSError, KeyError):  # KeyError: the old file could not be kept; the new one is complete
                     old = kept.pop(path)
                     os.replace(old, path) if old else os.unlink(path)
             raise
@@ -120,13 +128,13 @@ class Batch:
             sync_folder(folder or os.curdir)
 
     def discard(self) -> None:
-        """Remove what was written and has no name yet."""
+        """Remove temporary files."""
         for temporary in self._staged.values():
             temporary.discard()
         if not self.dry:
             self._claimed.difference_update(self._own)
         for folder in reversed([folder for folder, made in self._folders.items() if made]):
-            with suppress(OSError):  # somebody else has put something there
+            with suppress(OSError):  # another process wrote to it
                 os.rmdir(folder)
 
 
@@ -134,14 +142,13 @@ class Batch:
 def batch(
     *, overwrite: bool = False, dry: bool = False, claimed: set[str] | None = None, repeatable: bool = False
 ) -> Iterator[Batch]:
-    """Several files that appear together when the block ends well; nothing is left behind when it does not.
+    """Several files that appear together when the block succeeds; nothing is left behind when it fails.
 
-    `dry` checks the places and writes nothing. `claimed` are places that other batches of the same command have
-    written to: not even `overwrite` lets two embeddings meet on one file.
+    `dry` checks the paths and writes nothing. `claimed` are paths that other batches of the same command have
+    written: not even `overwrite` lets two embeddings share one file.
 
-    `repeatable`: the files are made from others, which stay, so they are brought to the disk by the system in its own
-    time, as those that `cp` writes. A killed process loses nothing by that, and after a power cut the command is given
-    again. Where an old file, which may be the source, is replaced, all are on the disk before the first has its name.
+    `repeatable`: the files are made from others that stay, so they are not flushed (as with `cp`): after a power cut
+    the command can be repeated. If an old file, which may be the source, is replaced, all files are flushed first.
     """
     files = Batch(overwrite, dry, claimed, repeatable)
     try:
@@ -152,18 +159,18 @@ def batch(
 
 
 def write_file(path: Path, fill: Fill, *, verify: Verify | None = None, overwrite: bool = False) -> None:
-    """One file: written beside its place, flushed, read back by `verify`, and only then given its name."""
+    """One file: written to a temporary file, flushed, checked by `verify`, then renamed."""
     with batch(overwrite=overwrite) as files:
         files.add(path, fill, verify)
 
 
-def taken(path: Path | str, just_now: bool = False) -> ConvertError:
-    """The one wording for a file that would be lost."""
+def already_exists(path: Path | str, just_now: bool = False) -> ConvertError:
+    """The error for a file that would be overwritten."""
     if just_now:
         return ConvertError(
-            f"{path}: was written just now for another embedding; give one of them another name (--name)"
+            f"{path}: two embeddings of this command would be written to this file; rename one (--name)"
         )
-    return ConvertError(f"{path}: exists already; choose another name, or pass --overwrite")
+    return ConvertError(f"{path}: already exists; choose another name or pass --overwrite")
 
 
 def _place(temporary: Temporary, path: str, overwrite: bool) -> None:
@@ -175,18 +182,18 @@ def _place(temporary: Temporary, path: str, overwrite: bool) -> None:
             temporary.link(path)
             return
         except FileExistsError:
-            raise taken(path) from None
-        except OSError:  # a file system without hard links (exFAT), or one that gives nameless files no name
+            raise already_exists(path) from None
+        except OSError:  # no hard links (exFAT), or none for files without a name
             temporary.with_a_name(path)
     _claim(temporary.path, path)
 
 
 def _claim(temporary: str, path: str) -> None:
-    """A name that must be free, where there are no hard links: an empty file takes it, and is replaced."""
+    """Without hard links: create the file exclusively, then replace it."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
-        raise taken(path) from None
+        raise already_exists(path) from None
     try:
         replace(temporary, path)
     except OSError:
@@ -196,11 +203,11 @@ def _claim(temporary: str, path: str) -> None:
 
 def _keep(path: str, kept: dict[str, str | None], overwrite: bool) -> None:
     """A second name for a file that is about to be replaced; none where there are no hard links."""
-    aside = part(os.path.dirname(path)) if overwrite and os.path.lexists(path) else None
+    aside = temporary_name(os.path.dirname(path)) if overwrite and os.path.lexists(path) else None
     with suppress(OSError, AttributeError, NotImplementedError):
         if aside is not None:
             if os.link in os.supports_follow_symlinks:
                 os.link(path, aside, follow_symlinks=False)
-            else:  # Windows, which links a link itself
+            else:  # Windows links the symbolic link itself
                 os.link(path, aside)
         kept[path] = aside

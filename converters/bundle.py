@@ -7,11 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace as with_changes
 
-from .check import are_finite, are_zero
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .slots import as_rows, is_rows, outputs, slots, split_out
-from .tensor import RawTensor
+from .tensor import RawTensor, are_finite, are_zero
 
 PREFIX = "bundle_emb."
 DOTTED = ".string_to_param.*"  # the one key with a dot in it

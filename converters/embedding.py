@@ -39,7 +39,7 @@ class Contents:
         return {embedding.name: embedding for embedding in self.embeddings}
 
 
-def at_hand(embeddings: Iterable[Embedding]) -> Iterator[Embedding]:
+def loaded(embeddings: Iterable[Embedding]) -> Iterator[Embedding]:
     """The same embeddings, each with its bytes in memory while it has its turn; a file is opened once for a row of
     embeddings.
     """
@@ -47,16 +47,16 @@ def at_hand(embeddings: Iterable[Embedding]) -> Iterator[Embedding]:
     with ExitStack() as stack:
         for embedding in embeddings:
             ranges = [stored for tensor in embedding.vectors.values() if isinstance(stored := tensor.stored, FileRange)]
-            ranges = [stored for stored in ranges if stored.held is None]
+            ranges = [stored for stored in ranges if stored.cached is None]
             for stored in ranges:
                 if stored.origin is not opened:
                     stack.close()
                     descriptor, opened = stack.enter_context(stored.origin.opened()), stored.origin
-                if stored.held is None:
+                if stored.cached is None:
                     _hold(ranges, stored, descriptor)
             yield embedding
             for stored in ranges:
-                stored.held = None
+                stored.cached = None
 
 
 def _hold(ranges: list[FileRange], first: FileRange, descriptor: int) -> None:
@@ -64,16 +64,16 @@ def _hold(ranges: list[FileRange], first: FileRange, descriptor: int) -> None:
     row = [first]
     for stored in sorted(ranges, key=FileRange.begin):
         last = row[-1]
-        if stored.origin is first.origin and stored.held is None and stored.offset == last.offset + last.length:
+        if stored.origin is first.origin and stored.cached is None and stored.offset == last.offset + last.length:
             row.append(stored)
     size = row[-1].offset + row[-1].length - first.offset
     data = memoryview(read_exactly(descriptor, first.offset, size, first.origin.path))
     for stored in row:
-        stored.held = data[stored.offset - first.offset : stored.offset - first.offset + stored.length]
+        stored.cached = data[stored.offset - first.offset : stored.offset - first.offset + stored.length]
 
 
-def let_go(embedding: Embedding) -> None:
+def unload(embedding: Embedding) -> None:
     """Keep the bytes of an embedding that are in a file there, and no longer in memory."""
     for tensor in embedding.vectors.values():
         if isinstance(tensor.stored, FileRange):
-            tensor.stored.held = None
+            tensor.stored.cached = None

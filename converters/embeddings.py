@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from .dialects import DIALECTS
-from .dialects.keyed import EMBEDDINGS
-from .embedding import Contents, Embedding
+from .embedding import Embedding
 from .errors import ConvertError
 from .families import Family, all_families
 from .lora_layout import lora_families
-from .read import Recognised, families_of, recognised, stated_family
+from .read import Identified, families_of, identify, recorded_family
 
 
-class Options(NamedTuple):
+class ConvertOptions(NamedTuple):
     """`family` and `name` settle what a file leaves open; `dialect` is written where no program is named."""
 
     family: str | None = None
@@ -27,27 +25,7 @@ class Options(NamedTuple):
     drop_outputs: bool = False
 
 
-def own_embeddings(contents: Contents) -> tuple[Embedding, ...]:
-    """Embeddings with the metadata that a file of ours keeps for each of several."""
-    if EMBEDDINGS not in contents.metadata:
-        return contents.embeddings
-    try:
-        kept = json.loads(contents.metadata[EMBEDDINGS])
-    except (ValueError, RecursionError):
-        return contents.embeddings
-    if not isinstance(kept, dict):
-        return contents.embeddings
-    return tuple(
-        Embedding(
-            embedding.name, embedding.vectors, {str(key): value for key, value in own.items() if isinstance(value, str)}
-        )
-        if isinstance(own := kept.get(embedding.name), dict)
-        else embedding
-        for embedding in contents.embeddings
-    )
-
-
-def joined(embeddings: Sequence[Embedding], path: Path, found: Recognised) -> Sequence[Embedding]:
+def joined(embeddings: Sequence[Embedding], path: Path, found: Identified) -> Sequence[Embedding]:
     """With the other halves of diffusers' SDXL embeddings, if a file of the same embeddings lies beside as `<stem>_2`.
 
     (`<stem>_2-steps-500` for what was saved while it trained.)
@@ -56,7 +34,7 @@ def joined(embeddings: Sequence[Embedding], path: Path, found: Recognised) -> Se
     return embeddings if other is None else together([*embeddings, *other.contents.embeddings])
 
 
-def other_half(path: Path, found: Recognised) -> Recognised | None:
+def other_half(path: Path, found: Identified) -> Identified | None:
     """The second of diffusers' two files of SDXL embeddings, if `path` is the first and it lies beside."""
     embeddings = found.contents.embeddings
     if found.dialect != "diffusers" or not embeddings:
@@ -65,7 +43,7 @@ def other_half(path: Path, found: Recognised) -> Recognised | None:
     beside = path.with_name(f"{stem}_2{dash}{steps}{path.suffix}")
     if not beside.is_file():
         return None
-    other = recognised(beside)
+    other = identify(beside)
     halves = other.contents.embeddings
     if other.dialect != "diffusers" or {embedding.name for embedding in halves} != {
         embedding.name for embedding in embeddings
@@ -90,7 +68,7 @@ def without_halves(paths: Sequence[Path]) -> list[Path]:
         first = path.with_name(f"{stem.removesuffix('_2')}{dash}{steps}{path.suffix}")
         if first in given:
             try:
-                found = recognised(first)
+                found = identify(first)
                 if len(joined(found.contents.embeddings, first, found)[0].vectors) > 1:
                     continue
             except (ConvertError, IndexError):
@@ -129,13 +107,15 @@ def named(embeddings: Iterable[Embedding], name: str | None) -> Iterable[Embeddi
     return [replace(embeddings[0], name=name)]
 
 
-def family_of_embeddings(path: Path, embeddings: Sequence[Embedding], found: Recognised, options: Options) -> Family:
+def family_of_embeddings(
+    path: Path, embeddings: Sequence[Embedding], found: Identified, options: ConvertOptions
+) -> Family:
     """The one family that embeddings and LoRA leave, or the one that was asked for.
 
     Raises ConvertError if it stays open.
     """
     if options.family is not None:
-        return asked_family(options.family, embeddings)
+        return family_by_name(options.family, embeddings)
     shapes = {
         tuple(sorted((key, tensor.shape[-1]) for key, tensor in embedding.vectors.items())): embedding
         for embedding in embeddings
@@ -145,7 +125,7 @@ def family_of_embeddings(path: Path, embeddings: Sequence[Embedding], found: Rec
     if found.contents.rest and len(possible) != 1:
         stated = lora_families(found.contents.rest, found.contents.metadata)
         possible = [name for name in stated if name in possible] or possible
-    if len(possible) != 1 and (own := stated_family(embeddings)) is not None and own.name in (possible or [own.name]):
+    if len(possible) != 1 and (own := recorded_family(embeddings)) is not None and own.name in (possible or [own.name]):
         return own
     if len(possible) != 1:
         sizes = ", ".join(
@@ -159,17 +139,17 @@ def family_of_embeddings(path: Path, embeddings: Sequence[Embedding], found: Rec
     return all_families()[possible[0]]
 
 
-def asked_family(name: str, embeddings: Sequence[Embedding] = ()) -> Family:
+def family_by_name(name: str, embeddings: Sequence[Embedding] = ()) -> Family:
     """A family by name, as small as embeddings of ours for it are; ConvertError that lists all families for a wrong
     one.
     """
     if name not in all_families():
         raise ConvertError(f"{name!r} is no family; choose from {', '.join(all_families())}")
-    stated = stated_family(embeddings)
+    stated = recorded_family(embeddings)
     return stated if stated is not None and stated.name == name else all_families()[name]
 
 
-def what(found: Recognised) -> str:
+def what(found: Identified) -> str:
     """`this is a ...`, for an error that says why a file does not serve."""
     if not found.dialect:
         return "this is no embedding"

@@ -1,4 +1,4 @@
-"""Bytes that stay in a file until they are wanted, and the opening of files that others name."""
+"""Bytes that stay in a file until they are read, and opening files safely."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) 
 
 
 class Origin(NamedTuple):
-    """One state of one file: a path and what the system said of it when its header was read."""
+    """One state of one file: its path and its stat values when the header was read."""
 
     path: Path | str
     device: int
@@ -24,41 +24,41 @@ class Origin(NamedTuple):
     changed: int
 
     def opened(self) -> Reopened:
-        """A descriptor of the file; ConvertError if it is not the one that was looked at before."""
+        """A descriptor of the file; ConvertError if the file was replaced or changed since."""
         return Reopened(self)
 
 
 class FileRange:
-    """`length` bytes from `offset` on. No descriptor is open, so a hundred thousand of them are cheap.
+    """`length` bytes from `offset` on. No descriptor stays open, so a hundred thousand ranges are cheap.
 
-    `held` are the same bytes in memory, where somebody has them at hand already; they may be let go at any time.
+    `cached` are the same bytes in memory, if they were read already; they may be dropped at any time.
     """
 
-    __slots__ = ("held", "length", "offset", "origin")
+    __slots__ = ("cached", "length", "offset", "origin")
 
-    def __init__(self, origin: Origin, offset: int, length: int, held: bytes | memoryview | None = None) -> None:
+    def __init__(self, origin: Origin, offset: int, length: int, cached: bytes | memoryview | None = None) -> None:
         self.origin = origin
         self.offset = offset
         self.length = length
-        self.held = held
+        self.cached = cached
 
     def __len__(self) -> int:
         return self.length
 
     def begin(self) -> int:
-        """Where the first byte is, by which ranges of one file are put in order."""
+        """Offset of the first byte: the sort key of ranges of one file."""
         return self.offset
 
     def read(self) -> bytes | memoryview:
-        """All bytes at once; ConvertError if the file has changed or grown shorter."""
-        if self.held is not None:
-            return self.held
+        """All bytes at once; ConvertError if the file has changed or was truncated."""
+        if self.cached is not None:
+            return self.cached
         with self.origin.opened() as descriptor:
             return read_exactly(descriptor, self.offset, self.length, self.origin.path)
 
 
-class Made:
-    """`length` bytes that are made anew at each reading, so a file of any size is written piece by piece."""
+class LazyBytes:
+    """`length` bytes that are computed on each read, so a file of any size is written piece by piece."""
 
     __slots__ = ("_make", "length")
 
@@ -70,20 +70,20 @@ class Made:
         return self.length
 
     def read(self) -> bytes | memoryview:
-        """All bytes at once; ValueError if they are not as many as was said."""
+        """All bytes at once; ValueError if there are not `length` of them."""
         data = self._make()
         if len(data) != self.length:
-            raise ValueError(f"{len(data)} bytes were made, {self.length} were said")
+            raise ValueError(f"{len(data)} bytes instead of {self.length}")
         return data
 
 
 def changed(path: Path | str) -> ConvertError:
-    """The one wording for a file that others write to at the same time."""
-    return ConvertError(f"{path}: changed while it was being read; start again when it is at rest")
+    """The error for a file that another process writes to at the same time."""
+    return ConvertError(f"{path}: changed while it was being read; run the command again when nothing writes to it")
 
 
 class _Open:
-    """A regular file that is open for a while. A class costs half of a generator, which counts with ten thousand."""
+    """An open regular file. A class takes half the time of a generator, which matters for ten thousand files."""
 
     __slots__ = ("_descriptor", "_origin", "_path")
     _origin: Origin
@@ -98,7 +98,7 @@ class _Open:
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise ConvertError(f"{path}: not an ordinary file")
+                raise ConvertError(f"{path}: not a regular file")
         except BaseException:
             os.close(descriptor)
             raise
@@ -151,16 +151,16 @@ class Reopened(_Open):
 
 
 def read_exactly(descriptor: int, offset: int, length: int, path: Path | str) -> bytes:
-    """`length` bytes from `offset` on, or ConvertError if the file ends before or cannot be read."""
+    """`length` bytes from `offset` on, or ConvertError if the file is shorter or cannot be read."""
     parts: list[bytes] = []
     while length:
         try:
             part = pread(descriptor, min(length, 1 << 30), offset)
-        except (OSError, OverflowError) as error:  # also a place before the start or beyond what the system can count
+        except (OSError, OverflowError) as error:  # OverflowError: an offset the system cannot represent
             why = getattr(error, "strerror", None) or error
             raise ConvertError(f"{path}: cannot be read at byte {offset} ({why})") from error
         if not part:
-            raise ConvertError(f"{path}: grew shorter while it was being read")
+            raise ConvertError(f"{path}: was truncated while it was being read")
         if len(part) == length and not parts:
             return part
         parts.append(part)

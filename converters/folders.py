@@ -1,4 +1,4 @@
-"""Files that a user means by a folder: those that may hold embeddings."""
+"""Files that a folder stands for: those that may hold embeddings."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ EXTENSIONS = (".safetensors", ".pt", ".bin", ".ckpt", ".pti", ".png", ".webp", "
 def files_in(paths: Iterable[Path]) -> list[Path]:
     """The files as given, and for a folder all in it and below that may hold embeddings, in the order of their names.
 
-    A pattern (`*.pt`, `**/*.pt`) that no shell has replaced stands for the files that it fits. Previews, optimizer
-    states (`.optim`), hidden and empty files of a folder are passed over. A folder without any, or one that cannot be
-    read, is in the list itself: `open_file` says what is wrong with it, when the others have had their turn.
+    A pattern (`*.pt`, `**/*.pt`) that no shell has expanded stands for the files it matches. Previews, optimizer
+    states (`.optim`), hidden and empty files of a folder are skipped. A folder without any, or one that cannot be
+    read, is listed itself: `open_file` reports the error when its turn comes.
     """
     found: list[Path] = []
     for path in paths:
         if not os.path.isdir(path):
-            found += [path] if os.path.lexists(path) else _fitting(path)
+            found += [path] if os.path.lexists(path) else _matching(path)
             continue
         try:
             inside = sorted(_inside(str(path)))
@@ -32,16 +32,16 @@ def files_in(paths: Iterable[Path]) -> list[Path]:
 
 
 def nothing_in(folder: Path) -> ConvertError:
-    """Why a folder gave no file that may hold embeddings."""
+    """The error for a folder without files that may hold embeddings."""
     try:
         os.listdir(folder)
     except OSError as error:
-        return ConvertError(f"{folder}: this folder cannot be read ({error.strerror})")
-    return ConvertError(f"{folder}: no file in this folder may hold embeddings ({', '.join(sorted(EXTENSIONS))})")
+        return ConvertError(f"{folder}: cannot read this folder ({error.strerror})")
+    return ConvertError(f"{folder}: no file with an extension of embedding files ({', '.join(sorted(EXTENSIONS))})")
 
 
-def _fitting(path: Path) -> list[Path]:
-    """Files that a pattern fits; the path itself if none does, of which it is said later that it is not there."""
+def _matching(path: Path) -> list[Path]:
+    """Files that a pattern matches; the path itself if there are none, so that opening it reports the error."""
     if not any(sign in str(path) for sign in "*?[") or "\0" in str(path):
         return [path]
     from glob import glob

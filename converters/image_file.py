@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConvertError, PlainImage
 from .file_range import opened, read_exactly
-from .stored import Stored
+from .stored import Stored, plain_text
 from .tensor import RawTensor
-from .text import plain_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +30,7 @@ MAX_PIXELS = 1 << 23
 MAX_HIDDEN = 1 << 22  # packed bytes beside an image
 MAX_JSON = 32 << 20
 MAX_VALUES = 1 << 20  # numbers in it: 512 vectors of SDXL
-# What Pillow's readers of damaged images are known to let out, and json and base64.
+# Exceptions that Pillow raises for corrupt images, and those of json and base64.
 DAMAGE = (
     OSError,
     EOFError,
@@ -55,9 +54,9 @@ def read(path: Path) -> Stored:
             raise ValueError("more numbers than an embedding has")
         loaded = json.loads(content)
     except DAMAGE as error:
-        raise PlainImage(f"{path}: an image without a readable embedding in it ({str(error)[:80]})") from error
+        raise PlainImage(f"{path}: an image without a readable embedding ({str(error)[:80]})") from error
     if not isinstance(loaded, dict):
-        raise ConvertError(f"{path}: an image whose text is no embedding")
+        raise ConvertError(f"{path}: an image whose embedded text is not an embedding")
     tensors: dict[str, RawTensor] = {}
     metadata: dict[str, str] = {}
     _flatten(loaded, "", tensors, metadata, path)
@@ -71,11 +70,11 @@ def _content(path: Path) -> bytes:
     with opened(path) as (descriptor, origin):
         if origin.size > MAX_FILE:
             raise PlainImage(f"{path}: an image too large to hold an embedding")
-        # A file would be asked for as much as a damaged chunk says of itself, and allocate it.
-        held = BytesIO(read_exactly(descriptor, 0, origin.size, path))
+        # From a file, Pillow would read (and allocate) as many bytes as a corrupt chunk claims to have.
+        content = BytesIO(read_exactly(descriptor, 0, origin.size, path))
     pillow.init()
     try:
-        with pillow.open(held, formats=[name for name in FORMATS if name in pillow.OPEN]) as image:
+        with pillow.open(content, formats=[name for name in FORMATS if name in pillow.OPEN]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise PlainImage(f"{path}: an image too large to hold an embedding")
             text = getattr(image, "text", {}).get(CHUNK)
@@ -83,11 +82,11 @@ def _content(path: Path) -> bytes:
                 return base64.b64decode(text)
             packed = _hidden(image.convert("RGB"))
     except UnidentifiedImageError:
-        raise PlainImage(f"{path}: a truncated or corrupt image, so no embedding can be read") from None
+        raise PlainImage(f"{path}: a truncated or corrupt image") from None
     except pillow.DecompressionBombError:
         raise PlainImage(f"{path}: an image too large to hold an embedding") from None
     if not packed:
-        raise PlainImage(f"{path}: an image without an embedding in it")
+        raise PlainImage(f"{path}: an image without an embedding")
     return _unpacked(packed)
 
 
@@ -104,11 +103,11 @@ def _flatten(
 
 
 def _tensor(rows: Any, name: str, path: Path) -> RawTensor:
-    """Numbers of a nested list. A1111 wrote binary32 values as text: if all of them are, they come back as such."""
+    """Numbers of a nested list. A1111 writes float32 values as text: values that all fit float32 become F32 again."""
     shape: list[int] = []
     while isinstance(rows, list) and rows and isinstance(rows[0], list) and len(shape) < 4:
         if {len(row) if isinstance(row, list) else -1 for row in rows} != {len(rows[0])}:
-            raise ConvertError(f"{path}: the rows of {name[:40]!r} are not of one length")
+            raise ConvertError(f"{path}: the rows of {name[:40]!r} differ in length")
         shape.append(len(rows))
         rows = list(chain.from_iterable(rows))
     if shape:
@@ -117,7 +116,7 @@ def _tensor(rows: Any, name: str, path: Path) -> RawTensor:
         shape = [len(rows)]
     numbers = rows if isinstance(rows, list) else [rows]
     if not all(type(number) in (int, float) for number in numbers):
-        raise ConvertError(f"{path}: {name[:40]!r} holds something that is no number")
+        raise ConvertError(f"{path}: {name[:40]!r} holds a value that is not a number")
     try:
         narrow = struct.pack(f"<{len(numbers)}f", *numbers)
         exact = all(a == b for a, b in zip(struct.unpack(f"<{len(numbers)}f", narrow), numbers, strict=True))
@@ -139,14 +138,14 @@ def _unpacked(packed: bytes) -> bytes:
     engine = zlib.decompressobj()
     content = engine.decompress(packed, MAX_JSON)
     if not engine.eof:
-        raise ValueError("its data ends early or is too long")
+        raise ValueError("its data is truncated or too long")
     return content
 
 
 def _hidden(image: Image) -> bytes | None:
     """The packed bytes beside the image: low halves left of the first dark column, high halves right of the last.
 
-    Rows and columns off at the edges, in which no pixel has all three channels above zero, do not count.
+    Rows and columns at the edges in which no pixel has all three channels above zero are cropped first.
     """
     from PIL import ImageChops
 

@@ -14,10 +14,9 @@ from .dtypes import values
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import Family
-from .likely import likely_families
 from .lora_layout import describe
 from .opening import open_file
-from .read import dialect_of, unknown
+from .read import candidate_families, dialect_of, unknown
 from .slots import UNNAMED, outputs, settle
 from .stored import Stored
 from .tensor import READABLE, RawTensor
@@ -40,7 +39,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         contents, notes = Contents(), [str(error).removeprefix(f"{stored.path}: ")]
     kind = _kind(stored, contents)
     lora = describe(contents.rest, contents.metadata) if kind in ("lora", "bundle") else None
-    kinds = likely_families(contents, dialect, lora)
+    kinds = candidate_families(contents, dialect, lora)
     families = [family.name for family in kinds]
     if len(kinds) == 1:
         contents = replace(

@@ -13,7 +13,7 @@ from pathlib import Path
 from . import adding, operations, renaming
 from .atomic import Batch, batch
 from .embedding import Embedding
-from .embeddings import Options, asked_family
+from .embeddings import ConvertOptions, family_by_name
 from .errors import ConvertError
 from .inspection import inspect
 from .read import read
@@ -21,13 +21,13 @@ from .write import Written, add_embeddings, strictly
 
 __all__ = ["ConvertError", "Written", "bundle", "inspect", "merge", "read", "rename", "retarget", "unbundle", "write"]
 
-Place = str | PathLike[str]
+AnyPath = str | PathLike[str]
 
 
 def write(
     embeddings: Iterable[Embedding],
     program: str,
-    folder: Place,
+    folder: AnyPath,
     *,
     family: str,
     overwrite: bool = False,
@@ -38,12 +38,12 @@ def write(
     Each file is read back as the program reads it. What it cannot hold is in `losses`; `strict` makes that an error.
     """
     given = list(embeddings)
-    kind = asked_family(family, given)
+    kind = family_by_name(family, given)
     return _done(lambda files: add_embeddings(files, given, program, kind, Path(folder)), overwrite, strict)
 
 
 def retarget(
-    path: Place, folder: Place, programs: Sequence[str] = (), *, family: str | None = None, name: str | None = None,
+    path: AnyPath, folder: AnyPath, programs: Sequence[str] = (), *, family: str | None = None, name: str | None = None,
     dialect: str | None = None, overwrite: bool = False, strict: bool = False,
 ) -> list[Written]:  # fmt: skip
     """Every embedding of a file of any dialect, written for each of `programs` (or once in `dialect`).
@@ -51,35 +51,35 @@ def retarget(
     Several programs get a folder each. `family` is needed where the file leaves it open, `name` renames the one
     embedding.
     """
-    options = Options(family=family, name=name, dialect=dialect)
+    options = ConvertOptions(family=family, name=name, dialect=dialect)
     return _done(
         lambda files: operations.retarget(files, Path(path), Path(folder), programs, options), overwrite, strict
     )
 
 
 def unbundle(
-    path: Place, folder: Place, programs: Sequence[str] = (), *, family: str | None = None, dialect: str | None = None,
-    overwrite: bool = False, strict: bool = False,
+    path: AnyPath, folder: AnyPath, programs: Sequence[str] = (), *, family: str | None = None,
+    dialect: str | None = None, overwrite: bool = False, strict: bool = False,
 ) -> list[Written]:  # fmt: skip
     """The LoRA without its embeddings (first of what comes back), and a file an embedding for each program."""
-    options = Options(family=family, dialect=dialect)
+    options = ConvertOptions(family=family, dialect=dialect)
     return _done(
         lambda files: operations.unbundle(files, Path(path), Path(folder), programs, options), overwrite, strict
     )
 
 
 def bundle(
-    lora: Place, embeddings: Iterable[Place], out: Place, programs: Sequence[str] = (), *, family: str | None = None,
-    name: str | None = None, replace: bool = False, drop_outputs: bool = False, overwrite: bool = False,
-    strict: bool = False,
+    lora: AnyPath, embeddings: Iterable[AnyPath], out: AnyPath, programs: Sequence[str] = (), *,
+    family: str | None = None, name: str | None = None, replace: bool = False, drop_outputs: bool = False,
+    overwrite: bool = False, strict: bool = False,
 ) -> list[Written]:  # fmt: skip
     """The LoRA with the embeddings of other files in it; an error if one of `programs` would refuse the whole LoRA."""
-    options = Options(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
+    options = ConvertOptions(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
     paths = [Path(embedding) for embedding in embeddings]
     return _done(lambda files: adding.bundle(files, Path(lora), paths, Path(out), programs, options), overwrite, strict)
 
 
-def rename(path: Place, new: str, out: Place | None = None, *, overwrite: bool = False) -> list[Written]:
+def rename(path: AnyPath, new: str, out: AnyPath | None = None, *, overwrite: bool = False) -> list[Written]:
     """The same file with an embedding called `new`; `old=new` says which, where there are several.
 
     `out` is a file, or a folder (the file's own, if it is not given), where the file of a single embedding is called
@@ -90,12 +90,17 @@ def rename(path: Place, new: str, out: Place | None = None, *, overwrite: bool =
 
 
 def merge(
-    paths: Iterable[Place], out: Place, *, name: str | None = None, drop_outputs: bool = False, overwrite: bool = False
+    paths: Iterable[AnyPath],
+    out: AnyPath,
+    *,
+    name: str | None = None,
+    drop_outputs: bool = False,
+    overwrite: bool = False,
 ) -> list[Written]:
     """All embeddings of the files in one: halves of an embedding together, several embeddings as a bundle, at most one
     LoRA with it.
     """
-    found, options = [Path(path) for path in paths], Options(name=name, drop_outputs=drop_outputs)
+    found, options = [Path(path) for path in paths], ConvertOptions(name=name, drop_outputs=drop_outputs)
     return _done(lambda files: operations.merge(files, found, Path(out), options), overwrite, False)
 
 

@@ -23,29 +23,29 @@ IMAGES = (
 )
 
 
-def open_file(path: Path | str, *, held: int = safetensors_file.SMALL) -> Stored:
+def open_file(path: Path | str, *, cached: int = safetensors_file.SMALL) -> Stored:
     """Tensors and texts of a safetensors file, a torch pickle (old or new) or an A1111 image, made flat.
 
-    Up to `held` bytes of tensors are kept in memory, more stay in the file. Raises ConvertError that names the
-    file and what is wrong with it; code in a pickle is never run.
+    Up to `cached` bytes of tensors are kept in memory; larger data stays in the file. Raises ConvertError that
+    names the file and what is wrong with it; code in a pickle is never run.
     """
     path = path if isinstance(path, Path) else Path(path)
     try:
-        return _open(path, held)
+        return _open(path, cached)
     except ConvertError as error:
         if os.path.isdir(path):
             raise nothing_in(path) from error
         raise
 
 
-def _open(path: Path, held: int) -> Stored:
+def _open(path: Path, cached: int) -> Stored:
     with opened(path) as (descriptor, origin):
         if origin.size == 0:
             raise ConvertError(f"{path}: the file is empty")
         start = read_exactly(descriptor, 0, min(FIRST, origin.size), path)
         pickled = start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= LATEST_PICKLE)
         if start[8:9] == b"{" and (not pickled or int.from_bytes(start[:8], "little") <= origin.size - 8):
-            return Stored(path, *safetensors_file.read_opened(descriptor, origin, start, held=held))
+            return Stored(path, *safetensors_file.read_opened(descriptor, origin, start, cached=cached))
     if start.startswith(IMAGES):
         from . import image_file
 

@@ -13,20 +13,19 @@ from .bundle import PREFIX
 from .bundle import bundle as bundled
 from .dialects.keyed import EMBEDDINGS
 from .embedding import Contents, Embedding
-from .embeddings import Options, family_of_embeddings, joined, named, own_embeddings, together, what
+from .embeddings import ConvertOptions, family_of_embeddings, joined, named, together, what
 from .errors import ConvertError, NothingToDo
 from .families import Family
 from .names import distinct_stems
 from .programs import programs
-from .read import recognised
-from .rewriting import rewritten
+from .read import identify, own_embeddings
 from .slots import settle
-from .write import Written, add_embeddings, layout_for
+from .write import Written, add_embeddings, layout_for, write_contents
 
 DEFAULT_PROGRAMS = ("comfyui", "onetrainer")  # spelled as most programs read it
 
 
-def unbundle(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
+def unbundle(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: ConvertOptions) -> list[Written]:
     """The LoRA without its embeddings, and a file an embedding for each program (in a folder each, if there are
     several).
 
@@ -34,7 +33,7 @@ def unbundle(files: Batch, path: Path, folder: Path, targets: Sequence[str], opt
     none. What is called like a part of an embedding and is none stays out. Raises NothingToDo if the file has no
     embeddings beside others.
     """
-    found = recognised(path)
+    found = identify(path)
     embeddings = own_embeddings(found.contents)
     if not embeddings or not (found.contents.rest or found.dialect == "bundle"):
         raise NothingToDo(f"{path}: {what(found)}, so there is nothing to take out")
@@ -59,11 +58,11 @@ def unbundle(files: Batch, path: Path, folder: Path, targets: Sequence[str], opt
     return [Written(place, "", "lora", "", losses), *written]
 
 
-def retarget(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
+def retarget(files: Batch, path: Path, folder: Path, targets: Sequence[str], options: ConvertOptions) -> list[Written]:
     """Every embedding of a file of any dialect, written for each program; a LoRA's own tensors are left where they
     are.
     """
-    found = recognised(path)
+    found = identify(path)
     embeddings = list(named(joined(own_embeddings(found.contents), path, found), options.name))
     if not embeddings:
         raise NothingToDo(f"{path}: {what(found)}, so there is no embedding to write")
@@ -73,7 +72,7 @@ def retarget(files: Batch, path: Path, folder: Path, targets: Sequence[str], opt
 
 
 def merge(
-    files: Batch, paths: Sequence[Path], out: Path, options: Options,
+    files: Batch, paths: Sequence[Path], out: Path, options: ConvertOptions,
     through: Callable[[Sequence[Path]], Iterable[Path]] = iter,
 ) -> list[Written]:  # fmt: skip
     """All embeddings of the files in one: halves of one embedding (diffusers' two SDXL files) together, several as a
@@ -82,7 +81,7 @@ def merge(
     At most one file may be a LoRA, and then the result is that LoRA with all embeddings. The files are gone `through`
     one by one (where a bar may show how far).
     """
-    found = [(path, recognised(path)) for path in through(paths)]
+    found = [(path, identify(path)) for path in through(paths)]
     loras = [(path, item) for path, item in found if item.contents.rest]
     if len(loras) > 1:
         raise ConvertError(f"{loras[1][0]}: is a second LoRA; merging the weights of LoRAs is another task")
@@ -91,12 +90,14 @@ def merge(
     if not embeddings:
         raise ConvertError("no file holds an embedding")
     if len(embeddings) == 1 and not loras:
-        return rewritten(files, out, Contents(tuple(named(embeddings, options.name))), "encoders")
+        return write_contents(files, out, Contents(tuple(named(embeddings, options.name))), "encoders")
     contents = bundled(replace(base, embeddings=()), embeddings, drop_outputs=options.drop_outputs)
-    return rewritten(files, out, contents, "bundle")
+    return write_contents(files, out, contents, "bundle")
 
 
-def split(files: Batch, paths: Sequence[Path], folder: Path, targets: Sequence[str], options: Options) -> list[Written]:
+def split(
+    files: Batch, paths: Sequence[Path], folder: Path, targets: Sequence[str], options: ConvertOptions
+) -> list[Written]:
     """A file for each embedding of files that hold several (packs, or what `merge` made); all of them or none.
 
     Raises ConvertError for a LoRA, which `unbundle` takes apart, and for a name that two files give to an embedding.
@@ -104,7 +105,7 @@ def split(files: Batch, paths: Sequence[Path], folder: Path, targets: Sequence[s
     embeddings: dict[str, Path] = {}
     families: dict[str, tuple[Family, list[Embedding]]] = {}
     for path in paths:
-        found = recognised(path)
+        found = identify(path)
         if found.contents.rest:
             raise ConvertError(f"{path}: {what(found)}; unbundle takes its embeddings out and keeps the LoRA")
         own = joined(own_embeddings(found.contents), path, found)
@@ -132,7 +133,7 @@ def _in_dialect(files: Batch, embeddings: Sequence[Embedding], folder: Path, dia
             add_pt(files, folder / f"{stem}.pt", embedding)
             written.append(Written(folder / f"{stem}.pt", "", dialect, stem))
             continue
-        written += rewritten(files, folder / f"{stem}.safetensors", Contents((embedding,)), dialect)
+        written += write_contents(files, folder / f"{stem}.safetensors", Contents((embedding,)), dialect)
     return written
 
 

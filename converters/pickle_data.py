@@ -1,7 +1,7 @@
 """A pickle read as data: no class is looked up and nothing is called, so nothing in it can run.
 
-Where a pickle asks for a call (`torch._utils._rebuild_tensor_v2(...)`) the result here is a `Made` that says what
-was asked for; what that means is decided by whoever reads it. Opcodes as in CPython's Lib/pickletools.py.
+Where a pickle asks for a call (`torch._utils._rebuild_tensor_v2(...)`) the result here is a `PickledObject` that
+records the call; the reader decides what it means. Opcodes as in CPython's Lib/pickletools.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Named:
 
 
 @dataclass(eq=False)
-class Made:
+class PickledObject:
     """An object that the pickle wants made by calling `name` with `args`, and what it puts into it."""
 
     name: str
@@ -131,27 +131,27 @@ class Machine:
         if not isinstance(called, Named) or not isinstance(args, tuple):
             raise Malformed("a pickle that calls something that is no function")
         self.called.append(called.name)
-        self.stack.append(Made(called.name, args))
+        self.stack.append(PickledObject(called.name, args))
 
-    def made(self, name: str) -> Made:
-        return Made(name, ())
+    def made(self, name: str) -> PickledObject:
+        return PickledObject(name, ())
 
     def build(self) -> None:
         state = self.pop()
-        if not isinstance(self.stack[-1], Made):
+        if not isinstance(self.stack[-1], PickledObject):
             raise Malformed("a pickle that changes something that is no object")
         self.stack[-1].state = state
 
     def append(self, elements: list[Any]) -> None:
         target = self.stack[-1]
-        target = target.elements if isinstance(target, Made) else target
+        target = target.elements if isinstance(target, PickledObject) else target
         if not isinstance(target, list):
             raise Malformed("a pickle that appends to something that is no list")
         target.extend(elements)
 
     def set_items(self, flat: list[Any]) -> None:
         target = self.stack[-1]
-        target = target.items if isinstance(target, Made) else target
+        target = target.items if isinstance(target, PickledObject) else target
         if not isinstance(target, dict) or len(flat) % 2:
             raise Malformed("a pickle that sets items of something that is no dict")
         for key, value in zip(flat[::2], flat[1::2], strict=True):

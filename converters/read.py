@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import NamedTuple
 
 from .dialects import DIALECTS
 from .dialects.cloneofsimo import FLAG
+from .dialects.keyed import EMBEDDINGS
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import Family, all_families, possible_families
+from .lora_layout import LoraInfo
 from .opening import open_file
 from .safetensors_file import SMALL
 from .slots import LONG, UNNAMED, outputs, settle, split_out
@@ -23,7 +26,7 @@ _CLAIMS: dict[tuple, list[str]] = {}  # signs of files to the dialects that clai
 FAMILY = "pivotune.family"  # metadata of an embedding that was trained here
 
 
-class Recognised(NamedTuple):
+class Identified(NamedTuple):
     """An opened file, its dialect (None: no embedding and no LoRA), and what it holds."""
 
     stored: Stored
@@ -36,16 +39,16 @@ def read(path: Path | str) -> Contents:
 
     Raises ConvertError that says what the file is.
     """
-    return recognised(path).contents
+    return identify(path).contents
 
 
-def recognised(path: Path | str, *, held: int = SMALL) -> Recognised:
+def identify(path: Path | str, *, cached: int = SMALL) -> Identified:
     """As `read`, with the dialect and the opened file."""
-    stored = open_file(path, held=held)
+    stored = open_file(path, cached=cached)
     dialect = dialect_of(stored)
     if dialect is None:
         raise ConvertError(f"{stored.path}: {unknown(stored)}")
-    return Recognised(stored, dialect, DIALECTS[dialect].read(stored))
+    return Identified(stored, dialect, DIALECTS[dialect].read(stored))
 
 
 def dialect_of(stored: Stored) -> str | None:
@@ -101,7 +104,7 @@ def family_of(embedding: Embedding, dialect: str | None = None) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def stated_family(embeddings: Sequence[Embedding]) -> Family | None:
+def recorded_family(embeddings: Sequence[Embedding]) -> Family | None:
     """The family that embeddings written here say they are for, with the widths that they have.
 
     A small model has the encoders of its family in other sizes. None if the embeddings do not say, or not the same.
@@ -135,6 +138,49 @@ def unknown(stored: Stored) -> str:
     return f"not an embedding and not a LoRA; it holds {len(names)} tensors: {shown}"
 
 
-def hollow(embedding: Embedding) -> bool:
+def only_outputs(embedding: Embedding) -> bool:
     """Whether only output vectors are there."""
     return len(outputs(embedding.vectors)) == len(embedding.vectors)
+
+
+def candidate_families(contents: Contents, dialect: str | None, lora: LoraInfo | None) -> list[Family]:
+    """Families that fit all embeddings and the LoRA, the likeliest first; the one that embeddings of ours state, where
+    it may be.
+
+    That one has the widths of the embeddings, which may be those of a small model.
+    """
+    names = _of_embeddings(contents, dialect)
+    if lora is not None:
+        names = [name for name in lora.families if name in names or not contents.embeddings] or names
+    own = recorded_family(own_embeddings(contents)) if len(names) != 1 else None
+    if own is not None and own.name in (names or [own.name]):
+        return [own]
+    return [all_families()[name] for name in names]
+
+
+def _of_embeddings(contents: Contents, dialect: str | None) -> list[str]:
+    found: list[str] | None = None
+    for embedding in contents.embeddings:
+        own = families_of(embedding, dialect)
+        found = own if found is None else [name for name in found if name in own]
+    return found or []
+
+
+def own_embeddings(contents: Contents) -> tuple[Embedding, ...]:
+    """Embeddings with the metadata that a file of ours keeps for each of several."""
+    if EMBEDDINGS not in contents.metadata:
+        return contents.embeddings
+    try:
+        kept = json.loads(contents.metadata[EMBEDDINGS])
+    except (ValueError, RecursionError):
+        return contents.embeddings
+    if not isinstance(kept, dict):
+        return contents.embeddings
+    return tuple(
+        Embedding(
+            embedding.name, embedding.vectors, {str(key): value for key, value in own.items() if isinstance(value, str)}
+        )
+        if isinstance(own := kept.get(embedding.name), dict)
+        else embedding
+        for embedding in contents.embeddings
+    )

@@ -8,18 +8,16 @@ from pathlib import Path
 from .atomic import Batch
 from .bundle import check_name
 from .embedding import Contents
-from .embeddings import names, other_half, own_embeddings, what
+from .embeddings import names, other_half, what
 from .errors import ConvertError
 from .folders import EXTENSIONS
-from .likely import likely_families
 from .lora_layout import describe
 from .names import distinct_stems
 from .programs import programs
-from .read import Recognised, recognised
-from .rewriting import laid_out, rewritten
+from .read import Identified, candidate_families, identify, own_embeddings
 from .stored import Stored
 from .verdicts import verdicts
-from .write import Written
+from .write import Written, file_data, write_contents
 
 NAMED_FOR = "a1111"  # the program whose characters a file's name may have: most others take these too
 
@@ -31,7 +29,7 @@ def rename(files: Batch, path: Path, new: str, out: Path | None = None) -> list[
     embedding, any other as it was. The second of diffusers' two SDXL files comes along. Raises ConvertError for an
     embedding that is not there, or a name that is taken or cannot be one.
     """
-    found = recognised(path)
+    found = identify(path)
     old, name = _meant(path, found, new)
     place = _place(path, found, name, out)
     written = [_written(files, place, found, old, name)]
@@ -40,7 +38,7 @@ def rename(files: Batch, path: Path, new: str, out: Path | None = None) -> list[
     return written
 
 
-def _meant(path: Path, found: Recognised, new: str) -> tuple[str, str]:
+def _meant(path: Path, found: Identified, new: str) -> tuple[str, str]:
     """The embedding's name as it is and as it shall be."""
     embeddings = own_embeddings(found.contents)
     if not embeddings:
@@ -62,7 +60,7 @@ def _meant(path: Path, found: Recognised, new: str) -> tuple[str, str]:
     return old, name
 
 
-def _place(path: Path, found: Recognised, name: str, out: Path | None) -> Path:
+def _place(path: Path, found: Identified, name: str, out: Path | None) -> Path:
     """The file to write; an embedding by itself is found by its file's name, embeddings in a LoRA or a pack are not."""
     folder = path.parent if out is None else out
     if out is not None and not out.is_dir() and out.suffix.lower() in EXTENSIONS:
@@ -76,23 +74,23 @@ def _place(path: Path, found: Recognised, name: str, out: Path | None) -> Path:
         raise ConvertError(f"{path}: no file can be named after {name[:40]!r}; name it with --out FILE") from error
 
 
-def _written(files: Batch, place: Path, found: Recognised, old: str, name: str) -> Written:
+def _written(files: Batch, place: Path, found: Identified, old: str, name: str) -> Written:
     embeddings = tuple(
         replace(embedding, name=name) if embedding.name == old else embedding
         for embedding in own_embeddings(found.contents)
     )
     contents, dialect = replace(found.contents, embeddings=embeddings), found.dialect or ""
-    stored = Stored(place, *laid_out(contents, dialect))
+    stored = Stored(place, *file_data(contents, dialect))
     typed, mute = _typed(stored, contents, dialect)
     losses = (f"prompts of {', '.join(mute)} cannot hold the name of this file",) if mute else ()
-    [written] = rewritten(files, place, contents, dialect, losses=losses)
+    [written] = write_contents(files, place, contents, dialect, losses=losses)
     return written._replace(prompts=typed)
 
 
 def _typed(stored: Stored, contents: Contents, dialect: str) -> tuple[dict[str, str], list[str]]:
     """What is typed in each program that will load the file, and titles of those in whose prompts that cannot stand."""
     lora = describe(contents.rest, contents.metadata) if stored.is_lora else None
-    found = verdicts(stored, contents, likely_families(contents, dialect, lora), stored.is_lora)
+    found = verdicts(stored, contents, candidate_families(contents, dialect, lora), stored.is_lora)
     typed = {name: told.prompt for name, told in found.items() if told.loads == "yes" or (told.prompt and not lora)}
     able = programs()
     mute = [

@@ -1,4 +1,4 @@
-"""safetensors files: a header that is believed only once it is checked, and files with the same bytes every time.
+"""safetensors files: headers are checked before they are trusted, and the same contents always give the same bytes.
 
 Written from the format's own description; the `safetensors` package is not needed here.
 """
@@ -24,20 +24,20 @@ SMALL = 1 << 20  # the tensors of a file up to this size are read with the heade
 Header = tuple[dict[str, RawTensor], dict[str, str]]
 
 
-def read(path: Path | str, *, held: int = SMALL) -> Header:
+def read(path: Path | str, *, cached: int = SMALL) -> Header:
     """Tensors by name, in the order of their bytes, and the metadata.
 
-    The bytes of a file with more than `held` of them stay there until they are looked at. Raises ConvertError for
+    The data of a file with more than `cached` bytes stays there until it is read. Raises ConvertError for
     anything that the format forbids: a length that lies, ranges that overlap, leave holes or do not fit dtype and
     shape, a name given twice, metadata that is not text.
     """
     path = Path(path)
     with opened(path) as (descriptor, origin):
-        return read_opened(descriptor, origin, held=held)
+        return read_opened(descriptor, origin, cached=cached)
 
 
-def read_opened(descriptor: int, origin: Origin, start: bytes = b"", *, held: int = SMALL) -> Header:
-    """As `read`, of a file that is open already, and of which the first bytes may have been read: `start`."""
+def read_opened(descriptor: int, origin: Origin, start: bytes = b"", *, cached: int = SMALL) -> Header:
+    """As `read`, of an open file; `start` are its first bytes, if they were read already."""
     path = origin.path
     if origin.size < 8:
         raise ConvertError(f"{path}: not a safetensors file ({origin.size} bytes)")
@@ -45,17 +45,17 @@ def read_opened(descriptor: int, origin: Origin, start: bytes = b"", *, held: in
     if length > min(MAX_HEADER, origin.size - 8):
         raise ConvertError(f"{path}: not a safetensors file (its header would be {length} bytes long)")
     if length <= SMALL:
-        return _tensors(descriptor, origin, start, length, held)
+        return _tensors(descriptor, origin, start, length, cached)
     with no_collector(True):
-        return _tensors(descriptor, origin, start, length, held)
+        return _tensors(descriptor, origin, start, length, cached)
 
 
-def _tensors(descriptor: int, origin: Origin, start: bytes, length: int, held: int) -> Header:
+def _tensors(descriptor: int, origin: Origin, start: bytes, length: int, cached: int) -> Header:
     path, first = origin.path, 8 + length
     header = start[8:first] if len(start) >= first else read_exactly(descriptor, 8, length, path)
     found = parse(header, origin.size - first, path)
     pieces: Iterable[memoryview | None] = repeat(None)
-    if origin.size - first <= held:
+    if origin.size - first <= cached:
         whole = len(start) == origin.size
         data = (
             memoryview(start)[first:]
@@ -74,8 +74,8 @@ def write(
 ) -> None:
     """Write one file, atomically; the same tensors and metadata give the same bytes.
 
-    Hashes of the data that the metadata names (`safetensors_bytes.HASHES`) are made true again. Raises
-    ConvertError if the place is taken or the file read back is not what was asked for.
+    Hashes of the data that the metadata names (`safetensors_bytes.HASHES`) are recomputed. Raises ConvertError if
+    the file exists or its data, read back, differs.
     """
     copied = {name for name, tensor in tensors.items() if isinstance(tensor.stored, FileRange)}
     with batch(overwrite=overwrite) as files:

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, believed only once it is checked.
+"""Reading and checking the header of a safetensors file.
 
 Written from the format's own description; the `safetensors` package is not needed here. A header may have a hundred
-thousand tensors, so each check looks at one column of all of them; the culprit is sought only when there is one.
+thousand tensors, so each check looks at one column of all of them; the wrong one is only searched for on failure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .tensor import DTYPE_BITS
 MOST_DIMENSIONS = 64
 MOST_BYTES = 1 << 62
 SHORT, MOST_KNOWN = 2048, 64  # bytes of a header that is remembered, and how many of them are
-FEW = 16  # tensors, which are looked at one by one
+FEW = 16  # tensors that are checked one by one
 
 Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
@@ -37,7 +37,7 @@ class Header(NamedTuple):
     metadata: dict[str, str]
 
 
-_KNOWN: dict[tuple[bytes, int], Header] = {}  # short headers: those of a program's embeddings differ in no byte
+_KNOWN: dict[tuple[bytes, int], Header] = {}  # short headers: those of one program's embeddings are often identical
 
 
 def parse(header: bytes, size: int, path: Path | str) -> Header:
@@ -83,7 +83,7 @@ def _loaded(header: bytes, path: Path | str, pairs: Pairs | None = None) -> tupl
     except (ValueError, RecursionError) as error:
         raise ConvertError(f"{path}: not a safetensors file (header: {short(error)})") from error
     if not isinstance(loaded, dict):
-        raise ConvertError(f"{path}: not a safetensors file (its header is no object)")
+        raise ConvertError(f"{path}: not a safetensors file (its header is not a JSON object)")
     return text, loaded
 
 
@@ -92,17 +92,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice[:60]!r} is given twice")
+        raise ValueError(f"{twice[:60]!r} occurs twice")
     return found
 
 
-def _no_constant(embedding: str) -> None:
-    raise ValueError(f"{embedding} is no JSON")
+def _no_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 _DECODER = json.JSONDecoder(
     parse_constant=_no_constant
-)  # is made once: that takes longer than to read an embedding's header
+)  # made once: that takes longer than reading an embedding's header
 
 
 def _columns(loaded: dict[str, Any], metadata: dict[str, str], path: Path | str) -> Header:
@@ -153,13 +153,13 @@ def _check_sizes(found: Header, path: Path | str) -> None:
         if dtype not in DTYPE_BITS:
             raise ConvertError(f"{path}: {short(name)}: unknown data type {short(dtype)}")
         if length < 0:
-            raise ConvertError(f"{path}: {short(name)}: not a description of a tensor (it ends before it begins)")
+            raise ConvertError(f"{path}: {short(name)}: not a description of a tensor (its end is before its start)")
         if length != (DTYPE_BITS[dtype] * prod(shape) + 7) // 8:
             raise ConvertError(f"{path}: {short(name)}: {length} bytes do not fit {short(shape)} {short(dtype)}")
 
 
 def _in_order(found: Header) -> Header:
-    """The columns in the order of their bytes, in which they stand in nearly all files."""
+    """The columns in the order of their data, which nearly all files have already."""
     if found.begins[1:] == found.ends[:-1]:
         return found
     places = [*zip(found.begins, found.ends, strict=True)]
@@ -180,12 +180,14 @@ def _check_ranges(found: Header, size: int, path: Path | str) -> None:
                 raise ConvertError(f"{path}: {short(name)} {what} before it")
             at = end
     if at != size:
-        raise ConvertError(f"{path}: its tensors take {at} bytes but {size} follow the header; a damaged download?")
+        raise ConvertError(
+            f"{path}: its tensors take {at} bytes, but {size} follow the header: truncated or corrupt; download again"
+        )
 
 
 @contextmanager
 def no_collector(wanted: bool) -> Iterator[None]:
-    """Pause the garbage collector, which would look at a hundred thousand new values time and again for nothing."""
+    """Pause the garbage collector, which would scan a hundred thousand new values repeatedly."""
     paused = wanted and gc.isenabled()
     if paused:
         gc.disable()
@@ -197,6 +199,6 @@ def no_collector(wanted: bool) -> Iterator[None]:
 
 
 def short(value: object) -> str:
-    """A value from a file as it may stand in a message."""
+    """A value from a file, shortened for a message."""
     text = str(value) if isinstance(value, Exception) else repr(value)
     return text if len(text) <= 120 else text[:117] + "..."

@@ -54,3 +54,8 @@ class Stored:
     def stem(self) -> str:
         """The file's name without folder and extension: what most programs take for the embedding."""
         return self.path.stem
+
+
+def plain_text(value: object) -> str:
+    """A value as text; halves of surrogate pairs, which UTF-8 does not have, become question marks."""
+    return str(value).encode("utf-8", "replace").decode()

@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from .errors import ConvertError
 from .file_range import FileRange
-from .pickle_data import Made, Malformed, Named, Reference
-from .stored import Stored
+from .pickle_data import Malformed, Named, PickledObject, Reference
+from .stored import Stored, plain_text
 from .tensor import DTYPE_BITS, RawTensor
-from .text import plain_text
 from .torch_file import Storage, TorchFile, storage_key
 
 DTYPES = {
@@ -27,7 +26,7 @@ MAX_DIMENSIONS = 64
 _INTEGERS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 DICTS = ("collections.OrderedDict", "torch.nn.modules.container.ParameterDict", "builtins.dict")
-# Objects that real files hold beside their tensors and that say nothing of the embedding (A1111's list has them too).
+# Objects in real files that do not describe the embedding (A1111's list has them too).
 IGNORED = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.ModelCheckpoint",
@@ -53,7 +52,7 @@ CALLS = (
 
 
 class Room:
-    """What a small file may still grow to; whatever is made larger than it was in the file takes from it."""
+    """Memory budget of one file: values that take more memory than they take in the file are charged to it."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -61,14 +60,14 @@ class Room:
     def take(self, size: int) -> None:
         self.left -= size
         if self.left < 0:
-            raise Malformed("values in values, deeper or more than any embedding has")
+            raise Malformed("nested more deeply, or more values, than any embedding has")
 
 
 def flatten(file: TorchFile, stored: Stored) -> Stored:
     """`stored` with the tensors and texts of the file.
 
     Dicts of any kind give dotted names, a list of dicts gives `0.name`; a lone tensor is called `""`. Raises
-    ConvertError for a value that asks for a call which no embedding needs (an attack, or another kind of file).
+    ConvertError for a value that asks for a call no embedding needs (an attack, or another kind of file).
     """
     try:
         for name in file.called:
@@ -77,7 +76,7 @@ def flatten(file: TorchFile, stored: Stored) -> Stored:
         tensors, metadata = dict[str, RawTensor](), dict[str, str]()
         parameters, room = set(), Room(ROOM)
         for name, value in _leaves(file.value, "", 0, room):
-            if isinstance(value, Made):
+            if isinstance(value, PickledObject):
                 tensor = _tensor(value, file.storages, room)
                 if tensor is None:
                     continue
@@ -93,7 +92,7 @@ def flatten(file: TorchFile, stored: Stored) -> Stored:
         raise ConvertError(f"{stored.path}: {error}") from error
     kinds = ((dict, "dict"), (list | tuple, "list"))
     root = next((name for kind, name in kinds if isinstance(file.value, kind)), "tensor")
-    if isinstance(file.value, Made) and file.value.name in DICTS:
+    if isinstance(file.value, PickledObject) and file.value.name in DICTS:
         root = "ordered"
     return Stored(
         stored.path,
@@ -108,14 +107,14 @@ def flatten(file: TorchFile, stored: Stored) -> Stored:
 
 
 def _text(value: Any) -> str:
-    """A number or text as text. What else a pickle may hold is not looked into: it may hold itself."""
+    """A number or text as text. Other objects give only the name of their type: a pickle may contain itself."""
     if isinstance(value, Named):
         return value.name
     return plain_text(value) if isinstance(value, str | int | float | bytes) else type(value).__name__
 
 
 def _leaves(value: Any, name: str, depth: int, room: Room) -> Iterator[tuple[str, Any]]:
-    """Names and values below `value`. A pickle may hold itself, or double itself often: hence the two limits."""
+    """Names and values below `value`. A pickle may contain itself, or many copies of itself: hence the two limits."""
     room.take(len(name) + VISIT if depth <= MAX_DEPTH else ROOM + 1)
     children = _children(value)
     if children is None:
@@ -127,21 +126,21 @@ def _leaves(value: Any, name: str, depth: int, room: Room) -> Iterator[tuple[str
 
 def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
     """Names and values of a dict or list of any kind; None for anything else."""
-    if isinstance(value, Made) and value.name in DICTS:
+    if isinstance(value, PickledObject) and value.name in DICTS:
         inner = value.state.get("_parameters") if isinstance(value.state, dict) else None  # an nn.Module's
-        return _children(inner) if isinstance(inner, dict | Made) else value.items.items()
+        return _children(inner) if isinstance(inner, dict | PickledObject) else value.items.items()
     if isinstance(value, dict):
         return value.items()
     return enumerate(value) if isinstance(value, list | tuple) else None
 
 
-def _tensor(made: Made, storages: dict[str, Storage], room: Room) -> RawTensor | None:
-    """The tensor that a call of torch's asks for, None for an object without interest. Raises Malformed."""
+def _tensor(made: PickledObject, storages: dict[str, Storage], room: Room) -> RawTensor | None:
+    """The tensor that a call of torch's asks for, None for an ignored object. Raises Malformed."""
     match made.name, made.args:
-        case (name, (Made() as inner, *_)) if name in PARAMETERS:
+        case (name, (PickledObject() as inner, *_)) if name in PARAMETERS:
             return _tensor(inner, storages, room)
         case ("torch._tensor._rebuild_from_type_v2", (Named(function), _, tuple(args), *_)):
-            return _tensor(Made(function, args), storages, room)
+            return _tensor(PickledObject(function, args), storages, room)
         case ("torch._utils._rebuild_tensor", (Reference() as reference, int(start), tuple(shape), tuple(stride))):
             return _view(reference, None, start, shape, stride, storages, room)
         case (
@@ -156,7 +155,7 @@ def _tensor(made: Made, storages: dict[str, Storage], room: Room) -> RawTensor |
             return _view(reference, DTYPES[dtype.removeprefix("torch.")], start, shape, stride, storages, room)
     if made.name in IGNORED:
         return None
-    raise Malformed(f"the file asks for {made.name[:80]!r} with arguments that it does not take")
+    raise Malformed(f"the file asks for {made.name[:80]!r} with wrong arguments")
 
 
 def _view(
@@ -178,19 +177,19 @@ def _view(
     if prod(shape) == 0:
         return RawTensor(dtype, shape, b"")
     if (start + span) * size > storage.data.length:
-        raise Malformed("a tensor that goes beyond its storage")
+        raise Malformed("a tensor that exceeds its storage")
     rows = [prod(shape[at + 1 :]) for at in range(len(shape))]
-    held = FileRange(storage.data.origin, storage.data.offset + start * size, span * size)
+    stored = FileRange(storage.data.origin, storage.data.offset + start * size, span * size)
     if all(step == row or length == 1 for length, step, row in zip(shape, stride, rows, strict=True)):
-        return RawTensor(dtype, shape, held)
+        return RawTensor(dtype, shape, stored)
     sides = [(length, step) for length, step in zip(shape, stride, strict=True) if length > 1]
     room.take(max(span, prod(shape)) * size + prod(shape) // sides[-1][0] * VISIT)
-    return RawTensor(dtype, shape, _gathered(held.read(), size, sides))
+    return RawTensor(dtype, shape, _gathered(stored.read(), size, sides))
 
 
-def _gathered(held: bytes | memoryview, size: int, sides: list[tuple[int, int]]) -> bytes:
-    """Values in C order out of bytes where they lie otherwise: transposed, or one row for all."""
-    view = memoryview(held).cast(_INTEGERS[size])
+def _gathered(data: bytes | memoryview, size: int, sides: list[tuple[int, int]]) -> bytes:
+    """Values in C order from a strided view: transposed, or one row repeated."""
+    view = memoryview(data).cast(_INTEGERS[size])
     *outer, (length, step) = sides
     parts = []
     for index in product(*(range(count) for count, _ in outer)):

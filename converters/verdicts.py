@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .check import is_zero
 from .embedding import Contents
 from .families import Family
 from .programs import Program, programs, reads, reads_lora
 from .programs.reading import Reading
 from .slots import outputs
 from .stored import Stored
+from .tensor import is_zero
 
 
 class Verdict(NamedTuple):
@@ -44,8 +44,8 @@ def _embedding(program: Program, stored: Stored, contents: Contents, family: Fam
     if family.name not in program.layouts:
         return Verdict("no", "", (program.refuses.get(family.name, f"no embeddings for {family.title}"),))
     reading = reads(program.name, stored, family.widths)
-    if reading.breaks:
-        return Verdict("no", "", (reading.breaks,))
+    if reading.refusal:
+        return Verdict("no", "", (reading.refusal,))
     notes = [f"left out: {', '.join(reading.dropped[:6])}"] if reading.dropped else []
     for embedding, vectors in reading.embeddings.items():
         used = {key.removesuffix("_out") for key in vectors}
@@ -63,8 +63,8 @@ def _lora(program: Program, stored: Stored, contents: Contents, family: Family) 
     if program.runs is not None and family.name not in program.runs:
         return Verdict("no", "", (f"cannot run {family.title}",))
     reading = reads_lora(program.name, stored, family.widths)
-    if reading.breaks:
-        return Verdict("no", "", (reading.breaks,))
+    if reading.refusal:
+        return Verdict("no", "", (reading.refusal,))
     prompt = program.lora_prompt.format(stem=stored.stem, file=stored.path.name)
     mute = [embedding for embedding in reading.embeddings if not program.can_hold(embedding, in_lora=True)]
     notes = _lora_notes(program, reading, contents)

@@ -4,7 +4,8 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -12,15 +13,17 @@ from typing import NamedTuple
 
 from . import safetensors_file
 from .atomic import Batch, batch
-from .check import is_finite, is_zero
-from .dialects.keyed import EMBEDDING
-from .embedding import Embedding, at_hand
+from .bundle import embeddings_of, split
+from .dialects import DIALECTS
+from .dialects.keyed import EMBEDDING, EMBEDDINGS
+from .embedding import Contents, Embedding, loaded
 from .errors import ConvertError
 from .families import Family
 from .names import distinct_stems
 from .programs import Layout, Program, programs, reads
+from .slots import slots
 from .stored import Stored
-from .tensor import READABLE, RawTensor, same
+from .tensor import READABLE, RawTensor, is_finite, is_zero, same
 
 FORMAT = {"format": "pt"}  # without it some loaders built on transformers refuse a file
 
@@ -92,7 +95,7 @@ def add_embeddings(
     written = []
     sizes, place = widths or family.widths, Path(folder)
     known: dict[tuple, tuple[str, ...]] = {}  # of ten thousand embeddings, most have the same vectors
-    for embedding in at_hand(embeddings):
+    for embedding in loaded(embeddings):
         _check_values(embedding, target)
         signs = tuple([(key, tensor.shape[0]) for key, tensor in embedding.vectors.items()])
         losses = known.get(signs)
@@ -198,9 +201,9 @@ def _check(
     widths: dict[str, int],
 ) -> None:
     reading = reads(program.name, Stored(path, tensors, metadata), widths)
-    if reading.breaks or len(reading.embeddings) != 1:
+    if reading.refusal or len(reading.embeddings) != 1:
         raise ConvertError(
-            f"{path}: {program.title} would not load it: {reading.breaks or 'it sees several embeddings'}"
+            f"{path}: {program.title} would not load it: {reading.refusal or 'it sees several embeddings'}"
         )
     found = next(iter(reading.embeddings.values()))
     for key, tensor in meant.items():
@@ -214,3 +217,60 @@ def _provenance(embedding: Embedding) -> dict[str, str]:
 
 def _output(key: str) -> bool:
     return key.endswith("_out")
+
+
+Check = Callable[[dict[str, RawTensor], dict[str, str]], None]
+
+
+def write_contents(
+    files: Batch,
+    out: Path,
+    contents: Contents,
+    dialect: str,
+    program: str = "",
+    losses: tuple[str, ...] = (),
+    check: Check | None = None,
+) -> list[Written]:
+    """Write `contents` in a dialect by name; a file of several embeddings keeps each one's own metadata.
+
+    A bundle is read again as one, or what `check` looks at is what the disk has (`safetensors_file.add`). Raises
+    ConvertError where an embedding would not come back.
+    """
+    if out.suffix.lower() != ".safetensors":
+        raise ConvertError(f"{out}: must end in .safetensors, for programs go by the ending")
+    tensors, metadata = file_data(contents, dialect)
+    if dialect == "bundle" and check is None:
+        _check_embeddings(out, contents, tensors)
+    safetensors_file.add(files, out, tensors, metadata, check=check, copied=contents.rest)
+    return [Written(out, program, dialect, " ".join(embedding.name for embedding in contents.embeddings), losses)]
+
+
+def file_data(contents: Contents, dialect: str) -> tuple[dict[str, RawTensor], dict[str, str]]:
+    """Tensors and metadata of such a file; that of several embeddings keeps each one's own metadata."""
+    tensors, metadata = DIALECTS[dialect].write(contents)
+    if dialect == "bundle" or len(contents.embeddings) > 1:
+        metadata = {**metadata, **own_metadata(contents.embeddings)}
+    return tensors, metadata
+
+
+def own_metadata(embeddings: Iterable[Embedding]) -> dict[str, str]:
+    """Metadata of a file of several embeddings that keeps each one's own, the same in whatever order they are given."""
+    return {EMBEDDINGS: json.dumps({embedding.name: embedding.metadata for embedding in embeddings}, sort_keys=True)}
+
+
+def _check_embeddings(out: Path, contents: Contents, tensors: dict[str, RawTensor]) -> None:
+    """Raises ConvertError unless the tensors as they will be written give back every embedding bit for bit."""
+    parts, others = split(tensors)
+    if (
+        parts == {embedding.name: embedding.vectors for embedding in contents.embeddings}
+        and others.keys() == contents.rest.keys()
+    ):
+        return  # the very tensors under the very keys: they are read as those that were meant
+    found, rest = embeddings_of(tensors)
+    meant = {embedding.name: slots(embedding.vectors) for embedding in contents.embeddings}
+    if {embedding.name for embedding in found} != meant.keys() or rest.keys() != contents.rest.keys():
+        raise ConvertError(f"{out}: its embeddings would not be found again under their names")
+    for embedding in found:
+        kept = embedding.vectors.keys() == meant[embedding.name].keys()
+        if not kept or not all(same(tensor, meant[embedding.name][key]) for key, tensor in embedding.vectors.items()):
+            raise ConvertError(f"{out}: the embedding {embedding.name!r} would not be read as it was written")

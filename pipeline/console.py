@@ -1,4 +1,4 @@
-"""Output that works on every console: characters it lacks are escaped, and a closed one ends no command."""
+"""Standard streams that accept any text: missing characters are escaped, and a closed pipe does not end the command."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import BinaryIO, cast
 
 HANDLER = "pivotune.readable"
 _READER_GONE = errno.EINVAL if os.name == "nt" else errno.EPIPE
-# Characters of our own messages that many code pages lack, in ASCII.
-_ALIKE = {
+# ASCII substitutes for characters in our messages that many code pages lack.
+_SUBSTITUTES = {
     "→": "->", "←": "<-", "…": "...", "–": "-", "—": "-", "·": "|", "×": "x", "•": "*", "’": "'", "‘": "'", "“": '"',
     "”": '"', "≤": "<=", "≥": ">=", "✓": "ok",
 }  # fmt: skip
 
 
 def prepare_console() -> None:
-    """Let this process's standard streams take any text; Ctrl-Break (Windows) acts as Ctrl-C.
+    """Make the standard streams accept any text; Ctrl-Break (Windows) acts as Ctrl-C.
 
-    Without it, a code page of Windows or LANG=C fails a command at its first arrow or non-ASCII name.
+    Without this, a command fails at the first non-ASCII character on a Windows code page or with LANG=C.
     """
-    codecs.register_error(HANDLER, _readable)
+    codecs.register_error(HANDLER, _escape_missing)
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # pythonw, or closed by the caller: no other file may get its descriptor
+        if stream is None:  # pythonw, or closed by the caller: keep its descriptor from other files
             null = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115 (until the end)
             setattr(sys, name, null)
         elif name != "stdin":
-            setattr(sys, name, _prepared(stream))
+            setattr(sys, name, _with_error_handler(stream))
     if hasattr(signal, "SIGBREAK"):  # Windows: Ctrl-Break, and a console window that is closed
         signal.signal(signal.SIGBREAK, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
@@ -43,27 +43,27 @@ def is_utf8() -> bool:
     return codecs.lookup(encoding).name == "utf-8"
 
 
-def _prepared(stream: object) -> object:
-    """The stream with our error handler, on a file whose reader may close it early; other objects stay as they are."""
+def _with_error_handler(stream: object) -> object:
+    """The stream with our error handler, on a file that tolerates a closed pipe; other objects unchanged."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    raw = getattr(stream.buffer, "raw", stream.buffer)  # PYTHONUNBUFFERED leaves the buffer out
-    if type(raw) is not io.FileIO:  # a Windows console has a class of its own
+    raw = getattr(stream.buffer, "raw", stream.buffer)  # no buffer with PYTHONUNBUFFERED
+    if type(raw) is not io.FileIO:  # a Windows console has its own class
         stream.reconfigure(errors=HANDLER)
         return stream
     stream.flush()
-    file = _Closable(raw.fileno(), "wb", closefd=False)
+    file = _PipeFile(raw.fileno(), "wb", closefd=False)
     return io.TextIOWrapper(
         cast(BinaryIO, file) if raw is stream.buffer else io.BufferedWriter(file),
         stream.encoding, HANDLER, line_buffering=stream.line_buffering, write_through=stream.write_through,
     )  # fmt: skip
 
 
-class _Closable(io.FileIO):
-    """A file whose reader may close it early (`| head`): the rest is dropped, and the command still does its work."""
+class _PipeFile(io.FileIO):
+    """A file whose reader may close it early (`| head`): the rest is dropped and the command continues."""
 
     def write(self, data: object) -> int:
-        """As FileIO does; what cannot be written makes it the null device. Raises OSError for a full disk, once."""
+        """As FileIO; after a failed write the rest goes to the null device. Raises OSError once for a full disk."""
         try:
             return super().write(cast(bytes, data))
         except OSError as error:
@@ -76,8 +76,9 @@ class _Closable(io.FileIO):
             return memoryview(cast(bytes, data)).nbytes
 
 
-def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
+def _escape_missing(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    return "".join(_ALIKE.get(char) or char.encode("ascii", "backslashreplace").decode() for char in text), error.end
+    shown = (_SUBSTITUTES.get(char) or char.encode("ascii", "backslashreplace").decode() for char in text)
+    return "".join(shown), error.end

@@ -1,8 +1,8 @@
-"""The exceptions of this room for people; the command line turns them into a message and an exit code."""
+"""Exceptions whose messages are for users; the command line prints them and exits with code 1."""
 
 
 class RecipeError(Exception):
-    """A recipe cannot be used. `problems` holds every line to show: file, line, place, cause, way out."""
+    """A recipe cannot be used. `problems` are the lines to print: file, line, key, cause, fix."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -10,4 +10,4 @@ class RecipeError(Exception):
 
 
 class StageError(Exception):
-    """A stage of a run failed for a reason that the user can mend; the message says which stage and how."""
+    """A run failed for a reason that the user can fix. The message says what is wrong, where, and what to do."""

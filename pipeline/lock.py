@@ -1,7 +1,7 @@
-"""One process a folder: the kernel holds the lock, so that it is free again however its holder ends.
+"""One process per run folder: a file lock of the operating system, released however its process ends.
 
-Some network disks have no such locks. There a lock file that names its holder stands in: one whose process has ended is
-taken over on the same machine; one of another machine has to be deleted by hand.
+Some network disks have no such locks. There the lock is the existence of the file: if its process has ended,
+another process on the same machine takes it over; one of another machine must be deleted by hand.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ NAME = ".lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder while the block runs. Raises StageError, naming the holder, when another process has it."""
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Lock the folder while the block runs. StageError naming the process that has locked it already."""
     path = folder / NAME
     if path.is_symlink():
-        raise StageError(f"{path}: is a link, which is never written through; delete it, or choose another --out")
+        raise StageError(f"{path}: is a link; delete it, or choose another --out")
     lock, before = FileLock(path), _text(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise StageError(f"{folder}: {_holder(path)}") from None
-    except (OSError, NotImplementedError) as error:  # the latter of older versions of filelock
+    except (OSError, NotImplementedError) as error:  # the latter from older versions of filelock
         why = getattr(error, "strerror", None) or error
         raise StageError(f"{folder}: cannot be locked ({why}); choose another --out") from error
     try:
-        with suppress(OSError):  # Windows lets nobody write into a locked file; the text is only a help
-            # A lock file names us already, and must keep what it says. An old text may have our number: in containers
-            # many a process has the same.
+        with suppress(OSError):  # Windows does not allow writing to a locked file; the text is optional
+            # Where the file itself is the lock, it names us already and must not change. Otherwise an old text may have
+            # our process id: ids repeat in containers.
             if _owner(path)[0] != str(os.getpid()) or _text(path) == before:
                 path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", "utf-8")
         yield
@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a living process holds the folder."""
+    """Whether a running process has locked the folder."""
     if not (folder / NAME).exists():
         return False
     lock = FileLock(folder / NAME)
@@ -59,10 +59,10 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def is_ours(folder: Path) -> bool:
-    """Whether the folder has a lock that a process of ours made: it names one, or is empty where none could be named.
+def has_our_lock(folder: Path) -> bool:
+    """Whether the folder has a lock file written by Pivotune: it names a process or is empty.
 
-    A link, or a file with other text, is none of ours.
+    Links and files with other text are the user's.
     """
     path = folder / NAME
     if path.is_symlink() or not path.is_file() or path.stat().st_size > 1000:
@@ -72,7 +72,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def _holder(path: Path) -> str:
-    """Who holds the lock, and what to do. One of another machine may be a lock file that nobody takes over."""
+    """Which process has the lock, and what to do."""
     process, machine = _owner(path)
     who = f"process {process}{machine and f' on {machine}'}" if process else "another process"
     hint = "" if machine in ("", socket.gethostname()) else f" (if it has ended on that machine, delete {path})"
@@ -80,7 +80,7 @@ def _holder(path: Path) -> str:
 
 
 def _owner(path: Path) -> tuple[str, str]:
-    """The process and the machine that a lock names; empty where it names none."""
+    """The process id and the host name in a lock file; empty if it has none."""
     process, machine, *_ = [*_text(path).split("\n"), ""]
     return process, machine
 

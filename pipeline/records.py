@@ -1,4 +1,4 @@
-"""The files in which a run is recorded, manifest.json and metrics.jsonl: written line by line, checked when read."""
+"""The records of a run, manifest.json and metrics.jsonl: how they are written, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from typing import Any, BinaryIO
 from pivotune import schemas
 
 from .errors import StageError
-from .run_folder import NUMBER, bounded_json, is_inside, misfit, plain_bytes
+from .run_folder import NUMBER, bounded_json, is_inside, read_plain_file, shape_error
 
 METRICS = "metrics.jsonl"
 LONGEST = 64 * 2**20  # bytes of a line
-_MAYBE = (*NUMBER, None)  # a number that JSON cannot spell is written as null
+_MAYBE = (*NUMBER, None)  # NaN and infinity are written as null
 _IMAGE = {"path": str, "prompt": str, "seed?": (int, None), "embedding?": (str, None)}
-_GAUGED = {"norm?": [_MAYBE], "moved?": [_MAYBE], "nearest?": [(str, None)]}
+_VECTORS = {"norm?": [_MAYBE], "moved?": [_MAYBE], "nearest?": [(str, None)]}
 _ROW = {
     "stage": int, "step": int, "loss?": _MAYBE, "gradient_norm?": _MAYBE, "seconds?": _MAYBE, "loss_scale?": _MAYBE,
-    "learning_rate?": {"*": _MAYBE}, "gradient_norms?": {"*": _MAYBE}, "embeddings?": {"*": {"*": _GAUGED}},
+    "learning_rate?": {"*": _MAYBE}, "gradient_norms?": {"*": _MAYBE}, "embeddings?": {"*": {"*": _VECTORS}},
     "images?": [_IMAGE], "saved?": str,
 }  # fmt: skip
 
 
-def row_of(line: bytes) -> dict[str, Any]:
-    """A line of the metrics. ValueError when it is none, or names an image outside the run's folder."""
+def parse_row(line: bytes) -> dict[str, Any]:
+    """One line of the metrics. ValueError if it is malformed or names an image outside the run folder."""
     row = bounded_json(line)
-    wrong = misfit(row, _ROW)
+    wrong = shape_error(row, _ROW)
     if wrong:
         raise ValueError(wrong)
     if not all(is_inside(image["path"]) for image in row.get("images", ())):
-        raise ValueError("an image's path is not inside the run's folder")
+        raise ValueError("an image's path is not inside the run folder")
     return row
 
 
-def kept_lines(path: Path, kept: Mapping[str, Any]) -> bytes:
-    """What a checkpoint has counted of the metrics (`bytes`, `sha256`). StageError when it is not there as it was."""
-    size, lines = kept["bytes"], b""
+def require_logged_lines(path: Path, recorded: Mapping[str, Any]) -> bytes:
+    """The metrics up to a checkpoint, by its `recorded` bytes and sha256. StageError if they are missing or differ."""
+    size, lines = recorded["bytes"], b""
     try:
         if stat.S_ISREG(path.lstat().st_mode) and 0 <= size <= path.lstat().st_size:
             with path.open("rb") as file:
                 lines = file.read(size)
     except FileNotFoundError:
         pass
-    if hashlib.sha256(lines).hexdigest() != kept["sha256"] or len(lines) != size:
-        what = "is not as it was when the checkpoint was written" if path.exists() else "is gone"
-        raise StageError(f"{path} {what}; put it back, or begin anew with --fresh (and without or with another --out)")
+    if hashlib.sha256(lines).hexdigest() != recorded["sha256"] or len(lines) != size:
+        cause = "changed since the checkpoint was written" if path.exists() else "is missing"
+        raise StageError(f"{path}: {cause}; restore it, or start over with --fresh (without --out or with another one)")
     return lines
 
 
 def read_rows(folder: Path) -> Iterator[dict[str, Any] | None]:
-    """Each line of a run's metrics; None for one that cannot be read. Nothing where there is no such file."""
+    """Each line of a run's metrics; None for a malformed one. Nothing if there is no metrics file."""
     path = folder / METRICS
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
@@ -68,33 +68,34 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any] | None]:
         while line := lines.readline(LONGEST):
             if line.strip():
                 try:
-                    yield row_of(line)
+                    yield parse_row(line)
                 except ValueError:
                     yield None
 
 
+Json = dict[str, Any]
 MANIFEST = "manifest.json"
-_PATHS = ("artefacts", "images")  # lists of what has a path in the run's folder
+_PATHS = ("artefacts", "images")  # lists of entries with a path in the run folder
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The run's manifest, which fits its schema and names only files inside. StageError where there is none."""
+    """The run's manifest: it fits its schema and names only files inside the folder. StageError if there is none."""
     path = folder / MANIFEST
     try:
-        data = plain_bytes(path)
+        data = read_plain_file(path)
         manifest = bounded_json(data)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StageError(f"{folder}: no manifest.json, so this is not the folder of a run") from error
+        raise StageError(f"{folder}: no manifest.json; not a run folder") from error
     except (OSError, ValueError) as error:  # bad JSON, bad UTF-8
         raise StageError(f"{path}: not a manifest ({error})") from error
-    wrong = _verdict(data)
+    wrong = _schema_error_of(data)
     if wrong:
         raise StageError(f"{path}: not a manifest of this version of Pivotune ({wrong})")
     return manifest
 
 
-def why_unread(folder: Path) -> str:
-    """What is wrong with the manifest that a folder has, in brackets; empty where there is none, or nothing wrong."""
+def unreadable_reason(folder: Path) -> str:
+    """What is wrong with a folder's manifest, in brackets; empty if there is none or it is valid."""
     if not os.path.lexists(folder / MANIFEST):
         return ""
     try:
@@ -104,8 +105,8 @@ def why_unread(folder: Path) -> str:
     return ""
 
 
-def left_behind(folder: Path) -> dict[str, Any] | None:
-    """The manifest in a folder, or None where there is none that can be read."""
+def manifest_or_none(folder: Path) -> dict[str, Any] | None:
+    """The manifest in a folder, or None if there is none or it is invalid."""
     try:
         return read_manifest(folder)
     except StageError:
@@ -113,64 +114,64 @@ def left_behind(folder: Path) -> dict[str, Any] | None:
 
 
 @lru_cache(maxsize=2)
-def _verdict(data: bytes) -> str:
-    """What keeps these bytes from being a manifest. A run reads its own several times, and a schema of ten thousand
-    embeddings takes seconds to apply."""
-    return _wrong(bounded_json(data))
+def _schema_error_of(data: bytes) -> str:
+    """As `_schema_error`, for the bytes of a file. Cached: a run reads its manifest several times, and validating ten
+    thousand embeddings takes seconds."""
+    return _schema_error(bounded_json(data))
 
 
-def _wrong(manifest: Any) -> str:
-    """What keeps a JSON value from being a manifest: the first place and why; empty where it is one."""
+def _schema_error(manifest: Any) -> str:
+    """The first key at which a JSON value is not a manifest, and why; empty if it is one."""
     if not isinstance(manifest, dict):
         return "expected an object"
     recipe = manifest.get("recipe")
     found = chain(
         ((one, ()) for one in schemas.violations(manifest, MANIFEST)),
-        # What an old recipe lacks is none of a reader's business: a run that goes on or is replayed looks by itself.
+        # Keys that an older recipe lacks do not matter here: resume and replay check them.
         ((one, ("recipe",)) for one in schemas.violations(recipe, "recipe.json") if one.validator != "required"),
     )
     for one, start in found:
         place = ".".join(map(str, (*start, *one.absolute_path)))
-        return f"{place or 'at its top'}: {one.message if len(one.message) < 120 else one.validator}"
+        return f"{place or 'top level'}: {one.message if len(one.message) < 120 else one.validator}"
     for name in _PATHS:
         for number, row in enumerate(manifest[name]):
             if not is_inside(row["path"]):
-                return f"{name}.{number}.path: no path inside the run's folder"
+                return f"{name}.{number}.path: not a path inside the run folder"
     return ""
 
 
-def finite(value: Any) -> Any:
-    """The same value with every number that JSON cannot spell as None."""
+def json_safe(value: Any) -> Any:
+    """The same value with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
+        return {key: json_safe(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
+        return [json_safe(one) for one in value]
     return value
 
 
 class Metrics:
-    """Writes `metrics.jsonl` of a run's folder; what a step writes can be read at once."""
+    """Writes `metrics.jsonl` of a run folder; each line is flushed at once."""
 
-    def __init__(self, folder: Path, kept: Mapping[str, Any] | None = None, *, write: bool = True) -> None:
-        """Go on behind what a checkpoint has `kept` of an earlier process (see `settled`); what that wrote after it is
-        done again. StageError when it is no longer there as it was.
+    def __init__(self, folder: Path, recorded: Mapping[str, Any] | None = None, *, write: bool = True) -> None:
+        """Continue after the lines that a checkpoint has `recorded` (see `settled`); later lines of the earlier process
+        are dropped. StageError if the recorded lines are missing or differ.
 
-        Without `write` nothing is opened or written: another process does.
+        With write = False nothing is opened or written: another process does that.
         """
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256()
         if not write:
             return
         path = folder / METRICS
-        before = kept_lines(path, kept) if kept else b""
+        before = require_logged_lines(path, recorded) if recorded else b""
         self._digest.update(before)
         self._file = path.open("a+b")
         self._file.truncate(len(before))
 
     def settled(self) -> dict[str, Any]:
-        """What was written so far, by length and hash; it is on the disk now: a checkpoint can rely on it."""
+        """Length and hash of the lines so far, which are flushed to the disk first; a checkpoint records them."""
         if self._file is None:
             return {"bytes": 0, "sha256": self._digest.hexdigest()}
         os.fsync(self._file.fileno())
@@ -180,7 +181,7 @@ class Metrics:
         """Append a line."""
         if self._file is None:
             return
-        line = json.dumps(finite(row), ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(json_safe(row), ensure_ascii=False).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
         self._digest.update(line)
@@ -190,13 +191,8 @@ class Metrics:
             self._file.close()
 
 
-__all__ = ["Json", "read_manifest", "read_metrics"]
-
-Json = dict[str, Any]
-
-
 def read_metrics(folder: Path) -> tuple[list[Json], int]:
-    """The steps in order, each once, and how many lines could not be read.
+    """The steps in order, each once, and the number of malformed lines.
 
     A resumed run repeats the steps after its checkpoint: the later line counts.
     """

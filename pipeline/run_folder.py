@@ -1,6 +1,6 @@
-"""What is read of a run's folder, which may be another's: plain files inside it, and JSON of bounded depth and size.
+"""Safe reading of a run folder that may come from someone else: plain files inside it, JSON of bounded depth and size.
 
-No link in such a folder is read through, written, deleted or descended; nor is a pipe or a device opened.
+Links in a run folder are never followed; pipes and devices are never opened.
 """
 
 from __future__ import annotations
@@ -14,83 +14,83 @@ from typing import Any
 from .errors import StageError
 
 LARGEST = 512 * 2**20  # bytes of a manifest
-DEEPEST, WIDEST = 64, 2**64  # lists in lists; whole numbers
-# What is written in place: another name of such a file would change with it.
+DEEPEST, WIDEST = 64, 2**64  # levels of nesting; largest whole number
+# Files that are written in place: a hard link to one of them would change with it.
 _IN_PLACE = {"metrics.jsonl", ".lock", "finished/finished.jsonl"}
 Shape = Any  # a type, a tuple of shapes (one of them), [shape], {"*": shape}, or {"key": shape, "maybe?": shape}
 NUMBER = (int, float)
 
 
 def require_own_files(run: Path) -> None:
-    """StageError for the first thing in a run's folder that is no plain file or folder, or has a second name where it
-    is written in place. The folder itself may be reached through a link."""
+    """StageError for an entry of a run folder that is not a plain file or folder, or that is written in place and has a
+    hard link. The run folder itself may be a link."""
     folders = [run]
     while folders:
         try:
             entries = list(os.scandir(folders.pop()))
         except FileNotFoundError:
-            continue  # a run at work deletes folders
+            continue  # deleted by a run in progress
         for entry in entries:
             try:
                 about = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            kind = _strange(entry, about)
+            kind = _special_kind(entry, about)
             if kind:
-                raise StageError(f"{entry.path}: is {kind}, which no run makes; take it out of the run's folder")
+                raise StageError(f"{entry.path}: is {kind}; remove it from the run folder")
             if stat.S_ISDIR(about.st_mode):
                 folders.append(Path(entry.path))
             elif about.st_nlink > 1 and Path(entry.path).relative_to(run).as_posix() in _IN_PLACE:
-                raise StageError(f"{entry.path}: has a second name (a hard link), which would be written too; copy it")
+                raise StageError(f"{entry.path}: is a hard link to a file that would change too; replace it by a copy")
 
 
-def _strange(entry: os.DirEntry[str], about: os.stat_result) -> str:
+def _special_kind(entry: os.DirEntry[str], about: os.stat_result) -> str:
     if stat.S_ISLNK(about.st_mode) or getattr(entry, "is_junction", bool)():
         return "a link"
     return "" if stat.S_ISDIR(about.st_mode) or stat.S_ISREG(about.st_mode) else "a pipe or a device"
 
 
-def inside(folder: Path, told: object) -> Path:
-    """The plain file that a manifest, a line of metrics or a checkpoint names. StageError when it is none, lies outside
-    the folder, or a link is on its way."""
-    parts = PurePosixPath(told).parts if isinstance(told, str) else ()
-    if not isinstance(told, str) or not parts or not is_inside(told):
-        raise StageError(f"{folder}: {str(told)[:200]!r} is no path inside the run's folder")
+def file_inside(folder: Path, name: object) -> Path:
+    """The plain file that a manifest, a line of metrics or a checkpoint names. StageError if it is not a plain file, is
+    outside the folder, or is reached through a link."""
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    if not isinstance(name, str) or not parts or not is_inside(name):
+        raise StageError(f"{folder}: {str(name)[:200]!r} is not a path inside the run folder")
     path = folder
     for part in parts:
         path = path / part
         if path.is_symlink() or getattr(path, "is_junction", bool)():
-            raise StageError(f"{path}: is a link, which is not followed")
+            raise StageError(f"{path}: is a link; links in a run folder are not followed")
     if not path.is_file():
-        raise StageError(f"{path}: is no file")
+        raise StageError(f"{path}: not a file")
     return path
 
 
-def is_inside(told: str) -> bool:
-    """Whether a path as a manifest has it stays below the folder that it starts at."""
-    parts = told.split("/")
+def is_inside(path: str) -> bool:
+    """Whether a relative path, as a manifest has it, stays inside its folder."""
+    parts = path.split("/")
     return not any(
         part in ("", ".", "..") or "\\" in part or "\0" in part or os.path.splitdrive(part)[0]  # Windows: `a/C:b`
         for part in parts
     )
 
 
-def plain_bytes(path: Path, largest: int = LARGEST) -> bytes:
-    """What a plain file holds. FileNotFoundError when it is not there, ValueError when it is none or too large."""
+def read_plain_file(path: Path, largest: int = LARGEST) -> bytes:
+    """The bytes of a plain file. FileNotFoundError if it does not exist, ValueError for anything else or too large."""
     about = path.lstat()
     if not stat.S_ISREG(about.st_mode):
-        raise ValueError("no plain file")
+        raise ValueError("not a plain file")
     if about.st_size > largest:
         raise ValueError(f"larger than {largest:,} bytes")
     return path.read_bytes()
 
 
 def bounded_json(text: bytes | str, *, infinite: bool = False) -> Any:
-    """The value of a JSON text. ValueError also for NaN and Infinity (unless `infinite`), numbers beyond 64 bits, text
-    that is no text (half a surrogate pair), and lists in lists deeper than anything that is written here."""
+    """The value of a JSON text. ValueError also for NaN and Infinity (unless `infinite`), numbers beyond 64 bits, lone
+    surrogates, and nesting deeper than any file that Pivotune writes."""
     try:
-        constant = float if infinite else _no_number
-        value = json.loads(text, parse_constant=constant, parse_int=_whole, parse_float=_finite)
+        constant = float if infinite else _refuse_constant
+        value = json.loads(text, parse_constant=constant, parse_int=_checked_integer, parse_float=_checked_float)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     level, depth = [value], 0
@@ -100,7 +100,7 @@ def bounded_json(text: bytes | str, *, infinite: bool = False) -> Any:
         below: list[Any] = []
         for one in level:
             if isinstance(one, str):
-                one.encode("utf-8", "surrogateescape")  # file names that are no UTF-8 are escaped so
+                one.encode("utf-8", "surrogateescape")  # how file names that are not UTF-8 are escaped
             elif isinstance(one, list):
                 below += one
             elif isinstance(one, dict):
@@ -109,53 +109,53 @@ def bounded_json(text: bytes | str, *, infinite: bool = False) -> Any:
     return value
 
 
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON")
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not valid JSON")
 
 
-def _whole(text: str) -> int:
+def _checked_integer(text: str) -> int:
     if len(text) > 20 or abs(int(text)) > WIDEST:
         raise ValueError("a number of more than 64 bits")
     return int(text)
 
 
-def _finite(text: str) -> float:
+def _checked_float(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
         raise ValueError("a number that is too large")
     return value
 
 
-def misfit(value: Any, shape: Shape, place: str = "") -> str | None:
-    """The first place at which a value has not its shape; None when it fits. A bool is no number."""
+def shape_error(value: Any, shape: Shape, place: str = "") -> str | None:
+    """The first key whose value does not have its shape, and why; None if all do. A bool is not a number."""
     if isinstance(shape, tuple):
-        found = [misfit(value, one, place) for one in shape]
+        found = [shape_error(value, one, place) for one in shape]
         return None if None in found else found[0]
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return f"{place or 'it'} is no list"
-        wrong = (misfit(one, shape[0], f"{place}.{at}") for at, one in enumerate(value))
+            return f"{place or 'it'} is not a list"
+        wrong = (shape_error(one, shape[0], f"{place}.{at}") for at, one in enumerate(value))
         return next(filter(None, wrong), None)
     if isinstance(shape, dict):
-        return _misfit_table(value, shape, place)
+        return _table_error(value, shape, place)
     if shape is None:
         return None if value is None else f"{place} is not null"
     if isinstance(value, shape) and (shape is bool or not isinstance(value, bool)):
         return None
-    return f"{place or 'it'} is no {'number' if shape in NUMBER else shape.__name__}"
+    return f"{place or 'it'} is not a {'number' if shape in NUMBER else shape.__name__}"
 
 
-def _misfit_table(value: Any, shape: dict[str, Shape], place: str) -> str | None:
+def _table_error(value: Any, shape: dict[str, Shape], place: str) -> str | None:
     if not isinstance(value, dict):
-        return f"{place or 'it'} is no table"
+        return f"{place or 'it'} is not a table"
     start = f"{place}." if place else ""
     for key, wanted in shape.items():
         name = key.removesuffix("?")
         if key == "*":
-            wrong = (misfit(one, wanted, start + other) for other, one in value.items())
+            wrong = (shape_error(one, wanted, start + other) for other, one in value.items())
             first = next(filter(None, wrong), None)
         elif name in value:
-            first = misfit(value[name], wanted, start + name)
+            first = shape_error(value[name], wanted, start + name)
         else:
             first = None if key.endswith("?") else f"{start}{name} is missing"
         if first:

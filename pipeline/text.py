@@ -1,44 +1,60 @@
-"""Text for people: names that were meant, numbers of bytes, lines without control characters."""
+"""Text for messages: suggestions for misspelt names, shortened lists, sizes, lines without control characters."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..converters.errors import printable as printable
 from ..converters.families import Family
 
-ALIKE, SURELY = 0.6, 0.75  # share of letters in common: worth asking, hardly anything else
+ALIKE, SURELY = 0.6, 0.75  # similarity of two names: from here on a suggestion, and nearly certain
 
 
-def nearest(embedding: str, known: Iterable[str], cutoff: float = ALIKE) -> str | None:
-    """The known embedding that most resembles the given one, or None when none does."""
+def nearest(text: str, known: Iterable[str], cutoff: float = ALIKE) -> str | None:
+    """The known name that is most similar to the text, or None if none is similar enough."""
     from difflib import get_close_matches
 
-    by_lower = {other.lower(): other for other in known}
-    found = get_close_matches(embedding.lower()[:100], list(by_lower), n=1, cutoff=cutoff)
+    by_lower = {name.lower(): name for name in known}
+    found = get_close_matches(text.lower()[:100], list(by_lower), n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else None
 
 
-def sibling(path: Path) -> str | None:
-    """The entry of the path's folder that is called most nearly like it, or None."""
-    try:
-        return nearest(path.name, os.listdir(path.parent))
-    except OSError:
-        return None
-
-
-def did_you_mean(embedding: str, known: Iterable[str]) -> str:
-    """`; did you mean 'steps'?`, or else every known embedding, or nothing where there is none."""
+def did_you_mean(text: str, known: Iterable[str]) -> str:
+    """`; did you mean 'steps'?`, else the list of known names, else nothing."""
     choices = list(known)
-    guess = nearest(embedding, choices)
+    guess = nearest(text, choices)
     if guess is not None:
         return f"; did you mean '{guess}'?"
     return f"; known: {', '.join(choices)}" if choices else ""
 
 
-def size(count: float) -> str:
-    """Bytes for people: `3.2 GiB`."""
+def did_you_mean_path(path: Path) -> str:
+    """`; did you mean 'folder/images'?` for a path that does not exist, if its folder has an entry of similar name."""
+    try:
+        guess = nearest(path.name, os.listdir(path.parent))
+    except OSError:
+        guess = None
+    return f"; did you mean '{path.parent / guess}'?" if guess else ""
+
+
+def first_few(items: Sequence[object], count: int = 5, what: str = "") -> str:
+    """The first `count` items as one line: `a, b and 3 more`; `what` names the rest (`and 3 more files`)."""
+    return ", ".join(map(str, items[:count])) + "".join(f" {line}" for line in _rest(items, count, what))
+
+
+def first_lines(lines: Sequence[str], count: int, what: str = "") -> list[str]:
+    """The first `count` lines, and a line `and 3 more` for the rest."""
+    return [*lines[:count], *_rest(lines, count, what)]
+
+
+def _rest(items: Sequence[object], count: int, what: str) -> list[str]:
+    return [f"and {len(items) - count:,} more {what}".rstrip()] if len(items) > count else []
+
+
+def format_bytes(count: float) -> str:
+    """A number of bytes with its unit: `3.2 GiB`."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.3g} {unit}"
@@ -46,25 +62,20 @@ def size(count: float) -> str:
     return f"{count:,.1f} GiB"
 
 
-def shortened(text: str, most: int = 60) -> str:
-    """A text cut where it gets too long for a message."""
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def printable(text: str) -> str:
-    """The text with control characters spelled out: recipes and captions of strangers must not steer a terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def shortened(text: str, length: int = 60) -> str:
+    """The text, truncated if it is too long for a message."""
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 MICRO = "micro"
 
 
 def fits_only(base: str, family: Family, widths: Mapping[str, int]) -> str:
-    """A sentence for files from a small model, which fit no model of the family's own size; empty for those of others.
+    """For a small model: a sentence that its files fit no other model of the family. Empty for full-size models.
 
-    `widths` are those of the model's text encoders, by their keys.
+    `widths` are the vector widths of the model's text encoders.
     """
-    if all(widths.get(key, size) == size for key, size in family.widths.items()):
+    if all(widths.get(key, width) == width for key, width in family.widths.items()):
         return ""
     name = "the micro model that ships with Pivotune" if base == MICRO else Path(base).name
-    return f"These files fit only {name}: other models of {family.title} have text encoders of other sizes."
+    return f"These files fit only {name}: the text encoders of other {family.title} models have other widths."

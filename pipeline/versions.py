@@ -1,11 +1,11 @@
-"""Versions of what Pivotune stands on, for manifests and bug reports. Imports none of the packages."""
+"""Versions of Pivotune's dependencies, for manifests and bug reports. Imports none of them."""
 
 from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-DECISIVE = ("torch", "diffusers", "transformers", "peft", "safetensors")  # what may change the bytes of a run
+DECISIVE = ("torch", "diffusers", "transformers", "peft", "safetensors")  # these may change the bytes of a run
 OTHERS = ("accelerate", "tokenizers", "huggingface-hub", "numpy", "pillow", "filelock", "psutil", "click", "jsonschema",
           "tomli")  # fmt: skip
 OPTIONAL = (
@@ -14,7 +14,7 @@ OPTIONAL = (
 
 
 def package_version(package: str) -> str | None:
-    """A package's installed version, or None where it is not installed."""
+    """The installed version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -22,7 +22,7 @@ def package_version(package: str) -> str | None:
 
 
 def version_lines() -> list[str]:
-    """`name version` for Python, the system and every package that matters; optional ones where they are installed."""
+    """Lines `name version` for Python, the platform and the dependencies; optional ones only if installed."""
     found = {package: package_version(package) for package in (*DECISIVE, *OTHERS, *OPTIONAL)}
     shown = {package: text or "not installed" for package, text in found.items() if text or package not in OPTIONAL}
     rows = {"python": platform.python_version(), "platform": platform.platform(), **shown}

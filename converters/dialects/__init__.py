@@ -14,7 +14,7 @@ from ..embedding import Contents
 from ..slots import ENCODERS
 from ..stored import Stored
 from . import ai_toolkit, bare, bundled, cloneofsimo, comfyui_list, keyed, lora, string_to_param, tokens, xti
-from .keyed import Written
+from .keyed import FileData
 
 
 class Dialect(NamedTuple):
@@ -31,7 +31,7 @@ class Dialect(NamedTuple):
     read: Callable[[Stored], Contents]
     name_from: str = "file name"
     whole: bool = False
-    write: Callable[[Contents], Written] = keyed.write
+    write: Callable[[Contents], FileData] = keyed.write
 
 
 def _keyed(title: str, *keys: str, whole: bool = False, alone: str = "emb_params") -> Dialect:

@@ -7,7 +7,7 @@ from ..slots import KEYS, as_rows, is_rows, slots
 from ..stored import Stored
 from ..tensor import RawTensor
 from . import bundled, cloneofsimo, keyed
-from .keyed import Written
+from .keyed import FileData
 
 
 def detect(file: Stored) -> bool:
@@ -22,7 +22,7 @@ def read(file: Stored) -> Contents:
     return Contents((Embedding(file.stem, slots(vectors)),), rest, dict(file.metadata))
 
 
-def write(contents: Contents) -> Written:
+def write(contents: Contents) -> FileData:
     """The one embedding's tensors at top level, beside the LoRA's."""
     return {**contents.rest, **keyed.write(contents)[0]}, contents.metadata
 

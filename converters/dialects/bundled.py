@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..bundle import PREFIX, embeddings_of, parse, tensors_of
 from ..embedding import Contents
 from ..stored import Stored
-from .keyed import Written
+from .keyed import FileData
 
 
 def detect(file: Stored) -> bool:
@@ -19,6 +19,6 @@ def read(file: Stored) -> Contents:
     return Contents(embeddings, rest, dict(file.metadata))
 
 
-def write(contents: Contents) -> Written:
+def write(contents: Contents) -> FileData:
     """All tensors under the names A1111 and OneTrainer give them (`clip_l`, not `emb_params`)."""
     return tensors_of(contents), contents.metadata

@@ -1,6 +1,6 @@
 """A LoRA with one vector a token at top level, marked in the metadata: `metadata["<s1>"] == "<embed>"`.
 
-Written by cloneofsimo/lora (lora_diffusion/lora.py, EMBED_FLAG); files of tokens alone exist as well.
+FileData by cloneofsimo/lora (lora_diffusion/lora.py, EMBED_FLAG); files of tokens alone exist as well.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ..slots import KEYS, as_rows, is_rows, slots
 from ..stored import Stored
 from ..tensor import RawTensor
 from . import bundled
-from .keyed import Written
+from .keyed import FileData
 
 FLAG = "<embed>"
 
@@ -31,7 +31,7 @@ def read(file: Stored) -> Contents:
     return Contents(embeddings, rest, {key: value for key, value in file.metadata.items() if key not in names})
 
 
-def write(contents: Contents) -> Written:
+def write(contents: Contents) -> FileData:
     """Vectors at top level, flagged in the metadata; ConvertError for an embedding of several vectors or encoders."""
     tensors, metadata = dict(contents.rest), dict(contents.metadata)
     for embedding in contents.embeddings:

@@ -15,7 +15,7 @@ from ..tensor import RawTensor
 
 EMBEDDING = "pivotune.embedding"  # metadata: the embedding as it was trained, which a file name may not be able to hold
 EMBEDDINGS = "pivotune.embeddings"  # metadata of a file of several embeddings: JSON of each embedding's own metadata
-Written = tuple[dict[str, RawTensor], dict[str, str]]  # tensors and metadata of one file
+FileData = tuple[dict[str, RawTensor], dict[str, str]]  # tensors and metadata of one file
 
 PARAMS = "special_params.json"  # beside cog-sdxl's embeddings.pti: {"TOK": "<s0><s1>"}
 
@@ -75,7 +75,7 @@ def _picked(tensor: RawTensor, rows: list[int]) -> RawTensor:
     return RawTensor(tensor.dtype, (len(rows), *tensor.shape[1:]), picked)
 
 
-def write(contents: Contents, alone: str = "emb_params") -> Written:
+def write(contents: Contents, alone: str = "emb_params") -> FileData:
     """One embedding: a tensor an encoder under the encoder's key, or called `alone` if there is one (and `alone` a
     name).
     """

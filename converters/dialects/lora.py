@@ -6,7 +6,7 @@ from ..embedding import Contents
 from ..errors import ConvertError
 from ..stored import Stored
 from . import ai_toolkit, bundled, cloneofsimo
-from .keyed import Written
+from .keyed import FileData
 
 
 def detect(file: Stored) -> bool:
@@ -19,7 +19,7 @@ def read(file: Stored) -> Contents:
     return Contents((), dict(file.tensors), dict(file.metadata))
 
 
-def write(contents: Contents) -> Written:
+def write(contents: Contents) -> FileData:
     """The tensors as they are; ConvertError if there are embeddings, for which it has no place."""
     if contents.embeddings:
         raise ConvertError("a LoRA that holds embeddings is a bundle")

@@ -9,7 +9,7 @@ from ..slots import JOINED, KEYS, as_rows, slots
 from ..stored import Stored
 from ..tensor import READABLE, RawTensor
 from . import bundled, cloneofsimo, xti
-from .keyed import EMBEDDING, EMBEDDINGS, Written
+from .keyed import EMBEDDING, EMBEDDINGS, FileData
 
 MOST = 1000  # a text encoder whose weights happen to be as wide has fewer than this many odd names
 
@@ -43,7 +43,7 @@ def _vectors(tensor: RawTensor, any_width: bool) -> bool:
     return 1 <= len(tensor.shape) <= 2 and tensor.dtype in READABLE and (any_width or tensor.shape[-1] in widths)
 
 
-def write(contents: Contents) -> Written:
+def write(contents: Contents) -> FileData:
     """A tensor an embedding; ConvertError if an embedding has vectors for several encoders, which need a file each."""
     tensors, metadata = {}, dict(contents.metadata)
     for embedding in contents.embeddings:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from .reading import BUNDLED, Reading, Vectors, broken, bundled, clips, cut_at_first_dots, embedding
-from .webui import parsed, unsafe
+from .reading import BUNDLED, Reading, Vectors, bundle_tensors, clips, cut_at_first_dots, embedding, refused
+from .webui import parse_embedding, unsafe
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
     """One embedding called like the file. A T5 or other part is carried along unused (SD3)."""
     if why := unsafe(file):
-        return broken(why)
-    found = parsed(file)
+        return refused(why)
+    found = parse_embedding(file)
     if isinstance(found, str):
-        return broken(found)
+        return refused(found)
     tensors, size = found
     encoders = clips(widths)
     if size != sum(encoders.values()):
-        return broken(f"its vectors are {size} wide, the model wants {sum(encoders.values())}; the file is skipped")
+        return refused(f"its vectors are {size} wide, the model wants {sum(encoders.values())}; the file is skipped")
     if "" in tensors:
         if len(encoders) != 1:
-            return broken("one tensor as wide as both encoders together loads and then fails in a prompt")
+            return refused("one tensor as wide as both encoders together loads and then fails in a prompt")
         return embedding(file.stem, dict.fromkeys(encoders, tensors[""]), file.tensors, file.tensors)
     return embedding(file.stem, {key: tensors[key] for key in encoders}, file.tensors, encoders)
 
@@ -35,16 +35,16 @@ def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
         return _reads_lora_of_sd3(file, widths)
     embeddings = cut_at_first_dots(file.tensors)
     if embeddings is None:
-        return broken("a bundle_emb tensor has no key after its name, and the whole LoRA is refused")
+        return refused("a bundle_emb tensor has no key after its name, and the whole LoRA is refused")
     return _loaded(embeddings, file, widths)
 
 
 def _reads_lora_of_sd3(file: Stored, widths: dict[str, int]) -> Reading:
     short = next((name for name in file.tensors if name.count(".") < 2), None)
     if short is not None:
-        return broken(f"its SD3 loader wants two dots in every name, and {short[:60]!r} has fewer")
+        return refused(f"its SD3 loader wants two dots in every name, and {short[:60]!r} has fewer")
     embeddings: dict[str, Vectors] = {}
-    for full in bundled(file.tensors):
+    for full in bundle_tensors(file.tensors):
         name, _, key = full[len(BUNDLED) :].rpartition(".")
         if "." not in name:
             embeddings.setdefault(name, {})[key] = file.tensors[full]
@@ -57,13 +57,13 @@ def _loaded(embeddings: dict[str, Vectors], file: Stored, widths: dict[str, int]
     folded: set[str] = set()
     for name, tensors in embeddings.items():
         if not name or "/" in name or "\\" in name:
-            return broken(f"the embedding {name!r} makes the load of the whole LoRA fail")
-        found = parsed(Stored(file.path.with_name(name), tensors))
+            return refused(f"the embedding {name!r} makes the load of the whole LoRA fail")
+        found = parse_embedding(Stored(file.path.with_name(name), tensors))
         if isinstance(found, str):
-            return broken(f"the whole LoRA is refused because of the embedding {name!r}: {found}")
+            return refused(f"the whole LoRA is refused because of the embedding {name!r}: {found}")
         one = reads(Stored(file.path.with_name(f"{name}.safetensors"), tensors), widths)
-        if not one.breaks and name.casefold() not in folded:
+        if not one.refusal and name.casefold() not in folded:
             folded.add(name.casefold())
             kept[name] = next(iter(one.embeddings.values()))
             used.update(f"{BUNDLED}{name}.{key}" for key in tensors if key not in one.dropped)
-    return Reading(kept, tuple(full for full in bundled(file.tensors) if full not in used))
+    return Reading(kept, tuple(full for full in bundle_tensors(file.tensors) if full not in used))

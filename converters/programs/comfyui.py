@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import REFUSED, Reading, Vectors, broken, bundled, embedding, only_weights, string_to_param, width
+from .reading import REFUSED, Reading, Vectors, bundle_tensors, embedding, only_weights, refused, string_to_param, width
 
 KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name ComfyUI looks for
 DEAF = ("gemma", "qwen")  # encoders that are given no folder of embeddings
@@ -18,7 +18,7 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     Order of the rules as in comfy/sd1_clip.py; a tensor of the wrong width is warned of and ignored at use.
     """
     if not only_weights(file):
-        return broken(REFUSED)
+        return refused(REFUSED)
     vectors: Vectors = {}
     used: set[str] = set()
     for key, size in widths.items():
@@ -27,7 +27,7 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
             vectors[key] = _joined([file.tensors[name] for name in names])
             used.update(names)
     if not vectors:
-        return broken("no tensor is as wide as the model's text encoders; the embedding is ignored with a warning")
+        return refused("no tensor is as wide as the model's text encoders; the embedding is ignored with a warning")
     return embedding(file.stem, vectors, file.tensors, used)
 
 
@@ -59,4 +59,4 @@ def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     """The LoRA loads, with a warning for each tensor of an embedding; embeddings are looked for among embeddings
     only.
     """
-    return Reading(dropped=bundled(file.tensors))
+    return Reading(dropped=bundle_tensors(file.tensors))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..slots import as_rows
 from ..stored import Stored
-from .reading import REFUSED, Reading, broken, bundled, embedding, only_weights, string_to_param, width
+from .reading import REFUSED, Reading, bundle_tensors, embedding, only_weights, refused, string_to_param, width
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
@@ -12,7 +12,7 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     hand.
     """
     if not only_weights(file):
-        return broken(REFUSED)
+        return refused(REFUSED)
     tensors, entries = file.tensors, string_to_param(file.tensors)
     if file.root == "tensor":
         token, tensor = file.stem, next(iter(tensors.values()))
@@ -21,23 +21,23 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     elif "*" in entries and "name" in file.metadata:
         token, tensor = file.metadata["name"], entries["*"]
     else:
-        return broken("more than one tensor: each must be passed by hand, with token= and its text encoder")
+        return refused("more than one tensor: each must be passed by hand, with token= and its text encoder")
     fitting = [key for key, size in widths.items() if size == width(tensor)]
     if not fitting:
-        return broken(f"no text encoder of the model takes vectors {width(tensor)} wide")
+        return refused(f"no text encoder of the model takes vectors {width(tensor)} wide")
     return embedding(token, {fitting[0]: as_rows(tensor)}, tensors, tensors)
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     """`load_lora_weights` refuses a file in which a tensor's name has no `lora`; FLUX alone leaves such tensors out."""
-    embeddings = bundled(file.tensors)
+    embeddings = bundle_tensors(file.tensors)
     strange = [name for name in file.tensors if "lora" not in name]
     if widths.keys() == {"clip_l", "t5"}:
         if embeddings and any(name.startswith("lora_transformer_") for name in file.tensors):
-            return broken("OneTrainer's FLUX layout with embeddings in it fails an assertion")
+            return refused("OneTrainer's FLUX layout with embeddings in it fails an assertion")
         return Reading(dropped=embeddings)
     if strange and all(name.startswith(("lora_", "bundle_emb.")) for name in file.tensors) and not embeddings:
         strange = []  # kohya's .alpha: converted before the names are looked at
     if strange:
-        return broken(f"the whole LoRA is refused, because no 'lora' is in the name {strange[0][:60]!r}")
+        return refused(f"the whole LoRA is refused, because no 'lora' is in the name {strange[0][:60]!r}")
     return Reading(dropped=embeddings)

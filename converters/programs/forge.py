@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import BUNDLED, Reading, broken, clips, embedding
-from .webui import parsed
+from .reading import BUNDLED, Reading, clips, embedding, refused
+from .webui import parse_embedding
 
 MOST_UNMATCHED = 12
 
@@ -16,9 +16,9 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     With exactly CLIP-L and CLIP-G (SDXL) both expect the sum of the widths, in any other model each its own
     (backend/diffusion_engine/sdxl.py, sd35.py, flux.py).
     """
-    found = parsed(file)
+    found = parse_embedding(file)
     if isinstance(found, str):
-        return broken(found)
+        return refused(found)
     tensors, size = found
     encoders = clips(widths)
     joint = widths.keys() == {"clip_l", "clip_g"}
@@ -30,7 +30,7 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
             vectors[key] = tensors[source]
             used.update(file.tensors if source == "" else (key,))
     if not vectors or (joint and "" in tensors):
-        return broken(f"its vectors are {size} wide, which no text encoder of this model expects")
+        return refused(f"its vectors are {size} wide, which no text encoder of this model expects")
     return embedding(file.stem, vectors, file.tensors, used)
 
 
@@ -40,5 +40,5 @@ def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     """
     unmatched = [name for name in file.tensors if name.startswith(BUNDLED) or "." not in name]
     if len(unmatched) > MOST_UNMATCHED:
-        return broken(f"{len(unmatched)} tensors fit no module, more than {MOST_UNMATCHED}: the whole LoRA is refused")
+        return refused(f"{len(unmatched)} tensors fit no module, more than {MOST_UNMATCHED}: the whole LoRA is refused")
     return Reading(dropped=tuple(unmatched))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from .reading import Reading, Vectors, broken, bundled, embedding, string_to_param, width
+from .reading import Reading, Vectors, bundle_tensors, embedding, refused, string_to_param, width
 
 MOST = 10  # a file with as many tensors is taken for something else unless it is named learned_embeds
 
@@ -16,12 +16,12 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     """
     tensors = file.tensors
     if not tensors:
-        return broken("there is no tensor")
+        return refused("there is no tensor")
     entries = string_to_param(tensors)
     if entries and any(key.startswith("string_to_token") for key in (*file.metadata, *tensors)):
         base = width(next(iter(entries.values())))
     elif entries:
-        return broken("string_to_param without string_to_token is not recognised")
+        return refused("string_to_param without string_to_token is not recognised")
     elif "emb_params" in tensors:
         base = width(tensors["emb_params"])
     elif "clip_g" in tensors:
@@ -29,10 +29,10 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     elif len(tensors) < MOST or file.path.name.startswith("learned_embeds."):
         base = next(iter(tensors.values())).shape[0] if next(iter(tensors.values())).shape else 0
     else:
-        return broken("not recognised as an embedding")
+        return refused("not recognised as an embedding")
     wanted = widths["clip_g"] if widths.keys() == {"clip_l", "clip_g"} else next(iter(widths.values()))
     if base != wanted or len(widths) > 2:
-        return broken(f"it takes {base} for the width of the model's text encoder; the file cannot be imported")
+        return refused(f"it takes {base} for the width of the model's text encoder; the file cannot be imported")
     return _loaded(file, entries, widths)
 
 
@@ -45,7 +45,7 @@ def _loaded(file: Stored, entries: Vectors, widths: dict[str, int]) -> Reading:
     if "clip_g" in tensors and "clip_l" in tensors and len(widths) == 2:
         return embedding(file.stem, {key: tensors[key] for key in widths}, tensors, widths)
     if len(widths) == 2:
-        return broken("an SDXL embedding needs both clip_l and clip_g")
+        return refused("an SDXL embedding needs both clip_l and clip_g")
     first = next(iter(tensors))
     return embedding(file.stem, {only: tensors[first]}, tensors, (first,))
 
@@ -54,7 +54,7 @@ def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     """Tensors of embeddings are taken out at load; a FLUX LoRA with some is not recognised at import (6.0 and
     later).
     """
-    embeddings = bundled(file.tensors)
+    embeddings = bundle_tensors(file.tensors)
     if embeddings and widths.keys() == {"clip_l", "t5"}:
-        return broken("a FLUX LoRA with embeddings in it is not recognised and cannot be imported")
+        return refused("a FLUX LoRA with embeddings in it is not recognised and cannot be imported")
     return Reading(dropped=embeddings)

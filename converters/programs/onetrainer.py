@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from .reading import REFUSED, Reading, Vectors, broken, bundled, embedding, only_weights, width
+from .reading import REFUSED, Reading, Vectors, bundle_tensors, embedding, only_weights, refused, width
 
 ALONE = {"clip_l": "emp_params", "clip_h": "emp_params"}  # SD 1 and SD 2; the spelling is its own
 
@@ -15,7 +15,7 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     those that are missing.
     """
     if not only_weights(file):
-        return broken(REFUSED)
+        return refused(REFUSED)
     vectors: Vectors = {}
     used = []
     for key, size in widths.items():
@@ -26,10 +26,10 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
             used.append(name)
     if not vectors or (len(vectors) < len(widths) and all(key.startswith("clip") for key in widths)):
         wanted = [ALONE.get(key, key) if len(widths) == 1 else key for key in widths]
-        return broken(f"it needs {' and '.join(wanted)}, with the model's widths")
+        return refused(f"it needs {' and '.join(wanted)}, with the model's widths")
     return embedding(file.stem, vectors, file.tensors, used)
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     """Embeddings are dropped silently, its own too: they must be given again as files of their own."""
-    return Reading(dropped=bundled(file.tensors))
+    return Reading(dropped=bundle_tensors(file.tensors))

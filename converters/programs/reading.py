@@ -28,7 +28,7 @@ class Reading:
 
     embeddings: dict[str, Vectors] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
-    breaks: str = ""
+    refusal: str = ""
 
 
 def embedding(name: str, vectors: Vectors, tensors: Iterable[str], used: Iterable[str]) -> Reading:
@@ -37,9 +37,9 @@ def embedding(name: str, vectors: Vectors, tensors: Iterable[str], used: Iterabl
     return Reading({name: vectors}, tuple(key for key in tensors if key not in used))
 
 
-def broken(why: str) -> Reading:
+def refused(why: str) -> Reading:
     """A Reading of nothing."""
-    return Reading(breaks=why)
+    return Reading(refusal=why)
 
 
 def width(tensor: RawTensor) -> int:
@@ -56,7 +56,7 @@ REFUSED = "torch.load(weights_only=True) refuses the classes in this pickle"
 BUNDLED = "bundle_emb."
 
 
-def bundled(tensors: dict[str, RawTensor]) -> tuple[str, ...]:
+def bundle_tensors(tensors: dict[str, RawTensor]) -> tuple[str, ...]:
     """Names of the tensors that belong to embeddings in a LoRA, or seem to."""
     return tuple([name for name in tensors if name.startswith(BUNDLED)])
 
@@ -64,7 +64,7 @@ def bundled(tensors: dict[str, RawTensor]) -> tuple[str, ...]:
 def cut_at_first_dots(tensors: dict[str, RawTensor]) -> dict[str, dict[str, RawTensor]] | None:
     """Embeddings as A1111 and SD.Next part them: the name ends at the first dot. None if a tensor's name has no key."""
     embeddings: dict[str, dict[str, RawTensor]] = {}
-    for full in bundled(tensors):
+    for full in bundle_tensors(tensors):
         name, dot, key = full[len(BUNDLED) :].partition(".")
         if not dot:
             return None

@@ -6,7 +6,17 @@ from pathlib import Path
 
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import BUNDLED, Reading, Vectors, broken, bundled, cut_at_first_dots, embedding, string_to_param, width
+from .reading import (
+    BUNDLED,
+    Reading,
+    Vectors,
+    bundle_tensors,
+    cut_at_first_dots,
+    embedding,
+    refused,
+    string_to_param,
+    width,
+)
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
@@ -16,18 +26,18 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     `string_to_param["*"]`, and a file is skipped if a width is unknown or the number of tensors does not fit.
     """
     if Path(file.path).suffix.lower() not in (".safetensors", ".pt"):
-        return broken("only .safetensors and .pt files are listed")
+        return refused("only .safetensors and .pt files are listed")
     tensors = file.tensors
     if file.container != "safetensors":
         lone = string_to_param(tensors).get("*")
         if lone is None:
-            return broken('a .pt must hold string_to_param["*"]')
+            return refused('a .pt must hold string_to_param["*"]')
         tensors = {"string_to_param.*": lone}
     sizes = [width(tensor) for tensor in tensors.values()]
     if not set(sizes) <= set(widths.values()):
-        return broken("a tensor is as wide as no text encoder of the model; the file is skipped")
+        return refused("a tensor is as wide as no text encoder of the model; the file is skipped")
     if len(sizes) > len(widths) or (len(sizes) < len(widths) and len(sizes) != 2):
-        return broken(f"{len(sizes)} tensors for {len(widths)} text encoders; the file is skipped")
+        return refused(f"{len(sizes)} tensors for {len(widths)} text encoders; the file is skipped")
     vectors: dict[str, RawTensor] = {}
     for key, size in widths.items():
         for tensor in tensors.values():
@@ -40,14 +50,14 @@ def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     """Embeddings by width, called up to the first dot; they stay in the tokenizer when the LoRA has left the prompt."""
     embeddings = cut_at_first_dots(file.tensors)
     if embeddings is None or any("." not in name for name in file.tensors):
-        return broken("a tensor's name has no dot, at which its loader fails")
+        return refused("a tensor's name has no dot, at which its loader fails")
     if not file.is_lora:
-        return broken("no tensor of a LoRA in it, so the embeddings are not looked at")
+        return refused("no tensor of a LoRA in it, so the embeddings are not looked at")
     kept: dict[str, Vectors] = {}
     used: set[str] = set()
     for name, tensors in embeddings.items():
         one = reads(Stored(file.path.with_suffix(".safetensors"), tensors), widths)
-        if not one.breaks and name:
+        if not one.refusal and name:
             kept[name] = next(iter(one.embeddings.values()))
             used.update(f"{BUNDLED}{name}.{key}" for key in tensors)
-    return Reading(kept, tuple(full for full in bundled(file.tensors) if full not in used))
+    return Reading(kept, tuple(full for full in bundle_tensors(file.tensors) if full not in used))

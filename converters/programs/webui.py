@@ -13,7 +13,7 @@ from .reading import string_to_param, width
 _MEMBERS = r"[^/]+/(data/\d+|version|byteorder|\.data/serialization_id|data\.pkl)"
 
 
-def parsed(file: Stored) -> tuple[dict[str, RawTensor], int] | str:
+def parse_embedding(file: Stored) -> tuple[dict[str, RawTensor], int] | str:
     """The tensors by the name they have in the file, and the width that is compared with the model's.
 
     A lone tensor is filed under the name `""`: it stands for whichever encoder there is. A text says why the

@@ -14,7 +14,7 @@ from ..embeddings.placeholders import Replacer, spelling
 from ..errors import StageError
 from ..recipe.model import Concept, Recipe
 from ..recipe.problem import Finding, Place
-from ..text import sibling
+from ..text import did_you_mean_path
 
 MOST = 10  # problems of one kind that are named one by one
 WELL_SEEN = 0.5  # less of an image than this is worth a warning
@@ -38,7 +38,7 @@ def image_findings(recipe: Recipe, captioned: list[Captioned], *, look: bool = T
 def batch_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     """Warnings about batches that an epoch cannot fill: none is filled up by showing an image twice."""
     shown = sum(
-        concept.samples or len(read.images) * concept.repeats
+        concept.images_per_epoch or len(read.images) * concept.repeats
         for concept, read in zip(recipe.concepts, captioned, strict=True)
     )
     for index, stage in enumerate(recipe.stages):
@@ -56,7 +56,7 @@ def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, lo
             return
     if not os.path.isdir(folder):  # unlike Path's own, these take a name that no file system does
         file = f"{folder} is a file; give the folder that holds the images"
-        yield Finding(where, file if os.path.exists(folder) else f"{folder} does not exist{_sibling(folder)}")
+        yield Finding(where, file if os.path.exists(folder) else f"{folder} does not exist{did_you_mean_path(folder)}")
         yield from (Finding((*place, "captions"), text) for text in source_problems(concept))
         return
     try:
@@ -144,11 +144,6 @@ def _inside(folder: Path) -> str:
     if folders:
         parts.append(f"{folders} folder{'s' * (folders > 1)}; recursive = true looks into folders")
     return ", ".join(parts) or "it is empty"
-
-
-def _sibling(path: Path) -> str:
-    guess = sibling(path)
-    return f"; did you mean '{path.parent / guess}'?" if guess else ""
 
 
 def shown_embedding_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from ..data.cache import cache_folder
 from ..data.files import files_in
 from ..recipe.intervals import parse_stop
 from ..recipe.model import Recipe, Stage
-from ..text import size
+from ..text import format_bytes
 from .memory import VALUE, Needs, StageNeeds
 
 PROBE = ".probe"
@@ -146,10 +146,10 @@ def room_findings(found: Sequence[Room]) -> tuple[list[str], list[str]]:
     errors, warnings = [], []
     for room in found:
         if room.least - room.there > room.free:
-            errors.append(f"{room.folder}: {size(room.free)} are free, and the run writes {size(room.least)} at least; "
+            errors.append(f"{room.folder}: {format_bytes(room.free)} are free, and the run writes {format_bytes(room.least)} at least; "
                           "make room, or choose another --out")  # fmt: skip
         elif RESERVE * room.most - room.there > room.free:
-            warnings.append(f"{room.folder}: {size(room.free)} are free, and the run may write {size(room.most)}; "
+            warnings.append(f"{room.folder}: {format_bytes(room.free)} are free, and the run may write {format_bytes(room.most)}; "
                             "checkpoint.keep, save.keep and model_dtype make it less")  # fmt: skip
     return errors, warnings
 

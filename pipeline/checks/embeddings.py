@@ -263,8 +263,8 @@ def refusal(program: Program, layout: Layout, family: Family, chosen: list[str])
         tensors = {name: RawTensor("F32", (1, width), bytes(4 * width)) for name, width in held.items()}
         sizes = {key: family.widths[key] for key in keys} if len(layout.files) > 1 else family.widths
         reading = reads(program.name, Stored(Path("embedding.safetensors"), tensors), sizes)
-        if reading.breaks:
-            return reading.breaks
+        if reading.refusal:
+            return reading.refusal
         vectors = next(iter(reading.embeddings.values()))
         if any(key in keys and key not in vectors for key in chosen):
             return "it would not find them"

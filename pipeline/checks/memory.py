@@ -12,7 +12,7 @@ import torch
 
 from ..models.load import Model
 from ..recipe.model import Recipe, Stage
-from ..text import size
+from ..text import format_bytes
 from ..train.optimizers import averages_itself
 from ..train.setup import Common, weight_trainers
 from ..train.weights import WeightTrainer
@@ -156,10 +156,12 @@ def memory_findings(memory: Memory | None, device: torch.device) -> tuple[list[s
     where = "this machine's memory" if device.type == "cpu" else f"the memory of {device}"
     less = "model.dtype = 'bfloat16', a smaller batch_size with gradient_accumulation, gradient_checkpointing = true"
     if memory.least > memory.total:
-        return [f"{where} is {size(memory.total)}, and the model with what is trained takes {size(memory.least)} "
+        return [f"{where} is {format_bytes(memory.total)}, and the model with what is trained takes {format_bytes(memory.least)} "
                 f"before the first image; try {less}"], []  # fmt: skip
     if memory.most > memory.free:
-        return [], [f"{size(memory.free)} of {where} are free, and a step may take {size(memory.most)}; try {less}"]
+        return [], [
+            f"{format_bytes(memory.free)} of {where} are free, and a step may take {format_bytes(memory.most)}; try {less}"
+        ]
     return [], []
 
 

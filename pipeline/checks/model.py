@@ -13,7 +13,7 @@ from ..models.received import check_model_folder
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from ..recipe.problem import Finding
-from ..text import nearest, sibling
+from ..text import did_you_mean_path, nearest
 
 BASE = ("model", "base")
 
@@ -27,7 +27,7 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
         hint = "; did you mean 'micro'?" if nearest(spec.base, ["micro"]) else ""
         yield Finding(BASE, f"'{spec.base}' is no file or folder, and no hub id (owner/name){hint}")
     elif not os.path.exists(path):
-        yield Finding(BASE, f"{path} does not exist{_sibling(path)}")
+        yield Finding(BASE, f"{path} does not exist{did_you_mean_path(path)}")
     elif path.is_dir() and not (path / "model_index.json").is_file():
         yield Finding(BASE, f"{path} has no model_index.json, so it is no diffusers folder")
     elif path.is_file():
@@ -69,9 +69,3 @@ def _is_hub_id(text: str) -> bool:
     owner, slash, name = text.partition("/")
     plain = (owner + name).replace("-", "").replace("_", "").replace(".", "")
     return bool(slash and owner and name) and plain.isascii() and plain.isalnum()
-
-
-def _sibling(path: Path) -> str:
-    """`; did you mean 'x'?` with the entry of the same folder that is called nearly so."""
-    guess = sibling(path)
-    return f"; did you mean '{guess}'?" if guess else ""

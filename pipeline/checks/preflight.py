@@ -19,7 +19,7 @@ from ..errors import RecipeError, StageError
 from ..models.load import skeleton
 from ..models.tokenizers import load_tokenizers
 from ..recipe.model import Recipe
-from ..text import size
+from ..text import format_bytes
 from .disk import Room, places_of, room_findings, rooms, try_save, writes
 from .memory import Memory, Needs, count_needs, memory_findings, memory_of
 from .plan import Plan, make_plan, some
@@ -228,10 +228,10 @@ def undecodable(images: Sequence[Path], found: Preflight) -> Iterator[str]:
 def resource_lines(ahead: Preflight) -> Iterator[str]:
     """What the run takes of each file system and of the device, and what there is; then what is wrong with it."""
     for room in ahead.rooms:
-        yield f"Disk: {size(room.least)} to {size(room.most)} in {room.folder}, where {size(room.free)} are free"
+        yield f"Disk: {format_bytes(room.least)} to {format_bytes(room.most)} in {room.folder}, where {format_bytes(room.free)} are free"
     if ahead.memory is not None:
         about = ahead.memory
-        most = f" to {size(about.most)}" if about.most > about.least else ", activations not counted"
-        yield f"Memory: {size(about.least)}{most}; {size(about.free)} of {size(about.total)} are free"
+        most = f" to {format_bytes(about.most)}" if about.most > about.least else ", activations not counted"
+        yield f"Memory: {format_bytes(about.least)}{most}; {format_bytes(about.free)} of {format_bytes(about.total)} are free"
     yield from (f"  error: {text}" for text in ahead.errors)
     yield from (f"  warning: {text}" for text in ahead.warnings)

@@ -12,7 +12,7 @@ import click
 from ...converters import adding, operations
 from ...converters.atomic import Batch, batch
 from ...converters.dialects import WRITABLE
-from ...converters.embeddings import Options, without_halves
+from ...converters.embeddings import ConvertOptions, without_halves
 from ...converters.errors import ConvertError, NothingToDo, PlainImage, printable
 from ...converters.families import family_names
 from ...converters.folders import files_in
@@ -117,7 +117,7 @@ def unbundle(
     """
     if targets and dialect:
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
-    options = Options(family=family, dialect=dialect)
+    options = ConvertOptions(family=family, dialect=dialect)
     each(
         files_in(paths), lambda files, path: operations.unbundle(files, path, out, targets, options), How(**how), paths
     )
@@ -146,7 +146,7 @@ def bundle(
     replace: bool, drop_outputs: bool, **how: bool,
 ) -> None:  # fmt: skip
     """Put the embeddings of files into a LoRA file, for AUTOMATIC1111 and SD.Next."""
-    options = Options(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
+    options = ConvertOptions(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
     added = without_halves(files_in(embeddings))
     each(
         [lora],
@@ -171,7 +171,7 @@ def retarget(
     """Write the embeddings of files of any kind for other programs, each in the dialect that the program reads best."""
     if bool(targets) == bool(dialect):
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
-    options = Options(family=family, name=name, dialect=dialect)
+    options = ConvertOptions(family=family, name=name, dialect=dialect)
     found = without_halves(files_in(paths))
     each(found, lambda files, path: operations.retarget(files, path, out, targets, options), How(**how), paths)
 
@@ -204,7 +204,7 @@ def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool
     """Put the embeddings of several files into one: halves of an SDXL embedding together, several embeddings as a
     bundle.
     """
-    options = Options(name=name, drop_outputs=drop_outputs)
+    options = ConvertOptions(name=name, drop_outputs=drop_outputs)
     found = files_in(paths)
     each(found[:1], lambda files, _: operations.merge(files, found, out, options, with_bar), How(**how), paths)
 
@@ -217,7 +217,7 @@ def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool
 @_writes
 def split(paths: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, **how: bool) -> None:
     """Write each embedding of files that hold many (packs) into a file of its own: the way back from merge."""
-    options = Options(family=family)
+    options = ConvertOptions(family=family)
     found = without_halves(files_in(paths))
     each(found[:1], lambda files, _: operations.split(files, found, out, targets, options), How(**how), paths)
 

@@ -99,7 +99,7 @@ def main() -> None:
 
 def _shown(error: Exception) -> str:
     """What an error says, without control characters: names from files and hubs must not steer a terminal."""
-    from ..system_errors import system_embeddings
+    from ..system_errors import system_error_text
     from ..text import printable
 
     if isinstance(error, UnicodeEncodeError):
@@ -108,7 +108,7 @@ def _shown(error: Exception) -> str:
             f"({sys.getfilesystemencoding()}); set PYTHONUTF8=1"
         )
     if isinstance(error, (OSError, MemoryError)):
-        return printable(system_embeddings(error))
+        return printable(system_error_text(error))
     return "\n".join(printable(line) for line in str(error).split("\n"))
 
 

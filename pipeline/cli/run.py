@@ -23,9 +23,7 @@ from .options import json_option, print_json, recipe_argument, say, set_option
     help="Begin a new run with what an earlier one reached: its folder, or a checkpoint in it. With more steps and "
     "all else alike it goes on from there; else it takes what fits, and says what.",
 )
-@click.option(
-    "--force", is_flag=True, help="Begin even where disk or memory seem too small, or embeddings cannot be seen."
-)
+@click.option("--force", is_flag=True, help="Start even if pre-flight checks fail (disk, memory, truncated captions).")
 @json_option
 def run(
     recipe: str,

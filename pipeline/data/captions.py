@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import RecipeError
 from ..recipe.model import Concept
-from ..text import nearest, printable, sibling
+from ..text import did_you_mean_path, nearest, printable
 from .caption_files import TABLES, read_text, steers, table_rows, unusable
 from .files import IMAGES, Files, composed, files_in
 
@@ -95,9 +95,8 @@ def source_problems(concept: Concept) -> list[str]:
     if isinstance(source, tuple) or source in ("beside", "file-name"):
         return []
     if source.lower().endswith((".txt", *TABLES)):
-        guess = sibling(Path(source))
-        hint = f"; did you mean '{guess}'?" if guess else ""
-        return [] if Path(source).is_file() else [f"{source}: there is no such file of captions{hint}"]
+        missing = f"{source}: the captions file does not exist{did_you_mean_path(Path(source))}"
+        return [] if Path(source).is_file() else [missing]
     known = f"'beside', 'file-name', a {', '.join(TABLES)} or .txt file, or a list of templates"
     hint = f"; did you mean '{near}'?" if (near := nearest(Path(source).name, ("beside", "file-name"))) else ""
     return [f"{source}: captions come from {known}{hint}"]

@@ -35,22 +35,26 @@ def turns_of(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) -> lis
     Examples are numbered through all concepts in their order. The recipe's `data.balance` is applied.
     """
     counts = [len(images) for images in captions]
-    sizes = [concept.samples or count * concept.repeats for concept, count in zip(recipe.concepts, counts, strict=True)]
+    sizes = [
+        concept.images_per_epoch or count * concept.repeats
+        for concept, count in zip(recipe.concepts, counts, strict=True)
+    ]
     factors = [[1] * count for count in counts]
     if recipe.data.balance == "embeddings":
         factors = _embedding_factors(recipe, captions)
         sizes = [
-            concept.samples or sum(row) * concept.repeats for concept, row in zip(recipe.concepts, factors, strict=True)
+            concept.images_per_epoch or sum(row) * concept.repeats
+            for concept, row in zip(recipe.concepts, factors, strict=True)
         ]
     if recipe.data.balance == "concepts":
         most = max(sizes, default=0)
-        sizes = [concept.samples or most for concept in recipe.concepts]
+        sizes = [concept.images_per_epoch or most for concept in recipe.concepts]
     turns, first = [], 0
     for concept, row, size in zip(recipe.concepts, factors, sizes, strict=True):
         numbers = [first + place for place, factor in enumerate(row) for _ in range(factor)]
         first += len(row)
         if numbers:
-            turns.append(Turns(tuple(numbers) * (1 if concept.samples else concept.repeats), size))
+            turns.append(Turns(tuple(numbers) * (1 if concept.images_per_epoch else concept.repeats), size))
     return turns
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from ...converters.dtypes import convert
 from ...converters.embedding import Embedding
-from ...converters.embeddings import joined, names, own_embeddings
+from ...converters.embeddings import joined, names
 from ...converters.errors import ConvertError
-from ...converters.read import recognised
+from ...converters.read import identify, own_embeddings
 from ...converters.slots import UNNAMED, settle
 from ...converters.tensor import RawTensor
 from ..recipe.model import EmbeddingSpec
@@ -77,7 +77,7 @@ def read_base(embedding: EmbeddingSpec) -> Embedding:
     encoder, which cannot be trained before it.
     """
     assert embedding.base is not None
-    found = recognised(embedding.base)
+    found = identify(embedding.base)
     held = joined(own_embeddings(found.contents), embedding.base, found)
     if not held:
         raise ConvertError(f"{embedding.base}: holds no embedding")

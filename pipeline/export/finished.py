@@ -16,7 +16,7 @@ from typing import Any
 from ...converters.atomic import Batch, batch
 from ...converters.embedding import Contents, Embedding
 from ...converters.write import Written, add_embeddings, stems_for
-from ..run_folder import bounded_json, misfit
+from ..run_folder import bounded_json, shape_error
 from ..tensors import to_raw
 from ..train.embeddings import EmbeddingTrainer
 from .context import ExportContext
@@ -147,7 +147,7 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for line in text[:whole].splitlines():
         with suppress(ValueError):  # a power cut leaves zeros; the embedding is exported anew
             row = bounded_json(line)
-            if misfit(row, _LINE) is None:
+            if shape_error(row, _LINE) is None:
                 yield row["embedding"], row
 
 

@@ -12,10 +12,10 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.lora import lora_metadata, write_lora
 from ...converters.programs import Program, reads_lora
-from ...converters.rewriting import each_ones
 from ...converters.slots import slots
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
+from ...converters.write import own_metadata
 from ..tensors import from_raw
 from .context import ExportContext
 from .lora_layouts import has_dora
@@ -55,7 +55,7 @@ def write_bundle(
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = bundle(Contents(rest=dict(tensors)), embeddings, widths=widths(context))
     own = whole.embeddings
-    write_lora(path, tensors_of(whole), _metadata(context, facts or tensors) | each_ones(own), overwrite=True)
+    write_lora(path, tensors_of(whole), _metadata(context, facts or tensors) | own_metadata(own), overwrite=True)
     found, rest = embeddings_of(safetensors_file.read(path)[0])
     _compare(path, rest, tensors)
     back = {embedding.name: embedding.vectors for embedding in found}
@@ -73,8 +73,8 @@ def check_reading(context: ExportContext, path: Path, program: Program) -> set[s
     """Embeddings that a program finds in a LoRA file; ConvertError when it would refuse the file."""
     stored = Stored(path, *safetensors_file.read(path))
     reading = reads_lora(program.name, stored, widths(context))
-    if reading.breaks:
-        raise ConvertError(f"{path}: {program.title} would not load it: {reading.breaks}")
+    if reading.refusal:
+        raise ConvertError(f"{path}: {program.title} would not load it: {reading.refusal}")
     return set(reading.embeddings)
 
 

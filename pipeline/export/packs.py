@@ -12,11 +12,10 @@ from ...converters.bundle import bundle
 from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.programs import Program, reads, reads_lora
-from ...converters.read import recognised
-from ...converters.rewriting import rewritten
+from ...converters.read import identify
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
-from ...converters.write import FORMAT, Written, layout_for
+from ...converters.write import FORMAT, Written, layout_for, write_contents
 from .artefacts import note
 from .context import ExportContext
 from .standalone import widths
@@ -57,7 +56,7 @@ def write_packs(
 
 def packed_vectors(path: Path, embedding: str) -> dict[str, RawTensor]:
     """Encoder key to vectors of one embedding of a pack that was written for no program."""
-    return next(one.vectors for one in recognised(path).contents.embeddings if one.name == embedding)
+    return next(one.vectors for one in identify(path).contents.embeddings if one.name == embedding)
 
 
 def _parts(embeddings: Sequence[Embedding], most: int | None) -> Iterator[Sequence[Embedding]]:
@@ -75,7 +74,7 @@ def _add(
 ) -> Pack:
     path, names = folder / f"{stem}.safetensors", tuple(embedding.name for embedding in embeddings)
     if program is None:
-        [made] = rewritten(files, path, Contents(tuple(embeddings), {}, dict(FORMAT)), "bundle")
+        [made] = write_contents(files, path, Contents(tuple(embeddings), {}, dict(FORMAT)), "bundle")
         return Pack((made._replace(trigger=""),), names)
     if program.several == "bundle":
         return Pack((_as_lora(context, files, embeddings, path, program),), names)
@@ -90,7 +89,7 @@ def _as_lora(
     facts = {**FORMAT, "ss_base_model_version": context.model.family.base_model_version, "ss_output_name": path.stem}
     contents = bundle(Contents(metadata=facts), embeddings, widths=widths(context))
     check = partial(_check_lora, context=context, path=path, program=program, embeddings=embeddings)
-    [made] = rewritten(files, path, contents, "bundle", program.name, check=check)
+    [made] = write_contents(files, path, contents, "bundle", program.name, check=check)
     return made._replace(trigger=f"<lora:{path.stem}:1> {embeddings[0].name}")
 
 
@@ -99,8 +98,8 @@ def _check_lora(
     embeddings: Sequence[Embedding],
 ) -> None:  # fmt: skip
     reading = reads_lora(program.name, Stored(path, tensors, metadata), widths(context))
-    if reading.breaks:
-        raise ConvertError(f"{path}: {program.title} would not load it: {reading.breaks}")
+    if reading.refusal:
+        raise ConvertError(f"{path}: {program.title} would not load it: {reading.refusal}")
     for embedding in embeddings:
         found = reading.embeddings.get(embedding.name, {})
         if not found or any(not same(raw, embedding.vectors[key]) for key, raw in found.items()):
@@ -122,7 +121,7 @@ def _per_encoder(
         check = partial(_check_entries, path=place, program=program, embeddings=own, sizes={key: widths(context)[key]})
         if own:
             contents = Contents(tuple(own), {}, dict(FORMAT))
-            [made] = rewritten(files, place, contents, "diffusers", program.name, check=check)
+            [made] = write_contents(files, place, contents, "diffusers", program.name, check=check)
             yield key, made._replace(trigger=embeddings[0].name)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...converters.dtypes import convert
 from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
-from ...converters.file_range import Made
+from ...converters.file_range import LazyBytes
 from ...converters.tensor import RawTensor, nbytes
 from ..tensors import from_raw, to_raw
 from .context import ExportContext
@@ -44,7 +44,8 @@ def plain(state: Mapping[str, Tensor]) -> Pieces:
 
 def _raw(parts: Sequence[Tensor], dtype: torch.dtype, name: str) -> RawTensor:
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if parts[0].ndim else ()
-    return RawTensor(NAMES[dtype], shape, Made(nbytes(NAMES[dtype], shape), partial(_bytes, tuple(parts), dtype, name)))
+    data = LazyBytes(nbytes(NAMES[dtype], shape), partial(_bytes, tuple(parts), dtype, name))
+    return RawTensor(NAMES[dtype], shape, data)
 
 
 def _bytes(parts: tuple[Tensor, ...], dtype: torch.dtype, name: str) -> memoryview:

@@ -23,7 +23,7 @@ from .tensors import DTYPES, in_dtype
 
 def write_exports(
     context: ExportContext, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, files: str,
-    pack_embeddings: int, dtype: str, model: Sequence[str], model_dtype: str,
+    pack_size: int, dtype: str, model: Sequence[str], model_dtype: str,
 ) -> tuple[Contents, Exports]:  # fmt: skip
     """Write what the export stage's options ask for into a folder; the model must hold no injected embeddings.
 
@@ -32,7 +32,7 @@ def write_exports(
     if not contents.embeddings and not contents.rest and not context.finetuned:
         raise StageError("there is no embedding, LoRA or fine-tuned model to export")
     ready = in_dtype(with_metadata(context, replace(contents, rest=settled(contents.rest))), dtype, context)
-    each, most = files == "each", pack_embeddings if files == "pack" else None
+    each, most = files == "each", pack_size if files == "pack" else None
     standalone, alone = _standalone(context, ready, folder / f"{context.recipe.name}_embeddings", each=each, most=most)
     made = replace(_made(context, ready, folder, _ways(context, model), model_dtype), embeddings=alone)
     declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))

@@ -15,7 +15,7 @@ import tomli
 
 from pivotune import schemas
 
-from ..text import sibling
+from ..text import did_you_mean_path
 from .document import Document
 from .embeddings_table import Unusable, embedding_rows
 from .explain import explain
@@ -175,8 +175,7 @@ def _of_folders(folder: Path, problems: Problems) -> Iterator[Entry]:
         with os.scandir(folder) as inside:
             names = sorted(entry.name for entry in inside if not entry.name.startswith(".") and entry.is_dir())
     except OSError as error:
-        guess = sibling(folder) if isinstance(error, FileNotFoundError) else None
-        hint = f"; did you mean '{folder.parent / guess}'?" if guess else ""
+        hint = did_you_mean_path(folder) if isinstance(error, FileNotFoundError) else ""
         problems.add(folder, 0, (), f"the folder cannot be read: {error.strerror or error}{hint}")
         return
     for name in names:

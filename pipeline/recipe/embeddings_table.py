@@ -15,7 +15,7 @@ import tomli
 
 from pivotune import schemas
 
-from ..text import did_you_mean, sibling
+from ..text import did_you_mean, did_you_mean_path
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 LONGEST = 1_000_000  # bytes of a line
@@ -121,8 +121,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise Unusable(number, f"the line is longer than {LONGEST:,} bytes; is this a table of embeddings?")
                 yield number, _decoded(raw, number)
     except OSError as error:
-        guess = sibling(path) if isinstance(error, FileNotFoundError) else None
-        hint = f"; did you mean '{path.parent / guess}'?" if guess else ""
+        hint = did_you_mean_path(path) if isinstance(error, FileNotFoundError) else ""
         raise Unusable(0, f"cannot be read: {error.strerror or error}{hint}") from error
 
 
@@ -131,7 +130,7 @@ def _regular(path: str, flags: int) -> int:
     if stat.S_ISDIR(found.st_mode):
         raise OSError(0, "it is a folder; `folders` takes a folder")
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(0, "it is no regular file")
+        raise OSError(0, "not a regular file")
     if found.st_size > LARGEST:
         raise OSError(0, f"{found.st_size / 1e9:.1f} GB is too large for a table of embeddings")
     return os.open(path, flags)

@@ -32,7 +32,7 @@ class Concept:
     images: Path
     captions: str | tuple[str, ...] = "beside"
     repeats: int = 1
-    samples: int | None = None
+    images_per_epoch: int | None = None
     recursive: bool = False
     loss_weight: float = 1.0
     prior: bool = False

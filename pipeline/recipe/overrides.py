@@ -23,7 +23,7 @@ class BadOverride(Exception):
 
 
 def override(document: Document, overrides: Sequence[str], top_level: Sequence[str]) -> tuple[Document, list[Problem]]:
-    """The document with every `place=value` written in, later ones last, and what is wrong with those that are left
+    """The document with every `key=value` written in, later ones last, and what is wrong with those that are left
     out.
 
     A place is what error messages show: `seed`, `model.base`, `stage.3.steps` (tables counted from 1), and for stages
@@ -40,11 +40,11 @@ def override(document: Document, overrides: Sequence[str], top_level: Sequence[s
 
 
 def _overridden(data: dict[str, Any], text: str, top_level: Sequence[str]) -> Place:
-    """Write one `place=value` into the data; where it was written."""
+    """Write one `key=value` into the data; where it was written."""
     name, equals, value = text.partition("=")
     parts = [part.strip() for part in name.split(".")]
     if not equals or not name.strip():
-        raise BadOverride(text, "is not of the form place=value, for example train.steps=10")
+        raise BadOverride(text, "is not of the form KEY=VALUE, for example train.steps=10")
     if not all(parts):
         raise BadOverride(text, f"the place has an empty part; did you mean {'.'.join(filter(None, parts))}?")
     path = _path(data, parts, top_level, text)

@@ -24,7 +24,7 @@ from ..files import write_json
 from ..models.load import part_modules
 from ..recipe.defaults import defaults
 from ..recipe.intervals import Every, parse_stop
-from ..records import finite
+from ..records import json_safe
 from ..train.lora import lora_aside
 from ..train.setup import Training
 from .context import RunContext, RunState, warn
@@ -261,7 +261,7 @@ def step_callbacks(
             row["saved"] = saves.save(row["step"])
         if watch and watch["trackers"]:
             with context.processes.together():
-                trackers.log(finite(row), context.folder)
+                trackers.log(json_safe(row), context.folder)
 
     try:
         yield after

@@ -21,7 +21,7 @@ from ..distributed import ALONE, Processes
 from ..errors import StageError
 from ..recipe.intervals import Clock, Every
 from ..recipe.model import StopAfter
-from ..run_folder import NUMBER, bounded_json, misfit
+from ..run_folder import NUMBER, bounded_json, shape_error
 from .signals import StopAsked, Stopped
 
 FOLDER, KEPT = "checkpoints", 2
@@ -136,7 +136,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if told.get("sha256") != _digest(told["checkpoint"], tensors):
             raise StageError(f"{path}: the checkpoint is damaged: its hash is not the one it was written with")
         head = bounded_json(told["checkpoint"], infinite=True)  # as optimizers' own numbers may be
-        wrong = misfit(head, HEAD)
+        wrong = shape_error(head, HEAD)
         if wrong or min(head["stage"], head["step"]) < 0 or not math.isfinite(head["seconds"]):
             raise StageError(f"{path}: is no checkpoint of this version of Pivotune ({wrong or 'a step below 0'})")
         return Checkpoint(head["stage"], head["step"], head["seconds"], tensors, head["facts"], told["sha256"])

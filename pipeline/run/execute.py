@@ -15,7 +15,7 @@ from ..errors import StageError
 from ..export.artefacts import require_artefacts
 from ..export.last_good import keep_last_good
 from ..files import write_json
-from ..records import finite
+from ..records import json_safe
 from .context import RunContext, RunState, StageFunction, export_context
 from .manifest import embedding_facts, images_of_embeddings
 from .outcome import LESS_MEMORY, as_stage_error
@@ -44,7 +44,7 @@ def execute(
     try:
         for index, stage in enumerate(context.recipe.stages):
             if context.processes.main:
-                write_json(context.folder / "manifest.json", finite(manifest))  # for those who follow the run
+                write_json(context.folder / "manifest.json", json_safe(manifest))  # for those who follow the run
             resumed = state.checkpoint is not None and index < state.checkpoint.stage
             if resumed and stage.kind not in STRUCTURE:
                 state.rows.append(state.stored_row(index))

@@ -17,9 +17,9 @@ from ..export.artefacts import require_artefacts
 from ..export.finished import remove_finished
 from ..export.last_good import remove_last_good
 from ..files import write_json
-from ..records import finite
+from ..records import json_safe
 from ..report.page import write_report
-from ..system_errors import out_of_memory, system_embeddings
+from ..system_errors import out_of_memory, system_error_text
 from .context import RunContext
 from .signals import Stopped
 
@@ -35,7 +35,7 @@ def machine_message(error: BaseException, way_out: str = "") -> str | None:
     if memory is not None:
         return f"{memory.partition(';')[0]}; try {way_out}" if way_out else memory
     if isinstance(error, OSError):
-        return system_embeddings(error)
+        return system_error_text(error)
     if isinstance(error, SafetensorError):
         full = "the disk is full; make room: " if "No space left" in str(error) else ""
         return full + str(error).splitlines()[0]
@@ -92,7 +92,7 @@ def complete(folder: Path, left: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write(folder: Path, manifest: dict[str, Any], status: str) -> None:
     manifest["status"] = status
-    write_json(folder / "manifest.json", finite(manifest))
+    write_json(folder / "manifest.json", json_safe(manifest))
 
 
 PATHS = 12  # files of a program that are named
@@ -216,5 +216,5 @@ def _leave(context: RunContext, manifest: dict[str, Any], seconds: float) -> Non
 
 def write_report_of(context: RunContext, manifest: dict[str, Any]) -> None:
     """Write the manifest, and the report made from it."""
-    write_json(context.folder / "manifest.json", finite(manifest))
+    write_json(context.folder / "manifest.json", json_safe(manifest))
     write_report(context.folder)

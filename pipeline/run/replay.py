@@ -16,8 +16,8 @@ from ..recipe.document import Document
 from ..recipe.intervals import SECONDS, parse_stop
 from ..recipe.load import recipe_as_json
 from ..recipe.model import Recipe, StopAfter
-from ..records import left_behind, read_rows, why_unread
-from ..run_folder import inside
+from ..records import manifest_or_none, read_rows, unreadable_reason
+from ..run_folder import file_inside
 from .context import StageFunction
 from .diff import input_differences
 from .runner import run_recipe
@@ -50,20 +50,20 @@ def replay(
     The run keeps its name, by which files are called, and begins where the first did: with its source, if it had one.
     Raises StageError when the folder holds no finished run, that source is gone, or the second run fails.
     """
-    before = left_behind(folder)
+    before = manifest_or_none(folder)
     if before is None:
-        why = why_unread(folder) or " (no manifest.json that can be read)"
+        why = unreadable_reason(folder) or " (no manifest.json that can be read)"
         raise StageError(f"{folder}: holds no run{why}")
     if before["status"] != "finished":
         raise StageError(f"{folder}: the run has not finished; `pivotune run` with its recipe goes on with it")
-    text = inside(folder, "recipe.toml")
+    text = file_inside(folder, "recipe.toml")
     recipe = _recipe(folder, before, overrides)
     again = _within(_stopped_by_steps(recipe, before))
     result = run_recipe(
         again, stages, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before),
         resume_hint=NO_RESUME, text=text,
     )  # fmt: skip
-    after = left_behind(result.folder)
+    after = manifest_or_none(result.folder)
     assert after is not None
     inputs = [str(one) for one in input_differences({**before, "recipe": recipe_as_json(again)}, after)]
     if after["source"] and after["source"]["sha256"] != before["source"]["sha256"]:
@@ -184,7 +184,7 @@ def _files(one: Path, other: Path, before: Mapping[str, Any], after: Mapping[str
             yield f"{path}: not made again"
             continue
         try:
-            first = inside(one, path)
+            first = file_inside(one, path)
         except StageError as error:
             yield f"{path}: no longer in {one} ({error})"
             continue

@@ -19,11 +19,11 @@ from ..checks.preflight import Preflight, require_preflight, run_preflight
 from ..device import choose_threads, make_deterministic, pick_device
 from ..distributed import Processes
 from ..embeddings.norms import norm_statistics
-from ..files import write_json, write_whole
+from ..files import write_atomically, write_json
 from ..launch import begin_processes, end_processes
 from ..models.load import Model, load_model
 from ..recipe.model import Recipe
-from ..records import Metrics, finite
+from ..records import Metrics, json_safe
 from ..report.page import NAME as REPORT
 from ..report.table import embedding_table
 from .checkpoints import RESUME_HINT, Checkpoint, Checkpointer, Source
@@ -97,8 +97,8 @@ def run_recipe(
         state = RunState(checkpoint, loaded=set(stored.get("loaded", [])), warnings=list(preflight.warnings))
         with finish_run_record(context, manifest, begin) if processes.main else nullcontext():
             if processes.main:
-                write_whole(start.folder / "recipe.toml", text.read_bytes())
-                write_json(start.folder / "manifest.json", finite(manifest))
+                write_atomically(start.folder / "recipe.toml", text.read_bytes())
+                write_json(start.folder / "manifest.json", json_safe(manifest))
             manifest["stages"] = state.rows
             execute(context, state, stages, manifest)
         end_processes(processes)
@@ -137,7 +137,7 @@ def _checkpoint_of(
     if source is not None and checkpoint is None:
 
         def copy(source: Source = source) -> None:
-            write_json(start.folder / "manifest.json", finite(manifest))  # first: a killed process is resumed
+            write_json(start.folder / "manifest.json", json_safe(manifest))  # first: a killed process is resumed
             copy_from_source(source, start.folder)
 
         processes.from_main(copy)

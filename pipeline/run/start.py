@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StageError
-from ..lock import is_locked, is_ours, locked
-from ..records import left_behind, why_unread
+from ..lock import folder_lock, has_our_lock, is_locked
+from ..records import manifest_or_none, unreadable_reason
 from ..run_folder import require_own_files
 from .checkpoints import FOLDER
 from .diff import ROUNDING, Difference, difference_lines, input_differences
@@ -105,7 +105,7 @@ def refuse_foreign(out: Path | None) -> None:
     """
     if out is None or not out.is_dir():
         return
-    left = left_behind(out)
+    left = manifest_or_none(out)
     if left is not None and left["status"] == "finished":
         raise StageError(
             f"{out} holds a finished run, which is never written over: choose another --out; to go on from its end "
@@ -116,7 +116,7 @@ def refuse_foreign(out: Path | None) -> None:
         require_own_files(out)  # before pre-flight tries its folders
     if foreign:
         raise StageError(
-            f"{out} holds files already, and no run that could go on{why_unread(out)}; choose another --out"
+            f"{out} holds files already, and no run that could go on{unreadable_reason(out)}; choose another --out"
         )
 
 
@@ -124,7 +124,7 @@ def _is_free(folder: Path) -> bool:
     """Whether a folder is empty, or holds but what a run leaves that was killed before its first manifest. That has a
     lock, which names a process; without one the files are somebody's own."""
     names = {path.name for path in folder.iterdir()}
-    return not names or (names <= BEGUN and is_ours(folder))
+    return not names or (names <= BEGUN and has_our_lock(folder))
 
 
 def choose_start(
@@ -142,7 +142,7 @@ def choose_start(
 
     if out is not None:
         refuse_foreign(out)
-        left = left_behind(out)
+        left = manifest_or_none(out)
         if left is None:
             return Start(out.absolute())
         if not may_go_on(left):
@@ -154,7 +154,7 @@ def choose_start(
     runs, number = Path("runs").absolute(), 1
     folder = runs / name
     while folder.exists() or folder.is_symlink():
-        left = left_behind(folder)
+        left = manifest_or_none(folder)
         if left is None or (left["status"] != "finished" and may_go_on(left)):
             if left is not None and not is_locked(folder) and not _differences(left, inputs):
                 return Start(folder, left)
@@ -200,9 +200,9 @@ def run_folder_lock(start: Start) -> Iterator[None]:
 
     StageError when another process has it, or had it since `start` was chosen.
     """
-    with locked(start.folder):
+    with folder_lock(start.folder):
         require_own_files(start.folder)
-        if left_behind(start.folder) != start.left:
+        if manifest_or_none(start.folder) != start.left:
             raise StageError(f"{start.folder}: another process has run in this folder meanwhile; say the command again")
         remove_leftovers(start.folder)
         yield

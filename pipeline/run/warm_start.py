@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..embeddings.injection import EmbeddingRows
 from ..errors import StageError
-from ..files import write_whole
-from ..records import METRICS, kept_lines, left_behind, row_of, why_unread
-from ..run_folder import inside
+from ..files import write_atomically
+from ..records import METRICS, manifest_or_none, parse_row, require_logged_lines, unreadable_reason
+from ..run_folder import file_inside
 from ..train.embeddings import EmbeddingTrainer
 from ..train.setup import Training
 from ..train.snapshot import Shadow, stored_averages, stored_rows, stored_weights
@@ -39,9 +39,9 @@ def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], Non
     point = newest_checkpoint(place, say) if place.is_dir() else read_checkpoint(place)
     if point is None:
         raise StageError(f"{place}: holds no checkpoint that can be read (a run's folder has them in {FOLDER}/)")
-    left = left_behind(run)
+    left = manifest_or_none(run)
     if left is None:
-        has = why_unread(run) or " has no manifest.json"
+        has = unreadable_reason(run) or " has no manifest.json"
         raise StageError(f"{run}:{has}, so nobody can tell what the checkpoint was made with")
     differences = [one for one in input_differences(left, inputs) if not one.within(*_FREE)]
     unfit = [one for one in differences if not (_more_steps(one, point) or _of_a_guard(one))]
@@ -91,10 +91,10 @@ def copy_from_source(source: Source, folder: Path) -> None:
     if not source.whole:
         return
     try:
-        lines = kept_lines(source.run / METRICS, source.point.facts["run"]["metrics"])
-        images = [one["path"] for line in lines.splitlines() for one in row_of(line).get("images", ())]
-        files = {path: inside(source.run, path) for path in images if path.startswith("images/")}
-        write_whole(folder / METRICS, lines)
+        lines = require_logged_lines(source.run / METRICS, source.point.facts["run"]["metrics"])
+        images = [one["path"] for line in lines.splitlines() for one in parse_row(line).get("images", ())]
+        files = {path: file_inside(source.run, path) for path in images if path.startswith("images/")}
+        write_atomically(folder / METRICS, lines)
         for path, file in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).unlink(missing_ok=True)  # it may be a second name of a file elsewhere

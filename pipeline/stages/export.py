@@ -20,7 +20,7 @@ def export(
     targets: Sequence[str] = ("a1111", "comfyui", "diffusers"),
     bundle: bool = True,
     files: str = "each",
-    pack_embeddings: int = 1000,
+    pack_size: int = 1000,
     dtype: str = "float32",
     model: Sequence[str] = ("folder", "file"),
     model_dtype: str = "float16",
@@ -36,7 +36,7 @@ def export(
     exporting = export_context(context, state)
     ready, exports = write_exports(
         exporting, contents, context.folder / "exports", targets=targets, bundle=bundle, files=files,
-        pack_embeddings=pack_embeddings, dtype=dtype, model=model, model_dtype=model_dtype,
+        pack_size=pack_size, dtype=dtype, model=model, model_dtype=model_dtype,
     )  # fmt: skip
     state.exports = replace(
         exports,

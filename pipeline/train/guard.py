@@ -16,8 +16,8 @@ _WAY = "mend what it says and begin anew"
 MOST = 20  # things of one kind that are said one by one; the rest is counted
 _KINDS = {
     "norm": "embeddings whose norms left the band",
-    "still": "embeddings that did not move",
-    "flat": "flat step sizes",
+    "frozen_vectors": "embeddings that did not move",
+    "stalled_lr": "flat step sizes",
 }
 
 
@@ -58,12 +58,12 @@ class Guard:
         `moves` (rows,) says which have a learning rate at all.
         """
         bad = torch.zeros_like(moves)
-        if self.options["still"] != "off":
+        if self.options["frozen_vectors"] != "off":
             unmoved = self._unmoved.get(key, torch.zeros(count, dtype=torch.int32)).to(index.device)
             self._unmoved[key] = unmoved
             steps = torch.where((after != before).any(dim=1) | ~moves, 0, unmoved[index] + 1).to(torch.int32)
             unmoved[index] = steps
-            bad |= steps == self.options["still_after"]
+            bad |= steps == self.options["frozen_vectors_after"]
         norms = after.norm(dim=1)
         if self.options["norm"] != "off":
             low, high = (self.options["norm_band"][end] * usual.median for end in ("low", "high"))
@@ -85,23 +85,30 @@ class Guard:
                     "preserve_norm holds norms, a smaller learning_rate slows them"
                 )
                 self.tell("norm", embedding, text)
-            if self.options["still"] != "off" and int(self._unmoved[key][row]) == self.options["still_after"]:
-                steps = self.options["still_after"]
+            if (
+                self.options["frozen_vectors"] != "off"
+                and int(self._unmoved[key][row]) == self.options["frozen_vectors_after"]
+            ):
+                steps = self.options["frozen_vectors_after"]
                 self.tell(
-                    "still", embedding, f"{vector} has not moved in {steps} of its steps: learning_rate is too small"
+                    "frozen_vectors",
+                    embedding,
+                    f"{vector} has not moved in {steps} of its steps: learning_rate is too small",
                 )
 
     def step_size(self, name: str, rate: float, found: float | None) -> None:
         """Look at the step size of an embedding or another thing; `found` is what Prodigy has found, None for
         others.
         """
-        after = self.options["flat_after"]
-        if self.options["flat"] == "off":
+        after = self.options["stalled_lr_after"]
+        if self.options["stalled_lr"] == "off":
             return
         if rate == 0:
             self._zeros[name] += 1
             if self._zeros[name] == after:
-                self.tell("flat", name, f"the step size of {name!r} has been 0 for {after} steps: nothing is learnt")
+                self.tell(
+                    "stalled_lr", name, f"the step size of {name!r} has been 0 for {after} steps: nothing is learnt"
+                )
         elif self._zeros:
             self._zeros.pop(name, None)
         if found is not None:
@@ -109,7 +116,7 @@ class Guard:
             seen[0] += 1
             if seen[0] == after and found <= 1.001 * seen[1]:
                 text = f"Prodigy has not found a larger step size than {found:.3g} for {name!r} in {after} steps"
-                self.tell("flat", name, f"{text}; learning_rate = 1 is usual, d0 and d_coef make it begin higher")
+                self.tell("stalled_lr", name, f"{text}; learning_rate = 1 is usual, d0 and d_coef make it begin higher")
 
     def passes(self, error: NotFinite) -> bool:
         """Whether a step whose loss or gradient is not finite is left out, so that the training goes on."""

@@ -1,6 +1,6 @@
 import pytest
 
-from pivotune.converters import rewriting, safetensors_file
+from pivotune.converters import safetensors_file, write
 from pivotune.converters.atomic import batch
 from pivotune.converters.bundle import bundle, embeddings_of, parse, tensors_of
 from pivotune.converters.embedding import Contents, Embedding
@@ -145,19 +145,19 @@ def test_a_bundle_from_which_a_embedding_would_not_come_back_is_not_written(
     alter, says, lora, rows, tmp_path, monkeypatch
 ):
     embeddings = (Embedding("cat", {"clip_l": rows(2, 768)}), Embedding("dog", {"clip_l": rows(2, 768)}))
-    laid_out = rewriting.laid_out
+    file_data = write.file_data
 
     def otherwise(contents, dialect):
-        tensors, metadata = laid_out(contents, dialect)
+        tensors, metadata = file_data(contents, dialect)
         return alter(tensors), metadata
 
-    monkeypatch.setattr(rewriting, "laid_out", otherwise)
+    monkeypatch.setattr(write, "file_data", otherwise)
     place = tmp_path / "x.safetensors"
     if says:
         with pytest.raises(ConvertError, match=says), batch() as files:
-            rewriting.rewritten(files, place, bundle(lora, embeddings), "bundle")
+            write.write_contents(files, place, bundle(lora, embeddings), "bundle")
         assert not [*tmp_path.iterdir()]
     else:
         with batch() as files:
-            rewriting.rewritten(files, place, bundle(lora, embeddings), "bundle")
+            write.write_contents(files, place, bundle(lora, embeddings), "bundle")
         assert place.is_file()

@@ -64,9 +64,11 @@ def test_a_folder_without_embeddings_stops_no_other(run, rows, saved, tmp_path):
         result = run(*command, "empty", "a.safetensors")
         assert result.exit_code == 1
         assert "embedding:a" in result.stdout
-        assert "empty: no file in this folder may hold embeddings (.avif" in result.stderr
-    assert "no file in this folder" in str(run("inspect", "empty").exception)
-    assert "no file in this folder" in str(run("merge", "a.safetensors", "empty", "--out", "m.safetensors").exception)
+        assert "empty: no file with an extension of embedding files (.avif" in result.stderr
+    assert "no file with an extension" in str(run("inspect", "empty").exception)
+    assert "no file with an extension" in str(
+        run("merge", "a.safetensors", "empty", "--out", "m.safetensors").exception
+    )
 
 
 def test_a_pattern_that_no_shell_replaced_stands_for_its_files(run, rows, saved, tmp_path):
@@ -207,7 +209,7 @@ def test_a_rehearsal_writes_nothing_and_finds_what_would_fail(run, rows, saved):
     assert "out/x.safetensors" in result.output
     saved("out.safetensors", {"emb_params": rows(1, 768)})
     result = run("rename", "x.safetensors", "y", "--out", "out.safetensors", "--dry-run")
-    assert "exists already" in str(result.exception)
+    assert "already exists" in str(result.exception)
 
 
 def test_strict_makes_a_loss_an_error_before_anything_is_written(run, rows, saved):

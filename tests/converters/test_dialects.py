@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from pivotune.converters.dialects import DIALECTS, xti
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.opening import open_file
-from pivotune.converters.read import dialect_of, families_of, read, recognised
+from pivotune.converters.read import dialect_of, families_of, identify, read
 from pivotune.converters.slots import columns
 from pivotune.converters.stored import Stored
 from pivotune.converters.tensor import RawTensor
@@ -101,7 +101,7 @@ def samples(rows, saved, pickled, tmp_path):
     params = torch.nn.ParameterDict({"a": torch.nn.Parameter(as_torch(v)), "b": torch.nn.Parameter(as_torch(l2))})
     ti = {"string_to_token": {"a": torch.tensor(265), "b": torch.tensor(266)}, "string_to_param": params}
     return {
-        "original, two embeddings": ("original", lambda: pickled("x.pt", ti), {"a": {"clip_l": v}, "b": {"clip_l": l2}}),
+        "original, two": ("original", lambda: pickled("x.pt", ti), {"a": {"clip_l": v}, "b": {"clip_l": l2}}),
         "original, old": ("original", lambda: pickled("x.pt", ti, False), {"a": {"clip_l": v}, "b": {"clip_l": l2}}),
         "a1111": ("a1111", lambda: pickled("x.pt", sub(as_torch(v).requires_grad_(), **a1111)), {"x": {"clip_l": v}}),
         "a1111, old": ("a1111", lambda: pickled("x.pt", sub(as_torch(h), **a1111), False), {"x": {"clip_h": h}}),
@@ -208,7 +208,7 @@ def samples(rows, saved, pickled, tmp_path):
 
 
 NAMES = [
-    "original, two embeddings", "original, old", "a1111", "a1111, old", "a1111, sdxl", "onetrainer 2023", "image, chunk",
+    "original, two", "original, old", "a1111", "a1111, old", "a1111, sdxl", "onetrainer 2023", "image, chunk",
     "image, pixels", "hcp", "hcp, sdxl", "kohya", "kohya .pt", "ai-toolkit", "xti", "onetrainer",
     "onetrainer, output", "onetrainer, sd2", "lycoris", "lycoris .pt", "sdxl", "sdxl, output", "sdxl .pt",
     "advanced, sd1", "sd3, output", "flux, output", "pixart, chroma", "sana", "hidream", "cascade", "sd3", "flux",
@@ -301,7 +301,7 @@ def test_the_tensors_of_a_lora_are_not_lost(what, rest, samples):
     ],
 )
 def test_a_family_follows_from_the_widths_or_stays_open(what, families, samples):
-    found = recognised(samples[what][1]())
+    found = identify(samples[what][1]())
     assert families_of(found.contents.embeddings[0], found.dialect) == families
 
 

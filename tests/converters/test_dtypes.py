@@ -4,10 +4,9 @@ import struct
 import numpy
 import pytest
 
-from pivotune.converters.check import is_finite
 from pivotune.converters.dtypes import convert, values
 from pivotune.converters.errors import ConvertError
-from pivotune.converters.tensor import RawTensor
+from pivotune.converters.tensor import RawTensor, is_finite
 
 
 def tensor(numbers, dtype="F32"):

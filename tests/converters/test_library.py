@@ -47,7 +47,7 @@ def test_embeddings_are_written_merged_and_renamed(files, tmp_path):
 
 def test_what_fails_leaves_nothing_behind(files):
     Path("there.safetensors").write_bytes(b"mine")
-    with pytest.raises(library.ConvertError, match="exists already"):
+    with pytest.raises(library.ConvertError, match="already exists"):
         library.rename("lora.safetensors", "cat=fox", "there.safetensors")
     with pytest.raises(library.ConvertError, match=r"must end in \.safetensors"):
         library.rename("lora.safetensors", "cat=fox", "embedding.pt")
@@ -56,7 +56,7 @@ def test_what_fails_leaves_nothing_behind(files):
     with pytest.raises(library.ConvertError, match="'sd9' is no family"):
         library.retarget("embedding.pt", "new", ["a1111"], family="sd9")
     assert Path("there.safetensors").read_bytes() == b"mine"
-    assert sorted(os.listdir(".")) == ["lora.safetensors", "there.safetensors", "embedding.pt"]
+    assert sorted(os.listdir(".")) == ["embedding.pt", "lora.safetensors", "there.safetensors"]
 
 
 def test_it_is_typed_documented_and_light(tmp_path, saved, rows):

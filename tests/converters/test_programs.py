@@ -19,7 +19,7 @@ def loads(rows, tmp_path):
         tensors = {key: rows(*shape) for key, shape in shapes.items()}
         file = Stored(tmp_path / name, tensors, **stored)
         widths = all_families()[family].widths
-        return {program for program in programs() if not reads(program, file, widths).breaks}
+        return {program for program in programs() if not reads(program, file, widths).refusal}
 
     return check
 
@@ -84,7 +84,7 @@ def lora(rows, tmp_path):
 def test_embeddings_in_a_lora_work_in_two_programs_and_stop_one(lora):
     found = lora("sdxl", "cat.clip_l", "cat.clip_g")
     assert {name for name, reading in found.items() if "cat" in reading.embeddings} == {"a1111", "sdnext"}
-    assert {name for name, reading in found.items() if reading.breaks} == {"diffusers"}
+    assert {name for name, reading in found.items() if reading.refusal} == {"diffusers"}
 
 
 @pytest.mark.parametrize("tail", ["clip_l", "string_to_param.*", "emb_params"])
@@ -105,12 +105,12 @@ def test_every_spelling_for_sd1_works_in_a1111(tail, lora):
 )
 def test_what_costs_a1111_the_whole_lora(family, tails, why, lora):
     prefix = LORA if family != "sd3" else "lora_unet_x.alpha"
-    assert why in lora(family, *tails, prefix=prefix)["a1111"].breaks
+    assert why in lora(family, *tails, prefix=prefix)["a1111"].refusal
 
 
 def test_two_embeddings_meet_where_their_names_are_cut_at_the_first_dot(lora):
     reading = lora("sd1", "tok.v1.clip_l", "tok.v2.clip_l")["a1111"]
-    assert "tok" in reading.breaks or list(reading.embeddings) == ["tok"]
+    assert "tok" in reading.refusal or list(reading.embeddings) == ["tok"]
 
 
 def test_of_two_names_that_differ_in_case_the_second_is_never_reached(lora):
@@ -120,18 +120,18 @@ def test_of_two_names_that_differ_in_case_the_second_is_never_reached(lora):
 
 def test_forge_refuses_a_lora_with_more_than_twelve_such_tensors(lora):
     twelve = [f"w{number}.clip_l" for number in range(12)]
-    assert not lora("sd1", *twelve)["forge"].breaks
-    assert "13 tensors" in lora("sd1", *twelve, "x.clip_l")["forge"].breaks
+    assert not lora("sd1", *twelve)["forge"].refusal
+    assert "13 tensors" in lora("sd1", *twelve, "x.clip_l")["forge"].refusal
 
 
 def test_a_name_with_lora_in_it_passes_diffusers_and_is_lost(lora):
     reading = lora("sd1", "explora.clip_l")["diffusers"]
-    assert (reading.breaks, reading.embeddings) == ("", {})
+    assert (reading.refusal, reading.embeddings) == ("", {})
 
 
 def test_invokeai_does_not_know_a_flux_lora_with_embeddings(lora):
-    assert "cannot be imported" in lora("flux", "cat.clip_l", "cat.t5")["invokeai"].breaks
-    assert not lora("sdxl", "cat.clip_l", "cat.clip_g")["invokeai"].breaks
+    assert "cannot be imported" in lora("flux", "cat.clip_l", "cat.t5")["invokeai"].refusal
+    assert not lora("sdxl", "cat.clip_l", "cat.clip_g")["invokeai"].refusal
 
 
 def test_comfyui_joins_all_embeddings_of_a_bundle_in_its_folder_of_embeddings(rows, tmp_path):

@@ -30,7 +30,7 @@ def test_the_file_is_called_like_the_embedding_and_lies_beside(run, rows, saved)
     assert safetensors_file.read("new-name.safetensors")[1] == {"note": "kept", "pivotune.embedding": "new-name"}
     told = typed(run, "new-name.safetensors")
     assert (told["a1111"], told["comfyui"], told["invokeai"]) == ("new-name", "embedding:new-name", "<new-name>")
-    assert "exists already" in str(run("rename", "cat.safetensors", "new-name").exception)
+    assert "already exists" in str(run("rename", "cat.safetensors", "new-name").exception)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_lora_keeps_its_file_name_and_is_changed_in_place_only_if_asked(run, r
     saved("l.safetensors", lora(768, cat={"clip_l": rows(2, 768)}, dog={"clip_l": rows(2, 768)}))
     result = run("rename", "l.safetensors", "fox")
     assert "has 2 embeddings; say which one, as OLD=NEW, of 'cat', 'dog'" in str(result.exception)
-    assert "exists already" in str(run("rename", "l.safetensors", "cat=fox").exception)
+    assert "already exists" in str(run("rename", "l.safetensors", "cat=fox").exception)
     assert "type: <lora:l:1> fox dog (a1111, sdnext)" in run("rename", "l.safetensors", "cat=fox", "--out", "o").output
     before = read("l.safetensors").embeddings[0].vectors["clip_l"].data.tobytes()
     assert run("rename", "l.safetensors", "cat=fox", "--overwrite").exit_code == 0

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from pivotune.converters import safetensors_file
 from pivotune.converters.atomic import batch
 from pivotune.converters.embedding import Contents, Embedding
-from pivotune.converters.embeddings import Options, own_embeddings
+from pivotune.converters.embeddings import ConvertOptions
 from pivotune.converters.operations import split
-from pivotune.converters.read import read
-from pivotune.converters.rewriting import rewritten
+from pivotune.converters.read import own_embeddings, read
 from pivotune.converters.tensor import RawTensor
+from pivotune.converters.write import write_contents
 from pivotune.pipeline.cli.convert import COMMANDS
 
 MANY = 10_000
@@ -33,7 +33,7 @@ def sdxl(name, rows, **metadata):
 
 def packed(path, embeddings, dialect="bundle"):
     with batch() as files:
-        rewritten(files, Path(path), Contents(tuple(embeddings)), dialect)
+        write_contents(files, Path(path), Contents(tuple(embeddings)), dialect)
 
 
 def names(folder):
@@ -47,7 +47,9 @@ def test_ten_thousand_embeddings_come_out_as_they_went_in(tmp_path):
     ]
     packed(tmp_path / "pack.safetensors", embeddings)
     with batch() as files:
-        written = split(files, [tmp_path / "pack.safetensors"], tmp_path / "apart", ("comfyui",), Options(family="sd1"))
+        written = split(
+            files, [tmp_path / "pack.safetensors"], tmp_path / "apart", ("comfyui",), ConvertOptions(family="sd1")
+        )
     assert len(written) == len(names(tmp_path / "apart")) == MANY
     for embedding, item in zip(
         sorted(embeddings, key=lambda one: f"bundle_emb.{one.name}.clip_l"), written, strict=True

@@ -98,10 +98,10 @@ def test_output_vectors_go_to_onetrainer_alone(tmp_path, rows):
     assert item.losses == ("clip_l_out is left out: only OneTrainer uses output vectors",)
     (item,) = write_embedding(both, "onetrainer", own_family("sd1"), tmp_path / "o")
     assert (item.losses, set(safetensors_file.read(item.path)[0])) == ((), {"emp_params", "emp_params_out"})
-    hollow = Embedding("dog", {"clip_l": RawTensor("F32", (1, 768), bytes(3072)), "clip_l_out": rows(1, 768)})
+    only_outputs = Embedding("dog", {"clip_l": RawTensor("F32", (1, 768), bytes(3072)), "clip_l_out": rows(1, 768)})
     with pytest.raises(ConvertError, match="only its output vectors were trained"):
-        write_embedding(hollow, "comfyui", own_family("sd1"), tmp_path)
-    write_embedding(hollow, "onetrainer", own_family("sd1"), tmp_path / "o")
+        write_embedding(only_outputs, "comfyui", own_family("sd1"), tmp_path)
+    write_embedding(only_outputs, "onetrainer", own_family("sd1"), tmp_path / "o")
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "hidream"])
@@ -158,8 +158,8 @@ def test_embeddings_whose_names_meet_get_files_of_their_own(tmp_path, embedding,
 @pytest.mark.parametrize("change", ["other numbers", "another encoder", "no embedding", "two embeddings"])
 def test_a_file_that_the_program_would_read_otherwise_is_not_written(change, tmp_path, embedding, rows, monkeypatch):
     other = rows(2, 768)
-    embeddings = {"other numbers": {"cat": {"clip_l": other}}, "another encoder": {"cat": {"clip_g": other}}, "no embedding": {},
-             "two embeddings": {"cat": {}, "dog": {}}}[change]  # fmt: skip
+    embeddings = {"other numbers": {"cat": {"clip_l": other}}, "another encoder": {"cat": {"clip_g": other}},
+                  "no embedding": {}, "two embeddings": {"cat": {}, "dog": {}}}[change]  # fmt: skip
     monkeypatch.setattr("pivotune.converters.write.reads", lambda *_: Reading(embeddings))
     with pytest.raises(ConvertError, match="would not"):
         write_embedding(embedding("cat", {"clip_l": 768}), "a1111", own_family("sd1"), tmp_path)

@@ -43,12 +43,12 @@ FEW, MANY = [["<a>"]] * 10, [["<b>"]] * 100
 
 def test_without_balance_images_repeats_and_samples_decide(tmp_path):
     assert shown(recipe(tmp_path, "none", "", ""), [FEW, MANY]) == [10, 100]
-    assert shown(recipe(tmp_path, "none", "repeats = 3", "samples = 25"), [FEW, MANY]) == [30, 25]
+    assert shown(recipe(tmp_path, "none", "repeats = 3", "images_per_epoch = 25"), [FEW, MANY]) == [30, 25]
 
 
 def test_concepts_are_seen_equally_often(tmp_path):
     assert shown(recipe(tmp_path, "concepts", "", ""), [FEW, MANY]) == [100, 100]
-    assert shown(recipe(tmp_path, "concepts", "samples = 7", ""), [FEW, MANY[:33]]) == pytest.approx([7, 33])
+    assert shown(recipe(tmp_path, "concepts", "images_per_epoch = 7", ""), [FEW, MANY[:33]]) == pytest.approx([7, 33])
 
 
 def test_the_share_holds_exactly_over_the_epochs(tmp_path):

@@ -23,7 +23,7 @@ brightness = 0.1
 images = "class"
 captions = ["a ring"]
 prior = true
-samples = 2
+images_per_epoch = 2
 [data]
 buckets = true
 balance = "embeddings"

@@ -9,10 +9,9 @@ import pytest
 from click.testing import CliRunner
 from projects import make_project, run_project
 
-from pivotune.converters.embeddings import own_embeddings
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.programs import programs
-from pivotune.converters.read import read
+from pivotune.converters.read import own_embeddings, read
 from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.cli.convert import split
 from pivotune.pipeline.errors import StageError
@@ -40,7 +39,7 @@ def files(folder):
 def test_packs_are_used_by_their_programs_and_split_into_the_files_of_each_embedding(tmp_path, family):
     recipe = project(tmp_path / "p", family)
     each = run_project(load_recipe(recipe, ['export.targets=["a1111", "comfyui"]']), tmp_path / "each").folder
-    run = run_project(load_recipe(recipe, ["export.files='pack'", "export.pack_embeddings=2"]), tmp_path / "run").folder
+    run = run_project(load_recipe(recipe, ["export.files='pack'", "export.pack_size=2"]), tmp_path / "run").folder
     plain = run / "exports/tiny_embeddings"
     assert sorted(files(plain)) == ["tiny_embeddings-0001.safetensors", "tiny_embeddings-0002.safetensors"]
     out = tmp_path / "apart"

@@ -139,7 +139,7 @@ def _command(case: Case, sandbox: Path, notes: Path) -> int:
         size = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + CEILING, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CPU, (int(4 * SECONDS), int(4 * SECONDS) + 1))
-    from pivotune.pipeline.cli.main import main as cli
+    from pivotune.pipeline.cli import main as cli
 
     sys.argv = ["pivotune", *case.arguments]
     sys.addaudithook(_Audit(sandbox, case.may_read, faults))

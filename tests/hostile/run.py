@@ -94,7 +94,7 @@ def _warm(folder: Path) -> None:
     """Import everything once, by a run of one step in this process, so that forked ones begin at once."""
     import torch
 
-    from pivotune.pipeline.cli.main import main as cli
+    from pivotune.pipeline.cli import main as cli
 
     torch.set_num_threads(1)
     folder.mkdir()

@@ -64,7 +64,7 @@ def _arrange(work: Path, *, attack: Any, seed: int, finished: bool) -> None:
 @cache
 def _good() -> Path:
     """One good run, made once."""
-    from pivotune.pipeline.cli.main import main as cli
+    from pivotune.pipeline.cli import main as cli
 
     folder = Path(tempfile.mkdtemp(prefix="hostile-good-")) / "run"
     before, sys.argv = sys.argv, ["pivotune", *_command(), "--out", str(folder)]

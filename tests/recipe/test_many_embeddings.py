@@ -191,7 +191,7 @@ def test_folders_and_pipes_are_no_tables(recipe, tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "folder.csv").mkdir()
     found = shown(check_recipe(recipe("table = 'pipe.csv'")), tmp_path)
-    assert found == ["pipe.csv: cannot be read: it is no regular file"]
+    assert found == ["pipe.csv: cannot be read: not a regular file"]
     found = shown(check_recipe(recipe("table = 'folder.csv'")), tmp_path)
     assert found == ["folder.csv: cannot be read: it is a folder; `folders` takes a folder"]
 

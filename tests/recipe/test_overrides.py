@@ -1,4 +1,4 @@
-"""`--set place=value`: where it may point, how its value is read, and what is said when it is wrong."""
+"""`--set key=value`: where it may point, how its value is read, and what is said when it is wrong."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_later_ones_win(good: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "embeddings"),
     [
-        ("steps", "--set steps: is not of the form place=value, for example train.steps=10"),
-        ("=3", "is not of the form place=value"),
+        ("steps", "--set steps: is not of the form KEY=VALUE, for example train.steps=10"),
+        ("=3", "is not of the form KEY=VALUE"),
         ("sede=3", "--set sede=3: no part of a recipe is called 'sede'; did you mean 'seed'?"),
         ("trian.steps=3", "did you mean 'train'?"),
         ("rescale.to=mean", "no part of a recipe is called 'rescale'"),

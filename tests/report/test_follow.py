@@ -14,7 +14,7 @@ from report.example import manifest, metrics, ring, write_run
 from report.parsed import Page, page
 
 from pivotune.pipeline.cli.main import pivotune
-from pivotune.pipeline.lock import is_locked, locked
+from pivotune.pipeline.lock import folder_lock, is_locked
 from pivotune.pipeline.records import Metrics
 from pivotune.pipeline.report.page import follow, write_report
 
@@ -43,7 +43,7 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
             writer.write(next(steps))
 
     said: list[str] = []
-    with locked(folder):
+    with folder_lock(folder):
         last = follow(folder, 3, said.append, work).read_text("utf-8")
     assert 'http-equiv="refresh" content="3"' in pages[0]
     assert "Teaching <code>&lt;emblem&gt;</code>" in pages[0]
@@ -62,7 +62,7 @@ def test_ctrl_c_ends_the_following_and_leaves_a_page_that_stands_still(tmp_path:
         raise KeyboardInterrupt
 
     Metrics(folder).close()
-    with locked(folder):
+    with folder_lock(folder):
         html = follow(folder, 5, lambda text: None, interrupted).read_text("utf-8")
     assert "refresh" not in html
     assert "has not ended" in html
@@ -70,8 +70,8 @@ def test_ctrl_c_ends_the_following_and_leaves_a_page_that_stands_still(tmp_path:
 
 AT_WORK = """
 import pathlib, sys, time
-from pivotune.pipeline.lock import locked
-with locked(pathlib.Path(sys.argv[1])):
+from pivotune.pipeline.lock import folder_lock
+with folder_lock(pathlib.Path(sys.argv[1])):
     print("at work", flush=True)
     time.sleep(60)
 """

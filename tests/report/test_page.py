@@ -72,7 +72,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     folder = write_run(tmp_path, manifest())
     first = write_report(folder).read_bytes()
     assert write_report(folder).read_bytes() == first
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "metrics.jsonl", "images", "report.html"]
+    assert sorted(p.name for p in folder.iterdir()) == ["images", "manifest.json", "metrics.jsonl", "report.html"]
 
 
 HOSTILE = "<script>alert(1)</script>"

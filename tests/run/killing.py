@@ -25,7 +25,7 @@ from run.kinds import KINDS
 from run.launching import started
 
 from pivotune.pipeline.recipe.model import Recipe
-from pivotune.pipeline.run.start import left_behind
+from pivotune.pipeline.run.start import manifest_or_none
 
 # Files that name the run's folder, and lists of files with the hashes of those.
 SCRIPTS = ("load.py", "save.json")
@@ -91,7 +91,7 @@ def killed_again_and_again(made: Project, out: Path, draw: random.Random, most: 
 
 
 def _finished(out: Path) -> bool:
-    left = left_behind(out)
+    left = manifest_or_none(out)
     return left is not None and left["status"] == "finished"
 
 

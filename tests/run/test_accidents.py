@@ -28,7 +28,7 @@ from pivotune.pipeline.recipe.model import ModelSpec, Recipe
 from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.outcome import machine_message
 from pivotune.pipeline.run.signals import Stopped, signals_caught
-from pivotune.pipeline.system_errors import FULL_MEMORY, system_embeddings
+from pivotune.pipeline.system_errors import FULL_MEMORY, system_error_text
 from pivotune.pipeline.train import loop
 
 OFTEN = '[checkpoint]\nevery = "1 steps"\n[data]\ncache_latents = "off"\n'
@@ -118,7 +118,7 @@ def test_memory_that_is_full_is_one_line_and_the_same_command_goes_on(tmp_path, 
     recipe = make_project(tmp_path, train="lora = { rank = 2 }", more=OFTEN)
     with monkeypatch.context() as patch:
         at_step(patch, 1, lambda: torch.empty(2**50, dtype=torch.uint8))  # more than any machine has
-        with pytest.raises(StageError, match="this machine's memory is full") as told:
+        with pytest.raises(StageError, match="out of memory") as told:
             run_project(recipe, tmp_path / "run")
     assert len(str(told.value).splitlines()) == 1
     run_project(recipe, tmp_path / "run")
@@ -143,7 +143,7 @@ def test_a_starved_process_says_one_line_and_the_same_command_goes_on(tmp_path):
 
     assert child(starved) == 0
     text = told.read_text("utf-8")
-    assert "this machine's memory is full" in text
+    assert "out of memory" in text
     assert len(text.splitlines()) == 1
     run_project(recipe, tmp_path / "run")
     run_project(recipe, tmp_path / "whole")
@@ -164,19 +164,19 @@ def large(path: Path) -> Recipe:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "x"), "x: the disk is full; make room"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "x: the disk is full; free some space"),
         (OSError(errno.EROFS, "Read-only file system", "x"), "x: the file system has become read-only"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), FULL_MEMORY),
         (MemoryError(), FULL_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), FULL_MEMORY),
         (RuntimeError("could not create a primitive"), FULL_MEMORY),
-        (RuntimeError("MPS backend out of memory"), "the device's memory is full"),
+        (RuntimeError("MPS backend out of memory"), "out of device memory"),
     ],
 )
 def test_what_the_machine_refuses_is_told_with_a_way_out(error, text):
     assert str(machine_message(error)).startswith(text)
     if isinstance(error, (OSError, MemoryError)):
-        assert system_embeddings(error).startswith(text)
+        assert system_error_text(error).startswith(text)
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

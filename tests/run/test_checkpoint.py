@@ -102,7 +102,7 @@ def test_one_of_another_layout_is_passed_over_and_says_so(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(module, "_FORMAT", "1")
         path = write_checkpoint(tmp_path, at(3))
-    with pytest.raises(StageError, match=r"the checkpoint is another version's \(layout 1, not 3\)"):
+    with pytest.raises(StageError, match=r"the checkpoint is another version's \(layout 1, not 4\)"):
         read_checkpoint(path)
     said: list[str] = []
     assert newest_checkpoint(tmp_path, said.append) is None

@@ -168,7 +168,7 @@ def exported(run: Path, embedding: str = "cat") -> torch.Tensor:
 
 def test_a_run_in_the_usual_folders_goes_on_only_with_its_own_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pivotune.pipeline.records._wrong", lambda manifest: "")  # these are not whole
+    monkeypatch.setattr("pivotune.pipeline.records._schema_error", lambda manifest: "")  # these are not whole
     digests = (("one", "1" * 64), ("other", "2" * 64))
     one, other = ({"path": f"/{name}", "sha256": digest, "whole": True} for name, digest in digests)
     leave(tmp_path / "runs/x", "running", source=one)

@@ -11,13 +11,13 @@ import pytest
 from filelock import FileLock
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.lock import is_locked, locked
+from pivotune.pipeline.lock import folder_lock, is_locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pivotune.pipeline.lock import locked
-with locked(Path(sys.argv[1])):
+from pivotune.pipeline.lock import folder_lock
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -28,12 +28,15 @@ def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(tmp_path: Pa
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     assert is_locked(tmp_path)
-    with pytest.raises(StageError, match=f"process {holder.pid} on .* is running in this folder"), locked(tmp_path):
+    with (
+        pytest.raises(StageError, match=f"process {holder.pid} on .* is running in this folder"),
+        folder_lock(tmp_path),
+    ):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert not is_locked(tmp_path)
-    with locked(tmp_path):
+    with folder_lock(tmp_path):
         assert is_locked(tmp_path)
     assert not is_locked(tmp_path)
 
@@ -64,27 +67,27 @@ def test_on_a_disk_without_locks_a_killed_process_holds_nothing_and_another_mach
     holder = subprocess.Popen(hold, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(StageError, match=f"process {holder.pid} on .* is running"), locked(tmp_path):
+    with pytest.raises(StageError, match=f"process {holder.pid} on .* is running"), folder_lock(tmp_path):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with locked(tmp_path):
+    with folder_lock(tmp_path):
         assert is_locked(tmp_path)
     assert not is_locked(tmp_path)
     (tmp_path / ".lock").write_text("4711\nelsewhere\n", "utf-8")
-    with pytest.raises(StageError, match=r"process 4711 on elsewhere .*delete .*/\.lock"), locked(tmp_path):
+    with pytest.raises(StageError, match=r"process 4711 on elsewhere .*delete .*/\.lock"), folder_lock(tmp_path):
         pass
 
 
 def test_a_lock_file_that_a_machine_left_behind_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("4711\nelsewhere\n", "utf-8")
-    with locked(tmp_path):
+    with folder_lock(tmp_path):
         assert "elsewhere" not in (tmp_path / ".lock").read_text("utf-8")
 
 
 def test_a_lock_of_the_same_number_on_another_machine_is_written_anew(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text(f"{os.getpid()}\nelsewhere\n", "utf-8")  # in containers nearly all have one number
-    with locked(tmp_path), pytest.raises(StageError) as told, locked(tmp_path):
+    with folder_lock(tmp_path), pytest.raises(StageError) as told, folder_lock(tmp_path):
         pass
     assert "elsewhere" not in str(told.value)
     assert "delete" not in str(told.value)
@@ -97,7 +100,7 @@ def test_a_disk_that_refuses_every_lock_is_named(tmp_path: Path, monkeypatch: py
     (tmp_path / ".lock").touch()
     monkeypatch.setattr(FileLock, "acquire", refuse)
     assert not is_locked(tmp_path)
-    with pytest.raises(StageError, match=r"cannot be locked .*choose another --out"), locked(tmp_path):
+    with pytest.raises(StageError, match=r"cannot be locked .*choose another --out"), folder_lock(tmp_path):
         pass
 
 
@@ -105,6 +108,6 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "victim.txt").write_text("mine", "utf-8")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "victim.txt")
-    with pytest.raises(StageError, match="is a link"), locked(tmp_path / "run"):
+    with pytest.raises(StageError, match="is a link"), folder_lock(tmp_path / "run"):
         pass
     assert (tmp_path / "victim.txt").read_text("utf-8") == "mine"

@@ -35,7 +35,6 @@ from pivotune.pipeline.run.signals import Stopped, signals_caught
 from pivotune.pipeline.run.start import Start, say_start
 from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.train import loop
-from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.train.snapshot import stored_rows
 
 KILLS = 25

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.lock import locked
+from pivotune.pipeline.lock import folder_lock
 from pivotune.pipeline.run.diff import Difference, input_differences
 from pivotune.pipeline.run.start import begin_folder, run_folder_lock, say_start
 
@@ -23,7 +23,7 @@ INPUTS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pivotune.pipeline.records._wrong", lambda manifest: "")  # these are not whole
+    monkeypatch.setattr("pivotune.pipeline.records._schema_error", lambda manifest: "")  # these are not whole
     monkeypatch.chdir(tmp_path)
 
 
@@ -62,7 +62,7 @@ def test_an_unfinished_run_of_other_inputs_is_left_alone(tmp_path: Path) -> None
 
 
 def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
-    with locked(leave(tmp_path / "runs" / "x", "running")):
+    with folder_lock(leave(tmp_path / "runs" / "x", "running")):
         assert begun() == ("x-2", False)
 
 
@@ -78,7 +78,7 @@ def test_unfinished_runs_that_are_not_resumed_are_named_in_one_line(tmp_path: Pa
         (runs / name / "checkpoints").mkdir()
         (runs / name / "checkpoints/stage-001-step-000000001.safetensors").write_bytes(b"")
     said: list[str] = []
-    with locked(runs / "x-3"):
+    with folder_lock(runs / "x-3"):
         say_start(begin_folder("x", None, INPUTS, fresh=False), None, said.append)
     last = runs / "x-3"
     assert said == [f"warning: not resuming the unfinished run {last} and 2 more: --out {last} shows why"]
@@ -193,7 +193,7 @@ def test_a_link_in_a_runs_folder_is_refused(tmp_path: Path, name: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).symlink_to(tmp_path / "mine")
     for out in (None, folder):
-        with pytest.raises(StageError, match="is a link, which no run makes"):
+        with pytest.raises(StageError, match="is a link; remove it"):
             begun(out)
     assert (tmp_path / "mine").is_dir()
 
@@ -202,7 +202,7 @@ def test_pipes_and_second_names_in_a_runs_folder_are_refused(tmp_path: Path) -> 
     folder = leave(tmp_path / "runs" / "x", "running")
     (tmp_path / "mine").write_text("mine", "utf-8")
     os.link(tmp_path / "mine", folder / "metrics.jsonl")
-    with pytest.raises(StageError, match="second name"):
+    with pytest.raises(StageError, match="hard link"):
         begun(folder)
     os.replace(folder / "metrics.jsonl", folder / "other")  # both are one file, which is no harm where it is replaced
     (folder / "metrics.jsonl").unlink(missing_ok=True)

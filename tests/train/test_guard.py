@@ -28,11 +28,11 @@ def said(tmp_path: Path, guard: str, train: str = "", *sets: str) -> list[str]:
     return json.loads((run / "manifest.json").read_text("utf-8"))["warnings"]
 
 
-STILL = ("still_after = 3", "schedule = { kind = 'linear', end = 0.0 }\nwarmup_steps = 7")
+STILL = ("frozen_vectors_after = 3", "schedule = { kind = 'linear', end = 0.0 }\nwarmup_steps = 7")
 
 
 def test_a_quiet_run_says_nothing(tmp_path):
-    assert said(tmp_path, "still_after = 2\nflat_after = 2") == []
+    assert said(tmp_path, "frozen_vectors_after = 2\nstalled_lr_after = 2") == []
 
 
 def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,23 +44,23 @@ def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_vectors_that_do_not_move_are_said_once(tmp_path, monkeypatch):
     make_still(monkeypatch)
-    assert said(tmp_path, "still_after = 3") == [
+    assert said(tmp_path, "frozen_vectors_after = 3") == [
         "vector 1 of '<cat>' in clip_l has not moved in 3 of its steps: learning_rate is too small"
     ]
 
 
 def test_vectors_that_do_not_move_stop_the_run_where_asked(tmp_path, monkeypatch):
     make_still(monkeypatch)
-    with pytest.raises(StageError, match=r"has not moved in 3 of its steps.*guard.still = 'stop'"):
-        said(tmp_path, "still_after = 3\nstill = 'stop'")
+    with pytest.raises(StageError, match=r"has not moved in 3 of its steps.*guard.frozen_vectors = 'stop'"):
+        said(tmp_path, "frozen_vectors_after = 3\nfrozen_vectors = 'stop'")
     assert (tmp_path / "run/last-good").is_dir()
     assert len((tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()) == 3
 
 
 ASKED = {
-    "still": ("still_after = 3", "has not moved in 3 of its steps"),
+    "frozen_vectors": ("frozen_vectors_after = 3", "has not moved in 3 of its steps"),
     "norm": ("norm_band = { high = 1.5 }", "times the vocabulary's median"),
-    "flat": ("flat_after = 3\nstill = 'off'", "has been 0 for 3 steps"),
+    "stalled_lr": ("stalled_lr_after = 3\nfrozen_vectors = 'off'", "has been 0 for 3 steps"),
     "not_finite": ("", "the loss at step 3 is nan"),
 }
 
@@ -71,9 +71,9 @@ ASKED = {
 def test_each_watcher_stops_with_a_checkpoint_and_goes_on_when_it_is_to_warn(tmp_path, monkeypatch, kind):
     """The command ends with 1, again and again, until the recipe asks otherwise; then nothing of it is done anew."""
     guard, text = ASKED[kind]
-    sets = {"norm": ["train.learning_rate=1.0"], "flat": ["train.learning_rate={ clip_l = 0 }"]}.get(kind, [])
+    sets = {"norm": ["train.learning_rate=1.0"], "stalled_lr": ["train.learning_rate={ clip_l = 0 }"]}.get(kind, [])
     sets += ["train.steps=8", "checkpoint.every='never'"]
-    if kind == "still":
+    if kind == "frozen_vectors":
         make_still(monkeypatch)
     if kind == "not_finite":
         break_steps(monkeypatch, 2)
@@ -96,7 +96,7 @@ def test_each_watcher_stops_with_a_checkpoint_and_goes_on_when_it_is_to_warn(tmp
 
 def test_an_encoder_that_is_held_still_is_no_finding(tmp_path, monkeypatch):
     make_still(monkeypatch)
-    assert said(tmp_path, "still = 'off'\nstill_after = 3") == []
+    assert said(tmp_path, "frozen_vectors = 'off'\nfrozen_vectors_after = 3") == []
 
 
 def test_a_norm_that_leaves_its_band_is_said_once(tmp_path):
@@ -116,7 +116,7 @@ def test_a_norm_that_preserve_norm_holds_is_no_finding(tmp_path):
 
 
 def test_a_step_size_of_zero_is_said_once(tmp_path):
-    texts = said(tmp_path, "flat_after = 3\nstill = 'off'", "", "train.learning_rate={ clip_l = 0 }")
+    texts = said(tmp_path, "stalled_lr_after = 3\nfrozen_vectors = 'off'", "", "train.learning_rate={ clip_l = 0 }")
     assert texts == ["the step size of '<cat>' has been 0 for 3 steps: nothing is learnt"]
 
 
@@ -126,7 +126,7 @@ def test_a_prodigy_that_finds_nothing_is_said_for_embeddings_and_lora(tmp_path, 
         "optimizer = { kind = 'prodigy', d0 = 1e-6, d_coef = 1e-9 }\n"
         "[[stage.lora]]\nrank = 2\nlearning_rate = 1.0\noptimizer = { kind = 'prodigy', d_coef = 1e-9 }"
     )
-    texts = said(tmp_path, "flat_after = 4\nstill = 'off'", train, "train.learning_rate=1.0")
+    texts = said(tmp_path, "stalled_lr_after = 4\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0")
     assert len(texts) == 2
     assert all(text.startswith("Prodigy has not found a larger step size than 1e-06 for ") for text in texts)
     assert "'<cat>'" in texts[0] + texts[1]
@@ -136,7 +136,7 @@ def test_a_prodigy_that_finds_nothing_is_said_for_embeddings_and_lora(tmp_path, 
 def test_a_prodigy_that_finds_its_step_size_is_no_finding(tmp_path):
     pytest.importorskip("prodigyopt")
     train = "optimizer = { kind = 'prodigy' }"
-    assert said(tmp_path, "flat_after = 8\nstill = 'off'", train, "train.learning_rate=1.0") == []
+    assert said(tmp_path, "stalled_lr_after = 8\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0") == []
 
 
 def break_steps(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_finite_leaves_the_step_out_where_asked(tmp_path, mon
 def test_a_loss_that_is_not_finite_stops_the_run_by_itself(tmp_path, monkeypatch):
     break_steps(monkeypatch, 2)
     with pytest.raises(StageError, match="the loss at step 3 is nan"):
-        said(tmp_path, "still = 'warn'")
+        said(tmp_path, "frozen_vectors = 'warn'")
 
 
 def test_what_is_too_much_to_be_said_is_counted() -> None:
@@ -179,7 +179,7 @@ def test_what_is_too_much_to_be_said_is_counted() -> None:
 
 
 def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
-    options = defaults("tables/guard.json") | {"flat_after": 3, "still_after": 3}
+    options = defaults("tables/guard.json") | {"stalled_lr_after": 3, "frozen_vectors_after": 3}
     texts: list[str] = []
     first, second = Guard(options, texts.append), Guard(options, texts.append)
     rows = torch.ones(2, 4)
@@ -206,7 +206,7 @@ def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
 
 
 def test_a_guard_that_only_warns_of_what_it_once_stopped_for_stops_for_the_next_thing() -> None:
-    options = defaults("tables/guard.json") | {"norm": "stop", "still": "stop"}
+    options = defaults("tables/guard.json") | {"norm": "stop", "frozen_vectors": "stop"}
     first = Guard(options, said_to := [].append)
     first.tell("norm", "<a>", "too long")
     with pytest.raises(StageError, match="too long"):
@@ -214,7 +214,7 @@ def test_a_guard_that_only_warns_of_what_it_once_stopped_for_stops_for_the_next_
     second = Guard(options | {"norm": "warn"}, said_to)
     second.restore(first.state())
     second.hold()
-    second.tell("still", "<a>", "stands still")
+    second.tell("frozen_vectors", "<a>", "stands still")
     assert second.stops
     with pytest.raises(StageError, match="stands still"):
         second.hold()
@@ -223,21 +223,23 @@ def test_a_guard_that_only_warns_of_what_it_once_stopped_for_stops_for_the_next_
 def test_all_that_was_found_in_a_step_is_said_when_the_run_stops(tmp_path, monkeypatch) -> None:
     pytest.importorskip("prodigyopt")
     make_still(monkeypatch)
-    guard = "still = 'stop'\nflat = 'stop'\nstill_after = 2\nflat_after = 2"
+    guard = "frozen_vectors = 'stop'\nstalled_lr = 'stop'\nfrozen_vectors_after = 2\nstalled_lr_after = 2"
     with pytest.raises(
         StageError, match=r"'<cat>' in clip_l has not moved.*; and Prodigy has not found.*'lora"
     ) as told:
         said(
             tmp_path, guard, "lora = { rank = 2, learning_rate = 1.0, optimizer = { kind = 'prodigy', d_coef = 1e-9 } }"
         )
-    assert "(guard.still = guard.flat = 'stop'; mend what it says" in str(told.value)
-    assert "or with guard.still = guard.flat = 'warn' and --from-checkpoint" in str(told.value)
+    assert "(guard.frozen_vectors = guard.stalled_lr = 'stop'; mend what it says" in str(told.value)
+    assert "or with guard.frozen_vectors = guard.stalled_lr = 'warn' and --from-checkpoint" in str(told.value)
     path, run = tmp_path / "recipe.toml", tmp_path / "run"
     with pytest.raises(StageError) as again:  # from the checkpoint: the same
         run_project(load_recipe(path, ["train.steps=8"]), run)
     assert str(again.value) == str(told.value)
-    with pytest.raises(StageError, match=r"Prodigy has not found.*'lora\.denoiser'.*\(guard\.flat = 'stop'"):
-        run_project(load_recipe(path, ["train.steps=8", "train.guard.still='warn'"]), tmp_path / "after", source=run)
+    with pytest.raises(StageError, match=r"Prodigy has not found.*'lora\.denoiser'.*\(guard\.stalled_lr = 'stop'"):
+        run_project(
+            load_recipe(path, ["train.steps=8", "train.guard.frozen_vectors='warn'"]), tmp_path / "after", source=run
+        )
 
 
 def test_bands_and_policies_are_checked(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pivotune.converters import safetensors_file
 from pivotune.converters.atomic import batch
-from pivotune.converters.embeddings import Options
+from pivotune.converters.embeddings import ConvertOptions
 from pivotune.converters.folders import files_in
 from pivotune.converters.operations import unbundle
 
@@ -19,7 +19,7 @@ def write(folder, lora, overwrite):
 def take_out(folder, source, overwrite):
     """Two files: a LoRA without its embedding, and the embedding; in a folder that is made on the way."""
     with batch(overwrite=overwrite, repeatable=True) as files:
-        unbundle(files, source, folder / "new", [], Options())
+        unbundle(files, source, folder / "new", [], ConvertOptions())
 
 
 def every(lora, source):

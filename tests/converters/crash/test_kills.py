@@ -10,7 +10,7 @@ import pytest
 from crash import faults, jobs
 
 from pivotune.converters import safetensors_file
-from pivotune.converters.temporary import begun
+from pivotune.converters.disk import create_temporary
 from pivotune.converters.tensor import RawTensor
 
 
@@ -71,7 +71,7 @@ def test_kills_at_random_times_never_leave_half_a_file(tmp_path):
 
 @pytest.mark.parametrize("what", ["a new file", "new files"])
 def test_a_kill_leaves_nothing_behind_where_files_need_no_name(what, case, tmp_path):
-    temporary = begun(tmp_path, True)
+    temporary = create_temporary(tmp_path, True)
     temporary.discard()
     if temporary.named:
         pytest.skip("this file system has no files without a name")

@@ -12,13 +12,13 @@ from pivotune.converters import safetensors_file
 from pivotune.converters.adding import bundle
 from pivotune.converters.atomic import batch
 from pivotune.converters.dialects import DIALECTS
-from pivotune.converters.embeddings import Options
+from pivotune.converters.embeddings import ConvertOptions
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import all_families
 from pivotune.converters.inspection import inspect
 from pivotune.converters.operations import merge, retarget, unbundle
 from pivotune.converters.programs import programs
-from pivotune.converters.read import recognised
+from pivotune.converters.read import identify
 from pivotune.converters.renaming import rename
 from pivotune.converters.tensor import nbytes
 
@@ -52,7 +52,7 @@ class Checker:
                 shutil.rmtree(self.outputs, ignore_errors=True)
 
     def _outcome(self, path, rng):
-        found, pick = self._asked(path, recognised, path), rng.random()
+        found, pick = self._asked(path, identify, path), rng.random()
         if pick < 0.04:
             told = self._asked(path, inspect, path)
             if told is not None:
@@ -75,7 +75,7 @@ class Checker:
             return None
 
     def _written(self, path, found, rng):
-        options = Options(
+        options = ConvertOptions(
             family=rng.choice((None, *all_families())),
             name=rng.choice((None, None, "cat", "../up", "a.b")),
             replace=rng.random() < 0.5,
@@ -116,7 +116,7 @@ class Checker:
             raise Violation(f"{len(written)} files were said to be written: {written}; there are {left}")
         for file in left:
             if file.suffix == ".pt":  # --dialect a1111
-                for embedding in recognised(file).contents.embeddings:
+                for embedding in identify(file).contents.embeddings:
                     sound(embedding.vectors)
                 continue
             tensors, metadata = safetensors_file.read(file)

@@ -7,8 +7,9 @@ ENCODER_KEYS = (
 HOSTILE = (
     "", " ", ".", "..", "...", "../up", "../../etc/passwd", "/etc/passwd", "/tmp/x", "C:\\x", "C:x", "\\\\host\\share",
     "a/b", "a\\b", "..\\up", "CON", "con.txt", "NUL", "COM1", "LPT¹", "CONIN$", "a\0b", "\0", "a\nb", "\r\n", "\x1b[2J",
-    "-rf", "-.x", "~", "~root", "$HOME", "`id`", "$(id)", "%n%s", "{0}", "{stem}", "{embedding}", "{", "*", "?", "<cat>",
-    "cat", "Cat", "CAT ", "cat.", "cat_2", "ﬁ", "é", "e\u0301", "ß", "SS", "İ", "ı", "\u202egnp", "\u200b", "\ufeff",
+    "-rf", "-.x", "~", "~root", "$HOME", "`id`", "$(id)", "%n%s", "{0}", "{stem}", "{embedding}", "{", "*", "?",
+    "<cat>", "cat", "Cat", "CAT ", "cat.", "cat_2", "ﬁ", "é", "e\u0301", "ß", "SS", "İ", "ı",
+    "\u202egnp", "\u200b", "\ufeff",
     "\ud800", "🐈", "字" * 100, "a" * 10_000, "a." * 3_000, "unet" * 500, "(", ")", "[", "]:", "a,b", "AND", "BREAK",
     "|", "&", "__metadata__", "name", "step", "TORCHTENSOR", "string_to_token", "string_to_param", "_parameters",
     "lora", "lora_",
@@ -25,8 +26,9 @@ LORA_NAMES = (
     "unet:0:up", "unet:0:down", "text_encoder:3:up", "lycoris_x.hada_w1_a", "x.oft_blocks", "x.dora_scale",
 )  # fmt: skip
 METADATA_KEYS = (
-    "pivotune.embedding", "pivotune.embeddings", "format", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256",
-    "modelspec.architecture", "ss_base_model_version", "ss_v2", "string_to_token", "string_to_param", "name", "step",
+    "pivotune.embedding", "pivotune.embeddings", "format", "sshs_model_hash", "sshs_legacy_hash",
+    "modelspec.hash_sha256", "modelspec.architecture", "ss_base_model_version", "ss_v2",
+    "string_to_token", "string_to_param", "name", "step",
     "<s1>", "clip_l", "ss_network_module",
 )  # fmt: skip
 METADATA_VALUES = ("<embed>", "True", "sdxl_", "flux-1-dev/lora", "stable-diffusion-xl-v1-base/lora", "{", "[" * 5000,

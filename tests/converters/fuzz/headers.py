@@ -4,8 +4,8 @@ import json
 
 from fuzz import embeddings
 
-NASTY = (*embeddings.NUMBERS, 1.0, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", "1", "F32", None, True, False, [], {},
-         [[1]], {"a": 1}, "\ud800", "\0")  # fmt: skip
+NASTY = (*embeddings.NUMBERS, 1.0, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", "1", "F32", None, True, False, [],
+         {}, [[1]], {"a": 1}, "\ud800", "\0")  # fmt: skip
 DTYPES = {"F32": 32, "F16": 16, "BF16": 16, "F64": 64, "I64": 64, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E8M0": 8,
           "F4": 4, "F6_E2M3": 6, "C64": 64, "I32": 32}  # fmt: skip
 SHAPES = (
@@ -25,7 +25,7 @@ def joined(header, body, rng):
     return len(text).to_bytes(8, "little") + text + body
 
 
-def laid_out(rng, header, body=None):
+def file_data(rng, header, body=None):
     """The header with offsets that fit its types and shapes again, and as many bytes."""
     at, fixed = 0, {}
     for name, entry in header.items():
@@ -80,7 +80,7 @@ def reshape(rng, header, body):
         header[name]["shape"] = list(rng.choice(SHAPES))
         if rng.random() < 0.4:
             header[name]["dtype"] = rng.choice(list(DTYPES))
-    return laid_out(rng, header)
+    return file_data(rng, header)
 
 
 def rename(rng, header, body):
@@ -90,7 +90,7 @@ def rename(rng, header, body):
         if not _tensors(header):
             break
     try:
-        return laid_out(rng, header, body)
+        return file_data(rng, header, body)
     except TypeError:  # a tensor called __metadata__
         return joined(header, body, rng)
 
@@ -101,7 +101,7 @@ def more(rng, header, body):
         name = embeddings.name(rng)
         header[name if number < 2 else f"{name}{number}"] = {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]}
     header.pop("__metadata__", None)
-    return laid_out(rng, header)
+    return file_data(rng, header)
 
 
 def metadata(rng, header, body):

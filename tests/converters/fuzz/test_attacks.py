@@ -14,7 +14,7 @@ from fuzz import seeds, torch_seeds
 from pivotune.converters import file_range, safetensors_file
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.inspection import inspect
-from pivotune.converters.read import recognised
+from pivotune.converters.read import identify
 from pivotune.converters.tensor import RawTensor
 
 
@@ -59,7 +59,7 @@ def test_nothing_in_a_pickle_runs(what, form, tmp_path):
     parts = torch_seeds.Parts("x", form, value, {"0": (bytes(3072), 4)})
     path = tmp_path / "x.safetensors"
     path.write_bytes(value if form == "alone" else parts.file())
-    for call in (inspect, recognised):
+    for call in (inspect, identify):
         with pytest.raises(ConvertError):
             call(path)
     assert not sentinel.exists()
@@ -70,16 +70,16 @@ def test_a_file_that_is_two_things_is_read_as_what_it_starts_with(tmp_path):
     attack = torch_seeds.zipped(torch_seeds.Parts("x", "zip", attacks(tmp_path / "ran")["exec"], {}))
     path = tmp_path / "x.pt"
     path.write_bytes(good + attack)
-    with pytest.raises(ConvertError, match="damaged download"):
-        recognised(path)
+    with pytest.raises(ConvertError, match="truncated or corrupt"):
+        identify(path)
     assert zipfile.is_zipfile(path)
     path.write_bytes(attack + good)
     with pytest.raises(ConvertError):
-        recognised(path)
+        identify(path)
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("call", [inspect, recognised])
+@pytest.mark.parametrize("call", [inspect, identify])
 def test_what_is_no_file_is_refused_at_once(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
@@ -120,7 +120,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(what, tmp_path, monkeyp
 
     monkeypatch.setattr(file_range, "pread", changing)
     with pytest.raises(ConvertError, match="changed while"):
-        recognised(path)
+        identify(path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 100, 700, 3000])
@@ -129,14 +129,14 @@ def test_a_file_cut_short_is_refused(what, size, tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(next(seed.data for seed in seeds.seeds() if seed.name == what)[:size])
     with pytest.raises(ConvertError):
-        recognised(path)
+        identify(path)
 
 
 def test_a_name_that_is_code_for_a_terminal_is_shown_as_text(tmp_path):
     path = tmp_path / "x.safetensors"
     safetensors_file.write(path, {"\x1b]0;owned\x07\u202e\r\n": RawTensor("F32", (1,), bytes(4))}, {})
     with pytest.raises(ConvertError) as error:
-        recognised(path)
+        identify(path)
     assert str(error.value).isprintable()
     assert json.dumps(inspect(path)).isprintable()
-    assert faults.forked(lambda: recognised(path)) == faults.REFUSED
+    assert faults.forked(lambda: identify(path)) == faults.REFUSED

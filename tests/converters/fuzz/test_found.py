@@ -10,7 +10,7 @@ from fuzz import guard, images, torch_seeds
 
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.inspection import inspect
-from pivotune.converters.read import recognised
+from pivotune.converters.read import identify
 
 GLOBAL = b"ctorch._utils\n_rebuild_tensor_v2\n"
 LAUGHS = b"]q\0" + b"".join(b"(" + (b"h" + bytes([n])) * 10 + b"tq" + bytes([n + 1]) + b"0" for n in range(25)) + b"0"
@@ -106,7 +106,7 @@ def bounded(path, calls):
 def test_what_cannot_be_read_is_refused_within_bounds(what, tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(REFUSED[what])
-    assert faults.forked(lambda: bounded(path, [recognised])) == faults.REFUSED
+    assert faults.forked(lambda: bounded(path, [identify])) == faults.REFUSED
     with pytest.raises(ConvertError) as error:
         inspect(path)
     assert len(str(error.value)) < 2100

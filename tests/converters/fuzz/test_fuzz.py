@@ -21,7 +21,7 @@ run.SECONDS = 0.2
 checker = run._checker(Path(sys.argv[2]))
 run._checker = lambda scratch: checker
 for number, fault in enumerate(sys.argv[3:]):
-    check.recognised = lambda path, code=fault: exec(code, {"check": check})
+    check.identify = lambda path, code=fault: exec(code, {"check": check})
     print("exit code", run.main(["--cases", "1", "--failures", f"{sys.argv[2]}/kept{number}"]), flush=True)
 """
 FAULTS = {

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pivotune.converters import safetensors_file
 from pivotune.converters.atomic import batch
-from pivotune.converters.embeddings import Options
+from pivotune.converters.embeddings import ConvertOptions
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.names import _RESERVED, distinct_stems, safe_stem
 from pivotune.converters.operations import unbundle
@@ -98,7 +98,7 @@ def test_embeddings_with_hostile_names_stay_in_the_folder(tmp_path):
     bundle_of(tmp_path / "lora.safetensors", names)
     before = set(tmp_path.rglob("*"))
     with batch() as files:
-        written = unbundle(files, tmp_path / "lora.safetensors", out, ["a1111"], Options())
+        written = unbundle(files, tmp_path / "lora.safetensors", out, ["a1111"], ConvertOptions())
     assert len({item.path for item in written}) == len(names) + 1
     assert {path for path in tmp_path.rglob("*") if path.is_file()} - before == {item.path for item in written}
     assert all(item.path.parent == out for item in written)
@@ -114,13 +114,13 @@ def test_a_link_in_the_folder_leads_nowhere(overwrite, tmp_path):
 
     def write():
         with batch(overwrite=overwrite) as files:
-            unbundle(files, tmp_path / "lora.safetensors", out, ["a1111"], Options())
+            unbundle(files, tmp_path / "lora.safetensors", out, ["a1111"], ConvertOptions())
 
     if overwrite:
         write()
         assert not (out / "cat.safetensors").is_symlink()
     else:
-        with pytest.raises(ConvertError, match="exists already"):
+        with pytest.raises(ConvertError, match="already exists"):
             write()
         assert os.listdir(out) == ["cat.safetensors"]
     assert victim.read_bytes() == b"precious"
@@ -130,7 +130,7 @@ def test_embeddings_of_two_files_that_differ_in_case_alone_never_meet(tmp_path):
     claimed = set()
     with batch(overwrite=True, claimed=claimed) as files:
         files.add(tmp_path / "Cat", lambda file: file.write(b"1"))
-    with pytest.raises(ConvertError, match="another embedding"), batch(overwrite=True, claimed=claimed) as files:
+    with pytest.raises(ConvertError, match="two embeddings"), batch(overwrite=True, claimed=claimed) as files:
         files.add(tmp_path / "cat", lambda file: file.write(b"2"))
     assert (tmp_path / "Cat").read_bytes() == b"1"
 
@@ -138,5 +138,5 @@ def test_embeddings_of_two_files_that_differ_in_case_alone_never_meet(tmp_path):
 def test_a_lora_keeps_clear_of_all_its_embeddings(tmp_path):
     bundle_of(tmp_path / "x.safetensors", ["x", "X_lora", "x_lora_2", "x_lora_3"])
     with batch() as files:
-        written = unbundle(files, tmp_path / "x.safetensors", tmp_path / "out", ["a1111"], Options())
+        written = unbundle(files, tmp_path / "x.safetensors", tmp_path / "out", ["a1111"], ConvertOptions())
     assert len({known_as(item.path.name) for item in written}) == 5

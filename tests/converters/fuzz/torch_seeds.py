@@ -36,12 +36,12 @@ def zipped(parts, more=()):
     out, directory = bytearray(), bytearray()
     for name, data, packed in members:
         engine = zlib.compressobj(1, zlib.DEFLATED, -15)
-        held = engine.compress(data) + engine.flush() if packed else data
-        sizes = (8 if packed else 0, 0, 33, zlib.crc32(data), len(held), len(data), len(name.encode()), 0)
+        packed_data = engine.compress(data) + engine.flush() if packed else data
+        sizes = (8 if packed else 0, 0, 33, zlib.crc32(data), len(packed_data), len(data), len(name.encode()), 0)
         directory += struct.pack(
             "<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 2048, *sizes[:3], *sizes[3:], 0, 0, 0, 0, len(out)
         )
-        out += struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 2048, *sizes) + name.encode() + held
+        out += struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 2048, *sizes) + name.encode() + packed_data
         directory += name.encode()
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, len(members), len(members), len(directory), len(out), 0)
     return bytes(out + directory + end)
