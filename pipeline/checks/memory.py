@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..models.load import Model
-from ..recipe.model import Recipe, Stage
+from ..recipe.model import Recipe
+from ..recipe.options import TrainOptions
 from ..text import format_bytes
 from ..train.optimizers import averages_itself
-from ..train.setup import Common, weight_trainers
+from ..train.setup import weight_trainers
 from ..train.weights import WeightTrainer
 
 # Bytes of an optimizer's state for each float32 value it moves.
@@ -80,10 +80,8 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     whole = sum(weight.numel() for part in model.pipe.components.values() for weight in part.parameters())
     stages: list[StageNeeds] = []
     before: dict[str, int] = {}
-    for index, stage in enumerate(recipe.stages):
-        if stage.kind != "train":
-            continue
-        moved = _moved(model, stage.options, embeddings, recipe)
+    for index, options in recipe.stages_with(TrainOptions):
+        moved = _moved(model, options, embeddings, recipe)
         now = {one.name: one.values for one in moved if one.name != "embeddings"}
         stages.append(StageNeeds(index, moved, sum(count for name, count in before.items() if name not in now)))
         before |= now
@@ -98,24 +96,16 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     )  # fmt: skip
 
 
-def _moved(model: Model, options: Mapping[str, Any], embeddings: int, recipe: Recipe) -> tuple[Moved, ...]:
-    ema = options["ema"]
-    common = Common(options["steps"], options["clip_norm"], ema, recipe.seed)
-    tables = {
-        f"{kind}.{part}": table
-        for kind in ("lora", "finetune")
-        for table in options[kind] or ()
-        for part in table["parts"]
-    }
+def _moved(model: Model, options: TrainOptions, embeddings: int, recipe: Recipe) -> tuple[Moved, ...]:
+    ema = options.ema
     found = []
-    if options["embeddings"] and any(embedding.train for embedding in recipe.embeddings):
-        found.append(Moved("embeddings", embeddings, _state(embeddings, options["optimizer"]["kind"], ema)))
-    for trainable in weight_trainers(model, options["lora"] or (), options["finetune"] or (), common):
+    if options.embeddings and recipe.trained:
+        found.append(Moved("embeddings", embeddings, _state(embeddings, options.optimizer.kind, ema)))
+    for trainable in weight_trainers(model, options, recipe.seed):
         assert isinstance(trainable, WeightTrainer)
         values = sum(master.numel() for master in trainable.masters.values())
         copied = any(trainable.masters[name] is not weight for name, weight in trainable.parameters.items())
-        kind = tables[trainable.name]["optimizer"]["kind"]
-        found.append(Moved(trainable.name, values, _state(values, kind, ema), copied))
+        found.append(Moved(trainable.name, values, _state(values, trainable.settings.optimizer.kind, ema), copied))
     return tuple(found)
 
 
@@ -142,10 +132,11 @@ def memory_of(recipe: Recipe, needs: Needs, device: torch.device, edge: int) -> 
     there = device_memory(device)
     if there is None:
         return None
+    options = dict(recipe.stages_with(TrainOptions))
     sums = [(needs.frozen, needs.frozen)]
     for stage in needs.stages:
         least = needs.frozen + _trained(stage)
-        sums.append((least, least + _activations(recipe.stages[stage.stage], needs, edge)))
+        sums.append((least, least + _activations(options[stage.stage], needs, edge)))
     return Memory(max(least for least, _ in sums), max(most for _, most in sums), *there)
 
 
@@ -205,9 +196,8 @@ def _trained(stage: StageNeeds) -> int:
     return total
 
 
-def _activations(stage: Stage, needs: Needs, edge: int) -> int:
+def _activations(options: TrainOptions, needs: Needs, edge: int) -> int:
     """What a step keeps of its batch for the backward pass."""
-    options = stage.options
-    pixels = ((options["resolution"] or edge) / needs.edge) ** 2
-    share = CHECKPOINTED if options["gradient_checkpointing"] else 1.0
-    return round(needs.activations * options["batch_size"] * pixels * share)
+    pixels = ((options.resolution or edge) / needs.edge) ** 2
+    share = CHECKPOINTED if options.gradient_checkpointing else 1.0
+    return round(needs.activations * options.batch_size * pixels * share)

@@ -16,6 +16,7 @@ from typing import Any
 from ...converters.atomic import Batch, batch
 from ...converters.embedding import Contents, Embedding
 from ...converters.write import Written, add_embeddings, stems_for
+from ..recipe.options import ExportOptions, TrainOptions
 from ..run_folder import bounded_json, shape_error
 from ..tensors import to_raw
 from ..train.embeddings import EmbeddingTrainer
@@ -89,7 +90,7 @@ class Finished:
         for start in range(0, len(embeddings), 256):
             part = embeddings[start : start + 256]
             ready = in_dtype(
-                with_metadata(self.context, Contents(tuple(part))), self.options["dtype"], self.context
+                with_metadata(self.context, Contents(tuple(part))), self.options.dtype, self.context
             ).embeddings
             there: dict[str, list[str]] = {}
             with batch(overwrite=True) as files:
@@ -120,7 +121,7 @@ class Finished:
 
     def _targets(self) -> Sequence[str]:
         """The programs that have a file an embedding."""
-        return self.options["targets"] if self.options is not None and self.options["files"] == "each" else ()
+        return self.options.targets if self.options is not None and self.options.files == "each" else ()
 
     def _is_there(self, embedding: str, digest: str) -> bool:
         """Whether the embedding's files are there, with these values."""
@@ -151,12 +152,12 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield row["embedding"], row
 
 
-def _options(context: ExportContext) -> dict[str, Any] | None:
+def _options(context: ExportContext) -> ExportOptions | None:
     """How the embeddings will be exported; None where they are not, or a later stage trains them again."""
-    later = context.recipe.stages[context.stage + 1 :]
-    if any(stage.kind == "train" and stage.options["embeddings"] for stage in later):
+    recipe, later = context.recipe, context.stage + 1
+    if any(options.embeddings for _, options in recipe.stages_with(TrainOptions, later)):
         return None
-    return next((stage.options for stage in later if stage.kind == "export"), None)
+    return next((options for _, options in recipe.stages_with(ExportOptions, later)), None)
 
 
 def _digest(embedding: Embedding) -> str:

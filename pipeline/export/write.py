@@ -10,6 +10,7 @@ from ...converters.embedding import Contents
 from ...converters.programs import programs
 from ...converters.write import Written
 from ..errors import StageError
+from ..recipe.options import ExportOptions
 from .artefacts import count_verified, note
 from .context import ExportContext, Exports
 from .lora import write_plain
@@ -22,23 +23,22 @@ from .tensors import DTYPES, in_dtype
 
 
 def write_exports(
-    context: ExportContext, contents: Contents, folder: Path, *, targets: Sequence[str], bundle: bool, files: str,
-    pack_size: int, dtype: str, model: Sequence[str], model_dtype: str,
-) -> tuple[Contents, Exports]:  # fmt: skip
+    context: ExportContext, contents: Contents, folder: Path, options: ExportOptions
+) -> tuple[Contents, Exports]:
     """Write what the export stage's options ask for into a folder; the model must hold no injected embeddings.
 
     Returns what was written, in its dtype, and where the files are.
     """
     if not contents.embeddings and not contents.rest and not context.finetuned:
         raise StageError("there is no embedding, LoRA or fine-tuned model to export")
-    ready = in_dtype(with_metadata(context, replace(contents, rest=settled(contents.rest))), dtype, context)
-    each, most = files == "each", pack_size if files == "pack" else None
+    ready = in_dtype(with_metadata(context, replace(contents, rest=settled(contents.rest))), options.dtype, context)
+    each, most = options.files == "each", options.pack_size if options.files == "pack" else None
     standalone, alone = _standalone(context, ready, folder / f"{context.recipe.name}_embeddings", each=each, most=most)
-    made = replace(_made(context, ready, folder, _ways(context, model), model_dtype), embeddings=alone)
+    made = replace(_made(context, ready, folder, _ways(context, options.model), options.model_dtype), embeddings=alone)
     declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))
-    for target in targets:
+    for target in options.targets:
         declared += export_for(
-            context, ready, programs()[target], folder / target, made, bundle=bundle, each=each, most=most
+            context, ready, programs()[target], folder / target, made, bundle=options.bundle, each=each, most=most
         )
     return ready, Exports(standalone, made.lora, declared, count_verified(context, declared))
 

@@ -22,8 +22,8 @@ from ..export.context import ExportContext
 from ..export.write import write_exports
 from ..files import write_json
 from ..models.load import part_modules
-from ..recipe.defaults import defaults
 from ..recipe.intervals import Every, parse_stop
+from ..recipe.options import ExportOptions, SaveOptions, TrainOptions, WatchOptions, options_of
 from ..records import json_safe
 from ..train.lora import lora_aside
 from ..train.setup import Training
@@ -114,11 +114,11 @@ def _form(name: str) -> dict[str, str]:
 class Watch:
     """Draws the same prompts with the same seeds at every call."""
 
-    def __init__(self, context: RunContext, stage: int, training: Training, options: Mapping[str, Any]) -> None:
+    def __init__(self, context: RunContext, stage: int, training: Training, options: WatchOptions) -> None:
         samples = context.recipe.samples
-        prompts = tuple(options["prompts"] or samples.prompts)
+        prompts = tuple(options.prompts or samples.prompts)
         self.context, self.stage, self.training = context, stage, training
-        self.recipe = replace(context.recipe, samples=replace(samples, prompts=prompts, count=options["count"]))
+        self.recipe = replace(context.recipe, samples=replace(samples, prompts=prompts, count=options.count))
 
     def draw(self, step: int) -> list[dict[str, Any]]:
         """The rows of the images drawn after this step, counted from 1: path, prompt, seed and embedding.
@@ -167,16 +167,14 @@ class Saves:
     """Writes `saves/stage-3-step-000500/` and its like, as the recipe's export stage asks for; keeps the last few."""
 
     def __init__(
-        self, context: RunContext, state: RunState, training: Training, options: Mapping[str, Any],
+        self, context: RunContext, state: RunState, training: Training, options: SaveOptions,
         contents: Callable[[], Contents],
     ) -> None:  # fmt: skip
         """`contents` gives the embeddings and the LoRA as they are now."""
         self.context, self.state, self.training, self.options = context, state, training, options
         self.contents, self.folder = contents, context.folder / "saves"
-        exports = [stage.options for stage in context.recipe.stages if stage.kind == "export"]
-        self.export = (
-            exports[-1] if exports else {k: v for k, v in defaults("stages/export.json").items() if k != "kind"}
-        )
+        exports = context.recipe.stages_with(ExportOptions)
+        self.export = exports[-1][1] if exports else options_of(ExportOptions)
 
     def save(self, step: int) -> str:
         """Save after this step, counted from 1; returns the folder's path relative to the run's folder.
@@ -209,36 +207,35 @@ class Saves:
         context, state = self.context, self.state
         with random_state_kept(self.training.model.device):
             contents = self.contents()
-            finetuned = frozenset(state.trained.finetuned if self.options["model"] else ())
+            finetuned = frozenset(state.trained.finetuned if self.options.model else ())
             saved = ExportContext(
                 context.recipe, context.model, part, state.initial, finetuned, state.stage, context.processes
             )
             with self.training.injection.suspended(), lora_aside(part_modules(self.training.model).values()):
-                write_exports(saved, contents, part, **self.export)
+                write_exports(saved, contents, part, self.export)
         facts = {"step": step, "stage": state.stage + 1, "artefacts": saved.artefacts, "warnings": saved.warnings}
         write_json(part / "save.json", facts)
 
     def _delete_oldest(self) -> None:
         """Delete all saves of this stage but the last few; each is renamed first, so that none is left half deleted."""
-        if not self.options["keep"]:
+        if not self.options.keep:
             return
         found = self.folder.glob(f"stage-{self.state.stage + 1}-step-*")
         steps = {path: path.name.rpartition("-")[2] for path in found}
         own = [path for path, step in steps.items() if step.isdecimal()]  # other names are the user's own copies
-        for old in sorted(own, key=lambda path: int(steps[path]))[: -self.options["keep"]]:
+        for old in sorted(own, key=lambda path: int(steps[path]))[: -self.options.keep]:
             hidden = old.with_name(f".{old.name}.old")
             with suppress(PermissionError):  # Windows, while one of its files is open: more than `keep` stay
                 disk.replace(old, hidden)
                 shutil.rmtree(hidden)
 
 
-Options = Mapping[str, Any] | None
 After = Callable[[dict[str, Any], float], None]
 
 
 @contextmanager
 def step_callbacks(
-    context: RunContext, state: RunState, training: Training, watch: Options, save: Options,
+    context: RunContext, state: RunState, training: Training, options: TrainOptions,
     contents: Callable[[], Contents],
 ) -> Iterator[After]:  # fmt: skip
     """Give a function to call with each step's row of metrics and the seconds at which the step before ended.
@@ -246,12 +243,13 @@ def step_callbacks(
     It adds to the row what was drawn and saved. With several processes all must call it. `contents` gives the
     embeddings and the LoRA as they are now.
     """
-    names = watch["trackers"] if watch and context.processes.main else ()
+    watch, save = options.watch, options.save
+    names = watch.trackers if watch and context.processes.main else ()
     title = f"{context.recipe.name}-stage-{state.stage + 1}"
     trackers = Trackers(names, title, context.folder / "tracking", partial(warn, context, state))
-    draw_when = _every(watch and watch["sample_every"], training)
+    draw_when = _every(watch.sample_every if watch else None, training)
     drawer = Watch(context, state.stage, training, watch) if watch and draw_when else None
-    save_when = _every(save and save["every"], training)
+    save_when = _every(save.every if save else None, training)
     saves = Saves(context, state, training, save, contents) if save and save_when else None
 
     def after(row: dict[str, Any], before: float) -> None:
@@ -259,7 +257,7 @@ def step_callbacks(
             row["images"] = drawer.draw(row["step"])
         if saves is not None and save_when is not None and save_when.due(row["step"], before, row["seconds"]):
             row["saved"] = saves.save(row["step"])
-        if watch and watch["trackers"]:
+        if watch and watch.trackers:
             with context.processes.together():
                 trackers.log(json_safe(row), context.folder)
 
@@ -269,7 +267,7 @@ def step_callbacks(
         trackers.close()
 
 
-def _every(text: Any, training: Training) -> Every | None:
+def _every(text: str | None, training: Training) -> Every | None:
     if not text:
         return None
     return Every(parse_stop(text), training.steps, training.steps_per_epoch)

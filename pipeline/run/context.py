@@ -108,7 +108,7 @@ class RunState:
             self.injection = None
 
 
-StageFunction = Callable[..., Contents]  # (context, state, contents, the stage's options)
+StageFunction = Callable[[RunContext, RunState, Contents, Any], Contents]  # the last are the stage's options
 
 
 def warn(context: RunContext, state: RunState, text: str) -> None:

@@ -15,6 +15,7 @@ from ..errors import StageError
 from ..export.artefacts import require_artefacts
 from ..export.last_good import keep_last_good
 from ..files import write_json
+from ..recipe.options import StageOptions
 from ..records import json_safe
 from .context import RunContext, RunState, StageFunction, export_context
 from .manifest import embedding_facts, images_of_embeddings
@@ -53,7 +54,7 @@ def execute(
                 if stage.kind in WRITING and context.processes.count > 1:
                     contents = _in_main_process(context, state, stages[stage.kind], contents, stage.options)
                 else:
-                    contents = stages[stage.kind](context, state, contents, **stage.options)
+                    contents = stages[stage.kind](context, state, contents, stage.options)
                 row["gives"] = describe_contents(contents)
             state.latest = contents if state.latest is not None else None
     except BaseException as error:  # whatever it was: a full disk, Ctrl-C, a stage that failed
@@ -105,12 +106,12 @@ def _stage_row(
 
 
 def _in_main_process(
-    context: RunContext, state: RunState, stage: StageFunction, contents: Contents, options: Mapping[str, Any]
+    context: RunContext, state: RunState, stage: StageFunction, contents: Contents, options: StageOptions
 ) -> Contents:
     """Run a stage that writes files in the main process; all processes get its contents."""
     if not context.processes.main:
         state.eject(context.model)
-    return context.processes.from_main(lambda: _in_memory(stage(context, state, contents, **options)))
+    return context.processes.from_main(lambda: _in_memory(stage(context, state, contents, options)))
 
 
 def _in_memory(contents: Contents) -> Contents:

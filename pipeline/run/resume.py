@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import StageError
 from ..recipe.intervals import Clock
 from ..recipe.model import Recipe
+from ..recipe.options import TrainOptions
 from ..train.setup import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
 from .checkpoints import Checkpoint
@@ -19,12 +20,13 @@ from .warm_start import LOADED, take_what_fits
 def require_fitting(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """StageError when a checkpoint cannot be one of this recipe: its stage, its step or its finished stages differ."""
     kinds = [stage.kind for stage in recipe.stages]
+    steps = {index: options.steps for index, options in recipe.stages_with(TrainOptions)}
     index, step = checkpoint.stage, checkpoint.step
     found = [row["kind"] for row in checkpoint.facts["run"]["rows"]]
-    if index >= len(kinds) or kinds[index] != "train":
+    if index not in steps:
         wrong = f"stage {index + 1} of the recipe is no train stage"
-    elif not 1 <= step <= recipe.stages[index].options["steps"]:
-        wrong = f"stage {index + 1} has {recipe.stages[index].options['steps']} steps, not {step}"
+    elif not 1 <= step <= steps[index]:
+        wrong = f"stage {index + 1} has {steps[index]} steps; the checkpoint is of step {step}"
     elif found != kinds[: index + 1]:
         wrong = f"its stages are {', '.join(found) or 'none'}; the recipe's are {', '.join(kinds[: index + 1])}"
     else:
@@ -61,9 +63,7 @@ def has_steps_left(context: RunContext, state: RunState, index: int) -> bool:
     """Whether the stage with this index or a later one trains beyond what a checkpoint has."""
     checkpoint = state.checkpoint
     done = (checkpoint.stage, checkpoint.step) if checkpoint is not None else (-1, 0)
-    stages = list(enumerate(context.recipe.stages))[index:]
-    steps = [(at, stage.options["steps"]) for at, stage in stages if stage.kind == "train"]
-    return any(last > done for last in steps)
+    return any((at, options.steps) > done for at, options in context.recipe.stages_with(TrainOptions, index))
 
 
 def restore_training(context: RunContext, state: RunState, training: Training) -> tuple[int, float]:

@@ -17,6 +17,7 @@ from ..errors import StageError
 from ..export.finished import Finished
 from ..models.load import Model, kohya_prefix, part_modules
 from ..progress import progress
+from ..recipe.options import TrainOptions
 from ..tensors import to_raw, vectors_of_all
 from ..train.embeddings import EmbeddingTrainer
 from ..train.guard import Halted, NotFinite
@@ -24,7 +25,7 @@ from ..train.loop import train_steps
 from ..train.lora import freeze_lora, has_lora, lora_tensors
 from ..train.setup import Training
 from ..train.weights import WeightTrainer
-from .callbacks import After, Options, step_callbacks
+from .callbacks import After, step_callbacks
 from .consistency import require_equal_values, sharding_note
 from .context import RunContext, RunState, warn
 from .resume import checkpoint_if_due, has_steps_left, restore_training
@@ -68,8 +69,8 @@ FEW = 5  # embeddings that a message names
 
 
 def run_steps(
-    context: RunContext, state: RunState, training: Training, contents: Contents, finished: Finished, *,
-    log_every: int, watch: Options, save: Options,
+    context: RunContext, state: RunState, training: Training, contents: Contents, finished: Finished,
+    options: TrainOptions,
 ) -> None:  # fmt: skip
     """Train, write metrics, and do what `watch` and `save` ask for; `state.latest` is what the last good step left.
 
@@ -82,10 +83,10 @@ def run_steps(
     try:
         add_notes(context, state, training)
         with (
-            step_callbacks(context, state, training, watch, save, current) as after,
+            step_callbacks(context, state, training, options, current) as after,
             progress(training.steps, "train", "step", initial=first, shown=context.bar) as show,
         ):
-            recorder = StepRecorder(context, state, training, finished, log_every, after, show, first, seconds)
+            recorder = StepRecorder(context, state, training, finished, options.log_every, after, show, first, seconds)
             for row in train_steps(training, first, seconds):
                 recorder.record(row)
             require_equal_values(training)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..embeddings.injection import EmbeddingRows
 from ..errors import StageError
 from ..files import write_atomically
+from ..recipe.options import TrainOptions
 from ..records import METRICS, manifest_or_none, parse_row, require_logged_lines, unreadable_reason
 from ..run_folder import file_inside
 from ..train.embeddings import EmbeddingTrainer
@@ -158,7 +159,7 @@ def _take_embeddings(
 
 def _trains_embeddings(context: RunContext, state: RunState) -> bool:
     """Whether this stage or a later one trains embeddings."""
-    return any(stage.kind == "train" and stage.options["embeddings"] for stage in context.recipe.stages[state.stage :])
+    return any(options.embeddings for _, options in context.recipe.stages_with(TrainOptions, state.stage))
 
 
 def _take_embedding(

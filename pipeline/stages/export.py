@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from ...converters.embedding import Contents
 from ..export.artefacts import count_embeddings
 from ..export.finished import finished_facts
 from ..export.write import write_exports
+from ..recipe.options import ExportOptions
 from ..run.context import RunContext, RunState, export_context
 
 
-def export(
-    context: RunContext,
-    state: RunState,
-    contents: Contents,
-    *,
-    targets: Sequence[str] = ("a1111", "comfyui", "diffusers"),
-    bundle: bool = True,
-    files: str = "each",
-    pack_size: int = 1000,
-    dtype: str = "float32",
-    model: Sequence[str] = ("folder", "file"),
-    model_dtype: str = "float16",
-) -> Contents:
+def export(context: RunContext, state: RunState, contents: Contents, options: ExportOptions) -> Contents:
     """Write `exports/`: `<name>_embeddings/<embedding>.safetensors`, the LoRA, and a folder for each target program.
 
     With `files` `pack` or `one` there are files of many embeddings instead (see `export.packs`). With `bundle`,
@@ -34,10 +22,7 @@ def export(
     """
     state.eject(context.model)
     exporting = export_context(context, state)
-    ready, exports = write_exports(
-        exporting, contents, context.folder / "exports", targets=targets, bundle=bundle, files=files,
-        pack_size=pack_size, dtype=dtype, model=model, model_dtype=model_dtype,
-    )  # fmt: skip
+    ready, exports = write_exports(exporting, contents, context.folder / "exports", options)
     state.exports = replace(
         exports,
         embeddings=count_embeddings(exporting, exports.standalone),

@@ -11,13 +11,12 @@ from ...converters.embedding import Contents, Embedding
 from ..embeddings.injection import EmbeddingRows, Encoder, Injection
 from ..errors import StageError
 from ..models.load import Model
+from ..recipe.options import InjectOptions
 from ..run.context import RunContext, RunState
 from ..tensors import vectors_of_all
 
 
-def inject(
-    context: RunContext, state: RunState, contents: Contents, *, encoders: Sequence[str] | None = None
-) -> Contents:
+def inject(context: RunContext, state: RunState, contents: Contents, options: InjectOptions) -> Contents:
     """Put the embeddings into the encoders (changes the model; `RunState.eject` restores it).
 
     With `encoders` only these get them: the embeddings have no vectors for the others, which leave them out of the
@@ -27,11 +26,11 @@ def inject(
         raise StageError("there is no embedding to inject: put a tokenize stage before this one")
     if state.injection is not None:
         raise StageError("the embeddings are in the model already: one inject stage is enough")
-    contents = _only(context.model, contents, encoders)
+    contents = _only(context.model, contents, options.encoders)
     rows = {
         encoder.key: _rows(encoder, contents.embeddings, context.model.device) for encoder in context.model.encoders
     }
-    state.initial = _only(context.model, state.initial, encoders)
+    state.initial = _only(context.model, state.initial, options.encoders)
     state.injection = Injection(context.model.pipe, context.model.encoders, rows)
     return contents
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...converters.embedding import Contents
 from ..embeddings.norms import apply_rule
+from ..recipe.options import RescaleOptions
 from ..run.context import RunContext, RunState
 from ..tensors import from_raw, to_raw
 
 
-def rescale(context: RunContext, state: RunState, contents: Contents, *, to: Any = "median") -> Contents:
-    """Scale trained vectors by `to` (see `embeddings.norms.apply_rule`); embeddings with `train = false` stay."""
-    scaled, notes = rescaled(context, state.initial, contents, to)
+def rescale(context: RunContext, state: RunState, contents: Contents, options: RescaleOptions) -> Contents:
+    """Scale trained vectors by the rule `to` (see `embeddings.norms.apply_rule`); embeddings with `train = false` stay."""
+    scaled, notes = rescaled(context, state.initial, contents, options)
     state.notes += notes
     return scaled
 
 
-def rescaled(context: RunContext, initial: Contents, contents: Contents, to: Any) -> tuple[Contents, list[str]]:
+def rescaled(
+    context: RunContext, initial: Contents, contents: Contents, options: RescaleOptions
+) -> tuple[Contents, list[str]]:
     """The contents with scaled vectors, by the statistics of each encoder's vocabulary; notes on every norm."""
     trained = [embedding for embedding in contents.embeddings if embedding.name in context.recipe.trained]
     after, notes = {embedding.name: dict(embedding.vectors) for embedding in trained}, []
@@ -31,7 +33,7 @@ def rescaled(context: RunContext, initial: Contents, contents: Contents, to: Any
             continue
         vectors = [from_raw(embedding.vectors[key]) for embedding in here]
         norms = torch.cat([from_raw(initial.by_name[one.name].vectors[key]) for one in here]).norm(dim=1)
-        scaled = apply_rule(torch.cat(vectors), to, statistics, norms).split([len(v) for v in vectors])
+        scaled = apply_rule(torch.cat(vectors), options.to, statistics, norms).split([len(v) for v in vectors])
         for embedding, before, now in zip(here, vectors, scaled, strict=True):
             after[embedding.name][key] = to_raw(now.contiguous())
             notes.append(_note(embedding.name, key, before, now))

@@ -14,19 +14,20 @@ from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..files import sha256
 from ..recipe.model import EmbeddingSpec
+from ..recipe.options import TokenizeOptions
 from ..run.context import RunContext, RunState
 from ..tensors import from_raw, to_raw_each
 
 Base = dict[str, RawTensor]  # vectors that an embedding goes on from, by encoder; empty for most
 
 
-def tokenize(context: RunContext, state: RunState, contents: Contents, *, pad_with: str = "*") -> Contents:
+def tokenize(context: RunContext, state: RunState, contents: Contents, options: TokenizeOptions) -> Contents:
     """One embedding an embedding: its base's vectors or the vocabulary's of its initial text, cut or padded to its
     count.
 
     Each encoder's tokenizer is asked once for all texts, and its vocabulary once for all rows.
     """
-    specs, encoders = context.recipe.embeddings, context.model.encoders
+    specs, encoders, pad_with = context.recipe.embeddings, context.model.encoders, options.pad_with
     keys, widths = [encoder.key for encoder in encoders], {encoder.key: encoder.width for encoder in encoders}
     bases = [start_of(embedding, keys, widths) for embedding in specs]
     texts = {encoder.key: Texts(encoder.tokenizer, [pad_with, *(embedding.initial_text for embedding in specs)])

@@ -100,8 +100,8 @@ def test_two_stages_of_a_kind_need_a_number() -> None:
     ):
         load_recipe("pivotal", ["train.steps=3"])
     stages = [stage for stage in load_recipe("pivotal", ["train.2.steps=3"]).stages if stage.kind == "train"]
-    assert stages[0].options["steps"] != 3
-    assert stages[1].options["steps"] == 3
+    assert stages[0].options.steps != 3
+    assert stages[1].options.steps == 3
 
 
 def test_a_folder_does_not_hide_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

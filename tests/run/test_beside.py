@@ -111,7 +111,7 @@ def test_copies_of_saves_end_no_run_and_are_kept(tmp_path, monkeypatch):
 def test_a_save_that_cannot_be_written_leaves_nothing_half_done(tmp_path, monkeypatch):
     calls = []
 
-    def full(run, contents, folder, **options):
+    def full(run, contents, folder, options):
         calls.append(folder)
         if len(calls) == 2:
             (folder / "half").write_text("a")

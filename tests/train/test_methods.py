@@ -1,6 +1,7 @@
 """LoRAs and fine-tunes on any part of the model, beside embeddings or around them: what moves, and what stays."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.load import load_model, part_modules
 from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.options import OptimizerOptions, TrainOptions, options_of
 from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
@@ -127,7 +129,7 @@ def test_embeddings_first_then_the_model_around_them(tmp_path, monkeypatch):
 def test_weights_in_half_precision_gather_steps_too_small_for_it():
     """Steps of 1e-5 are far below what bfloat16 can add to 0.1; two hundred of them are not."""
     weight = torch.nn.Parameter(torch.full((8,), 0.1, dtype=torch.bfloat16))
-    options = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    options = options_of(OptimizerOptions, kind="adamw")
     trainer = WeightTrainer("finetune.denoiser", {"weight": weight}, WeightSettings(options, 1e-5), text=False)
     start = weight.detach().clone()
     assert torch.equal(start + 1e-5, start)
@@ -177,19 +179,21 @@ def test_prodigy_finds_its_step_sizes_in_bfloat16(tmp_path):
     """The optimizers of the shipped recipe, on a model that has learnt something: embedding and LoRA each find their
     own.
     """
-    tables = next(stage.options for stage in load_recipe("sdxl-prodigy").stages if stage.kind == "train")
-    embedding, lora = tables["optimizer"], tables["lora"][0]["optimizer"]
-    assert embedding["growth_rate"] == lora["growth_rate"] == 2
+    [(_, options)] = load_recipe("sdxl-prodigy").stages_with(TrainOptions)
+    embedding, lora = options.optimizer, options.lora[0].optimizer
+    assert embedding.settings["growth_rate"] == lora.settings["growth_rate"] == 2
     changes = [
         "model.dtype=bfloat16", "train.learning_rate=1", "train.steps=12", "train.warmup_steps=0", "device=cpu",
         "train.batch_size=1", "train.schedule=constant", "samples.prompts=[]",
     ]  # fmt: skip
     recipe = load_recipe("quickstart", [*changes, "train.lora={ rank = 4, learning_rate = 1 }"])
-    train = next(stage for stage in recipe.stages if stage.kind == "train")
-    train.options.update(optimizer=embedding, lora=[train.options["lora"][0] | {"optimizer": lora}])
+    [(index, train)] = recipe.stages_with(TrainOptions)
+    train = replace(train, optimizer=embedding, lora=(replace(train.lora[0], optimizer=lora),))
+    stages = [*recipe.stages[:index], replace(recipe.stages[index], options=train), *recipe.stages[index + 1 :]]
+    recipe = replace(recipe, stages=tuple(stages))
     folder = run_project(recipe, tmp_path / "run").folder
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    for name, first in (("embeddings", embedding["d0"]), ("lora.denoiser", lora["d0"])):
+    for name, first in (("embeddings", embedding.settings["d0"]), ("lora.denoiser", lora.settings["d0"])):
         sizes = [row["learning_rate"][name] for row in rows]
         assert max(sizes) > 10 * first, (name, sizes)
         assert all(after >= before for before, after in pairwise(sizes)), (name, sizes)

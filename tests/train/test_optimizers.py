@@ -10,8 +10,8 @@ from train_embeddings import NAMES, WIDTHS, pull, trainer, values
 
 from pivotune import schemas
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.defaults import with_defaults
 from pivotune.pipeline.recipe.intervals import Clock
+from pivotune.pipeline.recipe.options import OptimizerOptions, options_of
 from pivotune.pipeline.train import optimizers
 from pivotune.pipeline.train.embeddings import EmbeddingSettings
 from pivotune.pipeline.train.optimizers import OPTIMIZERS, effective_rate, make_optimizer
@@ -28,11 +28,7 @@ KINDS = [pytest.param(kind, marks=NO_8BIT) if kind == "adamw8bit" else kind for 
 
 
 def options(kind, **changes):
-    about, origin = schemas.branch(
-        schemas.schema("tables/optimizer.json"), {"kind": kind}, "tables/optimizer.json"
-    )  # fmt: skip
-    table = with_defaults({"kind": kind, **changes}, about, origin)
-    return table | {"weight_decay": table["weight_decay"] or 0.0}
+    return options_of(OptimizerOptions, kind=kind, **changes)
 
 
 def embeddings_with(kind, **changes):
@@ -136,7 +132,7 @@ def test_prodigys_step_size_is_each_embeddings_own():
 
 
 def test_what_is_not_installed_is_said_with_the_way_out(monkeypatch):
-    def missing(tensors, options, rate):
+    def missing(tensors, rate, **settings):
         raise ModuleNotFoundError("No module named 'prodigyopt'", name="prodigyopt")
 
     monkeypatch.setitem(optimizers.OPTIMIZERS, "prodigy", missing)
