@@ -38,13 +38,11 @@ def build_trainables(
         injection = state.require_injection()
         norms = initial_norms(injection, state.initial)
         sharing = context.processes if len(context.recipe.embeddings) >= options.shard_optimizer_from else ALONE
-        trainables.insert(
-            0,
-            EmbeddingTrainer(
-                injection, context.recipe.embeddings, context.statistics, embedding_settings(options), norms, recorded, guard,
-                sharing,
-            ),
+        trainer = EmbeddingTrainer(
+            injection, context.recipe.embeddings, context.statistics, embedding_settings(options), norms, recorded,
+            guard, sharing,
         )  # fmt: skip
+        trainables.insert(0, trainer)
     if not trainables:
         raise StageError("nothing to train: no embedding (embeddings = false, or train = false), no lora, no finetune")
     state.trained.weights |= weights_of(trainables)
@@ -70,8 +68,9 @@ def build_dataset(context: RunContext, state: RunState, options: TrainOptions) -
     context.progress("reading and encoding the images")
     images = open_dataset(
         context.recipe, context.model.pipe.vae, resolution=options.resolution or native_resolution(context.model),
-        batch_size=options.batch_size, seed=_seed(context, state.stage), flip=options.flip, caption_dropout=options.caption_dropout,
-        run_folder=context.folder, warn=state.warnings.append, tell=context.progress, bar=context.bar, processes=context.processes,
+        batch_size=options.batch_size, seed=_seed(context, state.stage), flip=options.flip,
+        caption_dropout=options.caption_dropout, run_folder=context.folder, warn=state.warnings.append,
+        tell=context.progress, bar=context.bar, processes=context.processes,
     )  # fmt: skip
     if context.file_hashes:
         with context.processes.together():

@@ -15,7 +15,7 @@ from ..tensors import from_raw, to_raw
 
 
 def rescale(context: RunContext, state: RunState, contents: Contents, options: RescaleOptions) -> Contents:
-    """Scale trained vectors by the rule `to` (see `embeddings.norms.apply_rule`); embeddings with `train = false` stay."""
+    """Scale trained vectors by the rule `to` (see `embeddings.norms.apply_rule`), none of `train = false`."""
     scaled, notes = rescaled(context, state.initial, contents, options)
     state.notes += notes
     return scaled

@@ -282,8 +282,8 @@ def test_a_embedding_that_is_missing_at_the_end_fails_the_run(tmp_path, monkeypa
     assert proofs["embeddings"] == {"declared": 2, "exported": 2, "verified": 2}
     write = stage.write_exports
 
-    def loses(run, contents, folder, **options):
-        made = write(run, contents, folder, **options)
+    def loses(context, contents, folder, options):
+        made = write(context, contents, folder, options)
         (folder / "tiny_embeddings/dog.safetensors").unlink()
         return made
 
