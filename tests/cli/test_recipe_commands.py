@@ -47,8 +47,8 @@ def test_check_prints_every_problem_of_every_recipe(call, recipe: Path, tmp_path
     shown = call("check", recipe, bad, tmp_path)
     assert shown.code == 1
     assert shown.out == f"{recipe}: ok (3 images, 3 captions; <emblem> in 100 %)\n"
-    assert f"{bad}:12: stage.3.kind: the text 'trian' is not known here; did you mean 'train'?" in shown.err
-    assert f"{tmp_path}: this is a folder" in shown.err
+    assert f"{bad}:12: stage.3.kind: unknown value 'trian'; did you mean 'train'?" in shown.err
+    assert f"{tmp_path}: is a folder" in shown.err
 
 
 def test_check_as_json(call, recipe: Path) -> None:
@@ -61,7 +61,7 @@ def test_check_as_json(call, recipe: Path) -> None:
             "severity": "error",
             "line": 0,
             "place": "--set train.steps=0",
-            "text": "0 is too small; at least 1",
+            "text": "0 is too small; the minimum is 1",
             "file": str(recipe),
         }
     ]
