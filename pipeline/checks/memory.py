@@ -11,15 +11,11 @@ import torch
 
 from ..models.load import Model
 from ..recipe.model import Recipe
-from ..recipe.options import TrainOptions
+from ..recipe.options import OptimizerOptions, TrainOptions
 from ..text import format_bytes
-from ..train.optimizers import averages_itself
 from ..train.setup import weight_trainers
 from ..train.weights import WeightTrainer
 
-# Bytes of an optimizer's state for each float32 value it moves.
-STATE = {"adamw": 8, "adamw-schedule-free": 8, "adamw8bit": 2.1, "adafactor": 0.2, "lion": 4, "came": 4.2,
-         "prodigy": 16, "prodigy-schedule-free": 4.4}  # fmt: skip
 VALUE = 4  # bytes of a float32
 
 
@@ -100,17 +96,18 @@ def _moved(model: Model, options: TrainOptions, embeddings: int, recipe: Recipe)
     ema = options.ema
     found = []
     if options.embeddings and recipe.trained:
-        found.append(Moved("embeddings", embeddings, _state(embeddings, options.optimizer.kind, ema)))
+        found.append(Moved("embeddings", embeddings, _state(embeddings, options.optimizer, ema)))
     for trainable in weight_trainers(model, options, recipe.seed):
         assert isinstance(trainable, WeightTrainer)
         values = sum(master.numel() for master in trainable.masters.values())
         copied = any(trainable.masters[name] is not weight for name, weight in trainable.parameters.items())
-        found.append(Moved(trainable.name, values, _state(values, trainable.settings.optimizer.kind, ema), copied))
+        found.append(Moved(trainable.name, values, _state(values, trainable.settings.optimizer, ema), copied))
     return tuple(found)
 
 
-def _state(values: int, kind: str, ema: float | None) -> int:
-    return round(values * (STATE[kind] + (0 if ema is None or averages_itself(kind) else VALUE)))
+def _state(values: int, optimizer: OptimizerOptions, ema: float | None) -> int:
+    row = optimizer.facts
+    return round(values * (row.state_bytes + (0 if ema is None or row.averages_itself else VALUE)))
 
 
 CHECKPOINTED = 0.15  # of a step's activations, with gradient_checkpointing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 from ...converters.families import Family
@@ -77,17 +76,6 @@ def _time_steps(key_path: KeyPath, times: TimestepOptions, count: int | None) ->
         yield Finding((*key_path, "timesteps"), f"high = {times.high}, but the model has {count} time steps")
 
 
-# kind of optimizer: the module that it comes from, and how to get it
-_MODULES = {
-    "adamw-schedule-free": ("pytorch_optimizer", "pivotune[optimizers]"),
-    "adamw8bit": ("bitsandbytes", "pivotune[bitsandbytes]"),
-    "lion": ("pytorch_optimizer", "pivotune[optimizers]"),
-    "came": ("pytorch_optimizer", "pivotune[optimizers]"),
-    "prodigy": ("prodigyopt", "pivotune[optimizers]"),
-    "prodigy-schedule-free": ("prodigyplus", "pivotune[optimizers]"),
-}
-
-
 def train_findings(key_path: KeyPath, options: TrainOptions, recipe: Recipe, family: Family | None) -> Iterator[Finding]:
     """What is wrong with one train stage."""
     movable = [embedding for embedding in recipe.embeddings if embedding.train]
@@ -126,11 +114,11 @@ def _parts(key_path: KeyPath, options: TrainOptions, family: Family | None) -> I
 def _moves(key_path: KeyPath, table: TrainOptions | WeightOptions, steps: int) -> Iterator[Finding]:
     """Optimizer, rate and warm-up of the embeddings or of a table."""
     kind, warmup, rate = table.optimizer.kind, table.warmup_steps, table.learning_rate
-    module, extra = _MODULES.get(kind, ("torch", ""))
-    if extra and find_spec(module) is None:
-        yield Finding((*key_path, "optimizer"), f"{kind} needs {module}, which is not installed: pip install '{extra}'")
+    row = table.optimizer.facts
+    if row.missing is not None:
+        yield Finding((*key_path, "optimizer"), f"{kind} needs {row.package}, which is not installed: {row.missing}")
     highest = max(rate.values()) if isinstance(rate, Mapping) else rate
-    if kind.startswith("prodigy") and highest < 0.1:
+    if row.adaptive and highest < 0.1:
         text = (
             f"{kind} finds its step size itself and learning_rate multiplies it: {highest:g} is far below the usual 1"
         )

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 from pivotune import schemas
 
 from .defaults import TABLES, fill_trained, with_defaults
+from .optimizers import OPTIMIZERS, Optimizer
 
 T = TypeVar("T")
 
@@ -37,6 +38,11 @@ class OptimizerOptions:
     kind: str
     settings: Mapping[str, Any] = field(hash=False)
     weight_decay: float
+
+    @property
+    def facts(self) -> Optimizer:
+        """The row of the table of optimizers."""
+        return OPTIMIZERS[self.kind]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ..distributed import Processes
 from ..errors import StageError
 from ..files import sha256, shown_path, tensor_hash
 from ..recipe.model import Recipe
+from ..recipe.optimizers import OPTIMIZERS
 from ..recipe.options import TrainOptions
 from ..train.setup import Training, weights_of
 from .checkpoints import FOLDER, Checkpoint, newest_checkpoint, read_checkpoint
@@ -101,9 +102,6 @@ def require_unchanged_data(recipe: Recipe, examples: Sequence[Example], known: M
         )
 
 
-SHARDABLE = ("adamw", "lion")  # optimizers that move each value by itself
-
-
 def require_shardable(recipe: Recipe, *, sharding: bool) -> None:
     """StageError for keys that cannot be used where the launcher asks for FSDP2 (`sharding`)."""
     for index, options in recipe.stages_with(TrainOptions) if sharding else ():
@@ -115,11 +113,11 @@ def require_shardable(recipe: Recipe, *, sharding: bool) -> None:
 
 def _require_shardable(options: TrainOptions) -> None:
     for table in options.finetune:
-        kind = table.optimizer.kind
-        if kind not in SHARDABLE:
+        kind, usable = table.optimizer.kind, [name for name, row in OPTIMIZERS.items() if row.elementwise]
+        if kind not in usable:
             raise StageError(
                 f"finetune of {', '.join(table.parts)}: the optimizer {kind} cannot be used with FSDP, as it needs "
-                f"whole weights, not shards; use {' or '.join(SHARDABLE)}, or launch without FSDP"
+                f"whole weights, not shards; use {' or '.join(usable)}, or launch without FSDP"
             )
     if options.finetune and options.compile:
         raise StageError("compile = true cannot be used with a fine-tune that FSDP shards; remove one of them")

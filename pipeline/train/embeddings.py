@@ -20,7 +20,7 @@ from ..recipe.model import EmbeddingSpec
 from ..recipe.options import LearningRate, NormRule, OptimizerOptions, TrainOptions
 from .ema import Shown
 from .guard import Guard
-from .optimizers import Rule, averages_itself, rate_factor
+from .optimizers import Rule, rate_factor
 from .packing import copy_into, pack, unpack
 from .row_states import Moving, RowStates, Shares, check_reach, embedding_rates, moving, row_rates
 from .trainable import State
@@ -145,9 +145,9 @@ class EmbeddingTrainer:
         sizes = self.states.step_sizes(self.embedding_rates, self._running)
         self._rate = factor * max((size for size, _ in sizes.values()), default=0.0)
         if self.guard is not None:
-            prodigy = self.settings.optimizer.kind.startswith("prodigy")
+            adaptive = self.settings.optimizer.facts.adaptive
             for embedding, (size, found) in sizes.items():
-                self.guard.step_size(embedding, factor * size, found if prodigy else None)
+                self.guard.step_size(embedding, factor * size, found if adaptive else None)
         self._stop(self.stops.counted(self._running), clock.step + 1)
         self.clear()
 
@@ -209,7 +209,7 @@ class EmbeddingTrainer:
         rows = self.injection.rows[key]
         rules = [self.rule_of(embedding) for embedding in part.embeddings for _ in rows.spans[embedding]]
         norms, usual = self.norms[key][part.index], self.statistics[key]
-        if any(rule is not None for rule in rules) and not averages_itself(self.settings.optimizer.kind):
+        if any(rule is not None for rule in rules) and not self.settings.optimizer.facts.averages_itself:
             rows.values[part.index] = apply_rules(rows.values[part.index], rules, usual, norms)
         reached = [None if rule == "spread" else rule for rule in rules]  # which goes a little way in each step
         self.states.average(key, part.index, reached, usual, norms)

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,11 +17,6 @@ from ..recipe.options import OptimizerOptions, ScheduleOptions
 from .fsdp import alike
 
 Rule = Callable[[Tensor], Tensor]
-
-
-def averages_itself(kind: str) -> bool:
-    """Whether this kind of optimizer keeps an average of its own, beside which no other makes sense."""
-    return kind.endswith("schedule-free")
 
 
 class Turns:
@@ -65,96 +61,31 @@ def hold(optimizer: Any, rule: Rule) -> None:
     optimizer.train()
 
 
-Betas = tuple[float, float]
-Make = Callable[..., torch.optim.Optimizer]  # (tensors, rate, **settings): the keys of the schema's table of the kind
-EXTRAS = {"adamw8bit": "bitsandbytes"}  # the extra that brings a kind's library, where it is not `optimizers`
-
-
-def _adamw(
-    tensors: Sequence[Tensor], rate: float, *, betas: Betas, eps: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    fused = all(tensor.is_cuda for tensor in tensors)  # one kernel for all weights, where there are kernels to save
-    return torch.optim.AdamW(tensors, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
-
-
-def _adamw_8bit(tensors: Sequence[Tensor], rate: float, **settings: Any) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW8bit
-
-    return AdamW8bit(tensors, lr=rate, **settings)
-
-
-def _adafactor(tensors: Sequence[Tensor], rate: float, **settings: Any) -> torch.optim.Optimizer:
-    from transformers import Adafactor
-
-    return Adafactor(tensors, lr=rate, relative_step=False, warmup_init=False, **settings)
-
-
-def _lion(tensors: Sequence[Tensor], rate: float, **settings: Any) -> torch.optim.Optimizer:
-    from pytorch_optimizer import Lion
-
-    return Lion(tensors, lr=rate, **settings)
-
-
-def _came(tensors: Sequence[Tensor], rate: float, **settings: Any) -> torch.optim.Optimizer:
-    from pytorch_optimizer import CAME
-
-    return CAME(tensors, lr=rate, **settings)
-
-
-def _prodigy(
-    tensors: Sequence[Tensor], rate: float, *, bias_correction: bool, growth_rate: float | None, **settings: Any
-) -> torch.optim.Optimizer:
-    from prodigyopt import Prodigy
-
-    growth = growth_rate or float("inf")
-    return Prodigy(tensors, lr=rate, use_bias_correction=bias_correction, growth_rate=growth, **settings)
-
-
-def _prodigy_schedule_free(
-    tensors: Sequence[Tensor], rate: float, *, bias_correction: bool, adapt_steps: int, **settings: Any
-) -> torch.optim.Optimizer:
-    from prodigyplus.prodigy_plus_schedulefree import ProdigyPlusScheduleFree
-
-    return ProdigyPlusScheduleFree(
-        tensors, lr=rate, use_bias_correction=bias_correction, prodigy_steps=adapt_steps, stochastic_rounding=False,
-        **settings,
-    )  # fmt: skip
-
-
-def _adamw_schedule_free(tensors: Sequence[Tensor], rate: float, **settings: Any) -> torch.optim.Optimizer:
-    from pytorch_optimizer import ScheduleFreeAdamW
-
-    optimizer = ScheduleFreeAdamW(tensors, lr=rate, **settings)
-    optimizer.train()
-    return optimizer
-
-
-OPTIMIZERS: dict[str, Make] = {
-    "adamw": _adamw,
-    "adamw-schedule-free": _adamw_schedule_free,
-    "adamw8bit": _adamw_8bit,
-    "adafactor": _adafactor,
-    "lion": _lion,
-    "came": _came,
-    "prodigy": _prodigy,
-    "prodigy-schedule-free": _prodigy_schedule_free,
-}
-
-
 def make_optimizer(tensors: Sequence[Tensor], options: OptimizerOptions, rate: float) -> torch.optim.Optimizer:
     """The optimizer of a recipe's table for these float32 tensors.
 
     Raises StageError when its library is not installed.
     """
+    row = options.facts
     given = {**options.settings, "weight_decay": options.weight_decay}
-    settings = {key: tuple(map(float, value)) if isinstance(value, tuple) else value for key, value in given.items()}
+    settings = {row.renamed.get(key, key): _as_argument(value) for key, value in given.items() if value is not None}
+    if row.package == "torch":  # one kernel for all weights, where there are kernels to save
+        settings["fused"] = all(tensor.is_cuda for tensor in tensors)
     try:
-        with redirect_stdout(io.StringIO()):  # some say hello
-            return OPTIMIZERS[options.kind](tensors, rate, **settings)
+        with redirect_stdout(io.StringIO()):  # some libraries print a greeting
+            optimizer = getattr(import_module(row.module), row.name)(tensors, lr=rate, **settings, **row.fixed)
     except ImportError as error:
-        extra = EXTRAS.get(options.kind, "optimizers")
-        how = f"pip install 'pivotune[{extra}]'"
+        how = f"pip install 'pivotune[{row.extra}]'"
         raise StageError(f"the optimizer {options.kind} needs {error.name}: {how}") from error
+    if row.averages_itself:
+        optimizer.train()
+    made: torch.optim.Optimizer = optimizer
+    return made
+
+
+def _as_argument(value: Any) -> Any:
+    """Libraries want floats in a tuple of betas."""
+    return tuple(float(one) for one in value) if isinstance(value, tuple) else value
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

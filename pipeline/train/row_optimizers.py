@@ -12,7 +12,7 @@ from torch import Tensor
 from ..embeddings.injection import EmbeddingRows
 from ..errors import StageError
 from ..recipe.options import OptimizerOptions
-from .optimizers import Rule, Turns, averages_itself, found, hold, load_state, make_optimizer, set_rate
+from .optimizers import Rule, Turns, found, hold, load_state, make_optimizer, set_rate
 from .packing import copy_into
 
 
@@ -180,7 +180,7 @@ class PerEmbedding:
         if embedding not in self.optimizers:
             self.parameters[embedding] = rows.detach().clone().requires_grad_(True)
             self.optimizers[embedding] = make_optimizer([self.parameters[embedding]], self.options, rate)
-            if averages_itself(self.options.kind):
+            if self.options.facts.averages_itself:
                 self._turns[embedding] = Turns(self.optimizers[embedding])
         return self.optimizers[embedding]
 

@@ -16,7 +16,6 @@ from ..errors import StageError
 from ..recipe.model import EmbeddingSpec
 from ..recipe.options import LearningRate, NormRule, OptimizerOptions
 from .ema import Average
-from .optimizers import averages_itself
 from .row_optimizers import RowOptimizer, RuleOf, row_optimizer
 
 
@@ -201,10 +200,9 @@ class RowStates:
             key: row_optimizer(table, optimizer, shares.own[key], rules[key]) for key, table in rows.items()
         }
         self.averages: dict[str, Average] = {}
-        if ema is not None and not averages_itself(optimizer.kind):
+        if ema is not None and not optimizer.facts.averages_itself:
             self.averages = {key: Average(table.values[shares.own[key]], ema, rows=True) for key, table in rows.items()}
-        self.averaged = bool(self.averages) or averages_itself(optimizer.kind)  # not what is trained is to be used
-        self._shows = self.averaged or optimizer.kind != "adamw"
+        self.averaged = bool(self.averages) or optimizer.facts.averages_itself  # not what is trained is to be used
 
     def move(self, parts: Mapping[str, Moving], clip: float, rates: Mapping[str, Tensor], factor: float) -> None:
         """Move these rows along `clip` times their gradients; `rates` (all rows,) times `factor` are the step sizes."""
@@ -244,7 +242,7 @@ class RowStates:
 
     def show(self, embeddings: Collection[str], use: bool) -> None:
         """Exchange all rows with their averages; schedule-free optimizers do so for `embeddings`."""
-        if not self._shows:
+        if not self.averaged:
             return
         for key, optimizer in self.optimizers.items():
             optimizer.show(embeddings, use)
@@ -256,7 +254,7 @@ class RowStates:
         """From here on the rows of these embeddings are what is to be used of them: their average, where there is
         one.
         """
-        if not self._shows or not embeddings:
+        if not self.averaged or not embeddings:
             return
         for key, optimizer in self.optimizers.items():
             optimizer.settle(embeddings)

@@ -15,7 +15,7 @@ from ..recipe.options import OptimizerOptions, as_table
 from .ema import Average, Shown
 from .fsdp import FsdpPart, gathered, whole
 from .lora import has_lora
-from .optimizers import Turns, averages_itself, effective_rate, load_state, make_optimizer, set_rate
+from .optimizers import Turns, effective_rate, load_state, make_optimizer, set_rate
 from .packing import copy_into, pack, unpack
 from .trainable import State
 
@@ -88,7 +88,7 @@ class WeightTrainer:
         self.moved = self.parameters if twin is None else twin.weights
         self.masters = {key: _master(parameter) for key, parameter in self.moved.items()}
         self.optimizer = make_optimizer(list(self.masters.values()), settings.optimizer, settings.learning_rate)
-        self._turns = Turns(self.optimizer) if averages_itself(settings.optimizer.kind) else None
+        self._turns = Turns(self.optimizer) if settings.optimizer.facts.averages_itself else None
         self.averages = _averages(self.masters, settings.ema) if self._turns is None else {}
         self._shown = Shown(self._exchange)
         for parameter in self.moved.values():

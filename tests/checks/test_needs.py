@@ -7,12 +7,13 @@ import torch
 from projects import make_project, run_project
 
 from pivotune.pipeline.checks.disk import writes
-from pivotune.pipeline.checks.memory import STATE, VALUE, count_needs
+from pivotune.pipeline.checks.memory import VALUE, count_needs
 from pivotune.pipeline.checks.preflight import run_preflight
 from pivotune.pipeline.models.load import load_model, skeleton
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.optimizers import OPTIMIZERS
 from pivotune.pipeline.recipe.options import OptimizerOptions, options_of
-from pivotune.pipeline.train.optimizers import OPTIMIZERS, make_optimizer
+from pivotune.pipeline.train.optimizers import make_optimizer
 
 CPU = torch.device("cpu")
 
@@ -39,7 +40,7 @@ def test_an_optimizer_keeps_what_is_counted_for_it(kind):
     weight.grad = torch.randn_like(weight)
     optimizer.step()
     kept = sum(value.nbytes for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor))
-    assert kept / weight.numel() == pytest.approx(STATE[kind], abs=0.3)
+    assert kept / weight.numel() == pytest.approx(OPTIMIZERS[kind].state_bytes, abs=0.3)
 
 
 PARTS = {
