@@ -109,8 +109,8 @@ def without_refused(form: Form) -> tuple[dict[str, Any], Dropped, dict[KeyPath, 
 
 def _refused(errors: list[ValidationError]) -> list[KeyPath]:
     """The key paths to drop so that the errors disappear; never the recipe itself."""
-    key_paths = [key_path for error in errors for key_path in list(_unknown_keys(error)) or [tuple(error.absolute_path)]]
-    return [key_path for key_path in key_paths if key_path]
+    found = [path for error in errors for path in list(_unknown_keys(error)) or [tuple(error.absolute_path)]]
+    return [path for path in found if path]
 
 
 def _unknown_keys(error: ValidationError) -> Iterator[KeyPath]:

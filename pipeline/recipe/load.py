@@ -24,7 +24,7 @@ CHECKPOINTS = (".safetensors", ".ckpt")
 
 
 def build(data: dict[str, Any], path: Path) -> Recipe:
-    """The recipe of a document that fits `recipe.json`. ValueError for a value that the schema cannot check (stop_after)."""
+    """The recipe of a document that fits `recipe.json`. ValueError for a value that a schema cannot check."""
     folder = path.parent
     kinds = data["stage"]
     table = with_defaults({key: value for key, value in data.items() if key != "stage"}, schemas.schema("recipe.json"))
@@ -58,7 +58,8 @@ def absolute_path(text: str, folder: Path) -> Path:
 
 
 def _model(table: dict[str, Any], folder: Path) -> ModelSpec:
-    return ModelSpec(**{**table, "base": _model_path(table["base"], folder), "config": _model_path(table["config"], folder)})
+    paths = {key: _model_path(table[key], folder) for key in ("base", "config")}
+    return ModelSpec(**{**table, **paths})
 
 
 def model_spec(base: str, family: str | None, config: str | None) -> ModelSpec:

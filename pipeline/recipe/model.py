@@ -83,8 +83,8 @@ class StopAfter:
 @dataclass(frozen=True)
 class EmbeddingSpec:
     """One `[[embedding]]` table. `learning_rate` is one number, one per encoder key, or None (the train stage's);
-    `preserve_norm` is a norm rule or None (the train stage's). `base` is a file to continue training from, `base_name` the
-    embedding in it, `resize` (cut, pad or None) what to do if it has a different number of vectors."""
+    `preserve_norm` is a norm rule or None (the train stage's). `base` is a file to continue from, `base_name` its
+    embedding, `resize` (cut, pad or None) what to do if it has a different number of vectors."""
 
     placeholder: str
     initial_text: str

@@ -14,7 +14,7 @@ import pytest
 import tomli
 from PIL import Image
 
-from pivotune.pipeline.checks.recipe import beyond_form, check_recipe
+from pivotune.pipeline.checks.recipe import check_valid_parts, check_recipe
 from pivotune.pipeline.recipe.document import Document, shipped
 from pivotune.pipeline.recipe.form import form_of
 from pivotune.pipeline.recipe.load import MAX_PROBLEMS, validated
@@ -138,7 +138,7 @@ def test_a_wrong_form_has_no_consequences(rich: Path) -> None:
         document = Document(rich, "", wrong)
         if form_of(wrong, MAX_PROBLEMS).problems:
             refused += 1
-            assert [problem.shown("") for problem in beyond_form(document)] == [], (wrong, validated(document)[2])
+            assert [problem.shown("") for problem in check_valid_parts(document)] == [], (wrong, validated(document)[2])
     assert refused > 200
 
 
@@ -147,7 +147,7 @@ def test_a_shipped_recipe_of_a_wrong_form_has_no_consequences(name: str) -> None
     path = shipped()[name]
     for wrong in spoilt(tomli.loads(path.read_text("utf-8"))):
         if form_of(wrong, MAX_PROBLEMS).problems:
-            assert [problem.shown("") for problem in beyond_form(Document(path, "", wrong))] == []
+            assert [problem.shown("") for problem in check_valid_parts(Document(path, "", wrong))] == []
 
 
 # One problem of the form, and one of what is asked for.
@@ -165,11 +165,11 @@ FORM = {
 MEANT = {
     "images": ("concept.images='nowhere'", "nowhere does not exist"),
     "model": ("model.base='./nowhere'", "nowhere does not exist"),
-    "embedding": ("embedding.placeholder='<other>'", "none of the 3 captions holds '<other>'"),
-    "warmup": ("train.warmup_steps=1.5", "1.5 is neither a number of steps nor a share below 1"),
+    "embedding": ("embedding.placeholder='<other>'", "none of the 3 captions contains '<other>'"),
+    "warmup": ("train.warmup_steps=1.5", "1.5 is neither an integer number of steps"),
     "rate": ("train.learning_rate={ clip_x = 0.1 }", "has no text encoder 'clip_x'"),
-    "band": ("train.preserve_norm={ low = 2, high = 1 }", "low = 2 is above high = 1"),
-    "target": ("export.files='pack'", "takes one embedding from a file"),
+    "band": ("train.preserve_norm={ low = 2, high = 1 }", "low = 2 is greater than high = 1"),
+    "target": ("export.files='pack'", "loads one embedding per file"),
     "name": ("name='con'", "is a device on Windows"),
 }
 
