@@ -75,12 +75,12 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
         recipe=recipe, model=model, initial={}, warnings=[], injection=None, start=Contents(), artefacts=[]
     )
     run.need_injection = lambda: run.injection
-    inject(run, tokenize(run, Contents()))
-    options = recipe.stages[2].options
+    tokenizing, injecting, options = (stage.options for stage in recipe.stages[:3])
+    inject(run, tokenize(run, Contents(), tokenizing), injecting)
     statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
-    settings = EmbeddingSettings(options["learning_rate"], options["optimizer"])
+    settings = EmbeddingSettings(options.learning_rate, options.optimizer)
     trainer = EmbeddingTrainer(
-        run.injection, recipe.embeddings, statistics, settings, start_norms(run), guard=Guard(options["guard"], print)
+        run.injection, recipe.embeddings, statistics, settings, start_norms(run), guard=Guard(options.guard, print)
     )
     return {"read": read - begin, "ready": time.process_time() - read}, run, trainer
 
@@ -95,14 +95,14 @@ def stepper(run: Any, trainer: Any, folder: Path) -> Any:
     from pivotune.pipeline.train.setup import Training
 
     options = run.recipe.stages[2].options
-    objective = objective_for(run.model.pipe.scheduler, options["objective"], options["noise"], options["timesteps"])
+    objective = objective_for(run.model.pipe.scheduler, options.objective, options.noise, options.timesteps)
     dataset = open_dataset(
         run.recipe, run.model.pipe.vae, resolution=64, batch_size=BATCH, seed=0, flip=False, caption_dropout=0.0,
         run_folder=folder, warn=print, tell=lambda text: None, bar=False,
     )  # fmt: skip
     training = Training(
         model=run.model, denoiser=DENOISERS[run.model.family.denoiser_kind], injection=run.injection,
-        objective=objective, dataset=dataset, things=(trainer,), steps=100, accumulation=1, seed=0,
+        objective=objective, dataset=dataset, trainables=(trainer,), steps=100, accumulation=1, seed=0,
         guard=trainer.guard,
     )  # fmt: skip
     return partial(one_step, training, Clock(1, 100, 10.0, 1.0))
