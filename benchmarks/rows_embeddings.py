@@ -66,7 +66,6 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
     from pivotune.pipeline.stages.inject import inject
     from pivotune.pipeline.stages.tokenize import tokenize
     from pivotune.pipeline.train.embeddings import EmbeddingSettings, EmbeddingTrainer
-    from pivotune.pipeline.train.guard import Guard
 
     begin = time.process_time()
     recipe = load_recipe(path)
@@ -79,9 +78,7 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
     inject(run, tokenize(run, Contents(), tokenizing), injecting)
     statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
     settings = EmbeddingSettings(options.learning_rate, options.optimizer)
-    trainer = EmbeddingTrainer(
-        run.injection, recipe.embeddings, statistics, settings, start_norms(run), guard=Guard(options.guard, print)
-    )
+    trainer = EmbeddingTrainer(run.injection, recipe.embeddings, statistics, settings, start_norms(run))
     return {"read": read - begin, "ready": time.process_time() - read}, run, trainer
 
 
@@ -90,9 +87,10 @@ def stepper(run: Any, trainer: Any, folder: Path) -> Any:
     from pivotune.pipeline.data.dataset import open_dataset
     from pivotune.pipeline.models.denoisers import DENOISERS
     from pivotune.pipeline.recipe.intervals import Clock
+    from pivotune.pipeline.train.guard import Guard
     from pivotune.pipeline.train.loop import one_step
     from pivotune.pipeline.train.objective import objective_for
-    from pivotune.pipeline.train.setup import Training
+    from pivotune.pipeline.train.setup import Trainables, Training
 
     options = run.recipe.stages[2].options
     objective = objective_for(run.model.pipe.scheduler, options.objective, options.noise, options.timesteps)
@@ -102,8 +100,8 @@ def stepper(run: Any, trainer: Any, folder: Path) -> Any:
     )  # fmt: skip
     training = Training(
         model=run.model, denoiser=DENOISERS[run.model.family.denoiser_kind], injection=run.injection,
-        objective=objective, dataset=dataset, trainables=(trainer,), steps=100, accumulation=1, seed=0,
-        guard=trainer.guard,
+        objective=objective, dataset=dataset, trainables=Trainables(trainer), steps=100, accumulation=1, seed=0,
+        guard=Guard(options.guard, print),
     )  # fmt: skip
     return partial(one_step, training, Clock(1, 100, 10.0, 1.0))
 

@@ -138,7 +138,7 @@ def stepper(folder: Path, embeddings: bool) -> Any:
     inject(run, tokenize(run, Contents(), tokenizing), injecting)
     options, guard = replace(options, embeddings=embeddings), Guard(options.guard, print)
     finished: Any = SimpleNamespace(recorded={})
-    trainables = put_together.build_trainables(run, options, finished, guard)
+    trainables = put_together.build_trainables(run, options, finished)
     objective, dataset = put_together.build_objective(run, options), put_together.build_dataset(run, options)
     training = put_together.build_training(run, trainables, objective, dataset, guard, options)
     return partial(one_step, training, Clock(1, 100, 10.0, 1.0))

@@ -23,7 +23,6 @@ from ..train.guard import Halted, NotFinite
 from ..train.loop import train_steps
 from ..train.lora import freeze_lora, has_lora, lora_tensors
 from ..train.setup import Training
-from ..train.weights import WeightTrainer
 from .callbacks import After, Write, step_callbacks
 from .consistency import require_equal_values, sharding_note
 from .context import Run
@@ -113,12 +112,13 @@ def _close(run: Run, training: Training, *, everywhere: bool) -> None:
     Where it may not have ended `everywhere`, other processes cannot be asked for what is spread over them.
     """
     for trainable in training.trainables:
-        if everywhere or not trainable.spread:
+        if everywhere or not trainable.sharded:
             trainable.finish()
-        elif isinstance(trainable, WeightTrainer) and trainable.twin is not None:
-            trainable.twin.leave()
-            run.finetuned.discard(trainable.twin.name)
-            run.warnings.append(f"what {trainable.name} has learnt is in the last checkpoint alone")
+    for trainer in training.trainables.weights:
+        if not everywhere and trainer.twin is not None:
+            trainer.twin.leave()
+            run.finetuned.discard(trainer.twin.name)
+            run.warnings.append(f"what {trainer.name} has learnt is in the last checkpoint alone")
 
 
 def _follow(
@@ -159,7 +159,7 @@ def _follow(
 def _say_idle(run: Run, training: Training, number: int) -> None:
     """Say once that the steps after this one train nothing."""
     embeddings = training.embeddings
-    if embeddings is None or len(training.trainables) > 1 or len(embeddings.stopped_at) < len(embeddings.embeddings):
+    if embeddings is None or training.trainables.weights or len(embeddings.stopped_at) < len(embeddings.embeddings):
         return
     text = f"all embeddings have had their training after step {max(embeddings.stopped_at.values())} (stop_after)"
     text += f": the steps from there to {training.steps} train nothing"

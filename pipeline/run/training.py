@@ -16,37 +16,35 @@ from ..train.guard import Guard
 from ..train.locality import keep_originals, locality_of
 from ..train.loss import loss_scale
 from ..train.objective import Objective, objective_for
-from ..train.setup import Training, native_resolution, weight_trainers, weights_of
-from ..train.trainable import Trainable
+from ..train.setup import Trainables, Training, native_resolution, weight_trainers
 from .consistency import require_unchanged_data
 from .context import Run
 from .steps import start_norms
 
 
-def build_trainables(run: Run, options: TrainOptions, finished: Finished, guard: Guard) -> tuple[Trainable, ...]:
+def build_trainables(run: Run, options: TrainOptions, finished: Finished) -> Trainables:
     """Everything that a stage trains, the embeddings first; with `embeddings = false` they are held still.
 
     From `shard_optimizer_from` embeddings on, several processes share out what moves them.
     What it tunes of the model is noted in `run`. Raises StageError when there is nothing to train.
     """
-    trainables = weight_trainers(run.model, options, run.recipe.seed, run.processes)
+    weights = weight_trainers(run.model, options, run.recipe.seed, run.processes)
     run.finetuned |= {pipe_name(run.model, part) for table in options.finetune for part in table.parts}
+    embeddings = None
     if options.embeddings and run.recipe.trained:
         recorded = run.processes.from_main(lambda: finished.recorded)
         injection, norms = run.need_injection(), start_norms(run)
         sharing = run.processes if len(run.recipe.embeddings) >= options.shard_optimizer_from else ALONE
-        trainables.insert(
-            0,
-            EmbeddingTrainer(
-                injection, run.recipe.embeddings, run.statistics, embedding_settings(options), norms, recorded, guard,
-                sharing,
-            ),
-        )  # fmt: skip
-    if not trainables:
+        settings = embedding_settings(options)
+        embeddings = EmbeddingTrainer(
+            injection, run.recipe.embeddings, run.statistics, settings, norms, recorded, sharing
+        )
+    if embeddings is None and not weights:
         raise StageError("nothing to train: no embedding (embeddings = false, or train = false), no lora, no finetune")
-    run.moved |= weights_of(trainables)
-    run.notes += keep_originals(run.recipe, run.originals, trainables)
-    return tuple(trainables)
+    trainables = Trainables(embeddings, tuple(weights))
+    run.moved |= trainables.parameters
+    run.notes += keep_originals(run.recipe, run.originals, weights)
+    return trainables
 
 
 def build_objective(run: Run, options: TrainOptions) -> Objective:
@@ -78,11 +76,11 @@ def build_dataset(run: Run, options: TrainOptions) -> Dataset:
 
 
 def build_training(
-    run: Run, trainables: tuple[Trainable, ...], asked: Objective, images: Dataset, guard: Guard, options: TrainOptions
+    run: Run, trainables: Trainables, asked: Objective, images: Dataset, guard: Guard, options: TrainOptions
 ) -> Training:  # fmt: skip
     """All that the steps need."""
     denoiser = DENOISERS[run.model.family.denoiser_kind]
-    text_moves = any(isinstance(trainable, EmbeddingTrainer) or trainable.trains_text for trainable in trainables)
+    text_moves = trainables.embeddings is not None or any(one.trains_text for one in trainables.weights)
     training = Training(
         model=run.model,
         denoiser=denoiser,

@@ -26,7 +26,7 @@ def train(run: Run, contents: Contents, options: TrainOptions) -> Contents:
     """
     load_into_model(run, contents)
     guard, finished = Guard(options.guard, run.warn), Finished(run, contents, partial(_as_exported, run))
-    trainables = build_trainables(run, options, finished, guard)
+    trainables = build_trainables(run, options, finished)
     objective = build_objective(run, options)
     if run.resume is not None and run.stage < run.resume.stage:
         for trainable in trainables:  # the checkpoint of a later stage has the values of what was put together here
