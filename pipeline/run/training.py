@@ -16,7 +16,7 @@ from ..train.guard import Guard
 from ..train.locality import keep_originals, locality_of
 from ..train.loss import loss_scale
 from ..train.objective import Objective, objective_for
-from ..train.setup import Trainables, Training, native_resolution, weight_trainers
+from ..train.setup import Trainables, Training, weight_trainers
 from .consistency import require_unchanged_data
 from .context import Run
 from .steps import start_norms
@@ -64,7 +64,8 @@ def build_dataset(run: Run, options: TrainOptions) -> Dataset:
     """The recipe's images, encoded; without `resolution` in the size that the model was made for."""
     run.progress("reading and encoding the images")
     images = open_dataset(
-        run.recipe, run.model.pipe.vae, resolution=options.resolution or native_resolution(run.model),
+        run.recipe, run.model.pipe.vae, resolution=options.resolution or run.model.resolution,
+        multiple=run.model.size_multiple,
         batch_size=options.batch_size, seed=_seed(run), flip=options.flip, caption_dropout=options.caption_dropout,
         run_folder=run.folder,
         warn=run.warnings.append, tell=run.progress, bar=run.bar, processes=run.processes,

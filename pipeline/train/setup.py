@@ -80,11 +80,6 @@ def _settings(table: WeightOptions, stage: TrainOptions) -> WeightSettings:
     return WeightSettings(table.optimizer, table.learning_rate, factor, stage.clip_norm, stage.ema)
 
 
-def native_resolution(model: Model) -> int:
-    """The side of the images that the model was made for, in pixels."""
-    return int(model.denoiser.config.sample_size * model.pipe.vae_scale_factor)
-
-
 @dataclass(frozen=True, eq=False)
 class Training:
     """What a train stage is made of, put together before its first step. `things` are moved in their order.
