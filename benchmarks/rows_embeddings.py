@@ -62,7 +62,8 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
     from pivotune.converters.embedding import Contents
     from pivotune.pipeline.embeddings.norms import norm_statistics
     from pivotune.pipeline.recipe.load import load_recipe
-    from pivotune.pipeline.run.steps import start_norms
+    from pivotune.pipeline.run.context import RunContext, RunState
+    from pivotune.pipeline.run.steps import initial_norms
     from pivotune.pipeline.stages.inject import inject
     from pivotune.pipeline.stages.tokenize import tokenize
     from pivotune.pipeline.train.embeddings import EmbeddingSettings, EmbeddingTrainer
@@ -70,15 +71,16 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
     begin = time.process_time()
     recipe = load_recipe(path)
     read = time.process_time()
-    run: Any = SimpleNamespace(
-        recipe=recipe, model=model, initial={}, warnings=[], injection=None, start=Contents(), artefacts=[]
-    )
-    run.need_injection = lambda: run.injection
+    unused: Any = None
+    context, state = RunContext(recipe, path.parent, model, {}, unused, unused, print), RunState()
     tokenizing, injecting, options = (stage.options for stage in recipe.stages[:3])
-    inject(run, tokenize(run, Contents(), tokenizing), injecting)
+    inject(context, state, tokenize(context, state, Contents(), tokenizing), injecting)
     statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
     settings = EmbeddingSettings(options.learning_rate, options.optimizer)
-    trainer = EmbeddingTrainer(run.injection, recipe.embeddings, statistics, settings, start_norms(run))
+    injection = state.require_injection()
+    norms = initial_norms(injection, state.initial)
+    trainer = EmbeddingTrainer(injection, recipe.embeddings, statistics, settings, norms)
+    run = SimpleNamespace(recipe=recipe, model=model, injection=injection)
     return {"read": read - begin, "ready": time.process_time() - read}, run, trainer
 
 

@@ -21,8 +21,9 @@ def replay(ctx: click.Context, run: Path, out: Path | None, overrides: tuple[str
     Exit code 1 if anything differs.
     """
     from ..run.replay import replay as replay_run
+    from ..stages import STAGES
 
-    result = replay_run(run, out=out, progress=echo_progress, bar=not as_json, overrides=overrides)
+    result = replay_run(run, STAGES, out=out, progress=echo_progress, bar=not as_json, overrides=overrides)
     if as_json:
         result_json = {"folder": str(result.folder), "same": not result.differences, "differences": result.differences}
         print_json({**result_json, "inputs": result.inputs, "steps": result.steps, "files": result.files})

@@ -50,9 +50,10 @@ def run(
         click.echo(warning.shown(recipe), err=True)
 
     from ..run.runner import run_recipe
+    from ..stages import STAGES
 
     result = run_recipe(
-        loaded, out=out, progress=echo_progress, bar=not as_json, fresh=fresh, source=source, force=force
+        loaded, STAGES, out=out, progress=echo_progress, bar=not as_json, fresh=fresh, source=source, force=force
     )
     if not is_main():
         return

@@ -19,10 +19,11 @@ from ..recipe.model import Recipe, StopAfter
 from ..recipe.options import TrainOptions
 from ..records import manifest_or_none, read_rows, unreadable_reason
 from ..run_folder import file_inside
+from .context import StageFunction
 from .diff import input_differences
 from .runner import run_recipe
 
-ANEW = "a replay does not go on: it begins anew, in another folder"
+NO_RESUME = "a replay cannot be resumed: the same command starts over in another folder"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,13 @@ class Replayed:
 
 
 def replay(
-    folder: Path, *, out: Path | None, progress: Callable[[str], None], bar: bool, overrides: Sequence[str] = ()
+    folder: Path,
+    stages: Mapping[str, StageFunction],
+    *,
+    out: Path | None,
+    progress: Callable[[str], None],
+    bar: bool,
+    overrides: Sequence[str] = (),
 ) -> Replayed:
     """Run the recipe of `folder` again, into `out` (left out: `<folder>-replay` beside it, or with a number).
 
@@ -54,8 +61,8 @@ def replay(
     recipe = _recipe(folder, before, overrides)
     again = _within(_stopped_by_steps(recipe, before))
     result = run_recipe(
-        again, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before), way=ANEW,
-        text=text,
+        again, stages, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before),
+        resume_hint=NO_RESUME, text=text,
     )  # fmt: skip
     after = manifest_or_none(result.folder)
     assert after is not None

@@ -1,4 +1,4 @@
-"""A train stage put together from the run it is part of: what is trained, on what, and what it is asked for."""
+"""Builds what a train stage needs: what is trained, the objective, the data."""
 
 from __future__ import annotations
 
@@ -18,91 +18,91 @@ from ..train.loss import loss_scale
 from ..train.objective import Objective, objective_for
 from ..train.setup import Trainables, Training, weight_trainers
 from .consistency import require_unchanged_data
-from .context import Run
-from .steps import start_norms
+from .context import RunContext, RunState
+from .steps import initial_norms
 
 
-def build_trainables(run: Run, options: TrainOptions, finished: Finished) -> Trainables:
-    """Everything that a stage trains, the embeddings first; with `embeddings = false` they are held still.
+def build_trainables(context: RunContext, state: RunState, options: TrainOptions, finished: Finished) -> Trainables:
+    """Everything that a stage trains, the embeddings first; with `embeddings = false` they are frozen.
 
-    From `shard_optimizer_from` embeddings on, several processes share out what moves them.
-    What it tunes of the model is noted in `run`. Raises StageError when there is nothing to train.
+    From `shard_optimizer_from` embeddings on, several processes shard their optimizer. What is trained is added to
+    `state.trained`. Raises StageError when there is nothing to train.
     """
-    weights = weight_trainers(run.model, options, run.recipe.seed, run.processes)
-    run.finetuned |= {pipe_name(run.model, part) for table in options.finetune for part in table.parts}
+    weights = weight_trainers(context.model, options, context.recipe.seed, context.processes)
+    state.trained.finetuned |= {pipe_name(context.model, part) for table in options.finetune for part in table.parts}
     embeddings = None
-    if options.embeddings and run.recipe.trained:
-        recorded = run.processes.from_main(lambda: finished.recorded)
-        injection, norms = run.need_injection(), start_norms(run)
-        sharing = run.processes if len(run.recipe.embeddings) >= options.shard_optimizer_from else ALONE
-        settings = embedding_settings(options)
+    if options.embeddings and context.recipe.trained:
+        recorded = context.processes.from_main(lambda: finished.recorded)
+        injection, settings = state.require_injection(), embedding_settings(options)
+        norms = initial_norms(injection, state.initial)
+        sharing = context.processes if len(context.recipe.embeddings) >= options.shard_optimizer_from else ALONE
         embeddings = EmbeddingTrainer(
-            injection, run.recipe.embeddings, run.statistics, settings, norms, recorded, sharing
+            injection, context.recipe.embeddings, context.statistics, settings, norms, recorded, sharing
         )
     if embeddings is None and not weights:
         raise StageError("nothing to train: no embedding (embeddings = false, or train = false), no lora, no finetune")
     trainables = Trainables(embeddings, tuple(weights))
-    run.moved |= trainables.parameters
-    run.notes += keep_originals(run.recipe, run.originals, weights)
+    state.trained.weights |= trainables.parameters
+    state.notes += keep_originals(context.recipe, state.trained.originals, weights)
     return trainables
 
 
-def build_objective(run: Run, options: TrainOptions) -> Objective:
-    """What the model is asked for. Where that is not what it was made for, images of this run are drawn so."""
-    asked = objective_for(run.model.pipe.scheduler, options.objective, options.noise, options.timesteps)
-    told = asked.drawing(run.model.pipe.scheduler)
-    if told is not run.model.pipe.scheduler:
-        run.model.pipe.scheduler = told
-        run.warnings.append(
-            f"the model's scheduler says otherwise than objective (prediction {asked.kind}); images of "
-            "this run are drawn as trained, other programs must be told"
+def build_objective(context: RunContext, state: RunState, options: TrainOptions) -> Objective:
+    """What the model learns to predict. Where its own scheduler differs, this run draws its images with another."""
+    objective = objective_for(context.model.pipe.scheduler, options.objective, options.noise, options.timesteps)
+    scheduler = objective.drawing(context.model.pipe.scheduler)
+    if scheduler is not context.model.pipe.scheduler:
+        context.model.pipe.scheduler = scheduler
+        state.warnings.append(
+            f"the model is trained with prediction {objective.kind}, which its scheduler does not have; sample images "
+            "of this run use it, in other programs it has to be set"
         )
-    return asked
+    return objective
 
 
-def build_dataset(run: Run, options: TrainOptions) -> Dataset:
-    """The recipe's images, encoded; without `resolution` in the size that the model was made for."""
-    run.progress("reading and encoding the images")
+def build_dataset(context: RunContext, state: RunState, options: TrainOptions) -> Dataset:
+    """The recipe's images, encoded; without `resolution` at the model's native resolution."""
+    context.progress("reading and encoding the images")
     images = open_dataset(
-        run.recipe, run.model.pipe.vae, resolution=options.resolution or run.model.resolution,
-        multiple=run.model.size_multiple,
-        batch_size=options.batch_size, seed=_seed(run), flip=options.flip, caption_dropout=options.caption_dropout,
-        run_folder=run.folder,
-        warn=run.warnings.append, tell=run.progress, bar=run.bar, processes=run.processes,
+        context.recipe, context.model.pipe.vae, resolution=options.resolution or context.model.resolution,
+        multiple=context.model.size_multiple, batch_size=options.batch_size, seed=_seed(context, state.stage), flip=options.flip,
+        caption_dropout=options.caption_dropout, run_folder=context.folder, warn=state.warnings.append,
+        tell=context.progress, bar=context.bar, processes=context.processes,
     )  # fmt: skip
-    if run.files:
-        with run.processes.together():
-            require_unchanged_data(run.recipe, images.examples, run.files)
+    if context.file_hashes:
+        with context.processes.together():
+            require_unchanged_data(context.recipe, images.examples, context.file_hashes)
     return images
 
 
 def build_training(
-    run: Run, trainables: Trainables, asked: Objective, images: Dataset, guard: Guard, options: TrainOptions
+    context: RunContext, state: RunState, trainables: Trainables, objective: Objective, dataset: Dataset,
+    guard: Guard, options: TrainOptions,
 ) -> Training:  # fmt: skip
     """All that the steps need."""
-    denoiser = DENOISERS[run.model.family.denoiser_kind]
+    denoiser = DENOISERS[context.model.family.denoiser_kind]
     text_moves = trainables.embeddings is not None or any(one.trains_text for one in trainables.weights)
     training = Training(
-        model=run.model,
+        model=context.model,
         denoiser=denoiser,
-        injection=run.need_injection(),
-        objective=asked,
-        dataset=images,
+        injection=state.require_injection(),
+        objective=objective,
+        dataset=dataset,
         trainables=trainables,
         steps=options.steps,
         accumulation=options.gradient_accumulation,
-        seed=_seed(run),
+        seed=_seed(context, state.stage),
         prior_weight=options.prior_weight,
-        scale=loss_scale(run.model.dtype),
+        scale=loss_scale(context.model.dtype),
         guard=guard,
-        processes=run.processes,
-        texts=None if text_moves else Texts(denoiser, run.model.pipe),
+        processes=context.processes,
+        texts=None if text_moves else Texts(denoiser, context.model.pipe),
     )
     if options.locality is None:
         return training
-    return replace(training, locality=locality_of(run.recipe, run.originals, training, options.locality))
+    return replace(training, locality=locality_of(context.recipe, state.trained.originals, training, options.locality))
 
 
-def _seed(run: Run) -> int:
+def _seed(context: RunContext, index: int) -> int:
     """The seed of the stage: two train stages of a recipe draw differently."""
-    return run.recipe.seed + 1000 * run.stage
+    return context.recipe.seed + 1000 * index

@@ -1,45 +1,47 @@
-"""Stage `train`: embeddings, LoRAs and weights of the model, in any combination; the rest stands still."""
+"""Stage `train`: trains embeddings, LoRAs and weights of the model, in any combination; the rest is frozen."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from ...converters.embedding import Contents
 from ..export.finished import Finished
 from ..recipe.options import RescaleOptions, TrainOptions
-from ..run.context import Run
+from ..run.context import RunContext, RunState, export_context, warn
 from ..run.steps import load_into_model, read_from_model, run_steps
 from ..run.training import build_dataset, build_objective, build_trainables, build_training
 from ..train.compute import compiled, less_memory
 from ..train.guard import Guard
-from .export import write_exports
-from .rescale import rescale
+from .rescale import rescaled
 
 
-def train(run: Run, contents: Contents, options: TrainOptions) -> Contents:
+def train(context: RunContext, state: RunState, contents: Contents, options: TrainOptions) -> Contents:
     """Train for `steps` optimizer steps (changes the injected rows, and what `lora` and `finetune` name).
 
-    Returns the trained vectors and, in `rest`, the LoRA; tuned parts are noted in `run.finetuned`. Raises StageError
-    when a value stops being finite (the last good vectors are then in `last-good/` of the run's folder) or an
-    embedding's vector gets no gradient.
+    Returns the trained vectors and, in `rest`, the LoRA; fine-tuned parts are added to `state.trained.finetuned`.
+    Raises StageError when a value is not finite (the last good vectors are then in `last-good/` of the run's folder) or
+    an embedding's vector gets no gradient.
     """
-    load_into_model(run, contents)
-    guard, finished = Guard(options.guard, run.warn), Finished(run, contents, partial(_as_exported, run))
-    trainables = build_trainables(run, options, finished)
-    objective = build_objective(run, options)
-    if run.resume is not None and run.stage < run.resume.stage:
-        for trainable in trainables:  # the checkpoint of a later stage has the values of what was put together here
+    injection = state.require_injection()
+    load_into_model(injection, contents)
+    guard = Guard(options.guard, partial(warn, context, state))
+    as_exported = partial(_as_exported, context, state.stage, state.initial)
+    finished = Finished(export_context(context, state), contents, as_exported)
+    trainables = build_trainables(context, state, options, finished)
+    objective = build_objective(context, state, options)
+    if state.checkpoint is not None and state.stage < state.checkpoint.stage:
+        for trainable in trainables:  # the checkpoint of a later stage has the values of what was built here
             trainable.finish()
-        return read_from_model(run, contents)
-    training = build_training(run, trainables, objective, build_dataset(run, options), guard, options)
-    with compiled(run.model.denoiser, options.compile), less_memory(run.model, options.gradient_checkpointing):
-        run_steps(run, training, contents, finished, options, write=write_exports)
-    return run.kept or contents
+        return read_from_model(context.model, injection, contents)
+    dataset = build_dataset(context, state, options)
+    training = build_training(context, state, trainables, objective, dataset, guard, options)
+    with compiled(context.model.denoiser, options.compile), less_memory(context.model, options.gradient_checkpointing):
+        run_steps(context, state, training, contents, finished, options)
+    return state.latest or contents
 
 
-def _as_exported(run: Run, contents: Contents) -> Contents:
-    """Embeddings as the later stages of the recipe will have made them when they are exported."""
-    for _, options in run.recipe.stages_with(RescaleOptions, run.stage + 1):
-        contents = rescale(replace(run, notes=[]), contents, options)
+def _as_exported(context: RunContext, index: int, initial: Contents, contents: Contents) -> Contents:
+    """The embeddings as the stages after the one with this `index` change them before they are exported."""
+    for _, options in context.recipe.stages_with(RescaleOptions, index + 1):
+        contents, _ = rescaled(context, initial, contents, options)
     return contents

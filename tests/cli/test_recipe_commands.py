@@ -22,7 +22,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     """Stands in for the runner, so that no model is loaded; `seen` is what it was called with."""
     seen = SimpleNamespace(recipe=None, options={}, error=None)
 
-    def run_recipe(recipe: Any, **options: Any) -> SimpleNamespace:
+    def run_recipe(recipe: Any, stages: Any, **options: Any) -> SimpleNamespace:
         seen.recipe, seen.options = recipe, options
         options["progress"]("loading")
         if seen.error is not None:

@@ -77,5 +77,5 @@ def test_a_replay_that_is_stopped_speaks_of_no_option_of_another_command(tmp_pat
     monkeypatch.setattr(loop, "one_step", asked)
     told = CliRunner().invoke(replay, [str(run)])
     assert str(told.exception or told.output).endswith(
-        "after step 1 of 3; a replay does not go on: it begins anew, in another folder"
+        "after step 1 of 3; a replay cannot be resumed: the same command starts over in another folder"
     )

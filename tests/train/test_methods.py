@@ -13,7 +13,7 @@ from pivotune.pipeline.models.load import load_model, part_modules
 from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.options import OptimizerOptions, TrainOptions, options_of
-from pivotune.pipeline.run.context import Run
+from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
 
@@ -31,17 +31,17 @@ learning_rate = 1e-3
 def watched(monkeypatch, run_it):
     """The run's model as it ended (before embeddings and LoRAs are taken out), by parameter name."""
     seen = {}
-    eject = Run.eject
+    eject = RunState.eject
 
-    def look(run):
+    def look(state, model):
         if "end" not in seen:
-            seen["run"] = run
-            seen["end"] = parameters(run.model)
-        eject(run)
+            seen["model"], seen["finetuned"] = model, state.trained.finetuned
+            seen["end"] = parameters(model)
+        eject(state, model)
 
-    monkeypatch.setattr(Run, "eject", look)
+    monkeypatch.setattr(RunState, "eject", look)
     seen["result"] = run_it()
-    monkeypatch.setattr(Run, "eject", eject)
+    monkeypatch.setattr(RunState, "eject", eject)
     return seen
 
 
@@ -75,8 +75,8 @@ def test_embeddings_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path,
     ups = [value for name, value in seen["end"].items() if "lora_B" in name]
     assert ups
     assert all(bool(up.any()) for up in ups)  # every LoRA layer of both parts has left its start, zero
-    assert seen["run"].finetuned == {"text_encoder"}
-    assert not any(value.requires_grad for module in part_modules(seen["run"].model).values()
+    assert seen["finetuned"] == {"text_encoder"}
+    assert not any(value.requires_grad for module in part_modules(seen["model"]).values()
                    for value in module.parameters())  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def test_lora_dropout_is_a_function_of_seed_and_step_and_off_in_use(tmp_path, mo
         )
         seen = watched(monkeypatch, lambda recipe=recipe, name=name: run_project(recipe, tmp_path / name / "run"))
         ends.append(seen["end"])
-        dropouts = [one for one in seen["run"].model.denoiser.modules() if isinstance(one, torch.nn.Dropout) and one.p]
+        dropouts = [one for one in seen["model"].denoiser.modules() if isinstance(one, torch.nn.Dropout) and one.p]
         assert not any(one.training for one in dropouts)
     assert on == [{True}] * 6 + [set()] * 3
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
