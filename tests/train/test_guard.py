@@ -249,6 +249,6 @@ def test_bands_and_policies_are_checked(tmp_path):
     path = make_project(tmp_path, train="[stage.guard]\nnorm = 'wran'\nnot_finite = 'off'")
     texts = [problem.text for problem in check_recipe(path).problems]
     assert texts == [
-        "the text 'wran' is not known here; did you mean 'warn'?",
+        "unknown value 'wran'; did you mean 'warn'?",
         "the text 'off' is not known here; known: stop, warn",
     ]  # fmt: skip
