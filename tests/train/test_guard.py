@@ -250,5 +250,5 @@ def test_bands_and_policies_are_checked(tmp_path):
     texts = [problem.text for problem in check_recipe(path).problems]
     assert texts == [
         "unknown value 'wran'; did you mean 'warn'?",
-        "the text 'off' is not known here; known: stop, warn",
+        "unknown value 'off'; known: stop, warn",
     ]  # fmt: skip
