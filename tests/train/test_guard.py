@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_leaves_the_step_out_where_asked(tmp_path, mon
     ]
     rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["loss"] is None for row in rows] == [False, False, True, False, True, False, False, False]
-    assert rows[2]["embeddings"]["<cat>"]["clip_l"]["moved"] == rows[1]["embeddings"]["<cat>"]["clip_l"]["moved"]
+    assert rows[2]["embeddings"]["<cat>"]["clip_l"]["distance"] == rows[1]["embeddings"]["<cat>"]["clip_l"]["distance"]
     assert (tmp_path / "run/report.html").is_file()
 
 
