@@ -4,7 +4,7 @@
 
 Every method takes the same number of steps of the same batch size on the same images; where it has two stages they
 share the steps, but for the rows that say otherwise. Step sizes and LoRA are the same in all methods that have them.
-Images are drawn with what was exported, by a model loaded anew, always from the same seeds. Writes methods.json row
+Images are drawn with what was exported, by a freshly loaded model, always from the same seeds. Writes methods.json row
 by row (a row that is there is not measured again) and METHODS.md beside this file.
 """
 
@@ -63,13 +63,13 @@ def opened(path: Path) -> Any:
 
 
 @cache
-def untouched(count: int) -> dict[tuple[str, int], Any]:
+def base_images(count: int) -> dict[tuple[str, int], Any]:
     """The other prompts as the model draws them that nothing was trained into."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe = recipe_of(folder, "moon", "embeddings", 0, 1, list(OTHERS), count)
         plain = replace(recipe, samples=replace(recipe.samples, prompts=tuple(OTHERS)))
-        rows = draw_now(load_model(recipe.model, CPU), plain, folder / "images", "untouched")
+        rows = draw_now(load_model(recipe.model, CPU), plain, folder / "images", "base")
         return {(row["prompt"], row["seed"]): opened(folder / row["path"]) for row in rows}
 
 
@@ -78,7 +78,7 @@ def measured(shown: dict[tuple[str, int], Any], thing: str, count: int) -> dict[
     near = [distance_to_drawing(one, scene_of(THINGS[thing])) for (prompt, _), one in shown.items()
             if prompt not in OTHERS]  # fmt: skip
     others = {asked: one for asked, one in shown.items() if asked[0] in OTHERS}
-    before = untouched(count)
+    before = base_images(count)
     drift = [float(np.abs(one.astype(int) - before[asked]).mean()) for asked, one in others.items()]
     far = [distance_to_drawing(one, scene_of(OTHERS[asked[0]])) for asked, one in others.items()]
     found = {"near": median(near), "hits": mean(d < HIT for d in near), "drift": median(drift), "others": mean(far)}

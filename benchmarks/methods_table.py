@@ -11,15 +11,15 @@ HEAD = """# What each method learns
 
 Written by `python benchmarks/methods.py` on the micro model; the recipes are in `methods_recipes.py`. Every method
 takes {steps} steps of four images, on the same ten images of the thing; a method of two stages takes half of them
-in each, unless its row says otherwise. Step sizes and the LoRA are the same in all methods that have them, and were
+in each, unless its row says otherwise. Learning rates and the LoRA are the same in all methods that have them, and were
 chosen on the two-tone square with seed 0. Median over the seeds (lowest to highest); a seed's value is that of {count}
 images for each prompt, drawn from the exported files.
 
-- **near**: distance from 0 to 255 of the embedding's images to the thing as it is drawn. Below 25 a viewer sees the same;
-  **hits** is the share of images below it.
+- **near**: distance from 0 to 255 of the embedding's images to the thing as it is drawn. Below 25 a viewer sees the
+  same; **hits** is the share of images below it.
 - **drift**: how far images of other prompts (two of other things, one of a purple square) went, from 0 to 255 a
-  pixel, from those of the untouched model at the same seeds; **others**: mean distance of the same images to what
-  their prompts say. Embeddings alone change nothing of the model: their row shows what the untouched model draws.
+  pixel, from those of the base model at the same seeds; **others**: mean distance of the same images to what
+  their prompts say. Embeddings alone change nothing of the model: their row shows what the base model draws.
 """
 
 

@@ -14,9 +14,10 @@ from pivotune.pipeline.embeddings.injection import ActiveRows, EmbeddingRows, En
 from pivotune.pipeline.embeddings.norms import norm_statistics
 from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.recipe.model import EmbeddingSpec, StopAfter
+from pivotune.pipeline.recipe.options import OptimizerOptions, options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings, EmbeddingTrainer
 
-OPTIMIZER = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+OPTIMIZER = options_of(OptimizerOptions, kind="adamw")
 KEY = "clip_l"
 CLOCK = Clock(1, 100, 10.0, 1.0)
 

@@ -75,12 +75,12 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
         recipe=recipe, model=model, initial={}, warnings=[], injection=None, start=Contents(), artefacts=[]
     )
     run.need_injection = lambda: run.injection
-    inject(run, tokenize(run, Contents()))
-    options = recipe.stages[2].options
+    tokenizing, injecting, options = (stage.options for stage in recipe.stages[:3])
+    inject(run, tokenize(run, Contents(), tokenizing), injecting)
     statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
-    settings = EmbeddingSettings(options["learning_rate"], options["optimizer"])
+    settings = EmbeddingSettings(options.learning_rate, options.optimizer)
     trainer = EmbeddingTrainer(
-        run.injection, recipe.embeddings, statistics, settings, start_norms(run), guard=Guard(options["guard"], print)
+        run.injection, recipe.embeddings, statistics, settings, start_norms(run), guard=Guard(options.guard, print)
     )
     return {"read": read - begin, "ready": time.process_time() - read}, run, trainer
 
@@ -95,14 +95,14 @@ def stepper(run: Any, trainer: Any, folder: Path) -> Any:
     from pivotune.pipeline.train.setup import Training
 
     options = run.recipe.stages[2].options
-    objective = objective_for(run.model.pipe.scheduler, options["objective"], options["noise"], options["timesteps"])
+    objective = objective_for(run.model.pipe.scheduler, options.objective, options.noise, options.timesteps)
     dataset = open_dataset(
         run.recipe, run.model.pipe.vae, resolution=64, batch_size=BATCH, seed=0, flip=False, caption_dropout=0.0,
         run_folder=folder, warn=print, tell=lambda text: None, bar=False,
     )  # fmt: skip
     training = Training(
         model=run.model, denoiser=DENOISERS[run.model.family.denoiser_kind], injection=run.injection,
-        objective=objective, dataset=dataset, things=(trainer,), steps=100, accumulation=1, seed=0,
+        objective=objective, dataset=dataset, trainables=(trainer,), steps=100, accumulation=1, seed=0,
         guard=trainer.guard,
     )  # fmt: skip
     return partial(one_step, training, Clock(1, 100, 10.0, 1.0))
@@ -157,12 +157,14 @@ def measured() -> list[Row]:
         Row("whole step of the micro model, 10,000 embeddings / 1 embedding", "<= 1.05", 1.05,
             ratios(found["many"], found["one"])),
         Row("10,000 embeddings ready to train: tokens, rows, optimizer", "<= 2 s", 2.0, ready[10_000], " s"),
-        Row("the same, 20,000 embeddings / 10,000 embeddings", "<= 2.5 (linear: 2)", 2.5, ratios(ready[20_000], ready[10_000])),
-        Row("the same, 10,000 embeddings / 1,000 embeddings", "<= 12 (linear: 10)", 12.0, ratios(ready[10_000], ready[1_000])),
+        Row("the same, 20,000 embeddings / 10,000 embeddings", "<= 2.5 (linear: 2)", 2.5,
+            ratios(ready[20_000], ready[10_000])),
+        Row("the same, 10,000 embeddings / 1,000 embeddings", "<= 12 (linear: 10)", 12.0,
+            ratios(ready[10_000], ready[1_000])),
         Row("a recipe of 10,000 embeddings read from a table", "<= 1 s", 1.0,
             [spent["read"] for spent in seconds[10_000]], " s"),
         Row("bytes a value in training with AdamW (value, moments)", "<= 16.1", 16.1, [bytes_a_value], " B"),
-        Row("the same in each of 8 processes that share the embeddings out", "<= 5.1", 5.1, [shared], " B"),
+        Row("the same in each of 8 processes with sharded optimizer state", "<= 5.1", 5.1, [shared], " B"),
     ]  # fmt: skip
 
 

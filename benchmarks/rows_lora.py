@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,10 +122,8 @@ def stepper(folder: Path, embeddings: bool) -> Any:
     from pivotune.pipeline.run import training as put_together
     from pivotune.pipeline.stages.inject import inject
     from pivotune.pipeline.stages.tokenize import tokenize
-    from pivotune.pipeline.train.embeddings import EmbeddingSettings
     from pivotune.pipeline.train.guard import Guard
     from pivotune.pipeline.train.loop import one_step
-    from pivotune.pipeline.train.setup import Common
 
     recipe = load_recipe(folder / "recipe.toml")
     model = load_model(recipe.model, torch.device("cpu"))
@@ -135,18 +134,13 @@ def stepper(folder: Path, embeddings: bool) -> Any:
         processes=ALONE, files={},
     )  # fmt: skip
     run.need_injection = lambda: run.injection
-    inject(run, tokenize(run, Contents()))
-    options, eye = recipe.stages[2].options, Guard(recipe.stages[2].options["guard"], print)
-    settings = EmbeddingSettings(options["learning_rate"], options["optimizer"]) if embeddings else None
+    tokenizing, injecting, options = (stage.options for stage in recipe.stages[:3])
+    inject(run, tokenize(run, Contents(), tokenizing), injecting)
+    options, guard = replace(options, embeddings=embeddings), Guard(options.guard, print)
     finished: Any = SimpleNamespace(recorded={})
-    things = put_together.things_of(
-        run, settings, options["lora"], (), Common(100, 1.0, None, 0), finished, eye, shard_optimizer_from=1000
-    )
-    training = put_together.training_of(
-        run, things, put_together.objective_of(run, options["objective"], options["noise"], options["timesteps"]),
-        put_together.images_of(run, resolution=None, batch_size=1, flip=False, caption_dropout=0.0), eye,
-        steps=100, accumulation=1, prior_weight=1.0, locality=None,
-    )  # fmt: skip
+    trainables = put_together.build_trainables(run, options, finished, guard)
+    objective, dataset = put_together.build_objective(run, options), put_together.build_dataset(run, options)
+    training = put_together.build_training(run, trainables, objective, dataset, guard, options)
     return partial(one_step, training, Clock(1, 100, 10.0, 1.0))
 
 

@@ -64,7 +64,7 @@ def measured() -> list[Row]:
     return [
         Row(of, "<= 1/20 of one call an embedding", 1 / 20, ratios(learnt, theirs)),
         Row(
-            f"{of}, with the copy that leaves the model's own untouched",
+            f"{of}, with the copy that leaves the model's own unchanged",
             "< one call an embedding",
             1.0,
             ratios(copied, theirs),

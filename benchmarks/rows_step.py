@@ -33,8 +33,10 @@ def against_peers(table: str) -> list[Row]:
     seconds = in_turn({name: mode.step for name, mode in modes.items()}, ROUNDS, times)
     part = f"embedding part of a step, {table}"
     return [
-        Row(f"{part}, 10 embeddings", "<= 1/15 of OneTrainer's way", 1 / 15, ratios(seconds["ours"], seconds["wrapped"])),
-        Row(f"{part}, 10 embeddings", "<= 1/100 of the whole-table way", 1 / 100, ratios(seconds["ours"], seconds["whole"])),
+        Row(f"{part}, 10 embeddings", "<= 1/15 of OneTrainer's way", 1 / 15,
+            ratios(seconds["ours"], seconds["wrapped"])),
+        Row(f"{part}, 10 embeddings", "<= 1/100 of the whole-table way", 1 / 100,
+            ratios(seconds["ours"], seconds["whole"])),
         Row(
             f"{part}, 1000 embeddings", "<= 1/5 of OneTrainer's way", 1 / 5,
             ratios(seconds["ours, 1000"], seconds["wrapped, 1000"]),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy
+import pytest
 from PIL import Image
 from tiny import tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl
 
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
-from pivotune.pipeline.run.runner import RunResult, run_recipe
+from pivotune.pipeline.run import runner
+from pivotune.pipeline.run.context import RunState
+from pivotune.pipeline.stages import STAGES
 
 RECIPE = """
 name = "tiny"
@@ -72,6 +76,22 @@ def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of 
     return recipe
 
 
-def run_project(recipe: Path | Recipe, out: Path, **options: Any) -> RunResult:
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    return run_recipe(loaded, out=out, progress=lambda text: None, bar=False, **options)
+def run_recipe(recipe: Recipe, **options: Any) -> runner.RunResult:
+    """Run a recipe with the stages that Pivotune has; by default nothing is printed."""
+    return runner.run_recipe(recipe, STAGES, **{"progress": lambda text: None, "bar": False, **options})
+
+
+def run_project(recipe: Path | Recipe, out: Path, **options: Any) -> runner.RunResult:
+    """Run a recipe, or the one of that file, into a folder."""
+    return run_recipe(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), out=out, **options)
+
+
+def before_eject(monkeypatch: pytest.MonkeyPatch, look: Callable[[RunState, Any], None]) -> None:
+    """Call `look` with the run's state and model whenever embeddings and LoRAs are about to be removed."""
+    eject = RunState.eject
+
+    def spy(state: RunState, model: Any) -> None:
+        look(state, model)
+        eject(state, model)
+
+    monkeypatch.setattr(RunState, "eject", spy)

@@ -25,9 +25,9 @@ NAMES = {
 GUARDED: dict[tuple[str, str], str] = {
     ("pipeline/console.py", "signal.SIGBREAK"): "hasattr",
     ("pipeline/run/start.py", "os.kill"): "not reached on Windows, where it would end the process",
-    ("converters/copying.py", "os.copy_file_range"): "hasattr",
+    ("converters/safetensors_bytes.py", "os.copy_file_range"): "hasattr",
     ("converters/disk.py", "os.O_DIRECTORY"): "hasattr",
-    ("converters/temporary.py", "os.O_TMPFILE"): "hasattr",
+    ("converters/disk.py", "os.O_TMPFILE"): "hasattr",
 }
 
 

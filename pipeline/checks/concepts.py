@@ -13,6 +13,7 @@ from ..data.files import IMAGES
 from ..embeddings.placeholders import Replacer, spelling
 from ..errors import StageError
 from ..recipe.model import Concept, Recipe
+from ..recipe.options import TrainOptions
 from ..recipe.problem import Finding, Place
 from ..text import did_you_mean_path
 
@@ -41,8 +42,8 @@ def batch_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Findi
         concept.images_per_epoch or len(read.images) * concept.repeats
         for concept, read in zip(recipe.concepts, captioned, strict=True)
     )
-    for index, stage in enumerate(recipe.stages):
-        if stage.kind == "train" and 0 < shown < stage.options["batch_size"] and recipe.data.balance == "none":
+    for index, options in recipe.stages_with(TrainOptions):
+        if 0 < shown < options.batch_size and recipe.data.balance == "none":
             text = f"an epoch shows {shown} images, so batches hold no more; a concept's repeats makes epochs longer"
             yield Finding(("stage", index, "batch_size"), text, "warning")
 
@@ -85,7 +86,7 @@ def _generated(index: int, concept: Concept, recipe: Recipe) -> Iterator[Finding
     if any(other.images == concept.images for at, other in enumerate(recipe.concepts) if at != index):
         text = "they would be drawn among the images of another [[concept]]: give them a folder of their own"
         yield Finding((*place, "images"), text)
-    for prompt in (concept.generate or {})["prompts"]:
+    for prompt in concept.generate.prompts if concept.generate else ():
         held = [embedding.placeholder for embedding in recipe.embeddings if embedding.placeholder in prompt]
         if held:
             yield Finding((*where, "prompts"), f"the untouched model does not know '{held[0]}'; name its class instead")
@@ -126,7 +127,7 @@ def _looked_at(concept: Concept, recipe: Recipe, captioned: Captioned) -> tuple[
 
 def _resolution(recipe: Recipe) -> int | None:
     """What the first train stage cuts images to, where it says so."""
-    return next((stage.options["resolution"] for stage in recipe.stages if stage.kind == "train"), None)
+    return next((options.resolution for _, options in recipe.stages_with(TrainOptions)), None)
 
 
 def _some(findings: list[Finding]) -> Iterator[Finding]:

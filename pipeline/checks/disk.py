@@ -16,7 +16,8 @@ from ...converters.tensor import RawTensor
 from ..data.cache import cache_folder
 from ..data.files import files_in
 from ..recipe.intervals import parse_stop
-from ..recipe.model import Recipe, Stage
+from ..recipe.model import Recipe
+from ..recipe.options import ExportOptions, TrainOptions
 from ..text import format_bytes
 from .memory import VALUE, Needs, StageNeeds
 
@@ -44,7 +45,7 @@ def places_of(recipe: Recipe, out: Path | None) -> Iterator[Place]:
     if cache is not None:
         yield Place("encoded images", cache.absolute(), needed=False)
     for concept in recipe.concepts:
-        if concept.generate is not None and _lacking(concept.images, concept.generate["count"], concept.recursive):
+        if concept.generate is not None and _lacking(concept.images, concept.generate.count, concept.recursive):
             yield Place("class images", concept.images)
 
 
@@ -109,14 +110,17 @@ def writes(recipe: Recipe, needs: Needs, folder: Path, shown: int, channels: int
     largest = max(points, default=0)
     if recipe.checkpoint.every.unit != "never":
         yield Written("checkpoints", folder, largest, largest * (recipe.checkpoint.keep + 1))
-    exported = [_exported(stage, recipe, needs) for stage in recipe.stages if stage.kind == "export"]
+    exported = [_exported(options, recipe, needs) for _, options in recipe.stages_with(ExportOptions)]
+    trained = [options for _, options in recipe.stages_with(TrainOptions)]
     yield Written("exports", folder, sum(exported), sum(exported))
-    saves = sum(_saves(stage, exported[-1] if exported else needs.embeddings * VALUE) for stage in recipe.stages)
+    saves = sum(_saves(options, exported[-1] if exported else needs.embeddings * VALUE) for options in trained)
     yield Written("saves", folder, 0, saves)
     yield Written("finished embeddings", folder, 0, needs.embeddings * VALUE * 2 if _finishes(recipe) else 0)
-    drawn = 2 * len(recipe.samples.prompts) * recipe.samples.count + sum(_watched(s, recipe) for s in recipe.stages)
+    drawn = 2 * len(recipe.samples.prompts) * recipe.samples.count + sum(
+        _watched(options, recipe) for options in trained
+    )
     yield Written("images", folder, 0, drawn * edge * edge * PIXEL)
-    steps = sum(s.options["steps"] // s.options["log_every"] for s in recipe.stages if s.kind == "train")
+    steps = sum(options.steps // options.log_every for options in trained)
     yield Written("metrics", folder, 0, steps * LINE * 2)
     kept = cache_folder(recipe.data.cache_latents, folder)
     if kept is not None:
@@ -160,38 +164,37 @@ def _checkpoint(stage: StageNeeds, needs: Needs) -> int:
     return stage.bytes + (still + stage.still) * VALUE
 
 
-def _exported(stage: Stage, recipe: Recipe, needs: Needs) -> int:
-    options = stage.options
-    narrow = BYTES[options["dtype"]]
-    targets = [programs()[name] for name in options["targets"]]
+def _exported(options: ExportOptions, recipe: Recipe, needs: Needs) -> int:
+    narrow = BYTES[options.dtype]
+    targets = [programs()[name] for name in options.targets]
     embeddings = needs.embeddings * narrow * (1 + len(targets)) + FILE * len(recipe.embeddings) * (1 + len(targets))
-    bundled = sum(options["bundle"] and one.embeddings_in_loras.startswith("yes") for one in targets)
+    bundled = sum(options.bundle and one.embeddings_in_loras.startswith("yes") for one in targets)
     lora = needs.lora * narrow * (1 + bundled)
-    model = needs.whole * BYTES[options["model_dtype"]] * len(options["model"]) if needs.tuned else 0
+    model = needs.whole * BYTES[options.model_dtype] * len(options.model) if needs.tuned else 0
     return embeddings + lora + model
 
 
-def _saves(stage: Stage, exported: int) -> int:
-    save = stage.options.get("save") if stage.kind == "train" else None
+def _saves(options: TrainOptions, exported: int) -> int:
+    save = options.save
     if not save:
         return 0
-    times = _times(save["every"], stage)
-    return round(exported * (min(times, save["keep"]) if save["keep"] else times) + exported)
+    times = _times(save.every, options.steps)
+    return round(exported * (min(times, save.keep) if save.keep else times) + exported)
 
 
-def _watched(stage: Stage, recipe: Recipe) -> int:
-    watch = stage.options.get("watch") if stage.kind == "train" else None
-    if not watch or not watch["sample_every"]:
+def _watched(options: TrainOptions, recipe: Recipe) -> int:
+    watch = options.watch
+    if not watch or not watch.sample_every:
         return 0
-    prompts = len(watch["prompts"] or recipe.samples.prompts)
-    return round(_times(watch["sample_every"], stage) * prompts * watch["count"])
+    prompts = len(watch.prompts or recipe.samples.prompts)
+    return round(_times(watch.sample_every, options.steps) * prompts * watch.count)
 
 
-def _times(every: str, stage: Stage) -> float:
+def _times(every: str, total: int) -> float:
     """How often something comes in a stage; by the clock or by epochs nobody knows, so twenty times."""
     rule = parse_stop(every)
-    steps = {"steps": rule.value, "percent": rule.value * stage.options["steps"] / 100}.get(rule.unit)
-    return stage.options["steps"] // max(1.0, steps) if steps else 20.0
+    steps = {"steps": rule.value, "percent": rule.value * total / 100}.get(rule.unit)
+    return total // max(1.0, steps) if steps else 20.0
 
 
 def _finishes(recipe: Recipe) -> bool:

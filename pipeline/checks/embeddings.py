@@ -16,6 +16,7 @@ from ..data.captions import Captioned
 from ..embeddings.placeholders import Replacer, spelling
 from ..errors import RecipeError, StageError
 from ..recipe.model import EmbeddingSpec, Recipe
+from ..recipe.options import ExportOptions, InjectOptions, TrainOptions
 from ..recipe.problem import Finding, Place
 from ..text import did_you_mean, nearest
 
@@ -87,7 +88,7 @@ def caption_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Fin
     kinds = list(zip(recipe.concepts, captioned, strict=True))  # prior images, of what should stay, show no embedding
     captions = [text for concept, read in kinds if not concept.prior for _, texts in read.images for text in texts]
     whole = all(read.images for concept, read in kinds if not concept.prior)
-    if captions and whole and any(stage.kind == "train" and stage.options["embeddings"] for stage in recipe.stages):
+    if captions and whole and any(options.embeddings for _, options in recipe.stages_with(TrainOptions)):
         found = coverage(recipe.embeddings, captions)
         hints = 0
         for index, embedding in enumerate(recipe.embeddings):
@@ -229,8 +230,8 @@ def encoder_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]
     """What is wrong with `encoders` of the inject stage, and what the export's targets make of it."""
     if family is None:
         return
-    for index, stage in enumerate(recipe.stages):
-        chosen = stage.options.get("encoders") if stage.kind == "inject" else None
+    for index, options in recipe.stages_with(InjectOptions):
+        chosen = options.encoders
         if chosen is None:
             continue
         for number, key in enumerate(chosen):
@@ -242,8 +243,8 @@ def encoder_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]
 
 
 def _targets(recipe: Recipe, family: Family, chosen: list[str]) -> Iterator[Finding]:
-    for index, stage in enumerate(recipe.stages):
-        for number, target in enumerate(stage.options["targets"] if stage.kind == "export" else ()):
+    for index, options in recipe.stages_with(ExportOptions):
+        for number, target in enumerate(options.targets):
             program = programs()[target]
             layout = program.layouts.get(family.name)
             if layout is None:

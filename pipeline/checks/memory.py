@@ -6,20 +6,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..models.load import Model
-from ..recipe.model import Recipe, Stage
+from ..recipe.model import Recipe
+from ..recipe.options import OptimizerOptions, TrainOptions
 from ..text import format_bytes
-from ..train.optimizers import averages_itself
-from ..train.setup import Common, weight_trainers
+from ..train.setup import weight_trainers
 from ..train.weights import WeightTrainer
 
-# Bytes of an optimizer's state for each float32 value it moves.
-STATE = {"adamw": 8, "adamw-schedule-free": 8, "adamw8bit": 2.1, "adafactor": 0.2, "lion": 4, "came": 4.2,
-         "prodigy": 16, "prodigy-schedule-free": 4.4}  # fmt: skip
 VALUE = 4  # bytes of a float32
 
 
@@ -80,10 +76,8 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     whole = sum(weight.numel() for part in model.pipe.components.values() for weight in part.parameters())
     stages: list[StageNeeds] = []
     before: dict[str, int] = {}
-    for index, stage in enumerate(recipe.stages):
-        if stage.kind != "train":
-            continue
-        moved = _moved(model, stage.options, embeddings, recipe)
+    for index, options in recipe.stages_with(TrainOptions):
+        moved = _moved(model, options, embeddings, recipe)
         now = {one.name: one.values for one in moved if one.name != "embeddings"}
         stages.append(StageNeeds(index, moved, sum(count for name, count in before.items() if name not in now)))
         before |= now
@@ -98,29 +92,22 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     )  # fmt: skip
 
 
-def _moved(model: Model, options: Mapping[str, Any], embeddings: int, recipe: Recipe) -> tuple[Moved, ...]:
-    ema = options["ema"]
-    common = Common(options["steps"], options["clip_norm"], ema, recipe.seed)
-    tables = {
-        f"{kind}.{part}": table
-        for kind in ("lora", "finetune")
-        for table in options[kind] or ()
-        for part in table["parts"]
-    }
+def _moved(model: Model, options: TrainOptions, embeddings: int, recipe: Recipe) -> tuple[Moved, ...]:
+    ema = options.ema
     found = []
-    if options["embeddings"] and any(embedding.train for embedding in recipe.embeddings):
-        found.append(Moved("embeddings", embeddings, _state(embeddings, options["optimizer"]["kind"], ema)))
-    for trainable in weight_trainers(model, options["lora"] or (), options["finetune"] or (), common):
+    if options.embeddings and recipe.trained:
+        found.append(Moved("embeddings", embeddings, _state(embeddings, options.optimizer, ema)))
+    for trainable in weight_trainers(model, options, recipe.seed):
         assert isinstance(trainable, WeightTrainer)
         values = sum(master.numel() for master in trainable.masters.values())
         copied = any(trainable.masters[name] is not weight for name, weight in trainable.parameters.items())
-        kind = tables[trainable.name]["optimizer"]["kind"]
-        found.append(Moved(trainable.name, values, _state(values, kind, ema), copied))
+        found.append(Moved(trainable.name, values, _state(values, trainable.settings.optimizer, ema), copied))
     return tuple(found)
 
 
-def _state(values: int, kind: str, ema: float | None) -> int:
-    return round(values * (STATE[kind] + (0 if ema is None or averages_itself(kind) else VALUE)))
+def _state(values: int, optimizer: OptimizerOptions, ema: float | None) -> int:
+    row = optimizer.facts
+    return round(values * (row.state_bytes + (0 if ema is None or row.averages_itself else VALUE)))
 
 
 CHECKPOINTED = 0.15  # of a step's activations, with gradient_checkpointing
@@ -142,10 +129,11 @@ def memory_of(recipe: Recipe, needs: Needs, device: torch.device, edge: int) -> 
     there = device_memory(device)
     if there is None:
         return None
+    options = dict(recipe.stages_with(TrainOptions))
     sums = [(needs.frozen, needs.frozen)]
     for stage in needs.stages:
         least = needs.frozen + _trained(stage)
-        sums.append((least, least + _activations(recipe.stages[stage.stage], needs, edge)))
+        sums.append((least, least + _activations(options[stage.stage], needs, edge)))
     return Memory(max(least for least, _ in sums), max(most for _, most in sums), *there)
 
 
@@ -205,9 +193,8 @@ def _trained(stage: StageNeeds) -> int:
     return total
 
 
-def _activations(stage: Stage, needs: Needs, edge: int) -> int:
+def _activations(options: TrainOptions, needs: Needs, edge: int) -> int:
     """What a step keeps of its batch for the backward pass."""
-    options = stage.options
-    pixels = ((options["resolution"] or edge) / needs.edge) ** 2
-    share = CHECKPOINTED if options["gradient_checkpointing"] else 1.0
-    return round(needs.activations * options["batch_size"] * pixels * share)
+    pixels = ((options.resolution or edge) / needs.edge) ** 2
+    share = CHECKPOINTED if options.gradient_checkpointing else 1.0
+    return round(needs.activations * options.batch_size * pixels * share)

@@ -12,6 +12,17 @@ from ..embeddings.initial import InitialTokens, Texts, start_of, start_tokens
 from ..embeddings.placeholders import Replacer
 from ..models.tokenizers import token_limit
 from ..recipe.model import Recipe, Stage
+from ..recipe.options import (
+    Band,
+    ExportOptions,
+    FinetuneOptions,
+    InjectOptions,
+    NormRule,
+    RescaleOptions,
+    TokenizeOptions,
+    TrainOptions,
+    WeightOptions,
+)  # fmt: skip
 from .survey import Survey, native_resolution, survey, survey_images
 
 EXAMPLES = 4  # captions that are shown
@@ -79,7 +90,7 @@ class Plan:
 
 def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     """The plan of a checked recipe. ValueError when the padding text has no token, ConvertError for a useless base."""
-    pad_with = next((stage.options["pad_with"] for stage in recipe.stages if stage.kind == "tokenize"), "*")
+    pad_with = next((options.pad_with for _, options in recipe.stages_with(TokenizeOptions)), "*")
     texts = {
         key: Texts(tokenizer, (embedding.initial_text for embedding in recipe.embeddings))
         for key, tokenizer in tokenizers.items()
@@ -92,9 +103,9 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     seen = survey_images(recipe)
     usual = native_resolution(recipe.model) or 512
     surveys = {
-        index: survey(recipe, seen, stage.options["resolution"] or usual, stage.options["batch_size"])
-        for index, stage in enumerate(recipe.stages)
-        if stage.kind == "train" and seen
+        index: survey(recipe, seen, options.resolution or usual, options.batch_size)
+        for index, options in recipe.stages_with(TrainOptions)
+        if seen
     }
     pairs = [(one.path, one.captions) for one in seen]
     sizes = {
@@ -148,25 +159,25 @@ def _count(text: str, replacer: Replacer, sizes: Mapping[str, int], known: Texts
 def _stage(recipe: Recipe, index: int, stage: Stage, seen: Survey | None) -> PlannedStage:
     options = stage.options
     moving = [embedding.placeholder for embedding in recipe.embeddings if embedding.train]
-    if stage.kind == "tokenize":
+    if isinstance(options, TokenizeOptions):
         return PlannedStage(stage.kind, "initial texts", "first vectors of every embedding")
-    if stage.kind == "inject":
-        which = f" ({', '.join(options['encoders'])} only)" if options["encoders"] else ""
+    if isinstance(options, InjectOptions):
+        which = f" ({', '.join(options.encoders)} only)" if options.encoders else ""
         return PlannedStage(
             stage.kind, "first vectors", f"tokenizers and text encoders{which} that know the embeddings"
         )
-    if stage.kind == "rescale":
-        return PlannedStage(stage.kind, "trained vectors", f"vectors of norm {_rule(options['to'])}")
-    if stage.kind == "export":
+    if isinstance(options, RescaleOptions):
+        return PlannedStage(stage.kind, "trained vectors", f"vectors of norm {_rule(options.to)}")
+    if isinstance(options, ExportOptions):
         return PlannedStage(
-            stage.kind, "vectors" + _with_more(recipe, index), f"files for {', '.join(options['targets'])}"
+            stage.kind, "vectors" + _with_more(recipe, index), f"files for {', '.join(options.targets)}"
         )
-    epochs = options["steps"] * options["gradient_accumulation"] / seen.batches if seen else 0.0
+    epochs = options.steps * options.gradient_accumulation / seen.batches if seen else 0.0
     images = round(epochs * seen.shown) if seen else 0
-    trainables = [f"vectors of {some(moving)}"] if options["embeddings"] and moving else []
-    trainables += [f"a LoRA of rank {table['rank']} on {_parts(table)}" for table in options["lora"] or ()]
-    trainables += [f"weights of {_parts(table)}{_layers(table)}" for table in options["finetune"] or ()]
-    return PlannedStage("train", "images, captions", "trained " + _and(trainables), options["steps"], images, epochs)
+    trainables = [f"vectors of {some(moving)}"] if options.embeddings and moving else []
+    trainables += [f"a LoRA of rank {table.rank} on {_parts(table)}" for table in options.lora]
+    trainables += [f"weights of {_parts(table)}{_layers(table)}" for table in options.finetune]
+    return PlannedStage("train", "images, captions", "trained " + _and(trainables), options.steps, images, epochs)
 
 
 def some(names: Sequence[str]) -> str:
@@ -179,25 +190,25 @@ def _and(trainables: list[str]) -> str:
     return " and ".join([", ".join(trainables[:-1]), trainables[-1]] if len(trainables) > 1 else trainables)
 
 
-def _parts(table: dict[str, Any]) -> str:
-    return _and(["the denoiser" if part == "denoiser" else part for part in table["parts"]])
+def _parts(table: WeightOptions) -> str:
+    return _and(["the denoiser" if part == "denoiser" else part for part in table.parts])
 
 
-def _layers(table: dict[str, Any]) -> str:
-    layers = table["layers"]
+def _layers(table: FinetuneOptions) -> str:
+    layers = table.layers
     return "" if layers == "all" else f" ({layers if isinstance(layers, str) else 'those with ' + ', '.join(layers)})"
 
 
 def _with_more(recipe: Recipe, index: int) -> str:
     """What the stages before an export leave for it beside the embeddings."""
-    trained = [stage.options for stage in recipe.stages[:index] if stage.kind == "train"]
-    lora = " and the LoRA" if any(options["lora"] for options in trained) else ""
-    return lora + (" and the fine-tuned model" if any(options["finetune"] for options in trained) else "")
+    trained = [options for at, options in recipe.stages_with(TrainOptions) if at < index]
+    lora = " and the LoRA" if any(options.lora for options in trained) else ""
+    return lora + (" and the fine-tuned model" if any(options.finetune for options in trained) else "")
 
 
-def _rule(rule: Any) -> str:
-    if isinstance(rule, dict):
-        return f"{rule['low']:g} to {rule['high']:g}"
+def _rule(rule: NormRule) -> str:
+    if isinstance(rule, Band):
+        return f"{rule.low:g} to {rule.high:g}"
     return (
         f"{rule:g}"
         if isinstance(rule, (int, float))

@@ -19,6 +19,7 @@ from ..errors import RecipeError, StageError
 from ..models.load import skeleton
 from ..models.tokenizers import load_tokenizers
 from ..recipe.model import Recipe
+from ..recipe.options import ExportOptions, TrainOptions
 from ..text import format_bytes
 from .disk import Room, places_of, room_findings, rooms, try_save, writes
 from .memory import Memory, Needs, count_needs, memory_findings, memory_of
@@ -76,7 +77,7 @@ def taken_names(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Iterator[str]:
 
     A1111 and its kin put the vectors wherever the name's tokens stand in a prompt; diffusers refuses such a name.
     """
-    asked = [name for stage in recipe.stages if stage.kind == "export" for name in stage.options["targets"]]
+    asked = [name for _, options in recipe.stages_with(ExportOptions) for name in options.targets]
     found: dict[str, list[str]] = {}
     for target in dict.fromkeys(asked):
         program = programs()[target]
@@ -160,7 +161,7 @@ def estimate(recipe: Recipe, plan: Plan, out: Path | None, device: torch.device,
     edge = native_resolution(recipe.model)
     if needs is None or edge is None:
         return
-    edge = max([edge, *(s.options["resolution"] or 0 for s in recipe.stages if s.kind == "train")])
+    edge = max([edge, *(options.resolution or 0 for _, options in recipe.stages_with(TrainOptions))])
     folder = (out or Path("runs") / recipe.name).absolute()
     written = list(writes(recipe, needs, folder, plan.images, needs.channels, edge))
     found.rooms = rooms(written, folder if out is not None else None)

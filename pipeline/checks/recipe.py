@@ -93,7 +93,7 @@ def beyond_form(document: Document) -> list[Problem]:
     if len(form.problems) > MOST:
         return []
     data, dropped, moved = without_refused(form)
-    whole, lacking = with_many_embeddings(replace(document, data=data, moved=moved), MOST)
+    whole, lacking = with_many_embeddings(replace(document, data=data, original_paths=moved), MOST)
     if lacking:
         dropped = Dropped(dropped.places | {("embeddings_from",)})
     return [*lacking, *examined(build(whole.data, whole.path), whole, dropped).problems]
@@ -122,7 +122,7 @@ def _findings(recipe: Recipe, document: Document, captioned: list[Captioned], dr
         *_single(recipe, captioned, dropped, embeddings),
         *_across(recipe, document, captioned, dropped, embeddings),
     ):
-        if finding.path[:2] in document.origins or not _rests_on(document.stood(finding.path), dropped):
+        if finding.path[:2] in document.origins or not _rests_on(document.original_path(finding.path), dropped):
             yield finding
 
 
@@ -164,7 +164,9 @@ def _across(
         yield from _few(caption_findings(recipe, captioned))
     if not any(dropped.touches(part) for part in ("concept", "embeddings_from", "data")):
         yield from batch_findings(recipe, captioned)
-    exports = [document.stood(("stage", at)) for at, stage in enumerate(recipe.stages) if stage.kind == "export"]
+    exports = [
+        document.original_path(("stage", at)) for at, stage in enumerate(recipe.stages) if stage.kind == "export"
+    ]
     if not dropped.in_stages("lora") and not any(dropped.touches(*place) for place in exports):
         yield from _few(target_findings(recipe, family_of(recipe.model)))
 

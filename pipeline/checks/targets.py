@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ...converters.errors import ConvertError
 from ...converters.families import Family
@@ -11,34 +10,33 @@ from ...converters.names import safe_stem
 from ...converters.programs import Program, programs
 from ..embeddings.placeholders import spelling
 from ..recipe.model import Recipe
+from ..recipe.options import ExportOptions, TrainOptions
 from ..recipe.problem import Finding, Place
 
 
 def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
     """Targets that do not fit the family, embeddings that a target cannot be called by."""
-    has_lora = any(stage.kind == "train" and stage.options["lora"] is not None for stage in recipe.stages)
+    has_lora = any(options.lora for _, options in recipe.stages_with(TrainOptions))
     seen: set[tuple[int, str]] = set()
-    for index, stage in enumerate(recipe.stages):
-        if stage.kind != "export":
-            continue
-        for number, target in enumerate(stage.options["targets"]):
+    for index, options in recipe.stages_with(ExportOptions):
+        for number, target in enumerate(options.targets):
             program = programs()[target]
             place: Place = ("stage", index, "targets", number)
             if family is not None and family.name not in program.layouts:
                 yield Finding(place, _unfit(program, family))
-            elif stage.options["files"] != "each" and not _takes_packs(program, stage.options, has_lora):
-                yield Finding(place, _one_embedding(program, stage.options["files"]))
-        yield from _names(recipe, stage.options, seen)
-        bundled = [name for name in stage.options["targets"] if programs()[name].embeddings_in_loras.startswith("yes")]
-        packed = [name for name in bundled if stage.options["files"] != "each" and programs()[name].several]
-        if (has_lora and stage.options["bundle"] and bundled) or packed:
+            elif options.files != "each" and not _takes_packs(program, options, has_lora):
+                yield Finding(place, _one_embedding(program, options.files))
+        yield from _names(recipe, options, seen)
+        bundled = [name for name in options.targets if programs()[name].embeddings_in_loras.startswith("yes")]
+        packed = [name for name in bundled if options.files != "each" and programs()[name].several]
+        if (has_lora and options.bundle and bundled) or packed:
             yield from _dots(recipe, packed if not has_lora else bundled)
 
 
-def _takes_packs(program: Program, options: dict[str, Any], has_lora: bool) -> bool:
+def _takes_packs(program: Program, options: ExportOptions, has_lora: bool) -> bool:
     """Whether it uses many embeddings from one file: a pack, or the LoRA that holds them all."""
     return program.several is not None or (
-        has_lora and options["bundle"] and program.embeddings_in_loras.startswith("yes")
+        has_lora and options.bundle and program.embeddings_in_loras.startswith("yes")
     )
 
 
@@ -57,10 +55,10 @@ def _unfit(program: Program, family: Family) -> str:
     return f"{cause}; programs that do: {', '.join(others) or 'none'}"
 
 
-def _names(recipe: Recipe, options: dict[str, Any], seen: set[tuple[int, str]]) -> Iterator[Finding]:
+def _names(recipe: Recipe, options: ExportOptions, seen: set[tuple[int, str]]) -> Iterator[Finding]:
     for index, embedding in enumerate(recipe.embeddings):
         place: Place = ("embedding", index, "placeholder")
-        alone = options["targets"] if options["files"] == "each" else ()  # in a pack an embedding is typed as it is
+        alone = options.targets if options.files == "each" else ()  # in a pack an embedding is typed as it is
         try:
             plain, stems = safe_stem(embedding.placeholder), list(_stems(embedding.placeholder, alone))
         except ConvertError as error:

@@ -1,4 +1,4 @@
-"""`pivotune check`: every problem of every recipe at once, without loading a model."""
+"""`pivotune check`: all problems of recipes at once, without loading a model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..text import first_few
 from .options import complete_recipe, json_option, print_json, set_option
 
 if TYPE_CHECKING:
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 @click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True, shell_complete=complete_recipe)
 @set_option
 @json_option
-@click.option("--strict", is_flag=True, help="Count warnings as errors.")
+@click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 @click.pass_context
 def check(
     ctx: click.Context, recipes: tuple[str, ...], overrides: tuple[str, ...], as_json: bool, strict: bool
 ) -> None:
-    """Check recipes, images and captions; print every problem with its line and the nearest right embedding.
+    """Check recipes, images and captions. Prints all problems with line, key, cause and fix.
 
-    RECIPE is a file or the name of a recipe that ships. Exit code 1 when there is an error.
+    RECIPE is a file or the name of a shipped recipe. Exit code 1 if there are errors.
     """
     from ..checks.recipe import check_recipe
 
@@ -36,7 +37,7 @@ def check(
             for problem in checked.problems:
                 click.echo(problem.shown(name), err=True)
             if not checked.failed:
-                click.echo(f"{name}: ok{_facts(checked)}")
+                click.echo(f"{name}: ok{_summary(checked)}")
     if as_json:
         print_json(reports)
     ctx.exit(1 if failed else 0)
@@ -53,13 +54,12 @@ def _report(name: str, checked: Checked) -> dict[str, Any]:
     }
 
 
-def _facts(checked: Checked) -> str:
-    """How much there is to learn from: ` (10 images, 10 captions; <emblem> in 100 %)`."""
+def _summary(checked: Checked) -> str:
+    """Images, captions, and the share of captions of each embedding: ` (10 images, 10 captions; <emblem> in 100 %)`."""
     if not checked.captions:
         return ""
     shares = [f"{embedding} in {_share(count, checked.captions)} %" for embedding, count in checked.holding.items()]
-    more = [f"and {len(shares) - 8} embeddings more"] if len(shares) > 8 else []
-    return f" ({checked.images} images, {checked.captions} captions; {', '.join(shares[:8] + more)})"
+    return f" ({checked.images} images, {checked.captions} captions; {first_few(shares, 8, 'embeddings')})"
 
 
 def _share(part: int, whole: int) -> str:

@@ -1,4 +1,4 @@
-"""One file after another for the commands that write: each whole or not at all, and at the end what became of them."""
+"""The commands for embedding files: inspect, retarget, unbundle, bundle, rename, merge, split."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ...converters.folders import files_in
 from ...converters.programs import NAMES
 from ...converters.safetensors_header import no_collector
 from ...converters.write import Written, strictly
-from .convert_text import as_text, ended, lost_lines, say, with_bar, written_json, written_lines
+from .convert_text import as_text, echo, lost_lines, raise_failures, with_bar, written_json, written_lines
 
 Work = Callable[[Batch, Path], list[Written]]
 
 
-class How(NamedTuple):
-    """What all commands that write have in common."""
+class WriteOptions(NamedTuple):
+    """Options of all commands that write files."""
 
     overwrite: bool
     strict: bool
@@ -33,46 +33,50 @@ class How(NamedTuple):
     json: bool
 
 
-def each(paths: Sequence[Path], work: Work, how: How, asked: Sequence[Path]) -> None:
-    """One file after another, each whole or not at all; a bad one stops no other, and the exit code tells.
+def convert_files(paths: Sequence[Path], work: Work, options: WriteOptions, named: Sequence[Path]) -> None:
+    """Convert one file after another, each completely or not at all. A failure does not stop the others.
 
-    Files without what is wanted count only where they were `asked` for by name, not where they lie in a folder.
+    A file with nothing to convert is a failure only if it was `named` itself, not if its folder was.
     """
     claimed: set[str] = set()
-    failed, count, passed = [], 0, 0
+    failed, count, skipped = [], 0, 0
     for path in with_bar(paths):
         try:
-            places = batch(overwrite=how.overwrite, dry=how.dry_run, claimed=claimed, repeatable=True)
-            with no_collector(True), places as files:
+            targets = batch(overwrite=options.overwrite, dry=options.dry_run, claimed=claimed, repeatable=True)
+            with no_collector(True), targets as files:
                 written = work(files, path)
-                if how.strict:
+                if options.strict:
                     strictly(written)
-                for line in lost_lines(written):  # said while no file is in its place yet
-                    say(line, err=True)
+                for line in lost_lines(written):  # printed before any file is written
+                    echo(line, err=True)
         except ConvertError as error:
-            if isinstance(error, NothingToDo) and path not in asked:
-                passed += 1
+            if isinstance(error, NothingToDo) and path not in named:
+                skipped += 1
                 continue
-            named = len(paths) == 1 or printable(str(path)) in str(error)  # else: which of them has this embedding?
-            failed.append(error if named else ConvertError(f"{path}: {error}"))
-            if how.json:
-                say(json.dumps({"path": str(path), "written": [], "error": str(failed[-1])}))
+            has_path = len(paths) == 1 or printable(str(path)) in str(error)
+            failed.append(error if has_path else ConvertError(f"{path}: {error}"))
+            if options.json:
+                echo(json.dumps({"path": str(path), "written": [], "error": str(failed[-1])}))
             continue
         count += len(written)
-        say(written_json(path, written) if how.json else "\n".join(written_lines(written)))
-    if len(paths) > 1 and not how.json:
-        done = f"{count} files {'would be ' if how.dry_run else ''}written from {len(paths) - len(failed) - passed}"
-        click.echo(f"{done}; nothing to do in {passed}" if passed else done)
-    ended(failed, len(paths))
+        echo(written_json(path, written) if options.json else "\n".join(written_lines(written)))
+    if len(paths) > 1 and not options.json:
+        done = (
+            f"{count} files {'would be ' if options.dry_run else ''}written from {len(paths) - len(failed) - skipped}"
+        )
+        click.echo(f"{done}; nothing to do in {skipped}" if skipped else done)
+    raise_failures(failed, len(paths))
 
 
-def _writes(command: Callable) -> Callable:
-    """The options of every command that writes, given to it as one `how`."""
+def _write_options(command: Callable) -> Callable:
+    """Adds the options of `WriteOptions` to a command."""
     for option in (
-        click.option("--overwrite", is_flag=True, help="Replace files that exist."),
-        click.option("--strict", is_flag=True, help="Fail if anything would be lost, before a file is written."),
-        click.option("--dry-run", is_flag=True, help="Check everything and say what would be written."),
-        click.option("--json", is_flag=True, help="Print an object a file, for programs."),
+        click.option("--overwrite", is_flag=True, help="Overwrite existing files."),
+        click.option("--strict", is_flag=True, help="Fail before writing if anything would be lost."),
+        click.option(
+            "--dry-run", is_flag=True, help="Check everything and print what would be written, without writing."
+        ),
+        click.option("--json", is_flag=True, help="Print JSON for programs, one object per file."),
     ):
         command = option(command)
     return command
@@ -81,24 +85,22 @@ def _writes(command: Callable) -> Callable:
 _FILES = click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 _FOR = click.option(
     "--for", "targets", metavar="PROGRAM", multiple=True, type=click.Choice(NAMES),
-    help=f"Write for this program ({', '.join(NAMES)}); may be given more than once, and then each has a folder.",
+    help=f"Target program ({', '.join(NAMES)}). Repeatable; then each program gets its own folder.",
 )  # fmt: skip
-_OUT_FOLDER = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for what is written.")
-_OUT_FILE = click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The .safetensors file to write."
-)
+_OUT_FOLDER = click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
+_OUT_FILE = click.option("--out", required=True, type=click.Path(path_type=Path), help="Output file (.safetensors).")
 _FAMILY = click.option(
     "--family",
     metavar="FAMILY",
     type=click.Choice(family_names()),
-    help="Kind of model, where a file leaves it open: " + ", ".join(family_names()) + ".",
+    help="Model family, for files that do not determine it: " + ", ".join(family_names()) + ".",
 )
 _DIALECT = click.option(
     "--dialect",
     type=click.Choice(WRITABLE),
-    help="Write in this dialect instead of for a program (a1111: its old .pt).",
+    help="Output dialect instead of a program (a1111: its old .pt format).",
 )
-_NAME = click.option("--name", help="Name of the embedding, instead of the one in the file.")
+_NAME = click.option("--name", help="Name of the embedding, instead of the name in the file.")
 
 
 @click.command()
@@ -107,19 +109,27 @@ _NAME = click.option("--name", help="Name of the embedding, instead of the one i
 @_FOR
 @_DIALECT
 @_FAMILY
-@_writes
+@_write_options
 def unbundle(
-    paths: Sequence[Path], out: Path, targets: Sequence[str], dialect: str | None, family: str | None, **how: bool
+    paths: Sequence[Path],
+    out: Path,
+    targets: Sequence[str],
+    dialect: str | None,
+    family: str | None,
+    **write_options: bool,
 ) -> None:
-    """Take the embeddings out of LoRA files: the LoRA without them, and a file for each embedding.
+    """Take the embeddings out of LoRA files: writes the LoRA without them, and one file per embedding.
 
-    Without --for and --dialect an embedding is laid out as ComfyUI reads it, and most others do.
+    Without --for and --dialect the files are in the dialect of ComfyUI, which most programs read.
     """
     if targets and dialect:
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
     options = ConvertOptions(family=family, dialect=dialect)
-    each(
-        files_in(paths), lambda files, path: operations.unbundle(files, path, out, targets, options), How(**how), paths
+    convert_files(
+        files_in(paths),
+        lambda files, path: operations.unbundle(files, path, out, targets, options),
+        WriteOptions(**write_options),
+        paths,
     )
 
 
@@ -133,25 +143,25 @@ def unbundle(
     metavar="PROGRAM",
     multiple=True,
     type=click.Choice(NAMES),
-    help=f"Fail if this program ({', '.join(NAMES)}) would refuse the LoRA, say what it would not use, and what to "
-    "type there; may be given more than once. The file is the same for all.",
+    help=f"Check that this program ({', '.join(NAMES)}) loads the file, and print what it would ignore and the "
+    "trigger to type. Repeatable. The file is the same for all programs.",
 )
 @_FAMILY
 @_NAME
-@click.option("--replace", is_flag=True, help="Let an embedding take the place of the one of its name in the LoRA.")
-@click.option("--drop-outputs", is_flag=True, help="Leave out output vectors, which OneTrainer alone can use.")
-@_writes
+@click.option("--replace", is_flag=True, help="Replace embeddings of the same name in the LoRA.")
+@click.option("--drop-outputs", is_flag=True, help="Drop output vectors, which only OneTrainer uses.")
+@_write_options
 def bundle(
     lora: Path, embeddings: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, name: str | None,
-    replace: bool, drop_outputs: bool, **how: bool,
+    replace: bool, drop_outputs: bool, **write_options: bool,
 ) -> None:  # fmt: skip
-    """Put the embeddings of files into a LoRA file, for AUTOMATIC1111 and SD.Next."""
+    """Bundle embeddings into a LoRA file, for AUTOMATIC1111 and SD.Next."""
     options = ConvertOptions(family=family, name=name, replace=replace, drop_outputs=drop_outputs)
     added = without_halves(files_in(embeddings))
-    each(
+    convert_files(
         [lora],
         lambda files, path: adding.bundle(files, path, added, out, targets, options, with_bar),
-        How(**how),
+        WriteOptions(**write_options),
         [lora],
     )
 
@@ -163,50 +173,60 @@ def bundle(
 @_OUT_FOLDER
 @_FAMILY
 @_NAME
-@_writes
+@_write_options
 def retarget(
     paths: Sequence[Path], targets: Sequence[str], dialect: str | None, out: Path, family: str | None,
-    name: str | None, **how: bool,
+    name: str | None, **write_options: bool,
 ) -> None:  # fmt: skip
-    """Write the embeddings of files of any kind for other programs, each in the dialect that the program reads best."""
+    """Convert embedding files for other programs, each in the dialect that the program reads best."""
     if bool(targets) == bool(dialect):
         raise click.UsageError("Give either --for PROGRAM or --dialect.")
     options = ConvertOptions(family=family, name=name, dialect=dialect)
     found = without_halves(files_in(paths))
-    each(found, lambda files, path: operations.retarget(files, path, out, targets, options), How(**how), paths)
+    convert_files(
+        found,
+        lambda files, path: operations.retarget(files, path, out, targets, options),
+        WriteOptions(**write_options),
+        paths,
+    )
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("new", metavar="[OLD=]NEW")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder, or .safetensors file, to write; beside FILE if not given."
+    "--out", type=click.Path(path_type=Path), help="Output folder or .safetensors file. Default: the folder of FILE."
 )
-@_writes
-def rename(file: Path, new: str, out: Path | None, **how: bool) -> None:
-    """Give the embedding in FILE the name NEW; where there are several, OLD says which.
+@_write_options
+def rename(file: Path, new: str, out: Path | None, **write_options: bool) -> None:
+    """Rename the embedding in FILE to NEW; if there are several, give OLD=NEW.
 
-    Most programs call an embedding like its file, so the new file is called NEW too, unless --out names it. A LoRA
-    keeps its file's name.
+    Most programs take an embedding's name from its file, so the output file is named NEW too, unless --out names it.
+    A LoRA keeps its file name.
     """
     from ...converters import renaming
 
-    each([file], lambda files, path: renaming.rename(files, path, new, out), How(**how), [file])
+    convert_files(
+        [file], lambda files, path: renaming.rename(files, path, new, out), WriteOptions(**write_options), [file]
+    )
 
 
 @click.command()
 @_FILES
 @_OUT_FILE
 @_NAME
-@click.option("--drop-outputs", is_flag=True, help="Leave out output vectors, which OneTrainer alone can use.")
-@_writes
-def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool, **how: bool) -> None:
-    """Put the embeddings of several files into one: halves of an SDXL embedding together, several embeddings as a
-    bundle.
-    """
+@click.option("--drop-outputs", is_flag=True, help="Drop output vectors, which only OneTrainer uses.")
+@_write_options
+def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool, **write_options: bool) -> None:
+    """Merge the embeddings of several files into one: the halves of an SDXL embedding, or several as a pack."""
     options = ConvertOptions(name=name, drop_outputs=drop_outputs)
     found = files_in(paths)
-    each(found[:1], lambda files, _: operations.merge(files, found, out, options, with_bar), How(**how), paths)
+    convert_files(
+        found[:1],
+        lambda files, _: operations.merge(files, found, out, options, with_bar),
+        WriteOptions(**write_options),
+        paths,
+    )
 
 
 @click.command()
@@ -214,12 +234,17 @@ def merge(paths: Sequence[Path], out: Path, name: str | None, drop_outputs: bool
 @_OUT_FOLDER
 @_FOR
 @_FAMILY
-@_writes
-def split(paths: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, **how: bool) -> None:
-    """Write each embedding of files that hold many (packs) into a file of its own: the way back from merge."""
+@_write_options
+def split(paths: Sequence[Path], out: Path, targets: Sequence[str], family: str | None, **write_options: bool) -> None:
+    """Split files of many embeddings (packs) into one file per embedding; the reverse of merge."""
     options = ConvertOptions(family=family)
     found = without_halves(files_in(paths))
-    each(found[:1], lambda files, _: operations.split(files, found, out, targets, options), How(**how), paths)
+    convert_files(
+        found[:1],
+        lambda files, _: operations.split(files, found, out, targets, options),
+        WriteOptions(**write_options),
+        paths,
+    )
 
 
 COMMANDS: dict[str, click.Command] = {
@@ -229,13 +254,12 @@ COMMANDS: dict[str, click.Command] = {
 
 @click.command()
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print an object a file, one on each line.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs, one object per file.")
 def inspect(paths: Sequence[Path], as_json: bool) -> None:
-    """Show what files hold, for which family, and which programs load them under which embedding.
+    """Show what files contain, their model family, which programs load them, and the trigger to type there.
 
-    A folder stands for all files in it that may hold embeddings; its ordinary images are passed over.
+    A folder stands for all files in it that may contain embeddings; ordinary images are skipped.
     """
-    from ...converters.folders import files_in
     from ...converters.inspection import inspect as inspected
     from ...converters.inspection import unread
 
@@ -248,5 +272,5 @@ def inspect(paths: Sequence[Path], as_json: bool) -> None:
                 continue
             failed.append(error)
             facts = unread(path, error)
-        say(json.dumps(facts) if as_json else as_text(facts))
-    ended(failed, len(found))
+        echo(json.dumps(facts) if as_json else as_text(facts))
+    raise_failures(failed, len(found))

@@ -1,4 +1,4 @@
-"""A bar for a long row of files, and lines that are printed above it."""
+"""Output of the commands for embedding files: text, JSON, and a progress bar."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
     from ...converters.write import Written
 
 
-FEWEST = 20  # files that are worth a bar
+BAR_FROM = 20  # files
 
 
 def with_bar(paths: Sequence[Path]) -> Iterable[Path]:
-    """The paths; while they are gone through, a bar on standard error, if they are many and it is a terminal."""
-    if len(paths) < FEWEST or sys.stderr is None or not sys.stderr.isatty():
+    """The paths, with a progress bar on standard error for many files on a terminal."""
+    if len(paths) < BAR_FROM or sys.stderr is None or not sys.stderr.isatty():
         return paths
     from tqdm import tqdm
 
     return tqdm(paths, unit="file", leave=False)
 
 
-def say(line: str, *, err: bool = False) -> None:
-    """Print a line, above the bar if there is one."""
+def echo(line: str, *, err: bool = False) -> None:
+    """Print a line, above the progress bar if there is one."""
     bars = sys.modules.get("tqdm")
     with bars.tqdm.external_write_mode() if bars else nullcontext():
         click.echo(line, err=err)
 
 
-MOST_KEYS = 12  # of metadata that text shows
-SHOWN = 60  # characters of a value
-LONGEST = 200  # characters of what is typed
+METADATA_KEYS = 12  # shown as text
+VALUE_LENGTH = 60  # characters
+PROMPT_LENGTH = 200  # characters
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """Lines about one file; strangers' names are made harmless for a terminal."""
+    """Lines about one file, without control characters."""
     return "\n".join(printable(line) for line in _lines(facts))
 
 
@@ -53,7 +53,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  error: {facts['error'].removeprefix(facts['path'] + ': ')}"
         return
     family = facts["family"] or " or ".join(facts["families"]) or "unknown family"
-    kind = {"bundle": "LoRA with embeddings in it", "lora": "LoRA without embeddings"}.get(facts["kind"], facts["kind"])
+    kind = {"bundle": "LoRA with bundled embeddings", "lora": "LoRA without embeddings"}.get(
+        facts["kind"], facts["kind"]
+    )
     yield f"  {kind}, {facts['dialect'] or 'no known dialect'}" + (f", {family}" if facts["kind"] != "other" else "")
     if facts["lora"]:
         ranks = ", ".join(map(str, facts["lora"]["ranks"])) or "unknown"
@@ -68,11 +70,11 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:<11}{verdict['loads']:<8}{verdict['prompt']}".rstrip()
         yield from (f"{'':<21}{note}" for note in verdict["notes"])
     if able := _after_retarget(facts):
-        yield f"  pivotune retarget writes it for {', '.join(able)}"
+        yield f"  convert with pivotune retarget for: {', '.join(able)}"
 
 
 def _after_retarget(facts: dict[str, Any]) -> list[str]:
-    """Programs that do not load the file of embeddings as it is, and have embeddings of its family."""
+    """Programs that do not load this embedding file, but support embeddings of its family."""
     if facts["kind"] != "embedding":
         return []
     refusing = [name for name, verdict in facts["programs"].items() if verdict["loads"] == "no"]
@@ -90,15 +92,16 @@ def _vectors(tensor: dict[str, Any]) -> str:
 
 
 def _metadata(metadata: dict[str, str]) -> Iterator[str]:
-    for key in sorted(metadata)[:MOST_KEYS]:
+    for key in sorted(metadata)[:METADATA_KEYS]:
         value = metadata[key]
-        yield f"  {key[:SHOWN]} = {value[:SHOWN]}{f' ... ({len(value)} characters)' if len(value) > SHOWN else ''}"
-    if len(metadata) > MOST_KEYS:
-        yield f"  and {len(metadata) - MOST_KEYS} more fields of metadata, which --json shows"
+        more = f" ... ({len(value)} characters)" if len(value) > VALUE_LENGTH else ""
+        yield f"  {key[:VALUE_LENGTH]} = {value[:VALUE_LENGTH]}{more}"
+    if len(metadata) > METADATA_KEYS:
+        yield f"  and {len(metadata) - METADATA_KEYS} more metadata keys (--json shows all)"
 
 
 def written_json(path: Path, written: Iterable[Written]) -> str:
-    """What was written for one file, as JSON."""
+    """The files written for one input file, as JSON."""
     files: list[dict[str, Any]] = [
         {"path": str(item.path), "program": item.program, "dialect": item.dialect, "prompt": item.trigger,
          "prompts": dict(item.prompts), "losses": list(item.losses)}
@@ -108,21 +111,23 @@ def written_json(path: Path, written: Iterable[Written]) -> str:
 
 
 def written_lines(written: Iterable[Written]) -> Iterator[str]:
-    """What was written and what to type for it, a line each."""
+    """The written files and their triggers, one line each."""
     for item in written:
         if item.prompts:
-            prompt = ", ".join(f"{_short(typed)} ({', '.join(where)})" for typed, where in _where(item.prompts).items())
+            prompt = ", ".join(
+                f"{_short(typed)} ({', '.join(names)})" for typed, names in _programs_by_prompt(item.prompts).items()
+            )
         else:
             prompt = item.trigger if item.program else ""
         yield printable(f"{item.path}" + (f"  type: {prompt}" if prompt else ""))
 
 
 def _short(prompt: str) -> str:
-    return prompt if len(prompt) <= LONGEST else f"{prompt[:LONGEST]} ..."
+    return prompt if len(prompt) <= PROMPT_LENGTH else f"{prompt[:PROMPT_LENGTH]} ..."
 
 
-def _where(prompts: Mapping[str, str]) -> dict[str, list[str]]:
-    """Programs by what is typed in them."""
+def _programs_by_prompt(prompts: Mapping[str, str]) -> dict[str, list[str]]:
+    """Programs, grouped by the text to type in them."""
     found: dict[str, list[str]] = {}
     for program, typed in prompts.items():
         found.setdefault(typed, []).append(program)
@@ -130,17 +135,17 @@ def _where(prompts: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def lost_lines(written: Iterable[Written]) -> Iterator[str]:
-    """What could not go in, each once, by the first file that it is missing from."""
-    told = set()
+    """What was lost in conversion, each loss once, with the first file that lacks it."""
+    seen = set()
     for item in written:
         for loss in item.losses:
-            if (item.program, item.trigger, loss) not in told:
-                told.add((item.program, item.trigger, loss))
+            if (item.program, item.trigger, loss) not in seen:
+                seen.add((item.program, item.trigger, loss))
                 yield printable(f"Lost: {item.path}: {loss}")
 
 
-def ended(failed: Sequence[ConvertError], count: int) -> None:
-    """Raises ConvertError if something failed: the error itself, or after all of them how many."""
+def raise_failures(failed: Sequence[ConvertError], count: int) -> None:
+    """Raise the error of a single file; of several files, print each error and raise their number."""
     if len(failed) == 1 and count == 1:
         raise failed[0]
     for error in failed:

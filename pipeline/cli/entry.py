@@ -1,4 +1,4 @@
-"""The way into the `pivotune` command: what its process needs before anything is imported or printed."""
+"""Entry point of the `pivotune` command: prepares the process before anything is imported or printed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Prepare the console, run the command line and end the process with its exit code."""
+    """Prepare the console and run the command line."""
     _use_utf8()
     from ..console import prepare_console
     from .main import main as command
@@ -18,6 +18,6 @@ def main() -> None:
 
 
 def _use_utf8() -> None:
-    """Start again in UTF-8 mode where Python can only use ASCII file names: LC_ALL=C with PYTHONUTF8=0."""
+    """Restart in UTF-8 mode if Python can only use ASCII file names: LC_ALL=C with PYTHONUTF8=0."""
     if codecs.lookup(sys.getfilesystemencoding()).name == "ascii" and sys.executable:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])

@@ -1,4 +1,4 @@
-"""The `pivotune` command. A command's module is imported when the command is called, so that --help stays quick."""
+"""The `pivotune` command. Modules of commands are imported when they are called, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import click
 
 from pivotune import __version__
 
-# name: (module, attribute, line of --help)
+# name: (module, attribute, help line)
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "run": ("run", "run", "Run a recipe: teach its embeddings and export them."),
-    "replay": ("replay", "replay", "Run a finished run again and compare every file."),
-    "check": ("check", "check", "Check recipes; print every problem at once."),
-    "plan": ("plan", "plan", "Show what a recipe would do, without doing it."),
-    "report": ("report", "report", "Write the report of a run, also while it goes."),
+    "run": ("run", "run", "Run a recipe: train its embeddings and export them."),
+    "replay": ("replay", "replay", "Repeat a finished run and compare every file."),
+    "check": ("check", "check", "Check recipes and print all problems at once."),
+    "plan": ("plan", "plan", "Show what a recipe would do, without running it."),
+    "report": ("report", "report", "Write the report of a run, finished or in progress."),
     "new": ("new", "new", "Write a recipe from a template."),
     "tokens": ("tokens", "tokens", "Show how each text encoder splits a text."),
     "schema": ("schema", "schema", "Print a JSON Schema."),
-    "inspect": ("convert", "inspect", "Show what a file holds and which programs load it."),
+    "inspect": ("convert", "inspect", "Show what a file contains and which programs load it."),
     "unbundle": ("convert", "unbundle", "Take the embeddings out of LoRA files."),
-    "bundle": ("convert", "bundle", "Put embeddings into a LoRA file."),
-    "retarget": ("convert", "retarget", "Write embeddings for other programs."),
-    "rename": ("convert", "rename", "Give an embedding another name."),
-    "merge": ("convert", "merge", "Put several files' embeddings into one file."),
-    "split": ("convert", "split", "Take a file of many embeddings apart."),
+    "bundle": ("convert", "bundle", "Bundle embeddings into a LoRA file."),
+    "retarget": ("convert", "retarget", "Convert embeddings for other programs."),
+    "rename": ("convert", "rename", "Rename an embedding."),
+    "merge": ("convert", "merge", "Merge the embeddings of several files into one file."),
+    "split": ("convert", "split", "Split a file of many embeddings into one file each."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands' names and help lines without importing them."""
+    """A command group that lists its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -61,13 +61,15 @@ class LazyGroup(click.Group):
 
 
 @click.command(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, help="Print the version; with -v also those of Python and the libraries.")
-@click.option("-v", "--verbose", is_flag=True, help="With --version: more, for bug reports.")
+@click.option(
+    "--version", is_flag=True, help="Print the version; with -v also the versions of Python and the libraries."
+)
+@click.option("-v", "--verbose", is_flag=True, help="With --version: all versions, for bug reports.")
 @click.pass_context
 def pivotune(context: click.Context, version: bool, verbose: bool) -> None:
-    """Teach diffusion models new embeddings from TOML recipes, and carry those embeddings between programs.
+    """Train embeddings for diffusion models from TOML recipes, and convert embedding files between programs.
 
-    Exit codes: 0 done; 1 the input or the run failed, and why is said; 2 wrong usage.
+    Exit codes: 0 success; 1 error in the input or failed run; 2 wrong usage.
     """
     if version:
         from ..versions import version_lines
@@ -80,25 +82,25 @@ def pivotune(context: click.Context, version: bool, verbose: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; errors meant for people, and what the system refuses, become a message and exit code 1.
+    """Run the command line. Errors for users and system errors become a message and exit code 1.
 
-    Others keep their traceback.
+    Any other exception keeps its traceback: it is a bug.
     """
-    # Before torch is imported: OpenMP's idle threads sleep. Spinning, they take the cores from all else that runs, and
-    # from each other: beside one busy process a run took four times as long.
+    # Before torch is imported: idle OpenMP threads sleep instead of spinning. Spinning threads slow down every other
+    # process and each other: beside one busy process a run took four times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         pivotune(prog_name="pivotune")
     except Exception as error:
-        if not _for_people(error):
+        if not _is_for_users(error):
             raise
-        if not _said_elsewhere(error):
-            click.echo(f"Error: {_shown(error)}", err=True)
+        if not _is_reported_by_main(error):
+            click.echo(f"Error: {_error_text(error)}", err=True)
         sys.exit(1)
 
 
-def _shown(error: Exception) -> str:
-    """What an error says, without control characters: names from files and hubs must not steer a terminal."""
+def _error_text(error: Exception) -> str:
+    """The message of an error, without control characters, which could come from file names or hubs."""
     from ..system_errors import system_error_text
     from ..text import printable
 
@@ -112,18 +114,18 @@ def _shown(error: Exception) -> str:
     return "\n".join(printable(line) for line in str(error).split("\n"))
 
 
-def _said_elsewhere(error: Exception) -> bool:
-    """Whether another process of the run says what this one only passes on."""
+def _is_reported_by_main(error: Exception) -> bool:
+    """Whether the main process of a distributed run reports this error."""
     from ..distributed import PeerFailed
     from ..launch import is_main
 
     return isinstance(error, PeerFailed) and not is_main()
 
 
-def _for_people(error: Exception) -> bool:
+def _is_for_users(error: Exception) -> bool:
     from ...converters.errors import ConvertError
     from ..errors import RecipeError, StageError
 
-    if isinstance(error, UnicodeEncodeError):  # a path on a system whose file names are not UTF-8
+    if isinstance(error, UnicodeEncodeError):  # a path, where file names are not UTF-8
         return error.encoding != "utf-8" and error.encoding == sys.getfilesystemencoding()
     return isinstance(error, (RecipeError, StageError, ConvertError, OSError, MemoryError))

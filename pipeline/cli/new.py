@@ -1,4 +1,4 @@
-"""A recipe of one's own from one that ships."""
+"""`pivotune new`: writes a recipe from a template."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ _FOLDER = re.compile(r'^(?P<key>images|captions) = "(?P<path>[^"\n]+)"', re.M)
 
 
 def description(path: Path) -> str:
-    """What a shipped recipe says of itself."""
+    """The description of a shipped recipe."""
     return str(tomli.loads(path.read_text("utf-8")).get("description", ""))
 
 
 def from_template(template: Path, target: Path) -> str:
-    """The template's text, comments and all, named after `target`; paths to what ships beside it become absolute."""
+    """The template's text with its comments, named after `target`; paths of shipped files become absolute."""
     about = schemas.schema("recipe.json")["properties"]["name"]
     if re.fullmatch(about["pattern"], target.stem) is None:
-        raise RecipeError([f"the file's name names the recipe, but '{target.stem}' is not {about['title']}"])
+        raise RecipeError(
+            [f"'{target.stem}' cannot be the recipe's name: it is not {about['title']}; choose another file name"]
+        )
     if is_reserved(target.stem):
-        raise RecipeError([f"the file's name names the recipe, but '{target.stem}' is a device on Windows"])
+        raise RecipeError(
+            [f"'{target.stem}' cannot be the recipe's name: it is a device on Windows; choose another file name"]
+        )
     schema = Path(str(files("pivotune.schemas") / "recipe.json"))
     text = template.read_text("utf-8")
     text = _SCHEMA.sub(lambda _: f"#:schema {schema.as_uri()}", text, count=1)
@@ -47,19 +51,16 @@ def _absolute(match: re.Match[str], folder: Path) -> str:
 
 @click.command()
 @click.argument("template", required=False, shell_complete=complete_recipe)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write [TEMPLATE.toml].")
-@click.option("--overwrite", is_flag=True, help="Replace the file if there is one.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Output file [TEMPLATE.toml].")
+@click.option("--overwrite", is_flag=True, help="Overwrite an existing file.")
 def new(template: str | None, out: Path | None, overwrite: bool) -> None:
-    """Write a recipe of your own from a TEMPLATE: the options that most recipes need, explained.
+    """Write a recipe from a TEMPLATE, with comments on the most common keys.
 
-    `pivotune schema train` and its sisters have all options. Without TEMPLATE: list the templates. The recipe is named
-    after the file. Paths to images that ship are written out, so that it runs as it is.
+    Without TEMPLATE: list the templates. The recipe is named after the file. All keys are in schemas/README.md and in
+    `pivotune schema train`. Shipped images are referred to by absolute paths, so that the recipe runs as it is.
     """
-    from ..errors import RecipeError
     from ..recipe.document import shipped
     from ..text import did_you_mean
-
-    pass
 
     if template is None:
         for name, path in shipped().items():
@@ -67,14 +68,16 @@ def new(template: str | None, out: Path | None, overwrite: bool) -> None:
         return
     if template not in shipped():
         hint = did_you_mean(template, shipped())
-        raise click.BadParameter(f"no template is called '{template}'{hint}", param_hint="TEMPLATE")
+        raise click.BadParameter(f"unknown template '{template}'{hint}", param_hint="TEMPLATE")
     target = out or Path(f"{template}.toml")
     text = from_template(shipped()[template], target)
     try:
         with target.open("w" if overwrite else "x", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except FileExistsError:
-        raise RecipeError([f"{target} exists; give another --out, or --overwrite to replace it"]) from None
+        raise RecipeError(
+            [f"{target} already exists; choose another --out, or overwrite it with --overwrite"]
+        ) from None
     except OSError as error:
         raise RecipeError([f"{target} cannot be written: {error.strerror or error}"]) from None
     click.echo(f"{target} written. Edit it, then: pivotune check {target}")

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of recipes that ship, and files."""
+    """Shell completion: shipped recipes and files."""
     from click.shell_completion import CompletionItem
 
     from ..recipe.document import shipped
@@ -27,13 +27,14 @@ set_option = click.option(
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Change the recipe: seed=3, model.base=FOLDER, train.steps=10 (train.2.steps=10: the second one). Repeatable.",
+    help="Override a key of the recipe: seed=3, model.base=FOLDER, train.steps=10 (train.2.steps=10 for the second "
+    "train stage). Repeatable.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
 def print_json(value: object) -> None:
-    """One JSON document on standard output, in readable form."""
+    """Print an indented JSON document."""
     import json
 
     from ..console import is_utf8
@@ -41,7 +42,7 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=not is_utf8()))
 
 
-def say(text: str) -> None:
-    """A line on standard error; a terminal or pipe that has gone away must not end a run."""
+def echo_progress(text: str) -> None:
+    """Print a line to standard error; a closed terminal or pipe does not end the run."""
     with suppress(OSError):
         click.echo(text, err=True)

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 @set_option
 @json_option
 @click.option(
-    "--no-estimates", is_flag=True, help="Leave out the estimates of disk and memory, which take some seconds."
+    "--no-estimates", is_flag=True, help="Skip the estimates of disk space and memory, which take some seconds."
 )
 def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_estimates: bool) -> None:
-    """Show what a recipe would do: stages, tokens of every initial text, captions as the encoders see them.
+    """Show what a recipe would do: its stages, the tokens of initial texts, and example captions as tokenized.
 
-    Loads the model's tokenizers, not its weights. RECIPE is a file or the name of a recipe that ships.
+    Loads the model's tokenizers, not its weights. RECIPE is a file or the name of a shipped recipe.
     """
     from ..checks.plan import make_plan
     from ..checks.plan_text import plan_json, plan_text
@@ -34,20 +34,20 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_estimates: b
 
     loaded, warnings = checked_recipe(recipe, overrides)
     made = make_plan(loaded, load_tokenizers(loaded.model))
-    ahead = None if no_estimates else _ahead(loaded, made)
+    preflight = None if no_estimates else _estimates(loaded, made)
     if as_json:
-        print_json({**plan_json(made), "preflight": ahead.facts if ahead else None})
+        print_json({**plan_json(made), "preflight": preflight.facts if preflight else None})
         return
     for warning in warnings:
         click.echo(warning.shown(recipe), err=True)
     click.echo(plan_text(made))
-    if ahead is not None:
-        for line in resource_lines(ahead):
+    if preflight is not None:
+        for line in resource_lines(preflight):
             click.echo(line)
 
 
-def _ahead(recipe: Recipe, made: Plan) -> Preflight | None:
-    """The disk space and memory that the run would take; None where this machine lacks the recipe's device."""
+def _estimates(recipe: Recipe, made: Plan) -> Preflight | None:
+    """Estimates of disk space and memory; None if the recipe's device is not available on this machine."""
     from ..checks.preflight import Preflight, estimate, undecodable
     from ..device import pick_device
     from ..errors import StageError
@@ -57,7 +57,7 @@ def _ahead(recipe: Recipe, made: Plan) -> Preflight | None:
     except StageError as error:
         click.echo(f"no estimate of disk and memory: {error}", err=True)
         return None
-    ahead = Preflight()
-    ahead.errors += undecodable([caption.path for caption in made.captions], ahead)
-    estimate(recipe, made, None, device, ahead)
-    return ahead
+    preflight = Preflight()
+    preflight.errors += undecodable([caption.path for caption in made.captions], preflight)
+    estimate(recipe, made, None, device, preflight)
+    return preflight

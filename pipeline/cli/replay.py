@@ -1,4 +1,4 @@
-"""`pivotune replay`: proves that a run comes out the same again."""
+"""`pivotune replay`: repeats a run and compares the results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import json_option, print_json, say, set_option
+from .options import echo_progress, json_option, print_json, set_option
 
 
 @click.command()
@@ -16,22 +16,25 @@ from .options import json_option, print_json, say, set_option
 @json_option
 @click.pass_context
 def replay(ctx: click.Context, run: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Run the recipe of RUN again elsewhere and compare every step and file; name the first that differs.
+    """Repeat the run in folder RUN in another folder and compare every step and file. Prints the first difference.
 
-    Exit code 1 when something differs.
+    Exit code 1 if anything differs.
     """
-    from ..run.replay import replay as run_again
+    from ..run.replay import replay as replay_run
+    from ..stages import STAGES
 
-    result = run_again(run, out=out, progress=say, bar=not as_json, overrides=overrides)
+    result = replay_run(run, STAGES, out=out, progress=echo_progress, bar=not as_json, overrides=overrides)
     if as_json:
-        told = {"folder": str(result.folder), "same": not result.differences, "differences": result.differences}
-        print_json({**told, "inputs": result.inputs, "steps": result.steps, "files": result.files})
+        result_json = {"folder": str(result.folder), "same": not result.differences, "differences": result.differences}
+        print_json({**result_json, "inputs": result.inputs, "steps": result.steps, "files": result.files})
     else:
         for line in result.inputs:
             click.echo(f"input changed: {line}")
         if result.differences:
             click.echo(f"First difference: {result.differences[0]}")
-            click.echo(f"Different in {len(result.differences)} place(s); second run: {result.folder}")
+            click.echo(f"{len(result.differences)} difference(s); second run: {result.folder}")
         else:
-            click.echo(f"The same: {result.steps} steps and {result.files} files, byte for byte. {result.folder}")
+            click.echo(
+                f"Identical: {result.steps} steps and {result.files} files, byte for byte; second run: {result.folder}"
+            )
     ctx.exit(1 if result.differences else 0)

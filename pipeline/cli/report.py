@@ -1,4 +1,4 @@
-"""`pivotune report`: makes the report of a run anew, or keeps it up to date while the run goes."""
+"""`pivotune report`: writes the report of a run, and with --follow keeps it up to date."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from pathlib import Path
 
 import click
 
-from .options import say
+from .options import echo_progress
 
 
 @click.command()
 @click.argument("run", metavar="RUN", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--follow", is_flag=True, help="Write it again and again until the run is over; Ctrl-C ends only this.")
-@click.option("--every", type=click.IntRange(1, 3600), default=5, show_default=True, help="Seconds between two looks.")
+@click.option(
+    "--follow", is_flag=True, help="Keep the report up to date until the run ends. Ctrl-C stops only the report."
+)
+@click.option(
+    "--every", type=click.IntRange(1, 3600), default=5, show_default=True, help="Seconds between updates with --follow."
+)
 def report(run: Path, follow: bool, every: int) -> None:
-    """Write report.html of the run in the folder RUN, whatever state it is in: at work, finished, failed or killed.
+    """Write report.html for the run in folder RUN, whether it is running, finished, failed or killed.
 
-    With --follow an open page loads itself again while the run goes.
+    With --follow an open page reloads itself while the run is in progress.
     """
     from ..records import read_manifest
     from ..run_folder import require_own_files
@@ -24,9 +28,9 @@ def report(run: Path, follow: bool, every: int) -> None:
     read_manifest(run)
     require_own_files(run)
     if follow:
-        from ..report.page import follow as keep_up
+        from ..report.page import follow as follow_run
 
-        path = keep_up(run, every, say)
+        path = follow_run(run, every, echo_progress)
     else:
         from ..report.page import write_report
 

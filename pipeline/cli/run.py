@@ -7,21 +7,21 @@ from pathlib import Path
 
 import click
 
-from .options import json_option, print_json, recipe_argument, say, set_option
+from .options import echo_progress, json_option, print_json, recipe_argument, set_option
 
 
 @click.command()
 @recipe_argument
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run [runs/NAME].")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run folder [runs/NAME].")
 @set_option
-@click.option("--device", help="Where to compute: auto, cuda, cuda:1, mps, xpu, cpu.")
-@click.option("--fresh", is_flag=True, help="Begin anew, also where an unfinished run of the recipe could go on.")
+@click.option("--device", help="Device: auto, cuda, cuda:1, mps, xpu, cpu. Overrides the recipe.")
+@click.option("--fresh", is_flag=True, help="Start over even if an unfinished run of this recipe could be resumed.")
 @click.option(
     "--from-checkpoint",
     "source",
     type=click.Path(exists=True, path_type=Path),
-    help="Begin a new run with what an earlier one reached: its folder, or a checkpoint in it. With more steps and "
-    "all else alike it goes on from there; else it takes what fits, and says what.",
+    help="Warm start from an earlier run: its folder or a checkpoint. If only the number of steps is larger, training "
+    "continues at the checkpoint's step; otherwise matching weights are loaded and training starts at step 1.",
 )
 @click.option("--force", is_flag=True, help="Start even if pre-flight checks fail (disk, memory, truncated captions).")
 @json_option
@@ -35,10 +35,10 @@ def run(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Run a recipe: teach its embeddings, export them, and write a report.
+    """Run a recipe: train its embeddings, export them, and write a report.
 
-    RECIPE is a file or the name of a recipe that ships (try: quickstart). A run that was stopped or killed goes on
-    with the same command, and ends in the same bytes.
+    RECIPE is a file or the name of a shipped recipe (try: quickstart). The same command resumes a run that was
+    stopped or killed, with the same result.
     """
     from ..checks.recipe import checked_recipe
     from ..launch import is_main
@@ -50,8 +50,11 @@ def run(
         click.echo(warning.shown(recipe), err=True)
 
     from ..run.runner import run_recipe
+    from ..stages import STAGES
 
-    result = run_recipe(loaded, out=out, progress=say, bar=not as_json, fresh=fresh, source=source, force=force)
+    result = run_recipe(
+        loaded, STAGES, out=out, progress=echo_progress, bar=not as_json, fresh=fresh, source=source, force=force
+    )
     if not is_main():
         return
     if as_json:

@@ -1,4 +1,4 @@
-"""`pivotune schema`: prints the JSON Schemas, for editors and programs."""
+"""`pivotune schema`: prints the JSON Schemas for editors and programs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from .options import print_json
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--path", is_flag=True, help="Print where the file lies instead, for a recipe's #:schema line.")
+@click.option("--path", is_flag=True, help="Print the path of the schema file instead, for a recipe's #:schema line.")
 def schema(name: str | None, path: bool) -> None:
-    """Print a JSON Schema in one piece: recipe, a stage's (train), a table's (data), ... Without NAME: list them."""
+    """Print one JSON Schema: of recipes (recipe), a stage (train), a table (data), ... Without NAME: list them."""
     from importlib.resources import files
 
     from pivotune import schemas
 
     from ..text import did_you_mean
 
-    name = name and name.removesuffix(".json").split("/")[-1]  # a schema's file is a name for it too
+    name = name and name.removesuffix(".json").split("/")[-1]  # the file name of a schema is accepted too
     names = {file.removesuffix(".json").split("/")[-1]: file for file in schemas.names()}
     inner = {table: file for table, file in schemas.inner_tables().items() if table not in names}
     if name is None:
@@ -28,7 +28,7 @@ def schema(name: str | None, path: bool) -> None:
             click.echo(f"{table:<15} {schemas.schema(file)['properties'][table].get('description', '')}")
     elif name not in names and name not in inner:
         hint = did_you_mean(name, [*names, *inner])
-        raise click.BadParameter(f"no schema is called '{name}'{hint}", param_hint="NAME")
+        raise click.BadParameter(f"unknown schema '{name}'{hint}", param_hint="NAME")
     elif path:
         file = names.get(name) or inner[name]
         click.echo(str(files("pivotune.schemas") / ("editor.json" if name == "recipe" else file)))

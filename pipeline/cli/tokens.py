@@ -11,12 +11,14 @@ from .options import json_option, print_json
 
 @click.command()
 @click.argument("text")
-@click.option("--model", "base", help="micro, a folder, a hub id or a checkpoint.  [default: micro]")
-@click.option("--family", help="Kind of model, where the model does not tell; without --model: a well-known one of it.")
-@click.option("--config", help="Diffusers folder or hub id with the tokenizers of a single-file checkpoint.")
+@click.option("--model", "base", help="Model: micro, a folder, a hub id or a checkpoint.  [default: micro]")
+@click.option(
+    "--family", help="Model family, if it cannot be detected; without --model: a well-known model of this family."
+)
+@click.option("--config", help="Diffusers folder or hub id with the tokenizers for a single-file checkpoint.")
 @json_option
 def tokens(text: str, base: str | None, family: str | None, config: str | None, as_json: bool) -> None:
-    """Show the tokens of a TEXT for each text encoder of a model, and how many it may have."""
+    """Show the tokens of TEXT for each text encoder of a model, and the token limit."""
     if not text.isascii() and text != text.encode(errors="replace").decode():
         raise click.BadParameter("not valid UTF-8", param_hint="TEXT")
     from ..checks.model import model_findings
@@ -43,10 +45,10 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
     for key, row in rows.items():
         click.echo(f"{key}: {row['count']} of {row['limit']} tokens")
         for number, piece in zip(row["ids"], row["pieces"], strict=True):
-            click.echo(printable(f"  {number:>6}  {piece}"))  # a stranger's vocabulary may hold anything
+            click.echo(printable(f"  {number:>6}  {piece}"))  # a downloaded vocabulary may contain control characters
 
 
 def _piece(tokenizer: Any, number: int) -> str:
-    """A token as text; as the vocabulary spells it where it is a part of a character."""
+    """A token as text; part of a character: as the vocabulary spells it."""
     text = tokenizer.decode([number]).strip()
     return tokenizer.convert_ids_to_tokens([number])[0] if "\ufffd" in text or not text else text

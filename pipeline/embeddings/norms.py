@@ -5,12 +5,13 @@ Norms are L2, one a vector. The vocabulary's statistics come from each encoder's
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..recipe.options import Band, NormRule
 
 SPREAD_POWER = 0.1
 
@@ -49,19 +50,19 @@ def scale_to(vectors: Tensor, norms: Tensor | float) -> Tensor:
     return torch.where(now > 0, vectors * (goal / now.clamp(min=1e-12)), vectors)
 
 
-def apply_rule(vectors: Tensor, rule: Any, statistics: NormStatistics, initial: Tensor) -> Tensor:
+def apply_rule(vectors: Tensor, rule: NormRule, statistics: NormStatistics, initial: Tensor) -> Tensor:
     """Rows of (tokens, width) with the norms that a rule asks for.
 
     `rule` is `median` (OneTrainer: each vector to the median norm of the table), `mean`, `initial` (the norms
-    `initial`, (tokens,), that the vectors began with), a number, `{"low": a, "high": b}`, which moves only norms
-    outside the band to its edge, or `spread`: all rows together times (standard deviation of the table / theirs) **
+    `initial`, (tokens,), that the vectors began with), a number, a band, which moves only norms
+    outside it to its edge, or `spread`: all rows together times (standard deviation of the table / theirs) **
     0.1, which draws them towards the table in each step (diffusers' advanced training scripts, retract_embeddings).
     """
     if rule == "spread":
         now = vectors.std()
         return vectors * (statistics.spread / now) ** SPREAD_POWER if now > 0 else vectors
-    if isinstance(rule, Mapping):
-        return scale_to(vectors, vectors.norm(dim=1).clamp(float(rule["low"]), float(rule["high"])))
+    if isinstance(rule, Band):
+        return scale_to(vectors, vectors.norm(dim=1).clamp(float(rule.low), float(rule.high)))
     if rule == "initial":
         return scale_to(vectors, initial.to(vectors))
     named = {"median": statistics.median, "mean": statistics.mean}
@@ -69,7 +70,7 @@ def apply_rule(vectors: Tensor, rule: Any, statistics: NormStatistics, initial: 
 
 
 def apply_rules(
-    vectors: Tensor, rules: Sequence[Any], statistics: NormStatistics, initial: Tensor
+    vectors: Tensor, rules: Sequence[NormRule | None], statistics: NormStatistics, initial: Tensor
 ) -> Tensor:  # fmt: skip
     """Rows of (tokens, width), each by its own rule (None: as it is); rows with the same rule are treated together."""
     held = vectors.clone()

@@ -10,11 +10,11 @@ from ...converters.programs import Program
 from ...converters.write import Written
 from ..errors import StageError
 from ..files import sha256
-from ..run.context import Run
+from .context import ExportContext
 
 
 def note(
-    run: Run,
+    context: ExportContext,
     path: Path,
     kind: str,
     program: Program | None = None,
@@ -29,7 +29,7 @@ def note(
         as_lora = kind in ("bundle", "lora") or (kind == "pack" and program.several == "bundle")
         put = program.lora_folder if as_lora else program.folder
     row: dict[str, Any] = {
-        "path": path.relative_to(run.folder).as_posix(),
+        "path": path.relative_to(context.folder).as_posix(),
         "sha256": sha256(path),
         "bytes": path.stat().st_size,
         "kind": kind,
@@ -41,44 +41,43 @@ def note(
     }
     if embeddings:
         row["embeddings"] = list(embeddings)
-    run.artefacts.append(row)
+    context.artefacts.append(row)
 
 
-def count(run: Run, declared: int) -> dict[str, int]:
-    """`declared` against the files that still have the hash they had when they were verified.
+def count_verified(context: ExportContext, declared: int) -> int:
+    """How many exports still have the hash they had when they were verified.
 
-    A model's folder is one export, whole when all its files are. Raises StageError when an export is missing.
+    A model's folder is one export; all of its files count. Raises StageError unless there are as many as `declared`.
     """
     exports: dict[str, list[dict[str, Any]]] = {}
-    for row in run.artefacts:
+    for row in context.artefacts:
         if row["kind"] != "text":
             exports.setdefault(_export(row), []).append(row)
-    whole = [path for path, rows in exports.items() if all(_there(run.folder, row) for row in rows)]
+    whole = [path for path, rows in exports.items() if all(_there(context.folder, row) for row in rows)]
     if len(whole) != declared:
         raise StageError(f"{declared} exports are declared, {len(whole)} are there and verified")
-    return {"exports_declared": declared, "exports_verified": len(whole)}
+    return len(whole)
 
 
-def count_embeddings(run: Run, files: Mapping[str, Path]) -> dict[str, dict[str, int]]:
-    """The embeddings that the recipe declares against those that have a file, and whose file has the hash it was noted
-    with.
+def count_embeddings(context: ExportContext, files: Mapping[str, Path]) -> dict[str, int]:
+    """How many embeddings the recipe declares, how many have a file, and how many of those files are verified.
 
     StageError unless all three are the same.
     """
-    declared = [embedding.placeholder for embedding in run.recipe.embeddings]
-    exported = {name: files[name].relative_to(run.folder).as_posix() for name in declared if name in files}
+    declared = [embedding.placeholder for embedding in context.recipe.embeddings]
+    exported = {name: files[name].relative_to(context.folder).as_posix() for name in declared if name in files}
     paths = set(exported.values())
     held = {
         row["path"]: set(row.get("embeddings", (row["embedding"],)))
-        for row in run.artefacts
-        if row["kind"] in ("embedding", "pack") and row["path"] in paths and _there(run.folder, row)
+        for row in context.artefacts
+        if row["kind"] in ("embedding", "pack") and row["path"] in paths and _there(context.folder, row)
     }
     whole = {name for name, path in exported.items() if name in held.get(path, ())}
     missing = sorted(set(declared) - whole)
     if missing:
         names = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise StageError(f"{len(declared)} embeddings are declared, {len(whole)} are exported and whole; not {names}")
-    return {"embeddings": {"declared": len(declared), "exported": len(exported), "verified": len(whole)}}
+    return {"declared": len(declared), "exported": len(exported), "verified": len(whole)}
 
 
 def require_artefacts(folder: Path, artefacts: Sequence[Mapping[str, Any]]) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 from ...converters.atomic import Batch, batch
 from ...converters.embedding import Contents, Embedding
 from ...converters.write import Written, add_embeddings, stems_for
-from ..run.context import Run
+from ..recipe.options import ExportOptions, TrainOptions
 from ..run_folder import bounded_json, shape_error
 from ..tensors import to_raw
 from ..train.embeddings import EmbeddingTrainer
+from .context import ExportContext
 from .standalone import add_standalone, standalone_stems, widths, with_metadata
 from .tensors import in_dtype
 
@@ -36,12 +37,12 @@ class Finished:
     embedding at that step again and writes nothing anew, unless the values differ, which it says.
     """
 
-    def __init__(self, run: Run, contents: Contents, last: Callable[[Contents], Contents]) -> None:
+    def __init__(self, context: ExportContext, contents: Contents, last: Callable[[Contents], Contents]) -> None:
         """`last` does to embeddings what later stages do to them (rescale)."""
-        self.run, self.last, self.folder = run, last, run.folder / FOLDER
+        self.context, self.last, self.folder = context, last, context.folder / FOLDER
         self.embeddings = {embedding.name: embedding for embedding in contents.embeddings}
-        self.options = _options(run)
-        self.lines = dict(_read(self.folder)) if self.options and run.processes.main else {}
+        self.options = _options(context)
+        self.lines = dict(_read(self.folder)) if self.options and context.processes.main else {}
         self._done = 0  # how many of those that have stopped were looked at
         self._stems: dict[str, dict[str, str]] = {}
 
@@ -49,7 +50,7 @@ class Finished:
     def recorded(self) -> dict[str, int]:
         """The step after which each embedding stopped, as an earlier process of this run wrote it down."""
         return {
-            embedding: line["step"] for embedding, line in self.lines.items() if line["stage"] == self.run.stage + 1
+            embedding: line["step"] for embedding, line in self.lines.items() if line["stage"] == self.context.stage + 1
         }
 
     def write(self, trainer: EmbeddingTrainer | None) -> None:
@@ -72,7 +73,7 @@ class Finished:
         again = [name for name, digest in digests.items() if self.lines.get(name, {}).get("sha256", digest) != digest]
         if again:
             names = ", ".join(again[:5]) + (f" and {len(again) - 5} more" if len(again) > 5 else "")
-            self.run.warnings.append(f"finished/ has {names} anew: going on did not give the same values again")
+            self.context.warnings.append(f"finished/ has {names} anew: going on did not give the same values again")
         for lines in self._written(new, stopped, digests):
             self._append(lines)
         self._done += len(stopped)
@@ -83,27 +84,29 @@ class Finished:
         """Write a few hundred embeddings at a time; give the ledger's lines of those whose files are there."""
         assert self.options is not None
         if not self._stems:
-            self._stems = {"": standalone_stems(self.run, list(self.embeddings))} | {
-                target: stems_for(self.embeddings, target, self.run.model.family) for target in self._targets()
+            self._stems = {"": standalone_stems(self.context, list(self.embeddings))} | {
+                target: stems_for(self.embeddings, target, self.context.model.family) for target in self._targets()
             }
         for start in range(0, len(embeddings), 256):
             part = embeddings[start : start + 256]
-            ready = in_dtype(with_metadata(self.run, Contents(tuple(part))), self.options["dtype"], self.run).embeddings
+            ready = in_dtype(
+                with_metadata(self.context, Contents(tuple(part))), self.options.dtype, self.context
+            ).embeddings
             there: dict[str, list[str]] = {}
             with batch(overwrite=True) as files:
                 for embedding in ready:
                     written = self._add(files, embedding)
                     there[embedding.name] = [one.path.relative_to(self.folder).as_posix() for one in written]
             yield [
-                {"embedding": embedding.name, "stage": self.run.stage + 1, "step": stopped[embedding.name],
+                {"embedding": embedding.name, "stage": self.context.stage + 1, "step": stopped[embedding.name],
                  "sha256": digests[embedding.name], "files": there[embedding.name]}
                 for embedding in part
             ]  # fmt: skip
 
     def _add(self, files: Batch, embedding: Embedding) -> list[Written]:
         assert self.options is not None
-        place, family = self.folder / f"{self.run.recipe.name}_embeddings", self.run.model.family
-        written = add_standalone(self.run, files, embedding, place, self._stems[""])
+        place, family = self.folder / f"{self.context.recipe.name}_embeddings", self.context.model.family
+        written = add_standalone(self.context, files, embedding, place, self._stems[""])
         for target in self._targets():
             written += add_embeddings(
                 files,
@@ -111,14 +114,14 @@ class Finished:
                 target,
                 family,
                 self.folder / target,
-                widths=widths(self.run),
+                widths=widths(self.context),
                 stems=self._stems[target],
             )
         return written
 
     def _targets(self) -> Sequence[str]:
         """The programs that have a file an embedding."""
-        return self.options["targets"] if self.options is not None and self.options["files"] == "each" else ()
+        return self.options.targets if self.options is not None and self.options.files == "each" else ()
 
     def _is_there(self, embedding: str, digest: str) -> bool:
         """Whether the embedding's files are there, with these values."""
@@ -149,12 +152,12 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield row["embedding"], row
 
 
-def _options(run: Run) -> dict[str, Any] | None:
+def _options(context: ExportContext) -> ExportOptions | None:
     """How the embeddings will be exported; None where they are not, or a later stage trains them again."""
-    later = run.recipe.stages[run.stage + 1 :]
-    if any(stage.kind == "train" and stage.options["embeddings"] for stage in later):
+    recipe, later = context.recipe, context.stage + 1
+    if any(options.embeddings for _, options in recipe.stages_with(TrainOptions, later)):
         return None
-    return next((stage.options for stage in later if stage.kind == "export"), None)
+    return next((options for _, options in recipe.stages_with(ExportOptions, later)), None)
 
 
 def _digest(embedding: Embedding) -> str:
@@ -165,15 +168,15 @@ def _digest(embedding: Embedding) -> str:
     return digest.hexdigest()
 
 
-def finished_facts(run: Run, contents: Contents) -> dict[str, Any]:
+def finished_facts(context: ExportContext, contents: Contents) -> dict[str, Any] | None:
     """For the manifest, how many embeddings are in `finished/`, and whether the verified exports of `contents` replace
     it: all of them have the very values that they were finished with."""
-    lines = dict(_read(run.folder / FOLDER))
+    lines = dict(_read(context.folder / FOLDER))
     now = {embedding.name: embedding for embedding in contents.embeddings}
     same = all(name in now and line["sha256"] == _digest(now[name]) for name, line in lines.items())
     if not same:
-        run.warnings.append("finished/ stays: not all of its embeddings are exported as they were finished")
-    return {"finished": {"embeddings": len(lines), "removed": same}} if lines else {}
+        context.warnings.append("finished/ stays: not all of its embeddings are exported as they were finished")
+    return {"embeddings": len(lines), "removed": same} if lines else None
 
 
 def remove_finished(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...converters.embedding import Contents
 from ...converters.errors import ConvertError
 from ..errors import StageError
-from ..run.context import Run
+from .context import ExportContext
 from .lora import write_plain
 from .model import write_model_folder
 from .standalone import write_standalone
@@ -23,7 +23,7 @@ def _places(run: Path) -> tuple[Path, Path]:
     return run / FOLDER, run / f".{FOLDER}.old"
 
 
-def keep_last_good(run: Run, contents: Contents, *, model: bool) -> None:
+def keep_last_good(context: ExportContext, contents: Contents, *, model: bool) -> None:
     """Write embeddings and LoRA, as the last good step left them, to `last-good/` of the run's folder, anew each time.
 
     They are called as in `exports/`: the embeddings are in `<name>_embeddings/`, so that a LoRA may have an embedding's
@@ -31,19 +31,19 @@ def keep_last_good(run: Run, contents: Contents, *, model: bool) -> None:
     then taken out of it. What cannot be written is said and raises nothing: why the run ended must not be hidden by
     that.
     """
-    folder, old = _places(run.folder)
+    folder, old = _places(context.folder)
     part = old.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     try:
-        what = _written(run, contents, part, model and bool(run.finetuned))
+        what = _written(context, contents, part, model and bool(context.finetuned))
         if folder.exists():
             folder.rename(old)  # a kill while it is deleted, or before, leaves one of them whole
         part.rename(folder)
-        run.progress(f"the last good {' and '.join(what)} are in {folder}")
+        context.progress(f"the last good {' and '.join(what)} are in {folder}")
     except (ConvertError, StageError, OSError) as error:
-        run.warnings.append(f"what was learnt so far could not be written to {folder}: {error}")
-        run.progress(f"warning: {run.warnings[-1]}")
+        context.warnings.append(f"what was learnt so far could not be written to {folder}: {error}")
+        context.progress(f"warning: {context.warnings[-1]}")
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -57,18 +57,17 @@ def remove_last_good(run: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _written(run: Run, contents: Contents, folder: Path, model: bool) -> list[str]:
+def _written(context: ExportContext, contents: Contents, folder: Path, model: bool) -> list[str]:
     """What was written into the folder, in embeddings."""
     folder.mkdir(parents=True)
     what = []
     if contents.embeddings:
-        write_standalone(run, contents.embeddings, folder / f"{run.recipe.name}_embeddings")
+        write_standalone(context, contents.embeddings, folder / f"{context.recipe.name}_embeddings")
         what.append("vectors")
     if contents.rest:
-        write_plain(run, contents.rest, folder / f"{run.recipe.name}.safetensors")
+        write_plain(context, contents.rest, folder / f"{context.recipe.name}.safetensors")
         what.append("LoRA")
     if model:
-        run.eject()
-        write_model_folder(run.model.pipe, folder / f"{run.recipe.name}_model", run.model.dtype)
+        write_model_folder(context.model.pipe, folder / f"{context.recipe.name}_model", context.model.dtype)
         what.append("weights")
     return what

@@ -16,26 +16,30 @@ from ...converters.slots import slots
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
 from ...converters.write import own_metadata
-from ..run.context import Run
 from ..tensors import from_raw
+from .context import ExportContext
 from .lora_layouts import has_dora
 from .standalone import widths
 
 
 def write_plain(
-    run: Run, tensors: Mapping[str, RawTensor], path: Path, *, facts: Mapping[str, RawTensor] | None = None
+    context: ExportContext,
+    tensors: Mapping[str, RawTensor],
+    path: Path,
+    *,
+    facts: Mapping[str, RawTensor] | None = None,
 ) -> None:
     """The LoRA without embeddings. `facts` is it in kohya's layout, where `tensors` is not.
 
     Raises ConvertError when the file does not hold the tensors that went in.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_lora(path, tensors, _metadata(run, facts or tensors))
+    write_lora(path, tensors, _metadata(context, facts or tensors), overwrite=True)
     _compare(path, safetensors_file.read(path)[0], tensors)
 
 
 def write_bundle(
-    run: Run,
+    context: ExportContext,
     tensors: Mapping[str, RawTensor],
     embeddings: Iterable[Embedding],
     path: Path,
@@ -49,9 +53,9 @@ def write_bundle(
     Raises ConvertError when the file does not hold what went in, or `program` would not find the embeddings in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = bundle(Contents(rest=dict(tensors)), embeddings, widths=widths(run))
+    whole = bundle(Contents(rest=dict(tensors)), embeddings, widths=widths(context))
     own = whole.embeddings
-    write_lora(path, tensors_of(whole), _metadata(run, facts or tensors) | own_metadata(own))
+    write_lora(path, tensors_of(whole), _metadata(context, facts or tensors) | own_metadata(own), overwrite=True)
     found, rest = embeddings_of(safetensors_file.read(path)[0])
     _compare(path, rest, tensors)
     back = {embedding.name: embedding.vectors for embedding in found}
@@ -59,28 +63,28 @@ def write_bundle(
         found_of = back.get(embedding.name, {})
         if any(key not in found_of or not same(found_of[key], raw) for key, raw in slots(embedding.vectors).items()):
             raise ConvertError(f"{path}: the embedding {embedding.name!r} does not come back as it went in")
-    seen = check_reading(run, path, program)
+    seen = check_reading(context, path, program)
     lost = [embedding.name for embedding in own if embedding.name not in seen]
     if lost:
         raise ConvertError(f"{path}: {program.title} would not find {', '.join(map(repr, lost))} in it")
 
 
-def check_reading(run: Run, path: Path, program: Program) -> set[str]:
+def check_reading(context: ExportContext, path: Path, program: Program) -> set[str]:
     """Embeddings that a program finds in a LoRA file; ConvertError when it would refuse the file."""
     stored = Stored(path, *safetensors_file.read(path))
-    reading = reads_lora(program.name, stored, widths(run))
+    reading = reads_lora(program.name, stored, widths(context))
     if reading.refusal:
         raise ConvertError(f"{path}: {program.title} would not load it: {reading.refusal}")
     return set(reading.embeddings)
 
 
-def _metadata(run: Run, tensors: Mapping[str, RawTensor]) -> dict[str, str]:
+def _metadata(context: ExportContext, tensors: Mapping[str, RawTensor]) -> dict[str, str]:
     ranks = {raw.shape[0] for name, raw in tensors.items() if name.endswith(".lora_down.weight")}
     alphas = {float(from_raw(raw).float()) for name, raw in tensors.items() if name.endswith(".alpha")}
     facts = lora_metadata(
-        run.model.family, title=run.recipe.name, rank=_only(ranks), alpha=_only(alphas), dora=has_dora(tensors)
+        context.model.family, title=context.recipe.name, rank=_only(ranks), alpha=_only(alphas), dora=has_dora(tensors)
     )
-    return facts | {"pivotune.recipe": run.recipe.name, "pivotune.seed": str(run.recipe.seed)}
+    return facts | {"pivotune.recipe": context.recipe.name, "pivotune.seed": str(context.recipe.seed)}
 
 
 def _only(values: set[Any]) -> str:

@@ -106,7 +106,7 @@ def write_model_file(pipe: Any, family: Family, path: Path, dtype: torch.dtype, 
     config = pipe.scheduler.config
     tensors |= {mark: RawTensor("F32", (0,), b"") for mark in _marks(config)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors_file.write(path, tensors, _metadata(family, config, title))
+    safetensors_file.write(path, tensors, _metadata(family, config, title), overwrite=True)
     return unread
 
 

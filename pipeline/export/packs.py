@@ -16,8 +16,8 @@ from ...converters.read import identify
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
 from ...converters.write import FORMAT, Written, layout_for, write_contents
-from ..run.context import Run
 from .artefacts import note
+from .context import ExportContext
 from .standalone import widths
 
 
@@ -31,7 +31,11 @@ class Pack:
 
 
 def write_packs(
-    run: Run, embeddings: Sequence[Embedding], folder: Path, most: int | None, program: Program | None = None
+    context: ExportContext,
+    embeddings: Sequence[Embedding],
+    folder: Path,
+    most: int | None,
+    program: Program | None = None,
 ) -> list[Pack]:
     """Write the embeddings in files of at most `most` embeddings (None: all in one); without `program` as a bundle of
     our own.
@@ -40,13 +44,13 @@ def write_packs(
     Raises ConvertError when a file, read as its program reads it, does not give every embedding bit for bit.
     """
     packs = []
-    with batch() as files:
+    with batch(overwrite=True) as files:  # what an interrupted export left
         for number, part in enumerate(_parts(embeddings, most), 1):
-            stem = f"{run.recipe.name}_embeddings" + ("" if most is None else f"-{number:04d}")
-            packs.append(_add(run, files, part, folder, stem, program))
+            stem = f"{context.recipe.name}_embeddings" + ("" if most is None else f"-{number:04d}")
+            packs.append(_add(context, files, part, folder, stem, program))
     for pack in packs:
         for written in pack.files:
-            note(run, written.path, "pack", program, written, embeddings=pack.embeddings)
+            note(context, written.path, "pack", program, written, embeddings=pack.embeddings)
     return packs
 
 
@@ -61,32 +65,39 @@ def _parts(embeddings: Sequence[Embedding], most: int | None) -> Iterator[Sequen
 
 
 def _add(
-    run: Run, files: Batch, embeddings: Sequence[Embedding], folder: Path, stem: str, program: Program | None
+    context: ExportContext,
+    files: Batch,
+    embeddings: Sequence[Embedding],
+    folder: Path,
+    stem: str,
+    program: Program | None,
 ) -> Pack:
     path, names = folder / f"{stem}.safetensors", tuple(embedding.name for embedding in embeddings)
     if program is None:
         [made] = write_contents(files, path, Contents(tuple(embeddings), {}, dict(FORMAT)), "bundle")
         return Pack((made._replace(trigger=""),), names)
     if program.several == "bundle":
-        return Pack((_as_lora(run, files, embeddings, path, program),), names)
-    parts = dict(_per_encoder(run, files, embeddings, path, program))
+        return Pack((_as_lora(context, files, embeddings, path, program),), names)
+    parts = dict(_per_encoder(context, files, embeddings, path, program))
     return Pack(tuple(parts.values()), names, tuple(parts))
 
 
-def _as_lora(run: Run, files: Batch, embeddings: Sequence[Embedding], path: Path, program: Program) -> Written:
+def _as_lora(
+    context: ExportContext, files: Batch, embeddings: Sequence[Embedding], path: Path, program: Program
+) -> Written:
     """A LoRA file that has embeddings and no layers."""
-    facts = {**FORMAT, "ss_base_model_version": run.model.family.base_model_version, "ss_output_name": path.stem}
-    contents = bundle(Contents(metadata=facts), embeddings, widths=widths(run))
-    check = partial(_check_lora, run=run, path=path, program=program, embeddings=embeddings)
+    facts = {**FORMAT, "ss_base_model_version": context.model.family.base_model_version, "ss_output_name": path.stem}
+    contents = bundle(Contents(metadata=facts), embeddings, widths=widths(context))
+    check = partial(_check_lora, context=context, path=path, program=program, embeddings=embeddings)
     [made] = write_contents(files, path, contents, "bundle", program.name, check=check)
     return made._replace(trigger=f"<lora:{path.stem}:1> {embeddings[0].name}")
 
 
 def _check_lora(
-    tensors: dict[str, RawTensor], metadata: dict[str, str], *, run: Run, path: Path, program: Program,
+    tensors: dict[str, RawTensor], metadata: dict[str, str], *, context: ExportContext, path: Path, program: Program,
     embeddings: Sequence[Embedding],
 ) -> None:  # fmt: skip
-    reading = reads_lora(program.name, Stored(path, tensors, metadata), widths(run))
+    reading = reads_lora(program.name, Stored(path, tensors, metadata), widths(context))
     if reading.refusal:
         raise ConvertError(f"{path}: {program.title} would not load it: {reading.refusal}")
     for embedding in embeddings:
@@ -96,10 +107,10 @@ def _check_lora(
 
 
 def _per_encoder(
-    run: Run, files: Batch, embeddings: Sequence[Embedding], path: Path, program: Program
+    context: ExportContext, files: Batch, embeddings: Sequence[Embedding], path: Path, program: Program
 ) -> Iterator[tuple[str, Written]]:
     """`{embedding: vectors}`, a file an encoder, of which a script passes each entry to the program's own loader."""
-    _, layout = layout_for(program.name, run.model.family)
+    _, layout = layout_for(program.name, context.model.family)
     for number, (key,) in enumerate(layout.files, 1):
         own = [
             Embedding(embedding.name, {key: embedding.vectors[key]}, embedding.metadata)
@@ -107,7 +118,7 @@ def _per_encoder(
             if key in embedding.vectors
         ]
         place = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
-        check = partial(_check_entries, path=place, program=program, embeddings=own, sizes={key: widths(run)[key]})
+        check = partial(_check_entries, path=place, program=program, embeddings=own, sizes={key: widths(context)[key]})
         if own:
             contents = Contents(tuple(own), {}, dict(FORMAT))
             [made] = write_contents(files, place, contents, "diffusers", program.name, check=check)

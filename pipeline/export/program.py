@@ -11,9 +11,9 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.programs import Program, programs
 from ...converters.write import Written, layout_for, write_embeddings
 from ..errors import StageError
-from ..run.context import Run
 from ..text import fits_only
 from .artefacts import note
+from .context import ExportContext
 from .guide import Base, Files, bundle_trigger, diffusers_lines, guide_text
 from .lora import check_reading, write_bundle, write_plain
 from .lora_layouts import for_program, ignored_parts
@@ -37,31 +37,39 @@ class Made:
 
 
 def export_for(
-    run: Run, ready: Contents, program: Program, folder: Path, made: Made, *, bundle: bool, each: bool, most: int | None
+    context: ExportContext,
+    ready: Contents,
+    program: Program,
+    folder: Path,
+    made: Made,
+    *,
+    bundle: bool,
+    each: bool,
+    most: int | None,
 ) -> int:
     """Write the files of one program, with a file for `each` embedding or packs; returns how many it was to have."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = bool(ready.rest) and bundle and program.embeddings_in_loras.startswith("yes") and bool(ready.embeddings)
     if whole:
-        path = folder / f"{run.recipe.name}.safetensors"
-        tensors = for_program(ready.rest, program, run.model.family, run.model.pipe)
-        write_bundle(run, tensors or ready.rest, ready.embeddings, path, program, facts=ready.rest)
+        path = folder / f"{context.recipe.name}.safetensors"
+        tensors = for_program(ready.rest, program, context.model.family, context.model.pipe)
+        write_bundle(context, tensors or ready.rest, ready.embeddings, path, program, facts=ready.rest)
         names = tuple(embedding.name for embedding in ready.embeddings)
-        note(run, path, "bundle", program, trigger=bundle_trigger(path.name, names))
-        declared, files = 1, Files({}, path.name, names, alone=_alone(run, program, folder, made))
+        note(context, path, "bundle", program, trigger=bundle_trigger(path.name, names))
+        declared, files = 1, Files({}, path.name, names, alone=_alone(context, program, folder, made))
     else:
-        embeddings, packs, declared = _embeddings(run, ready.embeddings, program, folder, each=each, most=most)
+        embeddings, packs, declared = _embeddings(context, ready.embeddings, program, folder, each=each, most=most)
         taken = {one.path.name.casefold() for several in embeddings.values() for one in several}
-        own, lora = _lora(run, ready, program, folder, made, taken)
+        own, lora = _lora(context, ready, program, folder, made, taken)
         declared, files = declared + own, Files(embeddings, lora, packs=packs)
     ignored = ignored_parts(ready.rest, program)
-    run.warnings += ignored
+    context.warnings.extend(ignored)
     files = replace(
         files, script=SCRIPTS.get(program.name), model_folder=_from(folder, made.folder),
-        model_file=_from(folder, made.file), clip_skip=run.recipe.model.clip_skip,
-        fits=fits_only(run.recipe.model.base, run.model.family, widths(run)), lost=ignored,
+        model_file=_from(folder, made.file), clip_skip=context.recipe.model.clip_skip,
+        fits=fits_only(context.recipe.model.base, context.model.family, widths(context)), lost=ignored,
     )  # fmt: skip
-    _texts(run, files, program, folder)
+    _texts(context, files, program, folder)
     return declared
 
 
@@ -69,9 +77,9 @@ def _from(folder: Path, path: Path | None) -> str | None:
     return None if path is None else os.path.relpath(path, folder)
 
 
-def _alone(run: Run, program: Program, folder: Path, made: Made) -> dict[str, tuple[str, str]]:
+def _alone(context: ExportContext, program: Program, folder: Path, made: Made) -> dict[str, tuple[str, str]]:
     """The single embeddings' files from the program's folder, and what is typed, where they are laid out as for it."""
-    family = run.model.family.name
+    family = context.model.family.name
     return {
         name: (os.path.relpath(one.path, folder), program.prompted(one.path.stem, name))
         for name, one in made.embeddings.items()
@@ -80,16 +88,22 @@ def _alone(run: Run, program: Program, folder: Path, made: Made) -> dict[str, tu
 
 
 def _embeddings(
-    run: Run, embeddings: Sequence[Embedding], program: Program, folder: Path, *, each: bool, most: int | None
+    context: ExportContext,
+    embeddings: Sequence[Embedding],
+    program: Program,
+    folder: Path,
+    *,
+    each: bool,
+    most: int | None,
 ) -> tuple[dict[str, tuple[Written, ...]], tuple[Pack, ...], int]:
     """The standalone embeddings of a program by name, or its packs, and how many files there must be."""
     if not embeddings:
         return {}, (), 0
     if not each:
-        packs = write_packs(run, embeddings, folder, most, program)
+        packs = write_packs(context, embeddings, folder, most, program)
         return {}, tuple(packs), sum(len(pack.files) for pack in packs)
-    family = run.model.family
-    written_files = write_embeddings(embeddings, program.name, family, folder, widths=widths(run))
+    family = context.model.family
+    written_files = write_embeddings(embeddings, program.name, family, folder, widths=widths(context), overwrite=True)
     parts = len(layout_for(program.name, family)[1].files)
     declared = len(embeddings) * parts
     if len(written_files) != declared:
@@ -101,13 +115,13 @@ def _embeddings(
     }
     for embedding, several in by_name.items():
         for written in several:
-            note(run, written.path, "embedding", program, written, embedding)
-        run.warnings += [f"{embedding} for {program.title}: {loss}" for loss in several[0].losses]
+            note(context, written.path, "embedding", program, written, embedding)
+        context.warnings.extend([f"{embedding} for {program.title}: {loss}" for loss in several[0].losses])
     return by_name, (), declared
 
 
 def _lora(
-    run: Run, ready: Contents, program: Program, folder: Path, made: Made, taken: Collection[str]
+    context: ExportContext, ready: Contents, program: Program, folder: Path, made: Made, taken: Collection[str]
 ) -> tuple[int, str | None]:
     """Where a program finds the LoRA: a file of its own (1) where it wants other names, else the one for all (0).
 
@@ -115,28 +129,28 @@ def _lora(
     """
     if made.lora is None:
         return 0, None
-    tensors = for_program(ready.rest, program, run.model.family, run.model.pipe)
+    tensors = for_program(ready.rest, program, context.model.family, context.model.pipe)
     if tensors is None:
-        check_reading(run, made.lora, program)
+        check_reading(context, made.lora, program)
         return 0, _from(folder, made.lora)
-    path = folder / f"{run.recipe.name}_lora.safetensors"
+    path = folder / f"{context.recipe.name}_lora.safetensors"
     while path.name.casefold() in taken:
         path = path.with_stem(f"{path.stem}_")
-    write_plain(run, tensors, path, facts=ready.rest)
-    check_reading(run, path, program)
-    note(run, path, "lora", program)
+    write_plain(context, tensors, path, facts=ready.rest)
+    check_reading(context, path, program)
+    note(context, path, "lora", program)
     return 1, path.name
 
 
-def _texts(run: Run, files: Files, program: Program, folder: Path) -> None:
+def _texts(context: ExportContext, files: Files, program: Program, folder: Path) -> None:
     """HOW-TO.txt, and the script where the program's users write code."""
     if files.script is not None and (files.embeddings or files.packs or files.lora or files.model_folder):
-        base = Base(run.recipe.model, folder)
-        _text(run, folder / files.script, diffusers_lines(run.model.family, files, base), program)
-    _text(run, folder / "HOW-TO.txt", guide_text(program, files), program)
+        base = Base(context.recipe.model, folder)
+        _text(context, folder / files.script, diffusers_lines(context.model.family, files, base), program)
+    _text(context, folder / "HOW-TO.txt", guide_text(program, files), program)
 
 
-def _text(run: Run, path: Path, text: str, program: Program) -> None:
+def _text(context: ExportContext, path: Path, text: str, program: Program) -> None:
     path.unlink(missing_ok=True)  # it may be a second name of a file elsewhere
     path.write_text(text, encoding="utf-8", newline="\n")
-    note(run, path, "text", program)
+    note(context, path, "text", program)

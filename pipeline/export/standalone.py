@@ -15,28 +15,28 @@ from ...converters.families import Family
 from ...converters.programs import programs
 from ...converters.tensor import RawTensor
 from ...converters.write import Written, add_embeddings, layout_for, stems_for
-from ..run.context import Run
 from ..tensors import vectors_of_all
+from .context import ExportContext
 
 AT_ONCE = (
     256  # embeddings that are measured together: in float64, and held against their beginning, all would fill memory
 )
 
 
-def with_metadata(run: Run, contents: Contents) -> Contents:
+def with_metadata(context: ExportContext, contents: Contents) -> Contents:
     """The embeddings with what made them; nothing in it changes between two runs of the same recipe, wherever they are.
 
     A model is called by its hub id, one on this machine by its own name alone: where it lies is nobody's business.
     """
     facts = {
-        "pivotune.recipe": run.recipe.name,
-        "pivotune.seed": str(run.recipe.seed),
-        "pivotune.model": _name(run.recipe.model.base),
-        "pivotune.family": run.model.family.name,
+        "pivotune.recipe": context.recipe.name,
+        "pivotune.seed": str(context.recipe.seed),
+        "pivotune.model": _name(context.recipe.model.base),
+        "pivotune.family": context.model.family.name,
     }
-    if run.recipe.model.clip_skip > 1:
-        facts["pivotune.clip_skip"] = str(run.recipe.model.clip_skip)
-    ways = _ways(run, contents.embeddings)
+    if context.recipe.model.clip_skip > 1:
+        facts["pivotune.clip_skip"] = str(context.recipe.model.clip_skip)
+    ways = _ways(context, contents.embeddings)
     embeddings = tuple(
         replace(embedding, metadata=facts | {
             "pivotune.initial_text": embedding.metadata.get("initial_text", ""), "pivotune.moved": ", ".join(ways[embedding.name])
@@ -46,14 +46,14 @@ def with_metadata(run: Run, contents: Contents) -> Contents:
     return replace(contents, embeddings=embeddings)
 
 
-def _ways(run: Run, embeddings: Sequence[Embedding]) -> dict[str, list[str]]:
+def _ways(context: ExportContext, embeddings: Sequence[Embedding]) -> dict[str, list[str]]:
     """How far each vector is from where the run began it, so that nobody wonders later whether a file learnt anything.
 
     In float64: four digits of it are the same whichever embeddings are measured together.
     """
-    start = run.start.by_name
+    start = context.initial.by_name
     ways: dict[str, list[str]] = {embedding.name: [] for embedding in embeddings}
-    for encoder in run.model.encoders:
+    for encoder in context.model.encoders:
         held = [embedding for embedding in embeddings if encoder.key in embedding.vectors]
         for at in range(0, len(held), AT_ONCE):
             some = held[at : at + AT_ONCE]
@@ -75,7 +75,7 @@ def _name(base: str) -> str:
 STANDALONE = ("a1111", "comfyui")
 
 
-def write_standalone(run: Run, embeddings: Sequence[Embedding], folder: Path) -> list[Written]:
+def write_standalone(context: ExportContext, embeddings: Sequence[Embedding], folder: Path) -> list[Written]:
     """Write each embedding into a file of its own and read it back; all of them or none.
 
     Raises ConvertError when no file would give the same vectors.
@@ -83,46 +83,48 @@ def write_standalone(run: Run, embeddings: Sequence[Embedding], folder: Path) ->
     if not embeddings:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    stems = standalone_stems(run, [embedding.name for embedding in embeddings])
+    stems = standalone_stems(context, [embedding.name for embedding in embeddings])
     alike: dict[tuple[object, ...], str] = {}  # embeddings of the same shapes have the same program
     written = []
-    with batch() as files:
+    with batch(overwrite=True) as files:  # what an interrupted export left
         for embedding in embeddings:
             shapes = tuple((key, raw.shape) for key, raw in embedding.vectors.items())
             if shapes not in alike:
-                alike[shapes] = program_for(run, embedding, folder)
+                alike[shapes] = program_for(context, embedding, folder)
             written += add_embeddings(
-                files, [embedding], alike[shapes], run.model.family, folder, widths=widths(run), stems=stems
+                files, [embedding], alike[shapes], context.model.family, folder, widths=widths(context), stems=stems
             )
     return written
 
 
 def add_standalone(
-    run: Run, files: Batch, embedding: Embedding, folder: Path, stems: Mapping[str, str]
+    context: ExportContext, files: Batch, embedding: Embedding, folder: Path, stems: Mapping[str, str]
 ) -> list[Written]:
     """As `write_standalone`, for an embedding whose file appears together with others of a batch."""
-    program = program_for(run, embedding, folder)
-    return add_embeddings(files, [embedding], program, run.model.family, folder, widths=widths(run), stems=stems)
+    program = program_for(context, embedding, folder)
+    return add_embeddings(
+        files, [embedding], program, context.model.family, folder, widths=widths(context), stems=stems
+    )
 
 
-def standalone_stems(run: Run, names: Sequence[str]) -> dict[str, str]:
+def standalone_stems(context: ExportContext, names: Sequence[str]) -> dict[str, str]:
     """What the files of all these embeddings are called, no two alike."""
-    family = run.model.family
+    family = context.model.family
     able = next((name for name in STANDALONE if family.name in programs()[name].layouts), STANDALONE[0])
     return stems_for(names, able, family)
 
 
-def program_for(run: Run, embedding: Embedding, folder: Path) -> str:
+def program_for(context: ExportContext, embedding: Embedding, folder: Path) -> str:
     """The first program of `STANDALONE` whose file would hold all of the embedding; ConvertError where there is
     none.
     """
     why: ConvertError | None = None
     for program in STANDALONE:
         try:
-            _, layout = layout_for(program, run.model.family)
+            _, layout = layout_for(program, context.model.family)
             if len(layout.files) == 1 and embedding.vectors.keys() <= layout.files[0].keys():
                 with batch(overwrite=True, dry=True) as files:
-                    add_embeddings(files, [embedding], program, run.model.family, folder, widths=widths(run))
+                    add_embeddings(files, [embedding], program, context.model.family, folder, widths=widths(context))
                 return program
         except ConvertError as error:
             why = why or error
@@ -140,6 +142,6 @@ def standalone_vectors(tensors: Mapping[str, RawTensor], family: Family) -> dict
     return found
 
 
-def widths(run: Run) -> dict[str, int]:
+def widths(context: ExportContext) -> dict[str, int]:
     """Encoder key to width, as the loaded model has them (a small model has the shape of a family, not its sizes)."""
-    return {encoder.key: encoder.width for encoder in run.model.encoders}
+    return {encoder.key: encoder.width for encoder in context.model.encoders}

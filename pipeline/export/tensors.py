@@ -14,8 +14,8 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.file_range import LazyBytes
 from ...converters.tensor import RawTensor, nbytes
-from ..run.context import Run
 from ..tensors import from_raw, to_raw
+from .context import ExportContext
 from .layouts import Pieces
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -57,13 +57,13 @@ def _bytes(parts: tuple[Tensor, ...], dtype: torch.dtype, name: str) -> memoryvi
     return after.reshape(-1).view(torch.uint8).numpy().data
 
 
-def in_dtype(contents: Contents, dtype: str, run: Run) -> Contents:
+def in_dtype(contents: Contents, dtype: str, context: ExportContext) -> Contents:
     """Everything as float32, float16 or bfloat16. What becomes zero is said; what would overflow is a ConvertError."""
 
     def converted(raw: RawTensor, what: str) -> RawTensor:
         made, lost = convert(raw, NAMES[DTYPES[dtype]], what)
         if lost:
-            run.warnings.append(f"{what}: {lost} values are too small for {dtype} and became zero")
+            context.warnings.append(f"{what}: {lost} values are too small for {dtype} and became zero")
         return made
 
     def embedding_of(embedding: Embedding) -> Embedding:

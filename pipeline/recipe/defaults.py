@@ -46,44 +46,30 @@ def _filled(table: dict[str, Any], properties: list[tuple[str, dict[str, Any], s
     return result
 
 
-def defaults(name: str) -> dict[str, Any]:
-    """All options of one schema (`tables/objective.json`) as they are when a recipe says nothing of them."""
-    return with_defaults({}, schemas.schema(name), name)
-
-
 DENOISER = "denoiser"
 TABLES = ("lora", "finetune")
 
 
-def fill_trained(options: dict[str, Any]) -> None:
-    """Complete a train stage's options in place: `lora` and `finetune` become lists of whole tables, or stay None.
+def fill_trained(stage: dict[str, Any]) -> None:
+    """Complete the table of a train stage in place: `lora` and `finetune` become lists of full tables, or stay None.
 
-    A LoRA's alpha is its rank, a schedule or warm-up that is left out the stage's, and so is the decay of an optimizer.
+    Defaults that are values of another key: alpha is the rank, schedule and warmup are the stage's, and the weight
+    decay of an optimizer is that of its table.
     """
-    _decay(options["optimizer"], 0.0)
     for name in TABLES:
-        given = options[name]
+        given = stage[name]
         if given is not None:
             tables = [given] if isinstance(given, dict) else given
             file = f"tables/{name}.json"
-            options[name] = [_whole(with_defaults(table, schemas.schema(file), file), options) for table in tables]
+            stage[name] = [_completed(with_defaults(table, schemas.schema(file), file), stage) for table in tables]
 
 
-def trained_parts(options: dict[str, Any], name: str) -> list[str]:
-    """The parts that the stage's `lora` or `finetune` tables name, in their order."""
-    return [part for table in options[name] or () for part in table["parts"]]
-
-
-def _whole(table: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def _completed(table: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
     if table.get("alpha", 0) is None:
         table["alpha"] = float(table["rank"])
     for key in ("schedule", "warmup_steps"):
         if table[key] is None:
-            table[key] = options[key]
-    _decay(table["optimizer"], table["weight_decay"])
+            table[key] = stage[key]
+    if table["optimizer"]["weight_decay"] is None:
+        table["optimizer"]["weight_decay"] = table["weight_decay"]
     return table
-
-
-def _decay(optimizer: dict[str, Any], default: float) -> None:
-    if optimizer["weight_decay"] is None:
-        optimizer["weight_decay"] = default

@@ -1,4 +1,4 @@
-"""Opens a recipe: finds the file, refuses what is no recipe before parsing it, and keeps the line of every key."""
+"""Opens a recipe: finds and reads the file, parses it, and keeps the line of every key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SCALAR = re.compile(r"[^,\]}\n#]*")
 
 
 def key_lines(text: str) -> dict[tuple[str | int, ...], int]:
-    """Every path, such as ("stage", 1, "steps"), with its line counted from 1. Nesting is followed by recursion."""
+    """The line, counted from 1, of every key path such as ("stage", 1, "steps"). Recursive in the nesting depth."""
     locator = _Locator(text.replace("\r\n", "\n"))
     locator.document()
     return locator.lines
@@ -111,12 +111,12 @@ class _Locator:
 
 
 LARGEST = 1_000_000  # bytes; a recipe of a thousand embeddings has about 200,000
-DEEPEST = 16  # tables in tables
-_DEPTH = "a recipe needs 4"
+DEEPEST = 16  # levels of nesting
+_DEPTH = "a recipe needs 4 levels"
 
 
 class Unreadable(Exception):
-    """The recipe could not even be parsed; `problem` says why."""
+    """The recipe cannot be read or parsed; `problem` says why."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.text)
@@ -125,10 +125,10 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """A parsed recipe that nobody has checked yet. `overridden` maps a place to the --set that wrote it.
+    """A parsed, unchecked recipe. `overridden` maps a key path to the --set option that set it.
 
-    `origins` has the file and line of tables that the recipe does not hold itself: embeddings of `embeddings_from`;
-    `moved` where the tables of lists stood before others were dropped.
+    `origins` has file and line of tables from elsewhere (`embeddings_from`). `original_paths` maps items of lists to
+    their index before invalid items were dropped.
     """
 
     path: Path
@@ -136,49 +136,49 @@ class Document:
     data: dict[str, Any]
     overridden: dict[Place, str] = field(default_factory=dict)
     origins: dict[Place, tuple[str, int]] = field(default_factory=dict)
-    moved: dict[Place, Place] = field(default_factory=dict)
+    original_paths: dict[Place, Place] = field(default_factory=dict)
 
     @cached_property
     def lines(self) -> dict[Place, int]:
-        """Line of every key of the file."""
+        """The line of every key in the file."""
         return key_lines(self.text)
 
-    def stood(self, path: Place) -> Place:
-        """A place in the recipe as it was read."""
-        return (*self.moved.get(path[:2], path[:2]), *path[2:])
+    def original_path(self, path: Place) -> Place:
+        """The key path in the recipe as it was read."""
+        return (*self.original_paths.get(path[:2], path[:2]), *path[2:])
 
     def problem(self, path: Place, text: str, severity: str = "error") -> Problem:
-        """A problem at a path, with the line of the nearest key that the file has, or the --set to blame."""
+        """A problem at a key path, with the line of the nearest key in the file, or the --set option that caused it."""
         if path[:2] in self.origins:
             file, line = self.origins[path[:2]]
             return Problem(severity, line, place(path[2:]), text, file)
-        path = self.stood(path)
+        path = self.original_path(path)
         for end in range(len(path), 0, -1):
             if path[:end] in self.overridden:
                 return Problem(severity, 0, f"--set {self.overridden[path[:end]]}", text)
         for written, by in self.overridden.items():
-            if written[: len(path)] == path and path not in self.lines:  # the table itself is the --set's
+            if written[: len(path)] == path and path not in self.lines:  # the whole table comes from --set
                 return Problem(severity, 0, f"--set {by}", text)
         line = next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), 1)
         return Problem(severity, line, place(path), text)
 
 
 def shipped_folder() -> Path:
-    """Where the recipes that ship lie."""
+    """The folder of the shipped recipes."""
     from importlib.resources import files
 
     return Path(str(files("pivotune.recipes")))
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that ship, by name."""
+    """The shipped recipes, by name."""
     return {path.stem: path for path in sorted(shipped_folder().glob("*.toml"), key=lambda path: path.stem)}
 
 
 def find(path_or_name: str | Path) -> Path:
-    """The file meant: a path when it exists, else the shipped recipe of that name. Raises Unreadable.
+    """The file at this path, or else the shipped recipe of this name. Raises Unreadable.
 
-    A folder of that name (a run's, for instance) does not hide the shipped recipe.
+    A folder of the same name (a run folder, for instance) does not hide the shipped recipe.
     """
     path, name = Path(path_or_name).expanduser(), str(path_or_name)
     try:
@@ -190,7 +190,7 @@ def find(path_or_name: str | Path) -> Path:
     if name in shipped():
         return shipped()[name]
     hint = did_you_mean(name, shipped()) if os.sep not in name and not path.suffix else ""
-    raise Unreadable(Problem("error", 0, "", f"no such file, and no recipe of that name ships{hint}"))
+    raise Unreadable(Problem("error", 0, "", f"no such file, and no shipped recipe of this name{hint}"))
 
 
 def read(path: Path) -> Document:
@@ -201,11 +201,11 @@ def read(path: Path) -> Document:
     except tomli.TOMLDecodeError as error:
         raise Unreadable(Problem("error", error.lineno, "", _syntax(error))) from error
     except RecursionError as error:
-        raise Unreadable(Problem("error", 0, "", f"tables or lists nested too deep; {_DEPTH}")) from error
-    except ValueError as error:  # Python refuses to read whole numbers of thousands of digits
-        raise Unreadable(Problem("error", 0, "", "a number has thousands of digits; no setting needs that")) from error
+        raise Unreadable(Problem("error", 0, "", f"tables or lists are nested too deeply; {_DEPTH}")) from error
+    except ValueError as error:  # Python refuses integers of thousands of digits
+        raise Unreadable(Problem("error", 0, "", "a number has thousands of digits; shorten it")) from error
     if not data:
-        raise Unreadable(Problem("error", 0, "", "the recipe is empty; `pivotune new` writes one to start from"))
+        raise Unreadable(Problem("error", 0, "", "the recipe is empty; create one with `pivotune new`"))
     refuse_deep(data)
     return Document(path, text, data)
 
@@ -215,15 +215,13 @@ def _text(path: Path) -> str:
         facts = path.stat()
         if stat.S_ISDIR(facts.st_mode):
             inside = sorted(entry.name for entry in path.glob("*.toml"))[:5]
-            hint = f"; it holds {', '.join(inside)}" if inside else ""
-            raise Unreadable(Problem("error", 0, "", f"this is a folder, a recipe is a .toml file{hint}"))
+            hint = f"; recipes in it: {', '.join(inside)}" if inside else ""
+            raise Unreadable(Problem("error", 0, "", f"is a folder; give a .toml file{hint}"))
         if not stat.S_ISREG(facts.st_mode):
-            raise Unreadable(Problem("error", 0, "", "this is no regular file, a recipe is a .toml file"))
+            raise Unreadable(Problem("error", 0, "", "not a regular file; give a .toml file"))
         if facts.st_size > LARGEST:
             size = f"{facts.st_size / 1e6:.1f} MB"
-            raise Unreadable(
-                Problem("error", 0, "", f"{size} is too large for a recipe (at most {LARGEST / 1e6:g} MB)")
-            )
+            raise Unreadable(Problem("error", 0, "", f"too large for a recipe: {size} (at most {LARGEST / 1e6:g} MB)"))
         with path.open("rb") as file:
             raw = file.read(LARGEST + 1)
     except OSError as error:
@@ -237,24 +235,25 @@ def _decoded(raw: bytes) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         kind = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{raw[error.start]:02x}"
-        text = f"not UTF-8 text ({kind}); save the file as UTF-8"
+        text = f"not UTF-8 ({kind}); save the file as UTF-8"
         raise Unreadable(Problem("error", line, "", text)) from error
 
 
 def _syntax(error: tomli.TOMLDecodeError) -> str:
     cause = error.msg[0].lower() + error.msg[1:]
     if "overwrite" in cause or "declare" in cause or "mutate" in cause:
-        cause = f"a key or table stands here twice ({cause})"
-    return f"broken TOML in column {error.colno}: {cause}"
+        cause = f"duplicate key or table ({cause})"
+    return f"invalid TOML at column {error.colno}: {cause}"
 
 
 def refuse_deep(data: dict[str, Any]) -> None:
-    """Raises Unreadable for nesting that only an attack or a slip has, before anything recursive looks at it."""
+    """Raises Unreadable for too deep nesting, before any recursive code sees it."""
     level: list[Any] = [data]
     for _ in range(DEEPEST):
         level = [item for value in level for item in _children(value)]
     if level:
-        raise Unreadable(Problem("error", 0, "", f"tables or lists nested more than {DEEPEST} deep; {_DEPTH}"))
+        text = f"tables or lists are nested more than {DEEPEST} levels deep; {_DEPTH}"
+        raise Unreadable(Problem("error", 0, "", text))
 
 
 def _children(value: object) -> list[Any]:

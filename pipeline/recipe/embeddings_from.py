@@ -1,4 +1,4 @@
-"""`[[embeddings_from]]`: embeddings from tables and from folders of folders, as if the recipe had a table for each."""
+"""`[[embeddings_from]]`: embeddings from a table or from folders, each as if it had its own [[embedding]]."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .explain import explain
 from .intervals import parse_stop
 from .problem import Place, Problem, place
 
-TEXTS = ("placeholder", "initial_text")  # of which every embedding has its own
+TEXTS = ("placeholder", "initial_text")  # they differ between embeddings
 
 
 class Entry(NamedTuple):
-    """One embedding: its name, its own settings, where they stand (file and line), and its folder of images."""
+    """One embedding: its name, its own keys, their file and line, and its image folder."""
 
     name: str
     own: dict[str, Any]
@@ -37,31 +37,31 @@ class Entry(NamedTuple):
 
 @dataclass
 class Problems:
-    """What is wrong, up to a number that somebody would read."""
+    """Problems found, up to a maximum number; the rest is counted."""
 
-    most: int
+    limit: int
     found: list[Problem]
     more: int = 0
-    judged: dict[str, tuple[tuple[Place, str], ...]] = field(default_factory=dict)  # what is wrong with settings
+    checked: dict[str, tuple[tuple[Place, str], ...]] = field(default_factory=dict)  # problems by settings
 
     @property
     def count(self) -> int:
-        """How many there are, listed or not."""
+        """Number of problems, listed or not."""
         return len(self.found) + self.more
 
     def add(self, file: Path | str, line: int, path: Place, text: str) -> None:
-        if len(self.found) < self.most:
+        if len(self.found) < self.limit:
             self.found.append(Problem("error", line, place(path), text, str(file)))
         else:
             self.more += 1
 
 
 def check_embedding(embedding: Mapping[str, Any], entry: Entry, problems: Problems) -> None:
-    """A finished embedding against the schema of an [[embedding]], as far as the recipe itself has not been checked."""
-    told = {key: value for key, value in entry.own.items() if key not in TEXTS}
-    if repr(told) not in problems.judged:  # thousands of rows have few different settings
-        problems.judged[repr(told)] = tuple(_violations(told))
-    wrong = problems.judged[repr(told)]
+    """Check an embedding against the schema of [[embedding]], except for what the check of the recipe covers."""
+    settings = {key: value for key, value in entry.own.items() if key not in TEXTS}
+    if repr(settings) not in problems.checked:  # thousands of rows have few different settings
+        problems.checked[repr(settings)] = tuple(_violations(settings))
+    wrong = problems.checked[repr(settings)]
     texts = {key: embedding[key] for key in TEXTS if key in embedding}
     if not all(_is_text(key, value) for key, value in texts.items()):
         wrong = (*wrong, *_violations(texts))
@@ -72,7 +72,7 @@ def check_embedding(embedding: Mapping[str, Any], entry: Entry, problems: Proble
 def _violations(table: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     for key, value in table.items():
         if any(isinstance(one, float) and not math.isfinite(one) for one in _leaves(value)):
-            yield (key,), "no usable number"
+            yield (key,), "not a finite number"
             return
     found = [pair for error in schemas.violations(table, "tables/embedding.json") for pair in explain(error)]
     yield from found
@@ -89,7 +89,7 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _is_text(key: str, value: Any) -> bool:
-    """What nearly every text is: right. All others are looked at again, slowly, to say what is wrong."""
+    """A fast check that nearly every text passes; the others are checked again against the schema for the message."""
     return isinstance(value, str) and bool(value) and (key != "placeholder" or _placeholder().search(value) is not None)
 
 
@@ -102,18 +102,18 @@ def _placeholder() -> re.Pattern[str]:
 SETTINGS = "embedding.toml"  # in an embedding's folder
 
 
-def with_many_embeddings(document: Document, most: int) -> tuple[Document, list[Problem]]:
-    """The document with a table of its own for every embedding (and every embedding's images), and what is wrong with
-    them: such embeddings are left out.
+def with_many_embeddings(document: Document, limit: int) -> tuple[Document, list[Problem]]:
+    """The document with an [[embedding]] (and a [[concept]]) for every embedding of its sources, and their problems;
+    embeddings with problems are left out.
 
-    At most so many problems are listed, the rest is counted. The document must fit its schema.
+    At most `limit` problems are listed, the rest is counted. The document must fit its schema.
     """
     sources = document.data.get("embeddings_from", [])
     if not sources:
         return document, []
     data = {key: value for key, value in document.data.items() if key != "embeddings_from"}
     embeddings, concepts = list(data.get("embedding", [])), list(data.get("concept", []))
-    origins, problems = dict(document.origins), Problems(most, [])
+    origins, problems = dict(document.origins), Problems(limit, [])
     for index, source in enumerate(sources):
         where: Place = ("embeddings_from", index)
         wrong = _source_problem(source)
@@ -132,27 +132,27 @@ def with_many_embeddings(document: Document, most: int) -> tuple[Document, list[
                 origins["concept", len(concepts)] = (entry.file, entry.line)
                 concepts.append(_concept(entry, source.get("concept", {}), embedding["placeholder"]))
         if before == len(embeddings) + problems.count:
-            problems.found.append(document.problem(where, "holds no embedding"))
+            problems.found.append(document.problem(where, "no embeddings found"))
     if problems.more:
-        problems.found.append(Problem("error", 0, "", f"and {problems.more:,} more like these"))
+        problems.found.append(Problem("error", 0, "", f"and {problems.more:,} more problems of this kind"))
     whole = replace(document, data={**data, "embedding": embeddings, "concept": concepts}, origins=origins)
     return whole, problems.found
 
 
 def _source_problem(source: Mapping[str, Any]) -> tuple[Place, str] | None:
-    """What cannot be meant of one [[embeddings_from]]."""
+    """A contradiction in one [[embeddings_from]], as key path and message."""
     if ("table" in source) == ("folders" in source):
-        return (), "give one of `table` and `folders`"
+        return (), "give either `table` or `folders`"
     if "images" in source.get("concept", {}):
-        return ("concept", "images"), "each embedding has images of its own here; leave it out"
+        return ("concept", "images"), "each embedding has its own images; remove this key"
     if "folders" in source and source.get("ignore"):
-        return ("ignore",), "folders have no columns; leave it out"
+        return ("ignore",), "folders have no columns; remove this key"
     return None
 
 
 def _entries(source: Mapping[str, Any], base: Path, problems: Problems) -> Iterator[Entry]:
     if "folders" in source:
-        yield from _of_folders(Path(os.path.abspath(base / Path(source["folders"]).expanduser())), problems)
+        yield from _folder_entries(Path(os.path.abspath(base / Path(source["folders"]).expanduser())), problems)
         return
     path = Path(os.path.abspath(base / Path(source["table"]).expanduser()))
     try:
@@ -162,18 +162,20 @@ def _entries(source: Mapping[str, Any], base: Path, problems: Problems) -> Itera
             name, images = row.pop("name", None), row.pop("images", None)
             name = row.get("placeholder") if name is None else name
             if not isinstance(name, str) or not (images is None or isinstance(images, str)):
-                problems.add(path, line, (), "'name' (or 'placeholder') is missing, or it or 'images' is no text")
+                problems.add(
+                    path, line, (), "'name' (or 'placeholder') must be a string, and so must 'images' if present"
+                )
                 continue
             yield Entry(name, row, str(path), line, path.parent / images if images else None)
     except Unusable as error:
         problems.add(path, error.line, (), str(error))
 
 
-def _of_folders(folder: Path, problems: Problems) -> Iterator[Entry]:
-    """An embedding for each folder in a folder, in the order of their names; hidden ones are passed over."""
+def _folder_entries(folder: Path, problems: Problems) -> Iterator[Entry]:
+    """An embedding for each folder in `folder`, sorted by name; hidden folders are skipped."""
     try:
-        with os.scandir(folder) as inside:
-            names = sorted(entry.name for entry in inside if not entry.name.startswith(".") and entry.is_dir())
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     except OSError as error:
         hint = did_you_mean_path(folder) if isinstance(error, FileNotFoundError) else ""
         problems.add(folder, 0, (), f"the folder cannot be read: {error.strerror or error}{hint}")
@@ -192,22 +194,22 @@ def _of_folders(folder: Path, problems: Problems) -> Iterator[Entry]:
 
 
 def _embedding(entry: Entry, own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """One [[embedding]]: its own settings, else those of all with its name in them."""
-    told = {key: _named(value, entry.name) if key in TEXTS else value for key, value in defaults.items()}
-    return {"placeholder": entry.name, **told, **own}
+    """One [[embedding]]: its own keys, and the defaults with its name filled in."""
+    filled = {key: _fill_names(value, entry.name) if key in TEXTS else value for key, value in defaults.items()}
+    return {"placeholder": entry.name, **filled, **own}
 
 
 def _concept(entry: Entry, defaults: Mapping[str, Any], placeholder: Any) -> dict[str, Any]:
-    """One [[concept]]: the embedding's images, captioned and shown as the settings of all say."""
-    told = {key: _named(value, entry.name, str(placeholder)) for key, value in defaults.items()}
-    return {**told, "images": str(entry.images)}
+    """One [[concept]]: the embedding's images, with the shared settings."""
+    filled = {key: _fill_names(value, entry.name, str(placeholder)) for key, value in defaults.items()}
+    return {**filled, "images": str(entry.images)}
 
 
-def _named(value: Any, name: str, placeholder: str = "{placeholder}") -> Any:
-    """A text, or a list of texts, with the embedding's name put in."""
+def _fill_names(value: Any, name: str, placeholder: str = "{placeholder}") -> Any:
+    """A text or a list of texts with {name}, {text} and {placeholder} replaced."""
     if isinstance(value, list):
-        return [_named(one, name, placeholder) for one in value]
+        return [_fill_names(one, name, placeholder) for one in value]
     if not isinstance(value, str) or "{" not in value:
         return value
-    embeddings = {"name": name, "embeddings": re.sub("[_-]+", " ", name).strip(), "placeholder": placeholder}
-    return re.sub(r"\{(name|embeddings|placeholder)\}", lambda found: embeddings[found[1]], value)
+    values = {"name": name, "text": re.sub("[_-]+", " ", name).strip(), "placeholder": placeholder}
+    return re.sub(r"\{(name|text|placeholder)\}", lambda match: values[match[1]], value)

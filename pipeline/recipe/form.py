@@ -1,4 +1,4 @@
-"""What the schema refuses of a recipe, and the recipe without it, so that all else in it can be checked too."""
+"""Violations of the schema in a recipe, and the recipe without the violating parts, so that the rest can be checked."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from .problem import Place
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
-# Required tables and keys that were dropped: no check finds anything in these.
+# Stand-ins for required keys that were dropped; no check reports them.
 _STAND_INS: dict[str, Any] = {"name": "dropped", "model": {"base": "owner/name"}, "stage": []}
 _DROPPED = object()
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """Places of a recipe, as it was read, whose meaning is unknown because the schema refuses what they hold."""
+    """Key paths of the original recipe whose values are unknown because they violate the schema."""
 
     places: frozenset[Place] = frozenset()
 
     def touches(self, *path: str | int) -> bool:
-        """Whether something at the place, in it or around it is unknown."""
+        """Whether the value at this key path, or a part of it, is unknown."""
         return any(place[: len(path)] == path[: len(place)] for place in self.places)
 
     def lacks(self, name: str) -> bool:
-        """Whether whole tables of a list (`stage`) are unknown."""
+        """Whether whole items of a list (`stage`) are unknown."""
         return any(place[0] == name and len(place) <= 2 for place in self.places)
 
     def in_stages(self, key: str) -> bool:
@@ -44,9 +44,9 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Form:
-    """What is wrong with the form of a document: `problems` in embeddings, `errors` as the schema has them.
+    """Violations of the schema: `problems` as messages, `errors` as jsonschema reports them.
 
-    In `data` there is None at the `unusable` places.
+    In `data` the values at the `unusable` key paths are None.
     """
 
     data: dict[str, Any]
@@ -55,10 +55,10 @@ class Form:
     unusable: dict[Place, str]
 
 
-def form_of(data: dict[str, Any], most: int) -> Form:
-    """All problems of the form at once, a few more than `most` at most.
+def form_of(data: dict[str, Any], limit: int) -> Form:
+    """All violations of the schema, not many more than `limit`.
 
-    What is missing because its key is misspelt is reported as misspelt only.
+    A required key that is misspelt is reported as misspelt, not as missing too.
     """
     unusable = {**_unusable((), data), **dict(_stops(data))}
     if unusable:
@@ -76,25 +76,25 @@ def form_of(data: dict[str, Any], most: int) -> Form:
             continue
         if not any(path[:end] in unusable for end in range(1, len(path) + 1)):
             problems |= dict.fromkeys(explain(error))
-        if len(problems) > most:
+        if len(problems) > limit:
             break
     return Form(data, list(problems), errors, unusable)
 
 
 def without_refused(form: Form) -> tuple[dict[str, Any], Dropped, dict[Place, Place]]:
-    """The document without what is wrong in it, what was dropped, and where the remaining tables of lists stood.
+    """The document without the violating parts, what was dropped, and the original index of the remaining list items.
 
-    A table goes with a key that it must have, a list with an item of it; but of the lists of the recipe itself
-    ([[concept]], [[stage]], ...) only the table goes.
+    A table is dropped with a required key, a list with one of its items; of the top-level lists ([[concept]],
+    [[stage]], ...) only the item is dropped.
     """
     data, errors, doubtful = copy.deepcopy(form.data), form.errors, set[Place]()
     refused = [*form.unusable, *_refused(errors)]
     kept = {key: list(range(len(value))) for key, value in data.items() if isinstance(value, list)}
     while refused:
-        meant = [place for error in errors for place in _meant(error)]
-        doubtful |= {_original(_whole(place), kept) for place in (*refused, *meant)}
+        intended = [place for error in errors for place in _intended_keys(error)]
+        doubtful |= {_original(_smallest_droppable(place), kept) for place in (*refused, *intended)}
         for place in refused:
-            _drop(data, _whole(place))
+            _drop(data, _smallest_droppable(place))
         for key in kept.keys() & data.keys():
             pairs = [pair for pair in zip(kept[key], data[key], strict=True) if pair[1] is not _DROPPED]
             kept[key], data[key] = [at for at, _ in pairs], [item for _, item in pairs]
@@ -102,13 +102,13 @@ def without_refused(form: Form) -> tuple[dict[str, Any], Dropped, dict[Place, Pl
         refused = _refused(errors)
     dropped = Dropped(frozenset(doubtful | {(key,) for key in _STAND_INS if key not in data}))
     if any(dropped.touches("model", key) for key in ("base", "family", "config")):
-        data["model"] = _STAND_INS["model"]  # which model it is, is unknown
+        data["model"] = _STAND_INS["model"]  # the model is unknown
     moved: dict[Place, Place] = {(key, now): (key, at) for key, old in kept.items() for now, at in enumerate(old)}
     return {**_STAND_INS, **data}, dropped, moved
 
 
 def _refused(errors: list[ValidationError]) -> list[Place]:
-    """The places that must go for the errors to go; the recipe itself, which lacks a key, cannot."""
+    """The key paths to drop so that the errors disappear; never the recipe itself."""
     places = [place for error in errors for place in list(_unknown_keys(error)) or [tuple(error.absolute_path)]]
     return [place for place in places if place]
 
@@ -118,16 +118,16 @@ def _unknown_keys(error: ValidationError) -> Iterator[Place]:
         yield from ((*error.absolute_path, key) for key in error.instance if key not in error.schema["properties"])
 
 
-def _meant(error: ValidationError) -> Iterator[Place]:
-    """What an unknown key may have been meant for: the known one like it, else any that is not there."""
+def _intended_keys(error: ValidationError) -> Iterator[Place]:
+    """The keys that an unknown key may stand for: the known key of similar name, else every absent key."""
     for place in _unknown_keys(error):
         known = error.schema["properties"]
         guess = nearest(str(place[-1]), known)
         yield from ((*place[:-1], key) for key in ([guess] if guess else known.keys() - error.instance.keys()))
 
 
-def _whole(place: Place) -> Place:
-    """The least that can be dropped: a list within a table goes with its item, a source of embeddings with its key."""
+def _smallest_droppable(place: Place) -> Place:
+    """The smallest part that can be dropped: a nested list instead of its item, a whole [[embeddings_from]]."""
     if place[:1] == ("embeddings_from",):
         return place[:2]
     return next((place[:end] for end in range(2, len(place)) if isinstance(place[end], int)), place)
@@ -148,7 +148,7 @@ def _drop(data: dict[str, Any], place: Place) -> None:
 
 
 def _table(data: Any, place: Place) -> Any:
-    """The table or list that holds a place; None where it is gone already."""
+    """The table or list that contains a key path; None if it was dropped already."""
     for part in place[:-1]:
         if isinstance(data, dict):
             data = data.get(part)
@@ -158,17 +158,17 @@ def _table(data: Any, place: Place) -> Any:
 
 
 def _unusable(path: Place, value: Any) -> dict[Place, str]:
-    """Numbers that JSON Schema chokes on: nan, infinities, huge ones."""
+    """Numbers that JSON Schema cannot handle: nan, infinities, huge integers."""
     if isinstance(value, float) and not math.isfinite(value):
-        return {path: f"{value} is no usable number"}
+        return {path: f"{value} is not a finite number"}
     if isinstance(value, int) and value.bit_length() > 1000:
-        return {path: "a huge number is no usable number"}
+        return {path: "the number is too large"}
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return {place: text for key, item in items for place, text in _unusable((*path, key), item).items()}
 
 
 def _stops(data: dict[str, Any]) -> Iterator[tuple[Place, str]]:
-    """Texts of `stop_after` and `checkpoint.every` that fit the schema's pattern at most, such as "0 steps"."""
+    """Values of `stop_after` and `checkpoint.every` that the schema cannot check, such as "0 steps"."""
     places: list[Place] = [("checkpoint", "every")]
     for name, rest in (("embedding", ("stop_after",)), ("embeddings_from", ("embedding", "stop_after"))):
         tables = data.get(name)

@@ -11,17 +11,17 @@ from ..text import nearest
 from .model import StopAfter
 
 UNITS = ("steps", "epochs", "seconds", "minutes", "hours", "percent")
-OWN = "own steps"  # counts only the steps whose batch holds the embedding
+OWN = "own steps"  # counts only steps whose batch contains the embedding
 _FORM = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(own steps?|\S+)\s*")
 _EXAMPLES = 'never, or a number and its unit: "500 steps", "10 epochs", "30 minutes", "60 %"'
 
 
 def parse_stop(
-    text: str, zero: str = "0 would never train the embedding; write train = false instead", *, own: bool = False
+    text: str, zero: str = "0 never trains the embedding; use train = false instead", *, own: bool = False
 ) -> StopAfter:
-    """The rule that a text states; ValueError says what is wrong with it and names the nearest right unit.
+    """Parse an interval such as "500 steps"; the message of a ValueError names the nearest known unit.
 
-    Only embeddings have steps of their own: for a rhythm that unit is unknown.
+    "own steps" is allowed only for embeddings (`own`).
     """
     if text == "never":
         return StopAfter(0.0, "never")
@@ -31,25 +31,25 @@ def parse_stop(
         raise ValueError(f"{text!r} is not {_EXAMPLES}.{hint}".rstrip("."))
     value, unit = float(match[1]), _unit(match[2])
     if unit == OWN and not own:
-        raise ValueError("'own steps' are an embedding's; here it is steps")
+        raise ValueError("'own steps' is only for embeddings; use steps")
     if unit is None:
         guess = nearest(match[2], [*UNITS, "%"])
         hint = f"did you mean '{match[1]} {guess}'?" if guess else f"known: {', '.join(UNITS[:-1])}, %"
-        raise ValueError(f"{match[2]!r} is no unit of time; {hint}")
+        raise ValueError(f"{match[2]!r} is not a known unit; {hint}")
     if value == 0:
         raise ValueError(zero)
     if unit == "percent" and value > 100:
-        raise ValueError(f"{match[1]} % is more than the whole stage; at most 100 %")
+        raise ValueError(f"{match[1]} % is more than the stage; at most 100 %")
     return StopAfter(value, unit)
 
 
-def _unit(embedding: str) -> str | None:
-    embedding = "percent" if embedding == "%" else embedding
-    return next((unit for unit in (*UNITS, OWN) if embedding in (unit, unit.rstrip("s"))), None)
+def _unit(text: str) -> str | None:
+    text = "percent" if text == "%" else text
+    return next((unit for unit in (*UNITS, OWN) if text in (unit, unit.rstrip("s"))), None)
 
 
 def stop_text(stop: StopAfter) -> str:
-    """The rule as a recipe writes it."""
+    """The interval as written in a recipe."""
     if stop.unit == "never":
         return "never"
     return f"{stop.value:.9g} {'%' if stop.unit == 'percent' else stop.unit}"
@@ -60,7 +60,7 @@ SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
 
 @dataclass(frozen=True)
 class Clock:
-    """How far a train stage is: `step` counts from 0, `seconds` since its first step."""
+    """Progress of a train stage: `step` counts from 0, `seconds` since its first step."""
 
     step: int
     steps: int
@@ -69,7 +69,7 @@ class Clock:
 
 
 def stopped(rule: StopAfter, clock: Clock) -> bool:
-    """Whether an embedding has had all the training its recipe gives it."""
+    """Whether an embedding has reached its stop_after."""
     if rule.unit == "never":
         return False
     if rule.unit in SECONDS:
@@ -81,9 +81,9 @@ def stopped(rule: StopAfter, clock: Clock) -> bool:
 
 @dataclass(frozen=True)
 class Every:
-    """`every` so many steps, epochs, per cent of the stage, seconds, minutes or hours; or never.
+    """A repeated action: every so many steps, epochs, percent of the stage, seconds, minutes or hours; or never.
 
-    By steps it depends on the step alone; by the clock something is due at the first step after the time has passed.
+    With a unit of time, the action is due at the first step after the time has passed.
     """
 
     every: StopAfter
@@ -91,31 +91,31 @@ class Every:
     steps_per_epoch: float
 
     def due(self, step: int, before: float, seconds: float) -> bool:
-        """Whether a turn has come to its end with this step, counted from 1.
+        """Whether the action is due after this step, counted from 1.
 
-        The step before ended `before` seconds after the stage began, this one `seconds` after it; where a run goes
-        on, the seconds of the earlier process count.
+        The previous step ended `before` seconds after the start of the stage, this one `seconds` after it. In a resumed
+        run the time of earlier processes counts.
         """
         if self.every.unit == "never":
             return False
         if self.every.unit in SECONDS:
             length = self.every.value * SECONDS[self.every.unit]
             return seconds // length > before // length
-        return self._turns(step) > self._turns(step - 1)
+        return self._count(step) > self._count(step - 1)
 
-    def _turns(self, step: int) -> int:
-        whole = {"steps": 1.0, "epochs": self.steps_per_epoch, "percent": self.steps / 100}[self.every.unit]
-        return int(step / (self.every.value * whole) + 1e-9)
+    def _count(self, step: int) -> int:
+        length = {"steps": 1.0, "epochs": self.steps_per_epoch, "percent": self.steps / 100}[self.every.unit]
+        return int(step / (self.every.value * length) + 1e-9)
 
 
 class Stops:
-    """Tells of each embedding once that its training is over; what a step costs does not grow with the embeddings that
-    wait.
+    """Finds the embeddings that reach their stop_after, each once. The cost of a step does not depend on the number of
+    embeddings.
     """
 
     def __init__(self, rules: Mapping[str, StopAfter], recorded: Mapping[str, int] | None = None) -> None:
-        """`recorded` has the step after which an embedding stopped in an earlier process of this run: it stops there
-        again, whatever its rule makes of the clock now."""
+        """`recorded` has the step at which an embedding stopped in an earlier process of this run: in a resumed run it
+        stops at the same step, whatever the clock says."""
         self.counts = {embedding: 0 for embedding, rule in rules.items() if rule.unit == OWN}
         self._rules = rules
         self._waiting: dict[str, list[tuple[StopAfter, str]]] = {}
@@ -128,7 +128,7 @@ class Stops:
             waiting.sort(key=lambda pair: pair[0].value, reverse=True)
 
     def due(self, clock: Clock) -> list[str]:
-        """Embeddings whose time is over by the clock, in the batch or not."""
+        """Embeddings that reached stop_after by steps, epochs or time, in the batch or not."""
         found = []
         for waiting in self._waiting.values():
             while waiting and stopped(waiting[-1][0], clock):
@@ -136,7 +136,7 @@ class Stops:
         return found
 
     def counted(self, embeddings: Iterable[str]) -> list[str]:
-        """Count a step of these embeddings; those that have had all of theirs now."""
+        """Count a step of the embeddings in a batch; returns those that reached their number of own steps."""
         found = []
         for embedding in embeddings:
             if embedding in self.counts:
@@ -146,11 +146,11 @@ class Stops:
         return found
 
     def short(self) -> list[tuple[str, int, float]]:
-        """Embeddings that have not had as many own steps as their rule gives them: how many they had, of how many."""
+        """Embeddings with fewer own steps than their stop_after: name, steps so far, steps to do."""
         return [
-            (embedding, had, self._rules[embedding].value)
-            for embedding, had in self.counts.items()
-            if had < self._rules[embedding].value
+            (embedding, count, self._rules[embedding].value)
+            for embedding, count in self.counts.items()
+            if count < self._rules[embedding].value
         ]
 
     def state(self) -> dict[str, Any]:

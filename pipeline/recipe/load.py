@@ -10,12 +10,13 @@ from typing import Any
 from pivotune import schemas
 
 from ..errors import RecipeError
-from .defaults import fill_trained, with_defaults
+from .defaults import with_defaults
 from .document import Document, Unreadable, find, read, refuse_deep
 from .embeddings_from import with_many_embeddings
 from .form import form_of
 from .intervals import parse_stop, stop_text
 from .model import CheckpointRule, Concept, DataSpec, EmbeddingSpec, ModelSpec, Recipe, Samples, Stage, StopAfter
+from .options import STAGE_OPTIONS, GenerateOptions, as_table, norm_rule, options_of, typed
 from .overrides import override
 from .problem import Problem
 
@@ -47,12 +48,8 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
 
 def stage(table: dict[str, Any]) -> Stage:
     """One stage with all its options; an option that is off is None."""
-    name = f"stages/{table['kind']}.json"
-    options = with_defaults(table, schemas.schema(name), name)
-    kind = options.pop("kind")
-    if kind == "train":
-        fill_trained(options)
-    return Stage(kind, options)
+    kind = table["kind"]
+    return Stage(kind, options_of(STAGE_OPTIONS[kind], **{key: value for key, value in table.items() if key != "kind"}))
 
 
 def located(text: str, folder: Path) -> Path:
@@ -72,7 +69,8 @@ def stated_model(base: str, family: str | None, config: str | None) -> ModelSpec
 
 def _embedding(table: dict[str, Any], folder: Path) -> EmbeddingSpec:
     base = None if table["base"] is None else located(table["base"], folder)
-    return EmbeddingSpec(**{**table, "base": base, "stop_after": parse_stop(table["stop_after"], own=True)})
+    stop, norm = parse_stop(table["stop_after"], own=True), norm_rule(table["preserve_norm"])
+    return EmbeddingSpec(**{**table, "base": base, "stop_after": stop, "preserve_norm": norm})
 
 
 def _source(text: str | None, folder: Path) -> str | None:
@@ -93,7 +91,9 @@ def _concept(table: dict[str, Any], folder: Path) -> Concept:
     masks = table["masks"]
     if masks not in ("beside", "alpha", "none"):
         masks = str(located(masks, folder))
-    return Concept(**{**table, "images": located(table["images"], folder), "captions": captions, "masks": masks})
+    generate = None if table["generate"] is None else typed(GenerateOptions, table["generate"])
+    images = located(table["images"], folder)
+    return Concept(**{**table, "images": images, "captions": captions, "masks": masks, "generate": generate})
 
 
 def _data(table: dict[str, Any], folder: Path) -> DataSpec:
@@ -120,9 +120,9 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
     document = {
         **top,
         "model": vars(recipe.model),
-        "concept": [vars(concept) for concept in recipe.concepts],
-        "embedding": [vars(embedding) for embedding in recipe.embeddings],
-        "stage": [{"kind": item.kind, **item.options} for item in recipe.stages],
+        "concept": [{**vars(one), "generate": as_table(one.generate)} for one in recipe.concepts],
+        "embedding": [{**vars(one), "preserve_norm": as_table(one.preserve_norm)} for one in recipe.embeddings],
+        "stage": [{"kind": item.kind, **as_table(item.options)} for item in recipe.stages],
         "samples": vars(recipe.samples),
         "data": vars(recipe.data),
         "checkpoint": vars(recipe.checkpoint),

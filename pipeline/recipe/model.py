@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from .options import GenerateOptions, LearningRate, NormRule, StageOptions
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Concept:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
-    generate: dict[str, Any] | None = field(default=None, hash=False)
+    generate: GenerateOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,9 @@ class EmbeddingSpec:
     initial_text: str
     tokens: int | None
     train: bool
-    learning_rate: float | dict[str, float] | None
+    learning_rate: LearningRate | None
     stop_after: StopAfter
-    preserve_norm: Any = None
+    preserve_norm: NormRule | None = None
     base: Path | None = None
     base_name: str | None = None
     resize: str | None = None
@@ -99,7 +103,7 @@ class Stage:
     """One step of the recipe: its kind and its options, defaults filled in."""
 
     kind: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: StageOptions
 
 
 @dataclass(frozen=True)
@@ -143,3 +147,8 @@ class Recipe:
     def trained(self) -> dict[str, EmbeddingSpec]:
         """The embeddings that are to be trained, by placeholder."""
         return {embedding.placeholder: embedding for embedding in self.embeddings if embedding.train}
+
+    def stages_with(self, kind: type[T], first: int = 0) -> list[tuple[int, T]]:
+        """Index and options of every stage with options of this class, from stage `first` on."""
+        numbered = enumerate(self.stages)
+        return [(at, stage.options) for at, stage in numbered if at >= first and isinstance(stage.options, kind)]

@@ -15,7 +15,7 @@ from .problem import Place, Problem
 
 
 class BadOverride(Exception):
-    """A --set that names no place; `problem` says why."""
+    """A --set option that cannot be applied; `problem` says why."""
 
     def __init__(self, text: str, cause: str) -> None:
         super().__init__(cause)
@@ -23,30 +23,29 @@ class BadOverride(Exception):
 
 
 def override(document: Document, overrides: Sequence[str], top_level: Sequence[str]) -> tuple[Document, list[Problem]]:
-    """The document with every `key=value` written in, later ones last, and what is wrong with those that are left
-    out.
+    """The document with every `key=value` applied in order, and the problems of those that cannot be applied.
 
-    A place is what error messages show: `seed`, `model.base`, `stage.3.steps` (tables counted from 1), and for stages
-    also the kind: `train.steps`, or `train.2.steps` where there are several. A list of one table needs no number. The
-    value is TOML; what is no TOML value is taken as text, so that `--set device=cpu` works.
+    A key is what messages show: `seed`, `model.base`, `stage.3.steps` (items of lists are counted from 1), and for
+    stages also the kind: `train.steps`, or `train.2.steps` if there are several. A list of one table needs no number.
+    The value is TOML; anything else is taken as a string, so that `--set device=cpu` works.
     """
     data, written, problems = copy.deepcopy(document.data), dict(document.overridden), []
     for text in overrides:
         try:
-            written[_overridden(data, text, top_level)] = text
+            written[_apply(data, text, top_level)] = text
         except BadOverride as error:
             problems.append(error.problem)
     return replace(document, data=data, overridden=written), problems
 
 
-def _overridden(data: dict[str, Any], text: str, top_level: Sequence[str]) -> Place:
-    """Write one `key=value` into the data; where it was written."""
+def _apply(data: dict[str, Any], text: str, top_level: Sequence[str]) -> Place:
+    """Apply one `key=value` to the data; returns its key path."""
     name, equals, value = text.partition("=")
     parts = [part.strip() for part in name.split(".")]
     if not equals or not name.strip():
         raise BadOverride(text, "is not of the form KEY=VALUE, for example train.steps=10")
     if not all(parts):
-        raise BadOverride(text, f"the place has an empty part; did you mean {'.'.join(filter(None, parts))}?")
+        raise BadOverride(text, f"the key has an empty part; did you mean {'.'.join(filter(None, parts))}?")
     path = _path(data, parts, top_level, text)
     _write(data, path, _value(value), text)
     return path
@@ -70,9 +69,7 @@ def _path(data: dict[str, Any], parts: list[str], top_level: Sequence[str], text
     elif parts[0] in top_level:
         path, parts = [parts[0]], parts[1:]
     else:
-        raise BadOverride(
-            text, f"no part of a recipe is called '{parts[0]}'{did_you_mean(parts[0], [*top_level, *kinds])}"
-        )
+        raise BadOverride(text, f"unknown key '{parts[0]}'{did_you_mean(parts[0], [*top_level, *kinds])}")
     for part in parts:
         value = _at(data, path)
         path += _step(value, part, text) if isinstance(value, list) else [part]
@@ -80,14 +77,14 @@ def _path(data: dict[str, Any], parts: list[str], top_level: Sequence[str], text
 
 
 def _stage(kinds: Sequence[str], parts: list[str], text: str) -> tuple[int, list[str]]:
-    """Which stage a kind means, and what of the place is left."""
+    """The index of the stage that a kind refers to, and the rest of the key."""
     same = [number for number, kind in enumerate(kinds) if kind == parts[0]]
     numbered = len(parts) > 1 and parts[1].isdecimal()
     if numbered and 1 <= int(parts[1][:9]) <= len(same):
         return same[int(parts[1]) - 1], parts[2:]
     if numbered or len(same) > 1:
         ways = " or ".join(".".join([parts[0], str(n + 1), *parts[1 + numbered :]]) for n in range(min(len(same), 3)))
-        raise BadOverride(text, f"the recipe has {len(same)} stage(s) of the kind '{parts[0]}'; write {ways}")
+        raise BadOverride(text, f"the recipe has {len(same)} stage(s) of kind '{parts[0]}'; write {ways}")
     return same[0], parts[1:]
 
 
@@ -95,10 +92,10 @@ def _step(tables: list[Any], part: str, text: str) -> list[str | int]:
     if part.isdecimal() and 1 <= int(part[:9]) <= len(tables):
         return [int(part) - 1]
     if part.isdecimal():
-        raise BadOverride(text, f"there is no number {part[:9]}; the recipe has {len(tables)} (counted from 1)")
+        raise BadOverride(text, f"no item {part[:9]}; the recipe has {len(tables)} (counted from 1)")
     if len(tables) == 1:
         return [0, part]
-    raise BadOverride(text, f"which of the {len(tables)}? Put its number before '{part}', counted from 1")
+    raise BadOverride(text, f"the recipe has {len(tables)} of them; put a number before '{part}' (counted from 1)")
 
 
 def _at(value: Any, path: Sequence[str | int]) -> Any:
@@ -120,5 +117,5 @@ def _write(data: dict[str, Any], path: Place, value: Any, text: str) -> None:
     last = path[-1]
     fits = isinstance(target, dict) or (isinstance(target, list) and isinstance(last, int))
     if not fits:
-        raise BadOverride(text, f"'{path[-2]}' is no table, it has no '{last}'")
+        raise BadOverride(text, f"'{path[-2]}' is not a table; it cannot have a key '{last}'")
     target[last] = value

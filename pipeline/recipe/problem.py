@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, as a value: errors stop a run, warnings do not."""
+"""Problems of a recipe as values: errors stop a run, warnings do not."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from ..text import printable, shortened
 
-Place = tuple[str | int, ...]  # ("stage", 2, "steps"), tables counted from 0 as in the parsed document
+Place = tuple[str | int, ...]  # ("stage", 2, "steps"), list items counted from 0 as in the parsed document
 
 
 class Finding(NamedTuple):
-    """Something wrong at a path of the document; `Document.problem` gives it a line."""
+    """A problem at a key path; `Document.problem` adds the line."""
 
     path: Place
     text: str
@@ -20,9 +20,9 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """`place` is written as --set takes it, tables counted from 1: `stage.3.steps`. `line` is 0 where there is none.
+    """`place` is a key as --set takes it, list items counted from 1: `stage.3.steps`. `line` is 0 if there is none.
 
-    `file` is the table of embeddings to blame; empty for the recipe itself.
+    `file` is a table of embeddings that caused it; empty for the recipe itself.
     """
 
     severity: str  # "error" or "warning"
@@ -32,14 +32,14 @@ class Problem:
     file: str = ""
 
     def shown(self, file: object) -> str:
-        """One line for people: file, line, place, cause."""
+        """One line: file, line, key, cause."""
         where = f"{self.file or file}:{self.line}" if self.line else str(self.file or file)
         mark = "warning: " if self.severity == "warning" else ""
         return printable(": ".join(part for part in (where, self.place, mark + self.text) if part))
 
 
 def place(path: Place) -> str:
-    """A path as --set takes it: tables are counted from 1, keys that are not plain are quoted."""
+    """A key path as --set takes it: list items are counted from 1, special keys are quoted."""
     return ".".join(str(part + 1) if isinstance(part, int) else _key(part) for part in path)
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from PIL import Image
 from ...converters import disk
 from ...converters.embedding import Contents
 from ..errors import StageError
+from ..export.context import ExportContext
+from ..export.write import write_exports
 from ..files import write_json
 from ..models.load import part_modules
-from ..recipe.defaults import defaults
 from ..recipe.intervals import Every, parse_stop
+from ..recipe.options import ExportOptions, SaveOptions, TrainOptions, WatchOptions, options_of
 from ..records import json_safe
 from ..train.lora import lora_aside
 from ..train.setup import Training
-from .context import Run
+from .context import RunContext, RunState, warn
 from .samples import draw_now
 
 # What is to be installed for each, where its name is not that of the package.
@@ -109,33 +112,31 @@ def _form(name: str) -> dict[str, str]:
 
 
 class Watch:
-    """Draws the same prompts from the same seeds again and again."""
+    """Draws the same prompts with the same seeds at every call."""
 
-    def __init__(self, run: Run, training: Training, options: Mapping[str, Any]) -> None:
-        samples = run.recipe.samples
-        prompts = tuple(options["prompts"] or samples.prompts)
-        self.run, self.training = run, training
-        self.recipe = replace(run.recipe, samples=replace(samples, prompts=prompts, count=options["count"]))
+    def __init__(self, context: RunContext, stage: int, training: Training, options: WatchOptions) -> None:
+        samples = context.recipe.samples
+        prompts = tuple(options.prompts or samples.prompts)
+        self.context, self.stage, self.training = context, stage, training
+        self.recipe = replace(context.recipe, samples=replace(samples, prompts=prompts, count=options.count))
 
     def draw(self, step: int) -> list[dict[str, Any]]:
         """The rows of the images drawn after this step, counted from 1: path, prompt, seed and embedding.
 
-        The main process draws; all must ask for it.
+        The main process draws; all must call it.
         """
-        with as_exported(self.training), self.run.processes.together():
-            return self._drawn(step) if self.run.processes.main else []
-
-    def _drawn(self, step: int) -> list[dict[str, Any]]:
-        model = self.training.model
-        name = f"stage-{self.run.stage + 1}-step-{step:06d}"
-        with random_state_kept(model.device):
-            self.training.injection.activate(self.recipe.samples.prompts)
-            rows = draw_now(model, self.recipe, self.run.folder / "images", name)
+        with ema_weights(self.training), self.context.processes.together():
+            if not self.context.processes.main:
+                return []
+            model, name = self.training.model, f"stage-{self.stage + 1}-step-{step:06d}"
+            with random_state_kept(model.device):
+                self.training.injection.activate(self.recipe.samples.prompts)
+                rows = draw_now(model, self.recipe, self.context.folder / "images", name)
         return [{key: row[key] for key in ("path", "prompt", "seed", "embedding")} for row in rows]
 
 
 @contextmanager
-def as_exported(training: Training) -> Iterator[None]:
+def ema_weights(training: Training) -> Iterator[None]:
     """The model as it would be used if the training ended here: averages in their places, nothing dropped out.
 
     With several processes all must do this together.
@@ -162,35 +163,32 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
         yield
 
 
-Write = Callable[..., object]  # (run, contents, folder, the export stage's options)
-
-
 class Saves:
-    """Writes `saves/stage-3-step-000500/` and its like, as the recipe's export stage says, and keeps the last few."""
+    """Writes `saves/stage-3-step-000500/` and its like, as the recipe's export stage asks for; keeps the last few."""
 
     def __init__(
-        self, run: Run, training: Training, options: Mapping[str, Any], contents: Callable[[], Contents], write: Write
-    ) -> None:
-        """`contents` gives the embeddings and the LoRA as they are now; `write` is what the export stage writes
-        with.
-        """
-        self.run, self.training, self.options, self.contents, self.write = run, training, options, contents, write
-        self.folder = run.folder / "saves"
-        asked = [stage.options for stage in run.recipe.stages if stage.kind == "export"]
-        self.export = asked[-1] if asked else {k: v for k, v in defaults("stages/export.json").items() if k != "kind"}
+        self, context: RunContext, state: RunState, training: Training, options: SaveOptions,
+        contents: Callable[[], Contents],
+    ) -> None:  # fmt: skip
+        """`contents` gives the embeddings and the LoRA as they are now."""
+        self.context, self.state, self.training, self.options = context, state, training, options
+        self.contents, self.folder = contents, context.folder / "saves"
+        exports = context.recipe.stages_with(ExportOptions)
+        self.export = exports[-1][1] if exports else options_of(ExportOptions)
 
     def save(self, step: int) -> str:
-        """Save after this step, counted from 1; returns the folder's path from the run's folder.
+        """Save after this step, counted from 1; returns the folder's path relative to the run's folder.
 
-        The folder appears when all of it is written and verified; one that is there already is left as it is. The
-        main process writes; all must ask for it.
+        The folder appears when all of it is written and verified; an existing one stays. The main process writes; all
+        must call it.
         """
-        final, processes = self.folder / f"stage-{self.run.stage + 1}-step-{step:06d}", self.run.processes
+        processes = self.context.processes
+        final = self.folder / f"stage-{self.state.stage + 1}-step-{step:06d}"
         if processes.from_main(lambda: not final.exists()):
-            with as_exported(self.training), processes.together():
+            with ema_weights(self.training), processes.together():
                 if processes.main:
                     self._save(final, step)
-        return final.relative_to(self.run.folder).as_posix()
+        return final.relative_to(self.context.folder).as_posix()
 
     def _save(self, final: Path, step: int) -> None:
         for litter in self.folder.glob(".stage-*"):  # of a process that was killed while it wrote or deleted
@@ -198,71 +196,70 @@ class Saves:
         part = self.folder / f".{final.name}.part"
         part.mkdir(parents=True)
         try:
-            self._written(part, step)
+            self._write(part, step)
             disk.replace(part, final)
             disk.sync_folder(self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        self._forget()
+        self._delete_oldest()
 
-    def _written(self, part: Path, step: int) -> None:
+    def _write(self, part: Path, step: int) -> None:
+        context, state = self.context, self.state
         with random_state_kept(self.training.model.device):
             contents = self.contents()
-            finetuned = set(self.run.finetuned) if self.options["model"] else set()
-            there = replace(
-                self.run, folder=part, artefacts=[], warnings=[], notes=[], data={}, finetuned=finetuned,
-                progress=lambda text: None,
-            )  # fmt: skip
-            models = part_modules(self.training.model).values()
-            with self.training.injection.suspended(), lora_aside(models):
-                self.write(there, contents, part, **self.export)
-        facts = {"step": step, "stage": self.run.stage + 1, "artefacts": there.artefacts, "warnings": there.warnings}
+            finetuned = frozenset(state.trained.finetuned if self.options.model else ())
+            saved = ExportContext(
+                context.recipe, context.model, part, state.initial, finetuned, state.stage, context.processes
+            )
+            with self.training.injection.suspended(), lora_aside(part_modules(self.training.model).values()):
+                write_exports(saved, contents, part, self.export)
+        facts = {"step": step, "stage": state.stage + 1, "artefacts": saved.artefacts, "warnings": saved.warnings}
         write_json(part / "save.json", facts)
 
-    def _forget(self) -> None:
-        """Delete the saves of this stage before the last few; one is renamed first, so that none is half there."""
-        if not self.options["keep"]:
+    def _delete_oldest(self) -> None:
+        """Delete all saves of this stage but the last few; each is renamed first, so that none is left half deleted."""
+        if not self.options.keep:
             return
-        steps = {path: path.name.rpartition("-")[2] for path in self.folder.glob(f"stage-{self.run.stage + 1}-step-*")}
-        own = [path for path, step in steps.items() if step.isdecimal()]  # the others are copies of the user's own
-        saves = sorted(own, key=lambda path: int(steps[path]))
-        for old in saves[: -self.options["keep"]]:
+        found = self.folder.glob(f"stage-{self.state.stage + 1}-step-*")
+        steps = {path: path.name.rpartition("-")[2] for path in found}
+        own = [path for path, step in steps.items() if step.isdecimal()]  # other names are the user's own copies
+        for old in sorted(own, key=lambda path: int(steps[path]))[: -self.options.keep]:
             hidden = old.with_name(f".{old.name}.old")
             with suppress(PermissionError):  # Windows, while one of its files is open: more than `keep` stay
                 disk.replace(old, hidden)
                 shutil.rmtree(hidden)
 
 
-Options = Mapping[str, Any] | None
 After = Callable[[dict[str, Any], float], None]
 
 
 @contextmanager
 def step_callbacks(
-    run: Run, training: Training, watch: Options, save: Options, contents: Callable[[], Contents], write: Write
-) -> Iterator[After]:
-    """Give a function to be called with each step's line of metrics, which adds to it what was drawn and saved.
+    context: RunContext, state: RunState, training: Training, options: TrainOptions,
+    contents: Callable[[], Contents],
+) -> Iterator[After]:  # fmt: skip
+    """Give a function to call with each step's row of metrics and the seconds at which the step before ended.
 
-    With several processes all must call it: the main one draws and writes what may be spread over all of them. It wants
-    the seconds at which the step before ended, too. `contents` gives embeddings and LoRA as they are now, `write`
-    writes them as the export stage does.
+    It adds to the row what was drawn and saved. With several processes all must call it. `contents` gives the
+    embeddings and the LoRA as they are now.
     """
-    title = f"{run.recipe.name}-stage-{run.stage + 1}"
-    wanted = watch["trackers"] if watch and run.processes.main else ()
-    trackers = Trackers(wanted, title, run.folder / "tracking", run.warn)
-    looks = _rhythm(watch and watch["sample_every"], training)
-    eye = Watch(run, training, watch) if watch and looks else None
-    turns = _rhythm(save and save["every"], training)
-    saves = Saves(run, training, save, contents, write) if save and turns else None
+    watch, save = options.watch, options.save
+    names = watch.trackers if watch and context.processes.main else ()
+    title = f"{context.recipe.name}-stage-{state.stage + 1}"
+    trackers = Trackers(names, title, context.folder / "tracking", partial(warn, context, state))
+    draw_when = _every(watch.sample_every if watch else None, training)
+    drawer = Watch(context, state.stage, training, watch) if watch and draw_when else None
+    save_when = _every(save.every if save else None, training)
+    saves = Saves(context, state, training, save, contents) if save and save_when else None
 
     def after(row: dict[str, Any], before: float) -> None:
-        if eye is not None and looks is not None and looks.due(row["step"], before, row["seconds"]):
-            row["images"] = eye.draw(row["step"])
-        if saves is not None and turns is not None and turns.due(row["step"], before, row["seconds"]):
+        if drawer is not None and draw_when is not None and draw_when.due(row["step"], before, row["seconds"]):
+            row["images"] = drawer.draw(row["step"])
+        if saves is not None and save_when is not None and save_when.due(row["step"], before, row["seconds"]):
             row["saved"] = saves.save(row["step"])
-        if watch and watch["trackers"]:
-            with run.processes.together():
-                trackers.log(json_safe(row), run.folder)
+        if watch and watch.trackers:
+            with context.processes.together():
+                trackers.log(json_safe(row), context.folder)
 
     try:
         yield after
@@ -270,7 +267,7 @@ def step_callbacks(
         trackers.close()
 
 
-def _rhythm(text: Any, training: Training) -> Every | None:
+def _every(text: str | None, training: Training) -> Every | None:
     if not text:
         return None
     return Every(parse_stop(text), training.steps, training.steps_per_epoch)

@@ -21,16 +21,16 @@ from ..distributed import ALONE, Processes
 from ..errors import StageError
 from ..recipe.intervals import Clock, Every
 from ..recipe.model import StopAfter
-from ..run_folder import NUMBER, bounded_json, is_inside, shape_error
+from ..run_folder import NUMBER, bounded_json, shape_error
 from .signals import StopAsked, Stopped
 
 FOLDER, KEPT = "checkpoints", 2
-_FORMAT = "3"  # of what a checkpoint holds and how it is called
+_FORMAT = "4"  # of what a checkpoint holds and how it is called
 # What a checkpoint holds beside its tensors. The trees of `things` and `guard` are theirs, who restore them.
 _STAGE = {"kind": str, "seconds": NUMBER, "takes": [str], "gives": [str], "notes": [str]}
 _RUN = {
     "metrics": {"bytes": int, "sha256": str}, "stopped_at": {"*": int}, "reached": [str], "warnings": [str],
-    "artefacts": [{"path": str}], "data": {}, "rows": [_STAGE], "taken": [str],
+    "rows": [_STAGE], "loaded": [str],
 }  # fmt: skip
 _SCALE = {"value": NUMBER, "dynamic": bool, "good": int, "overflows": int}
 _FACTS = {"run": _RUN, "things": {"*": {}}, "spans": {"*": {"*": [int]}}, "scale": _SCALE, "guard?": {}}
@@ -136,18 +136,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if told.get("sha256") != _digest(told["checkpoint"], tensors):
             raise StageError(f"{path}: the checkpoint is damaged: its hash is not the one it was written with")
         head = bounded_json(told["checkpoint"], infinite=True)  # as optimizers' own numbers may be
-        wrong = shape_error(head, HEAD) or _outside(head["facts"]["run"])
+        wrong = shape_error(head, HEAD)
         if wrong or min(head["stage"], head["step"]) < 0 or not math.isfinite(head["seconds"]):
             raise StageError(f"{path}: is no checkpoint of this version of Pivotune ({wrong or 'a step below 0'})")
         return Checkpoint(head["stage"], head["step"], head["seconds"], tensors, head["facts"], told["sha256"])
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise StageError(f"{path}: the checkpoint cannot be read ({error})") from error
-
-
-def _outside(facts: Mapping[str, Any]) -> str | None:
-    """The first path of a run's facts that is not inside the run's folder."""
-    found = (row["path"] for row in facts["artefacts"])
-    return next((f"{path!r} is no path inside the run's folder" for path in found if not is_inside(path)), None)
 
 
 def _by_age(folder: Path) -> list[Path]:
@@ -169,7 +163,7 @@ def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
 
 Snapshot = Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]
 
-RESUME_HINT = "the same command goes on from here"
+RESUME_HINT = "the same command resumes it"
 
 
 class Checkpointer:
@@ -177,11 +171,11 @@ class Checkpointer:
 
     def __init__(
         self, folder: Path, every: StopAfter, keep: int, asked: StopAsked, processes: Processes = ALONE,
-        way: str = RESUME_HINT,
+        resume_hint: str = RESUME_HINT,
     ) -> None:  # fmt: skip
-        """`way` says how a run that was asked to stop goes on."""
+        """`resume_hint` is printed when a signal stops the run: how it is resumed."""
         self.folder, self.every, self.keep, self.asked, self.processes = folder, every, keep, asked, processes
-        self.way = way
+        self.resume_hint = resume_hint
 
     def after_step(self, stage: int, clock: Clock, before: float, state: Snapshot, *, now: bool = False) -> None:
         """Called after each step (`clock.step` are done); writes what is due. Raises Stopped when a signal has come.
@@ -202,4 +196,4 @@ class Checkpointer:
         if stopping:
             where = f"step {clock.step} of {clock.steps}"
             by = self.asked.name or "a signal to another process"
-            raise Stopped(f"stopped by {by} after {where}; {self.way}")
+            raise Stopped(f"stopped by {by} after {where}; {self.resume_hint}")

@@ -12,6 +12,8 @@ from ..distributed import Processes
 from ..errors import StageError
 from ..files import sha256, shown_path, tensor_hash
 from ..recipe.model import Recipe
+from ..recipe.optimizers import OPTIMIZERS
+from ..recipe.options import TrainOptions
 from ..train.setup import Training, weights_of
 from .checkpoints import FOLDER, Checkpoint, newest_checkpoint, read_checkpoint
 from .diff import input_differences
@@ -100,28 +102,24 @@ def require_unchanged_data(recipe: Recipe, examples: Sequence[Example], known: M
         )
 
 
-SHARDABLE = ("adamw", "lion")  # optimizers that move each value by itself
-
-
 def require_shardable(recipe: Recipe, *, sharding: bool) -> None:
     """StageError for keys that cannot be used where the launcher asks for FSDP2 (`sharding`)."""
-    for number, stage in enumerate(recipe.stages, 1):
-        if sharding and stage.kind == "train" and stage.options["finetune"]:
-            try:
-                _hold_stage(stage.options)
-            except StageError as error:
-                raise StageError(f"stage {number} ({stage.kind}): {error}") from None
+    for index, options in recipe.stages_with(TrainOptions) if sharding else ():
+        try:
+            _require_shardable(options)
+        except StageError as error:
+            raise StageError(f"stage {index + 1} (train): {error}") from None
 
 
-def _hold_stage(options: Mapping[str, Any]) -> None:
-    for table in options["finetune"]:
-        kind = table["optimizer"]["kind"]
-        if kind not in SHARDABLE:
+def _require_shardable(options: TrainOptions) -> None:
+    for table in options.finetune:
+        kind, usable = table.optimizer.kind, [name for name, row in OPTIMIZERS.items() if row.elementwise]
+        if kind not in usable:
             raise StageError(
-                f"finetune of {', '.join(table['parts'])}: the optimizer {kind} cannot be used with FSDP, as it needs "
-                f"whole weights, not shards; use {' or '.join(SHARDABLE)}, or launch without FSDP"
+                f"finetune of {', '.join(table.parts)}: the optimizer {kind} cannot be used with FSDP, as it needs "
+                f"whole weights, not shards; use {' or '.join(usable)}, or launch without FSDP"
             )
-    if options["compile"]:
+    if options.finetune and options.compile:
         raise StageError("compile = true cannot be used with a fine-tune that FSDP shards; remove one of them")
-    if options["locality"]:
+    if options.finetune and options.locality:
         raise StageError("locality cannot be used with a fine-tune that FSDP shards; remove one of them")

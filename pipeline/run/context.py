@@ -1,4 +1,4 @@
-"""What a stage may know of the run it is part of."""
+"""What a stage knows of the run that it is part of, and the state that stages change."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..embeddings.initial import InitialTokens
 from ..embeddings.injection import Injection
 from ..embeddings.norms import NormStatistics
 from ..errors import StageError
+from ..export.context import ExportContext, Exports
 from ..models.load import Model, part_modules
 from ..recipe.model import Recipe
 from ..records import Metrics
@@ -23,67 +24,102 @@ from ..train.lora import remove_lora
 from .checkpoints import Checkpoint, Checkpointer, Source
 
 
-@dataclass(eq=False)
-class Run:
-    """One execution of a recipe: the model, the folder, and what stages leave for the manifest.
+@dataclass(frozen=True, eq=False)
+class RunContext:
+    """What stays the same from the first stage of a run to its last.
 
-    `start` is what `tokenize` made, so that every later vector can be held against its beginning. `kept` is what
-    training has reached, for the day on which the run is stopped. `data` is what a stage tells the manifest; nothing
-    else reads it. `rows` are the manifest's lines of the stages so far. With `resume` the run goes on from a
-    checkpoint: `done_rows` are the lines of the stages before it, `restored` what the run had noted by then.
-    `finetuned` names the models of the pipeline (`unet`, `text_encoder`, …) whose own weights a stage has trained:
-    `export` writes the whole model then. `moved` has every weight, of LoRAs too, that a stage of the run trains.
-    With several `processes` only the main one writes into the folder; its data are the run's.
-    `files` has the hashes of images and captions as the run began, where somebody is to look after them.
-    `originals` has those of the model itself as they were loaded, where a stage must hold the model to them.
+    `statistics` are the norms of each text encoder's vocabulary. With several `processes` only the main one writes into
+    `folder`. `source` is the checkpoint of `--from-checkpoint`. `file_hashes` are those of images, masks and captions
+    when the run started; a train stage compares them with the files that it reads.
     """
 
     recipe: Recipe
     folder: Path
     model: Model
-    statistics: dict[str, NormStatistics]
+    statistics: Mapping[str, NormStatistics]
     checkpointer: Checkpointer
+    metrics: Metrics
     progress: Callable[[str], None]
-    bar: bool
-    metrics: Metrics = field(init=False)
-    resume: Checkpoint | None = None
+    bar: bool = False
+    processes: Processes = ALONE
     source: Source | None = None
-    taken: set[str] = field(default_factory=set)
-    restored: Mapping[str, Any] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    done_rows: list[dict[str, Any]] = field(default_factory=list)
-    stage: int = 0
-    injection: Injection | None = None
-    initial: dict[str, dict[str, InitialTokens]] = field(default_factory=dict)
-    start: Contents = field(default_factory=Contents)
-    kept: Contents | None = None
+    file_hashes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Trained:
+    """What the train stages have trained so far.
+
+    `stopped_at` is the step at which an embedding reached its `stop_after`; `reached` are the embeddings that a
+    gradient reached. `finetuned` names the parts of the pipeline (`unet`, `text_encoder`, …) whose own weights were
+    trained. `weights` has every trained weight, of LoRAs too, and `originals` copies of the model's own weights as they
+    were loaded, where a stage compares with them.
+    """
+
     stopped_at: dict[str, int] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     finetuned: set[str] = field(default_factory=set)
-    moved: dict[str, Parameter] = field(default_factory=dict)
+    weights: dict[str, Parameter] = field(default_factory=dict)
     originals: dict[Parameter, Tensor] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
-    artefacts: list[dict[str, Any]] = field(default_factory=list)
-    processes: Processes = ALONE
-    files: Mapping[str, str] = field(default_factory=dict)
 
-    def need_injection(self) -> Injection:
+
+@dataclass(eq=False)
+class RunState:
+    """What stages leave for later stages, for a checkpoint and for the manifest.
+
+    `checkpoint` is the one to resume from, until its stage has restored it. `stage` is the index of the stage at work,
+    `rows` are the manifest's entries of the stages so far, `notes` those of the stage at work. `initial` has the
+    initial vectors and `initial_tokens` the tokens that they come from. `latest` is what training has reached, kept for
+    a run that stops early. `loaded` names what was loaded from the source already.
+    """
+
+    checkpoint: Checkpoint | None = None
+    stage: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    injection: Injection | None = None
+    initial: Contents = field(default_factory=Contents)
+    initial_tokens: dict[str, dict[str, InitialTokens]] = field(default_factory=dict)
+    trained: Trained = field(default_factory=Trained)
+    latest: Contents | None = None
+    loaded: set[str] = field(default_factory=set)
+    exports: Exports | None = None
+    artefacts: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def stored_row(self, index: int) -> dict[str, Any]:
+        """The manifest's entry of a stage as the checkpoint has it."""
+        assert self.checkpoint is not None
+        row: dict[str, Any] = self.checkpoint.facts["run"]["rows"][index]
+        return row
+
+    def require_injection(self) -> Injection:
         """The injected embeddings; StageError when no `inject` stage came before."""
         if self.injection is None:
             raise StageError("no embedding is in the model yet: put an inject stage before this one")
         return self.injection
 
-    def warn(self, text: str) -> None:
-        """Something goes astray: at once on the command line, and in manifest and report."""
-        self.warnings.append(text)
-        self.progress(f"warning: {text}")
-
-    def eject(self) -> None:
-        """Take the embeddings and the LoRA out of the model again, if they are in it."""
-        for module in part_modules(self.model).values():
+    def eject(self, model: Model) -> None:
+        """Remove the embeddings and LoRAs from the model, if they are in it."""
+        for module in part_modules(model).values():
             remove_lora(module)
         if self.injection is not None:
             self.injection.eject()
             self.injection = None
+
+
+StageFunction = Callable[[RunContext, RunState, Contents, Any], Contents]  # the last are the stage's options
+
+
+def warn(context: RunContext, state: RunState, text: str) -> None:
+    """Add a warning to the manifest and the report, and print it."""
+    state.warnings.append(text)
+    context.progress(f"warning: {text}")
+
+
+def export_context(context: RunContext, state: RunState) -> ExportContext:
+    """What exporters need; their artefacts and warnings become those of the run."""
+    return ExportContext(
+        context.recipe, context.model, context.folder, state.initial, frozenset(state.trained.finetuned), state.stage,
+        context.processes, context.progress, state.artefacts, state.warnings,
+    )  # fmt: skip

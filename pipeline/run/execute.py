@@ -1,9 +1,10 @@
-"""The stages of a run in the order written, from the beginning or from a checkpoint on."""
+"""Runs the stages of a recipe in order, from the first or from a checkpoint."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,146 +15,162 @@ from ..errors import StageError
 from ..export.artefacts import require_artefacts
 from ..export.last_good import keep_last_good
 from ..files import write_json
-from ..recipe.model import Stage
+from ..recipe.options import StageOptions
 from ..records import json_safe
-from ..stages import STAGES
-from .context import Run
+from .context import RunContext, RunState, StageFunction, export_context
 from .manifest import embedding_facts, images_of_embeddings
-from .outcome import LESS, as_stage_error
+from .outcome import LESS_MEMORY, as_stage_error
 from .proofs import Before, model_proofs, remember_model, require_proofs
-from .resume import steps_left
+from .resume import has_steps_left
 from .samples import draw_after, draw_before, kept_before
 from .signals import Stopped
 
-# What puts the embeddings and adapters into the model: done again before a checkpoint is put back. All else is in it.
+# Stages that put embeddings and adapters into the model. They run again before a checkpoint is restored; what the
+# others did is in the checkpoint.
 STRUCTURE = ("tokenize", "inject", "train")
-# What writes files, and changes nothing of the model but to take the embeddings out.
+# Stages that write files and change the model only by removing the embeddings.
 WRITING = ("export",)
 
 
-def execute(run: Run, manifest: dict[str, Any]) -> None:
-    """Everything between the loaded model and the finished manifest."""
-    recipe, model = run.recipe, run.model
-    run.checkpointer.asked.steps = steps_left(run, 0)
-    before = remember_model(model)
-    with run.processes.together():
-        shown = images_of_embeddings(recipe)  # now: whoever moves an image while the training goes on spoils no run
-    manifest["images"] = run.processes.from_main(lambda: _before(run, manifest["images"]))
+def execute(
+    context: RunContext, state: RunState, stages: Mapping[str, StageFunction], manifest: dict[str, Any]
+) -> None:
+    """Run every stage, draw the sample images and fill in the manifest; `stages` has the functions by stage kind."""
+    context.checkpointer.asked.steps = has_steps_left(context, state, 0)
+    before = remember_model(context.model)
+    with context.processes.together():
+        images = images_of_embeddings(context.recipe)  # now: moving an image during training must not fail the run
+    manifest["images"] = context.processes.from_main(lambda: _draw_before(context, manifest["images"]))
     contents = Contents()
     try:
-        for number in range(len(recipe.stages)):
-            if run.processes.main:
-                write_json(run.folder / "manifest.json", json_safe(manifest))  # for those who follow the run
-            contents = _run_stage(run, number, contents, manifest)
-    except BaseException as error:  # whatever it was: a full disk, Ctrl-C, a stage that found its match
-        if run.kept is not None and run.processes.main:
-            asked = isinstance(error, (Stopped, KeyboardInterrupt))  # its checkpoint has the model, and one waits
-            keep_last_good(run, run.kept, model=not asked)
+        for index, stage in enumerate(context.recipe.stages):
+            if context.processes.main:
+                write_json(context.folder / "manifest.json", json_safe(manifest))  # for those who follow the run
+            resumed = state.checkpoint is not None and index < state.checkpoint.stage
+            if resumed and stage.kind not in STRUCTURE:
+                state.rows.append(state.stored_row(index))
+                continue
+            with _stage_row(context, state, index, contents, resumed=resumed) as row:
+                if stage.kind in WRITING and context.processes.count > 1:
+                    contents = _in_main_process(context, state, stages[stage.kind], contents, stage.options)
+                else:
+                    contents = stages[stage.kind](context, state, contents, stage.options)
+                row["gives"] = describe_contents(contents)
+            state.latest = contents if state.latest is not None else None
+    except BaseException as error:  # whatever it was: a full disk, Ctrl-C, a stage that failed
+        if state.latest is not None and context.processes.main:
+            _save_latest(context, state, state.latest, error)
         raise
     finally:
-        run.eject()
-        manifest |= {"warnings": run.warnings, "artefacts": run.artefacts}
-    run.processes.from_main(lambda: _end(run, contents, shown, manifest, before))
+        state.eject(context.model)
+        manifest |= {"warnings": state.warnings, "artefacts": state.artefacts}
+    context.processes.from_main(lambda: _finish_manifest(context, state, contents, images, manifest, before))
 
 
-def _before(run: Run, drawn: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Images of the untouched model; those that an earlier process of this run has `drawn` are kept."""
-    folder = run.folder / "images"
-    kept = kept_before(run.recipe, folder, drawn)
+def _draw_before(context: RunContext, drawn: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sample images of the base model; those that an earlier process of this run has `drawn` are kept."""
+    folder = context.folder / "images"
+    kept = kept_before(context.recipe, folder, drawn)
     if kept is not None:
         return kept
-    run.progress("drawing images before")
-    return draw_before(run.model, run.recipe, folder)
+    context.progress("drawing sample images before training")
+    return draw_before(context.model, context.recipe, folder)
 
 
-def _end(
-    run: Run, contents: Contents, shown: Mapping[str, list[str]], manifest: dict[str, Any], before: Before
-) -> None:
-    """What the manifest says of the finished run, once its proofs hold, and images of what came out.
+@contextmanager
+def _stage_row(
+    context: RunContext, state: RunState, index: int, contents: Contents, *, resumed: bool
+) -> Iterator[dict[str, Any]]:
+    """The manifest's entry of the stage that runs in this block; an error names the stage.
 
-    `shown` has the images of each embedding.
+    Of a stage that was done before (`resumed`) the entry is the checkpoint's.
     """
-    recipe, model = run.recipe, run.model
-    if contents.embeddings:
-        manifest["embeddings"] = embedding_facts(run, contents, shown)
-    manifest["proofs"] = _proofs(run, model_proofs(model, before))
-    require_proofs(manifest["proofs"])
-    if "finished" in run.data:
-        manifest["finished"] = run.data["finished"]
-    if run.data.get("standalone"):
-        run.progress("drawing images after, from the exported files")
-        manifest["images"] += draw_after(
-            model, recipe, run.data["standalone"], run.data.get("lora"), run.folder / "images"
-        )
-    require_artefacts(run.folder, run.artefacts)
-
-
-def _proofs(run: Run, model: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **model,
-        "gradient_reached": {embedding: embedding in run.reached for embedding in run.recipe.trained},
-        **{name: run.data[name] for name in ("exports_verified", "exports_declared", "embeddings") if name in run.data},
-    }
-
-
-def _run_stage(run: Run, number: int, contents: Contents, manifest: dict[str, Any]) -> Contents:
-    """Run one stage and note it in the manifest. A failure says which stage it was."""
-    stage = run.recipe.stages[number]
-    done = run.resume is not None and number < run.resume.stage
-    if done and stage.kind not in STRUCTURE:
-        run.rows.append(run.done_rows[number])
-        return contents
-    run.stage, run.notes = number, []
-    run.checkpointer.asked.steps = steps_left(run, number)
+    stage, count = context.recipe.stages[index], len(context.recipe.stages)
+    state.stage, state.notes = index, []
+    context.checkpointer.asked.steps = has_steps_left(context, state, index)
     begin = time.monotonic()
-    run.progress(f"stage {number + 1} of {len(run.recipe.stages)}: {stage.kind}{' (done before)' if done else ''}")
-    row = {"kind": stage.kind, "seconds": 0.0, "takes": describe_contents(contents), "gives": [], "notes": run.notes}
-    run.rows.append(row)
+    context.progress(f"stage {index + 1} of {count}: {stage.kind}{' (done before)' if resumed else ''}")
+    row = {"kind": stage.kind, "seconds": 0.0, "takes": describe_contents(contents), "gives": [], "notes": state.notes}
+    state.rows.append(row)
     try:
-        with as_stage_error(LESS if stage.kind == "train" else ""):
-            after = _after(run, stage, contents)
-        run.kept = after if run.kept is not None else None
-        row["gives"] = describe_contents(after)
-        return after
+        with as_stage_error(LESS_MEMORY if stage.kind == "train" else ""):
+            yield row
     except StageError as error:
-        raise type(error)(f"stage {number + 1} ({stage.kind}): {error}") from error
+        raise type(error)(f"stage {index + 1} ({stage.kind}): {error}") from error
     except ConvertError as error:
-        raise StageError(f"stage {number + 1} ({stage.kind}): {error}") from error
+        raise StageError(f"stage {index + 1} ({stage.kind}): {error}") from error
     finally:
         row["seconds"] = round(time.monotonic() - begin, 3)
-        if done:
-            run.rows[-1] = run.done_rows[number]
+        if resumed:
+            state.rows[-1] = state.stored_row(index)
 
 
-def _after(run: Run, stage: Stage, contents: Contents) -> Contents:
-    """What a stage makes of the contents. What writes files is done by the main process, for all."""
-
-    def work() -> Contents:
-        return STAGES[stage.kind](run, contents, **stage.options)
-
-    if stage.kind not in WRITING or run.processes.count == 1:
-        return work()
-    if not run.processes.main:
-        run.eject()
-    return run.processes.from_main(lambda: _whole(work()))
+def _in_main_process(
+    context: RunContext, state: RunState, stage: StageFunction, contents: Contents, options: StageOptions
+) -> Contents:
+    """Run a stage that writes files in the main process; all processes get its contents."""
+    if not context.processes.main:
+        state.eject(context.model)
+    return context.processes.from_main(lambda: _in_memory(stage(context, state, contents, options)))
 
 
-def _whole(contents: Contents) -> Contents:
+def _in_memory(contents: Contents) -> Contents:
     """The contents with values of their own, which can be sent to another process."""
-    rest = {name: _copy(raw) for name, raw in contents.rest.items()}
-    embeddings = [
-        replace(embedding, vectors={key: _copy(raw) for key, raw in embedding.vectors.items()})
+
+    def copy(raw: RawTensor) -> RawTensor:
+        return RawTensor(raw.dtype, raw.shape, bytes(raw.data))
+
+    embeddings = tuple(
+        replace(embedding, vectors={key: copy(raw) for key, raw in embedding.vectors.items()})
         for embedding in contents.embeddings
-    ]
-    return replace(contents, embeddings=tuple(embeddings), rest=rest)
+    )
+    return replace(contents, embeddings=embeddings, rest={name: copy(raw) for name, raw in contents.rest.items()})
 
 
-def _copy(raw: RawTensor) -> RawTensor:
-    return RawTensor(raw.dtype, raw.shape, bytes(raw.data))
+def _save_latest(context: RunContext, state: RunState, latest: Contents, error: BaseException) -> None:
+    """Write what training has reached to `last-good/`; a fine-tuned model only where no checkpoint holds it."""
+    model = bool(state.trained.finetuned) and not isinstance(error, (Stopped, KeyboardInterrupt))
+    if model:
+        state.eject(context.model)
+    keep_last_good(export_context(context, state), latest, model=model)
+
+
+def _finish_manifest(
+    context: RunContext, state: RunState, contents: Contents, images: Mapping[str, list[str]],
+    manifest: dict[str, Any], before: Before,
+) -> None:  # fmt: skip
+    """Fill in the manifest of a run whose stages are done, require its proofs, and draw sample images.
+
+    `images` has the training images of each embedding.
+    """
+    recipe, exports = context.recipe, state.exports
+    if contents.embeddings:
+        manifest["embeddings"] = embedding_facts(context, state, contents, images)
+    manifest["proofs"] = {
+        **model_proofs(context.model, before),
+        "gradient_reached": {placeholder: placeholder in state.trained.reached for placeholder in recipe.trained},
+    }
+    if exports is not None:
+        manifest["proofs"] |= {
+            "exports_verified": exports.verified,
+            "exports_declared": exports.declared,
+            "embeddings": exports.embeddings,
+        }
+    require_proofs(manifest["proofs"])
+    if exports is not None and exports.finished is not None:
+        manifest["finished"] = exports.finished
+    if exports is not None and exports.standalone:
+        context.progress("drawing sample images after training, from the exported files")
+        manifest["images"] += draw_after(
+            context.model, recipe, exports.standalone, exports.lora, context.folder / "images"
+        )
+    require_artefacts(context.folder, state.artefacts)
 
 
 def describe_contents(contents: Contents) -> list[str]:
     """What the contents hold, a line each, for the manifest."""
-    embeddings = [f"{embedding.name} ({', '.join(f'{key} {raw.shape[0]}x{raw.shape[1]}' for key, raw in embedding.vectors.items())})"
-             for embedding in contents.embeddings]  # fmt: skip
-    return embeddings + ([f"LoRA of {len(contents.rest)} tensors"] if contents.rest else [])
+    lines = []
+    for embedding in contents.embeddings:
+        vectors = ", ".join(f"{key} {raw.shape[0]}x{raw.shape[1]}" for key, raw in embedding.vectors.items())
+        lines.append(f"{embedding.name} ({vectors})")
+    return lines + ([f"LoRA of {len(contents.rest)} tensors"] if contents.rest else [])

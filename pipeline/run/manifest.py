@@ -15,6 +15,7 @@ from ...converters.embedding import Contents, Embedding
 from ..data.captions import Captioned, read_concept
 from ..device import device_name
 from ..distributed import ALONE, Processes
+from ..embeddings.initial import InitialTokens
 from ..embeddings.injection import Encoder
 from ..embeddings.metrics import nearest_tokens
 from ..embeddings.norms import NormStatistics
@@ -25,7 +26,7 @@ from ..recipe.load import recipe_as_json
 from ..recipe.model import EmbeddingSpec, Recipe
 from ..tensors import from_raw
 from ..versions import DECISIVE, package_version
-from .context import Run
+from .context import RunContext, RunState
 
 
 def data_facts(recipe: Recipe) -> dict[str, Any]:
@@ -122,21 +123,24 @@ def model_facts(
     }  # fmt: skip
 
 
-def embedding_facts(run: Run, end: Contents, shown: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+def embedding_facts(
+    context: RunContext, state: RunState, end: Contents, shown: Mapping[str, list[str]]
+) -> list[dict[str, Any]]:
     """What became of each embedding's vectors in each encoder; `shown` has its images."""
-    start = {embedding.name: embedding for embedding in run.start.embeddings}
+    start = {embedding.name: embedding for embedding in state.initial.embeddings}
     after = {embedding.name: embedding for embedding in end.embeddings}
-    nearest = {encoder.key: _nearest(encoder, end) for encoder in run.model.encoders}
+    nearest = {encoder.key: _nearest(encoder, end) for encoder in context.model.encoders}
     return [
         _embedding_facts(
-            run,
+            context,
+            state,
             embedding,
             start[embedding.placeholder],
             after[embedding.placeholder],
             shown[embedding.placeholder],
             nearest,
         )
-        for embedding in run.recipe.embeddings
+        for embedding in context.recipe.embeddings
     ]
 
 
@@ -152,25 +156,32 @@ def _nearest(encoder: Encoder, end: Contents) -> dict[str, Nearest]:
 
 
 def _embedding_facts(
-    run: Run, embedding: EmbeddingSpec, start: Embedding, after: Embedding, images: list[str],
-    nearest: Mapping[str, Mapping[str, Nearest]],
+    context: RunContext, state: RunState, embedding: EmbeddingSpec, start: Embedding, after: Embedding,
+    images: list[str], nearest: Mapping[str, Mapping[str, Nearest]],
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "placeholder": embedding.placeholder,
         "initial_text": embedding.initial_text,
         "train": embedding.train,
-        "stopped_at": run.stopped_at.get(embedding.placeholder),
+        "stopped_at": state.trained.stopped_at.get(embedding.placeholder),
         "images": images,
         "encoders": {
-            encoder.key: _vector_facts(run, encoder, start, after, nearest[encoder.key][embedding.placeholder])
-            for encoder in run.model.encoders
+            encoder.key: _vector_facts(
+                state.initial_tokens[start.name][encoder.key],
+                encoder,
+                start,
+                after,
+                nearest[encoder.key][embedding.placeholder],
+            )
+            for encoder in context.model.encoders
             if encoder.key in after.vectors
         },
     }
 
 
-def _vector_facts(run: Run, encoder: Encoder, start: Embedding, end: Embedding, nearest: Nearest) -> dict[str, Any]:
-    tokens = run.initial[start.name][encoder.key]
+def _vector_facts(
+    tokens: InitialTokens, encoder: Encoder, start: Embedding, end: Embedding, nearest: Nearest
+) -> dict[str, Any]:
     before, after = from_raw(start.vectors[encoder.key]), from_raw(end.vectors[encoder.key])
     pieces = encoder.tokenizer.convert_ids_to_tokens
     return {

@@ -20,10 +20,10 @@ from ..files import write_json
 from ..records import json_safe
 from ..report.page import write_report
 from ..system_errors import out_of_memory, system_error_text
-from .context import Run
+from .context import RunContext
 from .signals import Stopped
 
-LESS = "a smaller batch_size with gradient_accumulation, gradient_checkpointing = true, a smaller resolution"
+LESS_MEMORY = "a smaller batch_size with gradient_accumulation, gradient_checkpointing = true, a smaller resolution"
 
 
 def machine_message(error: BaseException, way_out: str = "") -> str | None:
@@ -142,7 +142,7 @@ COMPLETES = "the same command completes the report and the clean-up"
 
 
 @contextmanager
-def finish_run_record(run: Run, manifest: dict[str, Any], begin: float) -> Iterator[None]:
+def finish_run_record(context: RunContext, manifest: dict[str, Any], begin: float) -> Iterator[None]:
     """Leave manifest and report whatever happens in the block, which began at `begin` on the monotonic clock.
 
     Raises StageError or ConvertError for what the user can mend, `Stopped` when a signal ended the run; an error of
@@ -150,69 +150,71 @@ def finish_run_record(run: Run, manifest: dict[str, Any], begin: float) -> Itera
     """
     before = float(manifest["seconds"])
     try:
-        with _for_people(run):
+        with _for_people(context):
             yield
     except BaseException as error:
         people = isinstance(error, (StageError, ConvertError))
         text = str(error) if people else f"{type(error).__name__}: {error}"
         manifest |= {"status": "stopped" if isinstance(error, Stopped) else "failed", "error": text}
         try:
-            _leave(run, manifest, before + time.monotonic() - begin)
+            _leave(context, manifest, before + time.monotonic() - begin)
         except StageError as second:
-            run.progress(f"manifest and report are as they were: {second}")
+            context.progress(f"manifest and report are as they were: {second}")
         except BaseException as second:
-            if not _impatient(run, second):
+            if not _impatient(context, second):
                 raise
-            run.progress(f"stopped at once, before the report was written; pivotune report {run.folder} writes it")
+            context.progress(
+                f"stopped at once, before the report was written; pivotune report {context.folder} writes it"
+            )
         raise
     try:
         manifest["seconds"] = round(before + time.monotonic() - begin, 3)
         with as_stage_error():
-            run.metrics.close()
-            finish(run.folder, manifest)
+            context.metrics.close()
+            finish(context.folder, manifest)
     except StageError as error:
         text = f"all is trained and exported, but the run's end cannot be written: {error}"
         raise StageError(f"{text}; {COMPLETES}") from error
     except BaseException as error:
-        if not _impatient(run, error):
+        if not _impatient(context, error):
             raise
         raise Stopped(f"all is trained and exported, but not the report; {COMPLETES}") from error
 
 
 @contextmanager
-def _for_people(run: Run) -> Iterator[None]:
+def _for_people(context: RunContext) -> Iterator[None]:
     try:
         with as_stage_error():
             yield
     except BaseException as error:
-        if _impatient(run, error):
-            raise _at_once(run) from error
+        if _impatient(context, error):
+            raise _at_once(context) from error
         if not isinstance(error, (StageError, ConvertError)):
             raise
-        gone = lost_folder(run.folder)
+        gone = lost_folder(context.folder)
         if gone is not None:
             raise StageError(gone) from error
         raise
 
 
-def _impatient(run: Run, error: BaseException) -> bool:
+def _impatient(context: RunContext, error: BaseException) -> bool:
     """Whether a second Ctrl-C ended what was at work; a library may have made an error of its own of it."""
-    return isinstance(error, KeyboardInterrupt) or (run.checkpointer.asked.twice and isinstance(error, Exception))
+    return isinstance(error, KeyboardInterrupt) or (context.checkpointer.asked.twice and isinstance(error, Exception))
 
 
-def _at_once(run: Run) -> Stopped:
-    return Stopped(f"stopped at once; the same command goes on from the last checkpoint in {run.folder}")
+def _at_once(context: RunContext) -> Stopped:
+    return Stopped(f"stopped at once; the same command resumes the run from the last checkpoint in {context.folder}")
 
 
-def _leave(run: Run, manifest: dict[str, Any], seconds: float) -> None:
+def _leave(context: RunContext, manifest: dict[str, Any], seconds: float) -> None:
     """The last manifest and the report. Raises StageError when the disk takes them not."""
     manifest["seconds"] = round(seconds, 3)
     with as_stage_error():
-        run.metrics.close()
-        write_report_of(run, manifest)
+        context.metrics.close()
+        write_report_of(context, manifest)
 
 
-def write_report_of(run: Run, manifest: dict[str, Any]) -> None:
+def write_report_of(context: RunContext, manifest: dict[str, Any]) -> None:
     """Write the manifest, and the report made from it."""
-    write_json(run.folder / "manifest.json", json_safe(manifest))
-    write_report(run.folder)
+    write_json(context.folder / "manifest.json", json_safe(manifest))
+    write_report(context.folder)

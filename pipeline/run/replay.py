@@ -16,12 +16,14 @@ from ..recipe.document import Document
 from ..recipe.intervals import SECONDS, parse_stop
 from ..recipe.load import recipe_as_json
 from ..recipe.model import Recipe, StopAfter
+from ..recipe.options import TrainOptions
 from ..records import manifest_or_none, read_rows, unreadable_reason
 from ..run_folder import file_inside
+from .context import StageFunction
 from .diff import input_differences
 from .runner import run_recipe
 
-ANEW = "a replay does not go on: it begins anew, in another folder"
+NO_RESUME = "a replay cannot be resumed: the same command starts over in another folder"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,13 @@ class Replayed:
 
 
 def replay(
-    folder: Path, *, out: Path | None, progress: Callable[[str], None], bar: bool, overrides: Sequence[str] = ()
+    folder: Path,
+    stages: Mapping[str, StageFunction],
+    *,
+    out: Path | None,
+    progress: Callable[[str], None],
+    bar: bool,
+    overrides: Sequence[str] = (),
 ) -> Replayed:
     """Run the recipe of `folder` again, into `out` (left out: `<folder>-replay` beside it, or with a number).
 
@@ -53,8 +61,8 @@ def replay(
     recipe = _recipe(folder, before, overrides)
     again = _within(_stopped_by_steps(recipe, before))
     result = run_recipe(
-        again, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before), way=ANEW,
-        text=text,
+        again, stages, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before),
+        resume_hint=NO_RESUME, text=text,
     )  # fmt: skip
     after = manifest_or_none(result.folder)
     assert after is not None
@@ -90,8 +98,8 @@ def _within(recipe: Recipe) -> Recipe:
     place = recipe.data.cache_latents
     data = recipe.data if place in ("memory", "off", "run", "user") else replace(recipe.data, cache_latents="run")
     stages = tuple(
-        replace(stage, options={**stage.options, "watch": {**stage.options["watch"], "trackers": []}})
-        if stage.options.get("watch")
+        replace(stage, options=replace(stage.options, watch=replace(stage.options.watch, trackers=())))
+        if isinstance(stage.options, TrainOptions) and stage.options.watch
         else stage
         for stage in recipe.stages
     )
@@ -134,11 +142,11 @@ def _by_the_clock(recipe: Recipe) -> set[tuple[int, str]]:
     Images while a stage trains and saves change nothing of what is learnt.
     """
     found = set()
-    for number, stage in enumerate(recipe.stages, 1):
-        for name, table, key in (("images", "watch", "sample_every"), ("saved", "save", "every")):
-            every = (stage.options.get(table) or {}).get(key)
+    for index, options in recipe.stages_with(TrainOptions):
+        watch, save = options.watch, options.save
+        for name, every in (("images", watch.sample_every if watch else None), ("saved", save.every if save else None)):
             if every and parse_stop(every).unit in SECONDS:
-                found.add((number, name))
+                found.add((index + 1, name))
     return found
 
 

@@ -172,7 +172,7 @@ def draw_class_images(model: Model, recipe: Recipe, progress: Callable[[str], No
             continue
         try:
             concept.images.mkdir(parents=True, exist_ok=True)
-            missing = concept.generate["count"] - len(files_in(concept.images, recursive=concept.recursive).images)
+            missing = concept.generate.count - len(files_in(concept.images, recursive=concept.recursive).images)
             if missing > 0:
                 progress(f"drawing {missing} class images into {concept.images}")
                 _draw_class(model, concept, _free(concept.images, missing), (recipe.seed, "class", number))
@@ -187,14 +187,15 @@ def _free(folder: Path, count: int) -> list[int]:
 
 
 def _draw_class(model: Model, concept: Concept, numbers: Sequence[int], seed: tuple[Any, ...]) -> None:
-    asked: Any = concept.generate
+    asked = concept.generate
+    assert asked is not None
     side = model.denoiser.config.sample_size * model.pipe.vae_scale_factor
     at_once = max(1, BATCH_PIXELS // (side * side))
     for start in range(0, len(numbers), at_once):
         part = numbers[start : start + at_once]
-        prompts = [asked["prompts"][n % len(asked["prompts"])] for n in part]
+        prompts = [asked.prompts[n % len(asked.prompts)] for n in part]
         images = model.pipe(
-            prompts, num_inference_steps=asked["steps"], guidance_scale=asked["guidance"],
+            prompts, num_inference_steps=asked.steps, guidance_scale=asked.guidance,
             generator=[generator(seed[0], *seed[1:], n) for n in part],
         ).images  # fmt: skip
         for n, prompt, image in zip(part, prompts, images, strict=True):

@@ -1,9 +1,9 @@
-"""Embeddings and LoRA between the contents that stages hand on and the model that holds them."""
+"""The steps of a train stage, with everything that follows each of them: metrics, samples, saves, checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ...converters.embedding import Contents, Embedding
+from ..embeddings.injection import Injection
 from ..embeddings.metrics import vector_metrics
 from ..errors import StageError
 from ..export.finished import Finished
-from ..models.load import kohya_prefix, part_modules
+from ..models.load import Model, kohya_prefix, part_modules
 from ..progress import progress
+from ..recipe.options import TrainOptions
 from ..tensors import to_raw, vectors_of_all
 from ..train.embeddings import EmbeddingTrainer
 from ..train.guard import Halted, NotFinite
@@ -23,155 +25,180 @@ from ..train.loop import train_steps
 from ..train.lora import freeze_lora, has_lora, lora_tensors
 from ..train.setup import Training
 from ..train.weights import WeightTrainer
-from .callbacks import After, Options, Write, step_callbacks
+from .callbacks import After, step_callbacks
 from .consistency import require_equal_values, sharding_note
-from .context import Run
-from .resume import checkpoint_if_due, restore_training, steps_left
+from .context import RunContext, RunState, warn
+from .resume import checkpoint_if_due, has_steps_left, restore_training
 from .signals import Stopped
 
 
-def load_into_model(run: Run, contents: Contents) -> None:
-    """What an earlier stage changed (rescale) goes into the model."""
-    for key, rows in run.need_injection().rows.items():
+def load_into_model(injection: Injection, contents: Contents) -> None:
+    """Put the vectors into the model: an earlier stage (rescale) may have changed them."""
+    for key, rows in injection.rows.items():
         vectors = vectors_of_all(contents.embeddings, key, rows.values.shape[1])
         for embedding, own in zip(contents.embeddings, vectors, strict=True):
             rows.of(embedding.name).copy_(own)
 
 
-def start_norms(run: Run) -> dict[str, Tensor]:
-    """Encoder key to the norms of the rows as the run began, (rows,), in the order of the injected rows."""
+def initial_norms(injection: Injection, initial: Contents) -> dict[str, Tensor]:
+    """Encoder key to the norms of the initial vectors, (rows,), in the order of the injected rows."""
     norms = {}
-    for key, rows in run.need_injection().rows.items():
-        began = torch.cat(vectors_of_all(run.start.embeddings, key, rows.values.shape[1]))
-        norms[key] = began.norm(dim=1).to(rows.values.device)
+    for key, rows in injection.rows.items():
+        vectors = torch.cat(vectors_of_all(initial.embeddings, key, rows.values.shape[1]))
+        norms[key] = vectors.norm(dim=1).to(rows.values.device)
     return norms
 
 
-def read_from_model(run: Run, contents: Contents) -> Contents:
+def read_from_model(model: Model, injection: Injection, contents: Contents) -> Contents:
     """The contents with embeddings and LoRA as the model has them now."""
+
+    def current(embedding: Embedding) -> Embedding:
+        rows = injection.rows
+        return replace(embedding, vectors={key: to_raw(rows[key].of(embedding.name)) for key in embedding.vectors})
+
     rest = contents.rest
-    for part, module in part_modules(run.model).items():
+    for part, module in part_modules(model).items():
         if has_lora(module):
-            own = lora_tensors(module, kohya_prefix(run.model, part))
-            rest = rest | {name: to_raw(tensor) for name, tensor in own.items()}
-    return replace(contents, embeddings=tuple(_vectors(run, embedding) for embedding in contents.embeddings), rest=rest)
+            tensors = lora_tensors(module, kohya_prefix(model, part))
+            rest = rest | {name: to_raw(tensor) for name, tensor in tensors.items()}
+    return replace(contents, embeddings=tuple(current(embedding) for embedding in contents.embeddings), rest=rest)
 
 
-def _vectors(run: Run, embedding: Embedding) -> Embedding:
-    rows = run.need_injection().rows
-    return replace(embedding, vectors={key: to_raw(rows[key].of(embedding.name)) for key in embedding.vectors})
-
-
-AVERAGED = (
-    "norms and ways of embeddings in the metrics are those of the vectors that take the steps; files have averages"
-)
-
-FEW = 5  # embeddings that are named
+EMA_NOTE = "metrics show the raw weights; exported files contain the EMA weights"
+FEW = 5  # embeddings that a message names
 
 
 def run_steps(
-    run: Run, training: Training, contents: Contents, finished: Finished, *, log_every: int, watch: Options,
-    save: Options, write: Write,
+    context: RunContext, state: RunState, training: Training, contents: Contents, finished: Finished,
+    options: TrainOptions,
 ) -> None:  # fmt: skip
-    """The steps, with their metrics; whatever ends them, `run.kept` is what the last good one left.
+    """Train, write metrics, and do what `watch` and `save` ask for; `state.latest` is what the last good step left.
 
-    `finished` writes embeddings that stop, `write` what `save` asks for. Raises StageError when an embedding was in no
-    batch.
+    `finished` exports embeddings that stop. Raises StageError when an embedding was never sampled.
     """
-    first, seconds = restore_training(run, training)
+    first, seconds = restore_training(context, state, training)
     require_equal_values(training)
-    everywhere = False
+    current = partial(read_from_model, context.model, training.injection, contents)
+    ended_together = False  # whether all processes come to the end of this block
     try:
-        with step_callbacks(run, training, watch, save, partial(read_from_model, run, contents), write) as after:
-            _follow(run, training, log_every, after, finished, first, seconds)
+        add_notes(context, state, training)
+        with (
+            step_callbacks(context, state, training, options, current) as after,
+            progress(training.steps, "train", "step", initial=first, shown=context.bar) as show,
+        ):
+            recorder = StepRecorder(context, state, training, finished, options.log_every, after, show, first, seconds)
+            for row in train_steps(training, first, seconds):
+                recorder.record(row)
             require_equal_values(training)
         if training.guard is not None:
             training.guard.close()
-        everywhere = True
-        _all_seen(training.embeddings)
-        _say_short(run, training.embeddings)
-    except (Halted, NotFinite, Stopped):
-        everywhere = True
+        ended_together = True
+        require_all_sampled(training.embeddings)
+        warn_of_missing_steps(context, state, training.embeddings)
+    except NotFinite:
+        ended_together = True
+        recorder.checkpoint_last_good()
+        raise
+    except (Halted, Stopped):
+        ended_together = True
         raise
     finally:
-        _close(run, training, everywhere=everywhere)
-        for module in part_modules(run.model).values():
+        _close(state, training, ended_together=ended_together)
+        for module in part_modules(context.model).values():
             freeze_lora(module)
-        run.kept = read_from_model(run, contents)
+        state.latest = current()
     if training.scale.overflows:
-        run.warnings.append(
-            f"{training.scale.overflows} steps overflowed float16 and were repeated with a smaller scale"
-        )
+        text = f"{training.scale.overflows} steps overflowed float16 and were repeated with a smaller loss scale"
+        state.warnings.append(text)
     if training.embeddings is not None:
-        run.stopped_at.update(training.embeddings.stopped_at)
-        run.reached |= training.embeddings.reached
+        state.trained.stopped_at.update(training.embeddings.stopped_at)
+        state.trained.reached |= training.embeddings.reached
 
 
-def _close(run: Run, training: Training, *, everywhere: bool) -> None:
-    """What is kept of a stage, of one that failed too, is what would be used: averages where there are any.
+@dataclass
+class StepRecorder:
+    """Does what follows each step. `step` and `seconds` are those of the last one that was recorded."""
 
-    Where it may not have ended `everywhere`, other processes cannot be asked for what is spread over them.
+    context: RunContext
+    state: RunState
+    training: Training
+    finished: Finished
+    log_every: int
+    after: After
+    show: Callable[[str], None]
+    step: int
+    seconds: float
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Write a step's row of metrics; sample, save, export what stopped, and write a checkpoint where one is due."""
+        context, state, training, guard = self.context, self.state, self.training, self.training.guard
+        before, self.step, self.seconds = self.seconds, row["step"], row["seconds"]
+        active = row.pop("active")
+        if self.step % self.log_every == 0 or self.step == training.steps:
+            logged = active if training.embeddings is not None else ()
+            initial, encoders = state.initial.by_name, context.model.encoders
+            row["embeddings"] = {name: vector_metrics(encoders, training.injection, initial[name]) for name in logged}
+        self.after(row, before)
+        warn_of_idle_steps(context, state, training, self.step)
+        with context.processes.together():
+            if context.processes.main:
+                self.finished.write(training.embeddings)
+                context.metrics.write({"stage": state.stage + 1, **row})
+        self.show(f"loss {row['loss']:.4f}")
+        now = guard is not None and guard.stops
+        checkpoint_if_due(context, state, training, self.step, before, self.seconds, now=now)
+        if self.step == training.steps:
+            context.checkpointer.asked.steps = has_steps_left(context, state, state.stage + 1)
+        if guard is not None:
+            guard.hold()
+
+    def checkpoint_last_good(self) -> None:
+        """Before a loss that is not finite ends the run: a checkpoint of the step before."""
+        if self.step:
+            seconds = self.seconds
+            checkpoint_if_due(self.context, self.state, self.training, self.step, seconds, seconds, now=True)
+
+
+def add_notes(context: RunContext, state: RunState, training: Training) -> None:
+    """What readers of the metrics and of a distributed run need to know; a guard stops here if it is to."""
+    if training.guard is not None:
+        training.guard.hold()  # a checkpoint that was written for it holds the reason to stop
+    if context.processes.count > 1:
+        state.notes.append(sharding_note(training))
+    if training.embeddings is not None and training.embeddings.states.averaged:
+        state.notes.append(EMA_NOTE)
+
+
+def _close(state: RunState, training: Training, *, ended_together: bool) -> None:
+    """Leave the weights that are exported, EMA weights where there are any; also in a stage that failed.
+
+    Unless all processes `ended_together`, the others cannot be asked for their shards.
     """
     for trainable in training.trainables:
-        if everywhere or not trainable.spread:
+        if ended_together or not trainable.spread:
             trainable.finish()
         elif isinstance(trainable, WeightTrainer) and trainable.twin is not None:
             trainable.twin.leave()
-            run.finetuned.discard(trainable.twin.name)
-            run.warnings.append(f"what {trainable.name} has learnt is in the last checkpoint alone")
+            state.trained.finetuned.discard(trainable.twin.name)
+            state.warnings.append(f"{trainable.name} was not saved; its last state is in the newest checkpoint")
 
 
-def _follow(
-    run: Run, training: Training, log_every: int, after: After, finished: Finished, first: int, before: float
-) -> None:
-    """Run the steps but the `first` ones, which took `before` seconds: how far they are, and their metrics written."""
-    starts = {embedding.name: embedding for embedding in run.start.embeddings}
-    guard = training.guard
-    if guard is not None:
-        guard.hold()  # a checkpoint that was written for it has what the run is to stop for
-    if run.processes.count > 1:
-        run.notes.append(sharding_note(training))
-    if training.embeddings is not None and training.embeddings.states.averaged:
-        run.notes.append(AVERAGED)
-    with progress(training.steps, "train", "step", initial=first, shown=run.bar) as done:
-        for row in _steps(run, training, first, before):
-            number, active = row["step"], row.pop("active")
-            if number % log_every == 0 or number == training.steps:
-                gauged = active if training.embeddings is not None else ()
-                row["embeddings"] = {
-                    name: vector_metrics(run.model.encoders, training.injection, starts[name]) for name in gauged
-                }
-            after(row, before)
-            _say_idle(run, training, number)
-            with run.processes.together():
-                if run.processes.main:
-                    finished.write(training.embeddings)
-                    run.metrics.write({"stage": run.stage + 1, **row})
-            done(f"loss {row['loss']:.4f}")
-            checkpoint_if_due(run, training, number, before, row["seconds"], now=guard is not None and guard.stops)
-            if number == training.steps:
-                run.checkpointer.asked.steps = steps_left(run, run.stage + 1)
-            if guard is not None:
-                guard.hold()
-            before = row["seconds"]
-
-
-def _say_idle(run: Run, training: Training, number: int) -> None:
-    """Say once that the steps after this one train nothing."""
+def warn_of_idle_steps(context: RunContext, state: RunState, training: Training, step: int) -> None:
+    """Warn once that the steps after this one train nothing."""
     embeddings = training.embeddings
     if embeddings is None or len(training.trainables) > 1 or len(embeddings.stopped_at) < len(embeddings.embeddings):
         return
-    text = f"all embeddings have had their training after step {max(embeddings.stopped_at.values())} (stop_after)"
-    text += f": the steps from there to {training.steps} train nothing"
-    if number < training.steps and text not in run.warnings:
-        run.warn(text)
+    last, steps = max(embeddings.stopped_at.values()), training.steps
+    text = f"all embeddings reached stop_after at step {last}; steps {last + 1} to {steps} have nothing to train"
+    if step < steps and text not in state.warnings:
+        warn(context, state, text)
 
 
-def _say_short(run: Run, trainer: EmbeddingTrainer | None) -> None:
-    """Say which embeddings have not had their own steps when the stage's are over.
+def warn_of_missing_steps(context: RunContext, state: RunState, trainer: EmbeddingTrainer | None) -> None:
+    """Warn of embeddings that did not reach their stop_after.
 
-    After the last checkpoint, and from the counts in it: whoever goes on from there says the same, and with more steps
-    what is true then.
+    After the last checkpoint, and from the counts in it: a run that is resumed from there warns again, and with more
+    steps it warns of what is true then.
     """
     short = trainer.stops.short() if trainer is not None else []
     if trainer is None or not short:
@@ -179,25 +206,13 @@ def _say_short(run: Run, trainer: EmbeddingTrainer | None) -> None:
     some = ", ".join(f"{embedding} has {had} of {wanted:.9g}" for embedding, had, wanted in short[:FEW])
     some += f" and {len(short) - FEW} more" if len(short) > FEW else ""
     total = len(trainer.stops.counts)
-    their = "its" if len(short) == 1 else "their"
-    run.warn(f"{len(short)} of {total} embeddings did not get {their} own steps (stop_after): {some}; raise steps")
+    warn(context, state, f"{len(short)} of {total} embeddings did not reach stop_after: {some}; increase steps")
 
 
-def _steps(run: Run, training: Training, first: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """The steps one by one; before a loss that is not finite ends them, a checkpoint of the last good one."""
-    done = first
-    try:
-        for row in train_steps(training, first, seconds):
-            done, seconds = row["step"], row["seconds"]
-            yield row
-    except NotFinite:
-        if done:
-            checkpoint_if_due(run, training, done, seconds, seconds, now=True)
-        raise
-
-
-def _all_seen(trainer: EmbeddingTrainer | None) -> None:
+def require_all_sampled(trainer: EmbeddingTrainer | None) -> None:
+    """StageError when an embedding was in no batch of the stage."""
     missed = sorted(trainer.embeddings.keys() - trainer.reached) if trainer is not None else []
     if missed:
-        names = ", ".join(map(repr, missed[:5])) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
-        raise StageError(f"in no batch of this stage: {names}; train for more steps, or balance the concepts")
+        names = ", ".join(map(repr, missed[:FEW])) + (f" and {len(missed) - FEW} more" if len(missed) > FEW else "")
+        verb = "was" if len(missed) == 1 else "were"
+        raise StageError(f"{names} {verb} never sampled in this stage; increase steps or set data.balance")

@@ -1,10 +1,8 @@
-"""A train stage put together from the run it is part of: what is trained, on what, and what it is asked for."""
+"""Builds what a train stage needs: what is trained, the objective, the data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ..data.dataset import Dataset, open_dataset
 from ..distributed import ALONE
@@ -12,107 +10,102 @@ from ..errors import StageError
 from ..export.finished import Finished
 from ..models.denoisers import DENOISERS, Texts
 from ..models.load import pipe_name
-from ..train.embeddings import EmbeddingSettings, EmbeddingTrainer
+from ..recipe.options import TrainOptions
+from ..train.embeddings import EmbeddingTrainer, embedding_settings
 from ..train.guard import Guard
 from ..train.locality import keep_originals, locality_of
 from ..train.loss import loss_scale
 from ..train.objective import Objective, objective_for
-from ..train.setup import Common, Tables, Training, native_resolution, weight_trainers, weights_of
+from ..train.setup import Training, native_resolution, weight_trainers, weights_of
 from ..train.trainable import Trainable
 from .consistency import require_unchanged_data
-from .context import Run
-from .steps import start_norms
-
-Options = Mapping[str, Any]
+from .context import RunContext, RunState
+from .steps import initial_norms
 
 
 def build_trainables(
-    run: Run, embeddings: EmbeddingSettings | None, lora: Tables, finetune: Tables, common: Common, finished: Finished,
-    guard: Guard, *, shard_optimizer_from: int,
-) -> tuple[Trainable, ...]:  # fmt: skip
-    """Everything that a stage trains, the embeddings first; without settings for them they are held still.
+    context: RunContext, state: RunState, options: TrainOptions, finished: Finished, guard: Guard
+) -> tuple[Trainable, ...]:
+    """Everything that a stage trains, the embeddings first; with `embeddings = false` they are frozen.
 
-    From `shard_optimizer_from` embeddings on, several processes share out what moves them.
-    What it tunes of the model is noted in `run`. Raises StageError when there is nothing to train.
+    From `shard_optimizer_from` embeddings on, several processes shard their optimizer. What is trained is added to
+    `state.trained`. Raises StageError when there is nothing to train.
     """
-    trainables = weight_trainers(run.model, lora, finetune, common, run.processes)
-    run.finetuned |= {pipe_name(run.model, part) for table in finetune for part in table["parts"]}
-    if embeddings is not None and any(embedding.train for embedding in run.recipe.embeddings):
-        recorded = run.processes.from_main(lambda: finished.recorded)
-        injection, norms = run.need_injection(), start_norms(run)
-        sharing = run.processes if len(run.recipe.embeddings) >= shard_optimizer_from else ALONE
-        trainables.insert(
-            0,
-            EmbeddingTrainer(
-                injection, run.recipe.embeddings, run.statistics, embeddings, norms, recorded, guard, sharing
-            ),
-        )
+    trainables = weight_trainers(context.model, options, context.recipe.seed, context.processes)
+    state.trained.finetuned |= {pipe_name(context.model, part) for table in options.finetune for part in table.parts}
+    if options.embeddings and context.recipe.trained:
+        recorded = context.processes.from_main(lambda: finished.recorded)
+        injection = state.require_injection()
+        norms = initial_norms(injection, state.initial)
+        sharing = context.processes if len(context.recipe.embeddings) >= options.shard_optimizer_from else ALONE
+        trainer = EmbeddingTrainer(
+            injection, context.recipe.embeddings, context.statistics, embedding_settings(options), norms, recorded,
+            guard, sharing,
+        )  # fmt: skip
+        trainables.insert(0, trainer)
     if not trainables:
         raise StageError("nothing to train: no embedding (embeddings = false, or train = false), no lora, no finetune")
-    run.moved |= weights_of(trainables)
-    run.notes += keep_originals(run.recipe, run.originals, trainables)
+    state.trained.weights |= weights_of(trainables)
+    state.notes += keep_originals(context.recipe, state.trained.originals, trainables)
     return tuple(trainables)
 
 
-def build_objective(run: Run, objective: Options, noise: Options, timesteps: Options) -> Objective:
-    """What the model is asked for. Where that is not what it was made for, images of this run are drawn so."""
-    asked = objective_for(run.model.pipe.scheduler, objective, noise, timesteps)
-    told = asked.drawing(run.model.pipe.scheduler)
-    if told is not run.model.pipe.scheduler:
-        run.model.pipe.scheduler = told
-        run.warnings.append(
-            f"the model's scheduler says otherwise than objective (prediction {asked.kind}); images of "
-            "this run are drawn as trained, other programs must be told"
+def build_objective(context: RunContext, state: RunState, options: TrainOptions) -> Objective:
+    """What the model learns to predict. Where its own scheduler differs, this run draws its images with another."""
+    objective = objective_for(context.model.pipe.scheduler, options.objective, options.noise, options.timesteps)
+    scheduler = objective.drawing(context.model.pipe.scheduler)
+    if scheduler is not context.model.pipe.scheduler:
+        context.model.pipe.scheduler = scheduler
+        state.warnings.append(
+            f"the model is trained with prediction {objective.kind}, which its scheduler does not have; sample images "
+            "of this run use it, in other programs it has to be set"
         )
-    return asked
+    return objective
 
 
-def build_dataset(
-    run: Run, *, resolution: int | None, batch_size: int, flip: bool, caption_dropout: float
-) -> Dataset:  # fmt: skip
-    """The recipe's images, encoded; without `resolution` in the size that the model was made for."""
-    run.progress("reading and encoding the images")
+def build_dataset(context: RunContext, state: RunState, options: TrainOptions) -> Dataset:
+    """The recipe's images, encoded; without `resolution` at the model's native resolution."""
+    context.progress("reading and encoding the images")
     images = open_dataset(
-        run.recipe, run.model.pipe.vae, resolution=resolution or native_resolution(run.model), batch_size=batch_size,
-        seed=_seed(run), flip=flip, caption_dropout=caption_dropout, run_folder=run.folder,
-        warn=run.warnings.append, tell=run.progress, bar=run.bar, processes=run.processes,
+        context.recipe, context.model.pipe.vae, resolution=options.resolution or native_resolution(context.model),
+        batch_size=options.batch_size, seed=_seed(context, state.stage), flip=options.flip,
+        caption_dropout=options.caption_dropout, run_folder=context.folder, warn=state.warnings.append,
+        tell=context.progress, bar=context.bar, processes=context.processes,
     )  # fmt: skip
-    if run.files:
-        with run.processes.together():
-            require_unchanged_data(run.recipe, images.examples, run.files)
+    if context.file_hashes:
+        with context.processes.together():
+            require_unchanged_data(context.recipe, images.examples, context.file_hashes)
     return images
 
 
 def build_training(
-    run: Run, trainables: tuple[Trainable, ...], asked: Objective, images: Dataset, guard: Guard, *, steps: int,
-    accumulation: int, prior_weight: float, locality: Options | None,
+    context: RunContext, state: RunState, trainables: tuple[Trainable, ...], objective: Objective, dataset: Dataset,
+    guard: Guard, options: TrainOptions,
 ) -> Training:  # fmt: skip
     """All that the steps need."""
-    denoiser = DENOISERS[run.model.family.denoiser_kind]
+    denoiser = DENOISERS[context.model.family.denoiser_kind]
     text_moves = any(isinstance(trainable, EmbeddingTrainer) or trainable.trains_text for trainable in trainables)
     training = Training(
-        model=run.model,
+        model=context.model,
         denoiser=denoiser,
-        injection=run.need_injection(),
-        objective=asked,
-        dataset=images,
+        injection=state.require_injection(),
+        objective=objective,
+        dataset=dataset,
         trainables=trainables,
-        steps=steps,
-        accumulation=accumulation,
-        seed=_seed(run),
-        prior_weight=prior_weight,
-        scale=loss_scale(run.model.dtype),
+        steps=options.steps,
+        accumulation=options.gradient_accumulation,
+        seed=_seed(context, state.stage),
+        prior_weight=options.prior_weight,
+        scale=loss_scale(context.model.dtype),
         guard=guard,
-        processes=run.processes,
-        texts=None if text_moves else Texts(denoiser, run.model.pipe),
+        processes=context.processes,
+        texts=None if text_moves else Texts(denoiser, context.model.pipe),
     )
-    return (
-        training
-        if locality is None
-        else replace(training, locality=locality_of(run.recipe, run.originals, training, locality))
-    )
+    if options.locality is None:
+        return training
+    return replace(training, locality=locality_of(context.recipe, state.trained.originals, training, options.locality))
 
 
-def _seed(run: Run) -> int:
+def _seed(context: RunContext, index: int) -> int:
     """The seed of the stage: two train stages of a recipe draw differently."""
-    return run.recipe.seed + 1000 * run.stage
+    return context.recipe.seed + 1000 * index

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..embeddings.injection import EmbeddingRows
 from ..errors import StageError
 from ..files import write_atomically
+from ..recipe.options import TrainOptions
 from ..records import METRICS, manifest_or_none, parse_row, require_logged_lines, unreadable_reason
 from ..run_folder import file_inside
 from ..train.embeddings import EmbeddingTrainer
@@ -22,7 +23,7 @@ from ..train.setup import Training
 from ..train.snapshot import Shadow, stored_averages, stored_rows, stored_weights
 from ..train.weights import WeightTrainer
 from .checkpoints import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
-from .context import Run
+from .context import RunContext, RunState
 from .diff import ROUNDING, Difference, difference_lines, input_differences
 
 MOST = 20  # differences that are listed
@@ -108,35 +109,40 @@ _EMBEDDINGS = "embeddings"
 _TITLES = {_EMBEDDINGS: "embeddings", "lora": "LoRA weights", "finetune": "fine-tuned weights"}
 
 
-def take_what_fits(run: Run, training: Training) -> None:
+def take_what_fits(context: RunContext, state: RunState, training: Training) -> None:
     """Load embeddings and weights of the stage from the source, each once, and sum up in one line how many fit.
 
     Vectors fit by the embedding's name and their number, weights by name and shape. Training starts from the trained
     values; EMA weights are loaded too where the stage keeps some. An embedding that no stage trains any more gets its
     EMA weights themselves, which is what its own run would have exported.
     """
-    source = run.source
+    source = context.source
     if source is None or source.whole:
         return
     fit, total = Counter[str](), Counter[str]()
-    for kind, fits in [*_take_embeddings(run, training, source.point), *_take_weights(run, training, source.point)]:
+    for kind, fits in [
+        *_take_embeddings(context, state, training, source.point),
+        *_take_weights(context, state, training, source.point),
+    ]:
         fit[kind] += fits
         total[kind] += 1
     if total:
         counts = ", ".join(f"{fit[kind]} of {total[kind]} {_TITLES[kind]}" for kind in total)
         line = f"{LOADED}{counts}; new optimizer state"
-        run.progress(line)
-        run.notes.append(line)
+        context.progress(line)
+        state.notes.append(line)
 
 
-def _take_embeddings(run: Run, training: Training, point: Checkpoint) -> list[tuple[str, bool]]:
+def _take_embeddings(
+    context: RunContext, state: RunState, training: Training, point: Checkpoint
+) -> list[tuple[str, bool]]:
     """For each embedding whether it was loaded: its vectors for every text encoder."""
-    if _EMBEDDINGS in run.taken:
+    if _EMBEDDINGS in state.loaded:
         return []
-    run.taken.add(_EMBEDDINGS)
+    state.loaded.add(_EMBEDDINGS)
     spans: Mapping[str, Mapping[str, list[int]]] = point.facts["spans"]
     stored, averages = stored_rows(point.tensors), stored_averages(point.tensors, EmbeddingTrainer.name)
-    trained = run.recipe.trained if _trains_embeddings(run) else {}
+    trained = context.recipe.trained if _trains_embeddings(context, state) else {}
     loaded: dict[str, bool] = {}
     for key, rows in training.injection.rows.items():
         there, values = spans.get(key, {}), stored.get(key)
@@ -151,9 +157,9 @@ def _take_embeddings(run: Run, training: Training, point: Checkpoint) -> list[tu
     return [(_EMBEDDINGS, fits) for fits in loaded.values()]
 
 
-def _trains_embeddings(run: Run) -> bool:
+def _trains_embeddings(context: RunContext, state: RunState) -> bool:
     """Whether this stage or a later one trains embeddings."""
-    return any(stage.kind == "train" and stage.options["embeddings"] for stage in run.recipe.stages[run.stage :])
+    return any(options.embeddings for _, options in context.recipe.stages_with(TrainOptions, state.stage))
 
 
 def _take_embedding(
@@ -166,13 +172,15 @@ def _take_embedding(
         training.embeddings.states.take(key, index, average if trained else {})
 
 
-def _take_weights(run: Run, training: Training, point: Checkpoint) -> list[tuple[str, bool]]:
+def _take_weights(
+    context: RunContext, state: RunState, training: Training, point: Checkpoint
+) -> list[tuple[str, bool]]:
     """For each weight of the stage's LoRAs and fine-tunes whether it was loaded."""
     loaded: list[tuple[str, bool]] = []
     for trainable in training.trainables:
-        if not isinstance(trainable, WeightTrainer) or trainable.name in run.taken:
+        if not isinstance(trainable, WeightTrainer) or trainable.name in state.loaded:
             continue
-        run.taken.add(trainable.name)
+        state.loaded.add(trainable.name)
         here, averages = trainable.parameters, stored_averages(point.tensors, trainable.name)
         stored = stored_weights(point.tensors, trainable.name)
         same = {key: one for key, one in stored.items() if key in here and here[key].shape == one.shape}

@@ -1,17 +1,15 @@
-"""The stages a recipe can name. A stage is a plain function; its keyword arguments are its keys in the recipe."""
+"""The stages that a recipe can name: plain functions of context, state, contents and their options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from ...converters.embedding import Contents
+from ..run.context import StageFunction
 from .export import export
 from .inject import inject
 from .rescale import rescale
 from .tokenize import tokenize
 from .train import train
 
-STAGES: dict[str, Callable[..., Contents]] = {
+STAGES: dict[str, StageFunction] = {
     "tokenize": tokenize,
     "inject": inject,
     "train": train,

@@ -10,24 +10,28 @@ import torch
 from ...converters.embedding import Contents, Embedding
 from ..embeddings.injection import EmbeddingRows, Encoder, Injection
 from ..errors import StageError
-from ..run.context import Run
+from ..models.load import Model
+from ..recipe.options import InjectOptions
+from ..run.context import RunContext, RunState
 from ..tensors import vectors_of_all
 
 
-def inject(run: Run, contents: Contents, *, encoders: Sequence[str] | None = None) -> Contents:
-    """Put the embeddings into the encoders (changes the model; `Run.eject` restores it).
+def inject(context: RunContext, state: RunState, contents: Contents, options: InjectOptions) -> Contents:
+    """Put the embeddings into the encoders (changes the model; `RunState.eject` restores it).
 
     With `encoders` only these get them: the embeddings have no vectors for the others, which leave them out of the
     text.
     """
     if not contents.embeddings:
         raise StageError("there is no embedding to inject: put a tokenize stage before this one")
-    if run.injection is not None:
+    if state.injection is not None:
         raise StageError("the embeddings are in the model already: one inject stage is enough")
-    contents = _only(run, contents, encoders)
-    rows = {encoder.key: _rows(encoder, contents.embeddings, run.model.device) for encoder in run.model.encoders}
-    run.start = _only(run, run.start, encoders)
-    run.injection = Injection(run.model.pipe, run.model.encoders, rows)
+    contents = _only(context.model, contents, options.encoders)
+    rows = {
+        encoder.key: _rows(encoder, contents.embeddings, context.model.device) for encoder in context.model.encoders
+    }
+    state.initial = _only(context.model, state.initial, options.encoders)
+    state.injection = Injection(context.model.pipe, context.model.encoders, rows)
     return contents
 
 
@@ -36,12 +40,12 @@ def _rows(encoder: Encoder, embeddings: Sequence[Embedding], device: torch.devic
     return EmbeddingRows({embedding.name: own for embedding, own in zip(embeddings, vectors, strict=True)}, device)
 
 
-def _only(run: Run, contents: Contents, encoders: Sequence[str] | None) -> Contents:
+def _only(model: Model, contents: Contents, encoders: Sequence[str] | None) -> Contents:
     """The embeddings with vectors for these encoders alone.
 
     StageError when the model lacks one, or an embedding has none left.
     """
-    have = [encoder.key for encoder in run.model.encoders]
+    have = [encoder.key for encoder in model.encoders]
     strange = [key for key in encoders or () if key not in have]
     if strange:
         raise StageError(f"encoders: the model has no {', '.join(strange)}; it has {', '.join(have)}")

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...converters.embedding import Contents
 from ..embeddings.norms import apply_rule
-from ..run.context import Run
+from ..recipe.options import RescaleOptions
+from ..run.context import RunContext, RunState
 from ..tensors import from_raw, to_raw
 
 
-def rescale(run: Run, contents: Contents, *, to: Any = "median") -> Contents:
-    """Vectors scaled by `to` (see `embeddings.norms.apply_rule`), with each encoder's own statistics of its vocabulary.
+def rescale(context: RunContext, state: RunState, contents: Contents, options: RescaleOptions) -> Contents:
+    """Scale trained vectors by the rule `to` (see `embeddings.norms.apply_rule`), none of `train = false`."""
+    scaled, notes = rescaled(context, state.initial, contents, options)
+    state.notes += notes
+    return scaled
 
-    Embeddings with `train = false` are left as they are.
-    """
-    start = run.start.by_name
-    moved = [embedding for embedding in contents.embeddings if embedding.name in run.recipe.trained]
-    after = {embedding.name: dict(embedding.vectors) for embedding in moved}
-    for key, statistics in run.statistics.items():
-        here = [embedding for embedding in moved if key in embedding.vectors]
+
+def rescaled(
+    context: RunContext, initial: Contents, contents: Contents, options: RescaleOptions
+) -> tuple[Contents, list[str]]:
+    """The contents with scaled vectors, by the statistics of each encoder's vocabulary; notes on every norm."""
+    trained = [embedding for embedding in contents.embeddings if embedding.name in context.recipe.trained]
+    after, notes = {embedding.name: dict(embedding.vectors) for embedding in trained}, []
+    for key, statistics in context.statistics.items():
+        here = [embedding for embedding in trained if key in embedding.vectors]
         if not here:
             continue
         vectors = [from_raw(embedding.vectors[key]) for embedding in here]
-        initial = torch.cat([from_raw(start[embedding.name].vectors[key]) for embedding in here]).norm(dim=1)
-        scaled = apply_rule(torch.cat(vectors), to, statistics, initial).split([len(v) for v in vectors])
+        norms = torch.cat([from_raw(initial.by_name[one.name].vectors[key]) for one in here]).norm(dim=1)
+        scaled = apply_rule(torch.cat(vectors), options.to, statistics, norms).split([len(v) for v in vectors])
         for embedding, before, now in zip(here, vectors, scaled, strict=True):
             after[embedding.name][key] = to_raw(now.contiguous())
-            run.notes.append(_note(embedding.name, key, before, now))
-    return replace(
-        contents, embeddings=tuple(replace(w, vectors=after.get(w.name, w.vectors)) for w in contents.embeddings)
-    )
+            notes.append(_note(embedding.name, key, before, now))
+    embeddings = tuple(replace(one, vectors=after.get(one.name, one.vectors)) for one in contents.embeddings)
+    return replace(contents, embeddings=embeddings), notes
 
 
 def _note(embedding: str, key: str, before: Tensor, after: Tensor) -> str:

@@ -14,38 +14,39 @@ from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..files import sha256
 from ..recipe.model import EmbeddingSpec
-from ..run.context import Run
+from ..recipe.options import TokenizeOptions
+from ..run.context import RunContext, RunState
 from ..tensors import from_raw, to_raw_each
 
 Base = dict[str, RawTensor]  # vectors that an embedding goes on from, by encoder; empty for most
 
 
-def tokenize(run: Run, contents: Contents, *, pad_with: str = "*") -> Contents:
+def tokenize(context: RunContext, state: RunState, contents: Contents, options: TokenizeOptions) -> Contents:
     """One embedding an embedding: its base's vectors or the vocabulary's of its initial text, cut or padded to its
     count.
 
     Each encoder's tokenizer is asked once for all texts, and its vocabulary once for all rows.
     """
-    specs, encoders = run.recipe.embeddings, run.model.encoders
+    specs, encoders, pad_with = context.recipe.embeddings, context.model.encoders, options.pad_with
     keys, widths = [encoder.key for encoder in encoders], {encoder.key: encoder.width for encoder in encoders}
     bases = [start_of(embedding, keys, widths) for embedding in specs]
     texts = {encoder.key: Texts(encoder.tokenizer, [pad_with, *(embedding.initial_text for embedding in specs)])
              for encoder in encoders}  # fmt: skip
-    made = [_tokens(run, embedding, base, texts, pad_with) for embedding, base in zip(specs, bases, strict=True)]
+    made = [_tokens(state, embedding, base, texts, pad_with) for embedding, base in zip(specs, bases, strict=True)]
     vectors = {encoder.key: _vectors(encoder, [tokens[encoder.key] for tokens in made], bases) for encoder in encoders}
-    run.initial |= {embedding.placeholder: tokens for embedding, tokens in zip(specs, made, strict=True)}
+    state.initial_tokens |= {embedding.placeholder: tokens for embedding, tokens in zip(specs, made, strict=True)}
     embeddings = (
         Embedding(
             embedding.placeholder, {key: vectors[key][at] for key in keys}, {"initial_text": embedding.initial_text}
         )
         for at, embedding in enumerate(specs)
     )
-    run.start = Contents(tuple(embeddings), contents.rest, contents.metadata)
-    return run.start
+    state.initial = Contents(tuple(embeddings), contents.rest, contents.metadata)
+    return state.initial
 
 
 def _tokens(
-    run: Run, embedding: EmbeddingSpec, base: Base, texts: dict[str, Texts], pad_with: str
+    state: RunState, embedding: EmbeddingSpec, base: Base, texts: dict[str, Texts], pad_with: str
 ) -> dict[str, InitialTokens]:
     """What each encoder starts the embedding from; what is cut off, and what a base lacks, is said."""
     made = {}
@@ -57,15 +58,15 @@ def _tokens(
         if tokens.cut:
             what = "initial text" if key not in base else "base"
             lost = f"cut to {len(tokens.ids)} tokens in {key}, without {' '.join(tokens.cut)}"
-            run.warnings.append(f"{embedding.placeholder}: {what} is {lost}")
+            state.warnings.append(f"{embedding.placeholder}: {what} is {lost}")
     if embedding.base is not None:
-        run.notes.append(
+        state.notes.append(
             f"{embedding.placeholder} goes on from {embedding.base.name} (sha256 {sha256(embedding.base)})"
         )
         without = [key for key in texts if key not in base]
         if without:
             said = f"{embedding.base.name} has no vectors for {', '.join(without)}, which start from the initial text"
-            run.warnings.append(f"{embedding.placeholder}: {said}")
+            state.warnings.append(f"{embedding.placeholder}: {said}")
     return made
 
 

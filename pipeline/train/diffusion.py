@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,17 +10,9 @@ from torch import Tensor
 
 from ..errors import StageError
 from ..recipe.defaults import WEIGHTINGS
+from ..recipe.options import NoiseOptions, ObjectiveOptions, TimestepOptions
 from ..rng import generator
-from .loss import (
-    LossOptions,
-    NoiseOptions,
-    NoisyBatch,
-    TimeStepOptions,
-    draw_steps,
-    example_losses,
-    input_noise,
-    offset_noise,
-)
+from .loss import NoisyBatch, draw_steps, example_losses, input_noise, offset_noise, require_timesteps
 
 MOST_SNR = 1000.0  # of debiased weights, as in kohya's scripts: the first time steps have hardly any noise
 
@@ -33,26 +24,25 @@ class Diffusion:
     """
 
     def __init__(
-        self, scheduler: Any, options: Mapping[str, Any], noise: NoiseOptions, timesteps: TimeStepOptions
+        self, scheduler: Any, options: ObjectiveOptions, noise: NoiseOptions, timesteps: TimestepOptions
     ) -> None:
         """Raises StageError for options that fit no diffusion model, or not this one."""
         from diffusers import DDPMScheduler
 
-        asked = {"prediction_type": options["prediction"], "rescale_betas_zero_snr": options["zero_terminal_snr"]}
+        asked = {"prediction_type": options.prediction, "rescale_betas_zero_snr": options.zero_terminal_snr}
         changes = {name: value for name, value in asked.items() if value is not None}
         self.process = DDPMScheduler.from_config(scheduler.config, **changes)
         self.kind: str = self.process.config.prediction_type
         self.timesteps: int = self.process.config.num_train_timesteps
         self.options, self.noise, self.steps = options, noise, timesteps
-        self.loss = LossOptions.of(options)
         self.alphas: Tensor = self.process.alphas_cumprod
         self._refuse()
 
     def _refuse(self) -> None:
-        if self.options["weighting"] not in WEIGHTINGS["diffusion"]:
-            kind, known = self.options["weighting"], ", ".join(WEIGHTINGS["diffusion"])
+        if self.options.weighting not in WEIGHTINGS["diffusion"]:
+            kind, known = self.options.weighting, ", ".join(WEIGHTINGS["diffusion"])
             raise StageError(f"objective.weighting = {kind!r} is for flow matching; use {known}")
-        self.steps.refuse(self.timesteps)
+        require_timesteps(self.steps, self.timesteps)
         if self.kind == "epsilon" and self.process.config.rescale_betas_zero_snr:
             raise StageError(
                 "zero terminal SNR: the last time step holds nothing of the image, so a model that predicts the "
@@ -81,7 +71,7 @@ class Diffusion:
 
     def losses(self, prediction: Tensor, question: NoisyBatch, mask: Tensor | None = None) -> Tensor:
         """The loss of each example, (batch,); see `loss.example_losses`."""
-        return example_losses(prediction, question, self.loss, mask)
+        return example_losses(prediction, question, self.options, mask)
 
     def draw(self, latents: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Plain noise like `latents` (CPU, float32) and time steps (batch,) for one step."""
@@ -115,24 +105,24 @@ class Diffusion:
         velocity form by SNR + 1. Debiased (Yu et al. 2023): 1/√SNR of the noise's loss; for velocity 1/(SNR + 1), as
         kohya's scripts have it.
         """
-        if self.options["weighting"] == "none":
+        if self.options.weighting == "none":
             return None
         snr = self.snr(timesteps)
-        if self.options["weighting"] == "min-snr":
-            kept = snr.clamp(max=self.options["gamma"])
+        if self.options.weighting == "min-snr":
+            kept = snr.clamp(max=self.options.gamma)
             return kept / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[self.kind]
         snr = snr.clamp(max=MOST_SNR)
         return {"epsilon": snr.rsqrt(), "v_prediction": 1 / (snr + 1), "sample": snr.sqrt()}[self.kind]
 
     def threshold(self, timesteps: Tensor) -> Tensor | None:
         """Where Huber's loss turns straight at these time steps, by the schedules of kohya's scripts."""
-        if self.loss.kind not in ("huber", "smooth_l1"):
+        if self.options.loss not in ("huber", "smooth_l1"):
             return None
-        huber = self.options["huber"]
-        c, scale = float(huber["threshold"]), float(huber["scale"])
-        if huber["schedule"] == "constant":
+        huber = self.options.huber
+        c, scale = float(huber.threshold), float(huber.scale)
+        if huber.schedule == "constant":
             return torch.full((len(timesteps),), c * scale)
-        if huber["schedule"] == "exponential":
+        if huber.schedule == "exponential":
             return torch.exp(math.log(c) / self.timesteps * timesteps) * scale
         sigma = self.snr(timesteps).rsqrt()
         return (1 - c) / (1 + sigma) ** 2 + c

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +17,10 @@ from ..embeddings.norms import NormStatistics, apply_rule, apply_rules
 from ..errors import StageError
 from ..recipe.intervals import Clock, Stops
 from ..recipe.model import EmbeddingSpec
+from ..recipe.options import LearningRate, NormRule, OptimizerOptions, TrainOptions
 from .ema import Shown
 from .guard import Guard
-from .optimizers import Rule, averages_itself
+from .optimizers import Rule, rate_factor
 from .packing import copy_into, pack, unpack
 from .row_states import Moving, RowStates, Shares, check_reach, embedding_rates, moving, row_rates
 from .trainable import State
@@ -31,12 +31,20 @@ class EmbeddingSettings:
     """How embeddings are moved: rate (one, or one an encoder), optimizer, the rate's factor a step, clipping, norm
     rule, and the decay of an average of them."""
 
-    learning_rate: float | Mapping[str, float]
-    optimizer: Mapping[str, Any]
+    learning_rate: LearningRate
+    optimizer: OptimizerOptions
     factor: Callable[[int], float] = lambda step: 1.0
     clip_norm: float = 1.0
-    preserve_norm: Any = None
+    preserve_norm: NormRule | None = None
     ema: float | None = None
+
+
+def embedding_settings(options: TrainOptions) -> EmbeddingSettings:
+    """The settings of a train stage's embeddings."""
+    factor = partial(rate_factor, options.schedule, steps=options.steps, warmup_steps=options.warmup_steps)
+    return EmbeddingSettings(
+        options.learning_rate, options.optimizer, factor, options.clip_norm, options.preserve_norm, options.ema
+    )
 
 
 class EmbeddingTrainer:
@@ -137,9 +145,9 @@ class EmbeddingTrainer:
         sizes = self.states.step_sizes(self.embedding_rates, self._running)
         self._rate = factor * max((size for size, _ in sizes.values()), default=0.0)
         if self.guard is not None:
-            prodigy = self.settings.optimizer["kind"].startswith("prodigy")
+            adaptive = self.settings.optimizer.facts.adaptive
             for embedding, (size, found) in sizes.items():
-                self.guard.step_size(embedding, factor * size, found if prodigy else None)
+                self.guard.step_size(embedding, factor * size, found if adaptive else None)
         self._stop(self.stops.counted(self._running), clock.step + 1)
         self.clear()
 
@@ -180,7 +188,7 @@ class EmbeddingTrainer:
     def _exchange(self, use: bool) -> None:
         self.states.show([embedding for embedding in self.embeddings if embedding not in self.stopped_at], use)
 
-    def rule_of(self, embedding: str) -> Any:
+    def rule_of(self, embedding: str) -> NormRule | None:
         """The norm rule of an embedding: its own, else the stage's."""
         own = self.embeddings[embedding].preserve_norm
         return self.settings.preserve_norm if own is None else own
@@ -201,7 +209,7 @@ class EmbeddingTrainer:
         rows = self.injection.rows[key]
         rules = [self.rule_of(embedding) for embedding in part.embeddings for _ in rows.spans[embedding]]
         norms, usual = self.norms[key][part.index], self.statistics[key]
-        if any(rule is not None for rule in rules) and not averages_itself(self.settings.optimizer["kind"]):
+        if any(rule is not None for rule in rules) and not self.settings.optimizer.facts.averages_itself:
             rows.values[part.index] = apply_rules(rows.values[part.index], rules, usual, norms)
         reached = [None if rule == "spread" else rule for rule in rules]  # which goes a little way in each step
         self.states.average(key, part.index, reached, usual, norms)

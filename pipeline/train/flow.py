@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,17 +10,9 @@ from torch import Tensor
 
 from ..errors import StageError
 from ..recipe.defaults import WEIGHTINGS
+from ..recipe.options import NoiseOptions, ObjectiveOptions, TimestepOptions
 from ..rng import generator
-from .loss import (
-    LossOptions,
-    NoiseOptions,
-    NoisyBatch,
-    TimeStepOptions,
-    draw_shares,
-    example_losses,
-    input_noise,
-    offset_noise,
-)
+from .loss import NoisyBatch, draw_shares, example_losses, input_noise, offset_noise, require_timesteps
 
 
 class Flow:
@@ -32,7 +23,7 @@ class Flow:
     """
 
     def __init__(
-        self, scheduler: Any, options: Mapping[str, Any], noise: NoiseOptions, timesteps: TimeStepOptions
+        self, scheduler: Any, options: ObjectiveOptions, noise: NoiseOptions, timesteps: TimestepOptions
     ) -> None:
         """Raises StageError for options that have no meaning in flow matching."""
         from diffusers import FlowMatchEulerDiscreteScheduler
@@ -44,21 +35,20 @@ class Flow:
         self.times: Tensor = process.timesteps  # falling: the first is pure noise
         self.sigmas: Tensor = process.sigmas[: self.timesteps]
         self.options, self.noise, self.steps = options, noise, timesteps
-        self.loss = LossOptions.of(options)
         self._refuse()
 
     def _refuse(self) -> None:
         options = self.options
-        if options["weighting"] not in WEIGHTINGS["flow"]:
+        if options.weighting not in WEIGHTINGS["flow"]:
             known = ", ".join(WEIGHTINGS["flow"])
-            raise StageError(f"objective.weighting = {options['weighting']!r} is for diffusion; use {known}")
-        if options["prediction"] is not None or options["zero_terminal_snr"]:
+            raise StageError(f"objective.weighting = {options.weighting!r} is for diffusion; use {known}")
+        if options.prediction is not None or options.zero_terminal_snr:
             raise StageError(
                 "objective: prediction and zero_terminal_snr say nothing for a flow matching model; leave them out"
             )
-        if self.loss.kind in ("huber", "smooth_l1") and options["huber"]["schedule"] == "snr":
+        if self.options.loss in ("huber", "smooth_l1") and options.huber.schedule == "snr":
             raise StageError('objective.huber.schedule = "snr" is for diffusion models; use constant or exponential')
-        self.steps.refuse(self.timesteps)
+        require_timesteps(self.steps, self.timesteps)
 
     @staticmethod
     def drawing(scheduler: Any) -> Any:
@@ -76,7 +66,7 @@ class Flow:
 
     def losses(self, prediction: Tensor, question: NoisyBatch, mask: Tensor | None = None) -> Tensor:
         """The loss of each example, (batch,); see `loss.example_losses`."""
-        return example_losses(prediction, question, self.loss, mask)
+        return example_losses(prediction, question, self.options, mask)
 
     def draw(self, latents: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Plain noise like `latents` (CPU, float32) and places (batch,) in the scheduler's falling time steps.
@@ -101,7 +91,7 @@ class Flow:
 
         σ² makes the velocity's loss that of the image which it predicts: `precondition_outputs` of diffusers' script.
         """
-        kind = self.options["weighting"]
+        kind = self.options.weighting
         if kind == "sigma-sqrt":
             return sigmas**-2.0
         if kind == "cosmap":
@@ -110,9 +100,9 @@ class Flow:
 
     def threshold(self, sigmas: Tensor) -> Tensor | None:
         """Where Huber's loss turns straight; exponential by σ, which is the share of the way to pure noise."""
-        if self.loss.kind not in ("huber", "smooth_l1"):
+        if self.options.loss not in ("huber", "smooth_l1"):
             return None
-        c, scale = float(self.options["huber"]["threshold"]), float(self.options["huber"]["scale"])
-        if self.options["huber"]["schedule"] == "constant":
+        c, scale = float(self.options.huber.threshold), float(self.options.huber.scale)
+        if self.options.huber.schedule == "constant":
             return torch.full((len(sigmas),), c * scale)
         return torch.exp(math.log(c) * sigmas) * scale

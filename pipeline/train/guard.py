@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..embeddings.norms import NormStatistics
 from ..errors import StageError
+from ..recipe.options import GuardOptions
 
 _WAY = "mend what it says and begin anew"
 MOST = 20  # things of one kind that are said one by one; the rest is counted
@@ -39,8 +40,8 @@ def advice(dtype: torch.dtype) -> str:
 class Guard:
     """One for each train stage. What a step costs depends on the rows in its batch."""
 
-    def __init__(self, options: Mapping[str, Any], say: Callable[[str], None]) -> None:
-        """`options` is a recipe's table `guard`; `say` takes the warnings."""
+    def __init__(self, options: GuardOptions, say: Callable[[str], None]) -> None:
+        """`options` are the stage's `guard`; `say` takes the warnings."""
         self.options, self.say = options, say
         self._said: dict[str, set[str]] = {}
         self._left_out = 0
@@ -58,15 +59,15 @@ class Guard:
         `moves` (rows,) says which have a learning rate at all.
         """
         bad = torch.zeros_like(moves)
-        if self.options["frozen_vectors"] != "off":
+        if self.options.frozen_vectors != "off":
             unmoved = self._unmoved.get(key, torch.zeros(count, dtype=torch.int32)).to(index.device)
             self._unmoved[key] = unmoved
             steps = torch.where((after != before).any(dim=1) | ~moves, 0, unmoved[index] + 1).to(torch.int32)
             unmoved[index] = steps
-            bad |= steps == self.options["frozen_vectors_after"]
+            bad |= steps == self.options.frozen_vectors_after
         norms = after.norm(dim=1)
-        if self.options["norm"] != "off":
-            low, high = (self.options["norm_band"][end] * usual.median for end in ("low", "high"))
+        if self.options.norm != "off":
+            low, high = (end * usual.median for end in (self.options.norm_band.low, self.options.norm_band.high))
             bad |= (norms < low) | (norms > high)
         if bool(bad.any()):
             self._rows_found(key, index[bad].tolist(), norms[bad].tolist(), embeddings, spans, usual.median)
@@ -75,21 +76,21 @@ class Guard:
         self, key: str, rows: list[int], norms: list[float], embeddings: Sequence[str], spans: Mapping[str, range],
         median: float,
     ) -> None:  # fmt: skip
-        band = self.options["norm_band"]
+        band = self.options.norm_band
         for row, norm in zip(rows, norms, strict=True):
             embedding = next(embedding for embedding in embeddings if row in spans[embedding])
             vector = f"vector {row - spans[embedding].start + 1} of {embedding!r} in {key}"
-            if not band["low"] * median <= norm <= band["high"] * median and self.options["norm"] != "off":
+            if not band.low * median <= norm <= band.high * median and self.options.norm != "off":
                 text = (
                     f"the norm of {vector} is {norm:.3g}, {norm / median:.3g} times the vocabulary's median; "
                     "preserve_norm holds norms, a smaller learning_rate slows them"
                 )
                 self.tell("norm", embedding, text)
             if (
-                self.options["frozen_vectors"] != "off"
-                and int(self._unmoved[key][row]) == self.options["frozen_vectors_after"]
+                self.options.frozen_vectors != "off"
+                and int(self._unmoved[key][row]) == self.options.frozen_vectors_after
             ):
-                steps = self.options["frozen_vectors_after"]
+                steps = self.options.frozen_vectors_after
                 self.tell(
                     "frozen_vectors",
                     embedding,
@@ -100,8 +101,8 @@ class Guard:
         """Look at the step size of an embedding or another thing; `found` is what Prodigy has found, None for
         others.
         """
-        after = self.options["stalled_lr_after"]
-        if self.options["stalled_lr"] == "off":
+        after = self.options.stalled_lr_after
+        if self.options.stalled_lr == "off":
             return
         if rate == 0:
             self._zeros[name] += 1
@@ -120,7 +121,7 @@ class Guard:
 
     def passes(self, error: NotFinite) -> bool:
         """Whether a step whose loss or gradient is not finite is left out, so that the training goes on."""
-        if self.options["not_finite"] == "stop":
+        if self.options.not_finite == "stop":
             return False
         self._left_out += 1
         self.tell("not_finite", "", f"{error}: the step is left out, nothing moves in it")
@@ -132,7 +133,7 @@ class Guard:
         if name in said:
             return
         said.add(name)
-        if self.options[kind] == "stop":
+        if getattr(self.options, kind) == "stop":
             self._stop.append((kind, text))
         elif len(said) <= MOST:
             self.say(text)
@@ -144,7 +145,7 @@ class Guard:
 
     def _asked(self) -> list[tuple[str, str]]:
         """What was found for which the recipe asks to stop: it may only warn by now of what it once stopped for."""
-        return [(kind, text) for kind, text in self._stop if self.options[kind] == "stop"]
+        return [(kind, text) for kind, text in self._stop if getattr(self.options, kind) == "stop"]
 
     def hold(self) -> None:
         """Halted where something was found for which the recipe asks to stop, now or before a checkpoint: all of it."""

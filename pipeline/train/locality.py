@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..errors import StageError
 from ..models.denoisers import Denoiser, Text
 from ..models.load import Model
 from ..recipe.model import Recipe
+from ..recipe.options import LocalityOptions, TrainOptions
 from ..rng import generator
 from .loss import NoisyBatch
 from .trainable import Trainable
@@ -139,7 +140,7 @@ def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], trainable
     Called before a stage trains anything, so that `originals` has them for a later stage too. Returns a note of how
     much memory that takes.
     """
-    if not any(stage.options.get("locality") for stage in recipe.stages):
+    if not any(options.locality for _, options in recipe.stages_with(TrainOptions)):
         return []
     tuned = [
         trainable
@@ -155,7 +156,7 @@ def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], trainable
 
 
 def locality_of(
-    recipe: Recipe, originals: Mapping[Parameter, Tensor], training: Training, options: Mapping[str, Any]
+    recipe: Recipe, originals: Mapping[Parameter, Tensor], training: Training, options: LocalityOptions
 ) -> Locality:
     """The regulariser of a stage. The untouched model is the one with its LoRAs off and the weights that `remember`
     kept. Raises StageError where nothing but embeddings is trained, for then nothing else of the model changes.
@@ -168,11 +169,10 @@ def locality_of(
         )
     mine = [one for trainable in tuned for one in trainable.parameters.values()]
     before = {parameter: originals[parameter] for parameter in mine if parameter in originals}
-    prompts = tuple(options["prompts"] or _plain_captions(recipe))
-    rest = {key: options[key] for key in ("weight", "alpha", "every")}
+    prompts = tuple(options.prompts or _plain_captions(recipe))
     return Locality(
-        training.model, training.denoiser, prompts, **rest, seed=training.seed, before=before,
-        encoders=any(trainable.trains_text for trainable in tuned),
+        training.model, training.denoiser, prompts, options.weight, options.alpha, options.every, training.seed,
+        before=before, encoders=any(trainable.trains_text for trainable in tuned),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import StageError
+from ..recipe.options import LoraOptions, as_table
 
 ADAPTER = "pivotune"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "to_add_out", "add_q_proj", "add_k_proj", "add_v_proj")
@@ -25,7 +26,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def add_lora(part: str, module: nn.Module, options: Mapping[str, Any], seed: int) -> dict[str, nn.Parameter]:
+def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> dict[str, nn.Parameter]:
     """Put a fresh LoRA on a part of the model and return its float32 parameters by name; the part answers as before.
 
     A LoRA that an earlier stage left is trained on when it has the same shape. Raises StageError when no layer has a
@@ -33,11 +34,11 @@ def add_lora(part: str, module: nn.Module, options: Mapping[str, Any], seed: int
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = options["targets"]
+    targets = options.targets
     endings: Sequence[str] = TARGETS[targets] if isinstance(targets, str) else targets
     config = LoraConfig(
-        r=int(options["rank"]), lora_alpha=options["alpha"], lora_dropout=options["dropout"],
-        use_dora=options["dora"], target_modules=list(endings),
+        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
+        use_dora=options.dora, target_modules=list(endings),
     )  # fmt: skip
     present = getattr(module, "peft_config", {}).get(ADAPTER)
     if present is None:
@@ -46,7 +47,7 @@ def add_lora(part: str, module: nn.Module, options: Mapping[str, Any], seed: int
             try:
                 inject_adapter_in_model(config, module, ADAPTER)
             except ValueError as error:
-                raise StageError(f"lora.targets = {targets!r} for {part}: {error}") from error
+                raise StageError(f"lora.targets = {as_table(targets)!r} for {part}: {error}") from error
     else:
         _same_shape(part, module, present, config, tuple(f".{ending}" for ending in endings))
     parameters = _parameters(module)

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.dataset import Whole
 from ..errors import StageError
+from ..recipe.options import NoiseOptions, ObjectiveOptions, TimestepOptions
 from ..rng import generator
-
-
-@dataclass(frozen=True)
-class NoiseOptions:
-    """What is done to the noise; `schemas/tables/noise.json` says what each means."""
-
-    offset: float = 0.0
-    offset_per_channel: bool = True
-    offset_adaptive: float = 0.0
-    perturbation: float = 0.0
-    input_perturbation: float = 0.0
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> NoiseOptions:
-        return cls(**options)
 
 
 def offset_noise(noise: Tensor, latents: Tensor, options: NoiseOptions, seed: int, step: int) -> Tensor:
@@ -56,32 +40,16 @@ def input_noise(noise: Tensor, options: NoiseOptions, seed: int, step: int) -> T
     )
 
 
-@dataclass(frozen=True)
-class TimeStepOptions:
-    """How time steps are drawn; `schemas/tables/timesteps.json` says what each means. None is the model's own."""
-
-    low: int = 0
-    high: int | None = None
-    sampling: str | None = None
-    mean: float = 0.0
-    deviation: float = 1.0
-    mode_scale: float = 1.29
-    shift: float | None = None
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> TimeStepOptions:
-        return cls(**options)
-
-    def refuse(self, steps: int) -> None:
-        """StageError where no time step is left of the model's `steps`, or one is asked for that it has not."""
-        if not self.low < (self.high or steps) <= steps:
-            raise StageError(
-                f"timesteps: low = {self.low} and high = {self.high or steps} leave nothing of the model's {steps} "
-                "time steps; low must be below high, and high at most that many"
-            )
+def require_timesteps(options: TimestepOptions, steps: int) -> None:
+    """StageError where no time step is left of the model's `steps`, or one is asked for that it has not."""
+    if not options.low < (options.high or steps) <= steps:
+        raise StageError(
+            f"timesteps: low = {options.low} and high = {options.high or steps} leave nothing of the model's {steps} "
+            "time steps; low must be below high, and high at most that many"
+        )
 
 
-def draw_shares(kind: str, count: int, draw: torch.Generator, options: TimeStepOptions) -> Tensor:
+def draw_shares(kind: str, count: int, draw: torch.Generator, options: TimestepOptions) -> Tensor:
     """(count,) numbers in 0..1: uniform, logit-normal or mode (Esser et al. 2024, section 3.1), on the CPU.
 
     The same numbers as diffusers' `compute_density_for_timestep_sampling` gives from the same generator.
@@ -99,7 +67,7 @@ def shifted(share: Tensor, shift: float) -> Tensor:
     return shift * share / (1 + (shift - 1) * share)
 
 
-def draw_steps(count: int, steps: int, draw: torch.Generator, options: TimeStepOptions) -> Tensor:
+def draw_steps(count: int, steps: int, draw: torch.Generator, options: TimestepOptions) -> Tensor:
     """(count,) whole time steps of a diffusion model's `steps`: from `low` to before `high`, then shifted."""
     low, high = options.low, options.high or steps
     kind, shift = options.sampling or "uniform", options.shift or 1.0
@@ -135,28 +103,15 @@ class NoisyBatch:
         return NoisyBatch(self.noisy[part], self.timesteps[part], self.target[part], *rest)
 
 
-@dataclass(frozen=True)
-class LossOptions:
-    """What of the objective is about the loss; `schemas/tables/objective.json` says what each means."""
-
-    kind: str = "l2"
-    unmasked_weight: float = 0.1
-    normalize_mask: bool = False
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> LossOptions:
-        return cls(options["loss"], options["unmasked_weight"], options["normalize_mask"])
-
-
 def example_losses(
-    prediction: Tensor, question: NoisyBatch, options: LossOptions, mask: Tensor | None = None
+    prediction: Tensor, question: NoisyBatch, options: ObjectiveOptions, mask: Tensor | None = None
 ) -> Tensor:
     """The loss of each example, (batch,) float32: the mean over its elements, weighted by its time step.
 
     `mask` (batch, 1, height, width), 0 to 1, weakens what lies outside as OneTrainer does: the mask is raised to
     `unmasked_weight` where it is lower, and with `normalize_mask` an image's loss is divided by its mean.
     """
-    losses = _element_losses(prediction.float(), question.target.float(), options.kind, question.threshold)
+    losses = _element_losses(prediction.float(), question.target.float(), options.loss, question.threshold)
     if mask is not None:
         raised = mask.to(losses).clamp(min=options.unmasked_weight, max=1.0)
         losses = losses * raised

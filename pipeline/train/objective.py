@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..recipe.defaults import defaults
+from ..recipe.options import NoiseOptions, ObjectiveOptions, TimestepOptions
 from .diffusion import Diffusion
 from .flow import Flow
-from .loss import NoiseOptions, NoisyBatch, TimeStepOptions
+from .loss import NoisyBatch
 
 
 class Objective(Protocol):
@@ -30,19 +29,11 @@ class Objective(Protocol):
 
 
 def objective_for(
-    scheduler: Any,
-    options: Mapping[str, Any] | None = None,
-    noise: Mapping[str, Any] | None = None,
-    timesteps: Mapping[str, Any] | None = None,
+    scheduler: Any, options: ObjectiveOptions, noise: NoiseOptions, timesteps: TimestepOptions
 ) -> Objective:
-    """The objective of a pipeline's scheduler. The tables are those of a train stage; one left out is all defaults.
+    """The objective of a pipeline's scheduler, with these options of a train stage.
 
     Raises StageError for options that do not fit the kind of model.
     """
     kind = Flow if type(scheduler).__name__.startswith("FlowMatch") else Diffusion
-    return kind(
-        scheduler,
-        defaults("tables/objective.json") | dict(options or {}),
-        NoiseOptions.of(noise or defaults("tables/noise.json")),
-        TimeStepOptions.of(timesteps or defaults("tables/timesteps.json")),
-    )
+    return kind(scheduler, options, noise, timesteps)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import StageError
+from ..recipe.options import OptimizerOptions, ScheduleOptions
 from .fsdp import alike
 
 Rule = Callable[[Tensor], Tensor]
-
-
-def averages_itself(kind: str) -> bool:
-    """Whether this kind of optimizer keeps an average of its own, beside which no other makes sense."""
-    return kind.endswith("schedule-free")
 
 
 class Turns:
@@ -64,112 +61,31 @@ def hold(optimizer: Any, rule: Rule) -> None:
     optimizer.train()
 
 
-Options = Mapping[str, Any]
-Make = Callable[[Sequence[Tensor], Options, float], torch.optim.Optimizer]
-EXTRAS = {"adamw8bit": "bitsandbytes"}  # the extra that brings a kind's library, where it is not `optimizers`
-
-
-def _adamw(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
-    fused = all(tensor.is_cuda for tensor in tensors)  # one kernel for all weights, where there are kernels to save
-    return torch.optim.AdamW(
-        tensors, lr=rate, betas=_pair(options), eps=options["eps"], weight_decay=options["weight_decay"], fused=fused
-    )
-
-
-def _adamw_8bit(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW8bit
-
-    return AdamW8bit(
-        tensors, lr=rate, betas=_pair(options), eps=options["eps"], weight_decay=options["weight_decay"]
-    )  # fmt: skip
-
-
-def _adafactor(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
-    from transformers import Adafactor
-
-    return Adafactor(
-        tensors, lr=rate, decay_rate=options["decay_rate"], clip_threshold=options["clip_threshold"],
-        beta1=options["beta1"], scale_parameter=options["scale_parameter"], relative_step=False, warmup_init=False,
-        weight_decay=options["weight_decay"],
-    )  # fmt: skip
-
-
-def _lion(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
-    from pytorch_optimizer import Lion
-
-    return Lion(tensors, lr=rate, betas=_pair(options), weight_decay=options["weight_decay"])
-
-
-def _came(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
-    from pytorch_optimizer import CAME
-
-    first, second, third = options["betas"]
-    return CAME(
-        tensors, lr=rate, betas=(first, second, third), clip_threshold=options["clip_threshold"],
-        weight_decay=options["weight_decay"],
-    )  # fmt: skip
-
-
-def _prodigy(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
-    from prodigyopt import Prodigy
-
-    return Prodigy(
-        tensors, lr=rate, betas=_pair(options), beta3=options["beta3"], eps=options["eps"],
-        weight_decay=options["weight_decay"], use_bias_correction=options["bias_correction"],
-        safeguard_warmup=options["safeguard_warmup"], d0=options["d0"], d_coef=options["d_coef"],
-        growth_rate=options["growth_rate"] or float("inf"),
-    )  # fmt: skip
-
-
-def _prodigy_schedule_free(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
-    from prodigyplus.prodigy_plus_schedulefree import ProdigyPlusScheduleFree
-
-    return ProdigyPlusScheduleFree(
-        tensors, lr=rate, betas=_pair(options), eps=options["eps"], weight_decay=options["weight_decay"],
-        d0=options["d0"], d_coef=options["d_coef"], prodigy_steps=options["adapt_steps"],
-        use_bias_correction=options["bias_correction"], stochastic_rounding=False,
-    )  # fmt: skip
-
-
-def _adamw_schedule_free(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
-    from pytorch_optimizer import ScheduleFreeAdamW
-
-    optimizer = ScheduleFreeAdamW(
-        tensors, lr=rate, betas=_pair(options), eps=options["eps"], weight_decay=options["weight_decay"]
-    )  # fmt: skip
-    optimizer.train()
-    return optimizer
-
-
-OPTIMIZERS: dict[str, Make] = {
-    "adamw": _adamw,
-    "adamw-schedule-free": _adamw_schedule_free,
-    "adamw8bit": _adamw_8bit,
-    "adafactor": _adafactor,
-    "lion": _lion,
-    "came": _came,
-    "prodigy": _prodigy,
-    "prodigy-schedule-free": _prodigy_schedule_free,
-}
-
-
-def _pair(options: Options) -> tuple[float, float]:
-    first, second = options["betas"]
-    return float(first), float(second)
-
-
-def make_optimizer(tensors: Sequence[Tensor], options: Options, rate: float) -> torch.optim.Optimizer:
+def make_optimizer(tensors: Sequence[Tensor], options: OptimizerOptions, rate: float) -> torch.optim.Optimizer:
     """The optimizer of a recipe's table for these float32 tensors.
 
     Raises StageError when its library is not installed.
     """
+    row = options.facts
+    given = {**options.settings, "weight_decay": options.weight_decay}
+    settings = {row.renamed.get(key, key): _as_argument(value) for key, value in given.items() if value is not None}
+    if row.package == "torch":  # one kernel for all weights, where there are kernels to save
+        settings["fused"] = all(tensor.is_cuda for tensor in tensors)
     try:
-        with redirect_stdout(io.StringIO()):  # some say hello
-            return OPTIMIZERS[options["kind"]](tensors, {"weight_decay": 0.0, **options}, rate)
+        with redirect_stdout(io.StringIO()):  # some libraries print a greeting
+            optimizer = getattr(import_module(row.module), row.name)(tensors, lr=rate, **settings, **row.fixed)
     except ImportError as error:
-        extra = EXTRAS.get(options["kind"], "optimizers")
-        how = f"pip install 'pivotune[{extra}]'"
-        raise StageError(f"the optimizer {options['kind']} needs {error.name}: {how}") from error
+        how = f"pip install 'pivotune[{row.extra}]'"
+        raise StageError(f"the optimizer {options.kind} needs {error.name}: {how}") from error
+    if row.averages_itself:
+        optimizer.train()
+    made: torch.optim.Optimizer = optimizer
+    return made
+
+
+def _as_argument(value: Any) -> Any:
+    """Libraries want floats in a tuple of betas."""
+    return tuple(float(one) for one in value) if isinstance(value, tuple) else value
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -199,39 +115,37 @@ def effective_rate(optimizer: torch.optim.Optimizer) -> float:
     return max(float(group["lr"]) * float(group.get("d", 1.0)) for group in optimizer.param_groups)
 
 
-Shape = Callable[[float, Mapping[str, Any]], float]
+Shape = Callable[[float, ScheduleOptions], float]
 
 # Each maps the share of steps done after the warm-up, 0 to 1, to a factor.
 SCHEDULES: dict[str, Shape] = {
-    "constant": lambda done, about: 1.0,
-    "linear": lambda done, about: 1.0 - done,
-    "cosine": lambda done, about: 0.5 * (1.0 + math.cos(math.pi * done)),
-    "sqrt": lambda done, about: math.sqrt(1.0 - done),
-    "restarts": lambda done, about: 0.5 * (1.0 + math.cos(math.pi * (done * about.get("cycles", 1) % 1.0))),
-    "polynomial": lambda done, about: (1.0 - done) ** about.get("power", 1.0),
-    "rex": lambda done, about: (1.0 - done) / (1.0 - 0.5 * done),  # Chen et al. 2021
+    "constant": lambda done, options: 1.0,
+    "linear": lambda done, options: 1.0 - done,
+    "cosine": lambda done, options: 0.5 * (1.0 + math.cos(math.pi * done)),
+    "sqrt": lambda done, options: math.sqrt(1.0 - done),
+    "restarts": lambda done, options: 0.5 * (1.0 + math.cos(math.pi * (done * options.cycles % 1.0))),
+    "polynomial": lambda done, options: (1.0 - done) ** options.power,
+    "rex": lambda done, options: (1.0 - done) / (1.0 - 0.5 * done),  # Chen et al. 2021
 }
 
 
-def rate_factor(schedule: str | Mapping[str, Any], step: int, *, steps: int, warmup_steps: float) -> float:
+def rate_factor(schedule: ScheduleOptions, step: int, *, steps: int, warmup_steps: float) -> float:
     """Factor of the learning rate at `step`, counted from 0: a linear warm-up, then the schedule to the last step.
 
-    `schedule` is a name, or a table with `kind`, `cycles`, `power` and `end`, the share that is left at the last step;
     `restarts`, `polynomial` and `piecewise` are diffusers' cosine_with_restarts, polynomial and piecewise_constant.
     `warmup_steps` below 1 are a share of the steps.
     """
-    about: Mapping[str, Any] = {"kind": schedule} if isinstance(schedule, str) else schedule
     warmup = round(warmup_steps * steps) if warmup_steps < 1 else int(warmup_steps)
     if step < warmup:
         return (step + 1) / warmup
-    if about["kind"] == "piecewise":
-        return _piece(about.get("pieces", ()), step, steps)
-    shape = SCHEDULES[about["kind"]]((step - warmup) / max(1, steps - warmup), about)
-    end = float(about.get("end", 0.0))
-    return shape if about["kind"] == "constant" else end + (1.0 - end) * shape
+    if schedule.kind == "piecewise":
+        return _piece(schedule.pieces, step, steps)
+    shape = SCHEDULES[schedule.kind]((step - warmup) / max(1, steps - warmup), schedule)
+    end = float(schedule.end)
+    return shape if schedule.kind == "constant" else end + (1.0 - end) * shape
 
 
-def _piece(pieces: Sequence[Sequence[float]], step: int, steps: int) -> float:
+def _piece(pieces: Sequence[tuple[float, float]], step: int, steps: int) -> float:
     """The factor of the last piece that has begun; 1 before the first."""
     begun = [(start if start >= 1 else start * steps, factor) for start, factor in pieces]
     return next((float(factor) for start, factor in sorted(begun, reverse=True) if start <= step), 1.0)

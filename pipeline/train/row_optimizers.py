@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..embeddings.injection import EmbeddingRows
 from ..errors import StageError
-from .optimizers import Rule, Turns, averages_itself, found, hold, load_state, make_optimizer, set_rate
+from ..recipe.options import OptimizerOptions
+from .optimizers import Rule, Turns, found, hold, load_state, make_optimizer, set_rate
 from .packing import copy_into
 
 
@@ -107,10 +108,8 @@ class RowOptimizer(Protocol):
 class AdamRows:
     """The default: AdamW for all embeddings of a step at once, with step counts and moments a row."""
 
-    def __init__(self, rows: EmbeddingRows, options: Mapping[str, Any], own: slice) -> None:
-        betas = (float(options["betas"][0]), float(options["betas"][1]))
-        decay = float(options["weight_decay"] or 0.0)
-        self.adam = LazyAdamW(rows.values, betas=betas, eps=float(options["eps"]), weight_decay=decay, own=own)
+    def __init__(self, rows: EmbeddingRows, options: OptimizerOptions, own: slice) -> None:
+        self.adam = LazyAdamW(rows.values, **options.settings, weight_decay=options.weight_decay, own=own)
 
     def step(self, embeddings: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
         return self.adam.step(index, rows, gradient, rate)
@@ -142,7 +141,7 @@ class PerEmbedding:
     embedding that is not in the batch costs nothing, and none of its state changes.
     """
 
-    def __init__(self, rows: EmbeddingRows, options: Mapping[str, Any], own: slice, rule_of: RuleOf = no_rule) -> None:
+    def __init__(self, rows: EmbeddingRows, options: OptimizerOptions, own: slice, rule_of: RuleOf = no_rule) -> None:
         """`rule_of` gives an embedding's norm rule after a step or (True) where it is shown; for schedule-free
         optimizers.
         """
@@ -181,7 +180,7 @@ class PerEmbedding:
         if embedding not in self.optimizers:
             self.parameters[embedding] = rows.detach().clone().requires_grad_(True)
             self.optimizers[embedding] = make_optimizer([self.parameters[embedding]], self.options, rate)
-            if averages_itself(self.options["kind"]):
+            if self.options.facts.averages_itself:
                 self._turns[embedding] = Turns(self.optimizers[embedding])
         return self.optimizers[embedding]
 
@@ -227,8 +226,8 @@ class PerEmbedding:
 
 
 def row_optimizer(
-    rows: EmbeddingRows, options: Mapping[str, Any], own: slice | None = None, rule_of: RuleOf = no_rule
+    rows: EmbeddingRows, options: OptimizerOptions, own: slice | None = None, rule_of: RuleOf = no_rule
 ) -> RowOptimizer:
     """The optimizer that a recipe's table asks for, over the rows of one encoder; `own` are those it is to move."""
     own = own or slice(0, len(rows))
-    return AdamRows(rows, options, own) if options["kind"] == "adamw" else PerEmbedding(rows, options, own, rule_of)
+    return AdamRows(rows, options, own) if options.kind == "adamw" else PerEmbedding(rows, options, own, rule_of)

@@ -14,19 +14,17 @@ from ..embeddings.injection import ActiveRows, EmbeddingRows
 from ..embeddings.norms import NormStatistics, apply_rules
 from ..errors import StageError
 from ..recipe.model import EmbeddingSpec
+from ..recipe.options import LearningRate, NormRule, OptimizerOptions
 from .ema import Average
-from .optimizers import averages_itself
 from .row_optimizers import RowOptimizer, RuleOf, row_optimizer
 
 
-def rate_for(rate: float | Mapping[str, float] | None, key: str) -> float | None:
+def rate_for(rate: LearningRate | None, key: str) -> float | None:
     """The learning rate that one setting gives an encoder, or None where it says nothing of it."""
     return rate.get(key) if isinstance(rate, Mapping) else rate
 
 
-def row_rates(
-    key: str, rows: EmbeddingRows, embeddings: Sequence[EmbeddingSpec], default: float | Mapping[str, float]
-) -> Tensor:
+def row_rates(key: str, rows: EmbeddingRows, embeddings: Sequence[EmbeddingSpec], default: LearningRate) -> Tensor:
     """(rows,) learning rates of one encoder: the embedding's own, per encoder where it says so, else the stage's.
 
     Rows of embeddings that are not trained have rate 0. Raises StageError when no setting has a number for this
@@ -190,7 +188,7 @@ class RowStates:
     """
 
     def __init__(
-        self, rows: Mapping[str, EmbeddingRows], optimizer: Mapping[str, Any], ema: float | None, shares: Shares,
+        self, rows: Mapping[str, EmbeddingRows], optimizer: OptimizerOptions, ema: float | None, shares: Shares,
         rules: Mapping[str, RuleOf],
     ) -> None:  # fmt: skip
         """`ema` is the decay of the average; None keeps none, and an optimizer that has its own needs none.
@@ -202,10 +200,9 @@ class RowStates:
             key: row_optimizer(table, optimizer, shares.own[key], rules[key]) for key, table in rows.items()
         }
         self.averages: dict[str, Average] = {}
-        if ema is not None and not averages_itself(optimizer["kind"]):
+        if ema is not None and not optimizer.facts.averages_itself:
             self.averages = {key: Average(table.values[shares.own[key]], ema, rows=True) for key, table in rows.items()}
-        self.averaged = bool(self.averages) or averages_itself(optimizer["kind"])  # not what is trained is to be used
-        self._shows = self.averaged or optimizer["kind"] != "adamw"
+        self.averaged = bool(self.averages) or optimizer.facts.averages_itself  # not what is trained is to be used
 
     def move(self, parts: Mapping[str, Moving], clip: float, rates: Mapping[str, Tensor], factor: float) -> None:
         """Move these rows along `clip` times their gradients; `rates` (all rows,) times `factor` are the step sizes."""
@@ -216,7 +213,9 @@ class RowStates:
                 self.optimizers[key].step(own.embeddings, own.index, own.values, own.gradient * clip, speed * factor)
         self.shares.tell({key: part.index for key, part in moved.items()})
 
-    def average(self, key: str, index: Tensor, rules: Sequence[Any], statistics: NormStatistics, norms: Tensor) -> None:
+    def average(
+        self, key: str, index: Tensor, rules: Sequence[NormRule | None], statistics: NormStatistics, norms: Tensor
+    ) -> None:
         """Take rows that a step has moved into their average, which keeps the norm rules: a mean of vectors is shorter.
 
         `rules` and `norms` (those that the rule `initial` keeps) are of the rows of `index`.
@@ -243,7 +242,7 @@ class RowStates:
 
     def show(self, embeddings: Collection[str], use: bool) -> None:
         """Exchange all rows with their averages; schedule-free optimizers do so for `embeddings`."""
-        if not self._shows:
+        if not self.averaged:
             return
         for key, optimizer in self.optimizers.items():
             optimizer.show(embeddings, use)
@@ -255,7 +254,7 @@ class RowStates:
         """From here on the rows of these embeddings are what is to be used of them: their average, where there is
         one.
         """
-        if not self._shows or not embeddings:
+        if not self.averaged or not embeddings:
             return
         for key, optimizer in self.optimizers.items():
             optimizer.settle(embeddings)

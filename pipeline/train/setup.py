@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -15,6 +14,7 @@ from ..embeddings.injection import Injection
 from ..errors import StageError
 from ..models.denoisers import Denoiser, Texts
 from ..models.load import DENOISER, Model, part_module, part_modules, pipe_name
+from ..recipe.options import LoraOptions, TrainOptions, WeightOptions
 from .embeddings import EmbeddingTrainer
 from .fsdp import FsdpPart
 from .guard import Guard
@@ -26,22 +26,8 @@ from .optimizers import rate_factor
 from .trainable import Trainable
 from .weights import WeightSettings, WeightTrainer, weights_to_tune
 
-Tables = Sequence[Mapping[str, Any]]
 
-
-@dataclass(frozen=True)
-class Common:
-    """What a stage says of everything that it trains."""
-
-    steps: int
-    clip_norm: float
-    ema: float | None
-    seed: int
-
-
-def weight_trainers(
-    model: Model, lora: Tables, finetune: Tables, common: Common, processes: Processes = ALONE
-) -> list[Trainable]:
+def weight_trainers(model: Model, options: TrainOptions, seed: int, processes: Processes = ALONE) -> list[Trainable]:
     """A trainer for each part of each LoRA and fine-tune; LoRAs of earlier stages are held still.
 
     Where the `processes` are sharding, each fine-tuned part is spread over them. Raises StageError when a part stands
@@ -51,19 +37,21 @@ def weight_trainers(
         freeze_lora(module)
     taken: set[str] = set()
     trainers: list[Trainable] = []
-    for kind, tables in (("finetune", finetune), ("lora", lora)):
-        for table in tables:
-            for part in table["parts"]:
-                if part in taken:
-                    raise StageError(f"{part} stands in two of this stage's lora and finetune tables; one can have it")
-                taken.add(part)
-                parameters = _parameters(kind, part, part_module(model, part), table, common.seed)
-                settings = _settings(table, common)
-                twin = None
-                if processes.sharding and kind == "finetune":
+    tables: tuple[WeightOptions, ...] = (*options.finetune, *options.lora)
+    for table in tables:
+        for part in table.parts:
+            if part in taken:
+                raise StageError(f"{part} stands in two of this stage's lora and finetune tables; one can have it")
+            taken.add(part)
+            module, twin = part_module(model, part), None
+            if isinstance(table, LoraOptions):
+                name, parameters = f"lora.{part}", add_lora(part, module, table, seed)
+            else:
+                name, parameters = f"finetune.{part}", weights_to_tune(part, module, table.layers)
+                if processes.sharding:
                     twin = FsdpPart(model.pipe, pipe_name(model, part), list(parameters), main=processes.main)
-                name, text = f"{kind}.{part}", part != DENOISER
-                trainers.append(WeightTrainer(name, parameters, settings, text=text, twin=twin))
+            settings = _settings(table, options)
+            trainers.append(WeightTrainer(name, parameters, settings, text=part != DENOISER, twin=twin))
     return trainers
 
 
@@ -77,17 +65,9 @@ def weights_of(trainables: Sequence[Trainable]) -> dict[str, nn.Parameter]:
     }
 
 
-def _parameters(
-    kind: str, part: str, module: nn.Module, table: Mapping[str, Any], seed: int
-) -> dict[str, nn.Parameter]:
-    if kind == "lora":
-        return add_lora(part, module, table, seed)
-    return weights_to_tune(part, module, table["layers"])
-
-
-def _settings(table: Mapping[str, Any], common: Common) -> WeightSettings:
-    factor = partial(rate_factor, table["schedule"], steps=common.steps, warmup_steps=table["warmup_steps"])
-    return WeightSettings(table["optimizer"], table["learning_rate"], factor, common.clip_norm, common.ema)
+def _settings(table: WeightOptions, stage: TrainOptions) -> WeightSettings:
+    factor = partial(rate_factor, table.schedule, steps=stage.steps, warmup_steps=table.warmup_steps)
+    return WeightSettings(table.optimizer, table.learning_rate, factor, stage.clip_norm, stage.ema)
 
 
 def native_resolution(model: Model) -> int:

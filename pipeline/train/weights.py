@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import StageError
 from ..recipe.intervals import Clock
+from ..recipe.options import OptimizerOptions, as_table
 from .ema import Average, Shown
 from .fsdp import FsdpPart, gathered, whole
 from .lora import has_lora
-from .optimizers import Turns, averages_itself, effective_rate, load_state, make_optimizer, set_rate
+from .optimizers import Turns, effective_rate, load_state, make_optimizer, set_rate
 from .packing import copy_into, pack, unpack
 from .trainable import State
 
@@ -42,7 +42,9 @@ def weights_to_tune(part: str, module: nn.Module, layers: str | Sequence[str]) -
     }
     if not chosen:
         known = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in module.named_parameters()))
-        raise StageError(f"finetune.layers = {layers!r} fits no weight of {part}; its names begin with {known}")
+        raise StageError(
+            f"finetune.layers = {as_table(layers)!r} fits no weight of {part}; its names begin with {known}"
+        )
     return chosen
 
 
@@ -61,7 +63,7 @@ def _vocabulary(module: nn.Module) -> list[nn.Parameter]:
 class WeightSettings:
     """How weights are moved: optimizer, rate, its factor a step, clipping, and the decay of an average of them."""
 
-    optimizer: Mapping[str, Any]
+    optimizer: OptimizerOptions
     learning_rate: float
     factor: Callable[[int], float] = lambda step: 1.0
     clip_norm: float = 1.0
@@ -86,7 +88,7 @@ class WeightTrainer:
         self.moved = self.parameters if twin is None else twin.weights
         self.masters = {key: _master(parameter) for key, parameter in self.moved.items()}
         self.optimizer = make_optimizer(list(self.masters.values()), settings.optimizer, settings.learning_rate)
-        self._turns = Turns(self.optimizer) if averages_itself(settings.optimizer["kind"]) else None
+        self._turns = Turns(self.optimizer) if settings.optimizer.facts.averages_itself else None
         self.averages = _averages(self.masters, settings.ema) if self._turns is None else {}
         self._shown = Shown(self._exchange)
         for parameter in self.moved.values():

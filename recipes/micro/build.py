@@ -16,7 +16,7 @@ LATENT_CHANNELS, LATENT_SIZE = 4, 16
 
 
 def build_vae() -> AutoencoderKL:
-    """64x64 pictures to latents of (4, 16, 16) and back. Its scaling factor is set after training."""
+    """64x64 images to latents of (4, 16, 16) and back. Its scaling factor is set after training."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,

@@ -1,4 +1,4 @@
-"""A small network that names what it sees, trained on drawn pictures only: a second opinion on the model."""
+"""A small network that names what it sees, trained on drawn images only: a second opinion on the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .data import Drawn, to_tensor
-from .draw import Picture
+from .draw import Image
 from .grammar import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene, distance
 
 HEADS: dict[str, tuple[str, ...]] = {
@@ -49,8 +49,8 @@ def train_classifier(data: Drawn, epochs: int = 14, seed: int = 0) -> nn.Module:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(steps):
         rows = torch.randint(len(answers), (64,))
-        pictures = _worn(to_tensor(data.pictures[rows.numpy()]))
-        split = network(pictures).split([len(words) for words in HEADS.values()], dim=1)
+        images = _worn(to_tensor(data.images[rows.numpy()]))
+        split = network(images).split([len(words) for words in HEADS.values()], dim=1)
         loss = sum(functional.cross_entropy(head, answers[rows, n]) for n, head in enumerate(split))
         assert isinstance(loss, Tensor)
         optimizer.zero_grad()
@@ -61,17 +61,17 @@ def train_classifier(data: Drawn, epochs: int = 14, seed: int = 0) -> nn.Module:
 
 
 @torch.no_grad()
-def classify(network: nn.Module, pictures: npt.NDArray[np.uint8] | list[Picture]) -> list[dict[str, str]]:
-    """What it names in each picture, by head."""
-    answers = network(to_tensor(np.asarray(pictures)))
+def classify(network: nn.Module, images: npt.NDArray[np.uint8] | list[Image]) -> list[dict[str, str]]:
+    """What it names in each image, by head."""
+    answers = network(to_tensor(np.asarray(images)))
     split = answers.split([len(words) for words in HEADS.values()], dim=1)
     named = [[words[n] for n in head.argmax(1)] for words, head in zip(HEADS.values(), split, strict=True)]
     return [dict(zip(HEADS, row, strict=True)) for row in zip(*named, strict=True)]
 
 
-def _worn(pictures: Tensor) -> Tensor:
+def _worn(images: Tensor) -> Tensor:
     """Half of the batch blurred, all of it noisy."""
-    half = len(pictures) // 2
-    soft = functional.avg_pool2d(functional.pad(pictures[:half], (1, 1, 1, 1), mode="replicate"), 3, 1)
-    worn = torch.cat([soft, pictures[half:]])
+    half = len(images) // 2
+    soft = functional.avg_pool2d(functional.pad(images[:half], (1, 1, 1, 1), mode="replicate"), 3, 1)
+    worn = torch.cat([soft, images[half:]])
     return worn + 0.05 * torch.rand(len(worn), 1, 1, 1) * torch.randn_like(worn)

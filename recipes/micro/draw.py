@@ -12,7 +12,7 @@ from .grammar import CANVAS, RGB, Scene, Thing
 
 Mask = npt.NDArray[np.bool_]
 Grid = npt.NDArray[np.float32]
-Picture = npt.NDArray[np.uint8]
+Image = npt.NDArray[np.uint8]
 
 SAMPLES = 3  # a pixel and direction
 REACH = 1.2  # no shape leaves the circle of so many radii
@@ -77,10 +77,10 @@ MARK_RADIUS = 0.33
 MARK_DROP = {"triangle": 0.25}  # how far below the middle the mark sits, in units of the radius
 
 
-def draw(scene: Scene) -> Picture:
+def draw(scene: Scene) -> Image:
     """The scene as (64, 64, 3) uint8."""
-    picture = np.empty((CANVAS, CANVAS, 3), np.uint8)
-    picture[:] = scene.background
+    image = np.empty((CANVAS, CANVAS, 3), np.uint8)
+    image[:] = scene.background
     rows, columns = _part(scene.y, scene.radius), _part(scene.x, scene.radius)
     x, y = np.meshgrid(_samples(columns) - np.float32(scene.x), _samples(rows) - np.float32(scene.y))
     fine = np.empty((*x.shape, 3), np.float32)
@@ -89,8 +89,8 @@ def draw(scene: Scene) -> Picture:
         fine[mask] = colour
     height, width = rows.stop - rows.start, columns.stop - columns.start
     coarse = fine.reshape(height, SAMPLES, width, SAMPLES, 3).mean((1, 3))
-    picture[rows, columns] = np.round(coarse).astype(np.uint8)
-    return picture
+    image[rows, columns] = np.round(coarse).astype(np.uint8)
+    return image
 
 
 def _part(middle: float, radius: float) -> slice:

@@ -1,4 +1,4 @@
-"""The model's examination: 500 pictures for captions it has not seen, judged twice, as shares."""
+"""The model's examination: 500 images for captions it has not seen, judged twice, as shares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import judge
 from .captions import article, caption, describe
 from .classifier import HEADS, build_classifier, classify, train_classifier
 from .data import drawn
-from .draw import Picture, draw
+from .draw import Image, draw
 from .grammar import BACKGROUNDS, COLOURS, Scene, distance, name_of, sample_scene
 from .sample import GUIDANCE, STEPS, load, sample
 from .train_unet import CAPTION_SETS
@@ -53,10 +53,10 @@ def questions(count: int, seen: set[str], seed: int = 77) -> list[Scene]:
     return list(chosen.values())
 
 
-def examine(folder: Path, work: Path, count: int = 500) -> tuple[dict[str, Any], list[Picture]]:
-    """The shares, and the pictures they were counted on. `work` keeps what does not depend on the model."""
+def examine(folder: Path, work: Path, count: int = 500) -> tuple[dict[str, Any], list[Image]]:
+    """The shares, and the images they were counted on. `work` keeps what does not depend on the model."""
     asked, network = prepared(work, count)
-    pictures = list(sample(load(folder), [full_caption(scene) for scene in asked]))
+    images = list(sample(load(folder), [full_caption(scene) for scene in asked]))
     rng = np.random.default_rng(4)
     fresh = [sample_scene(rng, free=0.0) for _ in range(1000)]
     drawings = [draw(scene) for scene in fresh]
@@ -64,12 +64,12 @@ def examine(folder: Path, work: Path, count: int = 500) -> tuple[dict[str, Any],
         "images": count,
         "steps": STEPS,
         "guidance": GUIDANCE,
-        "drawing": by_drawing(pictures, asked),
-        "classifier": by_classifier(classify(network, pictures), asked),
+        "drawing": by_drawing(images, asked),
+        "classifier": by_classifier(classify(network, images), asked),
         "classifier on fresh drawings": by_classifier(classify(network, drawings), fresh),
         "sha256": fingerprints(folder),
     }
-    return result, pictures
+    return result, images
 
 
 def prepared(work: Path, count: int) -> tuple[list[Scene], nn.Module]:
@@ -88,26 +88,26 @@ def prepared(work: Path, count: int) -> tuple[list[Scene], nn.Module]:
     return asked, network
 
 
-def by_drawing(pictures: list[Picture], asked: list[Scene]) -> dict[str, float]:
-    """Shares of pictures whose attribute fits best when it is drawn as asked, and the median distance."""
+def by_drawing(images: list[Image], asked: list[Scene]) -> dict[str, float]:
+    """Shares of images whose attribute fits best when it is drawn as asked, and the median distance."""
     right: dict[str, list[bool]] = {name: [] for name in ("shape", "texture", "colour", "background")}
     distances = []
-    for picture, scene in zip(pictures, asked, strict=True):
+    for image, scene in zip(images, asked, strict=True):
         thing = scene.thing
         white, black = COLOURS["white"], COLOURS["black"]
         other = thing.second or max(white, black, key=lambda colour: distance(colour, thing.colour))
-        right["shape"].append(judge.nearest_shape(picture, thing) == thing.shape)
-        right["texture"].append(judge.nearest_texture(picture, thing, other) == thing.texture)
-        right["colour"].append(judge.colour_word(picture, thing) == name_of(thing.colour, COLOURS))
-        right["background"].append(judge.background_word(picture) == name_of(scene.background, BACKGROUNDS))
-        distances.append(judge.distance_to_drawing(picture, scene))
+        right["shape"].append(judge.nearest_shape(image, thing) == thing.shape)
+        right["texture"].append(judge.nearest_texture(image, thing, other) == thing.texture)
+        right["colour"].append(judge.colour_word(image, thing) == name_of(thing.colour, COLOURS))
+        right["background"].append(judge.background_word(image) == name_of(scene.background, BACKGROUNDS))
+        distances.append(judge.distance_to_drawing(image, scene))
     shares = {name: round(float(np.mean(values)), 3) for name, values in right.items()}
     hits = round(float(np.mean(np.array(distances) < judge.HIT)), 3)
     return {**shares, "hit": hits, "median distance": round(float(np.median(distances)), 1)}
 
 
 def by_classifier(named: list[dict[str, str]], asked: list[Scene]) -> dict[str, float]:
-    """Shares of pictures in which the network names what was asked for."""
+    """Shares of images in which the network names what was asked for."""
     wanted = [
         {
             "shape": scene.thing.shape,

@@ -1,4 +1,4 @@
-"""Draws the pictures of things the model never saw: python -m pivotune.recipes.micro.images DIR."""
+"""Draws the images of things the model never saw: python -m pivotune.recipes.micro.images DIR."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ THINGS: dict[str, Thing] = {
     "logo": Thing("house", COLOURS["red"], mark=COLOURS["white"]),  # nor this shape
     "moon": Thing("moon", COLOURS["blue"]),  # nor this one
 }
-COUNT = 10  # pictures of a thing
+COUNT = 10  # images of a thing
 FRAMES = ("a photo of {} on a {} background", "a picture of {} on a {} background", "an image of {} on {}")
 
 
@@ -29,7 +29,7 @@ def placeholder(name: str) -> str:
 
 
 def scenes(name: str) -> list[tuple[Scene, str]]:
-    """The pictures of one set as scenes, each with its caption. Place and size vary, backgrounds take turns."""
+    """The images of one set as scenes, each with its caption. Place and size vary, backgrounds take turns."""
     thing, rng = THINGS[name], np.random.default_rng(list(THINGS).index(name))
     colours = [colour for colour in (thing.colour, thing.second, thing.mark) if colour is not None]
     grounds = [word for word, rgb in BACKGROUNDS.items() if min(distance(rgb, c) for c in colours) >= CONTRAST]
@@ -45,7 +45,7 @@ def scenes(name: str) -> list[tuple[Scene, str]]:
 
 
 def write(folder: Path) -> None:
-    """Every set as pictures, each with its caption beside it."""
+    """Every set as images, each with its caption beside it."""
     for name in THINGS:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number, (scene, text) in enumerate(scenes(name)):

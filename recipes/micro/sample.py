@@ -25,8 +25,8 @@ def load(folder: Path) -> Any:
 def sample(
     pipe: Any, prompts: list[str] | torch.Tensor, seed: int = 0, batch: int = 25, guidance: float = GUIDANCE
 ) -> npt.NDArray[np.uint8]:
-    """Pictures for the prompts or for encoded ones (count, 77, width): (count, 64, 64, 3)."""
-    pictures = []
+    """Images for the prompts or for encoded ones (count, 77, width): (count, 64, 64, 3)."""
+    images = []
     empty = pipe.encode_prompt("", "cpu", 1, False)[0]
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
@@ -43,16 +43,16 @@ def sample(
             generator=[torch.Generator().manual_seed(1_000_003 * seed + start + n) for n in range(len(part))],
             output_type="np",
         )
-        pictures.append(np.round(answer.images * 255).astype(np.uint8))
-    return np.concatenate(pictures)
+        images.append(np.round(answer.images * 255).astype(np.uint8))
+    return np.concatenate(images)
 
 
-def grid(pictures: npt.NDArray[np.uint8], columns: int, scale: int = 2) -> Image.Image:
-    """The pictures side by side, white between them."""
+def grid(images: npt.NDArray[np.uint8], columns: int, scale: int = 2) -> Image.Image:
+    """The images side by side, white between them."""
     size = 64 * scale + 4
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * size, rows * size), "white")
-    for number, picture in enumerate(pictures):
-        shown = Image.fromarray(picture).resize((64 * scale, 64 * scale), Image.Resampling.NEAREST)
+    for number, image in enumerate(images):
+        shown = Image.fromarray(image).resize((64 * scale, 64 * scale), Image.Resampling.NEAREST)
         sheet.paste(shown, (number % columns * size + 2, number // columns * size + 2))
     return sheet

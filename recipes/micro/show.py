@@ -40,10 +40,10 @@ def curves(folder: Path, file: Path) -> None:
 def unseen(model: Path, work: Path, file: Path, rows: int = 4, columns: int = 8) -> None:
     """What the model draws for captions it never saw: the first ones of its exam, not chosen."""
     captions = [full_caption(scene) for scene in prepared(work, 500)[0][: rows * columns]]
-    pictures = sample(load(model), captions)
+    images = sample(load(model), captions)
     figure, axes = plt.subplots(rows, columns, figsize=(columns * 1.6, rows * 2.1), constrained_layout=True)
-    for axis, picture, caption in zip(axes.flat, pictures, captions, strict=True):
-        axis.imshow(picture, interpolation="nearest")
+    for axis, image, caption in zip(axes.flat, images, captions, strict=True):
+        axis.imshow(image, interpolation="nearest")
         axis.set_title(textwrap.fill(caption.removeprefix("a photo of "), 26), fontsize=6)
         axis.axis("off")
     figure.savefig(file, dpi=110)

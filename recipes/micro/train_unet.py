@@ -14,11 +14,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from .build import build_scheduler, build_unet
 from .data import Drawn, to_tensor
 from .text import Compound, encode, slot_id, tokenise
-from .train_vae import encode as encode_pictures
+from .train_vae import encode as encode_images
 from .training import fit
 
 BATCH = 16
-CAPTION_SETS = 6  # so many captions a picture
+CAPTION_SETS = 6  # so many captions an image
 DECAY = 0.999  # of the mean of the weights, which is what ships
 OFTEN = 4.0  # so much likelier is a thing of two colours when the denoiser is refined
 
@@ -111,13 +111,13 @@ def velocity_loss(unet: UNet2DConditionModel, latents: Tensor, states: Tensor, a
 
 
 def cached_latents(vae: AutoencoderKL, data: Drawn, folder: Path) -> Tensor:
-    """Scaled latents of all pictures, (count, 4, 16, 16), encoded once."""
+    """Scaled latents of all images, (count, 4, 16, 16), encoded once."""
     file = folder / "latents.pt"
     if file.exists():
         cached: Tensor = torch.load(file, weights_only=True)
         return cached
     with torch.no_grad():
-        parts = [encode_pictures(vae, to_tensor(data.pictures[n : n + 500])) for n in range(0, len(data.scenes), 500)]
+        parts = [encode_images(vae, to_tensor(data.images[n : n + 500])) for n in range(0, len(data.scenes), 500)]
     latents = torch.cat(parts) * vae.config.scaling_factor
     torch.save(latents, file)
     return latents

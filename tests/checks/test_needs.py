@@ -6,17 +6,16 @@ import pytest
 import torch
 from projects import make_project, run_project
 
-from pivotune import schemas
 from pivotune.pipeline.checks.disk import writes
-from pivotune.pipeline.checks.memory import STATE, VALUE, count_needs
+from pivotune.pipeline.checks.memory import VALUE, count_needs
 from pivotune.pipeline.checks.preflight import run_preflight
 from pivotune.pipeline.models.load import load_model, skeleton
-from pivotune.pipeline.recipe.defaults import with_defaults
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.train.optimizers import OPTIMIZERS, make_optimizer
+from pivotune.pipeline.recipe.optimizers import OPTIMIZERS
+from pivotune.pipeline.recipe.options import OptimizerOptions, options_of
+from pivotune.pipeline.train.optimizers import make_optimizer
 
 CPU = torch.device("cpu")
-TABLE = "tables/optimizer.json"
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
@@ -35,14 +34,13 @@ def test_a_skeleton_has_the_shapes_of_the_model(tmp_path, family):
 def test_an_optimizer_keeps_what_is_counted_for_it(kind):
     if kind == "adamw8bit":
         pytest.importorskip("bitsandbytes")
-    options = with_defaults({"kind": kind}, *schemas.branch(schemas.schema(TABLE), {"kind": kind}, TABLE))
-    options["weight_decay"] = options["weight_decay"] or 0.0
+    options = options_of(OptimizerOptions, kind=kind)
     weight = torch.randn(512, 512, requires_grad=True)
     optimizer = make_optimizer([weight], options, 1e-3)
     weight.grad = torch.randn_like(weight)
     optimizer.step()
     kept = sum(value.nbytes for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor))
-    assert kept / weight.numel() == pytest.approx(STATE[kind], abs=0.3)
+    assert kept / weight.numel() == pytest.approx(OPTIMIZERS[kind].state_bytes, abs=0.3)
 
 
 PARTS = {

@@ -6,12 +6,11 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from projects import make_project
+from projects import make_project, run_recipe
 
 from pivotune.pipeline import progress as module
 from pivotune.pipeline.progress import progress
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.runner import run_recipe
 
 
 def worked(monkeypatch, seconds, total=400, initial=0):

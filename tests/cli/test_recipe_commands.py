@@ -22,7 +22,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     """Stands in for the runner, so that no model is loaded; `seen` is what it was called with."""
     seen = SimpleNamespace(recipe=None, options={}, error=None)
 
-    def run_recipe(recipe: Any, **options: Any) -> SimpleNamespace:
+    def run_recipe(recipe: Any, stages: Any, **options: Any) -> SimpleNamespace:
         seen.recipe, seen.options = recipe, options
         options["progress"]("loading")
         if seen.error is not None:
@@ -47,8 +47,8 @@ def test_check_prints_every_problem_of_every_recipe(call, recipe: Path, tmp_path
     shown = call("check", recipe, bad, tmp_path)
     assert shown.code == 1
     assert shown.out == f"{recipe}: ok (3 images, 3 captions; <emblem> in 100 %)\n"
-    assert f"{bad}:12: stage.3.kind: the text 'trian' is not known here; did you mean 'train'?" in shown.err
-    assert f"{tmp_path}: this is a folder" in shown.err
+    assert f"{bad}:12: stage.3.kind: unknown value 'trian'; did you mean 'train'?" in shown.err
+    assert f"{tmp_path}: is a folder" in shown.err
 
 
 def test_check_as_json(call, recipe: Path) -> None:
@@ -61,7 +61,7 @@ def test_check_as_json(call, recipe: Path) -> None:
             "severity": "error",
             "line": 0,
             "place": "--set train.steps=0",
-            "text": "0 is too small; at least 1",
+            "text": "0 is too small; the minimum is 1",
             "file": str(recipe),
         }
     ]
@@ -144,7 +144,7 @@ def test_new_never_overwrites_unasked(call, tmp_path: Path) -> None:
     target.write_text("precious")
     shown = call("new", "quickstart", "--out", target)
     assert (shown.code, target.read_text()) == (1, "precious")
-    assert "exists; give another --out, or --overwrite" in shown.err
+    assert "already exists; choose another --out" in shown.err
     assert call("new", "quickstart", "--out", target, "--overwrite").code == 0
     assert target.read_text() != "precious"
 
@@ -281,7 +281,7 @@ def test_a_launcher_that_asks_for_deepspeed_is_refused_in_one_line(call, recipe,
 def test_a_template_is_not_named_after_a_device(call, tmp_path: Path) -> None:
     shown = call("new", "quickstart", "--out", tmp_path / "CON.toml")
     assert (shown.code, list(tmp_path.iterdir())) == (1, [])
-    assert "'CON' is a device on Windows" in shown.err
+    assert "it is a device on Windows" in shown.err
 
 
 def test_tokens_do_not_steer_the_terminal(call) -> None:

@@ -138,7 +138,7 @@ def test_inspect_gives_an_object_of_one_shape_for_every_file(run, rows, saved, l
 
 def test_inspect_says_for_which_programs_retarget_helps(run, rows, saved, lora):
     saved("cat.safetensors", {"emb_params": rows(1, 1024)})
-    assert run("inspect", "cat.safetensors").output.endswith("  pivotune retarget writes it for onetrainer\n")
+    assert run("inspect", "cat.safetensors").output.endswith("  convert with pivotune retarget for: onetrainer\n")
     saved("l.safetensors", lora(768))
     assert "retarget" not in run("inspect", "l.safetensors").output
 
@@ -148,7 +148,7 @@ def test_inspect_shows_metadata_cut_short(run, rows, saved):
     saved("x.safetensors", {"emb_params": rows(1, 768)}, fields)
     output = run("inspect", "x.safetensors").output
     assert f"key 00 = {'x' * 60} ... (100 characters)" in output
-    assert "and 8 more fields of metadata" in output
+    assert "and 8 more metadata keys" in output
     assert "sha256" in output
 
 

@@ -5,10 +5,9 @@ import json
 import pytest
 from data_of import noise
 from PIL import Image
-from projects import make_project
+from projects import make_project, run_recipe
 
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.runner import run_recipe
 
 OTHERS = """
 [[concept]]

@@ -13,10 +13,13 @@ from pivotune.converters.embedding import Contents, Embedding
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.load import prepare
 from pivotune.pipeline.recipe.model import ModelSpec
+from pivotune.pipeline.recipe.options import InjectOptions, TokenizeOptions
+from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.stages.inject import inject
 from pivotune.pipeline.stages.tokenize import tokenize
 from pivotune.pipeline.tensors import from_raw, to_raw, vectors_for, vectors_of_all
 
+PADDED = TokenizeOptions("*")
 TEXTS = {"<a>": ("red ring", None), "<b>": ("ring", 3), "<c>": ("red ring", 1), "<d>": ("", 2), "<e>": ("a cat", 2)}
 
 
@@ -30,11 +33,8 @@ def embeddings(**changes):
             for name, (text, tokens) in TEXTS.items()]  # fmt: skip
 
 
-def run_of(model, embeddings):
-    return SimpleNamespace(
-        model=model, recipe=SimpleNamespace(embeddings=tuple(embeddings)), initial={}, warnings=[], notes=[], start=Contents(),
-        injection=None,
-    )  # fmt: skip
+def context_of(model, embeddings):
+    return SimpleNamespace(model=model, recipe=SimpleNamespace(embeddings=tuple(embeddings)))
 
 
 def bytes_of(contents):
@@ -56,28 +56,28 @@ def based(tmp_path):
 def test_embeddings_together_start_as_each_does_alone(model, based):
     rows = torch.randn(4, model.encoders[0].width)
     own = embeddings(**based(rows))
-    together = run_of(model, own)
-    made = bytes_of(tokenize(together, Contents()))
+    together = RunState()
+    made = bytes_of(tokenize(context_of(model, own), together, Contents(), PADDED))
     for number, one in enumerate(own):
-        alone = run_of(model, [one])
-        assert bytes_of(tokenize(alone, Contents())) == made[number : number + 1]
-        assert alone.initial[one.placeholder] == together.initial[one.placeholder]
-    assert torch.equal(from_raw(together.start.embeddings[1].vectors["clip_l"]), rows[:3])
+        alone = RunState()
+        assert bytes_of(tokenize(context_of(model, [one]), alone, Contents(), PADDED)) == made[number : number + 1]
+        assert alone.initial_tokens[one.placeholder] == together.initial_tokens[one.placeholder]
+    assert torch.equal(from_raw(together.initial.embeddings[1].vectors["clip_l"]), rows[:3])
     for encoder in model.encoders:
         ids = encoder.tokenizer("red ring", add_special_tokens=False).input_ids
         assert made[0][1][encoder.key] == ((2, encoder.width), bytes(to_raw(encoder.table[ids]).data))
 
 
 def test_rows_of_the_model_are_the_embeddings_vectors(model):
-    run = run_of(model, embeddings())
-    contents = inject(run, tokenize(run, Contents()))
+    context, state = context_of(model, embeddings()), RunState()
+    contents = inject(context, state, tokenize(context, state, Contents(), PADDED), InjectOptions(None))
     try:
         for encoder in model.encoders:
             for one in contents.embeddings:
-                rows = run.injection.rows[encoder.key].of(one.name)
+                rows = state.injection.rows[encoder.key].of(one.name)
                 assert torch.equal(rows, from_raw(one.vectors[encoder.key]))
     finally:
-        run.injection.eject()
+        state.injection.eject()
 
 
 def test_vectors_of_other_formats_and_embeddings_without_some_are_taken_too():
@@ -95,4 +95,4 @@ def test_vectors_of_other_formats_and_embeddings_without_some_are_taken_too():
 def test_a_base_that_is_not_finite_is_refused(model, based):
     rows = torch.full((3, model.encoders[0].width), float("nan"))
     with pytest.raises(StageError, match="not finite"):
-        tokenize(run_of(model, embeddings(**based(rows))), Contents())
+        tokenize(context_of(model, embeddings(**based(rows))), RunState(), Contents(), PADDED)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pivotune.pipeline.embeddings.norms import apply_rule, apply_rules, norm_statistics, scale_to
+from pivotune.pipeline.recipe.options import Band
 
 TABLE = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 2.0], [6.0, 8.0]])  # norms 5, 1, 2, 10
 VECTORS = torch.tensor([[0.6, 0.8], [0.0, 20.0]])  # norms 1, 20
@@ -26,8 +27,8 @@ def test_statistics_of_a_half_precision_vocabulary_are_taken_in_float32():
         ("mean", [4.5, 4.5]),
         ("initial", [5.0, 1.0]),
         (0.4, [0.4, 0.4]),
-        ({"low": 2.0, "high": 10.0}, [2.0, 10.0]),
-        ({"low": 0.5, "high": 30.0}, [1.0, 20.0]),
+        (Band(2.0, 10.0), [2.0, 10.0]),
+        (Band(0.5, 30.0), [1.0, 20.0]),
     ],
 )
 def test_a_rule_sets_the_norm_and_keeps_the_direction(rule, norms):

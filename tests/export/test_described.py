@@ -21,15 +21,16 @@ def embeddings_of(values: torch.Tensor) -> Contents:
 def test_thousands_of_embeddings_are_measured_a_few_at_a_time_each_from_its_own_beginning(monkeypatch):
     draw = torch.Generator().manual_seed(0)
     began, now = (torch.randn(2 * module.AT_ONCE + 5, 8, generator=draw) for _ in range(2))
-    run: Any = SimpleNamespace(
-        start=embeddings_of(began), recipe=SimpleNamespace(name="x", seed=0, model=SimpleNamespace(base="x", clip_skip=1)),
+    context: Any = SimpleNamespace(
+        initial=embeddings_of(began),
+        recipe=SimpleNamespace(name="x", seed=0, model=SimpleNamespace(base="x", clip_skip=1)),
         model=SimpleNamespace(family=SimpleNamespace(name="sd1"), encoders=[SimpleNamespace(key="clip_l", width=8)]),
     )  # fmt: skip
     asked, plain = [], module.vectors_of_all
     monkeypatch.setattr(
         module, "vectors_of_all", lambda embeddings, *rest: asked.append(len(embeddings)) or plain(embeddings, *rest)
     )
-    found = module.with_metadata(run, embeddings_of(now)).embeddings
+    found = module.with_metadata(context, embeddings_of(now)).embeddings
     assert max(asked) <= module.AT_ONCE
     for at, (embedding, way) in enumerate(
         zip(found, (now.double() - began.double()).norm(dim=1).tolist(), strict=True)

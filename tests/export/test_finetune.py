@@ -4,7 +4,6 @@ dialect.
 
 import json
 import runpy
-import sys
 
 import pytest
 import torch
@@ -14,7 +13,8 @@ from projects import make_project, run_project
 
 from pivotune import schemas
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.run.context import Run
+from pivotune.pipeline.export import write
+from pivotune.pipeline.run.context import RunState
 
 TRAIN = '[stage.finetune]\nparts = ["denoiser", "clip_l"]\nlearning_rate = 1e-3'
 
@@ -23,14 +23,14 @@ TRAIN = '[stage.finetune]\nparts = ["denoiser", "clip_l"]\nlearning_rate = 1e-3'
 def finetuned(tmp_path, monkeypatch):
     """A project that tunes the UNet and the text encoder, and what they are when it exports."""
     kept = {}
-    eject = Run.eject
+    eject = RunState.eject
 
-    def spy(run):
-        eject(run)
+    def spy(state, model):
+        eject(state, model)
         for name in ("unet", "text_encoder"):
-            kept.setdefault(name, {key: one.clone() for key, one in getattr(run.model.pipe, name).state_dict().items()})
+            kept.setdefault(name, {key: one.clone() for key, one in getattr(model.pipe, name).state_dict().items()})
 
-    monkeypatch.setattr(Run, "eject", spy)
+    monkeypatch.setattr(RunState, "eject", spy)
 
     def make(export=""):
         recipe = make_project(tmp_path, "sd1", train=TRAIN, export=export)
@@ -82,13 +82,12 @@ def test_the_model_can_be_a_folder_only(finetuned):
 
 
 def test_a_file_that_was_damaged_since_is_not_counted(finetuned, monkeypatch):
-    export = sys.modules["pivotune.pipeline.stages.export"]
-    kept = export.count
+    kept = write.count_verified
 
-    def damaged(run, declared):
-        (run.folder / "exports" / "tiny_model" / "unet" / "config.json").unlink()
-        return kept(run, declared)
+    def damaged(context, declared):
+        (context.folder / "exports" / "tiny_model" / "unet" / "config.json").unlink()
+        return kept(context, declared)
 
-    monkeypatch.setattr(export, "count", damaged)
+    monkeypatch.setattr(write, "count_verified", damaged)
     with pytest.raises(StageError, match="6 exports are declared, 5 are there"):
         finetuned()

@@ -9,10 +9,9 @@ import pytest
 from click.testing import CliRunner
 from projects import make_project, run_project
 
-from pivotune.converters.read import own_embeddings
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.programs import programs
-from pivotune.converters.read import read
+from pivotune.converters.read import own_embeddings, read
 from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.cli.convert import split
 from pivotune.pipeline.errors import StageError

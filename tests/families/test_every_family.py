@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from projects import BUILD, make_project, run_project
+from projects import BUILD, before_eject, make_project, run_project
 
 from pivotune.converters.programs import programs
 from pivotune.converters.safetensors_file import read
@@ -15,7 +15,6 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.context import Run
 from pivotune.pipeline.run.samples import inject_files
 
 CPU = torch.device("cpu")
@@ -166,13 +165,7 @@ def modules(pipe) -> dict[str, dict[str, torch.Tensor]]:
 def test_diffusers_answers_with_the_exported_lora_as_the_trained_model_did(tmp_path, monkeypatch, dora):
     """On the denoiser and on one of SDXL's encoders, with an alpha that is not the rank."""
     told = {}
-    eject = Run.eject
-
-    def spy(run):
-        told.setdefault("trained", answer(run.model))
-        eject(run)
-
-    monkeypatch.setattr(Run, "eject", spy)
+    before_eject(monkeypatch, lambda state, model: told.setdefault("trained", answer(model)))
     lora = f'parts = ["denoiser", "clip_g"]\nrank = 3\nalpha = 2\ndora = {json.dumps(dora)}\nlearning_rate = 0.05'
     run(tmp_path, "sdxl", train=f"[stage.lora]\n{lora}")
     fresh = load_model(load_recipe(tmp_path / "recipe.toml").model, CPU)

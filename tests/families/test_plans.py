@@ -11,6 +11,7 @@ from pivotune.pipeline.checks.recipe import checked_recipe
 from pivotune.pipeline.models.tokenizers import load_tokenizers
 from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.options import TrainOptions
 
 IMAGES = Path(__file__).parents[1] / "recipe" / "images"
 OWN = sorted(name for name in shipped() if load_recipe(name).model.family)
@@ -42,5 +43,5 @@ def test_a_recipe_is_planned(name, models):
     assert {key for made in plan.embeddings.values() for key in made} == tokenizers.keys()
     export = plan.stages[-1]
     assert export.kind == "export"
-    tuned = any(stage.options["finetune"] for stage in recipe.stages if stage.kind == "train")
+    tuned = any(options.finetune for _, options in recipe.stages_with(TrainOptions))
     assert ("and the fine-tuned model" in export.takes) == tuned

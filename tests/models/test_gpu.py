@@ -4,13 +4,12 @@ import json
 
 import pytest
 import torch
-from projects import make_project, run_project
+from projects import before_eject, make_project, run_project
 
 from pivotune.pipeline.device import pick_device
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.context import Run
 from pivotune.pipeline.run.samples import inject_files
 
 DEVICE = "cuda"
@@ -59,14 +58,12 @@ def test_embeddings_are_trained_and_proved(tmp_path, family, dtype, train):
 
 def test_the_exported_embeddings_are_those_that_were_trained(tmp_path, family, monkeypatch):
     trained = {}
-    eject = Run.eject
 
-    def spy(run):
-        if run.injection is not None:
-            trained.update({key: rows.of("<cat>").detach().cpu().clone() for key, rows in run.injection.rows.items()})
-        eject(run)
+    def look(state, model):
+        if state.injection is not None:
+            trained.update({key: rows.of("<cat>").detach().cpu().clone() for key, rows in state.injection.rows.items()})
 
-    monkeypatch.setattr(Run, "eject", spy)
+    before_eject(monkeypatch, look)
     recipe = project(tmp_path, family)
     run_project(recipe, tmp_path / "run")
     path = tmp_path / "run" / "exports" / "tiny_embeddings" / "cat.safetensors"

@@ -22,6 +22,7 @@ from pivotune.pipeline.recipe.model import Concept, EmbeddingSpec
 HERE = Path(__file__).parent
 # recipes for the user's own images: how many concepts
 OWN_IMAGES = {
+    "captions-masks": 1,
     "sd15": 1,
     "sd2": 1,
     "sd3-embeddings": 1,
@@ -45,7 +46,7 @@ def test_a_good_recipe_has_no_problem(good: Path) -> None:
 
 
 def test_recipes_that_ship_are_known() -> None:
-    assert set(shipped()) == {"quickstart", "pivotal", *OWN_IMAGES}
+    assert set(shipped()) == {"quickstart", "pivotal", "many-embeddings", *OWN_IMAGES}
 
 
 @pytest.mark.parametrize("name", sorted(OWN_IMAGES))

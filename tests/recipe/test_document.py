@@ -23,21 +23,21 @@ def refusal(path: str | Path) -> str:
 
 
 def test_a_folder_is_no_recipe(good: Path) -> None:
-    assert "this is a folder, a recipe is a .toml file; it holds good.toml" in refusal(good.parent)
+    assert "is a folder; give a .toml file; recipes in it: good.toml" in refusal(good.parent)
 
 
 def test_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert "this is no regular file" in refusal(tmp_path / "pipe")
+    assert "not a regular file" in refusal(tmp_path / "pipe")
 
 
 def test_a_device_is_no_recipe() -> None:
-    assert "this is no regular file" in refusal("/dev/zero")
+    assert "not a regular file" in refusal("/dev/zero")
 
 
 def test_a_missing_file_names_the_shipped_recipe_that_is_meant() -> None:
     assert "did you mean 'quickstart'?" in refusal("quikstart")
-    assert refusal("no/such.toml").endswith("no such file, and no recipe of that name ships")
+    assert refusal("no/such.toml").endswith("no such file, and no shipped recipe of this name")
     assert "no such file" in refusal("a\0b")
 
 
@@ -48,11 +48,11 @@ def test_a_link_to_nothing_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"# nothing\n", b"\xef\xbb\xbf"])
 def test_an_empty_file_is_said(written: Write, content: bytes) -> None:
-    assert "the recipe is empty; `pivotune new` writes one" in refusal(written(content))
+    assert "the recipe is empty" in refusal(written(content))
 
 
 def test_ten_megabytes_are_not_parsed(written: Write) -> None:
-    assert "10.0 MB is too large for a recipe" in refusal(written(b"a = 1\n" * 1_666_667))
+    assert "too large for a recipe: 10.0 MB" in refusal(written(b"a = 1\n" * 1_666_667))
 
 
 def test_a_megabyte_of_unknown_keys_is_cut_to_a_hundred_problems(written: Write) -> None:
@@ -64,8 +64,8 @@ def test_a_megabyte_of_unknown_keys_is_cut_to_a_hundred_problems(written: Write)
 
 
 def test_what_is_not_utf8_is_named_with_its_line(written: Write) -> None:
-    assert "recipe.toml:2: not UTF-8 text (byte 0xe9)" in refusal(written(b'name = "a"\n# caf\xe9\n'))
-    assert "not UTF-8 text (UTF-16)" in refusal(written('name = "a"'.encode("utf-16")))
+    assert "recipe.toml:2: not UTF-8 (byte 0xe9)" in refusal(written(b'name = "a"\n# caf\xe9\n'))
+    assert "not UTF-8 (UTF-16)" in refusal(written('name = "a"'.encode("utf-16")))
 
 
 def test_a_byte_order_mark_and_windows_lines_do_no_harm(good: Path) -> None:
@@ -93,7 +93,7 @@ def test_deep_nesting_is_refused(written: Write, bomb: bytes) -> None:
 
 def test_a_number_of_thousands_of_digits_is_refused(written: Write) -> None:
     assert "a number has thousands of digits" in refusal(written(b"seed = " + b"9" * 5000))
-    assert "a huge number is no usable number" in "".join(_problems(written(b"seed = 0x" + b"9" * 5000)))
+    assert "the number is too large" in "".join(_problems(written(b"seed = 0x" + b"9" * 5000)))
 
 
 def test_names_and_values_in_messages_are_cut(written: Write) -> None:

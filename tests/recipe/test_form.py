@@ -55,7 +55,7 @@ train = false
 table = "embeddings.csv"
 ignore = ["note"]
 [embeddings_from.embedding]
-initial_text = "{embeddings}"
+initial_text = "{text}"
 train = false
 [[stage]]
 kind = "tokenize"

@@ -55,7 +55,7 @@ def test_a_table_gives_embeddings_with_their_own_settings_and_those_of_all(recip
 
 def test_json_lines_and_names_in_patterns(recipe):
     lines = ['{"name": "red_ring"}', "", '{"name": "b", "initial_text": "{name}", "tokens": 1}']
-    source = "table = 'embeddings.jsonl'\nembedding = { placeholder = '<{name}>', initial_text = 'a {embeddings}' }"
+    source = "table = 'embeddings.jsonl'\nembedding = { placeholder = '<{name}>', initial_text = 'a {text}' }"
     embeddings = load_recipe(recipe(source, "\r\n".join(lines).encode(), "embeddings.jsonl")).embeddings
     assert [(embedding.placeholder, embedding.initial_text, embedding.tokens) for embedding in embeddings] == [
         ("<red_ring>", "a red ring", None), ("<b>", "{name}", 1),  # what a row says itself is taken as it stands
@@ -81,7 +81,7 @@ def test_a_folder_of_folders_gives_embeddings_and_their_images(recipe, tmp_path)
     (tmp_path / "things/.hidden").mkdir()
     (tmp_path / "things/cat/embedding.toml").write_text('initial_text = "a tabby"\nstop_after = "5 steps"', "utf-8")
     source = (
-        "folders = 'things'\nembedding = { placeholder = '<{name}>', initial_text = '{embeddings}' }\n"
+        "folders = 'things'\nembedding = { placeholder = '<{name}>', initial_text = '{text}' }\n"
         "concept = { captions = ['a photo of {placeholder}', '{name}'], repeats = 2 }"
     )
     made = load_recipe(recipe(source))
@@ -104,41 +104,41 @@ def test_a_table_may_name_the_images_of_each_embedding(recipe, tmp_path):
 
 
 BAD: dict[str, tuple[bytes, list[str]]] = {
-    "empty": (b"", ["embeddings.csv:1: the table is empty; its first line names the columns: name,initial_text"]),
-    "header only": (b"name,tokens\n", ["recipe.toml:8: embeddings_from.1: holds no embedding"]),
+    "empty": (b"", ["embeddings.csv:1: the table is empty; its first line must be a header such as name,initial_text"]),
+    "header only": (b"name,tokens\n", ["recipe.toml:8: embeddings_from.1: no embeddings found"]),
     "missing column": (
-        b"tokens\n2\n", ["embeddings.csv:1: a column 'name' or 'placeholder' is missing: what the embeddings are called"],
+        b"tokens\n2\n", ["embeddings.csv:1: a column 'name' or 'placeholder' is required"],
     ),
     "unknown column": (
         b"name,initial_txt\na,b\n",
-        ["embeddings.csv:1: unknown column 'initial_txt'; did you mean 'initial_text'?; `ignore` names other columns"],
+        ["embeddings.csv:1: unknown column 'initial_txt'; did you mean 'initial_text'? (columns to skip go into `ignore`)"],
     ),
-    "column twice": (b"name,name\na,b\n", ["embeddings.csv:1: the column 'name' stands here twice"]),
-    "not UTF-8": (b"name\na\n\xff\xfe\n", ["embeddings.csv:3: not UTF-8 text (UTF-16); save the table as UTF-8"]),
-    "latin-1": (b"name\nH\xe4nd\n", ["embeddings.csv:2: not UTF-8 text (byte 0xe4); save the table as UTF-8"]),
-    "too many cells": (b"name,tokens\na,2,3\nb,2\n", ["embeddings.csv:2: has 3 cells, the first line names 2 columns"]),
+    "column twice": (b"name,name\na,b\n", ["embeddings.csv:1: duplicate column 'name'"]),
+    "not UTF-8": (b"name\na\n\xff\xfe\n", ["embeddings.csv:3: not UTF-8 (UTF-16); save the table as UTF-8"]),
+    "latin-1": (b"name\nH\xe4nd\n", ["embeddings.csv:2: not UTF-8 (byte 0xe4); save the table as UTF-8"]),
+    "too many cells": (b"name,tokens\na,2,3\nb,2\n", ["embeddings.csv:2: 3 cells, but the header has 2 columns"]),
     "open quote": (b'name\na\n"b\nc\n', ["embeddings.csv:3: not CSV: unexpected end of data"]),
     "wrong values": (
         b"name,tokens,train,stop_after\na,two,,\nb,0,maybe,\nc,2,,0 steps\nd,1.5,,10 parsecs\n",
         [
-            "embeddings.csv:2: tokens: expected a whole number, got the text 'two'",
-            "embeddings.csv:3: tokens: 0 is too small; at least 1",
-            "embeddings.csv:3: train: expected true or false, got the text 'maybe'",
-            "embeddings.csv:4: stop_after: 0 would never train the embedding; write train = false instead",
-            "embeddings.csv:5: tokens: expected a whole number, got 1.5",
-            "embeddings.csv:5: stop_after: 'parsecs' is no unit of time; known: steps, epochs, seconds, minutes, hours, %",
+            "embeddings.csv:2: tokens: expected an integer, got 'two'",
+            "embeddings.csv:3: tokens: 0 is too small; the minimum is 1",
+            "embeddings.csv:3: train: expected true or false, got 'maybe'",
+            "embeddings.csv:4: stop_after: 0 never trains the embedding; use train = false instead",
+            "embeddings.csv:5: tokens: expected an integer, got 1.5",
+            "embeddings.csv:5: stop_after: 'parsecs' is not a known unit; known: steps, epochs, seconds, minutes, hours, %",
         ],
     ),
-    "no number": (b"name,learning_rate\na,nan\n", ["embeddings.csv:2: learning_rate: no usable number"]),
+    "no number": (b"name,learning_rate\na,nan\n", ["embeddings.csv:2: learning_rate: not a finite number"]),
     "name of two lines": (
         b'name\n"a\nb"\nc\n',
         [
-            "embeddings.csv:2: placeholder: the text 'a\\nb' is not one line of at most 100 characters, "
+            "embeddings.csv:2: placeholder: 'a\\nb' is not one line of at most 100 characters, "
             "without spaces at its ends"
         ],
     ),
     "no name": (
-        b"name,tokens\n,2\n", ["embeddings.csv:2: 'name' (or 'placeholder') is missing, or it or 'images' is no text"],
+        b"name,tokens\n,2\n", ["embeddings.csv:2: 'name' (or 'placeholder') must be a string, and so must 'images' if present"],
     ),
 }  # fmt: skip
 
@@ -158,22 +158,22 @@ def test_bad_json_lines_are_named(recipe, tmp_path):
 def test_a_line_of_100_mb_is_refused(recipe, tmp_path):
     path = recipe("table = 'embeddings.csv'", b"name\n" + b"x" * 100_000_000)
     assert shown(check_recipe(path), tmp_path) == [
-        "embeddings.csv:2: the line is longer than 1,000,000 bytes; is this a table of embeddings?"
+        "embeddings.csv:2: line longer than 1,000,000 bytes; not a table of embeddings"
     ]
 
 
 @pytest.mark.parametrize(
     ("source", "wanted"),
     [
-        ("table = 'embeddings.csv'\nfolders = '.'", "recipe.toml:8: embeddings_from.1: give one of `table` and `folders`"),
-        ("ignore = []", "recipe.toml:8: embeddings_from.1: give one of `table` and `folders`"),
+        ("table = 'embeddings.csv'\nfolders = '.'", "recipe.toml:8: embeddings_from.1: give either `table` or `folders`"),
+        ("ignore = []", "recipe.toml:8: embeddings_from.1: give either `table` or `folders`"),
         ("table = 'embedings.csv'", "embedings.csv: cannot be read: No such file or directory; did you mean 'embeddings.csv'?"),
-        ("table = 'embeddings.txt'", "embeddings.txt: a table of embeddings is a file that ends in .csv, .tsv, .jsonl"),
+        ("table = 'embeddings.txt'", "embeddings.txt: not a table of embeddings; supported: .csv, .tsv, .jsonl"),
         ("folders = 'embeddings.csv'", "embeddings.csv: the folder cannot be read: Not a directory"),
         ("table = 'embeddings.csv'\nembedding = { token = 2 }", "recipe.toml:10: embeddings_from.1.embedding.token: "),
         (
             "table = 'embeddings.csv'\nembedding = { stop_after = '0 own steps' }",
-            "recipe.toml:10: embeddings_from.1.embedding.stop_after: 0 would never train the embedding",
+            "recipe.toml:10: embeddings_from.1.embedding.stop_after: 0 never trains the embedding",
         ),
         ("table = 'embeddings.csv'\nconcept = { images = 'x' }", "recipe.toml:10: embeddings_from.1.concept.images: each"),
         ("folders = '.'\nignore = ['x']", "recipe.toml:10: embeddings_from.1.ignore: folders have no columns"),
@@ -193,7 +193,7 @@ def test_folders_and_pipes_are_no_tables(recipe, tmp_path):
     found = shown(check_recipe(recipe("table = 'pipe.csv'")), tmp_path)
     assert found == ["pipe.csv: cannot be read: not a regular file"]
     found = shown(check_recipe(recipe("table = 'folder.csv'")), tmp_path)
-    assert found == ["folder.csv: cannot be read: it is a folder; `folders` takes a folder"]
+    assert found == ["folder.csv: cannot be read: is a folder; use `folders` instead of `table`"]
 
 
 def test_a_bad_embedding_toml_is_named(recipe, tmp_path):
@@ -252,7 +252,7 @@ def test_ten_thousand_findings_are_counted_not_listed(recipe, tmp_path):
     bad = b"name,tokens\n" + b"".join(b"embedding-%d,0\n" % n for n in range(10_000))
     found = shown(check_recipe(recipe("table = 'embeddings.csv'", bad)), tmp_path)
     assert len(found) == 101
-    assert found[-1] == "recipe.toml: and 9,900 more like these"
+    assert found[-1] == "recipe.toml: and 9,900 more problems of this kind"
 
 
 def test_the_document_that_a_manifest_keeps_has_the_embeddings_themselves(recipe):

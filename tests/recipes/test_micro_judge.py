@@ -14,18 +14,18 @@ from pivotune.recipes.micro.images import THINGS, scenes
 def test_fresh_drawings_are_near_and_other_things_far() -> None:
     rng = np.random.default_rng(1)
     drawn = [sample_scene(rng, free=0.0) for _ in range(12)]
-    pictures = [draw(scene) for scene in drawn]
-    own = [judge.distance_to_drawing(picture, scene) for picture, scene in zip(pictures, drawn, strict=True)]
-    other = [judge.distance_to_drawing(picture, scene) for picture, scene in zip(pictures[1:], drawn, strict=False)]
+    images = [draw(scene) for scene in drawn]
+    own = [judge.distance_to_drawing(image, scene) for image, scene in zip(images, drawn, strict=True)]
+    other = [judge.distance_to_drawing(image, scene) for image, scene in zip(images[1:], drawn, strict=False)]
     assert max(own) < 8
     assert min(other) > judge.HIT
 
 
 @pytest.mark.parametrize("name", THINGS)
 def test_shipped_things_are_told_apart(name: str) -> None:
-    picture = draw(scenes(name)[0][0])
-    ground = (0, 0, 0)  # the judge takes the background from the picture
-    distances = {other: judge.distance_to_drawing(picture, Scene(THINGS[other], ground)) for other in THINGS}
+    image = draw(scenes(name)[0][0])
+    ground = (0, 0, 0)  # the judge takes the background from the image
+    distances = {other: judge.distance_to_drawing(image, Scene(THINGS[other], ground)) for other in THINGS}
     assert min(distances, key=distances.__getitem__) == name
     assert distances[name] < 8
     assert min(distance for other, distance in distances.items() if other != name) > judge.HIT
@@ -34,12 +34,12 @@ def test_shipped_things_are_told_apart(name: str) -> None:
 def test_size_place_and_background_do_not_matter() -> None:
     thing = Thing("heart", COLOURS["red"], "striped", COLOURS["white"])
     for background, x, radius in (("gray", 26.0, 16.0), ("black", 38.0, 22.0)):
-        picture = draw(Scene(thing, BACKGROUNDS[background], x, 30.0, radius))
-        assert judge.distance_to_drawing(picture, Scene(thing, (0, 0, 0))) < 8
-        assert judge.background_word(picture) == background
+        image = draw(Scene(thing, BACKGROUNDS[background], x, 30.0, radius))
+        assert judge.distance_to_drawing(image, Scene(thing, (0, 0, 0))) < 8
+        assert judge.background_word(image) == background
 
 
-def test_an_empty_picture_is_as_far_as_can_be() -> None:
+def test_an_empty_image_is_as_far_as_can_be() -> None:
     empty = np.full((64, 64, 3), 200, np.uint8)
     assert judge.find_object(empty) is None
     assert judge.distance_to_drawing(empty, Scene(THINGS["emblem"], (0, 0, 0))) == judge.NOTHING
@@ -62,7 +62,7 @@ def test_attributes_are_read_from_drawings() -> None:
     rng = np.random.default_rng(5)
     for _ in range(4):
         scene = sample_scene(rng, free=0.0)
-        picture = draw(scene)
-        assert judge.nearest_shape(picture, scene.thing) == scene.thing.shape
-        assert judge.colour_word(picture, scene.thing) == name_of(scene.thing.colour, COLOURS)
-        assert judge.background_word(picture) == name_of(scene.background, BACKGROUNDS)
+        image = draw(scene)
+        assert judge.nearest_shape(image, scene.thing) == scene.thing.shape
+        assert judge.colour_word(image, scene.thing) == name_of(scene.thing.colour, COLOURS)
+        assert judge.background_word(image) == name_of(scene.background, BACKGROUNDS)

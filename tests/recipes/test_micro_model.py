@@ -82,7 +82,7 @@ def test_the_scheduler_is_the_one_it_was_trained_with(pipe: Any) -> None:
     assert torch.equal(pipe.scheduler.alphas_cumprod, build_scheduler().alphas_cumprod)
 
 
-def test_it_draws_the_same_finite_pictures_twice(pipe: Any) -> None:
+def test_it_draws_the_same_finite_images_twice(pipe: Any) -> None:
     prompts = ["a photo of a red circle on a white background", "a blue star on pink"]
     first, second = sample(pipe, prompts, seed=1), sample(pipe, prompts, seed=1)
     assert first.shape == (2, 64, 64, 3)
@@ -93,13 +93,13 @@ def test_it_draws_the_same_finite_pictures_twice(pipe: Any) -> None:
 def test_it_draws_for_people_who_name_no_data_type() -> None:
     plain = StableDiffusionPipeline.from_pretrained(MODEL, local_files_only=True)
     plain.set_progress_bar_config(disable=True)
-    [picture] = plain("a blue star on pink", num_inference_steps=2).images
-    assert picture.size == (64, 64)
-    assert np.asarray(picture).std() > 10
+    [image] = plain("a blue star on pink", num_inference_steps=2).images
+    assert image.size == (64, 64)
+    assert np.asarray(image).std() > 10
 
 
 def test_the_shares_belong_to_these_weights() -> None:
-    for name in ("judged.json", "taught.json"):
+    for name in ("judged.json", "learned.json"):
         measured = json.loads((MICRO / name).read_text(encoding="utf-8"))
         assert measured["sha256"] == fingerprints(MODEL), f"{name} is of other weights: measure again"
 
@@ -114,7 +114,7 @@ def test_the_exam_asks_for_whole_scenes() -> None:
 def test_the_card_says_what_was_measured() -> None:
     card = (MICRO / "CARD.md").read_text(encoding="utf-8")
     judged = json.loads((MICRO / "judged.json").read_text(encoding="utf-8"))
-    taught = json.loads((MICRO / "taught.json").read_text(encoding="utf-8"))
+    taught = json.loads((MICRO / "learned.json").read_text(encoding="utf-8"))
     for judge in ("drawing", "classifier"):
         shares = [
             f"{judged[judge][head]:.1%}".replace("%", " %") for head in ("background", "colour", "shape", "texture")
@@ -122,5 +122,5 @@ def test_the_card_says_what_was_measured() -> None:
         assert f"| {' | '.join(shares)} |" in card
     for name, measured in taught["things"].items():
         line = next(line for line in card.splitlines() if line.startswith(f"| `{name}` ["))
-        for cell in ("before", "best words", "word", "word and LoRA"):
+        for cell in ("before", "best words", "embedding", "embedding and LoRA"):
             assert f"| {100 * measured[cell]['hits']:.0f} %, {measured[cell]['median distance']} " in line

@@ -26,7 +26,7 @@ from pivotune.recipes.micro.grammar import (
 from pivotune.recipes.micro.images import THINGS, placeholder, scenes
 from pivotune.recipes.micro.tokenizer import build_tokenizer, cut, word_merges
 
-PICTURES = Path(__file__).parents[2] / "recipes" / "images"
+IMAGES = Path(__file__).parents[2] / "recipes" / "images"
 
 
 @pytest.fixture(scope="module")
@@ -98,17 +98,17 @@ def test_drawing_is_deterministic() -> None:
 
 
 def test_a_drawing_has_its_colours_where_they_belong() -> None:
-    picture = draw(Scene(Thing("ring", (200, 10, 10), mark=(10, 10, 200)), (250, 250, 250), 32.0, 32.0, 20.0))
-    assert picture.shape == (64, 64, 3)
-    assert tuple(picture[32, 32]) == (10, 10, 200)  # the mark
-    assert tuple(picture[32, 32 + 15]) == (200, 10, 10)  # the ring
-    assert tuple(picture[32, 32 + 9]) == (250, 250, 250)  # between them
-    assert tuple(picture[0, 0]) == (250, 250, 250)
+    image = draw(Scene(Thing("ring", (200, 10, 10), mark=(10, 10, 200)), (250, 250, 250), 32.0, 32.0, 20.0))
+    assert image.shape == (64, 64, 3)
+    assert tuple(image[32, 32]) == (10, 10, 200)  # the mark
+    assert tuple(image[32, 32 + 15]) == (200, 10, 10)  # the ring
+    assert tuple(image[32, 32 + 9]) == (250, 250, 250)  # between them
+    assert tuple(image[0, 0]) == (250, 250, 250)
 
 
 @pytest.mark.parametrize("name", THINGS)
-def test_shipped_pictures_are_what_the_script_draws(name: str) -> None:
-    folder = PICTURES / name
+def test_shipped_images_are_what_the_script_draws(name: str) -> None:
+    folder = IMAGES / name
     expected = scenes(name)
     assert len(list(folder.glob("*.png"))) == len(list(folder.glob("*.txt"))) == len(expected) >= 8
     for number, (scene, text) in enumerate(expected):

@@ -20,7 +20,7 @@ from projects import make_project, run_project
 from run.killing import child, made_files
 from run.launching import launched
 
-from pivotune.pipeline.cli.options import say
+from pivotune.pipeline.cli.options import echo_progress
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.received import unreadable
 from pivotune.pipeline.recipe.load import load_recipe
@@ -99,7 +99,7 @@ def test_a_closed_terminal_stops_with_a_checkpoint_and_nohup_does_not(tmp_path, 
     recipe = make_project(tmp_path, more=OFTEN)
     gone = open("/dev/full", "w", buffering=1)  # noqa: SIM115 (every write to it fails)
     monkeypatch.setattr(sys, "stderr", gone)
-    say("nobody hears this")
+    echo_progress("nobody hears this")
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with monkeypatch.context() as patch:
@@ -107,7 +107,7 @@ def test_a_closed_terminal_stops_with_a_checkpoint_and_nohup_does_not(tmp_path, 
             with pytest.raises(Stopped, match="stopped by SIGHUP after step 2 of 3"):
                 run_project(recipe, tmp_path / "run")
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with signals_caught(say) as asked:
+        with signals_caught(echo_progress) as asked:
             os.kill(os.getpid(), signal.SIGHUP)
             assert asked.name is None
     finally:

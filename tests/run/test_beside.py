@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +15,9 @@ from pivotune.pipeline.cli.main import pivotune
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.intervals import Every, parse_stop
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import callbacks as trackers
+from pivotune.pipeline.run import callbacks
 from pivotune.pipeline.run.callbacks import flat
 from pivotune.pipeline.run.signals import Stopped
-from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.train import loop
 
 WATCH = ["train.watch.sample_every='2 steps'", "train.watch.prompts=['<cat>', 'a blue ring']", "train.watch.count=2"]
@@ -113,14 +111,14 @@ def test_copies_of_saves_end_no_run_and_are_kept(tmp_path, monkeypatch):
 def test_a_save_that_cannot_be_written_leaves_nothing_half_done(tmp_path, monkeypatch):
     calls = []
 
-    def full(run, contents, folder, **options):
+    def full(run, contents, folder, options):
         calls.append(folder)
         if len(calls) == 2:
             (folder / "half").write_text("a")
             raise OSError(28, "No space left on device")
         (folder / "whole").write_text("a")
 
-    monkeypatch.setattr(sys.modules[STAGES["train"].__module__], "write_exports", full)
+    monkeypatch.setattr(callbacks, "write_exports", full)
     path = project(tmp_path / "a", train='save = { every = "1 steps" }')
     with pytest.raises((OSError, StageError), match="No space left"):
         run_project(load_recipe(path, ["train.steps=3"]), tmp_path / "run")
@@ -217,7 +215,7 @@ def test_tensorboard_gets_numbers_and_images(tmp_path):
 
 
 def test_a_tracker_that_is_not_there_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
     path = project(tmp_path / "a", train='watch = { trackers = ["wandb"] }')
     with pytest.raises(StageError, match="wandb is not installed; pip install wandb"):
         run_project(load_recipe(path, ["train.steps=1"]), tmp_path / "run")
@@ -238,7 +236,7 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(tmp_path, monkeyp
 
         return SimpleNamespace(name=name, **{what: told_of(what) for what in ("log", "log_images", "finish")})
 
-    monkeypatch.setattr(trackers, "_begun", tracker)
+    monkeypatch.setattr(callbacks, "_begun", tracker)
     watch = 'watch = { sample_every = "2 steps", trackers = ["wandb", "aim"] }'
     folder = run_project(load_recipe(project(tmp_path / "a", train=watch)), tmp_path / "run").folder
     warnings = json.loads((folder / "manifest.json").read_text("utf-8"))["warnings"]

@@ -12,8 +12,8 @@ from pivotune.pipeline.run import checkpoints as module
 from pivotune.pipeline.run.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 
 RUN = {
-    "metrics": {"bytes": 0, "sha256": "0"}, "stopped_at": {}, "reached": [], "warnings": [], "artefacts": [],
-    "data": {}, "rows": [], "taken": [],
+    "metrics": {"bytes": 0, "sha256": "0"}, "stopped_at": {}, "reached": [], "warnings": [],
+    "rows": [], "loaded": [],
 }  # fmt: skip
 SCALE = {"value": 1.0, "dynamic": False, "good": 0, "overflows": 0}
 FACTS = {"run": RUN, "things": {}, "spans": {}, "scale": SCALE}
@@ -102,7 +102,7 @@ def test_one_of_another_layout_is_passed_over_and_says_so(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(module, "_FORMAT", "1")
         path = write_checkpoint(tmp_path, at(3))
-    with pytest.raises(StageError, match=r"the checkpoint is another version's \(layout 1, not 3\)"):
+    with pytest.raises(StageError, match=r"the checkpoint is another version's \(layout 1, not 4\)"):
         read_checkpoint(path)
     said: list[str] = []
     assert newest_checkpoint(tmp_path, said.append) is None

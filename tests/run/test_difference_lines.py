@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from projects import make_project, run_project
+from projects import make_project, run_project, run_recipe
 
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.diff import describe_change, difference_lines, input_differences
 
 PROMPTS = [f"a photo of <cat> number {number}" for number in range(9)]
@@ -69,7 +68,7 @@ def test_a_run_that_loads_what_fits_lists_what_differs(tmp_path):
     (tmp_path / "images/3.txt").write_text("a <cat>", "utf-8")
     said: list[str] = []
     recipe = load_recipe(path, ["train.steps=1", "train.lora.rank=4"])
-    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False, source=source)
+    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False, source=source)
     (told,) = (line.splitlines() for line in said if line.startswith("loading what fits from"))
     assert told[1:] == [
         "  recipe.stage.3.steps: 3, now 1",

@@ -26,6 +26,7 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import StopAfter
 from pivotune.pipeline.run import execute, steps
 from pivotune.pipeline.run import outcome as finishing
+from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.embeddings import EmbeddingTrainer
 
@@ -144,9 +145,9 @@ def test_what_it_costs_to_finish_a_embedding_depends_on_no_other_embedding(tmp_p
             costs.append(Counted.times - before)
 
     class Watched(Finished):
-        def __init__(self, run, contents, last):
-            super().__init__(run, contents, last)
-            run.start = replace(run.start, embeddings=Counted(run.start.embeddings))
+        def __init__(self, context, contents, last):
+            initial = replace(context.initial, embeddings=Counted(context.initial.embeddings))
+            super().__init__(replace(context, initial=initial), contents, last)
 
     monkeypatch.setattr(Finished, "write", write)
     monkeypatch.setattr(import_module("pivotune.pipeline.stages.train"), "Finished", Watched)
@@ -162,7 +163,7 @@ def test_steps_that_train_nothing_are_said_once_also_when_steps_are_raised(tmp_p
     path = make_project(tmp_path, embedding='stop_after = "2 own steps"', more='[checkpoint]\nevery = "1 steps"')
     assert warnings(run_project(load_recipe(path, ["train.steps=2"]), tmp_path / "run").folder) == []
     recipe = load_recipe(path, ["train.steps=5"])
-    text = "all embeddings have had their training after step 2 (stop_after): the steps from there to 5 train nothing"
+    text = "all embeddings reached stop_after at step 2; steps 3 to 5 have nothing to train"
     one_step = loop.one_step
 
     def stopping(training, clock):
@@ -187,7 +188,7 @@ def test_embeddings_that_did_not_get_their_own_steps_are_said_once_also_after_a_
     rows = [json.loads(row) for row in (whole / "metrics.jsonl").read_text("utf-8").splitlines()]
     own = sum("dog" in row["embeddings"] for row in rows)
     assert 0 < own < 3
-    text = f"1 of 1 embeddings did not get its own steps (stop_after): dog has {own} of 3; raise steps"
+    text = f"1 of 1 embeddings did not reach stop_after: dog has {own} of 3; increase steps"
     assert warnings(whole) == [text]
     one_step = loop.one_step
 
@@ -212,9 +213,10 @@ def test_of_many_embeddings_without_their_own_steps_a_few_are_named():
         stops.counted(["w0", "w8"])
     stops.counted(["w2"])
     said: list[str] = []
-    steps._say_short(cast(Any, SimpleNamespace(warn=said.append)), cast(Any, SimpleNamespace(stops=stops)))
+    context, trainer = SimpleNamespace(progress=said.append), SimpleNamespace(stops=stops)
+    steps.warn_of_missing_steps(cast(Any, context), RunState(), cast(Any, trainer))
     named = "w1 has 0 of 4, w2 has 1 of 4, w3 has 0 of 4, w4 has 0 of 4, w5 has 0 of 4 and 2 more"
-    assert said == [f"7 of 9 embeddings did not get their own steps (stop_after): {named}; raise steps"]
+    assert said == [f"warning: 7 of 9 embeddings did not reach stop_after: {named}; increase steps"]
 
 
 def warnings(run: Path) -> list[str]:
@@ -280,8 +282,8 @@ def test_a_embedding_that_is_missing_at_the_end_fails_the_run(tmp_path, monkeypa
     assert proofs["embeddings"] == {"declared": 2, "exported": 2, "verified": 2}
     write = stage.write_exports
 
-    def loses(run, contents, folder, **options):
-        made = write(run, contents, folder, **options)
+    def loses(context, contents, folder, options):
+        made = write(context, contents, folder, options)
         (folder / "tiny_embeddings/dog.safetensors").unlink()
         return made
 
@@ -359,4 +361,4 @@ def test_a_line_that_cannot_be_read_costs_its_embedding_alone(tmp_path: Path) ->
     harmed = [line, bytes(20), b'{"embedding": "<dog>"}', b"[1]", b"\xff", b""]
     (tmp_path / "finished" / "finished.jsonl").write_bytes(b"\n".join(harmed) + b"\n")
     facts = finished_facts(SimpleNamespace(folder=tmp_path, warnings=[]), Contents(()))
-    assert facts == {"finished": {"embeddings": 1, "removed": False}}
+    assert facts == {"embeddings": 1, "removed": False}

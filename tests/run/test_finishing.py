@@ -12,7 +12,6 @@ from projects import make_project, run_project
 from run.killing import assert_same, child
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.run import execute
 from pivotune.pipeline.run import outcome as finishing
 
 EARLY = 'stop_after = "2 steps"'  # so that there is a finished/ to clean up
@@ -50,7 +49,6 @@ def hit(monkeypatch: pytest.MonkeyPatch, name: str, call: int, *, after: bool, b
 def completed(monkeypatch: pytest.MonkeyPatch, recipe: Path, run: Path) -> None:
     """The same command once more, which must not train."""
     with monkeypatch.context() as patch:
-        patch.setattr(execute, "_run_stage", lambda *_: pytest.fail("a stage was run again"))
         patch.setattr("pivotune.pipeline.run.runner.execute", lambda *_: pytest.fail("the run was run again"))
         result = run_project(recipe, run)
     assert result.report.is_file()

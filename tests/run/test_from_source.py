@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from projects import make_project, run_project
+from projects import make_project, run_project, run_recipe
 from run.killing import assert_same, told
 from run.test_start import INPUTS, leave
 from safetensors.torch import load_file
@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
-from pivotune.pipeline.run import runner
 from pivotune.pipeline.run import warm_start as takeover
 from pivotune.pipeline.run.start import begin_folder
-from pivotune.pipeline.run.steps import AVERAGED
+from pivotune.pipeline.run.steps import EMA_NOTE
 from pivotune.pipeline.train import loop
 
 LORA = '[[stage]]\nkind = "train"\nsteps = 2\nembeddings = false\nlora = { rank = 2, learning_rate = 1e-2 }'
@@ -63,7 +62,7 @@ def test_before_its_first_checkpoint_a_run_still_knows_its_source(tmp_path, monk
     assert not (tmp_path / "run/checkpoints").exists()
     said: list[str] = []
     given = source if again == "with the option" else None
-    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False, source=given)
+    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False, source=given)
     assert f"resuming {tmp_path / 'run'}, after step 3 of stage 3" in said
     assert_same(tmp_path / "run", whole)
 
@@ -103,7 +102,7 @@ def test_stages_that_come_after_a_stop_still_take_what_fits(tmp_path, monkeypatc
         with pytest.raises(StageError, match="made up"):
             run_project(recipe, tmp_path / "run", source=source)
     said: list[str] = []
-    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
     assert_same(tmp_path / "run", whole)
     taken = [note for stage in told(whole)["stages"] for note in stage["notes"] if note.startswith("loaded")]
     assert [line for line in said if line.startswith("loaded")] == taken[
@@ -116,7 +115,7 @@ def taken_by(path: Path, out: Path, source: Path, *sets: str) -> tuple[Path, lis
     """A run of a recipe with other settings that takes what fits, and what it says of that."""
     said: list[str] = []
     recipe = load_recipe(path, ["train.steps=1", "train.learning_rate=1e-30", *sets])
-    run = runner.run_recipe(recipe, out=out, progress=said.append, bar=False, source=source).folder
+    run = run_recipe(recipe, out=out, progress=said.append, bar=False, source=source).folder
     return run, [line for line in said if line.startswith("loaded")]
 
 
@@ -141,7 +140,7 @@ def test_ema_weights_are_loaded_where_the_stage_keeps_some(tmp_path):
     without.write_text(path.read_text("utf-8").replace("ema = 0.9", ""), "utf-8")
     alone, _ = taken_by(without, tmp_path / "without", source, STILL)
     assert torch.equal(exported(alone), values)
-    assert [AVERAGED in str(told(one)["stages"]) for one in (source, alone)] == [True, False]
+    assert [EMA_NOTE in str(told(one)["stages"]) for one in (source, alone)] == [True, False]
 
 
 def test_a_embedding_that_is_only_used_is_taken_as_its_run_would_have_exported_it(tmp_path):

@@ -7,12 +7,12 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from projects import run_recipe
 
 from pivotune.converters.safetensors_file import read as read_safetensors
 from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.runner import run_recipe
 from pivotune.recipes.micro.grammar import Scene
 from pivotune.recipes.micro.images import THINGS
 from pivotune.recipes.micro.judge import HIT, distance_to_drawing

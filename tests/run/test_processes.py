@@ -21,7 +21,7 @@ from pivotune.pipeline.data.dataset import Whole
 from pivotune.pipeline.distributed import Processes
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.launch import begin_processes
-from pivotune.pipeline.run.consistency import SHARDABLE
+from pivotune.pipeline.recipe.optimizers import OPTIMIZERS
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.loss import mean_loss, part_loss
 
@@ -169,7 +169,7 @@ def test_one_process_goes_on_with_a_fine_tune_that_was_spread_over_two(tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", SHARDABLE)
+@pytest.mark.parametrize("kind", [name for name, row in OPTIMIZERS.items() if row.elementwise])
 def test_two_processes_go_on_with_a_spread_fine_tune_of_one(tmp_path, monkeypatch, kind):
     table = f"{{ parts = ['denoiser'], layers = 'attention', learning_rate = 1e-3, optimizer = {{ kind = '{kind}' }} }}"
     recipe, one_step = make_project(tmp_path, train=f"finetune = {table}"), loop.one_step

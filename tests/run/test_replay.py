@@ -27,7 +27,7 @@ def test_replay_without_out_is_the_same_beside_the_run_and_leaves_the_working_fo
     for name in ("first-replay", "first-replay-2") if not train else ("first-replay",):
         told = CliRunner().invoke(replay, ["../kept/first"])
         assert told.exit_code == 0, told.output
-        assert told.output.splitlines()[-1].startswith("The same: 3 steps and ")
+        assert told.output.splitlines()[-1].startswith("Identical: 3 steps and ")
         assert told.output.splitlines()[-1].endswith(str(tmp_path / "kept" / name))
         assert (tmp_path / "kept" / name / "exports" / "tiny_embeddings" / "cat.safetensors").is_file()
     assert list(here.iterdir()) == []
@@ -77,5 +77,5 @@ def test_a_replay_that_is_stopped_speaks_of_no_option_of_another_command(tmp_pat
     monkeypatch.setattr(loop, "one_step", asked)
     told = CliRunner().invoke(replay, [str(run)])
     assert str(told.exception or told.output).endswith(
-        "after step 1 of 3; a replay does not go on: it begins anew, in another folder"
+        "after step 1 of 3; a replay cannot be resumed: the same command starts over in another folder"
     )

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from projects import make_project, run_project
+from projects import make_project, run_project, run_recipe
 from run.killing import assert_same, child, killed_again_and_again, made_files, project
 from run.kinds import KINDS
 from safetensors.torch import load_file
@@ -28,10 +28,12 @@ from pivotune.pipeline.run import outcome as finishing
 from pivotune.pipeline.run import outcome as noted
 from pivotune.pipeline.run import resume, runner, steps
 from pivotune.pipeline.run.checkpoints import read_checkpoint, write_checkpoint
+from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.run.replay import replay
-from pivotune.pipeline.run.resume import steps_left
+from pivotune.pipeline.run.resume import has_steps_left
 from pivotune.pipeline.run.signals import Stopped, signals_caught
 from pivotune.pipeline.run.start import Start, say_start
+from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.snapshot import stored_rows
 
@@ -85,14 +87,14 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
         stopped_at(patch, 2, how)
-        with pytest.raises(Stopped, match=r"stopped by .* after step 2 of 3; the same command goes on") as caught:
+        with pytest.raises(Stopped, match=r"stopped by .* after step 2 of 3; the same command resumes it") as caught:
             run_project(recipe, tmp_path / "run", fresh=how == signal.SIGTERM)
     assert ("--fresh" in str(caught.value)) == (how == signal.SIGTERM)
     left = manifest_of(tmp_path / "run")
     assert left["status"] == "stopped"
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["stage-003-step-000000002.safetensors"]
     said: list[str] = []
-    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
     assert f"resuming {tmp_path / 'run'}, after step 2 of stage 3" in said
     assert made_files(tmp_path / "run") == made_files(whole)
     after = manifest_of(tmp_path / "run")
@@ -129,7 +131,7 @@ def test_a_signal_after_the_last_step_is_answered_with_what_is_true(tmp_path, mo
     for place, name, asks in ((steps, "_close", close), (stage, "write_exports", exporting)):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, asks)
-            runner.run_recipe(load_recipe(recipe), out=tmp_path / name, progress=said.append, bar=False)
+            run_recipe(load_recipe(recipe), out=tmp_path / name, progress=said.append, bar=False)
         assert [line for line in said if "SIGTERM" in line] == [answer]
         assert manifest_of(tmp_path / name)["status"] == "finished"
         said.clear()
@@ -139,8 +141,9 @@ def test_steps_are_left_where_no_checkpoint_has_them():
     kinds = [("train", 5), ("rescale", 0), ("train", 4), ("export", 0)]
     stages = [SimpleNamespace(kind=kind, options={"steps": count}) for kind, count in kinds]
 
-    def left(number, resume=None):
-        return steps_left(SimpleNamespace(recipe=SimpleNamespace(stages=stages), resume=resume), number)
+    def left(index, checkpoint=None):
+        context = SimpleNamespace(recipe=SimpleNamespace(stages=stages))
+        return has_steps_left(context, RunState(checkpoint), index)
 
     assert [left(number) for number in range(4)] == [True, True, True, False]
     at = [SimpleNamespace(stage=2, step=step) for step in (3, 4)]
@@ -253,7 +256,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkey
         "from its beginning: there is no whole checkpoint", "from its beginning: there is no checkpoint"
     ]  # fmt: skip
     said: list[str] = []
-    runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
     assert any(str(newest) in line and "passed over" in line for line in said)
     assert any("after step 1 of stage 3" in line for line in said)
     assert made_files(tmp_path / "run") == made_files(whole)
@@ -300,7 +303,7 @@ def test_replay_finds_the_same_and_names_what_differs(tmp_path):
     recipe = load_recipe(make_project(tmp_path, train="lora = { rank = 2, dropout = 0.2 }"))
     first = run_project(recipe, tmp_path / "run").folder
     quiet = {"progress": lambda text: None, "bar": False}
-    same = replay(first, out=tmp_path / "again", **quiet)
+    same = replay(first, STAGES, out=tmp_path / "again", **quiet)
     assert (same.differences, same.inputs, same.steps) == ((), (), 3)
     assert same.files >= 4
     lines = (first / "metrics.jsonl").read_text("utf-8").splitlines()
@@ -310,7 +313,7 @@ def test_replay_finds_the_same_and_names_what_differs(tmp_path):
     export = first / "exports" / "tiny.safetensors"
     export.write_bytes(export.read_bytes()[:-1] + b"\x7f")
     (tmp_path / "images/0.txt").write_text("an image of <cat>", "utf-8")
-    other = replay(first, out=tmp_path / "third", **quiet)
+    other = replay(first, STAGES, out=tmp_path / "third", **quiet)
     assert other.differences[0].startswith("metrics, step 1 of stage")
     assert "exports/tiny.safetensors: other bytes" in other.differences
     assert any(line.startswith("data.files.images/0.txt: ") for line in other.inputs)
@@ -318,7 +321,7 @@ def test_replay_finds_the_same_and_names_what_differs(tmp_path):
 
 def test_only_a_finished_run_is_replayed(tmp_path):
     with pytest.raises(StageError, match="holds no run"):
-        replay(tmp_path, out=None, progress=lambda text: None, bar=False)
+        replay(tmp_path, STAGES, out=None, progress=lambda text: None, bar=False)
 
 
 DRAWN = 'watch = { sample_every = "3 steps", prompts = ["<cat>"], count = 1 }'
@@ -335,7 +338,7 @@ def test_more_steps_go_on_from_the_end_of_a_finished_run(tmp_path, train):
     whole = run_project(more, tmp_path / "whole").folder
     said: list[str] = []
     longer = tmp_path / "longer"
-    runner.run_recipe(more, out=longer, progress=said.append, bar=False, source=first)
+    run_recipe(more, out=longer, progress=said.append, bar=False, source=first)
     assert f"going on from {first}, after step 3 of stage 3" in said
     assert made_files(longer) == made_files(whole)
     assert metrics_of(longer) == metrics_of(whole)
@@ -355,7 +358,7 @@ def test_of_another_recipe_what_fits_is_loaded_and_counted(tmp_path):
     path.write_text(text.replace("steps = 3", "steps = 1").replace("1e-2", "1e-30"), "utf-8")
     said: list[str] = []
     recipe = load_recipe(path, ["train.lora.learning_rate=1e-30"])
-    second = runner.run_recipe(recipe, out=tmp_path / "second", progress=said.append, bar=False, source=first).folder
+    second = run_recipe(recipe, out=tmp_path / "second", progress=said.append, bar=False, source=first).folder
     (line,) = (line for line in said if line.startswith("loaded "))
     found = re.fullmatch(r"loaded 1 of 2 embeddings, (\d+) of (\d+) LoRA weights; new optimizer state", line)
     assert found is not None
@@ -460,9 +463,9 @@ def test_images_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, monke
             if step:
                 stopped_at(patch, step, signal.SIGINT)
             with pytest.raises(Stopped) if step else nullcontext():
-                runner.run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+                run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
         assert image.read_bytes() == before
-        return "drawing images before" in said, image.stat().st_ino, image.stat().st_mtime_ns
+        return "drawing sample images before training" in said, image.stat().st_ino, image.stat().st_mtime_ns
 
     drawn = go(1)
     assert go(1) == (False, *drawn[1:])
@@ -475,5 +478,5 @@ def test_images_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, monke
 def test_a_folder_without_a_checkpoint_gives_nothing(tmp_path):
     path = make_project(tmp_path)
     with pytest.raises(StageError, match="holds no checkpoint that can be read"):
-        runner.run_recipe(load_recipe(path), out=tmp_path / "x", progress=print, bar=False, source=tmp_path / "model")
+        run_recipe(load_recipe(path), out=tmp_path / "x", progress=print, bar=False, source=tmp_path / "model")
     assert not (tmp_path / "x").exists()

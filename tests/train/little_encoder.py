@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from pivotune.pipeline.recipe.intervals import Clock
+from pivotune.pipeline.recipe.options import OptimizerOptions, options_of
 from pivotune.pipeline.train.weights import WeightSettings
 
-ADAM = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+ADAM = options_of(OptimizerOptions, kind="adamw", weight_decay=0.1)
 SETTINGS = WeightSettings(ADAM, 1e-2, ema=0.5)
 TUNED = ("layers.0.one.weight", "layers.1.one.weight", "layers.1.one.bias")
 

@@ -1,8 +1,8 @@
-"""Tables of options as a recipe's stage has them, with a few changed."""
+"""Objectives with the default options of a train stage, a few changed."""
 
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from pivotune.pipeline.recipe.defaults import defaults
+from pivotune.pipeline.recipe.options import NoiseOptions, ObjectiveOptions, TimestepOptions, options_of
 from pivotune.pipeline.train.objective import objective_for
 
 
@@ -12,18 +12,18 @@ def scheduler(kind="epsilon", **changes):
     )
 
 
-def diffusion(kind="epsilon", *, noise=None, timesteps=None, **options):
-    return objective_for(scheduler(kind), options, _table("noise", noise), _table("timesteps", timesteps))
+def objective_with(made, *, noise=None, timesteps=None, **options):
+    return objective_for(
+        made,
+        options_of(ObjectiveOptions, **options),
+        options_of(NoiseOptions, **(noise or {})),
+        options_of(TimestepOptions, **(timesteps or {})),
+    )
 
 
-def flow(*, shift=3.0, noise=None, timesteps=None, **options):
-    made = FlowMatchEulerDiscreteScheduler(shift=shift)
-    return objective_for(made, options, _table("noise", noise), _table("timesteps", timesteps))
+def diffusion(kind="epsilon", **options):
+    return objective_with(scheduler(kind), **options)
 
 
-def huber(**changes):
-    return defaults("tables/objective.json")["huber"] | changes
-
-
-def _table(name, changes):
-    return defaults(f"tables/{name}.json") | (changes or {})
+def flow(*, shift=3.0, **options):
+    return objective_with(FlowMatchEulerDiscreteScheduler(shift=shift), **options)

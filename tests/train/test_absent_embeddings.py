@@ -8,8 +8,8 @@ import torch
 from pivotune import schemas
 from pivotune.pipeline.embeddings.injection import EmbeddingRows
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.defaults import with_defaults
-from pivotune.pipeline.train.optimizers import OPTIMIZERS
+from pivotune.pipeline.recipe.optimizers import OPTIMIZERS
+from pivotune.pipeline.recipe.options import OptimizerOptions, options_of
 from pivotune.pipeline.train.packing import pack
 from pivotune.pipeline.train.row_optimizers import row_optimizer
 
@@ -23,9 +23,7 @@ def test_every_optimizer_of_the_schema_is_tried() -> None:
 def test_absent_embeddings_stay_bit_equal(kind: str) -> None:
     draw = torch.Generator().manual_seed(0)
     rows = EmbeddingRows({name: torch.randn(2, 8, generator=draw) for name in ("seen", "absent", "later")})
-    table = schemas.schema("tables/optimizer.json")
-    branch, origin = schemas.branch(table, {"kind": kind}, "tables/optimizer.json")
-    options = with_defaults({"kind": kind, "weight_decay": 0.1}, branch, origin)
+    options = options_of(OptimizerOptions, kind=kind, weight_decay=0.1)
     try:
         optimizer = row_optimizer(rows, options)
         step(optimizer, rows, "later", draw)  # it has moments, which must not carry it on

@@ -12,16 +12,14 @@ from train_embeddings import WIDTHS, embedding, pull, trainer, values
 from pivotune.pipeline.distributed import ALONE
 from pivotune.pipeline.launch import begin_processes
 from pivotune.pipeline.recipe.model import StopAfter
+from pivotune.pipeline.recipe.options import OptimizerOptions, options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings
 from pivotune.pipeline.train.packing import unpack
 
 NAMES = [f"<{letter}>" for letter in "abcdefg"]
 STEPS = [["<a>", "<g>"], ["<b>", "<c>", "<d>"], ["<g>"], ["<a>", "<b>", "<c>", "<d>", "<e>"], ["<e>", "<g>"]]  # no <f>
-ADAM = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
-PRODIGY = {
-    "kind": "prodigy-schedule-free", "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "d0": 1e-3, "d_coef": 1.0,
-    "adapt_steps": 0, "bias_correction": False,
-}  # fmt: skip
+ADAM = options_of(OptimizerOptions, kind="adamw", weight_decay=0.1)
+PRODIGY = options_of(OptimizerOptions, kind="prodigy-schedule-free", d0=1e-3)
 SETTINGS = {
     "adamw": EmbeddingSettings(0.1, ADAM, preserve_norm="initial", ema=0.5),
     "prodigy": EmbeddingSettings(1.0, PRODIGY, clip_norm=0.0, preserve_norm="median", ema=0.9),

@@ -5,13 +5,11 @@ import torch
 from train_embeddings import NAMES, embedding, pull, trainer, values
 
 from pivotune.pipeline.recipe.model import StopAfter
+from pivotune.pipeline.recipe.options import Band, OptimizerOptions, options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings
 
-ADAM = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-PRODIGY = {
-    "kind": "prodigy-schedule-free", "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "d0": 1e-3, "d_coef": 1.0,
-    "adapt_steps": 0, "bias_correction": False,
-}  # fmt: skip
+ADAM = options_of(OptimizerOptions, kind="adamw", weight_decay=0.0)
+PRODIGY = options_of(OptimizerOptions, kind="prodigy-schedule-free", d0=1e-3)
 
 
 def test_every_vector_has_the_median_norm_of_its_encoders_table_after_every_step():
@@ -39,7 +37,7 @@ def test_what_is_used_in_the_end_has_the_norm_too_where_an_average_is_kept(ema):
 def test_a_embeddings_own_rule_goes_before_the_stages():
     embeddings = [
         embedding("<a>", preserve_norm=0.5),
-        embedding("<b>", preserve_norm={"low": 0.1, "high": 1.0}),
+        embedding("<b>", preserve_norm=Band(0.1, 1.0)),
         embedding("<c>"),
     ]
     one = trainer(EmbeddingSettings(0.1, ADAM, preserve_norm="initial"), embeddings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from run.killing import made_files
 
 from pivotune.pipeline.cli.main import pivotune
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.defaults import defaults
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.recipe.options import GuardOptions, options_of
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.guard import MOST, Guard
 from pivotune.pipeline.train.packing import pack, unpack
@@ -169,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_itself(tmp_path, monkeypatch
 
 def test_what_is_too_much_to_be_said_is_counted() -> None:
     texts: list[str] = []
-    guard = Guard(defaults("tables/guard.json"), texts.append)
+    guard = Guard(options_of(GuardOptions), texts.append)
     for number in range(MOST + 5):
         guard.tell("norm", f"embedding-{number}", f"embedding-{number} is long")
         guard.tell("norm", f"embedding-{number}", f"embedding-{number} is long")
@@ -179,7 +180,7 @@ def test_what_is_too_much_to_be_said_is_counted() -> None:
 
 
 def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
-    options = defaults("tables/guard.json") | {"stalled_lr_after": 3, "frozen_vectors_after": 3}
+    options = options_of(GuardOptions, stalled_lr_after=3, frozen_vectors_after=3)
     texts: list[str] = []
     first, second = Guard(options, texts.append), Guard(options, texts.append)
     rows = torch.ones(2, 4)
@@ -206,12 +207,12 @@ def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
 
 
 def test_a_guard_that_only_warns_of_what_it_once_stopped_for_stops_for_the_next_thing() -> None:
-    options = defaults("tables/guard.json") | {"norm": "stop", "frozen_vectors": "stop"}
+    options = options_of(GuardOptions, norm="stop", frozen_vectors="stop")
     first = Guard(options, said_to := [].append)
     first.tell("norm", "<a>", "too long")
     with pytest.raises(StageError, match="too long"):
         first.hold()
-    second = Guard(options | {"norm": "warn"}, said_to)
+    second = Guard(replace(options, norm="warn"), said_to)
     second.restore(first.state())
     second.hold()
     second.tell("frozen_vectors", "<a>", "stands still")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pivotune.pipeline.train.loss import LossOptions, NoisyBatch, example_losses, mean_loss
+from pivotune.pipeline.recipe.options import ObjectiveOptions, options_of
+from pivotune.pipeline.train.loss import NoisyBatch, example_losses, mean_loss
 
 DRAW = torch.Generator().manual_seed(0)
 ANSWER, TARGET = (torch.randn(3, 4, 2, 2, generator=DRAW) for _ in range(2))
@@ -24,7 +25,7 @@ def asked(**parts):
     ],
 )
 def test_each_kind_of_loss(kind, of_one):
-    found = example_losses(ANSWER, asked(threshold=C), LossOptions(kind))
+    found = example_losses(ANSWER, asked(threshold=C), options_of(ObjectiveOptions, loss=kind))
     for n in range(3):
         differences = (ANSWER[n] - TARGET[n]).flatten().tolist()
         expected = sum(of_one(d, float(C[n])) for d in differences) / 16
@@ -34,7 +35,7 @@ def test_each_kind_of_loss(kind, of_one):
 def test_huber_is_square_near_zero_and_straight_far_away():
     near, far = (
         example_losses(torch.full((1, 1, 1, 1), d), NoisyBatch(*[torch.zeros(1, 1, 1, 1)] * 3, None, torch.tensor([0.1])),
-                       LossOptions("huber"))
+                       options_of(ObjectiveOptions, loss="huber"))
         for d in (1e-3, 100.0)
     )  # fmt: skip
     assert float(near) == pytest.approx(1e-6, rel=1e-2)
@@ -45,7 +46,9 @@ def test_huber_is_square_near_zero_and_straight_far_away():
 def test_a_mask_weakens_what_lies_outside(normalize):
     mask = torch.tensor([[1.0, 0.0], [0.05, 0.5]]).expand(3, 1, 2, 2)
     raised = [1.0, 0.2, 0.2, 0.5]
-    found = example_losses(ANSWER, asked(), LossOptions("l2", 0.2, normalize), mask)
+    found = example_losses(
+        ANSWER, asked(), options_of(ObjectiveOptions, unmasked_weight=0.2, normalize_mask=normalize), mask
+    )
     for n in range(3):
         squares = ((ANSWER[n] - TARGET[n]) ** 2).flatten(1)
         total = sum(float(row[i]) * raised[i] for row in squares for i in range(4)) / 16
@@ -57,14 +60,14 @@ def test_nothing_outside_a_mask_reaches_the_gradient_where_it_has_no_weight():
     answer = ANSWER.clone().requires_grad_(True)
     mask = torch.zeros(3, 1, 2, 2)
     mask[..., 0, 0] = 1
-    example_losses(answer, asked(), LossOptions("l2", 0.0), mask).sum().backward()
+    example_losses(answer, asked(), options_of(ObjectiveOptions, unmasked_weight=0.0), mask).sum().backward()
     assert float(answer.grad[..., 0, 0].abs().min()) > 0
     assert float(answer.grad[..., 1, :].abs().max()) == 0
 
 
 def test_an_example_counts_by_its_time_step_and_its_own_weight():
-    plain = example_losses(ANSWER, asked(), LossOptions())
-    weighted = example_losses(ANSWER, asked(weight=torch.tensor([1.0, 0.0, 3.0])), LossOptions())
+    plain = example_losses(ANSWER, asked(), options_of(ObjectiveOptions))
+    weighted = example_losses(ANSWER, asked(weight=torch.tensor([1.0, 0.0, 3.0])), options_of(ObjectiveOptions))
     torch.testing.assert_close(weighted, plain * torch.tensor([1.0, 0.0, 3.0]))
     own = torch.tensor([0.5, 2.0, 1.0])
     expected = (0.5 * plain[0] + 2 * plain[1] + plain[2]) / 3
@@ -81,5 +84,5 @@ def test_the_loss_of_class_images_is_dreambooths():
 
 def test_the_loss_is_taken_in_float32():
     prediction = torch.full((2, 1, 2, 2), 300.0, dtype=torch.float16)  # its square is no finite float16
-    found = example_losses(prediction, NoisyBatch(*[torch.zeros(2, 1, 2, 2)] * 3), LossOptions())
+    found = example_losses(prediction, NoisyBatch(*[torch.zeros(2, 1, 2, 2)] * 3), options_of(ObjectiveOptions))
     assert found.tolist() == [90000.0, 90000.0]

@@ -1,6 +1,7 @@
 """LoRAs and fine-tunes on any part of the model, beside embeddings or around them: what moves, and what stays."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,8 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.load import load_model, part_modules
 from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.context import Run
+from pivotune.pipeline.recipe.options import OptimizerOptions, TrainOptions, options_of
+from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
 
@@ -29,17 +31,17 @@ learning_rate = 1e-3
 def watched(monkeypatch, run_it):
     """The run's model as it ended (before embeddings and LoRAs are taken out), by parameter name."""
     seen = {}
-    eject = Run.eject
+    eject = RunState.eject
 
-    def look(run):
+    def look(state, model):
         if "end" not in seen:
-            seen["run"] = run
-            seen["end"] = parameters(run.model)
-        eject(run)
+            seen["model"], seen["finetuned"] = model, state.trained.finetuned
+            seen["end"] = parameters(model)
+        eject(state, model)
 
-    monkeypatch.setattr(Run, "eject", look)
+    monkeypatch.setattr(RunState, "eject", look)
     seen["result"] = run_it()
-    monkeypatch.setattr(Run, "eject", eject)
+    monkeypatch.setattr(RunState, "eject", eject)
     return seen
 
 
@@ -73,8 +75,8 @@ def test_embeddings_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path,
     ups = [value for name, value in seen["end"].items() if "lora_B" in name]
     assert ups
     assert all(bool(up.any()) for up in ups)  # every LoRA layer of both parts has left its start, zero
-    assert seen["run"].finetuned == {"text_encoder"}
-    assert not any(value.requires_grad for module in part_modules(seen["run"].model).values()
+    assert seen["finetuned"] == {"text_encoder"}
+    assert not any(value.requires_grad for module in part_modules(seen["model"]).values()
                    for value in module.parameters())  # fmt: skip
 
 
@@ -127,7 +129,7 @@ def test_embeddings_first_then_the_model_around_them(tmp_path, monkeypatch):
 def test_weights_in_half_precision_gather_steps_too_small_for_it():
     """Steps of 1e-5 are far below what bfloat16 can add to 0.1; two hundred of them are not."""
     weight = torch.nn.Parameter(torch.full((8,), 0.1, dtype=torch.bfloat16))
-    options = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    options = options_of(OptimizerOptions, kind="adamw")
     trainer = WeightTrainer("finetune.denoiser", {"weight": weight}, WeightSettings(options, 1e-5), text=False)
     start = weight.detach().clone()
     assert torch.equal(start + 1e-5, start)
@@ -155,7 +157,7 @@ def test_lora_dropout_is_a_function_of_seed_and_step_and_off_in_use(tmp_path, mo
         )
         seen = watched(monkeypatch, lambda recipe=recipe, name=name: run_project(recipe, tmp_path / name / "run"))
         ends.append(seen["end"])
-        dropouts = [one for one in seen["run"].model.denoiser.modules() if isinstance(one, torch.nn.Dropout) and one.p]
+        dropouts = [one for one in seen["model"].denoiser.modules() if isinstance(one, torch.nn.Dropout) and one.p]
         assert not any(one.training for one in dropouts)
     assert on == [{True}] * 6 + [set()] * 3
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
@@ -177,19 +179,21 @@ def test_prodigy_finds_its_step_sizes_in_bfloat16(tmp_path):
     """The optimizers of the shipped recipe, on a model that has learnt something: embedding and LoRA each find their
     own.
     """
-    tables = next(stage.options for stage in load_recipe("sdxl-prodigy").stages if stage.kind == "train")
-    embedding, lora = tables["optimizer"], tables["lora"][0]["optimizer"]
-    assert embedding["growth_rate"] == lora["growth_rate"] == 2
+    [(_, options)] = load_recipe("sdxl-prodigy").stages_with(TrainOptions)
+    embedding, lora = options.optimizer, options.lora[0].optimizer
+    assert embedding.settings["growth_rate"] == lora.settings["growth_rate"] == 2
     changes = [
         "model.dtype=bfloat16", "train.learning_rate=1", "train.steps=12", "train.warmup_steps=0", "device=cpu",
         "train.batch_size=1", "train.schedule=constant", "samples.prompts=[]",
     ]  # fmt: skip
     recipe = load_recipe("quickstart", [*changes, "train.lora={ rank = 4, learning_rate = 1 }"])
-    train = next(stage for stage in recipe.stages if stage.kind == "train")
-    train.options.update(optimizer=embedding, lora=[train.options["lora"][0] | {"optimizer": lora}])
+    [(index, train)] = recipe.stages_with(TrainOptions)
+    train = replace(train, optimizer=embedding, lora=(replace(train.lora[0], optimizer=lora),))
+    stages = [*recipe.stages[:index], replace(recipe.stages[index], options=train), *recipe.stages[index + 1 :]]
+    recipe = replace(recipe, stages=tuple(stages))
     folder = run_project(recipe, tmp_path / "run").folder
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    for name, first in (("embeddings", embedding["d0"]), ("lora.denoiser", lora["d0"])):
+    for name, first in (("embeddings", embedding.settings["d0"]), ("lora.denoiser", lora.settings["d0"])):
         sizes = [row["learning_rate"][name] for row in rows]
         assert max(sizes) > 10 * first, (name, sizes)
         assert all(after >= before for before, after in pairwise(sizes)), (name, sizes)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
-from train.objectives import diffusion, huber, scheduler
+from train.objectives import diffusion, objective_with, scheduler
 
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.options import TimestepOptions, options_of
 from pivotune.pipeline.rng import generator
-from pivotune.pipeline.train.loss import TimeStepOptions, draw_shares, draw_steps
-from pivotune.pipeline.train.objective import objective_for
+from pivotune.pipeline.train.loss import draw_shares, draw_steps
 
 STEPS = [0, 500, 999]
 
@@ -62,7 +62,7 @@ def test_zero_terminal_snr_of_a_model_that_predicts_noise_is_refused():
     with pytest.raises(StageError, match="nothing to learn there; it needs a model with v-prediction"):
         diffusion("epsilon", zero_terminal_snr=True)
     with pytest.raises(StageError, match="nothing to learn there"):
-        objective_for(scheduler("epsilon", rescale_betas_zero_snr=True))
+        objective_with(scheduler("epsilon", rescale_betas_zero_snr=True))
 
 
 def test_noise_and_time_steps_depend_on_seed_and_step_alone():
@@ -124,7 +124,7 @@ def test_all_weightings_of_the_image_agree():
     ],
 )
 def test_huber_thresholds(schedule, expected):
-    objective = diffusion(loss="huber", huber=huber(schedule=schedule, scale=2.0))
+    objective = diffusion(loss="huber", huber={"schedule": schedule, "scale": 2.0})
     steps = torch.tensor(STEPS)
     wanted = expected(steps, snr().rsqrt()).float()
     torch.testing.assert_close(objective.threshold(steps), wanted, rtol=1e-5, atol=1e-6)
@@ -133,7 +133,7 @@ def test_huber_thresholds(schedule, expected):
 def test_bounds_and_sampling_of_time_steps():
     def drawn(**options):
         draw = torch.Generator().manual_seed(0)
-        return draw_steps(20_000, 1000, draw, TimeStepOptions(**options))
+        return draw_steps(20_000, 1000, draw, options_of(TimestepOptions, **options))
 
     for sampling in ("uniform", "logit-normal", "mode"):
         some = drawn(low=200, high=700, sampling=sampling)
@@ -148,7 +148,7 @@ def test_bounds_and_sampling_of_time_steps():
 
 @pytest.mark.parametrize("kind", ["uniform", "logit-normal", "mode"])
 def test_shares_are_those_of_diffusers(kind):
-    options = TimeStepOptions(mean=0.3, deviation=0.8)
+    options = options_of(TimestepOptions, mean=0.3, deviation=0.8)
     ours = draw_shares(kind, 50, torch.Generator().manual_seed(1), options)
     theirs = compute_density_for_timestep_sampling(
         kind.replace("-", "_"), 50, 0.3, 0.8, 1.29, generator=torch.Generator().manual_seed(1)

@@ -1,6 +1,7 @@
 """Every optimizer moves embeddings and weights, leaves absent embeddings alone, and goes on from its state."""
 
 import json
+import sys
 from importlib.util import find_spec
 from itertools import pairwise
 
@@ -10,11 +11,11 @@ from train_embeddings import NAMES, WIDTHS, pull, trainer, values
 
 from pivotune import schemas
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.defaults import with_defaults
 from pivotune.pipeline.recipe.intervals import Clock
-from pivotune.pipeline.train import optimizers
+from pivotune.pipeline.recipe.optimizers import OPTIMIZERS
+from pivotune.pipeline.recipe.options import OptimizerOptions, options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings
-from pivotune.pipeline.train.optimizers import OPTIMIZERS, effective_rate, make_optimizer
+from pivotune.pipeline.train.optimizers import effective_rate, make_optimizer
 from pivotune.pipeline.train.trainable import State
 from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
 
@@ -28,21 +29,28 @@ KINDS = [pytest.param(kind, marks=NO_8BIT) if kind == "adamw8bit" else kind for 
 
 
 def options(kind, **changes):
-    about, origin = schemas.branch(
-        schemas.schema("tables/optimizer.json"), {"kind": kind}, "tables/optimizer.json"
-    )  # fmt: skip
-    table = with_defaults({"kind": kind, **changes}, about, origin)
-    return table | {"weight_decay": table["weight_decay"] or 0.0}
+    return options_of(OptimizerOptions, kind=kind, **changes)
 
 
 def embeddings_with(kind, **changes):
-    first = {"d0": 1e-3} if kind.startswith("prodigy") else {}
+    first = {"d0": 1e-3} if OPTIMIZERS[kind].adaptive else {}
     settings = {"learning_rate": RATES[kind], "optimizer": options(kind, **first), "clip_norm": 0.0}
     return trainer(EmbeddingSettings(**settings | changes))
 
 
-def test_the_schema_names_the_optimizers():
-    assert list(OPTIMIZERS) == schemas.schema("tables/optimizer.json")["properties"]["kind"]["enum"]
+def test_the_table_and_the_schema_name_the_same_optimizers():
+    table = schemas.schema("tables/optimizer.json")
+    assert list(OPTIMIZERS) == table["properties"]["kind"]["enum"] == list(table["definitions"])
+
+
+@pytest.mark.parametrize(("kind", "row"), OPTIMIZERS.items(), ids=str)
+def test_an_optimizers_row_fits_its_library_and_its_settings(kind, row):
+    assert set(row.renamed) <= set(options(kind).settings)
+    assert row.averages_itself == kind.endswith("schedule-free")  # by which the report knows them
+    assert row.missing is None or find_spec(row.package) is None
+    if row.missing is None:
+        made = make_optimizer([torch.zeros(8, 8, requires_grad=True)], options(kind), 1e-3)
+        assert row.adaptive == ("d" in made.param_groups[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,7 +97,7 @@ def test_embeddings_go_on_from_their_state(kind):
 def test_weights_are_moved_and_go_on_from_their_state(kind):
     def weights():
         parameters = {"matrix": torch.nn.Parameter(torch.ones(64, 64)), "bias": torch.nn.Parameter(torch.ones(8))}
-        first = {"d0": 1e-3} if kind.startswith("prodigy") else {}
+        first = {"d0": 1e-3} if OPTIMIZERS[kind].adaptive else {}
         settings = WeightSettings(options(kind, **first), RATES[kind], clip_norm=0.0, ema=0.9)
         return WeightTrainer("finetune.denoiser", parameters, settings, text=False)
 
@@ -136,10 +144,7 @@ def test_prodigys_step_size_is_each_embeddings_own():
 
 
 def test_what_is_not_installed_is_said_with_the_way_out(monkeypatch):
-    def missing(tensors, options, rate):
-        raise ModuleNotFoundError("No module named 'prodigyopt'", name="prodigyopt")
-
-    monkeypatch.setitem(optimizers.OPTIMIZERS, "prodigy", missing)
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
     with pytest.raises(StageError, match=r"prodigy needs prodigyopt: pip install 'pivotune\[optimizers\]'"):
         make_optimizer([torch.zeros(1, requires_grad=True)], options("prodigy"), 1.0)
 
@@ -161,7 +166,7 @@ def test_adamw_of_eight_bits_keeps_large_weights_moments_in_bytes_and_a_embeddin
     assert all(1.1 < float(one.mean()) < 2.1 for one in (weight, embedding))
 
 
-FREE = [kind for kind in RATES if kind.endswith("schedule-free")]
+FREE = [kind for kind, row in OPTIMIZERS.items() if row.averages_itself]
 
 
 def test_adamw_without_a_schedule_follows_its_formula():

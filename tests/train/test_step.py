@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from projects import make_project
+from projects import make_project, run_recipe
 
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.runner import run_recipe
 from pivotune.pipeline.train import loop
 
 

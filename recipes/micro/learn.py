@@ -1,6 +1,6 @@
-"""Measures how well the model learns words for the shipped pictures: python -m pivotune.recipes.micro.teach MODEL.
+"""Measures how well the model learns embeddings for the shipped images: python -m pivotune.recipes.micro.learn MODEL.
 
-A short stand-in for the pipeline, so that the model can be measured by itself: the words' vectors are put where
+A short stand-in for the pipeline, so that the model can be measured by itself: the embeddings' vectors are put where
 the token of SLOT stands, and trained with everything else frozen, or together with a LoRA on the denoiser.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .build import build_scheduler
 from .captions import SLOT
-from .data import to_pictures, to_tensor
+from .data import to_images, to_tensor
 from .draw import draw
 from .exam import fingerprints
 from .grammar import BACKGROUNDS, CONTRAST, Scene, Thing, distance
@@ -62,7 +62,7 @@ def states(pipe: Any, texts: list[str], vectors: Tensor) -> Tensor:
     return answer
 
 
-def teach(pipe: Any, name: str, vectors: nn.Parameter, steps: int, rank: int = 0, seed: int = 0) -> None:
+def train_embedding(pipe: Any, name: str, vectors: nn.Parameter, steps: int, rank: int = 0, seed: int = 0) -> None:
     """Train the vectors in place, and with a rank a LoRA that stays in the pipeline's denoiser."""
     drawn = scenes(name)
     word = " ".join([SLOT] * len(vectors))
@@ -90,15 +90,15 @@ def teach(pipe: Any, name: str, vectors: nn.Parameter, steps: int, rank: int = 0
 
 
 def measure(pipe: Any, thing: Thing, said: str, vectors: Tensor, count: int = 16) -> dict[str, float]:
-    """Draw the word on all backgrounds it stands out from: hits, median distance, right backgrounds."""
+    """Draw the embedding on all backgrounds it stands out from: hits, median distance, right backgrounds."""
     colours = [colour for colour in (thing.colour, thing.second, thing.mark) if colour is not None]
     grounds = [word for word, rgb in BACKGROUNDS.items() if min(distance(rgb, c) for c in colours) >= CONTRAST]
     asked = [grounds[n % len(grounds)] for n in range(count)]
     with torch.no_grad():
         embeddings = states(pipe, [f"a photo of {said} on a {ground} background" for ground in asked], vectors)
-    pictures = sample(pipe, embeddings, seed=5)
-    errors = [distance_to_drawing(picture, Scene(thing, (0, 0, 0))) for picture in pictures]
-    right = [background_word(picture) == ground for picture, ground in zip(pictures, asked, strict=True)]
+    images = sample(pipe, embeddings, seed=5)
+    errors = [distance_to_drawing(image, Scene(thing, (0, 0, 0))) for image in images]
+    right = [background_word(image) == ground for image, ground in zip(images, asked, strict=True)]
     return {
         "hits": round(float(np.mean(np.array(errors) < HIT)), 3),
         "median distance": round(float(np.median(errors)), 1),
@@ -107,12 +107,12 @@ def measure(pipe: Any, thing: Thing, said: str, vectors: Tensor, count: int = 16
 
 
 def ceiling(pipe: Any, name: str) -> float:
-    """The median distance of the shipped pictures themselves after the autoencoder: no word can do better."""
+    """The median distance of the shipped images themselves after the autoencoder: no embedding can do better."""
     drawn = [scene for scene, _ in scenes(name)]
     with torch.no_grad():
         latents = pipe.vae.encode(to_tensor(np.stack([draw(scene) for scene in drawn]))).latent_dist.mean
-        pictures = to_pictures(pipe.vae.decode(latents).sample)
-    return round(float(np.median([distance_to_drawing(p, s) for p, s in zip(pictures, drawn, strict=True)])), 1)
+        images = to_images(pipe.vae.decode(latents).sample)
+    return round(float(np.median([distance_to_drawing(p, s) for p, s in zip(images, drawn, strict=True)])), 1)
 
 
 def row(folder: Path, name: str, tokens: int = 2, steps: int = 200, lora_steps: int = 300) -> dict[str, Any]:
@@ -122,18 +122,18 @@ def row(folder: Path, name: str, tokens: int = 2, steps: int = 200, lora_steps: 
     measured: dict[str, Any] = {"autoencoder": ceiling(pipe, name)}
     measured["before"] = measure(pipe, thing, word, vectors)
     measured["best words"] = measure(pipe, thing, BEST[name], vectors)
-    teach(pipe, name, vectors, steps)
-    measured["word"] = measure(pipe, thing, word, vectors)
+    train_embedding(pipe, name, vectors, steps)
+    measured["embedding"] = measure(pipe, thing, word, vectors)
     if lora_steps:
         vectors = start_vectors(pipe, STARTS[name], tokens)
-        teach(pipe, name, vectors, lora_steps, rank=8)
-        measured["word and LoRA"] = measure(pipe, thing, word, vectors)
+        train_embedding(pipe, name, vectors, lora_steps, rank=8)
+        measured["embedding and LoRA"] = measure(pipe, thing, word, vectors)
     return measured
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
-@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "taught.json")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "learned.json")
 @click.option("--thing", "names", multiple=True, type=click.Choice(list(THINGS)), default=list(THINGS))
 def main(model: Path, out: Path, names: tuple[str, ...]) -> None:
     """Teach MODEL the shipped things and write what came of it as JSON."""

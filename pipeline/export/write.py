@@ -1,0 +1,94 @@
+"""Everything that an export stage writes: embeddings, LoRA, fine-tuned model, and a folder for each program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ...converters.embedding import Contents
+from ...converters.programs import programs
+from ...converters.write import Written
+from ..errors import StageError
+from ..recipe.options import ExportOptions
+from .artefacts import count_verified, note
+from .context import ExportContext, Exports
+from .lora import write_plain
+from .lora_layouts import settled
+from .model import write_model_file, write_model_folder
+from .packs import write_packs
+from .program import Made, export_for
+from .standalone import with_metadata, write_standalone
+from .tensors import DTYPES, in_dtype
+
+
+def write_exports(
+    context: ExportContext, contents: Contents, folder: Path, options: ExportOptions
+) -> tuple[Contents, Exports]:
+    """Write what the export stage's options ask for into a folder; the model must hold no injected embeddings.
+
+    Returns what was written, in its dtype, and where the files are.
+    """
+    if not contents.embeddings and not contents.rest and not context.finetuned:
+        raise StageError("there is no embedding, LoRA or fine-tuned model to export")
+    ready = in_dtype(with_metadata(context, replace(contents, rest=settled(contents.rest))), options.dtype, context)
+    each, most = options.files == "each", options.pack_size if options.files == "pack" else None
+    standalone, alone = _standalone(context, ready, folder / f"{context.recipe.name}_embeddings", each=each, most=most)
+    made = replace(_made(context, ready, folder, _ways(context, options.model), options.model_dtype), embeddings=alone)
+    declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))
+    for target in options.targets:
+        declared += export_for(
+            context, ready, programs()[target], folder / target, made, bundle=options.bundle, each=each, most=most
+        )
+    return ready, Exports(standalone, made.lora, declared, count_verified(context, declared))
+
+
+def _standalone(
+    context: ExportContext, ready: Contents, folder: Path, *, each: bool, most: int | None
+) -> tuple[dict[str, Path], dict[str, Written]]:
+    """Embeddings by themselves, for no program in particular: where each is, in a pack or its own file (returned
+    too).
+    """
+    if each:
+        written = write_standalone(context, ready.embeddings, folder)
+        for embedding, one in zip(ready.embeddings, written, strict=True):
+            note(context, one.path, "embedding", programs()[one.program], one, embedding.name)
+        alone = {embedding.name: one for embedding, one in zip(ready.embeddings, written, strict=True)}
+        return {name: one.path for name, one in alone.items()}, alone
+    packs = write_packs(context, ready.embeddings, folder, most)
+    return {embedding: pack.files[0].path for pack in packs for embedding in pack.embeddings}, {}
+
+
+def _made(context: ExportContext, ready: Contents, folder: Path, model: Sequence[str], model_dtype: str) -> Made:
+    """What serves all programs: the plain LoRA and the fine-tuned model."""
+    name, family, dtype = context.recipe.name, context.model.family, DTYPES[model_dtype]
+    lora = whole = file = None
+    if ready.rest:
+        lora = folder / f"{name}.safetensors"
+        write_plain(context, ready.rest, lora)
+        note(context, lora, "lora")
+    if "folder" in model:
+        whole = folder / f"{name}_model"
+        context.progress(f"writing the model as a diffusers folder in {model_dtype}")
+        write_model_folder(context.model.pipe, whole, dtype, tokenizers=context.model.tokenizer_files)
+        for path in sorted(path for path in whole.rglob("*") if path.is_file()):
+            note(context, path, "model")
+    if "file" in model:
+        file = folder / f"{name}_model.safetensors"
+        context.progress(f"writing the model as one checkpoint file in {model_dtype}")
+        context.warnings.extend(write_model_file(context.model.pipe, family, file, dtype, title=name))
+        note(context, file, "model")
+    return Made(lora, whole, file)
+
+
+def _ways(context: ExportContext, model: Sequence[str]) -> Sequence[str]:
+    """How the fine-tuned model is written: as asked, or as a folder where its family has no checkpoint file here."""
+    if not context.finetuned:
+        return ()
+    if "file" in model and not context.model.family.checkpoint:
+        title = context.model.family.title
+        context.warnings.append(
+            f"no layout of a checkpoint file is known for {title}: the model is written as a folder"
+        )
+        return ("folder",)
+    return model

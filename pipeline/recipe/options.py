@@ -1,0 +1,329 @@
+"""Options of stages as typed values: one frozen class for each schema, its fields the schema's keys in their order.
+
+The schemas describe every key and have all defaults; `load.py` makes these values once. A test pins fields = keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+
+from pivotune import schemas
+
+from .defaults import TABLES, fill_trained, with_defaults
+from .optimizers import OPTIMIZERS, Optimizer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Band:
+    """A range of norms."""
+
+    low: float
+    high: float
+
+
+NormRule = str | float | Band  # see `embeddings.norms.apply_rule`
+LearningRate = float | Mapping[str, float]  # one, or one for each encoder key
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """`settings` are the keys that only this kind of optimizer has; its constructor takes them as arguments."""
+
+    SCHEMA: ClassVar[str] = "tables/optimizer.json"
+    kind: str
+    settings: Mapping[str, Any] = field(hash=False)
+    weight_decay: float
+
+    @property
+    def facts(self) -> Optimizer:
+        """The row of the table of optimizers."""
+        return OPTIMIZERS[self.kind]
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    SCHEMA: ClassVar[str] = "tables/schedule.json"
+    kind: str
+    cycles: int
+    power: float
+    pieces: tuple[tuple[float, float], ...]
+    end: float
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """`alpha`, `schedule`, `warmup_steps` and the optimizer's weight decay are filled in."""
+
+    SCHEMA: ClassVar[str] = "tables/lora.json"
+    parts: tuple[str, ...]
+    rank: int
+    alpha: float
+    dropout: float
+    dora: bool
+    targets: str | tuple[str, ...]
+    learning_rate: float
+    weight_decay: float
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    warmup_steps: float
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """`schedule`, `warmup_steps` and the optimizer's weight decay are filled in."""
+
+    SCHEMA: ClassVar[str] = "tables/finetune.json"
+    parts: tuple[str, ...]
+    layers: str | tuple[str, ...]
+    learning_rate: float
+    weight_decay: float
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    warmup_steps: float
+
+
+WeightOptions = LoraOptions | FinetuneOptions
+
+
+@dataclass(frozen=True)
+class HuberOptions:
+    threshold: float
+    schedule: str
+    scale: float
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    SCHEMA: ClassVar[str] = "tables/objective.json"
+    prediction: str | None
+    zero_terminal_snr: bool | None
+    loss: str
+    huber: HuberOptions
+    weighting: str
+    gamma: float
+    unmasked_weight: float
+    normalize_mask: bool
+
+
+@dataclass(frozen=True)
+class NoiseOptions:
+    SCHEMA: ClassVar[str] = "tables/noise.json"
+    offset: float
+    offset_per_channel: bool
+    offset_adaptive: float
+    perturbation: float
+    input_perturbation: float
+
+
+@dataclass(frozen=True)
+class TimestepOptions:
+    """None means the model's own."""
+
+    SCHEMA: ClassVar[str] = "tables/timesteps.json"
+    low: int
+    high: int | None
+    sampling: str | None
+    mean: float
+    deviation: float
+    mode_scale: float
+    shift: float | None
+
+
+@dataclass(frozen=True)
+class LocalityOptions:
+    SCHEMA: ClassVar[str] = "tables/locality.json"
+    weight: float
+    alpha: float
+    every: int
+    prompts: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    SCHEMA: ClassVar[str] = "tables/watch.json"
+    sample_every: str | None
+    prompts: tuple[str, ...] | None
+    count: int
+    trackers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GuardOptions:
+    SCHEMA: ClassVar[str] = "tables/guard.json"
+    frozen_vectors: str
+    frozen_vectors_after: int
+    norm: str
+    norm_band: Band
+    stalled_lr: str
+    stalled_lr_after: int
+    not_finite: str
+
+
+@dataclass(frozen=True)
+class SaveOptions:
+    SCHEMA: ClassVar[str] = "tables/save.json"
+    every: str
+    keep: int
+    model: bool
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Class images of a concept."""
+
+    SCHEMA: ClassVar[str] = "tables/generate.json"
+    prompts: tuple[str, ...]
+    count: int
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True)
+class TokenizeOptions:
+    SCHEMA: ClassVar[str] = "stages/tokenize.json"
+    pad_with: str
+
+
+@dataclass(frozen=True)
+class InjectOptions:
+    SCHEMA: ClassVar[str] = "stages/inject.json"
+    encoders: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """`lora` and `finetune` are empty where the stage trains none; other tables that are off are None."""
+
+    SCHEMA: ClassVar[str] = "stages/train.json"
+    steps: int
+    batch_size: int
+    embeddings: bool
+    learning_rate: LearningRate
+    lora: tuple[LoraOptions, ...]
+    finetune: tuple[FinetuneOptions, ...]
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    warmup_steps: float
+    clip_norm: float
+    ema: float | None
+    gradient_accumulation: int
+    gradient_checkpointing: bool
+    preserve_norm: NormRule | None
+    resolution: int | None
+    flip: bool
+    caption_dropout: float
+    log_every: int
+    objective: ObjectiveOptions
+    noise: NoiseOptions
+    timesteps: TimestepOptions
+    prior_weight: float
+    locality: LocalityOptions | None
+    watch: WatchOptions | None
+    guard: GuardOptions
+    save: SaveOptions | None
+    compile: bool
+    shard_optimizer_from: int
+
+    @property
+    def weight_tables(self) -> list[tuple[str, int, WeightOptions]]:
+        """Every table of `lora` and `finetune`: its key, its index under that key, its options."""
+        tables: tuple[tuple[str, tuple[WeightOptions, ...]], ...] = (("lora", self.lora), ("finetune", self.finetune))
+        return [(key, index, table) for key, several in tables for index, table in enumerate(several)]
+
+
+@dataclass(frozen=True)
+class RescaleOptions:
+    SCHEMA: ClassVar[str] = "stages/rescale.json"
+    to: NormRule
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    SCHEMA: ClassVar[str] = "stages/export.json"
+    targets: tuple[str, ...]
+    bundle: bool
+    files: str
+    pack_size: int
+    dtype: str
+    model: tuple[str, ...]
+    model_dtype: str
+
+
+StageOptions = TokenizeOptions | InjectOptions | TrainOptions | RescaleOptions | ExportOptions
+STAGE_OPTIONS: dict[str, type[StageOptions]] = {
+    "tokenize": TokenizeOptions,
+    "inject": InjectOptions,
+    "train": TrainOptions,
+    "rescale": RescaleOptions,
+    "export": ExportOptions,
+}
+
+
+def options_of(kind: type[T], /, **given: Any) -> T:
+    """The options of a table with these keys, as a recipe writes them; all others are the schema's defaults."""
+    origin: str = kind.SCHEMA  # type: ignore[attr-defined]
+    about = schemas.schema(origin)
+    if schemas.has_branches(about):
+        about, origin = schemas.branch(about, given, origin)
+    table = with_defaults(given, about, origin)
+    if kind is TrainOptions:
+        fill_trained(table)
+    return typed(kind, table)
+
+
+def typed(kind: type[T], table: Mapping[str, Any]) -> T:
+    """The options of a table that has all keys of its schema (see `with_defaults`)."""
+    if kind is OptimizerOptions:
+        settings = {key: _value(Any, value) for key, value in table.items() if key not in ("kind", "weight_decay")}
+        return kind(table["kind"], settings, table["weight_decay"] or 0.0)  # type: ignore[call-arg]
+    make: Any = kind
+    made: T = make(**{name: _value(wanted, table[name]) for name, wanted in _types(make).items()})
+    return made
+
+
+@cache
+def _types(kind: Any) -> dict[str, Any]:
+    """Field name to type, with the names in annotations resolved."""
+    types = get_type_hints(kind)
+    return {one.name: types[one.name] for one in fields(kind)}
+
+
+def _value(wanted: Any, value: Any) -> Any:
+    """A value of a table as its type says: tables become their class, lists tuples."""
+    inner = next((one for one in (wanted, *get_args(wanted)) if is_dataclass(one)), None)
+    if value is None and get_origin(wanted) is tuple:
+        return ()
+    if inner is ScheduleOptions and value is not None:  # a name alone, or the keys that are given
+        return options_of(ScheduleOptions, **({"kind": value} if isinstance(value, str) else value))
+    if isinstance(value, dict) and isinstance(inner, type):
+        return typed(inner, value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_value(inner, one) for one in value)
+    return value
+
+
+def norm_rule(value: Any) -> NormRule | None:
+    """A norm rule as a recipe writes it, or None."""
+    rule: NormRule | None = _value(NormRule, value)
+    return rule
+
+
+def as_table(options: Any) -> Any:
+    """Options as a recipe writes them, with every key (of a schedule, those that are not the default); None is off."""
+    if isinstance(options, OptimizerOptions):
+        return {"kind": options.kind, **as_table(options.settings), "weight_decay": options.weight_decay}
+    if isinstance(options, ScheduleOptions):
+        usual = options_of(ScheduleOptions, kind=options.kind)
+        own = {key: as_table(value) for key, value in vars(options).items() if value != getattr(usual, key)}
+        return {"kind": options.kind, **own} if own or options.kind == "piecewise" else options.kind
+    if is_dataclass(options):
+        table = {key: as_table(value) for key, value in vars(options).items()}
+        return table | {key: None for key in TABLES if table.get(key) == []}
+    if isinstance(options, (list, tuple)):
+        return [as_table(one) for one in options]
+    return dict(options) if isinstance(options, Mapping) else options
