@@ -154,7 +154,7 @@ def candidate_families(contents: Contents, dialect: str | None, lora: LoraInfo |
     names = _of_embeddings(contents, dialect)
     if lora is not None and lora.families:
         names = [name for name in lora.families if name in names] or list(lora.families)
-    own = recorded_family(own_embeddings(contents)) if len(names) != 1 else None
+    own = recorded_family(own_embeddings(contents))
     if own is not None and own.name in (names or [own.name]):
         return [own]
     stated = stated_families(contents.metadata)
