@@ -22,7 +22,7 @@ METRICS = "metrics.jsonl"
 LONGEST = 64 * 2**20  # bytes of a line
 _MAYBE = (*NUMBER, None)  # NaN and infinity are written as null
 _IMAGE = {"path": str, "prompt": str, "seed?": (int, None), "embedding?": (str, None)}
-_VECTORS = {"norm?": [_MAYBE], "moved?": [_MAYBE], "nearest?": [(str, None)]}
+_VECTORS = {"norm?": [_MAYBE], "distance?": [_MAYBE], "nearest?": [(str, None)]}
 _ROW = {
     "stage": int, "step": int, "loss?": _MAYBE, "gradient_norm?": _MAYBE, "seconds?": _MAYBE, "loss_scale?": _MAYBE,
     "learning_rate?": {"*": _MAYBE}, "gradient_norms?": {"*": _MAYBE}, "embeddings?": {"*": {"*": _VECTORS}},

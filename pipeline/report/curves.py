@@ -68,7 +68,7 @@ def thinned(line: Line, points: int) -> Line:
 
 
 def vector_lines(metrics: list[Json], x: Array, what: str) -> dict[str, list[Line]]:
-    """For each encoder the curve of every vector's `what` (`norm` or `moved`), embeddings in the order they appear."""
+    """For each encoder the curve of every vector's `what` (`norm` or `distance`), embeddings in the order they appear."""
     found: dict[str, dict[tuple[str, int], list[tuple[float, float]]]] = {}
     embeddings: dict[str, None] = {}
     for at, row in zip(x, metrics, strict=True):

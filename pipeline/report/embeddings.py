@@ -54,7 +54,7 @@ def rows(encoder: Json) -> list[Json]:
     made = []
     for n in range(max(len(tokens), len(encoder.get("norm_after") or []))):
         row: Json = {"number": n + 1, "token": names[tokens[n]] if n < len(tokens) else ""}
-        for key in ("norm_before", "norm_after", "moved", "cosine_to_start"):
+        for key in ("norm_before", "norm_after", "distance", "cosine_to_start"):
             values = encoder.get(key) or []
             row[key] = values[n] if n < len(values) else None
         row["nearest"] = [(names[piece], cosine) for piece, cosine in (nearest[n] if n < len(nearest) else [])]

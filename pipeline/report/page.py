@@ -185,7 +185,7 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
         svg = noisy_curve("locality", "Difference to the untouched model", x, held, borders)
         text = "Squared difference to the untouched model's answers for prompts near the embeddings, before its weight."
         made.append({"title": "Locality", "text": text, "svg": svg})
-    for what, title in (("norm", "Norm"), ("moved", "Way from the start")):
+    for what, title in (("norm", "Norm"), ("distance", "Distance from initialisation")):
         for n, (encoder, lines) in enumerate(vector_lines(metrics, x, what).items()):
             band = embeddings.usual(manifest, encoder) if what == "norm" else {}
             few = len(lines) <= SINGLE

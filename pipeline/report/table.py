@@ -18,10 +18,10 @@ COLUMNS = (
     ("embedding", 16, False),
     ("encoder", 7, False),
     ("#", 3, True),
-    ("from", 10, False),
+    ("from", 8, False),
     ("norm", 14, True),
     ("usual", 6, True),
-    ("moved", 6, True),
+    ("distance", 8, True),
 )
 NEAREST = WIDTH - sum(width + 2 for _, width, _ in COLUMNS)
 MOST_NEAREST = 60
@@ -74,7 +74,7 @@ def _cells(key: str, encoder: Json, median: float | None, room: int) -> list[lis
     for row in rows(encoder):
         norm = f"{_number(row['norm_before'])} -> {_number(row['norm_after'])}"
         nearest = _whole([f"{printable(piece)} {cosine:.2f}" for piece, cosine in row["nearest"]], room)
-        numbers = [norm, _number(median), _number(row["moved"])]
+        numbers = [norm, _number(median), _number(row["distance"])]
         made.append([key, str(row["number"]), printable(row["token"]), *numbers, nearest])
         key = ""
     return made

@@ -138,12 +138,11 @@ def test_a_signal_after_the_last_step_is_answered_with_what_is_true(tmp_path, mo
 
 
 def test_steps_are_left_where_no_checkpoint_has_them():
-    kinds = [("train", 5), ("rescale", 0), ("train", 4), ("export", 0)]
-    stages = [SimpleNamespace(kind=kind, options={"steps": count}) for kind, count in kinds]
+    trains = [(0, SimpleNamespace(steps=5)), (2, SimpleNamespace(steps=4))]
 
     def left(index, checkpoint=None):
-        context = SimpleNamespace(recipe=SimpleNamespace(stages=stages))
-        return has_steps_left(context, RunState(checkpoint), index)
+        recipe = SimpleNamespace(stages_with=lambda kind, first: [one for one in trains if one[0] >= first])
+        return has_steps_left(SimpleNamespace(recipe=recipe), RunState(checkpoint), index)
 
     assert [left(number) for number in range(4)] == [True, True, True, False]
     at = [SimpleNamespace(stage=2, step=step) for step in (3, 4)]
