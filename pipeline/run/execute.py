@@ -25,12 +25,6 @@ from .resume import has_steps_left
 from .samples import draw_after, draw_before, kept_before
 from .signals import Stopped
 
-# Stages that put embeddings and adapters into the model. They run again before a checkpoint is restored; what the
-# others did is in the checkpoint.
-STRUCTURE = ("tokenize", "inject", "train")
-# Stages that write files and change the model only by removing the embeddings.
-WRITING = ("export",)
-
 
 def execute(
     context: RunContext, state: RunState, stages: Mapping[str, StageFunction], manifest: dict[str, Any]
@@ -47,11 +41,11 @@ def execute(
             if context.processes.main:
                 write_json(context.folder / "manifest.json", json_safe(manifest))  # for those who follow the run
             resumed = state.checkpoint is not None and index < state.checkpoint.stage
-            if resumed and stage.kind not in STRUCTURE:
+            if resumed and not stage.options.REPEATED:
                 state.rows.append(state.stored_row(index))
                 continue
             with _stage_row(context, state, index, contents, resumed=resumed) as row:
-                if stage.kind in WRITING and context.processes.count > 1:
+                if stage.options.MAIN_PROCESS and context.processes.count > 1:
                     contents = _in_main_process(context, state, stages[stage.kind], contents, stage.options)
                 else:
                     contents = stages[stage.kind](context, state, contents, stage.options)
