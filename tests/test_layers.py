@@ -24,9 +24,7 @@ SMALL_FOLDERS = {
     "converters/dialects": "one dialect a file",
     "converters/programs": "one program a file",
 }
-SMALL_FILES = {
-    "converters/lora.py": "the public functions for LoRA keys, used by pipeline",
-}
+SMALL_FILES: dict[str, str] = {}  # path: reason
 LONG = {"pipeline/report/page.py: write_report", "pipeline/run/runner.py: run_recipe"}  # to be shortened
 
 
