@@ -59,7 +59,7 @@ class ScheduleOptions:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """`alpha`, `schedule`, `warmup_steps` and the optimizer's weight decay are filled in."""
+    """`alpha`, `schedule`, `warmup_steps` and weight decay are filled in, here and in FinetuneOptions."""
 
     SCHEMA: ClassVar[str] = "tables/lora.json"
     parts: tuple[str, ...]
@@ -77,8 +77,6 @@ class LoraOptions:
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """`schedule`, `warmup_steps` and the optimizer's weight decay are filled in."""
-
     SCHEMA: ClassVar[str] = "tables/finetune.json"
     parts: tuple[str, ...]
     layers: str | tuple[str, ...]
@@ -176,8 +174,6 @@ class SaveOptions:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Class images of a concept."""
-
     SCHEMA: ClassVar[str] = "tables/generate.json"
     prompts: tuple[str, ...]
     count: int
