@@ -9,6 +9,8 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -121,6 +123,29 @@ def tiny_t5_tokenizer() -> Any:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
+def tiny_t5(tokenizer: Any, width: int) -> T5EncoderModel:
+    return T5EncoderModel(T5Config(
+        vocab_size=len(tokenizer) + 12, d_model=width, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu",
+    ))  # fmt: skip
+
+
+def tiny_flux(seed: int = 0, *, guided: bool = True) -> FluxPipeline:
+    """A random model in the shape of FLUX.1: CLIP of width 24, T5 of width 32, latents in 2x2 patches, dynamic shift."""
+    torch.manual_seed(seed)
+    tokenizer, tokenizer_2 = build_tokenizer(), tiny_t5_tokenizer()
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=24, axes_dims_rope=(4, 4, 8), guidance_embeds=guided,
+    )  # fmt: skip
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guided),
+        vae=tiny_vae(shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModel(text_config(tokenizer, 24)), tokenizer=tokenizer,
+        text_encoder_2=tiny_t5(tokenizer_2, 32), tokenizer_2=tokenizer_2, transformer=transformer,
+    )  # fmt: skip
+
+
 def tiny_sd3(seed: int = 0, *, t5: bool = True, **changes: Any) -> StableDiffusion3Pipeline:
     """A random model in the shape of SD3: CLIP encoders of width 24 and 40, T5 of width 72 or none, flow matching."""
     torch.manual_seed(seed)
@@ -133,10 +158,7 @@ def tiny_sd3(seed: int = 0, *, t5: bool = True, **changes: Any) -> StableDiffusi
     vae = tiny_vae(shift_factor=0.06, scaling_factor=1.5)
     encoder = None
     if tokenizer_3 is not None:
-        encoder = T5EncoderModel(T5Config(
-            vocab_size=len(tokenizer_3) + 12, d_model=72, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
-            feed_forward_proj="gated-gelu",
-        ))  # fmt: skip
+        encoder = tiny_t5(tokenizer_3, 72)
     return StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae,
         text_encoder=CLIPTextModelWithProjection(text_config(tokenizer, 24)), tokenizer=tokenizer,

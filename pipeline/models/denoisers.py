@@ -93,7 +93,40 @@ class JointTransformer:
         return prediction
 
 
-DENOISERS: dict[str, Denoiser] = {"unet": UNet(), "unet_xl": UNetXL(), "joint_transformer": JointTransformer()}
+@dataclass(frozen=True)
+class FluxTransformer:
+    """FLUX.1: T5's states padded to their full length and without a mask, CLIP's pooled vector, latents in 2x2 patches.
+
+    `guidance` is the value given to models distilled for it (dev); others (schnell) take none.
+    """
+
+    guidance: float = 1.0
+
+    @staticmethod
+    def encode(pipe: Any, captions: list[str]) -> Text:
+        states, pooled, _ = pipe.encode_prompt(captions, None, device=pipe.text_encoder.device)
+        return Text(states, pooled)
+
+    def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
+        batch, channels, height, width = noisy.shape
+        like = {"device": noisy.device, "dtype": noisy.dtype}
+        guided = pipe.transformer.config.guidance_embeds
+        answer = pipe.transformer(
+            hidden_states=pipe._pack_latents(noisy, batch, channels, height, width),
+            timestep=timesteps.to(noisy.dtype) / 1000, guidance=torch.full((batch,), self.guidance, **like) if guided else None,
+            pooled_projections=text.pooled, encoder_hidden_states=text.states,
+            txt_ids=torch.zeros(text.states.shape[1], 3, **like),
+            img_ids=pipe._prepare_latent_image_ids(batch, height // 2, width // 2, noisy.device, noisy.dtype),
+            return_dict=False,
+        )[0]  # fmt: skip
+        scale = pipe.vae_scale_factor
+        prediction: Tensor = pipe._unpack_latents(answer, height * scale, width * scale, scale)
+        return prediction
+
+
+DENOISERS: dict[str, Denoiser] = {
+    "unet": UNet(), "unet_xl": UNetXL(), "joint_transformer": JointTransformer(), "flux_transformer": FluxTransformer()
+}  # fmt: skip
 
 
 LIMIT = 1 << 30  # bytes of memory; of SDXL in bfloat16 some 3,400 captions
