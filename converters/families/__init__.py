@@ -56,6 +56,7 @@ class Family:
     the denoiser's config that has the width of the text it attends to, `cross_attention` its value.
     `step_activations_mib` is what the denoiser keeps for the backward pass of one training step with one image of
     `resolution`, embeddings only, in a 16-bit format, in MiB.
+    `draw_options` are arguments that its pipeline is always called with to draw.
     `example` is the hub id of a well-known model of it, `clip_skip` whether programs let an earlier layer of its text
     encoder be read. `checkpoint` says how one file holds the whole model, by
     attribute of the pipeline; it is empty where we write no such file. `objective` is what its models are trained on:
@@ -80,6 +81,7 @@ class Family:
     step_activations_mib: float = 0.0
     example: str = ""
     clip_skip: bool = False
+    draw_options: dict[str, Any] = field(default_factory=dict)
     checkpoint: dict[str, CheckpointPart] = field(default_factory=dict)
     predicting: dict[str, dict[str, Any]] = field(default_factory=dict)
 

@@ -8,8 +8,9 @@ from ..data.dataset import Dataset, open_dataset
 from ..distributed import ALONE
 from ..errors import StageError
 from ..export.finished import Finished
-from ..models.denoisers import DENOISERS, Texts
+from ..models.denoisers import DENOISERS
 from ..models.load import pipe_name
+from ..models.text import Texts
 from ..recipe.options import TrainOptions
 from ..train.embeddings import EmbeddingTrainer, embedding_settings
 from ..train.guard import Guard

@@ -67,13 +67,13 @@ def loop(pipe: Any, family: Any, prompt: str, guidance: float, latents: Tensor) 
     return latents
 
 
-def drawn(pipe: Any, prompt: str, guidance: float, latents: Tensor) -> Tensor:
+def drawn(pipe: Any, family: Any, prompt: str, guidance: float, latents: Tensor) -> Tensor:
     """The pipeline's own latents from the same noise."""
     height, width = (side * pipe.vae_scale_factor for side in latents.shape[-2:])
     packs = hasattr(pipe, "_pack_latents")
     given = pipe._pack_latents(latents, *latents.shape) if packs else latents
     found = pipe(
-        prompt=prompt, num_inference_steps=STEPS, guidance_scale=guidance, height=height, width=width, latents=given,
+        **family.draw_options, prompt=prompt, num_inference_steps=STEPS, guidance_scale=guidance, height=height, width=width, latents=given,
         output_type="latent",
     ).images  # fmt: skip
     return pipe._unpack_latents(found, height, width, pipe.vae_scale_factor) if packs else found
@@ -86,7 +86,7 @@ def drawn(pipe: Any, prompt: str, guidance: float, latents: Tensor) -> Tensor:
 def test_our_denoising_loop_is_the_pipelines(name: str, prompt: str, guidance: float, shape: tuple[int, int]) -> None:
     pipe, family = model_of(name)
     noise = torch.randn(1, 4, *shape, generator=torch.Generator().manual_seed(1))
-    ours, theirs = loop(pipe, family, prompt, guidance, noise), drawn(pipe, prompt, guidance, noise)
+    ours, theirs = loop(pipe, family, prompt, guidance, noise), drawn(pipe, family, prompt, guidance, noise)
     assert theirs.shape == ours.shape
     scale = theirs.abs().max()
     assert (ours - theirs).abs().max() <= 1e-4 * scale
