@@ -23,7 +23,7 @@ from ..recipe.options import (
     TrainOptions,
     WeightOptions,
 )  # fmt: skip
-from .survey import Survey, native_resolution, survey, survey_images
+from .survey import Survey, stated_resolution, survey, survey_images
 
 EXAMPLES = 4  # captions that are shown
 SHOWN = 8  # embeddings that are shown
@@ -101,7 +101,7 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     }
     limits = {key: token_limit(tokenizer) for key, tokenizer in tokenizers.items()}
     seen = survey_images(recipe)
-    usual = native_resolution(recipe.model) or 512
+    usual = stated_resolution(recipe.model) or 512
     surveys = {
         index: survey(recipe, seen, options.resolution or usual, options.batch_size)
         for index, options in recipe.stages_with(TrainOptions)

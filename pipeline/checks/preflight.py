@@ -24,7 +24,7 @@ from ..text import format_bytes
 from .disk import Room, places_of, room_findings, rooms, try_save, writes
 from .memory import Memory, Needs, count_needs, memory_findings, memory_of
 from .plan import Plan, make_plan, some
-from .survey import native_resolution
+from .survey import stated_resolution
 
 BARE = ("{stem}", "{embedding}")  # prompts of programs that know an embedding by its bare name
 
@@ -158,7 +158,7 @@ def require_preflight(found: Preflight, say: Callable[[str], None], *, force: bo
 def estimate(recipe: Recipe, plan: Plan, out: Path | None, device: torch.device, found: Preflight) -> None:
     """Disk and memory that the run will take, and what there is of them."""
     needs = _counted(recipe, plan, found)
-    edge = native_resolution(recipe.model)
+    edge = stated_resolution(recipe.model)
     if needs is None or edge is None:
         return
     edge = max([edge, *(options.resolution or 0 for _, options in recipe.stages_with(TrainOptions))])

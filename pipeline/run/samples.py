@@ -146,8 +146,7 @@ def _draw(model: Model, recipe: Recipe, prompts: Sequence[str], folder: Path, wh
     """Draw and save every prompt at every seed; yields the manifest's row of each image."""
     samples = recipe.samples
     folder.mkdir(exist_ok=True)
-    side = model.denoiser.config.sample_size * model.pipe.vae_scale_factor
-    at_once = max(1, BATCH_PIXELS // (side * side))
+    at_once = max(1, BATCH_PIXELS // model.resolution**2)
     for prompt, rows in zip(prompts, _rows(recipe, prompts, folder, when), strict=True):
         for start in range(0, len(rows), at_once):
             part = rows[start : start + at_once]
@@ -189,8 +188,7 @@ def _free(folder: Path, count: int) -> list[int]:
 def _draw_class(model: Model, concept: Concept, numbers: Sequence[int], seed: tuple[Any, ...]) -> None:
     asked = concept.generate
     assert asked is not None
-    side = model.denoiser.config.sample_size * model.pipe.vae_scale_factor
-    at_once = max(1, BATCH_PIXELS // (side * side))
+    at_once = max(1, BATCH_PIXELS // model.resolution**2)
     for start in range(0, len(numbers), at_once):
         part = numbers[start : start + at_once]
         prompts = [asked.prompts[n % len(asked.prompts)] for n in part]

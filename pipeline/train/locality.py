@@ -23,7 +23,6 @@ from ..recipe.model import Recipe
 from ..recipe.options import LocalityOptions, TrainOptions
 from ..rng import generator
 from .loss import NoisyBatch
-from .trainable import Trainable
 from .weights import WeightTrainer
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ class Locality:
 MIB = 2**20
 
 
-def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], trainables: Sequence[Trainable]) -> list[str]:
+def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], trainers: Sequence[WeightTrainer]) -> list[str]:
     """Where a stage of the recipe has locality: copies of the weights that are fine-tuned, as the model was loaded.
 
     Called before a stage trains anything, so that `originals` has them for a later stage too. Returns a note of how
@@ -131,12 +130,8 @@ def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], trainable
     """
     if not any(options.locality for _, options in recipe.stages_with(TrainOptions)):
         return []
-    tuned = [
-        trainable
-        for trainable in trainables
-        if isinstance(trainable, WeightTrainer) and not trainable.name.startswith("lora")
-    ]
-    new = weight_copies(one for trainable in tuned for one in trainable.parameters.values() if one not in originals)
+    tuned = [one for trainer in trainers if trainer.kind == "finetune" for one in trainer.parameters.values()]
+    new = weight_copies(one for one in tuned if one not in originals)
     originals.update(new)
     if not new:
         return []
@@ -150,7 +145,7 @@ def locality_of(
     """The regulariser of a stage. The untouched model is the one with its LoRAs off and the weights that `remember`
     kept. Raises StageError where nothing but embeddings is trained, for then nothing else of the model changes.
     """
-    tuned = [trainable for trainable in training.trainables if isinstance(trainable, WeightTrainer)]
+    tuned = training.trainables.weights
     if not tuned:
         raise StageError(
             "locality: this stage tunes neither a LoRA nor weights of the model, so prompts without embeddings stay as they "

@@ -19,7 +19,6 @@ from ..rng import generator
 from .guard import NotFinite, advice
 from .loss import NoisyBatch, mean_loss, part_loss
 from .setup import Training
-from .weights import WeightTrainer
 
 
 def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Iterator[dict[str, Any]]:
@@ -65,9 +64,7 @@ def _moved(training: Training, batches: list[Batch | None], clock: Clock) -> tup
         loss, norms = gradients(training, batches, clock.step)
     training.scale.keep()
     for trainable in training.trainables:
-        trainable.step(norms[trainable.name], clock)
-        if training.guard is not None and isinstance(trainable, WeightTrainer):
-            training.guard.step_size(trainable.name, *trainable.step_size())
+        trainable.step(norms[trainable.name], clock, training.guard)
     return loss, norms
 
 

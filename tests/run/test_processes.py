@@ -246,7 +246,7 @@ def test_an_overflow_in_one_process_halves_the_scale_of_all(tmp_path, monkeypatc
     def overflowing(training, batch, number, *, grad_text):
         loss = backward(training, batch, number, grad_text=grad_text)
         if training.processes.index == 1 and training.scale.value == 128:
-            for leaf in training.trainables[0].leaves():
+            for leaf in next(iter(training.trainables)).leaves():
                 leaf.grad *= float("inf")
         return loss
 
