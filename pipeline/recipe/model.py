@@ -108,12 +108,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images for the report: `count` of every prompt, the first with `seed`, the next with the seeds after it."""
+    """Images for the report: `count` of every prompt, the first with `seed`, the next with the seeds after it.
+
+    `size` is their side in pixels, None for the model's own.
+    """
 
     prompts: tuple[str, ...] = ()
     count: int = 4
     steps: int = 20
     guidance: float = 5.0
+    size: int | None = None
     seed: int = 0
 
 
