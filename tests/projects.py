@@ -51,6 +51,7 @@ kind = "export"
 [samples]
 count = 1
 steps = 2
+size = 16
 """
 
 

@@ -27,6 +27,7 @@ from ..recipe.model import Concept, ModelSpec, Recipe
 from ..rng import generator
 from ..system_errors import out_of_memory
 from ..tensors import from_raw, vectors_for
+from ..train.lora import load_lora, remove_lora
 
 BATCH_PIXELS = 4 * 512 * 512  # as many images at once as have this many pixels
 
@@ -88,14 +89,36 @@ def draw_after(
     injection = inject_files(model, _asked(files, recipe))
     try:
         injection.activate(recipe.samples.prompts)
-        if lora is not None:
-            tensors = peft(read_safetensors(lora)[0], model.family, model.pipe)
-            model.pipe.load_lora_weights({name: from_raw(raw) for name, raw in tensors.items()})
-        return list(_draw(model, recipe, recipe.samples.prompts, folder, "after"))
+        with _lora_loaded(model, lora):
+            return list(_draw(model, recipe, recipe.samples.prompts, folder, "after"))
     finally:
         injection.eject()
-        if lora is not None:
+
+
+@contextmanager
+def _lora_loaded(model: Model, file: Path | None) -> Iterator[None]:
+    """The LoRA of an exported file in the model: by the pipeline, or part by part where it has no loader of its own."""
+    if file is None:
+        yield
+        return
+    read = peft(read_safetensors(file)[0], model.family, model.pipe)
+    tensors = {name: from_raw(raw) for name, raw in read.items()}
+    if hasattr(model.pipe, "load_lora_weights"):
+        try:
+            model.pipe.load_lora_weights(tensors)
+            yield
+        finally:
             model.pipe.unload_lora_weights()
+        return
+    parts = {name: getattr(model.pipe, name) for name in dict.fromkeys(name.partition(".")[0] for name in tensors)}
+    try:
+        for name, part in parts.items():
+            own = {key.removeprefix(f"{name}."): one for key, one in tensors.items() if key.startswith(f"{name}.")}
+            load_lora(part, own)
+        yield
+    finally:
+        for part in parts.values():
+            remove_lora(part)
 
 
 def draw_now(model: Model, recipe: Recipe, folder: Path, name: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What is trained is what is drawn: a denoising loop of `encode` and `predict` gives the latents of the pipeline itself.
+"""What is trained is what is drawn: a loop of `encode`, `predict` and scheduler gives the pipeline's own latents.
 
 This is the proof of signs, time scaling, packing, masks, templates and guidance of each family.
 """
@@ -50,7 +50,7 @@ def times_of(pipe: Any, tokens: int) -> Tensor:
 
 @torch.no_grad()
 def loop(pipe: Any, family: Any, prompt: str, guidance: float, latents: Tensor) -> Tensor:
-    """Three steps of our own calls: with classifier-free guidance, or with the value that a distilled model is given."""
+    """Three steps of our calls: with classifier-free guidance, or with the value that a distilled model is given."""
     denoiser = DENOISERS[family.denoiser_kind]
     distilled = isinstance(denoiser, FluxTransformer)
     if isinstance(denoiser, FluxTransformer):
@@ -73,8 +73,8 @@ def drawn(pipe: Any, family: Any, prompt: str, guidance: float, latents: Tensor)
     packs = hasattr(pipe, "_pack_latents")
     given = pipe._pack_latents(latents, *latents.shape) if packs else latents
     found = pipe(
-        **family.draw_options, prompt=prompt, num_inference_steps=STEPS, guidance_scale=guidance, height=height, width=width, latents=given,
-        output_type="latent",
+        **family.draw_options, prompt=prompt, num_inference_steps=STEPS, guidance_scale=guidance, height=height,
+        width=width, latents=given, output_type="latent",
     ).images  # fmt: skip
     return pipe._unpack_latents(found, height, width, pipe.vae_scale_factor) if packs else found
 
