@@ -1,6 +1,4 @@
-"""LoRA files that carry embeddings: `bundle_emb.<name>.<key>`, the layout of A1111 (2023-10), LyCORIS and
-OneTrainer.
-"""
+"""LoRA files with embeddings: `bundle_emb.<name>.<key>`, the layout of A1111 (2023-10), LyCORIS and OneTrainer."""
 
 from __future__ import annotations
 
@@ -9,10 +7,11 @@ from dataclasses import replace as with_changes
 
 from .embedding import Contents, Embedding
 from .errors import ConvertError
-from .slots import as_rows, is_rows, outputs, slots, split_out
+from .slots import NAMELESS, as_rows, is_rows, outputs, slots, split_out
 from .tensor import RawTensor, are_finite, are_zero
 
 PREFIX = "bundle_emb."
+KEY = "pivotune.bundle_key"  # metadata: see _original_key
 DOTTED = ".string_to_param.*"  # the one key with a dot in it
 
 
@@ -30,15 +29,15 @@ def bundle(
     would make A1111 refuse the whole LoRA or lose an embedding: a name that is empty or has a dot, two names that
     differ in case only, output vectors (left out with `drop_outputs`), vectors of zeros or not finite.
     """
-    held = {embedding.name: _spelled(embedding) for embedding in lora.embeddings}
-    folded = {name.casefold(): name for name in held}
+    bundled = {embedding.name: _as_clip_l(embedding) for embedding in lora.embeddings}
+    folded = {name.casefold(): name for name in bundled}
     for embedding in embeddings:
-        taken = folded.get(embedding.name.casefold())
-        if taken is not None and not (replace and taken == embedding.name):
-            raise ConvertError(f"the LoRA has an embedding {taken!r} already; pass --replace, or rename the new one")
+        known = folded.get(embedding.name.casefold())
+        if known is not None and not (replace and known == embedding.name):
+            raise ConvertError(f"the LoRA already has an embedding {known!r}; pass --replace or rename the new one")
         folded[embedding.name.casefold()] = embedding.name
-        held[embedding.name] = _spelled(_fit(embedding, widths, drop_outputs))
-    return with_changes(lora, embeddings=tuple(held.values()))
+        bundled[embedding.name] = _as_clip_l(_fit(embedding, widths, drop_outputs))
+    return with_changes(lora, embeddings=tuple(bundled.values()))
 
 
 def tensors_of(contents: Contents) -> dict[str, RawTensor]:
@@ -49,11 +48,19 @@ def tensors_of(contents: Contents) -> dict[str, RawTensor]:
     tensors = dict(contents.rest)
     for embedding in contents.embeddings:
         for key, tensor in embedding.vectors.items():
-            name = f"{PREFIX}{embedding.name}.{key}"
+            name = f"{PREFIX}{embedding.name}.{_original_key(embedding) or key}"
             if name in tensors:
                 raise ConvertError(f"two tensors of the bundle would be called {name[:80]!r}; rename an embedding")
             tensors[name] = tensor
     return tensors
+
+
+def _original_key(embedding: Embedding) -> str:
+    """The key that the only vectors of an embedding had in the bundle they were taken from, if that names no encoder:
+    `string_to_param.*`.
+    """
+    key = embedding.metadata.get(KEY, "")
+    return key if len(embedding.vectors) == 1 and key in NAMELESS else ""
 
 
 def split(tensors: Mapping[str, RawTensor]) -> tuple[dict[str, dict[str, RawTensor]], dict[str, RawTensor]]:
@@ -91,16 +98,21 @@ def embeddings_of(tensors: Mapping[str, RawTensor]) -> tuple[tuple[Embedding, ..
     """As `split`, with the vectors of each embedding by encoder key and as rows."""
     embeddings, rest = split(tensors)
     found = (
-        Embedding(name, {key: as_rows(tensor) for key, tensor in slots(parts).items()})
+        Embedding(name, {key: as_rows(tensor) for key, tensor in slots(parts).items()}, _key_of(parts))
         for name, parts in embeddings.items()
     )
     return tuple(found), rest
 
 
+def _key_of(parts: Mapping[str, RawTensor]) -> dict[str, str]:
+    (key, *others) = parts
+    return {KEY: key} if not others and key in NAMELESS else {}
+
+
 def check_name(name: str) -> None:
     """Raises ConvertError for a name that A1111 or SD.Next would cut or cannot look up."""
     if not name.strip():
-        raise ConvertError("an embedding in a bundle must have a name; give it one (--name)")
+        raise ConvertError("an embedding in a bundle must have a name; pass --name")
     if "." in name:
         raise ConvertError(
             f"the embedding {name!r} has a dot, at which A1111 and SD.Next would cut it; "
@@ -108,7 +120,7 @@ def check_name(name: str) -> None:
         )
 
 
-def _spelled(embedding: Embedding) -> Embedding:
+def _as_clip_l(embedding: Embedding) -> Embedding:
     """SD 2's one encoder as all who write bundles call it: `clip_l`, like SD 1's; readers know it by its width."""
     if not embedding.vectors.keys() <= {"clip_h", "clip_h_out"}:
         return embedding
@@ -121,14 +133,16 @@ def _fit(embedding: Embedding, widths: Mapping[str, int] | None, drop_outputs: b
     check_name(name)
     for key in outputs(vectors):
         if not drop_outputs:
-            raise ConvertError(f"{name}: with its output vectors ({key}) A1111 refuses the whole LoRA; leave them out")
+            raise ConvertError(
+                f"{name}: with its output vectors ({key}) A1111 refuses the whole LoRA; pass --drop-outputs"
+            )
         del vectors[key]
     for key, tensor in vectors.items():
         data = tensor.data  # read once, for both questions
         if are_zero(data) or not are_finite(tensor.dtype, data):
-            raise ConvertError(f"{name}: {key} is all zeros or not finite; it would spoil every image")
+            raise ConvertError(f"{name}: {key} has only zeros or values that are not finite")
         if len(tensor.shape) != 2 or 0 in tensor.shape:
-            raise ConvertError(f"{name}: {key} must be rows of vectors, not of shape {tensor.shape}")
+            raise ConvertError(f"{name}: {key} must have the shape (vectors, width), not {tensor.shape}")
         if widths is not None and widths.get(key) != tensor.shape[1]:
             model = ", ".join(f"{encoder} {size}" for encoder, size in widths.items())
             raise ConvertError(f"{name}: {key} is {tensor.shape[1]} wide; the LoRA is for a model with {model}")

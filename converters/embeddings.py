@@ -1,4 +1,4 @@
-"""The embeddings of a file as a user means them: halves joined, renamed, and for one family."""
+"""The embeddings of a file as users see them: halves joined, renamed, and for one family."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ from .dialects import DIALECTS
 from .embedding import Embedding
 from .errors import ConvertError
 from .families import Family, all_families
-from .lora_layout import lora_families
+from .lora import lora_families, stated_families
 from .read import Identified, families_of, identify, recorded_family
 
 
 class ConvertOptions(NamedTuple):
-    """`family` and `name` settle what a file leaves open; `dialect` is written where no program is named."""
+    """`family` and `name` decide what a file leaves open; `dialect` is written where no program is named. `subfolder`
+    is where files are written below the output folder (and the folder of each program).
+    """
 
     family: str | None = None
     name: str | None = None
     dialect: str | None = None
     replace: bool = False
     drop_outputs: bool = False
+    subfolder: str = ""
 
 
 def joined(embeddings: Sequence[Embedding], path: Path, found: Identified) -> Sequence[Embedding]:
-    """With the other halves of diffusers' SDXL embeddings, if a file of the same embeddings lies beside as `<stem>_2`.
+    """With the other halves of diffusers' SDXL embeddings, if `<stem>_2` in the same folder has the same embeddings.
 
-    (`<stem>_2-steps-500` for what was saved while it trained.)
+    (`<stem>_2-steps-500` for files saved during training.)
     """
     other = other_half(path, found)
     return embeddings if other is None else together([*embeddings, *other.contents.embeddings])
 
 
 def other_half(path: Path, found: Identified) -> Identified | None:
-    """The second of diffusers' two files of SDXL embeddings, if `path` is the first and it lies beside."""
+    """The second of diffusers' two files of SDXL embeddings, if `path` is the first and the second is in its folder."""
     embeddings = found.contents.embeddings
     if found.dialect != "diffusers" or not embeddings:
         return None
@@ -56,7 +59,7 @@ def other_half(path: Path, found: Identified) -> Identified | None:
 
 
 def without_halves(paths: Sequence[Path]) -> list[Path]:
-    """The files without those that `joined` takes together with another one of them."""
+    """The files without those that `joined` reads together with another of them."""
     given: set[Path] = set()
     kept = []
     for path in paths:
@@ -72,7 +75,7 @@ def without_halves(paths: Sequence[Path]) -> list[Path]:
                 if len(joined(found.contents.embeddings, first, found)[0].vectors) > 1:
                     continue
             except (ConvertError, IndexError):
-                pass  # what is wrong with the file is said when its turn comes
+                pass  # reported when the file itself is read
         kept.append(path)
     return kept
 
@@ -98,19 +101,19 @@ def together(embeddings: Iterable[Embedding]) -> list[Embedding]:
 
 
 def named(embeddings: Iterable[Embedding], name: str | None) -> Iterable[Embedding]:
-    """The one embedding under another name, all as they are if no name is given."""
+    """The single embedding under another name; all as they are if no name is given."""
     if name is None:
         return embeddings
     embeddings = list(embeddings)
     if len(embeddings) != 1:
-        raise ConvertError(f"--name is for one embedding, and here are {len(embeddings)}: {names(embeddings)}")
+        raise ConvertError(f"--name renames a single embedding; the file has {len(embeddings)}: {names(embeddings)}")
     return [replace(embeddings[0], name=name)]
 
 
 def family_of_embeddings(
     path: Path, embeddings: Sequence[Embedding], found: Identified, options: ConvertOptions
 ) -> Family:
-    """The one family that embeddings and LoRA leave, or the one that was asked for.
+    """The only family that fits embeddings and LoRA, or the one that was asked for.
 
     Raises ConvertError if it stays open.
     """
@@ -128,31 +131,32 @@ def family_of_embeddings(
     if len(possible) != 1 and (own := recorded_family(embeddings)) is not None and own.name in (possible or [own.name]):
         return own
     if len(possible) != 1:
+        stated = stated_families(found.contents.metadata)
+        possible = [name for name in possible if name in stated] or possible
+    if len(possible) != 1:
         sizes = ", ".join(
             sorted(
                 {f"{key} {tensor.shape[-1]}" for embedding in embeddings for key, tensor in embedding.vectors.items()}
             )
         )
         if not possible:
-            raise ConvertError(f"{path}: {sizes} wide fits no family that is known here; --dialect encoders writes it")
-        raise ConvertError(f"{path}: {sizes} wide fits {', '.join(possible)}; say which with --family")
+            raise ConvertError(f"{path}: widths {sizes} fit no known family; --dialect encoders writes it anyway")
+        raise ConvertError(f"{path}: widths {sizes} fit {', '.join(possible)}; choose one with --family")
     return all_families()[possible[0]]
 
 
 def family_by_name(name: str, embeddings: Sequence[Embedding] = ()) -> Family:
-    """A family by name, as small as embeddings of ours for it are; ConvertError that lists all families for a wrong
-    one.
-    """
+    """A family by name, with the widths that embeddings of ours record; ConvertError that lists all for a wrong one."""
     if name not in all_families():
-        raise ConvertError(f"{name!r} is no family; choose from {', '.join(all_families())}")
+        raise ConvertError(f"{name!r} is not a family; choose from {', '.join(all_families())}")
     stated = recorded_family(embeddings)
     return stated if stated is not None and stated.name == name else all_families()[name]
 
 
 def what(found: Identified) -> str:
-    """`this is a ...`, for an error that says why a file does not serve."""
+    """`this is a ...`, for an error about a file of the wrong kind."""
     if not found.dialect:
-        return "this is no embedding"
+        return "this is not an embedding"
     title = DIALECTS[found.dialect].title
     return f"this is a {title}" if found.contents.rest else f"this is an embedding alone ({title})"
 

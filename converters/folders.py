@@ -31,6 +31,14 @@ def files_in(paths: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def subfolder_of(path: Path, paths: Iterable[Path]) -> str:
+    """Where a file is below the folder of `paths` that it was found in; empty if it was named itself."""
+    for folder in paths:
+        if path != folder and path.is_relative_to(folder):
+            return os.fspath(path.parent.relative_to(folder))
+    return ""
+
+
 def nothing_in(folder: Path) -> ConvertError:
     """The error for a folder without files that may hold embeddings."""
     try:

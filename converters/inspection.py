@@ -14,21 +14,24 @@ from .dtypes import values
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import Family
-from .lora_layout import describe
+from .lora import describe
 from .opening import open_file
+from .programs.verdict import Verdict
 from .read import candidate_families, dialect_of, unknown
 from .slots import UNNAMED, outputs, settle
 from .stored import Stored
 from .tensor import READABLE, RawTensor
 from .verdicts import verdicts
+from .write import can_write
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
     """Everything about one file, in values that JSON has.
 
-    `kind` is embedding, lora, bundle or other; `family` is None while several `families` remain possible;
-    `programs` says for each program whether it `loads` the file (yes, partly, no), what to type (`prompt`) and
-    why (`notes`). Raises ConvertError only for a file that cannot be opened or lies about itself.
+    `kind` is embedding, lora, bundle or other; `family` is None if several `families` are possible; `programs` says
+    for each program whether it `loads` the file (yes, partly, no, not known), what to type (`prompt`) and why
+    (`notes`); `retarget` are programs that load it once `retarget` has written it for them. Raises ConvertError only
+    for a file that cannot be opened or is corrupt.
     """
     stored = open_file(path)
     dialect = dialect_of(stored)
@@ -46,6 +49,9 @@ def inspect(path: Path | str) -> dict[str, Any]:
             contents, embeddings=tuple(_settled(embedding, kinds[0]) for embedding in contents.embeddings)
         )
     embeddings = [_embedding(item) for item in contents.embeddings]
+    found = verdicts(stored, contents, kinds, kind != "embedding") if kind != "other" else {}
+    if dialect is not None and (special := DIALECTS[dialect].verdicts) is not None:
+        found = special(stored)
     return {
         "path": str(path),
         "kind": kind,
@@ -57,19 +63,36 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "lora": None if lora is None else {**lora._asdict(), "tensors": len(contents.rest)},
         "metadata": dict(stored.metadata),
         "notes": [*notes, *_notes(stored, contents), *_vector_notes(embeddings)],
-        "programs": {}
-        if kind == "other"
-        else {
+        "programs": {
             name: {"loads": verdict.loads, "prompt": verdict.prompt, "notes": list(verdict.notes)}
-            for name, verdict in verdicts(stored, contents, kinds, kind != "embedding").items()
+            for name, verdict in found.items()
         },
+        "retarget": _after_retarget(contents, kinds, found) if kind == "embedding" else [],
     }
 
 
+def _after_retarget(contents: Contents, kinds: Sequence[Family], found: dict[str, Verdict]) -> list[str]:
+    """Programs that do not load the file, and would load its embeddings if they were written for them."""
+    refusing = [name for name, verdict in found.items() if verdict.loads == "no"]
+    return [
+        name
+        for name in refusing
+        if any(all(can_write(embedding, name, kind) for embedding in contents.embeddings) for kind in kinds)
+    ]
+
+
 def unread(path: Path | str, error: ConvertError) -> dict[str, Any]:
-    """In the shape of `inspect`, what there is to say of a file that cannot be read: its `error`."""
+    """The result of `inspect` for a file that cannot be read: its `error`."""
     facts: dict[str, Any] = {"path": str(path), "kind": "other", "dialect": None, "title": None, "family": None}
-    facts |= {"families": [], "embeddings": [], "lora": None, "metadata": {}, "notes": [], "programs": {}}
+    facts |= {
+        "families": [],
+        "embeddings": [],
+        "lora": None,
+        "metadata": {},
+        "notes": [],
+        "programs": {},
+        "retarget": [],
+    }
     return {**facts, "error": str(error)}
 
 
@@ -99,7 +122,7 @@ def _tensor(tensor: RawTensor) -> dict[str, Any]:
 
 
 def _norms(tensor: RawTensor) -> Sequence[float] | None:
-    """Euclidean length of each vector; None for types that are not in READABLE."""
+    """Euclidean norm of each vector; None for types that are not in READABLE."""
     if tensor.dtype not in READABLE or len(tensor.shape) != 2:
         return None
     data, width = tensor.data, tensor.shape[1]
@@ -121,13 +144,13 @@ def _notes(stored: Stored, contents: Contents) -> list[str]:
         for key, tensor in embedding.vectors.items():
             if UNNAMED in key:
                 notes.append(
-                    f"{embedding.name}: {tensor.shape[-1]} wide, which does not tell the encoder; pass --family"
+                    f"{embedding.name}: {tensor.shape[-1]} wide, which fits several text encoders; pass --family"
                 )
         live = [key for key in outputs(embedding.vectors) if any(embedding.vectors.get(key[:-4], _NONE).data)]
         if live:
             notes.append(
-                f"{embedding.name}: {', '.join(live)} beside input vectors that are not zero; OneTrainer would use "
-                "the output vectors, which may be left from an earlier training"
+                f"{embedding.name}: {', '.join(live)} and input vectors that are not zero; OneTrainer uses the output "
+                "vectors, which may be left from an earlier training"
             )
     if "clip_g" in stored.tensors and stored.tensors["clip_g"].shape[-1:] == (768,):
         notes.append("its clip_g is CLIP-L (OneTrainer wrote FLUX files so in 2024); read as clip_l")
@@ -135,7 +158,7 @@ def _notes(stored: Stored, contents: Contents) -> list[str]:
 
 
 def _vector_notes(embeddings: Sequence[dict[str, Any]]) -> list[str]:
-    """Vectors that are nothing or no numbers, by their place from 1."""
+    """Vectors of zeros or of values that are not finite, by their number from 1."""
     notes = []
     for embedding in embeddings:
         for key, tensor in embedding["vectors"].items():

@@ -1,14 +1,115 @@
-"""LoRA files: the metadata by which programs know them, and writing one."""
+"""LoRA files: layout, modules, rank and family, told by names, shapes and metadata; and writing one."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from . import safetensors_file
-from .families import Family
+from .families import Family, all_families
+from .lora_modules import modules_of
 from .safetensors_bytes import HASHES, LEGACY_HASH
 from .tensor import RawTensor
+
+# Layout to how all (or, for the last ones, some) of its names look; the first that matches counts.
+LAYOUTS = {
+    "cloneofsimo": r"^(unet|text_encoder):\d+:",
+    "lycoris": r"hada_w|lokr_w|oft_|boft|^lycoris_|glora|\.[ab]1\.weight$|\.on_input$|\.[wb]_norm$",
+    "onetrainer": r"^lora_transformer_",
+    "kohya": r"^lora_",
+    "comfyui": r"^diffusion_model\.|^text_encoders\.",
+    "diffusers": r"^(unet|transformer|text_encoder(_\d)?|base_model|prior)\.|\.lora\.(up|down)\.|\.lora_[AB]\.",
+}
+# Endings of tensors whose second dimension is the input width of a layer; of _DOWN, the first is the rank.
+_DOWN = ("lora_down.weight", ".lora.down.weight", ".lora_A.weight", ".lora_A.default.weight", ":down",
+         "_lora.down.weight", "_lora1.down.weight", "_lora2.down.weight")  # fmt: skip
+_INPUTS = (*_DOWN, ".hada_w1_b", ".diff", ".lokr_w1", ".a2.weight")
+_CROSS = r"attn2[._](processor\.)?to_[kv]"
+_UNET = r"(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)[._]|\nunet[.:]"
+_TEXT = re.compile(r"lora_(prior_)?te\d?_|text_encoder|clip_|t5xxl\.|bundle_emb\.")
+
+
+class LoraInfo(NamedTuple):
+    """`ranks` are all that occur, smallest first; `families` those that the file may be for."""
+
+    layout: str
+    modules: int
+    ranks: tuple[int, ...]
+    families: tuple[str, ...]
+
+
+def describe(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> LoraInfo:
+    """What the tensors of a LoRA (without those of embeddings) show; metadata only where shapes leave it open."""
+    names = "\n".join(tensors)
+    layout = next((name for name, sign in LAYOUTS.items() if re.search(sign, names, re.M)), "other")
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if tensor.shape and name.endswith(_DOWN)}
+    modules = [module for module in modules_of(tensors) if not module.name.startswith("bundle_emb.")]
+    return LoraInfo(layout, len(modules), tuple(sorted(ranks)), tuple(lora_families(tensors, metadata)))
+
+
+def lora_families(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> list[str]:
+    """Families that a LoRA's blocks and the widths of its layers leave, else those its metadata names.
+
+    A U-Net's blocks rule out all models without one, even if nothing else tells which U-Net it is.
+    """
+    names, kinds = "\n".join(("", *tensors)), all_families()
+    unets = [name for name, family in kinds.items() if family.denoiser_module == "unet"]
+    possible = unets if re.search(_UNET, names) else list(kinds)
+    stated = [name for name in stated_families(metadata) if name in possible]
+    signed = [name for name in _signed(names, tensors) if name in possible]
+    if signed:
+        unsigned = [name for name in stated if not kinds[name].signs.blocks and name not in unets]
+        return unsigned or [name for name in stated if name in signed] or signed
+    cross = re.compile(rf"unet:|.*{_CROSS}").match
+    inputs = {_input_width(name, tensors) for name in tensors if name.endswith(_INPUTS) and cross(name)}
+    found = [name for name in unets if kinds[name].cross_attention in inputs]
+    return found or stated or (unets if possible == unets else [])
+
+
+def has_denoiser(tensors: Mapping[str, RawTensor]) -> bool:
+    """Whether a LoRA has modules for more than text encoders."""
+    return any(not _TEXT.match(name) for name in tensors)
+
+
+def _signed(names: str, tensors: Mapping[str, RawTensor]) -> list[str]:
+    """Families whose blocks the LoRA has, without those that another one of them excludes."""
+    widths: set[int] | None = None
+    found = []
+    for name, family in all_families().items():
+        if not family.signs.blocks or not re.search(family.signs.blocks, names):
+            continue
+        if family.signs.widths:
+            if widths is None:
+                widths = {_input_width(key, tensors) for key in tensors if key.endswith(_INPUTS)} - {0}
+            if widths and widths.isdisjoint(family.signs.widths):
+                continue
+        found.append(name)
+    excluded = {other for name in found for other in all_families()[name].signs.over}
+    return [name for name in found if name not in excluded]
+
+
+def _input_width(name: str, tensors: Mapping[str, RawTensor]) -> int:
+    """Input width of a layer, by a tensor of LoRA, LoHa, LoKr, GLoRA or a full difference; 0 if it has none."""
+    tensor = tensors[name]
+    if len(tensor.shape) < 2:
+        return 0
+    if name.endswith(".a2.weight"):
+        return tensor.shape[0]
+    if not name.endswith(".lokr_w1"):
+        return tensor.shape[1]
+    second = tensors.get(name.removesuffix("1") + "2") or tensors.get(name.removesuffix("1") + "2_b")
+    return tensor.shape[1] * second.shape[1] if second is not None and len(second.shape) > 1 else 0
+
+
+def stated_families(metadata: Mapping[str, str]) -> list[str]:
+    """Families that the metadata names, of a LoRA or an embedding, in ModelSpec's, kohya's or OneTrainer's way."""
+    stated = re.sub(r"[^a-z0-9]+", "-", metadata.get("modelspec.architecture", "").lower())
+    base = metadata.get("ss_base_model_version", "").lower() or ("sd_v2" if metadata.get("ss_v2") == "True" else "")
+    kinds = all_families().values()
+    found = [f.name for f in kinds if stated.startswith(f.signs.architectures)]
+    return found or [f.name for f in kinds if base.startswith(f.signs.base_models)]
 
 
 def lora_metadata(

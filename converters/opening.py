@@ -54,4 +54,20 @@ def _open(path: Path, cached: int) -> Stored:
         from . import torch_file, torch_values
 
         return torch_values.flatten(torch_file.read(path), Stored(path, {}, {}, "pickle"))
-    raise ConvertError(f"{path}: no safetensors, torch or image file (it starts with {start[:8]!r})")
+    raise ConvertError(f"{path}: {_wrong_file(start)}")
+
+
+def _wrong_file(start: bytes) -> str:
+    """What a file of another kind is, and what to do."""
+    text = start[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "this is a web page, not an embedding; download the file itself (the page may ask you to log in)"
+    if text.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer, not the file; get it with `git lfs pull`, or download it from its page"
+    if text.startswith(b"{"):
+        return "this is JSON text, not an embedding; a server may have sent an error message instead of the file"
+    if start[:2] == b"\x1f\x8b" or start[:4] in (b"Rar!", b"7z\xbc\xaf"):
+        return "this is a compressed archive; unpack it first"
+    if not any(start):
+        return "this file has only zero bytes: the download is incomplete; download it again"
+    return f"not a safetensors, torch or image file (it starts with {start[:8]!r})"

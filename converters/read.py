@@ -14,11 +14,12 @@ from .dialects.keyed import EMBEDDINGS
 from .embedding import Contents, Embedding
 from .errors import ConvertError
 from .families import Family, all_families, possible_families
-from .lora_layout import LoraInfo
+from .lora import LoraInfo, stated_families
 from .opening import open_file
 from .safetensors_file import SMALL
 from .slots import LONG, UNNAMED, outputs, settle, split_out
 from .stored import Stored
+from .tensor import is_zero
 
 FEW, MANY = 8, 256  # tensors of a file whose signs are kept, and files of which they are
 _CLAIMS: dict[tuple, list[str]] = {}  # signs of files to the dialects that claim them
@@ -139,23 +140,25 @@ def unknown(stored: Stored) -> str:
 
 
 def only_outputs(embedding: Embedding) -> bool:
-    """Whether only output vectors are there."""
-    return len(outputs(embedding.vectors)) == len(embedding.vectors)
+    """Whether only output vectors were trained: there are no input vectors, or only zeros."""
+    inputs = [tensor for key, tensor in embedding.vectors.items() if not key.endswith("_out")]
+    return bool(outputs(embedding.vectors)) and all(map(is_zero, inputs))
 
 
 def candidate_families(contents: Contents, dialect: str | None, lora: LoraInfo | None) -> list[Family]:
-    """Families that fit all embeddings and the LoRA, the likeliest first; the one that embeddings of ours state, where
-    it may be.
+    """Families that fit all embeddings and the LoRA, the likeliest first; the one that embeddings of ours record,
+    where it is possible, with the widths of the embeddings, which may be those of a small model.
 
-    That one has the widths of the embeddings, which may be those of a small model.
+    If the embeddings fit none of the LoRA's families, those of the LoRA.
     """
     names = _of_embeddings(contents, dialect)
-    if lora is not None:
-        names = [name for name in lora.families if name in names or not contents.embeddings] or names
-    own = recorded_family(own_embeddings(contents)) if len(names) != 1 else None
+    if lora is not None and lora.families:
+        names = [name for name in lora.families if name in names] or list(lora.families)
+    own = recorded_family(own_embeddings(contents))
     if own is not None and own.name in (names or [own.name]):
         return [own]
-    return [all_families()[name] for name in names]
+    stated = stated_families(contents.metadata)
+    return [all_families()[name] for name in [name for name in names if name in stated] or names]
 
 
 def _of_embeddings(contents: Contents, dialect: str | None) -> list[str]:

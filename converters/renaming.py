@@ -11,7 +11,7 @@ from .embedding import Contents
 from .embeddings import names, other_half, what
 from .errors import ConvertError
 from .folders import EXTENSIONS
-from .lora_layout import describe
+from .lora import describe
 from .names import distinct_stems
 from .programs import programs
 from .read import Identified, candidate_families, identify, own_embeddings

@@ -43,7 +43,9 @@ def read_opened(descriptor: int, origin: Origin, start: bytes = b"", *, cached: 
         raise ConvertError(f"{path}: not a safetensors file ({origin.size} bytes)")
     length = int.from_bytes(start[:8] or read_exactly(descriptor, 0, 8, path), "little")
     if length > min(MAX_HEADER, origin.size - 8):
-        raise ConvertError(f"{path}: not a safetensors file (its header would be {length} bytes long)")
+        raise ConvertError(
+            f"{path}: not a safetensors file, or a truncated one (its header would be {length} bytes long)"
+        )
     if length <= SMALL:
         return _tensors(descriptor, origin, start, length, cached)
     with no_collector(True):

@@ -14,7 +14,10 @@ SPELLINGS = {
     "text_encoders_0": "clip_l",  # diffusers' advanced script of 2023-11, cog-sdxl
     "text_encoders_1": "clip_g",
 }
-ENCODERS = ("clip_l", "clip_g", "clip_h", "t5", "gemma", "llama", "qwen")
+ENCODERS = (
+    "clip_l", "clip_g", "clip_h", "t5", "gemma", "llama", "qwen",
+    "qwen3_06b", "qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen3vl_8b", "qwen25_7b", "mistral3_24b", "umt5xxl",
+)  # fmt: skip
 # Names that say nothing of the encoder: kohya, OneTrainer, A1111, LyCORIS' unpacker.
 NAMELESS = ("emb_params", "emp_params", "string_to_param.*", "*")
 # The encoder that alone has a width. 4096 is T5 or Llama: such a tensor stays UNNAMED until a family is known.

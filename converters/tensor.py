@@ -87,7 +87,7 @@ def is_finite(tensor: RawTensor) -> bool:
 
 
 def are_finite(dtype: str, stored: bytes | memoryview) -> bool:
-    """As `is_finite`, of bytes that are at hand."""
+    """As `is_finite`, for bytes in memory."""
     if dtype in NANS:
         return not any(nan in bytes(stored) for nan in NANS[dtype])
     if dtype == "F64":
@@ -114,11 +114,26 @@ def _suspect(size: int, shift: int, bits: int) -> bytes:
     return bytes(byte for byte in range(256) if byte & ones == ones)
 
 
+def value_problem(tensor: RawTensor) -> str:
+    """Why no program can use these vectors (`has ...`), for a sentence about them; empty if it can.
+
+    The one judgement of inspecting and writing. A tensor all of whose values are zero gives `has only values of zero`.
+    """
+    if not tensor.shape or 0 in tensor.shape:
+        return f"has the shape {tensor.shape}, so it holds no vector"
+    if tensor.dtype not in READABLE:
+        return f"has {tensor.dtype} values; vectors are floating-point numbers"
+    data = tensor.data
+    if not are_finite(tensor.dtype, data):
+        return "has values that are not finite; no program can generate images with it"
+    return "has only values of zero" if are_zero(data) else ""
+
+
 def is_zero(tensor: RawTensor) -> bool:
     """All values are plus zero (an untrained vector beside an output embedding) and there is at least one."""
     return are_zero(tensor.data)
 
 
 def are_zero(data: bytes | memoryview) -> bool:
-    """As `is_zero`, of bytes that are at hand."""
+    """As `is_zero`, for bytes in memory."""
     return len(data) > 0 and not any(data)

@@ -23,7 +23,7 @@ STORAGES = {
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """The bytes of one storage, still in the file, and the type it was saved with."""
+    """The bytes of one storage, in the file, and the type it was saved with."""
 
     dtype: str
     data: FileRange
@@ -41,7 +41,7 @@ class TorchFile:
 
 
 def read(path: Path) -> TorchFile:
-    """Raises ConvertError for a file that is none of torch's, is packed (torch never packs), or lies about sizes."""
+    """Raises ConvertError for a file that is not torch's, is compressed (torch never does that), or has wrong sizes."""
     with opened(path) as (descriptor, origin):
         head = read_exactly(descriptor, 0, min(origin.size, MAX_PICKLE), path)
         try:
@@ -55,7 +55,7 @@ def storage_key(reference: Reference) -> tuple[str, str]:
     match reference.key:
         case ("storage", Named(name), str(key), *_) if name.rpartition(".")[2] in STORAGES:
             return key, STORAGES[name.rpartition(".")[2]]
-    raise Malformed("a pickle that refers to something that is no storage of torch's")
+    raise Malformed("a pickle with a reference that is not a storage of torch")
 
 
 def _zip(origin: Origin) -> TorchFile:
@@ -64,11 +64,11 @@ def _zip(origin: Origin) -> TorchFile:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
-        raise ConvertError(f"{path}: a damaged zip file ({error})") from error
+        raise ConvertError(f"{path}: a truncated or corrupt zip file ({error}); download it again") from error
     names = tuple(member.filename for member in members)
     pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl" and name.count("/") <= 1]
     if len(pickles) != 1 or len(set(names)) != len(names):
-        raise ConvertError(f"{path}: a zip file, but not one of torch's")
+        raise ConvertError(f"{path}: a zip archive, not a file of torch; unpack it first")
     with origin.opened() as descriptor:
         ranges = {member.filename: _stored(member, origin, descriptor) for member in members}
     folder = pickles[0].removesuffix("data.pkl")
@@ -89,11 +89,13 @@ def _zip(origin: Origin) -> TorchFile:
 def _stored(member: zipfile.ZipInfo, origin: Origin, descriptor: int) -> FileRange:
     """Where the bytes of a member lie: after its own header, whose two lengths may differ from the directory's."""
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise ConvertError(f"{origin.path}: {member.filename[:60]!r} in it is packed, which torch never does")
+        raise ConvertError(
+            f"{origin.path}: {member.filename[:60]!r} in it is compressed, so this is not a file of torch; unpack it"
+        )
     head = read_exactly(descriptor, member.header_offset, 30, origin.path)
     at = member.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
     if head[:4] != b"PK\x03\x04" or at + member.file_size > origin.size:
-        raise ConvertError(f"{origin.path}: a damaged zip file (a member is not where it should be)")
+        raise ConvertError(f"{origin.path}: a truncated or corrupt zip file; download it again")
     return FileRange(origin, at, member.file_size)
 
 
@@ -118,7 +120,7 @@ def _stream(head: bytes, origin: Origin) -> TorchFile:
         data = FileRange(origin, at + 8, count * DTYPE_BITS[dtypes[key]] // 8)
         at = data.offset + data.length
         if at > origin.size:
-            raise ConvertError(f"{origin.path}: ends inside a tensor")
+            raise ConvertError(f"{origin.path}: truncated (it ends inside a tensor); download it again")
         storages[key] = Storage(dtypes[key], data)
     return TorchFile(loaded.value, storages, tuple(loaded.names), tuple(loaded.called))
 

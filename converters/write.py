@@ -1,11 +1,12 @@
-"""Writing an embedding for a program: its own dialect, read back as the program reads it before the file gets its
-name.
+"""Writing embeddings for a program, verified as the program reads them before the file gets its name; and writing all
+embeddings of a file into one file, in one dialect.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -20,10 +21,10 @@ from .embedding import Contents, Embedding, loaded
 from .errors import ConvertError
 from .families import Family
 from .names import distinct_stems
-from .programs import Layout, Program, programs, reads
-from .slots import slots
+from .programs import Layout, Program, mixed_counts, programs, reads
+from .slots import settle, slots, split_out
 from .stored import Stored
-from .tensor import READABLE, RawTensor, is_finite, is_zero, same
+from .tensor import RawTensor, is_zero, same, value_problem
 
 FORMAT = {"format": "pt"}  # without it some loaders built on transformers refuse a file
 
@@ -31,7 +32,8 @@ FORMAT = {"format": "pt"}  # without it some loaders built on transformers refus
 class Written(NamedTuple):
     """One file that was written: for which program, what the user types there, and what could not go in.
 
-    `prompts` is what the user types in each program, for a file that is for no one program.
+    `prompts` is what the user types in each program, for a file that is not for one program. `encoder`: the text
+    encoder of the diffusers pipeline that a file of several is for.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Written(NamedTuple):
     trigger: str
     losses: tuple[str, ...] = ()
     prompts: Mapping[str, str] = MappingProxyType({})
+    encoder: str = ""
 
 
 def write_embedding(
@@ -96,19 +99,42 @@ def add_embeddings(
     sizes, place = widths or family.widths, Path(folder)
     known: dict[tuple, tuple[str, ...]] = {}  # of ten thousand embeddings, most have the same vectors
     for embedding in loaded(embeddings):
-        _check_values(embedding, target)
-        signs = tuple([(key, tensor.shape[0]) for key, tensor in embedding.vectors.items()])
-        losses = known.get(signs)
+        untrained = () if target.outputs else _untrained(embedding)
+        _check_values(embedding, target, untrained)
+        signs = tuple([(key, tensor.shape[0]) for key, tensor in embedding.vectors.items() if key not in untrained])
+        losses = known.get((signs, untrained))
         if losses is None:
-            losses = known[signs] = _losses(dict(signs), target, layout, family)
+            losses = known[signs, untrained] = (
+                *(f"{key} is left out: only its output vectors were trained" for key in untrained),
+                *_losses(dict(signs), target, layout, family, untrained),
+            )
+        token = _token(embedding, target)
         for suffix, keys in zip(suffixes, layout.files, strict=True):
             stem = stems[embedding.name] + suffix
             path = place / f"{stem}.safetensors"
             model = sizes if len(layout.files) == 1 else {key: size for key, size in sizes.items() if key in keys}
-            _add_file(files, path, embedding, target, keys, model)
-            trigger = target.prompted(stem, embedding.name)
-            written.append(Written(path, program, layout.dialect, trigger, losses))
+            _add_file(files, path, embedding, target, keys, model, token=token, skipped=untrained)
+            trigger = target.prompted(stem, token)
+            encoder = (
+                ", ".join(spec.module for spec in family.encoders if spec.key in keys) if len(suffixes) > 1 else ""
+            )
+            written.append(Written(path, program, layout.dialect, trigger, losses, encoder=encoder))
     return written
+
+
+def can_write(embedding: Embedding, program: str, family: Family) -> bool:
+    """Whether `add_embeddings` would write this embedding, as far as its vectors decide."""
+    target = programs()[program]
+    layout = target.layouts.get(family.name)
+    if layout is None:
+        return False
+    untrained = () if target.outputs else _untrained(embedding)
+    try:
+        _check_values(embedding, target, untrained)
+    except ConvertError:
+        return False
+    keys = {split_out(key)[0] if target.outputs else key for key in settle(embedding.vectors, family.widths)}
+    return all(not keys.isdisjoint(file.keys() - set(untrained)) for file in layout.files)
 
 
 def stems_for(names: Iterable[str], program: str, family: Family) -> dict[str, str]:
@@ -134,52 +160,72 @@ def layout_for(program: str, family: Family) -> tuple[Program, Layout]:
         raise ConvertError(f"{program!r} is no program; choose from {', '.join(programs())}")
     target = programs()[program]
     if family.name not in target.layouts:
-        why = target.refuses.get(family.name, f"{target.title} loads no embeddings for {family.title}")
+        why = target.no_embeddings(family) or f"{target.title}: how it reads embeddings for {family.title} is not known"
         able = [name for name, other in programs().items() if family.name in other.layouts]
         raise ConvertError(f"{why}; programs that do: {', '.join(able) or 'none'}")
     return target, target.layouts[family.name]
 
 
-def _check_values(embedding: Embedding, target: Program) -> None:
-    """Raises ConvertError for values with which no image can be drawn."""
+def _untrained(embedding: Embedding) -> tuple[str, ...]:
+    """Input vectors of zeros beside output vectors, if another encoder has real input vectors; else none."""
+    vectors = embedding.vectors
+    zeros = tuple(key for key in vectors if f"{key}_out" in vectors and is_zero(vectors[key]))
+    return zeros if any(not _output(key) and key not in zeros for key in vectors) else ()
+
+
+def _token(embedding: Embedding, target: Program) -> str:
+    """The name as the program's tokenizer must have it.
+
+    transformers 5 compares added tokens with a prompt that CLIP's tokenizer has already put in lower case, so
+    diffusers expands a token of several vectors only if it has no upper-case letter.
+    """
+    lower = unicodedata.normalize("NFC", embedding.name).lower()
+    several = any(len(tensor.shape) > 1 and tensor.shape[0] > 1 for tensor in embedding.vectors.values())
+    return lower if target.lower_case and several else embedding.name
+
+
+def _check_values(embedding: Embedding, target: Program, skipped: Container[str]) -> None:
+    """Raises ConvertError for vectors that no program can use."""
     name, vectors = embedding.name, embedding.vectors
     for key, tensor in vectors.items():
-        if 0 in tensor.shape:
-            raise ConvertError(f"{name}: {key} has the shape {tensor.shape}, so there is no vector to write")
-        if tensor.dtype not in READABLE:
-            raise ConvertError(f"{name}: {key} holds {tensor.dtype}, and vectors are floating-point numbers")
-        if not is_finite(tensor):
-            raise ConvertError(f"{name}: {key} has values that are not finite; no program can draw with it")
-        if not _output(key) and is_zero(tensor) and not (target.outputs and f"{key}_out" in vectors):
+        problem = value_problem(tensor)
+        if not problem or key in skipped:
+            continue
+        if not problem.endswith("zero"):
+            raise ConvertError(f"{name}: {key} {problem}")
+        if not _output(key) and not (target.outputs and f"{key}_out" in vectors):
             hint = " (only its output vectors were trained, which OneTrainer alone can use: --for onetrainer)"
-            raise ConvertError(f"{name}: all values of {key} are zero{hint if any(map(_output, vectors)) else ''}")
+            raise ConvertError(f"{name}: {key} {problem}{hint if any(map(_output, vectors)) else ''}")
 
 
-def _losses(counts: dict[str, int], target: Program, layout: Layout, family: Family) -> tuple[str, ...]:
-    """What the program cannot hold or will misuse of an embedding with so many vectors a key, by name."""
+def _losses(
+    counts: dict[str, int], target: Program, layout: Layout, family: Family, skipped: Container[str] = ()
+) -> tuple[str, ...]:
+    """What the program cannot use or will misuse of an embedding with so many vectors a key."""
     inputs = {key: count for key, count in counts.items() if not _output(key)}
     outputs = counts.keys() - inputs.keys()
-    held = {key for keys in layout.files for key in keys}
-    losses = [f"{key} is left out: {target.title} has no use for it" for key in inputs if key not in held]
+    used = {key for keys in layout.files for key in keys}
+    losses = [f"{key} is left out: {target.title} does not use it" for key in inputs if key not in used]
     if not target.outputs:
         losses += [f"{key} is left out: only OneTrainer uses output vectors" for key in sorted(outputs)]
-    missing = [key for key in held if key in family.widths and key not in counts]
-    losses += [f"{key} is missing: the embedding is silent for that encoder" for key in sorted(missing)]
-    different = sorted({count for key, count in inputs.items() if key in held})
+    missing = [key for key in used if key in family.widths and key not in counts and key not in skipped]
+    losses += [f"no {key} vectors: the embedding has no effect on that text encoder" for key in sorted(missing)]
+    different = sorted({count for key, count in inputs.items() if key in used})
     if target.one_count and len(different) > 1:
-        losses.append(f"its encoders have {' and '.join(map(str, different))} vectors, which {target.title} mixes up")
+        losses.append(mixed_counts(target, different))
     return tuple(losses)
 
 
 def _add_file(
-    files: Batch, path: Path, embedding: Embedding, target: Program, keys: dict[str, str], widths: dict[str, int]
-) -> None:
+    files: Batch, path: Path, embedding: Embedding, target: Program, keys: dict[str, str], widths: dict[str, int], *,
+    token: str, skipped: Container[str],
+) -> None:  # fmt: skip
     tensors, meant = {}, {}
     for key, tensor in embedding.vectors.items():
         output = _output(key) and target.outputs
         base = key.removesuffix("_out") if output else key
-        if base in keys:
-            tensors[keys[base].replace("{embedding}", embedding.name) + ("_out" if output else "")] = tensor
+        if base in keys and key not in skipped:
+            tensors[keys[base].replace("{embedding}", token) + ("_out" if output else "")] = tensor
             meant[key] = tensor
     meant = {key: tensor for key, tensor in meant.items() if f"{key}_out" not in meant}
     if not tensors:
@@ -205,6 +251,8 @@ def _check(
         raise ConvertError(
             f"{path}: {program.title} would not load it: {reading.refusal or 'it sees several embeddings'}"
         )
+    if reading.notes:
+        raise ConvertError(f"{path}: {'; '.join(reading.notes)}")
     found = next(iter(reading.embeddings.values()))
     for key, tensor in meant.items():
         if key not in found or not same(found[key], tensor):

@@ -22,7 +22,7 @@ METRICS = "metrics.jsonl"
 LONGEST = 64 * 2**20  # bytes of a line
 _MAYBE = (*NUMBER, None)  # NaN and infinity are written as null
 _IMAGE = {"path": str, "prompt": str, "seed?": (int, None), "embedding?": (str, None)}
-_VECTORS = {"norm?": [_MAYBE], "moved?": [_MAYBE], "nearest?": [(str, None)]}
+_VECTORS = {"norm?": [_MAYBE], "distance?": [_MAYBE], "nearest?": [(str, None)]}
 _ROW = {
     "stage": int, "step": int, "loss?": _MAYBE, "gradient_norm?": _MAYBE, "seconds?": _MAYBE, "loss_scale?": _MAYBE,
     "learning_rate?": {"*": _MAYBE}, "gradient_norms?": {"*": _MAYBE}, "embeddings?": {"*": {"*": _VECTORS}},
@@ -52,6 +52,8 @@ def require_logged_lines(path: Path, recorded: Mapping[str, Any]) -> bytes:
         pass
     if hashlib.sha256(lines).hexdigest() != recorded["sha256"] or len(lines) != size:
         cause = "changed since the checkpoint was written" if path.exists() else "is missing"
+        if path.is_symlink():
+            cause = "is a link, which is not followed"
         raise StageError(f"{path}: {cause}; restore it, or start over with --fresh (without --out or with another one)")
     return lines
 

@@ -46,3 +46,23 @@ FILES = {
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 768)}),
     "cloneofsimo": ("cloneofsimo", "sd1", {"unet:0:up": (320, 4), "unet:0:down": (4, 768)}),
 }  # fmt: skip
+
+# Parts of one module of 320 outputs and 768 inputs, as LyCORIS spells them; None is a single number.
+KINDS = {
+    "LoRA": {"lora_down.weight": (4, 768), "lora_up.weight": (320, 4), "alpha": None},
+    "LoCon with lora_mid": {"lora_down.weight": (4, 768), "lora_up.weight": (320, 4), "lora_mid.weight": (4, 4)},
+    "LoHa": {"hada_w1_a": (320, 4), "hada_w1_b": (4, 768), "hada_w2_a": (320, 4), "hada_w2_b": (4, 768)},
+    "LoKr": {"lokr_w1": (16, 16), "lokr_w2_a": (20, 4), "lokr_w2_b": (4, 48), "alpha": None},
+    "GLoRA": {"a1.weight": (4, 768), "a2.weight": (768, 4), "b1.weight": (4, 768), "b2.weight": (320, 4),
+              "alpha": None},
+    "IA3": {"weight": (1, 768), "on_input": None},
+    "OFT": {"oft_blocks": (4, 80, 80), "alpha": None},
+    "BOFT": {"oft_blocks": (2, 4, 80, 80), "alpha": None},
+    "full difference": {"diff": (320, 768)},
+    "norm": {"w_norm": (0, 320), "b_norm": (0, 320)},
+}  # fmt: skip
+
+
+def module(name, kind):
+    """Names and shapes of a module's tensors."""
+    return {f"{name}.{part}": shape for part, shape in KINDS[kind].items()}

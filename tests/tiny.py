@@ -135,7 +135,9 @@ def tiny_t5(tokenizer: Any, width: int) -> T5EncoderModel:
 
 
 def tiny_flux(seed: int = 0, *, guided: bool = True) -> FluxPipeline:
-    """A random model in the shape of FLUX.1: CLIP of width 24, T5 of width 32, latents in 2x2 patches, dynamic shift."""
+    """A random model in the shape of FLUX.1: CLIP of width 24, T5 of width 32, latents in 2x2 patches, dynamic
+    shift.
+    """
     torch.manual_seed(seed)
     tokenizer, tokenizer_2 = build_tokenizer(), tiny_t5_tokenizer()
     transformer = FluxTransformer2DModel(

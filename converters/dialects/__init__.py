@@ -1,6 +1,6 @@
-"""Every way an embedding is laid out in a file, recognised by content.
+"""Every layout of embeddings in files, identified by content.
 
-One row a dialect: how to know it, how to read it. A mere spelling of keys is a row over `keyed`; a new shape is a
+One row a dialect: how to detect it, how to read it. A new spelling of keys is a row over `keyed`; a new structure is a
 module with `detect` and `read`. No two rows may claim one file, which a test checks for every pair.
 """
 
@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ..embedding import Contents
+from ..programs.verdict import Verdict
 from ..slots import ENCODERS
 from ..stored import Stored
 from . import ai_toolkit, bare, bundled, cloneofsimo, comfyui_list, keyed, lora, string_to_param, tokens, xti
@@ -18,12 +19,12 @@ from .keyed import FileData
 
 
 class Dialect(NamedTuple):
-    """`name_from` says where an embedding's name is in such a file, for most dialects differ in that.
+    """`name_from` says where such a file has an embedding's name.
 
-    `write` gives the tensors and metadata of a safetensors file; those of pickles and images become kohya's or
-    one tensor an encoder, which every program reads that read the original.
-
-    `whole`: its writers give every encoder of a model, so a lone 768-wide tensor is no half of something larger.
+    `write` gives the tensors and metadata of a safetensors file; pickles and images are written as kohya's or as one
+    tensor an encoder, which every program reads that read the original. `whole`: its writers give every encoder of a
+    model, so a single 768-wide tensor is not half of a larger embedding. `verdicts`: what programs do with a dialect
+    whose vectors cannot be read as embeddings.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Dialect(NamedTuple):
     name_from: str = "file name"
     whole: bool = False
     write: Callable[[Contents], FileData] = keyed.write
+    verdicts: Callable[[Stored], dict[str, Verdict]] | None = None
 
 
 def _keyed(title: str, *keys: str, whole: bool = False, alone: str = "emb_params") -> Dialect:
@@ -75,8 +77,8 @@ DIALECTS: dict[str, Dialect] = {
     "diffusers": Dialect("diffusers learned_embeds", tokens.detect, tokens.read, "tensor name", write=tokens.write),
     "comfyui-list": Dialect("list of dicts (ComfyUI)", comfyui_list.detect, comfyui_list.read),
     "tensor": Dialect("a bare tensor", bare.detect, bare.read),
-    "xti": Dialect("extended textual inversion (XTI, P+)", xti.detect, xti.read),
+    "xti": Dialect("extended textual inversion (XTI, P+)", xti.detect, xti.read, verdicts=xti.verdicts),
 }
 
-# Those that single embeddings can be written in by name; what programs read is chosen by `programs` instead.
+# Dialects that --dialect takes; for --for, `programs` chooses.
 WRITABLE = ("kohya", "onetrainer", "lycoris", "encoders", "diffusers", "bundle", "a1111")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NoReturn
 
 from ..errors import ConvertError
+from ..programs import NAMES, programs
+from ..programs.verdict import Verdict
 from ..stored import Stored
 from . import cloneofsimo
 
@@ -25,8 +27,18 @@ def detect(file: Stored) -> bool:
 
 
 def read(file: Stored) -> NoReturn:
-    """Always raises ConvertError: no other program has a place for such vectors."""
+    """Always raises ConvertError: such vectors cannot be converted to an ordinary embedding."""
     raise ConvertError(
         f"{file.path}: this is an extended textual inversion (XTI): one vector for each of 16 layers of the U-Net, "
-        "which only kohya's gen_img_diffusers.py --XTI_embeddings can use; no ordinary embedding can be made of it"
+        "which only kohya's gen_img_diffusers.py --XTI_embeddings can use; it cannot be converted"
     )
+
+
+def verdicts(file: Stored) -> dict[str, Verdict]:
+    """kohya's generator uses all vectors, ComfyUI the first tensor for all layers, other programs none."""
+    no = Verdict("no", "", ("it has no embeddings with a vector for each layer of the U-Net",))
+    found = dict.fromkeys(NAMES, no)
+    found["kohya"] = Verdict("yes", file.stem, ("gen_img_diffusers.py --XTI_embeddings reads it",))
+    note = f"it uses {next(iter(file.tensors))} of the 16 tensors for all layers"
+    found["comfyui"] = Verdict("partly", programs()["comfyui"].prompted(file.stem, file.stem), (note,))
+    return found

@@ -39,13 +39,19 @@ class CheckpointPart(NamedTuple):
 
 
 class Signs(NamedTuple):
-    """How a LoRA of others shows its family: the start of modelspec.architecture (lower case, parted by `-`) and of
-    ss_base_model_version, and a regular expression for names of blocks that no other family has (empty: none), which is
-    searched in all names, each after a line break: `\\n` is found sooner than `^`."""
+    """How a LoRA of other programs shows its family.
+
+    `architectures`: starts of modelspec.architecture (lower case, separated by `-`); `base_models`: starts of
+    ss_base_model_version. `blocks` is a regular expression for names of blocks (empty: none), searched in all names,
+    each after a line break: `\\n` is found faster than `^`. It counts only if a module has one of `widths` as input,
+    where there are any, and then excludes the families of `over`, whose blocks have the same names.
+    """
 
     architectures: tuple[str, ...]
     base_models: tuple[str, ...]
     blocks: str
+    widths: tuple[int, ...] = ()
+    over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,13 +61,13 @@ class Family:
     `denoiser_kind` is empty for a family whose files are only converted, not trained. `denoiser_width` is the key of
     the denoiser's config that has the width of the text it attends to, `cross_attention` its value.
     `step_activations_mib` is what the denoiser keeps for the backward pass of one training step with one image of
-    `resolution`, embeddings only, in a 16-bit format, in MiB.
-    `draw_options` are arguments that its pipeline is always called with to draw.
-    `example` is the hub id of a well-known model of it, `clip_skip` whether programs let an earlier layer of its text
-    encoder be read. `checkpoint` says how one file holds the whole model, by
-    attribute of the pipeline; it is empty where we write no such file. `objective` is what its models are trained on:
-    `diffusion` or `flow` (flow matching). `predicting` has what is otherwise for models that do not predict what the
-    family's example does, by their scheduler's `prediction_type`.
+    `resolution`, embeddings only, in a 16-bit format, in MiB. `example` is the hub id of a well-known model,
+    `clip_skip` whether programs can use an earlier layer of its text encoder, `common` whether files for it are common
+    (where a width fits several families). `checkpoint` says how one file holds the whole model, by attribute of the
+    pipeline; it is empty where we write no such file. `objective` is what its models are trained on: `diffusion` or
+    `flow` (flow matching). `draw_options` are arguments that its pipeline is always called with to draw. `predicting`
+    has what differs for models that do not predict what the family's example does, by their scheduler's
+    `prediction_type`.
     """
 
     name: str
@@ -81,6 +87,7 @@ class Family:
     step_activations_mib: float = 0.0
     example: str = ""
     clip_skip: bool = False
+    common: bool = True
     draw_options: dict[str, Any] = field(default_factory=dict)
     checkpoint: dict[str, CheckpointPart] = field(default_factory=dict)
     predicting: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -116,9 +123,9 @@ def family_names() -> tuple[str, ...]:
 
 
 def possible_families(widths: Mapping[str, int]) -> list[str]:
-    """Families that have all these encoders (key to width); those that have no others come first."""
+    """Families that have all these encoders (key to width), common ones with the fewest others first."""
     fitting = [family for family in all_families().values() if widths.items() <= family.widths.items()]
-    return [family.name for family in sorted(fitting, key=lambda family: len(family.encoders))]
+    return [family.name for family in sorted(fitting, key=lambda family: (not family.common, len(family.encoders)))]
 
 
 def _family(data: dict) -> Family:
@@ -126,7 +133,8 @@ def _family(data: dict) -> Family:
     encoders = tuple(EncoderSpec(**encoder) for encoder in data.pop("encoders"))
     signs = data.pop("signs")
     about = {"objective": denoiser.get("objective", "diffusion")}
-    data["signs"] = Signs(tuple(signs["architectures"]), tuple(signs["base_models"]), signs["blocks"])
+    lists = {key: tuple(value) for key, value in signs.items() if key != "blocks"}
+    data["signs"] = Signs(blocks=signs["blocks"], **lists)
     data["checkpoint"] = {name: CheckpointPart(**part) for name, part in data.get("checkpoint", {}).items()}
     about |= {f"denoiser_{key}": denoiser.get(key, "") for key in ("kind", "module", "width")}
     return Family(encoders=encoders, **about, **data)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
+from ..families import Family
+from ..lora_modules import LoraModule
 from ..stored import Stored
 from .reading import Reading
 
@@ -24,7 +26,7 @@ class Reads(Protocol):
         """What the program makes of the file when a model with these encoders is loaded."""
 
     def reads_lora(self, file: Stored, widths: dict[str, int]) -> Reading:
-        """What it makes of the embeddings in a LoRA; `breaks` then says why the whole LoRA is refused."""
+        """What it makes of the embeddings in a LoRA; `refusal` says why the whole LoRA is not loaded."""
 
 
 class Layout(NamedTuple):
@@ -44,11 +46,14 @@ class Program:
     `how` has a sentence for `embedding`, `lora` and `model` (one file), and `folder` where it loads models as diffusers
     has them: what the user does with `{files}`, and `{type}`.
 
-    `dora` says whether it reads what a DoRA learns beside a LoRA. `lora_layouts` maps families (`*`: all) whose LoRAs
-    it wants otherwise than in kohya's layout with diffusers' names: `peft`, or `sgm` for Stability's names of blocks.
-    `several` is the dialect of a file with many embeddings of which it can use each, where there is one.
-    `characters` are those of file names, `embedding_characters` those of embeddings in LoRAs, which have no file (None:
-    all).
+    `runs` are the families whose models it runs (None: not known for the others). `dora`: it reads DoRA's magnitudes,
+    under the names `dora_keys`. `lora_layouts` maps families (`*`: all) to the layout it needs instead of kohya's with
+    diffusers' names: `peft`, or `sgm` for Stability's names of blocks. `lora_names` has, for families, the names of
+    modules it applies (or the program whose loader it uses), `lora_kinds` the kinds of `lora_modules`; modules of
+    `other_kinds` are `skipped`, or the whole LoRA is `refused`. `several` is the dialect of a file with many embeddings
+    all of which it can use. `characters` are those of file names, `embedding_characters` those of embeddings in LoRAs,
+    which have no file (None: all). `images`: it reads embeddings in images. `lower_case`: tokens of several vectors
+    must have no upper-case letters.
     """
 
     name: str
@@ -59,7 +64,7 @@ class Program:
     prompt: str
     lora_prompt: str
     characters: str | None
-    runs: list[str] | None  # families whose models it can run at all; None: all that are known here
+    runs: list[str] | None
     layouts: dict[str, Layout]
     embeddings_in_loras: str
     reserved: tuple[str, ...] = ()
@@ -68,8 +73,25 @@ class Program:
     several: str | None = None
     one_count: bool = True
     dora: bool = True
+    dora_keys: tuple[str, ...] = ("dora_scale",)
     lora_layouts: dict[str, str] = field(default_factory=dict)
+    lora_names: dict[str, list[str] | str] = field(default_factory=dict)
+    lora_kinds: tuple[str, ...] = ()
+    other_kinds: str = "skipped"
+    images: bool = False
+    lower_case: bool = False
     refuses: dict[str, str] = field(default_factory=dict)
+
+    def no_embeddings(self, family: Family) -> str:
+        """Why the program uses no embeddings of a family without a layout; empty if that is not known."""
+        if self.runs is not None and family.name not in self.runs:
+            return self.refuses.get(family.name, f"{self.title} cannot run {family.title}")
+        return self.refuses.get(family.name, self.refuses.get("*", ""))
+
+    def lora_names_of(self, family: str) -> list[str]:
+        """Regular expressions of the modules that the program looks for in a LoRA of a family; none: not known."""
+        names = next((names for families, names in self.lora_names.items() if family in families.split()), [])
+        return programs()[names].lora_names_of(family) if isinstance(names, str) else names
 
     def prompted(self, stem: str, embedding: str) -> str:
         """What the user types for the embedding of a file with this stem."""
@@ -79,6 +101,11 @@ class Program:
         """Whether a prompt can have this name of a file (or of an embedding in a LoRA) in it and mean the embedding."""
         allowed = self.embedding_characters if in_lora else self.characters
         return name not in self.reserved and (allowed is None or _made_of(allowed)(name) is not None)
+
+
+def mixed_counts(program: Program, counts: Sequence[int]) -> str:
+    """What to say of an embedding with different numbers of vectors in its encoders."""
+    return f"{' and '.join(map(str, counts))} vectors in its text encoders, which {program.title} mixes up"
 
 
 @cache
@@ -97,12 +124,16 @@ def _program(name: str) -> Program:
     layouts = {
         family: Layout(layout["dialect"], tuple(layout["files"])) for family, layout in data.pop("layouts").items()
     }
-    data["reserved"] = tuple(data.get("reserved", ()))
+    for key in ("reserved", "lora_kinds", "dora_keys"):
+        if key in data:
+            data[key] = tuple(data[key])
     return Program(name=name, layouts=layouts, **data)
 
 
 def reads(program: str, file: Stored, widths: dict[str, int]) -> Reading:
     """What `program` makes of `file` with a model whose encoders have these widths (encoder key to width)."""
+    if file.container == "image" and not programs()[program].images:
+        return Reading(refusal=f"{programs()[program].title} reads no embeddings in images")
     return _module(program).reads(file, widths)
 
 
@@ -111,6 +142,16 @@ def reads_lora(program: str, file: Stored, widths: dict[str, int]) -> Reading:
     all.
     """
     return _module(program).reads_lora(file, widths)
+
+
+def refuses_lora(
+    program: str, file: Stored, family: Family, modules: Sequence[LoraModule], unused: Sequence[str]
+) -> str:
+    """Why `program` applies nothing of a LoRA some of whose modules it knows; `unused` are tensors that belong to none
+    of those.
+    """
+    check = getattr(_module(program), "refuses_lora", None)
+    return check(file, family, modules, unused) if check is not None else ""
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..stored import Stored
 from .reading import BUNDLED, Reading, Vectors, bundle_tensors, clips, cut_at_first_dots, embedding, refused
-from .webui import parse_embedding, unsafe
+from .webui import embedding_name, parse_embedding, unsafe
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
@@ -21,8 +21,8 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     if "" in tensors:
         if len(encoders) != 1:
             return refused("one tensor as wide as both encoders together loads and then fails in a prompt")
-        return embedding(file.stem, dict.fromkeys(encoders, tensors[""]), file.tensors, file.tensors)
-    return embedding(file.stem, {key: tensors[key] for key in encoders}, file.tensors, encoders)
+        return embedding(embedding_name(file), dict.fromkeys(encoders, tensors[""]), file.tensors, file.tensors)
+    return embedding(embedding_name(file), {key: tensors[key] for key in encoders}, file.tensors, encoders)
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:

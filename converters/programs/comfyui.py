@@ -7,7 +7,7 @@ from ..tensor import RawTensor
 from .reading import REFUSED, Reading, Vectors, bundle_tensors, embedding, only_weights, refused, string_to_param, width
 
 KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name ComfyUI looks for
-DEAF = ("gemma", "qwen")  # encoders that are given no folder of embeddings
+DEAF = ("gemma", "qwen", "qwen25_7b", "umt5xxl")  # encoders that are given no folder of embeddings
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..families import Family
+from ..lora_modules import LoraModule
 from ..slots import as_rows
 from ..stored import Stored
+from ..tensor import RawTensor
 from .reading import REFUSED, Reading, bundle_tensors, embedding, only_weights, refused, string_to_param, width
+
+FIRST_ONLY = "only the first vector is used: transformers 5 does not expand tokens with upper-case letters"
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
@@ -25,7 +34,31 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     fitting = [key for key, size in widths.items() if size == width(tensor)]
     if not fitting:
         return refused(f"no text encoder of the model takes vectors {width(tensor)} wide")
-    return embedding(token, {fitting[0]: as_rows(tensor)}, tensors, tensors)
+    found = embedding(token, {fitting[0]: as_rows(tensor)}, tensors, tensors)
+    return found if _expands(token, fitting[0], as_rows(tensor)) else replace(found, notes=(FIRST_ONLY,))
+
+
+def _expands(token: str, encoder: str, rows: RawTensor) -> bool:
+    """Whether `maybe_convert_prompt` replaces the token by the tokens of all vectors.
+
+    transformers 5 looks for added tokens in a prompt that CLIP's tokenizer has put in lower case, and gives them back
+    in lower case, so that a token with upper-case letters is not found among the added ones.
+    """
+    normal = unicodedata.normalize("NFC", token).lower()
+    return len(rows.shape) != 2 or rows.shape[0] < 2 or not encoder.startswith("clip") or token == normal
+
+
+def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], unused: Sequence[str]) -> str:
+    """Kohya's layout is converted only as a whole; otherwise every name must contain `lora`."""
+    flat = [name for name in file.tensors if not name.startswith("bundle_emb.")]
+    kohya = all(name.startswith(("lora_te", "lora_unet_")) for name in flat)
+    if family.denoiser_module == "unet":
+        if kohya and any(name.startswith("lora_unet_input_blocks") for name in flat) and len(family.encoders) == 1:
+            return "it converts Stability's names of blocks for SDXL alone"
+        strange = [name for name in flat if "lora" not in name]
+        if not kohya and strange:
+            return f"it refuses the whole LoRA because {strange[0][:60]!r} does not contain 'lora'"
+    return ""
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ..families import Family
+from ..lora_modules import LoraModule
 from ..stored import Stored
 from ..tensor import RawTensor
 from .reading import BUNDLED, Reading, clips, embedding, refused
-from .webui import parse_embedding
+from .webui import embedding_name, parse_embedding
 
 MOST_UNMATCHED = 12
 
@@ -31,14 +35,19 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
             used.update(file.tensors if source == "" else (key,))
     if not vectors or (joint and "" in tensors):
         return refused(f"its vectors are {size} wide, which no text encoder of this model expects")
-    return embedding(file.stem, vectors, file.tensors, used)
+    return embedding(embedding_name(file), vectors, file.tensors, used)
+
+
+def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], unused: Sequence[str]) -> str:
+    """More than 12 tensors that match no module make Forge skip the whole LoRA (load_lora_for_models)."""
+    if len(unused) > MOST_UNMATCHED:
+        return f"{len(unused)} tensors match no module, more than {MOST_UNMATCHED}: it skips the whole LoRA"
+    return ""
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """Embeddings are never used; with too many tensors that fit no module the LoRA is dropped
-    (load_lora_for_models).
-    """
+    """Embeddings are never used, and their tensors count as tensors that match no module."""
     unmatched = [name for name in file.tensors if name.startswith(BUNDLED) or "." not in name]
     if len(unmatched) > MOST_UNMATCHED:
-        return refused(f"{len(unmatched)} tensors fit no module, more than {MOST_UNMATCHED}: the whole LoRA is refused")
+        return refused(f"{len(unmatched)} tensors match no module, more than {MOST_UNMATCHED}: it skips the whole LoRA")
     return Reading(dropped=tuple(unmatched))

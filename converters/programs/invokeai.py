@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ..families import Family
+from ..lora_modules import LoraModule
 from ..stored import Stored
-from .reading import Reading, Vectors, bundle_tensors, embedding, refused, string_to_param, width
+from .reading import (
+    REFUSED,
+    Reading,
+    Vectors,
+    bundle_tensors,
+    embedding,
+    only_weights,
+    refused,
+    string_to_param,
+    width,
+)
 
 MOST = 10  # a file with as many tensors is taken for something else unless it is named learned_embeds
 
@@ -14,6 +28,8 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     Imitates configs/textual_inversion.py and backend/textual_inversion.py: a file with none of the known names
     is taken by the length of its FIRST dimension, so a 2-D `{token: vectors}` is refused.
     """
+    if not only_weights(file):
+        return refused(REFUSED)
     tensors = file.tensors
     if not tensors:
         return refused("there is no tensor")
@@ -48,6 +64,14 @@ def _loaded(file: Stored, entries: Vectors, widths: dict[str, int]) -> Reading:
         return refused("an SDXL embedding needs both clip_l and clip_g")
     first = next(iter(tensors))
     return embedding(file.stem, {only: tensors[first]}, tensors, (first,))
+
+
+def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], unused: Sequence[str]) -> str:
+    """SDXL's keys must all have kohya's prefixes; any module that is not in the model makes the load fail."""
+    strange = [name for name in unused if not name.startswith("bundle_emb.")]
+    if family.denoiser_module == "unet" and strange:
+        return f"it refuses the whole LoRA because of {strange[0][:60]!r}"
+    return ""
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:

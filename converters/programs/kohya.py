@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from ..slots import as_rows
 from ..stored import Stored
-from .reading import Reading, bundle_tensors, embedding, refused, string_to_param, width
+from .reading import REFUSED, Reading, bundle_tensors, embedding, only_weights, refused, string_to_param, width
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
     """One embedding called like the file: the first tensor, or for SDXL clip_l and clip_g by name."""
+    if not only_weights(file):
+        return refused(REFUSED)
     tensors = file.tensors
     if widths.keys() == {"clip_l", "clip_g"}:
         if not all(key in tensors and width(tensors[key]) == size for key, size in widths.items()):

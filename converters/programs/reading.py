@@ -23,12 +23,14 @@ Vectors = dict[str, RawTensor]
 class Reading:
     """`embeddings` maps what the program calls an embedding to its vectors by encoder key of the loaded model.
 
-    `dropped` names tensors that go unused, `breaks` says why nothing loads (then `embeddings` is empty).
+    `dropped` names unused tensors, `refusal` says why nothing loads (then `embeddings` is empty),
+    `notes` what else goes wrong in use.
     """
 
     embeddings: dict[str, Vectors] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     refusal: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def embedding(name: str, vectors: Vectors, tensors: Iterable[str], used: Iterable[str]) -> Reading:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..families import Family
+from ..lora_modules import LoraModule
 from ..stored import Stored
 from ..tensor import RawTensor
 from .reading import (
     BUNDLED,
+    REFUSED,
     Reading,
     Vectors,
     bundle_tensors,
     cut_at_first_dots,
     embedding,
+    only_weights,
     refused,
     string_to_param,
     width,
@@ -27,6 +32,8 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     """
     if Path(file.path).suffix.lower() not in (".safetensors", ".pt"):
         return refused("only .safetensors and .pt files are listed")
+    if not only_weights(file):
+        return refused(REFUSED)
     tensors = file.tensors
     if file.container != "safetensors":
         lone = string_to_param(tensors).get("*")
@@ -44,6 +51,16 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
             if width(tensor) == size:
                 vectors[key] = tensor
     return embedding(file.stem, vectors, file.tensors, tensors)
+
+
+def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], unused: Sequence[str]) -> str:
+    """A kohya LoRA of a transformer is converted first, which fails if anything else is in the file: then nothing of
+    the transformer is left (modules/lora/lora_load.py, lora_convert.py).
+    """
+    if not {"clip_l", "t5"} <= family.widths.keys() or not any(name.startswith("lora_unet_") for name in file.tensors):
+        return ""
+    others = [name for name in file.tensors if not name.startswith("lora_unet_")]
+    return f"its conversion of kohya's layout drops the transformer because of {others[0][:60]!r}" if others else ""
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:

@@ -36,6 +36,11 @@ def parse_embedding(file: Stored) -> tuple[dict[str, RawTensor], int] | str:
     return "it cannot tell what the file is"
 
 
+def embedding_name(file: Stored) -> str:
+    """What it calls the embedding: an image says it itself, any other file is called like its embedding."""
+    return file.metadata.get("name") or file.stem if file.container == "image" else file.stem
+
+
 def unsafe(file: Stored) -> str:
     """Why A1111's check of pickles refuses the file; empty if it does not."""
     strange = [member for member in file.members if not re.fullmatch(_MEMBERS, member)]

@@ -1,4 +1,4 @@
-"""How much a run writes, whether the disks have room for it, and whether its folders can be written."""
+"""Disk checks: how much a run writes, free space, and whether its folders are writable."""
 
 from __future__ import annotations
 
@@ -26,151 +26,155 @@ _ONE = {"probe": RawTensor("F32", (1,), b"\0\0\x80\x3f")}
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder and what is written there. A run does without a place that is not `needed`."""
+class OutputFolder:
+    """A folder and what is written to it. A run works without folders that are not `required`."""
 
-    what: str
+    content: str
     folder: Path
-    needed: bool = True
+    required: bool = True
 
 
-def places_of(recipe: Recipe, out: Path | None) -> Iterator[Place]:
-    """The run's folder with those that are in it already, the cache of encoded images, folders of class images."""
+def output_folders(recipe: Recipe, out: Path | None) -> Iterator[OutputFolder]:
+    """The run folder and its subfolders, the cache of encoded images, folders of class images."""
     folder = (out or Path("runs") / recipe.name).absolute()
-    yield Place("run", folder if out is not None else folder.parent)
+    yield OutputFolder("run", folder if out is not None else folder.parent)
     if out is not None and folder.is_dir():
-        for inside in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            yield Place(inside.name, inside)
+        for subfolder in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+            yield OutputFolder(subfolder.name, subfolder)
     cache = cache_folder(recipe.data.cache_latents, None)
     if cache is not None:
-        yield Place("encoded images", cache.absolute(), needed=False)
+        yield OutputFolder("encoded images", cache.absolute(), required=False)
     for concept in recipe.concepts:
-        if concept.generate is not None and _lacking(concept.images, concept.generate.count, concept.recursive):
-            yield Place("class images", concept.images)
+        if concept.generate is not None and _has_too_few(concept.images, concept.generate.count, concept.recursive):
+            yield OutputFolder("class images", concept.images)
 
 
-def try_save(place: Place) -> str | None:
-    """Save a tensor there as exports are saved, read it, and take it away again; what went wrong, in embeddings."""
-    made = [folder for folder in (place.folder, *place.folder.parents) if not folder.exists()]
-    probe = place.folder / PROBE
+def try_save(target: OutputFolder) -> str | None:
+    """Save a tensor as exports are saved, re-read it and delete it. Returns an error message or None."""
+    created = [folder for folder in (target.folder, *target.folder.parents) if not folder.exists()]
+    probe = target.folder / PROBE
     try:
-        place.folder.mkdir(parents=True, exist_ok=True)
+        target.folder.mkdir(parents=True, exist_ok=True)
         safetensors_file.write(probe, _ONE, {}, overwrite=True)
         tensors, _ = safetensors_file.read(probe)
         if bytes(tensors["probe"].data) != _ONE["probe"].data:
-            return f"{place.folder}: gives back other bytes than were written"
+            return f"{target.folder}: returns other bytes than were written; check the disk"
         probe.unlink()
     except (OSError, ConvertError) as error:
-        text = f"{place.folder}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+        text = f"{target.folder}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
         return text.replace(f"{os.sep}{PROBE}: ", ": ")
     finally:
-        for folder in made:
-            with suppress(OSError):  # somebody else has put something there
+        for folder in created:
+            with suppress(OSError):  # another process has written to it
                 folder.rmdir()
     return None
 
 
-def _lacking(folder: Path, count: int, recursive: bool) -> bool:
+def _has_too_few(folder: Path, count: int, recursive: bool) -> bool:
     with suppress(OSError):
         return len(files_in(folder, recursive=recursive).images) < count
     return True
 
 
-FILE = 4096  # bytes that any file takes at least
-PIXEL = 2  # bytes of a PNG for each of its pixels
-LINE = 400  # bytes of metrics for each step, and for each vector of a batch's embeddings
+FILE = 4096  # minimum bytes of a file
+PIXEL = 2  # bytes of a PNG per pixel
+LINE = 400  # bytes of metrics per step, and per vector in a batch
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 RESERVE = 1.1
 
 
 @dataclass(frozen=True)
-class Written:
-    """What is written to a folder: `least` is sure, `most` counts everything that may be there at one time."""
+class WriteEstimate:
+    """Bytes written to a folder: the minimum, and the maximum that may exist at one time."""
 
-    what: str
+    content: str
     folder: Path
     least: int
     most: int
 
 
 @dataclass(frozen=True)
-class Room:
-    """One file system: what is written to it, and the bytes that are free. `there` is what of it is there already."""
+class Disk:
+    """One file system: bytes written to it, bytes already written by this run, and free bytes."""
 
     folder: Path
     least: int
     most: int
-    there: int
+    written: int
     free: int
 
 
-def writes(recipe: Recipe, needs: Needs, folder: Path, shown: int, channels: int, edge: int) -> Iterator[Written]:
-    """What a run writes; `shown` images of `edge` pixels a side are encoded to `channels` each."""
+def writes(
+    recipe: Recipe, needs: Needs, folder: Path, images: int, channels: int, edge: int
+) -> Iterator[WriteEstimate]:
+    """What a run writes; `images` training images of `edge` x `edge` pixels are encoded to `channels` channels."""
     points = [_checkpoint(stage, needs) for stage in needs.stages]
     largest = max(points, default=0)
     if recipe.checkpoint.every.unit != "never":
-        yield Written("checkpoints", folder, largest, largest * (recipe.checkpoint.keep + 1))
+        yield WriteEstimate("checkpoints", folder, largest, largest * (recipe.checkpoint.keep + 1))
     exported = [_exported(options, recipe, needs) for _, options in recipe.stages_with(ExportOptions)]
     trained = [options for _, options in recipe.stages_with(TrainOptions)]
-    yield Written("exports", folder, sum(exported), sum(exported))
+    yield WriteEstimate("exports", folder, sum(exported), sum(exported))
     saves = sum(_saves(options, exported[-1] if exported else needs.embeddings * VALUE) for options in trained)
-    yield Written("saves", folder, 0, saves)
-    yield Written("finished embeddings", folder, 0, needs.embeddings * VALUE * 2 if _finishes(recipe) else 0)
-    drawn = 2 * len(recipe.samples.prompts) * recipe.samples.count + sum(
-        _watched(options, recipe) for options in trained
+    yield WriteEstimate("saves", folder, 0, saves)
+    yield WriteEstimate("finished embeddings", folder, 0, needs.embeddings * VALUE * 2 if _has_stops(recipe) else 0)
+    samples = 2 * len(recipe.samples.prompts) * recipe.samples.count + sum(
+        _sample_images(options, recipe) for options in trained
     )
-    yield Written("images", folder, 0, drawn * edge * edge * PIXEL)
+    yield WriteEstimate("images", folder, 0, samples * edge * edge * PIXEL)
     steps = sum(options.steps // options.log_every for options in trained)
-    yield Written("metrics", folder, 0, steps * LINE * 2)
-    kept = cache_folder(recipe.data.cache_latents, folder)
-    if kept is not None:
-        variants = recipe.data.variants if any(_varied(concept) for concept in recipe.concepts) else 1
+    yield WriteEstimate("metrics", folder, 0, steps * LINE * 2)
+    cache = cache_folder(recipe.data.cache_latents, folder)
+    if cache is not None:
+        variants = recipe.data.variants if any(_has_variants(concept) for concept in recipe.concepts) else 1
         size = 2 * VALUE * channels * (edge // 8) ** 2 + FILE
-        yield Written("encoded images", kept, 0, shown * variants * size)
+        yield WriteEstimate("encoded images", cache, 0, images * variants * size)
 
 
-def rooms(written: Sequence[Written], run: Path | None) -> list[Room]:
-    """The file systems that are written to, each once; `run` is a folder that may hold some of it already."""
-    found: dict[int, Room] = {}
+def disk_usage(written: Sequence[WriteEstimate], run: Path | None) -> list[Disk]:
+    """The file systems that a run writes to; `run` is its folder, which may have files of it already."""
+    found: dict[int, Disk] = {}
     for one in written:
         near = next(folder for folder in (one.folder, *one.folder.parents) if folder.exists())
         device = os.stat(near).st_dev
-        before = found.get(device) or Room(near, 0, 0, 0, shutil.disk_usage(near).free)
-        found[device] = Room(before.folder, before.least + one.least, before.most + one.most, before.there, before.free)
+        before = found.get(device) or Disk(near, 0, 0, 0, shutil.disk_usage(near).free)
+        found[device] = Disk(
+            before.folder, before.least + one.least, before.most + one.most, before.written, before.free
+        )
     if run is not None and run.is_dir():
-        device, there = os.stat(run).st_dev, sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+        device, size = os.stat(run).st_dev, sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
         if device in found:
-            room = found[device]
-            found[device] = Room(room.folder, room.least, room.most, there, room.free)
+            disk = found[device]
+            found[device] = Disk(disk.folder, disk.least, disk.most, size, disk.free)
     return list(found.values())
 
 
-def room_findings(found: Sequence[Room]) -> tuple[list[str], list[str]]:
-    """Errors where not even what is sure fits, warnings where it gets tight."""
+def disk_problems(disks: Sequence[Disk]) -> tuple[list[str], list[str]]:
+    """Errors if the minimum does not fit, warnings if the maximum may not."""
     errors, warnings = [], []
-    for room in found:
-        if room.least - room.there > room.free:
-            errors.append(f"{room.folder}: {format_bytes(room.free)} are free, and the run writes {format_bytes(room.least)} at least; "
-                          "make room, or choose another --out")  # fmt: skip
-        elif RESERVE * room.most - room.there > room.free:
-            warnings.append(f"{room.folder}: {format_bytes(room.free)} are free, and the run may write {format_bytes(room.most)}; "
-                            "checkpoint.keep, save.keep and model_dtype make it less")  # fmt: skip
+    for disk in disks:
+        if disk.least - disk.written > disk.free:
+            need = f"the run writes at least {format_bytes(disk.least)}, {format_bytes(disk.free)} are free"
+            errors.append(f"{disk.folder}: {need}; free some space, or choose another --out")
+        elif RESERVE * disk.most - disk.written > disk.free:
+            need = f"the run writes up to {format_bytes(disk.most)}, {format_bytes(disk.free)} are free"
+            warnings.append(f"{disk.folder}: {need}; checkpoint.keep, save.keep and model_dtype reduce it")
     return errors, warnings
 
 
 def _checkpoint(stage: StageNeeds, needs: Needs) -> int:
-    """The embeddings' rows, with what is kept of them where they are trained; weights in float32."""
-    still = 0 if any(one.name == "embeddings" for one in stage.moved) else needs.embeddings
-    return stage.bytes + (still + stage.still) * VALUE
+    """Bytes of a checkpoint: vectors and weights in float32 with their optimizer state."""
+    frozen = 0 if any(one.name == "embeddings" for one in stage.trained) else needs.embeddings
+    return stage.bytes + (frozen + stage.frozen) * VALUE
 
 
 def _exported(options: ExportOptions, recipe: Recipe, needs: Needs) -> int:
-    narrow = BYTES[options.dtype]
+    value = BYTES[options.dtype]
     targets = [programs()[name] for name in options.targets]
-    embeddings = needs.embeddings * narrow * (1 + len(targets)) + FILE * len(recipe.embeddings) * (1 + len(targets))
+    embeddings = needs.embeddings * value * (1 + len(targets)) + FILE * len(recipe.embeddings) * (1 + len(targets))
     bundled = sum(options.bundle and one.embeddings_in_loras.startswith("yes") for one in targets)
-    lora = needs.lora * narrow * (1 + bundled)
-    model = needs.whole * BYTES[options.model_dtype] * len(options.model) if needs.tuned else 0
+    lora = needs.lora * value * (1 + bundled)
+    model = needs.model_values * BYTES[options.model_dtype] * len(options.model) if needs.finetuned else 0
     return embeddings + lora + model
 
 
@@ -182,7 +186,7 @@ def _saves(options: TrainOptions, exported: int) -> int:
     return round(exported * (min(times, save.keep) if save.keep else times) + exported)
 
 
-def _watched(options: TrainOptions, recipe: Recipe) -> int:
+def _sample_images(options: TrainOptions, recipe: Recipe) -> int:
     watch = options.watch
     if not watch or not watch.sample_every:
         return 0
@@ -191,17 +195,17 @@ def _watched(options: TrainOptions, recipe: Recipe) -> int:
 
 
 def _times(every: str, total: int) -> float:
-    """How often something comes in a stage; by the clock or by epochs nobody knows, so twenty times."""
+    """How often an interval occurs in a stage; for times and epochs an assumed 20."""
     rule = parse_stop(every)
     steps = {"steps": rule.value, "percent": rule.value * total / 100}.get(rule.unit)
     return total // max(1.0, steps) if steps else 20.0
 
 
-def _finishes(recipe: Recipe) -> bool:
+def _has_stops(recipe: Recipe) -> bool:
     return any(embedding.stop_after.unit != "never" for embedding in recipe.embeddings)
 
 
-def _varied(concept: object) -> bool:
+def _has_variants(concept: object) -> bool:
     from ..data.augment import varies
 
     return varies(concept)  # type: ignore[arg-type]

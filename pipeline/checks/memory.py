@@ -1,4 +1,4 @@
-"""Whether model, trained values and activations fit into the memory of the device: a rough look."""
+"""A rough estimate whether model, trained weights and activations fit into the device's memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ VALUE = 4  # bytes of a float32
 
 
 @dataclass(frozen=True)
-class Moved:
-    """What one optimizer moves: so many values, with so many bytes of state and averages beside them.
+class TrainedPart:
+    """What one optimizer trains: its values, and the bytes of optimizer state and EMA weights.
 
-    `copied` says that the model's own weights are half as long, so that float32 copies of them are moved.
+    `copied`: the model's weights are 16-bit, so float32 copies are trained.
     """
 
     name: str
@@ -33,31 +33,30 @@ class Moved:
 
 @dataclass(frozen=True)
 class StageNeeds:
-    """A train stage, by its place among the stages: what it moves, and weights that earlier stages have moved."""
+    """One train stage by its index: what it trains, and values trained by earlier stages that are frozen in it."""
 
     stage: int
-    moved: tuple[Moved, ...]
-    still: int
+    trained: tuple[TrainedPart, ...]
+    frozen: int
 
     @property
     def bytes(self) -> int:
-        """Trained values in float32, with all that is kept beside them."""
-        return sum(VALUE * one.values + one.state for one in self.moved)
+        """Trained values in float32 with their state."""
+        return sum(VALUE * one.values + one.state for one in self.trained)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run trains. `embeddings` are the float32 values of all embeddings' vectors, `lora` those of the LoRA at
-    the end; `tuned`: whether weights of the model are. `frozen` are the bytes of the model as it is loaded, `whole` its
-    values, `channels` those of an encoded image, `activations` the bytes that the denoiser keeps of one image of `edge`
-    pixels for the backward pass (0: nobody has counted).
+    """What a run needs. `embeddings` and `lora`: numbers of float32 values; `finetuned`: whether model weights train.
+    `model_bytes`, `model_values`: of the loaded model; `channels`: of latents; `activations`: bytes per image of `edge`
+    pixels for the backward pass of the denoiser (0: unknown).
     """
 
     embeddings: int
     lora: int
-    tuned: bool
-    frozen: int
-    whole: int
+    finetuned: bool
+    model_bytes: int
+    model_values: int
     channels: int
     activations: int
     edge: int
@@ -65,10 +64,9 @@ class Needs:
 
 
 def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str, int]]) -> Needs:
-    """Count on `model`, which gets the recipe's LoRAs; `vectors` has how many each embedding has, by encoder key.
+    """Count with `model`, to which the recipe's LoRAs are added; `vectors`: number per embedding and text encoder.
 
-    Raises StageError for what no stage could do: a LoRA or fine-tune that fits no layer, a part the model does not
-    have, an optimizer whose library is not here.
+    Raises StageError for a LoRA or fine-tune that matches no layer, an unknown part, or a missing optimizer library.
     """
     width = {encoder.key: encoder.table.shape[1] for encoder in model.encoders}
     embeddings = sum(count * width[key] for one in vectors.values() for key, count in one.items() if key in width)
@@ -76,30 +74,30 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     stages: list[StageNeeds] = []
     before: dict[str, int] = {}
     for index, options in recipe.stages_with(TrainOptions):
-        moved = _moved(model, options, embeddings, recipe)
-        now = {one.name: one.values for one in moved if one.name != "embeddings"}
-        stages.append(StageNeeds(index, moved, sum(count for name, count in before.items() if name not in now)))
+        trained = _trained_parts(model, options, embeddings, recipe)
+        now = {one.name: one.values for one in trained if one.name != "embeddings"}
+        stages.append(StageNeeds(index, trained, sum(count for name, count in before.items() if name not in now)))
         before |= now
     lora = sum(count for name, count in before.items() if name.startswith("lora."))
-    tuned = any(name.startswith("finetune.") for name in before)
+    finetuned = any(name.startswith("finetune.") for name in before)
     family = model.family
     usual = getattr(model.denoiser.config, family.denoiser_width, None) == family.cross_attention
     activations = round(family.step_activations_mib * 2**20 * model.dtype.itemsize / 2) if usual else 0
     return Needs(
-        embeddings, lora, tuned, whole * model.dtype.itemsize, whole, int(model.pipe.vae.config.latent_channels),
+        embeddings, lora, finetuned, whole * model.dtype.itemsize, whole, int(model.pipe.vae.config.latent_channels),
         activations, family.resolution, tuple(stages),
     )  # fmt: skip
 
 
-def _moved(model: Model, options: TrainOptions, embeddings: int, recipe: Recipe) -> tuple[Moved, ...]:
+def _trained_parts(model: Model, options: TrainOptions, embeddings: int, recipe: Recipe) -> tuple[TrainedPart, ...]:
     ema = options.ema
     found = []
     if options.embeddings and recipe.trained:
-        found.append(Moved("embeddings", embeddings, _state(embeddings, options.optimizer, ema)))
+        found.append(TrainedPart("embeddings", embeddings, _state(embeddings, options.optimizer, ema)))
     for trainable in weight_trainers(model, options, recipe.seed):
         values = sum(master.numel() for master in trainable.masters.values())
         copied = any(trainable.masters[name] is not weight for name, weight in trainable.parameters.items())
-        found.append(Moved(trainable.name, values, _state(values, trainable.settings.optimizer, ema), copied))
+        found.append(TrainedPart(trainable.name, values, _state(values, trainable.settings.optimizer, ema), copied))
     return tuple(found)
 
 
@@ -108,13 +106,13 @@ def _state(values: int, optimizer: OptimizerOptions, ema: float | None) -> int:
     return round(values * (row.state_bytes + (0 if ema is None or row.averages_itself else VALUE)))
 
 
-CHECKPOINTED = 0.15  # of a step's activations, with gradient_checkpointing
+CHECKPOINTED = 0.15  # share of the activations with gradient_checkpointing
 _LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device: `least` for weights and what is trained, `most` with activations; `free` now, `total`."""
+    """Bytes on the device: `least` without and `most` with activations; `free` now, `total`."""
 
     least: int
     most: int
@@ -123,36 +121,35 @@ class Memory:
 
 
 def memory_of(recipe: Recipe, needs: Needs, device: torch.device, edge: int) -> Memory | None:
-    """What the hungriest train stage takes, and what the device has; None where the device does not tell."""
-    there = device_memory(device)
-    if there is None:
+    """Memory of the largest train stage and of the device; None if the device does not report its memory."""
+    available = device_memory(device)
+    if available is None:
         return None
     options = dict(recipe.stages_with(TrainOptions))
-    sums = [(needs.frozen, needs.frozen)]
+    sums = [(needs.model_bytes, needs.model_bytes)]
     for stage in needs.stages:
-        least = needs.frozen + _trained(stage)
+        least = needs.model_bytes + _trained_bytes(stage)
         sums.append((least, least + _activations(options[stage.stage], needs, edge)))
-    return Memory(max(least for least, _ in sums), max(most for _, most in sums), *there)
+    return Memory(max(least for least, _ in sums), max(most for _, most in sums), *available)
 
 
-def memory_findings(memory: Memory | None, device: torch.device) -> tuple[list[str], list[str]]:
-    """An error where even an empty device is too small for what is sure, a warning where it gets tight."""
+def memory_problems(memory: Memory | None, device: torch.device) -> tuple[list[str], list[str]]:
+    """An error if the minimum exceeds the device's total memory, a warning if the maximum exceeds its free memory."""
     if memory is None:
         return [], []
-    where = "this machine's memory" if device.type == "cpu" else f"the memory of {device}"
-    less = "model.dtype = 'bfloat16', a smaller batch_size with gradient_accumulation, gradient_checkpointing = true"
+    where = "RAM" if device.type == "cpu" else f"memory of {device}"
+    fix = "model.dtype = 'bfloat16', a smaller batch_size with gradient_accumulation, gradient_checkpointing = true"
     if memory.least > memory.total:
-        return [f"{where} is {format_bytes(memory.total)}, and the model with what is trained takes {format_bytes(memory.least)} "
-                f"before the first image; try {less}"], []  # fmt: skip
+        need = f"at least {format_bytes(memory.least)} needed before the first image"
+        return [f"{where}: {need}, {format_bytes(memory.total)} in total; try {fix}"], []
     if memory.most > memory.free:
-        return [], [
-            f"{format_bytes(memory.free)} of {where} are free, and a step may take {format_bytes(memory.most)}; try {less}"
-        ]
+        need = f"a step needs up to {format_bytes(memory.most)}"
+        return [], [f"{where}: {need}, {format_bytes(memory.free)} are free; try {fix}"]
     return [], []
 
 
 def device_memory(device: torch.device) -> tuple[int, int] | None:
-    """Free and total bytes of a device; None where nobody tells."""
+    """Free and total bytes of a device; None if unknown."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free), int(total)
@@ -166,7 +163,7 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
 
 
 def _machine() -> tuple[int, int]:
-    """Of the machine with its swap, or of the container that the process is in."""
+    """Free and total bytes of the machine with swap, or of the container."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -176,15 +173,15 @@ def _machine() -> tuple[int, int]:
         free, total = free + int(swap.free), total + int(swap.total)
     try:
         limit, used = int(_LIMIT.read_text("ascii")), int(_USED.read_text("ascii"))
-    except (OSError, ValueError):  # no container, or none with a limit
+    except (OSError, ValueError):  # no container, or no limit
         return free, total
     return min(free, limit - used), min(total, limit)
 
 
-def _trained(stage: StageNeeds) -> int:
-    """What a stage keeps beside the model: float32 values where the model's are others, gradients, state, averages."""
+def _trained_bytes(stage: StageNeeds) -> int:
+    """Bytes of a stage in addition to the model: float32 copies, gradients, optimizer state, EMA weights."""
     total = 0
-    for one in stage.moved:
+    for one in stage.trained:
         own = one.name.startswith("finetune.")
         total += one.state + VALUE * one.values * (1 if own and not one.copied else 2)
         total += one.values * (2 if one.copied else 0)
@@ -192,7 +189,7 @@ def _trained(stage: StageNeeds) -> int:
 
 
 def _activations(options: TrainOptions, needs: Needs, edge: int) -> int:
-    """What a step keeps of its batch for the backward pass."""
+    """Bytes of activations of one step."""
     pixels = ((options.resolution or edge) / needs.edge) ** 2
     share = CHECKPOINTED if options.gradient_checkpointing else 1.0
     return round(needs.activations * options.batch_size * pixels * share)

@@ -1,4 +1,4 @@
-"""Is the model there, and which family is it? Reads small JSON files only, never weights."""
+"""Checks of the model: does it exist, and which family is it? Reads small JSON files only, no weights."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ BASE = ("model", "base")
 
 
 def model_findings(spec: ModelSpec) -> Iterator[Finding]:
-    """What is wrong with `[model]`, as far as it shows without loading it."""
+    """Checks of `[model]` without loading it."""
     path = local_path(spec)
     if path is None:
         if _is_hub_id(spec.base):
             return
         hint = "; did you mean 'micro'?" if nearest(spec.base, ["micro"]) else ""
-        yield Finding(BASE, f"'{spec.base}' is no file or folder, and no hub id (owner/name){hint}")
+        yield Finding(BASE, f"'{spec.base}' is not a file, a folder or a hub id (owner/name){hint}")
     elif not os.path.exists(path):
         yield Finding(BASE, f"{path} does not exist{did_you_mean_path(path)}")
     elif path.is_dir() and not (path / "model_index.json").is_file():
-        yield Finding(BASE, f"{path} has no model_index.json, so it is no diffusers folder")
+        yield Finding(BASE, f"{path} is not a diffusers folder: no model_index.json")
     elif path.is_file():
         yield from _checkpoint(spec, path)
     elif not path.is_dir():
-        yield Finding(BASE, f"{path} is no regular file and no folder")
+        yield Finding(BASE, f"{path} is neither a regular file nor a folder")
     else:
         try:
             check_model_folder(path)
@@ -43,23 +43,27 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
 
 
 def layer_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:
-    """What is wrong with the layer of the text encoder that is to be read."""
+    """Checks of clip_skip."""
     if spec.clip_skip > 1 and family is not None and not family.clip_skip:
-        yield Finding(("model", "clip_skip"), f"{family.title} has one layer that is read; leave clip_skip out")
+        yield Finding(("model", "clip_skip"), f"clip_skip is not supported for {family.title}; remove it")
 
 
 def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:
     if path.suffix.lower() not in CHECKPOINTS:
-        yield Finding(BASE, f"{path} is no checkpoint; one ends in {' or '.join(CHECKPOINTS)}")
+        yield Finding(BASE, f"{path} is not a checkpoint ({' or '.join(CHECKPOINTS)})")
     if spec.family is None:
-        yield Finding(BASE, f"a single file does not tell its family; add family = one of {', '.join(families())}")
+        yield Finding(
+            BASE, f"the family of a single-file checkpoint must be given: family = one of {', '.join(families())}"
+        )
     if spec.config is None:
-        text = "without config = a diffusers folder of the same family, the hub is asked for layout and tokenizers"
+        text = (
+            "without config, tokenizers and configuration are downloaded; set config = a diffusers folder of the family"
+        )
         yield Finding(BASE, text, "warning")
     elif Path(spec.config).is_absolute():
         try:
             if not Path(spec.config).is_dir():
-                raise StageError(f"{spec.config} is no folder")
+                raise StageError(f"{spec.config} is not a folder")
             check_model_folder(Path(spec.config))
         except (StageError, OSError) as error:
             yield Finding(("model", "config"), str(error))

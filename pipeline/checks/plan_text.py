@@ -1,4 +1,4 @@
-"""A plan as a page for people, and as JSON for programs."""
+"""A plan as text and as JSON."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any
 
 from ..embeddings.initial import InitialTokens
 from ..recipe.model import EmbeddingSpec
-from .plan import EXAMPLES, SHOWN, Plan, PlannedCaption, PlannedStage, some
+from ..text import first_few, first_lines
+from .plan import MAX_CAPTIONS, MAX_EMBEDDINGS, Plan, PlannedCaption, PlannedStage
 from .survey import Survey
 
-SHAPES = 12  # shapes, and folders of images, that are listed
+MAX_FOLDERS = 12  # and image sizes
 
 
 def plan_text(plan: Plan) -> str:
-    """The page that `pivotune plan` prints."""
+    """The text that `pivotune plan` prints."""
     recipe = plan.recipe
-    embeddings = some(list(plan.embeddings)) or "no embedding"
-    lines = [f"{recipe.name}: teaches {embeddings} to {recipe.model.base}", "", "Stages"]
+    embeddings = first_few(list(plan.embeddings), MAX_EMBEDDINGS) or "no embeddings"
+    lines = [f"{recipe.name}: trains {embeddings} for {recipe.model.base}", "", "Stages"]
     lines += [line for number, stage in enumerate(plan.stages, 1) for line in _stage(number, stage)]
     lines += ["", "Embeddings"] + [
-        line for embedding in recipe.embeddings[:SHOWN] for line in _embedding(plan, embedding)
+        line for embedding in recipe.embeddings[:MAX_EMBEDDINGS] for line in _embedding(plan, embedding)
     ]
     lines += _more(len(recipe.embeddings))
     lines += (["", *_images(plan)] if plan.surveys else []) + ["", *_captions(plan)]
@@ -30,80 +31,82 @@ def plan_text(plan: Plan) -> str:
 def _stage(number: int, stage: PlannedStage) -> Iterator[str]:
     yield f"  {number}. {stage.kind:<9} {stage.takes} → {stage.gives}"
     if stage.steps:
-        yield f"     {'':<9} {stage.steps} steps, {stage.images} images seen, {stage.epochs:.1f} epochs"
+        yield f"     {'':<9} {stage.steps} steps, {stage.images} images, {stage.epochs:.1f} epochs"
 
 
 def _more(embeddings: int) -> list[str]:
-    return [f"  and {embeddings - SHOWN:,} more; --json has them all"] if embeddings > SHOWN else []
+    return [f"  and {embeddings - MAX_EMBEDDINGS:,} more (--json lists all)"] if embeddings > MAX_EMBEDDINGS else []
 
 
 def _embedding(plan: Plan, embedding: EmbeddingSpec) -> Iterator[str]:
-    still = "" if embedding.train else ", not trained"
-    start = f"the text {embedding.initial_text!r}" if embedding.base is None else f"the file {embedding.base.name}"
-    yield f"  {embedding.placeholder}  from {start}{still}"
+    frozen = "" if embedding.train else ", frozen"
+    start = f"initial text {embedding.initial_text!r}" if embedding.base is None else f"file {embedding.base.name}"
+    yield f"  {embedding.placeholder}  {start}{frozen}"
     for key, tokens in plan.embeddings[embedding.placeholder].items():
         yield f"    {key}: {_tokens(tokens)}"
 
 
 def _tokens(tokens: InitialTokens) -> str:
-    kept = joined(tokens.pieces[: tokens.kept]) or "nothing"
-    text = f"{len(tokens.ids)} {'vector' if len(tokens.ids) == 1 else 'vectors'}: kept {kept}"
+    kept = join_tokens(tokens.pieces[: tokens.kept]) or "nothing"
+    text = f"{len(tokens.ids)} {'vector' if len(tokens.ids) == 1 else 'vectors'}: {kept}"
     if tokens.cut:
-        text += f"; cut {joined(tokens.cut)}"
+        text += f"; truncated {join_tokens(tokens.cut)}"
     if tokens.padded:
-        text += f"; padded {joined(tokens.pieces[tokens.kept :])}"
+        text += f"; padded with {join_tokens(tokens.pieces[tokens.kept :])}"
     return text
 
 
-def joined(pieces: Sequence[str]) -> str:
-    """Tokens as embeddings, with `·` where an embedding goes on in the next token: `ring em·blem`."""
+def join_tokens(pieces: Sequence[str]) -> str:
+    """Tokens as text; `·` joins the tokens of one word of the text: `ring em·blem`."""
     return "".join(f"{p.removesuffix('</w>')} " if p.endswith("</w>") else f"{p}·" for p in pieces).rstrip(" ")
 
 
 def _images(plan: Plan) -> Iterator[str]:
-    """What an epoch shows; once for train stages that see the same."""
+    """The images of an epoch; identical train stages are listed once."""
     yield "Images"
-    said: list[Survey] = []
-    for index, seen in plan.surveys.items():
-        if seen in said:
+    shown: list[Survey] = []
+    for index, epoch in plan.surveys.items():
+        if epoch in shown:
             continue
-        said.append(seen)
-        mark = f" of stage {index + 1}" if len(set(map(repr, plan.surveys.values()))) > 1 else ""
-        for row in seen.concepts[:SHAPES]:
-            about = [f"{row.images} images", f"shown {row.shown:.4g} times an epoch{mark}"]
-            about += [f"{row.masked} with a mask"] if row.masked else []
-            about += [f"loss x {row.loss_weight:g}"] if row.loss_weight != 1 else []
-            about += ["prior"] if row.prior else []
-            yield f"  {row.folder}: {', '.join(about)}"
-        if len(seen.concepts) > SHAPES:
-            yield f"  and {len(seen.concepts) - SHAPES:,} more folders of images"
-        shapes = list(seen.shapes.items())
-        more = f" and {len(shapes) - SHAPES} more shapes" if len(shapes) > SHAPES else ""
-        yield f"  cut to {', '.join(f'{shape} ({count})' for shape, count in shapes[:SHAPES])}{more}"
-        yield f"  {seen.batches} batches an epoch, {seen.shown / seen.batches:.3g} images each on average"
-        for embedding, (count, shown) in list(seen.embeddings.items())[:SHOWN]:
-            yield f"  {embedding}: in {count} of {plan.images} images, shown {shown:.4g} times an epoch"
+        shown.append(epoch)
+        stage = f" of stage {index + 1}" if len(set(map(repr, plan.surveys.values()))) > 1 else ""
+        yield from (f"  {line}" for line in first_lines(_concepts(epoch, stage), MAX_FOLDERS, "folders of images"))
+        sizes = [f"{size} ({count})" for size, count in epoch.shapes.items()]
+        yield f"  cropped to {first_few(sizes, MAX_FOLDERS, 'sizes')}"
+        yield f"  {epoch.batches} batches per epoch with {epoch.shown / epoch.batches:.3g} images each on average"
+        for embedding, (count, times) in list(epoch.embeddings.items())[:MAX_EMBEDDINGS]:
+            yield f"  {embedding}: in {count} of {plan.images} images, sampled {times:.4g} times per epoch"
+
+
+def _concepts(epoch: Survey, stage: str) -> list[str]:
+    """A line for each concept."""
+    lines = []
+    for row in epoch.concepts:
+        facts = [f"{row.images} images", f"sampled {row.shown:.4g} times per epoch{stage}"]
+        facts += [f"{row.masked} with a mask"] if row.masked else []
+        facts += [f"loss weight {row.loss_weight:g}"] if row.loss_weight != 1 else []
+        facts += ["prior"] if row.prior else []
+        lines.append(f"{row.folder}: {', '.join(facts)}")
+    return lines
 
 
 def _captions(plan: Plan) -> Iterator[str]:
-    total = len(plan.captions)
-    held = some([f"{embedding} in {count}" for embedding, count in plan.holding.items()])
-    yield f"Captions: {total}, on {plan.images} images" + (f"; {held}" if held else "")
+    counts = [f"{embedding} in {count}" for embedding, count in plan.captions_with.items()]
+    rest = f"; {first_few(counts, MAX_EMBEDDINGS)}" if counts else ""
+    yield f"Captions: {len(plan.captions)}, on {plan.images} images{rest}"
     distinct = list({caption.before: caption for caption in plan.captions}.values())
-    for caption in distinct[:EXAMPLES]:
-        counts = ", ".join(f"{key} {count} of {plan.limits[key]} tokens" for key, count in caption.tokens.items())
+    for caption in distinct[:MAX_CAPTIONS]:
+        tokens = ", ".join(f"{key} {count} of {plan.limits[key]} tokens" for key, count in caption.tokens.items())
         yield f"  {caption.before}"
-        yield f"    → {caption.after}  ({counts})"
-    if len(distinct) > EXAMPLES:
-        yield f"  and {len(distinct) - EXAMPLES} more"
-    for caption in plan.lost[:10]:
-        yield f"  warning: {caption.image}: {', '.join(caption.lost)} stands behind the token limit and is never seen"
-    if len(plan.lost) > 10:
-        yield f"  warning: and {len(plan.lost) - 10} more captions like these"
+        yield f"    → {caption.after}  ({tokens})"
+    if len(distinct) > MAX_CAPTIONS:
+        yield f"  and {len(distinct) - MAX_CAPTIONS} more"
+    lines = [f"{one.image}: truncated before {', '.join(one.truncated)}" for one in plan.truncated]
+    yield from (f"  warning: {line}" for line in first_lines(lines, 10, "captions"))
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The same as data."""
+    """The plan as JSON."""
     return {
         "name": plan.recipe.name,
         "model": plan.recipe.model.base,
@@ -114,17 +117,17 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         },
         "token_limits": plan.limits,
         "images": plan.images,
-        "captions_with": plan.holding,
+        "captions_with": plan.captions_with,
         "epochs": {
             str(index + 1): {
-                **vars(seen),
-                "concepts": [vars(row) for row in seen.concepts],
+                **vars(epoch),
+                "concepts": [vars(row) for row in epoch.concepts],
                 "embeddings": {
                     embedding: {"images": count, "shown": shown}
-                    for embedding, (count, shown) in seen.embeddings.items()
+                    for embedding, (count, shown) in epoch.embeddings.items()
                 },
             }
-            for index, seen in plan.surveys.items()
+            for index, epoch in plan.surveys.items()
         },
         "captions": [_caption_json(caption) for caption in plan.captions],
     }

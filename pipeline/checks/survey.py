@@ -1,4 +1,4 @@
-"""What training will see of the images, counted before anything is loaded. Needs Pillow, not torch."""
+"""Counts the images of an epoch before anything is loaded. Needs Pillow, not torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..recipe.model import Concept, ModelSpec, Recipe
 
 @dataclass(frozen=True)
 class Image:
-    """One image of a concept: its upright size, its captions, and whether it has a mask in a file."""
+    """One image: its upright size, its captions, and whether it has a mask file."""
 
     path: Path
     concept: int
@@ -29,7 +29,7 @@ class Image:
 
 @dataclass(frozen=True)
 class ConceptCount:
-    """One concept: its images, those with a mask, and how many times an epoch shows one of them."""
+    """One concept: its images, those with a mask, and how often an epoch samples one of them."""
 
     folder: str
     images: int
@@ -41,10 +41,9 @@ class ConceptCount:
 
 @dataclass(frozen=True)
 class Survey:
-    """What an epoch shows of each concept, how many images have which shape, and how often each embedding is seen.
+    """An epoch: the samples of each concept, the number of images per crop size, and the samples of each embedding.
 
-    `embeddings` has the images that hold an embedding and how many times an epoch shows it; `shown` and `batches` are
-    of an epoch.
+    `embeddings`: images with the embedding in a caption, and how often an epoch samples it. `shown`: all samples.
     """
 
     concepts: tuple[ConceptCount, ...]
@@ -66,7 +65,7 @@ def survey_images(recipe: Recipe) -> list[Image]:
 
 
 def survey(recipe: Recipe, images: list[Image], resolution: int, batch_size: int) -> Survey:
-    """What a train stage of this resolution and batch size shows of the images that `look` found."""
+    """The epoch of a train stage with this resolution and batch size, for the images of `survey_images`."""
     places: list[list[int]] = [[] for _ in recipe.concepts]
     for place, one in enumerate(images):
         places[one.concept].append(place)
@@ -91,7 +90,7 @@ def _concept(concept: Concept, here: list[int], images: list[Image], shown: dict
 
 
 def stated_resolution(spec: ModelSpec) -> int | None:
-    """As `Model.resolution`, by the model's small files or its family; None where neither is known."""
+    """As `Model.resolution`, from the model's configuration or its family; None if unknown."""
     folder, family = local_path(spec), family_of(spec)
     if folder is None or family is None:
         return family.resolution if family is not None else None

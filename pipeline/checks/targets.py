@@ -1,4 +1,4 @@
-"""Can the programs that a recipe exports for use what it asks, and under which names?"""
+"""Checks of export targets: families, packs, names."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ...converters.programs import Program, programs
 from ..embeddings.placeholders import spelling
 from ..recipe.model import Recipe
 from ..recipe.options import ExportOptions, TrainOptions
-from ..recipe.problem import Finding, Place
+from ..recipe.problem import Finding, KeyPath
 
 
 def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
-    """Targets that do not fit the family, embeddings that a target cannot be called by."""
+    """Targets that do not support the family or packs, and placeholders that a target cannot use."""
     has_lora = any(options.lora for _, options in recipe.stages_with(TrainOptions))
     seen: set[tuple[int, str]] = set()
     for index, options in recipe.stages_with(ExportOptions):
         for number, target in enumerate(options.targets):
             program = programs()[target]
-            place: Place = ("stage", index, "targets", number)
+            key_path: KeyPath = ("stage", index, "targets", number)
             if family is not None and family.name not in program.layouts:
-                yield Finding(place, _unfit(program, family))
-            elif options.files != "each" and not _takes_packs(program, options, has_lora):
-                yield Finding(place, _one_embedding(program, options.files))
+                yield Finding(key_path, _family_message(program, family))
+            elif options.files != "each" and not _loads_packs(program, options, has_lora):
+                yield Finding(key_path, _packs_message(program, options.files))
         yield from _names(recipe, options, seen)
         bundled = [name for name in options.targets if programs()[name].embeddings_in_loras.startswith("yes")]
         packed = [name for name in bundled if options.files != "each" and programs()[name].several]
@@ -33,38 +33,38 @@ def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             yield from _dots(recipe, packed if not has_lora else bundled)
 
 
-def _takes_packs(program: Program, options: ExportOptions, has_lora: bool) -> bool:
-    """Whether it uses many embeddings from one file: a pack, or the LoRA that holds them all."""
+def _loads_packs(program: Program, options: ExportOptions, has_lora: bool) -> bool:
+    """Whether a program uses many embeddings from one file: a pack, or a LoRA with bundled embeddings."""
     return program.several is not None or (
         has_lora and options.bundle and program.embeddings_in_loras.startswith("yes")
     )
 
 
-def _one_embedding(program: Program, files: str) -> str:
+def _packs_message(program: Program, files: str) -> str:
     able = [name for name, other in programs().items() if other.several]
     return (
-        f"{program.title} takes one embedding from a file, so files = '{files}' is nothing for it: leave it out and use "
-        f"`pivotune split --for {program.name}` on what is written, or take files = 'each'; "
-        f"programs that use packs: {', '.join(able)}"
+        f"{program.title} loads one embedding per file, not files = '{files}'; remove this target and use "
+        f"`pivotune split --for {program.name}` on the exported files, or set files = 'each'; "
+        f"programs that load packs: {', '.join(able)}"
     )
 
 
-def _unfit(program: Program, family: Family) -> str:
-    cause = program.refuses.get(family.name, f"{program.title} takes no embeddings for {family.title}")
+def _family_message(program: Program, family: Family) -> str:
+    cause = program.refuses.get(family.name, f"{program.title} does not support embeddings for {family.title}")
     others = [name for name, other in programs().items() if family.name in other.layouts]
-    return f"{cause}; programs that do: {', '.join(others) or 'none'}"
+    return f"{cause}; supported by: {', '.join(others) or 'none'}"
 
 
 def _names(recipe: Recipe, options: ExportOptions, seen: set[tuple[int, str]]) -> Iterator[Finding]:
     for index, embedding in enumerate(recipe.embeddings):
-        place: Place = ("embedding", index, "placeholder")
-        alone = options.targets if options.files == "each" else ()  # in a pack an embedding is typed as it is
+        key_path: KeyPath = ("embedding", index, "placeholder")
+        alone = options.targets if options.files == "each" else ()  # in a pack the name is the placeholder
         try:
             plain, stems = safe_stem(embedding.placeholder), list(_stems(embedding.placeholder, alone))
         except ConvertError as error:
             if (index, "") not in seen:
                 seen.add((index, ""))
-                yield Finding(place, str(error))
+                yield Finding(key_path, str(error))
             continue
         typed: dict[str, list[str]] = {}
         for target, stem in stems:
@@ -74,12 +74,12 @@ def _names(recipe: Recipe, options: ExportOptions, seen: set[tuple[int, str]]) -
                 seen.add((index, target))
                 typed.setdefault(program.prompted(stem, embedding.placeholder), []).append(target)
         for prompt, targets in typed.items():
-            text = f"'{embedding.placeholder}' holds what {', '.join(targets)} cannot take; there people type {prompt}"
-            yield Finding(place, text, "warning")
+            text = f"{', '.join(targets)} cannot use all characters of '{embedding.placeholder}'; type {prompt} there"
+            yield Finding(key_path, text, "warning")
 
 
 def _stems(name: str, targets: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What each target calls the file of an embedding; targets that take the same characters have the same name."""
+    """The file name of an embedding for each target."""
     known: dict[str | None, str] = {}
     for target in targets:
         program = programs()[target]
@@ -93,14 +93,14 @@ def _dots(recipe: Recipe, targets: list[str]) -> Iterator[Finding]:
     for index, embedding in enumerate(recipe.embeddings):
         if "." in embedding.placeholder:
             text = (
-                f"'{embedding.placeholder}' has a dot, at which {', '.join(targets)} would cut it inside the LoRA file; "
-                "take another placeholder, or bundle = false"
+                f"'{embedding.placeholder}' has a dot, which ends the name in LoRA files for {', '.join(targets)}; "
+                "choose another placeholder, or set bundle = false"
             )
             yield Finding(("embedding", index, "placeholder"), text)
 
 
 def same_files(recipe: Recipe) -> Iterator[Finding]:
-    """Embeddings that would be written to files of the same name, on systems where case counts or not."""
+    """Embeddings that would be written to files of the same name, also on case-insensitive file systems."""
     files: dict[str, str] = {}
     for index, embedding in enumerate(recipe.embeddings):
         try:

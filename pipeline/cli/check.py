@@ -50,7 +50,7 @@ def _report(name: str, checked: Checked) -> dict[str, Any]:
         "problems": [{**vars(problem), "file": problem.file or name} for problem in checked.problems],
         "images": checked.images,
         "captions": checked.captions,
-        "captions_with": checked.holding,
+        "captions_with": checked.captions_with,
     }
 
 
@@ -58,7 +58,8 @@ def _summary(checked: Checked) -> str:
     """Images, captions, and the share of captions of each embedding: ` (10 images, 10 captions; <emblem> in 100 %)`."""
     if not checked.captions:
         return ""
-    shares = [f"{embedding} in {_share(count, checked.captions)} %" for embedding, count in checked.holding.items()]
+    counts = checked.captions_with.items()
+    shares = [f"{embedding} in {_share(count, checked.captions)} %" for embedding, count in counts]
     return f" ({checked.images} images, {checked.captions} captions; {first_few(shares, 8, 'embeddings')})"
 
 

@@ -15,7 +15,7 @@ from ...converters.dialects import WRITABLE
 from ...converters.embeddings import ConvertOptions, without_halves
 from ...converters.errors import ConvertError, NothingToDo, PlainImage, printable
 from ...converters.families import family_names
-from ...converters.folders import files_in
+from ...converters.folders import files_in, subfolder_of
 from ...converters.programs import NAMES
 from ...converters.safetensors_header import no_collector
 from ...converters.write import Written, strictly
@@ -185,7 +185,9 @@ def retarget(
     found = without_halves(files_in(paths))
     convert_files(
         found,
-        lambda files, path: operations.retarget(files, path, out, targets, options),
+        lambda files, path: operations.retarget(
+            files, path, out, targets, options._replace(subfolder=subfolder_of(path, paths))
+        ),
         WriteOptions(**write_options),
         paths,
     )

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...converters.errors import ConvertError, printable
-from ...converters.programs import programs
 
 if TYPE_CHECKING:
     from ...converters.write import Written
@@ -67,18 +66,10 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield from (f"  note: {note}" for note in facts["notes"])
     yield from _metadata(facts["metadata"])
     for name, verdict in facts["programs"].items():
-        yield f"  {name:<11}{verdict['loads']:<8}{verdict['prompt']}".rstrip()
-        yield from (f"{'':<21}{note}" for note in verdict["notes"])
-    if able := _after_retarget(facts):
-        yield f"  convert with pivotune retarget for: {', '.join(able)}"
-
-
-def _after_retarget(facts: dict[str, Any]) -> list[str]:
-    """Programs that do not load this embedding file, but support embeddings of its family."""
-    if facts["kind"] != "embedding":
-        return []
-    refusing = [name for name, verdict in facts["programs"].items() if verdict["loads"] == "no"]
-    return [name for name in refusing if programs()[name].layouts.keys() & set(facts["families"])]
+        yield f"  {name:<11}{verdict['loads']:<10}{verdict['prompt']}".rstrip()
+        yield from (f"{'':<23}{note}" for note in verdict["notes"])
+    if facts["retarget"]:
+        yield f"  convert with pivotune retarget for: {', '.join(facts['retarget'])}"
 
 
 def _vectors(tensor: dict[str, Any]) -> str:
@@ -104,7 +95,7 @@ def written_json(path: Path, written: Iterable[Written]) -> str:
     """The files written for one input file, as JSON."""
     files: list[dict[str, Any]] = [
         {"path": str(item.path), "program": item.program, "dialect": item.dialect, "prompt": item.trigger,
-         "prompts": dict(item.prompts), "losses": list(item.losses)}
+         "prompts": dict(item.prompts), "losses": list(item.losses), "encoder": item.encoder}
         for item in written
     ]  # fmt: skip
     return json.dumps({"path": str(path), "written": files, "error": None})
@@ -119,6 +110,7 @@ def written_lines(written: Iterable[Written]) -> Iterator[str]:
             )
         else:
             prompt = item.trigger if item.program else ""
+            prompt += f"  (vectors of {item.encoder})" if item.encoder else ""
         yield printable(f"{item.path}" + (f"  type: {prompt}" if prompt else ""))
 
 

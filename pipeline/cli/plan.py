@@ -48,7 +48,7 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_estimates: b
 
 def _estimates(recipe: Recipe, made: Plan) -> Preflight | None:
     """Estimates of disk space and memory; None if the recipe's device is not available on this machine."""
-    from ..checks.preflight import Preflight, estimate, undecodable
+    from ..checks.preflight import Preflight, estimate, unreadable_images
     from ..device import pick_device
     from ..errors import StageError
 
@@ -58,6 +58,6 @@ def _estimates(recipe: Recipe, made: Plan) -> Preflight | None:
         click.echo(f"no estimate of disk and memory: {error}", err=True)
         return None
     preflight = Preflight()
-    preflight.errors += undecodable([caption.path for caption in made.captions], preflight)
+    preflight.errors += unreadable_images([caption.path for caption in made.captions], preflight)
     estimate(recipe, made, None, device, preflight)
     return preflight

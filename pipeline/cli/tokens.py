@@ -25,11 +25,11 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
     from ..errors import RecipeError
     from ..models.received import reading, unreadable
     from ..models.tokenizers import known_model, load_tokenizers, token_limit
-    from ..recipe.load import stated_model
+    from ..recipe.load import model_spec
     from ..text import printable
 
     base = base or (known_model(family) if family else "micro")
-    spec = stated_model(base, family, config)
+    spec = model_spec(base, family, config)
     wrong = [finding.text for finding in model_findings(spec) if finding.severity == "error"]
     if wrong:
         raise RecipeError(wrong)

@@ -41,5 +41,5 @@ def vector_metrics(encoders: Sequence[Encoder], injection: Injection, start: Emb
         way = (now - vectors_for(start, encoder.key, encoder.width).to(now)).norm(dim=1)
         near = [row[0][0] for row in nearest_tokens(now, encoder.table, 1)] if len(now) else []
         names = encoder.tokenizer.convert_ids_to_tokens(near)
-        measured[encoder.key] = {"norm": now.norm(dim=1).tolist(), "moved": way.tolist(), "nearest": names}
+        measured[encoder.key] = {"norm": now.norm(dim=1).tolist(), "distance": way.tolist(), "nearest": names}
     return measured

@@ -18,15 +18,13 @@ from ...converters.write import Written, add_embeddings, layout_for, stems_for
 from ..tensors import vectors_of_all
 from .context import ExportContext
 
-AT_ONCE = (
-    256  # embeddings that are measured together: in float64, and held against their beginning, all would fill memory
-)
+AT_ONCE = 256  # embeddings that are measured together: all of them in float64 would fill memory
 
 
 def with_metadata(context: ExportContext, contents: Contents) -> Contents:
-    """The embeddings with what made them; nothing in it changes between two runs of the same recipe, wherever they are.
+    """The embeddings with metadata that says what made them; two runs of the same recipe write the same.
 
-    A model is called by its hub id, one on this machine by its own name alone: where it lies is nobody's business.
+    A model is named by its hub id, one on this machine by its file or folder name alone: its path is private.
     """
     facts = {
         "pivotune.recipe": context.recipe.name,
@@ -36,33 +34,34 @@ def with_metadata(context: ExportContext, contents: Contents) -> Contents:
     }
     if context.recipe.model.clip_skip > 1:
         facts["pivotune.clip_skip"] = str(context.recipe.model.clip_skip)
-    ways = _ways(context, contents.embeddings)
-    embeddings = tuple(
-        replace(embedding, metadata=facts | {
-            "pivotune.initial_text": embedding.metadata.get("initial_text", ""), "pivotune.moved": ", ".join(ways[embedding.name])
-        })
-        for embedding in contents.embeddings
-    )  # fmt: skip
+    distances = _distances(context, contents.embeddings)
+
+    def own(embedding: Embedding) -> dict[str, str]:
+        initial_text = embedding.metadata.get("initial_text", "")
+        distance = ", ".join(distances[embedding.name])
+        return facts | {"pivotune.initial_text": initial_text, "pivotune.distance": distance}
+
+    embeddings = tuple(replace(embedding, metadata=own(embedding)) for embedding in contents.embeddings)
     return replace(contents, embeddings=embeddings)
 
 
-def _ways(context: ExportContext, embeddings: Sequence[Embedding]) -> dict[str, list[str]]:
-    """How far each vector is from where the run began it, so that nobody wonders later whether a file learnt anything.
+def _distances(context: ExportContext, embeddings: Sequence[Embedding]) -> dict[str, list[str]]:
+    """For each embedding and encoder a text: the encoder's key and how far each vector is from its initial value.
 
-    In float64: four digits of it are the same whichever embeddings are measured together.
+    In float64: four digits are the same whichever embeddings are measured together.
     """
-    start = context.initial.by_name
-    ways: dict[str, list[str]] = {embedding.name: [] for embedding in embeddings}
+    initial = context.initial.by_name
+    texts: dict[str, list[str]] = {embedding.name: [] for embedding in embeddings}
     for encoder in context.model.encoders:
-        held = [embedding for embedding in embeddings if encoder.key in embedding.vectors]
-        for at in range(0, len(held), AT_ONCE):
-            some = held[at : at + AT_ONCE]
+        present = [embedding for embedding in embeddings if encoder.key in embedding.vectors]
+        for first in range(0, len(present), AT_ONCE):
+            some = present[first : first + AT_ONCE]
             now = vectors_of_all(some, encoder.key, encoder.width)
-            began = vectors_of_all([start[embedding.name] for embedding in some], encoder.key, encoder.width)
-            far = (torch.cat(now).double() - torch.cat(began).double()).norm(dim=1)
-            for embedding, own in zip(some, far.split([len(rows) for rows in now]), strict=True):
-                ways[embedding.name].append(" ".join([encoder.key, *(f"{way:.4g}" for way in own.tolist())]))
-    return ways
+            before = vectors_of_all([initial[embedding.name] for embedding in some], encoder.key, encoder.width)
+            distances = (torch.cat(now).double() - torch.cat(before).double()).norm(dim=1)
+            for embedding, own in zip(some, distances.split([len(rows) for rows in now]), strict=True):
+                texts[embedding.name].append(" ".join([encoder.key, *(f"{one:.4g}" for one in own.tolist())]))
+    return texts
 
 
 def _name(base: str) -> str:

@@ -1,4 +1,4 @@
-"""The defaults of the schemas, filled into what a recipe gives."""
+"""Fills the defaults of the schemas into a recipe."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 
 from pivotune import schemas
 
-# The weightings of the loss that each kind of objective has.
+# The loss weightings of each kind of objective.
 WEIGHTINGS = {
     "diffusion": ("none", "min-snr", "debiased"), "flow": ("none", "sigma-sqrt", "cosmap", "sigma-squared")
 }  # fmt: skip
 
 
 def with_defaults(table: dict[str, Any], schema: dict[str, Any], origin: str = "recipe.json") -> dict[str, Any]:
-    """The table with every key of its schema: given, else the default, else None.
+    """The table with every key of its schema: its own value, else the default, else None.
 
-    `origin` is the file of the schema, where its references start. A table that may also be a plain value, or one of
-    several tables, is left as it is given; where the table's `kind` chooses a branch, the keys are that branch's.
+    `origin` is the schema's file, to which its references are relative. Keys that may be a table or another type are
+    not filled in; if the table's `kind` selects a branch, the keys are those of the branch.
     """
-    return _filled(table, _properties(schema, origin))
+    return _fill_defaults(table, _properties(schema, origin))
 
 
 def _properties(schema: dict[str, Any], origin: str) -> list[tuple[str, dict[str, Any], str]]:
-    """Every key of a schema with what is said of it, and the file that says so."""
+    """Every key of a schema with its resolved schema and the file of that."""
     return [(key, *schemas.resolved(property_, origin)) for key, property_ in schema["properties"].items()]
 
 
-def _filled(table: dict[str, Any], properties: list[tuple[str, dict[str, Any], str]]) -> dict[str, Any]:
+def _fill_defaults(table: dict[str, Any], properties: list[tuple[str, dict[str, Any], str]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, about, home in properties:
         value = table.get(key, about.get("default"))
@@ -39,9 +39,9 @@ def _filled(table: dict[str, Any], properties: list[tuple[str, dict[str, Any], s
             value = with_defaults(value, about, home)
         elif value and isinstance(value, list) and "items" in about:
             each, place = schemas.resolved(about["items"], home)
-            if "properties" in each:  # looked up once for all of a long list
+            if "properties" in each:  # resolved once for a long list
                 inner = _properties(each, place)
-                value = [_filled(item, inner) for item in value]
+                value = [_fill_defaults(item, inner) for item in value]
         result[key] = value
     return result
 
@@ -57,14 +57,14 @@ def fill_trained(stage: dict[str, Any]) -> None:
     decay of an optimizer is that of its table.
     """
     for name in TABLES:
-        given = stage[name]
-        if given is not None:
-            tables = [given] if isinstance(given, dict) else given
+        value = stage[name]
+        if value is not None:
+            tables = [value] if isinstance(value, dict) else value
             file = f"tables/{name}.json"
-            stage[name] = [_completed(with_defaults(table, schemas.schema(file), file), stage) for table in tables]
+            stage[name] = [_inherit(with_defaults(table, schemas.schema(file), file), stage) for table in tables]
 
 
-def _completed(table: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
+def _inherit(table: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
     if table.get("alpha", 0) is None:
         table["alpha"] = float(table["rank"])
     for key in ("schedule", "warmup_steps"):

@@ -15,7 +15,7 @@ from typing import Any
 import tomli
 
 from ..text import did_you_mean
-from .problem import Place, Problem, place
+from .problem import KeyPath, Problem, key_text
 
 _PART = re.compile(r'[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'')
 _SKIP = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
@@ -134,24 +134,24 @@ class Document:
     path: Path
     text: str
     data: dict[str, Any]
-    overridden: dict[Place, str] = field(default_factory=dict)
-    origins: dict[Place, tuple[str, int]] = field(default_factory=dict)
-    original_paths: dict[Place, Place] = field(default_factory=dict)
+    overridden: dict[KeyPath, str] = field(default_factory=dict)
+    origins: dict[KeyPath, tuple[str, int]] = field(default_factory=dict)
+    original_paths: dict[KeyPath, KeyPath] = field(default_factory=dict)
 
     @cached_property
-    def lines(self) -> dict[Place, int]:
+    def lines(self) -> dict[KeyPath, int]:
         """The line of every key in the file."""
         return key_lines(self.text)
 
-    def original_path(self, path: Place) -> Place:
+    def original_path(self, path: KeyPath) -> KeyPath:
         """The key path in the recipe as it was read."""
         return (*self.original_paths.get(path[:2], path[:2]), *path[2:])
 
-    def problem(self, path: Place, text: str, severity: str = "error") -> Problem:
+    def problem(self, path: KeyPath, text: str, severity: str = "error") -> Problem:
         """A problem at a key path, with the line of the nearest key in the file, or the --set option that caused it."""
         if path[:2] in self.origins:
             file, line = self.origins[path[:2]]
-            return Problem(severity, line, place(path[2:]), text, file)
+            return Problem(severity, line, key_text(path[2:]), text, file)
         path = self.original_path(path)
         for end in range(len(path), 0, -1):
             if path[:end] in self.overridden:
@@ -160,7 +160,7 @@ class Document:
             if written[: len(path)] == path and path not in self.lines:  # the whole table comes from --set
                 return Problem(severity, 0, f"--set {by}", text)
         line = next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), 1)
-        return Problem(severity, line, place(path), text)
+        return Problem(severity, line, key_text(path), text)
 
 
 def shipped_folder() -> Path:

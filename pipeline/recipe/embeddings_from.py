@@ -20,7 +20,7 @@ from .document import Document
 from .embeddings_table import Unusable, embedding_rows
 from .explain import explain
 from .intervals import parse_stop
-from .problem import Place, Problem, place
+from .problem import KeyPath, Problem, key_text
 
 TEXTS = ("placeholder", "initial_text")  # they differ between embeddings
 
@@ -42,16 +42,16 @@ class Problems:
     limit: int
     found: list[Problem]
     more: int = 0
-    checked: dict[str, tuple[tuple[Place, str], ...]] = field(default_factory=dict)  # problems by settings
+    checked: dict[str, tuple[tuple[KeyPath, str], ...]] = field(default_factory=dict)  # problems by settings
 
     @property
     def count(self) -> int:
         """Number of problems, listed or not."""
         return len(self.found) + self.more
 
-    def add(self, file: Path | str, line: int, path: Place, text: str) -> None:
+    def add(self, file: Path | str, line: int, path: KeyPath, text: str) -> None:
         if len(self.found) < self.limit:
-            self.found.append(Problem("error", line, place(path), text, str(file)))
+            self.found.append(Problem("error", line, key_text(path), text, str(file)))
         else:
             self.more += 1
 
@@ -69,7 +69,7 @@ def check_embedding(embedding: Mapping[str, Any], entry: Entry, problems: Proble
         problems.add(entry.file, entry.line, path, text)
 
 
-def _violations(table: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+def _violations(table: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     for key, value in table.items():
         if any(isinstance(one, float) and not math.isfinite(one) for one in _leaves(value)):
             yield (key,), "not a finite number"
@@ -115,7 +115,7 @@ def with_many_embeddings(document: Document, limit: int) -> tuple[Document, list
     embeddings, concepts = list(data.get("embedding", [])), list(data.get("concept", []))
     origins, problems = dict(document.origins), Problems(limit, [])
     for index, source in enumerate(sources):
-        where: Place = ("embeddings_from", index)
+        where: KeyPath = ("embeddings_from", index)
         wrong = _source_problem(source)
         if wrong:
             problems.found.append(document.problem((*where, *wrong[0]), wrong[1]))
@@ -139,7 +139,7 @@ def with_many_embeddings(document: Document, limit: int) -> tuple[Document, list
     return whole, problems.found
 
 
-def _source_problem(source: Mapping[str, Any]) -> tuple[Place, str] | None:
+def _source_problem(source: Mapping[str, Any]) -> tuple[KeyPath, str] | None:
     """A contradiction in one [[embeddings_from]], as key path and message."""
     if ("table" in source) == ("folders" in source):
         return (), "give either `table` or `folders`"

@@ -9,7 +9,7 @@ from pivotune import schemas
 
 from ..text import did_you_mean, shortened
 from .intervals import parse_stop
-from .problem import Place
+from .problem import KeyPath
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -53,14 +53,14 @@ def missing_key(error: ValidationError) -> str:
     return next(key for key in error.validator_value if key not in error.instance and f"'{key}'" in error.message)
 
 
-def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
+def explain(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
     """Key path and message of every violation that one consists of."""
     for leaf in leaves(error):
         yield from _messages(leaf)
 
 
-def _messages(error: ValidationError) -> Iterator[tuple[Place, str]]:
-    path: Place = tuple(error.absolute_path)
+def _messages(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
+    path: KeyPath = tuple(error.absolute_path)
     value, limit, schema = error.instance, error.validator_value, error.schema
     if error.validator == "additionalProperties" and limit is False:
         known = schema["properties"]
@@ -78,7 +78,7 @@ def _messages(error: ValidationError) -> Iterator[tuple[Place, str]]:
         yield path, _message(str(error.validator), value, limit, schema, path)
 
 
-def _message(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path: Place) -> str:
+def _message(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path: KeyPath) -> str:
     if keyword == "type":
         names = [limit] if isinstance(limit, str) else limit
         known = " or ".join(_TYPES[name] for name in names if name != "null")  # TOML has no null

@@ -1,4 +1,4 @@
-"""Reads a recipe: every problem of its form at once, each with file, line, key, cause and way out."""
+"""Loads a recipe: all violations of its schema at once, each with file, line, key, cause and fix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKPOINTS = (".safetensors", ".ckpt")
 
 
 def build(data: dict[str, Any], path: Path) -> Recipe:
-    """A recipe from a document that fits `recipe.json`. ValueError where a text (stop_after) is more than a pattern."""
+    """The recipe of a document that fits `recipe.json`. ValueError for a value that a schema cannot check."""
     folder = path.parent
     kinds = data["stage"]
     table = with_defaults({key: value for key, value in data.items() if key != "stage"}, schemas.schema("recipe.json"))
@@ -47,39 +47,40 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
 
 
 def stage(table: dict[str, Any]) -> Stage:
-    """One stage with all its options; an option that is off is None."""
+    """One stage with all its options; options that are off are None."""
     kind = table["kind"]
     return Stage(kind, options_of(STAGE_OPTIONS[kind], **{key: value for key, value in table.items() if key != "kind"}))
 
 
-def located(text: str, folder: Path) -> Path:
-    """A path of a recipe, made absolute: relative ones start at the recipe's folder."""
+def absolute_path(text: str, folder: Path) -> Path:
+    """The absolute path of a path in a recipe; relative ones start at the recipe's folder."""
     return Path(os.path.abspath(folder / Path(text).expanduser()))
 
 
 def _model(table: dict[str, Any], folder: Path) -> ModelSpec:
-    return ModelSpec(**{**table, "base": _source(table["base"], folder), "config": _source(table["config"], folder)})
+    paths = {key: _model_path(table[key], folder) for key in ("base", "config")}
+    return ModelSpec(**{**table, **paths})
 
 
-def stated_model(base: str, family: str | None, config: str | None) -> ModelSpec:
-    """A model as a command line names it; relative paths start at the working folder."""
+def model_spec(base: str, family: str | None, config: str | None) -> ModelSpec:
+    """A model given on the command line; relative paths start at the working folder."""
     here = Path.cwd()
-    return ModelSpec(str(_source(base, here)), family, "float32", None, None, _source(config, here))
+    return ModelSpec(str(_model_path(base, here)), family, "float32", None, None, _model_path(config, here))
 
 
 def _embedding(table: dict[str, Any], folder: Path) -> EmbeddingSpec:
-    base = None if table["base"] is None else located(table["base"], folder)
+    base = None if table["base"] is None else absolute_path(table["base"], folder)
     stop, norm = parse_stop(table["stop_after"], own=True), norm_rule(table["preserve_norm"])
     return EmbeddingSpec(**{**table, "base": base, "stop_after": stop, "preserve_norm": norm})
 
 
-def _source(text: str | None, folder: Path) -> str | None:
-    """A model's place: an absolute path when it is a path, else the text (micro or a hub id)."""
+def _model_path(text: str | None, folder: Path) -> str | None:
+    """The absolute path of a model if it is a path, else the text (micro or a hub id)."""
     if text is None or text == "micro":
         return text
-    path = located(text, folder)
-    looks_so = text.startswith((".", "~", "/")) or text.lower().endswith(CHECKPOINTS)
-    return str(path) if looks_so or path.exists() else text
+    path = absolute_path(text, folder)
+    looks_like_path = text.startswith((".", "~", "/")) or text.lower().endswith(CHECKPOINTS)
+    return str(path) if looks_like_path or path.exists() else text
 
 
 def _concept(table: dict[str, Any], folder: Path) -> Concept:
@@ -87,35 +88,33 @@ def _concept(table: dict[str, Any], folder: Path) -> Concept:
     if isinstance(captions, list):
         captions = tuple(captions)
     elif captions not in ("beside", "file-name"):
-        captions = str(located(captions, folder))
+        captions = str(absolute_path(captions, folder))
     masks = table["masks"]
     if masks not in ("beside", "alpha", "none"):
-        masks = str(located(masks, folder))
+        masks = str(absolute_path(masks, folder))
     generate = None if table["generate"] is None else typed(GenerateOptions, table["generate"])
-    images = located(table["images"], folder)
+    images = absolute_path(table["images"], folder)
     return Concept(**{**table, "images": images, "captions": captions, "masks": masks, "generate": generate})
 
 
 def _data(table: dict[str, Any], folder: Path) -> DataSpec:
     cache = table["cache_latents"]
-    place = cache if cache in ("user", "run", "memory", "off") else str(located(cache, folder))
-    return DataSpec(**{**table, "cache_latents": place})
+    folder_or_mode = cache if cache in ("user", "run", "memory", "off") else str(absolute_path(cache, folder))
+    return DataSpec(**{**table, "cache_latents": folder_or_mode})
 
 
-SHOWN = (
-    8  # so many embeddings are drawn where the recipe names no prompts: a thousand would take longer than the training
-)
+DEFAULT_PROMPTS = 8  # embeddings with sample images if the recipe has no prompts
 
 
 def _samples(table: dict[str, Any], embeddings: tuple[EmbeddingSpec, ...]) -> Samples:
     prompts = table["prompts"]
     if prompts is None:
-        prompts = [f"a photo of {embedding.placeholder}" for embedding in embeddings[:SHOWN]]
+        prompts = [f"a photo of {embedding.placeholder}" for embedding in embeddings[:DEFAULT_PROMPTS]]
     return Samples(**{**table, "prompts": tuple(prompts)})
 
 
 def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with every effective setting, as a document that fits `recipe.json` again; paths are absolute."""
+    """The recipe with all defaults as a document that fits `recipe.json`; paths are absolute."""
     top = {key: getattr(recipe, key) for key in ("name", "description", "seed", "device", "threads")}
     document = {
         **top,
@@ -131,7 +130,7 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_from_json(document: dict[str, Any], path: Path) -> Recipe:
-    """The recipe that `recipe_as_json` wrote down; `path` is the recipe file it came from."""
+    """The recipe of `recipe_as_json`; `path` is the recipe file it came from."""
     return build(document, path)
 
 
@@ -147,13 +146,13 @@ def _plain(value: Any) -> Any:
 
 __all__ = ["load_recipe", "open_recipe", "recipe_as_json", "recipe_from_json"]
 
-MOST = 100  # problems that are shown
+MAX_PROBLEMS = 100  # shown
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file, or the shipped one of that name; RecipeError lists all that is wrong with its form.
+    """The recipe of a file, or the shipped recipe of this name; RecipeError lists all violations of the schema.
 
-    What a schema cannot see (images, captions, names) is `check.py`'s. Overrides are written as `train.steps=10`.
+    Images, captions and names are checked by `checks`. Overrides are written as `train.steps=10`.
     """
     recipe, _, problems = open_recipe(path_or_name, overrides)
     if recipe is None:
@@ -164,7 +163,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 def open_recipe(
     path_or_name: str | Path, overrides: Sequence[str] = ()
 ) -> tuple[Recipe | None, Document | None, list[Problem]]:
-    """The recipe, or None and its problems; the document (for line numbers) is None where the file cannot be parsed."""
+    """The recipe, or None and its problems; the document (for line numbers) is None if the file cannot be parsed."""
     try:
         return open_document(read(find(path_or_name)), overrides)
     except Unreadable as error:
@@ -174,30 +173,28 @@ def open_recipe(
 def open_document(
     document: Document, overrides: Sequence[str] = ()
 ) -> tuple[Recipe | None, Document | None, list[Problem]]:
-    """As `open_recipe`, for a recipe that was parsed already: from a file, or out of a manifest."""
+    """As `open_recipe`, for a parsed recipe, from a file or a manifest."""
     try:
-        read_so, refused = override(document, overrides, list(schemas.schema("recipe.json")["properties"]))
-        refuse_deep(read_so.data)
+        overridden, refused = override(document, overrides, list(schemas.schema("recipe.json")["properties"]))
+        refuse_deep(overridden.data)
     except Unreadable as error:
         return None, None, [error.problem]
-    recipe, whole, problems = validated(read_so)
-    return (None if refused else recipe), whole, [*refused, *problems]
+    recipe, document, problems = validated(overridden)
+    return (None if refused else recipe), document, [*refused, *problems]
 
 
 def validated(document: Document) -> tuple[Recipe | None, Document, list[Problem]]:
-    """The recipe that a document is, and the document with the embeddings of its tables; or what keeps it from being
-    one.
-    """
+    """The recipe of a document, and the document with the embeddings of its [[embeddings_from]]; or its problems."""
     problems = form_problems(document)
     if problems:
         return None, document, problems
-    whole, problems = with_many_embeddings(document, MOST)
+    whole, problems = with_many_embeddings(document, MAX_PROBLEMS)
     return (None, document, problems) if problems else (build(whole.data, whole.path), whole, [])
 
 
 def form_problems(document: Document) -> list[Problem]:
-    """What keeps the document from being a recipe, in the order of its lines."""
-    found = form_of(document.data, MOST).problems
-    problems = sorted((document.problem(*pair) for pair in found[:MOST]), key=lambda problem: problem.line)
-    more = [Problem("error", 0, "", f"and more; mend these {MOST} first")] if len(found) > MOST else []
+    """Violations of the schema, sorted by line."""
+    found = form_of(document.data, MAX_PROBLEMS).problems
+    problems = sorted((document.problem(*pair) for pair in found[:MAX_PROBLEMS]), key=lambda problem: problem.line)
+    more = [Problem("error", 0, "", f"and more; fix these {MAX_PROBLEMS} first")] if len(found) > MAX_PROBLEMS else []
     return problems + more

@@ -1,4 +1,4 @@
-"""What a checked recipe is: plain frozen values, and look-ups in them. Defaults live in the JSON Schemas."""
+"""A loaded recipe as frozen values. The defaults are in the JSON Schemas."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Concept:
-    """Images of one thing, where their captions and masks come from, and how they are shown.
+    """Images of one subject or style, the sources of their captions and masks, and how they are sampled.
 
     `captions` is `beside` (x.txt next to x.png), `file-name`, the path of a .jsonl, .csv or .txt file, or a tuple of
-    templates. `masks` is `beside`, `alpha`, `none`, or the path of a folder. The schema describes every field.
+    templates. `masks` is `beside`, `alpha`, `none`, or the path of a folder. The schema describes all fields.
     """
 
     images: Path
@@ -83,8 +83,8 @@ class StopAfter:
 @dataclass(frozen=True)
 class EmbeddingSpec:
     """One `[[embedding]]` table. `learning_rate` is one number, one per encoder key, or None (the train stage's);
-    `preserve_norm` is a norm rule or None (the train stage's). `base` is the file that the embedding goes on from,
-    `base_name` the embedding in it, `resize` (cut, pad or None) what is done when it has another number of vectors."""
+    `preserve_norm` is a norm rule or None (the train stage's). `base` is a file to continue from, `base_name` its
+    embedding, `resize` (cut, pad or None) what to do if it has a different number of vectors."""
 
     placeholder: str
     initial_text: str
@@ -100,7 +100,7 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the recipe: its kind and its options, defaults filled in."""
+    """One stage: its kind and its options with defaults."""
 
     kind: str
     options: StageOptions
@@ -108,9 +108,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images for the report: `count` of every prompt, the first with `seed`, the next with the seeds after it.
+    """Sample images: `count` per prompt, the first with `seed`, the next with the seeds after it.
 
-    `size` is their side in pixels, None for the model's own.
+    `size` is their side in pixels; None is the model's native resolution.
     """
 
     prompts: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class CheckpointRule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe with every default filled in and every path absolute."""
+    """A recipe with all defaults and absolute paths."""
 
     path: Path
     name: str
@@ -149,7 +149,7 @@ class Recipe:
 
     @cached_property
     def trained(self) -> dict[str, EmbeddingSpec]:
-        """The embeddings that are to be trained, by placeholder."""
+        """The embeddings with train = true, by placeholder."""
         return {embedding.placeholder: embedding for embedding in self.embeddings if embedding.train}
 
     def stages_with(self, kind: type[T], first: int = 0) -> list[tuple[int, T]]:

@@ -1,6 +1,6 @@
-"""Options of stages as typed values: one frozen class for each schema, its fields the schema's keys in their order.
+"""Options of stages as typed values: one frozen class per schema, with the schema's keys as fields.
 
-The schemas describe every key and have all defaults; `load.py` makes these values once. A test pins fields = keys.
+Descriptions and defaults are in the schemas; `load.py` creates the values once. A test pins fields = keys.
 """
 
 from __future__ import annotations
@@ -183,23 +183,47 @@ class GenerateOptions:
     guidance: float
 
 
+class StageOptions:
+    """Options of a stage. The class variables are the facts about its kind that checks, plan and runner use."""
+
+    SCHEMA: ClassVar[str]
+    AFTER: ClassVar[tuple[str, ...]] = ()  # kinds that must come before it in a recipe with embeddings
+    ONCE: ClassVar[bool] = False  # a recipe may have it once
+    REPEATED: ClassVar[bool] = False  # on resume it runs again: it adds embeddings or adapters to the model
+    MAIN_PROCESS: ClassVar[bool] = False  # of several processes only the main one runs it: it writes files
+    TAKES: ClassVar[str] = "vectors"  # for `pivotune plan`
+    GIVES: ClassVar[str] = "vectors"
+
+
 @dataclass(frozen=True)
-class TokenizeOptions:
+class TokenizeOptions(StageOptions):
     SCHEMA: ClassVar[str] = "stages/tokenize.json"
+    ONCE: ClassVar[bool] = True
+    REPEATED: ClassVar[bool] = True
+    TAKES: ClassVar[str] = "initial texts"
+    GIVES: ClassVar[str] = "initial vectors of every embedding"
     pad_with: str
 
 
 @dataclass(frozen=True)
-class InjectOptions:
+class InjectOptions(StageOptions):
     SCHEMA: ClassVar[str] = "stages/inject.json"
+    AFTER: ClassVar[tuple[str, ...]] = ("tokenize",)
+    ONCE: ClassVar[bool] = True
+    REPEATED: ClassVar[bool] = True
+    TAKES: ClassVar[str] = "initial vectors"
+    GIVES: ClassVar[str] = "tokenizers and text encoders with the embeddings"
     encoders: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(StageOptions):
     """`lora` and `finetune` are empty where the stage trains none; other tables that are off are None."""
 
     SCHEMA: ClassVar[str] = "stages/train.json"
+    AFTER: ClassVar[tuple[str, ...]] = ("tokenize", "inject")
+    REPEATED: ClassVar[bool] = True
+    TAKES: ClassVar[str] = "images, captions"
     steps: int
     batch_size: int
     embeddings: bool
@@ -237,14 +261,19 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
-class RescaleOptions:
+class RescaleOptions(StageOptions):
     SCHEMA: ClassVar[str] = "stages/rescale.json"
+    AFTER: ClassVar[tuple[str, ...]] = ("tokenize", "inject")
+    TAKES: ClassVar[str] = "trained vectors"
     to: NormRule
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(StageOptions):
     SCHEMA: ClassVar[str] = "stages/export.json"
+    AFTER: ClassVar[tuple[str, ...]] = ("tokenize",)
+    ONCE: ClassVar[bool] = True
+    MAIN_PROCESS: ClassVar[bool] = True
     targets: tuple[str, ...]
     bundle: bool
     files: str
@@ -254,13 +283,8 @@ class ExportOptions:
     model_dtype: str
 
 
-StageOptions = TokenizeOptions | InjectOptions | TrainOptions | RescaleOptions | ExportOptions
 STAGE_OPTIONS: dict[str, type[StageOptions]] = {
-    "tokenize": TokenizeOptions,
-    "inject": InjectOptions,
-    "train": TrainOptions,
-    "rescale": RescaleOptions,
-    "export": ExportOptions,
+    kind.SCHEMA.removeprefix("stages/").removesuffix(".json"): kind for kind in StageOptions.__subclasses__()
 }
 
 

@@ -11,7 +11,7 @@ import tomli
 
 from ..text import did_you_mean
 from .document import Document
-from .problem import Place, Problem
+from .problem import KeyPath, Problem
 
 
 class BadOverride(Exception):
@@ -38,7 +38,7 @@ def override(document: Document, overrides: Sequence[str], top_level: Sequence[s
     return replace(document, data=data, overridden=written), problems
 
 
-def _apply(data: dict[str, Any], text: str, top_level: Sequence[str]) -> Place:
+def _apply(data: dict[str, Any], text: str, top_level: Sequence[str]) -> KeyPath:
     """Apply one `key=value` to the data; returns its key path."""
     name, equals, value = text.partition("=")
     parts = [part.strip() for part in name.split(".")]
@@ -59,7 +59,7 @@ def _value(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text.strip()
 
 
-def _path(data: dict[str, Any], parts: list[str], top_level: Sequence[str], text: str) -> Place:
+def _path(data: dict[str, Any], parts: list[str], top_level: Sequence[str], text: str) -> KeyPath:
     stages = data.get("stage")
     kinds = [str(_child(stage, "kind")) for stage in stages] if isinstance(stages, list) else []
     path: list[str | int]
@@ -110,7 +110,7 @@ def _child(value: Any, part: str | int) -> Any:
     return value[part] if isinstance(value, list) and isinstance(part, int) else None
 
 
-def _write(data: dict[str, Any], path: Place, value: Any, text: str) -> None:
+def _write(data: dict[str, Any], path: KeyPath, value: Any, text: str) -> None:
     target: Any = data
     for part in path[:-1]:
         target = target.setdefault(part, {}) if isinstance(target, dict) else _child(target, part)

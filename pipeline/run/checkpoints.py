@@ -20,7 +20,7 @@ from ...converters.disk import replace, sync_folder
 from ..distributed import ALONE, Processes
 from ..errors import StageError
 from ..recipe.intervals import Clock, Every
-from ..recipe.model import StopAfter
+from ..recipe.model import CheckpointRule
 from ..run_folder import NUMBER, bounded_json, shape_error
 from .signals import StopAsked, Stopped
 
@@ -170,11 +170,11 @@ class Checkpointer:
     """Writes a run's checkpoints: every so often, at the end of each train stage, and when a signal asks to stop."""
 
     def __init__(
-        self, folder: Path, every: StopAfter, keep: int, asked: StopAsked, processes: Processes = ALONE,
+        self, folder: Path, rule: CheckpointRule, asked: StopAsked, processes: Processes = ALONE,
         resume_hint: str = RESUME_HINT,
     ) -> None:  # fmt: skip
         """`resume_hint` is printed when a signal stops the run: how it is resumed."""
-        self.folder, self.every, self.keep, self.asked, self.processes = folder, every, keep, asked, processes
+        self.folder, self.rule, self.asked, self.processes = folder, rule, asked, processes
         self.resume_hint = resume_hint
 
     def after_step(self, stage: int, clock: Clock, before: float, state: Snapshot, *, now: bool = False) -> None:
@@ -183,16 +183,16 @@ class Checkpointer:
         The step before ended `before` seconds after the stage began. Where the recipe says `never`, one is written
         only when a signal has come, or when all processes ask for it `now`. A signal to one process stops all of them.
         """
-        rhythm = Every(self.every, clock.steps, clock.steps_per_epoch)
-        last = clock.step == clock.steps and self.every.unit != "never"
-        due = now or last or rhythm.due(clock.step, before, clock.seconds)  # the same in every process
+        every = Every(self.rule.every, clock.steps, clock.steps_per_epoch)
+        last = clock.step == clock.steps and self.rule.every.unit != "never"
+        due = now or last or every.due(clock.step, before, clock.seconds)  # the same in every process
         stopping = self.processes.any(self.asked.name is not None)
         if stopping or due:
             tensors, facts = state()  # all processes together: some of it may be spread over them
             with self.processes.together():
                 if self.processes.main:
                     point = Checkpoint(stage, clock.step, clock.seconds, tensors, facts)
-                    write_checkpoint(self.folder, point, self.keep)
+                    write_checkpoint(self.folder, point, self.rule.keep)
         if stopping:
             where = f"step {clock.step} of {clock.steps}"
             by = self.asked.name or "a signal to another process"

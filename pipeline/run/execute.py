@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...converters.embedding import Contents
@@ -14,22 +14,16 @@ from ...converters.tensor import RawTensor
 from ..errors import StageError
 from ..export.artefacts import require_artefacts
 from ..export.last_good import keep_last_good
-from ..files import write_json
+from ..files import tensor_hash, write_json
+from ..models.load import Model
 from ..recipe.options import StageOptions
 from ..records import json_safe
 from .context import RunContext, RunState, StageFunction, export_context
 from .manifest import embedding_facts, images_of_embeddings
 from .outcome import LESS_MEMORY, as_stage_error
-from .proofs import Before, model_proofs, remember_model, require_proofs
 from .resume import has_steps_left
 from .samples import draw_after, draw_before, kept_before
 from .signals import Stopped
-
-# Stages that put embeddings and adapters into the model. They run again before a checkpoint is restored; what the
-# others did is in the checkpoint.
-STRUCTURE = ("tokenize", "inject", "train")
-# Stages that write files and change the model only by removing the embeddings.
-WRITING = ("export",)
 
 
 def execute(
@@ -47,11 +41,11 @@ def execute(
             if context.processes.main:
                 write_json(context.folder / "manifest.json", json_safe(manifest))  # for those who follow the run
             resumed = state.checkpoint is not None and index < state.checkpoint.stage
-            if resumed and stage.kind not in STRUCTURE:
+            if resumed and not stage.options.REPEATED:
                 state.rows.append(state.stored_row(index))
                 continue
             with _stage_row(context, state, index, contents, resumed=resumed) as row:
-                if stage.kind in WRITING and context.processes.count > 1:
+                if stage.options.MAIN_PROCESS and context.processes.count > 1:
                     contents = _in_main_process(context, state, stages[stage.kind], contents, stage.options)
                 else:
                     contents = stages[stage.kind](context, state, contents, stage.options)
@@ -137,7 +131,7 @@ def _save_latest(context: RunContext, state: RunState, latest: Contents, error: 
 
 def _finish_manifest(
     context: RunContext, state: RunState, contents: Contents, images: Mapping[str, list[str]],
-    manifest: dict[str, Any], before: Before,
+    manifest: dict[str, Any], before: ModelBefore,
 ) -> None:  # fmt: skip
     """Fill in the manifest of a run whose stages are done, require its proofs, and draw sample images.
 
@@ -174,3 +168,47 @@ def describe_contents(contents: Contents) -> list[str]:
         vectors = ", ".join(f"{key} {raw.shape[0]}x{raw.shape[1]}" for key, raw in embedding.vectors.items())
         lines.append(f"{embedding.name} ({vectors})")
     return lines + ([f"LoRA of {len(contents.rest)} tensors"] if contents.rest else [])
+
+
+@dataclass(frozen=True, eq=False)
+class ModelBefore:
+    """The hashes of the vocabularies before a run, and the objects that must be in place again after it."""
+
+    vocabulary: dict[str, str]
+    tables: dict[str, Any]
+    tokenizers: dict[str, Any]
+
+
+def remember_model(model: Model) -> ModelBefore:
+    """Remember the encoders and tokenizers as they are before anything is injected."""
+    return ModelBefore(
+        {encoder.key: tensor_hash(encoder.table) for encoder in model.encoders},
+        {encoder.key: _table(encoder) for encoder in model.encoders},
+        {encoder.key: getattr(model.pipe, encoder.tokenizer_name) for encoder in model.encoders},
+    )
+
+
+def model_proofs(model: Model, before: ModelBefore) -> dict[str, Any]:
+    """Whether each vocabulary is bit for bit unchanged, and whether everything that was injected is removed."""
+    clean = all(
+        _table(encoder) is before.tables[encoder.key]
+        and getattr(model.pipe, encoder.tokenizer_name) is before.tokenizers[encoder.key]
+        for encoder in model.encoders
+    )
+    unchanged = {
+        encoder.key: tensor_hash(encoder.table) == before.vocabulary[encoder.key] for encoder in model.encoders
+    }
+    return {"vocabulary_unchanged": unchanged, "ejected_clean": clean}
+
+
+def require_proofs(proofs: dict[str, Any]) -> None:
+    """StageError unless the proofs hold."""
+    changed = [key for key, same in proofs["vocabulary_unchanged"].items() if not same]
+    if changed:
+        raise StageError(f"the vocabulary of {', '.join(changed)} is not bit for bit unchanged")
+    if not proofs["ejected_clean"]:
+        raise StageError("a text encoder or tokenizer of the model was not restored")
+
+
+def _table(encoder: Any) -> Any:
+    return encoder.module.get_input_embeddings()

@@ -191,7 +191,7 @@ def _vector_facts(
         "padded": tokens.padded,
         "norm_before": before.norm(dim=1).tolist(),
         "norm_after": after.norm(dim=1).tolist(),
-        "moved": (after - before).norm(dim=1).tolist(),
+        "distance": (after - before).norm(dim=1).tolist(),
         "cosine_to_start": cosine_similarity(after, before, dim=1).tolist(),
         "nearest": [[[pieces(token) or "", cosine] for token, cosine in row] for row in nearest],
     }

@@ -59,8 +59,8 @@ def run_recipe(
 
     `stages` has the functions by stage kind. `fresh` starts over instead of resuming. `source`, a run's folder or a
     checkpoint, is what a new run starts from; `force` runs in spite of failed pre-flight checks. `resume_hint` is
-    printed when a signal stops the run; `text` is the recipe's text where it is not the file at its path. Raises
-    StageError or ConvertError when a stage fails; manifest and report then say why.
+    printed when a signal stops the run; `text` is the file with the recipe's text, where that is not its path. Raises
+    StageError or ConvertError when a stage fails; the manifest then has the reason.
     """
     begin, text = time.monotonic(), text or recipe.path
     with interruptible(), as_stage_error(), ExitStack() as stack:
@@ -83,10 +83,8 @@ def run_recipe(
             return result
         asked = stack.enter_context(signals_caught(progress))
         checkpoint, origin = _checkpoint_of(recipe, start, origin, manifest, processes, progress)
-        say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
         hint = f"{resume_hint} (leave out --fresh)" if fresh and resume_hint is RESUME_HINT else resume_hint
-        every, keep = recipe.checkpoint.every, recipe.checkpoint.keep
-        checkpointer = Checkpointer(start.folder, every, keep, asked, processes, hint)
+        checkpointer = Checkpointer(start.folder, recipe.checkpoint, asked, processes, hint)
         stored = checkpoint.facts["run"] if checkpoint else {}
         with processes.together():
             metrics = Metrics(start.folder, stored.get("metrics"), write=processes.main)
@@ -145,6 +143,7 @@ def _checkpoint_of(
     if checkpoint is not None:
         with processes.together():
             require_fitting(checkpoint, recipe)
+    say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
     return checkpoint, source
 
 

@@ -35,12 +35,27 @@ def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Ite
 
 
 def one_step(training: Training, clock: Clock) -> dict[str, Any]:
-    """One optimizer step over `accumulation` micro-batches; one that is not finite is left out where the guard says."""
+    """One optimizer step over `accumulation` micro-batches; returns its row of metrics.
+
+    A step whose loss or gradient is not finite is skipped where the guard allows it; else NotFinite is raised.
+    """
     embeddings = activate_embeddings(training, step_captions(training, clock.step), clock)
     numbers = step_numbers(training, clock.step)
     batches = portion(training.dataset, numbers, training.processes, in_step=training.sharded)
+    before = replace(training.scale)
     try:
-        loss, norms = _moved(training, batches, clock)
+        loss, norms = gradients(training, batches, clock.step)
+        while not all(math.isfinite(norm) for norm in norms.values()):
+            for trainable in training.trainables:
+                trainable.clear()
+            if not training.scale.halve():
+                training.scale.go_back(before)
+                bad = next(name for name, norm in norms.items() if not math.isfinite(norm))
+                raise NotFinite(f"the gradient of {bad} at step {clock.step + 1} is {norms[bad]}, not a finite number")
+            loss, norms = gradients(training, batches, clock.step)
+        training.scale.keep()
+        for trainable in training.trainables:
+            trainable.step(norms[trainable.name], clock, training.guard)
     except NotFinite as error:
         if training.guard is None or not training.guard.passes(error):
             raise NotFinite(f"{error}; {advice(training.model.dtype)}") from error
@@ -48,24 +63,6 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
             trainable.clear()
         loss, norms = math.nan, {}
     return _row(training, clock, loss, norms) | {"active": embeddings}
-
-
-def _moved(training: Training, batches: list[Batch | None], clock: Clock) -> tuple[float, dict[str, float]]:
-    """The loss of a step and the norms of its gradients, along which everything has moved."""
-    before = replace(training.scale)
-    loss, norms = gradients(training, batches, clock.step)
-    while not all(math.isfinite(norm) for norm in norms.values()):
-        for trainable in training.trainables:
-            trainable.clear()
-        if not training.scale.halve():
-            training.scale.go_back(before)
-            bad = next(name for name, norm in norms.items() if not math.isfinite(norm))
-            raise NotFinite(f"the gradient of {bad} at step {clock.step + 1} is {norms[bad]}, not a finite number")
-        loss, norms = gradients(training, batches, clock.step)
-    training.scale.keep()
-    for trainable in training.trainables:
-        trainable.step(norms[trainable.name], clock, training.guard)
-    return loss, norms
 
 
 def step_numbers(training: Training, step: int) -> range:
@@ -93,31 +90,26 @@ def gradients(training: Training, batches: Sequence[Batch | None], step: int) ->
 
     Raises StageError when the loss is not finite: nothing has moved then.
     """
-    processes = training.processes
+    processes, total = training.processes, 0.0
     grad_text = any(trainable.trains_text for trainable in training.trainables)
-    loss = 0.0
-    # a sharded part has the others wait in the midst of a batch: who fails there ends, which they notice
+    # a sharded part makes the others wait within a batch: a process that fails there ends, and they notice
     with nullcontext() if training.sharded else processes.together():
         for number, batch in zip(step_numbers(training, step), batches, strict=True):
-            if batch:
-                loss += _backward(training, batch, number, grad_text=grad_text)
-    loss = processes.numbers([loss])[0] / training.accumulation
-    if not math.isfinite(loss):
-        raise NotFinite(f"the loss at step {step + 1} is {loss}, not a finite number")
+            if not batch:
+                continue
+            place = () if batch.whole is None else (batch.whole.place.start,)
+            torch.manual_seed(generator(training.seed, "dropout", number, *place).initial_seed())  # what modules draw
+            loss = batch_loss(training, batch, number, grad_text=grad_text)
+            if batch.idle:
+                loss = loss * 0.0
+            if loss.requires_grad:
+                (loss * (training.scale.value / training.accumulation)).backward()
+            total += float(loss.detach())
+    mean = processes.numbers([total])[0] / training.accumulation
+    if not math.isfinite(mean):
+        raise NotFinite(f"the loss at step {step + 1} is {mean}, not a finite number")
     sum_gradients([leaf for trainable in training.trainables for leaf in trainable.leaves()], processes)
-    return loss, {trainable.name: trainable.gradient_norm(training.scale.value) for trainable in training.trainables}
-
-
-def _backward(training: Training, batch: Batch, number: int, *, grad_text: bool) -> float:
-    """Loss of one micro-batch; its gradient is added to what is trained."""
-    place = () if batch.whole is None else (batch.whole.place.start,)
-    torch.manual_seed(generator(training.seed, "dropout", number, *place).initial_seed())  # for what the modules draw
-    loss = batch_loss(training, batch, number, grad_text=grad_text)
-    if batch.idle:
-        loss = loss * 0.0
-    if loss.requires_grad:
-        (loss * (training.scale.value / training.accumulation)).backward()
-    return float(loss.detach())
+    return mean, {trainable.name: trainable.gradient_norm(training.scale.value) for trainable in training.trainables}
 
 
 def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool) -> Tensor:

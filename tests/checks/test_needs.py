@@ -1,4 +1,4 @@
-"""What a run is said to need is what it takes."""
+"""The estimates of disk and memory fit what runs use."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
 def test_a_skeleton_has_the_shapes_of_the_model(tmp_path, family):
     spec = load_recipe(make_project(tmp_path, family)).model
-    bones, whole = skeleton(spec), load_model(spec, CPU)
-    for name, module in bones.pipe.components.items():
-        loaded = getattr(whole.pipe, name)
+    empty, loaded_model = skeleton(spec), load_model(spec, CPU)
+    for name, module in empty.pipe.components.items():
+        loaded = getattr(loaded_model.pipe, name)
         assert {key: value.shape for key, value in module.named_parameters()} == {
             key: value.shape for key, value in loaded.named_parameters()
         }, name
-    assert [one.key for one in bones.encoders] == [one.key for one in whole.encoders]
+    assert [one.key for one in empty.encoders] == [one.key for one in loaded_model.encoders]
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_an_optimizer_keeps_what_is_counted_for_it(kind):
+def test_the_state_of_an_optimizer_is_as_large_as_in_the_table(kind):
     if kind == "adamw8bit":
         pytest.importorskip("bitsandbytes")
     options = options_of(OptimizerOptions, kind=kind)
@@ -57,13 +57,13 @@ PARTS = {
 def test_checkpoints_and_exports_are_as_large_as_estimated(tmp_path, kind):
     recipe = load_recipe(make_project(tmp_path, **PARTS[kind]), ["samples.prompts=[]"])
     needs = count_needs(recipe, skeleton(recipe.model), {"<cat>": {"clip_l": 2}})
-    told = {one.what: one for one in writes(recipe, needs, tmp_path / "run", 3, 4, 32)}
+    estimates = {one.content: one for one in writes(recipe, needs, tmp_path / "run", 3, 4, 32)}
     run = run_project(recipe, tmp_path / "run").folder
     points = [path.stat().st_size for path in (run / "checkpoints").iterdir()]
     header = 1400 * 240  # names and shapes of the tensors, which are tiny here
-    assert told["checkpoints"].least <= max(points)
-    assert max(points) <= told["checkpoints"].least * 1.1 + header
+    assert estimates["checkpoints"].least <= max(points)
+    assert max(points) <= estimates["checkpoints"].least * 1.1 + header
     made = sum(path.stat().st_size for path in (run / "exports").rglob("*") if path.is_file())
-    assert made <= told["exports"].most * 1.1 + 2 * header
-    assert told["checkpoints"].least > 0
-    assert run_preflight(recipe, tmp_path / "again", CPU).memory.least >= needs.frozen + VALUE * needs.embeddings
+    assert made <= estimates["exports"].most * 1.1 + 2 * header
+    assert estimates["checkpoints"].least > 0
+    assert run_preflight(recipe, tmp_path / "again", CPU).memory.least >= needs.model_bytes + VALUE * needs.embeddings

@@ -60,7 +60,7 @@ def test_check_as_json(call, recipe: Path) -> None:
         {
             "severity": "error",
             "line": 0,
-            "place": "--set train.steps=0",
+            "key": "--set train.steps=0",
             "text": "0 is too small; the minimum is 1",
             "file": str(recipe),
         }
@@ -102,7 +102,7 @@ def test_run_checks_first(call, recipe: Path, runner: SimpleNamespace) -> None:
 
 
 def test_run_shows_warnings(call, recipe: Path, runner: SimpleNamespace) -> None:
-    assert "warning: the warm-up takes all" in call("run", recipe, "--set", "train.warmup_steps=10").err
+    assert "warning: the warmup takes all" in call("run", recipe, "--set", "train.warmup_steps=10").err
 
 
 @pytest.mark.parametrize("error", [StageError("stage 3 (train): no gradient"), ConvertError("a.bin: no file")])
@@ -163,7 +163,7 @@ def test_plan_of_what_ships(call) -> None:
     assert shown.code == 0
     assert "Disk: " in shown.out
     assert "a photo of [<my-emblem> 1][<my-emblem> 2] on" in shown.out
-    assert "clip_l: 2 vectors: kept ring; padded *" in shown.out
+    assert "clip_l: 2 vectors: ring; padded with *" in shown.out
     assert json.loads(call("plan", "quickstart", "--json", "--no-estimates").out)["preflight"] is None
 
 
@@ -198,7 +198,7 @@ def test_tokens_of_a_text(call) -> None:
 def test_tokens_of_a_model_that_is_not_there(call) -> None:
     shown = call("tokens", "a", "--model", "nowhere")
     assert shown.code == 1
-    assert "'nowhere' is no file or folder, and no hub id" in shown.err
+    assert "'nowhere' is not a file, a folder or a hub id" in shown.err
 
 
 def test_tokens_of_a_family_that_is_not_known(call) -> None:

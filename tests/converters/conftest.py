@@ -96,3 +96,9 @@ def lora(rows):
         return tensors
 
     return make
+
+
+@pytest.fixture
+def lora_with(lora):
+    """The fixture `lora` for tests that have a function of that name."""
+    return lora

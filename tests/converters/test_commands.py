@@ -54,7 +54,17 @@ def test_a_folder_stands_for_the_files_in_it(run, rows, saved, tmp_path):
     for name in ("a.preview.png", "a.pt.optim", "empty.pt", "notes.txt", ".hidden.pt"):
         (tmp_path / "in" / name).write_bytes(b"" if name == "empty.pt" else b"x")
     assert run("retarget", "in", "--for", "a1111", "--out", "out").exit_code == 0
-    assert sorted(os.listdir("out")) == ["a.safetensors", "b.safetensors"]
+    assert sorted(os.listdir("out")) == ["a.safetensors", "deep"]
+    assert os.listdir("out/deep") == ["b.safetensors"]
+
+
+def test_subfolders_of_a_library_are_kept_so_that_files_of_one_name_do_not_collide(run, rows, saved, tmp_path):
+    for folder in ("lib/a", "lib/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        saved(f"{folder}/x.safetensors", {"emb_params": rows(1, 768)})
+    assert run("retarget", "lib", "--for", "a1111", "--for", "comfyui", "--out", "out").exit_code == 0
+    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.safetensors"))
+    assert found == [f"{program}/{folder}/x.safetensors" for program in ("a1111", "comfyui") for folder in "ab"]
 
 
 def test_a_folder_without_embeddings_stops_no_other(run, rows, saved, tmp_path):

@@ -297,7 +297,7 @@ def test_the_tensors_of_a_lora_are_not_lost(what, rest, samples):
         ("sd3", ["sd3"]),
         ("hunyuan video", ["hunyuan-video"]),
         ("diffusers", ["sd1", "flux", "hunyuan-video", "sdxl", "sd3", "hidream"]),
-        ("diffusers, Parameter", ["cascade", "sdxl", "sd3", "hidream"]),
+        ("diffusers, Parameter", ["sdxl", "sd3", "hidream", "cascade"]),
     ],
 )
 def test_a_family_follows_from_the_widths_or_stays_open(what, families, samples):

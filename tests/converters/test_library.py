@@ -1,4 +1,4 @@
-"""The commands from Python, as the README shows them."""
+"""The commands from Python, as recipes/converting.md shows them."""
 
 import ast
 import inspect as source
@@ -13,13 +13,13 @@ import pytest
 from pivotune.converters import library
 from pivotune.converters.tensor import RawTensor
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
-EXAMPLE = re.search(r"```python\n(from pivotune\.converters\.library.*?)```", README, re.S)[1]
+GUIDE = (Path(__file__).resolve().parents[2] / "recipes" / "converting.md").read_text("utf-8")
+EXAMPLE = re.search(r"```python\n(from pivotune\.converters\.library.*?)```", GUIDE, re.S)[1]
 
 
 @pytest.fixture
 def files(saved, rows, lora, tmp_path, monkeypatch):
-    """The files of the README: an embedding of somebody's, and a LoRA with two embeddings in it."""
+    """The files of the guide: an embedding of another program, and a LoRA with two embeddings in it."""
     monkeypatch.chdir(tmp_path)
     torch = pytest.importorskip("torch")
     embedding = {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}, "name": "x", "step": 1}
@@ -27,8 +27,8 @@ def files(saved, rows, lora, tmp_path, monkeypatch):
     saved("lora.safetensors", lora(768, cat={"clip_l": rows(2, 768)}, dog={"clip_l": rows(1, 768)}))
 
 
-def test_the_readmes_example_runs_and_does_what_it_says(files, same):
-    exec(compile(EXAMPLE, "README.md", "exec"), {})
+def test_the_guides_example_runs_and_does_what_it_says(files, same):
+    exec(compile(EXAMPLE, "converting.md", "exec"), {})
     assert sorted(os.listdir("embeddings")) == ["comfyui", "diffusers"]
     assert sorted(os.listdir("apart")) == ["cat.safetensors", "dog.safetensors", "lora.safetensors"]
     before = {embedding.name: embedding.vectors for embedding in library.read("lora.safetensors").embeddings}
@@ -53,7 +53,7 @@ def test_what_fails_leaves_nothing_behind(files):
         library.rename("lora.safetensors", "cat=fox", "embedding.pt")
     with pytest.raises(library.ConvertError, match="would be lost"):
         library.bundle("lora.safetensors", ["embedding.pt"], "out.safetensors", ["comfyui"], strict=True)
-    with pytest.raises(library.ConvertError, match="'sd9' is no family"):
+    with pytest.raises(library.ConvertError, match="'sd9' is not a family"):
         library.retarget("embedding.pt", "new", ["a1111"], family="sd9")
     assert Path("there.safetensors").read_bytes() == b"mine"
     assert sorted(os.listdir(".")) == ["embedding.pt", "lora.safetensors", "there.safetensors"]

@@ -4,8 +4,7 @@ from lora_files import FILES
 from pivotune.converters.bundle import bundle
 from pivotune.converters.embedding import Contents
 from pivotune.converters.families import all_families
-from pivotune.converters.lora import lora_metadata
-from pivotune.converters.lora_layout import describe
+from pivotune.converters.lora import describe, lora_metadata
 from pivotune.converters.stored import Stored
 
 

@@ -102,7 +102,7 @@ def test_each_program_gets_a_folder_and_what_to_type_is_told(run, lora, rows, sa
     files = {item["program"]: item for item in json.loads(result.output)["written"]}
     assert files["a1111"]["prompt"] == "ema y"
     assert files["comfyui"] == {"path": "out/comfyui/ema_y.safetensors", "program": "comfyui", "dialect": "kohya",
-                                "prompt": "embedding:ema_y", "prompts": {}, "losses": []}  # fmt: skip
+                                "prompt": "embedding:ema_y", "prompts": {}, "losses": [], "encoder": ""}  # fmt: skip
 
 
 @pytest.mark.parametrize("steps", ["", "-steps-500"])

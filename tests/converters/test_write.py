@@ -129,8 +129,8 @@ def test_values_that_become_infinite_in_float32_are_refused(tmp_path):
     ("tensor", "why"),
     [
         (RawTensor("F32", (0, 768), b""), "no vector"),
-        (RawTensor("C64", (1, 768), b"\1" * 6144), "holds C64"),
-        (RawTensor("BOOL", (1, 768), b"\1" * 768), "holds BOOL"),
+        (RawTensor("C64", (1, 768), b"\1" * 6144), "has C64"),
+        (RawTensor("BOOL", (1, 768), b"\1" * 768), "has BOOL"),
     ],
 )
 def test_what_is_no_vector_of_floating_point_numbers_is_refused(tensor, why, tmp_path):

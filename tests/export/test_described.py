@@ -35,4 +35,4 @@ def test_thousands_of_embeddings_are_measured_a_few_at_a_time_each_from_its_own_
     for at, (embedding, way) in enumerate(
         zip(found, (now.double() - began.double()).norm(dim=1).tolist(), strict=True)
     ):
-        assert embedding.metadata["pivotune.moved"] == "clip_l" + f" {way:.4g}" * (2 if at % 3 == 0 else 1)
+        assert embedding.metadata["pivotune.distance"] == "clip_l" + f" {way:.4g}" * (2 if at % 3 == 0 else 1)

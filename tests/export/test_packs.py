@@ -85,7 +85,7 @@ def check_errors(recipe, overrides):
     """The programs of which the check says that packs are nothing for them."""
     found = [problem.text for problem in check_recipe(recipe, overrides).problems if problem.severity == "error"]
     assert all("pivotune split --for" in text for text in found)
-    return [text.partition(" takes one embedding")[0] for text in found]
+    return [text.partition(" loads one embedding")[0] for text in found]
 
 
 def test_programs_that_take_one_embedding_from_a_file_are_refused_by_name(tmp_path):

@@ -52,8 +52,8 @@ def test_embeddings_and_lora_go_through_every_stage(tmp_path, family):
     assert proofs["vocabulary_unchanged"].keys() == WIDTHS[family].keys()
     assert proofs["exports_verified"] == proofs["exports_declared"] >= len(TARGETS[family]) + 2
     [embedding] = manifest["embeddings"]
-    assert {key: len(one["moved"]) for key, one in embedding["encoders"].items()}.keys() == WIDTHS[family].keys()
-    assert all(way > 0 for one in embedding["encoders"].values() for way in one["moved"])
+    assert {key: len(one["distance"]) for key, one in embedding["encoders"].items()}.keys() == WIDTHS[family].keys()
+    assert all(way > 0 for one in embedding["encoders"].values() for way in one["distance"])
     assert sum(image["when"] == "after" for image in manifest["images"]) == 1
 
 
@@ -134,8 +134,8 @@ def test_a_program_that_wants_both_encoders_is_named_when_a_embedding_has_one(tm
 def test_an_encoder_that_is_held_still_keeps_its_start_and_every_program_reads_the_embedding(tmp_path):
     manifest = run(tmp_path, "sdxl", embedding="learning_rate = { clip_l = 0.0, clip_g = 1e-2 }")
     [embedding] = manifest["embeddings"]
-    assert set(embedding["encoders"]["clip_l"]["moved"]) == {0.0}
-    assert all(way > 0 for way in embedding["encoders"]["clip_g"]["moved"])
+    assert set(embedding["encoders"]["clip_l"]["distance"]) == {0.0}
+    assert all(way > 0 for way in embedding["encoders"]["clip_g"]["distance"])
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl", "sd3"])

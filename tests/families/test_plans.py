@@ -39,7 +39,7 @@ def test_a_recipe_is_planned(name, models):
     trained = [stage for stage in plan.stages if stage.kind == "train"]
     assert trained
     assert all(stage.steps for stage in trained)
-    assert not plan.lost
+    assert not plan.truncated
     assert plan.limits.get("t5", 254) == 254
     assert {key for made in plan.embeddings.values() for key in made} == tokenizers.keys()
     export = plan.stages[-1]

@@ -52,7 +52,7 @@ def test_embeddings_are_trained_and_proved(tmp_path, family, dtype, train):
     assert proofs["gradient_reached"] == {"<cat>": True}
     assert proofs["ejected_clean"] is True
     for facts in told["embeddings"][0]["encoders"].values():
-        assert all(way > 0 for way in facts["moved"])
+        assert all(way > 0 for way in facts["distance"])
     assert {image["when"] for image in told["images"]} == {"before", "after"}
 
 

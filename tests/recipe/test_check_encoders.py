@@ -1,4 +1,4 @@
-"""Embeddings for one encoder of several: who can load them is known before anything is trained."""
+"""Embeddings for one of several text encoders: the check reports programs that cannot load them."""
 
 import pytest
 from projects import make_project
@@ -18,12 +18,12 @@ def why(program, family, chosen):
 @pytest.mark.parametrize(
     "program", ["a1111", "forge", "sdnext", "comfyui", "invokeai", "diffusers", "onetrainer", "kohya"]
 )
-def test_who_loads_a_embedding_of_one_encoder_of_sdxl(program, chosen):
+def test_only_comfyui_loads_an_sdxl_embedding_for_one_encoder(program, chosen):
     assert (why(program, "sdxl", chosen) == "") == (program == "comfyui")
 
 
 @pytest.mark.parametrize("program", ["a1111", "comfyui", "invokeai", "kohya"])
-def test_everybody_loads_a_embedding_of_all_encoders(program):
+def test_every_program_loads_an_embedding_for_all_encoders(program):
     assert why(program, "sdxl", ["clip_l", "clip_g"]) == ""
 
 
@@ -34,12 +34,12 @@ def findings(folder, inject, export):
     return [problem.text for problem in check_recipe(recipe).problems if problem.severity == "error"]
 
 
-def test_check_names_targets_that_cannot_load_the_embeddings(tmp_path):
+def test_targets_that_cannot_load_the_embeddings_are_errors(tmp_path):
     found = findings(tmp_path, ["clip_g"], 'targets = ["a1111", "comfyui"]')
     assert len(found) == 1
-    assert "AUTOMATIC1111 web UI cannot load an embedding that has vectors for clip_g only" in found[0]
+    assert "AUTOMATIC1111 web UI cannot load an embedding with vectors for clip_g only" in found[0]
 
 
-def test_check_names_an_encoder_that_is_not_there(tmp_path):
+def test_an_unknown_encoder_is_an_error(tmp_path):
     [found] = findings(tmp_path, ["clip_h", "clip_l", "clip_g"], 'targets = ["a1111"]')
     assert "Stable Diffusion XL has no text encoder 'clip_h'; did you mean 'clip_" in found

@@ -1,4 +1,4 @@
-"""Embeddings behind the token limit are errors of `check`, counted without transformers as the run counts them."""
+"""`check` reports truncated embeddings, counting tokens as the run does but without transformers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,13 @@ def micro(good: Path) -> Path:
 
 def errors(path: Path, captions: list[str], *sets: str) -> list[tuple[str, str]]:
     checked = check_recipe(path, [f"concept.captions={json.dumps(captions)}", *sets], tokens=True)
-    return [(one.place, one.text) for one in checked.problems if one.severity == "error"]
+    return [(one.key, one.text) for one in checked.problems if one.severity == "error"]
 
 
-def test_a_embedding_that_no_caption_shows_is_an_error_where_it_stands(micro):
-    ((place, text),) = errors(micro, [LONG + "<emblem>"])
-    assert place == "embedding.1.placeholder"
-    assert text == (
-        "'<emblem>' stands behind the token limit (75 of clip_l) in every caption that holds it; put it further forward"
-    )
+def test_an_embedding_truncated_in_all_captions_is_an_error(micro):
+    ((key, text),) = errors(micro, [LONG + "<emblem>"])
+    assert key == "embedding.1.placeholder"
+    assert text.startswith("every caption is truncated before '<emblem>' (limit 75 tokens of clip_l)")
 
 
 @pytest.mark.parametrize(
@@ -46,15 +44,15 @@ def test_a_embedding_that_no_caption_shows_is_an_error_where_it_stands(micro):
         (["<emblem>, " + LONG], ()),
         (["<emblem>, " + LONG + "<emblem>"], ()),
         ([LONG + "<emblem>", "<emblem>"], ()),
-        (["a ring " * 20 + "<emblem>"], ()),  # as long as to be looked at, and not so long as to be cut
+        (["a ring " * 20 + "<emblem>"], ()),  # long enough to be counted, not truncated
         ([LONG + "<emblem>"], ("embedding.train=false", "train.lora={ rank = 2 }")),
     ],
 )
-def test_a_embedding_that_is_seen_somewhere_or_stands_still_is_none(micro, captions, sets):
+def test_an_embedding_that_fits_somewhere_or_is_frozen_is_no_error(micro, captions, sets):
     assert errors(micro, captions, *sets) == []
 
 
-def test_what_is_no_error_of_a_run_that_begins_anyway_is_none_of_its_check(micro):
+def test_truncation_is_no_error_of_a_run_with_force(micro):
     assert not check_recipe(micro, [f"concept.captions={json.dumps([LONG + '<emblem>'])}"]).failed
 
 
@@ -85,8 +83,8 @@ def test_counting_loads_no_heavy_library(micro):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_command_says_no(micro):
+def test_the_command_fails(micro):
     sets = ["--set", f"concept.captions={json.dumps([LONG + '<emblem>'])}"]
     shown = CliRunner().invoke(check, [str(micro), *sets])
     assert shown.exit_code == 1
-    assert "behind the token limit" in shown.output
+    assert "every caption is truncated" in shown.output

@@ -60,7 +60,7 @@ def test_a_megabyte_of_unknown_keys_is_cut_to_a_hundred_problems(written: Write)
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert len(caught.value.problems) == 101
-    assert "and more; mend these 100 first" in caught.value.problems[-1]
+    assert "and more; fix these 100 first" in caught.value.problems[-1]
 
 
 def test_what_is_not_utf8_is_named_with_its_line(written: Write) -> None:

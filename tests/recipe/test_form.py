@@ -14,10 +14,10 @@ import pytest
 import tomli
 from PIL import Image
 
-from pivotune.pipeline.checks.recipe import beyond_form, check_recipe
+from pivotune.pipeline.checks.recipe import check_valid_parts, check_recipe
 from pivotune.pipeline.recipe.document import Document, shipped
 from pivotune.pipeline.recipe.form import form_of
-from pivotune.pipeline.recipe.load import MOST, validated
+from pivotune.pipeline.recipe.load import MAX_PROBLEMS, validated
 
 HERE = Path(__file__).parent
 # Without any one of its settings this recipe would have a finding, or a different meaning.
@@ -136,9 +136,9 @@ def test_a_wrong_form_has_no_consequences(rich: Path) -> None:
     refused = 0
     for wrong in spoilt(data):
         document = Document(rich, "", wrong)
-        if form_of(wrong, MOST).problems:
+        if form_of(wrong, MAX_PROBLEMS).problems:
             refused += 1
-            assert [problem.shown("") for problem in beyond_form(document)] == [], (wrong, validated(document)[2])
+            assert [problem.shown("") for problem in check_valid_parts(document)] == [], (wrong, validated(document)[2])
     assert refused > 200
 
 
@@ -146,8 +146,8 @@ def test_a_wrong_form_has_no_consequences(rich: Path) -> None:
 def test_a_shipped_recipe_of_a_wrong_form_has_no_consequences(name: str) -> None:
     path = shipped()[name]
     for wrong in spoilt(tomli.loads(path.read_text("utf-8"))):
-        if form_of(wrong, MOST).problems:
-            assert [problem.shown("") for problem in beyond_form(Document(path, "", wrong))] == []
+        if form_of(wrong, MAX_PROBLEMS).problems:
+            assert [problem.shown("") for problem in check_valid_parts(Document(path, "", wrong))] == []
 
 
 # One problem of the form, and one of what is asked for.
@@ -165,11 +165,11 @@ FORM = {
 MEANT = {
     "images": ("concept.images='nowhere'", "nowhere does not exist"),
     "model": ("model.base='./nowhere'", "nowhere does not exist"),
-    "embedding": ("embedding.placeholder='<other>'", "none of the 3 captions holds '<other>'"),
-    "warmup": ("train.warmup_steps=1.5", "1.5 is neither a number of steps nor a share below 1"),
+    "embedding": ("embedding.placeholder='<other>'", "none of the 3 captions contains '<other>'"),
+    "warmup": ("train.warmup_steps=1.5", "1.5 is neither an integer number of steps"),
     "rate": ("train.learning_rate={ clip_x = 0.1 }", "has no text encoder 'clip_x'"),
-    "band": ("train.preserve_norm={ low = 2, high = 1 }", "low = 2 is above high = 1"),
-    "target": ("export.files='pack'", "takes one embedding from a file"),
+    "band": ("train.preserve_norm={ low = 2, high = 1 }", "low = 2 is greater than high = 1"),
+    "target": ("export.files='pack'", "loads one embedding per file"),
     "name": ("name='con'", "is a device on Windows"),
 }
 
@@ -191,7 +191,7 @@ def test_the_rest_of_a_list_keeps_its_lines_and_numbers(good: Path) -> None:
     )
     good.write_text(text, "utf-8")
     line = text.split("\n").index('images = "nowhere"') + 1
-    problems = [(problem.place, problem.line) for problem in check_recipe(good).problems]
+    problems = [(problem.key, problem.line) for problem in check_recipe(good).problems]
     assert problems == [("concept.1", 5), ("concept.2.images", line)]
 
 
@@ -206,7 +206,7 @@ def test_where_embeddings_come_from_is_not_guessed(good: Path) -> None:
     before, rest = good.read_text("utf-8").split("[[concept]]")
     stages = rest[rest.index("[[stage]]") :]
     good.write_text(f'{before}[[embeddings_from]]\nfolder = "x"\n{stages}', "utf-8")
-    assert [problem.place for problem in check_recipe(good).problems] == ["embeddings_from.1.folder"]
+    assert [problem.key for problem in check_recipe(good).problems] == ["embeddings_from.1.folder"]
 
 
 def test_a_wrong_type_where_nothing_is_also_allowed(good: Path) -> None:
@@ -217,11 +217,11 @@ def test_a_wrong_type_where_nothing_is_also_allowed(good: Path) -> None:
 def test_stages_are_not_put_in_order_when_one_is_unknown(good: Path) -> None:
     text = good.read_text("utf-8").replace('kind = "inject"', 'kind = "injekt"')
     good.write_text(text.replace("steps = 10", "steps = 10\nwarmup_steps = 1.5"), "utf-8")
-    assert [problem.place for problem in check_recipe(good).problems] == ["stage.2.kind", "stage.3.warmup_steps"]
+    assert [problem.key for problem in check_recipe(good).problems] == ["stage.2.kind", "stage.3.warmup_steps"]
 
 
 def test_a_misspelt_key_is_not_reported_as_missing_too(good: Path) -> None:
     good.write_text(good.read_text("utf-8").replace("steps = 10", "step = 10"), "utf-8")
-    assert [problem.place for problem in check_recipe(good).problems] == ["stage.3.step"]
+    assert [problem.key for problem in check_recipe(good).problems] == ["stage.3.step"]
     good.write_text(good.read_text("utf-8").replace("step = 10", "zzqq = 10"), "utf-8")
-    assert [problem.place for problem in check_recipe(good).problems] == ["stage.3", "stage.3.zzqq"]
+    assert [problem.key for problem in check_recipe(good).problems] == ["stage.3", "stage.3.zzqq"]

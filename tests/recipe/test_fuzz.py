@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pivotune import schemas
-from pivotune.pipeline.checks.recipe import beyond_form, examined
+from pivotune.pipeline.checks.recipe import check_valid_parts, check_built
 from pivotune.pipeline.recipe.document import Document, refuse_deep, shipped
 from pivotune.pipeline.recipe.load import recipe_as_json, recipe_from_json, validated
 
@@ -85,9 +85,9 @@ def test_a_spoilt_recipe_is_judged_in_embeddings(data: dict[str, Any]) -> None:
     refuse_deep(data)
     recipe, document, problems = validated(document)
     if recipe is None:
-        problems += beyond_form(document)
+        problems += check_valid_parts(document)
     else:
-        problems = examined(recipe, document).problems
+        problems = check_built(recipe, document).problems
         assert recipe_from_json(recipe_as_json(recipe), recipe.path) == recipe
     assert (recipe is None) <= bool(problems)
     for problem in problems:

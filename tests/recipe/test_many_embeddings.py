@@ -209,8 +209,8 @@ def test_names_are_checked_as_a_whole_and_blamed_by_line(recipe, tmp_path):
     table = b"name\n<emblem>\ncat\nred cat\nCAT\n<cat>\n"
     found = shown(check_recipe(recipe("table = 'embeddings.csv'", table)), tmp_path)
     texts = "\n".join(found)
-    assert "embeddings.csv:5: placeholder: 'CAT' and 'cat' are the same embedding" in texts
-    assert "embeddings.csv:4: placeholder: warning: 'red cat' holds 'cat'" in texts
+    assert "embeddings.csv:5: placeholder: 'CAT' and 'cat' are the same placeholder" in texts
+    assert "embeddings.csv:4: placeholder: warning: 'red cat' contains 'cat'" in texts
     assert (
         "embeddings.csv:6: placeholder: '<cat>' and 'cat' would both be written to cat.safetensors; rename one" in texts
     )
@@ -240,7 +240,7 @@ def test_checking_ten_times_the_embeddings_calls_at_most_about_ten_times_the_fun
         finally:
             sys.setprofile(None)
         assert checked.problems == []
-        assert len(checked.holding) == count
+        assert len(checked.captions_with) == count
     assert calls[2_000] < 12 * calls[200]  # a loop in a loop would give 100
 
 
@@ -248,7 +248,7 @@ def test_ten_thousand_findings_are_counted_not_listed(recipe, tmp_path):
     path = recipe("table = 'embeddings.csv'", b"name\n" + b"".join(b"embedding-%d\n" % n for n in range(10_000)))
     found = shown(check_recipe(path), tmp_path)
     assert len(found) < 30
-    assert any("and 9,990 more like these" in line for line in found)
+    assert any("and 9,990 more of this kind" in line for line in found)
     bad = b"name,tokens\n" + b"".join(b"embedding-%d,0\n" % n for n in range(10_000))
     found = shown(check_recipe(recipe("table = 'embeddings.csv'", bad)), tmp_path)
     assert len(found) == 101

@@ -84,7 +84,7 @@ def test_every_wrong_one_is_named_and_what_else_is_wrong_too(good: Path) -> None
         "--set .steps=3: the key has an empty part; did you mean steps?",
         "--set train.=3: the key has an empty part; did you mean train?",
         "--set seed=x: expected an integer, got 'x'",
-        "--set train.warmup_steps=1.5: 1.5 is neither a number of steps nor a share below 1",
+        "--set train.warmup_steps=1.5: 1.5 is neither an integer number of steps nor a share below 1",
     ]
 
 

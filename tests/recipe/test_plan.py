@@ -1,4 +1,4 @@
-"""A plan: tokens of initial texts, captions before and after, embeddings lost at the token limit; no weights."""
+"""A plan: tokens of initial texts, captions before and after, truncated embeddings; no weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pivotune.pipeline.checks.plan import Plan, make_plan
-from pivotune.pipeline.checks.plan_text import joined, plan_json, plan_text
+from pivotune.pipeline.checks.plan_text import join_tokens, plan_json, plan_text
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.tokenizers import load_tokenizers, token_limit
 from pivotune.pipeline.recipe.document import shipped_folder
@@ -56,14 +56,14 @@ def test_a_single_file_takes_its_tokenizers_from_the_config(two: Path, tmp_path:
         load_tokenizers(spec(tmp_path / "m.safetensors", "sdxl"))
 
 
-def test_a_broken_tokenizer_is_named(two: Path, tmp_path: Path) -> None:
+def test_a_broken_tokenizer_is_an_error(two: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(two, tmp_path / "broken")
     (broken / "tokenizer" / "tokenizer_config.json").write_text("{")
     with pytest.raises(StageError, match=r"tokenizer/tokenizer_config\.json: not JSON"):
         load_tokenizers(spec(broken))
 
 
-def test_a_hub_without_a_network_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_without_a_network_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = (
         "from pivotune.pipeline.models.tokenizers import load_tokenizers, ModelSpec\n"
         "from pivotune.pipeline.errors import StageError\n"
@@ -75,13 +75,13 @@ def test_a_hub_without_a_network_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "the tokenizers of owner/none cannot be had from the hub" in shown.stdout
 
 
-def test_initial_texts_are_cut_and_padded(good: Path, two: Path) -> None:
+def test_initial_texts_are_truncated_and_padded(good: Path, two: Path) -> None:
     plan = planned(good, two, "embedding.initial_text=photo of", "embedding.tokens=3")
     made = plan.embeddings["<emblem>"]["clip_g"]
     assert (len(made.ids), made.kept, made.padded, made.cut) == (3, 2, 1, ())
     plan = planned(good, two, "embedding.initial_text=a photo of", "embedding.tokens=2")
     assert plan.embeddings["<emblem>"]["clip_l"].cut == ("of</w>",)
-    assert "2 vectors: kept a photo; cut of" in plan_text(plan)
+    assert "2 vectors: a photo; truncated of" in plan_text(plan)
 
 
 def test_captions_before_and_after(good: Path, two: Path) -> None:
@@ -89,8 +89,8 @@ def test_captions_before_and_after(good: Path, two: Path) -> None:
     caption = plan.captions[0]
     assert caption.after == "a photo of [<emblem> 1][<emblem> 2], on red"
     assert caption.tokens == {"clip_l": 8, "clip_g": 8}
-    assert caption.lost == ()
-    assert plan.holding == {"<emblem>": 3}
+    assert caption.truncated == ()
+    assert plan.captions_with == {"<emblem>": 3}
 
 
 def test_counts_are_those_of_the_tokenizer(good: Path, two: Path) -> None:
@@ -100,22 +100,24 @@ def test_counts_are_those_of_the_tokenizer(good: Path, two: Path) -> None:
     assert plan.captions[0].tokens["clip_l"] == len(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-@pytest.mark.parametrize(("before", "lost"), [(72, ()), (73, ()), (74, ("<emblem>",)), (90, ("<emblem>",))])
-def test_a_embedding_behind_the_limit_is_lost(good: Path, two: Path, before: int, lost: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("before", "truncated"), [(72, ()), (73, ()), (74, ("<emblem>",)), (90, ("<emblem>",))])
+def test_an_embedding_beyond_the_limit_is_truncated(
+    good: Path, two: Path, before: int, truncated: tuple[str, ...]
+) -> None:
     caption = "a " * before + "<emblem>"
     plan = planned(good, two, "embedding.tokens=2", f"concept.captions={json.dumps([caption])}")
-    assert plan.captions[0].lost == lost
-    assert ("stands behind the token limit" in plan_text(plan)) == bool(lost)
+    assert plan.captions[0].truncated == truncated
+    assert ("truncated before" in plan_text(plan)) == bool(truncated)
 
 
-def test_stages_say_what_they_take_and_give(good: Path, two: Path) -> None:
+def test_the_input_and_output_of_stages(good: Path, two: Path) -> None:
     overrides = ("train.lora={rank = 4}", "train.batch_size=2", "train.gradient_accumulation=3", "concept.repeats=2")
     plan = planned(good, two, *overrides)
     train, export = plan.stages[2:]
     assert train.gives == "trained vectors of <emblem> and a LoRA of rank 4 on the denoiser"
     assert (train.steps, train.images, train.epochs) == (10, 60, 10.0)
     assert export.takes == "vectors and the LoRA"
-    assert "10 steps, 60 images seen, 10.0 epochs" in plan_text(plan)
+    assert "10 steps, 60 images, 10.0 epochs" in plan_text(plan)
 
 
 def test_a_plan_is_json(good: Path, two: Path) -> None:
@@ -125,5 +127,5 @@ def test_a_plan_is_json(good: Path, two: Path) -> None:
     assert document["captions"][0]["tokens"]["clip_l"] > 0
 
 
-def test_pieces_are_joined_to_embeddings() -> None:
-    assert joined(["ring</w>", "em", "blem</w>", "x"]) == "ring em·blem x·"
+def test_tokens_are_joined_to_text() -> None:
+    assert join_tokens(["ring</w>", "em", "blem</w>", "x"]) == "ring em·blem x·"

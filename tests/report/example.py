@@ -40,7 +40,7 @@ def embedding(placeholder: str, encoders: tuple[str, ...] = ("clip_l",), vectors
             "padded": vectors - 1,
             "norm_before": [usual * rng.uniform(0.8, 1.1) for _ in range(vectors)],
             "norm_after": [usual] * vectors,
-            "moved": [rng.uniform(0.1, 0.5) for _ in range(vectors)],
+            "distance": [rng.uniform(0.1, 0.5) for _ in range(vectors)],
             "cosine_to_start": [rng.uniform(0.4, 0.9) for _ in range(vectors)],
             "nearest": [
                 [[piece, 0.62 - 0.07 * n] for n, piece in enumerate(("ring</w>", "teal</w>", "circle</w>", "tur"))]
@@ -114,8 +114,9 @@ def artefact(placeholder: str, program: str, put_in: str) -> Json:
     name = "".join(c for c in placeholder if c.isalnum())
     trigger = f"embedding:{name}" if program == "comfyui" else placeholder
     return {
-        "path": f"export/{program}/{name}.safetensors", "sha256": sha256(name + program), "bytes": 6324, "kind": "embedding",
-        "program": program, "dialect": "standalone", "trigger": trigger, "put_in": put_in, "embedding": placeholder,
+        "path": f"export/{program}/{name}.safetensors", "sha256": sha256(name + program), "bytes": 6324,
+        "kind": "embedding", "program": program, "dialect": "standalone", "trigger": trigger, "put_in": put_in,
+        "embedding": placeholder,
     }  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def metrics(made: Json, steps: int = 400, every: int = 5) -> list[Json]:
                 for key, e in trained["encoders"].items():
                     ends = zip(e["norm_before"], e["norm_after"], strict=True)
                     norms = [b + (1.1 * a - b) * rest + rng.gauss(0, 0.002) for b, a in ends]
-                    measured[key] = {"norm": norms, "moved": [way * rest for way in e["moved"]]}
+                    measured[key] = {"norm": norms, "distance": [way * rest for way in e["distance"]]}
         lines.append(line)
     return lines
 

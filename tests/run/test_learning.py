@@ -54,9 +54,9 @@ def test_the_embedding_moved_and_its_norm_is_known(run):
     manifest = json.loads((run.folder / "manifest.json").read_text("utf-8"))
     [embedding] = manifest["embeddings"]
     vectors = embedding["encoders"]["clip_l"]
-    assert all(way > 0.5 * norm for way, norm in zip(vectors["moved"], vectors["norm_before"], strict=True))
+    assert all(way > 0.5 * norm for way, norm in zip(vectors["distance"], vectors["norm_before"], strict=True))
     tensors, _ = read_safetensors(run.folder / "exports" / "quickstart_embeddings" / "my-emblem.safetensors")
-    assert [raw.shape[0] for raw in tensors.values()] == [len(vectors["moved"])]
+    assert [raw.shape[0] for raw in tensors.values()] == [len(vectors["distance"])]
 
 
 def test_the_recipe_that_ships_is_clean(run):

@@ -241,16 +241,16 @@ def test_a_failure_of_the_main_process_to_export_ends_all(tmp_path):
 
 
 def test_an_overflow_in_one_process_halves_the_scale_of_all(tmp_path, monkeypatch):
-    recipe, backward = make_project(tmp_path, model='dtype = "float16"'), loop._backward
+    recipe, add_up, calls = make_project(tmp_path, model='dtype = "float16"'), loop.sum_gradients, []
 
-    def overflowing(training, batch, number, *, grad_text):
-        loss = backward(training, batch, number, grad_text=grad_text)
-        if training.processes.index == 1 and training.scale.value == 128:
-            for leaf in next(iter(training.trainables)).leaves():
+    def overflowing(leaves, processes):
+        if processes.index == 1 and not calls:
+            for leaf in leaves:
                 leaf.grad *= float("inf")
-        return loss
+        calls.append(processes.index)
+        add_up(leaves, processes)
 
-    monkeypatch.setattr(loop, "_backward", overflowing)
+    monkeypatch.setattr(loop, "sum_gradients", overflowing)
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [0, 0], ended.said
     assert [row["loss_scale"] for row in metrics_of(tmp_path / "run")] == [64, 64, 64]

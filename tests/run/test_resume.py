@@ -10,7 +10,6 @@ import random
 import re
 import signal
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +22,7 @@ from safetensors.torch import load_file
 
 from pivotune.pipeline import records as metrics
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.load import load_recipe, stage
+from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import checkpoints as checkpointer
 from pivotune.pipeline.run import outcome as finishing
 from pivotune.pipeline.run import outcome as noted
@@ -139,11 +138,10 @@ def test_a_signal_after_the_last_step_is_answered_with_what_is_true(tmp_path, mo
 
 
 def test_steps_are_left_where_no_checkpoint_has_them():
-    kinds = [("train", 5), ("rescale", 0), ("train", 4), ("export", 0)]
-    tables = [{"kind": kind} | ({"steps": count} if count else {}) for kind, count in kinds]
-    recipe = replace(load_recipe("quickstart"), stages=tuple(stage(table) for table in tables))
+    trains = [(0, SimpleNamespace(steps=5)), (2, SimpleNamespace(steps=4))]
 
     def left(index, checkpoint=None):
+        recipe = SimpleNamespace(stages_with=lambda kind, first: [one for one in trains if one[0] >= first])
         return has_steps_left(SimpleNamespace(recipe=recipe), RunState(checkpoint), index)
 
     assert [left(number) for number in range(4)] == [True, True, True, False]

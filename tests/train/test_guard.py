@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_leaves_the_step_out_where_asked(tmp_path, mon
     ]
     rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["loss"] is None for row in rows] == [False, False, True, False, True, False, False, False]
-    assert rows[2]["embeddings"]["<cat>"]["clip_l"]["moved"] == rows[1]["embeddings"]["<cat>"]["clip_l"]["moved"]
+    assert rows[2]["embeddings"]["<cat>"]["clip_l"]["distance"] == rows[1]["embeddings"]["<cat>"]["clip_l"]["distance"]
     assert (tmp_path / "run/report.html").is_file()
 
 
@@ -249,6 +249,6 @@ def test_bands_and_policies_are_checked(tmp_path):
     path = make_project(tmp_path, train="[stage.guard]\nnorm = 'wran'\nnot_finite = 'off'")
     texts = [problem.text for problem in check_recipe(path).problems]
     assert texts == [
-        "the text 'wran' is not known here; did you mean 'warn'?",
-        "the text 'off' is not known here; known: stop, warn",
+        "unknown value 'wran'; did you mean 'warn'?",
+        "unknown value 'off'; known: stop, warn",
     ]  # fmt: skip

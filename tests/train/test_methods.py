@@ -207,4 +207,4 @@ def test_metrics_hold_norm_way_and_nearest_token_of_every_vector(tmp_path):
     first = rows[0]["embeddings"]["<cat>"]["clip_l"]
     assert {len(values) for values in first.values()} == {2}
     assert first["nearest"] == ["red</w>", "ring</w>"]  # after one small step still where it began
-    assert all(0 < way < 1 for way in first["moved"])
+    assert all(0 < way < 1 for way in first["distance"])

@@ -48,7 +48,7 @@ def test_one_infinite_gradient_is_repeated_with_half_the_scale(tmp_path, monkeyp
     path = "exports/tiny_embeddings/cat.safetensors"
     assert (folder / path).read_bytes() == (whole / path).read_bytes()  # powers of two leave no trace
     text = (folder / "manifest.json").read_text("utf-8")
-    assert text.count("repeated with a smaller scale") == 1
+    assert text.count("repeated with a smaller loss scale") == 1
 
 
 def test_a_step_that_no_scale_can_save_leaves_the_scale_as_it_was(tmp_path, monkeypatch):
@@ -64,7 +64,7 @@ def test_a_step_that_no_scale_can_save_leaves_the_scale_as_it_was(tmp_path, monk
     recipe = load_recipe(make_project(tmp_path, train="guard = { not_finite = 'warn' }"))
     folder = run_project(recipe, tmp_path / "run").folder
     assert scales == [*tried, FIRST, FIRST]
-    assert "repeated with a smaller scale" not in (folder / "manifest.json").read_text("utf-8")
+    assert "repeated with a smaller loss scale" not in (folder / "manifest.json").read_text("utf-8")
 
 
 def test_a_run_that_goes_on_has_the_scale_that_it_was_stopped_with(tmp_path, monkeypatch):

@@ -1,0 +1,79 @@
+"""Which modules of a LoRA each program applies: by how they are called, by their kind, and as a whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from ..families import Family
+from ..lora_modules import LoraModule, kinds_of, modules_of
+from ..stored import Stored
+from . import Program, refuses_lora
+
+SHOWN = 3  # names or kinds in a note
+
+
+class Applied(NamedTuple):
+    """How many of a LoRA's modules a program applies; `notes` say what is left out, `refusal` why it applies none."""
+
+    modules: int
+    applied: int
+    notes: tuple[str, ...] = ()
+    refusal: str = ""
+
+
+def applied(program: Program, file: Stored, family: Family) -> Applied | None:
+    """What `program` applies of a LoRA for a model of `family`; None if there are no rules for that family."""
+    named = _named(program.name, family.name, tuple(program.lora_names_of(family.name)))
+    if named is None:
+        return None
+    modules = [module for module in modules_of(file.tensors) if not module.name.startswith("bundle_emb.")]
+    known = [module for module in modules if named(module.name)]
+    able = [module for module in known if module.kind in program.lora_kinds]
+    others = [module for module in known if module.kind not in program.lora_kinds]
+    if not known:
+        return Applied(len(modules), 0, (), _no_names(program, modules))
+    if others and program.other_kinds == "refused":
+        return Applied(len(modules), 0, (), f"it refuses the whole LoRA because of {_kinds(others)} modules")
+    if not able:
+        return Applied(len(modules), 0, (), f"it has no {_kinds(others)}")
+    used = {key for module in able for key in module.keys}
+    refusal = refuses_lora(program.name, file, family, modules, [name for name in file.tensors if name not in used])
+    notes = tuple(_notes(program, modules, known, others, able))
+    return Applied(len(modules), 0 if refusal else len(able), () if refusal else notes, refusal)
+
+
+@cache
+def _named(program: str, family: str, names: tuple[str, ...]) -> Callable[[str], re.Match[str] | None] | None:
+    return re.compile("|".join(f"(?:{name})" for name in names)).fullmatch if names else None
+
+
+def _no_names(program: Program, modules: Sequence[LoraModule]) -> str:
+    if not modules:
+        return "no module of a LoRA in it"
+    return f"it applies none of the {len(modules)} modules: it does not look for names like {modules[0].name[:60]!r}"
+
+
+def _notes(
+    program: Program,
+    modules: Sequence[LoraModule],
+    known: Sequence[LoraModule],
+    others: Sequence[LoraModule],
+    able: Sequence[LoraModule],
+) -> Iterable[str]:
+    if len(known) < len(modules):
+        strange = [module.name[:60] for module in modules if module not in known]
+        yield f"{len(strange)} of {len(modules)} modules are not applied, as {strange[0]!r}"
+    if others:
+        yield f"{len(others)} of {len(modules)} modules are not applied: {_kinds(others)}"
+    weighted = [module for module in able if module.dora]
+    ends = tuple(program.dora_keys)
+    if any(not any(end in key for end in ends for key in module.keys) for module in weighted):
+        yield f"the magnitudes of DoRA are left out of {len(weighted)} modules, which changes the result"
+
+
+def _kinds(modules: Iterable[LoraModule]) -> str:
+    kinds = kinds_of(modules)
+    return ", ".join(kinds[:SHOWN]) + (" and others" if len(kinds) > SHOWN else "")

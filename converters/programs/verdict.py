@@ -1,0 +1,15 @@
+"""The answer of one program to one file."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ORDER = ("yes", "partly", "not known", "no")  # best first
+
+
+class Verdict(NamedTuple):
+    """`loads` is one of ORDER; `prompt` is what the user types, empty if nothing loads; `notes` say why."""
+
+    loads: str
+    prompt: str
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,288 @@
+"""The loaders of programs, each with stand-ins for what it imports: `python -m real_loaders PROGRAM SOURCE FOLDER`.
+
+Reads the sample files in FOLDER and prints JSON: sample to the number of modules that the loader takes, and its error.
+Models exist without weights (on torch's meta device): a loader looks at names and shapes alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
+
+import torch
+from real_samples import BLOCKS, samples
+from safetensors.torch import load_file
+
+DEPTHS = {"sd1": ([1, 1, 1, 1, 1, 1, 0, 0], [1] * 9 + [0] * 3, [1, 2, 4, 4], 1, [2, 2, 2, 2]),
+          "sdxl": ([0, 0, 2, 2, 10, 10], [10] * 3 + [2] * 3 + [0] * 3, [1, 2, 4], 10, [2, 2, 2])}  # fmt: skip
+
+
+def main(program: str, source: str, folder: str) -> None:
+    """Print what the loader of `program` makes of each sample."""
+    if source:
+        sys.path.insert(0, source)
+    families = {name.replace(" ", "_").replace(",", ""): family for name, (family, _) in samples().items()}
+    found = {}
+    with contextlib.redirect_stdout(sys.stderr):
+        drive = LOADERS[program](Path(source))
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            try:
+                modules, error = drive(families[path.stem], load_file(path), path), ""
+            except NotImplementedError:
+                continue
+            except Exception as raised:  # noqa: BLE001 - any exception of a loader is what we want to know
+                modules, error = 0, f"{type(raised).__name__}: {raised}"
+            found[path.stem] = {"modules": modules, "error": error}
+    print(json.dumps(found))  # noqa: T201
+
+
+def stand_in(*names: str) -> None:
+    """Modules that are there and do nothing."""
+    for name in names:
+        fake = MagicMock(spec=ModuleType)
+        fake.__path__, fake.__spec__, fake.__name__ = [], None, name
+        sys.modules[name] = MagicMock(name=name)
+
+
+def unet(family: str) -> torch.nn.Module:
+    """The U-Net of a family in diffusers, without weights."""
+    from diffusers import UNet2DConditionModel
+
+    wide = family == "sdxl"
+    with torch.device("meta"):
+        return UNet2DConditionModel(
+            sample_size=64,
+            cross_attention_dim=2048 if wide else 768,
+            attention_head_dim=[5, 10, 20] if wide else 8,
+            block_out_channels=(320, 640, 1280) if wide else (320, 640, 1280, 1280),
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2) if wide else
+            (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+            up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D") if wide else
+            ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+            transformer_layers_per_block=[1, 2, 10] if wide else 1,
+            use_linear_projection=wide,
+        )  # fmt: skip
+
+
+def clip() -> torch.nn.Module:
+    """CLIP-L without weights; its modules as they were called before transformers 5.6."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        model = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12))
+    if not hasattr(model, "text_model"):
+        outer = torch.nn.Module()
+        outer.text_model = model
+        return outer
+    return model
+
+
+def flux() -> torch.nn.Module:
+    """FLUX.1's transformer without weights."""
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        return FluxTransformer2DModel(guidance_embeds=True)
+
+
+def native_unet(family: str, utils: object) -> list[str]:
+    """Names of a U-Net's weights as Stability calls them, by ComfyUI's own table."""
+    return list(dict.fromkeys(utils.unet_to_diffusers(unet_config(family)).values()))
+
+
+def unet_config(family: str) -> dict:
+    down, up, mult, middle, blocks = DEPTHS[family]
+    return {"num_res_blocks": blocks, "channel_mult": mult, "transformer_depth": down,
+            "transformer_depth_output": up, "transformer_depth_middle": middle}  # fmt: skip
+
+
+CLIP_NAMES = [f"{key}.transformer.text_model.encoder.layers.{layer}.{part}.weight"
+              for key in ("clip_l", "clip_g") for layer in range(12)
+              for part in ("mlp.fc1", "mlp.fc2", *(f"self_attn.{n}_proj" for n in ("q", "k", "v", "out")))]  # fmt: skip
+
+
+def comfyui(source: Path):
+    sys.argv = ["x", "--cpu"]
+    stand_in("torchvision", "torchvision.transforms", "torchaudio", "av", "kornia", "spandrel", "torchsde")
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.lora
+    import comfy.lora_convert
+    import comfy.model_base
+    import comfy.utils
+
+    config = {"depth": 19, "depth_single_blocks": 38, "hidden_size": 3072}
+
+    def drive(family, tensors, _):
+        if family == "flux":
+            native = [name if isinstance(name, str) else name[0] for name in comfy.utils.flux_to_diffusers(config).values()]
+            base = comfy.model_base.Flux
+        else:
+            native, base, _config = native_unet(family, comfy.utils), object, unet_config(family)
+        names = dict.fromkeys([f"diffusion_model.{name}" for name in native])
+        kind = type("Fake", (base,), {"__init__": lambda self: None, "state_dict": lambda self: names})
+        model = kind()
+        object.__setattr__(model, "model_config", SimpleNamespace(unet_config=config if family == "flux" else _config))
+        text = [name for name in CLIP_NAMES if family == "sdxl" or name.startswith("clip_l")]
+        keys = comfy.lora.model_lora_keys_unet(model, {})
+        keys = comfy.lora.model_lora_keys_clip(SimpleNamespace(state_dict=lambda: dict.fromkeys(text)), keys)
+        patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys)
+        return len({str(key).removesuffix(".bias").removesuffix(".weight") for key in patches})
+
+    return drive
+
+
+def forge(source: Path):
+    stand_in("network", "modules", "modules.shared", "modules.sd_models", "modules.errors", "modules.scripts",
+             "backend.args", "backend.memory_management", "backend.operations")  # fmt: skip
+    sys.modules["modules"].shared = sys.modules["modules.shared"]
+    sys.modules["modules.shared"].walk_files = lambda *_, **__: []
+    sys.modules["modules.shared"].cmd_opts.lora_dir = "/tmp"
+    sys.path.insert(0, str(source / "extensions-builtin/sd_forge_lora"))
+    import networks
+    from packages_3rdparty.comfyui_lora_collection import utils
+
+    config = {"depth": 19, "depth_single_blocks": 38, "hidden_size": 3072}
+
+    class Patcher:
+        def __init__(self, model):
+            self.model = self.cond_stage_model = model
+            self.patched = set()
+
+        def clone(self):
+            return self
+
+        def add_patches(self, patches, **_):
+            self.patched |= {str(key) for key in patches}
+            return list(patches)
+
+    def drive(family, tensors, _):
+        is_flux = family == "flux"
+        native = utils.flux_to_diffusers(config) if is_flux else utils.unet_to_diffusers(unet_config(family))
+        names = dict.fromkeys([f"diffusion_model.{n if isinstance(n, str) else n[0]}" for n in native.values()])
+        denoiser = SimpleNamespace(
+            state_dict=lambda: names,
+            diffusion_model=SimpleNamespace(config=config if is_flux else unet_config(family)),
+            config=SimpleNamespace(huggingface_repo="flux" if is_flux else "sd"),
+        )
+        text = [name for name in CLIP_NAMES if family == "sdxl" or name.startswith("clip_l")]
+        model, encoder = Patcher(denoiser), Patcher(SimpleNamespace(state_dict=lambda: dict.fromkeys(text)))
+        for key_map in (networks.model_lora_keys_unet, networks.model_lora_keys_clip):
+            key_map.__defaults__[0].clear()
+        new_model, new_encoder = networks.load_lora_for_models(model, encoder, tensors, 1, 1)
+        patched = new_model.patched | new_encoder.patched
+        return len({name.removesuffix(".bias").removesuffix(".weight") for name in patched})
+
+    return drive
+
+
+def a1111(source: Path):
+    names = ("shared", "devices", "sd_models", "errors", "scripts", "sd_hijack", "cache", "hashes", "ui_extra_networks",
+             "textual_inversion", "textual_inversion.textual_inversion")  # fmt: skip
+    stand_in("modules", "gradio", "lora_patches", *(f"modules.{name}" for name in names))
+    for name in names:
+        if "." not in name:
+            setattr(sys.modules["modules"], name, sys.modules[f"modules.{name}"])
+    sys.path.insert(0, str(source / "extensions-builtin/Lora"))
+    shared, models = sys.modules["modules.shared"], sys.modules["modules.sd_models"]
+    sys.modules["modules.devices"].cpu = torch.device("cpu")
+    shared.walk_files = lambda *_, **__: []
+    shared.cmd_opts.lora_dir = "/tmp"
+    import networks
+
+    def drive(family, tensors, path):
+        if family == "flux":
+            raise NotImplementedError
+        ours, theirs = BLOCKS[family]
+        mapping = {}
+        for name, layer in unet(family).named_modules():
+            key = networks.convert_diffusers_name_to_compvis("lora_unet_" + name.replace(".", "_"), False)
+            mapping[key] = layer
+        text = "transformer_text_model_" if family == "sd1" else "0_transformer_text_model_"
+        for name, layer in clip().text_model.named_modules():
+            mapping[text + name.replace(".", "_")] = layer
+        shared.sd_model = SimpleNamespace(network_layer_mapping=mapping, is_sdxl=family == "sdxl")
+        models.read_state_dict = lambda _: tensors
+        stored = SimpleNamespace(filename=str(path), name=path.stem)
+        return len(networks.load_network(path.stem, stored).modules)
+
+    return drive
+
+
+def sdnext(source: Path):
+    names = ("shared", "errors", "sd_models", "sd_models_compile", "sd_models_utils", "files_cache", "devices", "hashes",
+             "model_quant", "scripts_manager", "extra_networks", "modelloader")  # fmt: skip
+    stand_in("installer", "modules.logger", *(f"modules.{name}" for name in names))
+    import modules
+
+    for name in (*names, "logger"):
+        setattr(modules, name, sys.modules[f"modules.{name}"])
+    sys.modules["modules.devices"].cpu = torch.device("cpu")
+    shared, models = sys.modules["modules.shared"], sys.modules["modules.sd_models"]
+    from modules.lora import lora_load
+
+    def drive(family, tensors, path):
+        lora_load.lora_cache.clear()
+        parts = {"text_encoder": clip()} | ({"transformer": flux()} if family == "flux" else {"unet": unet(family)})
+        if family == "sdxl":
+            parts["text_encoder_2"] = torch.nn.Module()
+        pipe = SimpleNamespace(**parts)
+        shared.sd_model, shared.sd_loaded = pipe, True
+        shared.sd_model_type = {"sd1": "sd", "flux": "f1"}.get(family, family)
+        models.read_state_dict = lambda *_, **__: dict(tensors)
+        net = lora_load.load_safetensors(path.stem, SimpleNamespace(filename=str(path), name=path.stem))
+        return len(net.modules) if net is not None else 0
+
+    return drive
+
+
+def kohya(source: Path):
+    stand_in("cv2", "imagesize", "voluptuous", "toml", "library.utils", "library.train_util", "library.device_utils",
+             "library.sdxl_original_unet", "library.sdxl_model_util", "library.deepspeed_utils")  # fmt: skip
+    sys.modules["library.sdxl_original_unet"].SdxlUNet2DConditionModel = type("Sdxl", (), {})
+    from networks import lora
+
+    def drive(family, tensors, _):
+        if family != "sd1":
+            raise NotImplementedError
+        network, weights = lora.create_network_from_weights(1.0, None, None, [clip()], unet(family), dict(tensors))
+        network.apply_to([clip()], unet(family))
+        info = network.load_state_dict(weights, False)
+        known = {name.split(".")[0] for name in weights} - {name.split(".")[0] for name in info.unexpected_keys}
+        return len(known)
+
+    return drive
+
+
+def diffusers(_: Path):
+    from diffusers import FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers.loaders.unet import UNet2DConditionLoadersMixin  # noqa: F401
+
+    def drive(family, tensors, _):
+        pipeline = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline, "flux": FluxPipeline}[family]
+        denoiser = flux() if family == "flux" else unet(family)
+        kwargs = {"unet_config": denoiser.config} if family == "sdxl" else {}
+        found = pipeline.lora_state_dict(dict(tensors), return_alphas=True) if family == "flux" else (
+            pipeline.lora_state_dict(dict(tensors), **kwargs))  # fmt: skip
+        state, alphas = found
+        if not (any if family == "flux" else all)("lora" in key for key in state):
+            raise ValueError("Invalid LoRA checkpoint")
+        part = "transformer" if family == "flux" else "unet"
+        if any(key.startswith(f"{part}.") for key in state):
+            denoiser.load_lora_adapter(state, prefix=part, network_alphas=alphas, adapter_name="x", low_cpu_mem_usage=True)
+        layers = sum(hasattr(layer, "lora_A") for _, layer in denoiser.named_modules())
+        text = {key.split(".lora")[0].split("_lora")[0] for key in state if key.startswith("text_encoder")}
+        return layers + len(text)
+
+    return drive
+
+
+LOADERS = {name: globals()[name] for name in ("comfyui", "forge", "a1111", "sdnext", "kohya", "diffusers")}
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
