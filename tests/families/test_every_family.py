@@ -121,7 +121,7 @@ def test_a_embedding_for_one_encoder_of_sdxl_is_exported_for_who_can_read_it(tmp
     [embedding] = manifest["embeddings"]
     assert list(embedding["encoders"]) == [key]
     other = "clip_g" if key == "clip_l" else "clip_l"
-    assert any(f"{other} is missing: the embedding is silent for that encoder" in text for text in manifest["warnings"])
+    assert any(other in text and "no effect" in text for text in manifest["warnings"]), manifest["warnings"]
     tensors, _ = read(tmp_path / "run" / "exports" / "comfyui" / "cat.safetensors")
     assert list(tensors) == [key]
 
