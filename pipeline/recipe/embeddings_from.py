@@ -195,14 +195,14 @@ def _folder_entries(folder: Path, problems: Problems) -> Iterator[Entry]:
 
 def _embedding(entry: Entry, own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """One [[embedding]]: its own keys, and the defaults with its name filled in."""
-    filled = {key: _fill_names(value, entry.name) if key in TEXTS else value for key, value in defaults.items()}
-    return {"placeholder": entry.name, **filled, **own}
+    defaulted = {key: _fill_names(value, entry.name) if key in TEXTS else value for key, value in defaults.items()}
+    return {"placeholder": entry.name, **defaulted, **own}
 
 
 def _concept(entry: Entry, defaults: Mapping[str, Any], placeholder: Any) -> dict[str, Any]:
     """One [[concept]]: the embedding's images, with the shared settings."""
-    filled = {key: _fill_names(value, entry.name, str(placeholder)) for key, value in defaults.items()}
-    return {**filled, "images": str(entry.images)}
+    defaulted = {key: _fill_names(value, entry.name, str(placeholder)) for key, value in defaults.items()}
+    return {**defaulted, "images": str(entry.images)}
 
 
 def _fill_names(value: Any, name: str, placeholder: str = "{placeholder}") -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from pivotune import schemas
@@ -283,9 +284,7 @@ class ExportOptions(StageOptions):
     model_dtype: str
 
 
-STAGE_OPTIONS: dict[str, type[StageOptions]] = {
-    kind.SCHEMA.removeprefix("stages/").removesuffix(".json"): kind for kind in StageOptions.__subclasses__()
-}
+STAGE_OPTIONS: dict[str, type[StageOptions]] = {Path(kind.SCHEMA).stem: kind for kind in StageOptions.__subclasses__()}
 
 
 def options_of(kind: type[T], /, **given: Any) -> T:
@@ -305,9 +304,7 @@ def typed(kind: type[T], table: Mapping[str, Any]) -> T:
     if kind is OptimizerOptions:
         settings = {key: _value(Any, value) for key, value in table.items() if key not in ("kind", "weight_decay")}
         return kind(table["kind"], settings, table["weight_decay"] or 0.0)  # type: ignore[call-arg]
-    make: Any = kind
-    made: T = make(**{name: _value(wanted, table[name]) for name, wanted in _types(make).items()})
-    return made
+    return kind(**{name: _value(wanted, table[name]) for name, wanted in _types(kind).items()})  # type: ignore[arg-type]
 
 
 @cache
@@ -333,8 +330,7 @@ def _value(wanted: Any, value: Any) -> Any:
 
 def norm_rule(value: Any) -> NormRule | None:
     """A norm rule as a recipe writes it, or None."""
-    rule: NormRule | None = _value(NormRule, value)
-    return rule
+    return _value(NormRule, value)
 
 
 def as_table(options: Any) -> Any:
