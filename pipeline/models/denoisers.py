@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -177,3 +177,9 @@ DENOISERS: dict[str, Denoiser] = {
     "unet": UNet(), "unet_xl": UNetXL(), "joint_transformer": JointTransformer(), "flux_transformer": FluxTransformer(),
     "chroma_transformer": ChromaTransformer(), "pixart_transformer": PixArtTransformer(),
 }  # fmt: skip
+
+
+def denoiser_for(kind: str, guidance: float = 1.0) -> Denoiser:
+    """The functions of a kind of denoiser; those distilled for guidance are given this value."""
+    denoiser = DENOISERS[kind]
+    return replace(denoiser, guidance=guidance) if isinstance(denoiser, FluxTransformer) else denoiser

@@ -107,6 +107,7 @@ class ObjectiveOptions:
     huber: HuberOptions
     weighting: str
     gamma: float
+    guidance: float
     unmasked_weight: float
     normalize_mask: bool
 
@@ -132,7 +133,7 @@ class TimestepOptions:
     mean: float
     deviation: float
     mode_scale: float
-    shift: float | None
+    shift: float | str | None
 
 
 @dataclass(frozen=True)
