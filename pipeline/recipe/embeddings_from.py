@@ -19,7 +19,7 @@ from ..text import did_you_mean_path
 from .document import Document
 from .embeddings_table import Unusable, embedding_rows
 from .explain import explain
-from .intervals import parse_stop
+from .intervals import parse_interval
 from .problem import KeyPath, Problem, key_text
 
 TEXTS = ("placeholder", "initial_text")  # they differ between embeddings
@@ -79,7 +79,7 @@ def _violations(table: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     stop = table.get("stop_after")
     if not found and isinstance(stop, str):
         try:
-            parse_stop(stop, own=True)
+            parse_interval(stop, own=True)
         except ValueError as error:
             yield ("stop_after",), str(error)
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 from pivotune import schemas
 
 from .defaults import TABLES, fill_trained, with_defaults
+from .intervals import Every, parse_interval
 from .optimizers import OPTIMIZERS, Optimizer
 
 T = TypeVar("T")
@@ -148,7 +149,7 @@ class LocalityOptions:
 @dataclass(frozen=True)
 class WatchOptions:
     SCHEMA: ClassVar[str] = "tables/watch.json"
-    sample_every: str | None
+    sample_every: Every | None
     prompts: tuple[str, ...] | None
     count: int
     trackers: tuple[str, ...]
@@ -169,7 +170,7 @@ class GuardOptions:
 @dataclass(frozen=True)
 class SaveOptions:
     SCHEMA: ClassVar[str] = "tables/save.json"
-    every: str
+    every: Every
     keep: int
     model: bool
 
@@ -322,6 +323,8 @@ def _value(wanted: Any, value: Any) -> Any:
         return ()
     if inner is ScheduleOptions and value is not None:  # a name alone, or the keys that are given
         return options_of(ScheduleOptions, **({"kind": value} if isinstance(value, str) else value))
+    if inner is Every and isinstance(value, str):
+        return parse_interval(value)
     if isinstance(value, dict) and isinstance(inner, type):
         return typed(inner, value)
     if isinstance(value, (list, tuple)):
@@ -336,6 +339,8 @@ def norm_rule(value: Any) -> NormRule | None:
 
 def as_table(options: Any) -> Any:
     """Options as a recipe writes them, with every key (of a schedule, those that are not the default); None is off."""
+    if isinstance(options, Every):
+        return str(options)
     if isinstance(options, OptimizerOptions):
         return {"kind": options.kind, **as_table(options.settings), "weight_decay": options.weight_decay}
     if isinstance(options, ScheduleOptions):

@@ -15,6 +15,7 @@ from ..errors import StageError
 from ..models.denoisers import Denoiser
 from ..models.load import DENOISER, Model, part_module, part_modules, pipe_name
 from ..models.text import Texts
+from ..recipe.intervals import Clock
 from ..recipe.options import LoraOptions, TrainOptions, WeightOptions
 from .embeddings import EmbeddingTrainer
 from .fsdp import FsdpPart
@@ -117,3 +118,7 @@ class Training:
     @property
     def steps_per_epoch(self) -> float:
         return self.dataset.batches_per_epoch / self.accumulation
+
+    def clock(self, step: int, seconds: float) -> Clock:
+        """The progress of the stage after `step` steps that took so many seconds."""
+        return Clock(step, self.steps, self.steps_per_epoch, seconds)
