@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from recipe_text import noise, recipe_text, write_recipe
-from tiny import tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl
+from tiny import tiny_chroma, tiny_flux, tiny_pixart, tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl
 
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
@@ -19,6 +19,8 @@ from pivotune.pipeline.stages import STAGES
 
 BUILD = {
     "sd1": tiny_sd, "sd2": tiny_sd2, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "sd3-without-t5": partial(tiny_sd3, t5=False),
+    "flux": tiny_flux, "flux-schnell": partial(tiny_flux, guided=False),
+    "chroma": tiny_chroma, "pixart": tiny_pixart,
 }  # fmt: skip
 
 
@@ -36,7 +38,7 @@ def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of 
         model=f'base = "model"\nfamily = "{family.partition("-")[0]}"\n{part["model"]}',
         embeddings=f'[[embedding]]\nplaceholder = "<cat>"\ninitial_text = "red ring"\n{part["embedding"]}',
         train=f"steps = 3\nbatch_size = 2\nlearning_rate = 1e-2\n{part['train']}",
-        samples="count = 1\nsteps = 2",
+        samples="count = 1\nsteps = 2\nsize = 16",
         **{key: part[key] for key in ("more", "stages", "export")},
     )
     return write_recipe(folder / "recipe.toml", text)

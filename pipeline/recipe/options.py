@@ -106,6 +106,7 @@ class ObjectiveOptions:
     huber: HuberOptions
     weighting: str
     gamma: float
+    guidance: float
     unmasked_weight: float
     normalize_mask: bool
 
@@ -131,7 +132,7 @@ class TimestepOptions:
     mean: float
     deviation: float
     mode_scale: float
-    shift: float | None
+    shift: float | str | None
 
 
 @dataclass(frozen=True)
