@@ -139,7 +139,7 @@ def comfyui(source: Path):
 
 def forge(source: Path):
     stand_in("network", "modules", "modules.shared", "modules.sd_models", "modules.errors", "modules.scripts",
-             "backend.args", "backend.memory_management", "backend.operations")  # fmt: skip
+             "backend.args", "backend.memory_management", "backend.operations", "backend.utils")  # fmt: skip
     sys.modules["modules"].shared = sys.modules["modules.shared"]
     sys.modules["modules.shared"].walk_files = lambda *_, **__: []
     sys.modules["modules.shared"].cmd_opts.lora_dir = "/tmp"
@@ -190,7 +190,7 @@ def a1111(source: Path):
             setattr(sys.modules["modules"], name, sys.modules[f"modules.{name}"])
     sys.path.insert(0, str(source / "extensions-builtin/Lora"))
     shared, models = sys.modules["modules.shared"], sys.modules["modules.sd_models"]
-    sys.modules["modules.devices"].cpu = torch.device("cpu")
+    sys.modules["modules.devices"].cpu, sys.modules["modules.devices"].dtype = torch.device("cpu"), torch.float32
     shared.walk_files = lambda *_, **__: []
     shared.cmd_opts.lora_dir = "/tmp"
     import networks
@@ -217,12 +217,12 @@ def a1111(source: Path):
 def sdnext(source: Path):
     names = ("shared", "errors", "sd_models", "sd_models_compile", "sd_models_utils", "files_cache", "devices", "hashes",
              "model_quant", "scripts_manager", "extra_networks", "modelloader")  # fmt: skip
-    stand_in("installer", "modules.logger", *(f"modules.{name}" for name in names))
+    stand_in("installer", "fasteners", "orjson", "gradio", "modules.logger", *(f"modules.{name}" for name in names))
     import modules
 
     for name in (*names, "logger"):
         setattr(modules, name, sys.modules[f"modules.{name}"])
-    sys.modules["modules.devices"].cpu = torch.device("cpu")
+    sys.modules["modules.devices"].cpu, sys.modules["modules.devices"].dtype = torch.device("cpu"), torch.float32
     shared, models = sys.modules["modules.shared"], sys.modules["modules.sd_models"]
     from modules.lora import lora_load
 
@@ -253,8 +253,8 @@ def kohya(source: Path):
         network, weights = lora.create_network_from_weights(1.0, None, None, [clip()], unet(family), dict(tensors))
         network.apply_to([clip()], unet(family))
         info = network.load_state_dict(weights, False)
-        known = {name.split(".")[0] for name in weights} - {name.split(".")[0] for name in info.unexpected_keys}
-        return len(known)
+        loaded = [name for name in weights if name.endswith("lora_down.weight") and name not in info.unexpected_keys]
+        return len(loaded)
 
     return drive
 
