@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import torch
-from real_samples import BLOCKS, samples
+from real_samples import samples
 from safetensors.torch import load_file
 
 DEPTHS = {"sd1": ([1, 1, 1, 1, 1, 1, 0, 0], [1] * 9 + [0] * 3, [1, 2, 4, 4], 1, [2, 2, 2, 2]),
@@ -43,9 +44,8 @@ def main(program: str, source: str, folder: str) -> None:
 def stand_in(*names: str) -> None:
     """Modules that are there and do nothing."""
     for name in names:
-        fake = MagicMock(spec=ModuleType)
-        fake.__path__, fake.__spec__, fake.__name__ = [], None, name
         sys.modules[name] = MagicMock(name=name)
+        sys.modules[name].__spec__, sys.modules[name].__path__ = ModuleSpec(name, None), []
 
 
 def unet(family: str) -> torch.nn.Module:
@@ -120,7 +120,9 @@ def comfyui(source: Path):
 
     def drive(family, tensors, _):
         if family == "flux":
-            native = [name if isinstance(name, str) else name[0] for name in comfy.utils.flux_to_diffusers(config).values()]
+            native = [
+                name if isinstance(name, str) else name[0] for name in comfy.utils.flux_to_diffusers(config).values()
+            ]
             base = comfy.model_base.Flux
         else:
             native, base, _config = native_unet(family, comfy.utils), object, unet_config(family)
@@ -198,7 +200,6 @@ def a1111(source: Path):
     def drive(family, tensors, path):
         if family == "flux":
             raise NotImplementedError
-        ours, theirs = BLOCKS[family]
         mapping = {}
         for name, layer in unet(family).named_modules():
             key = networks.convert_diffusers_name_to_compvis("lora_unet_" + name.replace(".", "_"), False)
@@ -215,8 +216,8 @@ def a1111(source: Path):
 
 
 def sdnext(source: Path):
-    names = ("shared", "errors", "sd_models", "sd_models_compile", "sd_models_utils", "files_cache", "devices", "hashes",
-             "model_quant", "scripts_manager", "extra_networks", "modelloader")  # fmt: skip
+    names = ("shared", "errors", "sd_models", "sd_models_compile", "sd_models_utils", "files_cache", "devices",
+             "hashes", "model_quant", "scripts_manager", "extra_networks", "modelloader")  # fmt: skip
     stand_in("installer", "fasteners", "orjson", "gradio", "modules.logger", *(f"modules.{name}" for name in names))
     import modules
 
@@ -274,7 +275,9 @@ def diffusers(_: Path):
             raise ValueError("Invalid LoRA checkpoint")
         part = "transformer" if family == "flux" else "unet"
         if any(key.startswith(f"{part}.") for key in state):
-            denoiser.load_lora_adapter(state, prefix=part, network_alphas=alphas, adapter_name="x", low_cpu_mem_usage=True)
+            denoiser.load_lora_adapter(
+                state, prefix=part, network_alphas=alphas, adapter_name="x", low_cpu_mem_usage=True
+            )
         layers = sum(hasattr(layer, "lora_A") for _, layer in denoiser.named_modules())
         text = {key.split(".lora")[0].split("_lora")[0] for key in state if key.startswith("text_encoder")}
         return layers + len(text)
@@ -282,7 +285,80 @@ def diffusers(_: Path):
     return drive
 
 
-LOADERS = {name: globals()[name] for name in ("comfyui", "forge", "a1111", "sdnext", "kohya", "diffusers")}
+INVOKEAI = (
+    "app", "app.services", "app.services.config", "app.services.config.config_default", "app.util",
+    "app.util.misc", "backend.quantization", "backend.quantization.gguf",
+    "backend.quantization.gguf.ggml_tensor", "backend.quantization.gguf.loaders",
+    "backend.quantization.gguf.utils", "backend.quantization.sdnq", "backend.quantization.sdnq.detection",
+    "backend.quantization.sdnq.loaders", "backend.quantization.sdnq.sdnq_tensor", "backend.util.logging",
+)  # fmt: skip
+
+
+def invokeai(_: Path):
+    import peft  # noqa: F401 - it looks for packages, of which there are only stand-ins below
+
+    unet("sd1"), clip()
+    stand_in(
+        "blake3", "compel", "compel.embeddings_provider", "cv2", "deprecated", "gguf", "onnx", "onnxruntime",
+        "picklescan", "picklescan.scanner", "spandrel", "torchvision", "torchvision.transforms",
+        *(f"invokeai.{name}" for name in INVOKEAI),
+    )  # fmt: skip
+    import invokeai.backend.model_manager.load  # noqa: F401 - first, for its modules import each other
+    from invokeai.backend.model_manager.configs import lora as configs
+    from invokeai.backend.patches.lora_conversions import sd_lora_conversion_utils as sd
+    from invokeai.backend.patches.lora_conversions import sdxl_lora_conversion_utils as sdxl
+
+    bases = {"sd1": configs.LoRA_LyCORIS_SD1_Config, "sdxl": configs.LoRA_LyCORIS_SDXL_Config}
+
+    def drive(family, tensors, path):
+        if family == "flux":
+            raise NotImplementedError
+        on_disk = SimpleNamespace(path=path, load_state_dict=lambda *_: tensors, metadata=dict)
+        bases[family]._validate_looks_like_lora(on_disk)
+        bases[family]._validate_base(on_disk)
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("bundle_emb")}
+        kept = sdxl.convert_sdxl_keys_to_diffusers_format(kept) if family == "sdxl" else kept
+        layers = sd.lora_model_from_sd_state_dict(kept).layers
+        known = {"lora_unet_" + name.replace(".", "_") for name, _ in unet(family).named_modules()}
+        text = "lora_te_" if family == "sd1" else "lora_te1_"
+        known |= {text + name.replace(".", "_") for name, _ in clip().named_modules()}
+        if strange := layers.keys() - known:
+            raise AttributeError(f"no module {sorted(strange)[0]}")
+        return len(layers)
+
+    return drive
+
+
+def onetrainer(_: Path):
+    for name in ("BaseModel", "util.clip_util"):
+        stand_in(f"modules.model.{name}")
+    sys.modules["modules.model.BaseModel"].BaseModel = sys.modules["modules.model.BaseModel"].BaseModelEmbedding = (
+        object
+    )
+    stand_in("modules.module.AdditionalEmbeddingWrapper", "modules.module.LoRAModule")
+    from modules.model.StableDiffusionModel import StableDiffusionModel
+    from modules.util import load_lora_util as util
+
+    def drive(family, tensors, _):
+        if family != "sd1" or any("lora_mid" in name for name in tensors):
+            raise NotImplementedError  # lora_mid is refused later, by the strict load of a module
+        names = {"unet": util.lora_module_names(unet(family)), "text_encoder": util.lora_module_names(clip())}
+        body = StableDiffusionModel.diffusers_to_original(MagicMock())
+        found = util.to_canonical(
+            util.normalize_various(dict(tensors)), component="unet", original_conversion=body, comfy_conversion=body,
+            fusion_groups=None, text_encoders=[("text_encoder", "lora_te")], legacy_conversion=None,
+            kohya_conversion=None, module_names=names, comfy_te_prefixes={},
+        )  # fmt: skip
+        known = {f"{part}.{name}" for part, of in names.items() for name in of}
+        return len({name for name in known if any(key.startswith(f"{name}.") for key in found)})
+
+    return drive
+
+
+LOADERS = {
+    name: globals()[name]
+    for name in ("comfyui", "forge", "a1111", "sdnext", "kohya", "diffusers", "invokeai", "onetrainer")
+}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

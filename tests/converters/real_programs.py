@@ -35,7 +35,7 @@ def main(sources: list[str]) -> int:
         for source in sources:
             program, _, path = source.partition("=")
             call = [sys.executable, "-m", "real_loaders", program, path, folder]
-            paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2])}
+            paths = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])}
             ran = subprocess.run(call, env=paths, capture_output=True, text=True, check=False)
             if ran.returncode:
                 print(f"{program}: its loader does not run here: {ran.stderr.strip().splitlines()[-1]}")  # noqa: T201
