@@ -62,26 +62,25 @@ def set_up(path: Path, model: Any) -> tuple[dict[str, float], Any, Any]:
     from pivotune.converters.embedding import Contents
     from pivotune.pipeline.embeddings.norms import norm_statistics
     from pivotune.pipeline.recipe.load import load_recipe
-    from pivotune.pipeline.run.steps import start_norms
+    from pivotune.pipeline.run.context import RunContext, RunState
+    from pivotune.pipeline.run.steps import initial_norms
     from pivotune.pipeline.stages.inject import inject
     from pivotune.pipeline.stages.tokenize import tokenize
     from pivotune.pipeline.train.embeddings import EmbeddingSettings, EmbeddingTrainer
-    from pivotune.pipeline.train.guard import Guard
 
     begin = time.process_time()
     recipe = load_recipe(path)
     read = time.process_time()
-    run: Any = SimpleNamespace(
-        recipe=recipe, model=model, initial={}, warnings=[], injection=None, start=Contents(), artefacts=[]
-    )
-    run.need_injection = lambda: run.injection
+    unused: Any = None
+    context, state = RunContext(recipe, path.parent, model, {}, unused, unused, print), RunState()
     tokenizing, injecting, options = (stage.options for stage in recipe.stages[:3])
-    inject(run, tokenize(run, Contents(), tokenizing), injecting)
+    inject(context, state, tokenize(context, state, Contents(), tokenizing), injecting)
     statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
     settings = EmbeddingSettings(options.learning_rate, options.optimizer)
-    trainer = EmbeddingTrainer(
-        run.injection, recipe.embeddings, statistics, settings, start_norms(run), guard=Guard(options.guard, print)
-    )
+    injection = state.require_injection()
+    norms = initial_norms(injection, state.initial)
+    trainer = EmbeddingTrainer(injection, recipe.embeddings, statistics, settings, norms)
+    run = SimpleNamespace(recipe=recipe, model=model, injection=injection)
     return {"read": read - begin, "ready": time.process_time() - read}, run, trainer
 
 
@@ -90,9 +89,10 @@ def stepper(run: Any, trainer: Any, folder: Path) -> Any:
     from pivotune.pipeline.data.dataset import open_dataset
     from pivotune.pipeline.models.denoisers import DENOISERS
     from pivotune.pipeline.recipe.intervals import Clock
+    from pivotune.pipeline.train.guard import Guard
     from pivotune.pipeline.train.loop import one_step
     from pivotune.pipeline.train.objective import objective_for
-    from pivotune.pipeline.train.setup import Training
+    from pivotune.pipeline.train.setup import Trainables, Training
 
     options = run.recipe.stages[2].options
     objective = objective_for(run.model.pipe.scheduler, options.objective, options.noise, options.timesteps)
@@ -102,8 +102,8 @@ def stepper(run: Any, trainer: Any, folder: Path) -> Any:
     )  # fmt: skip
     training = Training(
         model=run.model, denoiser=DENOISERS[run.model.family.denoiser_kind], injection=run.injection,
-        objective=objective, dataset=dataset, trainables=(trainer,), steps=100, accumulation=1, seed=0,
-        guard=trainer.guard,
+        objective=objective, dataset=dataset, trainables=Trainables(trainer), steps=100, accumulation=1, seed=0,
+        guard=Guard(options.guard, print),
     )  # fmt: skip
     return partial(one_step, training, Clock(1, 100, 10.0, 1.0))
 

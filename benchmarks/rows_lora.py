@@ -114,12 +114,12 @@ def reduced(folder: Path) -> None:
 def stepper(folder: Path, embeddings: bool) -> Any:
     """One whole training step, called again and again, put together as the train stage does it."""
     from pivotune.converters.embedding import Contents
-    from pivotune.pipeline.distributed import ALONE
     from pivotune.pipeline.embeddings.norms import norm_statistics
     from pivotune.pipeline.models.load import load_model
     from pivotune.pipeline.recipe.intervals import Clock
     from pivotune.pipeline.recipe.load import load_recipe
     from pivotune.pipeline.run import training as put_together
+    from pivotune.pipeline.run.context import RunContext, RunState
     from pivotune.pipeline.stages.inject import inject
     from pivotune.pipeline.stages.tokenize import tokenize
     from pivotune.pipeline.train.guard import Guard
@@ -127,20 +127,18 @@ def stepper(folder: Path, embeddings: bool) -> Any:
 
     recipe = load_recipe(folder / "recipe.toml")
     model = load_model(recipe.model, torch.device("cpu"))
-    run: Any = SimpleNamespace(
-        recipe=recipe, model=model, folder=folder, initial={}, warnings=[], injection=None, start=Contents(),
-        artefacts=[], finetuned=set(), moved={}, originals={}, stage=2, bar=False, progress=lambda text: None,
-        statistics={one.key: norm_statistics(one.table) for one in model.encoders},
-        processes=ALONE, files={},
-    )  # fmt: skip
-    run.need_injection = lambda: run.injection
+    statistics = {one.key: norm_statistics(one.table) for one in model.encoders}
+    unused: Any = None
+    context = RunContext(recipe, folder, model, statistics, unused, unused, lambda text: None)
+    state = RunState(stage=2)
     tokenizing, injecting, options = (stage.options for stage in recipe.stages[:3])
-    inject(run, tokenize(run, Contents(), tokenizing), injecting)
+    inject(context, state, tokenize(context, state, Contents(), tokenizing), injecting)
     options, guard = replace(options, embeddings=embeddings), Guard(options.guard, print)
     finished: Any = SimpleNamespace(recorded={})
-    trainables = put_together.build_trainables(run, options, finished, guard)
-    objective, dataset = put_together.build_objective(run, options), put_together.build_dataset(run, options)
-    training = put_together.build_training(run, trainables, objective, dataset, guard, options)
+    trainables = put_together.build_trainables(context, state, options, finished)
+    objective = put_together.build_objective(context, state, options)
+    dataset = put_together.build_dataset(context, state, options)
+    training = put_together.build_training(context, state, trainables, objective, dataset, guard, options)
     return partial(one_step, training, Clock(1, 100, 10.0, 1.0))
 
 

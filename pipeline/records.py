@@ -52,6 +52,8 @@ def require_logged_lines(path: Path, recorded: Mapping[str, Any]) -> bytes:
         pass
     if hashlib.sha256(lines).hexdigest() != recorded["sha256"] or len(lines) != size:
         cause = "changed since the checkpoint was written" if path.exists() else "is missing"
+        if path.is_symlink():
+            cause = "is a link, which is not followed"
         raise StageError(f"{path}: {cause}; restore it, or start over with --fresh (without --out or with another one)")
     return lines
 

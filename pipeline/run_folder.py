@@ -79,7 +79,7 @@ def read_plain_file(path: Path, largest: int = LARGEST) -> bytes:
     """The bytes of a plain file. FileNotFoundError if it does not exist, ValueError for anything else or too large."""
     about = path.lstat()
     if not stat.S_ISREG(about.st_mode):
-        raise ValueError("not a plain file")
+        raise ValueError("a link, which is not followed" if stat.S_ISLNK(about.st_mode) else "not a plain file")
     if about.st_size > largest:
         raise ValueError(f"larger than {largest:,} bytes")
     return path.read_bytes()

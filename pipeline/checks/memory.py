@@ -14,7 +14,6 @@ from ..recipe.model import Recipe
 from ..recipe.options import OptimizerOptions, TrainOptions
 from ..text import format_bytes
 from ..train.setup import weight_trainers
-from ..train.weights import WeightTrainer
 
 VALUE = 4  # bytes of a float32
 
@@ -96,7 +95,6 @@ def _trained_parts(model: Model, options: TrainOptions, embeddings: int, recipe:
     if options.embeddings and recipe.trained:
         found.append(TrainedPart("embeddings", embeddings, _state(embeddings, options.optimizer, ema)))
     for trainable in weight_trainers(model, options, recipe.seed):
-        assert isinstance(trainable, WeightTrainer)
         values = sum(master.numel() for master in trainable.masters.values())
         copied = any(trainable.masters[name] is not weight for name, weight in trainable.parameters.items())
         found.append(TrainedPart(trainable.name, values, _state(values, trainable.settings.optimizer, ema), copied))

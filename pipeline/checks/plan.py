@@ -24,7 +24,7 @@ from ..recipe.options import (
     WeightOptions,
 )  # fmt: skip
 from ..text import first_few
-from .survey import Survey, native_resolution, survey, survey_images
+from .survey import Survey, stated_resolution, survey, survey_images
 
 MAX_CAPTIONS = 4  # shown
 MAX_EMBEDDINGS = 8  # shown
@@ -100,7 +100,7 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     }
     limits = {key: token_limit(tokenizer) for key, tokenizer in tokenizers.items()}
     images = survey_images(recipe)
-    native = native_resolution(recipe.model) or 512
+    native = stated_resolution(recipe.model) or 512
     surveys = {
         index: survey(recipe, images, options.resolution or native, options.batch_size)
         for index, options in recipe.stages_with(TrainOptions)

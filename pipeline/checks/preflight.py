@@ -24,7 +24,7 @@ from ..text import first_few, format_bytes
 from .disk import Disk, disk_problems, disk_usage, output_folders, try_save, writes
 from .memory import Memory, Needs, count_needs, memory_of, memory_problems
 from .plan import MAX_EMBEDDINGS, Plan, make_plan
-from .survey import native_resolution
+from .survey import stated_resolution
 
 BARE = ("{stem}", "{embedding}")  # prompts of programs in which the name alone is the trigger
 
@@ -155,7 +155,7 @@ def require_preflight(found: Preflight, say: Callable[[str], None], *, force: bo
 def estimate(recipe: Recipe, plan: Plan, out: Path | None, device: torch.device, found: Preflight) -> None:
     """Estimates of disk space and memory, compared with what is available."""
     needs = _count_needs(recipe, plan, found)
-    edge = native_resolution(recipe.model)
+    edge = stated_resolution(recipe.model)
     if needs is None or edge is None:
         return
     edge = max([edge, *(options.resolution or 0 for _, options in recipe.stages_with(TrainOptions))])

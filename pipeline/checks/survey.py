@@ -11,7 +11,7 @@ from ..data.captions import read_concept
 from ..data.epochs import batches_of, embedding_counts, shown_counts, turns_of
 from ..data.examples import cut_of
 from ..data.images import inspect_image
-from ..models.family import family_of, local_path
+from ..models.family import family_of, local_path, native_resolution
 from ..models.received import read_config
 from ..recipe.model import Concept, ModelSpec, Recipe
 
@@ -89,14 +89,14 @@ def _concept(concept: Concept, here: list[int], images: list[Image], shown: dict
     )  # fmt: skip
 
 
-def native_resolution(spec: ModelSpec) -> int | None:
-    """The native resolution of a model, from its configuration or its family; None if unknown."""
+def stated_resolution(spec: ModelSpec) -> int | None:
+    """As `Model.resolution`, from the model's configuration or its family; None if unknown."""
     folder, family = local_path(spec), family_of(spec)
-    usual = family.resolution if family is not None else None
-    if folder is None or not all((folder / part / "config.json").is_file() for part in ("unet", "vae")):
-        return usual
+    if folder is None or family is None:
+        return family.resolution if family is not None else None
     try:
-        unet, vae = (read_config(folder / part / "config.json", folder) for part in ("unet", "vae"))
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+        parts = (family.denoiser_module, "vae")
+        denoiser, vae = (read_config(folder / part / "config.json", folder) for part in parts)
+        return native_resolution(family, denoiser, vae)
     except (OSError, ValueError, KeyError, TypeError):
-        return usual
+        return family.resolution

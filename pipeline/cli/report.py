@@ -34,5 +34,5 @@ def report(run: Path, follow: bool, every: int) -> None:
     else:
         from ..report.page import write_report
 
-        path = write_report(run)
+        path = write_report(run, warn=lambda text: echo_progress(f"warning: {text}"))
     click.echo(f"Report: {path}")

@@ -166,7 +166,7 @@ def _mask(told: Sequence[Encoded]) -> Tensor | None:
 
 
 def open_dataset(
-    recipe: Recipe, vae: Any, *, resolution: int, batch_size: int, seed: int, flip: bool = False,
+    recipe: Recipe, vae: Any, *, resolution: int, multiple: int = 1, batch_size: int, seed: int, flip: bool = False,
     caption_dropout: float = 0.0, run_folder: Path | None = None, warn: Callable[[str], None] | None = None,
     tell: Callable[[str], None] | None = None, bar: bool = False, processes: Processes = ALONE,
 ) -> Dataset:  # fmt: skip
@@ -179,10 +179,9 @@ def open_dataset(
     read, data = read_examples(recipe, resolution), recipe.data
     if not read.rows and not read.problems:
         raise StageError("there are no images; add a [[concept]] with images = a folder")
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    odd = next((example.cut for example in read.rows if example.cut[0] % factor or example.cut[1] % factor), None)
+    odd = next((example.cut for example in read.rows if example.cut[0] % multiple or example.cut[1] % multiple), None)
     if odd is not None:
-        raise StageError(f"a cut of {odd[0]}x{odd[1]} pixels is no multiple of {factor}, which the model's VAE needs")
+        raise StageError(f"crops of {odd[0]}x{odd[1]} pixels: this model needs multiples of {multiple} pixels")
     folder = cache_folder(data.cache_latents, run_folder)
     latents = Latents(
         vae, recipe.seed, variants=data.variants, cache=Cache(folder) if folder else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,26 @@ def _named(spec: ModelSpec, kind: Any, width: Any, fitting: list[Family]) -> Fam
     if others:
         raise StageError(f"model.family = {spec.family!r}, but {spec.base} has the width of {others[0].name} ({width})")
     return named
+
+
+def vae_scale(vae: Mapping[str, Any]) -> int:
+    """How many pixels one latent stands for, in each direction; `vae` is the VAE's config."""
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def native_resolution(family: Family, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+    """Side in pixels of the images that a model is made for: by its configs, else as its family has it."""
+    size = denoiser.get("sample_size")
+    return size * vae_scale(vae) if isinstance(size, int) else family.resolution
+
+
+def size_multiple(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+    """What both sides of an image must be a multiple of: pixels of a latent times latents of a patch.
+
+    Patches are cut by the denoiser (`patch_size`) or by its pipeline, which then gives it more channels.
+    """
+    packed = isqrt(max(1, int(denoiser.get("in_channels") or 1) // int(vae["latent_channels"])))
+    return vae_scale(vae) * int(denoiser.get("patch_size") or 1) * packed
 
 
 def local_path(spec: ModelSpec) -> Path | None:

@@ -17,7 +17,7 @@ from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..files import read_json, read_regular
 from ..recipe.model import ModelSpec
-from .family import choose_family, width_of
+from .family import choose_family, native_resolution, size_multiple, width_of
 from .find import find_model
 from .pipeline import part_kinds
 from .received import LARGE, TOKENIZER_FILES, reading, regular_in, unreadable
@@ -77,6 +77,16 @@ class Model:
     @property
     def denoiser(self) -> Any:
         return getattr(self.pipe, self.family.denoiser_module)
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the images that the model is made for."""
+        return native_resolution(self.family, self.denoiser.config, self.pipe.vae.config)
+
+    @property
+    def size_multiple(self) -> int:
+        """What both sides of an image must be a multiple of, in pixels."""
+        return size_multiple(self.denoiser.config, self.pipe.vae.config)
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""From the lines of metrics.jsonl to arrays that can be drawn."""
+"""Curves of metrics.jsonl as SVG drawings for a page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Line:
 
 
 def positions(metrics: list[Json]) -> tuple[Array, list[float]]:
-    """Where each line of the metrics stands when the stages are put end to end, and where a later stage begins."""
+    """The step of each row of metrics, counted through all stages, and where later stages begin."""
     x = np.empty(len(metrics))
     offset, last, stage, borders = 0.0, 0.0, None, []
     for i, row in enumerate(metrics):
@@ -44,12 +44,12 @@ def positions(metrics: list[Json]) -> tuple[Array, list[float]]:
 
 
 def column(metrics: list[Json], key: str) -> Array:
-    """One value a step; not a number where a step has none."""
+    """One value for each step; NaN where a step has none."""
     return np.array([_number(row.get(key)) for row in metrics], dtype=float)
 
 
 def smoothed(y: Array, window: int) -> Array:
-    """Centred moving mean that leaves out what is not finite; near the ends it takes the steps that are there."""
+    """Centred moving mean of finite values, with a shorter window near the ends."""
     finite = np.isfinite(y)
     total = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
     count = np.concatenate([[0], np.cumsum(finite)])
@@ -60,7 +60,7 @@ def smoothed(y: Array, window: int) -> Array:
 
 
 def thinned(line: Line, points: int) -> Line:
-    """At most so many points, the first and the last among them."""
+    """At most this many points, with the first and the last."""
     if len(line.x) <= points:
         return line
     pick = np.unique(np.linspace(0, len(line.x) - 1, points).round().astype(int))
@@ -68,7 +68,7 @@ def thinned(line: Line, points: int) -> Line:
 
 
 def vector_lines(metrics: list[Json], x: Array, what: str) -> dict[str, list[Line]]:
-    """For each encoder the curve of every vector's `what` (`norm` or `distance`), embeddings in the order they appear."""
+    """For each text encoder the curve of every vector's `what` (`norm` or `distance`), in order of appearance."""
     found: dict[str, dict[tuple[str, int], list[tuple[float, float]]]] = {}
     embeddings: dict[str, None] = {}
     for at, row in zip(x, metrics, strict=True):
@@ -88,7 +88,7 @@ def _lines(curves: dict[tuple[str, int], list[tuple[float, float]]], embeddings:
 
 
 def envelope(lines: list[Line]) -> tuple[Line, Line, Line]:
-    """Lowest, middle and highest of many curves at every step that any of them has."""
+    """Lowest, median and highest of many curves at every step that any of them has."""
     at: dict[float, list[float]] = {}
     for line in lines:
         for x, y in zip(line.x, line.y, strict=True):
@@ -106,12 +106,12 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else float("nan")
 
 
-SIZE = (6.2, 3.5)  # inches of 72 points, which the page treats as pixels
-MARGINS = {"left": 0.135, "right": 0.985, "top": 0.94, "bottom": 0.15}  # measuring them would double the time
+SIZE = (6.2, 3.5)  # inches of 72 points, which are pixels on the page
+MARGINS = {"left": 0.135, "right": 0.985, "top": 0.94, "bottom": 0.15}  # measuring them would take as long as drawing
 POINTS = 500  # a curve
-SINGLE = 8  # curves that get a colour each; more become a band and its median
+SINGLE = 8  # curves with a colour each; more are drawn as a band and its median
 
-# Colours that are drawn with, and what the page's CSS puts in their place.
+# Colours of the drawing, and the CSS variables of the page that replace them.
 INK, FAINT, BAND = "#000001", "#000002", "#000003"
 SERIES = tuple(f"#0000{n:02x}" for n in range(0x10, 0x10 + SINGLE))
 CSS = {INK: "var(--ink)", FAINT: "var(--rule)", BAND: "var(--band)"}
@@ -144,7 +144,7 @@ SETTINGS = {
 
 
 def noisy_curve(name: str, title: str, x: Array, y: Array, borders: list[float]) -> Markup:
-    """Every step faint, the running mean strong; outliers may leave the frame so that the rest can be read."""
+    """Every step light, the running mean dark; outliers may lie outside the frame, so that the rest is readable."""
 
     def draw(axes: Axes) -> None:
         raw = thinned(Line("", x, y), 2 * POINTS)
@@ -162,7 +162,7 @@ def noisy_curve(name: str, title: str, x: Array, y: Array, borders: list[float])
 
 
 def vector_curves(name: str, title: str, lines: list[Line], borders: list[float], band: dict[str, float]) -> Markup:
-    """One curve a vector, or the band of all where there are many; `band` is the vocabulary's low, median, high."""
+    """One curve for each vector, or a band of many; `band` is the vocabulary's low, median, high."""
 
     def draw(axes: Axes) -> None:
         if band:
@@ -189,7 +189,7 @@ def _borders(axes: Axes, borders: list[float]) -> None:
 
 
 def _svg(name: str, title: str, draw: Callable[[Axes], None]) -> Markup:
-    """A figure of its own, under default settings whatever the user's matplotlibrc says."""
+    """A figure with default settings, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(SETTINGS)
@@ -210,7 +210,7 @@ def _svg(name: str, title: str, draw: Callable[[Axes], None]) -> Markup:
 
 
 def _for_a_page(svg: str, name: str, title: str) -> Markup:
-    """Only the drawing, with ids that no other drawing of the page has, and the page's colours and fonts."""
+    """The SVG element alone, with ids that are unique in the page, and the page's colours and fonts."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)

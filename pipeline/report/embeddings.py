@@ -1,4 +1,4 @@
-"""What became of each embedding, arranged for people. Needs no library, so that the command line may use it."""
+"""The results of each embedding, prepared for page and table. Needs no library: the command line uses it too."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 Json = dict[str, Any]
 
 WORD_END = "</w>"
-LOUD = 3.0  # times the vocabulary's median norm
-DROWNS = "so loud an embedding may drown others of a prompt; a stage `rescale` after train brings it back"
+LARGE = 3.0  # times the vocabulary's median norm
+TOO_LARGE = "it may overpower the rest of the prompt; add a rescale stage after train"
+ROUNDING = 1e-3  # of a norm: a vector that is not trained, or was only rounded, has not grown
 
 
 def printable(text: str) -> str:
-    """On one line and without control characters: names come from files and may hold anything."""
+    """Text without control characters: names come from files and may contain anything."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def spelled(pieces: list[str]) -> list[str]:
-    """Pieces of a vocabulary as people read them: `ring</w>` is ring; one that goes on ends in a hyphen."""
+    """Tokens of a vocabulary as people read them: `ring</w>` is ring; a token within a word ends in a hyphen."""
     if not any(piece.endswith(WORD_END) for piece in pieces):
         return [piece.replace("▁", " ").strip() or piece for piece in pieces]
     return [_clip_piece(piece) for piece in pieces]
@@ -34,20 +35,20 @@ def _clip_piece(piece: str) -> str:
 def fate(embedding: Json, finished: bool) -> str:
     """Whether the embedding was trained, and until when."""
     if not embedding.get("train", True):
-        return "kept as it was"
+        return "not trained"
     if embedding.get("stopped_at") is not None:
-        return f"trained, held still from step {embedding['stopped_at']:,}"
+        return f"trained until step {embedding['stopped_at']:,}, then frozen"
     return "trained to the end" if finished else "trained"
 
 
 def vectors_of(embedding: Json) -> int:
-    """How many vectors the embedding has; every encoder agrees."""
+    """How many vectors the embedding has for each text encoder."""
     encoders = (embedding.get("encoders") or {}).values()
     return max((len(e.get("tokens") or e.get("norm_after") or ()) for e in encoders), default=0)
 
 
 def rows(encoder: Json) -> list[Json]:
-    """One row a vector: its number, the piece it started from, norms, way, and its nearest pieces."""
+    """One row for each vector: its number, initial token, norms, distance and nearest tokens."""
     tokens, nearest = encoder.get("tokens") or [], encoder.get("nearest") or []
     known = [piece for neighbours in nearest for piece, _ in neighbours] + tokens
     names = dict(zip(known, spelled(known), strict=True))
@@ -63,7 +64,7 @@ def rows(encoder: Json) -> list[Json]:
 
 
 def start_of(encoder: Json) -> Json:
-    """What the initial text became: the pieces kept, those cut off, and how many vectors were padded."""
+    """The tokens of the initial text that were kept and cut off, and how many vectors were padded."""
     tokens, cut = encoder.get("tokens") or [], encoder.get("cut") or []
     names = spelled(tokens + cut)
     kept = encoder.get("kept", len(tokens))
@@ -71,31 +72,31 @@ def start_of(encoder: Json) -> Json:
 
 
 def usual(manifest: Json, encoder: str) -> dict[str, float]:
-    """The vocabulary's norms in this encoder, or nothing where the run did not come so far."""
+    """The norms of this encoder's vocabulary; empty where the run did not reach them."""
     found = (manifest.get("model") or {}).get("encoders", {}).get(encoder, {}).get("norm") or {}
     return dict(found) if {"low", "median", "high"} <= set(found) else {}
 
 
-def loudness(vectors: Iterable[Json], usual: dict[str, float]) -> float | None:
-    """How many times the vocabulary's median norm the longest of these vectors has come to; None where that is usual.
+def excessive_norm(vectors: Iterable[Json], usual: dict[str, float]) -> float | None:
+    """The largest of these vectors' norms as a multiple of the vocabulary's median; None where it is usual.
 
-    `vectors` are rows (see `rows`); those that training has not made longer are left out.
+    `vectors` are rows (see `rows`); those whose norm training has not increased are left out.
     """
     median = usual.get("median") or math.nan
-    ends = [row["norm_after"] for row in vectors if row["norm_after"] and row["norm_after"] > (row["norm_before"] or 0)]
-    grown = [norm / median for norm in ends]
-    return max((times for times in grown if math.isfinite(times) and times > LOUD), default=None)
+    pairs = [(row["norm_after"] or 0.0, row["norm_before"] or 0.0) for row in vectors]
+    grown = [after / median for after, before in pairs if after > before * (1 + ROUNDING)]
+    return max((times for times in grown if math.isfinite(times) and times > LARGE), default=None)
 
 
 def rescaled(manifest: Json) -> bool:
-    """Whether the recipe itself says which norms its embeddings end with."""
+    """Whether the recipe has a rescale stage, which sets the norms."""
     return any(stage.get("kind") == "rescale" for stage in manifest.get("stages") or [])
 
 
-def averaged(manifest: Json) -> str:
-    """What a curve of vectors must say where files have not what it shows: the averages of what takes the steps."""
+def ema_note(manifest: Json) -> str:
+    """What is said below curves of vectors whose exported files contain averaged weights."""
     stages = [stage for stage in (manifest.get("recipe") or {}).get("stage", ()) if stage.get("embeddings")]
     kinds = [(stage.get("optimizer") or {}).get("kind", "") for stage in stages]
     if any(stage.get("ema") for stage in stages) or any(kind.endswith("schedule-free") for kind in kinds):
-        return " Shown are the vectors that take the steps; the files have their averages."
+        return " Curves show the raw weights; exported files contain the averaged (EMA) weights."
     return ""

@@ -1,4 +1,4 @@
-"""Values as the page shows them."""
+"""Numbers and texts as the report page shows them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .images import inside
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """So many significant digits, never in a form that only programmers read; a dash where there is none."""
+    """A number with this many significant digits; a dash where there is none."""
     if not isinstance(value, (int, float)):
         return "–"
     if not math.isfinite(value):
@@ -28,7 +28,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """As one would say it."""
+    """Seconds in a unit that reads well."""
     if not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
         return "–"
     if seconds < 0.1:
@@ -56,7 +56,7 @@ def size(count: Any) -> str:
 
 
 def gauge(rows: list[dict[str, Any]], usual: dict[str, float]) -> dict[str, Any]:
-    """Where norms stand on one scale for all vectors of an encoder, in percent; nothing without a vocabulary."""
+    """Positions of norms on one scale for all vectors of a text encoder, in percent; empty without a vocabulary."""
     values = [row[key] for row in rows for key in ("norm_before", "norm_after")]
     known = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
     if not usual or not known:
@@ -78,13 +78,13 @@ CODE, CODES = 4000, 5  # characters of a text, and texts
 NOTES = 20  # lines of a stage
 
 PROOFS = (
-    ("vocabulary_unchanged", "The vocabulary is bit for bit what it was"),
-    ("gradient_reached", "A gradient reached every vector"),
+    ("vocabulary_unchanged", "The vocabulary is unchanged, bit for bit"),
+    ("gradient_reached", "A gradient reached every trained embedding"),
 )
 
 
 def facts(manifest: Json, metrics: list[Json]) -> list[tuple[str, str]]:
-    """Label and value of each tile at the top; what is not known is left out."""
+    """Label and value of each tile at the top; unknown values are left out."""
     model, data = manifest.get("model") or {}, manifest.get("data") or {}
     checked = [state for _, _, state in proofs(manifest)]
     losses = [row.get("loss") for row in metrics]
@@ -96,13 +96,13 @@ def facts(manifest: Json, metrics: list[Json]) -> list[tuple[str, str]]:
         ("Steps", _steps(manifest, len(metrics)) if running else f"{len(metrics):,}"),
         ("Loss", _from_to(losses)),
         ("Time", None if running else show.duration(manifest.get("seconds")) + (f" on {device}" if device else "")),
-        ("Proofs that hold", None if running else f"{checked.count(True)} of {len(checked)}"),
+        ("Proofs", None if running else f"{checked.count(True)} of {len(checked)}"),
     ]
     return [(label, value) for label, value in found if value is not None]
 
 
 def _steps(manifest: Json, done: int) -> str:
-    """How many steps are done, of how many the recipe asks for."""
+    """How many steps are done, and how many the recipe has."""
     stages = (manifest.get("recipe") or {}).get("stage") or []
     asked = sum(stage.get("steps") or 0 for stage in stages if stage.get("kind") == "train")
     return f"{done:,} of {asked:,}" if asked else f"{done:,}"
@@ -114,7 +114,7 @@ def _last_part(base: str | None) -> str | None:
 
 
 def _from_to(losses: list[Any]) -> str | None:
-    """Mean of the first and of the last tenth of the steps: single steps are too noisy to tell anything."""
+    """Mean of the first and of the last tenth of the steps: single steps are too noisy."""
     finite = [loss for loss in losses if isinstance(loss, (int, float)) and math.isfinite(loss)]
     if not finite:
         return None
@@ -124,25 +124,25 @@ def _from_to(losses: list[Any]) -> str | None:
 
 
 def proofs(manifest: Json) -> list[tuple[str, str, bool | None]]:
-    """What was claimed, for what, and whether it holds; None where the run did not come so far."""
+    """Each proof as (claim, of what, whether it holds); None where the run did not reach it."""
     found = manifest.get("proofs") or {}
     made: list[tuple[str, str, bool | None]] = []
     for key, claim in PROOFS:
         states = found.get(key) or {}
         failed = [name for name, holds in states.items() if not holds]
         named = list(states) if len(states) <= 6 else [f"all {len(states):,}"]
-        detail = f"not so for {', '.join(failed)}" if failed else ", ".join(named)
+        detail = f"failed for {', '.join(failed)}" if failed else ", ".join(named)
         made.append((claim, detail, not failed if states else None))
     done, wanted = found.get("exports_verified"), found.get("exports_declared")
     detail = "" if done is None or wanted is None else f"{done:,} of {wanted:,}"
-    made.append(("Exported files, read back, give the same vectors", detail, done == wanted if detail else None))
+    made.append(("Exported files are verified", detail, done == wanted if detail else None))
     clean = found.get("ejected_clean")
-    made.append(("Encoders and tokenizers were left as they were found", "", clean))
+    made.append(("Text encoders and tokenizers are restored", "", clean))
     return made
 
 
 def stages(manifest: Json) -> list[Json]:
-    """Each stage with its share of the time and, where the recipe tells, its options."""
+    """Each stage with its share of the time and its options in the recipe."""
     ran = manifest.get("stages") or []
     recipe = manifest.get("recipe") or {}
     asked = recipe.get("stages") or recipe.get("stage") or []
@@ -161,7 +161,7 @@ def stages(manifest: Json) -> list[Json]:
 
 
 def _first(notes: list[str]) -> list[str]:
-    """What a stage has to say, cut off where it says a thing of each of many embeddings."""
+    """The first notes of a stage, and how many more there are."""
     more = [f"… and {len(notes) - NOTES:,} more in manifest.json"] if len(notes) > NOTES else []
     return [*notes[:NOTES], *more]
 
@@ -173,7 +173,7 @@ def _some(names: list[str], most: int = 6) -> str:
 
 
 def _short(value: Any) -> str:
-    """A setting without the brackets and quotes of its notation."""
+    """A value without brackets and quotes."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_short(one)}" for key, one in value.items())
     if isinstance(value, list):
@@ -182,7 +182,7 @@ def _short(value: Any) -> str:
 
 
 def files(manifest: Json, folder: Path) -> tuple[list[Json], list[tuple[str, str]]]:
-    """Exported files, those that belong together in one row; and the code that loads them as (path, text)."""
+    """Exported files, one row for those that belong together, and the code that loads them as (path, text)."""
     rows: dict[tuple[Any, ...], Json] = {}
     code = []
     for file in manifest.get("artefacts") or []:
@@ -197,7 +197,7 @@ def files(manifest: Json, folder: Path) -> tuple[list[Json], list[tuple[str, str
 
 
 def fits(manifest: Json) -> str:
-    """For which model alone the files are, where it is a small one."""
+    """For a small model: that the files fit no other model."""
     model = manifest.get("model") or {}
     family = families().get(str(model.get("family")))
     sizes = {key: encoder["width"] for key, encoder in (model.get("encoders") or {}).items() if "width" in encoder}
@@ -205,6 +205,6 @@ def fits(manifest: Json) -> str:
 
 
 def recipe_text(manifest: Json, most: int) -> str:
-    """The resolved recipe as JSON, cut off where it would swell the page."""
+    """The resolved recipe as JSON, cut off after `most` characters."""
     text = json.dumps(manifest.get("recipe") or {}, indent=2, ensure_ascii=False)
-    return text if len(text) <= most else f"{text[:most]}\n... the rest stands in manifest.json"
+    return text if len(text) <= most else f"{text[:most]}\n… the rest is in manifest.json"

@@ -1,4 +1,4 @@
-"""Images for a page: thumbnails as data URIs within a budget, and which of them belong side by side."""
+"""Images of a page: thumbnails as data URIs within a budget, and which belong together."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..files import sha256 as file_hash
 Json = dict[str, Any]
 
 BUDGET = 3_300_000  # characters of all data URIs of a page
-EDGES = ((24, 512), (80, 320), (200, 224))  # up to so many images, so many pixels; beyond them the last
-TINY = 160  # pixels; smaller images are kept as they are and shown with hard edges
+EDGES = ((24, 512), (80, 320), (200, 224))  # up to so many images, an edge of so many pixels; beyond them the last
+TINY = 160  # pixels; smaller images are not resized, and are shown without smoothing
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An image on the page. Without a `uri` it is not there, and `why` says what to put in its place."""
+    """An image on the page. Without a `uri` there is none, and `why` is shown in its place."""
 
     uri: str | None
     why: str
@@ -36,16 +36,16 @@ class Shown:
 
 
 class Gallery:
-    """Makes thumbnails until the page's budget is spent."""
+    """Makes thumbnails until the page's budget is used up."""
 
     def __init__(self, images: int, budget: int = BUDGET) -> None:
         self.edge = next((edge for most, edge in EDGES if images <= most), EDGES[-1][1])
         self.left = budget
 
     def show(self, path: Path | None, seed: int | None = None, *, sha256: str | None = None) -> Shown:
-        """Never raises for an image that is missing or broken: the page says so in its place.
+        """Raises nothing for an image that is missing or corrupt: the page names that in its place.
 
-        With `sha256` a file of other content is missing: a manifest from somebody else may name any file.
+        With `sha256` a file with other content counts as missing: a received manifest may name any file.
         """
         if path is None or not os.path.isfile(path):  # Path.is_file raises where a folder may not be entered
             return absent("missing", seed)
@@ -53,7 +53,7 @@ class Gallery:
             if sha256 is not None and file_hash(path) != sha256:
                 return absent("missing", seed)
             if self.left <= 0:
-                return absent("left out", seed)
+                return absent("omitted", seed)
             shown = _thumbnail(path, self.edge, seed)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return absent("unreadable", seed)
@@ -62,13 +62,13 @@ class Gallery:
 
 
 def absent(why: str, seed: int | None) -> Shown:
-    """What stands in the place of an image that is not there."""
+    """What is shown in place of an image."""
     return Shown(None, why, 1, 1, False, seed)
 
 
 def _thumbnail(path: Path, edge: int, seed: int | None) -> Shown:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged EXIF: the image is shown all the same
+        warnings.simplefilter("ignore")  # damaged EXIF: the image is still shown
         with Image.open(path) as opened:
             opened.draft("RGB", (2 * edge, 2 * edge))
             image = _flat(ImageOps.exif_transpose(opened))
@@ -83,7 +83,7 @@ def _thumbnail(path: Path, edge: int, seed: int | None) -> Shown:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """Without transparency: on white."""
+    """The image on white, without transparency."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -92,7 +92,7 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 def inside(folder: Path, path: str) -> Path | None:
-    """A file of the run, or None for a path that leaves its folder."""
+    """A file of the run, or None for a path outside its folder."""
     found = (folder / path).resolve()
     return found if found.is_relative_to(folder.resolve()) else None
 
@@ -100,8 +100,8 @@ def inside(folder: Path, path: str) -> Path | None:
 def pairs(images: list[Json], embedding: str | None) -> list[tuple[Json | None, Json | None, list[tuple[Any, Any]]]]:
     """The samples of an embedding as (first before, first after, [(before, after) at each seed]) for each prompt.
 
-    The prompts differ, since one says the initial text where the other has the embedding; both were drawn in the same
-    order, and so they are matched by it. None stands where one side is missing.
+    The prompts differ (one has the initial text, the other the placeholder), so they are matched by their order. None
+    where one side is missing.
     """
     sides = [_by_prompt([p for p in images if p["when"] == when and p.get("embedding") == embedding]) for when in _WHEN]
     found = []
@@ -116,7 +116,7 @@ _WHEN = ("before", "after")
 
 
 def _by_prompt(images: list[Json]) -> list[dict[Any, Json]]:
-    """Seed to image for each prompt. Two embeddings may have one initial text: a seed that comes again begins anew."""
+    """Seed to image for each prompt. Embeddings may share an initial text: a repeated seed begins a new prompt."""
     prompts: list[dict[Any, Json]] = []
     last = None
     for image in images:
@@ -128,9 +128,9 @@ def _by_prompt(images: list[Json]) -> list[dict[Any, Json]]:
 
 
 def training_images(manifest: Json, folder: Path) -> dict[str, Path | None]:
-    """Every training image of the manifest and where it lies now, if it does.
+    """Every training image of the manifest and its path now; None where it is missing.
 
-    Their paths start at the recipe's folder, which the manifest does not name: it is a parent of a concept's images.
+    Their paths are relative to the recipe's folder, which is a parent of a concept's images.
     """
     recipe = manifest.get("recipe") or {}
     concepts = [Path(str(concept.get("images"))) for concept in recipe.get("concept") or [] if concept.get("images")]
@@ -140,25 +140,25 @@ def training_images(manifest: Json, folder: Path) -> dict[str, Path | None]:
         if Path(name).suffix.lower() in SUFFIXES:
             home = next((home for home in homes if os.path.isfile(home / name)), None)
             found[name] = home / name if home else None
-            if home:  # the next one is likely to lie there too
+            if home:  # the next one is probably there too
                 homes.remove(home)
                 homes.insert(0, home)
     return found
 
 
-COLUMNS = 10  # moments that are shown; of more, evenly spread ones, the first and the last among them
+COLUMNS = 10  # steps that are shown; of more, evenly spaced ones with the first and the last
 ROWS = 12
 STRIP_BUDGET = 1_000_000  # characters of the images' data URIs
 
 
 def through_time(metrics: list[Json], folder: Path) -> Json:
-    """`rows` of images by prompt and seed, each with `shots` (label, image); `left` counts what is not shown.
+    """Sample images during training: `rows` by prompt and seed, each with `shots` (label, image); `left` counts others.
 
-    The lines of the metrics name the images (`images`: path, prompt, seed), so that a run can be followed.
+    Rows of the metrics name the images (`images`: path, prompt, seed), so that a run in progress can be shown.
     """
     lines = [line for line in metrics if line.get("images")]
     several = len({line.get("stage") for line in lines}) > 1
-    chosen = _spread(lines, COLUMNS)
+    chosen = _evenly_spaced(lines, COLUMNS)
     rows: dict[tuple[str, int | None], list[tuple[str, Json]]] = {}
     for line in chosen:
         label = f"stage {line['stage']}, step {line['step']:,}" if several else f"step {line['step']:,}"
@@ -173,7 +173,7 @@ def through_time(metrics: list[Json], folder: Path) -> Json:
     return {"rows": made, "moments": len(chosen), "all": len(lines), "left": len(rows) - len(shown)}
 
 
-def _spread(lines: list[Json], most: int) -> list[Json]:
+def _evenly_spaced(lines: list[Json], most: int) -> list[Json]:
     if len(lines) <= most:
         return lines
     return [lines[round(n * (len(lines) - 1) / (most - 1))] for n in range(most)]

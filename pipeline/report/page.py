@@ -1,4 +1,4 @@
-"""Writes report.html: one page, complete in itself, that shows what a run trained and what made it."""
+"""Writes report.html: one self-contained page that shows what a run trained and how."""
 
 from __future__ import annotations
 
@@ -14,35 +14,33 @@ from markupsafe import Markup
 
 from ...converters.disk import replace
 from ..lock import is_locked
-from ..records import Json, read_manifest, read_metrics
-from . import embeddings as embeddings
-from . import facts
-from . import facts as show
+from ..records import METRICS, Json, read_manifest, read_metrics
+from . import embeddings, facts
 from .curves import SERIES, SINGLE, column, noisy_curve, positions, vector_curves, vector_lines
 from .images import Gallery, Shown, absent, inside, pairs, through_time, training_images
 
 EMBEDDINGS = 50  # shown in full; the others are folded away
-STRIP = 12  # training images of several embeddings that the manifest does not tell apart
+STRIP = 12  # training images of several embeddings together, for manifests that do not list them by embedding
 LINES = 3000  # of a folded table
 RECIPE = 60_000  # characters of the resolved recipe
 NAME = "report.html"
 
 
-def write_report(folder: Path, refresh: int | None = None) -> Path:
-    """Makes `folder`/report.html from the run's manifest, metrics and images, and returns its path.
+def write_report(folder: Path, refresh: int | None = None, warn: Callable[[str], None] | None = None) -> Path:
+    """Write `folder`/report.html from the run's manifest, metrics and images; return its path.
 
-    Works on a run in any state. What is missing is said on the page; only a folder without a readable manifest
-    raises (StageError). The same folder gives the same bytes. With `refresh` an open page loads itself again after so
-    many seconds.
+    Works on a run in any state; the page names what is missing. Raises StageError for a folder without a readable
+    manifest. The same folder gives the same bytes. With `refresh` an open page reloads after so many seconds. `warn` is
+    called with what is wrong with the metrics.
     """
     manifest = read_manifest(folder)
-    if manifest.get("status") == "finishing":  # this page is the last thing but the clean-up that the run waits for
+    if manifest.get("status") == "finishing":  # only this page and the clean-up are left
         manifest["status"] = "finished"
     killed = manifest.get("status") == "running" and not is_locked(folder)
-    metrics, unread = read_metrics(folder)
-    warnings = list(manifest.get("warnings") or [])
-    if unread:
-        warnings.append(f"metrics.jsonl: {unread:,} lines could not be read and are left out of the curves")
+    metrics, unreadable = read_metrics(folder)
+    problem = _metrics_problem(manifest, folder, len(metrics), unreadable)
+    if warn is not None and problem:
+        warn(problem)
     trained, asked = manifest.get("embeddings") or [], _asked(manifest)
     files, code = facts.files(manifest, folder)
     page = (
@@ -54,7 +52,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
             state="killed" if killed else manifest.get("status"),
             refresh=refresh,
             asked=[embedding["placeholder"] for embedding in asked],
-            warnings=warnings,
+            warnings=[*(manifest.get("warnings") or []), *([problem] if problem else [])],
             facts=facts.facts(manifest, metrics),
             proofs=facts.proofs(manifest),
             files=files,
@@ -71,6 +69,25 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
             lines=LINES,
         )
     )
+    return _write(folder, page)
+
+
+def _metrics_problem(manifest: Json, folder: Path, steps: int, unreadable: int) -> str:
+    """What is wrong with the metrics of a run, if anything: unreadable lines, or none of a stage that trained."""
+    path = folder / METRICS
+    if unreadable:
+        lines = "line is" if unreadable == 1 else "lines are"
+        return f"{METRICS}: {unreadable:,} unreadable {lines} left out of the curves"
+    if path.is_symlink():
+        return f"{METRICS}: is a link, which is not followed; the page has no curves"
+    trained = any(stage.get("kind") == "train" for stage in manifest.get("stages") or [])
+    if not steps and trained and manifest.get("status") == "finished":
+        return f"{METRICS}: {'empty' if path.exists() else 'missing'}; the page has no curves"
+    return ""
+
+
+def _write(folder: Path, page: str) -> Path:
+    """Replace the page; an interrupted write leaves the old one."""
     path = folder / NAME
     scratch = folder / f".{NAME}.{os.getpid()}"
     try:
@@ -85,7 +102,7 @@ def write_report(folder: Path, refresh: int | None = None) -> Path:
 
 @cache
 def _environment() -> Environment:
-    """Once for all reports of a process: compiling the templates takes longer than filling them."""
+    """Made once per process: compiling the templates takes longer than rendering them."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -94,35 +111,35 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": show.number,
-        "duration": show.duration,
-        "size": show.size,
+        "number": facts.number,
+        "duration": facts.duration,
+        "size": facts.size,
         "printable": embeddings.printable,
     }
-    environment.globals["drowns"] = embeddings.DROWNS
+    environment.globals["too_large"] = embeddings.TOO_LARGE
     return environment
 
 
 def _asked(manifest: Json) -> list[Json]:
-    """The embeddings that the recipe names: all that is known of them until the run has ended."""
+    """The embeddings that the recipe names, until the run has ended."""
     embeddings = (manifest.get("recipe") or {}).get("embedding") or []
     return [{"placeholder": embedding["placeholder"]} for embedding in embeddings if embedding.get("placeholder")]
 
 
 def _embedding(manifest: Json, embedding: Json) -> Json:
-    """An embedding and, for each encoder, its rows and the scale that its norms are drawn on."""
+    """An embedding with, for each text encoder, its rows and the scale of its norms."""
     encoders = []
     for key, encoder in (embedding.get("encoders") or {}).items():
         rows, usual = embeddings.rows(encoder), embeddings.usual(manifest, key)
-        start, gauge = embeddings.start_of(encoder), show.gauge(rows, usual)
-        loud = None if embeddings.rescaled(manifest) else embeddings.loudness(rows, usual)
+        start, gauge = embeddings.start_of(encoder), facts.gauge(rows, usual)
+        loud = None if embeddings.rescaled(manifest) else embeddings.excessive_norm(rows, usual)
         encoders.append({"key": key, "rows": rows, "start": start, "usual": usual, "gauge": gauge, "loud": loud})
     fate = embeddings.fate(embedding, manifest.get("status") == "finished")
     return {**embedding, "fate": fate, "vectors": embeddings.vectors_of(embedding), "encoders": encoders}
 
 
 def _samples(manifest: Json, folder: Path) -> list[Json]:
-    """For each embedding: training images, and the rows of images before and after."""
+    """For each embedding: training images, and the rows of sample images before and after."""
     trained = [embedding["placeholder"] for embedding in manifest.get("embeddings") or []]
     drawn = manifest.get("images") or []
     others = dict.fromkeys(p.get("embedding") for p in drawn if p.get("embedding") not in set(trained))
@@ -146,16 +163,14 @@ def _samples(manifest: Json, folder: Path) -> list[Json]:
 
 
 def _show(gallery: Gallery, folder: Path, image: Json | None, twin: Json | None) -> Shown:
-    """The sample, or in its place an embedding of why it is not there, under the seed of its twin."""
+    """The sample image, or why there is none, with the seed of its counterpart."""
     if image is None:
         return absent("not drawn", (twin or {}).get("seed"))
     return gallery.show(inside(folder, image["path"]), image.get("seed"))
 
 
 def _trained_on(manifest: Json, embedding: str | None, every: list[str]) -> list[str]:
-    """The embedding's own training images where the manifest names them; all of them where there is but one
-    embedding.
-    """
+    """The embedding's own training images where the manifest names them; all of them for a single embedding."""
     trained = manifest.get("embeddings") or []
     own = next((w.get("images") for w in trained if w["placeholder"] == embedding), None)
     if own is not None:
@@ -164,14 +179,14 @@ def _trained_on(manifest: Json, embedding: str | None, every: list[str]) -> list
 
 
 def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
-    """What is drawn: heading, one line of explanation, the drawing, and the legend as (colour, label)."""
+    """Title, explanation, drawing and legend as (colour, label) of each curve."""
     if not metrics:
         return []
     x, borders = positions(metrics)
     made: list[Json] = [
         {
             "title": "Loss",
-            "text": "Each step faint, the running mean strong.",
+            "text": "Light: every step. Dark: running mean.",
             "svg": noisy_curve("loss", "Loss at every step", x, column(metrics, "loss"), borders),
         }
     ]
@@ -182,18 +197,18 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
         made.append({"title": "Gradient", "text": text, "svg": svg})
     held = column(metrics, "locality")
     if np.isfinite(held).any():
-        svg = noisy_curve("locality", "Difference to the untouched model", x, held, borders)
-        text = "Squared difference to the untouched model's answers for prompts near the embeddings, before its weight."
+        svg = noisy_curve("locality", "Difference to the base model", x, held, borders)
+        text = "Squared difference to the base model's predictions for prompts near the embeddings, before its weight."
         made.append({"title": "Locality", "text": text, "svg": svg})
     for what, title in (("norm", "Norm"), ("distance", "Distance from initialisation")):
         for n, (encoder, lines) in enumerate(vector_lines(metrics, x, what).items()):
             band = embeddings.usual(manifest, encoder) if what == "norm" else {}
             few = len(lines) <= SINGLE
-            text = "L2 norm of each vector" if what == "norm" else "L2 distance of each vector from where it started"
+            text = "L2 norm of each vector" if what == "norm" else "L2 distance of each vector from its initial value"
             if not few:
-                text += f": lowest to highest of {len(lines):,}, and their median"
-            text += "; shaded: the usual norms of the vocabulary, dashed: their median." if band else "."
-            text += embeddings.averaged(manifest)
+                text += f": range of {len(lines):,} vectors and their median"
+            text += "; shaded: usual range of the vocabulary, dashed: its median." if band else "."
+            text += embeddings.ema_note(manifest)
             svg = vector_curves(f"{what}{n}", f"{title}, {encoder}", lines, borders, band)
             legend = [(i, line.label) for i, line in zip(range(len(SERIES)), lines, strict=False)] if few else []
             made.append({"title": title, "encoder": encoder, "text": text, "svg": svg, "legend": legend})
@@ -204,18 +219,18 @@ STAMPED = ("manifest.json", "metrics.jsonl")
 
 
 def follow(folder: Path, every: int, show: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> Path:
-    """Rewrite `folder`/report.html every `every` seconds in which something is new, until the run is over.
+    """Update `folder`/report.html every `every` seconds, when something has changed, until the run ends.
 
-    An open page loads itself again as often; the last one, of a run that has finished, failed, was stopped or killed,
-    does not. Ctrl-C ends the following, not the run. Raises StageError for a folder that holds no run.
+    An open page reloads as often; the last one does not. Ctrl-C stops following, not the run. Raises StageError for a
+    folder that holds no run.
     """
     seen: list[tuple[int, int]] = []
     try:
         while True:
-            over, now = not _goes_on(folder), _stamps(folder)
+            over, now = not _in_progress(folder), _stamps(folder)
             if over or now != seen:
                 path, seen = write_report(folder, refresh=None if over else every), now
-                show(f"{path} " + ("is complete" if over else "written; the run goes on"))
+                show(f"{path} " + ("is complete" if over else "updated; the run is in progress"))
             if over:
                 return path
             sleep(every)
@@ -223,11 +238,11 @@ def follow(folder: Path, every: int, show: Callable[[str], None], sleep: Callabl
         return write_report(folder)
 
 
-def _goes_on(folder: Path) -> bool:
+def _in_progress(folder: Path) -> bool:
     return read_manifest(folder).get("status") == "running" and is_locked(folder)
 
 
 def _stamps(folder: Path) -> list[tuple[int, int]]:
-    """When the files that the page is made of were written last, and how long they are."""
+    """Times and sizes of the files that the page is made from."""
     found = [(folder / name).stat() for name in STAMPED if (folder / name).is_file()]
     return [(one.st_mtime_ns, one.st_size) for one in found]

@@ -7,18 +7,18 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from .embeddings import DROWNS, loudness, printable, rescaled, rows, start_of, usual
+from .embeddings import TOO_LARGE, excessive_norm, printable, rescaled, rows, start_of, usual
 
 Json = dict[str, Any]
 
 WIDTH = 100  # columns; more where the terminal has more
 EMBEDDINGS = 50  # shown; the rest is counted
-# Heading, width, and whether it is a number; the nearest pieces take what is left.
+# Heading, width, and whether it is a number; the nearest tokens take what is left.
 COLUMNS = (
     ("embedding", 16, False),
     ("encoder", 7, False),
     ("#", 3, True),
-    ("from", 8, False),
+    ("token", 8, False),
     ("norm", 14, True),
     ("usual", 6, True),
     ("distance", 8, True),
@@ -28,10 +28,10 @@ MOST_NEAREST = 60
 
 
 def embedding_table(manifest: Json, width: int | None = None) -> str:
-    """Each vector of each embedding: what it started from, its norm before and after beside the vocabulary's median
-    (`usual`), its way from the start, and as many of its nearest pieces as fit whole.
+    """A line for each vector: initial token, norm before and after, the vocabulary's median norm (`usual`), distance
+    from initialisation, and as many of its nearest tokens as fit.
 
-    No line is wider than `width` columns, the terminal's own where it is left out, and at least 100.
+    No line is wider than `width` columns (default: the terminal's, at least 100).
     """
     embeddings = manifest.get("embeddings") or []
     if not embeddings:
@@ -50,23 +50,26 @@ def embedding_table(manifest: Json, width: int | None = None) -> str:
                 first = ""
             notes += _notes(embedding, key, encoder)
     if len(embeddings) > EMBEDDINGS:
-        lines.append(f"... and {len(embeddings) - EMBEDDINGS:,} embeddings more: see report.html or manifest.json")
-    return "\n".join([*lines, *notes, *_loud(manifest)])
+        lines.append(f"{len(embeddings) - EMBEDDINGS:,} more embeddings: see report.html or manifest.json")
+    return "\n".join([*lines, *notes, *_excessive_norms(manifest)])
 
 
-def _loud(manifest: Json) -> list[str]:
-    """Embeddings whose norms are far beyond the vocabulary's, and what that means."""
+def _excessive_norms(manifest: Json) -> list[str]:
+    """Embeddings whose norms are far above the vocabulary's, and what to do."""
     found: dict[str, float] = {}
     for embedding in () if rescaled(manifest) else manifest["embeddings"]:
         for key, encoder in embedding.get("encoders", {}).items():
-            times = loudness(rows(encoder), usual(manifest, key))
+            times = excessive_norm(rows(encoder), usual(manifest, key))
             if times is not None:
                 found[embedding["placeholder"]] = max(times, found.get(embedding["placeholder"], 0.0))
     if not found:
         return []
     names = ", ".join(printable(name) for name in list(found)[:5])
     more = f" and {len(found) - 5:,} more" if len(found) > 5 else ""
-    return [_fit(f"up to {max(found.values()):.1f} times the usual norm: {names}{more}", WIDTH), f"  ({DROWNS})"]
+    return [
+        _fit(f"norm up to {max(found.values()):.1f} times the vocabulary's median: {names}{more}", WIDTH),
+        f"  ({TOO_LARGE})",
+    ]
 
 
 def _cells(key: str, encoder: Json, median: float | None, room: int) -> list[list[str]]:
@@ -84,8 +87,8 @@ def _notes(embedding: Json, key: str, encoder: Json) -> list[str]:
     start = start_of(encoder)
     if not start["cut"]:
         return []
-    text = f'{printable(embedding["placeholder"])}, {key}: no room for "{" ".join(map(printable, start["cut"]))}"'
-    return [_fit(f"{text} of the initial text", WIDTH)]
+    cut = " ".join(map(printable, start["cut"]))
+    return [_fit(f'{printable(embedding["placeholder"])}, {key}: initial text cut off before "{cut}"', WIDTH)]
 
 
 def _line(cells: list[str]) -> str:
@@ -98,7 +101,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _whole(entries: Sequence[str], room: int) -> str:
-    """As many entries as fit, none of them cut; of a first one that is too long, what fits."""
+    """As many entries as fit; a first one that is too long is cut."""
     text = _fit(entries[0], room) if entries else ""
     for entry in entries[1:]:
         if _columns(text) + 2 + _columns(entry) > room:

@@ -14,7 +14,7 @@ from ..files import sha256, shown_path, tensor_hash
 from ..recipe.model import Recipe
 from ..recipe.optimizers import OPTIMIZERS
 from ..recipe.options import TrainOptions
-from ..train.setup import Training, weights_of
+from ..train.setup import Trainables, Training
 from .checkpoints import FOLDER, Checkpoint, newest_checkpoint, read_checkpoint
 from .diff import input_differences
 
@@ -68,13 +68,14 @@ def sharding_note(training: Training) -> str:
     note = f"{count} processes: a step's {step} images are shared out, at most {-(-step // count)} to each"
     if step < count:
         note += f"; {count - step} have none: raise batch_size or gradient_accumulation"
-    spread = [trainable.name for trainable in training.trainables if trainable.spread]
+    spread = [trainable.name for trainable in training.trainables if trainable.sharded]
     return f"{note}; each has its share alone of what moves {', '.join(spread)}" if spread else note
 
 
 def _digests(training: Training) -> dict[str, str]:
+    replicated = Trainables(None, tuple(one for one in training.trainables.weights if not one.sharded))
     held = {f"the table of embeddings of {key}": rows.values for key, rows in training.injection.rows.items()}
-    held |= weights_of([trainable for trainable in training.trainables if not trainable.spread])
+    held |= replicated.parameters
     return {name: tensor_hash(tensor) for name, tensor in held.items()}
 
 

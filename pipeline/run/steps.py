@@ -24,7 +24,6 @@ from ..train.guard import Halted, NotFinite
 from ..train.loop import train_steps
 from ..train.lora import freeze_lora, has_lora, lora_tensors
 from ..train.setup import Training
-from ..train.weights import WeightTrainer
 from .callbacks import After, step_callbacks
 from .consistency import require_equal_values, sharding_note
 from .context import RunContext, RunState, warn
@@ -175,18 +174,19 @@ def _close(state: RunState, training: Training, *, ended_together: bool) -> None
     Unless all processes `ended_together`, the others cannot be asked for their shards.
     """
     for trainable in training.trainables:
-        if ended_together or not trainable.spread:
+        if ended_together or not trainable.sharded:
             trainable.finish()
-        elif isinstance(trainable, WeightTrainer) and trainable.twin is not None:
-            trainable.twin.leave()
-            state.trained.finetuned.discard(trainable.twin.name)
-            state.warnings.append(f"{trainable.name} was not saved; its last state is in the newest checkpoint")
+    for trainer in training.trainables.weights:
+        if not ended_together and trainer.twin is not None:
+            trainer.twin.leave()
+            state.trained.finetuned.discard(trainer.twin.name)
+            state.warnings.append(f"{trainer.name} was not saved; its last state is in the newest checkpoint")
 
 
 def warn_of_idle_steps(context: RunContext, state: RunState, training: Training, step: int) -> None:
     """Warn once that the steps after this one train nothing."""
     embeddings = training.embeddings
-    if embeddings is None or len(training.trainables) > 1 or len(embeddings.stopped_at) < len(embeddings.embeddings):
+    if embeddings is None or training.trainables.weights or len(embeddings.stopped_at) < len(embeddings.embeddings):
         return
     last, steps = max(embeddings.stopped_at.values()), training.steps
     text = f"all embeddings reached stop_after at step {last}; steps {last + 1} to {steps} have nothing to train"

@@ -8,46 +8,44 @@ from ..data.dataset import Dataset, open_dataset
 from ..distributed import ALONE
 from ..errors import StageError
 from ..export.finished import Finished
-from ..models.denoisers import DENOISERS, Texts
+from ..models.denoisers import denoiser_for
 from ..models.load import pipe_name
+from ..models.text import Texts
 from ..recipe.options import TrainOptions
 from ..train.embeddings import EmbeddingTrainer, embedding_settings
 from ..train.guard import Guard
 from ..train.locality import keep_originals, locality_of
 from ..train.loss import loss_scale
 from ..train.objective import Objective, objective_for
-from ..train.setup import Training, native_resolution, weight_trainers, weights_of
-from ..train.trainable import Trainable
+from ..train.setup import Trainables, Training, weight_trainers
 from .consistency import require_unchanged_data
 from .context import RunContext, RunState
 from .steps import initial_norms
 
 
-def build_trainables(
-    context: RunContext, state: RunState, options: TrainOptions, finished: Finished, guard: Guard
-) -> tuple[Trainable, ...]:
+def build_trainables(context: RunContext, state: RunState, options: TrainOptions, finished: Finished) -> Trainables:
     """Everything that a stage trains, the embeddings first; with `embeddings = false` they are frozen.
 
     From `shard_optimizer_from` embeddings on, several processes shard their optimizer. What is trained is added to
     `state.trained`. Raises StageError when there is nothing to train.
     """
-    trainables = weight_trainers(context.model, options, context.recipe.seed, context.processes)
+    weights = weight_trainers(context.model, options, context.recipe.seed, context.processes)
     state.trained.finetuned |= {pipe_name(context.model, part) for table in options.finetune for part in table.parts}
+    embeddings = None
     if options.embeddings and context.recipe.trained:
         recorded = context.processes.from_main(lambda: finished.recorded)
-        injection = state.require_injection()
+        injection, settings = state.require_injection(), embedding_settings(options)
         norms = initial_norms(injection, state.initial)
         sharing = context.processes if len(context.recipe.embeddings) >= options.shard_optimizer_from else ALONE
-        trainer = EmbeddingTrainer(
-            injection, context.recipe.embeddings, context.statistics, embedding_settings(options), norms, recorded,
-            guard, sharing,
-        )  # fmt: skip
-        trainables.insert(0, trainer)
-    if not trainables:
+        embeddings = EmbeddingTrainer(
+            injection, context.recipe.embeddings, context.statistics, settings, norms, recorded, sharing
+        )
+    if embeddings is None and not weights:
         raise StageError("nothing to train: no embedding (embeddings = false, or train = false), no lora, no finetune")
-    state.trained.weights |= weights_of(trainables)
-    state.notes += keep_originals(context.recipe, state.trained.originals, trainables)
-    return tuple(trainables)
+    trainables = Trainables(embeddings, tuple(weights))
+    state.trained.weights |= trainables.parameters
+    state.notes += keep_originals(context.recipe, state.trained.originals, weights)
+    return trainables
 
 
 def build_objective(context: RunContext, state: RunState, options: TrainOptions) -> Objective:
@@ -67,8 +65,8 @@ def build_dataset(context: RunContext, state: RunState, options: TrainOptions) -
     """The recipe's images, encoded; without `resolution` at the model's native resolution."""
     context.progress("reading and encoding the images")
     images = open_dataset(
-        context.recipe, context.model.pipe.vae, resolution=options.resolution or native_resolution(context.model),
-        batch_size=options.batch_size, seed=_seed(context, state.stage), flip=options.flip,
+        context.recipe, context.model.pipe.vae, resolution=options.resolution or context.model.resolution,
+        multiple=context.model.size_multiple, batch_size=options.batch_size, seed=_seed(context, state.stage), flip=options.flip,
         caption_dropout=options.caption_dropout, run_folder=context.folder, warn=state.warnings.append,
         tell=context.progress, bar=context.bar, processes=context.processes,
     )  # fmt: skip
@@ -79,12 +77,12 @@ def build_dataset(context: RunContext, state: RunState, options: TrainOptions) -
 
 
 def build_training(
-    context: RunContext, state: RunState, trainables: tuple[Trainable, ...], objective: Objective, dataset: Dataset,
+    context: RunContext, state: RunState, trainables: Trainables, objective: Objective, dataset: Dataset,
     guard: Guard, options: TrainOptions,
 ) -> Training:  # fmt: skip
     """All that the steps need."""
-    denoiser = DENOISERS[context.model.family.denoiser_kind]
-    text_moves = any(isinstance(trainable, EmbeddingTrainer) or trainable.trains_text for trainable in trainables)
+    denoiser = denoiser_for(context.model.family.denoiser_kind, options.objective.guidance)
+    text_moves = trainables.embeddings is not None or any(one.trains_text for one in trainables.weights)
     training = Training(
         model=context.model,
         denoiser=denoiser,

@@ -21,7 +21,6 @@ from ..run_folder import file_inside
 from ..train.embeddings import EmbeddingTrainer
 from ..train.setup import Training
 from ..train.snapshot import Shadow, stored_averages, stored_rows, stored_weights
-from ..train.weights import WeightTrainer
 from .checkpoints import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
 from .context import RunContext, RunState
 from .diff import ROUNDING, Difference, difference_lines, input_differences
@@ -177,14 +176,13 @@ def _take_weights(
 ) -> list[tuple[str, bool]]:
     """For each weight of the stage's LoRAs and fine-tunes whether it was loaded."""
     loaded: list[tuple[str, bool]] = []
-    for trainable in training.trainables:
-        if not isinstance(trainable, WeightTrainer) or trainable.name in state.loaded:
+    for trainable in training.trainables.weights:
+        if trainable.name in state.loaded:
             continue
         state.loaded.add(trainable.name)
         here, averages = trainable.parameters, stored_averages(point.tensors, trainable.name)
         stored = stored_weights(point.tensors, trainable.name)
         same = {key: one for key, one in stored.items() if key in here and here[key].shape == one.shape}
         trainable.take(same, {key: averages[key] for key in same if key in averages})
-        kind = trainable.name.partition(".")[0]
-        loaded += [(kind, key in same) for key in here]
+        loaded += [(trainable.kind, key in same) for key in here]
     return loaded

@@ -27,7 +27,7 @@ def train(context: RunContext, state: RunState, contents: Contents, options: Tra
     guard = Guard(options.guard, partial(warn, context, state))
     as_exported = partial(_as_exported, context, state.stage, state.initial)
     finished = Finished(export_context(context, state), contents, as_exported)
-    trainables = build_trainables(context, state, options, finished, guard)
+    trainables = build_trainables(context, state, options, finished)
     objective = build_objective(context, state, options)
     if state.checkpoint is not None and state.stage < state.checkpoint.stage:
         for trainable in trainables:  # the checkpoint of a later stage has the values of what was built here

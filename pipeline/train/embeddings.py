@@ -60,18 +60,16 @@ class EmbeddingTrainer:
         settings: EmbeddingSettings,
         norms: Mapping[str, Tensor] | None = None,
         recorded: Mapping[str, int] | None = None,
-        guard: Guard | None = None,
         sharing: Processes = ALONE,
     ) -> None:
         """`norms`, (rows,) by encoder, are those that the rule `initial` keeps; else those the stage begins with.
 
-        `recorded` is for `Stops`; `guard` looks at every step. The processes that are `sharing` the embeddings have
+        `recorded` is for `Stops`. The processes that are `sharing` the embeddings have
         each the optimizer's state and the averages of some.
         """
         self.injection, self.statistics, self.settings = injection, statistics, settings
         self.embeddings = {embedding.placeholder: embedding for embedding in embeddings if embedding.train}
         self.stops = Stops({name: embedding.stop_after for name, embedding in self.embeddings.items()}, recorded)
-        self.guard = guard
         self.stopped_at: dict[str, int] = {}
         self.reached: set[str] = set()
         self.norms = norms or {key: rows.values.norm(dim=1) for key, rows in injection.rows.items()}
@@ -89,7 +87,7 @@ class EmbeddingTrainer:
         self._shown = Shown(self._exchange)
 
     @property
-    def spread(self) -> bool:
+    def sharded(self) -> bool:
         return self.states.shares.several
 
     @property
@@ -134,20 +132,20 @@ class EmbeddingTrainer:
             self.reached |= new
         return total
 
-    def step(self, norm: float, clock: Clock) -> None:
+    def step(self, norm: float, clock: Clock, guard: Guard | None = None) -> None:
         """Move the running embeddings of this batch."""
         clip = min(1.0, self.settings.clip_norm / (norm + 1e-6)) if self.settings.clip_norm else 1.0
         factor = self.settings.factor(clock.step)
         self.states.move(self._moving, clip, self.rates, factor)
         for key, part in self._moving.items():
             if len(part.index):
-                self._moved(key, part)
+                self._moved(key, part, guard)
         sizes = self.states.step_sizes(self.embedding_rates, self._running)
         self._rate = factor * max((size for size, _ in sizes.values()), default=0.0)
-        if self.guard is not None:
+        if guard is not None:
             adaptive = self.settings.optimizer.facts.adaptive
             for embedding, (size, found) in sizes.items():
-                self.guard.step_size(embedding, factor * size, found if adaptive else None)
+                guard.step_size(embedding, factor * size, found if adaptive else None)
         self._stop(self.stops.counted(self._running), clock.step + 1)
         self.clear()
 
@@ -204,7 +202,7 @@ class EmbeddingTrainer:
         norms = self.norms[key][span.start : span.stop]
         return partial(apply_rule, rule=rule, statistics=self.statistics[key], initial=norms)
 
-    def _moved(self, key: str, part: Moving) -> None:
+    def _moved(self, key: str, part: Moving, guard: Guard | None) -> None:
         """What follows when rows have moved: their norms, their average, the guard's look."""
         rows = self.injection.rows[key]
         rules = [self.rule_of(embedding) for embedding in part.embeddings for _ in rows.spans[embedding]]
@@ -213,7 +211,7 @@ class EmbeddingTrainer:
             rows.values[part.index] = apply_rules(rows.values[part.index], rules, usual, norms)
         reached = [None if rule == "spread" else rule for rule in rules]  # which goes a little way in each step
         self.states.average(key, part.index, reached, usual, norms)
-        if self.guard is not None:
+        if guard is not None:
             moves = self.rates[key][part.index] > 0
             after = rows.values[part.index]
-            self.guard.rows(key, len(rows), part.index, moves, part.values, after, part.embeddings, rows.spans, usual)
+            guard.rows(key, len(rows), part.index, moves, part.values, after, part.embeddings, rows.spans, usual)

@@ -16,13 +16,13 @@ from ..data.dataset import Whole
 from ..distributed import Processes
 from ..embeddings.placeholders import Replacer
 from ..errors import StageError
-from ..models.denoisers import Denoiser, Text
+from ..models.denoisers import Denoiser
 from ..models.load import Model
+from ..models.text import Text, between
 from ..recipe.model import Recipe
 from ..recipe.options import LocalityOptions, TrainOptions
 from ..rng import generator
 from .loss import NoisyBatch
-from .trainable import Trainable
 from .weights import WeightTrainer
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Locality:
             return None
         count, place = (len(asked.noisy), slice(None)) if whole is None else (whole.size, whole.place)
         others = self._others(count, number)[place]
-        pipe, pivot = self.model.pipe, _held(text)
+        pipe, pivot = self.model.pipe, text.map(Tensor.detach)
         with base_model(self._models(), self.before):
             near = between(pivot, self.denoiser.encode(pipe, others), self.alpha)
             target = self.denoiser.predict(pipe, asked.noisy, asked.timesteps, near, sizes)
@@ -119,22 +119,10 @@ class Locality:
         return [self.model.denoiser, *(encoder.module for encoder in self.model.encoders)]
 
 
-def between(pivot: Text, other: Text, alpha: float) -> Text:
-    """w_r: the share `alpha` of the way from one text's states to another's."""
-    pooled = None
-    if pivot.pooled is not None and other.pooled is not None:
-        pooled = torch.lerp(pivot.pooled, other.pooled, alpha)
-    return Text(torch.lerp(pivot.states, other.states, alpha), pooled)
-
-
-def _held(text: Text) -> Text:
-    return Text(text.states.detach(), None if text.pooled is None else text.pooled.detach())
-
-
 MIB = 2**20
 
 
-def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], trainables: Sequence[Trainable]) -> list[str]:
+def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], trainers: Sequence[WeightTrainer]) -> list[str]:
     """Where a stage of the recipe has locality: copies of the weights that are fine-tuned, as the model was loaded.
 
     Called before a stage trains anything, so that `originals` has them for a later stage too. Returns a note of how
@@ -142,12 +130,8 @@ def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], trainable
     """
     if not any(options.locality for _, options in recipe.stages_with(TrainOptions)):
         return []
-    tuned = [
-        trainable
-        for trainable in trainables
-        if isinstance(trainable, WeightTrainer) and not trainable.name.startswith("lora")
-    ]
-    new = weight_copies(one for trainable in tuned for one in trainable.parameters.values() if one not in originals)
+    tuned = [one for trainer in trainers if trainer.kind == "finetune" for one in trainer.parameters.values()]
+    new = weight_copies(one for one in tuned if one not in originals)
     originals.update(new)
     if not new:
         return []
@@ -161,7 +145,7 @@ def locality_of(
     """The regulariser of a stage. The untouched model is the one with its LoRAs off and the weights that `remember`
     kept. Raises StageError where nothing but embeddings is trained, for then nothing else of the model changes.
     """
-    tuned = [trainable for trainable in training.trainables if isinstance(trainable, WeightTrainer)]
+    tuned = training.trainables.weights
     if not tuned:
         raise StageError(
             "locality: this stage tunes neither a LoRA nor weights of the model, so prompts without embeddings stay as they "

@@ -19,7 +19,6 @@ from ..rng import generator
 from .guard import NotFinite, advice
 from .loss import NoisyBatch, mean_loss, part_loss
 from .setup import Training
-from .weights import WeightTrainer
 
 
 def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Iterator[dict[str, Any]]:
@@ -29,7 +28,7 @@ def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Ite
     """
     begin, main_number = time.monotonic() - seconds, training.processes.main_number
     for step in range(first, training.steps):
-        clock = Clock(step, training.steps, training.steps_per_epoch, main_number(time.monotonic() - begin))
+        clock = training.clock(step, main_number(time.monotonic() - begin))
         row = one_step(training, clock)
         row["seconds"] = round(main_number(time.monotonic() - begin), 3)  # what is due by it is due in all processes
         yield row
@@ -56,9 +55,7 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
             loss, norms = gradients(training, batches, clock.step)
         training.scale.keep()
         for trainable in training.trainables:
-            trainable.step(norms[trainable.name], clock)
-            if training.guard is not None and isinstance(trainable, WeightTrainer):
-                training.guard.step_size(trainable.name, *trainable.step_size())
+            trainable.step(norms[trainable.name], clock, training.guard)
     except NotFinite as error:
         if training.guard is None or not training.guard.passes(error):
             raise NotFinite(f"{error}; {advice(training.model.dtype)}") from error

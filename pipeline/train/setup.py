@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,8 +12,10 @@ from ..data.dataset import Dataset
 from ..distributed import ALONE, Processes
 from ..embeddings.injection import Injection
 from ..errors import StageError
-from ..models.denoisers import Denoiser, Texts
+from ..models.denoisers import Denoiser
 from ..models.load import DENOISER, Model, part_module, part_modules, pipe_name
+from ..models.text import Texts
+from ..recipe.intervals import Clock
 from ..recipe.options import LoraOptions, TrainOptions, WeightOptions
 from .embeddings import EmbeddingTrainer
 from .fsdp import FsdpPart
@@ -27,7 +29,9 @@ from .trainable import Trainable
 from .weights import WeightSettings, WeightTrainer, weights_to_tune
 
 
-def weight_trainers(model: Model, options: TrainOptions, seed: int, processes: Processes = ALONE) -> list[Trainable]:
+def weight_trainers(
+    model: Model, options: TrainOptions, seed: int, processes: Processes = ALONE
+) -> list[WeightTrainer]:
     """A trainer for each part of each LoRA and fine-tune; LoRAs of earlier stages are held still.
 
     Where the `processes` are sharding, each fine-tuned part is spread over them. Raises StageError when a part stands
@@ -36,7 +40,7 @@ def weight_trainers(model: Model, options: TrainOptions, seed: int, processes: P
     for module in part_modules(model).values():
         freeze_lora(module)
     taken: set[str] = set()
-    trainers: list[Trainable] = []
+    trainers: list[WeightTrainer] = []
     tables: tuple[WeightOptions, ...] = (*options.finetune, *options.lora)
     for table in tables:
         for part in table.parts:
@@ -55,24 +59,27 @@ def weight_trainers(model: Model, options: TrainOptions, seed: int, processes: P
     return trainers
 
 
-def weights_of(trainables: Sequence[Trainable]) -> dict[str, nn.Parameter]:
-    """The model's weights that these train, as `<thing>/<parameter>`; embeddings have none, their rows are their
-    own.
-    """
-    trainers = [trainable for trainable in trainables if isinstance(trainable, WeightTrainer)]
-    return {
-        f"{trainable.name}/{name}": weight for trainable in trainers for name, weight in trainable.parameters.items()
-    }
+@dataclass(frozen=True, eq=False)
+class Trainables:
+    """Everything that a stage trains, in this order: the embeddings, fine-tuned parts, LoRAs."""
+
+    embeddings: EmbeddingTrainer | None
+    weights: tuple[WeightTrainer, ...] = ()
+
+    def __iter__(self) -> Iterator[Trainable]:
+        if self.embeddings is not None:
+            yield self.embeddings
+        yield from self.weights
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The model's weights that are trained, as `<trainable>/<parameter>`; embeddings are rows of their own."""
+        return {f"{one.name}/{name}": weight for one in self.weights for name, weight in one.parameters.items()}
 
 
 def _settings(table: WeightOptions, stage: TrainOptions) -> WeightSettings:
     factor = partial(rate_factor, table.schedule, steps=stage.steps, warmup_steps=table.warmup_steps)
     return WeightSettings(table.optimizer, table.learning_rate, factor, stage.clip_norm, stage.ema)
-
-
-def native_resolution(model: Model) -> int:
-    """The side of the images that the model was made for, in pixels."""
-    return int(model.denoiser.config.sample_size * model.pipe.vae_scale_factor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +94,7 @@ class Training:
     injection: Injection
     objective: Objective
     dataset: Dataset
-    trainables: tuple[Trainable, ...]
+    trainables: Trainables
     steps: int
     accumulation: int
     seed: int
@@ -100,14 +107,18 @@ class Training:
 
     @property
     def embeddings(self) -> EmbeddingTrainer | None:
-        """The embeddings among the things that are trained."""
-        return next((trainable for trainable in self.trainables if isinstance(trainable, EmbeddingTrainer)), None)
+        """The trainer of the embeddings, where the stage trains them."""
+        return self.trainables.embeddings
 
     @property
     def sharded(self) -> bool:
         """Whether a fine-tuned part is spread over the processes."""
-        return any(isinstance(trainable, WeightTrainer) and trainable.spread for trainable in self.trainables)
+        return any(trainable.sharded for trainable in self.trainables.weights)
 
     @property
     def steps_per_epoch(self) -> float:
         return self.dataset.batches_per_epoch / self.accumulation
+
+    def clock(self, step: int, seconds: float) -> Clock:
+        """The progress of the stage after `step` steps that took so many seconds."""
+        return Clock(step, self.steps, self.steps_per_epoch, seconds)

@@ -25,7 +25,7 @@ def take_snapshot(training: Training, moved: Mapping[str, nn.Parameter]) -> tupl
     """
     if not training.processes.main:
         for trainable in training.trainables:
-            if trainable.spread:
+            if trainable.sharded:
                 trainable.state()
         return {}, {}
     tensors = {f"{_LOOSE}{name}": copied(parameter) for name, parameter in _loose(training, moved).items()}
@@ -93,7 +93,7 @@ def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
 
 def _loose(training: Training, moved: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Weights that an earlier stage trained and that this one holds still."""
-    now = {id(weight) for trainable in training.trainables for weight in getattr(trainable, "parameters", {}).values()}
+    now = {id(weight) for weight in training.trainables.parameters.values()}
     return {name: weight for name, weight in moved.items() if id(weight) not in now}
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..recipe.intervals import Clock
+from .guard import Guard
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +37,8 @@ class Trainable(Protocol):
         """Whether this step's gradient must go through the text encoders."""
 
     @property
-    def spread(self) -> bool:
-        """Whether what it keeps is spread over several processes: all of them must ask for it at the same time."""
+    def sharded(self) -> bool:
+        """Whether its state is sharded over several processes: all of them must ask for it at the same time."""
 
     def leaves(self) -> Sequence[Tensor]:
         """What collects this step's gradient: the same tensors in the same order in every process."""
@@ -45,8 +46,8 @@ class Trainable(Protocol):
     def gradient_norm(self, scale: float) -> float:
         """The L2 norm of the gradient that has been collected, which was multiplied by `scale`; it is divided here."""
 
-    def step(self, norm: float, clock: Clock) -> None:
-        """Move along the gradient of this norm, clipped, and forget it."""
+    def step(self, norm: float, clock: Clock, guard: Guard | None = None) -> None:
+        """One optimizer step with the gradient of this norm, clipped, which is then cleared; `guard` looks at it."""
 
     def clear(self) -> None:
         """Forget the gradient without moving."""

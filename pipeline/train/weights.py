@@ -14,6 +14,7 @@ from ..recipe.intervals import Clock
 from ..recipe.options import OptimizerOptions, as_table
 from .ema import Average, Shown
 from .fsdp import FsdpPart, gathered, whole
+from .guard import Guard
 from .lora import has_lora
 from .optimizers import Turns, effective_rate, load_state, make_optimizer, set_rate
 from .packing import copy_into, pack, unpack
@@ -96,7 +97,12 @@ class WeightTrainer:
             parameter.grad = None
 
     @property
-    def spread(self) -> bool:
+    def kind(self) -> str:
+        """`lora` or `finetune`."""
+        return self.name.partition(".")[0]
+
+    @property
+    def sharded(self) -> bool:
         return self.twin is not None
 
     def leaves(self) -> Sequence[Tensor]:
@@ -117,7 +123,7 @@ class WeightTrainer:
             gradients.append(gradient)
         return float(whole(torch.nn.utils.get_total_norm(gradients))) if gradients else 0.0
 
-    def step(self, norm: float, clock: Clock) -> None:
+    def step(self, norm: float, clock: Clock, guard: Guard | None = None) -> None:
         """Move the weights, at most `clip_norm` of the gradient's norm."""
         if self.settings.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(
@@ -129,6 +135,8 @@ class WeightTrainer:
         for average in self.averages.values():
             average.update()
         self._round()
+        if guard is not None:
+            guard.step_size(self.name, *self.step_size())
 
     def clear(self) -> None:
         for tensor in (*self.moved.values(), *self.masters.values()):

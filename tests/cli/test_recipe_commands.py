@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 
 from pivotune.converters.errors import ConvertError
+from pivotune.converters.families import families
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.document import shipped, shipped_folder
 
@@ -133,7 +134,7 @@ def test_new_writes_a_recipe_that_runs_as_it_is(call, tmp_path: Path) -> None:
     assert call("new", "quickstart", "--out", target).code == 0
     text = target.read_text("utf-8")
     assert 'name = "my-embedding"' in text
-    assert "# ten images of a thing" in text  # comments are kept
+    assert "# ten images of a subject" in text  # comments are kept
     schema = text.splitlines()[0].removeprefix("#:schema file://")
     assert json.loads(Path(schema).read_text("utf-8"))["title"] == "Pivotune recipe"
     assert call("check", target).code == 0
@@ -204,7 +205,7 @@ def test_tokens_of_a_model_that_is_not_there(call) -> None:
 def test_tokens_of_a_family_that_is_not_known(call) -> None:
     shown = call("tokens", "a", "--family", "sdx")
     assert shown.code == 1
-    assert "known: sd1, sd2, sd3, sdxl" in shown.err
+    assert f"known: {', '.join(families())}" in shown.err
 
 
 def test_names_in_errors_do_not_steer_the_terminal(call, monkeypatch) -> None:

@@ -154,5 +154,5 @@ def test_bad_settings_are_said(tmp_path, vae):
     noise(tmp_path / "images/0.png")
     with pytest.raises(StageError, match=r"steps of 64 pixels do not fit a resolution of 16; choose a smaller"):
         opened(recipe_of(tmp_path, templates(), buckets=True, bucket_step=64), vae)
-    with pytest.raises(StageError, match="15x15 pixels is no multiple of 2"):
-        opened(recipe_of(tmp_path, templates()), vae, resolution=15)
+    with pytest.raises(StageError, match="15x15 pixels: this model needs multiples of 2 pixels"):
+        opened(recipe_of(tmp_path, templates()), vae, resolution=15, multiple=2)

@@ -1,15 +1,18 @@
 """Which family a model is of, by class and width; or a question that names the choices."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from models.folders import edit_json, load, spec_of
 from tiny import tiny_sd, tiny_sd2
 
 from pivotune.converters.families import families
 from pivotune.converters.lora import lora_metadata
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.models.family import choose_family
-from pivotune.pipeline.models.load import prepare
+from pivotune.pipeline.models.family import choose_family, native_resolution, size_multiple
+from pivotune.pipeline.models.load import Model, prepare
 
 
 @pytest.mark.parametrize("name", families())
@@ -75,3 +78,25 @@ def test_the_two_models_of_sd2_are_told_apart_by_what_they_predict(build, told):
     metadata = lora_metadata(family, title="x", rank=1, alpha=1)
     assert metadata["modelspec.architecture"] == f"{told}/lora"
     assert metadata["modelspec.resolution"] == ("512x512" if build is tiny_sd else "768x768")
+
+
+VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4}
+SIZES = {
+    "unet": ({"sample_size": 64, "in_channels": 4}, 512, 8),
+    "unet, inpainting": ({"sample_size": 64, "in_channels": 9}, 512, 8),
+    "transformer with patches": ({"sample_size": 128, "in_channels": 4, "patch_size": 2}, 1024, 16),
+    "transformer of packed latents": ({"in_channels": 16, "patch_size": 1}, 768, 16),
+}
+
+
+@pytest.mark.parametrize(("denoiser", "resolution", "multiple"), SIZES.values(), ids=SIZES)
+def test_native_resolution_and_size_multiple(denoiser, resolution, multiple):
+    sd2 = families()["sd2"]
+    assert sd2.resolution == 768
+    assert native_resolution(sd2, denoiser, VAE) == resolution
+    assert size_multiple(denoiser, VAE) == multiple
+    pipe = SimpleNamespace(
+        unet=SimpleNamespace(config=FrozenDict(denoiser)), vae=SimpleNamespace(config=FrozenDict(VAE))
+    )
+    model = Model(pipe, sd2, (), None, torch.float32, torch.device("cpu"))
+    assert (model.resolution, model.size_multiple) == (resolution, multiple)

@@ -114,8 +114,9 @@ def artefact(placeholder: str, program: str, put_in: str) -> Json:
     name = "".join(c for c in placeholder if c.isalnum())
     trigger = f"embedding:{name}" if program == "comfyui" else placeholder
     return {
-        "path": f"export/{program}/{name}.safetensors", "sha256": sha256(name + program), "bytes": 6324, "kind": "embedding",
-        "program": program, "dialect": "standalone", "trigger": trigger, "put_in": put_in, "embedding": placeholder,
+        "path": f"export/{program}/{name}.safetensors", "sha256": sha256(name + program), "bytes": 6324,
+        "kind": "embedding", "program": program, "dialect": "standalone", "trigger": trigger, "put_in": put_in,
+        "embedding": placeholder,
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def begun(folder: Path) -> Path:
     return folder
 
 
-def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
+def test_a_run_is_followed_until_it_ends(tmp_path: Path) -> None:
     folder = begun(tmp_path)
     writer, pages, steps = Metrics(folder), [], iter(metrics(manifest(), 4))
 
@@ -46,16 +46,20 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
     with folder_lock(folder):
         last = follow(folder, 3, said.append, work).read_text("utf-8")
     assert 'http-equiv="refresh" content="3"' in pages[0]
-    assert "Teaching <code>&lt;emblem&gt;</code>" in pages[0]
+    assert "Training <code>&lt;emblem&gt;</code>" in pages[0]
     assert "<svg" not in pages[0]
     assert "<svg" in pages[1]
     assert pages[2] == pages[1]
-    assert [line.rpartition(" ")[2] for line in said] == ["on", "on", "complete"]  # nothing new: not written again
+    assert [line.rpartition(" ")[2] for line in said] == [
+        "progress",
+        "progress",
+        "complete",
+    ]  # nothing new: not written again
     assert "refresh" not in last
     assert "New embedding" in last
 
 
-def test_ctrl_c_ends_the_following_and_leaves_a_page_that_stands_still(tmp_path: Path) -> None:
+def test_ctrl_c_stops_following_and_leaves_a_page_that_does_not_reload(tmp_path: Path) -> None:
     folder = begun(tmp_path)
 
     def interrupted(seconds: float) -> None:
@@ -65,7 +69,7 @@ def test_ctrl_c_ends_the_following_and_leaves_a_page_that_stands_still(tmp_path:
     with folder_lock(folder):
         html = follow(folder, 5, lambda text: None, interrupted).read_text("utf-8")
     assert "refresh" not in html
-    assert "has not ended" in html
+    assert "still in progress" in html
 
 
 AT_WORK = """
@@ -77,24 +81,24 @@ with folder_lock(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_a_killed_run_is_told_from_one_at_work(tmp_path: Path) -> None:
+def test_a_killed_run_is_distinguished_from_one_in_progress(tmp_path: Path) -> None:
     folder = begun(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", AT_WORK, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "at work\n"
         assert is_locked(folder)
-        assert "has not ended" in page(folder).text
+        assert "still in progress" in page(folder).text
     finally:
         process.kill()
         process.communicate()
     assert not is_locked(folder)
     html = follow(folder, 1, lambda text: None, lambda seconds: pytest.fail("it waited for a dead run")).read_text()
-    assert "This run was cut short" in html
+    assert "This run was killed" in html
     assert "refresh" not in html
 
 
-def test_images_of_the_training_stand_in_rows_through_time(tmp_path: Path) -> None:
+def test_sample_images_during_training_are_shown_in_rows(tmp_path: Path) -> None:
     made = manifest()
     lines = metrics(made, 60)
     folder = write_run(tmp_path, made, lines)
@@ -113,14 +117,14 @@ def test_images_of_the_training_stand_in_rows_through_time(tmp_path: Path) -> No
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     (folder / "images" / "t5-1.png").unlink()
     found = page(folder)
-    assert "Through time" in found.text
-    assert "10 of 12 moments" in found.text
+    assert "Sample images during training" in found.text
+    assert "10 of 12 steps" in found.text
     assert found.text.count("step 60") == 2
     assert found.tags.count("img") == 12 + 20 - 1
     assert found.text.count("missing") == 1
 
 
-def test_images_without_a_seed_have_their_row(tmp_path: Path) -> None:
+def test_images_without_a_seed_have_a_row(tmp_path: Path) -> None:
     made = manifest()
     lines = metrics(made, 3)
     lines[1]["images"] = [{"path": "images/gone.png", "prompt": "a fine ring"}]

@@ -17,14 +17,15 @@ from pivotune.pipeline.report.page import write_report
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_image_with_damaged_exif_is_shown_without_a_warning(tmp_path: Path) -> None:
+def test_an_image_with_damaged_exif_is_shown_without_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.new("RGB", (40, 40)).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert Gallery(1).show(path).uri
 
 
-def test_it_shows_the_embedding_the_images_and_what_to_do(tmp_path: Path) -> None:
-    found = page(write_run(tmp_path, manifest()))
+def test_the_page_shows_embedding_images_and_files(tmp_path: Path) -> None:
+    made = manifest()
+    found = page(write_run(tmp_path, made))
     for text in (
         "<emblem>",
         "Before",
@@ -39,27 +40,29 @@ def test_it_shows_the_embedding_the_images_and_what_to_do(tmp_path: Path) -> Non
         assert text in found.text
     assert found.tags.count("img") == 12  # 4 each of training, before, after
     assert found.tags.count("svg") == 4
+    [distance, _] = made["embeddings"][0]["encoders"]["clip_l"]["distance"]
+    assert f"{distance:.3f}" in found.text
 
 
-def test_norms_far_beyond_the_usual_ones_are_said_with_the_way_out(tmp_path: Path) -> None:
+def test_excessive_norms_are_named_with_what_to_do(tmp_path: Path) -> None:
     loud = embedding("<loud>")
     loud["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
     for kind, said in (("train", True), ("rescale", False)):
         stages = [{"kind": kind, "seconds": 1.0, "takes": [], "gives": [], "notes": []}]
         folder = tmp_path / stages[0]["kind"]
         text = page(write_run(folder, manifest([loud], stages=stages))).text
-        assert ("Up to 5 times the usual norm: so loud an embedding may drown" in text) == said
-        assert ("a stage `rescale` after train brings it back" in text) == said
+        assert ("up to 5 times the vocabulary’s median: it may overpower" in text) == said
+        assert ("add a rescale stage" in text) == said
 
 
-def test_it_is_complete_in_itself(tmp_path: Path) -> None:
+def test_the_page_is_self_contained(tmp_path: Path) -> None:
     found = page(write_run(tmp_path, manifest()))
     assert "script" not in found.tags
     assert "link" not in found.tags
     assert all(source.startswith(("data:image/", "#")) for source in found.sources)
 
 
-def test_no_two_elements_share_an_id_and_every_reference_has_its_target(tmp_path: Path) -> None:
+def test_ids_are_unique_and_every_reference_has_its_target(tmp_path: Path) -> None:
     embeddings = [embedding("<a>", ("clip_l", "clip_g")), embedding("<b>", ("clip_l", "clip_g"))]
     html = write_report(write_run(tmp_path, manifest(embeddings))).read_text(encoding="utf-8")
     found = Page(html)
@@ -78,7 +81,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 HOSTILE = "<script>alert(1)</script>"
 
 
-def test_markup_in_names_is_shown_and_not_run(tmp_path: Path) -> None:
+def test_markup_in_names_is_escaped(tmp_path: Path) -> None:
     rough = embedding(HOSTILE, initial_text='<b>"x"\' onerror=1')
     rough["encoders"]["clip_l"]["nearest"][0][0][0] = "<i>near</w>"
     made = manifest(
@@ -93,7 +96,7 @@ def test_markup_in_names_is_shown_and_not_run(tmp_path: Path) -> None:
         assert text in found.text
 
 
-def test_names_that_are_long_or_odd_do_not_break_the_page(tmp_path: Path) -> None:
+def test_long_or_odd_names_do_not_break_the_page(tmp_path: Path) -> None:
     names = ["x" * 5000, "line\nbreak\x1b[31m", "\u202egnp.exe", "猫", "{{ 7*7 }}"]
     found = page(write_run(tmp_path, manifest([embedding(name) for name in names])))
     assert "\\x1b[31m" in found.text
@@ -114,7 +117,7 @@ def test_a_thousand_embeddings_are_folded(tmp_path: Path) -> None:
     assert "980 more in manifest.json" in found.text
 
 
-def test_large_images_become_small_and_the_page_stays_small(tmp_path: Path) -> None:
+def test_large_images_become_thumbnails_within_the_budget(tmp_path: Path) -> None:
     made = manifest([embedding(f"<w{n}>") for n in range(25)])
     folder = write_run(tmp_path, made, metrics(made, 2), edge=32)
     noise = Image.frombytes("RGB", (768, 768), random.Random(0).randbytes(768 * 768 * 3))  # the hardest to compress
@@ -123,11 +126,11 @@ def test_large_images_become_small_and_the_page_stays_small(tmp_path: Path) -> N
         sample["path"] = "images/noise.jpg"
     (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
     found = page(folder)
-    assert "left out" in found.text
+    assert "omitted" in found.text
 
 
 @pytest.mark.parametrize("edge", [64, 512])
-def test_only_tiny_images_keep_hard_edges(tmp_path: Path, edge: int) -> None:
+def test_only_tiny_images_are_shown_without_smoothing(tmp_path: Path, edge: int) -> None:
     html = write_report(write_run(tmp_path, manifest(), edge=edge)).read_text(encoding="utf-8")
     assert ('class="image tiny"' in html) == (edge == 64)
     assert ("data:image/png" in html) == (edge == 64)
@@ -158,10 +161,10 @@ def test_two_embeddings_with_one_initial_text_keep_their_own_images() -> None:
     ("options", "averaged"),
     [({}, False), ({"ema": 0.99}, True), ({"optimizer": {"kind": "prodigy-schedule-free"}}, True)],
 )
-def test_curves_of_what_takes_the_steps_say_that_files_have_averages(tmp_path: Path, options, averaged) -> None:
+def test_curves_of_raw_weights_say_that_files_contain_ema_weights(tmp_path: Path, options, averaged) -> None:
     made = manifest()
     for stage in made["recipe"]["stage"]:
         if stage["kind"] == "train":
             stage |= {"embeddings": True, **options}
     text = page(write_run(tmp_path, made, metrics(made, 3))).text
-    assert ("the vectors that take the steps; the files have their averages" in text) == averaged
+    assert ("exported files contain the averaged (EMA) weights" in text) == averaged

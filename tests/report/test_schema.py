@@ -62,7 +62,7 @@ def test_every_object_is_closed_and_every_property_described() -> None:
         (["data", "coverage", "<emblem>"], 1.5),
     ],
 )
-def test_what_is_wrong_is_refused(path: list[Any], value: Any) -> None:
+def test_wrong_values_are_refused(path: list[Any], value: Any) -> None:
     made = copy.deepcopy(manifest())
     place: Any = made
     for step in path[:-1]:

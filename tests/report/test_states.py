@@ -15,7 +15,7 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.report.page import write_report
 
 
-def test_a_failed_run_says_why_and_shows_how_far_it_came(tmp_path: Path) -> None:
+def test_a_failed_run_shows_its_error_and_progress(tmp_path: Path) -> None:
     changes = {"status": "failed", "error": "the loss is not a number", "artefacts": [], "proofs": {}}
     made = manifest(**changes)
     lines = metrics(made, 9)
@@ -24,13 +24,13 @@ def test_a_failed_run_says_why_and_shows_how_far_it_came(tmp_path: Path) -> None
     made["images"] = [p for p in made["images"] if p["when"] == "before"]
     (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
     found = page(folder)
-    for text in ("This run failed", "the loss is not a number", "not drawn", "the run did not come so far", "0 of 4"):
+    for text in ("This run failed", "the loss is not a number", "not drawn", "not reached", "0 of 4"):
         assert text in found.text
     assert "trained to the end" not in found.text
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])
-def test_a_run_that_broke_off_at_once_has_a_page(tmp_path: Path, status: str) -> None:
+def test_a_run_that_ended_at_once_has_a_page(tmp_path: Path, status: str) -> None:
     made = manifest(
         [], status=status, error="no images" if status == "failed" else None, stages=[], artefacts=[], proofs={}
     )
@@ -47,7 +47,7 @@ def test_few_steps_are_enough(tmp_path: Path, steps: int) -> None:
     assert found.tags.count("svg") == (4 if steps else 0)
 
 
-def test_losses_that_are_not_numbers_are_left_out_of_the_curve(tmp_path: Path) -> None:
+def test_losses_that_are_not_finite_are_left_out_of_the_curve(tmp_path: Path) -> None:
     made = manifest()
     lines = metrics(made, 20)
     for line, loss in zip(lines, [float("nan"), float("inf"), None] * 6, strict=False):
@@ -56,7 +56,7 @@ def test_losses_that_are_not_numbers_are_left_out_of_the_curve(tmp_path: Path) -
     assert "nan" not in re.sub(r"data:image/[^\"]*", "", html).lower()
 
 
-def test_images_that_are_missing_broken_or_elsewhere_are_named_in_their_place(tmp_path: Path) -> None:
+def test_missing_or_corrupt_images_are_named_in_their_place(tmp_path: Path) -> None:
     made = manifest()
     folder = write_run(tmp_path / "run", made)
     ring(tmp_path / "secret.png", 64, (0, 0, 0), random.Random(0))
@@ -70,7 +70,7 @@ def test_images_that_are_missing_broken_or_elsewhere_are_named_in_their_place(tm
     assert found.tags.count("img") == 9
 
 
-def test_files_that_cannot_be_looked_at_do_not_keep_the_page_from_being_written(tmp_path: Path, monkeypatch) -> None:
+def test_inaccessible_files_do_not_prevent_the_page(tmp_path: Path, monkeypatch) -> None:
     folder = write_run(tmp_path / "run", manifest())
     made = json.loads((folder / "manifest.json").read_text("utf-8"))
     made["data"]["files"]["x" * 300 + ".png"] = "0" * 64  # no file system has such a name: looking for it is an error
@@ -96,7 +96,7 @@ def test_training_images_are_found_from_the_recipe(tmp_path: Path) -> None:
     assert page(folder).tags.count("img") == 12
 
 
-def test_an_image_of_other_content_is_not_put_into_the_page(tmp_path: Path) -> None:
+def test_an_image_with_other_content_is_not_shown(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", manifest())
     made = json.loads((folder / "manifest.json").read_text("utf-8"))
     ring(tmp_path / "private.png", 64, (200, 20, 20), random.Random(5))
@@ -106,26 +106,52 @@ def test_an_image_of_other_content_is_not_put_into_the_page(tmp_path: Path) -> N
     assert page(folder).tags.count("img") == before - 1
 
 
-def test_each_embedding_has_its_own_training_images_where_the_manifest_tells(tmp_path: Path) -> None:
+def test_each_embedding_shows_its_own_training_images(tmp_path: Path) -> None:
     embeddings = [embedding("<a>", images=["images/0.png", "images/1.png"]), embedding("<b>", images=["images/2.png"])]
     found = page(write_run(tmp_path, manifest(embeddings)))
     assert found.text.count("Training images") == 3  # two panels and the tile
     assert found.tags.count("img") == 16 + 3
 
 
-def test_a_line_that_broke_off_is_told_and_a_step_done_twice_counts_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "metrics.jsonl: missing"), (b"", "metrics.jsonl: empty"), (b"\xff\x00garbage\n", "1 unreadable line is"),
+        (b'{"stage": 3, "step": 1, "loss": NaN}\n[]\n', "2 unreadable lines are"), ("link", "is a link"),
+    ],
+)  # fmt: skip
+def test_missing_or_unreadable_metrics_are_named_on_the_page_and_the_command_line(
+    tmp_path: Path, content: bytes | str | None, said: str
+) -> None:
+    folder = write_run(tmp_path / "run", manifest())
+    lines = folder / "metrics.jsonl"
+    if content == "link":
+        lines.rename(tmp_path / "elsewhere")
+        lines.symlink_to(tmp_path / "elsewhere")
+    elif isinstance(content, bytes):
+        lines.write_bytes(content)
+    else:
+        lines.unlink()
+    warned: list[str] = []
+    text = write_report(folder, warn=warned.append).read_text("utf-8")
+    assert len(warned) == 1
+    assert said in warned[0]
+    assert warned[0] in text
+
+
+def test_a_truncated_line_is_counted_and_a_repeated_step_counts_once(tmp_path: Path) -> None:
     made = manifest()
     lines = metrics(made, 10)
     folder = write_run(tmp_path, made, [*lines[:6], *lines[3:]])
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"stage": 2, "st')
     text = page(folder).text
-    assert "1 lines could not be read" in text
+    assert "1 unreadable line is left out" in text
     assert re.search(r"Steps\s*10\b", text)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1]", "\udcff"])
-def test_a_folder_that_is_no_run_is_refused_with_the_reason(tmp_path: Path, content: str | None) -> None:
+def test_a_folder_that_is_no_run_folder_is_refused_with_the_reason(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "manifest.json").write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(StageError, match=r"manifest"):

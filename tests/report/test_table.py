@@ -11,7 +11,7 @@ from report.example import embedding, manifest
 from pivotune.pipeline.report.table import embedding_table
 
 
-def test_each_vector_has_its_line() -> None:
+def test_each_vector_has_a_line() -> None:
     lines = embedding_table(manifest([embedding("<emblem>", ("clip_l", "clip_g"), 2)])).splitlines()
     assert len(lines) == 2 + 4
     assert lines[2].startswith("<emblem>          clip_l     1  ring")
@@ -20,7 +20,7 @@ def test_each_vector_has_its_line() -> None:
     assert "ring 0.62" in lines[2]
 
 
-def test_nearest_pieces_are_shown_whole_and_more_of_them_in_a_wide_terminal() -> None:
+def test_as_many_nearest_tokens_as_fit_are_shown() -> None:
     made = manifest([embedding("<emblem>")])
     assert embedding_table(made, 100).splitlines()[2].endswith("  ring 0.62, teal 0.55")
     assert embedding_table(made, 120).splitlines()[2].endswith("  ring 0.62, teal 0.55, circle 0.48, tur- 0.41")
@@ -30,24 +30,34 @@ def test_nearest_pieces_are_shown_whole_and_more_of_them_in_a_wide_terminal() ->
     assert len(line) == 100
 
 
-def test_what_was_cut_off_is_told() -> None:
+def test_a_truncated_initial_text_is_named() -> None:
     trained = embedding("<emblem>")
     trained["encoders"]["clip_l"]["cut"] = ["gold", "en</w>"]
-    assert '<emblem>, clip_l: no room for "gold- en" of the initial text' in embedding_table(manifest([trained]))
+    assert '<emblem>, clip_l: initial text cut off before "gold- en"' in embedding_table(manifest([trained]))
 
 
-def test_norms_far_beyond_the_usual_ones_are_said_unless_the_recipe_rescales() -> None:
+def test_excessive_norms_are_named_unless_the_recipe_rescales() -> None:
     loud, begun_so, usual = embedding("<loud>"), embedding("<begun>"), embedding("<usual>")
     loud["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
     begun_so["encoders"]["clip_l"].update(norm_before=[1.95, 1.95], norm_after=[1.95, 1.95])
     made = manifest([usual, loud, begun_so], stages=[{"kind": "train"}])
-    said = "so loud an embedding may drown others of a prompt; a stage `rescale` after train brings it back"
-    assert embedding_table(made).splitlines()[-2:] == ["up to 5.0 times the usual norm: <loud>", f"  ({said})"]
-    assert "usual norm" not in embedding_table(manifest([loud], stages=[{"kind": "train"}, {"kind": "rescale"}]))
-    assert "usual norm" not in embedding_table(manifest([usual, begun_so], stages=[{"kind": "train"}]))
+    said = "it may overpower the rest of the prompt; add a rescale stage after train"
+    assert embedding_table(made).splitlines()[-2:] == [
+        "norm up to 5.0 times the vocabulary's median: <loud>",
+        f"  ({said})",
+    ]
+    assert "norm up to" not in embedding_table(manifest([loud], stages=[{"kind": "train"}, {"kind": "rescale"}]))
+    assert "norm up to" not in embedding_table(manifest([usual, begun_so], stages=[{"kind": "train"}]))
     embeddings = [embedding(f"<{number}>", norm=9) | {"encoders": loud["encoders"]} for number in range(9)]
-    [line] = [line for line in embedding_table(manifest(embeddings, stages=[])).splitlines() if "usual norm" in line]
-    assert line == "up to 5.0 times the usual norm: <0>, <1>, <2>, <3>, <4> and 4 more"
+    [line] = [line for line in embedding_table(manifest(embeddings, stages=[])).splitlines() if "norm up to" in line]
+    assert line == "norm up to 5.0 times the vocabulary's median: <0>, <1>, <2>, <3>, <4> and 4 more"
+
+
+@pytest.mark.parametrize(("growth", "named"), [(1e-7, False), (1e-2, True)])
+def test_a_norm_that_only_rounding_increased_is_not_named(growth: float, named: bool) -> None:
+    large = embedding("<large>")
+    large["encoders"]["clip_l"].update(norm_before=[1.95, 1.95], norm_after=[1.95, 1.95 * (1 + growth)])
+    assert ("norm up to" in embedding_table(manifest([large], stages=[{"kind": "train"}]))) is named
 
 
 @pytest.mark.parametrize("name", ["x" * 100_000, "猫" * 60, "e\u0301" * 90, "a\nb\tc\x1b[2J", "\u202ex", "<|x|>"])
@@ -63,11 +73,11 @@ def test_it_fits_100_columns_and_holds_no_control_characters(name: str) -> None:
         assert line.isprintable()
 
 
-def test_many_embeddings_are_counted_and_none_is_no_error() -> None:
+def test_of_many_embeddings_the_rest_is_counted_and_none_is_no_error() -> None:
     assert (
         embedding_table(manifest([embedding(f"w{n}") for n in range(60)]))
         .splitlines()[-1]
-        .startswith("... and 10 embeddings more")
+        .startswith("10 more embeddings")
     )
     assert embedding_table(manifest([])) == "no embeddings"
     assert embedding_table({}) == "no embeddings"

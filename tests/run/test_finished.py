@@ -21,9 +21,8 @@ from pivotune.converters.embedding import Contents
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.export import program
 from pivotune.pipeline.export.finished import Finished, finished_facts
-from pivotune.pipeline.recipe.intervals import Stops
+from pivotune.pipeline.recipe.intervals import Every, Stops
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.recipe.model import StopAfter
 from pivotune.pipeline.run import execute, steps
 from pivotune.pipeline.run import outcome as finishing
 from pivotune.pipeline.run.context import RunState
@@ -119,7 +118,7 @@ def test_a_stop_by_the_clock_is_the_same_step_again(tmp_path, monkeypatch):
     """
     from pivotune.pipeline.recipe.intervals import Clock
 
-    stops = Stops({"a": StopAfter(5.0, "seconds"), "b": StopAfter(1.0, "hours")}, {"a": 7})
+    stops = Stops({"a": Every(5.0, "seconds"), "b": Every(1.0, "hours")}, {"a": 7})
     assert stops.due(Clock(6, 100, 1.0, 60.0)) == []
     assert stops.due(Clock(7, 100, 1.0, 60.0)) == ["a"]
     assert stops.due(Clock(8, 100, 1.0, 7200.0)) == ["b"]
@@ -208,7 +207,7 @@ def test_embeddings_that_did_not_get_their_own_steps_are_said_once_also_after_a_
 
 
 def test_of_many_embeddings_without_their_own_steps_a_few_are_named():
-    stops = Stops({f"w{number}": StopAfter(4.0, "own steps") for number in range(9)})
+    stops = Stops({f"w{number}": Every(4.0, "own steps") for number in range(9)})
     for _ in range(4):
         stops.counted(["w0", "w8"])
     stops.counted(["w2"])

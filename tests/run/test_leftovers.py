@@ -17,7 +17,8 @@ from pivotune.pipeline.report import page
 from pivotune.pipeline.run.start import remove_leftovers
 
 OURS = (
-    ".probe", ".manifest.json.part", ".finished.old/embedding.bin", ".last-good.part/embedding.bin", "checkpoints/.tmpoEhWcw",
+    ".probe", ".manifest.json.part", ".finished.old/embedding.bin", ".last-good.part/embedding.bin",
+    "checkpoints/.tmpoEhWcw",
     "checkpoints/.stage-003-step-000000002.safetensors.part", "saves/.stage-3-step-000002.part/exports/a.safetensors",
     "saves/.stage-3-step-000001.old/save.json", "exports/tiny/.0123456789abcdef.part", "latents/.0123456789abcdef.part",
 )  # fmt: skip

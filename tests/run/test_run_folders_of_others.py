@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from projects import make_project, run_project
 from pivotune.pipeline.checks import preflight as look
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.records import read_manifest, require_logged_lines
+from pivotune.pipeline.run.checkpoints import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.signals import Stopped
 from pivotune.pipeline.train import loop
 
@@ -136,3 +139,56 @@ def test_a_folder_of_the_users_own_is_left_alone(stopped, tmp_path, name) -> Non
     with pytest.raises(StageError, match="choose another --out"):
         run_project(stopped[0], tmp_path / "mine")
     assert [(path.name, path.read_text("utf-8")) for path in (tmp_path / "mine").iterdir()] == [(name, "mine")]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stage": 99}, "stage 100 of the recipe is no train stage"),
+        ({"stage": 0}, "stage 1 of the recipe is no train stage"),
+        ({"step": 1_000_000}, "stage 3 has 3 steps; the checkpoint is of step 1000000"),
+        ({"step": 0}, "stage 3 has 3 steps; the checkpoint is of step 0"),
+        ({"rows": []}, "its stages are none"),
+        ({"rows": "other"}, "its stages are export, inject, train"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_the_recipe_is_refused(received, change, said) -> None:
+    recipe, run = received
+    paths = sorted((run / "checkpoints").iterdir())
+    point = read_checkpoint(paths[-1])
+    for path in paths:
+        path.unlink()
+    facts = point.facts
+    if "rows" in change:
+        rows = (
+            [] if change["rows"] == [] else [{**facts["run"]["rows"][0], "kind": "export"}, *facts["run"]["rows"][1:]]
+        )
+        change = {"facts": {**facts, "run": {**facts["run"], "rows": rows}}}
+    write_checkpoint(run, replace(point, **change))
+    with pytest.raises(StageError, match=f"does not fit the recipe.*{said}.*--fresh"):
+        run_project(recipe, run)
+
+
+def test_resuming_replaces_interrupted_exports_and_keeps_files_of_the_users_own(received) -> None:
+    recipe, run = received
+    exports = run / "exports"
+    (exports / "a1111").mkdir(parents=True)
+    (exports / "tiny_embeddings").mkdir()
+    own = [exports / "notes.txt", exports / "a1111" / "mine.safetensors"]
+    for path in own:
+        path.write_text("mine", "utf-8")
+    interrupted = exports / "tiny_embeddings" / "cat.safetensors"
+    interrupted.write_bytes(b"half")
+    run_project(recipe, run)
+    assert [path.read_text("utf-8") for path in own] == ["mine", "mine"]
+    assert interrupted.read_bytes() != b"half"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "metrics.jsonl"])
+def test_a_link_in_place_of_a_record_is_called_a_link(received, tmp_path, name) -> None:
+    _, run = received
+    recorded = read_checkpoint(max((run / "checkpoints").iterdir())).facts["run"]["metrics"]
+    (run / name).rename(tmp_path / "elsewhere")
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StageError, match="a link, which is not followed"):
+        read_manifest(run) if name == "manifest.json" else require_logged_lines(run / name, recorded)

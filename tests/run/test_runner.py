@@ -462,7 +462,7 @@ def test_a_full_device_is_said_with_a_way_out(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(loop, "one_step", full)
-    with pytest.raises(StageError, match="memory.*; try a smaller batch_size"):
+    with pytest.raises(StageError, match=r"memory.*; try a smaller batch_size"):
         run_project(make_project(tmp_path), tmp_path / "run")
     assert (tmp_path / "run" / "last-good" / "tiny_embeddings" / "cat.safetensors").is_file()
 

@@ -10,19 +10,13 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.rng import generator
 from pivotune.pipeline.run import steps
 from pivotune.pipeline.train import loop
-from pivotune.pipeline.train.weights import WeightTrainer
 
 KINDS = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 OTHERS = ["a photo of a blue square", "an image of a teal star on a pink background", "a gold circle"]
 
 
 def tuned(training):
-    return [
-        one
-        for trainable in training.trainables
-        if isinstance(trainable, WeightTrainer)
-        for one in trainable.parameters.values()
-    ]
+    return list(training.trainables.parameters.values())
 
 
 def answer(pipe, asked, text, sizes):

@@ -72,7 +72,7 @@ def test_a_step_of_loras_and_fine_tunes_is_the_textbook_step(tmp_path, monkeypat
         active = training.injection.activate(training.dataset.at(0).captions, train=True)
         plain_loss(training).backward()
         embeddings = torch.cat([rows.leaf.grad.flatten() for rows in active.values()]).norm()
-        weights = {trainable.name: trainable.parameters for trainable in training.trainables[1:]}
+        weights = {trainable.name: trainable.parameters for trainable in training.trainables.weights}
         gradients, before = {}, {}
         for name, parameters in weights.items():
             gradients[name] = {key: value.grad for key, value in parameters.items() if value.grad is not None}
