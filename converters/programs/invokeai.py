@@ -86,7 +86,7 @@ def _identified(file: Stored, family: Family) -> bool:
     """
     single = len(family.encoders) == 1
     text = {
-        te for te in ("lora_te1_", "lora_te2_", "lora_te_") if re.search(rf"\n{te}.*_self_attn_{_WIDTH}", file.text)
+        te for te in ("lora_te1_", "lora_te2_", "lora_te_") if re.search(rf"\n{te}.*_self_attn_\w+{_WIDTH}", file.text)
     }
     if "lora_te_" in text or {"lora_te1_", "lora_te2_"} <= text:
         return True

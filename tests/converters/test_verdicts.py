@@ -124,6 +124,8 @@ def test_invokeai_imports_no_lora_in_which_it_finds_no_width(verdicts):
         == "no"
     )
     assert verdicts(module(f"lora_unet_{FLAT}", "LoKr"), {"ss_base_model_version": "sd_v1"})["invokeai"][0] == "no"
+    text = lora("lora_te_text_model_encoder_layers_0_self_attn_q_proj")
+    assert verdicts(text, {"ss_base_model_version": "sd_v1"})["invokeai"][0] == "yes"
     deep = SDXL.replace("blocks.0.attn2", "blocks.2.attn1").replace(".", "_")
     assert verdicts(lora(f"lora_unet_{deep}", 640))["invokeai"][0] == "yes"
 
