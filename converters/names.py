@@ -10,7 +10,7 @@ from .errors import ConvertError
 
 # What Windows or a path separator forbids, and what programs read as prompt syntax around an embedding.
 _UNSAFE = frozenset('<>:"/\\|?*')
-_GONE = "\x00"  # stands for a character that became `_`, so that those at the ends can be told from the name's own
+_GONE = "\x00"  # stands for a character that became `_`, so that it is not confused with a `_` of the name
 _RESERVED = {
     "CON",
     "PRN",
@@ -55,8 +55,8 @@ def distinct_stems(
 ) -> dict[str, str]:
     """A stem for each name, no two alike even where case does not count: the second `cat` becomes `cat_2`.
 
-    `reserved` are embeddings that a program reads as something else (`AND`): they get a `_`. `suffixes` are what the
-    files of one embedding are told apart by; none of them may meet another embedding's file either. Raises ConvertError
+    `reserved` are embeddings that a program reads as something else (`AND`): they get a `_`. `suffixes` distinguish
+    the files of one embedding; none of them may meet another embedding's file either. Raises ConvertError
     for the same name given twice: which of the two embeddings is meant?
     """
     stems: dict[str, str] = {}

@@ -91,7 +91,7 @@ def _typed(stored: Stored, contents: Contents, dialect: str) -> tuple[dict[str, 
     """What is typed in each program that will load the file, and titles of those in whose prompts that cannot stand."""
     lora = describe(contents.rest, contents.metadata) if stored.is_lora else None
     found = verdicts(stored, contents, candidate_families(contents, dialect, lora), stored.is_lora)
-    typed = {name: told.prompt for name, told in found.items() if told.loads == "yes" or (told.prompt and not lora)}
+    typed = {name: one.prompt for name, one in found.items() if one.loads == "yes" or (one.prompt and not lora)}
     able = programs()
     mute = [
         name for name in typed if not lora and "{stem}" in able[name].prompt and not able[name].can_hold(stored.stem)

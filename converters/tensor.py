@@ -8,7 +8,7 @@ from struct import iter_unpack
 
 from .file_range import FileRange, LazyBytes
 
-# Bits a value takes, by the names safetensors gives to data types, in the order in which a file keeps them.
+# Bits a value takes, by the dtype names of safetensors, in the order in which a file keeps them.
 DTYPE_BITS: dict[str, int] = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
     "F32": 32, "U32": 32, "I32": 32,
@@ -16,7 +16,7 @@ DTYPE_BITS: dict[str, int] = {
     "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "F8_E8M0": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8,
     "F6_E3M2": 6, "F6_E2M3": 6, "F4": 4, "BOOL": 8,
 }  # fmt: skip
-# Types with a sign, an exponent and a fraction: those that conversions write, and those whose numbers can be told.
+# Types with a sign, an exponent and a fraction: those that conversions write, and those whose values can be read.
 FLOATS = ("F32", "F16", "BF16", "F64")
 READABLE = (*FLOATS, "F8_E4M3", "F8_E5M2")
 
@@ -24,7 +24,7 @@ READABLE = (*FLOATS, "F8_E4M3", "F8_E5M2")
 class RawTensor:
     """`dtype` as safetensors spells it, `shape`, and the little-endian bytes in C order.
 
-    The bytes may stay in a file, or be made on demand: `data` then has them anew at each access, so a LoRA or model of
+    The bytes may stay in a file, or be made on demand: `data` then creates them at each access, so a LoRA or model of
     any size costs no memory until somebody looks. Raises ValueError if bytes, dtype and shape do not fit.
     """
 
@@ -61,7 +61,7 @@ class RawTensor:
 
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes a tensor of this data type and shape takes in a safetensors file. Raises KeyError for an unknown type."""
+    """Bytes a tensor of this dtype and shape takes in a safetensors file. Raises KeyError for an unknown type."""
     return (DTYPE_BITS[dtype] * prod(shape) + 7) // 8
 
 

@@ -44,5 +44,5 @@ def write(contents: Contents) -> FileData:
 
 
 def _flagged(file: Stored) -> set[str]:
-    told = {key for key, value in file.metadata.items() if value == FLAG}
-    return {name for name in told & file.tensors.keys() if name not in KEYS and is_rows(file.tensors[name])}
+    flagged = {key for key, value in file.metadata.items() if value == FLAG}
+    return {name for name in flagged & file.tensors.keys() if name not in KEYS and is_rows(file.tensors[name])}
