@@ -10,8 +10,9 @@ from typing import Any
 import numpy
 import pytest
 from PIL import Image
-from tiny import tiny_chroma, tiny_flux, tiny_pixart, tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl
+from tiny import tiny_chroma, tiny_flux, tiny_pixart, tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl, tiny_z_image
 
+from pivotune.converters.families import families
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run import runner
@@ -58,8 +59,13 @@ size = 16
 BUILD = {
     "sd1": tiny_sd, "sd2": tiny_sd2, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "sd3-without-t5": partial(tiny_sd3, t5=False),
     "flux": tiny_flux, "flux-schnell": partial(tiny_flux, guided=False),
-    "chroma": tiny_chroma, "pixart": tiny_pixart,
+    "chroma": tiny_chroma, "pixart": tiny_pixart, "z-image": tiny_z_image,
 }  # fmt: skip
+
+
+def family_name(model: str) -> str:
+    """The family of a model in BUILD: `sd3-without-t5` is of sd3, `z-image` of itself."""
+    return model if model in families() else model.partition("-")[0]
 
 
 def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of <cat>", **parts: str) -> Path:
@@ -75,7 +81,7 @@ def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of 
         (folder / "images" / f"{number}.txt").write_text(captions, "utf-8")
     filled = dict.fromkeys(("model", "embedding", "more", "train", "stages", "export"), "") | parts
     recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.format(family=family.partition("-")[0], **filled), "utf-8")
+    recipe.write_text(RECIPE.format(family=family_name(family), **filled), "utf-8")
     return recipe
 
 
