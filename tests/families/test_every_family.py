@@ -27,7 +27,7 @@ TARGETS = {
     "flux-schnell": ["comfyui", "onetrainer"],
     "chroma": ["comfyui", "onetrainer"],
     "pixart": ["comfyui", "onetrainer"],
-    "z-image": ["comfyui"],
+    "z-image": [],
 }
 WIDTHS = {
     "sd2": {"clip_h": 32}, "sdxl": {"clip_l": 24, "clip_g": 40}, "sd3": {"clip_l": 24, "clip_g": 40, "t5": 72},
