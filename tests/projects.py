@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from recipe_text import noise, recipe_text, write_recipe
-from tiny import tiny_chroma, tiny_flux, tiny_pixart, tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl
+from tiny import tiny_chroma, tiny_flux, tiny_pixart, tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl, tiny_z_image
 
+from pivotune.converters.families import families
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run import runner
@@ -20,8 +21,13 @@ from pivotune.pipeline.stages import STAGES
 BUILD = {
     "sd1": tiny_sd, "sd2": tiny_sd2, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "sd3-without-t5": partial(tiny_sd3, t5=False),
     "flux": tiny_flux, "flux-schnell": partial(tiny_flux, guided=False),
-    "chroma": tiny_chroma, "pixart": tiny_pixart,
+    "chroma": tiny_chroma, "pixart": tiny_pixart, "z-image": tiny_z_image,
 }  # fmt: skip
+
+
+def family_name(model: str) -> str:
+    """The family of a model in BUILD: `sd3-without-t5` is of sd3, `z-image` of itself."""
+    return model if model in families() else model.partition("-")[0]
 
 
 def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of <cat>", **parts: str) -> Path:
@@ -35,7 +41,7 @@ def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of 
     part = dict.fromkeys(("model", "embedding", "more", "train", "stages", "export"), "") | parts
     text = recipe_text(
         top='seed = 3\ndevice = "cpu"\nthreads = 1',
-        model=f'base = "model"\nfamily = "{family.partition("-")[0]}"\n{part["model"]}',
+        model=f'base = "model"\nfamily = "{family_name(family)}"\n{part["model"]}',
         embeddings=f'[[embedding]]\nplaceholder = "<cat>"\ninitial_text = "red ring"\n{part["embedding"]}',
         train=f"steps = 3\nbatch_size = 2\nlearning_rate = 1e-2\n{part['train']}",
         samples="count = 1\nsteps = 2\nsize = 16",
