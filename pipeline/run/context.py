@@ -96,7 +96,7 @@ class RunState:
     def require_injection(self) -> Injection:
         """The injected embeddings; StageError when no `inject` stage came before."""
         if self.injection is None:
-            raise StageError("no embedding is in the model yet: put an inject stage before this one")
+            raise StageError("no embedding is injected; put an inject stage before this one")
         return self.injection
 
     def eject(self, model: Model) -> None:

@@ -147,7 +147,7 @@ class StepRecorder:
         now = guard is not None and guard.stops
         checkpoint_if_due(context, state, training, self.step, before, self.seconds, now=now)
         if self.step == training.steps:
-            context.checkpointer.asked.steps = has_steps_left(context, state, state.stage + 1)
+            context.checkpointer.request.steps_left = has_steps_left(context, state, state.stage + 1)
         if guard is not None:
             guard.hold()
 

@@ -89,5 +89,5 @@ def test_a_file_that_was_damaged_since_is_not_counted(finetuned, monkeypatch):
         return kept(context, declared)
 
     monkeypatch.setattr(write, "count_verified", damaged)
-    with pytest.raises(StageError, match="6 exports are declared, 5 are there"):
+    with pytest.raises(StageError, match="6 files should be exported, 5 exist"):
         finetuned()

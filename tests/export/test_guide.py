@@ -71,7 +71,7 @@ def test_a_bundle_says_what_to_type_and_where_the_embeddings_alone_are():
 AUTOMATIC1111 web UI
 They fit little.
 
-The LoRA, with the embeddings in it:
+The LoRA with bundled embeddings:
 Put run.safetensors into models/Lora and type  <lora:run:1> <my cat> dog
 The embeddings work while <lora:…> is in the prompt.
   note: half

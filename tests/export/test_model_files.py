@@ -127,17 +127,17 @@ def test_values_too_large_for_float16_are_refused_and_nothing_is_left(tmp_path):
 def test_a_unet_of_another_make_is_refused_by_name(tmp_path):
     pipe = real_blocks("sd1")
     pipe.unet.extra = torch.nn.Linear(2, 2)
-    with pytest.raises(StageError, match="the UNet's extra has no place"):
+    with pytest.raises(StageError, match="the UNet's extra is not supported"):
         write_model_file(pipe, families()["sd1"], tmp_path / "model.safetensors", torch.float32, title="mine")
 
 
 def test_a_projection_that_programs_do_not_read_is_said(tmp_path):
     said = write_model_file(tiny_sd3(), families()["sd3"], tmp_path / "model.safetensors", torch.float32, title="mine")
-    assert said == ["model.safetensors: programs take the projection of text_encoder for none, the model has one"]
+    assert said == ["model.safetensors: programs ignore the projection of text_encoder, which this model has"]
 
 
 def test_a_layer_that_sd3_does_not_have_is_refused_by_name(tmp_path):
     pipe = tiny_sd3()
     pipe.transformer.transformer_blocks[0].extra = torch.nn.Linear(2, 2)
-    with pytest.raises(StageError, match="the transformer's extra has no place"):
+    with pytest.raises(StageError, match="the transformer's extra is not supported"):
         write_model_file(pipe, families()["sd3"], tmp_path / "model.safetensors", torch.float32, title="mine")

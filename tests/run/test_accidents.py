@@ -27,7 +27,7 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import ModelSpec, Recipe
 from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.outcome import machine_message
-from pivotune.pipeline.run.signals import Stopped, signals_caught
+from pivotune.pipeline.run.signals import Stopped, catch_signals
 from pivotune.pipeline.system_errors import FULL_MEMORY, system_error_text
 from pivotune.pipeline.train import loop
 
@@ -67,20 +67,20 @@ def test_a_image_that_changes_or_goes_stops_the_run_and_is_named(tmp_path, monke
 
 
 def test_a_caption_that_changes_before_it_is_read_is_named(tmp_path, monkeypatch):
-    recipe, begin = make_project(tmp_path), runner.begin_folder
+    recipe, begin = make_project(tmp_path), runner.create_run_folder
 
     def late(*args: Any, **options: Any) -> Any:
         (tmp_path / "images/1.txt").write_text("another <cat>", "utf-8")
         return begin(*args, **options)
 
-    monkeypatch.setattr(runner, "begin_folder", late)
-    with pytest.raises(StageError, match=r"changed since the run began: images/1\.txt"):
+    monkeypatch.setattr(runner, "create_run_folder", late)
+    with pytest.raises(StageError, match=r"changed since the run started: images/1\.txt"):
         run_project(recipe, tmp_path / "run")
 
 
 def test_a_folder_that_is_deleted_under_the_run_is_said(tmp_path, monkeypatch):
     at_step(monkeypatch, 1, lambda: shutil.rmtree(tmp_path / "run"))
-    with pytest.raises(StageError, match="run: the run's folder was deleted or moved while the run was at work"):
+    with pytest.raises(StageError, match="run: the run folder was deleted or moved during the run"):
         run_project(make_project(tmp_path, more=OFTEN), tmp_path / "run")
 
 
@@ -107,7 +107,7 @@ def test_a_closed_terminal_stops_with_a_checkpoint_and_nohup_does_not(tmp_path, 
             with pytest.raises(Stopped, match="stopped by SIGHUP after step 2 of 3"):
                 run_project(recipe, tmp_path / "run")
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with signals_caught(echo_progress) as asked:
+        with catch_signals(echo_progress) as asked:
             os.kill(os.getpid(), signal.SIGHUP)
             assert asked.name is None
     finally:

@@ -236,12 +236,12 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(tmp_path, monkeyp
 
         return SimpleNamespace(name=name, **{what: told_of(what) for what in ("log", "log_images", "finish")})
 
-    monkeypatch.setattr(callbacks, "_begun", tracker)
+    monkeypatch.setattr(callbacks, "_start_tracker", tracker)
     watch = 'watch = { sample_every = "2 steps", trackers = ["wandb", "aim"] }'
     folder = run_project(load_recipe(project(tmp_path / "a", train=watch)), tmp_path / "run").folder
     warnings = json.loads((folder / "manifest.json").read_text("utf-8"))["warnings"]
     when = "at the end" if fails == "finish" else "after step 2"
-    assert warnings == [f"watch.trackers: wandb failed {when} (no network); the run goes on without it"]
+    assert warnings == [f"watch.trackers: wandb failed {when} (no network); the run continues without it"]
     assert told["aim"] == [("log", 1), ("log", 2), ("log_images", 2), ("log", 3), ("finish", 0)]
     assert told["wandb"] == told["aim"][: told["aim"].index((fails, 0 if fails == "finish" else 2)) + 1]
 

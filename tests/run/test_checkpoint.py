@@ -82,7 +82,7 @@ def test_a_damaged_one_is_passed_over_with_a_embedding(tmp_path: Path, damage: s
     assert found.step == 3
     assert len(said) == 1
     assert said[0].startswith(str(path))
-    assert said[0].endswith("passed over")
+    assert said[0].endswith("skipped")
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -102,16 +102,16 @@ def test_one_of_another_layout_is_passed_over_and_says_so(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(module, "_FORMAT", "1")
         path = write_checkpoint(tmp_path, at(3))
-    with pytest.raises(StageError, match=r"the checkpoint is another version's \(layout 1, not 4\)"):
+    with pytest.raises(StageError, match=r"the checkpoint is of another version of Pivotune \(layout 1, not 4\)"):
         read_checkpoint(path)
     said: list[str] = []
     assert newest_checkpoint(tmp_path, said.append) is None
-    assert [line.endswith("passed over") for line in said] == [True]
+    assert [line.endswith("skipped") for line in said] == [True]
 
 
 def test_other_safetensors_are_no_checkpoint(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors", {"format": "pt"})
-    with pytest.raises(StageError, match="is no checkpoint"):
+    with pytest.raises(StageError, match="not a checkpoint"):
         read_checkpoint(tmp_path / "a.safetensors")
 
 

@@ -288,7 +288,7 @@ def test_a_embedding_that_is_missing_at_the_end_fails_the_run(tmp_path, monkeypa
         return made
 
     monkeypatch.setattr(stage, "write_exports", loses)
-    with pytest.raises(StageError, match="2 embeddings are declared, 1 are exported and whole; not 'dog'"):
+    with pytest.raises(StageError, match="2 embeddings should be exported, 1 are exported and verified; missing: 'dog'"):
         run_project(tmp_path / "recipe.toml", tmp_path / "run")
     assert json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))["status"] == "failed"
 
@@ -341,7 +341,7 @@ def test_an_export_that_is_harmed_before_the_run_ends_fails_it(tmp_path, monkeyp
         return made
 
     monkeypatch.setattr(execute, "draw_after", harm)
-    with pytest.raises(StageError, match=f"gone or changed before the run's end: exports/{where}"):
+    with pytest.raises(StageError, match=f"deleted or changed after they were exported and verified: exports/{where}"):
         run_project(two_embeddings(tmp_path), run)
     assert json.loads((run / "manifest.json").read_text("utf-8"))["status"] == "failed"
 
@@ -351,7 +351,7 @@ def test_a_program_that_gets_too_few_files_fails_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(
         program, "write_embeddings", lambda embeddings, *rest, **more: write(embeddings[:1], *rest, **more)
     )
-    with pytest.raises(StageError, match="2 embeddings for AUTOMATIC1111 web UI are 2 files, 1 were written"):
+    with pytest.raises(StageError, match="2 embeddings for AUTOMATIC1111 web UI need 2 files, 1 were written"):
         run_project(two_embeddings(tmp_path), tmp_path / "run")
 
 

@@ -84,7 +84,7 @@ def test_a_full_disk_at_the_end(tmp_path, monkeypatch, whole, name, call) -> Non
     recipe, run = whole[0], tmp_path / "run"
     with monkeypatch.context() as patch:
         hit(patch, name, call, after=False, blow=full)
-        with pytest.raises(StageError, match=r"disk is full.*the same command completes the report"):
+        with pytest.raises(StageError, match=r"disk is full.*the same command writes the report"):
             run_project(recipe, run)
     completed(monkeypatch, recipe, run)
     assert_same(run, whole[1])
@@ -98,6 +98,6 @@ def test_an_export_that_changed_meanwhile_is_named(tmp_path, monkeypatch, whole)
         hit(patch, "write_report", 1, after=False, blow=lambda: os.kill(os.getpid(), signal.SIGKILL))
         assert child(lambda: run_project(recipe, run)) == -signal.SIGKILL
     (run / "exports/tiny_embeddings/cat.safetensors").write_bytes(b"other")
-    with pytest.raises(StageError, match=r"gone or changed .*: exports/tiny_embeddings/cat.*put them back.*--fresh"):
+    with pytest.raises(StageError, match=r"deleted or changed .*: exports/tiny_embeddings/cat.*restore them.*--fresh"):
         run_project(recipe, run)
     assert status(run) == "finishing"

@@ -18,7 +18,7 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run import warm_start as takeover
-from pivotune.pipeline.run.start import begin_folder
+from pivotune.pipeline.run.start import create_run_folder
 from pivotune.pipeline.run.steps import EMA_NOTE
 from pivotune.pipeline.train import loop
 
@@ -77,12 +77,12 @@ def test_a_source_that_is_gone_or_another_is_named(tmp_path, monkeypatch, longer
     (checkpoint,) = (source / "checkpoints").iterdir()
     (other,) = (tmp_path / "whole/checkpoints").iterdir()
     shutil.copyfile(other, checkpoint)
-    with pytest.raises(StageError, match="not the checkpoint that the run began with; choose another --out"):
+    with pytest.raises(StageError, match="not the checkpoint that the run started from; choose another --out"):
         run_project(recipe, tmp_path / "run")
     checkpoint.unlink()
-    with pytest.raises(StageError, match=r"began with a checkpoint that is needed still.*give that with --from-checkp"):
+    with pytest.raises(StageError, match=r"started from is still needed.*give its new path with --from-checkp"):
         run_project(recipe, tmp_path / "run")
-    with pytest.raises(StageError, match="begins with a checkpoint that the other did not begin with"):
+    with pytest.raises(StageError, match="did not start from this checkpoint"):
         run_project(recipe, tmp_path / "run", source=tmp_path / "whole")
     monkeypatch.chdir(moved / "checkpoints")
     run_project(recipe, tmp_path / "run", source=Path(checkpoint.name))
@@ -174,8 +174,8 @@ def test_a_run_in_the_usual_folders_goes_on_only_with_its_own_source(tmp_path, m
     leave(tmp_path / "runs/x", "running", source=one)
 
     def begun(source):
-        start = begin_folder("x", None, INPUTS, fresh=False, source=source)
-        return start.folder.name, start.left is not None
+        start = create_run_folder("x", None, INPUTS, fresh=False, source=source)
+        return start.folder.name, start.unfinished is not None
 
     assert begun(one) == ("x", True)
     assert begun(one | {"path": "/elsewhere/one"}) == ("x", True)

@@ -170,7 +170,7 @@ def test_a_run_that_ends_well_has_no_old_vectors_beside_its_exports(tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(finishing, "write_json", full)
-        with pytest.raises(StageError, match="the run's end cannot be written"):
+        with pytest.raises(StageError, match="manifest or report cannot be written"):
             run_project(recipe, run)
     assert (run / "last-good/tiny_embeddings/cat.safetensors").is_file()  # which is not the end yet
     run_project(recipe, run)

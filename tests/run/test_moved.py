@@ -61,7 +61,7 @@ def test_an_image_that_changed_on_the_way_is_named(tmp_path: Path, stopped: tupl
     shutil.copytree(recipe.parent / "images", tmp_path / "images")
     shutil.copyfile(tmp_path / "images" / "1.png", tmp_path / "images" / "2.png")
     changed = load_recipe(recipe, [f"concept.images='{tmp_path / 'images'}'"])
-    with pytest.raises(StageError, match=r"unfinished run of other inputs(.|\n)*images"):
+    with pytest.raises(StageError, match=r"unfinished run with other inputs(.|\n)*images"):
         run_project(changed, run)
 
 

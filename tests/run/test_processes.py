@@ -163,7 +163,7 @@ def test_one_process_goes_on_with_a_fine_tune_that_was_spread_over_two(tmp_path,
     recipe = make_project(tmp_path, train=SHARDED)
     assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
     stopped_by_one(monkeypatch, recipe, tmp_path / "run", **FSDP)
-    assert "what moves finetune.denoiser, finetune.clip_l" in str(manifest_of(tmp_path / "run")["stages"])
+    assert "sharded: finetune.denoiser, finetune.clip_l" in str(manifest_of(tmp_path / "run")["stages"])
     assert child(lambda: run_project(recipe, tmp_path / "run")) == 0
     assert_same_to_rounding(tmp_path / "whole", tmp_path / "run")
 
@@ -235,7 +235,7 @@ def test_a_failure_of_the_main_process_to_export_ends_all(tmp_path):
     (tmp_path / "run" / "mine").write_text("a file of mine", "utf-8")
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
-    assert "holds files already" in ended.said[0]
+    assert "contains files, but no run" in ended.said[0]
     assert "ends with the main one" in ended.said[1]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
 
@@ -268,7 +268,7 @@ def test_processes_that_drift_apart_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "one_step", drifting)
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
-    assert "the table of embeddings of clip_l is not the same in process 1" in ended.said[0]
+    assert "the embeddings for clip_l: not the same in process 1" in ended.said[0]
 
 
 def test_a_spread_fine_tune_refuses_an_optimizer_that_needs_weights_whole(tmp_path):
@@ -313,5 +313,5 @@ def test_accelerate_launches_a_run(tmp_path, how):
     assert done.returncode == 0, done.stderr
     manifest = manifest_of(tmp_path / "run")
     assert manifest["environment"]["processes"] == 2
-    assert ("what moves finetune.denoiser, finetune.clip_l" in str(manifest["stages"])) == (how != ["--multi_gpu"])
+    assert ("sharded: finetune.denoiser, finetune.clip_l" in str(manifest["stages"])) == (how != ["--multi_gpu"])
     assert done.stdout.count("Report: ") == 1

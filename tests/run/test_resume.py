@@ -31,8 +31,8 @@ from pivotune.pipeline.run.checkpoints import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.run.replay import replay
 from pivotune.pipeline.run.resume import has_steps_left
-from pivotune.pipeline.run.signals import Stopped, signals_caught
-from pivotune.pipeline.run.start import Start, say_start
+from pivotune.pipeline.run.signals import Stopped, catch_signals
+from pivotune.pipeline.run.start import Start, report_start
 from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.snapshot import stored_rows
@@ -127,7 +127,7 @@ def test_a_signal_after_the_last_step_is_answered_with_what_is_true(tmp_path, mo
         os.kill(os.getpid(), signal.SIGTERM)
         return write(*arguments, **options)
 
-    answer = "SIGTERM: all steps are done, and the run is brought to its end (again: at once)"
+    answer = "SIGTERM: all steps are done; the run is being finished (again: at once)"
     for place, name, asks in ((steps, "_close", close), (stage, "write_exports", exporting)):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, asks)
@@ -211,7 +211,11 @@ def test_an_interruption_while_the_report_is_written_loses_the_report_alone(tmp_
     monkeypatch.setattr(finishing, "write_report", drawing)
     if when == "stopped":
         stopped_at(monkeypatch, 2, signal.SIGINT)
-    told = "stopped by Ctrl-C after step 2" if when == "stopped" else "all is trained and exported, but not the report"
+    told = (
+        "stopped by Ctrl-C after step 2"
+        if when == "stopped"
+        else "everything is trained and exported, only the report is missing"
+    )
     with pytest.raises(Stopped, match=told):
         run_project(recipe, tmp_path / "run")
     assert manifest_of(tmp_path / "run")["status"] == ("stopped" if when == "stopped" else "finishing")
@@ -221,10 +225,10 @@ def test_a_signal_that_comes_while_a_line_is_written_is_heard(capfd):
     def entered_twice(text):
         raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
 
-    with signals_caught(entered_twice) as asked:
+    with catch_signals(entered_twice) as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.name == "SIGTERM"
-    assert capfd.readouterr().err == "SIGTERM: stopping at the next step, with a checkpoint (again: at once)\n"
+    assert capfd.readouterr().err == "SIGTERM: stopping after the current step, with a checkpoint (again: at once)\n"
 
 
 def test_a_changed_image_refuses_the_checkpoint_and_is_named(tmp_path, monkeypatch):
@@ -249,14 +253,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkey
     newest = max((tmp_path / "run/checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-100])
     begun: list[str] = []
-    say_start(Start(tmp_path / "run", {}), None, begun.append)  # where the other one is damaged too
-    say_start(Start(tmp_path, {}), None, begun.append)
+    report_start(Start(tmp_path / "run", {}), None, begun.append)  # where the other one is damaged too
+    report_start(Start(tmp_path, {}), None, begun.append)
     assert [line.partition(", ")[2] for line in begun] == [
-        "from its beginning: there is no whole checkpoint", "from its beginning: there is no checkpoint"
+        "from step 1: it has no usable checkpoint", "from step 1: it has no checkpoint"
     ]  # fmt: skip
     said: list[str] = []
     run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
-    assert any(str(newest) in line and "passed over" in line for line in said)
+    assert any(str(newest) in line and "skipped" in line for line in said)
     assert any("after step 1 of stage 3" in line for line in said)
     assert made_files(tmp_path / "run") == made_files(whole)
 
@@ -319,7 +323,7 @@ def test_replay_finds_the_same_and_names_what_differs(tmp_path):
 
 
 def test_only_a_finished_run_is_replayed(tmp_path):
-    with pytest.raises(StageError, match="holds no run"):
+    with pytest.raises(StageError, match="contains no run"):
         replay(tmp_path, STAGES, out=None, progress=lambda text: None, bar=False)
 
 
@@ -338,14 +342,14 @@ def test_more_steps_go_on_from_the_end_of_a_finished_run(tmp_path, train):
     said: list[str] = []
     longer = tmp_path / "longer"
     run_recipe(more, out=longer, progress=said.append, bar=False, source=first)
-    assert f"going on from {first}, after step 3 of stage 3" in said
+    assert f"continuing from {first}, after step 3 of stage 3" in said
     assert made_files(longer) == made_files(whole)
     assert metrics_of(longer) == metrics_of(whole)
     for image in (one for row in metrics_of(longer) for one in row.get("images", ())):
         assert (longer / image["path"]).read_bytes() == (whole / image["path"]).read_bytes()
     assert made_files(first) == made
     (first / "metrics.jsonl").unlink()
-    with pytest.raises(StageError, match="what it measured and drew cannot be taken over"):
+    with pytest.raises(StageError, match="its metrics and images cannot be copied"):
         run_project(more, tmp_path / "none", source=first)
 
 
@@ -476,6 +480,6 @@ def test_images_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, monke
 
 def test_a_folder_without_a_checkpoint_gives_nothing(tmp_path):
     path = make_project(tmp_path)
-    with pytest.raises(StageError, match="holds no checkpoint that can be read"):
+    with pytest.raises(StageError, match="contains no readable checkpoint"):
         run_recipe(load_recipe(path), out=tmp_path / "x", progress=print, bar=False, source=tmp_path / "model")
     assert not (tmp_path / "x").exists()

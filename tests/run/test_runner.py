@@ -523,7 +523,7 @@ def test_a_folder_with_files_is_never_written_over(tmp_path):
     recipe = make_project(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious.txt").write_text("mine", "utf-8")
-    with pytest.raises(StageError, match="holds files already"):
+    with pytest.raises(StageError, match="contains files, but no run"):
         run_project(recipe, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious.txt"]
 

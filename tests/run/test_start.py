@@ -11,7 +11,7 @@ import pytest
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.lock import folder_lock
 from pivotune.pipeline.run.diff import Difference, input_differences
-from pivotune.pipeline.run.start import begin_folder, run_folder_lock, say_start
+from pivotune.pipeline.run.start import create_run_folder, report_start, run_folder_lock
 
 INPUTS: dict[str, Any] = {
     "recipe": {"seed": 1, "stage": [{"kind": "train", "steps": 100}]},
@@ -34,8 +34,8 @@ def leave(folder: Path, status: str, **changes: Any) -> Path:
 
 
 def begun(out: Path | None = None, fresh: bool = False) -> tuple[str, bool]:
-    start = begin_folder("x", out, INPUTS, fresh=fresh)
-    return start.folder.name, start.left is not None
+    start = create_run_folder("x", out, INPUTS, fresh=fresh)
+    return start.folder.name, start.unfinished is not None
 
 
 def test_new_folders_count_up(tmp_path: Path) -> None:
@@ -79,13 +79,13 @@ def test_unfinished_runs_that_are_not_resumed_are_named_in_one_line(tmp_path: Pa
         (runs / name / "checkpoints/stage-001-step-000000001.safetensors").write_bytes(b"")
     said: list[str] = []
     with folder_lock(runs / "x-3"):
-        say_start(begin_folder("x", None, INPUTS, fresh=False), None, said.append)
+        report_start(create_run_folder("x", None, INPUTS, fresh=False), None, said.append)
     last = runs / "x-3"
     assert said == [f"warning: not resuming the unfinished run {last} and 2 more: --out {last} shows why"]
     said.clear()
     (runs / "x-6").rmdir()
-    say_start(begin_folder("x", None, INPUTS, fresh=False), None, said.append)
-    assert said == [f"resuming {last}, from its beginning: there is no whole checkpoint"]
+    report_start(create_run_folder("x", None, INPUTS, fresh=False), None, said.append)
+    assert said == [f"resuming {last}, from step 1: it has no usable checkpoint"]
 
 
 @pytest.mark.parametrize("found", ["new", "unfinished"])
@@ -93,11 +93,11 @@ def test_a_run_that_another_process_has_finished_before_the_lock_is_not_gone_on_
     out = tmp_path / "o"
     if found == "unfinished":
         leave(out, "running")
-    start = begin_folder("x", out, INPUTS, fresh=False)
+    start = create_run_folder("x", out, INPUTS, fresh=False)
     with run_folder_lock(start):
         pass
     (out / "manifest.json").write_text(json.dumps({"status": "finished", **INPUTS}), "utf-8")
-    with pytest.raises(StageError, match="another process has run in this folder meanwhile"), run_folder_lock(start):
+    with pytest.raises(StageError, match="another process has used this folder"), run_folder_lock(start):
         pass
 
 
@@ -105,7 +105,7 @@ def test_what_differs_is_listed_when_the_folder_was_asked_for(tmp_path: Path) ->
     recipe = {"seed": 2, "stage": [{"kind": "train", "steps": 50}]}
     out = leave(tmp_path / "o", "stopped", recipe=recipe, environment={"torch": "2.12", "platform": "Linux-2"})
     with pytest.raises(StageError) as caught:
-        begin_folder("x", out, INPUTS, fresh=False)
+        create_run_folder("x", out, INPUTS, fresh=False)
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert f"--from-checkpoint {out}" in lines[0]
     assert lines[1:] == [
@@ -141,26 +141,26 @@ def test_a_folder_whose_probe_met_a_full_disk_is_free_later(tmp_path: Path, monk
 
 
 def test_finished_and_foreign_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="a finished run, which is never written over"):
+    with pytest.raises(StageError, match="contains a finished run, which is not overwritten"):
         begun(leave(tmp_path / "done", "finished"))
     other = tmp_path / "mine"
     other.mkdir()
     (other / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(StageError, match="holds files already"):
+    with pytest.raises(StageError, match="contains files, but no run"):
         begun(other)
     (other / "link").symlink_to(tmp_path)  # no run's, so nobody is told to take it away
-    with pytest.raises(StageError, match="holds files already"):
+    with pytest.raises(StageError, match="contains files, but no run"):
         begun(other)
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(StageError, match="cannot be made"):
+    with pytest.raises(StageError, match="cannot be created"):
         begun(tmp_path / "file")
-    with pytest.raises(StageError, match="cannot be made"):
+    with pytest.raises(StageError, match="cannot be created"):
         begun(tmp_path / "file" / "below")
 
 
 def test_a_manifest_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
     (leave(tmp_path / "cut", "failed") / "manifest.json").write_text('{"status": ', "utf-8")
-    with pytest.raises(StageError, match=r"no run that could go on \(.*manifest\.json: not a manifest"):
+    with pytest.raises(StageError, match=r"no run that can be resumed \(.*manifest\.json: not a manifest"):
         begun(tmp_path / "cut")
 
 
@@ -181,7 +181,7 @@ def test_a_folder_with_files_of_ones_own_is_left_alone(tmp_path: Path, name: str
     (out / name).write_text("mine", "utf-8")
     if lock is not None:
         (out / ".lock").write_text(lock, "utf-8")
-    with pytest.raises(StageError, match="holds files already"):
+    with pytest.raises(StageError, match="contains files, but no run"):
         begun(out)
     assert (out / name).read_text("utf-8") == "mine"
 
