@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pivotune.pipeline.embeddings.injection import ActiveRows, EmbeddingRows, Encoder, Injection
 from pivotune.pipeline.embeddings.norms import norm_statistics
-from pivotune.pipeline.recipe.intervals import Clock
-from pivotune.pipeline.recipe.model import EmbeddingSpec, StopAfter
+from pivotune.pipeline.recipe.intervals import Clock, Every
+from pivotune.pipeline.recipe.model import EmbeddingSpec
 from pivotune.pipeline.recipe.options import OptimizerOptions, options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings, EmbeddingTrainer
 
@@ -63,7 +63,7 @@ class Slots:
         rows = EmbeddingRows(dict(zip(names, scene.vectors, strict=True)))
         self.module, self.pull = module, scene.pull
         self.injection = Injection(SimpleNamespace(), [encoder], {KEY: rows})
-        embeddings = [EmbeddingSpec(name, "ring", VECTORS, True, None, StopAfter(0, "never")) for name in names]
+        embeddings = [EmbeddingSpec(name, "ring", VECTORS, True, None, Every(0, "never")) for name in names]
         self.trainer = EmbeddingTrainer(
             self.injection, embeddings, {KEY: norm_statistics(scene.table)},
             EmbeddingSettings(learning_rate=5e-3, optimizer=OPTIMIZER, clip_norm=1.0, preserve_norm="median"),

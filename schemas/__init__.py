@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 def names() -> tuple[str, ...]:
     """Every schema that ships, as its path below this folder: `recipe.json`, `stages/train.json`, ...
 
-    `tables/` has the tables of options that stages refer to. Not among them is `editor.json`, which is made of them
-    (see `bundled`).
+    `tables/` has the tables that stages refer to. `editor.json`, which is generated (see `bundled`), is not included.
     """
     here = files(__name__)
     top = [entry.name for entry in here.iterdir() if entry.name.endswith(".json") and entry.name != "editor.json"]
@@ -39,16 +38,16 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def violations(document: object, name: str = "recipe.json") -> Iterator[ValidationError]:
-    """Every place where the document breaks the schema. References between the files are resolved offline.
+    """All violations of a schema. References between the files are resolved offline.
 
-    Unlike plain JSON Schema a whole number must be written as one: 10.0 is no integer.
+    Stricter than JSON Schema: 10.0 is not an integer.
     """
     yield from _validator(name).iter_errors(document)
 
 
 @cache
 def _validator(name: str) -> Any:
-    """What applies one schema; made once, for a table may have ten thousand rows."""
+    """The validator of one schema, created once: a table may have ten thousand rows."""
     from jsonschema.validators import extend, validator_for
     from referencing import Registry
     from referencing.jsonschema import specification_with
@@ -63,12 +62,12 @@ def _validator(name: str) -> Any:
 
 
 def _undated(name: str) -> dict[str, Any]:
-    """A schema that does not say its dialect: where one does, jsonschema goes back to its own idea of an integer."""
+    """A schema without `$schema`: with it, jsonschema would use its own definition of an integer."""
     return {key: value for key, value in schema(name).items() if key != "$schema"}
 
 
 def _pattern(_: object, pattern: str, text: object, __: object) -> Iterator[ValidationError]:
-    """JSON Schema's `$` is the end of the text; Python's also stands before a last line break."""
+    """JSON Schema's `$` is the end of the text; Python's also matches before a final line break."""
     from jsonschema.exceptions import ValidationError
 
     if isinstance(text, str) and re.search(re.sub(r"\$$", r"\\Z", pattern), text) is None:
@@ -77,7 +76,7 @@ def _pattern(_: object, pattern: str, text: object, __: object) -> Iterator[Vali
 
 @cache
 def inner_tables() -> dict[str, str]:
-    """Every table of options that has no file of its own, and the file that it stands in: `checkpoint`, `model`, ..."""
+    """Every table that is defined inside another schema, and the file of that: `checkpoint`, `model`, ..."""
     return {
         key: name
         for name in names()
@@ -88,26 +87,26 @@ def inner_tables() -> dict[str, str]:
 
 
 def bundled(name: str = "recipe.json", table: str | None = None) -> dict[str, Any]:
-    """The schema with all it refers to inside it, for editors; `editor.json` is the recipe's.
+    """The schema with all references resolved, for editors; `editor.json` is that of recipes.
 
-    With `table` that of one of its tables alone (see `inner_tables`); of a list, of each of its tables.
+    With `table`: the schema of one inner table (see `inner_tables`), or of the items of a list.
 
-    Some TOML editors cannot follow references between files, and some complete only what `oneOf` offers: every list
-    of if/then branches gets its branches as `oneOf` beside it, which allows the same documents.
+    Some TOML editors cannot follow references between files, and some complete only the alternatives of `oneOf`:
+    if/then branches are repeated as `oneOf`, which allows the same documents.
     """
     definitions: dict[str, Any] = {}
     about = schema(name)
     if table is not None:
         one = about["properties"][table]
         about = {"$schema": schema("recipe.json")["$schema"], "title": table, **one.get("items", one)}
-    whole = _inlined(about, name, definitions)
-    return {**whole, "definitions": dict(sorted(definitions.items()))}
+    expanded = _inlined(about, name, definitions)
+    return {**expanded, "definitions": dict(sorted(definitions.items()))}
 
 
 def resolved(about: dict[str, Any], origin: str) -> tuple[dict[str, Any], str]:
-    """A property's schema with what it refers to merged in (its own embeddings win), and the file this came from.
+    """A property's schema with its reference merged in (its own keys take precedence), and the file of the target.
 
-    References stand alone (`$ref`) or, with a description and a default of their own, as `allOf = [{ $ref }]`.
+    A reference is `$ref`, or `allOf = [{ $ref }]` with its own description and default.
     """
     parts = about.get("allOf") or [about]
     if len(parts) != 1 or "$ref" not in parts[0]:
@@ -118,19 +117,19 @@ def resolved(about: dict[str, Any], origin: str) -> tuple[dict[str, Any], str]:
 
 
 def has_branches(about: dict[str, Any]) -> bool:
-    """Whether a schema has branches, of which the `kind` of a table chooses one."""
+    """Whether a schema has branches that the `kind` of a table selects."""
     return all("then" in part for part in about.get("allOf", [{}]))
 
 
 def branch(about: dict[str, Any], table: dict[str, Any], origin: str) -> tuple[dict[str, Any], str]:
-    """The schema of the branch that a table's `kind` chooses (left out: its default), and the file this came from."""
+    """The schema of the branch that a table's `kind` (or its default) selects, and its file."""
     kind = table.get("kind", about["properties"]["kind"].get("default"))
     then = next(part["then"] for part in about["allOf"] if part["if"]["properties"]["kind"]["const"] == kind)
     return resolved(then, origin)
 
 
 def _target(reference: str, origin: str) -> tuple[str, dict[str, Any]]:
-    """The file that a reference of `origin` leads to, and the part of it that is meant."""
+    """The file and the part of it that a reference in `origin` points to."""
     file, _, pointer = urljoin(origin, reference).partition("#/")
     target = schema(file)
     for part in pointer.split("/") if pointer else []:
@@ -147,17 +146,17 @@ def _inlined(value: Any, origin: str, definitions: dict[str, Any]) -> Any:
         return {"$ref": f"#/definitions/{_defined(value['$ref'], origin, definitions)}"}
     result = {key: _inlined(item, origin, definitions) for key, item in value.items()}
     if isinstance(result.get("allOf"), list) and all("then" in branch for branch in result["allOf"]):
-        one = "oneOf" if "kind" in result.get("required", ()) else "anyOf"  # a table without its kind fits several
+        one = "oneOf" if "kind" in result.get("required", ()) else "anyOf"  # without kind several branches fit
         result |= {one: [branch["then"] for branch in result["allOf"]], "additionalProperties": True}
     return result
 
 
 def _defined(reference: str, origin: str, definitions: dict[str, Any]) -> str:
-    """The key in `definitions` of what a reference means, which is put there the first time."""
+    """The key in `definitions` of the target of a reference, which is added the first time."""
     file, target = _target(reference, origin)
     pointer = urljoin(origin, reference).partition("#/")[2]
     key = (pointer or file).removesuffix(".json").split("/")[-1]
     if key not in definitions:
-        definitions[key] = {}  # found first, filled after: a schema may refer to itself
+        definitions[key] = {}  # reserved before it is filled: a schema may refer to itself
         definitions[key] = {k: v for k, v in _inlined(target, file, definitions).items() if k != "$schema"}
     return key

@@ -21,7 +21,7 @@ TABLES = {
     "optimizer": "optimizer = { … }",
     "schedule": "schedule = { … }",
 }
-LARGE = 100_000  # limits from here on keep mistakes out, and nobody needs to read them
+LARGE = 100_000  # larger limits only catch mistakes and are not shown
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
@@ -75,7 +75,7 @@ def _row(key: str, about: dict[str, Any], file: str, required: bool) -> str:
 
 
 def _type(about: dict[str, Any], file: str) -> str:
-    """What a key may be, in embeddings: `number > 0`, `"a" or "b"`, `list of strings`."""
+    """The type of a key as text: `number > 0`, `"a" or "b"`, `list of strings`."""
     about, file = resolved(about, file)
     if "const" in about:
         return f"`{_toml(about['const'])}`"

@@ -22,7 +22,7 @@ import tomli
 from bad_images import BROKEN, broken
 from PIL import Image
 
-from pivotune.pipeline.checks.recipe import check_recipe, examined
+from pivotune.pipeline.checks.recipe import check_built, check_recipe
 from pivotune.pipeline.data.images import open_image
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.document import Document, shipped
@@ -94,7 +94,7 @@ def recipes(count: int, seed: int) -> Counter[str]:
 def _fails(document: Document) -> bool:
     recipe, document, problems = validated(document)
     if recipe is not None:
-        problems = examined(recipe, document).problems
+        problems = check_built(recipe, document).problems
     return any(problem.severity == "error" for problem in problems)
 
 

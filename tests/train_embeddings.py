@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pivotune.pipeline.distributed import ALONE, Processes
 from pivotune.pipeline.embeddings.injection import EmbeddingRows, Encoder, Injection
 from pivotune.pipeline.embeddings.norms import norm_statistics
-from pivotune.pipeline.recipe.intervals import Clock
-from pivotune.pipeline.recipe.model import EmbeddingSpec, StopAfter
+from pivotune.pipeline.recipe.intervals import Clock, Every
+from pivotune.pipeline.recipe.model import EmbeddingSpec
 from pivotune.pipeline.train.embeddings import EmbeddingSettings, EmbeddingTrainer
 
 NAMES = ("<a>", "<b>", "<c>")
@@ -49,7 +49,7 @@ class Tokenizer:
 
 def embedding(name: str, **changes: Any) -> EmbeddingSpec:
     options: dict[str, Any] = {"initial_text": "x", "tokens": 2, "train": True, "learning_rate": None}
-    return EmbeddingSpec(placeholder=name, **options | {"stop_after": StopAfter(0, "never")} | changes)
+    return EmbeddingSpec(placeholder=name, **options | {"stop_after": Every(0, "never")} | changes)
 
 
 def trainer(

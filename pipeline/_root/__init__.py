@@ -1,3 +1,3 @@
-"""Pivotune teaches diffusion models new embeddings and carries those embeddings between programs."""
+"""Pivotune trains embeddings for diffusion models and converts embedding files between programs."""
 
 __version__ = "0.1.0"

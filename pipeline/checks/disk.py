@@ -15,7 +15,7 @@ from ...converters.programs import programs
 from ...converters.tensor import RawTensor
 from ..data.cache import cache_folder
 from ..data.files import files_in
-from ..recipe.intervals import parse_stop
+from ..recipe.intervals import Every
 from ..recipe.model import Recipe
 from ..recipe.options import ExportOptions, TrainOptions
 from ..text import format_bytes
@@ -194,10 +194,9 @@ def _sample_images(options: TrainOptions, recipe: Recipe) -> int:
     return round(_times(watch.sample_every, options.steps) * prompts * watch.count)
 
 
-def _times(every: str, total: int) -> float:
+def _times(every: Every, total: int) -> float:
     """How often an interval occurs in a stage; for times and epochs an assumed 20."""
-    rule = parse_stop(every)
-    steps = {"steps": rule.value, "percent": rule.value * total / 100}.get(rule.unit)
+    steps = {"steps": every.value, "percent": every.value * total / 100}.get(every.unit)
     return total // max(1.0, steps) if steps else 20.0
 
 

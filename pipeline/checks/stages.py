@@ -9,7 +9,6 @@ from typing import Any
 from ...converters.families import Family
 from ..models.family import scheduler_config
 from ..recipe.defaults import DENOISER, WEIGHTINGS
-from ..recipe.intervals import parse_stop
 from ..recipe.model import ModelSpec, Recipe, Stage
 from ..recipe.options import (
     Band,
@@ -153,20 +152,13 @@ def table_findings(key_path: KeyPath, options: TrainOptions, recipe: Recipe) -> 
 
 def _interval_findings(key_path: KeyPath, options: TrainOptions) -> Iterator[Finding]:
     watch, save = options.watch, options.save
-    for table, key, text in (
+    for table, key, every in (
         ("watch", "sample_every", watch.sample_every if watch else None),
         ("save", "every", save.every if save else None),
     ):
-        if text is None:
-            continue
-        try:
-            rule = parse_stop(text, "0 never happens; remove it, or give an interval")
-        except ValueError as error:
-            yield Finding((*key_path, table, key), str(error))
-            continue
-        if rule.unit == "never":
+        if every is not None and every.unit == "never":
             yield Finding((*key_path, table, key), f"'never' has no effect; remove {key}")
-        elif rule.unit == "steps" and rule.value > options.steps:
+        if every is not None and every.unit == "steps" and every.value > options.steps:
             text = f"longer than the stage's {options.steps} steps, so it never happens"
             yield Finding((*key_path, table, key), text, "warning")
 

@@ -32,8 +32,8 @@ class Finished:
     """Writes `finished/` of a run folder: the files of embeddings that have stopped, as the export stage writes them.
 
     Where that stage writes packs, an embedding has one standalone file here. A line of `finished.jsonl` records that
-    the files of an embedding are complete, and after which step it stopped. A resumed run stops the embedding at that step
-    again and does not rewrite its files; where the values differ, it does and warns.
+    the files of an embedding are complete, and after which step it stopped. A resumed run stops the embedding at that
+    step again and rewrites its files only where the values differ, with a warning.
     """
 
     def __init__(self, context: ExportContext, contents: Contents, last: Callable[[Contents], Contents]) -> None:

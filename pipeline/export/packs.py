@@ -40,7 +40,8 @@ def write_packs(
     """Write the embeddings in files of at most `most` embeddings (None: all in one); without `program` as a bundle.
 
     An embedding keeps its name and metadata, so that `split` gives the same file as an export without packs. Writes
-    all files or none. Raises ConvertError when a file, read as its program reads it, does not contain every embedding, bit for bit.
+    all files or none. Raises ConvertError when a file, read as its program reads it, does not contain every embedding,
+    bit for bit.
     """
     packs = []
     with batch(overwrite=True) as files:  # what an interrupted export left

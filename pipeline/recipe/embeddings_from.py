@@ -19,7 +19,7 @@ from ..text import did_you_mean_path
 from .document import Document
 from .embeddings_table import Unusable, embedding_rows
 from .explain import explain
-from .intervals import parse_stop
+from .intervals import parse_interval
 from .problem import KeyPath, Problem, key_text
 
 TEXTS = ("placeholder", "initial_text")  # they differ between embeddings
@@ -79,7 +79,7 @@ def _violations(table: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     stop = table.get("stop_after")
     if not found and isinstance(stop, str):
         try:
-            parse_stop(stop, own=True)
+            parse_interval(stop, own=True)
         except ValueError as error:
             yield ("stop_after",), str(error)
 
@@ -195,14 +195,14 @@ def _folder_entries(folder: Path, problems: Problems) -> Iterator[Entry]:
 
 def _embedding(entry: Entry, own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """One [[embedding]]: its own keys, and the defaults with its name filled in."""
-    filled = {key: _fill_names(value, entry.name) if key in TEXTS else value for key, value in defaults.items()}
-    return {"placeholder": entry.name, **filled, **own}
+    defaulted = {key: _fill_names(value, entry.name) if key in TEXTS else value for key, value in defaults.items()}
+    return {"placeholder": entry.name, **defaulted, **own}
 
 
 def _concept(entry: Entry, defaults: Mapping[str, Any], placeholder: Any) -> dict[str, Any]:
     """One [[concept]]: the embedding's images, with the shared settings."""
-    filled = {key: _fill_names(value, entry.name, str(placeholder)) for key, value in defaults.items()}
-    return {**filled, "images": str(entry.images)}
+    defaulted = {key: _fill_names(value, entry.name, str(placeholder)) for key, value in defaults.items()}
+    return {**defaulted, "images": str(entry.images)}
 
 
 def _fill_names(value: Any, name: str, placeholder: str = "{placeholder}") -> Any:

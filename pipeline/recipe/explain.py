@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pivotune import schemas
 
 from ..text import did_you_mean, shortened
-from .intervals import parse_stop
+from .intervals import parse_interval
 from .problem import KeyPath
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _message(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path:
 
 def _stop_message(value: str) -> str:
     try:
-        parse_stop(value, own=True)
+        parse_interval(value, own=True)
     except ValueError as error:
         return str(error)
     return f"{shown(value)} has too many digits or spaces"

@@ -12,7 +12,7 @@ from pivotune import schemas
 
 from ..text import SURELY, nearest
 from .explain import explain, leaves, missing_key
-from .intervals import parse_stop
+from .intervals import parse_interval
 from .problem import KeyPath
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def form_of(data: dict[str, Any], limit: int) -> Form:
 
     A required key that is misspelt is reported as misspelt, not as missing too.
     """
-    unusable = {**_unusable((), data), **dict(_stops(data))}
+    unusable = {**_unusable((), data), **dict(_intervals(data))}
     if unusable:
         data = copy.deepcopy(data)  # JSON Schema cannot compare such numbers
         for key_path in unusable:
@@ -167,17 +167,22 @@ def _unusable(path: KeyPath, value: Any) -> dict[KeyPath, str]:
     return {key_path: text for key, item in items for key_path, text in _unusable((*path, key), item).items()}
 
 
-def _stops(data: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """Values of `stop_after` and `checkpoint.every` that the schema cannot check, such as "0 steps"."""
+def _intervals(data: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Intervals that the schema cannot check, such as "0 steps"."""
     key_paths: list[KeyPath] = [("checkpoint", "every")]
-    for name, rest in (("embedding", ("stop_after",)), ("embeddings_from", ("embedding", "stop_after"))):
+    for name, rests in (
+        ("embedding", [("stop_after",)]),
+        ("embeddings_from", [("embedding", "stop_after")]),
+        ("stage", [("watch", "sample_every"), ("save", "every")]),
+    ):
         tables = data.get(name)
-        key_paths += [(name, index, *rest) for index in range(len(tables) if isinstance(tables, list) else 0)]
+        count = len(tables) if isinstance(tables, list) else 0
+        key_paths += [(name, index, *rest) for index in range(count) for rest in rests]
     for key_path in key_paths:
         table = _table(data, key_path)
         text = table.get(key_path[-1]) if isinstance(table, dict) else None
-        if isinstance(text, str):
+        if isinstance(text, str) and text:
             try:
-                parse_stop(text, own=key_path[0] != "checkpoint")
+                parse_interval(text, own=key_path[-1] == "stop_after")
             except ValueError as error:
                 yield key_path, str(error)

@@ -14,8 +14,8 @@ from .defaults import with_defaults
 from .document import Document, Unreadable, find, read, refuse_deep
 from .embeddings_from import with_many_embeddings
 from .form import form_of
-from .intervals import parse_stop, stop_text
-from .model import CheckpointRule, Concept, DataSpec, EmbeddingSpec, ModelSpec, Recipe, Samples, Stage, StopAfter
+from .intervals import parse_interval
+from .model import CheckpointRule, Concept, DataSpec, EmbeddingSpec, ModelSpec, Recipe, Samples, Stage
 from .options import STAGE_OPTIONS, GenerateOptions, as_table, norm_rule, options_of, typed
 from .overrides import override
 from .problem import Problem
@@ -40,7 +40,7 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
         stages=tuple(stage(item) for item in kinds),
         samples=_samples(table["samples"], embeddings),
         data=_data(table["data"], folder),
-        checkpoint=CheckpointRule(parse_stop(table["checkpoint"]["every"]), table["checkpoint"]["keep"]),
+        checkpoint=CheckpointRule(parse_interval(table["checkpoint"]["every"]), table["checkpoint"]["keep"]),
         threads=table["threads"],
         description=table["description"],
     )
@@ -70,7 +70,7 @@ def model_spec(base: str, family: str | None, config: str | None) -> ModelSpec:
 
 def _embedding(table: dict[str, Any], folder: Path) -> EmbeddingSpec:
     base = None if table["base"] is None else absolute_path(table["base"], folder)
-    stop, norm = parse_stop(table["stop_after"], own=True), norm_rule(table["preserve_norm"])
+    stop, norm = parse_interval(table["stop_after"], own=True), norm_rule(table["preserve_norm"])
     return EmbeddingSpec(**{**table, "base": base, "stop_after": stop, "preserve_norm": norm})
 
 
@@ -119,12 +119,12 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
     document = {
         **top,
         "model": vars(recipe.model),
-        "concept": [{**vars(one), "generate": as_table(one.generate)} for one in recipe.concepts],
-        "embedding": [{**vars(one), "preserve_norm": as_table(one.preserve_norm)} for one in recipe.embeddings],
+        "concept": [as_table(concept) for concept in recipe.concepts],
+        "embedding": [as_table(embedding) for embedding in recipe.embeddings],
         "stage": [{"kind": item.kind, **as_table(item.options)} for item in recipe.stages],
         "samples": vars(recipe.samples),
         "data": vars(recipe.data),
-        "checkpoint": vars(recipe.checkpoint),
+        "checkpoint": as_table(recipe.checkpoint),
     }
     return _plain(document)
 
@@ -139,8 +139,6 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, StopAfter):
-        return stop_text(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from .intervals import Every
 from .options import GenerateOptions, LearningRate, NormRule, StageOptions
 
 T = TypeVar("T")
@@ -71,16 +72,6 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
-class StopAfter:
-    """When an embedding stops training: `value` in `unit` (steps, epochs, seconds, minutes, hours, percent) or
-    never.
-    """
-
-    value: float
-    unit: str
-
-
-@dataclass(frozen=True)
 class EmbeddingSpec:
     """One `[[embedding]]` table. `learning_rate` is one number, one per encoder key, or None (the train stage's);
     `preserve_norm` is a norm rule or None (the train stage's). `base` is a file to continue from, `base_name` its
@@ -91,7 +82,7 @@ class EmbeddingSpec:
     tokens: int | None
     train: bool
     learning_rate: LearningRate | None
-    stop_after: StopAfter
+    stop_after: Every
     preserve_norm: NormRule | None = None
     base: Path | None = None
     base_name: str | None = None
@@ -121,7 +112,7 @@ class Samples:
 class CheckpointRule:
     """How often a train stage writes a checkpoint, and how many of the newest are kept."""
 
-    every: StopAfter = StopAfter(5.0, "minutes")
+    every: Every = Every(5.0, "minutes")
     keep: int = 2
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from pivotune import schemas
 
 from .defaults import TABLES, fill_trained, with_defaults
+from .intervals import Every, parse_interval
 from .optimizers import OPTIMIZERS, Optimizer
 
 T = TypeVar("T")
@@ -146,7 +148,7 @@ class LocalityOptions:
 @dataclass(frozen=True)
 class WatchOptions:
     SCHEMA: ClassVar[str] = "tables/watch.json"
-    sample_every: str | None
+    sample_every: Every | None
     prompts: tuple[str, ...] | None
     count: int
     trackers: tuple[str, ...]
@@ -167,7 +169,7 @@ class GuardOptions:
 @dataclass(frozen=True)
 class SaveOptions:
     SCHEMA: ClassVar[str] = "tables/save.json"
-    every: str
+    every: Every
     keep: int
     model: bool
 
@@ -283,9 +285,7 @@ class ExportOptions(StageOptions):
     model_dtype: str
 
 
-STAGE_OPTIONS: dict[str, type[StageOptions]] = {
-    kind.SCHEMA.removeprefix("stages/").removesuffix(".json"): kind for kind in StageOptions.__subclasses__()
-}
+STAGE_OPTIONS: dict[str, type[StageOptions]] = {Path(kind.SCHEMA).stem: kind for kind in StageOptions.__subclasses__()}
 
 
 def options_of(kind: type[T], /, **given: Any) -> T:
@@ -305,9 +305,7 @@ def typed(kind: type[T], table: Mapping[str, Any]) -> T:
     if kind is OptimizerOptions:
         settings = {key: _value(Any, value) for key, value in table.items() if key not in ("kind", "weight_decay")}
         return kind(table["kind"], settings, table["weight_decay"] or 0.0)  # type: ignore[call-arg]
-    make: Any = kind
-    made: T = make(**{name: _value(wanted, table[name]) for name, wanted in _types(make).items()})
-    return made
+    return kind(**{name: _value(wanted, table[name]) for name, wanted in _types(kind).items()})  # type: ignore[arg-type]
 
 
 @cache
@@ -324,6 +322,8 @@ def _value(wanted: Any, value: Any) -> Any:
         return ()
     if inner is ScheduleOptions and value is not None:  # a name alone, or the keys that are given
         return options_of(ScheduleOptions, **({"kind": value} if isinstance(value, str) else value))
+    if inner is Every and isinstance(value, str):
+        return parse_interval(value)
     if isinstance(value, dict) and isinstance(inner, type):
         return typed(inner, value)
     if isinstance(value, (list, tuple)):
@@ -333,12 +333,13 @@ def _value(wanted: Any, value: Any) -> Any:
 
 def norm_rule(value: Any) -> NormRule | None:
     """A norm rule as a recipe writes it, or None."""
-    rule: NormRule | None = _value(NormRule, value)
-    return rule
+    return _value(NormRule, value)
 
 
 def as_table(options: Any) -> Any:
     """Options as a recipe writes them, with every key (of a schedule, those that are not the default); None is off."""
+    if isinstance(options, Every):
+        return str(options)
     if isinstance(options, OptimizerOptions):
         return {"kind": options.kind, **as_table(options.settings), "weight_decay": options.weight_decay}
     if isinstance(options, ScheduleOptions):

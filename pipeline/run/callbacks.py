@@ -22,7 +22,6 @@ from ..export.context import ExportContext
 from ..export.write import write_exports
 from ..files import write_json
 from ..models.load import part_modules
-from ..recipe.intervals import Every, parse_stop
 from ..recipe.options import ExportOptions, SaveOptions, TrainOptions, WatchOptions, options_of
 from ..records import json_safe
 from ..train.lora import lora_aside
@@ -117,7 +116,7 @@ class Watch:
     def __init__(self, context: RunContext, stage: int, training: Training, options: WatchOptions) -> None:
         samples = context.recipe.samples
         prompts = tuple(options.prompts or samples.prompts)
-        self.context, self.stage, self.training = context, stage, training
+        self.context, self.stage, self.training, self.every = context, stage, training, options.sample_every
         self.recipe = replace(context.recipe, samples=replace(samples, prompts=prompts, count=options.count))
 
     def draw(self, step: int) -> list[dict[str, Any]]:
@@ -247,15 +246,14 @@ def step_callbacks(
     names = watch.trackers if watch and context.processes.main else ()
     title = f"{context.recipe.name}-stage-{state.stage + 1}"
     trackers = Trackers(names, title, context.folder / "tracking", partial(warn, context, state))
-    draw_when = _every(watch.sample_every if watch else None, training)
-    drawer = Watch(context, state.stage, training, watch) if watch and draw_when else None
-    save_when = _every(save.every if save else None, training)
-    saves = Saves(context, state, training, save, contents) if save and save_when else None
+    drawer = Watch(context, state.stage, training, watch) if watch else None
+    saves = Saves(context, state, training, save, contents) if save else None
 
     def after(row: dict[str, Any], before: float) -> None:
-        if drawer is not None and draw_when is not None and draw_when.due(row["step"], before, row["seconds"]):
+        clock = training.clock(row["step"], row["seconds"])
+        if drawer is not None and drawer.every is not None and drawer.every.due(clock, before):
             row["images"] = drawer.draw(row["step"])
-        if saves is not None and save_when is not None and save_when.due(row["step"], before, row["seconds"]):
+        if saves is not None and saves.options.every.due(clock, before):
             row["saved"] = saves.save(row["step"])
         if watch and watch.trackers:
             with context.processes.together():
@@ -265,9 +263,3 @@ def step_callbacks(
         yield after
     finally:
         trackers.close()
-
-
-def _every(text: str | None, training: Training) -> Every | None:
-    if not text:
-        return None
-    return Every(parse_stop(text), training.steps, training.steps_per_epoch)

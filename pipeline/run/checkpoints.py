@@ -19,7 +19,7 @@ from torch import Tensor
 from ...converters.disk import replace, sync_folder
 from ..distributed import ALONE, Processes
 from ..errors import StageError
-from ..recipe.intervals import Clock, Every
+from ..recipe.intervals import Clock
 from ..recipe.model import CheckpointRule
 from ..run_folder import NUMBER, bounded_json, shape_error
 from .signals import Stopped, StopRequest
@@ -185,9 +185,8 @@ class Checkpointer:
         The step before ended `before` seconds after the stage began. With `every = "never"` a checkpoint is written
         only when a signal has come, or `now`. A signal to one process stops all of them.
         """
-        every = Every(self.rule.every, clock.steps, clock.steps_per_epoch)
         last = clock.step == clock.steps and self.rule.every.unit != "never"
-        due = now or last or every.due(clock.step, before, clock.seconds)  # the same in every process
+        due = now or last or self.rule.every.due(clock, before)  # the same in every process
         stopping = self.processes.any(self.request.name is not None)
         if stopping or due:
             tensors, facts = state()  # in all processes: some of it may be sharded

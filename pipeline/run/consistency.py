@@ -57,8 +57,8 @@ def require_equal_values(training: Training) -> None:
         other = next((number for number, one in enumerate(found) if one.get(name) != digest), None)
         if other is not None:
             raise StageError(
-                f"{name}: not the same in process {other} as in the main process; use the same model files, versions and "
-                "kind of device on every machine"
+                f"{name}: not the same in process {other} as in the main process; use the same model files, versions "
+                "and kind of device on every machine"
             )
 
 

@@ -13,9 +13,9 @@ from ..checks.recipe import check_document
 from ..errors import StageError
 from ..files import sha256
 from ..recipe.document import Document
-from ..recipe.intervals import SECONDS, parse_stop
+from ..recipe.intervals import Every
 from ..recipe.load import recipe_as_json
-from ..recipe.model import Recipe, StopAfter
+from ..recipe.model import Recipe
 from ..recipe.options import TrainOptions
 from ..records import manifest_or_none, read_rows, unreadable_reason
 from ..run_folder import file_inside
@@ -127,9 +127,9 @@ def _stopped_by_steps(recipe: Recipe, before: Mapping[str, Any]) -> Recipe:
     stopped = {embedding["placeholder"]: embedding["stopped_at"] for embedding in before["embeddings"]}
     embeddings = []
     for embedding in recipe.embeddings:
-        if embedding.stop_after.unit in SECONDS:
+        if embedding.stop_after.by_time:
             at = stopped.get(embedding.placeholder)
-            embedding = replace(embedding, stop_after=StopAfter(at, "steps") if at else StopAfter(0.0, "never"))
+            embedding = replace(embedding, stop_after=Every(at, "steps") if at else Every(0.0, "never"))
         embeddings.append(embedding)
     return replace(recipe, embeddings=tuple(embeddings))
 
@@ -143,7 +143,7 @@ def _timed_columns(recipe: Recipe) -> set[tuple[int, str]]:
     for index, options in recipe.stages_with(TrainOptions):
         watch, save = options.watch, options.save
         for name, every in (("images", watch.sample_every if watch else None), ("saved", save.every if save else None)):
-            if every and parse_stop(every).unit in SECONDS:
+            if every and every.by_time:
                 found.add((index + 1, name))
     return found
 

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import StageError
-from ..recipe.intervals import Clock
 from ..recipe.model import Recipe
 from ..recipe.options import TrainOptions
 from ..train.setup import Training
@@ -55,7 +54,7 @@ def checkpoint_if_due(
         }
         return tensors, {**facts, "run": own}
 
-    clock = Clock(step, training.steps, training.steps_per_epoch, seconds)
+    clock = training.clock(step, seconds)
     context.checkpointer.after_step(state.stage, clock, before, snapshot, now=now)
 
 

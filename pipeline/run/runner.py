@@ -57,10 +57,9 @@ def run_recipe(
 ) -> RunResult:  # fmt: skip
     """Run every stage of a checked recipe into a folder of its own, or resume an unfinished run of the same inputs.
 
-    `stages` has the functions by stage kind. `fresh` starts over instead of resuming. `source`, a run's folder or a
-    checkpoint, is what a new run starts from; `force` runs in spite of failed pre-flight checks. `resume_hint` is
-    printed when a signal stops the run; `text` is the file with the recipe's text, where that is not its path. Raises
-    StageError or ConvertError when a stage fails; the manifest then has the reason.
+    `stages` has the functions by stage kind. `fresh` starts over instead of resuming; `source`, a run folder or a
+    checkpoint, is a warm start; `force` ignores failed pre-flight checks. `resume_hint` is printed when a signal stops
+    the run; `text` is the recipe file if it is not at its path. StageError or ConvertError if a stage fails.
     """
     begin, text = time.monotonic(), text or recipe.path
     with interruptible(), as_stage_error(), ExitStack() as stack:

@@ -28,7 +28,7 @@ def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Ite
     """
     begin, main_number = time.monotonic() - seconds, training.processes.main_number
     for step in range(first, training.steps):
-        clock = Clock(step, training.steps, training.steps_per_epoch, main_number(time.monotonic() - begin))
+        clock = training.clock(step, main_number(time.monotonic() - begin))
         row = one_step(training, clock)
         row["seconds"] = round(main_number(time.monotonic() - begin), 3)  # what is due by it is due in all processes
         yield row

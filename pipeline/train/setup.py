@@ -14,6 +14,7 @@ from ..embeddings.injection import Injection
 from ..errors import StageError
 from ..models.denoisers import Denoiser, Texts
 from ..models.load import DENOISER, Model, part_module, part_modules, pipe_name
+from ..recipe.intervals import Clock
 from ..recipe.options import LoraOptions, TrainOptions, WeightOptions
 from .embeddings import EmbeddingTrainer
 from .fsdp import FsdpPart
@@ -116,3 +117,7 @@ class Training:
     @property
     def steps_per_epoch(self) -> float:
         return self.dataset.batches_per_epoch / self.accumulation
+
+    def clock(self, step: int, seconds: float) -> Clock:
+        """The progress of the stage after `step` steps that took so many seconds."""
+        return Clock(step, self.steps, self.steps_per_epoch, seconds)

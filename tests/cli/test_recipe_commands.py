@@ -133,7 +133,7 @@ def test_new_writes_a_recipe_that_runs_as_it_is(call, tmp_path: Path) -> None:
     assert call("new", "quickstart", "--out", target).code == 0
     text = target.read_text("utf-8")
     assert 'name = "my-embedding"' in text
-    assert "# ten images of a thing" in text  # comments are kept
+    assert "# ten images of a subject" in text  # comments are kept
     schema = text.splitlines()[0].removeprefix("#:schema file://")
     assert json.loads(Path(schema).read_text("utf-8"))["title"] == "Pivotune recipe"
     assert call("check", target).code == 0

@@ -120,7 +120,9 @@ def comfyui(source: Path):
 
     def drive(family, tensors, _):
         if family == "flux":
-            native = [name if isinstance(name, str) else name[0] for name in comfy.utils.flux_to_diffusers(config).values()]
+            native = [
+                name if isinstance(name, str) else name[0] for name in comfy.utils.flux_to_diffusers(config).values()
+            ]
             base = comfy.model_base.Flux
         else:
             native, base, _config = native_unet(family, comfy.utils), object, unet_config(family)
@@ -274,7 +276,9 @@ def diffusers(_: Path):
             raise ValueError("Invalid LoRA checkpoint")
         part = "transformer" if family == "flux" else "unet"
         if any(key.startswith(f"{part}.") for key in state):
-            denoiser.load_lora_adapter(state, prefix=part, network_alphas=alphas, adapter_name="x", low_cpu_mem_usage=True)
+            denoiser.load_lora_adapter(
+                state, prefix=part, network_alphas=alphas, adapter_name="x", low_cpu_mem_usage=True
+            )
         layers = sum(hasattr(layer, "lora_A") for _, layer in denoiser.named_modules())
         text = {key.split(".lora")[0].split("_lora")[0] for key in state if key.startswith("text_encoder")}
         return layers + len(text)

@@ -14,7 +14,7 @@ import pytest
 import tomli
 from PIL import Image
 
-from pivotune.pipeline.checks.recipe import check_valid_parts, check_recipe
+from pivotune.pipeline.checks.recipe import check_recipe, check_valid_parts
 from pivotune.pipeline.recipe.document import Document, shipped
 from pivotune.pipeline.recipe.form import form_of
 from pivotune.pipeline.recipe.load import MAX_PROBLEMS, validated

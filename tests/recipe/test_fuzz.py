@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pivotune import schemas
-from pivotune.pipeline.checks.recipe import check_valid_parts, check_built
+from pivotune.pipeline.checks.recipe import check_built, check_valid_parts
 from pivotune.pipeline.recipe.document import Document, refuse_deep, shipped
 from pivotune.pipeline.recipe.load import recipe_as_json, recipe_from_json, validated
 

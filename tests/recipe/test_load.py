@@ -12,9 +12,8 @@ import pytest
 from pivotune import schemas
 from pivotune.pipeline.errors import RecipeError
 from pivotune.pipeline.recipe.document import shipped
-from pivotune.pipeline.recipe.intervals import parse_stop, stop_text
+from pivotune.pipeline.recipe.intervals import Every, parse_interval
 from pivotune.pipeline.recipe.load import load_recipe, recipe_as_json, recipe_from_json
-from pivotune.pipeline.recipe.model import StopAfter
 from pivotune.pipeline.recipe.options import OptimizerOptions
 
 HERE = Path(__file__).parent
@@ -24,7 +23,7 @@ def test_defaults_are_those_of_the_schema(good: Path) -> None:
     recipe = load_recipe(good)
     assert (recipe.seed, recipe.device, recipe.threads, recipe.description) == (0, "auto", None, "")
     assert recipe.model.dtype == "float32"
-    assert recipe.embeddings[0].stop_after == StopAfter(0.0, "never")
+    assert recipe.embeddings[0].stop_after == Every(0.0, "never")
     assert recipe.embeddings[0].initial_text == "*"
     train = recipe.stages[2].options
     assert train.learning_rate == 5e-3
@@ -70,17 +69,15 @@ def test_json_and_back_is_the_same_recipe(name: str) -> None:
     "text", ["never", "500 steps", "1 step", "10epochs", "0.5 hours", "30 minutes", "60 %", "7 seconds", "9 own steps"]
 )
 def test_stop_rules_come_back(text: str) -> None:
-    rule = parse_stop(text, own=True)
-    assert parse_stop(stop_text(rule), own=True) == rule
-    assert not any(
-        schemas.violations({**minimal(), "embedding": [{"placeholder": "x", "stop_after": stop_text(rule)}]})
-    )
+    rule = parse_interval(text, own=True)
+    assert parse_interval(str(rule), own=True) == rule
+    assert not any(schemas.violations({**minimal(), "embedding": [{"placeholder": "x", "stop_after": str(rule)}]}))
 
 
 def test_stop_rules_in_plain_embeddings() -> None:
-    assert parse_stop("60 %") == StopAfter(60.0, "percent")
-    assert parse_stop("1 step") == StopAfter(1.0, "steps")
-    assert parse_stop("0.5 hours") == StopAfter(0.5, "hours")
+    assert parse_interval("60 %") == Every(60.0, "percent")
+    assert parse_interval("1 step") == Every(1.0, "steps")
+    assert parse_interval("0.5 hours") == Every(0.5, "hours")
 
 
 def minimal() -> dict[str, object]:

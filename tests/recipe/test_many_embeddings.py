@@ -12,8 +12,8 @@ import pytest
 from recipe.conftest import GOOD, HERE
 
 from pivotune.pipeline.checks.recipe import Checked, check_recipe
+from pivotune.pipeline.recipe.intervals import Every
 from pivotune.pipeline.recipe.load import load_recipe, recipe_as_json, recipe_from_json
-from pivotune.pipeline.recipe.model import StopAfter
 
 BEFORE, AFTER = GOOD.split('[[embedding]]\nplaceholder = "<emblem>"\n')
 
@@ -49,7 +49,7 @@ def test_a_table_gives_embeddings_with_their_own_settings_and_those_of_all(recip
         ("<emblem>", "a ring, teal", 3, True), ("<other>", 'say "hi"', 2, False),
     ]  # fmt: skip
     assert embeddings[0].learning_rate == {"clip_l": 1e-3}
-    assert embeddings[0].stop_after == StopAfter(60.0, "percent")
+    assert embeddings[0].stop_after == Every(60.0, "percent")
     assert embeddings[1].learning_rate == 1e-2
 
 

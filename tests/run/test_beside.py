@@ -13,7 +13,7 @@ from projects import make_project, run_project
 from pivotune.converters.safetensors_file import read as read_safetensors
 from pivotune.pipeline.cli.main import pivotune
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.intervals import Every, parse_stop
+from pivotune.pipeline.recipe.intervals import Clock, parse_interval
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import callbacks
 from pivotune.pipeline.run.callbacks import flat
@@ -178,8 +178,8 @@ def test_a_save_of_a_tuned_model_with_a_lora_around_it_holds_both(tmp_path, part
     ],
 )
 def test_a_rhythm(rule, expected):
-    rhythm = Every(parse_stop(rule), steps=6, steps_per_epoch=2.5)
-    assert [step for step in range(1, 7) if rhythm.due(step, 4.0 * (step - 1), 4.0 * step)] == expected
+    every = parse_interval(rule)
+    assert [step for step in range(1, 7) if every.due(Clock(step, 6, 2.5, 4.0 * step), 4.0 * (step - 1))] == expected
 
 
 def test_every_number_of_a_line_has_a_place():
@@ -252,7 +252,7 @@ def test_check_finds_rhythms_that_are_none(tmp_path):
     )
     said = CliRunner().invoke(pivotune, ["check", str(path)]).output
     assert "did you mean '10 steps'" in said
-    assert "0 is never; leave it out" in said
+    assert "0 never happens" in said
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_saves_and_images(tmp_path, monkeypatch):

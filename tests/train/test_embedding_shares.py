@@ -11,7 +11,7 @@ from train_embeddings import WIDTHS, embedding, pull, trainer, values
 
 from pivotune.pipeline.distributed import ALONE
 from pivotune.pipeline.launch import begin_processes
-from pivotune.pipeline.recipe.model import StopAfter
+from pivotune.pipeline.recipe.intervals import Every
 from pivotune.pipeline.recipe.options import OptimizerOptions, options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings
 from pivotune.pipeline.train.packing import unpack
@@ -27,9 +27,7 @@ SETTINGS = {
 
 
 def made(name, sharing=ALONE):
-    embeddings = [
-        embedding(one, stop_after=StopAfter(3, "steps") if one == "<a>" else StopAfter(0, "never")) for one in NAMES
-    ]
+    embeddings = [embedding(one, stop_after=Every(3, "steps") if one == "<a>" else Every(0, "never")) for one in NAMES]
     return trainer(SETTINGS[name], embeddings, sharing)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from train_embeddings import NAMES, embedding, pull, trainer, values
 
-from pivotune.pipeline.recipe.model import StopAfter
+from pivotune.pipeline.recipe.intervals import Every
 from pivotune.pipeline.recipe.options import Band, OptimizerOptions, options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings
 
@@ -74,7 +74,7 @@ def test_the_average_follows_its_formula_and_counts_only_steps_of_the_embedding(
 
 @pytest.mark.parametrize("settings", [EmbeddingSettings(0.1, ADAM, ema=0.9), EmbeddingSettings(1.0, PRODIGY)])
 def test_a_embedding_that_stops_stands_at_what_will_be_exported(settings):
-    embeddings = [embedding("<a>", stop_after=StopAfter(3, "steps")), embedding("<b>")]
+    embeddings = [embedding("<a>", stop_after=Every(3, "steps")), embedding("<b>")]
     one = trainer(settings, embeddings)
     for step in range(3):
         pull(one, ["<a>", "<b>"], step)
