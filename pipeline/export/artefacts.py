@@ -67,12 +67,12 @@ def count_embeddings(context: ExportContext, files: Mapping[str, Path]) -> dict[
     declared = [embedding.placeholder for embedding in context.recipe.embeddings]
     exported = {name: files[name].relative_to(context.folder).as_posix() for name in declared if name in files}
     paths = set(exported.values())
-    held = {
+    contained = {
         row["path"]: set(row.get("embeddings", (row["embedding"],)))
         for row in context.artefacts
         if row["kind"] in ("embedding", "pack") and row["path"] in paths and _is_intact(context.folder, row)
     }
-    whole = {name for name, path in exported.items() if name in held.get(path, ())}
+    whole = {name for name, path in exported.items() if name in contained.get(path, ())}
     missing = sorted(set(declared) - whole)
     if missing:
         names = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")

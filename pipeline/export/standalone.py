@@ -55,11 +55,11 @@ def _distances(context: ExportContext, embeddings: Sequence[Embedding]) -> dict[
     for encoder in context.model.encoders:
         present = [embedding for embedding in embeddings if encoder.key in embedding.vectors]
         for first in range(0, len(present), AT_ONCE):
-            some = present[first : first + AT_ONCE]
-            now = vectors_of_all(some, encoder.key, encoder.width)
-            before = vectors_of_all([initial[embedding.name] for embedding in some], encoder.key, encoder.width)
+            part = present[first : first + AT_ONCE]
+            now = vectors_of_all(part, encoder.key, encoder.width)
+            before = vectors_of_all([initial[embedding.name] for embedding in part], encoder.key, encoder.width)
             distances = (torch.cat(now).double() - torch.cat(before).double()).norm(dim=1)
-            for embedding, own in zip(some, distances.split([len(rows) for rows in now]), strict=True):
+            for embedding, own in zip(part, distances.split([len(rows) for rows in now]), strict=True):
                 texts[embedding.name].append(" ".join([encoder.key, *(f"{one:.4g}" for one in own.tolist())]))
     return texts
 
@@ -83,15 +83,15 @@ def write_standalone(context: ExportContext, embeddings: Sequence[Embedding], fo
         return []
     folder.mkdir(parents=True, exist_ok=True)
     stems = standalone_stems(context, [embedding.name for embedding in embeddings])
-    alike: dict[tuple[object, ...], str] = {}  # embeddings with the same shapes have the same program
+    program_of: dict[tuple[object, ...], str] = {}  # embeddings with the same shapes have the same program
     written = []
     with batch(overwrite=True) as files:  # what an interrupted export left
         for embedding in embeddings:
             shapes = tuple((key, raw.shape) for key, raw in embedding.vectors.items())
-            if shapes not in alike:
-                alike[shapes] = program_for(context, embedding, folder)
+            if shapes not in program_of:
+                program_of[shapes] = program_for(context, embedding, folder)
             written += add_embeddings(
-                files, [embedding], alike[shapes], context.model.family, folder, widths=widths(context), stems=stems
+                files, [embedding], program_of[shapes], context.model.family, folder, widths=widths(context), stems=stems
             )
     return written
 

@@ -115,7 +115,7 @@ def closing_lines(manifest: dict[str, Any]) -> str:
         if row["kind"] != "text":
             label, path = _shown(row)
             files.setdefault(label, {})[path] = None
-    return "\n".join([*lines, *(f"  {label}: {_some(list(paths))}" for label, paths in files.items())])
+    return "\n".join([*lines, *(f"  {label}: {_listed(list(paths))}" for label, paths in files.items())])
 
 
 def _shown(row: dict[str, Any]) -> tuple[str, str]:
@@ -132,7 +132,7 @@ def _shown(row: dict[str, Any]) -> tuple[str, str]:
     return KINDS[row["kind"]], row["path"]
 
 
-def _some(paths: list[str]) -> str:
+def _listed(paths: list[str]) -> str:
     """The first few, and how many more there are."""
     rest = f" and {len(paths) - PATHS:,} more" if len(paths) > PATHS else ""
     return ", ".join(paths[:PATHS]) + rest

@@ -48,7 +48,7 @@ def build_trainables(context: RunContext, state: RunState, options: TrainOptions
 
 
 def build_objective(context: RunContext, state: RunState, options: TrainOptions) -> Objective:
-    """What the model learns to predict. Where its own scheduler differs, this run draws its images with another."""
+    """What the model is trained to predict. Where its own scheduler differs, this run draws its images with another."""
     objective = objective_for(context.model.pipe.scheduler, options.objective, options.noise, options.timesteps)
     scheduler = objective.drawing(context.model.pipe.scheduler)
     if scheduler is not context.model.pipe.scheduler:

@@ -82,7 +82,7 @@ def stopped_at(monkeypatch, number: int, how: int) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch, how):
+def test_a_signal_stops_after_the_current_step_with_a_checkpoint(tmp_path, monkeypatch, how):
     recipe = load_recipe(make_project(tmp_path, more='[checkpoint]\nevery = "never"'))
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
@@ -102,7 +102,7 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch
     assert after["embeddings"] == manifest_of(whole)["embeddings"]
 
 
-def test_a_run_with_t5_goes_on_with_embeddings_and_lora_where_it_stopped(tmp_path, monkeypatch):
+def test_a_run_with_t5_embeddings_and_lora_resumes(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path, "sd3", train="lora = { rank = 1 }", export='targets = ["comfyui"]'))
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
@@ -115,7 +115,7 @@ def test_a_run_with_t5_goes_on_with_embeddings_and_lora_where_it_stopped(tmp_pat
     assert "t5xxl" in load_file(tmp_path / "run/exports/tiny_embeddings/cat.safetensors")
 
 
-def test_a_signal_after_the_last_step_is_answered_with_what_is_true(tmp_path, monkeypatch):
+def test_a_signal_after_the_last_step_says_that_the_run_is_being_finished(tmp_path, monkeypatch):
     recipe, said, stage = make_project(tmp_path), [], importlib.import_module("pivotune.pipeline.stages.export")
     write, closed = stage.write_exports, steps._close
 
@@ -170,7 +170,7 @@ def test_the_second_signal_stops_at_once_and_the_checkpoint_stays(tmp_path, monk
     assert made_files(tmp_path / "run") == made_files(whole)
 
 
-def test_an_interruption_that_a_library_makes_an_error_of_is_one_all_the_same(tmp_path, monkeypatch):
+def test_an_interruption_that_a_library_turns_into_an_error_is_recognised(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path))
 
     def reading(*args):
@@ -196,7 +196,7 @@ def test_an_interruption_that_a_library_makes_an_error_of_is_one_all_the_same(tm
 
 
 @pytest.mark.parametrize("when", ["stopped", "finished"])
-def test_an_interruption_while_the_report_is_written_loses_the_report_alone(tmp_path, monkeypatch, when):
+def test_an_interruption_while_the_report_is_written_loses_only_the_report(tmp_path, monkeypatch, when):
     """Drawing its curves, matplotlib makes a ValueError of it."""
     recipe = load_recipe(make_project(tmp_path, more=EVERY))
 
@@ -221,7 +221,7 @@ def test_an_interruption_while_the_report_is_written_loses_the_report_alone(tmp_
     assert manifest_of(tmp_path / "run")["status"] == ("stopped" if when == "stopped" else "finishing")
 
 
-def test_a_signal_that_comes_while_a_line_is_written_is_heard(capfd):
+def test_a_signal_while_a_line_is_written_is_handled(capfd):
     def entered_twice(text):
         raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
 
@@ -243,7 +243,7 @@ def test_a_changed_image_refuses_the_checkpoint_and_is_named(tmp_path, monkeypat
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkeypatch):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path, more='[checkpoint]\nevery = "1 steps"'))
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
@@ -331,7 +331,7 @@ DRAWN = 'watch = { sample_every = "3 steps", prompts = ["<cat>"], count = 1 }'
 
 
 @pytest.mark.parametrize("train", [DRAWN, "lora = { rank = 2, dropout = 0.2 }\nema = 0.9"])
-def test_more_steps_go_on_from_the_end_of_a_finished_run(tmp_path, train):
+def test_more_steps_continue_from_the_end_of_a_finished_run(tmp_path, train):
     path = make_project(tmp_path, train=train)
     first = run_project(path, tmp_path / "first").folder
     more = load_recipe(path, ["train.steps=6"])
@@ -353,7 +353,7 @@ def test_more_steps_go_on_from_the_end_of_a_finished_run(tmp_path, train):
         run_project(more, tmp_path / "none", source=first)
 
 
-def test_of_another_recipe_what_fits_is_loaded_and_counted(tmp_path):
+def test_what_fits_of_another_recipe_is_loaded_and_counted(tmp_path):
     more = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "red"\ntrain = false'
     path = make_project(tmp_path, train="lora = { rank = 2 }", more=more)
     first = run_project(path, tmp_path / "first").folder
@@ -420,7 +420,7 @@ def test_what_a_checkpoint_counts_of_the_metrics_is_on_the_disk(tmp_path, monkey
     written.close()
 
 
-def test_a_rhythm_by_the_clock_goes_on_where_the_run_was_stopped(tmp_path, monkeypatch):
+def test_a_timed_interval_continues_after_a_resume(tmp_path, monkeypatch):
     """Every step takes twenty minutes here: each half hour ends with steps 2, 3, 5 and 6."""
     recipe = load_recipe(
         make_project(tmp_path, more='[checkpoint]\nevery = "30 minutes"'),

@@ -7,30 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run.unfinished import INPUTS, leave
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.lock import folder_lock
 from pivotune.pipeline.run.diff import Difference, input_differences
 from pivotune.pipeline.run.start import create_run_folder, report_start, run_folder_lock
 
-INPUTS: dict[str, Any] = {
-    "recipe": {"seed": 1, "stage": [{"kind": "train", "steps": 100}]},
-    "model": {"sha256": {"unet": "aa"}, "path": "/here"},
-    "data": {"files": {"a.png": "bb"}},
-    "environment": {"torch": "2.13", "platform": "Linux-1"},
-}
-
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pivotune.pipeline.records._schema_error", lambda manifest: "")  # these are not whole
     monkeypatch.chdir(tmp_path)
-
-
-def leave(folder: Path, status: str, **changes: Any) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"status": status, **INPUTS, **changes}), "utf-8")
-    return folder
 
 
 def begun(out: Path | None = None, fresh: bool = False) -> tuple[str, bool]:
@@ -48,7 +36,7 @@ def test_new_folders_count_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "stopped"])
-def test_an_unfinished_run_of_the_same_inputs_goes_on(tmp_path: Path, status: str) -> None:
+def test_an_unfinished_run_with_the_same_inputs_is_resumed(tmp_path: Path, status: str) -> None:
     leave(tmp_path / "runs" / "x", "finished")
     leave(tmp_path / "runs" / "x-2", status)
     assert begun() == ("x-2", True)
@@ -56,12 +44,12 @@ def test_an_unfinished_run_of_the_same_inputs_goes_on(tmp_path: Path, status: st
     assert begun(fresh=True) == ("x-3", False)
 
 
-def test_an_unfinished_run_of_other_inputs_is_left_alone(tmp_path: Path) -> None:
+def test_an_unfinished_run_with_other_inputs_is_not_resumed(tmp_path: Path) -> None:
     leave(tmp_path / "runs" / "x", "running", data={"files": {"a.png": "cc"}})
     assert begun() == ("x-2", False)
 
 
-def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
+def test_a_run_in_progress_is_not_resumed(tmp_path: Path) -> None:
     with folder_lock(leave(tmp_path / "runs" / "x", "running")):
         assert begun() == ("x-2", False)
 
@@ -89,7 +77,7 @@ def test_unfinished_runs_that_are_not_resumed_are_named_in_one_line(tmp_path: Pa
 
 
 @pytest.mark.parametrize("found", ["new", "unfinished"])
-def test_a_run_that_another_process_has_finished_before_the_lock_is_not_gone_on_with(tmp_path: Path, found) -> None:
+def test_a_run_that_another_process_has_finished_before_the_lock_is_not_resumed(tmp_path: Path, found) -> None:
     out = tmp_path / "o"
     if found == "unfinished":
         leave(out, "running")
@@ -101,7 +89,7 @@ def test_a_run_that_another_process_has_finished_before_the_lock_is_not_gone_on_
         pass
 
 
-def test_what_differs_is_listed_when_the_folder_was_asked_for(tmp_path: Path) -> None:
+def test_differences_are_listed_for_the_folder_of_out(tmp_path: Path) -> None:
     recipe = {"seed": 2, "stage": [{"kind": "train", "steps": 50}]}
     out = leave(tmp_path / "o", "stopped", recipe=recipe, environment={"torch": "2.12", "platform": "Linux-2"})
     with pytest.raises(StageError) as caught:
@@ -115,7 +103,7 @@ def test_what_differs_is_listed_when_the_folder_was_asked_for(tmp_path: Path) ->
     ]
 
 
-def test_a_folder_whose_probe_met_a_full_disk_is_free_later(tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_that_was_on_a_full_disk_can_be_used_later(tmp_path: Path, monkeypatch) -> None:
     out, true = tmp_path / "o", Path.open
 
     class Full:
@@ -158,13 +146,13 @@ def test_finished_and_foreign_folders_are_refused(tmp_path: Path) -> None:
         begun(tmp_path / "file" / "below")
 
 
-def test_a_manifest_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+def test_an_unreadable_manifest_is_named_with_the_reason(tmp_path: Path) -> None:
     (leave(tmp_path / "cut", "failed") / "manifest.json").write_text('{"status": ', "utf-8")
     with pytest.raises(StageError, match=r"no run that can be resumed \(.*manifest\.json: not a manifest"):
         begun(tmp_path / "cut")
 
 
-def test_a_run_that_was_killed_before_its_first_manifest_begins_again(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_before_its_first_manifest_starts_again(tmp_path: Path) -> None:
     out = tmp_path / "o"
     out.mkdir()
     for name in (".lock", ".probe", ".manifest.json.part", "recipe.toml", "metrics.jsonl"):
@@ -175,7 +163,7 @@ def test_a_run_that_was_killed_before_its_first_manifest_begins_again(tmp_path: 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "metrics.jsonl", ".probe", "my.txt"])
 @pytest.mark.parametrize("lock", [None, "{", "my own notes\n"])
-def test_a_folder_with_files_of_ones_own_is_left_alone(tmp_path: Path, name: str, lock: str | None) -> None:
+def test_a_folder_with_files_of_the_user_is_not_used(tmp_path: Path, name: str, lock: str | None) -> None:
     out = tmp_path / "o"
     out.mkdir()
     (out / name).write_text("mine", "utf-8")
@@ -211,7 +199,7 @@ def test_pipes_and_second_names_in_a_runs_folder_are_refused(tmp_path: Path) -> 
         begun(folder)
 
 
-def test_names_for_people_are_no_difference() -> None:
+def test_descriptions_are_no_difference() -> None:
     other = {**INPUTS, "model": {"sha256": {"unet": "aa"}, "path": "/there"}}
     assert input_differences(INPUTS, other) == []
     [gone] = input_differences(INPUTS, {**INPUTS, "model": {"sha256": {}}})
