@@ -39,7 +39,8 @@ KINDS: dict[str, str] = {
     "OFT of OneTrainer": "oft_R",
     "IA3": "weight on_input",
 }
-OTHERS = ("LoKr", "OFT", "BOFT", "unknown")
+NAMED = "LoRA with adapter names"  # PEFT: `lora_A.default.weight`
+OTHERS = ("LoKr", "OFT", "BOFT", NAMED, "unknown")
 
 
 class LoraModule(NamedTuple):
@@ -72,6 +73,8 @@ def modules_of(tensors: Mapping[str, RawTensor]) -> list[LoraModule]:
 
 
 def _kind(names: Mapping[str, str], tensors: Mapping[str, RawTensor]) -> str:
+    if {"up", "down"} <= names.keys() and ".default." in names["up"]:
+        return NAMED
     for kind, needed in KINDS.items():
         if names.keys() >= set(needed.split()):
             return kind

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import pytest
 from PIL import Image
-from tiny import tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl
+from tiny import tiny_chroma, tiny_flux, tiny_pixart, tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl
 
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
@@ -51,11 +51,14 @@ kind = "export"
 [samples]
 count = 1
 steps = 2
+size = 16
 """
 
 
 BUILD = {
     "sd1": tiny_sd, "sd2": tiny_sd2, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "sd3-without-t5": partial(tiny_sd3, t5=False),
+    "flux": tiny_flux, "flux-schnell": partial(tiny_flux, guided=False),
+    "chroma": tiny_chroma, "pixart": tiny_pixart,
 }  # fmt: skip
 
 

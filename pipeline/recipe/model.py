@@ -99,12 +99,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Samples:
-    """Sample images: `count` per prompt, the first with `seed`, the next with the seeds after it."""
+    """Sample images: `count` per prompt, the first with `seed`, the next with the seeds after it.
+
+    `size` is their side in pixels; None is the model's native resolution.
+    """
 
     prompts: tuple[str, ...] = ()
     count: int = 4
     steps: int = 20
     guidance: float = 5.0
+    size: int | None = None
     seed: int = 0
 
 

@@ -108,6 +108,7 @@ class ObjectiveOptions:
     huber: HuberOptions
     weighting: str
     gamma: float
+    guidance: float
     unmasked_weight: float
     normalize_mask: bool
 
@@ -133,7 +134,7 @@ class TimestepOptions:
     mean: float
     deviation: float
     mode_scale: float
-    shift: float | None
+    shift: float | str | None
 
 
 @dataclass(frozen=True)

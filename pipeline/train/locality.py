@@ -16,8 +16,9 @@ from ..data.dataset import Whole
 from ..distributed import Processes
 from ..embeddings.placeholders import Replacer
 from ..errors import StageError
-from ..models.denoisers import Denoiser, Text
+from ..models.denoisers import Denoiser
 from ..models.load import Model
+from ..models.text import Text, between
 from ..recipe.model import Recipe
 from ..recipe.options import LocalityOptions, TrainOptions
 from ..rng import generator
@@ -92,7 +93,7 @@ class Locality:
             return None
         count, place = (len(asked.noisy), slice(None)) if whole is None else (whole.size, whole.place)
         others = self._others(count, number)[place]
-        pipe, pivot = self.model.pipe, _held(text)
+        pipe, pivot = self.model.pipe, text.map(Tensor.detach)
         with base_model(self._models(), self.before):
             near = between(pivot, self.denoiser.encode(pipe, others), self.alpha)
             target = self.denoiser.predict(pipe, asked.noisy, asked.timesteps, near, sizes)
@@ -116,18 +117,6 @@ class Locality:
 
     def _models(self) -> list[nn.Module]:
         return [self.model.denoiser, *(encoder.module for encoder in self.model.encoders)]
-
-
-def between(pivot: Text, other: Text, alpha: float) -> Text:
-    """w_r: the share `alpha` of the way from one text's states to another's."""
-    pooled = None
-    if pivot.pooled is not None and other.pooled is not None:
-        pooled = torch.lerp(pivot.pooled, other.pooled, alpha)
-    return Text(torch.lerp(pivot.states, other.states, alpha), pooled)
-
-
-def _held(text: Text) -> Text:
-    return Text(text.states.detach(), None if text.pooled is None else text.pooled.detach())
 
 
 MIB = 2**20
