@@ -72,11 +72,9 @@ def run_recipe(
             inputs = inputs_of(recipe, model, statistics, processes)
             origin = open_source(source, inputs, progress) if source else None
         require_same_inputs(inputs, processes)
-        source_facts = origin.as_json if origin else None
-        start = processes.from_main(
-            lambda: create_run_folder(recipe.name, out, inputs, fresh=fresh, source=source_facts)
-        )
-        manifest = _manifest(recipe, text, inputs, start, preflight.facts, source_facts)
+        facts = origin.as_json if origin else None
+        start = processes.from_main(lambda: create_run_folder(recipe.name, out, inputs, fresh=fresh, source=facts))
+        manifest = _manifest(recipe, text, inputs, start, preflight.facts, facts)
         processes.from_main(lambda: stack.enter_context(run_folder_lock(start)))
         if (start.unfinished or {}).get("status") == FINISHING:
             result = processes.from_main(lambda: _complete(start, progress))

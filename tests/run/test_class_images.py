@@ -51,5 +51,5 @@ def test_check_finds_prompts_for_an_unsuitable_model(tmp_path):
     wrong = GENERATE.replace("prior = true", 'captions = ["a ring"]').replace('"a star"', '"a photo of <cat>"')
     said = CliRunner().invoke(pivotune, ["check", str(make_project(tmp_path, more=wrong))])
     assert said.exit_code == 1
-    for text in ("need prior = true", "captions must be", "does not know '<cat>'"):
+    for text in ("need prior = true", "set captions = ", "does not know '<cat>'"):
         assert text in said.output

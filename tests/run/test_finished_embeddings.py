@@ -319,7 +319,7 @@ def test_finished_embeddings_that_differ_from_the_exports_are_kept(tmp_path, mon
     run = run_project(load_recipe(two_embeddings(tmp_path), ["train.steps=12"]), tmp_path / "run").folder
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     assert manifest["finished"] == {"embeddings": 1, "removed": False}
-    assert any("finished/ stays" in text for text in manifest["warnings"])
+    assert any("finished/ is kept" in text for text in manifest["warnings"])
     assert len(finished_files(run)) == 3
 
 

@@ -318,7 +318,7 @@ def test_replay_finds_the_same_and_names_what_differs(tmp_path):
     (tmp_path / "images/0.txt").write_text("an image of <cat>", "utf-8")
     other = replay(first, STAGES, out=tmp_path / "third", **quiet)
     assert other.differences[0].startswith("metrics, step 1 of stage")
-    assert "exports/tiny.safetensors: other bytes" in other.differences
+    assert "exports/tiny.safetensors: different bytes" in other.differences
     assert any(line.startswith("data.files.images/0.txt: ") for line in other.inputs)
 
 
