@@ -20,15 +20,21 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pivotune.recipes.micro.tokenizer import build_tokenizer
 
@@ -181,6 +187,40 @@ def tiny_pixart(seed: int = 0) -> PixArtSigmaPipeline:
     return PixArtSigmaPipeline(
         tokenizer=tokenizer, text_encoder=tiny_t5(tokenizer, 32), vae=tiny_vae(), transformer=transformer,
         scheduler=tiny_scheduler(),
+    )  # fmt: skip
+
+
+def tiny_qwen_tokenizer() -> Any:
+    """A Qwen2 tokenizer of single bytes, with the chat markers and a template of one user turn."""
+    markers = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    vocabulary = {letter: number for number, letter in enumerate((*bytes_to_unicode().values(), *markers))}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=list(markers[1:]))
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def tiny_z_image(seed: int = 0) -> ZImagePipeline:
+    """A random model in the shape of Z-Image: Qwen3 of width 16, captions of their own length, a shift of 3."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_qwen_tokenizer()
+    encoder = Qwen3Model(Qwen3Config(
+        vocab_size=len(tokenizer) + 13, hidden_size=16, intermediate_size=16, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=2,
+    ))  # fmt: skip
+    transformer = ZImageTransformer2DModel(
+        all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2,
+        n_kv_heads=2, cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+    )  # fmt: skip
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token)  # made without values
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=tiny_vae(shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=encoder, tokenizer=tokenizer, transformer=transformer,
     )  # fmt: skip
 
 

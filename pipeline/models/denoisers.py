@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .text import Text
+from .text import Text, lengths_of, of_lengths
 
 
 class Denoiser(Protocol):
@@ -154,6 +154,22 @@ class PixArtTransformer:
         return answer[:, : noisy.shape[1]]
 
 
+class ZImageTransformer:
+    """Z-Image: Qwen3's second last states of a chat template, each of its own length; time and answer reversed."""
+
+    @staticmethod
+    def encode(pipe: Any, captions: list[str]) -> Text:
+        own = list(captions)  # the pipeline writes its templates into the list
+        states, _ = pipe.encode_prompt(own, device=pipe.text_encoder.device, do_classifier_free_guidance=False)
+        return of_lengths(states)
+
+    @staticmethod
+    def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
+        frames = list(noisy.unsqueeze(2).unbind(0))
+        answers = pipe.transformer(frames, (1000 - timesteps) / 1000, lengths_of(text), return_dict=False)[0]
+        return -torch.stack(list(answers)).squeeze(2)
+
+
 def _packed(pipe: Any, noisy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Latents as a sequence of 2x2 patches, and the position of each."""
     batch, channels, height, width = noisy.shape
@@ -176,6 +192,7 @@ def _no_positions(text: Text) -> Tensor:
 DENOISERS: dict[str, Denoiser] = {
     "unet": UNet(), "unet_xl": UNetXL(), "joint_transformer": JointTransformer(), "flux_transformer": FluxTransformer(),
     "chroma_transformer": ChromaTransformer(), "pixart_transformer": PixArtTransformer(),
+    "z_image_transformer": ZImageTransformer(),
 }  # fmt: skip
 
 

@@ -53,6 +53,20 @@ def join(texts: Sequence[Text]) -> Text:
     )
 
 
+def of_lengths(states: Sequence[Tensor]) -> Text:
+    """Captions of different length, each (tokens, width), as one text whose mask ends where they do."""
+    return join(
+        [Text(one.unsqueeze(0), mask=torch.ones(1, len(one), dtype=torch.bool, device=one.device)) for one in states]
+    )
+
+
+def lengths_of(text: Text) -> list[Tensor]:
+    """The captions of a text apart again, each (tokens, width) without its padding."""
+    if text.mask is None:
+        return list(text.states)
+    return [states[mask] for states, mask in zip(text.states, text.mask, strict=True)]
+
+
 def pad(text: Text, tokens: int) -> Text:
     """The text with this many tokens; ValueError where a model that sees all states would see the padding."""
     missing = tokens - text.states.shape[1]

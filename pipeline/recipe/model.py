@@ -11,6 +11,7 @@ from .intervals import Every
 from .options import GenerateOptions, LearningRate, NormRule, StageOptions
 
 T = TypeVar("T")
+DEFAULT_INTERVAL = Every(5.0, "minutes")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Samples:
 class CheckpointRule:
     """How often a train stage writes a checkpoint, and how many of the newest are kept."""
 
-    every: Every = Every(5.0, "minutes")
+    every: Every = DEFAULT_INTERVAL
     keep: int = 2
 
 

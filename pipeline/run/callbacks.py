@@ -22,7 +22,8 @@ from ..export.context import ExportContext
 from ..export.write import write_exports
 from ..files import write_json
 from ..models.load import part_modules
-from ..recipe.options import ExportOptions, SaveOptions, TrainOptions, WatchOptions, options_of
+from ..recipe.options import ExportOptions, SaveOptions, TrainOptions, WatchOptions
+from ..recipe.typed import options_of
 from ..records import json_safe
 from ..train.lora import lora_aside
 from ..train.setup import Training

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import StageError
-from ..recipe.options import LoraOptions, as_table
+from ..recipe.options import LoraOptions
+from ..recipe.typed import as_table
 
 ADAPTER = "pivotune"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "to_add_out", "add_q_proj", "add_k_proj", "add_v_proj")

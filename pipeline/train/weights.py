@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import StageError
 from ..recipe.intervals import Clock
-from ..recipe.options import OptimizerOptions, as_table
+from ..recipe.options import OptimizerOptions
+from ..recipe.typed import as_table
 from .ema import Average, Shown
 from .fsdp import FsdpPart, gathered, whole
 from .guard import Guard

@@ -48,7 +48,7 @@ def test_check_prints_every_problem_of_every_recipe(call, recipe: Path, tmp_path
     shown = call("check", recipe, bad, tmp_path)
     assert shown.code == 1
     assert shown.out == f"{recipe}: ok (3 images, 3 captions; <emblem> in 100 %)\n"
-    assert f"{bad}:12: stage.3.kind: unknown value 'trian'; did you mean 'train'?" in shown.err
+    assert f"{bad}:14: stage.3.kind: unknown value 'trian'; did you mean 'train'?" in shown.err
     assert f"{tmp_path}: is a folder" in shown.err
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from projects import BUILD
+from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
+from projects import BUILD, family_name
 from torch import Tensor
 
 from pivotune.converters.families import families
@@ -29,7 +30,7 @@ def model_of(name: str) -> tuple[Any, Any]:
         if isinstance(part, torch.nn.Module):
             part.eval()
     pipe.set_progress_bar_config(disable=True)
-    return pipe, families()[name.partition("-")[0]]
+    return pipe, families()[family_name(name)]
 
 
 def times_of(pipe: Any, tokens: int) -> Tensor:
@@ -41,6 +42,8 @@ def times_of(pipe: Any, tokens: int) -> Tensor:
             tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
         )
         scheduler.set_timesteps(sigmas=numpy.linspace(1.0, 1 / STEPS, STEPS), mu=mu)
+    elif isinstance(pipe, ZImagePipeline):
+        scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(STEPS))
     elif isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and hasattr(pipe, "_pack_latents"):
         scheduler.set_timesteps(sigmas=numpy.linspace(1.0, 1 / STEPS, STEPS))
     else:
@@ -56,13 +59,14 @@ def loop(pipe: Any, family: Any, prompt: str, guidance: float, latents: Tensor) 
     if isinstance(denoiser, FluxTransformer):
         denoiser = replace(denoiser, guidance=guidance)
     texts = [denoiser.encode(pipe, [prompt])]
-    if guidance > 1 and not distilled:
+    if guidance > (0 if isinstance(pipe, ZImagePipeline) else 1) and not distilled:
         texts.append(denoiser.encode(pipe, [""]))
     times = times_of(pipe, latents.shape[-1] * latents.shape[-2] // 4)
     latents = latents * getattr(pipe.scheduler, "init_noise_sigma", 1.0)
     for time in times:
         answers = [denoiser.predict(pipe, latents, time.expand(len(latents)), text) for text in texts]
-        answer = answers[0] if len(answers) == 1 else answers[1] + guidance * (answers[0] - answers[1])
+        base = answers[0 if isinstance(pipe, ZImagePipeline) else -1]  # what the guidance is added to
+        answer = base + guidance * (answers[0] - answers[-1])
         latents = pipe.scheduler.step(answer, time, latents, return_dict=False)[0]
     return latents
 

@@ -27,11 +27,13 @@ TARGETS = {
     "flux-schnell": ["comfyui", "onetrainer"],
     "chroma": ["comfyui", "onetrainer"],
     "pixart": ["comfyui", "onetrainer"],
+    "z-image": [],
 }
 WIDTHS = {
     "sd2": {"clip_h": 32}, "sdxl": {"clip_l": 24, "clip_g": 40}, "sd3": {"clip_l": 24, "clip_g": 40, "t5": 72},
     "sd3-without-t5": {"clip_l": 24, "clip_g": 40}, "flux": {"clip_l": 24, "t5": 32},
     "flux-schnell": {"clip_l": 24, "t5": 32}, "chroma": {"t5": 32}, "pixart": {"t5": 32},
+    "z-image": {"qwen3_4b": 16},
 }  # fmt: skip
 TRAIN = "preserve_norm = { low = 0.001, high = 1000.0 }\nlora = { rank = 2, learning_rate = 0.01 }\nflip = true"
 RESCALE = '[[stage]]\nkind = "rescale"\nto = { low = 0.001, high = 1000.0 }'

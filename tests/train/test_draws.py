@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pivotune.pipeline.recipe.options import ScheduleOptions, options_of
+from pivotune.pipeline.recipe.options import ScheduleOptions
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.rng import generator
 from pivotune.pipeline.train.optimizers import rate_factor
 

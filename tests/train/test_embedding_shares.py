@@ -12,7 +12,8 @@ from train_embeddings import WIDTHS, embedding, pull, trainer, values
 from pivotune.pipeline.distributed import ALONE
 from pivotune.pipeline.launch import begin_processes
 from pivotune.pipeline.recipe.intervals import Every
-from pivotune.pipeline.recipe.options import OptimizerOptions, options_of
+from pivotune.pipeline.recipe.options import OptimizerOptions
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings
 from pivotune.pipeline.train.packing import unpack
 

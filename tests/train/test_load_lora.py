@@ -7,7 +7,8 @@ from tiny import tiny_pixart
 from pivotune.converters.families import families
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.export.lora_layouts import peft
-from pivotune.pipeline.recipe.options import LoraOptions, options_of
+from pivotune.pipeline.recipe.options import LoraOptions
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.tensors import from_raw, to_raw
 from pivotune.pipeline.train.lora import add_lora, has_lora, load_lora, lora_tensors, remove_lora
 

@@ -6,7 +6,8 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 from train.objectives import diffusion, objective_with, scheduler
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.recipe.options import TimestepOptions, options_of
+from pivotune.pipeline.recipe.options import TimestepOptions
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.rng import generator
 from pivotune.pipeline.train.loss import draw_shares, draw_steps
 
