@@ -16,9 +16,10 @@ from .embeddings_from import with_many_embeddings
 from .form import form_of
 from .intervals import parse_interval
 from .model import CheckpointRule, Concept, DataSpec, EmbeddingSpec, ModelSpec, Recipe, Samples, Stage
-from .options import STAGE_OPTIONS, GenerateOptions, as_table, norm_rule, options_of, typed
+from .options import STAGE_OPTIONS, GenerateOptions
 from .overrides import override
 from .problem import Problem
+from .tables import as_table, norm_rule, options_of, typed
 
 CHECKPOINTS = (".safetensors", ".ckpt")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..data.dataset import Dataset, open_dataset
-from ..distributed import ALONE
+from ..distributed import SINGLE_PROCESS
 from ..errors import StageError
 from ..export.finished import Finished
 from ..models.denoisers import DENOISERS, Texts
@@ -35,7 +35,8 @@ def build_trainables(context: RunContext, state: RunState, options: TrainOptions
         recorded = context.processes.from_main(lambda: finished.recorded)
         injection, settings = state.require_injection(), embedding_settings(options)
         norms = initial_norms(injection, state.initial)
-        sharing = context.processes if len(context.recipe.embeddings) >= options.shard_optimizer_from else ALONE
+        sharded = len(context.recipe.embeddings) >= options.shard_optimizer_from
+        sharing = context.processes if sharded else SINGLE_PROCESS
         embeddings = EmbeddingTrainer(
             injection, context.recipe.embeddings, context.statistics, settings, norms, recorded, sharing
         )
@@ -65,7 +66,8 @@ def build_dataset(context: RunContext, state: RunState, options: TrainOptions) -
     context.progress("reading and encoding the images")
     images = open_dataset(
         context.recipe, context.model.pipe.vae, resolution=options.resolution or context.model.resolution,
-        multiple=context.model.size_multiple, batch_size=options.batch_size, seed=_seed(context, state.stage), flip=options.flip,
+        multiple=context.model.size_multiple, batch_size=options.batch_size, seed=_seed(context, state.stage),
+        flip=options.flip,
         caption_dropout=options.caption_dropout, run_folder=context.folder, warn=state.warnings.append,
         tell=context.progress, bar=context.bar, processes=context.processes,
     )  # fmt: skip

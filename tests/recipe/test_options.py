@@ -17,9 +17,8 @@ from pivotune.pipeline.recipe.options import (
     RescaleOptions,
     ScheduleOptions,
     TrainOptions,
-    as_table,
-    options_of,
 )  # fmt: skip
+from pivotune.pipeline.recipe.tables import as_table, options_of
 
 CLASSES = [one for one in vars(module).values() if isinstance(one, type) and hasattr(one, "SCHEMA")]
 KINDS = schemas.schema("tables/optimizer.json")["properties"]["kind"]["enum"]
