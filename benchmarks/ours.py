@@ -15,7 +15,7 @@ from pivotune.pipeline.embeddings.norms import norm_statistics
 from pivotune.pipeline.recipe.intervals import Clock, Every
 from pivotune.pipeline.recipe.model import EmbeddingSpec
 from pivotune.pipeline.recipe.options import OptimizerOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings, EmbeddingTrainer
 
 OPTIMIZER = options_of(OptimizerOptions, kind="adamw")

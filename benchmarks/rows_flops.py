@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from pivotune.pipeline.models.denoisers import DENOISERS, Text
+from pivotune.pipeline.models.denoisers import DENOISERS
+from pivotune.pipeline.models.text import Text
 from pivotune.pipeline.train.lora import add_lora
 
 SDXL = {

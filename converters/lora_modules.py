@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from .tensor import RawTensor
 
-# How the names of tensors end, and the part of an adapter that each ending stands for. Kohya's, PEFT's, diffusers',
-# LyCORIS' and cloneofsimo's spellings; the first that fits counts.
-_ENDINGS = tuple(
-    (re.compile(rf"(.+?){ending}"), part)
-    for ending, part in (
-        (r"\.(?:lora_up\.weight|lora_B(?:\.\w+)?(?:\.weight)?|lora\.up\.weight|lora_linear_layer\.up\.weight)", "up"),
-        (r"\.(?:lora_down\.weight|lora_A(?:\.\w+)?(?:\.weight)?|lora\.down\.weight|lora_linear_layer\.down\.weight)",
-         "down"),
-        (r"_lora\d?\.up\.weight|:up", "up"),
-        (r"_lora\d?\.down\.weight|:down", "down"),
-        (r"\.lora_mid\.weight", "mid"),
-        (r"\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?|magnitude)", "dora"),
-        (r"\.(?:alpha|scale|scalar|rescale|on_input|bias_indices|bias_values|bias_size|reshape_weight)", ""),
-        (r"\.(?P<part>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|oft_blocks|oft_diag|diff_b|diff|[wb]_norm"
-         r"|set_weight)", ""),
-        (r"\.(?P<part>oft_R|[ab][12])\.weight", ""),
-        (r"\.(?P<part>lora_embedding_[AB](?:\.\w+)?|weight|bias)", ""),
+# The last parts of tensors' names in kohya's, PEFT's, diffusers' and LyCORIS' spellings, and what they stand for.
+_TAILS = tuple(
+    (re.compile(tail), part)
+    for tail, part in (
+        (r"lora_up\.weight|lora_B(\.\w+)?(\.weight)?|lora\.up\.weight|lora_linear_layer\.up\.weight", "up"),
+        (r"lora_down\.weight|lora_A(\.\w+)?(\.weight)?|lora\.down\.weight|lora_linear_layer\.down\.weight", "down"),
+        (r"lora_mid\.weight", "mid"),
+        (r"dora_scale|lora_magnitude_vector(\.\w+)?(\.weight)?|magnitude", "dora"),
+        (r"alpha|scale|scalar|rescale|on_input|bias_indices|bias_values|bias_size|reshape_weight", ""),
+        (r"hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2)|oft_blocks|oft_diag|diff_b|diff|[wb]_norm|set_weight", ""),
+        (r"oft_R\.weight|[ab][12]\.weight|lora_embedding_[AB](\.\w+)?|weight|bias", ""),
     )
 )  # fmt: skip
+_GLUED = re.compile(r"(?:_lora\d?\.|:)(up|down)(?:\.weight)?$")  # old diffusers, XLabs, cloneofsimo
+MOST_PARTS, LONGEST = 3, 80  # of a tail: `lora_A.default.weight`
 _LOKR = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"}), ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"})
 # Kinds of adapters and the parts that they need; a kind with more of them comes first.
 KINDS: dict[str, str] = {
@@ -39,7 +36,8 @@ KINDS: dict[str, str] = {
     "OFT of OneTrainer": "oft_R",
     "IA3": "weight on_input",
 }
-OTHERS = ("LoKr", "OFT", "BOFT", "unknown")
+NAMED = "LoRA with adapter names"  # PEFT: `lora_A.default.weight`
+OTHERS = ("LoKr", "OFT", "BOFT", NAMED, "unknown")
 
 
 class LoraModule(NamedTuple):
@@ -53,9 +51,21 @@ class LoraModule(NamedTuple):
 
 def split_name(name: str) -> tuple[str, str] | None:
     """Module and part of a tensor's name, None for one that does not end like an adapter's."""
-    for pattern, part in _ENDINGS:
-        if match := pattern.fullmatch(name):
-            return match[1], part or match.groupdict().get("part") or name[len(match[1]) :].lstrip(".")
+    if glued := _GLUED.search(name, max(0, len(name) - LONGEST)):
+        return name[: glued.start()], glued[1]
+    parts = name.rsplit(".", MOST_PARTS)
+    for count in range(len(parts) - 1, 0, -1):
+        tail = ".".join(parts[-count:])
+        if len(tail) <= LONGEST and (part := _part(tail)) is not None:
+            return name[: -len(tail) - 1], part
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _part(tail: str) -> str | None:
+    for pattern, part in _TAILS:
+        if pattern.fullmatch(tail):
+            return part or tail.removesuffix(".weight")
     return None
 
 
@@ -72,6 +82,8 @@ def modules_of(tensors: Mapping[str, RawTensor]) -> list[LoraModule]:
 
 
 def _kind(names: Mapping[str, str], tensors: Mapping[str, RawTensor]) -> str:
+    if {"up", "down"} <= names.keys() and ".default." in names["up"]:
+        return NAMED
     for kind, needed in KINDS.items():
         if names.keys() >= set(needed.split()):
             return kind

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from .lora_modules import LoraModule, modules_of
 from .tensor import RawTensor
 
 # kohya, OneTrainer and LyCORIS begin a name so, and what follows the first dot says what the tensor is; diffusers/peft,
@@ -44,6 +45,11 @@ class Stored:
     def is_lora(self) -> bool:
         """Whether a tensor is called as those of a LoRA, LoHa, LoKr, OFT or DoRA are, in any layout."""
         return any(map(self.text.__contains__, _HINTS)) and bool(re.search(_LORA, self.text, re.M))
+
+    @cached_property
+    def modules(self) -> list[LoraModule]:
+        """The modules of a LoRA, without the tensors of embeddings in it."""
+        return [module for module in modules_of(self.tensors) if not module.name.startswith("bundle_emb.")]
 
     @cached_property
     def text(self) -> str:

@@ -7,56 +7,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
-from PIL import Image
-from tiny import tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl
+from recipe_text import noise, recipe_text, write_recipe
+from tiny import tiny_chroma, tiny_flux, tiny_pixart, tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl, tiny_z_image
 
+from pivotune.converters.families import families
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.stages import STAGES
 
-RECIPE = """
-name = "tiny"
-seed = 3
-device = "cpu"
-threads = 1
-[model]
-base = "model"
-family = "{family}"
-{model}
-[[concept]]
-images = "images"
-[[embedding]]
-placeholder = "<cat>"
-initial_text = "red ring"
-{embedding}
-{more}
-[[stage]]
-kind = "tokenize"
-[[stage]]
-kind = "inject"
-[[stage]]
-kind = "train"
-steps = 3
-batch_size = 2
-learning_rate = 1e-2
-{train}
-{stages}
-[[stage]]
-kind = "export"
-{export}
-[samples]
-count = 1
-steps = 2
-"""
-
-
 BUILD = {
     "sd1": tiny_sd, "sd2": tiny_sd2, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "sd3-without-t5": partial(tiny_sd3, t5=False),
+    "flux": tiny_flux, "flux-schnell": partial(tiny_flux, guided=False),
+    "chroma": tiny_chroma, "pixart": tiny_pixart, "z-image": tiny_z_image,
 }  # fmt: skip
+
+
+def family_name(model: str) -> str:
+    """The family of a model in BUILD: `sd3-without-t5` is of sd3, `z-image` of itself."""
+    return model if model in families() else model.partition("-")[0]
 
 
 def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of <cat>", **parts: str) -> Path:
@@ -64,16 +35,19 @@ def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of 
     export).
     """
     BUILD[family]().save_pretrained(folder / "model")
-    (folder / "images").mkdir()
-    draw = numpy.random.default_rng(0)
     for number in range(3):
-        values = draw.integers(0, 255, (20, 16, 3), dtype=numpy.uint8)
-        Image.fromarray(values).save(folder / "images" / f"{number}.png")
+        noise(folder / "images" / f"{number}.png", seed=number)
         (folder / "images" / f"{number}.txt").write_text(captions, "utf-8")
-    filled = dict.fromkeys(("model", "embedding", "more", "train", "stages", "export"), "") | parts
-    recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.format(family=family.partition("-")[0], **filled), "utf-8")
-    return recipe
+    part = dict.fromkeys(("model", "embedding", "more", "train", "stages", "export"), "") | parts
+    text = recipe_text(
+        top='seed = 3\ndevice = "cpu"\nthreads = 1',
+        model=f'base = "model"\nfamily = "{family_name(family)}"\n{part["model"]}',
+        embeddings=f'[[embedding]]\nplaceholder = "<cat>"\ninitial_text = "red ring"\n{part["embedding"]}',
+        train=f"steps = 3\nbatch_size = 2\nlearning_rate = 1e-2\n{part['train']}",
+        samples="count = 1\nsteps = 2\nsize = 16",
+        **{key: part[key] for key in ("more", "stages", "export")},
+    )
+    return write_recipe(folder / "recipe.toml", text)
 
 
 def run_recipe(recipe: Recipe, **options: Any) -> runner.RunResult:

@@ -31,7 +31,11 @@ INNER = {  # (module, name): the rest, each with the file that leans on it
     ("torch._dynamo.exc", "TorchDynamoException"): "train/compute.py",
     ("torch._inductor.runtime.cache_dir_utils", "cache_dir"): "train/compute.py",
 }
-ATTRIBUTES = {"_compiled_call_impl": "train/compute.py", "_no_split_modules": "train/fsdp.py"}
+ATTRIBUTES = {
+    "_compiled_call_impl": "train/compute.py", "_no_split_modules": "train/fsdp.py",
+    "_pack_latents": "models/denoisers.py", "_unpack_latents": "models/denoisers.py",
+    "_prepare_attention_mask": "models/denoisers.py", "_prepare_latent_image_ids": "models/denoisers.py",
+}  # fmt: skip
 PUBLIC = {"_replace", "_asdict", "_fields", "_exit"}  # documented in spite of their names
 
 

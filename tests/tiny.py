@@ -7,22 +7,34 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pivotune.recipes.micro.tokenizer import build_tokenizer
 
@@ -121,6 +133,97 @@ def tiny_t5_tokenizer() -> Any:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
+def tiny_t5(tokenizer: Any, width: int) -> T5EncoderModel:
+    return T5EncoderModel(T5Config(
+        vocab_size=len(tokenizer) + 12, d_model=width, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu",
+    ))  # fmt: skip
+
+
+def tiny_flux(seed: int = 0, *, guided: bool = True) -> FluxPipeline:
+    """A random model in the shape of FLUX.1: CLIP of width 24, T5 of width 32, latents in 2x2 patches, dynamic
+    shift.
+    """
+    torch.manual_seed(seed)
+    tokenizer, tokenizer_2 = build_tokenizer(), tiny_t5_tokenizer()
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=24, axes_dims_rope=(4, 4, 8), guidance_embeds=guided,
+    )  # fmt: skip
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guided),
+        vae=tiny_vae(shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModel(text_config(tokenizer, 24)), tokenizer=tokenizer,
+        text_encoder_2=tiny_t5(tokenizer_2, 32), tokenizer_2=tokenizer_2, transformer=transformer,
+    )  # fmt: skip
+
+
+def tiny_chroma(seed: int = 0) -> ChromaPipeline:
+    """A random model in the shape of Chroma: T5 of width 32, latents in 2x2 patches, a plain shift."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_t5_tokenizer()
+    transformer = ChromaTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 4, 8), approximator_hidden_dim=32, approximator_layers=1,
+        approximator_num_channels=16,
+    )  # fmt: skip
+    return ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.15),
+        vae=tiny_vae(shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=tiny_t5(tokenizer, 32), tokenizer=tokenizer, transformer=transformer,
+    )  # fmt: skip
+
+
+def tiny_pixart(seed: int = 0) -> PixArtSigmaPipeline:
+    """A random model in the shape of PixArt-Sigma: T5 of width 32, an answer of noise and variance."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_t5_tokenizer()
+    transformer = PixArtTransformer2DModel(
+        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
+        in_channels=4, cross_attention_dim=24, out_channels=8, norm_type="ada_norm_single", attention_bias=True,
+        activation_fn="gelu-approximate", num_embeds_ada_norm=1000, norm_elementwise_affine=False, norm_eps=1e-6,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    return PixArtSigmaPipeline(
+        tokenizer=tokenizer, text_encoder=tiny_t5(tokenizer, 32), vae=tiny_vae(), transformer=transformer,
+        scheduler=tiny_scheduler(),
+    )  # fmt: skip
+
+
+def tiny_qwen_tokenizer() -> Any:
+    """A Qwen2 tokenizer of single bytes, with the chat markers and a template of one user turn."""
+    markers = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    vocabulary = {letter: number for number, letter in enumerate((*bytes_to_unicode().values(), *markers))}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=list(markers[1:]))
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def tiny_z_image(seed: int = 0) -> ZImagePipeline:
+    """A random model in the shape of Z-Image: Qwen3 of width 16, captions of their own length, a shift of 3."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_qwen_tokenizer()
+    encoder = Qwen3Model(Qwen3Config(
+        vocab_size=len(tokenizer) + 13, hidden_size=16, intermediate_size=16, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=2,
+    ))  # fmt: skip
+    transformer = ZImageTransformer2DModel(
+        all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2,
+        n_kv_heads=2, cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+    )  # fmt: skip
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token)  # made without values
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=tiny_vae(shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=encoder, tokenizer=tokenizer, transformer=transformer,
+    )  # fmt: skip
+
+
 def tiny_sd3(seed: int = 0, *, t5: bool = True, **changes: Any) -> StableDiffusion3Pipeline:
     """A random model in the shape of SD3: CLIP encoders of width 24 and 40, T5 of width 72 or none, flow matching."""
     torch.manual_seed(seed)
@@ -133,10 +236,7 @@ def tiny_sd3(seed: int = 0, *, t5: bool = True, **changes: Any) -> StableDiffusi
     vae = tiny_vae(shift_factor=0.06, scaling_factor=1.5)
     encoder = None
     if tokenizer_3 is not None:
-        encoder = T5EncoderModel(T5Config(
-            vocab_size=len(tokenizer_3) + 12, d_model=72, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
-            feed_forward_proj="gated-gelu",
-        ))  # fmt: skip
+        encoder = tiny_t5(tokenizer_3, 72)
     return StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae,
         text_encoder=CLIPTextModelWithProjection(text_config(tokenizer, 24)), tokenizer=tokenizer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from ..stored import Stored
 from ..tensor import RawTensor
 from .reading import REFUSED, Reading, bundle_tensors, embedding, only_weights, refused, string_to_param, width
 
+_NO_ATTENTION = r"lora_transformer_(single_)?transformer_blocks_\d+_(?!attn_)"  # lora_conversion_utils.py
 FIRST_ONLY = "only the first vector is used: transformers 5 does not expand tokens with upper-case letters"
 
 
@@ -58,6 +60,9 @@ def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], un
         strange = [name for name in flat if "lora" not in name]
         if not kohya and strange:
             return f"it refuses the whole LoRA because {strange[0][:60]!r} does not contain 'lora'"
+    strange = [module.name for module in modules if re.match(_NO_ATTENTION, module.name)]
+    if strange:
+        return f"it converts the attention of OneTrainer's FLUX layout alone, and fails at {strange[0][:60]!r}"
     return ""
 
 

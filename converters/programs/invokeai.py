@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ..families import Family
@@ -20,6 +21,9 @@ from .reading import (
 )
 
 MOST = 10  # a file with as many tensors is taken for something else unless it is named learned_embeds
+
+# Tensors by which the import tells a width; of LoKr only whole factors, for it looks for the others under wrong names.
+_WIDTH = r"\.(lora_down\.weight|hada_w[12]_b|diff|lokr_w2)\n"
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
@@ -69,9 +73,26 @@ def _loaded(file: Stored, entries: Vectors, widths: dict[str, int]) -> Reading:
 def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], unused: Sequence[str]) -> str:
     """SDXL's keys must all have kohya's prefixes; any module that is not in the model makes the load fail."""
     strange = [name for name in unused if not name.startswith("bundle_emb.")]
-    if family.denoiser_module == "unet" and strange:
-        return f"it refuses the whole LoRA because of {strange[0][:60]!r}"
-    return ""
+    if family.denoiser_module != "unet":
+        return ""
+    if not _identified(file, family):
+        return "its import finds no base model: no to_k or to_v of cross-attention (of LoKr: with whole factors)"
+    return f"it refuses the whole LoRA because of {strange[0][:60]!r}" if strange else ""
+
+
+def _identified(file: Stored, family: Family) -> bool:
+    """Whether the import finds a width in the cross-attention or the text encoders (lora_token_vector_length), or, for
+    a U-Net with two text encoders, a deep transformer block.
+    """
+    single = len(family.encoders) == 1
+    text = {
+        te for te in ("lora_te1_", "lora_te2_", "lora_te_") if re.search(rf"\n{te}.*_self_attn_\w+{_WIDTH}", file.text)
+    }
+    if "lora_te_" in text or {"lora_te1_", "lora_te2_"} <= text:
+        return True
+    if re.search(rf"\nlora_unet_(.*_attn2_to_[kv]{_WIDTH}|.*time_emb_proj\.lora_down)", file.text):
+        return True
+    return not single and re.search(r"\nlora_unet_.*_transformer_blocks_([2-9]|1\d)_", file.text) is not None
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 from ..families import Family
-from ..lora_modules import LoraModule, kinds_of, modules_of
+from ..lora_modules import LoraModule, kinds_of
 from ..stored import Stored
 from . import Program, refuses_lora
 
@@ -29,7 +29,7 @@ def applied(program: Program, file: Stored, family: Family) -> Applied | None:
     named = _named(program.name, family.name, tuple(program.lora_names_of(family.name)))
     if named is None:
         return None
-    modules = [module for module in modules_of(file.tensors) if not module.name.startswith("bundle_emb.")]
+    modules = file.modules
     known = [module for module in modules if named(module.name)]
     able = [module for module in known if module.kind in program.lora_kinds]
     others = [module for module in known if module.kind not in program.lora_kinds]

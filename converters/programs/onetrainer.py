@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ..families import Family
+from ..lora_modules import LoraModule
 from ..stored import Stored
 from .reading import REFUSED, Reading, Vectors, bundle_tensors, embedding, only_weights, refused, width
 
@@ -28,6 +32,14 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
         wanted = [ALONE.get(key, key) if len(widths) == 1 else key for key in widths]
         return refused(f"it needs {' and '.join(wanted)}, with the model's widths")
     return embedding(file.stem, vectors, file.tensors, used)
+
+
+def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], unused: Sequence[str]) -> str:
+    """Kohya's names of a U-Net are all converted, or none (modules/util/load_lora_util.py)."""
+    strange = [name for name in unused if name.startswith("lora_unet_")]
+    if family.denoiser_module == "unet" and strange:
+        return f"it refuses the whole LoRA because of {strange[0][:60]!r}"
+    return ""
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:

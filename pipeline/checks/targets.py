@@ -52,7 +52,8 @@ def _packs_message(program: Program, files: str) -> str:
 def _family_message(program: Program, family: Family) -> str:
     cause = program.refuses.get(family.name, f"{program.title} does not support embeddings for {family.title}")
     others = [name for name, other in programs().items() if family.name in other.layouts]
-    return f"{cause}; supported by: {', '.join(others) or 'none'}"
+    hint = ", ".join(others) or "none; targets = [] writes plain files, one per embedding"
+    return f"{cause}; supported by: {hint}"
 
 
 def _names(recipe: Recipe, options: ExportOptions, seen: set[tuple[int, str]]) -> Iterator[Finding]:

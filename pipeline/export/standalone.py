@@ -12,9 +12,10 @@ from ...converters.atomic import Batch, batch
 from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.families import Family
+from ...converters.names import distinct_stems
 from ...converters.programs import programs
 from ...converters.tensor import RawTensor
-from ...converters.write import Written, add_embeddings, layout_for, stems_for
+from ...converters.write import Written, add_embeddings, layout_for, stems_for, write_contents
 from ..tensors import vectors_of_all
 from .context import ExportContext
 
@@ -90,9 +91,7 @@ def write_standalone(context: ExportContext, embeddings: Sequence[Embedding], fo
             shapes = tuple((key, raw.shape) for key, raw in embedding.vectors.items())
             if shapes not in alike:
                 alike[shapes] = program_for(context, embedding, folder)
-            written += add_embeddings(
-                files, [embedding], alike[shapes], context.model.family, folder, widths=widths(context), stems=stems
-            )
+            written += _add(context, files, embedding, folder, stems, alike[shapes])
     return written
 
 
@@ -100,7 +99,16 @@ def add_standalone(
     context: ExportContext, files: Batch, embedding: Embedding, folder: Path, stems: Mapping[str, str]
 ) -> list[Written]:
     """As `write_standalone`, for an embedding whose file appears together with others of a batch."""
-    program = program_for(context, embedding, folder)
+    return _add(context, files, embedding, folder, stems, program_for(context, embedding, folder))
+
+
+def _add(
+    context: ExportContext, files: Batch, embedding: Embedding, folder: Path, stems: Mapping[str, str], program: str
+) -> list[Written]:
+    """One file for a program, or, without one, with the encoders' keys as the names of its tensors."""
+    if not program:
+        contents = Contents((embedding,), {}, dict(embedding.metadata))
+        return write_contents(files, folder / f"{stems[embedding.name]}.safetensors", contents, "encoders")
     return add_embeddings(
         files, [embedding], program, context.model.family, folder, widths=widths(context), stems=stems
     )
@@ -109,14 +117,19 @@ def add_standalone(
 def standalone_stems(context: ExportContext, names: Sequence[str]) -> dict[str, str]:
     """What the files of all these embeddings are called, no two alike."""
     family = context.model.family
-    able = next((name for name in STANDALONE if family.name in programs()[name].layouts), STANDALONE[0])
-    return stems_for(names, able, family)
+    able = next((name for name in STANDALONE if family.name in programs()[name].layouts), "")
+    if able:
+        return stems_for(names, able, family)
+    strictest = programs()[STANDALONE[0]]
+    return distinct_stems(names, strictest.characters, strictest.reserved, [""])
 
 
 def program_for(context: ExportContext, embedding: Embedding, folder: Path) -> str:
     """The first program of `STANDALONE` whose file would hold all of the embedding; ConvertError where there is
-    none.
+    none. Empty for a family of which no program loads embeddings.
     """
+    if not any(context.model.family.name in program.layouts for program in programs().values()):
+        return ""
     why: ConvertError | None = None
     for program in STANDALONE:
         try:
@@ -138,6 +151,7 @@ def standalone_vectors(tensors: Mapping[str, RawTensor], family: Family) -> dict
     for layout in (programs()[name].layouts.get(family.name) for name in STANDALONE):
         keys = layout.files[0] if layout is not None else {}
         found |= {key: tensors[name] for key, name in keys.items() if name in tensors}
+    found |= {key: tensors[key] for key in family.widths if key in tensors and key not in found}
     return found
 
 

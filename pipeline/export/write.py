@@ -53,7 +53,7 @@ def _standalone(
     if each:
         written = write_standalone(context, ready.embeddings, folder)
         for embedding, one in zip(ready.embeddings, written, strict=True):
-            note(context, one.path, "embedding", programs()[one.program], one, embedding.name)
+            note(context, one.path, "embedding", programs().get(one.program or ""), one, embedding.name)
         alone = {embedding.name: one for embedding, one in zip(ready.embeddings, written, strict=True)}
         return {name: one.path for name, one in alone.items()}, alone
     packs = write_packs(context, ready.embeddings, folder, most)

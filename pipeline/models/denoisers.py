@@ -1,22 +1,14 @@
-"""How each kind of denoiser is called, and how captions are encoded for it."""
+"""How each kind of denoiser is called, and how captions are encoded for it: two functions a kind, chosen by data."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, eq=False)
-class Text:
-    """Encoded captions: `states` (batch, tokens, width) and, where the model has one, `pooled` (batch, width)."""
-
-    states: Tensor
-    pooled: Tensor | None = None
+from .text import Text, lengths_of, of_lengths
 
 
 class Denoiser(Protocol):
@@ -93,43 +85,118 @@ class JointTransformer:
         return prediction
 
 
-DENOISERS: dict[str, Denoiser] = {"unet": UNet(), "unet_xl": UNetXL(), "joint_transformer": JointTransformer()}
+@dataclass(frozen=True)
+class FluxTransformer:
+    """FLUX.1: T5's states padded to their full length and without a mask, CLIP's pooled vector, latents in 2x2 patches.
 
-
-LIMIT = 1 << 30  # bytes of memory; of SDXL in bfloat16 some 3,400 captions
-
-
-class Texts:
-    """Encodes captions one by one, so that none depends on its batch or on what was kept; the last used ones are kept.
-
-    They lie in the host's memory, the texts that are asked for on the model's device.
+    `guidance` is the value given to models distilled for it (dev); others (schnell) take none.
     """
 
-    def __init__(self, denoiser: Denoiser, pipe: Any, limit: int = LIMIT) -> None:
-        self.denoiser, self.pipe, self.limit = denoiser, pipe, limit
-        self._kept: OrderedDict[str, Text] = OrderedDict()
-        self._bytes = 0
+    guidance: float = 1.0
 
-    def __call__(self, captions: Sequence[str], device: torch.device) -> Text:
-        """Text of these captions, (batch, tokens, width) and where the model has them pooled (batch, width)."""
-        texts = [self._one(caption) for caption in captions]
-        states = torch.cat([text.states for text in texts]).to(device)
-        pooled = [text.pooled for text in texts if text.pooled is not None]
-        return Text(states, torch.cat(pooled).to(device) if pooled else None)
+    @staticmethod
+    def encode(pipe: Any, captions: list[str]) -> Text:
+        states, pooled, _ = pipe.encode_prompt(captions, None, device=pipe.text_encoder.device)
+        return Text(states, pooled)
 
-    def _one(self, caption: str) -> Text:
-        if caption in self._kept:
-            self._kept.move_to_end(caption)
-            return self._kept[caption]
-        with torch.no_grad():
-            fresh = self.denoiser.encode(self.pipe, [caption])
-        text = Text(fresh.states.cpu(), None if fresh.pooled is None else fresh.pooled.cpu())
-        self._kept[caption] = text
-        self._bytes += _size(text)
-        while self._bytes > self.limit and len(self._kept) > 1:
-            self._bytes -= _size(self._kept.popitem(last=False)[1])
-        return text
+    def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
+        guidance = None
+        if pipe.transformer.config.guidance_embeds:
+            guidance = torch.full((len(noisy),), self.guidance, device=noisy.device, dtype=noisy.dtype)
+        packed, positions = _packed(pipe, noisy)
+        answer = pipe.transformer(
+            hidden_states=packed, timestep=timesteps.to(noisy.dtype) / 1000, guidance=guidance,
+            pooled_projections=text.pooled, encoder_hidden_states=text.states, return_dict=False, **positions,
+            txt_ids=_no_positions(text),
+        )[0]  # fmt: skip
+        return _unpacked(pipe, answer, noisy)
 
 
-def _size(text: Text) -> int:
-    return text.states.nbytes + (0 if text.pooled is None else text.pooled.nbytes)
+class ChromaTransformer:
+    """Chroma: FLUX's latents and T5; the mask lets the transformer see the text and one token of padding."""
+
+    @staticmethod
+    def encode(pipe: Any, captions: list[str]) -> Text:
+        states, _, mask, *_ = pipe.encode_prompt(
+            captions, device=pipe.text_encoder.device, do_classifier_free_guidance=False
+        )
+        return Text(states, mask=mask.bool())
+
+    @staticmethod
+    def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
+        packed, positions = _packed(pipe, noisy)
+        assert text.mask is not None
+        shown = text.mask.to(noisy.dtype)  # numbers, as the pipeline has them: attention adds them
+        mask = pipe._prepare_attention_mask(len(noisy), packed.shape[1], noisy.dtype, shown)
+        answer = pipe.transformer(
+            hidden_states=packed, timestep=timesteps.to(noisy.dtype) / 1000, encoder_hidden_states=text.states,
+            attention_mask=mask, return_dict=False, **positions, txt_ids=_no_positions(text),
+        )[0]  # fmt: skip
+        return _unpacked(pipe, answer, noisy)
+
+
+class PixArtTransformer:
+    """PixArt-alpha and -Sigma: cross-attention on T5's states under its mask; half of the answer is a variance."""
+
+    @staticmethod
+    def encode(pipe: Any, captions: list[str]) -> Text:
+        states, mask, *_ = pipe.encode_prompt(
+            captions, do_classifier_free_guidance=False, device=pipe.text_encoder.device
+        )
+        return Text(states, mask=mask.bool())
+
+    @staticmethod
+    def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
+        answer: Tensor = pipe.transformer(
+            noisy, encoder_hidden_states=text.states, encoder_attention_mask=text.mask, timestep=timesteps,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False,
+        )[0]  # fmt: skip
+        return answer[:, : noisy.shape[1]]
+
+
+class ZImageTransformer:
+    """Z-Image: Qwen3's second last states of a chat template, each of its own length; time and answer reversed."""
+
+    @staticmethod
+    def encode(pipe: Any, captions: list[str]) -> Text:
+        own = list(captions)  # the pipeline writes its templates into the list
+        states, _ = pipe.encode_prompt(own, device=pipe.text_encoder.device, do_classifier_free_guidance=False)
+        return of_lengths(states)
+
+    @staticmethod
+    def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
+        frames = list(noisy.unsqueeze(2).unbind(0))
+        answers = pipe.transformer(frames, (1000 - timesteps) / 1000, lengths_of(text), return_dict=False)[0]
+        return -torch.stack(list(answers)).squeeze(2)
+
+
+def _packed(pipe: Any, noisy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Latents as a sequence of 2x2 patches, and the position of each."""
+    batch, channels, height, width = noisy.shape
+    ids = pipe._prepare_latent_image_ids(batch, height // 2, width // 2, noisy.device, noisy.dtype)
+    return pipe._pack_latents(noisy, batch, channels, height, width), {"img_ids": ids}
+
+
+def _unpacked(pipe: Any, answer: Tensor, noisy: Tensor) -> Tensor:
+    """The transformer's answer in the shape of the latents."""
+    scale = pipe.vae_scale_factor
+    prediction: Tensor = pipe._unpack_latents(answer, noisy.shape[-2] * scale, noisy.shape[-1] * scale, scale)
+    return prediction
+
+
+def _no_positions(text: Text) -> Tensor:
+    """Text has no positions in FLUX's kin: zeros (tokens, 3)."""
+    return torch.zeros(text.states.shape[1], 3, device=text.states.device, dtype=text.states.dtype)
+
+
+DENOISERS: dict[str, Denoiser] = {
+    "unet": UNet(), "unet_xl": UNetXL(), "joint_transformer": JointTransformer(), "flux_transformer": FluxTransformer(),
+    "chroma_transformer": ChromaTransformer(), "pixart_transformer": PixArtTransformer(),
+    "z_image_transformer": ZImageTransformer(),
+}  # fmt: skip
+
+
+def denoiser_for(kind: str, guidance: float = 1.0) -> Denoiser:
+    """The functions of a kind of denoiser; those distilled for guidance are given this value."""
+    denoiser = DENOISERS[kind]
+    return replace(denoiser, guidance=guidance) if isinstance(denoiser, FluxTransformer) else denoiser

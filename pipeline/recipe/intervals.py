@@ -29,7 +29,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Every:
-    """An interval: `value` in `unit` (one of UNITS or OWN), or never. For stop_after, the first one that ends counts."""
+    """An interval: `value` in `unit` (one of UNITS or OWN), or never. Used for stop_after too."""
 
     value: float
     unit: str

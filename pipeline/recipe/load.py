@@ -19,7 +19,7 @@ from .model import CheckpointRule, Concept, DataSpec, EmbeddingSpec, ModelSpec, 
 from .options import STAGE_OPTIONS, GenerateOptions
 from .overrides import override
 from .problem import Problem
-from .tables import as_table, norm_rule, options_of, typed
+from .typed import as_table, norm_rule, options_of, typed
 
 CHECKPOINTS = (".safetensors", ".ckpt")
 

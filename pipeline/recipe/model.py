@@ -11,6 +11,7 @@ from .intervals import Every
 from .options import GenerateOptions, LearningRate, NormRule, StageOptions
 
 T = TypeVar("T")
+DEFAULT_INTERVAL = Every(5.0, "minutes")
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Samples:
-    """Sample images: `count` per prompt, the first with `seed`, the next with the seeds after it."""
+    """Sample images: `count` per prompt, the first with `seed`, the next with the seeds after it.
+
+    `size` is their side in pixels; None is the model's native resolution.
+    """
 
     prompts: tuple[str, ...] = ()
     count: int = 4
     steps: int = 20
     guidance: float = 5.0
+    size: int | None = None
     seed: int = 0
 
 
@@ -112,7 +117,7 @@ class Samples:
 class CheckpointRule:
     """How often a train stage writes a checkpoint, and how many of the newest are kept."""
 
-    every: Every = Every(5.0, "minutes")
+    every: Every = DEFAULT_INTERVAL
     keep: int = 2
 
 

@@ -1,6 +1,6 @@
 """Options of stages as typed values: one frozen class per schema, with the schema's keys as fields.
 
-Descriptions and defaults are in the schemas; `load.py` creates the values once. A test pins fields = keys.
+Descriptions and defaults are in the schemas; `typed.py` creates the values once. A test pins fields = keys.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ScheduleOptions:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """`alpha`, `schedule`, `warmup_steps` and the optimizer's weight decay are filled in."""
+    """`alpha`, `schedule`, `warmup_steps` and weight decay are filled in, here and in FinetuneOptions."""
 
     SCHEMA: ClassVar[str] = "tables/lora.json"
     parts: tuple[str, ...]
@@ -71,8 +71,6 @@ class LoraOptions:
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """`schedule`, `warmup_steps` and the optimizer's weight decay are filled in."""
-
     SCHEMA: ClassVar[str] = "tables/finetune.json"
     parts: tuple[str, ...]
     layers: str | tuple[str, ...]
@@ -102,6 +100,7 @@ class ObjectiveOptions:
     huber: HuberOptions
     weighting: str
     gamma: float
+    guidance: float
     unmasked_weight: float
     normalize_mask: bool
 
@@ -127,7 +126,7 @@ class TimestepOptions:
     mean: float
     deviation: float
     mode_scale: float
-    shift: float | None
+    shift: float | str | None
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,6 @@ class SaveOptions:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Class images of a concept."""
-
     SCHEMA: ClassVar[str] = "tables/generate.json"
     prompts: tuple[str, ...]
     count: int

@@ -23,7 +23,7 @@ from ..export.write import write_exports
 from ..files import write_json
 from ..models.load import part_modules
 from ..recipe.options import ExportOptions, SaveOptions, TrainOptions, WatchOptions
-from ..recipe.tables import options_of
+from ..recipe.typed import options_of
 from ..records import json_safe
 from ..train.lora import without_lora
 from ..train.setup import Training

@@ -27,6 +27,7 @@ from ..recipe.model import Concept, ModelSpec, Recipe
 from ..rng import generator
 from ..system_errors import out_of_memory
 from ..tensors import from_raw, vectors_for
+from ..train.lora import load_lora, remove_lora
 
 BATCH_PIXELS = 4 * 512 * 512  # as many images at once as have this many pixels
 
@@ -88,14 +89,36 @@ def draw_after(
     injection = inject_files(model, _asked(files, recipe))
     try:
         injection.activate(recipe.samples.prompts)
-        if lora is not None:
-            tensors = peft(read_safetensors(lora)[0], model.family, model.pipe)
-            model.pipe.load_lora_weights({name: from_raw(raw) for name, raw in tensors.items()})
-        return list(_draw(model, recipe, recipe.samples.prompts, folder, "after"))
+        with _lora_loaded(model, lora):
+            return list(_draw(model, recipe, recipe.samples.prompts, folder, "after"))
     finally:
         injection.eject()
-        if lora is not None:
+
+
+@contextmanager
+def _lora_loaded(model: Model, file: Path | None) -> Iterator[None]:
+    """The LoRA of an exported file in the model: by the pipeline, or part by part where it has no loader of its own."""
+    if file is None:
+        yield
+        return
+    read = peft(read_safetensors(file)[0], model.family, model.pipe)
+    tensors = {name: from_raw(raw) for name, raw in read.items()}
+    if hasattr(model.pipe, "load_lora_weights"):
+        try:
+            model.pipe.load_lora_weights(tensors)
+            yield
+        finally:
             model.pipe.unload_lora_weights()
+        return
+    parts = {name: getattr(model.pipe, name) for name in dict.fromkeys(name.partition(".")[0] for name in tensors)}
+    try:
+        for name, part in parts.items():
+            own = {key.removeprefix(f"{name}."): one for key, one in tensors.items() if key.startswith(f"{name}.")}
+            load_lora(part, own)
+        yield
+    finally:
+        for part in parts.values():
+            remove_lora(part)
 
 
 def draw_now(model: Model, recipe: Recipe, folder: Path, name: str) -> list[dict[str, Any]]:
@@ -146,19 +169,30 @@ def _draw(model: Model, recipe: Recipe, prompts: Sequence[str], folder: Path, wh
     """Draw and save every prompt at every seed; yields the manifest's row of each image."""
     samples = recipe.samples
     folder.mkdir(exist_ok=True)
-    at_once = max(1, BATCH_PIXELS // model.resolution**2)
+    size = samples.size or model.resolution
+    at_once = max(1, BATCH_PIXELS // size**2)
     for prompt, rows in zip(prompts, _rows(recipe, prompts, folder, when), strict=True):
         for start in range(0, len(rows), at_once):
             part = rows[start : start + at_once]
-            images = model.pipe(
-                [prompt] * len(part), num_inference_steps=samples.steps, guidance_scale=samples.guidance,
-                generator=[torch.Generator().manual_seed(seed) for seed, _ in part],
-            ).images  # fmt: skip
+            generators = [torch.Generator().manual_seed(seed) for seed, _ in part]
+            images = _images(model, [prompt] * len(part), samples.steps, samples.guidance, size, generators)
             for (_, row), image in zip(part, images, strict=True):
                 path = folder.parent / row["path"]
                 path.unlink(missing_ok=True)  # it may be a second name of a file elsewhere
                 image.save(path)
                 yield row
+
+
+def _images(
+    model: Model, prompts: list[str], steps: int, guidance: float, size: int, generators: list[torch.Generator]
+) -> list[Image.Image]:
+    """Square images by the pipeline itself, with the arguments that its family is drawn with."""
+    side = size - size % model.size_multiple
+    images: list[Image.Image] = model.pipe(
+        prompt=prompts, num_inference_steps=steps, guidance_scale=guidance, height=side, width=side,
+        generator=generators, **model.family.draw_options,
+    ).images  # fmt: skip
+    return images
 
 
 def draw_class_images(model: Model, recipe: Recipe, progress: Callable[[str], None]) -> None:
@@ -192,10 +226,8 @@ def _draw_class(model: Model, concept: Concept, numbers: Sequence[int], seed: tu
     for start in range(0, len(numbers), at_once):
         part = numbers[start : start + at_once]
         prompts = [asked.prompts[n % len(asked.prompts)] for n in part]
-        images = model.pipe(
-            prompts, num_inference_steps=asked.steps, guidance_scale=asked.guidance,
-            generator=[generator(seed[0], *seed[1:], n) for n in part],
-        ).images  # fmt: skip
+        generators = [generator(seed[0], *seed[1:], n) for n in part]
+        images = _images(model, prompts, asked.steps, asked.guidance, model.resolution, generators)
         for n, prompt, image in zip(part, prompts, images, strict=True):
             _keep(concept.images / f"class-{n:05d}.png", image, prompt)
 

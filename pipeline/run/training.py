@@ -8,8 +8,9 @@ from ..data.dataset import Dataset, open_dataset
 from ..distributed import SINGLE_PROCESS
 from ..errors import StageError
 from ..export.finished import Finished
-from ..models.denoisers import DENOISERS, Texts
+from ..models.denoisers import denoiser_for
 from ..models.load import pipe_name
+from ..models.text import Texts
 from ..recipe.options import TrainOptions
 from ..train.embeddings import EmbeddingTrainer, embedding_settings
 from ..train.guard import Guard
@@ -82,7 +83,7 @@ def build_training(
     guard: Guard, options: TrainOptions,
 ) -> Training:  # fmt: skip
     """All that the steps need."""
-    denoiser = DENOISERS[context.model.family.denoiser_kind]
+    denoiser = denoiser_for(context.model.family.denoiser_kind, options.objective.guidance)
     text_moves = trainables.embeddings is not None or any(one.trains_text for one in trainables.weights)
     training = Training(
         model=context.model,

@@ -12,7 +12,7 @@ from ..errors import StageError
 from ..recipe.defaults import WEIGHTINGS
 from ..recipe.options import NoiseOptions, ObjectiveOptions, TimestepOptions
 from ..rng import generator
-from .loss import NoisyBatch, draw_shares, example_losses, input_noise, offset_noise, require_timesteps
+from .loss import NoisyBatch, draw_shares, example_losses, input_noise, offset_noise, require_timesteps, shifted
 
 
 class Flow:
@@ -28,8 +28,12 @@ class Flow:
         """Raises StageError for options that have no meaning in flow matching."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        changes = {} if timesteps.shift is None else {"shift": timesteps.shift}
+        shift = timesteps.shift
+        changes: dict[str, Any] = {} if shift is None else {"use_dynamic_shifting": True}
+        if isinstance(shift, (int, float)):
+            changes = {"shift": shift, "use_dynamic_shifting": False}
         process = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, **changes)
+        self.dynamic: Any = process.config if process.config.use_dynamic_shifting else None
         self.kind = "flow"
         self.timesteps: int = process.config.num_train_timesteps
         self.times: Tensor = process.timesteps  # descending: the first is pure noise
@@ -59,10 +63,22 @@ class Flow:
         """Noise and target of one batch, drawn from (seed, step) alone; `latents` are float32 on the CPU."""
         noise, indices = self.draw(latents, seed, step)
         noise = offset_noise(noise, latents, self.noise, seed, step)
-        sigmas = self.sigmas[indices]
+        sigmas, times = self.sigmas[indices], self.times[indices]
+        if self.dynamic is not None:
+            sigmas = shifted(sigmas, math.exp(self._log_shift(latents)))
+            times = sigmas * self.timesteps
         noisy = self.noisy(latents, input_noise(noise, self.noise, seed, step), sigmas)
         threshold = self.threshold(sigmas)
-        return NoisyBatch(noisy, self.times[indices], noise - latents, self.weight(sigmas), threshold)
+        return NoisyBatch(noisy, times, noise - latents, self.weight(sigmas), threshold)
+
+    def _log_shift(self, latents: Tensor) -> float:
+        """The logarithm of a dynamic shift: linear in the tokens of an image, which are 2x2 latents.
+
+        By the scheduler's config; the same numbers as the pipelines' `calculate_shift`.
+        """
+        config, tokens = self.dynamic, latents.shape[-2] * latents.shape[-1] / 4
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
 
     def losses(self, prediction: Tensor, noisy_batch: NoisyBatch, mask: Tensor | None = None) -> Tensor:
         """The loss of each example, (batch,); see `loss.example_losses`."""

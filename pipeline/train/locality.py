@@ -16,8 +16,9 @@ from ..data.dataset import Whole
 from ..distributed import Processes
 from ..embeddings.placeholders import Replacer
 from ..errors import StageError
-from ..models.denoisers import Denoiser, Text
+from ..models.denoisers import Denoiser
 from ..models.load import Model
+from ..models.text import Text, between
 from ..recipe.model import Recipe
 from ..recipe.options import LocalityOptions, TrainOptions
 from ..rng import generator
@@ -92,12 +93,12 @@ class Locality:
             return None
         count, place = (len(noisy_batch.noisy), slice(None)) if whole is None else (whole.size, whole.place)
         others = self._draw_prompts(count, number)[place]
-        pipe, pivot = self.model.pipe, _detached(text)
+        pipe, pivot = self.model.pipe, text.map(Tensor.detach)
         with base_model(self._models(), self.originals):
-            near = interpolate(pivot, self.denoiser.encode(pipe, others), self.alpha)
+            near = between(pivot, self.denoiser.encode(pipe, others), self.alpha)
             target = self.denoiser.predict(pipe, noisy_batch.noisy, noisy_batch.timesteps, near, sizes)
         with torch.set_grad_enabled(self.encoders):
-            near = interpolate(pivot, self.denoiser.encode(pipe, others), self.alpha)
+            near = between(pivot, self.denoiser.encode(pipe, others), self.alpha)
         answer = self.denoiser.predict(pipe, noisy_batch.noisy, noisy_batch.timesteps, near, sizes)
         difference = (answer.float() - target.float()).square().mean()
         self.difference, self.share = float(difference.detach()), len(others) / count
@@ -116,18 +117,6 @@ class Locality:
 
     def _models(self) -> list[nn.Module]:
         return [self.model.denoiser, *(encoder.module for encoder in self.model.encoders)]
-
-
-def interpolate(pivot: Text, other: Text, alpha: float) -> Text:
-    """w_r: from one text's states towards another's by the share `alpha`."""
-    pooled = None
-    if pivot.pooled is not None and other.pooled is not None:
-        pooled = torch.lerp(pivot.pooled, other.pooled, alpha)
-    return Text(torch.lerp(pivot.states, other.states, alpha), pooled)
-
-
-def _detached(text: Text) -> Text:
-    return Text(text.states.detach(), None if text.pooled is None else text.pooled.detach())
 
 
 MIB = 2**20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import StageError
 from ..recipe.options import LoraOptions
-from ..recipe.tables import as_table
+from ..recipe.typed import as_table
 
 ADAPTER = "pivotune"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "to_add_out", "add_q_proj", "add_k_proj", "add_v_proj")
@@ -56,6 +56,24 @@ def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> d
         parameter.data = parameter.data.float()
     _set_dropout(module, True)
     return parameters
+
+
+def load_lora(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put a LoRA that is over with training on a part: tensors in PEFT's layout, `<layer>.lora_A.weight` and so on.
+
+    For parts that diffusers has no loader for. `remove_lora` takes it off again.
+    """
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    ranks = {name.removesuffix(".lora_A.weight"): one.shape[0] for name, one in tensors.items() if ".lora_A." in name}
+    config = LoraConfig(
+        r=1, lora_alpha=1, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks,
+        use_dora=any("lora_magnitude_vector" in name for name in tensors),
+    )  # fmt: skip
+    inject_adapter_in_model(config, module, ADAPTER)
+    result = set_peft_model_state_dict(module, dict(tensors), ADAPTER)
+    if result.unexpected_keys:
+        raise StageError(f"the LoRA has tensors for no layer of the model: {', '.join(result.unexpected_keys[:5])}")
 
 
 def _same_shape(part: str, module: nn.Module, present: Any, wanted: Any, ends: tuple[str, ...]) -> None:

@@ -71,6 +71,8 @@ def draw_steps(count: int, steps: int, draw: torch.Generator, options: TimestepO
     """(count,) timesteps of a diffusion model with `steps` timesteps: from `low` to below `high`, then shifted."""
     low, high = options.low, options.high or steps
     kind, shift = options.sampling or "uniform", options.shift or 1.0
+    if isinstance(shift, str):
+        raise StageError(f"timesteps.shift = {shift!r} is for flow matching models; use a number")
     if kind == "uniform" and shift == 1.0:
         return torch.randint(low, high, (count,), generator=draw)
     share = draw_shares(kind, count, draw, options).double().clamp(max=1 - 1e-9)

@@ -12,8 +12,9 @@ from ..data.dataset import Dataset
 from ..distributed import SINGLE_PROCESS, Processes
 from ..embeddings.injection import Injection
 from ..errors import StageError
-from ..models.denoisers import Denoiser, Texts
+from ..models.denoisers import Denoiser
 from ..models.load import DENOISER, Model, part_module, part_modules, pipe_name
+from ..models.text import Texts
 from ..recipe.intervals import Clock
 from ..recipe.options import LoraOptions, TrainOptions, WeightOptions
 from .embeddings import EmbeddingTrainer

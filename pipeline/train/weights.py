@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import StageError
 from ..recipe.intervals import Clock
 from ..recipe.options import OptimizerOptions
-from ..recipe.tables import as_table
+from ..recipe.typed import as_table
 from .ema import Average, EmaSwitch
 from .fsdp import FsdpPart, full_tensor, gather_state
 from .guard import Guard

@@ -13,7 +13,7 @@ from pivotune.pipeline.models.load import load_model, skeleton
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.optimizers import OPTIMIZERS
 from pivotune.pipeline.recipe.options import OptimizerOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train.optimizers import make_optimizer
 
 CPU = torch.device("cpu")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from recipe_text import recipe_text, write_recipe
 
 from pivotune.pipeline.cli.main import main
 
@@ -17,7 +18,7 @@ RECIPES = Path(__file__).parents[1] / "recipe"
 
 @dataclass(frozen=True)
 class Called:
-    """What a call left: its exit code and both streams."""
+    """The exit code of a call and both streams."""
 
     code: int
     out: str
@@ -29,7 +30,7 @@ Call = Callable[..., Called]
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs `pivotune` with these arguments; an exception that is no exit comes through."""
+    """Runs `pivotune` with these arguments; exceptions other than SystemExit are raised."""
 
     def run(*arguments: object) -> Called:
         monkeypatch.setattr(sys, "argv", ["pivotune", *map(str, arguments)])
@@ -43,14 +44,12 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """A recipe without a problem, for a model that is only a shell."""
-    path = tmp_path / "mine.toml"
-    path.write_text(
-        f"name = 'mine'\nmodel.base = {json.dumps(str(RECIPES / 'sd1'))}\n"
-        f"[[concept]]\nimages = {json.dumps(str(RECIPES / 'images'))}\n"
-        '[[embedding]]\nplaceholder = "<emblem>"\n'
-        '[[stage]]\nkind = "tokenize"\n[[stage]]\nkind = "inject"\n'
-        '[[stage]]\nkind = "train"\nsteps = 10\n[[stage]]\nkind = "export"\n',
-        "utf-8",
+    """A recipe without problems, for a model folder without weights."""
+    text = recipe_text(
+        "mine",
+        model=f"base = {json.dumps(str(RECIPES / 'sd1'))}",
+        concepts=f"[[concept]]\nimages = {json.dumps(str(RECIPES / 'images'))}",
+        embeddings='[[embedding]]\nplaceholder = "<emblem>"',
+        train="steps = 10",
     )
-    return path
+    return write_recipe(tmp_path / "mine.toml", text)

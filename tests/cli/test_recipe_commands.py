@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 
 from pivotune.converters.errors import ConvertError
+from pivotune.converters.families import families
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.document import shipped, shipped_folder
 
@@ -47,7 +48,7 @@ def test_check_prints_every_problem_of_every_recipe(call, recipe: Path, tmp_path
     shown = call("check", recipe, bad, tmp_path)
     assert shown.code == 1
     assert shown.out == f"{recipe}: ok (3 images, 3 captions; <emblem> in 100 %)\n"
-    assert f"{bad}:12: stage.3.kind: unknown value 'trian'; did you mean 'train'?" in shown.err
+    assert f"{bad}:14: stage.3.kind: unknown value 'trian'; did you mean 'train'?" in shown.err
     assert f"{tmp_path}: is a folder" in shown.err
 
 
@@ -204,7 +205,7 @@ def test_tokens_of_a_model_that_is_not_there(call) -> None:
 def test_tokens_of_a_family_that_is_not_known(call) -> None:
     shown = call("tokens", "a", "--family", "sdx")
     assert shown.code == 1
-    assert "known: sd1, sd2, sd3, sdxl" in shown.err
+    assert f"known: {', '.join(families())}" in shown.err
 
 
 def test_names_in_errors_do_not_steer_the_terminal(call, monkeypatch) -> None:

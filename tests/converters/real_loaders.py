@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import torch
-from real_samples import BLOCKS, samples
+from real_samples import samples
 from safetensors.torch import load_file
 
 DEPTHS = {"sd1": ([1, 1, 1, 1, 1, 1, 0, 0], [1] * 9 + [0] * 3, [1, 2, 4, 4], 1, [2, 2, 2, 2]),
@@ -43,9 +44,8 @@ def main(program: str, source: str, folder: str) -> None:
 def stand_in(*names: str) -> None:
     """Modules that are there and do nothing."""
     for name in names:
-        fake = MagicMock(spec=ModuleType)
-        fake.__path__, fake.__spec__, fake.__name__ = [], None, name
         sys.modules[name] = MagicMock(name=name)
+        sys.modules[name].__spec__, sys.modules[name].__path__ = ModuleSpec(name, None), []
 
 
 def unet(family: str) -> torch.nn.Module:
@@ -141,7 +141,7 @@ def comfyui(source: Path):
 
 def forge(source: Path):
     stand_in("network", "modules", "modules.shared", "modules.sd_models", "modules.errors", "modules.scripts",
-             "backend.args", "backend.memory_management", "backend.operations")  # fmt: skip
+             "backend.args", "backend.memory_management", "backend.operations", "backend.utils")  # fmt: skip
     sys.modules["modules"].shared = sys.modules["modules.shared"]
     sys.modules["modules.shared"].walk_files = lambda *_, **__: []
     sys.modules["modules.shared"].cmd_opts.lora_dir = "/tmp"
@@ -192,7 +192,7 @@ def a1111(source: Path):
             setattr(sys.modules["modules"], name, sys.modules[f"modules.{name}"])
     sys.path.insert(0, str(source / "extensions-builtin/Lora"))
     shared, models = sys.modules["modules.shared"], sys.modules["modules.sd_models"]
-    sys.modules["modules.devices"].cpu = torch.device("cpu")
+    sys.modules["modules.devices"].cpu, sys.modules["modules.devices"].dtype = torch.device("cpu"), torch.float32
     shared.walk_files = lambda *_, **__: []
     shared.cmd_opts.lora_dir = "/tmp"
     import networks
@@ -200,7 +200,6 @@ def a1111(source: Path):
     def drive(family, tensors, path):
         if family == "flux":
             raise NotImplementedError
-        ours, theirs = BLOCKS[family]
         mapping = {}
         for name, layer in unet(family).named_modules():
             key = networks.convert_diffusers_name_to_compvis("lora_unet_" + name.replace(".", "_"), False)
@@ -217,14 +216,14 @@ def a1111(source: Path):
 
 
 def sdnext(source: Path):
-    names = ("shared", "errors", "sd_models", "sd_models_compile", "sd_models_utils", "files_cache", "devices", "hashes",
-             "model_quant", "scripts_manager", "extra_networks", "modelloader")  # fmt: skip
-    stand_in("installer", "modules.logger", *(f"modules.{name}" for name in names))
+    names = ("shared", "errors", "sd_models", "sd_models_compile", "sd_models_utils", "files_cache", "devices",
+             "hashes", "model_quant", "scripts_manager", "extra_networks", "modelloader")  # fmt: skip
+    stand_in("installer", "fasteners", "orjson", "gradio", "modules.logger", *(f"modules.{name}" for name in names))
     import modules
 
     for name in (*names, "logger"):
         setattr(modules, name, sys.modules[f"modules.{name}"])
-    sys.modules["modules.devices"].cpu = torch.device("cpu")
+    sys.modules["modules.devices"].cpu, sys.modules["modules.devices"].dtype = torch.device("cpu"), torch.float32
     shared, models = sys.modules["modules.shared"], sys.modules["modules.sd_models"]
     from modules.lora import lora_load
 
@@ -255,8 +254,8 @@ def kohya(source: Path):
         network, weights = lora.create_network_from_weights(1.0, None, None, [clip()], unet(family), dict(tensors))
         network.apply_to([clip()], unet(family))
         info = network.load_state_dict(weights, False)
-        known = {name.split(".")[0] for name in weights} - {name.split(".")[0] for name in info.unexpected_keys}
-        return len(known)
+        loaded = [name for name in weights if name.endswith("lora_down.weight") and name not in info.unexpected_keys]
+        return len(loaded)
 
     return drive
 
@@ -286,7 +285,80 @@ def diffusers(_: Path):
     return drive
 
 
-LOADERS = {name: globals()[name] for name in ("comfyui", "forge", "a1111", "sdnext", "kohya", "diffusers")}
+INVOKEAI = (
+    "app", "app.services", "app.services.config", "app.services.config.config_default", "app.util",
+    "app.util.misc", "backend.quantization", "backend.quantization.gguf",
+    "backend.quantization.gguf.ggml_tensor", "backend.quantization.gguf.loaders",
+    "backend.quantization.gguf.utils", "backend.quantization.sdnq", "backend.quantization.sdnq.detection",
+    "backend.quantization.sdnq.loaders", "backend.quantization.sdnq.sdnq_tensor", "backend.util.logging",
+)  # fmt: skip
+
+
+def invokeai(_: Path):
+    import peft  # noqa: F401 - it looks for packages, of which there are only stand-ins below
+
+    unet("sd1"), clip()
+    stand_in(
+        "blake3", "compel", "compel.embeddings_provider", "cv2", "deprecated", "gguf", "onnx", "onnxruntime",
+        "picklescan", "picklescan.scanner", "spandrel", "torchvision", "torchvision.transforms",
+        *(f"invokeai.{name}" for name in INVOKEAI),
+    )  # fmt: skip
+    import invokeai.backend.model_manager.load  # noqa: F401 - first, for its modules import each other
+    from invokeai.backend.model_manager.configs import lora as configs
+    from invokeai.backend.patches.lora_conversions import sd_lora_conversion_utils as sd
+    from invokeai.backend.patches.lora_conversions import sdxl_lora_conversion_utils as sdxl
+
+    bases = {"sd1": configs.LoRA_LyCORIS_SD1_Config, "sdxl": configs.LoRA_LyCORIS_SDXL_Config}
+
+    def drive(family, tensors, path):
+        if family == "flux":
+            raise NotImplementedError
+        on_disk = SimpleNamespace(path=path, load_state_dict=lambda *_: tensors, metadata=dict)
+        bases[family]._validate_looks_like_lora(on_disk)
+        bases[family]._validate_base(on_disk)
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("bundle_emb")}
+        kept = sdxl.convert_sdxl_keys_to_diffusers_format(kept) if family == "sdxl" else kept
+        layers = sd.lora_model_from_sd_state_dict(kept).layers
+        known = {"lora_unet_" + name.replace(".", "_") for name, _ in unet(family).named_modules()}
+        text = "lora_te_" if family == "sd1" else "lora_te1_"
+        known |= {text + name.replace(".", "_") for name, _ in clip().named_modules()}
+        if strange := layers.keys() - known:
+            raise AttributeError(f"no module {sorted(strange)[0]}")
+        return len(layers)
+
+    return drive
+
+
+def onetrainer(_: Path):
+    for name in ("BaseModel", "util.clip_util"):
+        stand_in(f"modules.model.{name}")
+    sys.modules["modules.model.BaseModel"].BaseModel = sys.modules["modules.model.BaseModel"].BaseModelEmbedding = (
+        object
+    )
+    stand_in("modules.module.AdditionalEmbeddingWrapper", "modules.module.LoRAModule")
+    from modules.model.StableDiffusionModel import StableDiffusionModel
+    from modules.util import load_lora_util as util
+
+    def drive(family, tensors, _):
+        if family != "sd1" or any("lora_mid" in name for name in tensors):
+            raise NotImplementedError  # lora_mid is refused later, by the strict load of a module
+        names = {"unet": util.lora_module_names(unet(family)), "text_encoder": util.lora_module_names(clip())}
+        body = StableDiffusionModel.diffusers_to_original(MagicMock())
+        found = util.to_canonical(
+            util.normalize_various(dict(tensors)), component="unet", original_conversion=body, comfy_conversion=body,
+            fusion_groups=None, text_encoders=[("text_encoder", "lora_te")], legacy_conversion=None,
+            kohya_conversion=None, module_names=names, comfy_te_prefixes={},
+        )  # fmt: skip
+        known = {f"{part}.{name}" for part, of in names.items() for name in of}
+        return len({name for name in known if any(key.startswith(f"{name}.") for key in found)})
+
+    return drive
+
+
+LOADERS = {
+    name: globals()[name]
+    for name in ("comfyui", "forge", "a1111", "sdnext", "kohya", "diffusers", "invokeai", "onetrainer")
+}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -26,7 +26,7 @@ def main(sources: list[str]) -> int:
 
     from pivotune.converters.families import all_families
     from pivotune.converters.opening import open_file
-    from pivotune.converters.programs import programs
+    from pivotune.converters.programs import programs, reads_lora
     from pivotune.converters.programs.loras import applied
 
     agreed = asked = 0
@@ -35,7 +35,7 @@ def main(sources: list[str]) -> int:
         for source in sources:
             program, _, path = source.partition("=")
             call = [sys.executable, "-m", "real_loaders", program, path, folder]
-            paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2])}
+            paths = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])}
             ran = subprocess.run(call, env=paths, capture_output=True, text=True, check=False)
             if ran.returncode:
                 print(f"{program}: its loader does not run here: {ran.stderr.strip().splitlines()[-1]}")  # noqa: T201
@@ -43,11 +43,13 @@ def main(sources: list[str]) -> int:
             found = json.loads(ran.stdout.splitlines()[-1])
             same = 0
             for name, loaded in found.items():
-                ours = applied(programs()[program], open_file(samples[name][1]), all_families()[samples[name][0]])
-                count = ours.applied if ours is not None else None
+                file, family = open_file(samples[name][1]), all_families()[samples[name][0]]
+                ours = applied(programs()[program], file, family)
+                refused = reads_lora(program, file, family.widths).refusal
+                count = None if ours is None else 0 if refused else ours.applied
                 same += count == loaded["modules"]
                 if count != loaded["modules"]:
-                    said = "not known" if ours is None else f"{ours.applied} of {ours.modules} {ours.refusal}"
+                    said = "not known" if ours is None else f"{count} of {ours.modules} {refused or ours.refusal}"
                     print(f"  {program} {name}: takes {loaded['modules']} {loaded['error'][:100]}; we say {said}")  # noqa: T201
             print(f"{program}: {same} of {len(found)} agree")  # noqa: T201
             agreed, asked = agreed + same, asked + len(found)

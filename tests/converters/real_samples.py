@@ -39,6 +39,7 @@ FLUX_NATIVE = {
     "single_blocks.0.linear2": (3072, 15360),
     "double_blocks.0.img_mlp.2": (3072, 12288),
 }
+TUCKER = {"lora_down.weight": (4, 320, 1, 1), "lora_mid.weight": (4, 4, 3, 3), "lora_up.weight": (320, 4, 1, 1)}
 KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight"}
 PEFT = {"down": "lora_A.weight", "up": "lora_B.weight"}
 
@@ -85,6 +86,8 @@ def samples() -> dict[str, tuple[str, dict]]:
         for kind, parts in KINDS.items():
             scaled = {part: _scaled(shape, outputs, inputs) for part, shape in parts.items()}
             found[f"{family} {kind}"] = (family, {f"{first}.{part}": shape for part, shape in scaled.items()})
+        conv = "lora_unet_down_blocks_0_resnets_0_conv1"
+        found[f"{family} LoCon with lora_mid"] = (family, {f"{conv}.{part}": shape for part, shape in TUCKER.items()})
         found[f"{family} DoRA"] = (family, found[f"{family} LoRA"][1] | {f"{first}.dora_scale": (outputs, 1)})
         found[f"{family} bundle"] = (family, layouts["kohya"] | {"bundle_emb.cat.clip_l": (2, 768)})
     found |= {

@@ -107,12 +107,27 @@ def test_a_layout_of_which_a_program_applies_no_module_is_no(shapes, able, verdi
         ("norm", {"a1111", "forge", "comfyui", "sdnext", "invokeai"}),
     ],
 )
-def test_each_program_applies_some_kinds_of_modules(kind, able, tmp_path, tensors):
-    made = tensors(module(f"lora_unet_{FLAT}", kind))
+def test_each_program_applies_some_kinds_of_modules(kind, able, tensors, tmp_path):
+    """Beside a LoRA's module, by which InvokeAI's import tells the base model."""
+    made = tensors(module(f"lora_unet_{FLAT.replace('to_k', 'to_v')}", kind) | module(f"lora_unet_{FLAT}", "LoRA"))
     file = Stored(tmp_path / "x.safetensors", made)
-    assert [found.kind for found in modules_of(made)] == [kind]
+    assert [found.kind for found in modules_of(made)] == [kind, "LoRA"]
     found = {name: applied(programs()[name], file, all_families()["sd1"]) for name in NAMES}
-    assert {name for name, layers in found.items() if layers.applied == layers.modules == 1} == able
+    assert {name for name, layers in found.items() if layers.applied == layers.modules == 2} == able
+
+
+def test_invokeai_imports_no_lora_in_which_it_finds_no_width(verdicts):
+    assert (
+        verdicts(lora(f"lora_unet_{FLAT.replace('attn2', 'attn1')}", 320), {"ss_base_model_version": "sd_v1"})[
+            "invokeai"
+        ][0]
+        == "no"
+    )
+    assert verdicts(module(f"lora_unet_{FLAT}", "LoKr"), {"ss_base_model_version": "sd_v1"})["invokeai"][0] == "no"
+    text = lora("lora_te_text_model_encoder_layers_0_self_attn_q_proj")
+    assert verdicts(text, {"ss_base_model_version": "sd_v1"})["invokeai"][0] == "yes"
+    deep = SDXL.replace("blocks.0.attn2", "blocks.2.attn1").replace(".", "_")
+    assert verdicts(lora(f"lora_unet_{deep}", 640))["invokeai"][0] == "yes"
 
 
 def test_dora_is_partly_where_its_magnitudes_are_left_out(verdicts):

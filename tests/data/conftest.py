@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from data_of import noise, recipe_of
+from data_of import recipe_of
+from recipe_text import noise
 from tiny import tiny_vae
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from bad_images import BROKEN, broken
-from data_of import noise
 from PIL import Image
+from recipe_text import noise, recipe_text, write_recipe
 
 from pivotune.pipeline.checks.plan import make_plan
 from pivotune.pipeline.checks.plan_text import plan_json, plan_text
@@ -17,34 +17,15 @@ from pivotune.pipeline.data import images as open_module
 from pivotune.pipeline.models.tokenizers import load_tokenizers
 from pivotune.pipeline.recipe.load import load_recipe
 
-RECIPE = """
-name = "x"
-[model]
-base = "micro"
-[data]
-{data}
-{concepts}
-[[embedding]]
-placeholder = "<a>"
-[[embedding]]
-placeholder = "<b>"
-[[stage]]
-kind = "tokenize"
-[[stage]]
-kind = "inject"
-[[stage]]
-kind = "train"
-steps = 30
-batch_size = 4
-[[stage]]
-kind = "export"
-"""
+EMBEDDINGS = '[[embedding]]\nplaceholder = "<a>"\n[[embedding]]\nplaceholder = "<b>"'
 ONE = '[[concept]]\nimages = "images"\ncaptions = ["<a> <b>"]\n'
 
 
 def recipe(folder, concepts=ONE, data=""):
-    (folder / "x.toml").write_text(RECIPE.format(concepts=concepts, data=data), "utf-8")
-    return folder / "x.toml"
+    text = recipe_text(
+        "x", concepts=concepts, embeddings=EMBEDDINGS, more=f"[data]\n{data}", train="steps = 30\nbatch_size = 4"
+    )
+    return write_recipe(folder / "x.toml", text)
 
 
 def problems(path, severity="error"):

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
-from data_of import noise, opened, recipe_of
+from data_of import opened, recipe_of
 from PIL import Image
+from recipe_text import noise
 
 from pivotune.pipeline.errors import StageError
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from bad_images import BROKEN, broken
-from data_of import noise, opened, recipe_of
+from data_of import opened, recipe_of
 from PIL import Image
+from recipe_text import noise
 from tiny import tiny_vae
 
 from pivotune.pipeline.data import latents as module

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from data_of import noise
 from PIL import Image
 from projects import make_project, run_recipe
+from recipe_text import noise
 
 from pivotune.pipeline.recipe.load import load_recipe
 

@@ -23,10 +23,17 @@ TARGETS = {
     "sdxl": ["a1111", "comfyui", "diffusers", "kohya"],
     "sd3": ["a1111", "comfyui", "onetrainer"],
     "sd3-without-t5": ["a1111", "comfyui"],
+    "flux": ["comfyui", "onetrainer"],
+    "flux-schnell": ["comfyui", "onetrainer"],
+    "chroma": ["comfyui", "onetrainer"],
+    "pixart": ["comfyui", "onetrainer"],
+    "z-image": [],
 }
 WIDTHS = {
     "sd2": {"clip_h": 32}, "sdxl": {"clip_l": 24, "clip_g": 40}, "sd3": {"clip_l": 24, "clip_g": 40, "t5": 72},
-    "sd3-without-t5": {"clip_l": 24, "clip_g": 40},
+    "sd3-without-t5": {"clip_l": 24, "clip_g": 40}, "flux": {"clip_l": 24, "t5": 32},
+    "flux-schnell": {"clip_l": 24, "t5": 32}, "chroma": {"t5": 32}, "pixart": {"t5": 32},
+    "z-image": {"qwen3_4b": 16},
 }  # fmt: skip
 TRAIN = "preserve_norm = { low = 0.001, high = 1000.0 }\nlora = { rank = 2, learning_rate = 0.01 }\nflip = true"
 RESCALE = '[[stage]]\nkind = "rescale"\nto = { low = 0.001, high = 1000.0 }'
@@ -40,7 +47,7 @@ def run(folder: Path, family: str, **parts: str) -> dict:
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_embeddings_and_lora_go_through_every_stage(tmp_path, family):
-    manifest = run(tmp_path, family, train=TRAIN, stages=RESCALE)
+    manifest = run(tmp_path, family, train=f"resolution = 16\n{TRAIN}", stages=RESCALE)
     assert manifest["status"] == "finished"
     proofs = manifest["proofs"]
     assert all(proofs["vocabulary_unchanged"].values())
@@ -116,7 +123,7 @@ def test_a_embedding_for_one_encoder_of_sdxl_is_exported_for_who_can_read_it(tmp
     [embedding] = manifest["embeddings"]
     assert list(embedding["encoders"]) == [key]
     other = "clip_g" if key == "clip_l" else "clip_l"
-    assert any(f"{other} is missing: the embedding is silent for that encoder" in text for text in manifest["warnings"])
+    assert any(other in text and "no effect" in text for text in manifest["warnings"]), manifest["warnings"]
     tensors, _ = read(tmp_path / "run" / "exports" / "comfyui" / "cat.safetensors")
     assert list(tensors) == [key]
 

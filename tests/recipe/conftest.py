@@ -1,4 +1,4 @@
-"""A recipe that is right, to be written somewhere and made wrong in one place."""
+"""A recipe without problems, for tests to write and to break in one place."""
 
 from __future__ import annotations
 
@@ -7,34 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from recipe_text import recipe_text, write_recipe
 
 HERE = Path(__file__).parent
-GOOD = f"""
-name = "good"
-[model]
-base = {json.dumps((HERE / "sd1").as_posix())}
-[[concept]]
-images = {json.dumps((HERE / "images").as_posix())}
-[[embedding]]
-placeholder = "<emblem>"
-[[stage]]
-kind = "tokenize"
-[[stage]]
-kind = "inject"
-[[stage]]
-kind = "train"
-steps = 10
-[[stage]]
-kind = "export"
-"""
+GOOD = recipe_text(
+    "good",
+    model=f"base = {json.dumps((HERE / 'sd1').as_posix())}",
+    concepts=f"[[concept]]\nimages = {json.dumps((HERE / 'images').as_posix())}",
+    embeddings='[[embedding]]\nplaceholder = "<emblem>"',
+    train="steps = 10",
+)
 
 
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
     """The path of a recipe without a problem."""
-    path = tmp_path / "good.toml"
-    path.write_text(GOOD, "utf-8")
-    return path
+    return write_recipe(tmp_path / "good.toml", GOOD)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pivotune.converters.families import families
 from pivotune.pipeline.checks import concepts as check_images
 from pivotune.pipeline.checks.embeddings import _similar
 from pivotune.pipeline.checks.recipe import check_recipe, checked_recipe
@@ -23,6 +24,7 @@ HERE = Path(__file__).parent
 # recipes for the user's own images: how many concepts
 OWN_IMAGES = {
     "captions-masks": 1,
+    "flux-embedding-lora": 1,
     "sd15": 1,
     "sd2": 1,
     "sd3-embeddings": 1,
@@ -214,7 +216,7 @@ def test_local_models(good: Path) -> None:
     (folder / "m.bin").write_bytes(b"")
     (folder / "plain").mkdir()
     single = texts(good, "model.base=m.safetensors")
-    assert "must be given: family = one of sd1, sd2, sd3, sdxl" in single
+    assert f"must be given: family = one of {', '.join(families())}" in single
     assert "warning: without config" in single
     assert "is not a checkpoint" in texts(good, "model.base=./m.bin")
     assert "no model_index.json" in texts(good, "model.base=./plain")

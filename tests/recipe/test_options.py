@@ -17,8 +17,8 @@ from pivotune.pipeline.recipe.options import (
     RescaleOptions,
     ScheduleOptions,
     TrainOptions,
-)  # fmt: skip
-from pivotune.pipeline.recipe.tables import as_table, options_of
+)
+from pivotune.pipeline.recipe.typed import as_table, options_of
 
 CLASSES = [one for one in vars(module).values() if isinstance(one, type) and hasattr(one, "SCHEMA")]
 KINDS = schemas.schema("tables/optimizer.json")["properties"]["kind"]["enum"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.recipe.options import OptimizerOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train.weights import WeightSettings
 
 ADAM = options_of(OptimizerOptions, kind="adamw", weight_decay=0.1)

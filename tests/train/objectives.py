@@ -3,7 +3,7 @@
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from pivotune.pipeline.recipe.options import NoiseOptions, ObjectiveOptions, TimestepOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train.objective import objective_for
 
 

@@ -10,7 +10,7 @@ from pivotune.pipeline.embeddings.injection import EmbeddingRows
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.optimizers import OPTIMIZERS
 from pivotune.pipeline.recipe.options import OptimizerOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train.packing import pack
 from pivotune.pipeline.train.row_optimizers import row_optimizer
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pivotune.pipeline.recipe.options import ScheduleOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.rng import generator
 from pivotune.pipeline.train.optimizers import schedule_factor
 

@@ -13,7 +13,7 @@ from pivotune.pipeline.distributed import SINGLE_PROCESS
 from pivotune.pipeline.launch import join_processes
 from pivotune.pipeline.recipe.intervals import Every
 from pivotune.pipeline.recipe.options import OptimizerOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings
 from pivotune.pipeline.train.packing import unpack
 

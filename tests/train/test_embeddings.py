@@ -6,7 +6,7 @@ from train_embeddings import NAMES, embedding, pull, trainer, values
 
 from pivotune.pipeline.recipe.intervals import Every
 from pivotune.pipeline.recipe.options import Band, OptimizerOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings
 
 ADAM = options_of(OptimizerOptions, kind="adamw", weight_decay=0.0)

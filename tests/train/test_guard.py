@@ -17,7 +17,7 @@ from pivotune.pipeline.cli.main import pivotune
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.options import GuardOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.guard import MOST, Guard
 from pivotune.pipeline.train.packing import pack, unpack

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pivotune.pipeline.recipe.options import ObjectiveOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train.loss import NoisyBatch, example_losses, mean_loss
 
 DRAW = torch.Generator().manual_seed(0)

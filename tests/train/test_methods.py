@@ -13,7 +13,7 @@ from pivotune.pipeline.models.load import load_model, part_modules
 from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.options import OptimizerOptions, TrainOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer

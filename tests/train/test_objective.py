@@ -7,7 +7,7 @@ from train.objectives import diffusion, objective_with, scheduler
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.options import TimestepOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.rng import generator
 from pivotune.pipeline.train.loss import draw_shares, draw_steps
 

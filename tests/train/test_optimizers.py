@@ -14,7 +14,7 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.intervals import Clock
 from pivotune.pipeline.recipe.optimizers import OPTIMIZERS
 from pivotune.pipeline.recipe.options import OptimizerOptions
-from pivotune.pipeline.recipe.tables import options_of
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings
 from pivotune.pipeline.train.optimizers import effective_learning_rate, make_optimizer
 from pivotune.pipeline.train.trainable import State

@@ -6,7 +6,8 @@ import pytest
 import torch
 from projects import make_project, run_project
 
-from pivotune.pipeline.models.denoisers import DENOISERS, Text, Texts
+from pivotune.pipeline.models.denoisers import DENOISERS
+from pivotune.pipeline.models.text import Text, Texts
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import training as put_together
 

@@ -1,4 +1,4 @@
-"""Between tables of a recipe, as parsed TOML or JSON, and their typed options."""
+"""Tables of a recipe as typed options, with the defaults of their schemas, and back."""
 
 from __future__ import annotations
 

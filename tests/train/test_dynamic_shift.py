@@ -1,0 +1,51 @@
+"""Dynamic shift: training sees the noise levels that the scheduler has for images of that size when it draws."""
+
+import math
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from train.objectives import objective_with
+
+from pivotune.pipeline.errors import StageError
+
+PLAIN, DYNAMIC = FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+
+
+def levels(scheduler, latents: torch.Tensor, **timesteps) -> torch.Tensor:
+    """The noise levels of a batch of latents that are all 1, read off what the denoiser sees and should answer."""
+    asked = objective_with(scheduler, timesteps=timesteps).sample(latents, 3, 0)
+    torch.testing.assert_close(asked.noisy, latents + asked.timesteps.reshape(-1, 1, 1, 1) / 1000 * asked.target)
+    return asked.timesteps / 1000
+
+
+@pytest.mark.parametrize("side", [16, 64, 128])
+def test_a_model_with_dynamic_shift_is_trained_at_the_levels_it_is_drawn_at(side):
+    latents = torch.ones(64, 4, side, side)
+    plain = levels(PLAIN, latents, shift=1.0)
+    mu = calculate_shift(side * side // 4)
+    wanted = DYNAMIC.time_shift(mu, 1.0, plain)
+    torch.testing.assert_close(levels(DYNAMIC, latents), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(levels(PLAIN, latents, shift="dynamic"), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_number_replaces_the_dynamic_shift():
+    latents = torch.ones(64, 4, 16, 16)
+    plain = levels(PLAIN, latents, shift=1.0)
+    torch.testing.assert_close(levels(DYNAMIC, latents, shift=1.0), plain)
+    torch.testing.assert_close(levels(DYNAMIC, latents, shift=3.0), levels(PLAIN, latents), rtol=1e-5, atol=1e-6)
+    assert levels(DYNAMIC, latents, shift=3.0).mean() > plain.mean()
+
+
+def test_a_larger_image_is_trained_at_more_noise():
+    small, large = (levels(DYNAMIC, torch.ones(64, 4, side, side)).mean() for side in (16, 128))
+    assert large > small + 0.05
+    assert math.exp(calculate_shift(4096)) == pytest.approx(3.158, abs=1e-3)
+
+
+def test_dynamic_shift_is_refused_for_diffusion_models():
+    from tiny import tiny_scheduler
+
+    with pytest.raises(StageError, match="flow matching"):
+        objective_with(tiny_scheduler(), timesteps={"shift": "dynamic"}).sample(torch.ones(2, 4, 8, 8), 0, 0)
