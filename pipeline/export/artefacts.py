@@ -1,4 +1,4 @@
-"""The manifest's rows of what was exported, and the count: what the recipe declares against what lies on disk."""
+"""The manifest's rows of exported files, and the check that everything that was declared is on the disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def note(
     trigger: str | None = None,
     embeddings: Sequence[str] = (),
 ) -> None:
-    """Add a file's row: `kind` is embedding, pack (of `embeddings`), lora, bundle, model or text."""
+    """Add a row for a file: `kind` is embedding, pack (of `embeddings`), lora, bundle, model or text."""
     put = None
     if program is not None and kind != "text":
         as_lora = kind in ("bundle", "lora") or (kind == "pack" and program.several == "bundle")
@@ -52,10 +52,10 @@ def count_verified(context: ExportContext, declared: int) -> int:
     exports: dict[str, list[dict[str, Any]]] = {}
     for row in context.artefacts:
         if row["kind"] != "text":
-            exports.setdefault(_export(row), []).append(row)
-    whole = [path for path, rows in exports.items() if all(_there(context.folder, row) for row in rows)]
+            exports.setdefault(_export_of(row), []).append(row)
+    whole = [path for path, rows in exports.items() if all(_is_intact(context.folder, row) for row in rows)]
     if len(whole) != declared:
-        raise StageError(f"{declared} exports are declared, {len(whole)} are there and verified")
+        raise StageError(f"{declared} files should be exported, {len(whole)} exist and are verified")
     return len(whole)
 
 
@@ -67,42 +67,44 @@ def count_embeddings(context: ExportContext, files: Mapping[str, Path]) -> dict[
     declared = [embedding.placeholder for embedding in context.recipe.embeddings]
     exported = {name: files[name].relative_to(context.folder).as_posix() for name in declared if name in files}
     paths = set(exported.values())
-    held = {
+    contained = {
         row["path"]: set(row.get("embeddings", (row["embedding"],)))
         for row in context.artefacts
-        if row["kind"] in ("embedding", "pack") and row["path"] in paths and _there(context.folder, row)
+        if row["kind"] in ("embedding", "pack") and row["path"] in paths and _is_intact(context.folder, row)
     }
-    whole = {name for name, path in exported.items() if name in held.get(path, ())}
+    whole = {name for name, path in exported.items() if name in contained.get(path, ())}
     missing = sorted(set(declared) - whole)
     if missing:
         names = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise StageError(f"{len(declared)} embeddings are declared, {len(whole)} are exported and whole; not {names}")
+        raise StageError(
+            f"{len(declared)} embeddings should be exported, {len(whole)} are exported and verified; missing: {names}"
+        )
     return {"declared": len(declared), "exported": len(exported), "verified": len(whole)}
 
 
 def require_artefacts(folder: Path, artefacts: Sequence[Mapping[str, Any]]) -> None:
-    """StageError when an exported file that was verified is gone or has changed in the run's folder.
+    """StageError when an exported file was deleted or changed after it was verified.
 
-    Of a model, which is large, each file's size is looked at; all others are read once more.
+    Of a model, which is large, only the sizes of the files are checked; all other files are read again.
     """
-    lost = [row["path"] for row in artefacts if not _still(folder, row)]
+    lost = [row["path"] for row in artefacts if not _is_unchanged(folder, row)]
     if lost:
         names = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-        raise StageError(f"exported and verified, but gone or changed before the run's end: {names}")
+        raise StageError(f"deleted or changed after they were exported and verified: {names}")
 
 
-def _still(folder: Path, row: Mapping[str, Any]) -> bool:
+def _is_unchanged(folder: Path, row: Mapping[str, Any]) -> bool:
     path = folder / row["path"]
-    return path.is_file() and path.stat().st_size == row["bytes"] if row["kind"] == "model" else _there(folder, row)
+    return path.is_file() and path.stat().st_size == row["bytes"] if row["kind"] == "model" else _is_intact(folder, row)
 
 
-def _export(row: dict[str, Any]) -> str:
-    """What a file is part of: itself, or the folder of a whole model."""
+def _export_of(row: dict[str, Any]) -> str:
+    """The export that a file belongs to: itself, or the folder of a model."""
     parts = row["path"].split("/")
     end = next((n for n, part in enumerate(parts) if row["kind"] == "model" and part.endswith("_model")), len(parts))
     return "/".join(parts[: end + 1])
 
 
-def _there(folder: Path, row: Mapping[str, Any]) -> bool:
+def _is_intact(folder: Path, row: Mapping[str, Any]) -> bool:
     path = folder / row["path"]
     return path.is_file() and sha256(path) == row["sha256"]

@@ -1,4 +1,4 @@
-"""Embeddings whose training is over, exported at once: what stops the run later takes nothing of them."""
+"""Embeddings that have reached stop_after are exported at once, so that a run that stops later keeps them."""
 
 from __future__ import annotations
 
@@ -29,36 +29,35 @@ _LINE = {"embedding": str, "stage": int, "step": int, "sha256": str, "files": [s
 
 
 class Finished:
-    """Writes `finished/` of a run's folder: the files that the export stage will write of these embeddings, as they
-    stop.
+    """Writes `finished/` of a run folder: the files of embeddings that have stopped, as the export stage writes them.
 
-    Where that writes packs, an embedding has one plain file here. A line of `finished.jsonl` says of each embedding
-    that its files are there, whole, and after which step it stopped. A run that goes on after a kill stops the
-    embedding at that step again and writes nothing anew, unless the values differ, which it says.
+    Where that stage writes packs, an embedding has one standalone file here. A line of `finished.jsonl` records that
+    the files of an embedding are complete, and after which step it stopped. A resumed run stops the embedding at that
+    step again and rewrites its files only where the values differ, with a warning.
     """
 
     def __init__(self, context: ExportContext, contents: Contents, last: Callable[[Contents], Contents]) -> None:
-        """`last` does to embeddings what later stages do to them (rescale)."""
+        """`last` changes embeddings as later stages will (rescale)."""
         self.context, self.last, self.folder = context, last, context.folder / FOLDER
         self.embeddings = {embedding.name: embedding for embedding in contents.embeddings}
         self.options = _options(context)
         self.lines = dict(_read(self.folder)) if self.options and context.processes.main else {}
-        self._done = 0  # how many of those that have stopped were looked at
+        self._done = 0  # how many of the stopped embeddings are exported
         self._stems: dict[str, dict[str, str]] = {}
 
     @property
     def recorded(self) -> dict[str, int]:
-        """The step after which each embedding stopped, as an earlier process of this run wrote it down."""
+        """The step after which each embedding stopped, as an earlier process of this run recorded it."""
         return {
             embedding: line["step"] for embedding, line in self.lines.items() if line["stage"] == self.context.stage + 1
         }
 
     def write(self, trainer: EmbeddingTrainer | None) -> None:
-        """Export the embeddings that have stopped since the last call; what that costs depends on these alone."""
+        """Export the embeddings that have stopped since the last call; the cost depends on these only."""
         if trainer is None or self.options is None or len(trainer.stopped_at) == self._done:
             return
         newest = islice(reversed(trainer.stopped_at.items()), len(trainer.stopped_at) - self._done)
-        stopped = dict(reversed(list(newest)))  # which are noted as they stop
+        stopped = dict(reversed(list(newest)))  # in the order in which they stopped
         rows = trainer.injection.rows
         trained = tuple(
             replace(
@@ -73,7 +72,7 @@ class Finished:
         again = [name for name, digest in digests.items() if self.lines.get(name, {}).get("sha256", digest) != digest]
         if again:
             names = ", ".join(again[:5]) + (f" and {len(again) - 5} more" if len(again) > 5 else "")
-            self.context.warnings.append(f"finished/ has {names} anew: going on did not give the same values again")
+            self.context.warnings.append(f"finished/ was rewritten for {names}: the resumed run gave other values")
         for lines in self._written(new, stopped, digests):
             self._append(lines)
         self._done += len(stopped)
@@ -81,7 +80,7 @@ class Finished:
     def _written(
         self, embeddings: list[Embedding], stopped: dict[str, int], digests: dict[str, str]
     ) -> Iterator[list[dict[str, Any]]]:
-        """Write a few hundred embeddings at a time; give the ledger's lines of those whose files are there."""
+        """Write a few hundred embeddings at a time; yield the ledger's lines of those whose files are written."""
         assert self.options is not None
         if not self._stems:
             self._stems = {"": standalone_stems(self.context, list(self.embeddings))} | {
@@ -120,11 +119,11 @@ class Finished:
         return written
 
     def _targets(self) -> Sequence[str]:
-        """The programs that have a file an embedding."""
+        """The programs that get a file for each embedding."""
         return self.options.targets if self.options is not None and self.options.files == "each" else ()
 
     def _is_there(self, embedding: str, digest: str) -> bool:
-        """Whether the embedding's files are there, with these values."""
+        """Whether the embedding's files exist with these values."""
         line = self.lines.get(embedding, {})
         return line.get("sha256") == digest and all((self.folder / path).is_file() for path in line["files"])
 
@@ -141,19 +140,19 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with (folder / LEDGER).open("rb+") as file:
             text = file.read()
             whole = text.rfind(b"\n") + 1
-            if whole != len(text):  # the end of a line that a kill cut off
+            if whole != len(text):  # a line that a kill truncated
                 file.truncate(whole)
     except FileNotFoundError:
         return
     for line in text[:whole].splitlines():
-        with suppress(ValueError):  # a power cut leaves zeros; the embedding is exported anew
+        with suppress(ValueError):  # a power failure leaves zeros; the embedding is exported again
             row = bounded_json(line)
             if shape_error(row, _LINE) is None:
                 yield row["embedding"], row
 
 
 def _options(context: ExportContext) -> ExportOptions | None:
-    """How the embeddings will be exported; None where they are not, or a later stage trains them again."""
+    """How the embeddings will be exported; None where they are not, or where a later stage trains them."""
     recipe, later = context.recipe, context.stage + 1
     if any(options.embeddings for _, options in recipe.stages_with(TrainOptions, later)):
         return None
@@ -169,18 +168,18 @@ def _digest(embedding: Embedding) -> str:
 
 
 def finished_facts(context: ExportContext, contents: Contents) -> dict[str, Any] | None:
-    """For the manifest, how many embeddings are in `finished/`, and whether the verified exports of `contents` replace
-    it: all of them have the very values that they were finished with."""
+    """For the manifest: how many embeddings are in `finished/`, and whether the verified exports of `contents` replace
+    it, because all of them have the same values."""
     lines = dict(_read(context.folder / FOLDER))
     now = {embedding.name: embedding for embedding in contents.embeddings}
     same = all(name in now and line["sha256"] == _digest(now[name]) for name, line in lines.items())
     if not same:
-        context.warnings.append("finished/ stays: not all of its embeddings are exported as they were finished")
+        context.warnings.append("finished/ is kept: some of its embeddings differ from the exported ones")
     return {"embeddings": len(lines), "removed": same} if lines else None
 
 
 def remove_finished(folder: Path) -> None:
-    """Take `finished/` out of a run's folder, whole or not at all."""
+    """Delete `finished/` of a run folder."""
     hidden = folder / f".{FOLDER}.old"
     with suppress(FileNotFoundError):
         os.replace(folder / FOLDER, hidden)

@@ -1,4 +1,4 @@
-"""The texts beside the exported files: what to type, and the lines with which diffusers loads them."""
+"""The texts next to the exported files: HOW-TO.txt, and load.py for diffusers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from .packs import Pack
 
 @dataclass(frozen=True)
 class Files:
-    """What was written for one program: standalone embeddings by name or packs, the LoRA, embeddings in it, a script,
-    the model.
+    """The files of one program: embeddings by name or packs, the LoRA, the embeddings bundled in it, script and model.
 
-    LoRA, `model_folder` and `model_file` are paths relative to the program's own folder of the export, as is `alone`:
-    files that have the embeddings which are `bundled`, by name, with what is typed. `fits` says if few models take
-    them, `lost` what the program does not use of the LoRA.
+    `lora`, `model_folder` and `model_file` are paths relative to the program's folder of the export, as are those of
+    `alone`: standalone files of the `bundled` embeddings by name, with what to type. `fits` says which model they are
+    for, `lost` what the program ignores of the LoRA.
     """
 
     embeddings: dict[str, tuple[Written, ...]]
@@ -39,13 +38,13 @@ class Files:
 
 
 def guide_text(program: Program, files: Files) -> str:
-    """Where to put the files in a program and what to type there; an empty line between what belongs to each."""
+    """Where to put the files of a program and what to type in prompts."""
     first = [program.title]
     if files.fits:
         first.append(files.fits)
     if files.clip_skip > 1:
-        first.append(f"Trained with Clip skip {files.clip_skip}: set it in the program, too.")
-    script = [f"{files.script} does all of this: run it, or copy its lines."] if files.script else []
+        first.append(f"Trained with Clip skip {files.clip_skip}; set it in the program too.")
+    script = [f"{files.script} loads everything: run it, or copy its lines."] if files.script else []
     parts = (
         first,
         script,
@@ -58,7 +57,7 @@ def guide_text(program: Program, files: Files) -> str:
 
 
 def _model(program: Program, files: Files) -> list[str]:
-    """The fine-tuned model: users of code take the folder, all others the file, each the other where it is alone."""
+    """The fine-tuned model: the folder for users of code, the file for others, or the only one there is."""
     ways = {"model": files.model_file, "folder": files.model_folder}
     order = ("folder", "model") if files.script else ("model", "folder")
     way = next((way for way in order if ways[way] is not None), None)
@@ -70,7 +69,7 @@ def _model(program: Program, files: Files) -> list[str]:
     else:
         lines.append(f"{ways[way]} is a folder for diffusers; 'file' in the export stage's `model` writes one file.")
     if files.embeddings or files.packs:
-        lines.append("The embeddings were trained with this model; with others they mean less.")
+        lines.append("The embeddings were trained with this model; with other models they work less well.")
     return lines
 
 
@@ -83,8 +82,8 @@ def _embeddings(program: Program, files: Files) -> list[str]:
 
 
 def _embedding(program: Program, name: str, paths: str, trigger: str) -> str:
-    said = program.how["embedding"].format(files=paths, type=trigger)
-    return said if name in trigger else f"{said}  (for {name})"
+    text = program.how["embedding"].format(files=paths, type=trigger)
+    return text if name in trigger else f"{text}  (for {name})"
 
 
 def _packs(program: Program, files: Files) -> list[str]:
@@ -93,10 +92,10 @@ def _packs(program: Program, files: Files) -> list[str]:
         names = " and ".join(one.path.name for one in pack.files)
         typed = pack.files[0].trigger
         how = program.how["lora"].format(files=names, type=typed)
-        if files.script is not None:  # of a file of several embeddings no loader reads more than one by itself
+        if files.script is not None:  # no loader of diffusers reads several embeddings of a file
             how = f"{files.script} loads {names}; in prompts type  {typed}"
         lines.append(f"{_span(pack.embeddings)}: {how}")
-    return [*lines, "pivotune split writes each embedding into a file of its own, for any program."] if lines else []
+    return [*lines, "`pivotune split` writes each embedding into its own file, for any program."] if lines else []
 
 
 def _lora(program: Program, files: Files) -> list[str]:
@@ -107,7 +106,7 @@ def _lora(program: Program, files: Files) -> list[str]:
         return ["The LoRA:", how, *(f"  note: {loss}" for loss in files.lost)]
     how = program.how["lora"].format(files=files.lora, type=bundle_trigger(files.lora, files.bundled))
     lines = [
-        "The LoRA, with the embeddings in it:",
+        "The LoRA with bundled embeddings:",
         how,
         f"The embeddings work {program.embeddings_in_loras.removeprefix('yes, ')}.",
     ]
@@ -125,9 +124,7 @@ def _span(embeddings: Sequence[str]) -> str:
 
 
 def bundle_trigger(lora: str, embeddings: Sequence[str]) -> str:
-    """What is typed to use embeddings that a LoRA file carries: the LoRA itself, and each embedding as it was
-    trained.
-    """
+    """What to type to use the embeddings bundled in a LoRA file: the LoRA and each placeholder."""
     return f"<lora:{Path(lora).stem}:1> {' '.join(embeddings)}"
 
 
@@ -136,10 +133,9 @@ SHIPPED = 'str(files("pivotune.recipes.micro") / "model")'
 
 @dataclass(frozen=True)
 class Base:
-    """The model a run began with (a hub id, a folder, a single file, or `micro`), and the folder of the script.
+    """The base model of a run (a hub id, a folder, a single file, or `micro`), and the folder of the script.
 
-    What lies on this machine is spelled from there: a script says nothing of the folders above, and is the same in
-    every place to which all of it is carried.
+    Local paths are relative to the script: it contains no private paths and works after model and run are moved.
     """
 
     spec: ModelSpec
@@ -147,9 +143,7 @@ class Base:
 
 
 def diffusers_lines(family: Family, files: Files, base: Base) -> str:
-    """A script that loads the exported model (else the `base`), the embeddings and the LoRA with diffusers' own
-    loaders.
-    """
+    """A script that loads the exported model (else the `base`), the embeddings and the LoRA with diffusers."""
     shipped = files.model_folder is None and base.spec.base == MICRO
     lines = [
         *(["from importlib.resources import files"] if shipped else []),
@@ -174,7 +168,7 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
     if files.clip_skip > 1:
         lines += [
             "",
-            f"# Clip skip {files.clip_skip}: the layers behind the one that is read are left out",
+            f"# Clip skip {files.clip_skip}: remove the last layers of the text encoder",
             "parts = pipe.text_encoder.named_modules()",
             'layers = next(part for name, part in parts if name.endswith("encoder.layers"))',
             f"del layers[-{files.clip_skip - 1} :]",
@@ -196,7 +190,7 @@ def _loaded(kind: str, files: Files, base: Base) -> str:
 
 
 def _named(base: Base, name: str) -> str:
-    """A hub id or the like as it is, what is on this machine by its way from the script."""
+    """A hub id unchanged; a local path relative to the script."""
     if not Path(name).exists():
         return repr(name)
     try:
@@ -214,7 +208,7 @@ def _load_lines(family: Family, name: str, written: Sequence[Written]) -> list[s
 
 
 def _load_pack(family: Family, pack: Pack) -> list[str]:
-    """All embeddings of each file in one call: the model's table of tokens is made larger once."""
+    """All embeddings of each file in one call, so that the token table grows once."""
     encoders = {encoder.key: encoder for encoder in family.encoders}
     lines = []
     for key, one in zip(pack.keys, pack.files, strict=True):

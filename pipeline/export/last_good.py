@@ -1,4 +1,4 @@
-"""What a run that was stopped has learnt so far, as files: hours of training must not be lost with it."""
+"""The last good state of a run that stopped or failed, as files, so that hours of training are not lost."""
 
 from __future__ import annotations
 
@@ -18,31 +18,30 @@ from .standalone import write_standalone
 FOLDER = "last-good"
 
 
-def _places(run: Path) -> tuple[Path, Path]:
-    """The folder, and the one that it becomes before it is deleted."""
+def _folders(run: Path) -> tuple[Path, Path]:
+    """The folder, and its name while it is being deleted."""
     return run / FOLDER, run / f".{FOLDER}.old"
 
 
 def keep_last_good(context: ExportContext, contents: Contents, *, model: bool) -> None:
-    """Write embeddings and LoRA, as the last good step left them, to `last-good/` of the run's folder, anew each time.
+    """Write embeddings and LoRA of the last good step to `last-good/` of the run folder; replaces an older one.
 
-    They are called as in `exports/`: the embeddings are in `<name>_embeddings/`, so that a LoRA may have an embedding's
-    name. With `model` a fine-tuned model is there too, as `<name>_model/` in its own data type; embeddings and LoRA are
-    then taken out of it. What cannot be written is said and raises nothing: why the run ended must not be hidden by
-    that.
+    Names are as in `exports/`: the embeddings are in `<name>_embeddings/`, so that a LoRA may have an embedding's name.
+    With `model` a fine-tuned model is written too, as `<name>_model/` in its own dtype; embeddings and LoRA must be
+    removed from it before. An error is only a warning: it must not hide why the run ended.
     """
-    folder, old = _places(context.folder)
+    folder, old = _folders(context.folder)
     part = old.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     try:
         what = _written(context, contents, part, model and bool(context.finetuned))
         if folder.exists():
-            folder.rename(old)  # a kill while it is deleted, or before, leaves one of them whole
+            folder.rename(old)  # a kill at any moment leaves one of them complete
         part.rename(folder)
-        context.progress(f"the last good {' and '.join(what)} are in {folder}")
+        context.progress(f"saved the last good {' and '.join(what)} in {folder}")
     except (ConvertError, StageError, OSError) as error:
-        context.warnings.append(f"what was learnt so far could not be written to {folder}: {error}")
+        context.warnings.append(f"the last good state could not be written to {folder}: {error}")
         context.progress(f"warning: {context.warnings[-1]}")
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -50,15 +49,15 @@ def keep_last_good(context: ExportContext, contents: Contents, *, model: bool) -
 
 
 def remove_last_good(run: Path) -> None:
-    """Delete `last-good/` of a run whose exports are verified: they replace it."""
-    folder, old = _places(run)
+    """Delete `last-good/`: the verified exports replace it."""
+    folder, old = _folders(run)
     with suppress(FileNotFoundError):
-        os.replace(folder, old)  # so that a kill leaves no half of it under its name
+        os.replace(folder, old)  # a kill leaves no partial folder with that name
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _written(context: ExportContext, contents: Contents, folder: Path, model: bool) -> list[str]:
-    """What was written into the folder, in embeddings."""
+    """Write the folder; return the names of what it contains."""
     folder.mkdir(parents=True)
     what = []
     if contents.embeddings:

@@ -1,4 +1,4 @@
-"""Names of the UNet's modules in Stability's own code (`input_blocks`, `middle_block`, `output_blocks`).
+"""Names of modules in checkpoint files; for the UNet those of Stability's code (`input_blocks`, `middle_block`, …).
 
 Checkpoints of SD 1, SD 2 and SDXL use them for weights, kohya's scripts for the LoRA of an SDXL model.
 """
@@ -29,7 +29,7 @@ _MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)(?:\.(.+))?")
 
 @dataclass(frozen=True)
 class UNetShape:
-    """What the numbering depends on: places each block takes, and which up blocks have attention."""
+    """What the numbering depends on: the entries of each block, and which up blocks have attention."""
 
     each: int
     attentive: frozenset[int]
@@ -40,7 +40,7 @@ def unet_shape(config: Mapping[str, Any]) -> UNetShape:
     layers = config["layers_per_block"]
     if not isinstance(layers, int):
         if len(set(layers)) > 1:
-            raise StageError(f"a UNet with layers_per_block = {list(layers)} has no place in a checkpoint file")
+            raise StageError(f"a UNet with layers_per_block = {list(layers)} is not supported in a checkpoint file")
         layers = layers[0]
     attentive = {number for number, kind in enumerate(config["up_block_types"]) if "Attn" in kind}
     return UNetShape(layers + 1, frozenset(attentive))
@@ -56,14 +56,14 @@ def sgm_module(name: str, shape: UNetShape) -> str:
         kind, number, rest = found[1], int(found[2]), found[3]
         place = 2 * number if kind == "resnets" else 2 * number + 1
         return _joined(f"middle_block.{place}", _inner(kind, rest))
-    raise StageError(f"the UNet's {name} has no place in a checkpoint file of this family")
+    raise StageError(f"the UNet's {name} is not supported in a checkpoint file of this family")
 
 
 def _in_block(side: str, block: int, kind: str, layer: int, rest: str | None, shape: UNetShape) -> str:
     last = shape.each * block + shape.each
-    if kind == "downsamplers":  # a place of its own behind the block's layers
+    if kind == "downsamplers":  # an entry of its own after the block's layers
         return f"input_blocks.{last}.0.op"
-    if kind == "upsamplers":  # behind resnet and attention of the block's last layer
+    if kind == "upsamplers":  # after resnet and attention of the block's last layer
         return f"output_blocks.{last - 1}.{2 if block in shape.attentive else 1}.conv"
     number = shape.each * block + layer + (side == "down")
     inside = 0 if kind == "resnets" else 1
@@ -78,7 +78,7 @@ def _joined(name: str, rest: str | None) -> str:
     return f"{name}.{rest}" if rest else name
 
 
-Pieces = dict[str, tuple[Tensor, ...]]  # name there to the tensors that stand behind each other along dimension 0
+Pieces = dict[str, tuple[Tensor, ...]]  # name in the file to the tensors that are concatenated along dimension 0
 
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 VAE_EMBEDDINGS = {
@@ -107,7 +107,7 @@ def unet(module: Any) -> Pieces:
 
 
 def vae(module: Any) -> Pieces:
-    """An AutoencoderKL; there the attention's matrices are 1x1 convolutions."""
+    """An AutoencoderKL, whose attention matrices are 1x1 convolutions in checkpoint files."""
     levels = len(module.config.block_out_channels)
     pieces: Pieces = {}
     for name, tensor in module.state_dict().items():
@@ -122,7 +122,7 @@ def _vae_module(name: str, levels: int) -> str:
         return f"{found[1]}.mid.attn_1.{VAE_ATTENTION[found[2]]}"
     if found := re.fullmatch(r"(\w+\.)mid_block\.resnets\.(\d)(\..+)", name):
         name = f"{found[1]}mid.block_{int(found[2]) + 1}{found[3]}"
-    elif found := re.fullmatch(r"decoder\.up_blocks\.(\d+)(\..+)", name):  # counted from the other end
+    elif found := re.fullmatch(r"decoder\.up_blocks\.(\d+)(\..+)", name):  # counted from the end
         name = f"decoder.up.{levels - 1 - int(found[1])}{found[2]}"
     for ours, theirs in VAE_EMBEDDINGS.items():
         name = name.replace(ours, theirs)
@@ -135,7 +135,7 @@ def clip(module: Any) -> Pieces:
 
 
 def open_clip(module: Any) -> Pieces:
-    """A CLIP text encoder of OpenCLIP's: query, key and value are one matrix, the projection stands transposed."""
+    """A CLIP text encoder of OpenCLIP's: query, key and value are one matrix, the projection is transposed."""
     state = _flat(module)
     pieces: Pieces = {}
     for name, tensor in state.items():
@@ -151,14 +151,14 @@ def open_clip(module: Any) -> Pieces:
                 parts = tuple(state[name.replace("q_proj", f"{one}_proj")] for one in "qkv")
                 pieces[f"{block}.attn.in_proj_{kind}"] = parts
             elif inner not in ("self_attn.k_proj", "self_attn.v_proj"):
-                raise StageError(f"the text encoder's {name} has no place in a checkpoint file")
+                raise StageError(f"the text encoder's {name} is not supported in a checkpoint file")
         else:
-            raise StageError(f"the text encoder's {name} has no place in a checkpoint file")
+            raise StageError(f"the text encoder's {name} is not supported in a checkpoint file")
     return pieces
 
 
 def _flat(module: Any) -> dict[str, Tensor]:
-    """State of a text encoder without the level that some versions of transformers put in between."""
+    """State of a text encoder without the level that some versions of transformers add."""
     return {name.removeprefix("text_model."): tensor for name, tensor in module.state_dict().items()}
 
 
@@ -178,7 +178,7 @@ INSIDE = {
     "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2",
     "ff_context.net.0.proj": "context_block.mlp.fc1", "ff_context.net.2": "context_block.mlp.fc2",
 }  # fmt: skip
-# of query, key and value, which are one matrix there, the query's name: it stands for all three
+# query, key and value are one matrix in the file; the query's name is used for it
 QKV = {
     "attn.to_q": ("x_block.attn.qkv", "attn.to_k", "attn.to_v"),
     "attn.add_q_proj": ("context_block.attn.qkv", "attn.add_k_proj", "attn.add_v_proj"),
@@ -204,7 +204,7 @@ def joint_transformer(module: Any) -> Pieces:
         elif stem in SD3_ENDS:
             pieces[f"{SD3_ENDS[stem]}.{kind}"] = (tensor,)
         else:
-            raise StageError(f"the transformer's {name} has no place in a checkpoint file of this family")
+            raise StageError(f"the transformer's {name} is not supported in a checkpoint file of this family")
     return pieces
 
 
@@ -217,10 +217,10 @@ def _in_joint_block(state: Any, block: int, inner: str, kind: str, parts: tuple[
         return {f"joint_blocks.{block}.{there}.{kind}": parts}
     if inner in INSIDE:
         return {f"joint_blocks.{block}.{INSIDE[inner]}.{kind}": parts}
-    raise StageError(f"the transformer's {inner} has no place in a checkpoint file of this family")
+    raise StageError(f"the transformer's {inner} is not supported in a checkpoint file of this family")
 
 
 def _swapped(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Shift and scale, which stand the other way round there."""
+    """Shift and scale, which are in the other order in checkpoint files."""
     half = tensor.shape[0] // 2
     return tensor[half:], tensor[:half]

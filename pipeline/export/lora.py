@@ -1,4 +1,4 @@
-"""The trained LoRA as files: plain, and with the embeddings bundled in it; each read again before it counts."""
+"""The trained LoRA as files: plain, and with bundled embeddings; each file is verified."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def write_plain(
     *,
     facts: Mapping[str, RawTensor] | None = None,
 ) -> None:
-    """The LoRA without embeddings. `facts` is it in kohya's layout, where `tensors` is not.
+    """Write the LoRA without embeddings. `facts` is the LoRA in kohya's layout, where `tensors` is not.
 
-    Raises ConvertError when the file does not hold the tensors that went in.
+    Raises ConvertError when the file, read again, differs.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_lora(path, tensors, _metadata(context, facts or tensors), overwrite=True)
@@ -47,10 +47,9 @@ def write_bundle(
     *,
     facts: Mapping[str, RawTensor] | None = None,
 ) -> None:
-    """The LoRA with the embeddings as `bundle_emb.<name>.<key>`, and in the metadata what each one's own file says of
-    it.
+    """Write the LoRA with the embeddings as `bundle_emb.<name>.<key>` and each embedding's own metadata.
 
-    Raises ConvertError when the file does not hold what went in, or `program` would not find the embeddings in it.
+    Raises ConvertError when the file, read again, differs, or when `program` would not find the embeddings in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = bundle(Contents(rest=dict(tensors)), embeddings, widths=widths(context))
@@ -62,7 +61,7 @@ def write_bundle(
     for embedding in own:
         found_of = back.get(embedding.name, {})
         if any(key not in found_of or not same(found_of[key], raw) for key, raw in slots(embedding.vectors).items()):
-            raise ConvertError(f"{path}: the embedding {embedding.name!r} does not come back as it went in")
+            raise ConvertError(f"{path}: the embedding {embedding.name!r} differs when the file is read again")
     seen = check_reading(context, path, program)
     lost = [embedding.name for embedding in own if embedding.name not in seen]
     if lost:
@@ -70,7 +69,7 @@ def write_bundle(
 
 
 def check_reading(context: ExportContext, path: Path, program: Program) -> set[str]:
-    """Embeddings that a program finds in a LoRA file; ConvertError when it would refuse the file."""
+    """The embeddings that a program finds in a LoRA file; ConvertError when it would reject the file."""
     stored = Stored(path, *safetensors_file.read(path))
     reading = reads_lora(program.name, stored, widths(context))
     if reading.refusal:
@@ -88,11 +87,13 @@ def _metadata(context: ExportContext, tensors: Mapping[str, RawTensor]) -> dict[
 
 
 def _only(values: set[Any]) -> str:
-    """The one value of all modules, or what kohya's scripts say where they differ."""
+    """The common value of all modules, or what kohya's scripts write where they differ."""
     return str(next(iter(values))) if len(values) == 1 else "Dynamic"
 
 
 def _compare(path: Path, found: Mapping[str, RawTensor], meant: Mapping[str, RawTensor]) -> None:
     wrong = [name for name, raw in meant.items() if name not in found or not same(found[name], raw)]
     if wrong or len(found) != len(meant):
-        raise ConvertError(f"{path}: the LoRA does not come back as it went in ({wrong[:3] or 'foreign tensors'})")
+        raise ConvertError(
+            f"{path}: the LoRA differs when the file is read again ({wrong[:3] or 'additional tensors'})"
+        )

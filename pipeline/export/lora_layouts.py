@@ -1,6 +1,6 @@
-"""A LoRA's tensors under the names that each program looks for.
+"""A LoRA's tensors with the names that each program reads.
 
-A run holds its LoRA in kohya's layout with diffusers' module names (`lora_unet_down_blocks_…`,
+A run keeps its LoRA in kohya's layout with diffusers' module names (`lora_unet_down_blocks_…`,
 `lora_te1_text_model_…`), which A1111, Forge, SD.Next, ComfyUI, InvokeAI and OneTrainer read. Three cases differ.
 Kohya's scripts know SDXL's blocks by Stability's names only. diffusers reads kohya's layout, but drops `dora_scale`,
 and the attention of text encoders when their `out_proj` has no LoRA: it gets PEFT's layout. So does A1111 for SD3,
@@ -26,14 +26,14 @@ SCALE = "dora_scale"
 
 
 def has_dora(tensors: Iterable[str]) -> bool:
-    """Whether the LoRA learnt the length of each weight's rows too (DoRA)."""
+    """Whether the LoRA has trained magnitudes (DoRA)."""
     return any(name.endswith(f".{SCALE}") for name in tensors)
 
 
 def settled(tensors: Tensors) -> dict[str, RawTensor]:
-    """The names that all readers know: text encoders with `text_model_`, a DoRA's lengths as a column.
+    """Names that all programs know: text encoders with `text_model_`, a DoRA's magnitudes as a column.
 
-    transformers 5.6 and later name the modules of a text encoder without that level; older readers fail then.
+    transformers 5.6 and later name the modules of a text encoder without that level; older programs reject those.
     """
     return {
         re.sub(r"^(lora_te\d?_)(?=encoder_)", r"\1text_model_", name): _column(name, raw, tensors)
@@ -49,14 +49,14 @@ def _column(name: str, raw: RawTensor, tensors: Tensors) -> RawTensor:
 
 
 def for_program(tensors: Tensors, program: Program, family: Family, pipe: Any) -> dict[str, RawTensor] | None:
-    """Settled tensors as `program` wants them, or None where it takes them as they are."""
+    """The tensors in the layout of `program`, or None where it reads them as they are."""
     layout = program.lora_layouts.get(family.name, program.lora_layouts.get("*"))
     return LAYOUTS[layout](tensors, family, pipe) if layout is not None else None
 
 
 def ignored_parts(tensors: Tensors, program: Program) -> list[str]:
-    """What the program cannot use of the LoRA."""
-    return [f"{program.title} ignores the lengths that a DoRA learns"] if has_dora(tensors) and not program.dora else []
+    """Parts of the LoRA that the program ignores."""
+    return [f"{program.title} ignores the magnitudes of a DoRA"] if has_dora(tensors) and not program.dora else []
 
 
 def sgm(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]:
@@ -74,7 +74,7 @@ def sgm(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]:
 
 
 def peft(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]:
-    """PEFT's layout, `unet.<module>.lora_A.weight`; alpha / rank is multiplied into `lora_B`, for it has no alpha."""
+    """PEFT's layout, `unet.<module>.lora_A.weight`; alpha / rank is multiplied into `lora_B`, as it has no alpha."""
     parts: dict[str, dict[str, RawTensor]] = defaultdict(dict)
     for name, raw in tensors.items():
         module, _, kind = name.partition(".")
@@ -99,12 +99,12 @@ LAYOUTS = {"sgm": sgm, "peft": peft}
 
 
 def _row(raw: RawTensor) -> RawTensor:
-    """A column of lengths as PEFT holds it: (out,) for a matrix, (1, out, 1, 1) for a convolution."""
+    """A column of magnitudes in PEFT's shape: (out,) for a matrix, (1, out, 1, 1) for a convolution."""
     return RawTensor(raw.dtype, raw.shape[:1] if len(raw.shape) == 2 else (1, raw.shape[0], *raw.shape[2:]), raw.stored)
 
 
 def _modules(model: Any) -> dict[str, str]:
-    """Module names with underscores to module names, for text encoders with the level `text_model` in front."""
+    """Module names with underscores to module names, for text encoders with the level `text_model` added."""
     text = hasattr(model, "get_input_embeddings") and not hasattr(model, "text_model")
     names = {f"text_model.{name}" if text and name else name for name, _ in model.named_modules()}
     return {name.replace(".", "_"): name for name in names}
@@ -112,5 +112,5 @@ def _modules(model: Any) -> dict[str, str]:
 
 def _known(modules: Mapping[str, str], name: str) -> str:
     if name not in modules:
-        raise StageError(f"the LoRA is on a layer {name!r} that the model does not have")
+        raise StageError(f"the LoRA has a layer {name!r} that the model does not have")
     return modules[name]

@@ -24,10 +24,10 @@ from .tensors import plain, raw_tensors
 def write_model_folder(
     pipe: Any, folder: Path, dtype: torch.dtype, *, tokenizers: Mapping[str, Mapping[str, bytes]] = MappingProxyType({})
 ) -> None:
-    """Write the whole model; the folder appears when all of it is there, in the place of an older one.
+    """Write the whole model; the folder appears when it is complete, and replaces an older one.
 
     Tokenizers and scheduler settings come from the pipeline; those in `tokenizers` (see `Model.tokenizer_files`) are
-    the very files that were loaded. Raises ConvertError when a value is too large for `dtype`.
+    the files that were loaded. Raises ConvertError when a value is too large for `dtype`.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -57,16 +57,16 @@ def _model(module: Any, folder: Path, dtype: torch.dtype) -> None:
     else:  # transformers
         config = copy.deepcopy(module.config)
         config.architectures = [type(module).__name__]
-        config.dtype = torch.float32  # as diffusers' models come up where no type is asked for, else they do not fit
+        config.dtype = torch.float32  # the default dtype of diffusers' models; others do not fit together
         config.save_pretrained(folder)
         name = "model.safetensors"
-        if type(module).__name__ == "CLIPTextModel":  # the name that older versions of transformers look for
+        if type(module).__name__ == "CLIPTextModel":  # the name that older versions of transformers read
             state = {f"text_model.{key.removeprefix('text_model.')}": tensors for key, tensors in state.items()}
     safetensors_file.write(folder / name, raw_tensors(state, dtype), {"format": "pt"})
 
 
 def _tokenizer(tokenizer: Any, folder: Path, files: Mapping[str, bytes]) -> None:
-    """The tokenizer's files as given; without any those it writes, with the two that older transformers need."""
+    """The tokenizer's files as loaded; else those it writes, with the two that older transformers need."""
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -82,19 +82,21 @@ def _tokenizer(tokenizer: Any, folder: Path, files: Mapping[str, bytes]) -> None
 
 LAYOUTS: dict[str, Callable[[Any], Pieces]] = {
     "unet": unet, "vae": vae, "clip": clip, "open_clip": open_clip, "joint_transformer": joint_transformer,
-    # tied weights under all their names: not every loader ties them
+    # tied weights with all their names: not every loader ties them
     "named": lambda module: {name: (tensor,) for name, tensor in module.state_dict().items()},
 }  # fmt: skip
 
 
 def write_model_file(pipe: Any, family: Family, path: Path, dtype: torch.dtype, *, title: str) -> list[str]:
-    """Write the whole model; each tensor is read back and compared before the file gets its name.
+    """Write the whole model; each tensor is read again and compared before the file gets its name.
 
-    Returns what programs will not read of it. Raises StageError when the family has no such layout or a part of the
-    model no place in it, ConvertError when a value is too large for `dtype`.
+    Returns warnings about what programs ignore. Raises StageError when the family or a part of the model is not
+    supported, ConvertError when a value is too large for `dtype`.
     """
     if not family.checkpoint:
-        raise StageError(f"no checkpoint file is known for {family.title}; export models = ['folder']")
+        raise StageError(
+            f"checkpoint files are not supported for {family.title}; set model = ['folder'] in the export stage"
+        )
     tensors: dict[str, RawTensor] = {}
     unread = []
     for name, part in family.checkpoint.items():
@@ -102,7 +104,7 @@ def write_model_file(pipe: Any, family: Family, path: Path, dtype: torch.dtype, 
         if module is not None:
             tensors |= raw_tensors(LAYOUTS[part.layout](module), dtype, part.prefix)
             if not part.own_projection and not _is_identity(module.text_projection.weight):
-                unread.append(f"{path.name}: programs take the projection of {name} for none, the model has one")
+                unread.append(f"{path.name}: programs ignore the projection of {name}, which this model has")
     config = pipe.scheduler.config
     tensors |= {mark: RawTensor("F32", (0,), b"") for mark in _marks(config)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +117,7 @@ def _is_identity(matrix: torch.Tensor) -> bool:
 
 
 def _marks(config: Any) -> list[str]:
-    """Empty tensors by whose names ComfyUI and Forge know what an SDXL model predicts."""
+    """Empty tensors whose names tell ComfyUI and Forge the prediction type of an SDXL model."""
     if config.get("prediction_type") != "v_prediction":
         return []
     return ["v_pred", "ztsnr"] if config.get("rescale_betas_zero_snr") else ["v_pred"]
@@ -131,5 +133,5 @@ def _metadata(family: Family, config: Any, title: str) -> dict[str, str]:
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.resolution": f"{family.resolution}x{family.resolution}",
         **({"modelspec.prediction_type": predicted} if family.objective == "diffusion" else {}),
-        "modelspec.hash_sha256": "",  # put in as the file is written
+        "modelspec.hash_sha256": "",  # set when the file is written
     }

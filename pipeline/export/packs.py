@@ -1,4 +1,4 @@
-"""Many embeddings in one file, or in files of at most so many: to keep, and for the programs that use such a file."""
+"""Packs: many embeddings in one file or in several, as an archive and for programs that read such files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .standalone import widths
 
 @dataclass(frozen=True)
 class Pack:
-    """Some of a run's embeddings together: in one file, or for diffusers in one for each of the encoders `keys`."""
+    """Several embeddings in one file, or for diffusers in one file for each of the text encoders `keys`."""
 
     files: tuple[Written, ...]
     embeddings: tuple[str, ...]
@@ -37,11 +37,11 @@ def write_packs(
     most: int | None,
     program: Program | None = None,
 ) -> list[Pack]:
-    """Write the embeddings in files of at most `most` embeddings (None: all in one); without `program` as a bundle of
-    our own.
+    """Write the embeddings in files of at most `most` embeddings (None: all in one); without `program` as a bundle.
 
-    An embedding keeps its name and metadata, so that `split` gives the file that it would have had. All files or none.
-    Raises ConvertError when a file, read as its program reads it, does not give every embedding bit for bit.
+    An embedding keeps its name and metadata, so that `split` gives the same file as an export without packs. Writes
+    all files or none. Raises ConvertError when a file, read as its program reads it, does not contain every embedding,
+    bit for bit.
     """
     packs = []
     with batch(overwrite=True) as files:  # what an interrupted export left
@@ -55,7 +55,7 @@ def write_packs(
 
 
 def packed_vectors(path: Path, embedding: str) -> dict[str, RawTensor]:
-    """Encoder key to vectors of one embedding of a pack that was written for no program."""
+    """Encoder key to vectors of one embedding of a pack without a program."""
     return next(one.vectors for one in identify(path).contents.embeddings if one.name == embedding)
 
 
@@ -85,7 +85,7 @@ def _add(
 def _as_lora(
     context: ExportContext, files: Batch, embeddings: Sequence[Embedding], path: Path, program: Program
 ) -> Written:
-    """A LoRA file that has embeddings and no layers."""
+    """A LoRA file with embeddings and without layers."""
     facts = {**FORMAT, "ss_base_model_version": context.model.family.base_model_version, "ss_output_name": path.stem}
     contents = bundle(Contents(metadata=facts), embeddings, widths=widths(context))
     check = partial(_check_lora, context=context, path=path, program=program, embeddings=embeddings)
@@ -103,13 +103,13 @@ def _check_lora(
     for embedding in embeddings:
         found = reading.embeddings.get(embedding.name, {})
         if not found or any(not same(raw, embedding.vectors[key]) for key, raw in found.items()):
-            raise ConvertError(f"{path}: {program.title} would not read {embedding.name!r} as it was written")
+            raise ConvertError(f"{path}: {program.title} would read other values of {embedding.name!r}")
 
 
 def _per_encoder(
     context: ExportContext, files: Batch, embeddings: Sequence[Embedding], path: Path, program: Program
 ) -> Iterator[tuple[str, Written]]:
-    """`{embedding: vectors}`, a file an encoder, of which a script passes each entry to the program's own loader."""
+    """A file `{embedding: vectors}` for each text encoder; a script passes each entry to the program's loader."""
     _, layout = layout_for(program.name, context.model.family)
     for number, (key,) in enumerate(layout.files, 1):
         own = [
@@ -135,4 +135,4 @@ def _check_entries(
         reading = reads(program.name, Stored(path, entry), sizes) if entry else None
         found = reading.embeddings.get(embedding.name, {}).get(key) if reading is not None else None
         if found is None or not same(found, embedding.vectors[key]):
-            raise ConvertError(f"{path}: {program.title} would not read {embedding.name!r} as it was written")
+            raise ConvertError(f"{path}: {program.title} would read other values of {embedding.name!r}")

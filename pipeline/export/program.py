@@ -1,4 +1,4 @@
-"""All files of one program: embeddings, LoRA or both in one, and the text that says what to do with them."""
+"""All files of one program: embeddings, LoRA or both in one file, and the texts on how to use them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SCRIPTS = {"diffusers": "load.py"}  # programs whose users write code
 
 @dataclass(frozen=True)
 class Made:
-    """What every program may use beside its own files: the plain LoRA, the fine-tuned model as folder and as file.
+    """Files that all programs share: the plain LoRA, the fine-tuned model as folder and as file.
 
-    `embeddings` are the files of single embeddings, by the embedding.
+    `embeddings` has the standalone file of each embedding.
     """
 
     lora: Path | None = None
@@ -47,7 +47,7 @@ def export_for(
     each: bool,
     most: int | None,
 ) -> int:
-    """Write the files of one program, with a file for `each` embedding or packs; returns how many it was to have."""
+    """Write the files of one program, a file for `each` embedding or packs; returns how many there must be."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = bool(ready.rest) and bundle and program.embeddings_in_loras.startswith("yes") and bool(ready.embeddings)
     if whole:
@@ -78,7 +78,7 @@ def _from(folder: Path, path: Path | None) -> str | None:
 
 
 def _alone(context: ExportContext, program: Program, folder: Path, made: Made) -> dict[str, tuple[str, str]]:
-    """The single embeddings' files from the program's folder, and what is typed, where they are laid out as for it."""
+    """For each embedding the path of its standalone file and what to type, where the program can read that file."""
     family = context.model.family.name
     return {
         name: (os.path.relpath(one.path, folder), program.prompted(one.path.stem, name))
@@ -96,7 +96,7 @@ def _embeddings(
     each: bool,
     most: int | None,
 ) -> tuple[dict[str, tuple[Written, ...]], tuple[Pack, ...], int]:
-    """The standalone embeddings of a program by name, or its packs, and how many files there must be."""
+    """The files of a program's embeddings by name, or its packs, and how many files there must be."""
     if not embeddings:
         return {}, (), 0
     if not each:
@@ -108,7 +108,7 @@ def _embeddings(
     declared = len(embeddings) * parts
     if len(written_files) != declared:
         raise StageError(
-            f"{len(embeddings)} embeddings for {program.title} are {declared} files, {len(written_files)} were written"
+            f"{len(embeddings)} embeddings for {program.title} need {declared} files, {len(written_files)} were written"
         )
     by_name = {
         embedding.name: tuple(written_files[at * parts : (at + 1) * parts]) for at, embedding in enumerate(embeddings)
@@ -123,9 +123,9 @@ def _embeddings(
 def _lora(
     context: ExportContext, ready: Contents, program: Program, folder: Path, made: Made, taken: Collection[str]
 ) -> tuple[int, str | None]:
-    """Where a program finds the LoRA: a file of its own (1) where it wants other names, else the one for all (0).
+    """The LoRA's path for a program, and how many files were written: 1 where it needs other names of tensors, else 0.
 
-    Its file takes no name of `taken`: those of the embeddings' files, letters small.
+    Its file has no name of `taken`: those of the embeddings' files in lower case.
     """
     if made.lora is None:
         return 0, None
@@ -143,7 +143,7 @@ def _lora(
 
 
 def _texts(context: ExportContext, files: Files, program: Program, folder: Path) -> None:
-    """HOW-TO.txt, and the script where the program's users write code."""
+    """Write HOW-TO.txt, and the script where the program's users write code."""
     if files.script is not None and (files.embeddings or files.packs or files.lora or files.model_folder):
         base = Base(context.recipe.model, folder)
         _text(context, folder / files.script, diffusers_lines(context.model.family, files, base), program)

@@ -56,11 +56,11 @@ def _distances(context: ExportContext, embeddings: Sequence[Embedding]) -> dict[
     for encoder in context.model.encoders:
         present = [embedding for embedding in embeddings if encoder.key in embedding.vectors]
         for first in range(0, len(present), AT_ONCE):
-            some = present[first : first + AT_ONCE]
-            now = vectors_of_all(some, encoder.key, encoder.width)
-            before = vectors_of_all([initial[embedding.name] for embedding in some], encoder.key, encoder.width)
+            part = present[first : first + AT_ONCE]
+            now = vectors_of_all(part, encoder.key, encoder.width)
+            before = vectors_of_all([initial[embedding.name] for embedding in part], encoder.key, encoder.width)
             distances = (torch.cat(now).double() - torch.cat(before).double()).norm(dim=1)
-            for embedding, own in zip(some, distances.split([len(rows) for rows in now]), strict=True):
+            for embedding, own in zip(part, distances.split([len(rows) for rows in now]), strict=True):
                 texts[embedding.name].append(" ".join([encoder.key, *(f"{one:.4g}" for one in own.tolist())]))
     return texts
 
@@ -69,9 +69,9 @@ def _name(base: str) -> str:
     return Path(base).name if Path(base).exists() or Path(base).is_absolute() else base
 
 
-# Programs whose file stands for the embedding: the first that holds all of it. A1111's dialect is read by all others
-# but OneTrainer (sd1, sd2) and diffusers; ComfyUI's takes T5 too, and embeddings that have vectors for some encoders
-# only.
+# Programs whose dialect standalone files have: the first that can contain the whole embedding. All programs but
+# OneTrainer (sd1, sd2) and diffusers read A1111's dialect; ComfyUI's has T5 too, and embeddings that have vectors for
+# some text encoders only.
 STANDALONE = ("a1111", "comfyui")
 
 
@@ -84,21 +84,21 @@ def write_standalone(context: ExportContext, embeddings: Sequence[Embedding], fo
         return []
     folder.mkdir(parents=True, exist_ok=True)
     stems = standalone_stems(context, [embedding.name for embedding in embeddings])
-    alike: dict[tuple[object, ...], str] = {}  # embeddings of the same shapes have the same program
+    program_of: dict[tuple[object, ...], str] = {}  # embeddings with the same shapes have the same program
     written = []
     with batch(overwrite=True) as files:  # what an interrupted export left
         for embedding in embeddings:
             shapes = tuple((key, raw.shape) for key, raw in embedding.vectors.items())
-            if shapes not in alike:
-                alike[shapes] = program_for(context, embedding, folder)
-            written += _add(context, files, embedding, folder, stems, alike[shapes])
+            if shapes not in program_of:
+                program_of[shapes] = program_for(context, embedding, folder)
+            written += _add(context, files, embedding, folder, stems, program_of[shapes])
     return written
 
 
 def add_standalone(
     context: ExportContext, files: Batch, embedding: Embedding, folder: Path, stems: Mapping[str, str]
 ) -> list[Written]:
-    """As `write_standalone`, for an embedding whose file appears together with others of a batch."""
+    """As `write_standalone`, for one embedding of a batch of files."""
     return _add(context, files, embedding, folder, stems, program_for(context, embedding, folder))
 
 
@@ -115,7 +115,7 @@ def _add(
 
 
 def standalone_stems(context: ExportContext, names: Sequence[str]) -> dict[str, str]:
-    """What the files of all these embeddings are called, no two alike."""
+    """The file names of all these embeddings, without duplicates."""
     family = context.model.family
     able = next((name for name in STANDALONE if family.name in programs()[name].layouts), "")
     if able:
@@ -140,9 +140,7 @@ def program_for(context: ExportContext, embedding: Embedding, folder: Path) -> s
                 return program
         except ConvertError as error:
             why = why or error
-    raise why or ConvertError(
-        f"{embedding.name}: no program known here holds {', '.join(embedding.vectors)} in one file"
-    )
+    raise why or ConvertError(f"{embedding.name}: no supported program has {', '.join(embedding.vectors)} in one file")
 
 
 def standalone_vectors(tensors: Mapping[str, RawTensor], family: Family) -> dict[str, RawTensor]:
@@ -156,5 +154,5 @@ def standalone_vectors(tensors: Mapping[str, RawTensor], family: Family) -> dict
 
 
 def widths(context: ExportContext) -> dict[str, int]:
-    """Encoder key to width, as the loaded model has them (a small model has the shape of a family, not its sizes)."""
+    """Encoder key to width, of the loaded model (a small model of a family has other widths)."""
     return {encoder.key: encoder.width for encoder in context.model.encoders}

@@ -1,4 +1,4 @@
-"""A model's tensors as bytes for a file, made one at a time while it is written: memory holds the model once."""
+"""A model's tensors as bytes for a file, converted one at a time while it is written, to save memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def raw_tensors(pieces: Pieces, dtype: torch.dtype, prefix: str = "") -> dict[st
 
 
 def plain(state: Mapping[str, Tensor]) -> Pieces:
-    """Tensors under their own names; of several names for the same memory (tied weights) the first stays."""
+    """Tensors by their own names; of tied weights only the first name is kept."""
     seen: set[tuple[int, tuple[int, ...]]] = set()
     pieces: Pieces = {}
     for name, tensor in state.items():
@@ -46,7 +46,7 @@ def _raw(parts: Sequence[Tensor], dtype: torch.dtype, name: str) -> RawTensor:
 
 
 def _bytes(parts: tuple[Tensor, ...], dtype: torch.dtype, name: str) -> memoryview:
-    """The bytes in C order; those of a tensor that is as it must be already are its own memory."""
+    """The bytes in C order; not copied where the tensor has this dtype already."""
     before = parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])
     after = before.to("cpu", dtype).contiguous()
     if dtype == torch.float16 and bool((after.isinf().cpu() & ~before.isinf().cpu()).any()):
@@ -55,7 +55,7 @@ def _bytes(parts: tuple[Tensor, ...], dtype: torch.dtype, name: str) -> memoryvi
 
 
 def in_dtype(contents: Contents, dtype: str, context: ExportContext) -> Contents:
-    """Everything as float32, float16 or bfloat16. What becomes zero is said; what would overflow is a ConvertError."""
+    """Everything as float32, float16 or bfloat16. Warns of values that become zero; ConvertError for an overflow."""
 
     def converted(raw: RawTensor, what: str) -> RawTensor:
         made, lost = convert(raw, CODES[DTYPES[dtype]], what)

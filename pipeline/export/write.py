@@ -26,7 +26,7 @@ from .tensors import in_dtype
 def write_exports(
     context: ExportContext, contents: Contents, folder: Path, options: ExportOptions
 ) -> tuple[Contents, Exports]:
-    """Write what the export stage's options ask for into a folder; the model must hold no injected embeddings.
+    """Write what the export stage's options ask for into a folder; the model must have no injected embeddings.
 
     Returns what was written, in its dtype, and where the files are.
     """
@@ -35,7 +35,10 @@ def write_exports(
     ready = in_dtype(with_metadata(context, replace(contents, rest=settled(contents.rest))), options.dtype, context)
     each, most = options.files == "each", options.pack_size if options.files == "pack" else None
     standalone, alone = _standalone(context, ready, folder / f"{context.recipe.name}_embeddings", each=each, most=most)
-    made = replace(_made(context, ready, folder, _ways(context, options.model), options.model_dtype), embeddings=alone)
+    made = replace(
+        _shared_files(context, ready, folder, _model_forms(context, options.model), options.model_dtype),
+        embeddings=alone,
+    )
     declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))
     for target in options.targets:
         declared += export_for(
@@ -47,9 +50,7 @@ def write_exports(
 def _standalone(
     context: ExportContext, ready: Contents, folder: Path, *, each: bool, most: int | None
 ) -> tuple[dict[str, Path], dict[str, Written]]:
-    """Embeddings by themselves, for no program in particular: where each is, in a pack or its own file (returned
-    too).
-    """
+    """Write the standalone embeddings or packs: the file of each embedding, and what was written of each."""
     if each:
         written = write_standalone(context, ready.embeddings, folder)
         for embedding, one in zip(ready.embeddings, written, strict=True):
@@ -60,8 +61,10 @@ def _standalone(
     return {embedding: pack.files[0].path for pack in packs for embedding in pack.embeddings}, {}
 
 
-def _made(context: ExportContext, ready: Contents, folder: Path, model: Sequence[str], model_dtype: str) -> Made:
-    """What serves all programs: the plain LoRA and the fine-tuned model."""
+def _shared_files(
+    context: ExportContext, ready: Contents, folder: Path, model: Sequence[str], model_dtype: str
+) -> Made:
+    """Write what all programs share: the plain LoRA and the fine-tuned model."""
     name, family, dtype = context.recipe.name, context.model.family, DTYPES[model_dtype]
     lora = whole = file = None
     if ready.rest:
@@ -82,14 +85,12 @@ def _made(context: ExportContext, ready: Contents, folder: Path, model: Sequence
     return Made(lora, whole, file)
 
 
-def _ways(context: ExportContext, model: Sequence[str]) -> Sequence[str]:
-    """How the fine-tuned model is written: as asked, or as a folder where its family has no checkpoint file here."""
+def _model_forms(context: ExportContext, model: Sequence[str]) -> Sequence[str]:
+    """The forms of the fine-tuned model: as asked, or a folder where checkpoint files are not supported."""
     if not context.finetuned:
         return ()
     if "file" in model and not context.model.family.checkpoint:
         title = context.model.family.title
-        context.warnings.append(
-            f"no layout of a checkpoint file is known for {title}: the model is written as a folder"
-        )
+        context.warnings.append(f"checkpoint files are not supported for {title}; the model is written as a folder")
         return ("folder",)
     return model

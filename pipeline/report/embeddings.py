@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def spelled(pieces: list[str]) -> list[str]:
-    """Tokens of a vocabulary as people read them: `ring</w>` is ring; a token within a word ends in a hyphen."""
+    """Tokens of a vocabulary as people read them: `ring</w>` is ring; a token that does not end a word of the text ends in a hyphen."""
     if not any(piece.endswith(WORD_END) for piece in pieces):
         return [piece.replace("▁", " ").strip() or piece for piece in pieces]
     return [_clip_piece(piece) for piece in pieces]
@@ -64,7 +64,7 @@ def rows(encoder: Json) -> list[Json]:
 
 
 def start_of(encoder: Json) -> Json:
-    """The tokens of the initial text that were kept and cut off, and how many vectors were padded."""
+    """The tokens of the initial text that were kept and truncated, and how many vectors were padded."""
     tokens, cut = encoder.get("tokens") or [], encoder.get("cut") or []
     names = spelled(tokens + cut)
     kept = encoder.get("kept", len(tokens))
@@ -80,7 +80,7 @@ def usual(manifest: Json, encoder: str) -> dict[str, float]:
 def excessive_norm(vectors: Iterable[Json], usual: dict[str, float]) -> float | None:
     """The largest of these vectors' norms as a multiple of the vocabulary's median; None where it is usual.
 
-    `vectors` are rows (see `rows`); those whose norm training has not increased are left out.
+    `vectors` are rows (see `rows`); those whose norm did not grow are left out.
     """
     median = usual.get("median") or math.nan
     pairs = [(row["norm_after"] or 0.0, row["norm_before"] or 0.0) for row in vectors]
@@ -94,7 +94,7 @@ def rescaled(manifest: Json) -> bool:
 
 
 def ema_note(manifest: Json) -> str:
-    """What is said below curves of vectors whose exported files contain averaged weights."""
+    """The text below curves of vectors whose exported files contain averaged weights."""
     stages = [stage for stage in (manifest.get("recipe") or {}).get("stage", ()) if stage.get("embeddings")]
     kinds = [(stage.get("optimizer") or {}).get("kind", "") for stage in stages]
     if any(stage.get("ema") for stage in stages) or any(kind.endswith("schedule-free") for kind in kinds):

@@ -55,7 +55,7 @@ def size(count: Any) -> str:
     return f"{value:.1f} GiB"
 
 
-def gauge(rows: list[dict[str, Any]], usual: dict[str, float]) -> dict[str, Any]:
+def norm_scale(rows: list[dict[str, Any]], usual: dict[str, float]) -> dict[str, Any]:
     """Positions of norms on one scale for all vectors of a text encoder, in percent; empty without a vocabulary."""
     values = [row[key] for row in rows for key in ("norm_before", "norm_after")]
     known = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
@@ -155,7 +155,7 @@ def stages(manifest: Json) -> list[Json]:
             options = {}
         share = round(100 * (stage.get("seconds") or 0) / total, 1)
         shown = [(key, _short(value)) for key, value in options.items() if value is not None]
-        flow = {key: _some(stage.get(key) or []) for key in ("takes", "gives")}
+        flow = {key: _listed(stage.get(key) or []) for key in ("takes", "gives")}
         made.append({**stage, **flow, "share": share, "options": shown, "notes": _first(stage.get("notes") or [])})
     return made
 
@@ -166,7 +166,7 @@ def _first(notes: list[str]) -> list[str]:
     return [*notes[:NOTES], *more]
 
 
-def _some(names: list[str], most: int = 6) -> str:
+def _listed(names: list[str], most: int = 6) -> str:
     """The first few, and how many more there are."""
     rest = f" … and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
@@ -205,6 +205,6 @@ def fits(manifest: Json) -> str:
 
 
 def recipe_text(manifest: Json, most: int) -> str:
-    """The resolved recipe as JSON, cut off after `most` characters."""
+    """The resolved recipe as JSON, truncated to `most` characters."""
     text = json.dumps(manifest.get("recipe") or {}, indent=2, ensure_ascii=False)
     return text if len(text) <= most else f"{text[:most]}\n… the rest is in manifest.json"

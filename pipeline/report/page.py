@@ -131,9 +131,9 @@ def _embedding(manifest: Json, embedding: Json) -> Json:
     encoders = []
     for key, encoder in (embedding.get("encoders") or {}).items():
         rows, usual = embeddings.rows(encoder), embeddings.usual(manifest, key)
-        start, gauge = embeddings.start_of(encoder), facts.gauge(rows, usual)
-        loud = None if embeddings.rescaled(manifest) else embeddings.excessive_norm(rows, usual)
-        encoders.append({"key": key, "rows": rows, "start": start, "usual": usual, "gauge": gauge, "loud": loud})
+        start, scale = embeddings.start_of(encoder), facts.norm_scale(rows, usual)
+        excess = None if embeddings.rescaled(manifest) else embeddings.excessive_norm(rows, usual)
+        encoders.append({"key": key, "rows": rows, "start": start, "usual": usual, "scale": scale, "excess": excess})
     fate = embeddings.fate(embedding, manifest.get("status") == "finished")
     return {**embedding, "fate": fate, "vectors": embeddings.vectors_of(embedding), "encoders": encoders}
 
@@ -195,9 +195,9 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
         svg = noisy_curve("gradient", "Gradient norm at every step", x, pull, borders)
         text = "L2 norm of the gradient of all trained vectors together."
         made.append({"title": "Gradient", "text": text, "svg": svg})
-    held = column(metrics, "locality")
-    if np.isfinite(held).any():
-        svg = noisy_curve("locality", "Difference to the base model", x, held, borders)
+    locality = column(metrics, "locality")
+    if np.isfinite(locality).any():
+        svg = noisy_curve("locality", "Difference to the base model", x, locality, borders)
         text = "Squared difference to the base model's predictions for prompts near the embeddings, before its weight."
         made.append({"title": "Locality", "text": text, "svg": svg})
     for what, title in (("norm", "Norm"), ("distance", "Distance from initialisation")):

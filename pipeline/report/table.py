@@ -88,7 +88,7 @@ def _notes(embedding: Json, key: str, encoder: Json) -> list[str]:
     if not start["cut"]:
         return []
     cut = " ".join(map(printable, start["cut"]))
-    return [_fit(f'{printable(embedding["placeholder"])}, {key}: initial text cut off before "{cut}"', WIDTH)]
+    return [_fit(f'{printable(embedding["placeholder"])}, {key}: initial text truncated before "{cut}"', WIDTH)]
 
 
 def _line(cells: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a train stage: sample images, saves, trackers."""
+"""What a train stage does after its steps besides training: sample images, saves, trackers."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from ..train.setup import Training
 from .context import RunContext, RunState, warn
 from .samples import draw_now
 
-# What is to be installed for each, where its name is not that of the package.
+# The package of each tracker, where it has another name.
 PACKAGES = {"comet_ml": "comet-ml"}
 
 
 class Trackers:
-    """The trackers that a stage names, begun when it begins. One that fails on the way is said and left out."""
+    """The trackers of a stage, started with it. One that fails later gives a warning and is dropped."""
 
     def __init__(self, names: Sequence[str], title: str, folder: Path, warn: Callable[[str], None]) -> None:
-        """Raises StageError, with what to install, for a tracker that is not here or cannot begin."""
-        self.trackers = {name: _begun(name, title, folder) for name in names}
+        """Raises StageError for a tracker that is not installed or cannot start."""
+        self.trackers = {name: _start_tracker(name, title, folder) for name in names}
         self.warn = warn
 
     def log(self, row: Mapping[str, Any], folder: Path) -> None:
-        """One line of the metrics: its numbers under `a/b/c`, and the images drawn at this step."""
+        """Log a row of metrics: its numbers as `a/b/c`, and the images drawn at this step."""
         step = int(row["step"])
         numbers = flat({key: value for key, value in row.items() if key not in ("step", "stage", "images")})
         paths = [folder / one["path"] for one in row.get("images", ())]
@@ -52,7 +52,9 @@ class Trackers:
             tracker.log(numbers, step=step)
             if paths and hasattr(tracker, "log_images"):
                 images = [numpy.asarray(Image.open(path).convert("RGB")) for path in paths]
-                tracker.log_images({"images": _stacked(tracker.name, images)}, step=step, **_form(tracker.name))
+                tracker.log_images(
+                    {"images": _image_batch(tracker.name, images)}, step=step, **_image_options(tracker.name)
+                )
 
         self._each(log, f"after step {step}")
 
@@ -60,54 +62,52 @@ class Trackers:
         self._each(lambda tracker: tracker.finish(), "at the end")
 
     def _each(self, work: Callable[[Any], None], when: str) -> None:
-        """Do it for all of them. Whatever one raises (no network, a full disk) costs that one alone, not the run."""
+        """Call `work` for each tracker. One that raises (no network, a full disk) is dropped; the run continues."""
         for name, tracker in list(self.trackers.items()):
             try:
                 work(tracker)
-            except Exception as error:  # noqa: BLE001 (whatever its own program raises)
+            except Exception as error:  # noqa: BLE001 (trackers raise anything)
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 del self.trackers[name]
-                self.warn(f"watch.trackers: {name} failed {when} ({first}); the run goes on without it")
+                self.warn(f"watch.trackers: {name} failed {when} ({first}); the run continues without it")
 
 
-def flat(value: Any, place: str = "") -> dict[str, float]:
-    """Every number of a line of metrics by its place: `learning_rate/embeddings`, `embeddings/<cat>/clip_l/norm/0`."""
+def flat(value: Any, key: str = "") -> dict[str, float]:
+    """Every number of a row of metrics by its key: `learning_rate/embeddings`, `embeddings/<cat>/clip_l/norm/0`."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return {}
     if isinstance(value, int | float):
-        return {place: float(value)}
+        return {key: float(value)}
     items = value.items() if isinstance(value, Mapping) else enumerate(value)
     return {
-        name: number
-        for key, one in items
-        for name, number in flat(one, f"{place}/{key}" if place else str(key)).items()
+        name: number for part, one in items for name, number in flat(one, f"{key}/{part}" if key else str(part)).items()
     }
 
 
-def _begun(name: str, title: str, folder: Path) -> Any:
+def _start_tracker(name: str, title: str, folder: Path) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     package = PACKAGES.get(name, name)
     there = importlib.util.find_spec(name) is not None
     if not there:
-        raise StageError(f"watch.trackers: {name} is not installed; pip install {package}, or leave it out")
+        raise StageError(f"watch.trackers: {name} is not installed; install it (pip install {package}) or remove it")
     PartialState()  # trackers ask it which process they are in
     kind = LOGGER_TYPE_TO_CLASS[name]
     try:
         tracker = kind(title, folder) if kind.requires_logging_directory else kind(title)
         tracker.start()
-    except Exception as error:  # whatever its own program raises: no account, no network, no room
-        raise StageError(f"watch.trackers: {name} cannot begin: {error}") from error
+    except Exception as error:  # trackers raise anything: no account, no network, a full disk
+        raise StageError(f"watch.trackers: {name} cannot start: {error}") from error
     return tracker
 
 
-def _stacked(name: str, images: list[Any]) -> Any:
-    """TensorBoard wants one array of images of one size; others take a list."""
+def _image_batch(name: str, images: list[Any]) -> Any:
+    """TensorBoard needs one array of images of one size; others take a list."""
     return numpy.stack(images) if name == "tensorboard" else [Image.fromarray(one) for one in images]
 
 
-def _form(name: str) -> dict[str, str]:
+def _image_options(name: str) -> dict[str, str]:
     return {"dataformats": "NHWC"} if name == "tensorboard" else {}
 
 
@@ -137,7 +137,7 @@ class Watch:
 
 @contextmanager
 def ema_weights(training: Training) -> Iterator[None]:
-    """The model as it would be used if the training ended here: averages in their places, nothing dropped out.
+    """The model as it would be exported now: EMA weights in place, modules in evaluation mode.
 
     With several processes all must do this together.
     """
@@ -157,7 +157,7 @@ def ema_weights(training: Training) -> Iterator[None]:
 
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Random numbers drawn inside are as if they had not been: dropout in the next step finds the same state."""
+    """Restore the random state after the block, so that dropout in the next step is the same."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         yield

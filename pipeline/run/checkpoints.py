@@ -1,4 +1,4 @@
-"""Checkpoints: everything a training is at one step, in one file that is either whole or not there."""
+"""Checkpoints: the whole state of a training at one step, in one file that is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ..errors import StageError
 from ..recipe.intervals import Clock
 from ..recipe.model import CheckpointRule
 from ..run_folder import NUMBER, bounded_json, shape_error
-from .signals import StopAsked, Stopped
+from .signals import Stopped, StopRequest
 
 FOLDER, KEPT = "checkpoints", 2
-_FORMAT = "4"  # of what a checkpoint holds and how it is called
-# What a checkpoint holds beside its tensors. The trees of `things` and `guard` are theirs, who restore them.
+_FORMAT = "4"  # of its contents and their names
+# The JSON of a checkpoint. The trees of `things` and `guard` are checked by the code that restores them.
 _STAGE = {"kind": str, "seconds": NUMBER, "takes": [str], "gives": [str], "notes": [str]}
 _RUN = {
     "metrics": {"bytes": int, "sha256": str}, "stopped_at": {"*": int}, "reached": [str], "warnings": [str],
@@ -42,8 +42,8 @@ HEAD = {"stage": int, "step": int, "seconds": NUMBER, "facts": _FACTS}
 class Checkpoint:
     """The state after `step` steps of stage `stage` (from 0), `seconds` of training into it.
 
-    `tensors` are on the CPU; `facts` is JSON: what is no tensor (see `pipeline/train/snapshot.py`). `sha256` is that of
-    all this, for one that was read.
+    `tensors` are on the CPU; `facts` is everything else as JSON (see `pipeline/train/snapshot.py`). `sha256` is set
+    for one that was read.
     """
 
     stage: int
@@ -60,7 +60,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Source:
-    """An earlier run's state, and its file. `whole`: it fits to the last bit, and the new run goes on from its step."""
+    """A checkpoint to start from, and its file. `whole`: it fits exactly, and the new run continues from its step."""
 
     run: Path
     path: Path
@@ -69,15 +69,15 @@ class Source:
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """What the manifest keeps of it, so that a run that was killed early finds it again."""
+        """Its entry in the manifest, from which a run that was killed early finds it again."""
         return {"path": str(self.path.absolute()), "sha256": self.point.sha256, "whole": self.whole}
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Path:
-    """Write it beside the others and then take away all but the newest `keep`, and any of a later step.
+    """Write a checkpoint, then delete all but the newest `keep`, and those of later steps.
 
-    A run that comes by an earlier step could not use what is later. The file gets its name when its bytes are on the
-    disk: a kill or a full disk leaves the older ones as they were. Raises StageError when it cannot be written.
+    A resumed run may be at an earlier step than those. The file gets its name when its bytes are on the disk: a kill or
+    a full disk leaves the older ones unchanged. Raises StageError when it cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -97,55 +97,57 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Pat
         replace(temporary, path)
         sync_folder(folder)
         there = _by_age(folder)
-        place = there.index(path)
-        for later in there[:place]:
+        position = there.index(path)
+        for later in there[:position]:
             later.unlink()
-        for older in there[place + keep :]:
-            with suppress(PermissionError):  # Windows, while another program has it open: one more stays
+        for older in there[position + keep :]:
+            with suppress(PermissionError):  # Windows, while another program has it open: it is kept
                 older.unlink()
-    except Exception as error:  # safetensors has an exception of its own for a full disk
+    except Exception as error:  # safetensors has its own exception for a full disk
         temporary.unlink(missing_ok=True)
         raise StageError(f"{path}: the checkpoint cannot be written ({error})") from error
     return path
 
 
-def newest_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest one that is whole; each damaged one is passed over and said. None where there is none."""
+def newest_checkpoint(run: Path, progress: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that can be read, None where there is none; damaged ones are named and skipped."""
     for path in _by_age(run / FOLDER):
         try:
             return read_checkpoint(path)
         except StageError as error:
-            say(f"{error}; passed over")
+            progress(f"{error}; skipped")
     return None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read one file. Raises StageError when it is damaged or no checkpoint."""
+    """Read one file. Raises StageError when it is damaged or not a checkpoint."""
     from safetensors import SafetensorError, safe_open
 
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise StageError(f"{path}: is no file")
+            raise StageError(f"{path}: not a plain file")
         with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if "checkpoint" not in told:
-            raise StageError(f"{path}: is no checkpoint")
-        if told["format"] != _FORMAT:
-            raise StageError(f"{path}: the checkpoint is another version's (layout {told['format']}, not {_FORMAT})")
-        if told.get("sha256") != _digest(told["checkpoint"], tensors):
-            raise StageError(f"{path}: the checkpoint is damaged: its hash is not the one it was written with")
-        head = bounded_json(told["checkpoint"], infinite=True)  # as optimizers' own numbers may be
+        if "checkpoint" not in metadata:
+            raise StageError(f"{path}: not a checkpoint")
+        if metadata["format"] != _FORMAT:
+            raise StageError(
+                f"{path}: the checkpoint is of another version of Pivotune (layout {metadata['format']}, not {_FORMAT})"
+            )
+        if metadata.get("sha256") != _digest(metadata["checkpoint"], tensors):
+            raise StageError(f"{path}: the checkpoint is damaged: its hash differs from the recorded one")
+        head = bounded_json(metadata["checkpoint"], infinite=True)  # optimizers may store infinity
         wrong = shape_error(head, HEAD)
         if wrong or min(head["stage"], head["step"]) < 0 or not math.isfinite(head["seconds"]):
-            raise StageError(f"{path}: is no checkpoint of this version of Pivotune ({wrong or 'a step below 0'})")
-        return Checkpoint(head["stage"], head["step"], head["seconds"], tensors, head["facts"], told["sha256"])
+            raise StageError(f"{path}: not a checkpoint of this version of Pivotune ({wrong or 'a negative step'})")
+        return Checkpoint(head["stage"], head["step"], head["seconds"], tensors, head["facts"], metadata["sha256"])
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise StageError(f"{path}: the checkpoint cannot be read ({error})") from error
 
 
 def _by_age(folder: Path) -> list[Path]:
-    """The checkpoints, newest first: their names sort by stage and step. Copies with other names are the user's own."""
+    """The checkpoints, newest first: their names sort by stage and step. Files with other names are the user's own."""
     found = (path for path in folder.glob("stage-*-step-*.safetensors") if _NAME.fullmatch(path.name))
     return sorted(found, reverse=True)
 
@@ -167,32 +169,32 @@ RESUME_HINT = "the same command resumes it"
 
 
 class Checkpointer:
-    """Writes a run's checkpoints: every so often, at the end of each train stage, and when a signal asks to stop."""
+    """Writes a run's checkpoints: at intervals, at the end of each train stage, and when a signal stops the run."""
 
     def __init__(
-        self, folder: Path, rule: CheckpointRule, asked: StopAsked, processes: Processes = SINGLE_PROCESS,
+        self, folder: Path, rule: CheckpointRule, request: StopRequest, processes: Processes = SINGLE_PROCESS,
         resume_hint: str = RESUME_HINT,
     ) -> None:  # fmt: skip
         """`resume_hint` is printed when a signal stops the run: how it is resumed."""
-        self.folder, self.rule, self.asked, self.processes = folder, rule, asked, processes
+        self.folder, self.rule, self.request, self.processes = folder, rule, request, processes
         self.resume_hint = resume_hint
 
     def after_step(self, stage: int, clock: Clock, before: float, state: Snapshot, *, now: bool = False) -> None:
-        """Called after each step (`clock.step` are done); writes what is due. Raises Stopped when a signal has come.
+        """Write a checkpoint where one is due; called after each step. Raises Stopped when a signal has come.
 
-        The step before ended `before` seconds after the stage began. Where the recipe says `never`, one is written
-        only when a signal has come, or when all processes ask for it `now`. A signal to one process stops all of them.
+        The step before ended `before` seconds after the stage began. With `every = "never"` a checkpoint is written
+        only when a signal has come, or `now`. A signal to one process stops all of them.
         """
         last = clock.step == clock.steps and self.rule.every.unit != "never"
         due = now or last or self.rule.every.due(clock, before)  # the same in every process
-        stopping = self.processes.any(self.asked.name is not None)
+        stopping = self.processes.any(self.request.name is not None)
         if stopping or due:
-            tensors, facts = state()  # all processes together: some of it may be spread over them
+            tensors, facts = state()  # in all processes: some of it may be sharded
             with self.processes.together():
                 if self.processes.main:
                     point = Checkpoint(stage, clock.step, clock.seconds, tensors, facts)
                     write_checkpoint(self.folder, point, self.rule.keep)
         if stopping:
             where = f"step {clock.step} of {clock.steps}"
-            by = self.asked.name or "a signal to another process"
+            by = self.request.name or "a signal to another process"
             raise Stopped(f"stopped by {by} after {where}; {self.resume_hint}")

@@ -1,4 +1,4 @@
-"""What must be the same: inputs and values in every process, and files since the run began."""
+"""Checks that things are the same: inputs and values in every process, files since the run started."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from ..train.setup import Trainables, Training
 from .checkpoints import FOLDER, Checkpoint, newest_checkpoint, read_checkpoint
 from .diff import input_differences
 
-SHOWN = 5  # differences that are listed
+LISTED = 5  # differences or files in a message
 
 
 def require_same_inputs(inputs: Mapping[str, Any], processes: Processes) -> None:
-    """StageError when a process, on another machine, has another model, other images or other versions."""
+    """StageError when a process (on another machine) has another model, other images or other versions."""
     main, *others = processes.gather(inputs)
     for number, other in enumerate(others, 1):
         found = input_differences(main, other)
         if found:
-            listed = "; ".join(map(str, found[:SHOWN]))
-            raise StageError(f"process {number} has other inputs than the main one: {listed}")
+            listed = "; ".join(map(str, found[:LISTED]))
+            raise StageError(f"process {number} has other inputs than the main process: {listed}")
 
 
-def common_checkpoint(folder: Path, processes: Processes, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, as the main process finds it, in every process.
+def common_checkpoint(folder: Path, processes: Processes, progress: Callable[[str], None]) -> Checkpoint | None:
+    """The newest readable checkpoint of the main process, in every process.
 
-    Raises StageError when one of them does not see the file.
+    Raises StageError when one of them cannot read the file.
     """
-    found = newest_checkpoint(folder, say) if processes.main else None
+    found = newest_checkpoint(folder, progress) if processes.main else None
     name = processes.from_main(lambda: found.name if found else None)
     if name is None or processes.main:
         with processes.together():
@@ -49,7 +49,7 @@ def common_checkpoint(folder: Path, processes: Processes, say: Callable[[str], N
 
 
 def require_equal_values(training: Training) -> None:
-    """StageError when embeddings or weights are not bit for bit the same in every process."""
+    """StageError when embeddings or weights are not identical in every process."""
     if training.processes.count == 1:
         return
     found = training.processes.gather(_digests(training))
@@ -57,35 +57,32 @@ def require_equal_values(training: Training) -> None:
         other = next((number for number, one in enumerate(found) if one.get(name) != digest), None)
         if other is not None:
             raise StageError(
-                f"{name} is not the same in process {other} as in the main one: are the model's files, the versions "
-                "and the kind of device the same on every machine?"
+                f"{name}: not the same in process {other} as in the main process; use the same model files, versions "
+                "and kind of device on every machine"
             )
 
 
 def sharding_note(training: Training) -> str:
-    """How a step's images are shared out, for the manifest."""
+    """How a step's images are distributed, for the manifest."""
     count, step = training.processes.count, training.dataset.order.size * training.accumulation
-    note = f"{count} processes: a step's {step} images are shared out, at most {-(-step // count)} to each"
+    note = f"{count} processes: at most {-(-step // count)} of a step's {step} images for each"
     if step < count:
-        note += f"; {count - step} have none: raise batch_size or gradient_accumulation"
+        note += f"; {count - step} have none: increase batch_size or gradient_accumulation"
     spread = [trainable.name for trainable in training.trainables if trainable.sharded]
-    return f"{note}; each has its share alone of what moves {', '.join(spread)}" if spread else note
+    return f"{note}; sharded: {', '.join(spread)}" if spread else note
 
 
 def _digests(training: Training) -> dict[str, str]:
     replicated = Trainables(None, tuple(one for one in training.trainables.weights if not one.sharded))
-    held = {f"the table of embeddings of {key}": rows.values for key, rows in training.injection.rows.items()}
-    held |= replicated.parameters
-    return {name: tensor_hash(tensor) for name, tensor in held.items()}
-
-
-MOST = 5  # files that are named
+    tensors = {f"the embeddings for {key}": rows.values for key, rows in training.injection.rows.items()}
+    tensors |= replicated.parameters
+    return {name: tensor_hash(tensor) for name, tensor in tensors.items()}
 
 
 def require_unchanged_data(recipe: Recipe, examples: Sequence[Example], known: Mapping[str, str]) -> None:
-    """StageError when an image, mask or caption file is another one than when the run began.
+    """StageError when an image, mask or caption file has changed since the run started.
 
-    `known` are the manifest's hashes of the files. Images were hashed when `examples` were read and are not again.
+    `known` are the manifest's hashes of the files. Images were hashed when `examples` were read.
     """
     base = recipe.path.parent
     now = {shown_path(example.image, base): example.content.split("+")[0] for example in examples}
@@ -96,10 +93,10 @@ def require_unchanged_data(recipe: Recipe, examples: Sequence[Example], known: M
         now |= {shown_path(path, base): sha256(path) for path in read_concept(concept).files}
     changed = sorted({*now, *known} - {name for name, digest in now.items() if known.get(name) == digest})
     if changed:
-        more = f" and {len(changed) - MOST} more" if len(changed) > MOST else ""
+        more = f" and {len(changed) - LISTED} more" if len(changed) > LISTED else ""
         raise StageError(
-            f"changed since the run began: {', '.join(changed[:MOST])}{more}; put back what was there and say the same "
-            "command again, or begin anew with --fresh"
+            f"changed since the run started: {', '.join(changed[:LISTED])}{more}; restore the files and run the same "
+            "command again, or start over with --fresh"
         )
 
 

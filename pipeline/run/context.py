@@ -47,7 +47,7 @@ class RunContext:
 
 
 @dataclass(eq=False)
-class Trained:
+class TrainingResults:
     """What the train stages have trained so far.
 
     `stopped_at` is the step at which an embedding reached its `stop_after`; `reached` are the embeddings that a
@@ -80,7 +80,7 @@ class RunState:
     injection: Injection | None = None
     initial: Contents = field(default_factory=Contents)
     initial_tokens: dict[str, dict[str, InitialTokens]] = field(default_factory=dict)
-    trained: Trained = field(default_factory=Trained)
+    trained: TrainingResults = field(default_factory=TrainingResults)
     latest: Contents | None = None
     loaded: set[str] = field(default_factory=set)
     exports: Exports | None = None
@@ -96,7 +96,7 @@ class RunState:
     def require_injection(self) -> Injection:
         """The injected embeddings; StageError when no `inject` stage came before."""
         if self.injection is None:
-            raise StageError("no embedding is in the model yet: put an inject stage before this one")
+            raise StageError("no embedding is injected; put an inject stage before this one")
         return self.injection
 
     def eject(self, model: Model) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from ..data.files import IMAGES
 
-LONG, BEFORE, SHOWN = 60, 12, 4  # characters of a value, those before its first difference, entries of a list
+LONG, BEFORE, SHOWN = 60, 12, 4  # characters of a value, of them before the first difference, entries of a list
 _HASH = re.compile(r"[0-9a-f]{64}")
-_NAMES = ("placeholder", "table", "folders", "images", "kind", "name")  # what a recipe's tables are told apart by
+_NAMES = ("placeholder", "table", "folders", "images", "kind", "name")  # keys that identify a recipe's tables
 
 
 def describe_change(old: Any, new: Any) -> str:
-    """`100, now 200`; of long texts the part that differs, of long lists what was added and removed."""
+    """`100, now 200`; of long texts the part that differs, of long lists the entries that were added and removed."""
     if isinstance(old, list) and isinstance(new, list) and max(len(str(old)), len(str(new))) > LONG:
         return _of_lists([_label(one) for one in old], [_label(one) for one in new])
     texts = ["nothing" if value is None else str(value) for value in (old, new)]
@@ -27,7 +27,7 @@ def describe_change(old: Any, new: Any) -> str:
 
 
 def _cut(text: str, begin: int) -> str:
-    """A text, or as much of a long one as stands from `begin` on."""
+    """A text, or the part of a long one that starts at `begin`."""
     if _HASH.fullmatch(text):
         return f"{text[:12]}…"
     if len(text) <= LONG:
@@ -37,7 +37,7 @@ def _cut(text: str, begin: int) -> str:
 
 
 def _label(one: Any) -> str:
-    """What an entry of a list is called."""
+    """A short name of a list's entry."""
     named = next((str(one[key]) for key in _NAMES if one.get(key)), None) if isinstance(one, dict) else None
     return named if named is not None else str(one)
 
@@ -51,55 +51,54 @@ def _of_lists(old: Sequence[str], new: Sequence[str]) -> str:
 
 
 def few(names: Sequence[str]) -> str:
-    """The first few names, each cut to a line's part, and how many more there are."""
+    """The first few names, each shortened, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(_cut(name, 0) for name in names[:SHOWN]) + more
 
 
-# Of a manifest: what a run's bytes depend on, and what it is called in messages.
+# Parts of a manifest that a run's bytes depend on, and their names in messages.
 INPUTS = {"recipe": "recipe", "model": "model", "data": "data", "environment": "environment"}
-# What changes no trained byte: the machine's name for the same thing, and texts for people. Which device of its kind
-# computes is no matter either; the kind and what it calls itself are in the environment.
+# Keys that change no trained byte: paths and names of the same thing, and descriptions. The number of a device does not
+# matter either; its kind and model are in the environment.
 HARMLESS = ("recipe.description", "recipe.device", "environment.platform", "model.path")
-# What a run that goes on may change: sums over other numbers of processes differ in their last bits only.
+# A resumed run may change this: sums over another number of processes differ only in their last bits.
 ROUNDING = "environment.processes"
-# Where paths stand whose files are compared by hash, and the embeddings that may stand there instead.
+# Keys with paths whose files are compared by hash, and values of these keys that are no paths.
 _DATA_PATHS = tuple(
     re.compile(rf"recipe\.{place}") for place in (r"concept\.\d+\.(images|captions|masks)", r"data\.cache_latents")
 )
 _MODEL_PATHS = (re.compile(r"(recipe\.)?model\.base"), re.compile(r"recipe\.model\.config"))
-_EMBEDDINGS = ("beside", "file-name", "alpha", "none", "user", "run", "memory", "off", "micro")
+_KEYWORDS = ("beside", "file-name", "alpha", "none", "user", "run", "memory", "off", "micro")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One place, as `recipe.stage.3.steps`, with its two JSON values; None where there is none.
+    """A key such as `recipe.stage.3.steps` with its two JSON values; None where there is none.
 
-    As text it is a line for people: `recipe.stage.3.steps: 100, now 200`.
+    As text: `recipe.stage.3.steps: 100, now 200`.
     """
 
-    place: str
+    key: str
     old: Any
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.place}: {describe_change(self.old, self.new)}"
+        return f"{self.key}: {describe_change(self.old, self.new)}"
 
     @property
     def of_paths(self) -> bool:
-        """Whether both values may be paths: texts, and no embeddings with a meaning of their own."""
-        return all(isinstance(value, str) and value not in _EMBEDDINGS for value in (self.old, self.new))
+        """Whether both values may be paths: texts that are no keywords."""
+        return all(isinstance(value, str) and value not in _KEYWORDS for value in (self.old, self.new))
 
-    def within(self, *places: str) -> bool:
-        """Whether it is one of these places, or lies in one of them."""
-        return any(self.place == place or self.place.startswith(f"{place}.") for place in places)
+    def within(self, *keys: str) -> bool:
+        """Whether it is one of these keys, or below one of them."""
+        return any(self.key == key or self.key.startswith(f"{key}.") for key in keys)
 
 
 def input_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """Every difference that counts; empty when the same bytes will come out.
+    """Every difference that matters; empty when the result is the same, byte for byte.
 
-    A folder or file that only lies elsewhere is no difference: images, captions, masks and models are
-    compared by their hashes.
+    Moved folders and files are no differences: images, captions, masks and models are compared by their hashes.
     """
     found = (one for part, name in INPUTS.items() for one in _differ(before.get(part), now.get(part), name))
     data, model = _same_files(before, now, "data", "files"), _same_files(before, now, "model", "sha256")
@@ -108,58 +107,58 @@ def input_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
         one
         for one in found
         if not one.within(*HARMLESS, *(["data.files"] if data else []))
-        and not (one.of_paths and any(place.fullmatch(one.place) for place in moved))
+        and not (one.of_paths and any(pattern.fullmatch(one.key) for pattern in moved))
     ]
 
 
 def _same_files(before: Mapping[str, Any], now: Mapping[str, Any], part: str, key: str) -> bool:
-    """Whether both have files of the same names and hashes in the same order, in whatever folders."""
+    """Whether both have files with the same names and hashes in the same order, in any folders."""
     old, new = (
         [(PureWindowsPath(path).name, digest) for path, digest in ((one.get(part) or {}).get(key) or {}).items()]
-        for one in (before, now)  # a Windows path takes both kinds of slashes
+        for one in (before, now)  # a Windows path accepts both kinds of slashes
     )
     return bool(old) and old == new
 
 
-def _differ(old: Any, new: Any, place: str) -> Iterator[Difference]:
-    """Where two JSON values differ; tables are counted from 1 as everywhere."""
+def _differ(old: Any, new: Any, key: str) -> Iterator[Difference]:
+    """The differences of two JSON values; tables are counted from 1 as everywhere."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _differ(old.get(key), new.get(key), f"{place}.{key}")
+        for name in dict.fromkeys([*old, *new]):
+            yield from _differ(old.get(name), new.get(name), f"{key}.{name}")
     elif _are_tables(old) and _are_tables(new) and len(old) == len(new):
         for number, pair in enumerate(zip(old, new, strict=True), 1):
-            yield from _differ(*pair, f"{place}.{number}")
+            yield from _differ(*pair, f"{key}.{number}")
     elif old != new:
-        yield Difference(place, old, new)
+        yield Difference(key, old, new)
 
 
 def _are_tables(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, dict | list) for one in value)
 
 
-# Where hashes of files lie.
+# Keys below which there are hashes of files.
 _FILES = ("data.files", "model.sha256")
-# What follows from the data's files and from the recipe.
+# Keys that follow from the data's files and from the recipe.
 _DERIVED = ("data.images", "data.concepts", "data.captions", "data.coverage")
 
 
 def difference_lines(differences: Sequence[Difference], most: int) -> list[str]:
-    """At most `most` lines, and one that says how many more there are; files are counted in one line a kind."""
+    """At most `most` lines, and one with the number of others; files are summed up in one line for each kind."""
     rest = [one for one in differences if not one.within(*_FILES)]
     derived = [one for one in rest if one.within(*_DERIVED)]
     if len(derived) < len(differences):
         rest = [one for one in rest if one not in derived]
     lines = [str(one) for one in rest]
-    for place in _FILES:
-        lines += _file_lines(place, [one for one in differences if one.within(place)])
+    for key in _FILES:
+        lines += _file_lines(key, [one for one in differences if one.within(key)])
     more = [f"and {len(lines) - most} more"] if len(lines) > most else []
     return [*lines[:most], *more]
 
 
-def _file_lines(place: str, files: Sequence[Difference]) -> Iterator[str]:
+def _file_lines(key: str, files: Sequence[Difference]) -> Iterator[str]:
     """`data: 3 images added (a.png, b.png, c.png), 1 changed (d.png)`, and the like of other files."""
-    part = place.partition(".")[0]
-    images = [one for one in files if part == "data" and one.place.lower().endswith(tuple(IMAGES))]
+    part = key.partition(".")[0]
+    images = [one for one in files if part == "data" and one.key.lower().endswith(tuple(IMAGES))]
     others = [one for one in files if one not in images]
     for what, group in (("image", images), ("file", others)):
         found = {
@@ -167,10 +166,10 @@ def _file_lines(place: str, files: Sequence[Difference]) -> Iterator[str]:
             "removed": [one for one in group if one.new is None],
             "changed": [one for one in group if None not in (one.old, one.new)],
         }
-        said: list[str] = []
+        parts: list[str] = []
         for how, ones in found.items():
             if ones:
-                trainable = "" if said else f" {what}{'s' if len(ones) > 1 else ''}"
-                said.append(f"{len(ones)}{trainable} {how} ({few([one.place[len(place) + 1 :] for one in ones])})")
-        if said:
-            yield f"{part}: {', '.join(said)}"
+                noun = "" if parts else f" {what}{'s' if len(ones) > 1 else ''}"
+                parts.append(f"{len(ones)}{noun} {how} ({few([one.key[len(key) + 1 :] for one in ones])})")
+        if parts:
+            yield f"{part}: {', '.join(parts)}"

@@ -30,7 +30,7 @@ def execute(
     context: RunContext, state: RunState, stages: Mapping[str, StageFunction], manifest: dict[str, Any]
 ) -> None:
     """Run every stage, draw the sample images and fill in the manifest; `stages` has the functions by stage kind."""
-    context.checkpointer.asked.steps = has_steps_left(context, state, 0)
+    context.checkpointer.request.steps_left = has_steps_left(context, state, 0)
     before = remember_model(context.model)
     with context.processes.together():
         images = images_of_embeddings(context.recipe)  # now: moving an image during training must not fail the run
@@ -81,7 +81,7 @@ def _stage_row(
     """
     stage, count = context.recipe.stages[index], len(context.recipe.stages)
     state.stage, state.notes = index, []
-    context.checkpointer.asked.steps = has_steps_left(context, state, index)
+    context.checkpointer.request.steps_left = has_steps_left(context, state, index)
     begin = time.monotonic()
     context.progress(f"stage {index + 1} of {count}: {stage.kind}{' (done before)' if resumed else ''}")
     row = {"kind": stage.kind, "seconds": 0.0, "takes": describe_contents(contents), "gives": [], "notes": state.notes}

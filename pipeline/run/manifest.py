@@ -1,4 +1,4 @@
-"""The images and captions of a run, as its manifest has them."""
+"""What the manifest says of a run: its inputs, and the results of each embedding."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from .context import RunContext, RunState
 
 
 def data_facts(recipe: Recipe) -> dict[str, Any]:
-    """The images and captions by hash, and the share of the captions that hold each embedding.
+    """The images and captions with hashes, and the share of the captions that contain each placeholder.
 
-    Raises RecipeError when an image or caption that was there for the check is gone.
+    Raises RecipeError when an image or caption was deleted after the check.
     """
     read = [read_concept(concept) for concept in recipe.concepts]
     captions = [caption for concept in read for _, texts in concept.images for caption in texts]
-    held = Counter(embedding for _, embeddings in _embeddings_in(recipe, read) for embedding in embeddings)
+    count = Counter(embedding for _, embeddings in _embeddings_in(recipe, read) for embedding in embeddings)
     images = list(dict.fromkeys(path for concept in read for path, _ in concept.images))
     others = dict.fromkeys(path for concept in read for path in (*concept.files, *concept.masks.values()))
     return {
@@ -45,26 +45,26 @@ def data_facts(recipe: Recipe) -> dict[str, Any]:
         "files": file_hashes([*images, *others], recipe.path.parent),
         "captions": captions[:5],
         "coverage": {
-            embedding.placeholder: held[embedding.placeholder] / max(1, len(captions))
+            embedding.placeholder: count[embedding.placeholder] / max(1, len(captions))
             for embedding in recipe.embeddings
         },
     }
 
 
 def images_of_embeddings(recipe: Recipe) -> dict[str, list[str]]:
-    """Each embedding's images: those of whose captions one holds it.
+    """The images of each embedding: those with a caption that contains its placeholder.
 
     Opens none of them; raises as `data_facts` does.
     """
-    shown: dict[str, list[str]] = {embedding.placeholder: [] for embedding in recipe.embeddings}
+    images: dict[str, list[str]] = {embedding.placeholder: [] for embedding in recipe.embeddings}
     for path, embeddings in _embeddings_in(recipe, [read_concept(concept) for concept in recipe.concepts]):
         for embedding in dict.fromkeys(embeddings):
-            shown[embedding].append(shown_path(path, recipe.path.parent))
-    return shown
+            images[embedding].append(shown_path(path, recipe.path.parent))
+    return images
 
 
 def _embeddings_in(recipe: Recipe, read: Sequence[Captioned]) -> list[tuple[Path, list[str]]]:
-    """Each image with the embeddings of its captions, as often as captions hold them."""
+    """Each image with the embeddings of its captions, as often as captions contain them."""
     replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
     return [
         (path, [embedding for text in texts for embedding in replacer.embeddings_in(text)])
@@ -77,12 +77,12 @@ Nearest = list[list[tuple[int, float]]]  # for each vector of an embedding, toke
 
 
 def environment(device: torch.device, processes: Processes = SINGLE_PROCESS) -> dict[str, Any]:
-    """Versions, device, threads, processes: what may change the bytes of a run beside the recipe and its inputs."""
+    """Versions, device, threads, processes: what may change the bytes of a run besides recipe, model and data."""
     return {
         "python": platform.python_version(),
         **{package: package_version(package) for package in DECISIVE},
         "platform": platform.platform(),
-        "device": device.type,  # without its number: another one of the kind, or several, go on with the run
+        "device": device.type,  # without its number: a run may be resumed on another device of the kind, or on several
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),
         "processes": processes.count,
@@ -93,9 +93,9 @@ def environment(device: torch.device, processes: Processes = SINGLE_PROCESS) -> 
 def inputs_of(
     recipe: Recipe, model: Model, statistics: Mapping[str, NormStatistics], processes: Processes = SINGLE_PROCESS
 ) -> dict[str, Any]:
-    """All that the bytes of a run depend on, as the manifest has it: recipe, model, data, versions, device.
+    """Everything that the bytes of a run depend on, as in the manifest: recipe, model, data, versions, device.
 
-    Raises RecipeError when an image or caption that was there for the check is gone.
+    Raises RecipeError when an image or caption was deleted after the check.
     """
     hashes = model_hashes(model.path) if model.path else {}
     return {

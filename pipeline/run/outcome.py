@@ -1,4 +1,4 @@
-"""However a run ends, its manifest and report say so, and an error of the machine is one line."""
+"""The end of a run: manifest and report whatever happens, errors of the machine as one line, closing lines."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .signals import Stopped
 LESS_MEMORY = "a smaller batch_size with gradient_accumulation, gradient_checkpointing = true, a smaller resolution"
 
 
-def machine_message(error: BaseException, way_out: str = "") -> str | None:
-    """One line about an error of the machine and the way out; None for any other error, which is a fault of ours.
+def machine_message(error: BaseException, advice: str = "") -> str | None:
+    """One line about an error of the machine and what to do; None for any other error, which is a bug.
 
-    `way_out` says what needs less memory at this place.
+    `advice` names what needs less memory.
     """
     memory = out_of_memory(error)
     if memory is not None:
-        return f"{memory.partition(';')[0]}; try {way_out}" if way_out else memory
+        return f"{memory.partition(';')[0]}; try {advice}" if advice else memory
     if isinstance(error, OSError):
         return system_error_text(error)
     if isinstance(error, SafetensorError):
@@ -43,32 +43,32 @@ def machine_message(error: BaseException, way_out: str = "") -> str | None:
 
 
 @contextmanager
-def as_stage_error(way_out: str = "") -> Iterator[None]:
-    """Turn an error of the machine, or of another process that is gone, into a StageError; all others pass."""
+def as_stage_error(advice: str = "") -> Iterator[None]:
+    """Turn errors of the machine, or of another process that has ended, into StageErrors; others pass."""
     try:
         yield
     except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
         gone = peer_failure(error)
         if gone is not None:
             raise gone from error
-        text = machine_message(error, way_out)
+        text = machine_message(error, advice)
         if text is None:
             raise
         raise StageError(text) from error
 
 
-def lost_folder(folder: Path) -> str | None:
-    """What is said when the run's own folder has been taken away under it, and perhaps been made anew since."""
+def lost_folder_message(folder: Path) -> str | None:
+    """The message when the run's folder was deleted or moved during the run; None when it is there."""
     if (folder / "manifest.json").exists():
         return None
-    return f"{folder}: the run's folder was deleted or moved while the run was at work, with what it held"
+    return f"{folder}: the run folder was deleted or moved during the run"
 
 
 FINISHING, FINISHED = "finishing", "finished"
 
 
 def finish(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the report, remove what the verified exports replace, and say `finished` last. May be repeated."""
+    """Write the report, delete what the verified exports replace, and set the status `finished`. May be repeated."""
     _write(folder, manifest, FINISHING)
     write_report(folder)
     if manifest.get("finished", {}).get("removed"):
@@ -77,15 +77,15 @@ def finish(folder: Path, manifest: dict[str, Any]) -> None:
     _write(folder, manifest, FINISHED)
 
 
-def complete(folder: Path, left: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring a run whose status is `finishing` to its end; its manifest. StageError if an export has changed since."""
+def complete(folder: Path, unfinished: Mapping[str, Any]) -> dict[str, Any]:
+    """Finish a run whose status is `finishing`; returns its manifest. StageError if an export has changed since."""
     try:
-        require_artefacts(folder, left["artefacts"])
+        require_artefacts(folder, unfinished["artefacts"])
     except StageError as error:
         raise StageError(
-            f"{folder}: {error}; put them back, or start over with --fresh (and without or with another --out)"
+            f"{folder}: {error}; restore them, or start over with --fresh (and without or with another --out)"
         ) from error
-    manifest = dict(left)
+    manifest = dict(unfinished)
     finish(folder, manifest)
     return manifest
 
@@ -105,24 +105,24 @@ KINDS = {
 
 
 def closing_lines(manifest: dict[str, Any]) -> str:
-    """The lines under the table of embeddings: what was proved, and the files by what they are."""
+    """The lines below the table of embeddings: what was proved, and the exported files by kind."""
     proofs = manifest["proofs"]
-    lines = ["", "Proved: the vocabulary is bit for bit what it was; a gradient reached every vector that was trained;"]
+    lines = ["", "Proved: the vocabulary is unchanged, bit for bit; a gradient reached every trained embedding;"]
     if "exports_verified" in proofs:
-        lines += [f"{proofs['exports_verified']} of {proofs['exports_declared']} exports read back as they went in."]
+        lines += [f"{proofs['exports_verified']} of {proofs['exports_declared']} exported files are verified."]
     files: dict[str, dict[str, None]] = {}  # names in order, each once
     for row in manifest["artefacts"]:
         if row["kind"] != "text":
             label, path = _shown(row)
             files.setdefault(label, {})[path] = None
-    return "\n".join([*lines, *(f"  {label}: {_some(list(paths))}" for label, paths in files.items())])
+    return "\n".join([*lines, *(f"  {label}: {_listed(list(paths))}" for label, paths in files.items())])
 
 
 def _shown(row: dict[str, Any]) -> tuple[str, str]:
-    """What a file is, and its path: a program's where it lies in that one's folder, else by its kind.
+    """The label and path of a file: its program where it is in that program's folder, else its kind.
 
-    Embeddings by themselves are in the dialect of a program too, which need not be one that the recipe exports for. The
-    files of a model's folder are shown as that folder.
+    Standalone embeddings are in the dialect of a program too, which need not be a target of the recipe. The files of a
+    model folder are shown as that folder.
     """
     _, folder, *rest = row["path"].split("/")  # of exports/
     if rest and folder == row["program"]:
@@ -132,40 +132,38 @@ def _shown(row: dict[str, Any]) -> tuple[str, str]:
     return KINDS[row["kind"]], row["path"]
 
 
-def _some(paths: list[str]) -> str:
-    """The first few; where there are many, the others are counted."""
+def _listed(paths: list[str]) -> str:
+    """The first few, and how many more there are."""
     rest = f" and {len(paths) - PATHS:,} more" if len(paths) > PATHS else ""
     return ", ".join(paths[:PATHS]) + rest
 
 
-COMPLETES = "the same command completes the report and the clean-up"
+COMPLETES = "the same command writes the report and finishes the clean-up"
 
 
 @contextmanager
 def finish_run_record(context: RunContext, manifest: dict[str, Any], begin: float) -> Iterator[None]:
-    """Leave manifest and report whatever happens in the block, which began at `begin` on the monotonic clock.
+    """Write manifest and report whatever happens in the block, which began at `begin` on the monotonic clock.
 
-    Raises StageError or ConvertError for what the user can mend, `Stopped` when a signal ended the run; an error of
-    the machine (disk, memory, rights) is one of these too.
+    Raises StageError or ConvertError for what the user can fix, `Stopped` when a signal ended the run; errors of the
+    machine (disk, memory, permissions) are StageErrors too.
     """
     before = float(manifest["seconds"])
     try:
-        with _for_people(context):
+        with _user_errors(context):
             yield
     except BaseException as error:
-        people = isinstance(error, (StageError, ConvertError))
-        text = str(error) if people else f"{type(error).__name__}: {error}"
+        expected = isinstance(error, (StageError, ConvertError))
+        text = str(error) if expected else f"{type(error).__name__}: {error}"
         manifest |= {"status": "stopped" if isinstance(error, Stopped) else "failed", "error": text}
         try:
-            _leave(context, manifest, before + time.monotonic() - begin)
+            _write_final_record(context, manifest, before + time.monotonic() - begin)
         except StageError as second:
-            context.progress(f"manifest and report are as they were: {second}")
+            context.progress(f"manifest and report could not be updated: {second}")
         except BaseException as second:
-            if not _impatient(context, second):
+            if not _interrupted_twice(context, second):
                 raise
-            context.progress(
-                f"stopped at once, before the report was written; pivotune report {context.folder} writes it"
-            )
+            context.progress(f"stopped at once, without a report; write it with: pivotune report {context.folder}")
         raise
     try:
         manifest["seconds"] = round(before + time.monotonic() - begin, 3)
@@ -173,41 +171,41 @@ def finish_run_record(context: RunContext, manifest: dict[str, Any], begin: floa
             context.metrics.close()
             finish(context.folder, manifest)
     except StageError as error:
-        text = f"all is trained and exported, but the run's end cannot be written: {error}"
+        text = f"everything is trained and exported, but manifest or report cannot be written: {error}"
         raise StageError(f"{text}; {COMPLETES}") from error
     except BaseException as error:
-        if not _impatient(context, error):
+        if not _interrupted_twice(context, error):
             raise
-        raise Stopped(f"all is trained and exported, but not the report; {COMPLETES}") from error
+        raise Stopped(f"everything is trained and exported, only the report is missing; {COMPLETES}") from error
 
 
 @contextmanager
-def _for_people(context: RunContext) -> Iterator[None]:
+def _user_errors(context: RunContext) -> Iterator[None]:
     try:
         with as_stage_error():
             yield
     except BaseException as error:
-        if _impatient(context, error):
+        if _interrupted_twice(context, error):
             raise _at_once(context) from error
         if not isinstance(error, (StageError, ConvertError)):
             raise
-        gone = lost_folder(context.folder)
+        gone = lost_folder_message(context.folder)
         if gone is not None:
             raise StageError(gone) from error
         raise
 
 
-def _impatient(context: RunContext, error: BaseException) -> bool:
-    """Whether a second Ctrl-C ended what was at work; a library may have made an error of its own of it."""
-    return isinstance(error, KeyboardInterrupt) or (context.checkpointer.asked.twice and isinstance(error, Exception))
+def _interrupted_twice(context: RunContext, error: BaseException) -> bool:
+    """Whether a second Ctrl-C ended the block; a library may have turned it into an error of its own."""
+    return isinstance(error, KeyboardInterrupt) or (context.checkpointer.request.twice and isinstance(error, Exception))
 
 
 def _at_once(context: RunContext) -> Stopped:
     return Stopped(f"stopped at once; the same command resumes the run from the last checkpoint in {context.folder}")
 
 
-def _leave(context: RunContext, manifest: dict[str, Any], seconds: float) -> None:
-    """The last manifest and the report. Raises StageError when the disk takes them not."""
+def _write_final_record(context: RunContext, manifest: dict[str, Any], seconds: float) -> None:
+    """Write manifest and report. Raises StageError when the disk is full or read-only."""
     manifest["seconds"] = round(seconds, 3)
     with as_stage_error():
         context.metrics.close()

@@ -1,4 +1,4 @@
-"""Runs a finished run again, elsewhere, and holds everything it made against what is there."""
+"""Repeats a finished run in another folder and compares everything that it made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_RESUME = "a replay cannot be resumed: the same command starts over in another
 
 @dataclass(frozen=True)
 class Replayed:
-    """Where the second run lies; what differs, in the order in which it came about; how much was compared."""
+    """The folder of the second run, the differences in order of time, and how much was compared."""
 
     folder: Path
     differences: tuple[str, ...]
@@ -46,40 +46,40 @@ def replay(
     bar: bool,
     overrides: Sequence[str] = (),
 ) -> Replayed:
-    """Run the recipe of `folder` again, into `out` (left out: `<folder>-replay` beside it, or with a number).
+    """Repeat the run of `folder` in `out` (default: `<folder>-replay` next to it, or with a number).
 
-    The run keeps its name, by which files are called, and begins where the first did: with its source, if it had one.
-    Raises StageError when the folder holds no finished run, that source is gone, or the second run fails.
+    The run keeps its name, after which files are named, and starts as the first did: from its source, if it had one.
+    Raises StageError when the folder contains no finished run, the source is missing, or the second run fails.
     """
     before = manifest_or_none(folder)
     if before is None:
-        why = unreadable_reason(folder) or " (no manifest.json that can be read)"
-        raise StageError(f"{folder}: holds no run{why}")
+        why = unreadable_reason(folder) or " (no readable manifest.json)"
+        raise StageError(f"{folder}: contains no run{why}")
     if before["status"] != "finished":
-        raise StageError(f"{folder}: the run has not finished; `pivotune run` with its recipe goes on with it")
+        raise StageError(f"{folder}: the run is not finished; resume it with `pivotune run` and its recipe")
     text = file_inside(folder, "recipe.toml")
     recipe = _recipe(folder, before, overrides)
-    again = _within(_stopped_by_steps(recipe, before))
+    again = _without_outside_effects(_stopped_by_steps(recipe, before))
     result = run_recipe(
-        again, stages, out=out or _beside(folder), progress=progress, bar=bar, fresh=True, source=_source(before),
-        resume_hint=NO_RESUME, text=text,
+        again, stages, out=out or _replay_folder(folder), progress=progress, bar=bar, fresh=True,
+        source=_source(before), resume_hint=NO_RESUME, text=text,
     )  # fmt: skip
     after = manifest_or_none(result.folder)
     assert after is not None
     inputs = [str(one) for one in input_differences({**before, "recipe": recipe_as_json(again)}, after)]
     if after["source"] and after["source"]["sha256"] != before["source"]["sha256"]:
-        inputs.append(f"{after['source']['path']} is another checkpoint than the one that the run began with")
-    loose = _by_the_clock(recipe)
-    if loose:
-        names = " and ".join(sorted({"saves" if name == "saved" else name for _, name in loose}))
-        progress(f"not compared: at which steps there were {names}: time chose them")
-    differences = [*_metrics(folder, result.folder, loose), *_files(folder, result.folder, before, after)]
-    steps = sum(1 for _ in _rows(result.folder, loose))
-    return Replayed(result.folder, tuple(differences), tuple(inputs), steps, len(_made(before)))
+        inputs.append(f"{after['source']['path']} is not the checkpoint that the run started from")
+    timed = _timed_columns(recipe)
+    if timed:
+        names = " and ".join(sorted({"saves" if name == "saved" else name for _, name in timed}))
+        progress(f"not compared: the steps of {names}, which depend on time")
+    differences = [*_metrics(folder, result.folder, timed), *_files(folder, result.folder, before, after)]
+    steps = sum(1 for _ in _rows(result.folder, timed))
+    return Replayed(result.folder, tuple(differences), tuple(inputs), steps, len(_compared_files(before)))
 
 
 def _recipe(folder: Path, before: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
-    """The recipe of a manifest, which another may have written: through the same checks as a recipe's file."""
+    """The recipe of a manifest, which may come from someone else: checked as a recipe file is."""
     place = Path(before.get("recipe_file", ""))
     if not place.is_absolute():  # as of another operating system
         place = (folder / "recipe.toml").absolute()
@@ -87,14 +87,14 @@ def _recipe(folder: Path, before: Mapping[str, Any], overrides: Sequence[str]) -
     if checked.recipe is None or checked.failed:
         wrong = [problem for problem in checked.problems if problem.severity == "error"]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        hint = "what lies elsewhere now is given with --set, as --set 'concept.1.images=\"...\"'"
+        hint = "give moved files and folders with --set, for example --set 'concept.1.images=\"...\"'"
         raise StageError(f"manifest.json: {wrong[0].shown('recipe')}{more}; {hint}")
     return checked.recipe
 
 
-def _within(recipe: Recipe) -> Recipe:
-    """The recipe without all that would write outside the folder of the second run, and changes no byte of it: where
-    encoded images are kept, class images that are drawn, trackers."""
+def _without_outside_effects(recipe: Recipe) -> Recipe:
+    """The recipe without what writes outside the folder of the second run (cached latents, class images, trackers);
+    none of that changes its result."""
     place = recipe.data.cache_latents
     data = recipe.data if place in ("memory", "off", "run", "user") else replace(recipe.data, cache_latents="run")
     stages = tuple(
@@ -108,24 +108,22 @@ def _within(recipe: Recipe) -> Recipe:
 
 
 def _source(before: Mapping[str, Any]) -> Path | None:
-    """The checkpoint that the run began with. One that it only went on from may be gone: all its steps can be made."""
-    told = before.get("source")
-    if told is None or (told["whole"] and not Path(told["path"]).is_file()):
+    """The checkpoint that the run started from; one that it continued exactly may be missing: it is not needed."""
+    source = before.get("source")
+    if source is None or (source["whole"] and not Path(source["path"]).is_file()):
         return None
-    return Path(told["path"])
+    return Path(source["path"])
 
 
-def _beside(folder: Path) -> Path:
-    """A folder beside the run's that is not there yet."""
+def _replay_folder(folder: Path) -> Path:
+    """A folder next to the run's that does not exist yet."""
     place = Path(os.path.abspath(folder))
     names = (f"{place.name}-replay{'' if number == 1 else f'-{number}'}" for number in count(1))
     return next(place.with_name(name) for name in names if not os.path.lexists(place.with_name(name)))
 
 
 def _stopped_by_steps(recipe: Recipe, before: Mapping[str, Any]) -> Recipe:
-    """An embedding that the clock stopped is stopped at the same step again: no machine keeps time twice the same
-    way.
-    """
+    """The recipe in which embeddings that stopped after a time stop at the same step instead."""
     stopped = {embedding["placeholder"]: embedding["stopped_at"] for embedding in before["embeddings"]}
     embeddings = []
     for embedding in recipe.embeddings:
@@ -136,10 +134,10 @@ def _stopped_by_steps(recipe: Recipe, before: Mapping[str, Any]) -> Recipe:
     return replace(recipe, embeddings=tuple(embeddings))
 
 
-def _by_the_clock(recipe: Recipe) -> set[tuple[int, str]]:
-    """What of the metrics, by stage (from 1) and name, stands at steps that the clock chose: no two runs have the same.
+def _timed_columns(recipe: Recipe) -> set[tuple[int, str]]:
+    """Columns of the metrics, by stage (from 1) and name, whose steps depend on time and differ between two runs.
 
-    Images while a stage trains and saves change nothing of what is learnt.
+    Sample images and saves do not change the training.
     """
     found = set()
     for index, options in recipe.stages_with(TrainOptions):
@@ -150,17 +148,17 @@ def _by_the_clock(recipe: Recipe) -> set[tuple[int, str]]:
     return found
 
 
-def _rows(folder: Path, loose: Collection[tuple[int, str]]) -> Iterator[dict[str, Any]]:
+def _rows(folder: Path, timed: Collection[tuple[int, str]]) -> Iterator[dict[str, Any]]:
     for row in read_rows(folder):
         if row is None:
-            raise StageError(f"{folder / 'metrics.jsonl'}: has a line that cannot be read")
+            raise StageError(f"{folder / 'metrics.jsonl'}: has an unreadable line")
         row.pop("seconds", None)
-        yield {name: value for name, value in row.items() if (row["stage"], name) not in loose}
+        yield {name: value for name, value in row.items() if (row["stage"], name) not in timed}
 
 
-def _metrics(one: Path, other: Path, loose: Collection[tuple[int, str]]) -> Iterator[str]:
-    """The first step whose line of metrics differs but in what is `loose`, with the first number in it that does."""
-    rows, others = list(_rows(one, loose)), list(_rows(other, loose))
+def _metrics(one: Path, other: Path, timed: Collection[tuple[int, str]]) -> Iterator[str]:
+    """The first step whose row of metrics differs outside `timed`, with the first value that does."""
+    rows, others = list(_rows(one, timed)), list(_rows(other, timed))
     for row, second in zip(rows, others, strict=False):
         if row != second:
             name = next(key for key in row if row.get(key) != second.get(key))
@@ -171,26 +169,26 @@ def _metrics(one: Path, other: Path, loose: Collection[tuple[int, str]]) -> Iter
         yield f"metrics: {len(rows)} lines, then {len(others)}"
 
 
-def _made(manifest: Mapping[str, Any]) -> list[str]:
-    """Every file that a run made and that must come out the same."""
+def _compared_files(manifest: Mapping[str, Any]) -> list[str]:
+    """Every file of a run that must be the same in a replay."""
     texts = {row["path"] for row in manifest["artefacts"] if row["kind"] == "text"}
     paths = [row["path"] for row in [*manifest["artefacts"], *manifest["images"]]]
     return [path for path in dict.fromkeys(paths) if path not in texts]
 
 
 def _files(one: Path, other: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    made = _made(after)
-    for path in _made(before):
+    made = _compared_files(after)
+    for path in _compared_files(before):
         if path not in made:
-            yield f"{path}: not made again"
+            yield f"{path}: missing in the replay"
             continue
         try:
             first = file_inside(one, path)
         except StageError as error:
-            yield f"{path}: no longer in {one} ({error})"
+            yield f"{path}: missing in {one} ({error})"
             continue
         if sha256(first) != sha256(other / path):
-            yield f"{path}: other bytes"
+            yield f"{path}: different bytes"
     for path in made:
-        if path not in _made(before):
-            yield f"{path}: made only now"
+        if path not in _compared_files(before):
+            yield f"{path}: only in the replay"

@@ -13,7 +13,7 @@ from ..train.setup import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
 from .checkpoints import Checkpoint
 from .context import RunContext, RunState
-from .warm_start import LOADED, take_what_fits
+from .warm_start import LOADED, load_what_fits
 
 
 def require_fitting(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -72,7 +72,7 @@ def restore_training(context: RunContext, state: RunState, training: Training) -
     """
     checkpoint = state.checkpoint
     if checkpoint is None or checkpoint.stage != state.stage:
-        take_what_fits(context, state, training)
+        load_what_fits(context, state, training)
         return 0, 0.0
     facts = checkpoint.facts["run"]
     try:

@@ -34,9 +34,9 @@ from .manifest import inputs_of
 from .outcome import FINISHING, as_stage_error, closing_lines, complete, finish_run_record
 from .resume import require_fitting
 from .samples import draw_class_images
-from .signals import interruptible, signals_caught
-from .start import Start, begin_folder, refuse_foreign, run_folder_lock, say_start
-from .warm_start import copy_from_source, open_source, source_again
+from .signals import catch_signals, interruptible
+from .start import Start, create_run_folder, report_start, require_usable_folder, run_folder_lock
+from .warm_start import copy_from_source, open_source, reopen_source
 
 Progress = Callable[[str], None]
 
@@ -72,18 +72,18 @@ def run_recipe(
             inputs = inputs_of(recipe, model, statistics, processes)
             origin = open_source(source, inputs, progress) if source else None
         require_same_inputs(inputs, processes)
-        source_facts = origin.as_json if origin else None
-        start = processes.from_main(lambda: begin_folder(recipe.name, out, inputs, fresh=fresh, source=source_facts))
-        manifest = _manifest(recipe, text, inputs, start, preflight.facts, source_facts)
+        facts = origin.as_json if origin else None
+        start = processes.from_main(lambda: create_run_folder(recipe.name, out, inputs, fresh=fresh, source=facts))
+        manifest = _manifest(recipe, text, inputs, start, preflight.facts, facts)
         processes.from_main(lambda: stack.enter_context(run_folder_lock(start)))
-        if (start.left or {}).get("status") == FINISHING:
+        if (start.unfinished or {}).get("status") == FINISHING:
             result = processes.from_main(lambda: _complete(start, progress))
             end_processes(processes)
             return result
-        asked = stack.enter_context(signals_caught(progress))
+        request = stack.enter_context(catch_signals(progress))
         checkpoint, origin = _checkpoint_of(recipe, start, origin, manifest, processes, progress)
         hint = f"{resume_hint} (leave out --fresh)" if fresh and resume_hint is RESUME_HINT else resume_hint
-        checkpointer = Checkpointer(start.folder, recipe.checkpoint, asked, processes, hint)
+        checkpointer = Checkpointer(start.folder, recipe.checkpoint, request, processes, hint)
         stored = checkpoint.facts["run"] if checkpoint else {}
         with processes.together():
             metrics = Metrics(start.folder, stored.get("metrics"), write=processes.main)
@@ -109,7 +109,7 @@ def _prepare(
     require_shardable(recipe, sharding=processes.sharding)
     device = processes.device or pick_device(recipe.device)
     make_deterministic(recipe.seed, recipe.threads)
-    processes.from_main(lambda: refuse_foreign(out))
+    processes.from_main(lambda: require_usable_folder(out))
     preflight = processes.from_main(lambda: run_preflight(recipe, out, device))
     require_preflight(preflight, progress, force=force)
     where = str(device) if processes.count == 1 else f"{processes.count} processes ({device.type})"
@@ -127,10 +127,10 @@ def _checkpoint_of(
     progress: Progress,
 ) -> tuple[Checkpoint | None, Source | None]:  # fmt: skip
     """The checkpoint to resume from, the run's own or its source's, and the source where it is still needed."""
-    checkpoint = common_checkpoint(start.folder, processes, progress) if start.left else None
+    checkpoint = common_checkpoint(start.folder, processes, progress) if start.unfinished else None
     if source is None:
         with processes.together():
-            source = source_again(start.left or {}, checkpoint, manifest, progress)
+            source = reopen_source(start.unfinished or {}, checkpoint, manifest, progress)
     if source is not None and checkpoint is None:
 
         def copy(source: Source = source) -> None:
@@ -142,7 +142,7 @@ def _checkpoint_of(
     if checkpoint is not None:
         with processes.together():
             require_fitting(checkpoint, recipe)
-    say_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
+    report_start(start, (checkpoint.stage, checkpoint.step) if checkpoint else None, progress)
     return checkpoint, source
 
 
@@ -157,7 +157,7 @@ def _result(folder: Path, manifest: dict[str, Any]) -> RunResult:
 def _complete(start: Start, progress: Progress) -> RunResult:
     """Finish a run that an earlier process trained and exported."""
     progress(f"{start.folder} is trained and exported; completing its report and clean-up")
-    return _result(start.folder, complete(start.folder, start.left or {}))
+    return _result(start.folder, complete(start.folder, start.unfinished or {}))
 
 
 def _manifest(
@@ -168,9 +168,9 @@ def _manifest(
     ahead: dict[str, Any],
     source: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """The manifest of a run that begins, or goes on."""
+    """The manifest of a run that starts or is resumed."""
     now = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
-    left = start.left or {}
+    left = start.unfinished or {}
     source = source or left.get("source")  # the same checkpoint, where it lies now
     return {
         "pivotune": __version__, "name": recipe.name, "recipe_file": str(recipe.path), **inputs,

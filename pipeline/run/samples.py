@@ -1,4 +1,4 @@
-"""Images before and after: the same prompts and seeds, first without the embedding, then with it read from its file."""
+"""Sample images: before training with the initial text, after it with the exported files; and class images."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from ..system_errors import out_of_memory
 from ..tensors import from_raw, vectors_for
 from ..train.lora import load_lora, remove_lora
 
-BATCH_PIXELS = 4 * 512 * 512  # as many images at once as have this many pixels
+BATCH_PIXELS = 4 * 512 * 512  # images are drawn in batches of about this many pixels
 
 
 def draw_before(model: Model, recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
-    """Each prompt with the initial text in the embedding's place, drawn by the untouched model.
+    """Each prompt with the initial text in place of the placeholder, drawn by the base model.
 
-    StageError where the model cannot draw: its parts fit one by one, and not together.
+    StageError where the model cannot draw: its parts may not fit together.
     """
     with drawing(recipe.model):
         return list(_draw(model, recipe, _initial_prompts(recipe), folder, "before"))
@@ -43,7 +43,7 @@ def draw_before(model: Model, recipe: Recipe, folder: Path) -> list[dict[str, An
 
 @contextmanager
 def drawing(spec: ModelSpec) -> Iterator[None]:
-    """What a library raises at the first use of a model becomes a StageError; what the machine lacks passes."""
+    """Turn what a library raises at the first use of a model into a StageError; errors of the machine pass."""
     try:
         yield
     except (StageError, OSError, MemoryError):
@@ -55,19 +55,19 @@ def drawing(spec: ModelSpec) -> Iterator[None]:
 
 
 def kept_before(recipe: Recipe, folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-    """What `draw_before` returned to an earlier process of the same run (`rows`), where its images are all whole."""
+    """The rows of `draw_before` of an earlier process of this run, where all of its images are intact."""
     wanted = [row for part in _rows(recipe, _initial_prompts(recipe), folder, "before") for _, row in part]
-    there = all(row in rows and _whole(folder.parent / row["path"]) for row in wanted)
+    there = all(row in rows and _is_intact(folder.parent / row["path"]) for row in wanted)
     return wanted if there else None
 
 
-def _whole(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             image.verify()  # every checksum, up to the end of the file
         with Image.open(path) as image:
             image.load()
-    except Exception:  # noqa: BLE001 (Pillow has many; whichever it is, the image is drawn again)
+    except Exception:  # noqa: BLE001 (Pillow raises many kinds; the image is drawn again)
         return False
     return True
 
@@ -81,12 +81,12 @@ def _initial_prompts(recipe: Recipe) -> list[str]:
 def draw_after(
     model: Model, recipe: Recipe, files: Mapping[str, Path], lora: Path | None, folder: Path
 ) -> list[dict[str, Any]]:
-    """Each prompt as it is, with the embeddings (and the LoRA) as their exported files hold them.
+    """Each prompt with the embeddings (and the LoRA) of their exported files.
 
-    `files` maps a placeholder to its standalone safetensors file, or to the pack that has it: nothing that is still in
-    memory is used. Embeddings that no prompt holds are not read.
+    `files` maps a placeholder to its standalone safetensors file, or to the pack that contains it: nothing in memory is
+    used. Embeddings that are in no prompt are not read.
     """
-    injection = inject_files(model, _asked(files, recipe))
+    injection = inject_files(model, _used_files(files, recipe))
     try:
         injection.activate(recipe.samples.prompts)
         with _lora_loaded(model, lora):
@@ -122,12 +122,12 @@ def _lora_loaded(model: Model, file: Path | None) -> Iterator[None]:
 
 
 def draw_now(model: Model, recipe: Recipe, folder: Path, name: str) -> list[dict[str, Any]]:
-    """Each prompt of the recipe's samples with the embeddings that are in the model at this moment."""
+    """Each prompt of the recipe's samples with the embeddings that are in the model now."""
     return list(_draw(model, recipe, recipe.samples.prompts, folder, name))
 
 
 def inject_files(model: Model, files: Mapping[str, Path]) -> Injection:
-    """Embeddings from standalone files into a model."""
+    """Inject embeddings from standalone files or packs into a model."""
     vectors: dict[str, dict[str, torch.Tensor]] = {encoder.key: {} for encoder in model.encoders}
     for embedding, path in files.items():
         tensors, metadata = read_safetensors(path)
@@ -141,17 +141,17 @@ def inject_files(model: Model, files: Mapping[str, Path]) -> Injection:
     return Injection(model.pipe, model.encoders, rows)
 
 
-def _asked(files: Mapping[str, Path], recipe: Recipe) -> dict[str, Path]:
-    """The files of embeddings that the prompts hold; of one at least, so that there is something to inject."""
+def _used_files(files: Mapping[str, Path], recipe: Recipe) -> dict[str, Path]:
+    """The files of the embeddings in the prompts; at least one, so that there is something to inject."""
     replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
-    held = [embedding for prompt in recipe.samples.prompts for embedding in replacer.embeddings_in(prompt)]
-    return {embedding: files[embedding] for embedding in dict.fromkeys(held or list(files)[:1]) if embedding in files}
+    used = [embedding for prompt in recipe.samples.prompts for embedding in replacer.embeddings_in(prompt)]
+    return {embedding: files[embedding] for embedding in dict.fromkeys(used or list(files)[:1]) if embedding in files}
 
 
 def _rows(
     recipe: Recipe, prompts: Sequence[str], folder: Path, when: str
 ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-    """For each prompt the seeds of its images, and the manifest's rows of them."""
+    """For each prompt the seeds of its images, with their rows of the manifest."""
     samples = recipe.samples
     replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
     for number, (prompt, asked) in enumerate(zip(prompts, samples.prompts, strict=True)):
@@ -196,7 +196,7 @@ def _images(
 
 
 def draw_class_images(model: Model, recipe: Recipe, progress: Callable[[str], None]) -> None:
-    """Fill the folders of concepts with `generate`: what they hold counts, what is missing is drawn.
+    """Fill the folders of concepts with `generate`: existing images count, missing ones are drawn.
 
     Image `n` depends on the recipe's seed and `n` alone. Raises StageError when the folder cannot be written.
     """
@@ -208,13 +208,13 @@ def draw_class_images(model: Model, recipe: Recipe, progress: Callable[[str], No
             missing = concept.generate.count - len(files_in(concept.images, recursive=concept.recursive).images)
             if missing > 0:
                 progress(f"drawing {missing} class images into {concept.images}")
-                _draw_class(model, concept, _free(concept.images, missing), (recipe.seed, "class", number))
+                _draw_class(model, concept, _unused_numbers(concept.images, missing), (recipe.seed, "class", number))
         except OSError as error:
             raise StageError(f"class images: {concept.images} cannot be written: {error}") from error
 
 
-def _free(folder: Path, count: int) -> list[int]:
-    """The first numbers for which there is no class image yet."""
+def _unused_numbers(folder: Path, count: int) -> list[int]:
+    """The first numbers that no class image has."""
     taken = {path.stem for path in folder.glob("class-*.png")}
     return [n for n in range(count + len(taken)) if f"class-{n:05d}" not in taken][:count]
 
@@ -229,11 +229,11 @@ def _draw_class(model: Model, concept: Concept, numbers: Sequence[int], seed: tu
         generators = [generator(seed[0], *seed[1:], n) for n in part]
         images = _images(model, prompts, asked.steps, asked.guidance, model.resolution, generators)
         for n, prompt, image in zip(part, prompts, images, strict=True):
-            _keep(concept.images / f"class-{n:05d}.png", image, prompt)
+            _save_class_image(concept.images / f"class-{n:05d}.png", image, prompt)
 
 
-def _keep(path: Path, image: Image.Image, prompt: str) -> None:
-    """The caption first, then the image under its name: an image that is there has its caption."""
+def _save_class_image(path: Path, image: Image.Image, prompt: str) -> None:
+    """Write the caption first, then the image: an image that exists has its caption."""
     path.with_suffix(".txt").write_text(prompt + "\n", "utf-8", newline="\n")
     part = path.with_name(f".{path.name}.part")
     image.save(part, format="PNG")

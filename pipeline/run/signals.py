@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, a closed terminal (SIGHUP): the first stops the training at its next step, the second at once."""
+"""Ctrl-C, SIGTERM, a closed terminal (SIGHUP): the first stops training after the current step, the second at once."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from ..errors import StageError
 
 
 class Stopped(StageError):
-    """The training was asked to stop, and did so with a checkpoint."""
+    """Training was stopped by a signal, with a checkpoint."""
 
 
-STOPPING = "stopping at the next step, with a checkpoint"
-ENDING = "all steps are done, and the run is brought to its end"
+STOPPING = "stopping after the current step, with a checkpoint"
+ENDING = "all steps are done; the run is being finished"
 
 
-class StopAsked:
-    """Whether a signal has come, and which; `twice`: a second one has, which is to end the run at once.
+class StopRequest:
+    """The name of the signal that has come, if any; `twice`: a second one has, which ends the run at once.
 
-    `steps` says whether a step is to come at which the run can stop.
+    `steps_left`: whether the run still trains, so that it can stop after a step.
     """
 
     name: str | None = None
     twice: bool = False
-    steps: bool = True
+    steps_left: bool = True
 
     @property
     def answer(self) -> str:
-        """What the first signal brings about."""
-        return STOPPING if self.steps else ENDING
+        """What the first signal causes."""
+        return STOPPING if self.steps_left else ENDING
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C ends the block as KeyboardInterrupt, also where a library makes an error of its own of it."""
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    """Ctrl-C ends the block with KeyboardInterrupt, also where a library turns it into an error of its own."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     came = False
 
-    def heard(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         nonlocal came
         came = True
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, heard)
+    signal.signal(signal.SIGINT, handle)
     try:
         yield
     except Exception as error:
@@ -62,34 +62,34 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def signals_caught(say: Callable[[str], None]) -> Iterator[StopAsked]:
-    """Catch the signals while the block runs; only the main thread can, elsewhere nothing is caught."""
-    asked = StopAsked()
+def catch_signals(progress: Callable[[str], None]) -> Iterator[StopRequest]:
+    """Catch the signals in this block; only the main thread can, elsewhere nothing is caught."""
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield request
         return
 
-    def heard(number: int, frame: FrameType | None) -> None:
-        if asked.name is not None:
-            asked.twice = True
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.name is not None:
+            request.twice = True
             raise KeyboardInterrupt
-        asked.name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        _said(say, f"{asked.name}: {asked.answer} (again: at once)")
+        request.name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        _print(progress, f"{request.name}: {request.answer} (again: at once)")
 
     # what is ignored from the start (nohup, a shell's background job) stays so
     caught = [number for number in _signals() if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, heard) for number in caught}
+    before = {number: signal.signal(number, handle) for number in caught}
     try:
-        yield asked
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _said(say: Callable[[str], None], text: str) -> None:
-    """Say it, also when the signal came while another line was being written: a stream refuses to be entered twice."""
+def _print(progress: Callable[[str], None], text: str) -> None:
+    """Print a line, also when the signal came while another line was written: a stream cannot be entered twice."""
     try:
-        say(text)
+        progress(text)
     except RuntimeError:
         with suppress(OSError):
             os.write(2, f"{text}\n".encode())

@@ -1,4 +1,4 @@
-"""What a killed process, or one that a full disk stopped, has left half written in a run's folder."""
+"""The folder of a run: which one, its lock, and the clean-up of what interrupted processes left."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .checkpoints import FOLDER
 from .diff import ROUNDING, Difference, difference_lines, input_differences
 
 _STEP = r"\.stage-\d+-step-\d+"
-# For each folder of a run: what is written there under such a name until it is whole, or has one while it is deleted.
-# `.tmp` and six characters is the file that safetensors writes before it renames it; `.report.html.<process>` a report.
+# Names of files that are being written or deleted, by folder of a run. `.tmp` and six characters is a file that
+# safetensors writes before it renames it; `.report.html.<process>` is a report.
 _NAMES = {
     "": re.compile(
         r"\.report\.html\.\d+|\.(manifest\.json|recipe\.toml|metrics\.jsonl)\.part|\.probe|\.finished\.old|\.last-good\.(part|old)"
@@ -33,10 +33,10 @@ _CONVERTED, _PART = ("exports", "finished", "last-good", "latents"), re.compile(
 
 
 def remove_leftovers(run: Path) -> None:
-    """Take away what dead processes have left in a run's folder; what is called otherwise stays.
+    """Delete what interrupted processes left in a run folder; files with other names are kept.
 
-    Only for the process that holds the folder's lock. A report may be written without it (`pivotune report`): what a
-    living process writes stays too. What cannot be taken away is left to the user.
+    Only for the process that holds the folder's lock. A report may be written without it (`pivotune report`): files of
+    a running process are kept too. What cannot be deleted is left.
     """
     with suppress(OSError):
         _last_good(run)
@@ -53,14 +53,14 @@ def _found(run: Path) -> Iterator[Path]:
 
 
 def _last_good(run: Path) -> None:
-    """The older one back in its place, where a kill came between it and the newer one."""
+    """Restore the older `last-good/` where a kill came before the newer one got its name."""
     old = run / ".last-good.old"
     if old.is_dir() and not (run / "last-good").exists():
         old.rename(run / "last-good")
 
 
 def _is_at_work(path: Path) -> bool:
-    """Whether a report's writer lives still. Windows refuses to delete a file that is being written."""
+    """Whether the process that writes a report is still running. Windows refuses to delete a file that is open."""
     number = path.name.rpartition(".")[2]
     if os.name == "nt" or not number.isdecimal() or int(number) == os.getpid():
         return False
@@ -73,8 +73,8 @@ def _is_at_work(path: Path) -> bool:
     return True
 
 
-MOST = 12  # differences that are listed
-# What a run has written before its first manifest: a process killed so early leaves nothing that counts.
+LISTED = 12  # differences in a message
+# What a run writes before its first manifest; nothing is lost with a process that was killed so early.
 BEGUN = {
     ".lock",
     ".probe",
@@ -88,41 +88,42 @@ BEGUN = {
 
 @dataclass(frozen=True)
 class Start:
-    """The run's folder and, where a process before left it unfinished, the manifest it left.
+    """The run's folder and the manifest of the unfinished run in it, if there is one to resume.
 
-    `passed` are unfinished runs of this name with a checkpoint that are not resumed: their inputs differ, say.
+    `skipped` are unfinished runs of this name with a checkpoint that are not resumed, for example because their inputs
+    differ.
     """
 
     folder: Path
-    left: Mapping[str, Any] | None = None
-    passed: tuple[Path, ...] = ()
+    unfinished: Mapping[str, Any] | None = None
+    skipped: tuple[Path, ...] = ()
 
 
-def refuse_foreign(out: Path | None) -> None:
-    """StageError when the folder asked for holds a finished run, or files that are no run's.
+def require_usable_folder(out: Path | None) -> None:
+    """StageError when the output folder contains a finished run, or files that are not of a run.
 
-    Said before minutes are spent on loading a model.
+    Called before the model is loaded, which may take minutes.
     """
     if out is None or not out.is_dir():
         return
-    left = manifest_or_none(out)
-    if left is not None and left["status"] == "finished":
+    unfinished = manifest_or_none(out)
+    if unfinished is not None and unfinished["status"] == "finished":
         raise StageError(
-            f"{out} holds a finished run, which is never written over: choose another --out; to go on from its end "
-            f"with more steps, raise them and add --from-checkpoint {out}"
+            f"{out} contains a finished run, which is not overwritten; choose another --out. To train for more steps, "
+            f"increase steps and add --from-checkpoint {out}"
         )
-    foreign = left is None and not _is_free(out)
-    if not foreign or os.path.lexists(out / "manifest.json"):  # a user's own folder may be large, and have links
-        require_own_files(out)  # before pre-flight tries its folders
+    foreign = unfinished is None and not _is_free(out)
+    if not foreign or os.path.lexists(out / "manifest.json"):  # a user's own folder may be large and contain links
+        require_own_files(out)  # before pre-flight writes to it
     if foreign:
         raise StageError(
-            f"{out} holds files already, and no run that could go on{unreadable_reason(out)}; choose another --out"
+            f"{out} contains files, but no run that can be resumed{unreadable_reason(out)}; choose another --out"
         )
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether a folder is empty, or holds but what a run leaves that was killed before its first manifest. That has a
-    lock, which names a process; without one the files are somebody's own."""
+    """Whether a folder is empty, or contains only files of a run that was killed before its first manifest. Such a run
+    has left a lock; without one the files are the user's own."""
     names = {path.name for path in folder.iterdir()}
     return not names or (names <= BEGUN and has_our_lock(folder))
 
@@ -130,109 +131,113 @@ def _is_free(folder: Path) -> bool:
 def choose_start(
     name: str, out: Path | None, inputs: Mapping[str, Any], *, fresh: bool, source: Mapping[str, Any] | None = None
 ) -> Start:
-    """The unfinished run of the same inputs that is to go on, else a new folder (not yet made).
+    """The unfinished run of the same inputs to resume, else a new folder (not yet created).
 
-    Without `out` it is `runs/<name>`, or `runs/<name>-2` and so on where that is taken. With a `source` (as its
-    manifest has it) only a run that began with that one goes on, wherever it lay then. Raises StageError when the
-    unfinished run in `out` was begun with other inputs, and names what differs.
+    Without `out` it is `runs/<name>`, `runs/<name>-2` and so on. With a `source` (as the manifest has it) only a run
+    that started from that checkpoint is resumed, wherever its file is. Raises StageError when the unfinished run in
+    `out` has other inputs, and names the differences.
     """
 
-    def may_go_on(left: Mapping[str, Any]) -> bool:
-        return not fresh and (source is None or _content(source) == _content(left.get("source")))
+    def may_resume(manifest: Mapping[str, Any]) -> bool:
+        return not fresh and (source is None or _content(source) == _content(manifest.get("source")))
 
     if out is not None:
-        refuse_foreign(out)
-        left = manifest_or_none(out)
-        if left is None:
+        require_usable_folder(out)
+        unfinished = manifest_or_none(out)
+        if unfinished is None:
             return Start(out.absolute())
-        if not may_go_on(left):
-            began = "is to begin anew" if fresh else "begins with a checkpoint that the other did not begin with"
-            raise StageError(f"{out} holds an unfinished run, and this one {began}: choose another --out")
-        _refuse_changed(out, _differences(left, inputs))
-        return Start(out.absolute(), left)
-    passed: list[Path] = []
+        if not may_resume(unfinished):
+            why = "--fresh starts over" if fresh else "it did not start from this checkpoint"
+            raise StageError(f"{out} contains an unfinished run, and {why}; choose another --out")
+        _require_same_inputs(out, _differences(unfinished, inputs))
+        return Start(out.absolute(), unfinished)
+    skipped: list[Path] = []
     runs, number = Path("runs").absolute(), 1
     folder = runs / name
     while folder.exists() or folder.is_symlink():
-        left = manifest_or_none(folder)
-        if left is None or (left["status"] != "finished" and may_go_on(left)):
-            if left is not None and not is_locked(folder) and not _differences(left, inputs):
-                return Start(folder, left)
+        unfinished = manifest_or_none(folder)
+        if unfinished is None or (unfinished["status"] != "finished" and may_resume(unfinished)):
+            if unfinished is not None and not is_locked(folder) and not _differences(unfinished, inputs):
+                return Start(folder, unfinished)
             if any((folder / "checkpoints").glob("*.safetensors")):
-                passed.append(folder)
+                skipped.append(folder)
         number += 1
         folder = runs / f"{name}-{number}"
-    return Start(folder, None, tuple(passed))
+    return Start(folder, None, tuple(skipped))
 
 
 def _content(source: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
     return None if source is None else (source["sha256"], source["whole"])
 
 
-def begin_folder(
+def create_run_folder(
     name: str, out: Path | None, inputs: Mapping[str, Any], *, fresh: bool, source: Mapping[str, Any] | None = None
 ) -> Start:
-    """Choose where to begin (see `choose_start`) and make the folder. StageError when nothing can be written there."""
+    """Choose the folder (see `choose_start`) and create it. StageError when it is not writable."""
     while True:
         start = choose_start(name, out, inputs, fresh=fresh, source=source)
         try:
-            start.folder.mkdir(parents=True, exist_ok=out is not None or start.left is not None)
+            start.folder.mkdir(parents=True, exist_ok=out is not None or start.unfinished is not None)
             require_own_files(start.folder)
             probe = start.folder / ".probe"
-            probe.unlink(missing_ok=True)  # never written in place: it may be a second name of another file
+            probe.unlink(missing_ok=True)  # it may be a second name of another file, which must not be written
             try:
                 with probe.open("xb") as file:
                     file.write(b"x")
             finally:
                 probe.unlink(missing_ok=True)  # on a full disk too
         except FileExistsError:
-            if out is not None or start.left is not None:
-                raise StageError(f"the run's folder cannot be made: {start.folder} is a file") from None
-            continue  # another process has taken the name between the look and the making
+            if out is not None or start.unfinished is not None:
+                raise StageError(
+                    f"{start.folder}: is a file; the run folder cannot be created; choose another --out"
+                ) from None
+            continue  # another process has created this folder in between
         except OSError as error:
-            raise StageError(f"the run's folder cannot be made: {error}") from error
+            raise StageError(f"the run folder cannot be created: {error}") from error
         return start
 
 
 @contextmanager
 def run_folder_lock(start: Start) -> Iterator[None]:
-    """Hold the lock of the run's folder, and clear it of what dead processes left half written.
+    """Hold the lock of the run folder, and delete what interrupted processes left in it.
 
-    StageError when another process has it, or had it since `start` was chosen.
+    StageError when another process has the lock, or has used the folder since `start` was chosen.
     """
     with folder_lock(start.folder):
         require_own_files(start.folder)
-        if manifest_or_none(start.folder) != start.left:
-            raise StageError(f"{start.folder}: another process has run in this folder meanwhile; say the command again")
+        if manifest_or_none(start.folder) != start.unfinished:
+            raise StageError(
+                f"{start.folder}: another process has used this folder in the meantime; run the command again"
+            )
         remove_leftovers(start.folder)
         yield
 
 
-def say_start(start: Start, checkpointed: tuple[int, int] | None, progress: Callable[[str], None]) -> None:
-    """Say which unfinished run is resumed and from where, or that there are others that are not."""
-    if start.passed:
-        more = f" and {len(start.passed) - 1} more" if len(start.passed) > 1 else ""
-        newest = start.passed[-1]
+def report_start(start: Start, checkpointed: tuple[int, int] | None, progress: Callable[[str], None]) -> None:
+    """Print which unfinished run is resumed and from where, or that others are not."""
+    if start.skipped:
+        more = f" and {len(start.skipped) - 1} more" if len(start.skipped) > 1 else ""
+        newest = start.skipped[-1]
         progress(f"warning: not resuming the unfinished run {newest}{more}: --out {newest} shows why")
-    if start.left is None:
+    if start.unfinished is None:
         return
     stage, step = checkpointed or (0, 0)
     where = f"after step {step} of stage {stage + 1}"
     if checkpointed is None:
-        whole = "whole " if any((start.folder / "checkpoints").glob("*.safetensors")) else ""  # those there are damaged
-        where = f"from its beginning: there is no {whole}checkpoint"
+        usable = "usable " if any((start.folder / "checkpoints").glob("*.safetensors")) else ""
+        where = f"from step 1: it has no {usable}checkpoint"
     progress(f"resuming {start.folder}, {where}")
 
 
-def _differences(left: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[Difference]:
-    """What keeps an unfinished run from going on; another number of processes does not."""
-    return [one for one in input_differences(left, inputs) if not one.within(ROUNDING)]
+def _differences(manifest: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[Difference]:
+    """Differences that prevent resuming; another number of processes does not."""
+    return [one for one in input_differences(manifest, inputs) if not one.within(ROUNDING)]
 
 
-def _refuse_changed(out: Path, differences: Sequence[Difference]) -> None:
+def _require_same_inputs(out: Path, differences: Sequence[Difference]) -> None:
     if differences:
-        listed = "\n  ".join(difference_lines(differences, MOST))
+        listed = "\n  ".join(difference_lines(differences, LISTED))
         raise StageError(
-            f"{out}: an unfinished run of other inputs; choose another --out, or take what fits into a new run with "
-            f"--from-checkpoint {out}. What differs:\n  {listed}"
+            f"{out}: contains an unfinished run with other inputs; choose another --out, or load what fits into a new "
+            f"run with --from-checkpoint {out}. Differences:\n  {listed}"
         )

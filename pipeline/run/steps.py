@@ -147,7 +147,7 @@ class StepRecorder:
         now = guard is not None and guard.stops
         checkpoint_if_due(context, state, training, self.step, before, self.seconds, now=now)
         if self.step == training.steps:
-            context.checkpointer.asked.steps = has_steps_left(context, state, state.stage + 1)
+            context.checkpointer.request.steps_left = has_steps_left(context, state, state.stage + 1)
         if guard is not None:
             guard.raise_if_stopping()
 
@@ -203,10 +203,10 @@ def warn_of_missing_steps(context: RunContext, state: RunState, trainer: Embeddi
     short = trainer.stops.short() if trainer is not None else []
     if trainer is None or not short:
         return
-    some = ", ".join(f"{embedding} has {had} of {wanted:.9g}" for embedding, had, wanted in short[:FEW])
-    some += f" and {len(short) - FEW} more" if len(short) > FEW else ""
+    named = ", ".join(f"{embedding} has {had} of {wanted:.9g}" for embedding, had, wanted in short[:FEW])
+    named += f" and {len(short) - FEW} more" if len(short) > FEW else ""
     total = len(trainer.stops.counts)
-    warn(context, state, f"{len(short)} of {total} embeddings did not reach stop_after: {some}; increase steps")
+    warn(context, state, f"{len(short)} of {total} embeddings did not reach stop_after: {named}; increase steps")
 
 
 def require_all_sampled(trainer: EmbeddingTrainer | None) -> None:

@@ -50,7 +50,7 @@ def build_trainables(context: RunContext, state: RunState, options: TrainOptions
 
 
 def build_objective(context: RunContext, state: RunState, options: TrainOptions) -> Objective:
-    """What the model learns to predict. Where its own scheduler differs, this run draws its images with another."""
+    """What the model is trained to predict. Where its own scheduler differs, this run draws its images with another."""
     objective = objective_for(context.model.pipe.scheduler, options.objective, options.noise, options.timesteps)
     scheduler = objective.drawing(context.model.pipe.scheduler)
     if scheduler is not context.model.pipe.scheduler:
@@ -68,9 +68,8 @@ def build_dataset(context: RunContext, state: RunState, options: TrainOptions) -
     images = open_dataset(
         context.recipe, context.model.pipe.vae, resolution=options.resolution or context.model.resolution,
         multiple=context.model.size_multiple, batch_size=options.batch_size, seed=_seed(context, state.stage),
-        flip=options.flip,
-        caption_dropout=options.caption_dropout, run_folder=context.folder, warn=state.warnings.append,
-        tell=context.progress, bar=context.bar, processes=context.processes,
+        flip=options.flip, caption_dropout=options.caption_dropout, run_folder=context.folder,
+        warn=state.warnings.append, tell=context.progress, bar=context.bar, processes=context.processes,
     )  # fmt: skip
     if context.file_hashes:
         with context.processes.together():

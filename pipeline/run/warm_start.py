@@ -1,4 +1,4 @@
-"""`--from-checkpoint`: a new run begins with what an earlier one reached, wholly or as far as it fits."""
+"""`--from-checkpoint`: a new run starts from the checkpoint of an earlier one, exactly or as far as it fits."""
 
 from __future__ import annotations
 
@@ -25,50 +25,53 @@ from .checkpoints import FOLDER, Checkpoint, Source, newest_checkpoint, read_che
 from .context import RunContext, RunState
 from .diff import ROUNDING, Difference, difference_lines, input_differences
 
-MOST = 20  # differences that are listed
-# What may change without changing a step that is done: texts, images for the report, how often checkpoints come.
+LISTED = 20  # differences in a message
+# Differences that change no finished step: texts, sample images, how often checkpoints are written.
 _FREE = ("recipe.name", "recipe.samples", "recipe.checkpoint", ROUNDING)
 
 
-def open_source(place: Path, inputs: Mapping[str, Any], say: Callable[[str], None]) -> Source:
-    """The newest checkpoint of a run's folder, or the one of that file. Raises StageError when there is none.
+def open_source(path: Path, inputs: Mapping[str, Any], progress: Callable[[str], None]) -> Source:
+    """The newest checkpoint of a run folder, or the one in that file. Raises StageError when there is none.
 
-    It fits wholly when nothing differs but texts and the steps of its own stage, which may be more.
+    It fits exactly when nothing differs but texts and a larger number of steps of its own stage.
     """
-    run = place if place.is_dir() else place.absolute().parent.parent
-    point = newest_checkpoint(place, say) if place.is_dir() else read_checkpoint(place)
+    run = path if path.is_dir() else path.absolute().parent.parent
+    point = newest_checkpoint(path, progress) if path.is_dir() else read_checkpoint(path)
     if point is None:
-        raise StageError(f"{place}: holds no checkpoint that can be read (a run's folder has them in {FOLDER}/)")
+        raise StageError(f"{path}: contains no readable checkpoint (a run folder has them in {FOLDER}/)")
     left = manifest_or_none(run)
     if left is None:
-        has = unreadable_reason(run) or " has no manifest.json"
-        raise StageError(f"{run}:{has}, so nobody can tell what the checkpoint was made with")
+        reason = unreadable_reason(run) or " (no manifest.json)"
+        raise StageError(f"{run}: has no readable manifest, so the inputs of the checkpoint are unknown{reason}")
     differences = [one for one in input_differences(left, inputs) if not one.within(*_FREE)]
     unfit = [one for one in differences if not (_more_steps(one, point) or _of_a_guard(one))]
     if not unfit:
-        say(f"going on from {run}, after step {point.step} of stage {point.stage + 1}")
+        progress(f"continuing from {run}, after step {point.step} of stage {point.stage + 1}")
     else:
-        listed = "\n  ".join(difference_lines(unfit, MOST))
-        say(f"loading what fits from {run}, from step 1; what differs:\n  {listed}")
-    return Source(run, run / FOLDER / point.name if place.is_dir() else place, point, not unfit)
+        listed = "\n  ".join(difference_lines(unfit, LISTED))
+        progress(f"loading what fits from {run}; starting at step 1; differences:\n  {listed}")
+    return Source(run, run / FOLDER / point.name if path.is_dir() else path, point, not unfit)
 
 
-def source_again(
-    left: Mapping[str, Any], point: Checkpoint | None, inputs: Mapping[str, Any], say: Callable[[str], None]
+def reopen_source(
+    manifest: Mapping[str, Any],
+    point: Checkpoint | None,
+    inputs: Mapping[str, Any],
+    progress: Callable[[str], None],
 ) -> Source | None:
-    """What an unfinished run began with, where it needs that still: it has no checkpoint (`point`) of its own, or
-    later stages take from it. `left` is its manifest. Raises StageError when the file is gone or another one."""
-    told = left.get("source")
-    if told is None or (point is not None and (told["whole"] or not _trains_after(left, point.stage))):
+    """The checkpoint that an unfinished run started from, where it is still needed: the run has no checkpoint (`point`)
+    of its own, or later stages load from it. Raises StageError when the file is missing or has changed."""
+    source = manifest.get("source")
+    if source is None or (point is not None and (source["whole"] or not _trains_after(manifest, point.stage))):
         return None
     try:
-        source = open_source(Path(told["path"]), inputs, say)
+        found = open_source(Path(source["path"]), inputs, progress)
     except StageError as error:
-        way = "if it lies elsewhere now, give that with --from-checkpoint"
-        raise StageError(f"the run began with a checkpoint that is needed still ({way}): {error}") from error
-    if source.point.sha256 != told["sha256"]:
-        raise StageError(f"{told['path']}: not the checkpoint that the run began with; choose another --out")
-    return source
+        advice = "give its new path with --from-checkpoint"
+        raise StageError(f"the checkpoint that the run started from is still needed ({advice}): {error}") from error
+    if found.point.sha256 != source["sha256"]:
+        raise StageError(f"{source['path']}: not the checkpoint that the run started from; choose another --out")
+    return found
 
 
 def _trains_after(manifest: Mapping[str, Any], stage: int) -> bool:
@@ -77,17 +80,17 @@ def _trains_after(manifest: Mapping[str, Any], stage: int) -> bool:
 
 def _more_steps(one: Difference, point: Checkpoint) -> bool:
     steps = f"recipe.stage.{point.stage + 1}.steps"
-    return one.place == steps and None not in (one.old, one.new) and one.new > one.old
+    return one.key == steps and None not in (one.old, one.new) and one.new > one.old
 
 
 def _of_a_guard(one: Difference) -> bool:
-    """What a guard looks for moves nothing."""
-    return re.match(r"recipe\.stage\.\d+\.guard\.", one.place) is not None
+    """Whether only guards differ, which change no training."""
+    return re.match(r"recipe\.stage\.\d+\.guard\.", one.key) is not None
 
 
 def copy_from_source(source: Source, folder: Path) -> None:
-    """Bring the earlier run's measurements up to the checkpoint, and the images drawn until then, into the folder of
-    the one that goes on. StageError when they are not there."""
+    """Copy the earlier run's metrics up to the checkpoint, and the images drawn until then, into the folder of the new
+    run. StageError when they are missing."""
     if not source.whole:
         return
     try:
@@ -100,28 +103,28 @@ def copy_from_source(source: Source, folder: Path) -> None:
             (folder / path).unlink(missing_ok=True)  # it may be a second name of a file elsewhere
             shutil.copyfile(file, folder / path)
     except (OSError, ValueError, StageError) as error:
-        raise StageError(f"{source.run}: what it measured and drew cannot be taken over ({error})") from error
+        raise StageError(f"{source.run}: its metrics and images cannot be copied ({error})") from error
 
 
-LOADED = "loaded "  # how the line begins that sums up what a stage loaded
+LOADED = "loaded "  # the beginning of the note on what a stage loaded
 _EMBEDDINGS = "embeddings"
 _TITLES = {_EMBEDDINGS: "embeddings", "lora": "LoRA weights", "finetune": "fine-tuned weights"}
 
 
-def take_what_fits(context: RunContext, state: RunState, training: Training) -> None:
+def load_what_fits(context: RunContext, state: RunState, training: Training) -> None:
     """Load embeddings and weights of the stage from the source, each once, and sum up in one line how many fit.
 
     Vectors fit by the embedding's name and their number, weights by name and shape. Training starts from the trained
-    values; EMA weights are loaded too where the stage keeps some. An embedding that no stage trains any more gets its
-    EMA weights themselves, which is what its own run would have exported.
+    values; EMA weights are loaded too where the stage keeps some. An embedding that no stage trains gets
+    the EMA weights themselves, as its own run would have exported them.
     """
     source = context.source
     if source is None or source.whole:
         return
     fit, total = Counter[str](), Counter[str]()
     for kind, fits in [
-        *_take_embeddings(context, state, training, source.point),
-        *_take_weights(context, state, training, source.point),
+        *_load_embeddings(context, state, training, source.point),
+        *_load_weights(context, state, training, source.point),
     ]:
         fit[kind] += fits
         total[kind] += 1
@@ -132,7 +135,7 @@ def take_what_fits(context: RunContext, state: RunState, training: Training) -> 
         state.notes.append(line)
 
 
-def _take_embeddings(
+def _load_embeddings(
     context: RunContext, state: RunState, training: Training, point: Checkpoint
 ) -> list[tuple[str, bool]]:
     """For each embedding whether it was loaded: its vectors for every text encoder."""
@@ -152,7 +155,7 @@ def _take_embeddings(
                 loaded[embedding] = False
             else:
                 average = {name: one[first:last] for name, one in averages.get(key, {}).items()}
-                _take_embedding(training, key, rows, span, values[first:last], average, trained=embedding in trained)
+                _load_embedding(training, key, rows, span, values[first:last], average, trained=embedding in trained)
     return [(_EMBEDDINGS, fits) for fits in loaded.values()]
 
 
@@ -161,7 +164,7 @@ def _trains_embeddings(context: RunContext, state: RunState) -> bool:
     return any(options.embeddings for _, options in context.recipe.stages_with(TrainOptions, state.stage))
 
 
-def _take_embedding(
+def _load_embedding(
     training: Training, key: str, rows: EmbeddingRows, span: range, values: Tensor, average: Shadow, *, trained: bool
 ) -> None:
     """Put an embedding's vectors and its EMA weights into the table of one text encoder."""
@@ -171,7 +174,7 @@ def _take_embedding(
         training.embeddings.states.load_ema(key, index, average if trained else {})
 
 
-def _take_weights(
+def _load_weights(
     context: RunContext, state: RunState, training: Training, point: Checkpoint
 ) -> list[tuple[str, bool]]:
     """For each weight of the stage's LoRAs and fine-tunes whether it was loaded."""

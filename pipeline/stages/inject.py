@@ -1,4 +1,4 @@
-"""Stage `inject`: the embeddings become usable, and trainable, in the loaded model."""
+"""Stage `inject`: makes the embeddings usable and trainable in the loaded model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from ..tensors import vectors_of_all
 def inject(context: RunContext, state: RunState, contents: Contents, options: InjectOptions) -> Contents:
     """Put the embeddings into the encoders (changes the model; `RunState.eject` restores it).
 
-    With `encoders` only these get them: the embeddings have no vectors for the others, which leave them out of the
-    text.
+    With `encoders` only these text encoders get them; for the others the placeholders are removed from the text.
     """
     if not contents.embeddings:
-        raise StageError("there is no embedding to inject: put a tokenize stage before this one")
+        raise StageError("there is no embedding to inject; put a tokenize stage before this one")
     if state.injection is not None:
-        raise StageError("the embeddings are in the model already: one inject stage is enough")
+        raise StageError("the embeddings are already injected; remove this inject stage")
     contents = _only(context.model, contents, options.encoders)
     rows = {
         encoder.key: _rows(encoder, contents.embeddings, context.model.device) for encoder in context.model.encoders
@@ -41,7 +40,7 @@ def _rows(encoder: Encoder, embeddings: Sequence[Embedding], device: torch.devic
 
 
 def _only(model: Model, contents: Contents, encoders: Sequence[str] | None) -> Contents:
-    """The embeddings with vectors for these encoders alone.
+    """The embeddings with vectors for these text encoders only.
 
     StageError when the model lacks one, or an embedding has none left.
     """

@@ -1,4 +1,4 @@
-"""Stage `tokenize`: each embedding's initial text, or its base, becomes its first vectors, per encoder."""
+"""Stage `tokenize`: the initial vectors of each embedding, from its initial text or its base, per text encoder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from ..recipe.options import TokenizeOptions
 from ..run.context import RunContext, RunState
 from ..tensors import from_raw, to_raw_each
 
-Base = dict[str, RawTensor]  # vectors that an embedding goes on from, by encoder; empty for most
+Base = dict[str, RawTensor]  # vectors of a file that an embedding starts from, by encoder; empty for most
 
 
 def tokenize(context: RunContext, state: RunState, contents: Contents, options: TokenizeOptions) -> Contents:
-    """One embedding an embedding: its base's vectors or the vocabulary's of its initial text, cut or padded to its
-    count.
+    """Make the recipe's embeddings: vectors of the base or of the initial text, truncated or padded to their number.
 
-    Each encoder's tokenizer is asked once for all texts, and its vocabulary once for all rows.
+    Each tokenizer is called once for all texts, and each vocabulary indexed once for all vectors.
     """
     specs, encoders, pad_with = context.recipe.embeddings, context.model.encoders, options.pad_with
     keys, widths = [encoder.key for encoder in encoders], {encoder.key: encoder.width for encoder in encoders}
@@ -48,7 +47,7 @@ def tokenize(context: RunContext, state: RunState, contents: Contents, options: 
 def _tokens(
     state: RunState, embedding: EmbeddingSpec, base: Base, texts: dict[str, Texts], pad_with: str
 ) -> dict[str, InitialTokens]:
-    """What each encoder starts the embedding from; what is cut off, and what a base lacks, is said."""
+    """The initial tokens for each text encoder; warns of what is truncated and of what a base lacks."""
     made = {}
     for key, own in texts.items():
         try:
@@ -57,16 +56,16 @@ def _tokens(
             raise StageError(f"{embedding.placeholder}: {error}") from error
         if tokens.cut:
             what = "initial text" if key not in base else "base"
-            lost = f"cut to {len(tokens.ids)} tokens in {key}, without {' '.join(tokens.cut)}"
-            state.warnings.append(f"{embedding.placeholder}: {what} is {lost}")
+            lost = f"truncated to {len(tokens.ids)} tokens for {key}, without {' '.join(tokens.cut)}"
+            state.warnings.append(f"{embedding.placeholder}: the {what} is {lost}")
     if embedding.base is not None:
         state.notes.append(
-            f"{embedding.placeholder} goes on from {embedding.base.name} (sha256 {sha256(embedding.base)})"
+            f"{embedding.placeholder} starts from {embedding.base.name} (sha256 {sha256(embedding.base)})"
         )
         without = [key for key in texts if key not in base]
         if without:
-            said = f"{embedding.base.name} has no vectors for {', '.join(without)}, which start from the initial text"
-            state.warnings.append(f"{embedding.placeholder}: {said}")
+            text = f"{embedding.base.name} has no vectors for {', '.join(without)}; these start from the initial text"
+            state.warnings.append(f"{embedding.placeholder}: {text}")
     return made
 
 
@@ -84,5 +83,5 @@ def _vectors(encoder: Encoder, made: Sequence[InitialTokens], bases: Sequence[Ba
 def _kept(base: RawTensor, count: int) -> Tensor:
     rows = from_raw(base)[:count]
     if not bool(torch.isfinite(rows).all()):
-        raise StageError("the base holds values that are not finite")
+        raise StageError("the base contains values that are not finite")
     return rows

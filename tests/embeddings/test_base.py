@@ -45,7 +45,7 @@ def test_a_embedding_goes_on_from_its_file_bit_for_bit(tmp_path):
     assert torch.equal(out, vectors())
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     assert manifest["embeddings"][0]["encoders"]["clip_l"]["tokens"] == ["old:1</w>", "old:2</w>", "old:3</w>"]
-    assert "goes on from old.safetensors (sha256" in str(manifest["stages"][0]["notes"])
+    assert "starts from old.safetensors (sha256" in str(manifest["stages"][0]["notes"])
 
 
 @pytest.mark.parametrize(("tokens", "resize"), [(2, "cut"), (5, "pad")])
@@ -70,7 +70,7 @@ def test_an_encoder_that_the_file_does_not_know_starts_from_the_initial_text(tmp
     out = exported(folder)
     assert torch.equal(out["clip_g"], vectors(width=40))
     assert out["clip_l"].shape == (3, 24)
-    assert "no vectors for clip_l, which start from the initial text" in (folder / "manifest.json").read_text("utf-8")
+    assert "no vectors for clip_l; these start from the initial text" in (folder / "manifest.json").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

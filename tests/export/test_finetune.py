@@ -47,7 +47,7 @@ def assert_tuned(pipe, weights):
         assert all(torch.equal(tensor, state[key]) for key, tensor in found.items())
 
 
-def test_model_embeddings_and_texts_are_all_there(finetuned):
+def test_model_embeddings_and_texts_are_exported(finetuned):
     folder, weights = finetuned('model_dtype = "float32"\ntargets = ["a1111", "comfyui", "diffusers"]')
     exports = folder / "exports"
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -81,7 +81,7 @@ def test_the_model_can_be_a_folder_only(finetuned):
     )
 
 
-def test_a_file_that_was_damaged_since_is_not_counted(finetuned, monkeypatch):
+def test_a_file_damaged_after_its_export_is_not_counted(finetuned, monkeypatch):
     kept = write.count_verified
 
     def damaged(context, declared):
@@ -89,5 +89,5 @@ def test_a_file_that_was_damaged_since_is_not_counted(finetuned, monkeypatch):
         return kept(context, declared)
 
     monkeypatch.setattr(write, "count_verified", damaged)
-    with pytest.raises(StageError, match="6 exports are declared, 5 are there"):
+    with pytest.raises(StageError, match="6 files should be exported, 5 exist"):
         finetuned()

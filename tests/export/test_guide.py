@@ -50,19 +50,19 @@ def test_a_single_file_is_loaded_as_one(tmp_path, config):
     assert ("config='a/folder'" in text) == (config is not None)
 
 
-def test_quotes_in_names_do_not_break_out():
+def test_quotes_in_names_are_escaped():
     text = diffusers_lines(families()["sdxl"], files(), Base(spec(base="x/y'); import os; ('"), Path("x")))
     assert not any(line.strip().startswith("import os") for line in text.splitlines())
     compile(text, "load.py", "exec")
 
 
-def test_the_guide_says_where_and_what_to_type():
+def test_the_guide_names_folders_and_triggers():
     text = guide_text(programs()["comfyui"], files("../run.safetensors"))
     assert "Put my-cat.safetensors and my-cat_2.safetensors into models/embeddings and type  <my cat>" in text
     assert "Put ../run.safetensors into models/loras and choose it in a Load LoRA node." in text
 
 
-def test_a_bundle_says_what_to_type_and_where_the_embeddings_alone_are():
+def test_the_guide_of_a_bundle_names_triggers_and_standalone_files():
     alone = {"<my cat>": ("../run_embeddings/my cat.safetensors", "my cat")}
     bundled = Files({}, "run.safetensors", ("<my cat>", "dog"), alone=alone, fits="They fit little.", lost=["half"])
     assert (
@@ -71,7 +71,7 @@ def test_a_bundle_says_what_to_type_and_where_the_embeddings_alone_are():
 AUTOMATIC1111 web UI
 They fit little.
 
-The LoRA, with the embeddings in it:
+The LoRA with bundled embeddings:
 Put run.safetensors into models/Lora and type  <lora:run:1> <my cat> dog
 The embeddings work while <lora:…> is in the prompt.
   note: half
@@ -98,7 +98,7 @@ def test_each_program_has_sentences_that_name_the_file_once(program):
 
 
 @pytest.mark.parametrize(("base", "says"), [("micro", "the micro model that ships"), ("a/tiny", "fit only tiny:")])
-def test_files_of_a_small_model_say_that_they_fit_it_alone(base, says):
+def test_files_of_a_small_model_say_that_they_fit_no_other(base, says):
     family = families()["sd1"]
     assert says in fits_only(base, family, {"clip_l": 96})
     assert fits_only(base, family, family.widths) == ""

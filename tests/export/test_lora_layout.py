@@ -74,7 +74,7 @@ def test_the_plain_names_are_read_by_diffusers_with_their_alpha(tmp_path, family
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 @pytest.mark.parametrize("dora", [False, True])
-def test_pefts_names_are_read_by_diffusers_and_keep_what_a_dora_learnt(tmp_path, family, dora):
+def test_pefts_names_are_read_by_diffusers_and_keep_the_magnitudes_of_a_dora(tmp_path, family, dora):
     before, tensors, fresh = trained(family, dora=dora)
     made = peft(tensors, families()[family], fresh)
     torch.testing.assert_close(loaded(fresh, made, tmp_path / "lora.safetensors"), before, rtol=0, atol=1e-5)
@@ -89,7 +89,7 @@ def test_attention_of_a_text_encoder_arrives_without_its_out_proj(tmp_path, fami
     torch.testing.assert_close(loaded(fresh, made, tmp_path / "lora.safetensors"), before, rtol=0, atol=1e-5)
 
 
-def test_diffusers_gets_a_dora_in_pefts_layout_and_kohya_is_told_what_is_lost():
+def test_diffusers_gets_a_dora_in_pefts_layout_and_kohya_a_warning():
     _, tensors, fresh = trained("sd2", dora=True)
     assert has_dora(tensors)
     diffusers, comfyui, kohya = (programs()[name] for name in ("diffusers", "comfyui", "kohya"))
@@ -121,7 +121,7 @@ def test_kohya_gets_stabilitys_names_for_sdxl_and_diffusers_would_read_them_too(
     torch.testing.assert_close(loaded(fresh, made, tmp_path / "lora.safetensors"), before, rtol=0, atol=1e-5)
 
 
-def test_kohya_takes_other_families_as_they_are():
+def test_kohya_gets_other_families_unchanged():
     _, tensors, fresh = trained("sd2")
     assert for_program(tensors, programs()["kohya"], families()["sd2"], fresh) is None
 
@@ -155,7 +155,7 @@ def test_a_layer_the_model_does_not_have_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_file_says_dynamic_where_ranks_differ(tmp_path):
+def test_metadata_says_dynamic_where_ranks_differ(tmp_path):
     from projects import make_project, run_project
 
     recipe = make_project(tmp_path, train="lora = { rank = 2 }", export='targets = ["comfyui"]')
@@ -165,7 +165,7 @@ def test_the_file_says_dynamic_where_ranks_differ(tmp_path):
     assert metadata["ss_network_alpha"] == "2.0"
 
 
-def test_stabilitys_names_of_the_real_sd1_where_its_up_blocks_grow():
+def test_stabilitys_names_of_the_real_sd1():
     """diffusers reads either place, so no round trip tells: a block without attention has the upsampler second."""
     kinds = ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]
     shape = unet_shape({"layers_per_block": 2, "up_block_types": kinds})

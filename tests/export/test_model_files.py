@@ -58,7 +58,7 @@ def assert_same(pipe, other, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_checkpoint_file_gives_every_weight_back(tmp_path, family, pipe, dtype):
+def test_the_checkpoint_file_contains_every_weight(tmp_path, family, pipe, dtype):
     path = tmp_path / "model.safetensors"
     assert write_model_file(pipe, families()[family], path, dtype, title="mine") == []
     pipe.save_pretrained(tmp_path / "config")
@@ -82,7 +82,7 @@ def test_no_tensor_is_lost_in_the_checkpoint_file(tmp_path, family, pipe):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_folder_gives_every_weight_back(tmp_path, family, pipe, dtype):
+def test_the_folder_contains_every_weight(tmp_path, family, pipe, dtype):
     write_model_folder(pipe, tmp_path / "model", dtype)
     back = DiffusionPipeline.from_pretrained(tmp_path / "model", local_files_only=True, dtype=dtype)
     assert type(back) is type(pipe)
@@ -98,7 +98,7 @@ def test_the_folder_gives_every_weight_back(tmp_path, family, pipe, dtype):
         assert all(name.startswith("text_model.") for name in own)
 
 
-def test_older_readers_find_the_tokenizer(tmp_path, pipe):
+def test_older_versions_find_the_tokenizer(tmp_path, pipe):
     write_model_folder(pipe, tmp_path / "model", torch.float32)
     folder = tmp_path / "model" / "tokenizer"
     assert json.loads((folder / "vocab.json").read_text("utf-8")) == pipe.tokenizer.get_vocab()
@@ -113,7 +113,7 @@ def test_files_of_tokenizers_are_written_as_they_were_loaded(tmp_path, pipe):
     assert written == files
 
 
-def test_values_too_large_for_float16_are_refused_and_nothing_is_left(tmp_path):
+def test_values_too_large_for_float16_are_refused_and_leave_no_file(tmp_path):
     pipe = real_blocks("sd1")
     with torch.no_grad():
         pipe.unet.conv_in.bias[0] = 1e6
@@ -124,20 +124,20 @@ def test_values_too_large_for_float16_are_refused_and_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_unet_of_another_make_is_refused_by_name(tmp_path):
+def test_an_unsupported_layer_of_a_unet_is_named(tmp_path):
     pipe = real_blocks("sd1")
     pipe.unet.extra = torch.nn.Linear(2, 2)
-    with pytest.raises(StageError, match="the UNet's extra has no place"):
+    with pytest.raises(StageError, match="the UNet's extra is not supported"):
         write_model_file(pipe, families()["sd1"], tmp_path / "model.safetensors", torch.float32, title="mine")
 
 
-def test_a_projection_that_programs_do_not_read_is_said(tmp_path):
+def test_a_projection_that_programs_ignore_gives_a_warning(tmp_path):
     said = write_model_file(tiny_sd3(), families()["sd3"], tmp_path / "model.safetensors", torch.float32, title="mine")
-    assert said == ["model.safetensors: programs take the projection of text_encoder for none, the model has one"]
+    assert said == ["model.safetensors: programs ignore the projection of text_encoder, which this model has"]
 
 
-def test_a_layer_that_sd3_does_not_have_is_refused_by_name(tmp_path):
+def test_an_unsupported_layer_of_sd3_is_named(tmp_path):
     pipe = tiny_sd3()
     pipe.transformer.transformer_blocks[0].extra = torch.nn.Linear(2, 2)
-    with pytest.raises(StageError, match="the transformer's extra has no place"):
+    with pytest.raises(StageError, match="the transformer's extra is not supported"):
         write_model_file(pipe, families()["sd3"], tmp_path / "model.safetensors", torch.float32, title="mine")

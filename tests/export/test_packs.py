@@ -73,7 +73,7 @@ def test_one_file_has_all_embeddings_and_each_its_own_metadata(tmp_path):
     assert sorted(files(run / "exports")) == ["tiny_embeddings/tiny_embeddings.safetensors"]
 
 
-def test_with_a_lora_the_embeddings_are_in_it_or_beside_it(tmp_path):
+def test_with_a_lora_embeddings_are_bundled_or_separate(tmp_path):
     recipe = project(tmp_path, train="lora = { rank = 2 }", export='files = "one"\ntargets = ["a1111", "sdnext"]')
     run = run_project(recipe, tmp_path / "run").folder
     held = sorted(name for name in files(run / "exports") if "/" in name)
@@ -88,7 +88,7 @@ def check_errors(recipe, overrides):
     return [text.partition(" loads one embedding")[0] for text in found]
 
 
-def test_programs_that_take_one_embedding_from_a_file_are_refused_by_name(tmp_path):
+def test_packs_for_programs_without_packs_are_refused(tmp_path):
     recipe = project(tmp_path)
     every = json.dumps(list(programs()))
     for files in ("one", "pack"):
@@ -106,7 +106,7 @@ def test_a_dot_is_refused_where_the_pack_is_for_a1111(tmp_path):
         assert len(found) == count
 
 
-def test_a_pack_that_its_program_would_read_otherwise_is_not_kept(tmp_path, monkeypatch):
+def test_a_pack_that_its_program_reads_differently_is_refused(tmp_path, monkeypatch):
     recipe = load_recipe(project(tmp_path), ["export.files='one'"])
     monkeypatch.setattr(packs, "reads_lora", lambda *_: packs.reads("a1111", *_[1:]))
     with pytest.raises((ConvertError, StageError), match="tiny_embeddings"):

@@ -33,7 +33,7 @@ def test_as_many_nearest_tokens_as_fit_are_shown() -> None:
 def test_a_truncated_initial_text_is_named() -> None:
     trained = embedding("<emblem>")
     trained["encoders"]["clip_l"]["cut"] = ["gold", "en</w>"]
-    assert '<emblem>, clip_l: initial text cut off before "gold- en"' in embedding_table(manifest([trained]))
+    assert '<emblem>, clip_l: initial text truncated before "gold- en"' in embedding_table(manifest([trained]))
 
 
 def test_excessive_norms_are_named_unless_the_recipe_rescales() -> None:

@@ -24,7 +24,7 @@ def at(step: int, stage: int = 2) -> Checkpoint:
     return Checkpoint(stage, step, 1.5 * step, tensors, {**FACTS, "step": step})
 
 
-def test_what_went_in_comes_out(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_written(tmp_path: Path) -> None:
     back = read_checkpoint(write_checkpoint(tmp_path, at(7)))
     assert (back.stage, back.step, back.seconds, back.facts) == (2, 7, 10.5, {**FACTS, "step": 7})
     assert back.tensors.keys() == {"rows", "half"}
@@ -33,7 +33,7 @@ def test_what_went_in_comes_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_values_that_lie_apart_are_kept_as_they_are(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_tensors_that_are_not_contiguous_are_kept(tmp_path: Path, dtype: torch.dtype) -> None:
     """Prodigy schedule-free looks at every eleventh value of a weight: of a small bias, that is one."""
     values = torch.arange(1.0, 31.0).to(dtype)
     tensors = {"one": values[3:13:11], "some": values[::11], "none": values[:0:11], "alone": values[5]}
@@ -54,7 +54,7 @@ def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
     assert (found.stage, found.step) == (3, 1)
 
 
-def test_copies_of_ones_own_are_kept(tmp_path: Path) -> None:
+def test_copies_made_by_the_user_are_kept(tmp_path: Path) -> None:
     first = write_checkpoint(tmp_path, at(3))
     copies = [first.with_name(f"{first.stem}{more}.safetensors") for more in (" - Copy", "-good", "_good")]
     for copy in copies:
@@ -69,7 +69,7 @@ def test_copies_of_ones_own_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "other"])
-def test_a_damaged_one_is_passed_over_with_a_embedding(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_a_message(tmp_path: Path, damage: str) -> None:
     write_checkpoint(tmp_path, at(3))
     path = write_checkpoint(tmp_path, at(4))
     data = bytearray(path.read_bytes())
@@ -82,11 +82,11 @@ def test_a_damaged_one_is_passed_over_with_a_embedding(tmp_path: Path, damage: s
     assert found.step == 3
     assert len(said) == 1
     assert said[0].startswith(str(path))
-    assert said[0].endswith("passed over")
+    assert said[0].endswith("skipped")
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_one_that_was_passed_over_does_not_push_out_the_new_ones(tmp_path: Path, keep: int) -> None:
+def test_skipped_checkpoints_do_not_count_as_kept(tmp_path: Path, keep: int) -> None:
     for step in (3, 9, 12):
         write_checkpoint(tmp_path, at(step), keep=3)
     for step in (9, 12):
@@ -98,24 +98,24 @@ def test_one_that_was_passed_over_does_not_push_out_the_new_ones(tmp_path: Path,
     assert len(list((tmp_path / "checkpoints").iterdir())) == keep
 
 
-def test_one_of_another_layout_is_passed_over_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_version_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(module, "_FORMAT", "1")
         path = write_checkpoint(tmp_path, at(3))
-    with pytest.raises(StageError, match=r"the checkpoint is another version's \(layout 1, not 4\)"):
+    with pytest.raises(StageError, match=r"the checkpoint is of another version of Pivotune \(layout 1, not 4\)"):
         read_checkpoint(path)
     said: list[str] = []
     assert newest_checkpoint(tmp_path, said.append) is None
-    assert [line.endswith("passed over") for line in said] == [True]
+    assert [line.endswith("skipped") for line in said] == [True]
 
 
-def test_other_safetensors_are_no_checkpoint(tmp_path: Path) -> None:
+def test_other_safetensors_files_are_no_checkpoint(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors", {"format": "pt"})
-    with pytest.raises(StageError, match="is no checkpoint"):
+    with pytest.raises(StageError, match="not a checkpoint"):
         read_checkpoint(tmp_path / "a.safetensors")
 
 
-def test_one_without_a_embeddings_rows_is_not_taken(tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_rows_of_embeddings_is_refused(tmp_path: Path) -> None:
     """A backup that lacks an embedding must not go on from the embedding's beginning."""
     path = write_checkpoint(tmp_path, at(3))
     with safe_open(path, "pt") as file:
@@ -125,11 +125,11 @@ def test_one_without_a_embeddings_rows_is_not_taken(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def test_there_may_be_none(tmp_path: Path) -> None:
+def test_a_folder_may_have_no_checkpoint(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path, pytest.fail) is None
 
 
-def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tmp_path, at(3), keep=1)
 
     def full(tensors: object, path: Path, metadata: object) -> None:
@@ -146,7 +146,9 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.M
     assert found.step == 3
 
 
-def test_older_ones_go_only_when_the_new_one_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_checkpoints_are_deleted_after_the_new_one_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_checkpoint(tmp_path, at(3), keep=1)
     with monkeypatch.context() as patch:
         patch.setattr(module.os, "replace", lambda old, new: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -159,7 +161,7 @@ def test_older_ones_go_only_when_the_new_one_has_its_name(tmp_path: Path, monkey
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
-def test_one_that_is_open_in_another_program_of_windows_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_is_open_on_windows_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, real = write_checkpoint(tmp_path, at(1)), Path.unlink
 
     def in_use(path: Path, missing_ok: bool = False) -> None:

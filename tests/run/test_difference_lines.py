@@ -31,7 +31,7 @@ OLD, NEW = "a" * 64, "b" * 64
         (OLD, NEW, "aaaaaaaaaaaa…, now bbbbbbbbbbbb…"),
     ],
 )  # fmt: skip
-def test_what_differs_is_shown_however_long_the_values_are(old, new, said):
+def test_differences_are_shown_however_long_the_values_are(old, new, said):
     assert describe_change(old, new) == said
 
 
@@ -39,7 +39,7 @@ def of_files(files: dict[str, str], **more: object) -> dict[str, object]:
     return {"data": {"files": files, "images": len(files), **more}}
 
 
-def test_files_are_counted_and_what_follows_from_them_is_not_said():
+def test_files_are_counted_and_derived_differences_left_out():
     old = of_files({"0.png": OLD, "1.png": OLD, "0.txt": OLD}, coverage={"<cat>": 1.0}, captions=["a <cat>"])
     files = {"0.png": NEW, "0.txt": NEW, **{f"{number}.PNG": OLD for number in range(5)}}
     found = input_differences(old, of_files(files, coverage={"<cat>": 0.5}, captions=["a"]))
@@ -49,12 +49,12 @@ def test_files_are_counted_and_what_follows_from_them_is_not_said():
     ]
 
 
-def test_coverage_alone_is_said():
+def test_a_difference_of_coverage_alone_is_shown():
     found = input_differences(of_files({}, coverage={"<cat>": 1.0}), of_files({}, coverage={"<cat>": 0.5}))
     assert difference_lines(found, 20) == ["data.coverage.<cat>: 1.0, now 0.5"]
 
 
-def test_of_many_the_rest_is_counted():
+def test_of_many_differences_the_rest_is_counted():
     old, new = ({"recipe": {str(number): value for number in range(30)}} for value in (1, 2))
     lines = difference_lines(input_differences(old, new), 20)
     assert (len(lines), lines[19:]) == (21, ["recipe.19: 1, now 2", "and 10 more"])

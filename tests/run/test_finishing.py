@@ -57,7 +57,7 @@ def completed(monkeypatch: pytest.MonkeyPatch, recipe: Path, run: Path) -> None:
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("name", "call"), [*((name, 1) for name in STEPS), ("write_json", 2)])
-def test_a_kill_at_any_point_of_the_end(tmp_path, monkeypatch, whole, name, call, after) -> None:
+def test_a_kill_at_any_point_while_finishing(tmp_path, monkeypatch, whole, name, call, after) -> None:
     recipe, run = whole[0], tmp_path / "run"
     with monkeypatch.context() as patch:
         hit(patch, name, call, after=after, blow=lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -77,14 +77,14 @@ def test_a_kill_at_any_point_of_the_end(tmp_path, monkeypatch, whole, name, call
 
 
 @pytest.mark.parametrize(("name", "call"), [("write_report", 1), ("write_json", 2)])
-def test_a_full_disk_at_the_end(tmp_path, monkeypatch, whole, name, call) -> None:
+def test_a_full_disk_while_finishing(tmp_path, monkeypatch, whole, name, call) -> None:
     def full() -> None:
         raise OSError(28, "No space left on device")
 
     recipe, run = whole[0], tmp_path / "run"
     with monkeypatch.context() as patch:
         hit(patch, name, call, after=False, blow=full)
-        with pytest.raises(StageError, match=r"disk is full.*the same command completes the report"):
+        with pytest.raises(StageError, match=r"disk is full.*the same command writes the report"):
             run_project(recipe, run)
     completed(monkeypatch, recipe, run)
     assert_same(run, whole[1])
@@ -92,12 +92,12 @@ def test_a_full_disk_at_the_end(tmp_path, monkeypatch, whole, name, call) -> Non
         run_project(recipe, run)
 
 
-def test_an_export_that_changed_meanwhile_is_named(tmp_path, monkeypatch, whole) -> None:
+def test_an_export_that_changed_in_the_meantime_is_named(tmp_path, monkeypatch, whole) -> None:
     recipe, run = whole[0], tmp_path / "run"
     with monkeypatch.context() as patch:
         hit(patch, "write_report", 1, after=False, blow=lambda: os.kill(os.getpid(), signal.SIGKILL))
         assert child(lambda: run_project(recipe, run)) == -signal.SIGKILL
     (run / "exports/tiny_embeddings/cat.safetensors").write_bytes(b"other")
-    with pytest.raises(StageError, match=r"gone or changed .*: exports/tiny_embeddings/cat.*put them back.*--fresh"):
+    with pytest.raises(StageError, match=r"deleted or changed .*: exports/tiny_embeddings/cat.*restore them.*--fresh"):
         run_project(recipe, run)
     assert status(run) == "finishing"

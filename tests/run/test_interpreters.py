@@ -18,7 +18,7 @@ PARTS = dict(KINDS["processes, many embeddings"].parts)
 
 
 @pytest.mark.slow
-def test_shared_embeddings_do_not_depend_on_how_a_process_hashes(tmp_path):
+def test_sharded_embeddings_do_not_depend_on_hash_randomisation(tmp_path):
     """Several embeddings stop at one step: their owners tell the others of them, in an order that all must have."""
     for name, text in KINDS["processes, many embeddings"].files.items():
         (tmp_path / name).write_text(text, "utf-8")

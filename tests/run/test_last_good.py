@@ -57,7 +57,7 @@ def same_files(one, two):
     assert all(torch.equal(from_raw(found[name]), from_raw(raw)) for name, raw in meant.items())
 
 
-def test_embeddings_lora_and_tuned_weights_of_the_last_good_step_are_kept(tmp_path, monkeypatch):
+def test_embeddings_lora_and_fine_tuned_weights_of_the_last_good_step_are_kept(tmp_path, monkeypatch):
     recipe = make_project(tmp_path, train=f"ema = 0.9\n{BOTH}", export='model_dtype = "float32"\nmodel = ["folder"]')
     good = run_project(load_recipe(recipe, ["train.steps=2"]), tmp_path / "good").folder / "exports"
     spoil(monkeypatch, 3)
@@ -72,7 +72,7 @@ def test_embeddings_lora_and_tuned_weights_of_the_last_good_step_are_kept(tmp_pa
     StableDiffusionPipeline.from_pretrained(kept / "tiny_model", local_files_only=True)
 
 
-def test_what_a_guard_stops_leaves_averages_of_embeddings_that_are_shared_over_processes(tmp_path):
+def test_a_guard_stop_leaves_ema_weights_of_sharded_embeddings(tmp_path):
     band = "[stage.guard]\nnorm = 'stop'\nnorm_band = { low = 0.999, high = 1.001 }"
     recipe = make_project(tmp_path, train=f"shard_optimizer_from = 1\nema = 0.9\n{band}")
     ended = launched(tmp_path, lambda rank: run_project(recipe, tmp_path / "run"))
@@ -86,7 +86,7 @@ def test_what_a_guard_stops_leaves_averages_of_embeddings_that_are_shared_over_p
     same_files(*(place / "tiny_embeddings/cat.safetensors" for place in places))
 
 
-def test_a_run_that_is_stopped_again_and_again_keeps_what_it_has_learnt_by_then(tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_repeatedly_keeps_its_last_state(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path, train="finetune = {}"), ["train.steps=5"])
     for last in (2, 4):
         stopped_in(monkeypatch, last)
@@ -101,7 +101,7 @@ def test_a_run_that_is_stopped_again_and_again_keeps_what_it_has_learnt_by_then(
 
 
 @pytest.mark.parametrize("how", ["fails", "is stopped twice"])
-def test_a_recipe_that_is_named_like_its_embedding_keeps_both_embedding_and_lora(tmp_path, monkeypatch, how):
+def test_a_recipe_with_the_name_of_its_embedding_keeps_embedding_and_lora(tmp_path, monkeypatch, how):
     """The recipe that `pivotune new` writes has the embedding's name where the file has."""
     recipe = load_recipe(make_project(tmp_path, train="lora = { rank = 2 }"), ['name="cat"', "train.steps=5"])
     if how == "fails":
@@ -121,7 +121,7 @@ def test_a_recipe_that_is_named_like_its_embedding_keeps_both_embedding_and_lora
     assert {name.partition("_")[0] for name in read(kept / "cat.safetensors")[0]} == {"lora"}
 
 
-def test_a_embedding_that_is_called_like_the_lora_file_loses_nothing(tmp_path):
+def test_an_embedding_with_the_name_of_the_lora_file_is_kept(tmp_path):
     """diffusers has a LoRA file of its own, beside the embeddings' files."""
     recipe = make_project(tmp_path, captions="a photo of <tiny_lora>", train="lora = { rank = 2 }")
     recipe.write_text(recipe.read_text("utf-8").replace("<cat>", "<tiny_lora>"), "utf-8")
@@ -131,7 +131,7 @@ def test_a_embedding_that_is_called_like_the_lora_file_loses_nothing(tmp_path):
     assert "tiny_lora_.safetensors" in (exports / "load.py").read_text("utf-8")
 
 
-def test_why_a_run_ended_is_not_hidden_by_a_disk_that_takes_no_more(tmp_path, monkeypatch):
+def test_a_full_disk_does_not_hide_why_a_run_ended(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -160,7 +160,7 @@ def old_vectors(run):
     return [path for path in run.rglob("*") if "last-good" in path.name]
 
 
-def test_a_run_that_ends_well_has_no_old_vectors_beside_its_exports(tmp_path, monkeypatch):
+def test_a_finished_run_has_no_last_good_folder(tmp_path, monkeypatch):
     recipe, run = make_project(tmp_path), tmp_path / "run"
     whole = run_project(recipe, tmp_path / "whole").folder
     stopped_once(recipe, run)
@@ -170,7 +170,7 @@ def test_a_run_that_ends_well_has_no_old_vectors_beside_its_exports(tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(finishing, "write_json", full)
-        with pytest.raises(StageError, match="the run's end cannot be written"):
+        with pytest.raises(StageError, match="manifest or report cannot be written"):
             run_project(recipe, run)
     assert (run / "last-good/tiny_embeddings/cat.safetensors").is_file()  # which is not the end yet
     run_project(recipe, run)

@@ -30,7 +30,7 @@ THEIRS = (
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="this system kills no process for a file's size")
-def test_a_kill_in_the_midst_of_a_checkpoint_leaves_nothing_when_the_run_goes_on(tmp_path, monkeypatch):
+def test_a_kill_while_a_checkpoint_is_written_leaves_nothing_after_a_resume(tmp_path, monkeypatch):
     """The kernel kills the writer at 4 KB of its file, as surely as SIGKILL and at the very moment."""
     recipe, run = make_project(tmp_path, more='[checkpoint]\nevery = "1 steps"'), tmp_path / "run"
     count, save = itertools.count(1), safetensors.torch.save_file
@@ -52,7 +52,7 @@ def test_a_kill_in_the_midst_of_a_checkpoint_leaves_nothing_when_the_run_goes_on
     assert {path.name for path in run.rglob(".*")} == {".lock"}
 
 
-def test_only_what_a_run_writes_is_taken_away(tmp_path):
+def test_only_files_that_a_run_writes_are_deleted(tmp_path):
     dead = os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)[0] if hasattr(os, "posix_spawn") else 2**30
     gone = [*OURS, f".report.html.{dead}", f".report.html.{os.getpid()}"]
     stay = [*THEIRS, f".report.html.{os.getppid()}"]
@@ -72,7 +72,7 @@ def test_the_last_good_embeddings_survive_a_kill_between_old_and_new(tmp_path):
     assert (tmp_path / "last-good/cat").read_text() == "old"
 
 
-def test_a_report_that_the_disk_does_not_take_leaves_nothing(tmp_path, monkeypatch):
+def test_a_report_on_a_full_disk_leaves_no_partial_file(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "read_manifest", lambda folder: {"environment": {}})
 
     def full(path: Path, text: str, **options: object) -> None:

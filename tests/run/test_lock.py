@@ -23,7 +23,7 @@ with folder_lock(Path(sys.argv[1])):
 """
 
 
-def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_a_killed_one_releases_the_lock(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
@@ -54,7 +54,7 @@ fcntl.flock = none
 """
 
 
-def test_on_a_disk_without_locks_a_killed_process_holds_nothing_and_another_machines_is_named(
+def test_without_file_locks_a_killed_process_releases_the_lock_and_another_machine_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fcntl = pytest.importorskip("fcntl", reason="this system locks in another way")
@@ -79,13 +79,13 @@ def test_on_a_disk_without_locks_a_killed_process_holds_nothing_and_another_mach
         pass
 
 
-def test_a_lock_file_that_a_machine_left_behind_is_taken_over(tmp_path: Path) -> None:
+def test_a_stale_lock_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("4711\nelsewhere\n", "utf-8")
     with folder_lock(tmp_path):
         assert "elsewhere" not in (tmp_path / ".lock").read_text("utf-8")
 
 
-def test_a_lock_of_the_same_number_on_another_machine_is_written_anew(tmp_path: Path) -> None:
+def test_a_lock_with_the_same_process_number_of_another_machine_is_rewritten(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text(f"{os.getpid()}\nelsewhere\n", "utf-8")  # in containers nearly all have one number
     with folder_lock(tmp_path), pytest.raises(StageError) as told, folder_lock(tmp_path):
         pass

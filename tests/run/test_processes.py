@@ -97,7 +97,7 @@ def test_the_parts_of_a_loss_add_up_to_it(prior):
 @pytest.mark.parametrize(
     "method", ["embeddings", "embeddings and LoRA", pytest.param("fine-tune", marks=pytest.mark.slow)]
 )
-def test_two_processes_give_what_one_gives(tmp_path, method):
+def test_two_processes_give_the_result_of_one(tmp_path, method):
     recipe = make_project(tmp_path, train=METHODS[method])
     run_project(recipe, tmp_path / "one")
     count = 3 if method == "embeddings" else 2  # three processes share batches of two and one: some have nothing to do
@@ -112,7 +112,7 @@ def test_two_processes_give_what_one_gives(tmp_path, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("more", ["", "gradient_accumulation = 2\n"])
-def test_a_fine_tune_spread_over_processes_gives_what_one_process_gives(tmp_path, more, count):
+def test_a_sharded_fine_tune_gives_the_result_of_one_process(tmp_path, more, count):
     """Three processes share batches of two images and of one: some have nothing to do, and yet must take part."""
     recipe = make_project(tmp_path, train=more + SHARDED)
     run_project(recipe, tmp_path / "one")
@@ -122,7 +122,7 @@ def test_a_fine_tune_spread_over_processes_gives_what_one_process_gives(tmp_path
 
 
 @pytest.mark.slow
-def test_both_encoders_of_sdxl_can_be_spread(tmp_path):
+def test_both_text_encoders_of_sdxl_can_be_sharded(tmp_path):
     """Their prompts are hidden states from before the last layer, which gets no gradient: nothing decays it here."""
     table = "parts = ['denoiser', 'clip_l', 'clip_g'], learning_rate = 1e-3"
     train = f"finetune = {{ {table}, optimizer = {{ kind = 'adamw', weight_decay = 0.0 }} }}"
@@ -150,7 +150,7 @@ def stopped_by_one(monkeypatch, recipe: Path, out: Path, **environment: str) -> 
     assert manifest_of(out)["status"] == "stopped"
 
 
-def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path, monkeypatch):
+def test_a_signal_to_one_process_stops_all_and_one_process_resumes(tmp_path, monkeypatch):
     recipe = make_project(tmp_path, train="shard_optimizer_from = 1\nema = 0.5")
     assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
     stopped_by_one(monkeypatch, recipe, tmp_path / "run")
@@ -158,19 +158,19 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path, monkeypatch
     assert_same_to_rounding(tmp_path / "whole", tmp_path / "run")
 
 
-def test_one_process_goes_on_with_a_fine_tune_that_was_spread_over_two(tmp_path, monkeypatch):
+def test_one_process_resumes_a_fine_tune_sharded_over_two(tmp_path, monkeypatch):
     """In the second step, of one image, one of the two has nothing to do, and yet must take part."""
     recipe = make_project(tmp_path, train=SHARDED)
     assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
     stopped_by_one(monkeypatch, recipe, tmp_path / "run", **FSDP)
-    assert "what moves finetune.denoiser, finetune.clip_l" in str(manifest_of(tmp_path / "run")["stages"])
+    assert "sharded: finetune.denoiser, finetune.clip_l" in str(manifest_of(tmp_path / "run")["stages"])
     assert child(lambda: run_project(recipe, tmp_path / "run")) == 0
     assert_same_to_rounding(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [name for name, row in OPTIMIZERS.items() if row.elementwise])
-def test_two_processes_go_on_with_a_spread_fine_tune_of_one(tmp_path, monkeypatch, kind):
+def test_two_processes_resume_a_fine_tune_of_one(tmp_path, monkeypatch, kind):
     table = f"{{ parts = ['denoiser'], layers = 'attention', learning_rate = 1e-3, optimizer = {{ kind = '{kind}' }} }}"
     recipe, one_step = make_project(tmp_path, train=f"finetune = {table}"), loop.one_step
     assert child(lambda: run_project(recipe, tmp_path / "whole")) == 0
@@ -189,7 +189,7 @@ def test_two_processes_go_on_with_a_spread_fine_tune_of_one(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_as_many_processes_go_on_to_the_same_bytes(tmp_path, monkeypatch):
+def test_the_same_number_of_processes_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     recipe = make_project(tmp_path, train="lora = { rank = 2, learning_rate = 1e-2, dropout = 0.2 }")
     assert run_in(recipe, tmp_path / "whole").codes == [0, 0]
     stopped_by_one(monkeypatch, recipe, tmp_path / "run")
@@ -197,7 +197,7 @@ def test_as_many_processes_go_on_to_the_same_bytes(tmp_path, monkeypatch):
     assert made_files(tmp_path / "run") == made_files(tmp_path / "whole")
 
 
-def test_a_failure_in_one_process_ends_all_and_the_main_one_says_why(tmp_path, monkeypatch):
+def test_a_failure_in_one_process_ends_all_and_the_main_one_reports_it(tmp_path, monkeypatch):
     recipe, batch_loss = make_project(tmp_path), loop.batch_loss
 
     def failing(training, batch, number, *, grad_text):
@@ -235,7 +235,7 @@ def test_a_failure_of_the_main_process_to_export_ends_all(tmp_path):
     (tmp_path / "run" / "mine").write_text("a file of mine", "utf-8")
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
-    assert "holds files already" in ended.said[0]
+    assert "contains files, but no run" in ended.said[0]
     assert "ends with the main one" in ended.said[1]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
 
@@ -256,7 +256,7 @@ def test_an_overflow_in_one_process_halves_the_scale_of_all(tmp_path, monkeypatc
     assert [row["loss_scale"] for row in metrics_of(tmp_path / "run")] == [64, 64, 64]
 
 
-def test_processes_that_drift_apart_are_noticed(tmp_path, monkeypatch):
+def test_processes_with_different_values_are_detected(tmp_path, monkeypatch):
     recipe, one_step = make_project(tmp_path), loop.one_step
 
     def drifting(training, clock):
@@ -268,17 +268,17 @@ def test_processes_that_drift_apart_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "one_step", drifting)
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
-    assert "the table of embeddings of clip_l is not the same in process 1" in ended.said[0]
+    assert "the embeddings for clip_l: not the same in process 1" in ended.said[0]
 
 
-def test_a_spread_fine_tune_refuses_an_optimizer_that_needs_weights_whole(tmp_path):
+def test_a_sharded_fine_tune_refuses_an_optimizer_that_needs_whole_weights(tmp_path):
     table = "{ parts = ['denoiser'], optimizer = { kind = 'prodigy' } }"
     ended = run_in(make_project(tmp_path, train=f"finetune = {table}"), tmp_path / "run", **FSDP)
     assert ended.codes == [1, 1]
     assert all("the optimizer prodigy cannot be used with FSDP" in said for said in ended.said)
 
 
-def test_what_the_launcher_may_not_ask_is_refused(monkeypatch):
+def test_unsupported_launcher_settings_are_refused(monkeypatch):
     for variable, said in (
         (
             "ACCELERATE_USE_DEEPSPEED",
@@ -313,5 +313,5 @@ def test_accelerate_launches_a_run(tmp_path, how):
     assert done.returncode == 0, done.stderr
     manifest = manifest_of(tmp_path / "run")
     assert manifest["environment"]["processes"] == 2
-    assert ("what moves finetune.denoiser, finetune.clip_l" in str(manifest["stages"])) == (how != ["--multi_gpu"])
+    assert ("sharded: finetune.denoiser, finetune.clip_l" in str(manifest["stages"])) == (how != ["--multi_gpu"])
     assert done.stdout.count("Report: ") == 1

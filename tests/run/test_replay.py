@@ -16,9 +16,7 @@ from pivotune.pipeline.train import loop
 
 
 @pytest.mark.parametrize("train", ["", "lora = { rank = 2 }"])
-def test_replay_without_out_is_the_same_beside_the_run_and_leaves_the_working_folder_alone(
-    tmp_path, monkeypatch, train
-):
+def test_replay_without_out_writes_next_to_the_run(tmp_path, monkeypatch, train):
     """Files are named after the run, so the second run must have the first one's name."""
     run_project(make_project(tmp_path, train=train), tmp_path / "kept" / "first")
     here = tmp_path / "here"
@@ -34,7 +32,7 @@ def test_replay_without_out_is_the_same_beside_the_run_and_leaves_the_working_fo
 
 
 @pytest.mark.parametrize("changed", ["train.learning_rate=5e-3", "train.steps=5"])
-def test_a_run_that_began_with_a_checkpoint_begins_with_it_again(tmp_path, changed):
+def test_a_run_from_a_checkpoint_is_replayed_from_it(tmp_path, changed):
     path = make_project(tmp_path, train="schedule = 'cosine'")
     source = run_project(path, tmp_path / "source").folder
     run = run_project(load_recipe(path, [changed]), tmp_path / "run", source=source).folder
@@ -51,7 +49,7 @@ def test_a_run_that_began_with_a_checkpoint_begins_with_it_again(tmp_path, chang
         assert str(checkpoint) in str(gone.exception)
 
 
-def test_images_and_saves_that_came_by_time_are_no_difference(tmp_path, monkeypatch):
+def test_images_and_saves_at_timed_intervals_are_no_difference(tmp_path, monkeypatch):
     train = "watch = { sample_every = '5 seconds', prompts = ['<cat>'] }\nsave = { every = '5 seconds' }"
     with monkeypatch.context() as patch:
         clock = count(0, 10)
@@ -63,10 +61,10 @@ def test_images_and_saves_that_came_by_time_are_no_difference(tmp_path, monkeypa
         told = CliRunner().invoke(replay, [str(run)])
     assert not list(tmp_path.glob("run-replay/saves/*"))
     assert told.exit_code == 0, told.output
-    assert "not compared: at which steps there were images and saves: time chose them" in told.output
+    assert "not compared: the steps of images and saves, which depend on time" in told.output
 
 
-def test_a_replay_that_is_stopped_speaks_of_no_option_of_another_command(tmp_path, monkeypatch):
+def test_a_stopped_replay_says_that_it_cannot_be_resumed(tmp_path, monkeypatch):
     run = run_project(make_project(tmp_path), tmp_path / "run").folder
     one_step = loop.one_step
 

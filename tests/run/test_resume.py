@@ -31,8 +31,8 @@ from pivotune.pipeline.run.checkpoints import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.run.replay import replay
 from pivotune.pipeline.run.resume import has_steps_left
-from pivotune.pipeline.run.signals import Stopped, signals_caught
-from pivotune.pipeline.run.start import Start, say_start
+from pivotune.pipeline.run.signals import Stopped, catch_signals
+from pivotune.pipeline.run.start import Start, report_start
 from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.snapshot import stored_rows
@@ -82,7 +82,7 @@ def stopped_at(monkeypatch, number: int, how: int) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch, how):
+def test_a_signal_stops_after_the_current_step_with_a_checkpoint(tmp_path, monkeypatch, how):
     recipe = load_recipe(make_project(tmp_path, more='[checkpoint]\nevery = "never"'))
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
@@ -102,7 +102,7 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(tmp_path, monkeypatch
     assert after["embeddings"] == manifest_of(whole)["embeddings"]
 
 
-def test_a_run_with_t5_goes_on_with_embeddings_and_lora_where_it_stopped(tmp_path, monkeypatch):
+def test_a_run_with_t5_embeddings_and_lora_resumes(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path, "sd3", train="lora = { rank = 1 }", export='targets = ["comfyui"]'))
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
@@ -115,7 +115,7 @@ def test_a_run_with_t5_goes_on_with_embeddings_and_lora_where_it_stopped(tmp_pat
     assert "t5xxl" in load_file(tmp_path / "run/exports/tiny_embeddings/cat.safetensors")
 
 
-def test_a_signal_after_the_last_step_is_answered_with_what_is_true(tmp_path, monkeypatch):
+def test_a_signal_after_the_last_step_says_that_the_run_is_being_finished(tmp_path, monkeypatch):
     recipe, said, stage = make_project(tmp_path), [], importlib.import_module("pivotune.pipeline.stages.export")
     write, closed = stage.write_exports, steps._close
 
@@ -127,7 +127,7 @@ def test_a_signal_after_the_last_step_is_answered_with_what_is_true(tmp_path, mo
         os.kill(os.getpid(), signal.SIGTERM)
         return write(*arguments, **options)
 
-    answer = "SIGTERM: all steps are done, and the run is brought to its end (again: at once)"
+    answer = "SIGTERM: all steps are done; the run is being finished (again: at once)"
     for place, name, asks in ((steps, "_close", close), (stage, "write_exports", exporting)):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, asks)
@@ -170,7 +170,7 @@ def test_the_second_signal_stops_at_once_and_the_checkpoint_stays(tmp_path, monk
     assert made_files(tmp_path / "run") == made_files(whole)
 
 
-def test_an_interruption_that_a_library_makes_an_error_of_is_one_all_the_same(tmp_path, monkeypatch):
+def test_an_interruption_that_a_library_turns_into_an_error_is_recognised(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path))
 
     def reading(*args):
@@ -196,7 +196,7 @@ def test_an_interruption_that_a_library_makes_an_error_of_is_one_all_the_same(tm
 
 
 @pytest.mark.parametrize("when", ["stopped", "finished"])
-def test_an_interruption_while_the_report_is_written_loses_the_report_alone(tmp_path, monkeypatch, when):
+def test_an_interruption_while_the_report_is_written_loses_only_the_report(tmp_path, monkeypatch, when):
     """Drawing its curves, matplotlib makes a ValueError of it."""
     recipe = load_recipe(make_project(tmp_path, more=EVERY))
 
@@ -211,20 +211,24 @@ def test_an_interruption_while_the_report_is_written_loses_the_report_alone(tmp_
     monkeypatch.setattr(finishing, "write_report", drawing)
     if when == "stopped":
         stopped_at(monkeypatch, 2, signal.SIGINT)
-    told = "stopped by Ctrl-C after step 2" if when == "stopped" else "all is trained and exported, but not the report"
+    told = (
+        "stopped by Ctrl-C after step 2"
+        if when == "stopped"
+        else "everything is trained and exported, only the report is missing"
+    )
     with pytest.raises(Stopped, match=told):
         run_project(recipe, tmp_path / "run")
     assert manifest_of(tmp_path / "run")["status"] == ("stopped" if when == "stopped" else "finishing")
 
 
-def test_a_signal_that_comes_while_a_line_is_written_is_heard(capfd):
+def test_a_signal_while_a_line_is_written_is_handled(capfd):
     def entered_twice(text):
         raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
 
-    with signals_caught(entered_twice) as asked:
+    with catch_signals(entered_twice) as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.name == "SIGTERM"
-    assert capfd.readouterr().err == "SIGTERM: stopping at the next step, with a checkpoint (again: at once)\n"
+    assert capfd.readouterr().err == "SIGTERM: stopping after the current step, with a checkpoint (again: at once)\n"
 
 
 def test_a_changed_image_refuses_the_checkpoint_and_is_named(tmp_path, monkeypatch):
@@ -239,7 +243,7 @@ def test_a_changed_image_refuses_the_checkpoint_and_is_named(tmp_path, monkeypat
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkeypatch):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path, more='[checkpoint]\nevery = "1 steps"'))
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
@@ -249,14 +253,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkey
     newest = max((tmp_path / "run/checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-100])
     begun: list[str] = []
-    say_start(Start(tmp_path / "run", {}), None, begun.append)  # where the other one is damaged too
-    say_start(Start(tmp_path, {}), None, begun.append)
+    report_start(Start(tmp_path / "run", {}), None, begun.append)  # where the other one is damaged too
+    report_start(Start(tmp_path, {}), None, begun.append)
     assert [line.partition(", ")[2] for line in begun] == [
-        "from its beginning: there is no whole checkpoint", "from its beginning: there is no checkpoint"
+        "from step 1: it has no usable checkpoint", "from step 1: it has no checkpoint"
     ]  # fmt: skip
     said: list[str] = []
     run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
-    assert any(str(newest) in line and "passed over" in line for line in said)
+    assert any(str(newest) in line and "skipped" in line for line in said)
     assert any("after step 1 of stage 3" in line for line in said)
     assert made_files(tmp_path / "run") == made_files(whole)
 
@@ -314,12 +318,12 @@ def test_replay_finds_the_same_and_names_what_differs(tmp_path):
     (tmp_path / "images/0.txt").write_text("an image of <cat>", "utf-8")
     other = replay(first, STAGES, out=tmp_path / "third", **quiet)
     assert other.differences[0].startswith("metrics, step 1 of stage")
-    assert "exports/tiny.safetensors: other bytes" in other.differences
+    assert "exports/tiny.safetensors: different bytes" in other.differences
     assert any(line.startswith("data.files.images/0.txt: ") for line in other.inputs)
 
 
 def test_only_a_finished_run_is_replayed(tmp_path):
-    with pytest.raises(StageError, match="holds no run"):
+    with pytest.raises(StageError, match="contains no run"):
         replay(tmp_path, STAGES, out=None, progress=lambda text: None, bar=False)
 
 
@@ -327,7 +331,7 @@ DRAWN = 'watch = { sample_every = "3 steps", prompts = ["<cat>"], count = 1 }'
 
 
 @pytest.mark.parametrize("train", [DRAWN, "lora = { rank = 2, dropout = 0.2 }\nema = 0.9"])
-def test_more_steps_go_on_from_the_end_of_a_finished_run(tmp_path, train):
+def test_more_steps_continue_from_the_end_of_a_finished_run(tmp_path, train):
     path = make_project(tmp_path, train=train)
     first = run_project(path, tmp_path / "first").folder
     more = load_recipe(path, ["train.steps=6"])
@@ -338,18 +342,18 @@ def test_more_steps_go_on_from_the_end_of_a_finished_run(tmp_path, train):
     said: list[str] = []
     longer = tmp_path / "longer"
     run_recipe(more, out=longer, progress=said.append, bar=False, source=first)
-    assert f"going on from {first}, after step 3 of stage 3" in said
+    assert f"continuing from {first}, after step 3 of stage 3" in said
     assert made_files(longer) == made_files(whole)
     assert metrics_of(longer) == metrics_of(whole)
     for image in (one for row in metrics_of(longer) for one in row.get("images", ())):
         assert (longer / image["path"]).read_bytes() == (whole / image["path"]).read_bytes()
     assert made_files(first) == made
     (first / "metrics.jsonl").unlink()
-    with pytest.raises(StageError, match="what it measured and drew cannot be taken over"):
+    with pytest.raises(StageError, match="its metrics and images cannot be copied"):
         run_project(more, tmp_path / "none", source=first)
 
 
-def test_of_another_recipe_what_fits_is_loaded_and_counted(tmp_path):
+def test_what_fits_of_another_recipe_is_loaded_and_counted(tmp_path):
     more = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "red"\ntrain = false'
     path = make_project(tmp_path, train="lora = { rank = 2 }", more=more)
     first = run_project(path, tmp_path / "first").folder
@@ -416,7 +420,7 @@ def test_what_a_checkpoint_counts_of_the_metrics_is_on_the_disk(tmp_path, monkey
     written.close()
 
 
-def test_a_rhythm_by_the_clock_goes_on_where_the_run_was_stopped(tmp_path, monkeypatch):
+def test_a_timed_interval_continues_after_a_resume(tmp_path, monkeypatch):
     """Every step takes twenty minutes here: each half hour ends with steps 2, 3, 5 and 6."""
     recipe = load_recipe(
         make_project(tmp_path, more='[checkpoint]\nevery = "30 minutes"'),
@@ -476,6 +480,6 @@ def test_images_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, monke
 
 def test_a_folder_without_a_checkpoint_gives_nothing(tmp_path):
     path = make_project(tmp_path)
-    with pytest.raises(StageError, match="holds no checkpoint that can be read"):
+    with pytest.raises(StageError, match="contains no readable checkpoint"):
         run_recipe(load_recipe(path), out=tmp_path / "x", progress=print, bar=False, source=tmp_path / "model")
     assert not (tmp_path / "x").exists()

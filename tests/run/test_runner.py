@@ -247,7 +247,7 @@ def test_every_embedding_has_a_file_of_its_own_with_its_own_vectors(tmp_path, mo
 
 
 @pytest.mark.parametrize("preserve", ["", 'preserve_norm = "median"'])
-def test_a_embedding_that_is_not_in_the_batch_does_not_move(tmp_path, monkeypatch, preserve):
+def test_an_embedding_that_is_not_in_the_batch_does_not_change(tmp_path, monkeypatch, preserve):
     recipe = make_project(
         tmp_path, more=MORE, train=f"optimizer = {{ kind = 'adamw', weight_decay = 0.1 }}\n{preserve}",
     )  # fmt: skip
@@ -271,7 +271,7 @@ def test_a_embedding_that_is_not_in_the_batch_does_not_move(tmp_path, monkeypatc
     assert {("<cat>",), ("<dog>",)} <= set(seen)
 
 
-def test_a_embedding_with_train_false_stays_and_helps_others(tmp_path):
+def test_an_embedding_with_train_false_is_used_and_does_not_change(tmp_path):
     recipe = make_project(tmp_path, more=MORE + "train = false", stages='[[stage]]\nkind = "rescale"')
     run_project(recipe, tmp_path / "run")
     cat, dog = manifest_of(tmp_path / "run")["embeddings"]
@@ -280,7 +280,7 @@ def test_a_embedding_with_train_false_stays_and_helps_others(tmp_path):
     assert min(cat["encoders"]["clip_l"]["distance"]) > 0
 
 
-def test_a_learning_rate_of_zero_for_an_encoder_leaves_its_vectors(tmp_path):
+def test_a_learning_rate_of_zero_for_an_encoder_keeps_its_vectors(tmp_path):
     recipe = make_project(tmp_path, "sdxl", embedding="learning_rate = { clip_l = 1e-2, clip_g = 0 }")
     run_project(recipe, tmp_path / "run")
     [embedding] = manifest_of(tmp_path / "run")["embeddings"]
@@ -288,7 +288,7 @@ def test_a_learning_rate_of_zero_for_an_encoder_leaves_its_vectors(tmp_path):
     assert min(embedding["encoders"]["clip_l"]["distance"]) > 0
 
 
-def test_a_embedding_stops_after_its_steps(tmp_path):
+def test_an_embedding_stops_after_its_steps(tmp_path):
     recipe = make_project(tmp_path, embedding='stop_after = "1 steps"')
     run_project(recipe, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
@@ -298,7 +298,7 @@ def test_a_embedding_stops_after_its_steps(tmp_path):
     assert manifest_of(tmp_path / "run")["embeddings"][0]["stopped_at"] == 1
 
 
-def test_two_train_stages_tune_the_model_around_embeddings_that_stand_still(tmp_path):
+def test_a_second_train_stage_tunes_the_model_with_frozen_embeddings(tmp_path):
     second = '[[stage]]\nkind = "train"\nsteps = 2\nembeddings = false\nlora = { rank = 2, learning_rate = 0.01 }'
     recipe = make_project(tmp_path, stages=second)
     run_project(recipe, tmp_path / "run")
@@ -311,7 +311,7 @@ def test_two_train_stages_tune_the_model_around_embeddings_that_stand_still(tmp_
     assert all(up.abs().max() > 0 for up in ups)
 
 
-def test_a_lora_stands_still_in_a_stage_of_embeddings_and_goes_on_afterwards(tmp_path, monkeypatch):
+def test_a_lora_is_frozen_in_a_stage_of_embeddings_and_trained_afterwards(tmp_path, monkeypatch):
     lora = "lora = { rank = 2, learning_rate = 0.01 }"
     after = '[[stage]]\nkind = "train"\nsteps = 2\n'
     recipe = make_project(tmp_path, train=lora, stages=f"{after}{after}embeddings = false\n{lora}")
@@ -351,7 +351,7 @@ def test_rescale_sets_norms_by_each_encoders_own_statistics(tmp_path, rule, chec
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_exports_in_half_precision_hold_the_rounded_vectors(tmp_path, dtype):
+def test_exports_in_half_precision_contain_the_rounded_vectors(tmp_path, dtype):
     recipe = make_project(tmp_path, export=f'dtype = "{dtype}"')
     run_project(recipe, tmp_path / "run")
     run_project(load_recipe(recipe, ["export.dtype='float32'"]), tmp_path / "full")
@@ -427,14 +427,14 @@ def test_ctrl_c_keeps_embeddings_and_lora(tmp_path, monkeypatch, when):
     assert "This run failed" not in page
 
 
-def test_a_model_that_cannot_be_had_leaves_nothing_behind(tmp_path):
+def test_an_unavailable_model_leaves_no_run_folder(tmp_path):
     recipe = load_recipe(make_project(tmp_path), [f"model.base='{tmp_path}/nowhere'"])
     with pytest.raises(StageError, match="nowhere"):
         run_project(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_caption_that_is_cut_off_before_the_embedding_is_an_error(tmp_path):
+def test_captions_truncated_before_the_placeholder_are_an_error(tmp_path):
     recipe = make_project(tmp_path, captions="red " * 80 + "<cat>")
     with pytest.raises(StageError, match="all captions of <cat> are truncated before the embedding"):
         run_project(recipe, tmp_path / "run")
@@ -442,7 +442,7 @@ def test_a_caption_that_is_cut_off_before_the_embedding_is_an_error(tmp_path):
         run_project(recipe, tmp_path / "run", force=True)
 
 
-def test_an_encoder_that_nothing_listens_to_is_an_error(tmp_path, monkeypatch):
+def test_a_text_encoder_that_the_denoiser_ignores_is_an_error(tmp_path, monkeypatch):
     from pivotune.pipeline.models import denoisers
 
     encode = denoisers.UNetXL.encode
@@ -457,7 +457,7 @@ def test_an_encoder_that_nothing_listens_to_is_an_error(tmp_path, monkeypatch):
         run_project(make_project(tmp_path, "sdxl"), tmp_path / "run")
 
 
-def test_a_full_device_is_said_with_a_way_out(tmp_path, monkeypatch):
+def test_a_full_device_names_what_needs_less_memory(tmp_path, monkeypatch):
     def full(training, clock):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -467,7 +467,7 @@ def test_a_full_device_is_said_with_a_way_out(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "last-good" / "tiny_embeddings" / "cat.safetensors").is_file()
 
 
-def test_a_device_too_small_for_the_model_is_said_with_a_way_out(tmp_path, monkeypatch):
+def test_a_device_too_small_for_the_model_names_what_to_do(tmp_path, monkeypatch):
     def full(spec, device):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -477,7 +477,7 @@ def test_a_device_too_small_for_the_model_is_said_with_a_way_out(tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
-def test_a_embedding_in_no_batch_is_an_error_that_keeps_the_others(tmp_path):
+def test_an_embedding_in_no_batch_is_an_error_that_keeps_the_others(tmp_path):
     recipe = load_recipe(make_project(tmp_path, more=MORE), ["train.steps=1", "train.batch_size=1"])
     with pytest.raises(StageError, match=r"<(cat|dog)>' was never sampled"):
         run_project(recipe, tmp_path / "run")
@@ -485,7 +485,7 @@ def test_a_embedding_in_no_batch_is_an_error_that_keeps_the_others(tmp_path):
     assert kept == {"cat.safetensors", "dog.safetensors"}
 
 
-def test_a_lora_gradient_that_is_not_finite_leaves_the_embeddings_as_they_were(tmp_path, monkeypatch):
+def test_a_lora_gradient_that_is_not_finite_leaves_the_embeddings_unchanged(tmp_path, monkeypatch):
     monkeypatch.setattr(WeightTrainer, "gradient_norm", lambda trainer, scale: float("nan"))
     with pytest.raises(StageError, match=r"gradient of lora.denoiser at step 1 is nan, not a finite number"):
         run_project(make_project(tmp_path, train="lora = { rank = 2 }"), tmp_path / "run")
@@ -498,7 +498,7 @@ def test_a_lora_gradient_that_is_not_finite_leaves_the_embeddings_as_they_were(t
     assert torch.equal(from_raw(kept["emb_params"]), encoder.table[ids])
 
 
-def test_a_vocabulary_that_moved_fails_the_run(tmp_path, monkeypatch):
+def test_a_changed_vocabulary_fails_the_run(tmp_path, monkeypatch):
     recipe = make_project(tmp_path)
     one_step = loop.one_step
 
@@ -511,7 +511,7 @@ def test_a_vocabulary_that_moved_fails_the_run(tmp_path, monkeypatch):
         run_project(recipe, tmp_path / "run")
 
 
-def test_embeddings_that_were_not_taken_out_fail_the_run(tmp_path, monkeypatch):
+def test_embeddings_that_stay_in_the_model_fail_the_run(tmp_path, monkeypatch):
     from pivotune.pipeline.embeddings.injection import Injection
 
     monkeypatch.setattr(Injection, "eject", lambda self: None)
@@ -519,16 +519,16 @@ def test_embeddings_that_were_not_taken_out_fail_the_run(tmp_path, monkeypatch):
         run_project(make_project(tmp_path), tmp_path / "run")
 
 
-def test_a_folder_with_files_is_never_written_over(tmp_path):
+def test_a_folder_with_files_is_never_overwritten(tmp_path):
     recipe = make_project(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious.txt").write_text("mine", "utf-8")
-    with pytest.raises(StageError, match="holds files already"):
+    with pytest.raises(StageError, match="contains files, but no run"):
         run_project(recipe, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious.txt"]
 
 
-def test_a_image_that_is_moved_away_during_the_training_spoils_no_run(tmp_path, monkeypatch):
+def test_an_image_that_is_moved_during_training_fails_no_run(tmp_path, monkeypatch):
     one_step = loop.one_step
 
     def moved(training, clock):

@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run.unfinished import INPUTS, leave
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.lock import folder_lock
 from pivotune.pipeline.run.diff import Difference, input_differences
-from pivotune.pipeline.run.start import begin_folder, run_folder_lock, say_start
-
-INPUTS: dict[str, Any] = {
-    "recipe": {"seed": 1, "stage": [{"kind": "train", "steps": 100}]},
-    "model": {"sha256": {"unet": "aa"}, "path": "/here"},
-    "data": {"files": {"a.png": "bb"}},
-    "environment": {"torch": "2.13", "platform": "Linux-1"},
-}
+from pivotune.pipeline.run.start import create_run_folder, report_start, run_folder_lock
 
 
 @pytest.fixture(autouse=True)
@@ -27,15 +21,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def leave(folder: Path, status: str, **changes: Any) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"status": status, **INPUTS, **changes}), "utf-8")
-    return folder
-
-
 def begun(out: Path | None = None, fresh: bool = False) -> tuple[str, bool]:
-    start = begin_folder("x", out, INPUTS, fresh=fresh)
-    return start.folder.name, start.left is not None
+    start = create_run_folder("x", out, INPUTS, fresh=fresh)
+    return start.folder.name, start.unfinished is not None
 
 
 def test_new_folders_count_up(tmp_path: Path) -> None:
@@ -48,7 +36,7 @@ def test_new_folders_count_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "stopped"])
-def test_an_unfinished_run_of_the_same_inputs_goes_on(tmp_path: Path, status: str) -> None:
+def test_an_unfinished_run_with_the_same_inputs_is_resumed(tmp_path: Path, status: str) -> None:
     leave(tmp_path / "runs" / "x", "finished")
     leave(tmp_path / "runs" / "x-2", status)
     assert begun() == ("x-2", True)
@@ -56,12 +44,12 @@ def test_an_unfinished_run_of_the_same_inputs_goes_on(tmp_path: Path, status: st
     assert begun(fresh=True) == ("x-3", False)
 
 
-def test_an_unfinished_run_of_other_inputs_is_left_alone(tmp_path: Path) -> None:
+def test_an_unfinished_run_with_other_inputs_is_not_resumed(tmp_path: Path) -> None:
     leave(tmp_path / "runs" / "x", "running", data={"files": {"a.png": "cc"}})
     assert begun() == ("x-2", False)
 
 
-def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
+def test_a_run_in_progress_is_not_resumed(tmp_path: Path) -> None:
     with folder_lock(leave(tmp_path / "runs" / "x", "running")):
         assert begun() == ("x-2", False)
 
@@ -79,33 +67,33 @@ def test_unfinished_runs_that_are_not_resumed_are_named_in_one_line(tmp_path: Pa
         (runs / name / "checkpoints/stage-001-step-000000001.safetensors").write_bytes(b"")
     said: list[str] = []
     with folder_lock(runs / "x-3"):
-        say_start(begin_folder("x", None, INPUTS, fresh=False), None, said.append)
+        report_start(create_run_folder("x", None, INPUTS, fresh=False), None, said.append)
     last = runs / "x-3"
     assert said == [f"warning: not resuming the unfinished run {last} and 2 more: --out {last} shows why"]
     said.clear()
     (runs / "x-6").rmdir()
-    say_start(begin_folder("x", None, INPUTS, fresh=False), None, said.append)
-    assert said == [f"resuming {last}, from its beginning: there is no whole checkpoint"]
+    report_start(create_run_folder("x", None, INPUTS, fresh=False), None, said.append)
+    assert said == [f"resuming {last}, from step 1: it has no usable checkpoint"]
 
 
 @pytest.mark.parametrize("found", ["new", "unfinished"])
-def test_a_run_that_another_process_has_finished_before_the_lock_is_not_gone_on_with(tmp_path: Path, found) -> None:
+def test_a_run_that_another_process_has_finished_before_the_lock_is_not_resumed(tmp_path: Path, found) -> None:
     out = tmp_path / "o"
     if found == "unfinished":
         leave(out, "running")
-    start = begin_folder("x", out, INPUTS, fresh=False)
+    start = create_run_folder("x", out, INPUTS, fresh=False)
     with run_folder_lock(start):
         pass
     (out / "manifest.json").write_text(json.dumps({"status": "finished", **INPUTS}), "utf-8")
-    with pytest.raises(StageError, match="another process has run in this folder meanwhile"), run_folder_lock(start):
+    with pytest.raises(StageError, match="another process has used this folder"), run_folder_lock(start):
         pass
 
 
-def test_what_differs_is_listed_when_the_folder_was_asked_for(tmp_path: Path) -> None:
+def test_differences_are_listed_for_the_folder_of_out(tmp_path: Path) -> None:
     recipe = {"seed": 2, "stage": [{"kind": "train", "steps": 50}]}
     out = leave(tmp_path / "o", "stopped", recipe=recipe, environment={"torch": "2.12", "platform": "Linux-2"})
     with pytest.raises(StageError) as caught:
-        begin_folder("x", out, INPUTS, fresh=False)
+        create_run_folder("x", out, INPUTS, fresh=False)
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert f"--from-checkpoint {out}" in lines[0]
     assert lines[1:] == [
@@ -115,7 +103,7 @@ def test_what_differs_is_listed_when_the_folder_was_asked_for(tmp_path: Path) ->
     ]
 
 
-def test_a_folder_whose_probe_met_a_full_disk_is_free_later(tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_that_was_on_a_full_disk_can_be_used_later(tmp_path: Path, monkeypatch) -> None:
     out, true = tmp_path / "o", Path.open
 
     class Full:
@@ -141,30 +129,30 @@ def test_a_folder_whose_probe_met_a_full_disk_is_free_later(tmp_path: Path, monk
 
 
 def test_finished_and_foreign_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="a finished run, which is never written over"):
+    with pytest.raises(StageError, match="contains a finished run, which is not overwritten"):
         begun(leave(tmp_path / "done", "finished"))
     other = tmp_path / "mine"
     other.mkdir()
     (other / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(StageError, match="holds files already"):
+    with pytest.raises(StageError, match="contains files, but no run"):
         begun(other)
     (other / "link").symlink_to(tmp_path)  # no run's, so nobody is told to take it away
-    with pytest.raises(StageError, match="holds files already"):
+    with pytest.raises(StageError, match="contains files, but no run"):
         begun(other)
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(StageError, match="cannot be made"):
+    with pytest.raises(StageError, match="cannot be created"):
         begun(tmp_path / "file")
-    with pytest.raises(StageError, match="cannot be made"):
+    with pytest.raises(StageError, match="cannot be created"):
         begun(tmp_path / "file" / "below")
 
 
-def test_a_manifest_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+def test_an_unreadable_manifest_is_named_with_the_reason(tmp_path: Path) -> None:
     (leave(tmp_path / "cut", "failed") / "manifest.json").write_text('{"status": ', "utf-8")
-    with pytest.raises(StageError, match=r"no run that could go on \(.*manifest\.json: not a manifest"):
+    with pytest.raises(StageError, match=r"no run that can be resumed \(.*manifest\.json: not a manifest"):
         begun(tmp_path / "cut")
 
 
-def test_a_run_that_was_killed_before_its_first_manifest_begins_again(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_before_its_first_manifest_starts_again(tmp_path: Path) -> None:
     out = tmp_path / "o"
     out.mkdir()
     for name in (".lock", ".probe", ".manifest.json.part", "recipe.toml", "metrics.jsonl"):
@@ -175,13 +163,13 @@ def test_a_run_that_was_killed_before_its_first_manifest_begins_again(tmp_path: 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "metrics.jsonl", ".probe", "my.txt"])
 @pytest.mark.parametrize("lock", [None, "{", "my own notes\n"])
-def test_a_folder_with_files_of_ones_own_is_left_alone(tmp_path: Path, name: str, lock: str | None) -> None:
+def test_a_folder_with_files_of_the_user_is_not_used(tmp_path: Path, name: str, lock: str | None) -> None:
     out = tmp_path / "o"
     out.mkdir()
     (out / name).write_text("mine", "utf-8")
     if lock is not None:
         (out / ".lock").write_text(lock, "utf-8")
-    with pytest.raises(StageError, match="holds files already"):
+    with pytest.raises(StageError, match="contains files, but no run"):
         begun(out)
     assert (out / name).read_text("utf-8") == "mine"
 
@@ -211,7 +199,7 @@ def test_pipes_and_second_names_in_a_runs_folder_are_refused(tmp_path: Path) -> 
         begun(folder)
 
 
-def test_names_for_people_are_no_difference() -> None:
+def test_descriptions_are_no_difference() -> None:
     other = {**INPUTS, "model": {"sha256": {"unet": "aa"}, "path": "/there"}}
     assert input_differences(INPUTS, other) == []
     [gone] = input_differences(INPUTS, {**INPUTS, "model": {"sha256": {}}})

@@ -11,14 +11,14 @@ import pytest
 import torch
 from projects import make_project, run_project, run_recipe
 from run.killing import assert_same, told
-from run.test_start import INPUTS, leave
+from run.unfinished import INPUTS, leave
 from safetensors.torch import load_file
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run import warm_start as takeover
-from pivotune.pipeline.run.start import begin_folder
+from pivotune.pipeline.run.start import create_run_folder
 from pivotune.pipeline.run.steps import EMA_NOTE
 from pivotune.pipeline.train import loop
 
@@ -49,7 +49,7 @@ def longer(tmp_path: Path) -> tuple[Recipe, Path, Path]:
 
 
 @pytest.mark.parametrize("again", [pytest.param("with the option", marks=pytest.mark.slow), "without it"])
-def test_before_its_first_checkpoint_a_run_still_knows_its_source(tmp_path, monkeypatch, longer, again):
+def test_a_run_without_a_checkpoint_of_its_own_keeps_its_source(tmp_path, monkeypatch, longer, again):
     recipe, source, whole = longer
     for stop in ("while it takes over", "in its first step"):
         with monkeypatch.context() as patch:
@@ -67,7 +67,7 @@ def test_before_its_first_checkpoint_a_run_still_knows_its_source(tmp_path, monk
     assert_same(tmp_path / "run", whole)
 
 
-def test_a_source_that_is_gone_or_another_is_named(tmp_path, monkeypatch, longer):
+def test_a_missing_or_changed_source_is_named(tmp_path, monkeypatch, longer):
     recipe, source, whole = longer
     with monkeypatch.context() as patch:
         fail_at(patch, 1)
@@ -77,12 +77,12 @@ def test_a_source_that_is_gone_or_another_is_named(tmp_path, monkeypatch, longer
     (checkpoint,) = (source / "checkpoints").iterdir()
     (other,) = (tmp_path / "whole/checkpoints").iterdir()
     shutil.copyfile(other, checkpoint)
-    with pytest.raises(StageError, match="not the checkpoint that the run began with; choose another --out"):
+    with pytest.raises(StageError, match="not the checkpoint that the run started from; choose another --out"):
         run_project(recipe, tmp_path / "run")
     checkpoint.unlink()
-    with pytest.raises(StageError, match=r"began with a checkpoint that is needed still.*give that with --from-checkp"):
+    with pytest.raises(StageError, match=r"started from is still needed.*give its new path with --from-checkp"):
         run_project(recipe, tmp_path / "run")
-    with pytest.raises(StageError, match="begins with a checkpoint that the other did not begin with"):
+    with pytest.raises(StageError, match="did not start from this checkpoint"):
         run_project(recipe, tmp_path / "run", source=tmp_path / "whole")
     monkeypatch.chdir(moved / "checkpoints")
     run_project(recipe, tmp_path / "run", source=Path(checkpoint.name))
@@ -92,7 +92,7 @@ def test_a_source_that_is_gone_or_another_is_named(tmp_path, monkeypatch, longer
 
 
 @pytest.mark.slow
-def test_stages_that_come_after_a_stop_still_take_what_fits(tmp_path, monkeypatch):
+def test_stages_after_a_stop_still_load_what_fits(tmp_path, monkeypatch):
     path = make_project(tmp_path, stages=LORA, more='[checkpoint]\nevery = "1 steps"')
     source = run_project(path, tmp_path / "source").folder
     recipe = load_recipe(path, ["stage.3.learning_rate=5e-3"])
@@ -122,7 +122,7 @@ def taken_by(path: Path, out: Path, source: Path, *sets: str) -> tuple[Path, lis
 STILL = "train.lora.learning_rate=1e-30"
 
 
-def test_ema_weights_are_loaded_where_the_stage_keeps_some(tmp_path):
+def test_ema_weights_are_loaded_where_the_stage_has_ema(tmp_path):
     path = make_project(tmp_path, train="ema = 0.9\nlora = { rank = 2 }")
     source = run_project(path, tmp_path / "source").folder
     (point,) = (source / "checkpoints").iterdir()
@@ -143,7 +143,7 @@ def test_ema_weights_are_loaded_where_the_stage_keeps_some(tmp_path):
     assert [EMA_NOTE in str(told(one)["stages"]) for one in (source, alone)] == [True, False]
 
 
-def test_a_embedding_that_is_only_used_is_taken_as_its_run_would_have_exported_it(tmp_path):
+def test_an_embedding_that_is_not_trained_is_loaded_as_its_run_would_have_exported_it(tmp_path):
     """Also where the stage keeps an average of all rows, which changes places with them at the end."""
     path = make_project(tmp_path, train="ema = 0.9\nlora = { rank = 2 }")
     source = run_project(path, tmp_path / "source").folder
@@ -151,7 +151,7 @@ def test_a_embedding_that_is_only_used_is_taken_as_its_run_would_have_exported_i
     assert torch.equal(exported(run), exported(source))
 
 
-def test_an_average_begins_with_what_was_taken_where_the_source_kept_none(tmp_path):
+def test_ema_starts_from_the_loaded_weights_where_the_source_has_none(tmp_path):
     more = '[[embedding]]\nplaceholder = "dog"\ninitial_text = "red"'
     path = make_project(tmp_path, captions="a <cat> and a dog", more=more)
     source = run_project(path, tmp_path / "source").folder
@@ -166,7 +166,7 @@ def exported(run: Path, embedding: str = "cat") -> torch.Tensor:
     return load_file(run / f"exports/tiny_embeddings/{embedding}.safetensors")["emb_params"]
 
 
-def test_a_run_in_the_usual_folders_goes_on_only_with_its_own_source(tmp_path, monkeypatch):
+def test_a_run_in_the_default_folder_resumes_only_with_its_own_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pivotune.pipeline.records._schema_error", lambda manifest: "")  # these are not whole
     digests = (("one", "1" * 64), ("other", "2" * 64))
@@ -174,8 +174,8 @@ def test_a_run_in_the_usual_folders_goes_on_only_with_its_own_source(tmp_path, m
     leave(tmp_path / "runs/x", "running", source=one)
 
     def begun(source):
-        start = begin_folder("x", None, INPUTS, fresh=False, source=source)
-        return start.folder.name, start.left is not None
+        start = create_run_folder("x", None, INPUTS, fresh=False, source=source)
+        return start.folder.name, start.unfinished is not None
 
     assert begun(one) == ("x", True)
     assert begun(one | {"path": "/elsewhere/one"}) == ("x", True)

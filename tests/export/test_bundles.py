@@ -25,7 +25,7 @@ def called(command, *args):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sd2-as-wide-as-real-ones", "sdxl"])
-def test_a_runs_bundle_is_inspected_taken_apart_and_put_together_again(tmp_path, family, monkeypatch):
+def test_a_bundle_of_a_run_is_inspected_unbundled_and_bundled_again(tmp_path, family, monkeypatch):
     monkeypatch.setitem(projects.BUILD, "sd2-as-wide-as-real-ones", partial(tiny_sd2, width=1024))
     recipe = make_project(
         tmp_path, family, captions="a photo of <cat> and a dog", more=MORE, export=EXPORT, train="lora = { rank = 2 }"

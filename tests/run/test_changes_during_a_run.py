@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from projects import make_project, run_project
+from run.faults import OFTEN, at_step, mount_disk, private_disk
 from run.killing import assert_same, child
-from run.test_accidents import OFTEN, at_step, mounted, own_disk
 
 from pivotune.pipeline.checks.recipe import checked_recipe
 from pivotune.pipeline.errors import RecipeError, StageError
@@ -31,7 +31,7 @@ def on_a_disk(place: Path, work: Callable[[], None]) -> None:
 
     def with_disk() -> None:
         try:
-            own_disk(place)
+            private_disk(place)
         except OSError:
             os._exit(3)
         work()
@@ -74,7 +74,7 @@ def test_class_images_on_a_full_disk_are_drawn_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tracker_on_a_full_disk_costs_the_tracker_alone(tmp_path, monkeypatch):
+def test_a_tracker_on_a_full_disk_does_not_stop_the_run(tmp_path, monkeypatch):
     recipe = load_recipe(make_project(tmp_path, train='watch = { trackers = ["tensorboard"] }'), ["train.steps=12"])
     whole = run_project(recipe, tmp_path / "whole").folder
     disk, run = tmp_path / "disk", tmp_path / "run"
@@ -92,21 +92,21 @@ def test_a_tracker_on_a_full_disk_costs_the_tracker_alone(tmp_path, monkeypatch)
     on_a_disk(disk, starved)
 
 
-def test_a_folder_that_becomes_read_only_is_one_line_and_the_same_command_goes_on(tmp_path, monkeypatch):
+def test_a_folder_that_becomes_read_only_is_one_line_and_the_same_command_resumes(tmp_path, monkeypatch):
     recipe = make_project(tmp_path, more=OFTEN)
     whole, disk = run_project(recipe, tmp_path / "whole").folder, tmp_path / "disk"
 
     def starved() -> None:
         run, checkpoints = disk / "run", disk / "run/checkpoints"
         with monkeypatch.context() as patch:
-            at_step(patch, 2, lambda: mounted(checkpoints, read_only=True))
+            at_step(patch, 2, lambda: mount_disk(checkpoints, read_only=True))
             with pytest.raises(StageError, match=r"[Rr]ead-only"):
                 run_project(recipe, run)
         assert ctypes.CDLL(None).umount(str(checkpoints).encode()) == 0
-        mounted(disk, again=True, read_only=True)
+        mount_disk(disk, again=True, read_only=True)
         with pytest.raises(StageError, match=r"[Rr]ead-only"):
             run_project(recipe, run)
-        mounted(disk, again=True)
+        mount_disk(disk, again=True)
         run_project(recipe, run)
         assert_same(run, whole)
 
@@ -134,7 +134,7 @@ def held(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in files}
 
 
-def test_a_model_folder_that_has_changed_is_refused_by_file_and_nothing_is_lost(tmp_path, stopped):
+def test_a_changed_model_file_is_named_and_nothing_is_lost(tmp_path, stopped):
     weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
     data, before = weights.read_bytes(), held(tmp_path / "run")
     weights.write_bytes(data[:-4] + b"\0\0\0\1")
@@ -155,7 +155,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("gone", ["one", pytest.param("all", marks=SLOW), pytest.param("a caption", marks=SLOW)])
-def test_images_that_have_vanished_are_named_and_nothing_is_lost(tmp_path, stopped, gone):
+def test_missing_images_are_named_and_nothing_is_lost(tmp_path, stopped, gone):
     there = [tmp_path / "images/1.png"] if gone == "one" else [tmp_path / "images/1.txt"]
     there = sorted((tmp_path / "images").glob("*.png")) if gone == "all" else there
     before = held(tmp_path / "run")
@@ -172,7 +172,7 @@ def test_images_that_have_vanished_are_named_and_nothing_is_lost(tmp_path, stopp
 
 
 @pytest.mark.slow
-def test_a_model_that_changes_under_the_run_changes_nothing(tmp_path, monkeypatch):
+def test_a_model_that_changes_during_the_run_changes_nothing(tmp_path, monkeypatch):
     """It was read whole: no file of it is mapped into memory, where its new bytes would be trained on."""
     recipe = make_project(tmp_path, more=OFTEN)
     whole = run_project(recipe, tmp_path / "whole").folder
@@ -189,9 +189,7 @@ def test_a_model_that_changes_under_the_run_changes_nothing(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("how", ["gone", "replaced"])
-def test_a_fine_tuned_model_has_the_tokenizers_that_were_loaded_whatever_becomes_of_their_folder(
-    tmp_path, monkeypatch, how
-):
+def test_a_fine_tuned_model_has_the_loaded_tokenizers_even_if_their_folder_is_deleted(tmp_path, monkeypatch, how):
     recipe = make_project(tmp_path, train="finetune = {}", export='targets = []\nmodel = ["folder"]')
     (tmp_path / "model/tokenizer/notes.txt").write_text("not a tokenizer file", "utf-8")
     whole = run_project(recipe, tmp_path / "whole").folder

@@ -57,7 +57,7 @@ def finished_files(run: Path) -> dict[str, bytes]:
     return {path.relative_to(run / "finished").as_posix(): path.read_bytes() for path in found}
 
 
-def test_a_embedding_is_exported_after_its_own_steps_and_as_the_export_stage_writes_it(tmp_path):
+def test_an_embedding_is_exported_after_its_own_steps_as_the_export_stage_writes_it(tmp_path):
     run = run_project(
         load_recipe(two_embeddings(tmp_path, stages=RESCALE), ["train.steps=12"]), tmp_path / "run"
     ).folder
@@ -77,7 +77,7 @@ def test_a_embedding_is_exported_after_its_own_steps_and_as_the_export_stage_wri
     assert embeddings["dog"]["stopped_at"] == own[2]
 
 
-def test_a_crash_loses_nothing_of_a_finished_embedding(tmp_path, monkeypatch):
+def test_a_crash_loses_no_finished_embedding(tmp_path, monkeypatch):
     recipe = load_recipe(two_embeddings(tmp_path, more='[checkpoint]\nevery = "never"'), ["train.steps=12"])
     whole = run_project(recipe, tmp_path / "whole").folder
     step = lines(whole)[0]["step"]
@@ -112,7 +112,7 @@ def test_kills_at_random_moments_change_no_finished_embedding(tmp_path):
         assert made_files(out) == made_files(whole)
 
 
-def test_a_stop_by_the_clock_is_the_same_step_again(tmp_path, monkeypatch):
+def test_an_embedding_stopped_by_time_stops_at_the_same_step_after_a_resume(tmp_path, monkeypatch):
     """The ledger says after which step the embedding stopped; the process that goes on is slower and stops there
     too.
     """
@@ -134,7 +134,7 @@ class Counted(tuple):
         return super().__iter__()
 
 
-def test_what_it_costs_to_finish_a_embedding_depends_on_no_other_embedding(tmp_path, monkeypatch):
+def test_the_cost_of_exporting_an_embedding_depends_on_no_other(tmp_path, monkeypatch):
     whole, costs = Finished.write, []
 
     def write(self: Finished, trainer: EmbeddingTrainer) -> None:
@@ -158,7 +158,7 @@ def test_what_it_costs_to_finish_a_embedding_depends_on_no_other_embedding(tmp_p
     assert set(costs[1:]) == {0}
 
 
-def test_steps_that_train_nothing_are_said_once_also_when_steps_are_raised(tmp_path, monkeypatch):
+def test_idle_steps_give_one_warning_also_when_steps_are_increased(tmp_path, monkeypatch):
     path = make_project(tmp_path, embedding='stop_after = "2 own steps"', more='[checkpoint]\nevery = "1 steps"')
     assert warnings(run_project(load_recipe(path, ["train.steps=2"]), tmp_path / "run").folder) == []
     recipe = load_recipe(path, ["train.steps=5"])
@@ -181,7 +181,7 @@ def test_steps_that_train_nothing_are_said_once_also_when_steps_are_raised(tmp_p
 
 
 @pytest.mark.parametrize("where", ["after the first step", "in the export"])
-def test_embeddings_that_did_not_get_their_own_steps_are_said_once_also_after_a_kill(tmp_path, monkeypatch, where):
+def test_embeddings_that_miss_stop_after_give_one_warning_also_after_a_kill(tmp_path, monkeypatch, where):
     recipe = load_recipe(two_embeddings(tmp_path, more='[checkpoint]\nevery = "1 steps"'))
     whole = run_project(recipe, tmp_path / "whole").folder
     rows = [json.loads(row) for row in (whole / "metrics.jsonl").read_text("utf-8").splitlines()]
@@ -206,7 +206,7 @@ def test_embeddings_that_did_not_get_their_own_steps_are_said_once_also_after_a_
     assert warnings(run_project(more, tmp_path / "more", source=whole).folder) == []
 
 
-def test_of_many_embeddings_without_their_own_steps_a_few_are_named():
+def test_of_many_embeddings_that_miss_stop_after_a_few_are_named():
     stops = Stops({f"w{number}": Every(4.0, "own steps") for number in range(9)})
     for _ in range(4):
         stops.counted(["w0", "w8"])
@@ -223,7 +223,7 @@ def warnings(run: Path) -> list[str]:
     return found
 
 
-def test_a_embedding_that_a_later_stage_trains_is_not_finished(tmp_path):
+def test_an_embedding_that_a_later_stage_trains_is_not_finished(tmp_path):
     more = '[[stage]]\nkind = "train"\nsteps = 2\nbatch_size = 3'
     recipe = load_recipe(two_embeddings(tmp_path, stages=more, train="gradient_accumulation = 2"), ["stage.3.steps=9"])
     run = run_project(recipe, tmp_path / "run").folder
@@ -231,7 +231,7 @@ def test_a_embedding_that_a_later_stage_trains_is_not_finished(tmp_path):
     assert not (run / "finished").exists()
 
 
-def test_embeddings_whose_files_would_meet_have_files_of_their_own(tmp_path):
+def test_embeddings_with_the_same_file_name_get_different_files(tmp_path):
     """A1111 takes fewer characters than a file system: `a(b` and `a)b` are the same file there, but for a number."""
     names = ["a(b", "a)b"]
     more = "".join(
@@ -247,7 +247,7 @@ def test_embeddings_whose_files_would_meet_have_files_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["half a line", "a file is gone"])
-def test_a_damaged_ledger_or_file_is_mended_by_going_on(tmp_path, damage, monkeypatch):
+def test_a_damaged_ledger_or_file_is_repaired_by_resuming(tmp_path, damage, monkeypatch):
     recipe = load_recipe(two_embeddings(tmp_path, more='[checkpoint]\nevery = "never"'), ["train.steps=12"])
     whole = run_project(recipe, tmp_path / "whole").folder
     step, one_step = lines(whole)[0]["step"], loop.one_step
@@ -271,7 +271,7 @@ def test_a_damaged_ledger_or_file_is_mended_by_going_on(tmp_path, damage, monkey
     assert lines(tmp_path / "run")[-1] == lines(whole)[-1]
 
 
-def test_a_embedding_that_is_missing_at_the_end_fails_the_run(tmp_path, monkeypatch):
+def test_a_missing_embedding_fails_the_run(tmp_path, monkeypatch):
     from pivotune.pipeline.errors import StageError
 
     stage = import_module("pivotune.pipeline.stages.export")
@@ -287,7 +287,7 @@ def test_a_embedding_that_is_missing_at_the_end_fails_the_run(tmp_path, monkeypa
         return made
 
     monkeypatch.setattr(stage, "write_exports", loses)
-    with pytest.raises(StageError, match="2 embeddings are declared, 1 are exported and whole; not 'dog'"):
+    with pytest.raises(StageError, match="1 are exported and verified; missing: 'dog'"):
         run_project(tmp_path / "recipe.toml", tmp_path / "run")
     assert json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))["status"] == "failed"
 
@@ -312,18 +312,18 @@ def test_finished_embeddings_are_removed_once_their_exports_are_verified(tmp_pat
     assert {name: (tmp_path / "failed/exports" / name).read_bytes() for name in before} == before
 
 
-def test_finished_embeddings_that_are_exported_otherwise_are_not_removed(tmp_path, monkeypatch):
+def test_finished_embeddings_that_differ_from_the_exports_are_kept(tmp_path, monkeypatch):
     finished = import_module("pivotune.pipeline.export.finished")
     kept, told = finished._digest, iter(range(10))
     monkeypatch.setattr(finished, "_digest", lambda embedding: kept(embedding) + str(next(told)))
     run = run_project(load_recipe(two_embeddings(tmp_path), ["train.steps=12"]), tmp_path / "run").folder
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     assert manifest["finished"] == {"embeddings": 1, "removed": False}
-    assert any("finished/ stays" in text for text in manifest["warnings"])
+    assert any("finished/ is kept" in text for text in manifest["warnings"])
     assert len(finished_files(run)) == 3
 
 
-def test_in_packs_a_finished_embedding_has_one_plain_file(tmp_path, monkeypatch):
+def test_with_packs_a_finished_embedding_has_one_standalone_file(tmp_path, monkeypatch):
     recipe = load_recipe(two_embeddings(tmp_path), ["train.steps=12", "export.files='pack'"])
     assert list(finished_files(run_project(recipe, tmp_path / "run").folder)) == ["tiny_embeddings/dog.safetensors"]
 
@@ -331,7 +331,7 @@ def test_in_packs_a_finished_embedding_has_one_plain_file(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("how", "where"), [("gone", "a1111/dog.safetensors"), ("changed", "tiny_embeddings/dog.safetensors")]
 )
-def test_an_export_that_is_harmed_before_the_run_ends_fails_it(tmp_path, monkeypatch, where, how):
+def test_an_export_that_is_damaged_before_the_run_ends_fails_it(tmp_path, monkeypatch, where, how):
     drawn, run = execute.draw_after, tmp_path / "run"
 
     def harm(*args):
@@ -340,7 +340,7 @@ def test_an_export_that_is_harmed_before_the_run_ends_fails_it(tmp_path, monkeyp
         return made
 
     monkeypatch.setattr(execute, "draw_after", harm)
-    with pytest.raises(StageError, match=f"gone or changed before the run's end: exports/{where}"):
+    with pytest.raises(StageError, match=f"deleted or changed after they were exported and verified: exports/{where}"):
         run_project(two_embeddings(tmp_path), run)
     assert json.loads((run / "manifest.json").read_text("utf-8"))["status"] == "failed"
 
@@ -350,11 +350,11 @@ def test_a_program_that_gets_too_few_files_fails_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(
         program, "write_embeddings", lambda embeddings, *rest, **more: write(embeddings[:1], *rest, **more)
     )
-    with pytest.raises(StageError, match="2 embeddings for AUTOMATIC1111 web UI are 2 files, 1 were written"):
+    with pytest.raises(StageError, match="2 embeddings for AUTOMATIC1111 web UI need 2 files, 1 were written"):
         run_project(two_embeddings(tmp_path), tmp_path / "run")
 
 
-def test_a_line_that_cannot_be_read_costs_its_embedding_alone(tmp_path: Path) -> None:
+def test_an_unreadable_line_affects_only_its_embedding(tmp_path: Path) -> None:
     line = json.dumps({"embedding": "<cat>", "stage": 3, "step": 2, "sha256": "0", "files": []}).encode()
     (tmp_path / "finished").mkdir()
     harmed = [line, bytes(20), b'{"embedding": "<dog>"}', b"[1]", b"\xff", b""]

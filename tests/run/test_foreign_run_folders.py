@@ -97,14 +97,14 @@ def test_a_pipe_in_a_run_folder_does_not_hang(received, tmp_path) -> None:
         run_project(recipe, run)
 
 
-def test_a_run_folder_that_is_reached_through_a_link_goes_on(received, tmp_path) -> None:
+def test_a_run_folder_that_is_reached_through_a_link_resumes(received, tmp_path) -> None:
     recipe, run = received
     (tmp_path / "link").symlink_to(run)
     assert run_project(recipe, tmp_path / "link").report.is_file()
 
 
 @pytest.mark.parametrize("path", ["../../.bashrc", "../.bashrc", "/etc/hostname", "images/../../.bashrc"])
-def test_no_file_from_elsewhere_is_copied_with_a_source(received, tmp_path, path) -> None:
+def test_no_file_outside_the_source_is_copied(received, tmp_path, path) -> None:
     recipe, run = received
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     lines[-1]["images"] = [{"path": path, "prompt": "x", "seed": 0, "embedding": None}]
@@ -133,7 +133,7 @@ def test_metrics_that_changed_since_the_checkpoint_are_noticed(received, harm) -
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "metrics.jsonl", ".lock", "notes.txt"])
-def test_a_folder_of_the_users_own_is_left_alone(stopped, tmp_path, name) -> None:
+def test_a_folder_of_the_user_is_not_changed(stopped, tmp_path, name) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("mine", "utf-8")
     with pytest.raises(StageError, match="choose another --out"):
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_does_not_fit_the_recipe_is_refused(received, change, 
         run_project(recipe, run)
 
 
-def test_resuming_replaces_interrupted_exports_and_keeps_files_of_the_users_own(received) -> None:
+def test_resuming_replaces_interrupted_exports_and_keeps_files_of_the_user(received) -> None:
     recipe, run = received
     exports = run / "exports"
     (exports / "a1111").mkdir(parents=True)

@@ -18,7 +18,7 @@ def embeddings_of(values: torch.Tensor) -> Contents:
     return Contents(tuple(Embedding(name, {"clip_l": to_raw(own)}, {}) for name, own in rows.items()))
 
 
-def test_thousands_of_embeddings_are_measured_a_few_at_a_time_each_from_its_own_beginning(monkeypatch):
+def test_distances_of_thousands_of_embeddings_are_measured_in_parts(monkeypatch):
     draw = torch.Generator().manual_seed(0)
     began, now = (torch.randn(2 * module.AT_ONCE + 5, 8, generator=draw) for _ in range(2))
     context: Any = SimpleNamespace(

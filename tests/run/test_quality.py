@@ -39,7 +39,7 @@ def distances(folder, when):
     return [distance_to_drawing(numpy.asarray(Image.open(folder / path).convert("RGB")), scene) for path in paths]
 
 
-def test_the_exported_embedding_draws_the_thing_better_than_its_initial_text(run):
+def test_the_exported_embedding_draws_its_concept_better_than_its_initial_text(run):
     before, after = distances(run.folder, "before"), distances(run.folder, "after")
     assert len(before) == len(after) == SEEDS
     gains = [first - second for first, second in zip(before, after, strict=True)]
@@ -50,7 +50,7 @@ def test_the_exported_embedding_draws_the_thing_better_than_its_initial_text(run
     assert sum(distance < HIT for distance in before) <= SEEDS * 0.2, before
 
 
-def test_the_embedding_moved_and_its_norm_is_known(run):
+def test_the_embedding_has_changed_and_its_norm_is_recorded(run):
     manifest = json.loads((run.folder / "manifest.json").read_text("utf-8"))
     [embedding] = manifest["embeddings"]
     vectors = embedding["encoders"]["clip_l"]
@@ -59,7 +59,7 @@ def test_the_embedding_moved_and_its_norm_is_known(run):
     assert [raw.shape[0] for raw in tensors.values()] == [len(vectors["distance"])]
 
 
-def test_the_recipe_that_ships_is_clean(run):
+def test_the_shipped_recipe_has_no_problems(run):
     checked = check_recipe(shipped()["quickstart"])
     assert (checked.problems, checked.failed) == ([], False)
     manifest = json.loads((run.folder / "manifest.json").read_text("utf-8"))
@@ -67,5 +67,5 @@ def test_the_recipe_that_ships_is_clean(run):
     assert "usual norm" not in run.summary
 
 
-def test_a_small_model_is_computed_with_one_thread(run):
+def test_a_small_model_uses_one_thread(run):
     assert json.loads((run.folder / "manifest.json").read_text("utf-8"))["environment"]["threads"] == 1

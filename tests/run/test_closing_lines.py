@@ -16,7 +16,7 @@ def files_said(recipe: Path, out: Path, overrides: list[str]) -> dict[str, str]:
     return dict(line.strip().split(": ", 1) for line in lines)
 
 
-def test_packs_are_embeddings_and_what_is_no_target_is_not_named(tmp_path):
+def test_packs_are_listed_as_embeddings(tmp_path):
     recipe = make_project(tmp_path, export='targets = ["diffusers"]')
     assert files_said(recipe, tmp_path / "packs", ["export.files='pack'"]) == {
         "embeddings": "exports/tiny_embeddings/tiny_embeddings-0001.safetensors",
@@ -24,7 +24,7 @@ def test_packs_are_embeddings_and_what_is_no_target_is_not_named(tmp_path):
     }
 
 
-def test_a_fine_tuned_model_is_called_so_and_its_folder_is_one(tmp_path):
+def test_a_model_folder_is_listed_as_one_entry(tmp_path):
     parts = "[stage.finetune]\nparts = ['clip_l']\nlearning_rate = 1e-3"
     recipe = make_project(tmp_path, train=parts, export='targets = ["a1111"]')
     said = files_said(recipe, tmp_path / "run", [])

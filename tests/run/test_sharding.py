@@ -34,5 +34,5 @@ def test_unsupported_keys_of_a_sharded_fine_tune_are_refused(tmp_path, train, er
     ("train", "model"),
     [("optimizer = { kind = 'prodigy' }\ncompile = true", ""), (TUNED, 'dtype = "float16"')],
 )
-def test_keys_that_need_no_whole_weights_are_accepted(tmp_path, train, model):
+def test_keys_that_work_with_shards_are_accepted(tmp_path, train, model):
     require_shardable(load_recipe(make_project(tmp_path, train=train, model=model)), sharding=True)

@@ -34,7 +34,7 @@ def _changed(made: Path, place: Path, **recipe: object) -> Path:
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b"])
-def test_a_replay_takes_no_name_that_leads_elsewhere(made: Path, tmp_path: Path, name: str) -> None:
+def test_a_replay_refuses_a_name_outside_its_folder(made: Path, tmp_path: Path, name: str) -> None:
     told = CliRunner().invoke(replay, [str(_changed(made, tmp_path / "run", name=name))])
     assert isinstance(told.exception, StageError)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -51,7 +51,7 @@ def test_a_replay_writes_only_into_its_folder_and_keeps_the_text_of_the_run(made
     assert (tmp_path / "again" / "recipe.toml").read_bytes() == (run / "recipe.toml").read_bytes()
 
 
-def test_a_replay_asks_for_images_that_lie_elsewhere(made: Path, tmp_path: Path) -> None:
+def test_a_replay_asks_for_moved_images(made: Path, tmp_path: Path) -> None:
     manifest = json.loads((made / "manifest.json").read_text("utf-8"))
     concepts = [{**one, "images": str(tmp_path / "gone")} for one in manifest["recipe"]["concept"]]
     told = CliRunner().invoke(replay, [str(_changed(made, tmp_path / "run", concept=concepts))])
@@ -76,7 +76,7 @@ def test_a_run_of_another_operating_system_is_replayed_with_paths_of_this_one(ma
     assert "--set" not in told.output
 
 
-def test_only_plain_files_inside_a_folder_are_taken(tmp_path: Path) -> None:
+def test_only_plain_files_inside_a_folder_are_accepted(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "deep").mkdir(parents=True)
     (run / "deep" / "a").write_text("a", "utf-8")

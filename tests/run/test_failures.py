@@ -1,8 +1,7 @@
-"""What may happen to a run from outside: one clear line, nothing saved is lost, and the same command goes on."""
+"""Failures from outside: one clear line, nothing that was saved is lost, and the same command resumes."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import resource
@@ -10,13 +9,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from projects import make_project, run_project
+from run.faults import OFTEN, at_step, mount_disk, private_disk
 from run.killing import child, made_files
 from run.launching import launched
 
@@ -27,27 +26,13 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import ModelSpec, Recipe
 from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.outcome import machine_message
-from pivotune.pipeline.run.signals import Stopped, signals_caught
+from pivotune.pipeline.run.signals import Stopped, catch_signals
 from pivotune.pipeline.system_errors import FULL_MEMORY, system_error_text
 from pivotune.pipeline.train import loop
 
-OFTEN = '[checkpoint]\nevery = "1 steps"\n[data]\ncache_latents = "off"\n'
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], object]) -> None:
-    """Do something when step `number`, from 0, begins."""
-    one_step = loop.one_step
-
-    def step(training: Any, clock: Any) -> Any:
-        if clock.step == number:
-            do()
-        return one_step(training, clock)
-
-    monkeypatch.setattr(loop, "one_step", step)
-
 
 @pytest.mark.parametrize("how", ["changed", "gone"])
-def test_a_image_that_changes_or_goes_stops_the_run_and_is_named(tmp_path, monkeypatch, how):
+def test_a_changed_or_missing_image_stops_the_run_and_is_named(tmp_path, monkeypatch, how):
     recipe = make_project(tmp_path, train="", more=OFTEN)
     whole = run_project(recipe, tmp_path / "whole").folder
     images = {path: path.read_bytes() for path in (tmp_path / "images").glob("*.png")}
@@ -67,20 +52,20 @@ def test_a_image_that_changes_or_goes_stops_the_run_and_is_named(tmp_path, monke
 
 
 def test_a_caption_that_changes_before_it_is_read_is_named(tmp_path, monkeypatch):
-    recipe, begin = make_project(tmp_path), runner.begin_folder
+    recipe, begin = make_project(tmp_path), runner.create_run_folder
 
     def late(*args: Any, **options: Any) -> Any:
         (tmp_path / "images/1.txt").write_text("another <cat>", "utf-8")
         return begin(*args, **options)
 
-    monkeypatch.setattr(runner, "begin_folder", late)
-    with pytest.raises(StageError, match=r"changed since the run began: images/1\.txt"):
+    monkeypatch.setattr(runner, "create_run_folder", late)
+    with pytest.raises(StageError, match=r"changed since the run started: images/1\.txt"):
         run_project(recipe, tmp_path / "run")
 
 
-def test_a_folder_that_is_deleted_under_the_run_is_said(tmp_path, monkeypatch):
+def test_a_run_folder_deleted_during_the_run_is_reported(tmp_path, monkeypatch):
     at_step(monkeypatch, 1, lambda: shutil.rmtree(tmp_path / "run"))
-    with pytest.raises(StageError, match="run: the run's folder was deleted or moved while the run was at work"):
+    with pytest.raises(StageError, match="run: the run folder was deleted or moved during the run"):
         run_project(make_project(tmp_path, more=OFTEN), tmp_path / "run")
 
 
@@ -107,14 +92,14 @@ def test_a_closed_terminal_stops_with_a_checkpoint_and_nohup_does_not(tmp_path, 
             with pytest.raises(Stopped, match="stopped by SIGHUP after step 2 of 3"):
                 run_project(recipe, tmp_path / "run")
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with signals_caught(echo_progress) as asked:
+        with catch_signals(echo_progress) as asked:
             os.kill(os.getpid(), signal.SIGHUP)
             assert asked.name is None
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_memory_that_is_full_is_one_line_and_the_same_command_goes_on(tmp_path, monkeypatch):
+def test_full_memory_is_one_line_and_the_same_command_resumes(tmp_path, monkeypatch):
     recipe = make_project(tmp_path, train="lora = { rank = 2 }", more=OFTEN)
     with monkeypatch.context() as patch:
         at_step(patch, 1, lambda: torch.empty(2**50, dtype=torch.uint8))  # more than any machine has
@@ -128,7 +113,7 @@ def test_memory_that_is_full_is_one_line_and_the_same_command_goes_on(tmp_path, 
 
 @pytest.mark.slow  # at few amounts a library's own code gives way before Python hears of it
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell a process its size")
-def test_a_starved_process_says_one_line_and_the_same_command_goes_on(tmp_path):
+def test_a_process_short_of_memory_prints_one_line_and_the_same_command_resumes(tmp_path):
     """Also of a LoRA, and while images are drawn: starved at 22 amounts from 4 to 256 MB it said this and no more."""
     recipe = large(make_project(tmp_path, train="lora = { rank = 2 }\nwatch = { sample_every = '1 steps' }"))
     told = tmp_path / "told.txt"
@@ -150,7 +135,7 @@ def test_a_starved_process_says_one_line_and_the_same_command_goes_on(tmp_path):
     assert made_files(tmp_path / "run") == made_files(tmp_path / "whole")
 
 
-def test_memory_that_is_full_before_the_model_is_there_is_told_as_such():
+def test_full_memory_before_the_model_is_loaded_is_reported():
     error = unreadable(
         ModelSpec("x", "sd1", "float32", None, None, None), RuntimeError("can't start new thread"), " (in text_encoder)"
     )
@@ -173,37 +158,17 @@ def large(path: Path) -> Recipe:
         (RuntimeError("MPS backend out of memory"), "out of device memory"),
     ],
 )
-def test_what_the_machine_refuses_is_told_with_a_way_out(error, text):
+def test_errors_of_the_machine_name_what_to_do(error, text):
     assert str(machine_message(error)).startswith(text)
     if isinstance(error, (OSError, MemoryError)):
         assert system_error_text(error).startswith(text)
 
 
-def test_a_fault_of_ours_keeps_its_traceback():
+def test_a_bug_keeps_its_traceback():
     assert machine_message(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
-def own_disk(place: Path) -> None:
-    """A disk for this process alone, which may mount more of them then. OSError where the system gives none."""
-    if not sys.platform.startswith("linux"):
-        raise OSError(f"{sys.platform} has no unshare")
-    libc, uid, gid = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
-    if libc.unshare(0x10020000):  # CLONE_NEWUSER | CLONE_NEWNS
-        raise OSError(ctypes.get_errno(), "unshare")
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-    Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-    mounted(place)
-
-
-def mounted(place: Path, size: str = "64m", *, again: bool = False, read_only: bool = False) -> None:
-    """Mount a disk of this size, or change the one that is there."""
-    flags = 32 * again + read_only  # MS_REMOUNT, MS_RDONLY
-    if ctypes.CDLL(None, use_errno=True).mount(b"tmpfs", str(place).encode(), b"tmpfs", flags, f"size={size}".encode()):
-        raise OSError(ctypes.get_errno(), "mount")
-
-
-def test_a_full_disk_anywhere_is_one_line_and_the_same_command_goes_on(tmp_path):
+def test_a_full_disk_at_any_point_is_one_line_and_the_same_command_resumes(tmp_path):
     recipe = make_project(tmp_path, train="lora = { rank = 2 }", more=OFTEN)
     whole, disk = run_project(recipe, tmp_path / "whole").folder, tmp_path / "disk"
     size = sum(-(-path.stat().st_size // 4096) * 4096 for path in whole.rglob("*") if path.is_file())
@@ -211,15 +176,15 @@ def test_a_full_disk_anywhere_is_one_line_and_the_same_command_goes_on(tmp_path)
 
     def starved() -> None:
         try:
-            own_disk(disk)
+            private_disk(disk)
         except OSError:
             os._exit(3)
         for share in (0.1, 0.45, 0.75):
-            mounted(disk, f"{int(size * share)}", again=True)
+            mount_disk(disk, f"{int(size * share)}", again=True)
             out = disk / f"run-{share}"
             with pytest.raises(StageError, match=r"No space left|the disk is full"):
                 run_project(recipe, out, force=True)
-            mounted(disk, again=True)
+            mount_disk(disk, again=True)
             run_project(recipe, out)
             assert made_files(out) == made_files(whole)
             shutil.rmtree(out)

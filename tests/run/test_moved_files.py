@@ -38,7 +38,7 @@ def stopped(tmp_path: Path) -> tuple[Path, Path, Path]:
     return recipe, whole, run
 
 
-def test_everything_was_moved(tmp_path: Path, stopped: tuple[Path, Path, Path]) -> None:
+def test_a_run_resumes_after_everything_was_moved(tmp_path: Path, stopped: tuple[Path, Path, Path]) -> None:
     recipe, whole, run = stopped
     (tmp_path / "home").rename(tmp_path / "new home")
     (tmp_path / "new home" / "model").rename(tmp_path / "the model")
@@ -56,12 +56,12 @@ def test_everything_was_moved(tmp_path: Path, stopped: tuple[Path, Path, Path]) 
     assert (result.folder / "metrics.jsonl").stat().st_size > 0
 
 
-def test_an_image_that_changed_on_the_way_is_named(tmp_path: Path, stopped: tuple[Path, Path, Path]) -> None:
+def test_an_image_that_changed_while_moved_is_named(tmp_path: Path, stopped: tuple[Path, Path, Path]) -> None:
     recipe, _, run = stopped
     shutil.copytree(recipe.parent / "images", tmp_path / "images")
     shutil.copyfile(tmp_path / "images" / "1.png", tmp_path / "images" / "2.png")
     changed = load_recipe(recipe, [f"concept.images='{tmp_path / 'images'}'"])
-    with pytest.raises(StageError, match=r"unfinished run of other inputs(.|\n)*images"):
+    with pytest.raises(StageError, match=r"unfinished run with other inputs(.|\n)*images"):
         run_project(changed, run)
 
 
@@ -70,7 +70,7 @@ def inputs(images: str, files: dict[str, str], counts: list[int], captions: str 
     return {"recipe": {"concept": [concept]}, "data": {"files": files, "concepts": counts}, "model": {}}
 
 
-def test_what_is_moved_and_what_is_not() -> None:
+def test_moved_paths_are_no_difference() -> None:
     before = inputs("/a", {"/a/1.png": "x", "/a/2.png": "y"}, [2])
     assert input_differences(before, inputs("D:\\b", {"D:\\b\\1.png": "x", "D:\\b\\2.png": "y"}, [2])) == []
     others = {
