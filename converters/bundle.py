@@ -56,9 +56,7 @@ def tensors_of(contents: Contents) -> dict[str, RawTensor]:
 
 
 def _original_key(embedding: Embedding) -> str:
-    """The key that the only vectors of an embedding had in the bundle they were taken from, if that names no encoder:
-    `string_to_param.*`.
-    """
+    """The key of the only vectors in the bundle they come from, if it names no encoder: `string_to_param.*`."""
     key = embedding.metadata.get(KEY, "")
     return key if len(embedding.vectors) == 1 and key in NAMELESS else ""
 

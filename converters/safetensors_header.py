@@ -65,7 +65,7 @@ def _parsed(header: bytes, size: int, path: Path | str) -> Header:
         texts.isascii() or texts.encode()
     except UnicodeEncodeError as error:
         raise ConvertError(f"{path}: a name in its header is not valid text") from error
-    # Outside of texts, a colon follows each name and stands nowhere else: a name given twice, of which json keeps the
+    # Outside of texts, a colon follows each name and occurs nowhere else: a name given twice, of which json keeps the
     # last and says nothing, leaves one too many. Where a colon may be written otherwise, all pairs are looked at.
     colons = 4 * len(loaded) + stated + len(metadata) + texts.count(":")
     if "\\u" in text or text.count(":") != colons:

@@ -20,7 +20,7 @@ def typed(run, path):
     return {name: told["prompt"] for name, told in programs.items()}
 
 
-def test_the_file_is_called_like_the_embedding_and_lies_beside(run, rows, saved):
+def test_the_file_is_named_after_the_embedding_in_the_same_folder(run, rows, saved):
     saved("cat.safetensors", {"emb_params": rows(1, 768)}, METADATA)
     result = run("rename", "cat.safetensors", "new-name")
     assert result.output.startswith(
@@ -43,7 +43,7 @@ def test_out_may_be_a_folder_and_the_name_is_made_safe(name, file, run, rows, sa
     assert [embedding.name for embedding in read(f"new/folder.v2/{file}.safetensors").embeddings] == [name]
 
 
-def test_what_each_program_makes_of_another_file_name_is_said(run, rows, saved):
+def test_the_prompt_of_each_program_for_another_file_name_is_printed(run, rows, saved):
     saved("cat.safetensors", {"emb_params": rows(1, 768)}, METADATA)
     result = run("rename", "cat.safetensors", "new-name", "--out", "other.safetensors", "--json")
     [file] = json.loads(result.output)["written"]
