@@ -23,7 +23,7 @@ def bundle(
     replace: bool = False,
     drop_outputs: bool = False,
 ) -> Contents:
-    """The LoRA with the embeddings in it; its own tensors and metadata are untouched.
+    """The LoRA with the embeddings in it; its own tensors and metadata are unchanged.
 
     `widths` are those of the LoRA's model, and an embedding for another one is refused. Raises ConvertError for what
     would make A1111 refuse the whole LoRA or lose an embedding: a name that is empty or has a dot, two names that

@@ -27,7 +27,7 @@ Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
 
 class Header(NamedTuple):
-    """Columns, a value a tensor, in the order of their bytes: names, data types, shapes, first and last byte."""
+    """Columns, a value a tensor, in the order of their bytes: names, dtypes, shapes, first and last byte."""
 
     names: list[str]
     dtypes: list[str]
@@ -151,7 +151,7 @@ def _check_sizes(found: Header, path: Path | str) -> None:
         return
     for name, dtype, shape, length in zip(found.names, found.dtypes, found.shapes, lengths, strict=True):
         if dtype not in DTYPE_BITS:
-            raise ConvertError(f"{path}: {short(name)}: unknown data type {short(dtype)}")
+            raise ConvertError(f"{path}: {short(name)}: unknown dtype {short(dtype)}")
         if length < 0:
             raise ConvertError(f"{path}: {short(name)}: not a description of a tensor (its end is before its start)")
         if length != (DTYPE_BITS[dtype] * prod(shape) + 7) // 8:

@@ -8,7 +8,7 @@ from struct import iter_unpack
 
 from .file_range import FileRange, LazyBytes
 
-# Bits a value takes, by the names safetensors gives to data types, in the order in which a file keeps them.
+# Bits a value takes, by the dtype names of safetensors, in the order in which a file keeps them.
 DTYPE_BITS: dict[str, int] = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
     "F32": 32, "U32": 32, "I32": 32,
@@ -61,7 +61,7 @@ class RawTensor:
 
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes a tensor of this data type and shape takes in a safetensors file. Raises KeyError for an unknown type."""
+    """Bytes a tensor of this dtype and shape takes in a safetensors file. Raises KeyError for an unknown type."""
     return (DTYPE_BITS[dtype] * prod(shape) + 7) // 8
 
 

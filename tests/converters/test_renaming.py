@@ -56,7 +56,7 @@ def test_programs_in_which_the_name_cannot_be_typed_are_named(run, rows, saved):
     saved("cat.safetensors", {"emb_params": rows(1, 768)})
     result = run("rename", "cat.safetensors", "my cat")
     assert result.exit_code == 0
-    assert "prompts of ComfyUI, kohya sd-scripts cannot hold the name of this file" in result.stderr
+    assert "prompts of ComfyUI, kohya sd-scripts cannot contain the name of this file" in result.stderr
     assert "my cat (a1111, forge, sdnext), <my cat> (invokeai)" in result.stdout
     assert "something would be lost" in str(run("rename", "cat.safetensors", "a cat", "--strict").exception)
     assert "--out FILE" in str(run("rename", "cat.safetensors", "<>").exception)
@@ -66,7 +66,7 @@ def test_programs_in_which_the_name_cannot_be_typed_are_named(run, rows, saved):
 def test_a_lora_keeps_its_file_name_and_is_changed_in_place_only_if_asked(run, rows, saved, lora):
     saved("l.safetensors", lora(768, cat={"clip_l": rows(2, 768)}, dog={"clip_l": rows(2, 768)}))
     result = run("rename", "l.safetensors", "fox")
-    assert "has 2 embeddings; say which one, as OLD=NEW, of 'cat', 'dog'" in str(result.exception)
+    assert "has 2 embeddings; choose one with OLD=NEW: 'cat', 'dog'" in str(result.exception)
     assert "already exists" in str(run("rename", "l.safetensors", "cat=fox").exception)
     assert "type: <lora:l:1> fox dog (a1111, sdnext)" in run("rename", "l.safetensors", "cat=fox", "--out", "o").output
     before = read("l.safetensors").embeddings[0].vectors["clip_l"].data.tobytes()

@@ -62,7 +62,7 @@ LIES = {
     "backward offsets": (raw({"a": entry(offsets=(8, 0))}, bytes(8)), "not a description"),
     "huge shape of nothing": (raw({"a": entry(shape=(0, 1 << 80), offsets=(0, 0))}), "not a description"),
     "a truth value for a size": (raw({"a": entry(shape=(True,), offsets=(0, 4))}, bytes(4)), "not a description"),
-    "unknown type": (raw({"a": entry(dtype="F33")}, bytes(8)), "unknown data type"),
+    "unknown type": (raw({"a": entry(dtype="F33")}, bytes(8)), "unknown dtype"),
     "no type": (raw({"a": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8)), "not a description"),
     "metadata that is not text": (raw({"__metadata__": {"a": 1}}), "__metadata__"),
     "metadata that is a list": (raw({"__metadata__": ["a"]}), "__metadata__"),

@@ -139,7 +139,7 @@ def test_dora_is_partly_where_its_magnitudes_are_left_out(verdicts):
 
 
 def test_one_module_of_an_unknown_kind_costs_a1111_the_whole_lora_and_comfyui_that_module(verdicts):
-    shapes = lora(f"lora_unet_{FLAT}") | {f"lora_unet_{FLAT.replace('to_k', 'to_v')}.loran_embedding_A": (4, 4)}
+    shapes = lora(f"lora_unet_{FLAT}") | {f"lora_unet_{FLAT.replace('to_k', 'to_v')}.lora_embedding_A": (4, 4)}
     found = verdicts(shapes, {"ss_base_model_version": "sd_v1"})
     assert found["a1111"][0] == "no"
     assert "whole LoRA" in found["a1111"][1]
