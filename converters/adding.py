@@ -10,7 +10,7 @@ from .atomic import Batch
 from .bundle import bundle as bundled
 from .bundle import tensors_of
 from .embedding import Contents, Embedding, unload
-from .embeddings import ConvertOptions, family_by_name, family_of_embeddings, joined, named, what
+from .embeddings import ConvertOptions, family_by_name, family_of_embeddings, named, what, with_halves
 from .errors import ConvertError
 from .families import Family, all_families
 from .lora import has_denoiser, lora_families
@@ -78,7 +78,7 @@ def _embeddings_to_add(path: Path) -> Sequence[Embedding]:
     found = identify(path)
     if not found.contents.embeddings or found.contents.rest:
         raise ConvertError(f"{path}: {what(found)}; only files of embeddings may follow the LoRA")
-    return joined(own_embeddings(found.contents), path, found)
+    return with_halves(own_embeddings(found.contents), path, found)
 
 
 def _family_of_lora(

@@ -23,7 +23,7 @@ def bundle(
     replace: bool = False,
     drop_outputs: bool = False,
 ) -> Contents:
-    """The LoRA with the embeddings in it; its own tensors and metadata are untouched.
+    """The LoRA with the embeddings in it; its own tensors and metadata are unchanged.
 
     `widths` are those of the LoRA's model, and an embedding for another one is refused. Raises ConvertError for what
     would make A1111 refuse the whole LoRA or lose an embedding: a name that is empty or has a dot, two names that
@@ -56,9 +56,7 @@ def tensors_of(contents: Contents) -> dict[str, RawTensor]:
 
 
 def _original_key(embedding: Embedding) -> str:
-    """The key that the only vectors of an embedding had in the bundle they were taken from, if that names no encoder:
-    `string_to_param.*`.
-    """
+    """The key of the only vectors in the bundle they come from, if it names no encoder: `string_to_param.*`."""
     key = embedding.metadata.get(KEY, "")
     return key if len(embedding.vectors) == 1 and key in NAMELESS else ""
 

@@ -1,4 +1,4 @@
-"""Changing the type of numbers, exactly rounded and without an array library; what would be lost is refused or told."""
+"""Converting dtypes, exactly rounded and without an array library; overflow is refused, underflow is counted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def convert(tensor: RawTensor, dtype: str, what: str = "tensor") -> tuple[RawTen
     """The tensor in another of FLOATS, rounded to nearest, ties to even, and how many values became zero.
 
     Bits are kept if the type is the same already. Raises ConvertError if a finite value would become infinite
-    (above 65504 in F16) or a type is no floating-point type of FLOATS; `what` names the tensor in the message.
+    (above 65504 in F16) or a dtype is not in FLOATS; `what` names the tensor in the message.
     """
     if tensor.dtype == dtype:
         return tensor, 0
@@ -86,7 +86,7 @@ def _bits(numbers: Sequence[float]) -> Sequence[int]:
 
 
 def _upper_half(bits: int, number: float) -> int:
-    if number != number:  # NaN stays NaN: the lower half alone might have held its payload
+    if number != number:  # NaN stays NaN: its payload may be in the lower half alone
         return bits >> 16 | 0x40
     rounded = bits + 0x7FFF + (bits >> 16 & 1) >> 16
     if rounded & 0x7FFF == 0x7F80 and bits & 0x7FFFFFFF != 0x7F800000:

@@ -1,4 +1,4 @@
-"""The embeddings of a file as users see them: halves joined, renamed, and for one family."""
+"""The embeddings of a file as users see them: halves with_halves, renamed, and for one family."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ConvertOptions(NamedTuple):
     subfolder: str = ""
 
 
-def joined(embeddings: Sequence[Embedding], path: Path, found: Identified) -> Sequence[Embedding]:
+def with_halves(embeddings: Sequence[Embedding], path: Path, found: Identified) -> Sequence[Embedding]:
     """With the other halves of diffusers' SDXL embeddings, if `<stem>_2` in the same folder has the same embeddings.
 
     (`<stem>_2-steps-500` for files saved during training.)
@@ -43,23 +43,23 @@ def other_half(path: Path, found: Identified) -> Identified | None:
     if found.dialect != "diffusers" or not embeddings:
         return None
     stem, dash, steps = _steps(path)
-    beside = path.with_name(f"{stem}_2{dash}{steps}{path.suffix}")
-    if not beside.is_file():
+    second = path.with_name(f"{stem}_2{dash}{steps}{path.suffix}")
+    if not second.is_file():
         return None
-    other = identify(beside)
+    other = identify(second)
     halves = other.contents.embeddings
     if other.dialect != "diffusers" or {embedding.name for embedding in halves} != {
         embedding.name for embedding in embeddings
     }:
         return None
-    alike = {key for embedding in embeddings for key in embedding.vectors} & {
+    shared = {key for embedding in embeddings for key in embedding.vectors} & {
         key for embedding in halves for key in embedding.vectors
     }
-    return None if alike else other
+    return None if shared else other
 
 
 def without_halves(paths: Sequence[Path]) -> list[Path]:
-    """The files without those that `joined` reads together with another of them."""
+    """The files without those that `with_halves` reads together with another of them."""
     given: set[Path] = set()
     kept = []
     for path in paths:
@@ -72,7 +72,7 @@ def without_halves(paths: Sequence[Path]) -> list[Path]:
         if first in given:
             try:
                 found = identify(first)
-                if len(joined(found.contents.embeddings, first, found)[0].vectors) > 1:
+                if len(with_halves(found.contents.embeddings, first, found)[0].vectors) > 1:
                     continue
             except (ConvertError, IndexError):
                 pass  # reported when the file itself is read

@@ -1,4 +1,4 @@
-"""LoRA files: layout, modules, rank and family, told by names, shapes and metadata; and writing one."""
+"""LoRA files: layout, modules, rank and family by names, shapes and metadata; and writing one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def describe(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> L
 def lora_families(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> list[str]:
     """Families that a LoRA's blocks and the widths of its layers leave, else those its metadata names.
 
-    A U-Net's blocks rule out all models without one, even if nothing else tells which U-Net it is.
+    A U-Net's blocks rule out all models without one, even if nothing else shows which U-Net it is.
     """
     names, kinds = "\n".join(("", *tensors)), all_families()
     unets = [name for name, family in kinds.items() if family.denoiser_module == "unet"]
@@ -115,11 +115,11 @@ def stated_families(metadata: Mapping[str, str]) -> list[str]:
 def lora_metadata(
     family: Family, *, title: str, rank: int | str, alpha: float | str, dora: bool = False
 ) -> dict[str, str]:
-    """What A1111, Forge, SD.Next and SwarmUI tell a LoRA's model by, in kohya's and ModelSpec's fields.
+    """Metadata by which A1111, Forge, SD.Next and SwarmUI identify a LoRA's model, in kohya's and ModelSpec's fields.
 
     `rank` and `alpha` are `Dynamic` where they are not the same for all modules.
 
-    Nothing in it changes between two runs; add dates and the like yourself. Hashes are put in by `write_lora`.
+    The same for every run: without dates. `write_lora` adds hashes.
     """
     return {
         "ss_base_model_version": family.base_model_version,

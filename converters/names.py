@@ -1,4 +1,4 @@
-"""File names out of embeddings that strangers chose: nothing that a system, a shell or a program would take amiss."""
+"""Safe file names for embeddings' names: nothing that a system, a shell or a program would misread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .errors import ConvertError
 
 # What Windows or a path separator forbids, and what programs read as prompt syntax around an embedding.
 _UNSAFE = frozenset('<>:"/\\|?*')
-_GONE = "\x00"  # stands for a character that became `_`, so that those at the ends can be told from the name's own
+_GONE = "\x00"  # marks a character that becomes `_`, to distinguish it from the name's own `_` at the ends
 _RESERVED = {
     "CON",
     "PRN",
@@ -24,11 +24,11 @@ MAX_BYTES = 120  # of a stem in UTF-8: leaves room for a suffix, a number and an
 
 
 def safe_stem(name: str, allowed: str | None = None) -> str:
-    """A file name without extension that stays close to `name`: `<cat>` gives `cat`.
+    """A file name without extension, close to `name`: `<cat>` gives `cat`.
 
     `allowed` is a regular expression of the characters a program takes; every other becomes `_`. Control
     characters, path separators, leading and trailing dots and spaces, reserved names and over-long names are
-    dealt with; two names may meet (see `distinct_stems`). Raises ConvertError if nothing is left.
+    handled; two names may give the same stem (see `distinct_stems`). Raises ConvertError if nothing is left.
     """
     marked = name
     if not (name.isascii() and name.isprintable() and _UNSAFE.isdisjoint(name)):
@@ -37,13 +37,13 @@ def safe_stem(name: str, allowed: str | None = None) -> str:
         marked = re.sub(f"(?!{allowed}).", _GONE, marked, flags=re.DOTALL)
     stem = _cut(marked.lstrip(f"{_GONE} .-")).replace(_GONE, "_")
     if not stem.strip("_-. "):
-        raise ConvertError(f"no file can be named after the embedding {name[:40]!r}; give it a name with letters")
+        raise ConvertError(f"no file can be named after the embedding {name[:40]!r}; pass --name with letters")
     base, dot, rest = stem.partition(".")
     return f"{base}_{dot}{rest}" if is_reserved(stem) else stem
 
 
 def is_reserved(name: str) -> bool:
-    """Whether Windows takes a file or folder of that name for a device: `con`, `NUL.txt`."""
+    """Whether the name is a device on Windows: `con`, `NUL.txt`."""
     return name.partition(".")[0].strip().upper() in _RESERVED
 
 
@@ -53,11 +53,11 @@ def distinct_stems(
     reserved: Iterable[str] = (),
     suffixes: Iterable[str] = ("",),
 ) -> dict[str, str]:
-    """A stem for each name, no two alike even where case does not count: the second `cat` becomes `cat_2`.
+    """A stem for each name, different even if case is ignored: the second `cat` becomes `cat_2`.
 
-    `reserved` are embeddings that a program reads as something else (`AND`): they get a `_`. `suffixes` are what the
-    files of one embedding are told apart by; none of them may meet another embedding's file either. Raises ConvertError
-    for the same name given twice: which of the two embeddings is meant?
+    `reserved` are names that a program reads as something else (`AND`): they get a `_`. `suffixes` distinguish the
+    files of one embedding; they must not collide with another embedding's file either. Raises ConvertError
+    if a name occurs twice.
     """
     stems: dict[str, str] = {}
     used: set[str] = set()

@@ -13,7 +13,7 @@ from .bundle import PREFIX
 from .bundle import bundle as bundled
 from .dialects.keyed import EMBEDDINGS
 from .embedding import Contents, Embedding
-from .embeddings import ConvertOptions, family_by_name, family_of_embeddings, joined, named, together, what
+from .embeddings import ConvertOptions, family_by_name, family_of_embeddings, named, together, what, with_halves
 from .errors import ConvertError, NothingToDo
 from .families import Family
 from .lora import lora_families
@@ -67,7 +67,7 @@ def retarget(files: Batch, path: Path, folder: Path, targets: Sequence[str], opt
     A LoRA without embeddings is written with its modules renamed, if a program applies more of them then.
     """
     found = identify(path)
-    embeddings = list(named(joined(own_embeddings(found.contents), path, found), options.name))
+    embeddings = list(named(with_halves(own_embeddings(found.contents), path, found), options.name))
     if not embeddings and found.contents.rest and targets:
         return [_lora_for(files, path, found, target, folder, targets, options) for target in dict.fromkeys(targets)]
     if not embeddings:
@@ -147,7 +147,7 @@ def split(
         found = identify(path)
         if found.contents.rest:
             raise ConvertError(f"{path}: {what(found)}; use unbundle, which keeps the LoRA")
-        own = joined(own_embeddings(found.contents), path, found)
+        own = with_halves(own_embeddings(found.contents), path, found)
         if not own:
             raise ConvertError(f"{path}: {what(found)}, so there is no embedding to write")
         for embedding in own:

@@ -22,7 +22,7 @@ def _push(value: Callable[[Machine], Any]) -> Callable[[Machine], None]:
     return operation
 
 
-def _some(count: int) -> Callable[[Machine], tuple]:
+def _pop_tuple(count: int) -> Callable[[Machine], tuple]:
     return lambda machine: tuple([machine.pop() for _ in range(count)][::-1])
 
 
@@ -56,20 +56,20 @@ OPERATIONS: dict[int, Callable[[Machine], None]] = {
         "\x8e": _push(lambda m: bytes(m.take(m.number("<Q")))),
         ")": _push(lambda m: ()),
         "t": _push(lambda m: tuple(m.above_mark())),
-        "\x85": _push(_some(1)),
-        "\x86": _push(_some(2)),
-        "\x87": _push(_some(3)),
+        "\x85": _push(_pop_tuple(1)),
+        "\x86": _push(_pop_tuple(2)),
+        "\x87": _push(_pop_tuple(3)),
         "]": _push(lambda m: []),
         "l": _push(lambda m: m.above_mark()),
         "a": lambda m: m.append([m.pop()]),
         "e": lambda m: m.append(m.above_mark()),
         "}": _push(lambda m: {}),
-        "s": lambda m: m.set_items([*_some(2)(m)]),
+        "s": lambda m: m.set_items([*_pop_tuple(2)(m)]),
         "u": lambda m: m.set_items(m.above_mark()),
         "\x8f": _push(lambda m: m.made("builtins.set")),
         "\x90": lambda m: m.append(m.above_mark()),
         "c": _push(lambda m: m.name(m.line(), m.line())),
-        "\x93": _push(lambda m: m.name(*_some(2)(m))),
+        "\x93": _push(lambda m: m.name(*_pop_tuple(2)(m))),
         "R": lambda m: m.call(),
         "\x81": lambda m: m.call(),  # NEWOBJ
         "b": lambda m: m.build(),

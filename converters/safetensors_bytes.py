@@ -23,7 +23,7 @@ _RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
 
 
 def in_file_order(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
-    """Tensors in the order of safetensors' own writer: wide data types first, then by name."""
+    """Tensors in the order of safetensors' own writer: wide dtypes first, then by name."""
     names = sorted(sorted(tensors), key=lambda name: _RANK[tensors[name].dtype])
     return {name: tensors[name] for name in names}
 

@@ -101,17 +101,17 @@ def add(
     """
     _check_text(path, tensors, metadata)
     ordered = in_file_order(tensors)
-    filled = Filled(b"")
+    written = Filled(b"")
 
     def write_all(file: BinaryIO) -> None:
-        nonlocal filled
-        filled = fill(file, ordered, metadata, copied, path)
+        nonlocal written
+        written = fill(file, ordered, metadata, copied, path)
 
     def verify(temporary: str) -> None:
-        if len(filled.head) - 8 > MAX_HEADER:
+        if len(written.head) - 8 > MAX_HEADER:
             raise ConvertError(f"{path}: its names and metadata are larger than the {MAX_HEADER:,} bytes of a header")
-        meant = filled.whole or filled.head
-        size = len(filled.head) + sum([len(tensor.stored) for tensor in ordered.values()])
+        meant = written.whole or written.head
+        size = len(written.head) + sum([len(tensor.stored) for tensor in ordered.values()])
         with opened(temporary) as (descriptor, origin):
             found = read_exactly(descriptor, 0, min(len(meant), origin.size), temporary)
             if origin.size != size or found != meant:
@@ -119,19 +119,19 @@ def add(
             if check is not None:
                 again = (
                     read_opened(descriptor, origin, found)
-                    if filled.says is None
-                    else _said(found, filled, ordered, path)
+                    if written.says is None
+                    else _header_as_written(found, written, ordered, path)
                 )
                 check(*again)
 
     files.add(path, write_all, verify)
 
 
-def _said(found: bytes, filled: Filled, tensors: dict[str, RawTensor], path: Path) -> Header:
+def _header_as_written(found: bytes, written: Filled, tensors: dict[str, RawTensor], path: Path) -> Header:
     """As `read_opened`, of bytes that are those that were written: the tensors meant, if the header says so too."""
-    first = len(filled.head)
+    first = len(written.head)
     says = json.loads(found[8:first])
-    if says != filled.says or int.from_bytes(found[:8], "little") != first - 8:
+    if says != written.says or int.from_bytes(found[:8], "little") != first - 8:
         raise ConvertError(f"{path}: its header would not be read as it was meant")
     return {name: tensors[name] for name in says if name != "__metadata__"}, says.get("__metadata__", {})
 

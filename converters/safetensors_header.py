@@ -27,7 +27,7 @@ Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
 
 class Header(NamedTuple):
-    """Columns, a value a tensor, in the order of their bytes: names, data types, shapes, first and last byte."""
+    """Columns, a value a tensor, in the order of their bytes: names, dtypes, shapes, first and last byte."""
 
     names: list[str]
     dtypes: list[str]
@@ -65,7 +65,7 @@ def _parsed(header: bytes, size: int, path: Path | str) -> Header:
         texts.isascii() or texts.encode()
     except UnicodeEncodeError as error:
         raise ConvertError(f"{path}: a name in its header is not valid text") from error
-    # Outside of texts, a colon follows each name and stands nowhere else: a name given twice, of which json keeps the
+    # Outside of texts, a colon follows each name and occurs nowhere else: a name given twice, of which json keeps the
     # last and says nothing, leaves one too many. Where a colon may be written otherwise, all pairs are looked at.
     colons = 4 * len(loaded) + stated + len(metadata) + texts.count(":")
     if "\\u" in text or text.count(":") != colons:
@@ -151,7 +151,7 @@ def _check_sizes(found: Header, path: Path | str) -> None:
         return
     for name, dtype, shape, length in zip(found.names, found.dtypes, found.shapes, lengths, strict=True):
         if dtype not in DTYPE_BITS:
-            raise ConvertError(f"{path}: {short(name)}: unknown data type {short(dtype)}")
+            raise ConvertError(f"{path}: {short(name)}: unknown dtype {short(dtype)}")
         if length < 0:
             raise ConvertError(f"{path}: {short(name)}: not a description of a tensor (its end is before its start)")
         if length != (DTYPE_BITS[dtype] * prod(shape) + 7) // 8:

@@ -1,4 +1,4 @@
-"""Which text encoder a tensor belongs to: its name says so, its width confirms it, and on conflict the width wins."""
+"""The text encoder a tensor belongs to, by its name and its width; if they disagree, the width decides."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ENCODERS = (
     "clip_l", "clip_g", "clip_h", "t5", "gemma", "llama", "qwen",
     "qwen3_06b", "qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen3vl_8b", "qwen25_7b", "mistral3_24b", "umt5xxl",
 )  # fmt: skip
-# Names that say nothing of the encoder: kohya, OneTrainer, A1111, LyCORIS' unpacker.
+# Names that do not show the encoder: kohya, OneTrainer, A1111, LyCORIS' unpacker.
 NAMELESS = ("emb_params", "emp_params", "string_to_param.*", "*")
-# The encoder that alone has a width. 4096 is T5 or Llama: such a tensor stays UNNAMED until a family is known.
+# Widths that only one encoder has. 4096 is T5 or Llama: such a tensor stays UNNAMED until a family is known.
 BY_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 2304: "gemma"}
 UNNAMED = "unnamed"
 _UNSETTLED = (UNNAMED, f"{UNNAMED}_out")
-LONG = 1000  # characters of keys that are not remembered
+LONG = 1000  # characters of keys; longer ones are not cached
 JOINED = (768, 2048)
 
 # Every key a tensor may have in a file.
@@ -36,14 +36,14 @@ KEYS = frozenset(
 def slots(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
     """Tensors of one embedding by encoder key (`clip_l`, `clip_l_out`, ...), from whatever their names in a file were.
 
-    CLIP-L that is called `clip_g` (OneTrainer's FLUX files of 2024) and SD 2's `clip_l` are put right by their
-    width. Two tensors never share a slot: where the width would make them, the name stands. A tensor without an
-    encoder's name that is as wide as CLIP-L and CLIP-G together (HCP-Diffusion, A1111 on SDXL) is cut in two.
+    CLIP-L called `clip_g` (OneTrainer's FLUX files of 2024) and SD 2's `clip_l` are corrected by their width. Two
+    tensors never share a key: if their widths would make them, their names decide. A tensor without an encoder's name
+    that is as wide as CLIP-L and CLIP-G together (HCP-Diffusion, A1111 on SDXL) is split.
     """
     if len(tensors) == 1 and (halves := _halves(*next(iter(tensors.items())))):
         return halves
     signs = tuple([(key, tensor.shape[-1] if tensor.shape else None) for key, tensor in tensors.items()])
-    find = _slots if sum(map(len, tensors)) < LONG else _slots.__wrapped__  # keys of any length may be a stranger's
+    find = _slots if sum(map(len, tensors)) < LONG else _slots.__wrapped__  # keys from files may have any length
     return dict(zip(find(signs), tensors.values(), strict=True))
 
 
@@ -56,9 +56,9 @@ def _slots(signs: tuple[tuple[str, int | None], ...]) -> tuple[str, ...]:
 
 
 def settle(vectors: Mapping[str, RawTensor], widths: Mapping[str, int]) -> dict[str, RawTensor]:
-    """The same vectors with an UNNAMED one given to the only encoder of a model that has its width, if there is one.
+    """The same vectors with an UNNAMED one assigned to the only encoder of a model that has its width, if any.
 
-    So is a CLIP's in a model whose one encoder is another CLIP: bundles call SD 2's as they call SD 1's.
+    A CLIP key in a model whose single encoder is another CLIP is assigned too: bundles use SD 1's key for SD 2.
     """
     if len(widths) != 1 and not any(map(_UNSETTLED.__contains__, vectors)):
         return dict(vectors)
@@ -83,12 +83,12 @@ def split_out(key: str) -> tuple[str, str]:
 
 
 def outputs(keys: Iterable[str]) -> list[str]:
-    """Those keys that hold what an encoder puts out, which no input vector can be made of."""
+    """The keys of output vectors, which cannot be converted to input vectors."""
     return [key for key in keys if key.endswith("_out")]
 
 
 def is_rows(tensor: RawTensor) -> bool:
-    """Whether it can hold vectors at all: a number or a cube of them is no embedding, whatever it is called."""
+    """Whether the shape can be vectors at all: not a number, and at most two dimensions."""
     return 1 <= len(tensor.shape) <= 2
 
 

@@ -1,4 +1,4 @@
-"""A tensor as the bytes of a file: converting is moving bytes, never arithmetic."""
+"""A tensor as the bytes of a file (converting moves bytes), and whether its values are usable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from struct import iter_unpack
 
 from .file_range import FileRange, LazyBytes
 
-# Bits a value takes, by the names safetensors gives to data types, in the order in which a file keeps them.
+# Bits a value takes, by the dtype names of safetensors, in the order in which a file keeps them.
 DTYPE_BITS: dict[str, int] = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
     "F32": 32, "U32": 32, "I32": 32,
@@ -16,7 +16,7 @@ DTYPE_BITS: dict[str, int] = {
     "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "F8_E8M0": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8,
     "F6_E3M2": 6, "F6_E2M3": 6, "F4": 4, "BOOL": 8,
 }  # fmt: skip
-# Types with a sign, an exponent and a fraction: those that conversions write, and those whose numbers can be told.
+# Floating-point types that conversions write, and those whose values can be read.
 FLOATS = ("F32", "F16", "BF16", "F64")
 READABLE = (*FLOATS, "F8_E4M3", "F8_E5M2")
 
@@ -24,8 +24,8 @@ READABLE = (*FLOATS, "F8_E4M3", "F8_E5M2")
 class RawTensor:
     """`dtype` as safetensors spells it, `shape`, and the little-endian bytes in C order.
 
-    The bytes may stay in a file, or be made on demand: `data` then has them anew at each access, so a LoRA or model of
-    any size costs no memory until somebody looks. Raises ValueError if bytes, dtype and shape do not fit.
+    The bytes may stay in a file or be computed on demand: `data` then reads them at each access, so a LoRA or model of
+    any size uses no memory until it is read. Raises ValueError if bytes, dtype and shape do not fit.
     """
 
     __slots__ = ("dtype", "shape", "stored")
@@ -45,7 +45,7 @@ class RawTensor:
 
     @classmethod
     def of_header(cls, dtype: str, shape: tuple[int, ...], stored: FileRange) -> RawTensor:
-        """As the constructor, for what has been checked as a whole: a header of a hundred thousand tensors."""
+        """As the constructor, without checks: for headers that were checked as a whole."""
         made = cls.__new__(cls)
         made.dtype, made.shape, made.stored = dtype, shape, stored
         return made
@@ -61,7 +61,7 @@ class RawTensor:
 
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes a tensor of this data type and shape takes in a safetensors file. Raises KeyError for an unknown type."""
+    """Bytes a tensor of this dtype and shape takes in a safetensors file. Raises KeyError for an unknown type."""
     return (DTYPE_BITS[dtype] * prod(shape) + 7) // 8
 
 

@@ -51,7 +51,7 @@ def read(path: Path) -> TorchFile:
 
 
 def storage_key(reference: Reference) -> tuple[str, str]:
-    """Key and data type of a persistent id `("storage", type, key, device, count)`. Raises Malformed for another."""
+    """Key and dtype of a persistent id `("storage", type, key, device, count)`. Raises Malformed for another."""
     match reference.key:
         case ("storage", Named(name), str(key), *_) if name.rpartition(".")[2] in STORAGES:
             return key, STORAGES[name.rpartition(".")[2]]

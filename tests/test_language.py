@@ -70,7 +70,7 @@ NAMES = {
 # Folders that are still being rewritten.
 PENDING: tuple[str, ...] = (
     "pipeline/train", "pipeline/data", "pipeline/embeddings",
-    "pipeline/models", "pipeline/distributed.py", "pipeline/progress.py", "converters",
+    "pipeline/models", "pipeline/distributed.py", "pipeline/progress.py",
 )  # fmt: skip
 
 Text = tuple[str, str]  # where it is, what it says

@@ -11,19 +11,19 @@ from .keyed import FileData
 
 
 def detect(file: Stored) -> bool:
-    """Tensors of a LoRA and some called like an encoder."""
+    """Tensors of a LoRA and some that are named after an encoder."""
     return bool(_embeddings(file)) and file.is_lora and not bundled.detect(file) and not cloneofsimo.detect(file)
 
 
 def read(file: Stored) -> Contents:
-    """One embedding, called like the file."""
+    """One embedding, named after the file."""
     vectors = {key: as_rows(tensor) for key, tensor in _embeddings(file).items()}
     rest = {key: tensor for key, tensor in file.tensors.items() if key not in vectors}
     return Contents((Embedding(file.stem, slots(vectors)),), rest, dict(file.metadata))
 
 
 def write(contents: Contents) -> FileData:
-    """The one embedding's tensors at top level, beside the LoRA's."""
+    """The embedding's tensors at top level, with the LoRA's."""
     return {**contents.rest, **keyed.write(contents)[0]}, contents.metadata
 
 

@@ -1,4 +1,4 @@
-"""A tensor and nothing around it: what diffusers takes with `token=`."""
+"""A single tensor as the root value: what diffusers takes with `token=`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def detect(file: Stored) -> bool:
 
 
 def read(file: Stored) -> Contents:
-    """One embedding, called like the file."""
+    """One embedding, named after the file."""
     tensor = file.tensors[""]
     if not 1 <= len(tensor.shape) <= 2:
-        raise ConvertError(f"{file.path}: a tensor of shape {tensor.shape}, which holds no rows of vectors")
+        raise ConvertError(f"{file.path}: a tensor of shape {tensor.shape}, not (vectors, width)")
     return Contents((Embedding(file.stem, slots({"*": as_rows(tensor)})),), {}, dict(file.metadata))

@@ -1,4 +1,4 @@
-"""`bundle_emb.<name>.<key>` beside a LoRA's own tensors: A1111, OneTrainer, LyCORIS and community scripts."""
+"""`bundle_emb.<name>.<key>` in a LoRA: A1111, OneTrainer, LyCORIS and community scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .keyed import FileData
 
 
 def detect(file: Stored) -> bool:
-    """At least one tensor with an embedding and a key in its name, in a dict."""
+    """A dict with at least one tensor that has an embedding and a key in its name."""
     return file.root in ("dict", "ordered") and f"\n{PREFIX}" in file.text and any(map(parse, file.tensors))
 
 
@@ -20,5 +20,5 @@ def read(file: Stored) -> Contents:
 
 
 def write(contents: Contents) -> FileData:
-    """All tensors under the names A1111 and OneTrainer give them (`clip_l`, not `emb_params`)."""
+    """All tensors under the names of A1111 and OneTrainer (`clip_l`, not `emb_params`)."""
     return tensors_of(contents), contents.metadata

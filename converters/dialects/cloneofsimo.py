@@ -17,12 +17,12 @@ FLAG = "<embed>"
 
 
 def detect(file: Stored) -> bool:
-    """A tensor's name, which is no encoder's, is a key of the metadata with the flag as its value."""
+    """The metadata has the flag under the name of a tensor that is not an encoder's key."""
     return file.root in ("dict", "ordered") and bool(_flagged(file)) and not bundled.detect(file)
 
 
 def read(file: Stored) -> Contents:
-    """An embedding a token; flags of embeddings leave the metadata, the rest of which is the structure of the LoRA."""
+    """One embedding per token; their flags are removed from the metadata, which also holds the LoRA's structure."""
     names = _flagged(file)
     embeddings = tuple(
         Embedding(name, slots({"*": as_rows(tensor)})) for name, tensor in file.tensors.items() if name in names
@@ -32,11 +32,11 @@ def read(file: Stored) -> Contents:
 
 
 def write(contents: Contents) -> FileData:
-    """Vectors at top level, flagged in the metadata; ConvertError for an embedding of several vectors or encoders."""
+    """Vectors at top level, flagged in the metadata. Raises ConvertError for several vectors or encoders."""
     tensors, metadata = dict(contents.rest), dict(contents.metadata)
     for embedding in contents.embeddings:
         if len(embedding.vectors) != 1 or next(iter(embedding.vectors.values())).shape[0] != 1:
-            raise ConvertError(f"{embedding.name}: this LoRA format has one vector an embedding, for one encoder")
+            raise ConvertError(f"{embedding.name}: this LoRA format has one vector per embedding, for one encoder")
         vector = next(iter(embedding.vectors.values()))
         tensors[embedding.name] = RawTensor(vector.dtype, vector.shape[1:], vector.stored)
         metadata[embedding.name] = FLAG
@@ -44,5 +44,5 @@ def write(contents: Contents) -> FileData:
 
 
 def _flagged(file: Stored) -> set[str]:
-    told = {key for key, value in file.metadata.items() if value == FLAG}
-    return {name for name in told & file.tensors.keys() if name not in KEYS and is_rows(file.tensors[name])}
+    flagged = {key for key, value in file.metadata.items() if value == FLAG}
+    return {name for name in flagged & file.tensors.keys() if name not in KEYS and is_rows(file.tensors[name])}

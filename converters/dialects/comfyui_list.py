@@ -10,12 +10,12 @@ from ..tensor import RawTensor
 
 
 def detect(file: Stored) -> bool:
-    """A list with tensors in it that are no LoRA's."""
+    """A list with tensors that are not a LoRA's."""
     return file.root == "list" and bool(file.tensors) and not file.is_lora
 
 
 def read(file: Stored) -> Contents:
-    """One embedding, called like the file: all tensors of a width after one another, as ComfyUI does it."""
+    """One embedding, named after the file: all tensors of a width concatenated, as in ComfyUI."""
     parts: dict[str, list[RawTensor]] = {}
     for name, tensor in file.tensors.items():
         if not 1 <= len(tensor.shape) <= 2:

@@ -1,4 +1,4 @@
-"""Tensors that are called like encoders and nothing else; each spelling is a row in the registry."""
+"""Files of tensors named after encoders and nothing else; each spelling is a row in the registry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..slots import as_rows, slots, split_out
 from ..stored import Stored
 from ..tensor import RawTensor
 
-EMBEDDING = "pivotune.embedding"  # metadata: the embedding as it was trained, which a file name may not be able to hold
+EMBEDDING = "pivotune.embedding"  # metadata: the embedding's name as it was trained, which a file name may not allow
 EMBEDDINGS = "pivotune.embeddings"  # metadata of a file of several embeddings: JSON of each embedding's own metadata
 FileData = tuple[dict[str, RawTensor], dict[str, str]]  # tensors and metadata of one file
 
@@ -21,16 +21,16 @@ PARAMS = "special_params.json"  # beside cog-sdxl's embeddings.pti: {"TOK": "<s0
 
 
 def detect(file: Stored, keys: frozenset[str]) -> bool:
-    """A dict of tensors, all of them called by `keys`."""
+    """A dict of tensors all of whose names are in `keys`."""
     return file.root in ("dict", "ordered") and bool(file.tensors) and file.tensors.keys() <= keys
 
 
 def read(file: Stored) -> Contents:
-    """One embedding, called as our own metadata says, else like the file."""
+    """One embedding, named by our own metadata or else by the file."""
     rows = {}
     for name, tensor in file.tensors.items():
         if not 1 <= len(tensor.shape) <= 2:
-            raise ConvertError(f"{file.path}: {name} has the shape {tensor.shape}, and rows of vectors are wanted")
+            raise ConvertError(f"{file.path}: {name} has the shape {tensor.shape}, not (vectors, width)")
         rows[name] = as_rows(tensor)
     vectors = slots(rows)
     name = file.metadata.get(EMBEDDING) or file.stem
@@ -39,9 +39,7 @@ def read(file: Stored) -> Contents:
 
 
 def read_cog(file: Stored) -> Contents:
-    """As `read`; if `special_params.json` lies beside the file, the embeddings that it names with the rows it gives
-    them.
-    """
+    """As `read`; if the folder has a `special_params.json`, the embeddings it names with the vectors it assigns."""
     contents = read(file)
     vectors = contents.embeddings[0].vectors
     embeddings = []
@@ -59,7 +57,7 @@ def _special_params(path: Path) -> dict[str, list[int]]:
     try:
         loaded = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConvertError(f"{path}: is not the JSON that cog-sdxl writes ({str(error)[:80]})") from error
+        raise ConvertError(f"{path}: not the JSON that cog-sdxl writes ({str(error)[:80]})") from error
     if not isinstance(loaded, dict):
         return {}
     return {
@@ -76,11 +74,9 @@ def _picked(tensor: RawTensor, rows: list[int]) -> RawTensor:
 
 
 def write(contents: Contents, alone: str = "emb_params") -> FileData:
-    """One embedding: a tensor an encoder under the encoder's key, or called `alone` if there is one (and `alone` a
-    name).
-    """
+    """One embedding: a tensor per encoder under its key, or named `alone` if there is one encoder."""
     if len(contents.embeddings) != 1:
-        raise ConvertError("such a file holds one embedding, not several")
+        raise ConvertError("this dialect holds one embedding per file; use --dialect bundle or split them")
     (embedding,) = contents.embeddings
     one = len({split_out(key)[0] for key in embedding.vectors}) == 1
     tensors = {alone + split_out(key)[1] if one and alone else key: tensor for key, tensor in embedding.vectors.items()}

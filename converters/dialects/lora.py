@@ -1,4 +1,4 @@
-"""A LoRA in any layout that carries no embeddings."""
+"""A LoRA in any layout, without embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .keyed import FileData
 
 
 def detect(file: Stored) -> bool:
-    """Tensors of a LoRA, and none of the three ways in which a LoRA carries embeddings."""
+    """Tensors of a LoRA, without embeddings in any of the three dialects of LoRAs."""
     return file.is_lora and not any(other.detect(file) for other in (bundled, cloneofsimo, ai_toolkit))
 
 
@@ -20,7 +20,7 @@ def read(file: Stored) -> Contents:
 
 
 def write(contents: Contents) -> FileData:
-    """The tensors as they are; ConvertError if there are embeddings, for which it has no place."""
+    """The tensors as they are; ConvertError if there are embeddings."""
     if contents.embeddings:
         raise ConvertError("a LoRA that holds embeddings is a bundle")
     return dict(contents.rest), contents.metadata

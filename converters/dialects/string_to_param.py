@@ -1,7 +1,7 @@
 """`string_to_param[<placeholder>]`: the original textual inversion, AUTOMATIC1111, HCP-Diffusion, older OneTrainer.
 
-What stands beside it tells the writer: a step or a name (A1111), neither (original), a name and no
-`string_to_token` (HCP). A1111's images hold the same dict.
+The other entries show the writer: a step or a name (A1111), neither (original), a name and no `string_to_token`
+(HCP). A1111's images hold the same dict.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def detect(file: Stored, writer: str) -> bool:
 
 
 def read(file: Stored) -> Contents:
-    """An embedding an entry. The only one is called like the file (or as an image says), several by placeholder."""
+    """One embedding per entry. A single one is named after the file (an image has its name), several by placeholder."""
     entries = {name[len(PREFIX) :]: tensor for name, tensor in file.tensors.items() if name.startswith(PREFIX)}
     metadata = {key: value for key, value in file.metadata.items() if not key.startswith("string_to_token")}
     alone = metadata.get("name") or file.stem if file.container == "image" else file.stem

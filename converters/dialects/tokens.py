@@ -11,11 +11,11 @@ from ..tensor import READABLE, RawTensor
 from . import bundled, cloneofsimo, xti
 from .keyed import EMBEDDING, EMBEDDINGS, FileData
 
-MOST = 1000  # a text encoder whose weights happen to be as wide has fewer than this many odd names
+MOST = 1000  # files with more tensors are text encoders or other models
 
 
 def detect(file: Stored) -> bool:
-    """A dict whose tensors are all vectors of a known width and whose names are no encoder's.
+    """A dict of vectors of a known width, with names that are not encoders' keys.
 
     A file of our own may have any width.
     """
@@ -32,7 +32,7 @@ def detect(file: Stored) -> bool:
 
 
 def read(file: Stored) -> Contents:
-    """An embedding a tensor, for the encoder that has its width."""
+    """One embedding per tensor, for the encoder of its width."""
     metadata = {key: value for key, value in file.metadata.items() if key not in (EMBEDDING, EMBEDDINGS, "format")}
     embeddings = [Embedding(name, slots({"*": as_rows(tensor)}), metadata) for name, tensor in file.tensors.items()]
     return Contents(tuple(embeddings), {}, dict(file.metadata))
@@ -44,7 +44,7 @@ def _vectors(tensor: RawTensor, any_width: bool) -> bool:
 
 
 def write(contents: Contents) -> FileData:
-    """A tensor an embedding; ConvertError if an embedding has vectors for several encoders, which need a file each."""
+    """One tensor per embedding; ConvertError for vectors of several encoders, which need a file each."""
     tensors, metadata = {}, dict(contents.metadata)
     for embedding in contents.embeddings:
         if len(embedding.vectors) != 1:

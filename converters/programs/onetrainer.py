@@ -15,7 +15,7 @@ ALONE = {"clip_l": "emp_params", "clip_h": "emp_params"}  # SD 1 and SD 2; the s
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
     """One embedding, called as the configuration says (here: like the file).
 
-    A model of one or two CLIP encoders needs all its names (else AttributeError), a larger one goes on without
+    A model of one or two CLIP encoders needs all its names (else AttributeError), a larger one loads without
     those that are missing.
     """
     if not only_weights(file):

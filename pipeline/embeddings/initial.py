@@ -8,7 +8,7 @@ from typing import Any
 
 from ...converters.dtypes import convert
 from ...converters.embedding import Embedding
-from ...converters.embeddings import joined, names
+from ...converters.embeddings import names, with_halves
 from ...converters.errors import ConvertError
 from ...converters.read import identify, own_embeddings
 from ...converters.slots import UNNAMED, settle
@@ -78,7 +78,7 @@ def read_base(embedding: EmbeddingSpec) -> Embedding:
     """
     assert embedding.base is not None
     found = identify(embedding.base)
-    held = joined(own_embeddings(found.contents), embedding.base, found)
+    held = with_halves(own_embeddings(found.contents), embedding.base, found)
     if not held:
         raise ConvertError(f"{embedding.base}: holds no embedding")
     fitting = [one for one in held if embedding.base_name in (None, one.name)]

@@ -156,14 +156,16 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
         "here = Path(__file__).resolve().parent",
         f"pipe = {_loaded(family.pipeline, files, base)}",
     ]
-    for name, written in files.embeddings.items():
-        lines += _load_lines(family, name, written)
+    for written in files.embeddings.values():
+        lines += _load_lines(family, written)
     for pack in files.packs:
         lines += _load_pack(family, pack)
     if files.lora is not None:
         lora = Path(files.lora)
         lines += [f"pipe.load_lora_weights(here / {str(lora.parent)!r}, weight_name={lora.name!r})"]
-    embeddings = [*files.embeddings, *(embedding for pack in files.packs[:1] for embedding in pack.embeddings[:1])]
+    triggers = (written[0].trigger for written in files.embeddings.values())
+    packed = (embedding.lower() for pack in files.packs[:1] for embedding in pack.embeddings[:1])
+    embeddings = [*triggers, *packed]
     prompt = f"a photo of {embeddings[0]}" if embeddings else "a photo"
     if files.clip_skip > 1:
         lines += [
@@ -199,11 +201,11 @@ def _named(base: Base, name: str) -> str:
         return repr(name)
 
 
-def _load_lines(family: Family, name: str, written: Sequence[Written]) -> list[str]:
+def _load_lines(family: Family, written: Sequence[Written]) -> list[str]:
     lines = []
     for encoder, one in zip(family.encoders, written, strict=True):
         where = "" if len(written) == 1 else f", text_encoder=pipe.{encoder.module}, tokenizer=pipe.{encoder.tokenizer}"
-        lines.append(f"pipe.load_textual_inversion(here / {one.path.name!r}, token={name!r}{where})")
+        lines.append(f"pipe.load_textual_inversion(here / {one.path.name!r}, token={one.trigger!r}{where})")
     return lines
 
 
@@ -215,8 +217,10 @@ def _load_pack(family: Family, pack: Pack) -> list[str]:
         own = encoders[key]
         lines += [
             f"embeddings = load_file(here / {one.path.name!r})",
+            "# A token of several vectors is expanded in prompts only without upper-case letters",
+            "tokens = [name.lower() if len(vectors) > 1 else name for name, vectors in embeddings.items()]",
             "pipe.load_textual_inversion(",
-            "    [{embedding: vectors} for embedding, vectors in embeddings.items()],",
+            "    [{token: vectors} for token, vectors in zip(tokens, embeddings.values(), strict=True)],",
             f"    text_encoder=pipe.{own.module}, tokenizer=pipe.{own.tokenizer},",
             ")",
         ]

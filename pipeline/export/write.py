@@ -15,6 +15,7 @@ from ...converters.programs import programs
 from ...converters.write import Written
 from ..errors import StageError
 from ..recipe.options import ExportOptions
+from ..tensors import DTYPES
 from .artefacts import count_verified, note
 from .context import ExportContext, Exports
 from .lora import write_plain
@@ -23,7 +24,7 @@ from .model import write_model_file, write_model_folder
 from .packs import write_packs
 from .program import Made, export_for
 from .standalone import with_metadata, write_standalone
-from .tensors import DTYPES, in_dtype
+from .tensors import in_dtype
 
 
 def write_exports(

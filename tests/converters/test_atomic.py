@@ -41,7 +41,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_a_batch_appears_whole_or_not_at_all(tmp_path):
+def test_a_batch_appears_completely_or_not_at_all(tmp_path):
     with pytest.raises(ConvertError):
         write_both(tmp_path / "a", tmp_path / "b", verify=refuse)
     assert not os.listdir(tmp_path)
@@ -52,7 +52,7 @@ def test_a_batch_appears_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "a").read_bytes() + (tmp_path / "sub" / "b").read_bytes() == b"12"
 
 
-def test_a_name_taken_meanwhile_is_not_overwritten_and_the_batch_is_taken_back(tmp_path):
+def test_a_file_created_meanwhile_is_not_overwritten_and_the_batch_is_rolled_back(tmp_path):
     b = tmp_path / "b"
     with pytest.raises(ConvertError, match="already exists"):
         write_both(tmp_path / "a", b, meanwhile=lambda: b.write_bytes(b"theirs"))
@@ -82,13 +82,13 @@ def test_two_files_of_one_name_and_dangling_links_are_refused(tmp_path):
     assert os.listdir(tmp_path) == ["link"]
 
 
-def test_a_folder_made_on_the_way_goes_with_a_failed_batch(tmp_path):
+def test_a_folder_made_for_a_failed_batch_is_removed(tmp_path):
     with pytest.raises(ConvertError):
         write_both(tmp_path / "new" / "deep" / "a", tmp_path / "other" / "b", verify=refuse)
     assert not os.listdir(tmp_path)
 
 
-def test_two_batches_of_one_command_never_meet_even_when_they_may_overwrite(tmp_path):
+def test_two_batches_of_one_command_never_write_one_file_even_with_overwrite(tmp_path):
     claimed = set()
     with atomic.batch(overwrite=True, claimed=claimed) as files:
         files.add(tmp_path / "a", put(b"1"))
@@ -97,7 +97,7 @@ def test_two_batches_of_one_command_never_meet_even_when_they_may_overwrite(tmp_
     assert (tmp_path / "a").read_bytes() == b"1"
 
 
-def test_a_dry_batch_says_what_is_taken_and_writes_nothing(tmp_path):
+def test_a_dry_batch_reports_existing_files_and_writes_nothing(tmp_path):
     (tmp_path / "old").write_bytes(b"old")
     with atomic.batch(dry=True) as files:
         files.add(tmp_path / "new" / "a", put(b"1"), refuse)
@@ -106,13 +106,13 @@ def test_a_dry_batch_says_what_is_taken_and_writes_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["old"]
 
 
-def test_a_file_and_its_folder_are_brought_to_the_disk(tmp_path, no_waiting_for_disks):
+def test_a_file_and_its_folder_are_flushed(tmp_path, no_waiting_for_disks):
     atomic.write_file(tmp_path / "x", put(b"1"))
     assert len(no_waiting_for_disks) == 2
 
 
 @pytest.mark.parametrize("old", ["", "a", "b"])
-def test_what_can_be_made_again_waits_for_the_disk_only_where_an_old_file_goes(old, tmp_path, no_waiting_for_disks):
+def test_repeatable_files_are_flushed_only_where_an_old_file_is_replaced(old, tmp_path, no_waiting_for_disks):
     if old:
         (tmp_path / old).write_bytes(b"old")
     with atomic.batch(overwrite=True, repeatable=True) as files:

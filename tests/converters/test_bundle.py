@@ -38,7 +38,7 @@ def test_a_name_is_parsed_from_the_right(name, parsed):
     assert parse(name) == parsed
 
 
-def test_bundling_and_taking_apart_gives_back_every_bit(lora, embedding, same):
+def test_bundling_and_unbundling_keeps_every_bit(lora, embedding, same):
     embeddings = [embedding(name, {"clip_l": 768}) for name in ("<emblem>", "ema yasuhara")]
     tensors = tensors_of(bundle(lora, embeddings))
     assert "bundle_emb.<emblem>.clip_l" in tensors
@@ -80,14 +80,14 @@ def test_names_that_a_reader_would_cut_are_refused(name, lora, embedding):
         bundle(lora, [embedding(name, {"clip_l": 768})])
 
 
-def test_a_embedding_for_another_model_is_refused(lora, embedding):
+def test_an_embedding_for_another_model_is_refused(lora, embedding):
     with pytest.raises(ConvertError, match="clip_l is 1280 wide"):
         bundle(lora, [embedding("cat", {"clip_l": 1280})], widths={"clip_l": 768})
     with pytest.raises(ConvertError, match="no vectors for clip_g"):
         bundle(lora, [embedding("cat", {"clip_l": 768})], widths={"clip_l": 768, "clip_g": 1280})
 
 
-def test_a_embedding_is_replaced_only_when_asked(lora, embedding, same):
+def test_an_embedding_is_replaced_only_when_asked(lora, embedding, same):
     old, new = embedding("cat", {"clip_l": 768}), embedding("cat", {"clip_l": 768})
     with pytest.raises(ConvertError, match="--replace"):
         bundle(bundle(lora, [old]), [new])
@@ -141,7 +141,7 @@ def test_a_lora_is_written_with_what_programs_know_it_by(tmp_path, lora, embeddi
         ),
     ],
 )
-def test_a_bundle_from_which_a_embedding_would_not_come_back_is_not_written(
+def test_a_bundle_from_which_an_embedding_would_not_come_back_is_not_written(
     alter, says, lora, rows, tmp_path, monkeypatch
 ):
     embeddings = (Embedding("cat", {"clip_l": rows(2, 768)}), Embedding("dog", {"clip_l": rows(2, 768)}))

@@ -15,7 +15,7 @@ from pivotune.converters import safetensors_file
 from pivotune.converters.tensor import RawTensor
 
 
-def test_one_bad_file_stops_no_other_and_the_exit_code_tells(run, rows, saved, tmp_path):
+def test_one_bad_file_stops_no_other_and_sets_the_exit_code(run, rows, saved, tmp_path):
     saved("a.safetensors", {"emb_params": rows(1, 768)})
     (tmp_path / "b.safetensors").write_bytes(b"rubbish")
     saved("c.safetensors", {"emb_params": rows(1, 768)})
@@ -26,7 +26,7 @@ def test_one_bad_file_stops_no_other_and_the_exit_code_tells(run, rows, saved, t
     assert "b.safetensors" in result.output
 
 
-def test_a_corrupt_image_is_told_without_objects_of_python(run, tmp_path):
+def test_the_error_for_a_corrupt_image_names_no_python_objects(run, tmp_path):
     Image.new("RGB", (32, 32), "white").save(tmp_path / "photo.png")
     (tmp_path / "photo.png").write_bytes((tmp_path / "photo.png").read_bytes()[:30])
     result = run("inspect", "photo.png")
@@ -169,12 +169,12 @@ def on_a_terminal(*args):
     termios.tcsetwinsize(other, (24, 100))
     with subprocess.Popen([sys.executable, "-m", "pivotune", *args], stdout=other, stderr=other) as process:
         os.close(other)
-        told = b""
+        shown = b""
         with suppress(OSError):  # the end of a terminal
             while piece := os.read(main, 1 << 16):
-                told += piece
+                shown += piece
     os.close(main)
-    return process.returncode, told.count(b"%|"), [line.rpartition("\r")[2] for line in told.decode().split("\r\n")]
+    return process.returncode, shown.count(b"%|"), [line.rpartition("\r")[2] for line in shown.decode().split("\r\n")]
 
 
 def test_a_bar_shows_how_far_it_is_and_leaves_the_lines_alone(run, rows, saved, tmp_path):
@@ -201,7 +201,7 @@ def test_a_bar_shows_how_far_it_is_and_leaves_the_lines_alone(run, rows, saved, 
     assert "%|" not in run("retarget", "in", "--for", "kohya", "--out", "out2").output
 
 
-def test_two_files_never_meet_on_one_name_even_with_overwrite(run, rows, saved, tmp_path):
+def test_two_embeddings_never_share_a_file_even_with_overwrite(run, rows, saved, tmp_path):
     for folder in ("1", "2"):
         (tmp_path / folder).mkdir()
         saved(f"{folder}/cat.safetensors", {"emb_params": rows(1, 768)})
@@ -212,7 +212,7 @@ def test_two_files_never_meet_on_one_name_even_with_overwrite(run, rows, saved, 
         safetensors_file.read("1/cat.safetensors")[0]["emb_params"].data  # fmt: skip
 
 
-def test_a_rehearsal_writes_nothing_and_finds_what_would_fail(run, rows, saved):
+def test_a_dry_run_writes_nothing_and_finds_what_would_fail(run, rows, saved):
     saved("x.safetensors", {"emb_params": rows(1, 768)})
     result = run("retarget", "x.safetensors", "--for", "kohya", "--out", "out", "--dry-run")
     assert (result.exit_code, os.path.exists("out")) == (0, False)
@@ -232,7 +232,7 @@ def test_strict_makes_a_loss_an_error_before_anything_is_written(run, rows, save
     assert "Lost: out/x.safetensors: t5 is left out" in result.output
 
 
-def test_a_loss_is_said_while_nothing_is_in_its_place(run, rows, saved, monkeypatch):
+def test_a_loss_is_printed_before_any_file_is_written(run, rows, saved, monkeypatch):
     saved("x.safetensors", {"clip_l": rows(1, 768), "t5": rows(1, 4096)})
     there = []
     monkeypatch.setattr(click, "echo", lambda *_, **__: there.append(os.path.exists("out/x.safetensors")))
@@ -240,7 +240,7 @@ def test_a_loss_is_said_while_nothing_is_in_its_place(run, rows, saved, monkeypa
     assert there == [False, True]
 
 
-def test_a_terminal_is_not_at_the_mercy_of_names(run, rows, saved, lora):
+def test_names_cannot_control_a_terminal(run, rows, saved, lora):
     saved("l.safetensors", {**lora(768), "bundle_emb.\x1b[31mred\r\n.clip_l": rows(1, 768)})
     output = run("inspect", "l.safetensors").output
     assert "\x1b" not in output
@@ -264,7 +264,7 @@ def test_no_heavy_library_is_loaded(rows, saved, lora, tmp_path):
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["retarget", "--for", "a1111", "--out", "out"]])
-def test_ordinary_images_of_a_folder_are_passed_over(command, run, rows, saved, tmp_path):
+def test_ordinary_images_of_a_folder_are_skipped(command, run, rows, saved, tmp_path):
     saved("in/cat.safetensors", {"emb_params": rows(1, 768)})
     Image.new("RGB", (32, 32), "white").save(tmp_path / "in" / "photo.png")
     result = run(*command, "in")

@@ -226,7 +226,7 @@ def test_there_is_a_sample_of_every_dialect(samples):
 
 
 @pytest.mark.parametrize("what", NAMES)
-def test_a_file_is_taken_for_its_own_dialect_only(what, samples):
+def test_a_file_is_identified_as_its_own_dialect_only(what, samples):
     dialect, make, _ = samples[what]
     stored = open_file(make())
     assert [name for name, row in DIALECTS.items() if row.detect(stored)] == [dialect]
@@ -305,13 +305,13 @@ def test_a_family_follows_from_the_widths_or_stays_open(what, families, samples)
     assert families_of(found.contents.embeddings[0], found.dialect) == families
 
 
-def test_a_lone_tensor_that_may_be_t5_or_llama_stays_open(saved, rows):
+def test_a_single_tensor_that_may_be_t5_or_llama_stays_open(saved, rows):
     (found,) = read(saved("x.safetensors", {"<cat>": rows(1, 4096)})).embeddings
     assert list(found.vectors) == ["unnamed"]
     assert {"chroma", "hunyuan-video"} < set(families_of(found))
 
 
-def test_cog_sdxl_names_its_embeddings_in_a_file_beside(saved, rows, tmp_path):
+def test_cog_sdxl_names_its_embeddings_in_another_file(saved, rows, tmp_path):
     v, g = rows(4, 768), rows(4, 1280)
     path = saved("embeddings.pti", {"text_encoders_0": v, "text_encoders_1": g})
     (tmp_path / "special_params.json").write_text('{"TOK": "<s0><s1>", "CAT": "<s2><s3>"}')
@@ -347,14 +347,14 @@ def test_a_diffusers_file_of_ours_may_have_any_width(saved, rows):
         ({"emb_params": ()}, "shape"),
     ],
 )
-def test_what_is_no_embedding_is_called_by_its_name(tensors, embeddings, saved):
+def test_a_file_without_embeddings_is_named(tensors, embeddings, saved):
     made = {name: RawTensor("U8", shape, bytes(torch.Size(shape).numel()))
             for name, shape in tensors.items()}  # fmt: skip
     with pytest.raises(ConvertError, match=embeddings):
         read(saved("x.safetensors", made))
 
 
-def test_a_image_without_an_embedding_says_so(tmp_path):
+def test_an_image_without_an_embedding_is_reported(tmp_path):
     source = random.Random(3)
     noise = Image.frombytes("RGB", (64, 64), source.randbytes(64 * 64 * 3))
     noise.save(tmp_path / "noise.png")

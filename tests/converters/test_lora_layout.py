@@ -14,31 +14,31 @@ def tensors(rows):
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_layout_and_family_are_told_from_names_and_shapes(what, tensors):
+def test_names_and_shapes_show_layout_and_family(what, tensors):
     layout, family, _ = FILES[what]
     found = describe(tensors(what), {})
     assert (found.layout, found.families) == (layout, (family,))
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_each_of_its_tensors_alone_is_known_for_a_loras(what, rows, tmp_path):
+def test_each_of_its_tensors_alone_is_identified_as_a_loras(what, rows, tmp_path):
     for name in FILES[what][2]:
         assert Stored(tmp_path / "x.safetensors", {name: rows(1, 8)}).is_lora, name
 
 
 @pytest.mark.parametrize("name", ["<soft_light>", "my_lora_style", "lora_x", "lora", "loft_3", "lora_v1.5", "a lora.b",
                                   "bundle_emb.lora_unet.clip_l", "bundle_emb.a.lora_up.clip_l"])  # fmt: skip
-def test_a_embedding_may_be_called_as_if_it_were_a_lora(name, rows, tmp_path):
+def test_an_embedding_may_have_a_name_like_a_loras(name, rows, tmp_path):
     assert not Stored(tmp_path / "x.safetensors", {name: rows(1, 8)}).is_lora
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_shapes_are_believed_more_than_metadata(what, tensors):
+def test_shapes_outweigh_metadata(what, tensors):
     lies = {"ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
     assert describe(tensors(what), lies).families == (FILES[what][1],)
 
 
-def test_chroma_has_the_blocks_of_flux_and_is_told_by_metadata(tensors):
+def test_metadata_distinguishes_chroma_from_flux(tensors):
     assert describe(tensors("kohya, FLUX"), {"modelspec.architecture": "flux-1-chroma/lora"}).families == ("chroma",)
 
 

@@ -30,7 +30,7 @@ def test_a_hostile_name_gives_a_plain_file_name(name, stem):
 
 @pytest.mark.parametrize("name", ["", "  ", "***", "..", "/", "\0", "<>", "___", "\ud800"])
 def test_a_name_of_which_nothing_is_left_is_refused(name):
-    with pytest.raises(ConvertError, match="a name with letters"):
+    with pytest.raises(ConvertError, match="--name with letters"):
         safe_stem(name)
 
 
@@ -39,12 +39,12 @@ def test_a_long_name_is_cut(name):
     assert MAX_BYTES - 3 < len(safe_stem(name).encode()) <= MAX_BYTES
 
 
-def test_no_two_embeddings_meet_in_one_file():
+def test_no_two_embeddings_share_a_file():
     stems = distinct_stems(["<cat>", "cat", "CAT", "[cat]", "cat_2"], r"[\w]")
     assert list(stems.values()) == ["cat", "cat_2", "CAT_3", "cat_4", "cat_2_2"]
 
 
-def test_no_embedding_meets_the_second_file_of_another():
+def test_no_embedding_shares_the_second_file_of_another():
     stems = distinct_stems(["cat", "cat_2"], suffixes=("", "_2"))
     assert stems["cat_2"] not in ("cat", "cat_2")
 
@@ -54,5 +54,5 @@ def test_the_same_embedding_twice_is_refused():
         distinct_stems(["cat", "cat"])
 
 
-def test_a_embedding_that_a_program_reads_as_syntax_is_changed():
+def test_an_embedding_that_a_program_reads_as_syntax_is_changed():
     assert distinct_stems(["AND", "a (b)"], r"[\w ]", ["AND"]) == {"AND": "AND_", "a (b)": "a _b"}

@@ -55,20 +55,20 @@ def test_in_every_layout_bundle_after_unbundle_gives_the_original(what, run, row
     saved("l.safetensors", before, {"modelspec.title": "x", "modelspec.hash_sha256": "0x12"})
     result = run("unbundle", "l.safetensors", "--out", "out", "--for", "onetrainer")
     assert result.exit_code == 0, result.exception
-    alone, told = safetensors_file.read("out/l.safetensors")
+    alone, metadata = safetensors_file.read("out/l.safetensors")
     assert same(alone, plain)
-    assert told["modelspec.title"] == "x"
+    assert metadata["modelspec.title"] == "x"
     result = run("bundle", "out/l.safetensors", "out/cat_ 猫.safetensors", "--out", "again.safetensors")
     assert result.exit_code == 0, result.exception
-    after, told = safetensors_file.read("again.safetensors")
+    after, metadata = safetensors_file.read("again.safetensors")
     assert same(after, before)
     with open("again.safetensors", "rb") as file:
         data = file.read()
     length = int.from_bytes(data[:8], "little")
-    assert told["modelspec.hash_sha256"] == "0x" + sha256(data[8 + length :]).hexdigest()
+    assert metadata["modelspec.hash_sha256"] == "0x" + sha256(data[8 + length :]).hexdigest()
 
 
-def test_a_bundle_of_embeddings_alone_is_taken_apart(run, rows, saved, same):
+def test_a_bundle_without_a_lora_is_unbundled(run, rows, saved, same):
     tensor = rows(2, 768)
     saved("w.safetensors", {"bundle_emb.a.clip_l": tensor, "bundle_emb.b.emb_params": tensor})
     assert run("unbundle", "w.safetensors", "--out", "out", "--for", "a1111", "--family", "sd1").exit_code == 0
@@ -76,7 +76,7 @@ def test_a_bundle_of_embeddings_alone_is_taken_apart(run, rows, saved, same):
     assert same(safetensors_file.read("out/b.safetensors")[0], {"emb_params": tensor})
 
 
-def test_what_is_called_like_a_embedding_and_is_none_leaves_the_lora_by_name(run, rows, saved, lora, same):
+def test_tensors_that_only_look_like_embeddings_are_left_out_and_named(run, rows, saved, lora, same):
     stray = {"bundle_emb.cat.string_to_token.*": RawTensor("I64", (), bytes(8))}
     saved("l.safetensors", lora(768, cat=sd1(rows)) | stray)
     result = run("unbundle", "l.safetensors", "--out", "out", "--strict")
@@ -96,7 +96,7 @@ def test_embeddings_for_a_model_that_is_not_known_leave_a_lora_in_a_dialect(run,
     assert run("unbundle", "l.safetensors", "--out", "o", "--dialect", "encoders", "--for", "a1111").exit_code == 2
 
 
-def test_each_program_gets_a_folder_and_what_to_type_is_told(run, lora, rows, saved):
+def test_each_program_gets_a_folder_and_a_prompt(run, lora, rows, saved):
     saved("l.safetensors", lora(768, ema_y=sd1(rows)))
     result = run("unbundle", "l.safetensors", "--out", "out", "--for", "a1111", "--for", "comfyui", "--json")
     files = {item["program"]: item for item in json.loads(result.output)["written"]}
@@ -135,7 +135,7 @@ def test_a_family_that_stays_open_is_asked_for(run, rows, saved):
     [("kohya", {"emb_params"}), ("onetrainer", {"emp_params"}), ("lycoris", {"*"}), ("encoders", {"clip_l"}),
      ("diffusers", {"<cat>"}), ("bundle", {"bundle_emb.<cat>.clip_l"})],
 )  # fmt: skip
-def test_a_embedding_can_be_written_in_a_dialect_by_name(dialect, keys, run, rows, saved, same):
+def test_an_embedding_can_be_written_in_a_dialect_by_name(dialect, keys, run, rows, saved, same):
     tensor = rows(2, 768)
     saved("x.safetensors", {"<cat>": tensor}, {"note": "kept"})
     result = run("retarget", "x.safetensors", "--dialect", dialect, "--out", "out")
@@ -148,7 +148,7 @@ def test_a_embedding_can_be_written_in_a_dialect_by_name(dialect, keys, run, row
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("F32", "float32"), ("F16", "float16"), ("F64", "float64")])
-def test_a_embedding_can_be_written_as_programs_from_before_safetensors_read_it(dtype, kind, run, rows, saved):
+def test_an_embedding_can_be_written_as_programs_from_before_safetensors_read_it(dtype, kind, run, rows, saved):
     torch = pytest.importorskip("torch")
     tensor = rows(3, 768, dtype)
     saved("x.safetensors", {"<Ä cat>": tensor})
@@ -160,10 +160,10 @@ def test_a_embedding_can_be_written_as_programs_from_before_safetensors_read_it(
     vectors = loaded["string_to_param"]["*"]
     assert (vectors.dtype, vectors.shape) == (getattr(torch, kind), (3, 768))
     assert vectors.numpy().tobytes() == bytes(tensor.data)
-    told = json.loads(run("inspect", "out/Ä cat.pt", "--json").output)
-    assert told["dialect"] == "a1111"
-    reads = {name for name, verdict in told["programs"].items() if verdict["loads"] != "no"}
-    assert reads == set(told["programs"]) - {"onetrainer"}
+    answers = json.loads(run("inspect", "out/Ä cat.pt", "--json").output)
+    assert answers["dialect"] == "a1111"
+    reads = {name for name, verdict in answers["programs"].items() if verdict["loads"] != "no"}
+    assert reads == set(answers["programs"]) - {"onetrainer"}
     run(*command, "again")
     with open("out/Ä cat.pt", "rb") as one, open("again/Ä cat.pt", "rb") as other:
         assert one.read() == other.read()
@@ -181,7 +181,7 @@ def test_what_old_files_cannot_hold_is_refused(run, rows, saved):
 
 
 @pytest.mark.parametrize("layout", ["cloneofsimo", "ai-toolkit"])
-def test_embeddings_of_other_loras_are_taken_out_and_bundled(layout, run, rows, saved, same):
+def test_embeddings_of_other_loras_are_unbundled_and_bundled(layout, run, rows, saved, same):
     if layout == "cloneofsimo":
         lora = {"unet:0:up": rows(320, 4), "unet:0:down": rows(4, 768)}
         embeddings, flags = {"<s1>": rows(0, 768)}, {"unet": "[]", "<s1>": "<embed>"}
@@ -200,7 +200,7 @@ def test_embeddings_of_other_loras_are_taken_out_and_bundled(layout, run, rows, 
     assert metadata == {key: value for key, value in flags.items() if value != "<embed>"}
 
 
-def test_a_name_that_prompts_read_as_something_else_is_pointed_out(run, rows, saved, lora):
+def test_a_name_that_prompts_read_differently_gives_a_warning(run, rows, saved, lora):
     saved("l.safetensors", lora(768))
     saved("w.safetensors", {"emb_params": rows(1, 768)})
     command = ("bundle", "l.safetensors", "w.safetensors", "--name")
@@ -208,16 +208,16 @@ def test_a_name_that_prompts_read_as_something_else_is_pointed_out(run, rows, sa
         result = run(*command, name, "--out", f"{number}.safetensors", "--strict")
         assert "would mean something else" in str(result.exception), name
         assert run(*command, name, "--out", f"{number}.safetensors").exit_code == 0
-        told = json.loads(run("inspect", f"{number}.safetensors", "--json").output)["programs"]
+        answers = json.loads(run("inspect", f"{number}.safetensors", "--json").output)["programs"]
         for program in ("a1111", "sdnext"):
-            assert told[program]["loads"] == "partly"
-            assert "rename" in told[program]["notes"][-1]
+            assert answers[program]["loads"] == "partly"
+            assert "rename" in answers[program]["notes"][-1]
     assert run(*command, "<Ema y, 猫>", "--out", "fine.safetensors", "--strict").exit_code == 0
-    told = json.loads(run("inspect", "fine.safetensors", "--json").output)["programs"]
-    assert told["a1111"]["loads"] == told["sdnext"]["loads"] == "yes"
+    answers = json.loads(run("inspect", "fine.safetensors", "--json").output)["programs"]
+    assert answers["a1111"]["loads"] == answers["sdnext"]["loads"] == "yes"
 
 
-def test_a_embedding_is_renamed_in_every_kind_of_file(run, rows, saved, lora):
+def test_an_embedding_is_renamed_in_every_kind_of_file(run, rows, saved, lora):
     saved("k.safetensors", {"emb_params": rows(1, 768)}, {"note": "kept"})
     saved("d.safetensors", {"<cat>": rows(1, 768)})
     saved("b.safetensors", lora(768, cat=sd1(rows), dog=sd1(rows)), METADATA)
@@ -247,7 +247,7 @@ def test_merging_embeddings_makes_a_bundle_and_keeps_each_embeddings_own_metadat
     assert "second LoRA" in str(run("merge", "l.safetensors", "m.safetensors", "--out", "n.safetensors").exception)
 
 
-def test_a_embedding_for_another_model_does_not_go_into_a_lora(run, rows, saved, lora):
+def test_an_embedding_for_another_model_does_not_go_into_a_lora(run, rows, saved, lora):
     saved("l.safetensors", lora(2048))
     saved("x.safetensors", {"emb_params": rows(1, 768)})
     result = run("bundle", "l.safetensors", "x.safetensors", "--out", "o.safetensors")
@@ -318,7 +318,7 @@ assert kill_at(step) == 0 and step > 5, step
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
-def test_a_embedding_that_is_not_there_is_not_renamed(run, rows, saved):
+def test_an_embedding_that_is_not_there_is_not_renamed(run, rows, saved):
     saved("k.safetensors", {"emb_params": rows(1, 768)})
     result = run("rename", "k.safetensors", "dog=cat", "--out", "o.safetensors")
     assert result.exit_code == 1
@@ -329,7 +329,7 @@ def test_a_embedding_that_is_not_there_is_not_renamed(run, rows, saved):
     assert [embedding.name for embedding in read("o.safetensors").embeddings] == ["cat"]
 
 
-def test_embeddings_of_a_small_model_are_for_the_family_that_they_state(run, rows, saved, lora):
+def test_embeddings_of_a_small_model_are_for_the_family_in_their_metadata(run, rows, saved, lora):
     saved("cat.safetensors", {"emb_params": rows(2, 64)}, {"pivotune.family": "sd1", "pivotune.embedding": "cat"})
     saved("l.safetensors", lora(64), {"modelspec.architecture": "stable-diffusion-v1/lora"})
     facts = json.loads(run("inspect", "cat.safetensors", "--json").output)

@@ -108,7 +108,7 @@ def test_what_costs_a1111_the_whole_lora(family, tails, why, lora):
     assert why in lora(family, *tails, prefix=prefix)["a1111"].refusal
 
 
-def test_two_embeddings_meet_where_their_names_are_cut_at_the_first_dot(lora):
+def test_names_cut_at_the_first_dot_collide(lora):
     reading = lora("sd1", "tok.v1.clip_l", "tok.v2.clip_l")["a1111"]
     assert "tok" in reading.refusal or list(reading.embeddings) == ["tok"]
 
@@ -124,7 +124,7 @@ def test_forge_refuses_a_lora_with_more_than_twelve_such_tensors(lora):
     assert "13 tensors" in lora("sd1", *twelve, "x.clip_l")["forge"].refusal
 
 
-def test_a_name_with_lora_in_it_passes_diffusers_and_is_lost(lora):
+def test_a_name_containing_lora_passes_diffusers_check_and_is_lost(lora):
     reading = lora("sd1", "explora.clip_l")["diffusers"]
     assert (reading.refusal, reading.embeddings) == ("", {})
 
@@ -147,10 +147,10 @@ def test_inspect_says_what_loads_what_is_typed_and_what_breaks(saved, rows):
     assert (facts["kind"], facts["dialect"], facts["family"], facts["families"]) == (
         "embedding", "encoders", "sdxl", ["sdxl"])  # fmt: skip
     assert facts["embeddings"][0]["vectors"]["clip_g"]["shape"] == [2, 1280]
-    told = {name: (verdict["loads"], verdict["prompt"]) for name, verdict in facts["programs"].items()}
-    assert told["a1111"] == ("yes", "ema y")
-    assert told["comfyui"] == ("partly", "embedding:ema y")
-    assert told["diffusers"] == ("no", "")
+    answers = {name: (verdict["loads"], verdict["prompt"]) for name, verdict in facts["programs"].items()}
+    assert answers["a1111"] == ("yes", "ema y")
+    assert answers["comfyui"] == ("partly", "embedding:ema y")
+    assert answers["diffusers"] == ("no", "")
 
 
 def test_inspect_sees_zeros_values_that_are_not_finite_and_norms(saved):
@@ -177,6 +177,6 @@ def test_inspect_tells_loras_bundles_and_other_files_apart(tensors, kind, dialec
     assert set(facts["programs"]) == (set() if kind == "other" else ALL)
 
 
-def test_output_vectors_beside_live_ones_are_pointed_out(saved, rows):
+def test_output_vectors_with_trained_input_vectors_give_a_note(saved, rows):
     facts = inspect(saved("x.safetensors", {"emp_params": rows(1, 768), "emp_params_out": rows(1, 768)}))
     assert "left from an earlier training" in facts["notes"][0]

@@ -2,8 +2,11 @@
 
 import pytest
 import safetensors.numpy
+import torch
 
 from pivotune.converters.families import families
+from pivotune.converters.programs import reads
+from pivotune.converters.stored import Stored
 from pivotune.converters.write import write_embedding
 
 SIZES = {"clip_l": 768, "clip_g": 1280}
@@ -51,6 +54,19 @@ def test_diffusers_loads_the_files_we_write_for_it(family, pipe, tmp_path, embed
         table = encoder.get_input_embeddings().weight.detach()
         assert table[tokens].numpy().tobytes() == bytes(loaded.vectors[key].data)
         assert pipe.maybe_convert_prompt(f"a {name}", tokenizer) == f"a {name} {name}_1 {name}_2"
+
+
+@pytest.mark.slow
+def test_diffusers_expands_what_we_write_for_it_and_no_token_with_upper_case_letters(pipe, tmp_path, embedding):
+    loaded = embedding("<tokA>", {"clip_l": 768}, count=3)
+    (file,) = write_embedding(loaded, "diffusers", families()["sd1"], tmp_path)
+    assert file.trigger == "<toka>"
+    pipe.load_textual_inversion(str(file.path))
+    assert pipe.maybe_convert_prompt(f"a {file.trigger}", pipe.tokenizer) == "a <toka> <toka>_1 <toka>_2"
+    rows = {"<tokB>": torch.zeros(3, 768)}
+    pipe.load_textual_inversion(rows)
+    assert pipe.maybe_convert_prompt("a <tokB>", pipe.tokenizer) == "a <tokB>"
+    assert reads("diffusers", Stored(tmp_path / "x", {"<tokB>": loaded.vectors["clip_l"]}), {"clip_l": 768}).notes
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])

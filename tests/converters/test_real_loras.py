@@ -20,7 +20,7 @@ def weights():
 
 @pytest.fixture
 def files(run, saved, rows, weights):
-    """The LoRA with an embedding in it, and taken apart again."""
+    """The LoRA with an embedding in it, and split again."""
     saved("plain.safetensors", {name: to_raw(tensor) for name, tensor in weights.items()})
     saved("embedding.safetensors", {"emb_params": rows(2, 1024)})
     for command in (

@@ -20,7 +20,7 @@ def typed(run, path):
     return {name: told["prompt"] for name, told in programs.items()}
 
 
-def test_the_file_is_called_like_the_embedding_and_lies_beside(run, rows, saved):
+def test_the_file_is_named_after_the_embedding_in_the_same_folder(run, rows, saved):
     saved("cat.safetensors", {"emb_params": rows(1, 768)}, METADATA)
     result = run("rename", "cat.safetensors", "new-name")
     assert result.output.startswith(
@@ -43,7 +43,7 @@ def test_out_may_be_a_folder_and_the_name_is_made_safe(name, file, run, rows, sa
     assert [embedding.name for embedding in read(f"new/folder.v2/{file}.safetensors").embeddings] == [name]
 
 
-def test_what_each_program_makes_of_another_file_name_is_said(run, rows, saved):
+def test_the_prompt_of_each_program_for_another_file_name_is_printed(run, rows, saved):
     saved("cat.safetensors", {"emb_params": rows(1, 768)}, METADATA)
     result = run("rename", "cat.safetensors", "new-name", "--out", "other.safetensors", "--json")
     [file] = json.loads(result.output)["written"]
@@ -56,7 +56,7 @@ def test_programs_in_which_the_name_cannot_be_typed_are_named(run, rows, saved):
     saved("cat.safetensors", {"emb_params": rows(1, 768)})
     result = run("rename", "cat.safetensors", "my cat")
     assert result.exit_code == 0
-    assert "prompts of ComfyUI, kohya sd-scripts cannot hold the name of this file" in result.stderr
+    assert "prompts of ComfyUI, kohya sd-scripts cannot contain the name of this file" in result.stderr
     assert "my cat (a1111, forge, sdnext), <my cat> (invokeai)" in result.stdout
     assert "something would be lost" in str(run("rename", "cat.safetensors", "a cat", "--strict").exception)
     assert "--out FILE" in str(run("rename", "cat.safetensors", "<>").exception)
@@ -66,7 +66,7 @@ def test_programs_in_which_the_name_cannot_be_typed_are_named(run, rows, saved):
 def test_a_lora_keeps_its_file_name_and_is_changed_in_place_only_if_asked(run, rows, saved, lora):
     saved("l.safetensors", lora(768, cat={"clip_l": rows(2, 768)}, dog={"clip_l": rows(2, 768)}))
     result = run("rename", "l.safetensors", "fox")
-    assert "has 2 embeddings; say which one, as OLD=NEW, of 'cat', 'dog'" in str(result.exception)
+    assert "has 2 embeddings; choose one with OLD=NEW: 'cat', 'dog'" in str(result.exception)
     assert "already exists" in str(run("rename", "l.safetensors", "cat=fox").exception)
     assert "type: <lora:l:1> fox dog (a1111, sdnext)" in run("rename", "l.safetensors", "cat=fox", "--out", "o").output
     before = read("l.safetensors").embeddings[0].vectors["clip_l"].data.tobytes()

@@ -62,7 +62,7 @@ LIES = {
     "backward offsets": (raw({"a": entry(offsets=(8, 0))}, bytes(8)), "not a description"),
     "huge shape of nothing": (raw({"a": entry(shape=(0, 1 << 80), offsets=(0, 0))}), "not a description"),
     "a truth value for a size": (raw({"a": entry(shape=(True,), offsets=(0, 4))}, bytes(4)), "not a description"),
-    "unknown type": (raw({"a": entry(dtype="F33")}, bytes(8)), "unknown data type"),
+    "unknown type": (raw({"a": entry(dtype="F33")}, bytes(8)), "unknown dtype"),
     "no type": (raw({"a": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8)), "not a description"),
     "metadata that is not text": (raw({"__metadata__": {"a": 1}}), "__metadata__"),
     "metadata that is a list": (raw({"__metadata__": ["a"]}), "__metadata__"),
@@ -70,7 +70,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("what", LIES)
-def test_a_header_that_lies_is_refused_with_one_clear_line(what, tmp_path):
+def test_a_wrong_header_is_refused_with_one_line(what, tmp_path):
     data, embeddings = LIES[what]
     path = tmp_path / "lie.safetensors"
     path.write_bytes(data)
@@ -142,7 +142,7 @@ def test_a_header_that_is_larger_than_readers_allow_is_not_written(tmp_path, row
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_files_with_the_same_header_share_nothing_and_each_is_held_to_its_size(tmp_path, rows):
+def test_files_with_the_same_header_share_nothing_and_each_size_is_checked(tmp_path, rows):
     tensors, paths = {"emb_params": rows(2, 8)}, [tmp_path / name for name in ("x", "y", "z")]
     for path in paths:
         safetensors_file.write(path, tensors, {"who": "me"})
@@ -156,7 +156,7 @@ def test_files_with_the_same_header_share_nothing_and_each_is_held_to_its_size(t
         safetensors_file.read(paths[2])
 
 
-def test_a_large_file_is_copied_without_being_held(tmp_path, rows):
+def test_a_large_file_is_copied_without_being_loaded(tmp_path, rows):
     large = RawTensor("U8", (3 << 20,), bytes(range(256)) * (3 << 12))
     safetensors_file.write(tmp_path / "x.safetensors", {"m": large, "a": rows(2, 3), "z": large}, {})
     found, _ = safetensors_file.read(tmp_path / "x.safetensors")
@@ -186,7 +186,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(change, tmp_path):
     assert not (tmp_path / "y.safetensors").exists()
 
 
-def test_hashes_that_metadata_states_are_made_true(tmp_path, rows):
+def test_hashes_in_metadata_are_recomputed(tmp_path, rows):
     big = RawTensor("U8", (2 << 20,), os.urandom(2 << 20))
     stale = {"sshs_model_hash": "x", "sshs_legacy_hash": "y", "modelspec.hash_sha256": "z", "ss_a": "1", "other": "2"}
     safetensors_file.write(tmp_path / "x.safetensors", {"b": big, "a": rows(2, 4)}, stale)
@@ -222,7 +222,7 @@ def test_names_that_would_spoil_the_file_are_refused(name, tmp_path, rows):
     assert not os.listdir(tmp_path)
 
 
-def test_of_many_files_nothing_is_held(tmp_path, rows):
+def test_many_files_are_not_kept_in_memory(tmp_path, rows):
     safetensors_file.write(tmp_path / "x.safetensors", {"emb_params": rows(2, 768)}, {})
     (kept,) = identify(tmp_path / "x.safetensors").contents.embeddings[0].vectors.values()
     (left,) = identify(tmp_path / "x.safetensors", cached=0).contents.embeddings[0].vectors.values()

@@ -1,4 +1,4 @@
-"""Files of many embeddings taken apart again: bit for bit, no two on one file, all or none."""
+"""Files of many embeddings split again: bit for bit, no two on one file, all or none."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def names(folder):
     return sorted(os.listdir(folder))
 
 
-def test_ten_thousand_embeddings_come_out_as_they_went_in(tmp_path):
+def test_ten_thousand_embeddings_are_unchanged(tmp_path):
     embeddings = [
         Embedding(f"<thing {n}>", {"clip_l": RawTensor("F32", (1, 768), n.to_bytes(4, "little") * 768)}, {"of": f"{n}"})
         for n in range(1, MANY + 1)
@@ -59,7 +59,7 @@ def test_ten_thousand_embeddings_come_out_as_they_went_in(tmp_path):
         assert (metadata["pivotune.embedding"], metadata["of"]) == (embedding.name, embedding.metadata["of"])
 
 
-def test_split_and_merge_undo_each_other(run, rows, same):
+def test_split_and_merge_are_inverse(run, rows, same):
     embeddings = [sdxl("<cat>", rows, note="1"), sdxl("mr. smith", rows), sdxl("<dog>", rows, note="2")]
     packed("pack.safetensors", embeddings)
     result = run("split", "pack.safetensors", "--out", "apart")
@@ -78,7 +78,7 @@ def test_split_and_merge_undo_each_other(run, rows, same):
     )
 
 
-def test_names_that_would_meet_on_one_file_are_told_apart_over_all_packs(run, rows):
+def test_names_that_would_share_a_file_are_distinguished_over_all_packs(run, rows):
     packed("a.safetensors", [sdxl("<cat>", rows), sdxl("Cat", rows)])
     packed("b.safetensors", [sdxl("cat", rows)])
     assert run("split", "a.safetensors", "b.safetensors", "--out", "apart").exit_code == 0
@@ -87,7 +87,7 @@ def test_names_that_would_meet_on_one_file_are_told_apart_over_all_packs(run, ro
     assert len({name.casefold() for name in names("apart")}) == 3
 
 
-def test_a_embedding_that_two_packs_hold_is_refused_and_nothing_is_written(run, rows):
+def test_an_embedding_in_two_packs_is_refused_and_nothing_is_written(run, rows):
     packed("a.safetensors", [sdxl("<cat>", rows), sdxl("<dog>", rows)])
     packed("b.safetensors", [sdxl("<cat>", rows)])
     result = run("split", "a.safetensors", "b.safetensors", "--out", "apart")
@@ -107,14 +107,14 @@ def test_each_program_gets_a_folder_and_dry_run_writes_nothing(run, rows):
     assert run(*asked).exit_code == 1  # they are there now
 
 
-def test_a_lora_with_embeddings_in_it_is_left_to_unbundle(run, rows, saved):
+def test_split_refuses_a_lora_with_embeddings(run, rows, saved):
     saved("lora.safetensors", {"lora_unet_x.lora_down.weight": rows(4, 768), "bundle_emb.cat.clip_l": rows(1, 768)})
     result = run("split", "lora.safetensors", "--out", "apart")
     assert result.exit_code == 1
     assert "unbundle" in str(result.exception)
 
 
-def test_halves_of_many_embeddings_are_put_together(run, rows, same):
+def test_halves_of_many_embeddings_are_joined(run, rows, same):
     embeddings = [sdxl("<cat>", rows, note="1"), sdxl("<dog>", rows, note="2")]
     os.mkdir("packs")
     for key, name in (("clip_l", "packs/w.safetensors"), ("clip_g", "packs/w_2.safetensors")):

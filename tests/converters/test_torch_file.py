@@ -99,7 +99,7 @@ def test_no_code_in_a_pickle_runs(what, extension, pwned, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_an_attack_is_called_by_its_name(pwned, tmp_path):
+def test_an_attack_is_named(pwned, tmp_path):
     (tmp_path / "x.pt").write_bytes(attack("os.system, in a zip", pwned))
     with pytest.raises(ConvertError, match=r"asks to run 'posix\.system'.*nothing was run"):
         open_file(tmp_path / "x.pt")
@@ -135,7 +135,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("what", BOMBS)
-def test_a_pickle_that_means_harm_is_refused_quickly(what, tmp_path):
+def test_a_malicious_pickle_is_refused_quickly(what, tmp_path):
     (tmp_path / "x.pt").write_bytes(BOMBS[what])
     with pytest.raises(ConvertError):
         open_file(tmp_path / "x.pt")
@@ -176,7 +176,7 @@ def test_numbers_and_texts_beside_tensors_become_metadata(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["packed", "cut", "beyond", "missing storage", "big-endian", "not torch's"])
-def test_a_zip_that_lies_is_refused(change, tmp_path):
+def test_a_wrong_zip_is_refused(change, tmp_path):
     path, other = tmp_path / "x.pt", tmp_path / "y.pt"
     torch.save({"a": torch.randn(2, 768)}, path)
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w") as new:

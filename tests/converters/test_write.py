@@ -65,7 +65,7 @@ def test_diffusers_gets_a_file_for_each_encoder_named_by_the_placeholder(tmp_pat
     }
 
 
-def test_what_the_user_types_is_said(tmp_path, embedding):
+def test_the_prompt_is_returned(tmp_path, embedding):
     def prompt(program, name):
         (item, *_) = write_embedding(embedding(name, {"clip_l": 768}), program, own_family("sd1"), tmp_path / program)
         return item.trigger
@@ -77,7 +77,7 @@ def test_what_the_user_types_is_said(tmp_path, embedding):
     assert prompt("onetrainer", "<ema y>") == "<ema y>"
 
 
-def test_a_model_of_other_widths_is_served(tmp_path, embedding):
+def test_a_model_of_other_widths_is_supported(tmp_path, embedding):
     widths = {"clip_l": 96}
     for program in programs():
         write_embedding(embedding("cat", widths), program, own_family("sd1"), tmp_path / program, widths=widths)
@@ -139,7 +139,7 @@ def test_what_is_no_vector_of_floating_point_numbers_is_refused(tensor, why, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_different_counts_are_told_where_they_matter(tmp_path, rows):
+def test_different_counts_are_losses_where_they_matter(tmp_path, rows):
     uneven = Embedding("cat", {"clip_l": rows(2, 768), "clip_g": rows(3, 1280)})
     (item,) = write_embedding(uneven, "a1111", own_family("sdxl"), tmp_path)
     assert "2 and 3 vectors" in item.losses[0]
@@ -147,7 +147,7 @@ def test_different_counts_are_told_where_they_matter(tmp_path, rows):
     assert item.losses == ()
 
 
-def test_embeddings_whose_names_meet_get_files_of_their_own(tmp_path, embedding, same):
+def test_embeddings_with_equal_stems_get_files_of_their_own(tmp_path, embedding, same):
     embeddings = [embedding(name, {"clip_l": 768}) for name in ("<cat>", "cat", "CAT")]
     written = write_embeddings(embeddings, "a1111", own_family("sd1"), tmp_path)
     assert [item.path.name for item in written] == ["cat.safetensors", "cat_2.safetensors", "CAT_3.safetensors"]

@@ -53,7 +53,7 @@ def test_another_number_of_vectors_is_refused_or_made(tmp_path, tokens, resize):
     recipe = make_project(tmp_path)
     torch.save({"string_to_param": {"*": vectors()}, "name": "old", "string_to_token": {"*": 265}}, tmp_path / "old.pt")
     [told] = problems(recipe, based(tmp_path, "old.pt", tokens=tokens))
-    assert told == f"the base has 3 vectors for clip_l; leave tokens out, or say resize = '{resize}'"
+    assert told == f"the base has 3 vectors for clip_l; remove tokens, or set resize = '{resize}'"
     with pytest.raises(StageError, match=f"its base has 3 vectors and tokens = {tokens}"):
         run_project(load_recipe(recipe, based(tmp_path, "old.pt", tokens=tokens)), tmp_path / "refused")
     overrides = based(tmp_path, "old.pt", tokens=tokens, resize=resize)
@@ -98,5 +98,5 @@ def test_check_says_what_a_base_lacks(tmp_path, tensors, changes, told):
 def test_what_belongs_to_a_base_needs_one(tmp_path):
     recipe = make_project(tmp_path)
     assert problems(recipe, ["embedding.resize=cut"]) == [
-        "resize says something of a base, and this embedding has none"
+        "resize has no effect without base; remove it or set base"
     ]

@@ -23,7 +23,7 @@ def forked(work):
         code = 0
     except ConvertError:
         code = REFUSED
-    except BaseException:  # noqa: BLE001 - shown, and told by the exit code
+    except BaseException:  # noqa: BLE001 - shown, and shown by the exit code
         traceback.print_exc()
     finally:
         os._exit(code)

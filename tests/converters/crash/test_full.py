@@ -17,7 +17,7 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 
 
 @pytest.mark.parametrize("what", jobs.NAMES)
-def test_whatever_fails_all_is_as_before_or_all_is_done(what, case):
+def test_a_failure_leaves_everything_as_before_or_done(what, case):
     work, folder, before, new = case(what)
     points, place = faults.Points(), folder("count")
     with faults.points_at(points):
@@ -28,7 +28,7 @@ def test_whatever_fails_all_is_as_before_or_all_is_done(what, case):
             continue  # a system that did it and says no
         number, place = ERRORS[at % len(ERRORS)], folder(at)
         with faults.points_at(faults.Points(at, faults.failing(number))):
-            said = told(work, place)
+            said = outcome_of(work, place)
         found = jobs.contents(place)
         assert said is None or os.strerror(number) in said, (at, name)
         assert jobs.without_litter(found) == (new if said is None or at > named else before), (at, name)
@@ -37,7 +37,7 @@ def test_whatever_fails_all_is_as_before_or_all_is_done(what, case):
             assert not os.listdir(place), (at, name)
 
 
-def told(work, place):
+def outcome_of(work, place):
     """What the user reads; None if all went well."""
     try:
         work(place)
@@ -72,7 +72,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_file_system_is_said_and_keeps_the_old_file(small_disk, lora):
+def test_a_full_file_system_is_reported_and_keeps_the_old_file(small_disk, lora):
     path = small_disk / "x.safetensors"
     safetensors_file.write(path, *lora)
     old = path.read_bytes()
@@ -85,7 +85,7 @@ def test_a_full_file_system_is_said_and_keeps_the_old_file(small_disk, lora):
 
 
 @pytest.mark.parametrize("right", [0o555, 0o000])
-def test_a_folder_without_the_right_to_write_is_said(right, tmp_path, lora, monkeypatch):
+def test_a_read_only_folder_is_reported(right, tmp_path, lora, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     out.chmod(right)

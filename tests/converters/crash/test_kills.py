@@ -86,7 +86,7 @@ def test_a_kill_leaves_nothing_behind_where_files_need_no_name(what, case, tmp_p
         assert jobs.contents(place).keys() <= new.keys(), name
 
 
-def test_what_a_killed_process_left_is_taken_away_a_day_later(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_a_day_later(tmp_path):
     old, young, other = (tmp_path / name for name in (f".{'0a' * 8}.part", f".{'1b' * 8}.part", ".mine.part"))
     for file in (old, young, other):
         file.write_bytes(b"1")

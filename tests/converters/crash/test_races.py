@@ -1,4 +1,4 @@
-"""Two processes that write one name at once: one wins whole, the other is told."""
+"""Two processes that write one name at once: one wins, the other fails with an error."""
 
 import errno
 import os
@@ -50,7 +50,7 @@ def race(path, overwrite):
 
 
 @pytest.mark.parametrize("time", range(3))
-def test_of_several_writers_of_a_new_file_one_wins_whole(time, system, tmp_path):
+def test_one_of_several_writers_of_a_new_file_wins(time, system, tmp_path):
     path = tmp_path / "x"
     ended = race(path, overwrite=False)
     assert sorted(ended) == [0] + [faults.REFUSED] * (MANY - 1)
@@ -58,7 +58,7 @@ def test_of_several_writers_of_a_new_file_one_wins_whole(time, system, tmp_path)
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_of_several_that_may_overwrite_each_leaves_a_whole_file(tmp_path):
+def test_each_of_several_overwriting_writers_leaves_a_complete_file(tmp_path):
     path = tmp_path / "x"
     assert race(path, overwrite=True) == [0] * MANY
     assert path.read_bytes() in [bytes([65 + number]) * 300_000 for number in range(MANY)]

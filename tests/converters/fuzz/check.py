@@ -54,9 +54,9 @@ class Checker:
     def _outcome(self, path, rng):
         found, pick = self._asked(path, identify, path), rng.random()
         if pick < 0.04:
-            told = self._asked(path, inspect, path)
-            if told is not None:
-                json.dumps(told, allow_nan=False)
+            text = self._asked(path, inspect, path)
+            if text is not None:
+                json.dumps(text, allow_nan=False)
         if found is None:
             return "refused"
         sound(found.stored.tensors)
@@ -146,6 +146,6 @@ def texts(mapping):
 
 def line(message, folder):
     """Raises Violation unless a message is one line, not long, and moves no cursor."""
-    told = message.replace(folder, "")
-    if len(told) > MAX_MESSAGE or not message.isprintable():
-        raise Violation(f"a message of {len(told)} characters: {told[:300]!r}")
+    text = message.replace(folder, "")
+    if len(text) > MAX_MESSAGE or not message.isprintable():
+        raise Violation(f"a message of {len(text)} characters: {text[:300]!r}")

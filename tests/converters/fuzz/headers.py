@@ -105,13 +105,13 @@ def more(rng, header, body):
 
 
 def metadata(rng, header, body):
-    told = header.get("__metadata__") or {}
+    metadata_ = header.get("__metadata__") or {}
     for _ in range(rng.choice((1, 2, 5))):
         key = rng.choice((*embeddings.METADATA_KEYS, *_tensors(header), *embeddings.HOSTILE[:30]))
-        told[key] = (
+        metadata_[key] = (
             rng.choice((*embeddings.METADATA_VALUES, *embeddings.HOSTILE)) if rng.random() < 0.9 else rng.choice(NASTY)
         )
-    header["__metadata__"] = told if rng.random() < 0.95 else rng.choice(NASTY)
+    header["__metadata__"] = metadata_ if rng.random() < 0.95 else rng.choice(NASTY)
     return joined(header, body, rng)
 
 

@@ -1,7 +1,7 @@
 """Feed damaged files to the converters: `python tests/converters/fuzz/run.py --cases 1000000 --seed 1`.
 
 Each case is made from the seed and its number, so `--seed 1 --replay 4711` runs one again; `--file PATH` runs a file.
-Batches run in forked processes with a limit of memory; one that dies or stands still is a failure as well.
+Batches run in forked processes with a limit of memory; one that dies or hangs is a failure as well.
 """
 
 import argparse

@@ -19,11 +19,11 @@ LONG = b"X" + struct.pack("<I", 1 << 20) + b"k" * (1 << 20) + b"q\0"
 
 
 def header(tensors, size=0, metadata=None):
-    told = {} if metadata is None else {"__metadata__": metadata}
+    header_ = {} if metadata is None else {"__metadata__": metadata}
     for name, (dtype, shape, length) in tensors.items():
-        told[name] = {"dtype": dtype, "shape": shape, "data_offsets": [size, size + length]}
+        header_[name] = {"dtype": dtype, "shape": shape, "data_offsets": [size, size + length]}
         size += length
-    text = json.dumps(told).encode()
+    text = json.dumps(header_).encode()
     return len(text).to_bytes(8, "little") + text + bytes(size)
 
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_read_is_refused_within_bounds(what, tmp_path):
 
 
 @pytest.mark.parametrize("what", READ)
-def test_what_is_odd_is_told_within_bounds(what, tmp_path):
+def test_odd_files_are_reported_within_bounds(what, tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(READ[what])
     assert faults.forked(lambda: bounded(path, [inspect])) == 0

@@ -40,7 +40,7 @@ def run(*args):
     return subprocess.run([sys.executable, *args], check=False, capture_output=True, text=True)
 
 
-def test_no_damaged_file_leads_astray(tmp_path):
+def test_no_corrupt_file_causes_a_violation(tmp_path):
     done = run(RUN, "--cases", "1500", "--seed", "1", "--failures", tmp_path / "kept")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1500 cases" in done.stdout
@@ -50,15 +50,15 @@ def test_no_damaged_file_leads_astray(tmp_path):
 
 def test_the_fuzzer_tells_what_goes_wrong_and_keeps_the_input(tmp_path):
     done = run("-c", PLANT, RUN.parents[1], tmp_path, *FAULTS)
-    told = done.stdout.split("exit code ")
-    assert len(told) == len(FAULTS) + 1, done.stdout + done.stderr
+    outputs = done.stdout.split("exit code ")
+    assert len(outputs) == len(FAULTS) + 1, done.stdout + done.stderr
     for number, embeddings in enumerate(FAULTS.values()):
-        assert told[number + 1][0] == ("0" if embeddings is None else "1"), done.stdout
+        assert outputs[number + 1][0] == ("0" if embeddings is None else "1"), done.stdout
         kept = tmp_path / f"kept{number}" / "0-0.bin"
         assert kept.exists() == (embeddings is not None)
         if embeddings is not None:
-            assert embeddings in told[number], done.stdout
-            assert "again with --seed 0 --replay 0" in told[number]
+            assert embeddings in outputs[number], done.stdout
+            assert "again with --seed 0 --replay 0" in outputs[number]
             assert kept.read_bytes() == cases.make(0, 0).data
 
 

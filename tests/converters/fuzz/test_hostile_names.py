@@ -75,7 +75,7 @@ def test_file_names_are_harmless_and_differ_on_every_system(names):
     check_stems([name for name in names if nameable(name)])
 
 
-def test_names_that_a_system_takes_for_one_get_files_of_their_own():
+def test_names_equal_on_some_systems_get_files_of_their_own():
     check_stems(list(ONE_FOR_A_SYSTEM))
 
 
@@ -126,7 +126,7 @@ def test_a_link_in_the_folder_leads_nowhere(overwrite, tmp_path):
     assert victim.read_bytes() == b"precious"
 
 
-def test_embeddings_of_two_files_that_differ_in_case_alone_never_meet(tmp_path):
+def test_embeddings_of_two_files_that_differ_only_in_case_never_share_a_file(tmp_path):
     claimed = set()
     with batch(overwrite=True, claimed=claimed) as files:
         files.add(tmp_path / "Cat", lambda file: file.write(b"1"))
