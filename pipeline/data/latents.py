@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ...converters.errors import ConvertError
-from ..distributed import ALONE, Processes
+from ..distributed import SINGLE_PROCESS, Processes
 from ..errors import StageError
 from ..progress import progress
 from ..rng import generator
@@ -46,7 +46,13 @@ class Latents:
         return self._variant(example, flip, showing if self.fresh else int(chance * self.variants))
 
     def prepare(
-        self, examples: Sequence[Example], problems: list[str], *, flip: bool, bar: bool, processes: Processes = ALONE
+        self,
+        examples: Sequence[Example],
+        problems: list[str],
+        *,
+        flip: bool,
+        bar: bool,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         """Encode what is not kept yet, each process its share of the images.
 
@@ -63,7 +69,7 @@ class Latents:
                 except StageError as error:
                     found.append(str(error))
                 done("")
-        found = [problem for part in processes.gathered(found) for problem in part]
+        found = [problem for part in processes.gather(found) for problem in part]
         if found:
             distinct = list(dict.fromkeys(found))
             raise StageError("\n".join(first_lines(distinct, SHOWN)))

@@ -24,7 +24,7 @@ LISTED = 5  # differences or files in a message
 
 def require_same_inputs(inputs: Mapping[str, Any], processes: Processes) -> None:
     """StageError when a process (on another machine) has another model, other images or other versions."""
-    main, *others = processes.gathered(inputs)
+    main, *others = processes.gather(inputs)
     for number, other in enumerate(others, 1):
         found = input_differences(main, other)
         if found:
@@ -53,7 +53,7 @@ def require_equal_values(training: Training) -> None:
     """StageError when embeddings or weights are not identical in every process."""
     if training.processes.count == 1:
         return
-    found = training.processes.gathered(_digests(training))
+    found = training.processes.gather(_digests(training))
     for name, digest in found[0].items():
         other = next((number for number, one in enumerate(found) if one.get(name) != digest), None)
         if other is not None:

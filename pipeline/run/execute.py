@@ -13,7 +13,7 @@ from ...converters.errors import ConvertError
 from ...converters.tensor import RawTensor
 from ..errors import StageError
 from ..export.artefacts import require_artefacts
-from ..export.last_good import keep_last_good
+from ..export.write import keep_last_good
 from ..files import tensor_hash, write_json
 from ..models.load import Model
 from ..recipe.options import StageOptions

@@ -15,7 +15,7 @@ from ..distributed import peer_failure
 from ..errors import StageError
 from ..export.artefacts import require_artefacts
 from ..export.finished import remove_finished
-from ..export.last_good import remove_last_good
+from ..export.write import remove_last_good
 from ..files import write_json
 from ..records import json_safe
 from ..report.page import write_report

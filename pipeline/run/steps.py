@@ -149,7 +149,7 @@ class StepRecorder:
         if self.step == training.steps:
             context.checkpointer.request.steps_left = has_steps_left(context, state, state.stage + 1)
         if guard is not None:
-            guard.hold()
+            guard.raise_if_stopping()
 
     def checkpoint_last_good(self) -> None:
         """Before a loss that is not finite ends the run: a checkpoint of the step before."""
@@ -161,7 +161,7 @@ class StepRecorder:
 def add_notes(context: RunContext, state: RunState, training: Training) -> None:
     """What readers of the metrics and of a distributed run need to know; a guard stops here if it is to."""
     if training.guard is not None:
-        training.guard.hold()  # a checkpoint that was written for it holds the reason to stop
+        training.guard.raise_if_stopping()  # a checkpoint that was written for it holds the reason to stop
     if context.processes.count > 1:
         state.notes.append(sharding_note(training))
     if training.embeddings is not None and training.embeddings.states.averaged:
@@ -177,9 +177,9 @@ def _close(state: RunState, training: Training, *, ended_together: bool) -> None
         if ended_together or not trainable.sharded:
             trainable.finish()
     for trainer in training.trainables.weights:
-        if not ended_together and trainer.twin is not None:
-            trainer.twin.leave()
-            state.trained.finetuned.discard(trainer.twin.name)
+        if not ended_together and trainer.fsdp is not None:
+            trainer.fsdp.discard()
+            state.trained.finetuned.discard(trainer.fsdp.name)
             state.warnings.append(f"{trainer.name} was not saved; its last state is in the newest checkpoint")
 
 
