@@ -11,12 +11,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
+from ...schemas import schema
 from ..families import Family
 from ..lora_modules import LoraModule
 from ..stored import Stored
 from .reading import Reading
 
-NAMES = ("a1111", "forge", "sdnext", "comfyui", "invokeai", "diffusers", "onetrainer", "kohya")
+NAMES = tuple(schema("stages/export.json")["properties"]["targets"]["items"]["enum"])  # what a recipe may name
 
 
 class Reads(Protocol):
