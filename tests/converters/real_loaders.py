@@ -37,7 +37,7 @@ def main(program: str, source: str, folder: str) -> None:
                 continue
             except Exception as raised:  # noqa: BLE001 - any exception of a loader is what we want to know
                 modules, error = 0, f"{type(raised).__name__}: {raised}"
-            found[path.stem] = {"modules": modules, "error": error}
+            found[path.stem] = {"found": modules, "error": error}
     print(json.dumps(found))  # noqa: T201
 
 
