@@ -10,8 +10,6 @@ import torch
 
 from .errors import StageError
 
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 
 def pick_device(wanted: str) -> torch.device:
     """`auto` is CUDA where there is one, else MPS, XPU, CPU; anything else is taken at its embedding.

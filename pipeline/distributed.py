@@ -70,7 +70,7 @@ class Processes:
             added: Tensor = reduce(tensor, "sum")
         return added
 
-    def numbers(self, values: Sequence[float]) -> list[float]:
+    def sum_numbers(self, values: Sequence[float]) -> list[float]:
         """The sum of each number over all processes, in float64."""
         if self.count == 1:
             return list(values)
@@ -80,13 +80,13 @@ class Processes:
 
     def main_number(self, value: float) -> float:
         """The main process's number."""
-        return self.numbers([value if self.main else 0.0])[0]
+        return self.sum_numbers([value if self.main else 0.0])[0]
 
     def any(self, here: bool) -> bool:
         """Whether it is so in one process at least."""
-        return self.numbers([float(here)])[0] > 0
+        return self.sum_numbers([float(here)])[0] > 0
 
-    def gathered(self, value: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """Every process's value, in their order."""
         if self.count == 1:
             return [value]
@@ -96,7 +96,7 @@ class Processes:
             found: list[T] = gather_object([value])
         return found
 
-    def collected(self, value: T) -> list[T]:
+    def gather_to_main(self, value: T) -> list[T]:
         """Every process's value, in their order, in the main one alone: one of them at a time is on the way."""
         if self.count == 1:
             return [value]
@@ -110,7 +110,7 @@ class Processes:
             found += told if self.main else []
         return found  # type: ignore[return-value]
 
-    def spread(self, tensor: Tensor, owner: int) -> None:
+    def broadcast(self, tensor: Tensor, owner: int) -> None:
         """Give every process the values that a contiguous tensor has in one of them."""
         if self.count > 1 and tensor.numel():
             from accelerate.utils import broadcast
@@ -155,14 +155,14 @@ class Processes:
         except BaseException as error:  # noqa: BLE001 (raised below)
             failed = error
         if self.any(failed is not None):
-            texts = self.gathered(f"{type(failed).__name__}: {failed}" if failed is not None else "")
+            texts = self.gather(f"{type(failed).__name__}: {failed}" if failed is not None else "")
             if failed is not None:
                 raise failed
             first = next(number for number, text in enumerate(texts) if text)
             raise PeerFailed(f"process {first} of {self.count} has failed: {texts[first]}")
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 def peer_failure(error: BaseException) -> PeerFailed | None:

@@ -6,7 +6,7 @@ import os
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 
-from .distributed import ALONE, TIMEOUT, PeerFailed, Processes, peer_errors
+from .distributed import SINGLE_PROCESS, TIMEOUT, PeerFailed, Processes, peer_errors
 from .errors import StageError
 
 MINUTES = 60.0
@@ -21,8 +21,8 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def begin_processes(wanted: str) -> Processes:
-    """This process's place among those that `accelerate launch` or torchrun started; `ALONE` without them.
+def join_processes(wanted: str) -> Processes:
+    """This process's place among those that `accelerate launch` or torchrun started; `SINGLE_PROCESS` without them.
 
     `wanted` is the recipe's device. Raises StageError when they cannot form a group, or the launcher asks for what is
     not supported: the model is whole on every process.
@@ -32,7 +32,7 @@ def begin_processes(wanted: str) -> Processes:
     if sharding:
         _hold_fsdp()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
+        return SINGLE_PROCESS
     import torch
 
     if torch.device(wanted if wanted != "auto" else "cpu").index is not None:

@@ -10,14 +10,15 @@ from torch import Tensor
 from ..converters.embedding import Embedding
 from ..converters.tensor import RawTensor
 
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_TYPES = {name: dtype for dtype, name in _NAMES.items()}
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # of safetensors
+_BY_CODE = {code: dtype for dtype, code in CODES.items()}
 
 
 def to_raw(tensor: Tensor) -> RawTensor:
     """A float tensor as the bytes a file holds: a copy, so what happens to the tensor later does not show."""
     flat = tensor.detach().to("cpu", copy=True).contiguous()
-    return RawTensor(_NAMES[flat.dtype], tuple(flat.shape), flat.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return RawTensor(CODES[flat.dtype], tuple(flat.shape), flat.reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def to_raw_each(tensor: Tensor, counts: Sequence[int]) -> list[RawTensor]:
@@ -48,4 +49,4 @@ def vectors_for(embedding: Embedding, key: str, width: int) -> Tensor:
 
 def from_raw(raw: RawTensor) -> Tensor:
     """A tensor of its own memory from the bytes of a file."""
-    return torch.frombuffer(bytearray(raw.data), dtype=_TYPES[raw.dtype]).reshape(raw.shape)
+    return torch.frombuffer(bytearray(raw.data), dtype=_BY_CODE[raw.dtype]).reshape(raw.shape)

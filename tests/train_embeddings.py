@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pivotune.pipeline.distributed import ALONE, Processes
+from pivotune.pipeline.distributed import SINGLE_PROCESS, Processes
 from pivotune.pipeline.embeddings.injection import EmbeddingRows, Encoder, Injection
 from pivotune.pipeline.embeddings.norms import norm_statistics
 from pivotune.pipeline.recipe.intervals import Clock, Every
@@ -53,7 +53,7 @@ def embedding(name: str, **changes: Any) -> EmbeddingSpec:
 
 
 def trainer(
-    settings: EmbeddingSettings, embeddings: list[EmbeddingSpec] | None = None, sharing: Processes = ALONE
+    settings: EmbeddingSettings, embeddings: list[EmbeddingSpec] | None = None, sharing: Processes = SINGLE_PROCESS
 ) -> EmbeddingTrainer:
     """Three embeddings of two vectors in two encoders, all of them starting from ones; several processes may share
     them.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import ALONE, Processes
+from ..distributed import SINGLE_PROCESS, Processes
 from ..errors import StageError
 from ..recipe.model import Recipe
 from ..rng import generator
@@ -168,7 +168,7 @@ def _mask(told: Sequence[Encoded]) -> Tensor | None:
 def open_dataset(
     recipe: Recipe, vae: Any, *, resolution: int, multiple: int = 1, batch_size: int, seed: int, flip: bool = False,
     caption_dropout: float = 0.0, run_folder: Path | None = None, warn: Callable[[str], None] | None = None,
-    tell: Callable[[str], None] | None = None, bar: bool = False, processes: Processes = ALONE,
+    tell: Callable[[str], None] | None = None, bar: bool = False, processes: Processes = SINGLE_PROCESS,
 ) -> Dataset:  # fmt: skip
     """The images of a recipe, encoded or found in the cache.
 
@@ -189,7 +189,7 @@ def open_dataset(
     )  # fmt: skip
     latents.prepare(read.rows, read.problems, flip=flip, bar=bar, processes=processes)
     if tell is not None and not latents.fresh:
-        misses, hits = (round(number) for number in processes.numbers([latents.misses, latents.hits]))
+        misses, hits = (round(number) for number in processes.sum_numbers([latents.misses, latents.hits]))
         tell(f"{len(read.rows)} images: {misses} variants encoded, {hits} found encoded")
     if latents.unwritable is not None and warn is not None:
         warn(f"encoded images are not kept on disk: {latents.unwritable}")

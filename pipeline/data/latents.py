@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from ...converters.errors import ConvertError
-from ..distributed import ALONE, Processes
+from ..distributed import SINGLE_PROCESS, Processes
 from ..errors import StageError
 from ..progress import progress
 from ..rng import generator
+from ..text import first_lines
 from .augment import Variant, apply_variant, apply_variant_to_mask, drawn_variant, varies
 from .cache import Cache, Encoded, key_of, vae_identity
 from .examples import Example, content_of
@@ -45,7 +46,13 @@ class Latents:
         return self._variant(example, flip, showing if self.fresh else int(chance * self.variants))
 
     def prepare(
-        self, examples: Sequence[Example], problems: list[str], *, flip: bool, bar: bool, processes: Processes = ALONE
+        self,
+        examples: Sequence[Example],
+        problems: list[str],
+        *,
+        flip: bool,
+        bar: bool,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         """Encode what is not kept yet, each process its share of the images.
 
@@ -62,11 +69,10 @@ class Latents:
                 except StageError as error:
                     found.append(str(error))
                 done("")
-        found = [problem for part in processes.gathered(found) for problem in part]
+        found = [problem for part in processes.gather(found) for problem in part]
         if found:
             distinct = list(dict.fromkeys(found))
-            more = [f"and {len(distinct) - SHOWN} more"] if len(distinct) > SHOWN else []
-            raise StageError("\n".join([*distinct[:SHOWN], *more]))
+            raise StageError("\n".join(first_lines(distinct, SHOWN)))
 
     def get(self, example: Example, variant: Variant) -> Encoded:
         """What the VAE says of one variant: from memory, from the cache, or encoded now."""

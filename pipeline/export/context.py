@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...converters.embedding import Contents
-from ..distributed import ALONE, Processes
+from ..distributed import SINGLE_PROCESS, Processes
 from ..models.load import Model
 from ..recipe.model import Recipe
 
@@ -29,7 +29,7 @@ class ExportContext:
     initial: Contents
     finetuned: frozenset[str] = frozenset()
     stage: int = 0
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     progress: Callable[[str], None] = lambda text: None
     artefacts: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -14,12 +14,9 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.file_range import LazyBytes
 from ...converters.tensor import RawTensor, nbytes
-from ..tensors import from_raw, to_raw
+from ..tensors import CODES, DTYPES, from_raw, to_raw
 from .context import ExportContext
 from .layouts import Pieces
-
-NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def raw_tensors(pieces: Pieces, dtype: torch.dtype, prefix: str = "") -> dict[str, RawTensor]:
@@ -44,8 +41,8 @@ def plain(state: Mapping[str, Tensor]) -> Pieces:
 
 def _raw(parts: Sequence[Tensor], dtype: torch.dtype, name: str) -> RawTensor:
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if parts[0].ndim else ()
-    data = LazyBytes(nbytes(NAMES[dtype], shape), partial(_bytes, tuple(parts), dtype, name))
-    return RawTensor(NAMES[dtype], shape, data)
+    data = LazyBytes(nbytes(CODES[dtype], shape), partial(_bytes, tuple(parts), dtype, name))
+    return RawTensor(CODES[dtype], shape, data)
 
 
 def _bytes(parts: tuple[Tensor, ...], dtype: torch.dtype, name: str) -> memoryview:
@@ -61,7 +58,7 @@ def in_dtype(contents: Contents, dtype: str, context: ExportContext) -> Contents
     """Everything as float32, float16 or bfloat16. Warns of values that become zero; ConvertError for an overflow."""
 
     def converted(raw: RawTensor, what: str) -> RawTensor:
-        made, lost = convert(raw, NAMES[DTYPES[dtype]], what)
+        made, lost = convert(raw, CODES[DTYPES[dtype]], what)
         if lost:
             context.warnings.append(f"{what}: {lost} values are too small for {dtype} and became zero")
         return made

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from ...converters.families import EncoderSpec, Family
-from ..device import DTYPES
 from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..files import read_json, read_regular
 from ..recipe.model import ModelSpec
+from ..tensors import DTYPES
 from .family import choose_family, native_resolution, size_multiple, width_of
 from .find import find_model
 from .pipeline import part_kinds

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from ...converters.families import families
-from ..device import DTYPES
 from ..errors import StageError
 from ..files import read_json
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
+from ..tensors import DTYPES
 from .family import choose_family, width_of
 from .find import GUARDS
 from .received import check_model_folder, reading, unreadable

@@ -25,7 +25,7 @@ from ..models.load import part_modules
 from ..recipe.options import ExportOptions, SaveOptions, TrainOptions, WatchOptions
 from ..recipe.typed import options_of
 from ..records import json_safe
-from ..train.lora import lora_aside
+from ..train.lora import without_lora
 from ..train.setup import Training
 from .context import RunContext, RunState, warn
 from .samples import draw_now
@@ -145,7 +145,7 @@ def ema_weights(training: Training) -> Iterator[None]:
     modes = [(module, module.training) for model in models for module in model.modules()]
     with ExitStack() as stack:
         for trainable in training.trainables:
-            stack.enter_context(trainable.averaged())
+            stack.enter_context(trainable.ema_swapped())
         try:
             for model in models:
                 model.eval()
@@ -211,7 +211,7 @@ class Saves:
             saved = ExportContext(
                 context.recipe, context.model, part, state.initial, finetuned, state.stage, context.processes
             )
-            with self.training.injection.suspended(), lora_aside(part_modules(self.training.model).values()):
+            with self.training.injection.suspended(), without_lora(part_modules(self.training.model).values()):
                 write_exports(saved, contents, part, self.export)
         facts = {"step": step, "stage": state.stage + 1, "artefacts": saved.artefacts, "warnings": saved.warnings}
         write_json(part / "save.json", facts)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ...converters.disk import replace, sync_folder
-from ..distributed import ALONE, Processes
+from ..distributed import SINGLE_PROCESS, Processes
 from ..errors import StageError
 from ..recipe.intervals import Clock
 from ..recipe.model import CheckpointRule
@@ -172,7 +172,7 @@ class Checkpointer:
     """Writes a run's checkpoints: at intervals, at the end of each train stage, and when a signal stops the run."""
 
     def __init__(
-        self, folder: Path, rule: CheckpointRule, request: StopRequest, processes: Processes = ALONE,
+        self, folder: Path, rule: CheckpointRule, request: StopRequest, processes: Processes = SINGLE_PROCESS,
         resume_hint: str = RESUME_HINT,
     ) -> None:  # fmt: skip
         """`resume_hint` is printed when a signal stops the run: how it is resumed."""

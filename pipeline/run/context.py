@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ...converters.embedding import Contents
-from ..distributed import ALONE, Processes
+from ..distributed import SINGLE_PROCESS, Processes
 from ..embeddings.initial import InitialTokens
 from ..embeddings.injection import Injection
 from ..embeddings.norms import NormStatistics
@@ -41,7 +41,7 @@ class RunContext:
     metrics: Metrics
     progress: Callable[[str], None]
     bar: bool = False
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     source: Source | None = None
     file_hashes: Mapping[str, str] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from ...converters.embedding import Contents, Embedding
 from ..data.captions import Captioned, read_concept
 from ..device import device_name
-from ..distributed import ALONE, Processes
+from ..distributed import SINGLE_PROCESS, Processes
 from ..embeddings.initial import InitialTokens
 from ..embeddings.injection import Encoder
 from ..embeddings.metrics import nearest_tokens
@@ -76,7 +76,7 @@ def _embeddings_in(recipe: Recipe, read: Sequence[Captioned]) -> list[tuple[Path
 Nearest = list[list[tuple[int, float]]]  # for each vector of an embedding, tokens and their cosines
 
 
-def environment(device: torch.device, processes: Processes = ALONE) -> dict[str, Any]:
+def environment(device: torch.device, processes: Processes = SINGLE_PROCESS) -> dict[str, Any]:
     """Versions, device, threads, processes: what may change the bytes of a run besides recipe, model and data."""
     return {
         "python": platform.python_version(),
@@ -91,7 +91,7 @@ def environment(device: torch.device, processes: Processes = ALONE) -> dict[str,
 
 
 def inputs_of(
-    recipe: Recipe, model: Model, statistics: Mapping[str, NormStatistics], processes: Processes = ALONE
+    recipe: Recipe, model: Model, statistics: Mapping[str, NormStatistics], processes: Processes = SINGLE_PROCESS
 ) -> dict[str, Any]:
     """Everything that the bytes of a run depend on, as in the manifest: recipe, model, data, versions, device.
 

@@ -20,7 +20,7 @@ from ..device import choose_threads, make_deterministic, pick_device
 from ..distributed import Processes
 from ..embeddings.norms import norm_statistics
 from ..files import write_atomically, write_json
-from ..launch import begin_processes, end_processes
+from ..launch import end_processes, join_processes
 from ..models.load import Model, load_model
 from ..recipe.model import Recipe
 from ..records import Metrics, json_safe
@@ -63,7 +63,7 @@ def run_recipe(
     """
     begin, text = time.monotonic(), text or recipe.path
     with interruptible(), as_stage_error(), ExitStack() as stack:
-        processes = begin_processes(recipe.device)
+        processes = join_processes(recipe.device)
         if not processes.main:
             progress, bar = _silent, False
         model, preflight = _prepare(recipe, out, processes, progress, force=force)
@@ -171,7 +171,7 @@ def _manifest(
     """The manifest of a run that starts or is resumed."""
     now = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
     left = start.unfinished or {}
-    source = source or left.get("source")  # the same checkpoint, where it lies now
+    source = source or left.get("source")  # the same checkpoint by its current path
     return {
         "pivotune": __version__, "name": recipe.name, "recipe_file": str(recipe.path), **inputs,
         "recipe_sha256": hashlib.sha256(text.read_bytes()).hexdigest(), "status": "running", "error": None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..data.dataset import Dataset, open_dataset
-from ..distributed import ALONE
+from ..distributed import SINGLE_PROCESS
 from ..errors import StageError
 from ..export.finished import Finished
 from ..models.denoisers import denoiser_for
@@ -36,7 +36,8 @@ def build_trainables(context: RunContext, state: RunState, options: TrainOptions
         recorded = context.processes.from_main(lambda: finished.recorded)
         injection, settings = state.require_injection(), embedding_settings(options)
         norms = initial_norms(injection, state.initial)
-        sharing = context.processes if len(context.recipe.embeddings) >= options.shard_optimizer_from else ALONE
+        sharded = len(context.recipe.embeddings) >= options.shard_optimizer_from
+        sharing = context.processes if sharded else SINGLE_PROCESS
         embeddings = EmbeddingTrainer(
             injection, context.recipe.embeddings, context.statistics, settings, norms, recorded, sharing
         )

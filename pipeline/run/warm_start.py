@@ -171,7 +171,7 @@ def _load_embedding(
     index = torch.tensor(span, dtype=torch.long, device=rows.values.device)
     rows.values[index] = (average["shadow"] if average and not trained else values).to(rows.values)
     if training.embeddings is not None:
-        training.embeddings.states.take(key, index, average if trained else {})
+        training.embeddings.states.load_ema(key, index, average if trained else {})
 
 
 def _load_weights(
@@ -186,6 +186,6 @@ def _load_weights(
         here, averages = trainable.parameters, stored_averages(point.tensors, trainable.name)
         stored = stored_weights(point.tensors, trainable.name)
         same = {key: one for key, one in stored.items() if key in here and here[key].shape == one.shape}
-        trainable.take(same, {key: averages[key] for key in same if key in averages})
+        trainable.load_weights(same, {key: averages[key] for key in same if key in averages})
         loaded += [(trainable.kind, key in same) for key in here]
     return loaded

@@ -1,4 +1,4 @@
-"""Gradient checkpointing and torch.compile, where a recipe asks for them."""
+"""Gradient checkpointing and torch.compile."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SPELLINGS = (
 
 @contextmanager
 def less_memory(model: Model, wanted: bool) -> Iterator[None]:
-    """Within it denoiser and text encoders keep only the borders of their layers, if that is wanted.
+    """Within it denoiser and text encoders use gradient checkpointing, if wanted.
 
-    The encoders' layers look whether they are in training mode before they do so; only this mark is set, and no
-    dropout inside them: a step computes what it would have computed.
+    Their layers do so only in training mode; only the layers' own flag is set, not that of dropout inside them, so a
+    step computes the same values.
     """
     parts: list[Any] = (
         [model.denoiser, *(getattr(model.pipe, one.module_name) for one in model.encoders)] if wanted else []
     )
     for part in parts:
-        # transformers' other way of going back loses the gradient of LoRAs behind embeddings that need none
+        # transformers' reentrant checkpointing loses the gradient of LoRAs behind embeddings without gradient
         on, _ = _switches(part)
         on(*(() if hasattr(part, "enable_gradient_checkpointing") else ({"use_reentrant": False},)))
         _mark(part, True)
@@ -45,7 +45,7 @@ def _switches(part: Any) -> tuple[Callable[..., None], Callable[[], None]]:
     for on, off in SPELLINGS:
         if hasattr(part, on):
             return getattr(part, on), getattr(part, off)
-    raise TypeError(f"{type(part).__name__} cannot compute its layers twice")
+    raise TypeError(f"{type(part).__name__} has no gradient checkpointing")
 
 
 def _mark(part: Any, training: bool) -> None:
@@ -56,7 +56,7 @@ def _mark(part: Any, training: bool) -> None:
 
 @contextmanager
 def compiled(denoiser: Any, wanted: bool) -> Iterator[None]:
-    """Within it the denoiser's calls are compiled, which takes a while at the first and changes nothing but time.
+    """Within it the denoiser is compiled at its first call.
 
     The module stays the same object with the same weights. Raises StageError where torch cannot compile it here.
     """
@@ -72,7 +72,7 @@ def compiled(denoiser: Any, wanted: bool) -> Iterator[None]:
         from torch._inductor.runtime.cache_dir_utils import cache_dir
 
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        way_out = f"leave it out, or if it is what an earlier kill left half written, empty {cache_dir()}"
+        way_out = f"remove it, or if the cache is corrupt after a killed run, empty {cache_dir()}"
         raise StageError(f"compile = true: torch cannot compile the model here ({first}); {way_out}") from error
     finally:
-        denoiser._compiled_call_impl = None  # what `compile` sets; torch has no embedding for taking it back
+        denoiser._compiled_call_impl = None  # what `compile` sets; torch has no function to undo it

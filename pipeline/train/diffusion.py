@@ -14,13 +14,13 @@ from ..recipe.options import NoiseOptions, ObjectiveOptions, TimestepOptions
 from ..rng import generator
 from .loss import NoisyBatch, draw_steps, example_losses, input_noise, offset_noise, require_timesteps
 
-MOST_SNR = 1000.0  # of debiased weights, as in kohya's scripts: the first time steps have hardly any noise
+MOST_SNR = 1000.0  # of debiased weights, as in kohya's scripts: the first timesteps have hardly any noise
 
 
 class Diffusion:
-    """The forward process of a pipeline's scheduler (Ho et al. 2020) and what its denoiser is asked for.
+    """The forward process of a pipeline's scheduler (Ho et al. 2020) and the target of its denoiser.
 
-    Epsilon, sample or v-prediction (Salimans & Ho 2022), as the scheduler's config or the options say.
+    Epsilon, sample or v-prediction (Salimans & Ho 2022), as the scheduler's config or the options have it.
     """
 
     def __init__(
@@ -45,47 +45,47 @@ class Diffusion:
         require_timesteps(self.steps, self.timesteps)
         if self.kind == "epsilon" and self.process.config.rescale_betas_zero_snr:
             raise StageError(
-                "zero terminal SNR: the last time step holds nothing of the image, so a model that predicts the "
+                "zero terminal SNR: the last timestep contains nothing of the image, so a model that predicts the "
                 "noise has nothing to learn there; it needs a model with v-prediction "
                 '(objective.prediction = "v_prediction")'
             )
 
     def drawing(self, scheduler: Any) -> Any:
-        """The pipeline's scheduler for drawing with what was trained: of its kind, told what the options changed.
+        """The scheduler for sampling with the trained model: the pipeline's, with what the options change.
 
-        Zero terminal SNR is drawn from the last time step on (`trailing`), as Lin et al. 2023 show it must be.
+        With zero terminal SNR sampling starts at the last timestep (`trailing`), as Lin et al. 2023 require.
         """
         asked = {"prediction_type": self.kind, "rescale_betas_zero_snr": self.process.config.rescale_betas_zero_snr}
-        told = {name: value for name, value in asked.items() if scheduler.config.get(name, False) != value}
-        if told.get("rescale_betas_zero_snr"):
-            told["timestep_spacing"] = "trailing"
-        return type(scheduler).from_config(scheduler.config, **told) if told else scheduler
+        changes = {name: value for name, value in asked.items() if scheduler.config.get(name, False) != value}
+        if changes.get("rescale_betas_zero_snr"):
+            changes["timestep_spacing"] = "trailing"
+        return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
 
-    def ask(self, latents: Tensor, seed: int, step: int) -> NoisyBatch:
-        """The question of one batch, all drawn from (seed, step); `latents` are float32 on the CPU."""
+    def sample(self, latents: Tensor, seed: int, step: int) -> NoisyBatch:
+        """Noise and target of one batch, drawn from (seed, step) alone; `latents` are float32 on the CPU."""
         noise, timesteps = self.draw(latents, seed, step)
         noise = offset_noise(noise, latents, self.noise, seed, step)
         noisy = self.noisy(latents, input_noise(noise, self.noise, seed, step), timesteps)
         target = self.target(latents, noise, timesteps)
         return NoisyBatch(noisy, timesteps, target, self.weight(timesteps), self.threshold(timesteps))
 
-    def losses(self, prediction: Tensor, question: NoisyBatch, mask: Tensor | None = None) -> Tensor:
+    def losses(self, prediction: Tensor, noisy_batch: NoisyBatch, mask: Tensor | None = None) -> Tensor:
         """The loss of each example, (batch,); see `loss.example_losses`."""
-        return example_losses(prediction, question, self.options, mask)
+        return example_losses(prediction, noisy_batch, self.options, mask)
 
     def draw(self, latents: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Plain noise like `latents` (CPU, float32) and time steps (batch,) for one step."""
+        """Plain noise like `latents` (CPU, float32) and timesteps (batch,) for one step."""
         draw = generator(seed, "noise", step)
         noise = torch.randn(latents.shape, generator=draw)
         return noise, draw_steps(len(latents), self.timesteps, draw, self.steps)
 
     def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Latents as the denoiser sees them at these time steps."""
+        """Latents as the denoiser sees them at these timesteps."""
         mixed: Tensor = self.process.add_noise(latents, noise, timesteps)
         return mixed
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the denoiser should answer."""
+        """What the denoiser predicts."""
         if self.kind == "epsilon":
             return noise
         if self.kind == "sample":
@@ -94,12 +94,12 @@ class Diffusion:
         return velocity
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio at time steps (batch,), float32."""
+        """Signal-to-noise ratio at timesteps (batch,), float32."""
         alphas = self.alphas[timesteps].double()
         return (alphas / (1 - alphas)).float()
 
     def weight(self, timesteps: Tensor) -> Tensor | None:
-        """What the loss counts at these time steps.
+        """Weight of the loss at these timesteps.
 
         min-SNR-γ (Hang et al. 2023): min(SNR, γ) of the image's loss, whose epsilon form is divided by SNR and whose
         velocity form by SNR + 1. Debiased (Yu et al. 2023): 1/√SNR of the noise's loss; for velocity 1/(SNR + 1), as
@@ -115,7 +115,7 @@ class Diffusion:
         return {"epsilon": snr.rsqrt(), "v_prediction": 1 / (snr + 1), "sample": snr.sqrt()}[self.kind]
 
     def threshold(self, timesteps: Tensor) -> Tensor | None:
-        """Where Huber's loss turns straight at these time steps, by the schedules of kohya's scripts."""
+        """Where Huber's loss becomes linear at these timesteps, by the schedules of kohya's scripts."""
         if self.options.loss not in ("huber", "smooth_l1"):
             return None
         huber = self.options.huber

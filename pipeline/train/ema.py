@@ -1,4 +1,4 @@
-"""Exponential moving averages of what is trained, and when they stand in its place."""
+"""EMA weights, and swapping them with the trained weights."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .fsdp import alike
+from .fsdp import sharded_like
 
 
 class Average:
-    """The average of the rows of a tensor over the steps that moved them; weights are averaged as one row.
+    """The EMA of the rows of a tensor over the steps that trained them; a weight is one row.
 
-    In the first steps the decay is (1 + n) / (10 + n), n counting a row's steps, so that the start is soon forgotten:
-    the rule of TensorFlow and diffusers.
+    In the first steps the decay is (1 + n) / (10 + n), with n the steps of the row, so that the initial value soon has
+    no influence: the rule of TensorFlow and diffusers.
     """
 
     def __init__(self, values: Tensor, decay: float, *, rows: bool = False) -> None:
@@ -25,7 +25,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, index: Tensor | None = None) -> None:
-        """Take in the values after a step, all of them or the rows `index`."""
+        """Update with the values after a step, all of them or the rows `index`."""
         if index is None:
             self.counts += 1
             self.shadow.lerp_(self.values, 1 - float(self._decay(self.counts)))
@@ -39,48 +39,48 @@ class Average:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange average and values; twice is as before."""
+        """Swap EMA weights and values; swapping twice changes nothing."""
         kept = self.values.detach().clone()
         self.values.copy_(self.shadow)
         self.shadow.copy_(kept)
 
     @torch.no_grad()
     def settle(self, rows: Tensor) -> None:
-        """Put the average of these rows (their numbers) into the values: they stand still from now on."""
+        """Copy the EMA weights of these rows (their indices) into the values; the rows are frozen from now on."""
         self.values[rows] = self.shadow[rows]
 
     def state(self) -> dict[str, Tensor]:
         return {"shadow": self.shadow, "counts": self.counts}
 
     def joined(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The state of all rows from those of averages that have them in turn."""
+        """The state of all rows, from the states of the shards in order."""
         return {name: torch.cat([state[name] for state in states]) for name in self.state()}
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.shadow.copy_(alike(state["shadow"], self.shadow))
+        self.shadow.copy_(sharded_like(state["shadow"], self.shadow))
         self.counts.copy_(state["counts"])
 
 
-class Shown:
-    """Whether the values that are to be used stand where the model looks, or those that are trained."""
+class EmaSwitch:
+    """Whether the model has the weights that are exported (EMA weights, if any) or those that are trained."""
 
     def __init__(self, exchange: Callable[[bool], None]) -> None:
-        """`exchange` puts the values to be used there (True), or those that are trained (False)."""
+        """`exchange` puts the exported weights (True) or the trained weights (False) into the model."""
         self.exchange, self.now = exchange, False
 
-    def show(self, use: bool) -> None:
-        """Doing so twice does no harm."""
+    def set(self, use: bool) -> None:
+        """Does nothing if they are there already."""
         if self.now != use:
             self.now = use
             self.exchange(use)
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Within it the values to be used are shown; afterwards what was shown before."""
+    def on(self) -> Iterator[None]:
+        """Within it the model has the exported weights; afterwards what it had before."""
         before = self.now
-        self.show(True)
+        self.set(True)
         try:
             yield
         finally:
-            self.show(before)
+            self.set(before)

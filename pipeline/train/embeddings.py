@@ -1,4 +1,4 @@
-"""How a train stage says that embeddings are moved."""
+"""Trains the embeddings of a train stage."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..distributed import ALONE, Processes
+from ..distributed import SINGLE_PROCESS, Processes
 from ..embeddings.injection import ActiveRows, Injection
 from ..embeddings.norms import NormStatistics, apply_rule, apply_rules
 from ..errors import StageError
 from ..recipe.intervals import Clock, Stops
 from ..recipe.model import EmbeddingSpec
 from ..recipe.options import LearningRate, NormRule, OptimizerOptions, TrainOptions
-from .ema import Shown
+from .ema import EmaSwitch
 from .guard import Guard
-from .optimizers import Rule, rate_factor
+from .optimizers import Rule, schedule_factor
 from .packing import copy_into, pack, unpack
-from .row_states import Moving, RowStates, Shares, check_reach, embedding_rates, moving, row_rates
+from .row_states import RowStates, Shards, StepRows, check_reach, embedding_rates, row_rates, rows_of_step
 from .trainable import State
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingSettings:
-    """How embeddings are moved: rate (one, or one an encoder), optimizer, the rate's factor a step, clipping, norm
-    rule, and the decay of an average of them."""
+    """Learning rate (one, or one per encoder), optimizer, schedule factor per step, clipping, norm rule, EMA decay."""
 
     learning_rate: LearningRate
     optimizer: OptimizerOptions
@@ -41,14 +40,14 @@ class EmbeddingSettings:
 
 def embedding_settings(options: TrainOptions) -> EmbeddingSettings:
     """The settings of a train stage's embeddings."""
-    factor = partial(rate_factor, options.schedule, steps=options.steps, warmup_steps=options.warmup_steps)
+    factor = partial(schedule_factor, options.schedule, steps=options.steps, warmup_steps=options.warmup_steps)
     return EmbeddingSettings(
         options.learning_rate, options.optimizer, factor, options.clip_norm, options.preserve_norm, options.ema
     )
 
 
 class EmbeddingTrainer:
-    """Trains the rows of the embeddings that are to be trained; all others are read, never written."""
+    """Trains the rows of the embeddings with `train = true`; all others are only read."""
 
     name = "embeddings"
 
@@ -60,12 +59,11 @@ class EmbeddingTrainer:
         settings: EmbeddingSettings,
         norms: Mapping[str, Tensor] | None = None,
         recorded: Mapping[str, int] | None = None,
-        sharing: Processes = ALONE,
+        sharing: Processes = SINGLE_PROCESS,
     ) -> None:
-        """`norms`, (rows,) by encoder, are those that the rule `initial` keeps; else those the stage begins with.
+        """`norms`, (rows,) by encoder, are those of the rule `initial`; by default those at the start of the stage.
 
-        `recorded` is for `Stops`. The processes that are `sharing` the embeddings have
-        each the optimizer's state and the averages of some.
+        `recorded` is for `Stops`. Over the processes `sharing` the optimizer state and EMA weights are sharded.
         """
         self.injection, self.statistics, self.settings = injection, statistics, settings
         self.embeddings = {embedding.placeholder: embedding for embedding in embeddings if embedding.train}
@@ -77,33 +75,31 @@ class EmbeddingTrainer:
             key: row_rates(key, rows, embeddings, settings.learning_rate) for key, rows in injection.rows.items()
         }
         self.embedding_rates = embedding_rates(self.rates, injection.rows, self.embeddings)
-        shares = Shares(injection.rows, sharing)
+        shards = Shards(injection.rows, sharing)
         rules = {key: partial(self._norm_rule, key) for key in injection.rows}
-        self.states = RowStates(injection.rows, settings.optimizer, settings.ema, shares, rules)
+        self.states = RowStates(injection.rows, settings.optimizer, settings.ema, shards, rules)
         self._active: dict[str, ActiveRows] = {}
-        self._running: tuple[str, ...] = ()  # in the order of the run's embeddings: processes must all have the same
-        self._moving: dict[str, Moving] = {}
-        self._rate = 0.0
-        self._shown = Shown(self._exchange)
+        self._running: tuple[str, ...] = ()  # in the order of the run's embeddings, the same in all processes
+        self._step_rows: dict[str, StepRows] = {}
+        self._learning_rate = 0.0
+        self._switch = EmaSwitch(self._exchange)
 
     @property
     def sharded(self) -> bool:
-        return self.states.shares.several
+        return self.states.shards.sharded
 
     @property
     def trains_text(self) -> bool:
         return bool(self._running)
 
     def begin(self, embeddings: Sequence[str], clock: Clock) -> dict[str, ActiveRows]:
-        """Take the rows of a step's embeddings into the model; those still in training collect a gradient."""
+        """Activate the rows of a step's embeddings in the model; those that are still trained get a gradient."""
         self._running = self.running(embeddings, clock)
         self._active = self.injection.take(embeddings, train=bool(self._running))
         return self._active
 
     def running(self, embeddings: Iterable[str], clock: Clock) -> tuple[str, ...]:
-        """Which of these embeddings are still in training; all embeddings whose stop has come are noted with the
-        step.
-        """
+        """Which of these embeddings are still trained; records the step of all that have reached stop_after."""
         self._stop(self.stops.due(clock), clock.step)
         return tuple(
             embedding for embedding in embeddings if embedding in self.embeddings and embedding not in self.stopped_at
@@ -112,50 +108,50 @@ class EmbeddingTrainer:
     def _stop(self, embeddings: Iterable[str], step: int) -> None:
         over = [embedding for embedding in embeddings if embedding not in self.stopped_at]
         self.stopped_at |= dict.fromkeys(over, step)
-        self.states.settle(over)
+        self.states.finish(over)
 
     def leaves(self) -> Sequence[Tensor]:
         return [rows.leaf for rows in self._active.values()] if self._running else []
 
     def gradient_norm(self, scale: float) -> float:
-        """Norm of the running embeddings' gradient. Raises StageError for a gradient that misses a vector."""
+        """Norm of the running embeddings' gradient. Raises StageError if a vector gets none."""
         running = set(self._running)
         spans = {key: rows.spans for key, rows in self.injection.rows.items()}
-        self._moving = {key: moving(rows, running, spans[key], scale) for key, rows in self._active.items()}
+        self._step_rows = {key: rows_of_step(rows, running, spans[key], scale) for key, rows in self._active.items()}
         if not self._running:
             return 0.0
-        total = float(torch.stack([part.gradient.norm() for part in self._moving.values()]).norm())
+        total = float(torch.stack([part.gradient.norm() for part in self._step_rows.values()]).norm())
         new = running - self.reached
         if new and math.isfinite(total):
-            for key, part in self._moving.items():
+            for key, part in self._step_rows.items():
                 check_reach(key, part, self.rates[key], spans[key], new)
             self.reached |= new
         return total
 
     def step(self, norm: float, clock: Clock, guard: Guard | None = None) -> None:
-        """Move the running embeddings of this batch."""
+        """One optimizer step for the running embeddings of this batch."""
         clip = min(1.0, self.settings.clip_norm / (norm + 1e-6)) if self.settings.clip_norm else 1.0
         factor = self.settings.factor(clock.step)
-        self.states.move(self._moving, clip, self.rates, factor)
-        for key, part in self._moving.items():
+        self.states.step(self._step_rows, clip, self.rates, factor)
+        for key, part in self._step_rows.items():
             if len(part.index):
-                self._moved(key, part, guard)
-        sizes = self.states.step_sizes(self.embedding_rates, self._running)
-        self._rate = factor * max((size for size, _ in sizes.values()), default=0.0)
+                self._after_step(key, part, guard)
+        sizes = self.states.learning_rates_of(self.embedding_rates, self._running)
+        self._learning_rate = factor * max((size for size, _ in sizes.values()), default=0.0)
         if guard is not None:
             adaptive = self.settings.optimizer.facts.adaptive
             for embedding, (size, found) in sizes.items():
-                guard.step_size(embedding, factor * size, found if adaptive else None)
+                guard.check_learning_rate(embedding, factor * size, found if adaptive else None)
         self._stop(self.stops.counted(self._running), clock.step + 1)
         self.clear()
 
     def clear(self) -> None:
-        self._moving = {}
+        self._step_rows = {}
         for rows in self._active.values():
             rows.leaf.grad = None
 
     def learning_rates(self) -> dict[str, float]:
-        return {self.name: self._rate}
+        return {self.name: self._learning_rate}
 
     def state(self) -> State:
         states = self.states.state()
@@ -175,13 +171,13 @@ class EmbeddingTrainer:
         self.stopped_at, self.reached = tree["stopped_at"], set(tree["reached"])
         self.stops.restore(tree["own_steps"])
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """The tables have the embeddings that are to be used: the average where one is kept, else the present ones."""
-        return self._shown.shown()
+    def ema_swapped(self) -> AbstractContextManager[None]:
+        """Within it the tables have the vectors that are exported: EMA weights, if any, else the trained ones."""
+        return self._switch.on()
 
     def finish(self) -> None:
-        """The embeddings that are to be used stay."""
-        self._shown.show(True)
+        """End the training: the tables keep the vectors that are exported."""
+        self._switch.set(True)
 
     def _exchange(self, use: bool) -> None:
         self.states.show([embedding for embedding in self.embeddings if embedding not in self.stopped_at], use)
@@ -192,9 +188,9 @@ class EmbeddingTrainer:
         return self.settings.preserve_norm if own is None else own
 
     def _norm_rule(self, key: str, embedding: str, shown: bool) -> Rule | None:
-        """The norm rule of an embedding as a function of its rows in one encoder; None where they are free.
+        """The norm rule of an embedding as a function of its rows in one encoder; None if there is none.
 
-        `spread` goes a little way in each step, and none where the embedding is `shown`.
+        `spread` scales a little in each step, and not at all for the average that is exported (`shown`).
         """
         rule, span = self.rule_of(embedding), self.injection.rows[key].spans[embedding]
         if rule is None or (shown and rule == "spread"):
@@ -202,16 +198,18 @@ class EmbeddingTrainer:
         norms = self.norms[key][span.start : span.stop]
         return partial(apply_rule, rule=rule, statistics=self.statistics[key], initial=norms)
 
-    def _moved(self, key: str, part: Moving, guard: Guard | None) -> None:
-        """What follows when rows have moved: their norms, their average, the guard's look."""
+    def _after_step(self, key: str, part: StepRows, guard: Guard | None) -> None:
+        """What follows an optimizer step of rows: norm rules, EMA weights, checks."""
         rows = self.injection.rows[key]
         rules = [self.rule_of(embedding) for embedding in part.embeddings for _ in rows.spans[embedding]]
         norms, usual = self.norms[key][part.index], self.statistics[key]
         if any(rule is not None for rule in rules) and not self.settings.optimizer.facts.averages_itself:
             rows.values[part.index] = apply_rules(rows.values[part.index], rules, usual, norms)
-        reached = [None if rule == "spread" else rule for rule in rules]  # which goes a little way in each step
+        reached = [None if rule == "spread" else rule for rule in rules]  # which scales a little in each step
         self.states.average(key, part.index, reached, usual, norms)
         if guard is not None:
-            moves = self.rates[key][part.index] > 0
+            trained = self.rates[key][part.index] > 0
             after = rows.values[part.index]
-            guard.rows(key, len(rows), part.index, moves, part.values, after, part.embeddings, rows.spans, usual)
+            guard.check_rows(
+                key, len(rows), part.index, trained, part.values, after, part.embeddings, rows.spans, usual
+            )

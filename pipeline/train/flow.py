@@ -1,4 +1,4 @@
-"""Noise, target and weights of flow matching models (rectified flow: SD3 and its kin)."""
+"""Noise, target and weights of flow matching models (rectified flow, as in SD3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .loss import NoisyBatch, draw_shares, example_losses, input_noise, offset_n
 class Flow:
     """Rectified flow (Liu et al. 2022, Esser et al. 2024) as diffusers' SD3 training scripts have it.
 
-    An image x and noise n are mixed as (1 - σ) x + σ n; the denoiser answers the velocity n - x. σ are those of the
+    An image x and noise n are mixed as (1 - σ) x + σ n; the denoiser predicts the velocity n - x. σ are those of the
     pipeline's scheduler, with its shift or the one of the options.
     """
 
@@ -36,7 +36,7 @@ class Flow:
         self.dynamic: Any = process.config if process.config.use_dynamic_shifting else None
         self.kind = "flow"
         self.timesteps: int = process.config.num_train_timesteps
-        self.times: Tensor = process.timesteps  # falling: the first is pure noise
+        self.times: Tensor = process.timesteps  # descending: the first is pure noise
         self.sigmas: Tensor = process.sigmas[: self.timesteps]
         self.options, self.noise, self.steps = options, noise, timesteps
         self._refuse()
@@ -48,7 +48,7 @@ class Flow:
             raise StageError(f"objective.weighting = {options.weighting!r} is for diffusion; use {known}")
         if options.prediction is not None or options.zero_terminal_snr:
             raise StageError(
-                "objective: prediction and zero_terminal_snr say nothing for a flow matching model; leave them out"
+                "objective: prediction and zero_terminal_snr have no effect on a flow matching model; remove them"
             )
         if self.options.loss in ("huber", "smooth_l1") and options.huber.schedule == "snr":
             raise StageError('objective.huber.schedule = "snr" is for diffusion models; use constant or exponential')
@@ -56,14 +56,14 @@ class Flow:
 
     @staticmethod
     def drawing(scheduler: Any) -> Any:
-        """The pipeline's scheduler as it is: a shift in training says nothing of the one for drawing."""
+        """The pipeline's own scheduler: a shift in training does not affect sampling."""
         return scheduler
 
-    def ask(self, latents: Tensor, seed: int, step: int) -> NoisyBatch:
-        """The question of one batch, all drawn from (seed, step); `latents` are float32 on the CPU."""
-        noise, places = self.draw(latents, seed, step)
+    def sample(self, latents: Tensor, seed: int, step: int) -> NoisyBatch:
+        """Noise and target of one batch, drawn from (seed, step) alone; `latents` are float32 on the CPU."""
+        noise, indices = self.draw(latents, seed, step)
         noise = offset_noise(noise, latents, self.noise, seed, step)
-        sigmas, times = self.sigmas[places], self.times[places]
+        sigmas, times = self.sigmas[indices], self.times[indices]
         if self.dynamic is not None:
             sigmas = shifted(sigmas, math.exp(self._log_shift(latents)))
             times = sigmas * self.timesteps
@@ -80,12 +80,12 @@ class Flow:
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
 
-    def losses(self, prediction: Tensor, question: NoisyBatch, mask: Tensor | None = None) -> Tensor:
+    def losses(self, prediction: Tensor, noisy_batch: NoisyBatch, mask: Tensor | None = None) -> Tensor:
         """The loss of each example, (batch,); see `loss.example_losses`."""
-        return example_losses(prediction, question, self.options, mask)
+        return example_losses(prediction, noisy_batch, self.options, mask)
 
     def draw(self, latents: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Plain noise like `latents` (CPU, float32) and places (batch,) in the scheduler's falling time steps.
+        """Plain noise like `latents` (CPU, float32) and indices (batch,) into the scheduler's descending timesteps.
 
         `low` and `high` count from the end without noise, before the shift.
         """
@@ -93,8 +93,8 @@ class Flow:
         noise = torch.randn(latents.shape, generator=draw)
         share = draw_shares(self.steps.sampling or "logit-normal", len(latents), draw, self.steps)
         first, end = self.timesteps - (self.steps.high or self.timesteps), self.timesteps - self.steps.low
-        places = (first + share * (end - first)).long()
-        return noise, places.clamp(first, end - 1)
+        indices = (first + share * (end - first)).long()
+        return noise, indices.clamp(first, end - 1)
 
     @staticmethod
     def noisy(latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class Flow:
         return (1 - mix) * latents + mix * noise
 
     def weight(self, sigmas: Tensor) -> Tensor | None:
-        """What the loss counts at these sigmas: σ⁻² and the CosMap density of Esser et al. 2024, or σ².
+        """Weight of the loss at these sigmas: σ⁻² and the CosMap density of Esser et al. 2024, or σ².
 
         σ² makes the velocity's loss that of the image which it predicts: `precondition_outputs` of diffusers' script.
         """
@@ -115,7 +115,7 @@ class Flow:
         return sigmas**2 if kind == "sigma-squared" else None
 
     def threshold(self, sigmas: Tensor) -> Tensor | None:
-        """Where Huber's loss turns straight; exponential by σ, which is the share of the way to pure noise."""
+        """Where Huber's loss becomes linear; exponential in σ, the noise level."""
         if self.options.loss not in ("huber", "smooth_l1"):
             return None
         c, scale = float(self.options.huber.threshold), float(self.options.huber.scale)

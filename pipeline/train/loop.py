@@ -1,4 +1,4 @@
-"""The steps of one train stage: batch, embeddings in, loss, gradients, everything moved, a line of metrics."""
+"""The steps of a train stage: batch, active embeddings, loss, gradients, optimizer steps, a row of metrics."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from .setup import Training
 
 
 def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Iterator[dict[str, Any]]:
-    """Run the steps one by one, yielding each one's row of metrics; the first `first` steps, `seconds` long, are done.
+    """Run the steps and yield each one's row of metrics; the first `first` steps, which took `seconds`, are done.
 
-    Raises StageError, with everything as the last good step left it, when loss or gradient is not finite.
+    Raises StageError, with all weights as the last good step left them, when loss or gradient is not finite.
     """
     begin, main_number = time.monotonic() - seconds, training.processes.main_number
     for step in range(first, training.steps):
         clock = training.clock(step, main_number(time.monotonic() - begin))
         row = one_step(training, clock)
-        row["seconds"] = round(main_number(time.monotonic() - begin), 3)  # what is due by it is due in all processes
+        row["seconds"] = round(
+            main_number(time.monotonic() - begin), 3
+        )  # the same in all processes, so the same actions are due
         yield row
 
 
@@ -57,7 +59,7 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
         for trainable in training.trainables:
             trainable.step(norms[trainable.name], clock, training.guard)
     except NotFinite as error:
-        if training.guard is None or not training.guard.passes(error):
+        if training.guard is None or not training.guard.skips(error):
             raise NotFinite(f"{error}; {advice(training.model.dtype)}") from error
         for trainable in training.trainables:
             trainable.clear()
@@ -66,17 +68,17 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
 
 
 def step_numbers(training: Training, step: int) -> range:
-    """The numbers of a step's micro-batches."""
+    """The indices of a step's micro-batches."""
     return range(step * training.accumulation, (step + 1) * training.accumulation)
 
 
 def step_captions(training: Training, step: int) -> list[str]:
-    """The captions of a step, of all processes: every one of them moves the same embeddings."""
+    """The captions of a step in all processes: each of them trains the same embeddings."""
     return [caption for number in step_numbers(training, step) for caption in training.dataset.captions(number)]
 
 
 def activate_embeddings(training: Training, captions: Sequence[str], clock: Clock) -> list[str]:
-    """Put the embeddings that these captions hold into the model, as leaves where they are in training; return them."""
+    """Activate the embeddings in these captions, with gradients if they are still trained; return their names."""
     embeddings = training.injection.embeddings_in(captions)
     if training.embeddings is None:
         training.injection.take(embeddings, train=False)
@@ -86,9 +88,9 @@ def activate_embeddings(training: Training, captions: Sequence[str], clock: Cloc
 
 
 def gradients(training: Training, batches: Sequence[Batch | None], step: int) -> tuple[float, dict[str, float]]:
-    """The loss of a step, and the norm of the gradient that it left in each thing: those of all processes together.
+    """The loss of a step, and the norm of the gradient of each trainable, summed over all processes.
 
-    Raises StageError when the loss is not finite: nothing has moved then.
+    Raises StageError when the loss is not finite; no weight has changed then.
     """
     processes, total = training.processes, 0.0
     grad_text = any(trainable.trains_text for trainable in training.trainables)
@@ -105,7 +107,7 @@ def gradients(training: Training, batches: Sequence[Batch | None], step: int) ->
             if loss.requires_grad:
                 (loss * (training.scale.value / training.accumulation)).backward()
             total += float(loss.detach())
-    mean = processes.numbers([total])[0] / training.accumulation
+    mean = processes.sum_numbers([total])[0] / training.accumulation
     if not math.isfinite(mean):
         raise NotFinite(f"the loss at step {step + 1} is {mean}, not a finite number")
     sum_gradients([leaf for trainable in training.trainables for leaf in trainable.leaves()], processes)
@@ -115,38 +117,38 @@ def gradients(training: Training, batches: Sequence[Batch | None], step: int) ->
 def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool) -> Tensor:
     """Loss of micro-batch `number` of the stage, with its graph."""
     model, objective = training.model, training.objective
-    asked = _question(training, batch, number).to(model.device, model.dtype)
+    noisy_batch = _noisy_batch(training, batch, number).to(model.device, model.dtype)
     if training.texts is not None:
         text = training.texts(batch.captions, model.device)
     else:
         with torch.set_grad_enabled(grad_text):
             text = training.denoiser.encode(model.pipe, list(batch.captions))
-    prediction = training.denoiser.predict(model.pipe, asked.noisy, asked.timesteps, text, batch.sizes)
-    losses = objective.losses(prediction, asked, batch.mask)
+    prediction = training.denoiser.predict(model.pipe, noisy_batch.noisy, noisy_batch.timesteps, text, batch.sizes)
+    losses = objective.losses(prediction, noisy_batch, batch.mask)
     if batch.whole is None:
         loss = mean_loss(losses, batch.weight, batch.prior, training.prior_weight)
     else:
         loss = part_loss(losses, batch.whole, training.prior_weight)
-    near = training.locality.loss(text, asked, batch.sizes, number, batch.whole) if training.locality else None
+    near = training.locality.loss(text, noisy_batch, batch.sizes, number, batch.whole) if training.locality else None
     return loss if near is None else loss + near
 
 
-def _question(training: Training, batch: Batch, number: int) -> NoisyBatch:
-    """What the denoiser is asked for a batch; of a part of one, what it would be asked for these examples in it."""
+def _noisy_batch(training: Training, batch: Batch, number: int) -> NoisyBatch:
+    """Noise and target of a batch; of a part of a batch, what these examples have in the full batch."""
     if batch.whole is None:
-        return training.objective.ask(batch.latents, training.seed, number)
+        return training.objective.sample(batch.latents, training.seed, number)
     latents = torch.zeros(batch.whole.size, *batch.latents.shape[1:])
     latents[batch.whole.place] = batch.latents
-    return training.objective.ask(latents, training.seed, number).cut(batch.whole.place)
+    return training.objective.sample(latents, training.seed, number).cut(batch.whole.place)
 
 
 def _row(training: Training, clock: Clock, loss: float, norms: dict[str, float]) -> dict[str, Any]:
-    """A step's line of metrics: `gradient_norm` is that of everything together."""
+    """A step's row of metrics; `gradient_norm` is the norm over all trainables."""
     row: dict[str, Any] = {"step": clock.step + 1, "loss": loss, "gradient_norm": math.hypot(*norms.values())}
     if len(norms) > 1:
         row["gradient_norms"] = norms
     if training.locality is not None:
-        row["locality"] = training.locality.seen(training.processes)
+        row["locality"] = training.locality.mean_difference(training.processes)
     if training.scale.dynamic:
         row["loss_scale"] = training.scale.value
     row["learning_rate"] = {

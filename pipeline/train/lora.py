@@ -28,10 +28,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
 
 
 def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> dict[str, nn.Parameter]:
-    """Put a fresh LoRA on a part of the model and return its float32 parameters by name; the part answers as before.
+    """Add a new LoRA to a part of the model and return its float32 parameters by name; outputs are unchanged.
 
-    A LoRA that an earlier stage left is trained on when it has the same shape. Raises StageError when no layer has a
-    name that ends as `targets` says, or the shapes differ.
+    The LoRA of an earlier stage continues training if it has the same shape. Raises StageError when `targets` match no
+    layer, or the shapes differ.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -54,7 +54,7 @@ def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> d
     parameters = _parameters(module)
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
-    _drop(module, True)
+    _set_dropout(module, True)
     return parameters
 
 
@@ -77,28 +77,28 @@ def load_lora(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _same_shape(part: str, module: nn.Module, present: Any, wanted: Any, ends: tuple[str, ...]) -> None:
-    """StageError when the LoRA of an earlier stage is not the one that is wanted."""
+    """StageError when the LoRA of an earlier stage differs from the wanted one."""
     facts = [(one.r, float(one.lora_alpha), bool(one.use_dora)) for one in (present, wanted)]
     if facts[0] != facts[1]:
         rank, alpha, dora = facts[0]
         before = f"rank {rank} and alpha {alpha:g}" + (" as a DoRA" if dora else "")
-        raise StageError(f"the LoRA of the stage before on {part} has {before}: keep that, or train in one stage")
+        raise StageError(f"the LoRA of an earlier stage on {part} has {before}; use the same, or train in one stage")
     if _layers(module) != {name for name, _ in module.named_modules() if f".{name}".endswith(ends)}:
         raise StageError(
-            f"the LoRA of the stage before is on other layers of {part}: keep its targets, or train in one stage"
+            f"the LoRA of an earlier stage is on other layers of {part}; use the same targets, or train in one stage"
         )
 
 
 def freeze_lora(module: nn.Module) -> None:
-    """Hold a LoRA of an earlier stage still: it is part of the model then, and collects no gradient."""
-    _drop(module, False)
+    """Freeze the LoRA of an earlier stage: it stays in the model and gets no gradient."""
+    _set_dropout(module, False)
     for parameter in _parameters(module).values():
         parameter.requires_grad_(False)
         parameter.grad = None
 
 
-def _drop(module: nn.Module, on: bool) -> None:
-    """Let the LoRA's dropout act, or not: the model around it is never in training mode, so nothing else sets it."""
+def _set_dropout(module: nn.Module, on: bool) -> None:
+    """Switch the LoRA's dropout on or off: the model around it is never in training mode, so nothing else does."""
     from peft.tuners.lora import LoraLayer
 
     for one in module.modules():
@@ -122,15 +122,15 @@ def has_lora(module: nn.Module) -> bool:
 
 
 def remove_lora(module: nn.Module) -> None:
-    """Take the LoRA off again, if there is one: the layers are the original ones, in their places."""
+    """Remove the LoRA, if there is one: the original layers are back."""
     if has_lora(module):
-        for parent, name, layer in _places(module):
+        for parent, name, layer in _lora_layers(module):
             setattr(parent, name, layer.get_base_layer())
         del module.peft_config
 
 
-def _places(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
-    """Every layer with a LoRA, below which parent and under which name it stands."""
+def _lora_layers(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """Every layer with a LoRA: its parent module, its name there, and the layer."""
     from peft.tuners.lora import LoraLayer
 
     return [
@@ -142,10 +142,10 @@ def _places(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 
 @contextmanager
-def lora_aside(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within it the layers under the LoRAs are in their places: the models are what they are without them."""
+def without_lora(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within it the models have their original layers, without LoRAs."""
     models = [module for module in modules if has_lora(module)]
-    places = [place for model in models for place in _places(model)]
+    places = [place for model in models for place in _lora_layers(model)]
     configs = [(model, model.peft_config) for model in models]
     try:
         for parent, name, layer in places:

@@ -1,4 +1,4 @@
-"""Noise, time steps and the loss of a step."""
+"""Noise, timesteps and the loss of a step."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..rng import generator
 
 
 def offset_noise(noise: Tensor, latents: Tensor, options: NoiseOptions, seed: int, step: int) -> Tensor:
-    """The noise with what the denoiser is asked for too: an offset a channel, and a perturbation.
+    """The noise that the denoiser predicts: with an offset per channel, and a perturbation.
 
-    The offset is Guttenberg's (CrossLabs 2023), its strength grown by the channel's mean as in kohya's scripts
-    (`adaptive_noise_scale`); the perturbation is OneTrainer's. Their draws are apart from the noise's own.
+    The offset is Guttenberg's (CrossLabs 2023), its strength increased by the channel's mean as in kohya's scripts
+    (`adaptive_noise_scale`); the perturbation is OneTrainer's. They have their own random generators.
     """
     if options.offset or options.offset_adaptive:
         channels = latents.shape[1] if options.offset_per_channel else 1
@@ -41,11 +41,11 @@ def input_noise(noise: Tensor, options: NoiseOptions, seed: int, step: int) -> T
 
 
 def require_timesteps(options: TimestepOptions, steps: int) -> None:
-    """StageError where no time step is left of the model's `steps`, or one is asked for that it has not."""
+    """StageError where none of the model's `steps` timesteps is left, or `high` is more than the model has."""
     if not options.low < (options.high or steps) <= steps:
         raise StageError(
-            f"timesteps: low = {options.low} and high = {options.high or steps} leave nothing of the model's {steps} "
-            "time steps; low must be below high, and high at most that many"
+            f"timesteps: low = {options.low} and high = {options.high or steps} leave none of the model's {steps} "
+            "timesteps; low must be below high, and high at most that many"
         )
 
 
@@ -63,12 +63,12 @@ def draw_shares(kind: str, count: int, draw: torch.Generator, options: TimestepO
 
 
 def shifted(share: Tensor, shift: float) -> Tensor:
-    """Shares of the way to pure noise, 0..1, moved towards more noise by a shift above 1 (Esser et al. 2024)."""
+    """Noise levels 0..1, shifted towards more noise by a shift above 1 (Esser et al. 2024)."""
     return shift * share / (1 + (shift - 1) * share)
 
 
 def draw_steps(count: int, steps: int, draw: torch.Generator, options: TimestepOptions) -> Tensor:
-    """(count,) whole time steps of a diffusion model's `steps`: from `low` to before `high`, then shifted."""
+    """(count,) timesteps of a diffusion model with `steps` timesteps: from `low` to below `high`, then shifted."""
     low, high = options.low, options.high or steps
     kind, shift = options.sampling or "uniform", options.shift or 1.0
     if isinstance(shift, str):
@@ -81,11 +81,11 @@ def draw_steps(count: int, steps: int, draw: torch.Generator, options: TimestepO
 
 @dataclass(frozen=True, eq=False)
 class NoisyBatch:
-    """What a batch asks of the denoiser.
+    """A batch with noise, and its target.
 
     `noisy` and `target` are (batch, channels, height, width); `timesteps` (batch,) as the denoiser takes them;
-    `weight` (batch,) is what each example's loss counts at its time step, `threshold` (batch,) where Huber's loss
-    turns straight, or None where the loss has no threshold.
+    `weight` (batch,) is the weight of each example's loss at its timestep, `threshold` (batch,) where Huber's loss
+    becomes linear, or None where the loss has no threshold.
     """
 
     noisy: Tensor
@@ -95,32 +95,32 @@ class NoisyBatch:
     threshold: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> NoisyBatch:
-        """On a device, with what the denoiser sees in its data type; the target stays float32."""
+        """On a device, the noisy latents in the denoiser's dtype; the target stays float32."""
         rest = (None if one is None else one.to(device) for one in (self.weight, self.threshold))
         return NoisyBatch(self.noisy.to(device, dtype), self.timesteps.to(device), self.target.to(device), *rest)
 
     def cut(self, part: slice) -> NoisyBatch:
-        """What is asked of some of the examples."""
+        """Some of the examples."""
         rest = (None if one is None else one[part] for one in (self.weight, self.threshold))
         return NoisyBatch(self.noisy[part], self.timesteps[part], self.target[part], *rest)
 
 
 def example_losses(
-    prediction: Tensor, question: NoisyBatch, options: ObjectiveOptions, mask: Tensor | None = None
+    prediction: Tensor, noisy_batch: NoisyBatch, options: ObjectiveOptions, mask: Tensor | None = None
 ) -> Tensor:
-    """The loss of each example, (batch,) float32: the mean over its elements, weighted by its time step.
+    """The loss of each example, (batch,) float32: the mean over its elements, weighted by its timestep.
 
-    `mask` (batch, 1, height, width), 0 to 1, weakens what lies outside as OneTrainer does: the mask is raised to
+    `mask` (batch, 1, height, width), 0 to 1, weights pixels as OneTrainer does: the mask is raised to
     `unmasked_weight` where it is lower, and with `normalize_mask` an image's loss is divided by its mean.
     """
-    losses = _element_losses(prediction.float(), question.target.float(), options.loss, question.threshold)
+    losses = _element_losses(prediction.float(), noisy_batch.target.float(), options.loss, noisy_batch.threshold)
     if mask is not None:
         raised = mask.to(losses).clamp(min=options.unmasked_weight, max=1.0)
         losses = losses * raised
         if options.normalize_mask:
             losses = losses / raised.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
     means = losses.mean(dim=tuple(range(1, losses.ndim)))
-    return means if question.weight is None else means * question.weight
+    return means if noisy_batch.weight is None else means * noisy_batch.weight
 
 
 def _element_losses(prediction: Tensor, target: Tensor, kind: str, threshold: Tensor | None) -> Tensor:
@@ -140,7 +140,7 @@ def _element_losses(prediction: Tensor, target: Tensor, kind: str, threshold: Te
 def mean_loss(
     losses: Tensor, weight: Tensor | None = None, prior: Tensor | None = None, prior_weight: float = 1.0
 ) -> Tensor:
-    """The loss of a batch of (batch,) example losses, each of which counts `weight` times.
+    """The loss of a batch from (batch,) example losses with their `weight`.
 
     Where `prior` (batch,) marks examples of the class, the loss is DreamBooth's (Ruiz et al. 2023): the mean over the
     other examples plus `prior_weight` times the mean over these.
@@ -154,11 +154,11 @@ def mean_loss(
 
 
 def part_loss(losses: Tensor, whole: Whole, prior_weight: float = 1.0) -> Tensor:
-    """What some examples of a batch add to its `mean_loss`: the parts of all processes add up to it."""
+    """What some examples contribute to the `mean_loss` of a batch; the parts of all processes add up to it."""
     kept = prior_weight / whole.prior.sum().clamp(min=1)
     rest = 1 / (~whole.prior).sum().clamp(min=1)
-    shares = whole.weight * torch.where(whole.prior, kept, rest)
-    return (losses * shares[whole.place].to(losses)).sum()
+    shards = whole.weight * torch.where(whole.prior, kept, rest)
+    return (losses * shards[whole.place].to(losses)).sum()
 
 
 FIRST, LARGEST, SMALLEST = 128.0, 65536.0, 2.0**-10
@@ -167,7 +167,7 @@ GROW_AFTER = 500  # steps in a row without an overflow
 
 @dataclass
 class LossScale:
-    """What the loss is multiplied by (Micikevicius et al. 2018): 1 but for float16 models.
+    """Loss scaling (Micikevicius et al. 2018): 1 except for float16 models.
 
     A step whose gradient overflows is repeated with half the scale; after `GROW_AFTER` good steps it doubles.
     """
@@ -178,7 +178,7 @@ class LossScale:
     overflows: int = 0
 
     def halve(self) -> bool:
-        """Note an overflow. False when a smaller scale cannot help: the gradient is not finite for another reason."""
+        """Count an overflow. False when a smaller scale cannot help: the gradient is not finite for another reason."""
         if not self.dynamic or self.value <= SMALLEST:
             return False
         self.value, self.good = self.value / 2, 0
@@ -186,16 +186,16 @@ class LossScale:
         return True
 
     def go_back(self, before: LossScale) -> None:
-        """Be as before a step that no scale could save: what was wrong with it had nothing to do with the scale."""
+        """Undo the changes of a step that failed for another reason than the scale."""
         self.value, self.good, self.overflows = before.value, before.good, before.overflows
 
     def keep(self) -> None:
-        """Note a good step."""
+        """Count a good step."""
         self.good += 1
         if self.dynamic and self.good >= GROW_AFTER and self.value < LARGEST:
             self.value, self.good = self.value * 2, 0
 
 
 def loss_scale(dtype: torch.dtype) -> LossScale:
-    """The scale that a model of this data type starts with."""
+    """The initial scale for a model of this dtype."""
     return LossScale(FIRST, True) if dtype == torch.float16 else LossScale()

@@ -1,4 +1,4 @@
-"""What a model is trained on, chosen by its scheduler: diffusion or flow matching."""
+"""The training objective, chosen by the model's scheduler: diffusion or flow matching."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .loss import NoisyBatch
 
 
 class Objective(Protocol):
-    """What a training step asks of an objective."""
+    """The interface of a training objective."""
 
     kind: str
     timesteps: int
 
-    def ask(self, latents: Tensor, seed: int, step: int) -> NoisyBatch:
-        """What the denoiser is asked for one batch of float32 latents on the CPU, all drawn from (seed, step)."""
+    def sample(self, latents: Tensor, seed: int, step: int) -> NoisyBatch:
+        """Noise and target for a batch of float32 latents on the CPU, drawn from (seed, step) alone."""
 
     def drawing(self, scheduler: Any) -> Any:
-        """The pipeline's scheduler for drawing with what was trained: itself, where the options change nothing."""
+        """The scheduler for sampling with the trained model: the pipeline's own, unless the options change it."""
 
-    def losses(self, prediction: Tensor, question: NoisyBatch, mask: Tensor | None = None) -> Tensor:
+    def losses(self, prediction: Tensor, noisy_batch: NoisyBatch, mask: Tensor | None = None) -> Tensor:
         """The loss of each example, (batch,) float32."""
 
 

@@ -1,4 +1,4 @@
-"""Optimizers by the names that recipes use, from the libraries that keep them, and learning-rate schedules."""
+"""Makes the optimizers of `recipe/optimizers.py`, and learning rate schedules."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from ..errors import StageError
 from ..recipe.options import OptimizerOptions, ScheduleOptions
-from .fsdp import alike
+from .fsdp import sharded_like
 
 Rule = Callable[[Tensor], Tensor]
 
 
-class Turns:
-    """Lets the average stand in an optimizer's weights for a while, and then what is trained, to the last bit.
+class AverageSwap:
+    """Swaps a schedule-free optimizer's average into its weights and back, bit for bit.
 
-    The libraries' own way back is a sum that rounds: looking at the average would change what is learnt.
+    The libraries compute the trained weights from the average again, with rounding: sampling would change training.
     """
 
     def __init__(self, optimizer: Any) -> None:
@@ -31,7 +31,7 @@ class Turns:
 
     @torch.no_grad()
     def show(self, average: bool) -> None:
-        """Put the average there (True), or what is trained (False), which must have been there before."""
+        """Put the average (True) or the trained weights (False) into the weights; False only after True."""
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         if average:
             self._trained = [weight.detach().clone() for weight in weights]
@@ -43,16 +43,16 @@ class Turns:
         self._trained = []
 
     def settle(self) -> None:
-        """The average stays: there is no way back."""
+        """The average stays in the weights; the trained weights are dropped."""
         self._trained = []
 
 
 @torch.no_grad()
-def hold(optimizer: Any, rule: Rule) -> None:
-    """Have the values that take the steps obey a rule, as projected descent does.
+def constrain(optimizer: Any, rule: Rule) -> None:
+    """Apply a norm rule to a schedule-free optimizer's base sequence `z`, as projected gradient descent does.
 
-    Ruling `y` instead would let them run away, and with them the average, which is what is exported. The average of
-    what obeys a rule is ruled once more where it is shown: a mean of vectors is shorter.
+    Applied to `y` alone, it would let `z` and the exported average grow. The average needs the rule once more when it
+    is used: a mean of vectors has a smaller norm.
     """
     optimizer.eval()
     for state in optimizer.state.values():
@@ -89,35 +89,35 @@ def _as_argument(value: Any) -> Any:
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Go on from what `state_dict` gave. Unlike `load_state_dict` alone this keeps the data type of every tensor."""
+    """Load what `state_dict` gave. Unlike `load_state_dict` alone this keeps the dtype of every tensor."""
     optimizer.load_state_dict(state)
     tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     for number, kept in state["state"].items():
         for name, value in kept.items():
             if isinstance(value, Tensor):
                 there = optimizer.state[tensors[number]][name].device
-                optimizer.state[tensors[number]][name] = alike(value.to(there), tensors[number])
+                optimizer.state[tensors[number]][name] = sharded_like(value.to(there), tensors[number])
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def found(optimizer: torch.optim.Optimizer) -> float:
-    """What the learning rate is multiplied by: the step size that Prodigy has found (its `d`), 1 for others."""
+def learned_factor(optimizer: torch.optim.Optimizer) -> float:
+    """What the optimizer multiplies the learning rate by: Prodigy's `d`, 1 for others."""
     return max(float(group.get("d", 1.0)) for group in optimizer.param_groups)
 
 
-def effective_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The largest step size: the learning rate times what was found."""
+def effective_learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The largest learning rate, multiplied by Prodigy's `d`."""
     return max(float(group["lr"]) * float(group.get("d", 1.0)) for group in optimizer.param_groups)
 
 
 Shape = Callable[[float, ScheduleOptions], float]
 
-# Each maps the share of steps done after the warm-up, 0 to 1, to a factor.
+# Each maps the share of steps done after the warmup, 0 to 1, to a factor.
 SCHEDULES: dict[str, Shape] = {
     "constant": lambda done, options: 1.0,
     "linear": lambda done, options: 1.0 - done,
@@ -129,8 +129,8 @@ SCHEDULES: dict[str, Shape] = {
 }
 
 
-def rate_factor(schedule: ScheduleOptions, step: int, *, steps: int, warmup_steps: float) -> float:
-    """Factor of the learning rate at `step`, counted from 0: a linear warm-up, then the schedule to the last step.
+def schedule_factor(schedule: ScheduleOptions, step: int, *, steps: int, warmup_steps: float) -> float:
+    """Factor of the learning rate at `step`, counted from 0: a linear warmup, then the schedule to the last step.
 
     `restarts`, `polynomial` and `piecewise` are diffusers' cosine_with_restarts, polynomial and piecewise_constant.
     `warmup_steps` below 1 are a share of the steps.
@@ -146,6 +146,6 @@ def rate_factor(schedule: ScheduleOptions, step: int, *, steps: int, warmup_step
 
 
 def _piece(pieces: Sequence[tuple[float, float]], step: int, steps: int) -> float:
-    """The factor of the last piece that has begun; 1 before the first."""
+    """The factor of the last piece that has started; 1 before the first."""
     begun = [(start if start >= 1 else start * steps, factor) for start, factor in pieces]
     return next((float(factor) for start, factor in sorted(begun, reverse=True) if start <= step), 1.0)

@@ -1,4 +1,4 @@
-"""Nested values with tensors in them, as an optimizer's state is, taken apart for a file and put together again."""
+"""Nested values with tensors, such as an optimizer's state, split into tensors and JSON, and joined again."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from ..errors import StageError
-from .fsdp import alike
+from .fsdp import sharded_like
 from .trainable import State
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """A copy on the CPU: beside what is trained there may be no room on the device. Of shards one where they are."""
+    """A copy on the CPU, as the device may lack memory for one; a copy of shards stays on their device."""
     return tensor.detach().clone() if hasattr(tensor, "placements") else tensor.detach().to("cpu", copy=True)
 
 
 def pack(tree: Any, *, copy: Callable[[Tensor], Tensor] = copied) -> State:
     """Copies of all tensors of a tree of dicts, lists and tuples by their path, and the rest as JSON values.
 
-    Raises StageError for a value that JSON cannot spell.
+    Raises StageError for a value that is not JSON.
     """
     tensors: dict[str, Tensor] = {}
     values = {"tree": _apart(tree, "", tensors)}
@@ -43,7 +43,7 @@ def _apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def unpack(state: State) -> Any:
-    """The tree that `pack` took apart, with copies of its tensors."""
+    """The tree that `pack` split, with copies of its tensors."""
     return _together(state.values["tree"], state.tensors)
 
 
@@ -61,7 +61,7 @@ def _together(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 @torch.no_grad()
 def copy_into(target: Tensor, source: Tensor, what: str) -> None:
-    """Fill a tensor with values of a checkpoint. Raises StageError when the shapes differ."""
+    """Fill a tensor with the values of a checkpoint. Raises StageError when the shapes differ."""
     if target.shape != source.shape:
         raise StageError(f"{what} is {tuple(target.shape)}, the checkpoint has {tuple(source.shape)}")
-    target.copy_(alike(source, target))
+    target.copy_(sharded_like(source, target))

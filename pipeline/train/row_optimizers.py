@@ -1,4 +1,4 @@
-"""AdamW for the rows of a table of which each step touches only a few."""
+"""Optimizers for the rows of a table of embeddings, of which a step trains only a few."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 from ..embeddings.injection import EmbeddingRows
 from ..errors import StageError
 from ..recipe.options import OptimizerOptions
-from .optimizers import Rule, Turns, found, hold, load_state, make_optimizer, set_rate
+from .optimizers import AverageSwap, Rule, constrain, learned_factor, load_state, make_optimizer, set_learning_rate
 from .packing import copy_into
 
 
 class LazyAdamW:
     """AdamW (Loshchilov & Hutter 2019) with a step count and moments for each row.
 
-    A row that is not in the batch does not move: no momentum, no decay, no step counted. For a table of which every
-    row is touched in every step it is exactly AdamW. State: 8 bytes a value and 4 a row beside the values' own 4.
+    A row that is not in the batch is unchanged: no momentum, no decay, no step counted. If every step trains every row
+    it is exactly AdamW. State: 8 bytes per value and 4 per row.
     """
 
     def __init__(
         self, values: Tensor, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 0.0, own: slice | None = None,
     ) -> None:  # fmt: skip
-        """`own` are the rows that it will be asked to move, and has state for; all of them unless said."""
+        """`own` are the rows that it trains and has state for; by default all."""
         self.values, self.own = values, own or slice(0, len(values))
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.moment = torch.zeros_like(values[self.own])
@@ -39,15 +39,15 @@ class LazyAdamW:
         return {"moment": self.moment, "square": self.square, "steps": self.steps}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with the moments and step counts of `state`. Raises StageError when their shapes differ."""
+        """Continue with the moments and step counts of `state`. Raises StageError when their shapes differ."""
         for name, values in self.state().items():
             copy_into(values, state[name], f"the optimizer's {name}")
 
     @torch.no_grad()
     def step(self, index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor | float) -> Tensor:
-        """Move the rows `index` (rows,) from `rows` along `gradient`, both (rows, width) float32; return them moved.
+        """One step of the rows `index` (rows,) with values `rows` and `gradient`, both (rows, width) float32.
 
-        `rate` is one learning rate or one a row. The table itself is written too.
+        `rate` is one learning rate or one per row. Returns the new values and writes them into the table.
         """
         first, second = self.betas
         at = index - self.own.start
@@ -70,43 +70,43 @@ RuleOf = Callable[[str, bool], Rule | None]
 
 
 def no_rule(embedding: str, shown: bool) -> Rule | None:
-    """Embeddings whose norms are free."""
+    """No norm rule."""
     return None
 
 
 class RowOptimizer(Protocol):
-    """Moves rows of the table of one encoder; rows that it is not given stay bit for bit, and so does their state.
+    """Trains rows of the table of one encoder; all other rows and their state stay bit-equal.
 
-    One that has been made for some of the rows, its own, is never given others, and puts only theirs back.
+    An optimizer of a shard gets only the rows of that shard, and restores only their state.
     """
 
     def step(self, embeddings: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
-        """Move the rows (rows, width) of these embeddings along `gradient`; the table is written. Returns them moved.
+        """One step of the rows (rows, width) of these embeddings; returns the new values, which the table has too.
 
-        `index` (rows,) are their numbers in the table, embedding after embedding, `rate` (rows,) their learning rates.
+        `index` (rows,) has their indices, embedding after embedding, `rate` (rows,) their learning rates.
         """
 
     def effective(self, embedding: str) -> float:
-        """How many times its learning rate an embedding's step size is: what Prodigy has found, 1 for others."""
+        """What an embedding's learning rate is multiplied by: Prodigy's `d`, 1 for others."""
 
     def show(self, embeddings: Iterable[str], shown: bool) -> None:
-        """Put the averages of schedule-free optimizers into the table, or take them out to go on."""
+        """Put the averages of schedule-free optimizers into the table, or the trained values."""
 
     def settle(self, embeddings: Iterable[str]) -> None:
-        """These embeddings are moved no more: what is to be used of them stays in the table."""
+        """End the training of these embeddings: the table keeps the values that are exported."""
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on: dicts, numbers and tensors."""
+        """What a checkpoint stores: dicts, numbers and tensors."""
 
     def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The state of all rows from those of optimizers that have them in turn."""
+        """The state of all rows, from the states of the shards in order."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from the `state` of all rows. Raises StageError when it does not fit."""
+        """Continue from the `state` of all rows. Raises StageError when it does not fit."""
 
 
 class AdamRows:
-    """The default: AdamW for all embeddings of a step at once, with step counts and moments a row."""
+    """The default: AdamW for all embeddings of a step at once, with step counts and moments per row."""
 
     def __init__(self, rows: EmbeddingRows, options: OptimizerOptions, own: slice) -> None:
         self.adam = LazyAdamW(rows.values, **options.settings, weight_decay=options.weight_decay, own=own)
@@ -118,10 +118,10 @@ class AdamRows:
         return 1.0
 
     def show(self, embeddings: Iterable[str], shown: bool) -> None:
-        """Nothing to show: the table holds the embeddings."""
+        """The table has the trained values, which are exported."""
 
     def settle(self, embeddings: Iterable[str]) -> None:
-        """They are there."""
+        """The table has them."""
 
     def state(self) -> dict[str, Any]:
         return dict(self.adam.state())
@@ -136,19 +136,17 @@ class AdamRows:
 class PerEmbedding:
     """An optimizer of a library for each embedding of one encoder.
 
-    What such an optimizer knows beside its moments (Prodigy's step size, Adafactor's rows and columns, a step count)
-    is then the embedding's own: embeddings that are seldom seen neither inherit nor delay what others have found, an
-    embedding that is not in the batch costs nothing, and none of its state changes.
+    State beside the moments (Prodigy's `d`, Adafactor's rows and columns, a step count) is then the embedding's own:
+    rare embeddings neither inherit nor delay the learning rate of others, an embedding that is not in the batch costs
+    nothing, and none of its state changes.
     """
 
     def __init__(self, rows: EmbeddingRows, options: OptimizerOptions, own: slice, rule_of: RuleOf = no_rule) -> None:
-        """`rule_of` gives an embedding's norm rule after a step or (True) where it is shown; for schedule-free
-        optimizers.
-        """
+        """`rule_of`: an embedding's norm rule after a step or (True) for its average; for schedule-free optimizers."""
         self.rows, self.options, self.own, self.rule_of = rows, options, own, rule_of
         self.parameters: dict[str, Tensor] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self._turns: dict[str, Turns] = {}
+        self._swaps: dict[str, AverageSwap] = {}
 
     def step(self, embeddings: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
         moved, start = [], 0
@@ -168,12 +166,12 @@ class PerEmbedding:
         with torch.no_grad():
             parameter.copy_(rows)  # a norm rule may have changed them since
         parameter.grad = gradient.clone()
-        set_rate(optimizer, rate)
+        set_learning_rate(optimizer, rate)
         optimizer.step()
         parameter.grad = None
         rule = self.rule_of(embedding, False)
-        if embedding in self._turns and rule is not None:
-            hold(optimizer, rule)
+        if embedding in self._swaps and rule is not None:
+            constrain(optimizer, rule)
         return parameter.detach()
 
     def _of(self, embedding: str, rows: Tensor, rate: float) -> torch.optim.Optimizer:
@@ -181,28 +179,28 @@ class PerEmbedding:
             self.parameters[embedding] = rows.detach().clone().requires_grad_(True)
             self.optimizers[embedding] = make_optimizer([self.parameters[embedding]], self.options, rate)
             if self.options.facts.averages_itself:
-                self._turns[embedding] = Turns(self.optimizers[embedding])
+                self._swaps[embedding] = AverageSwap(self.optimizers[embedding])
         return self.optimizers[embedding]
 
     def effective(self, embedding: str) -> float:
-        return found(self.optimizers[embedding]) if embedding in self.optimizers else 1.0
+        return learned_factor(self.optimizers[embedding]) if embedding in self.optimizers else 1.0
 
     def show(self, embeddings: Iterable[str], shown: bool) -> None:
         for embedding in embeddings:
-            if embedding in self._turns:
+            if embedding in self._swaps:
                 parameter, values = self.parameters[embedding], self.rows.of(embedding)
                 if shown:
                     with torch.no_grad():
                         parameter.copy_(values)
-                self._turns[embedding].show(shown)
+                self._swaps[embedding].show(shown)
                 rule = self.rule_of(embedding, True) if shown else None
                 values.copy_(parameter.detach() if rule is None else rule(parameter.detach()))
 
     def settle(self, embeddings: Iterable[str]) -> None:
         self.show(embeddings, True)
         for embedding in embeddings:
-            if embedding in self._turns:
-                self._turns[embedding].settle()
+            if embedding in self._swaps:
+                self._swaps[embedding].settle()
 
     def state(self) -> dict[str, Any]:
         return {
@@ -214,10 +212,12 @@ class PerEmbedding:
         return {embedding: kept for state in states for embedding, kept in state.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.parameters, self.optimizers, self._turns = {}, {}, {}
+        self.parameters, self.optimizers, self._swaps = {}, {}, {}
         for embedding, kept in state.items():
             if embedding not in self.rows.spans or kept["values"].shape != self.rows.of(embedding).shape:
-                raise StageError(f"the checkpoint's embedding {embedding!r} is none of this run, or has other vectors")
+                raise StageError(
+                    f"the checkpoint's embedding {embedding!r} is not in this run, or has another number of vectors"
+                )
             if not self.own.start <= self.rows.spans[embedding].start < self.own.stop:
                 continue
             rate = float(kept["optimizer"]["param_groups"][0]["lr"])
@@ -228,6 +228,6 @@ class PerEmbedding:
 def row_optimizer(
     rows: EmbeddingRows, options: OptimizerOptions, own: slice | None = None, rule_of: RuleOf = no_rule
 ) -> RowOptimizer:
-    """The optimizer that a recipe's table asks for, over the rows of one encoder; `own` are those it is to move."""
+    """The optimizer of a recipe's table for the rows of one encoder; `own` are those that it trains."""
     own = own or slice(0, len(rows))
     return AdamRows(rows, options, own) if options.kind == "adamw" else PerEmbedding(rows, options, own, rule_of)

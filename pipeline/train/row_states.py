@@ -1,4 +1,4 @@
-"""Which rows of a table of embeddings a step moves, their learning rates, and whether a gradient reached them."""
+"""Rows of embeddings in a step: learning rates, gradients, optimizer state and EMA weights, sharded or not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import ALONE, Processes
+from ..distributed import SINGLE_PROCESS, Processes
 from ..embeddings.injection import ActiveRows, EmbeddingRows
 from ..embeddings.norms import NormStatistics, apply_rules
 from ..errors import StageError
@@ -20,12 +20,12 @@ from .row_optimizers import RowOptimizer, RuleOf, row_optimizer
 
 
 def rate_for(rate: LearningRate | None, key: str) -> float | None:
-    """The learning rate that one setting gives an encoder, or None where it says nothing of it."""
+    """The learning rate of one encoder in a setting, or None where it has none."""
     return rate.get(key) if isinstance(rate, Mapping) else rate
 
 
 def row_rates(key: str, rows: EmbeddingRows, embeddings: Sequence[EmbeddingSpec], default: LearningRate) -> Tensor:
-    """(rows,) learning rates of one encoder: the embedding's own, per encoder where it says so, else the stage's.
+    """(rows,) learning rates of one encoder: the embedding's own, per encoder where it has a table, else the stage's.
 
     Rows of embeddings that are not trained have rate 0. Raises StageError when no setting has a number for this
     encoder.
@@ -37,7 +37,7 @@ def row_rates(key: str, rows: EmbeddingRows, embeddings: Sequence[EmbeddingSpec]
         own = rate_for(embedding.learning_rate, key)
         rate = own if own is not None else rate_for(default, key)
         if rate is None:
-            raise StageError(f"learning_rate has no number for {key}: add it, 0 to hold its vectors still")
+            raise StageError(f"learning_rate has no number for {key}; add it, 0 freezes its vectors")
         span = rows.spans[embedding.placeholder]
         rates[span.start : span.stop] = [rate] * len(span)
     return torch.tensor(rates, dtype=torch.float32, device=rows.values.device)
@@ -56,8 +56,8 @@ def embedding_rates(
 
 
 @dataclass(frozen=True, eq=False)
-class Moving:
-    """The rows of one encoder that a step moves: whose they are, their numbers, values and gradient."""
+class StepRows:
+    """The rows of one encoder that a step trains: their embeddings, indices, values and gradient."""
 
     embeddings: tuple[str, ...]
     index: Tensor
@@ -65,24 +65,24 @@ class Moving:
     gradient: Tensor
 
 
-def moving(rows: ActiveRows, running: set[str], spans: Mapping[str, range], scale: float) -> Moving:
+def rows_of_step(rows: ActiveRows, running: set[str], spans: Mapping[str, range], scale: float) -> StepRows:
     """Those of the active rows that belong to running embeddings, with their gradient divided by `scale`.
 
-    The gradient is zeros where nothing of the model listened to the rows.
+    The gradient is zeros where the rows did not affect the loss.
     """
     gradient = torch.zeros_like(rows.leaf) if rows.leaf.grad is None else rows.leaf.grad
     if scale != 1.0:
         gradient = gradient / scale
     values = rows.leaf.detach()
     if all(embedding in running for embedding in rows.embeddings):
-        return Moving(rows.embeddings, rows.index, values, gradient)
+        return StepRows(rows.embeddings, rows.index, values, gradient)
     keep = [embedding in running for embedding in rows.embeddings for _ in spans[embedding]]
     where = torch.tensor(keep, dtype=torch.bool, device=values.device)
     embeddings = tuple(embedding for embedding in rows.embeddings if embedding in running)
-    return Moving(embeddings, rows.index[where], values[where], gradient[where])
+    return StepRows(embeddings, rows.index[where], values[where], gradient[where])
 
 
-def check_reach(key: str, part: Moving, rates: Tensor, spans: Mapping[str, range], embeddings: Iterable[str]) -> None:
+def check_reach(key: str, part: StepRows, rates: Tensor, spans: Mapping[str, range], embeddings: Iterable[str]) -> None:
     """StageError when no gradient reaches one of these embeddings' vectors in an encoder that trains it."""
     missed = part.index[(part.gradient.abs().amax(dim=1) == 0) & (rates[part.index] > 0)].tolist()
     for name in sorted(embeddings):
@@ -91,14 +91,14 @@ def check_reach(key: str, part: Moving, rates: Tensor, spans: Mapping[str, range
         if lost:
             raise StageError(
                 f"no gradient reaches vector {', '.join(map(str, lost))} of {name!r} in {key}: the caption is "
-                "cut off before it, or nothing of the model listens to this encoder"
+                "truncated before it, or the model does not use this encoder"
             )
 
 
-class Shares:
-    """Runs of embeddings next to one another, as many as there are processes; a process alone owns every embedding."""
+class Shards:
+    """Contiguous shards of the embeddings, one for each process; a single process owns every embedding."""
 
-    def __init__(self, rows: Mapping[str, EmbeddingRows], processes: Processes = ALONE) -> None:
+    def __init__(self, rows: Mapping[str, EmbeddingRows], processes: Processes = SINGLE_PROCESS) -> None:
         """`rows` by encoder, of the same embeddings in the same order."""
         self.rows, self.processes = rows, processes
         self._blocks = {key: [_block(table, processes, owner) for owner in range(processes.count)]
@@ -106,13 +106,13 @@ class Shares:
         self.own = {key: blocks[processes.index] for key, blocks in self._blocks.items()}
 
     @property
-    def several(self) -> bool:
+    def sharded(self) -> bool:
         """Whether other processes own embeddings too."""
         return self.processes.count > 1
 
-    def part(self, key: str, moving: Moving, rates: Tensor) -> tuple[Moving, Tensor]:
-        """What this process moves of the rows that a step moves, and its part of their learning rates (rows,)."""
-        if not self.several:
+    def own_part(self, key: str, moving: StepRows, rates: Tensor) -> tuple[StepRows, Tensor]:
+        """The rows of a step that this process owns, and their learning rates (rows,)."""
+        if not self.sharded:
             return moving, rates
         mine = self._mine(key, moving.index)
         embeddings = tuple(
@@ -120,54 +120,56 @@ class Shares:
             for embedding in moving.embeddings
             if self.rows[key].spans[embedding] and self._owns(key, embedding)
         )
-        return Moving(embeddings, moving.index[mine], moving.values[mine], moving.gradient[mine]), rates[mine]
+        return StepRows(embeddings, moving.index[mine], moving.values[mine], moving.gradient[mine]), rates[mine]
 
-    def places(self, key: str, index: Tensor) -> Tensor:
-        """Where this process's own of these rows stand among its own."""
-        return index if not self.several else index[self._mine(key, index)] - self.own[key].start
+    def positions(self, key: str, index: Tensor) -> Tensor:
+        """Positions of this process's rows within its shard."""
+        return index if not self.sharded else index[self._mine(key, index)] - self.own[key].start
 
-    def among(self, key: str, index: Tensor) -> Tensor:
-        """Which of these rows, by their numbers in `index`, are this process's own."""
+    def own_indices(self, key: str, index: Tensor) -> Tensor:
+        """Positions in `index` of the rows that this process owns."""
         return self._mine(key, index).nonzero().flatten()
 
     def _mine(self, key: str, index: Tensor) -> Tensor:
         return (index >= self.own[key].start) & (index < self.own[key].stop)
 
     @torch.no_grad()
-    def tell(self, index: Mapping[str, Tensor]) -> None:
-        """Bring these rows (encoder key to their numbers) from their owners into every process's table, bit for bit."""
-        if not self.several or not index:
+    def broadcast(self, index: Mapping[str, Tensor]) -> None:
+        """Send these rows (encoder key to indices) from their owners to every process's table, bit for bit."""
+        if not self.sharded or not index:
             return
-        told = []
+        factors = []
         for key, rows in index.items():
             bits = self.rows[key].values[rows].view(torch.int32)
-            told.append(bits.masked_fill_(~self._mine(key, rows).unsqueeze(1), 0))
-        flat = self.processes.sum(torch.cat([bits.flatten() for bits in told]))  # of integers: one owner's, and zeros
-        parts = flat.split([bits.numel() for bits in told])
-        for (key, rows), bits, shape in zip(index.items(), parts, told, strict=True):
+            factors.append(bits.masked_fill_(~self._mine(key, rows).unsqueeze(1), 0))
+        flat = self.processes.sum(
+            torch.cat([bits.flatten() for bits in factors])
+        )  # integers: the owner's bits, plus zeros
+        parts = flat.split([bits.numel() for bits in factors])
+        for (key, rows), bits, shape in zip(index.items(), parts, factors, strict=True):
             self.rows[key].values[rows] = bits.view_as(shape).view(torch.float32)
 
-    def tell_all(self) -> None:
-        """Bring every row from its owner into every process's table."""
+    def broadcast_all(self) -> None:
+        """Send every row from its owner to every process's table."""
         for key, blocks in self._blocks.items():
             for owner, block in enumerate(blocks):
-                self.processes.spread(self.rows[key].values[block], owner)
+                self.processes.broadcast(self.rows[key].values[block], owner)
 
     def numbers(self, values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-        """What the owners say of (encoder key, embedding), each in place of what the others have for it."""
+        """Values by (encoder key, embedding), each from the process that owns the embedding."""
         mine = [value if self._owns(*place) else 0.0 for place, value in values.items()]
-        return dict(zip(values, self.processes.numbers(mine), strict=True))
+        return dict(zip(values, self.processes.sum_numbers(mine), strict=True))
 
     def _owns(self, key: str, embedding: str) -> bool:
         return self.own[key].start <= self.rows[key].spans[embedding].start < self.own[key].stop
 
-    def collected(self, state: Any) -> Sequence[Any]:
-        """The states of all processes, one after the other, in the main one; nothing in the others."""
-        return self.processes.collected(_on_the_cpu(state)) if self.several else [state]
+    def gather(self, state: Any) -> Sequence[Any]:
+        """The states of all processes, in order, in the main one; nothing in the others."""
+        return self.processes.gather_to_main(_on_the_cpu(state)) if self.sharded else [state]
 
 
 def _block(table: EmbeddingRows, processes: Processes, owner: int) -> slice:
-    """The rows of one process's embeddings."""
+    """The rows of one process's shard."""
     starts = [*(span.start for span in table.spans.values()), len(table)]
     first, last = (len(table.spans) * number // processes.count for number in (owner, owner + 1))
     return slice(starts[first], starts[last])
@@ -182,98 +184,98 @@ def _on_the_cpu(value: Any) -> Any:
 
 
 class RowStates:
-    """An optimizer and, where one is asked for, an average for the rows of each encoder.
+    """An optimizer and, with `ema`, EMA weights for the rows of each encoder.
 
-    With several processes all must call the same methods in the same order, but for `restore`.
+    With several processes all must call the same methods in the same order, except `restore`.
     """
 
     def __init__(
-        self, rows: Mapping[str, EmbeddingRows], optimizer: OptimizerOptions, ema: float | None, shares: Shares,
+        self, rows: Mapping[str, EmbeddingRows], optimizer: OptimizerOptions, ema: float | None, shards: Shards,
         rules: Mapping[str, RuleOf],
     ) -> None:  # fmt: skip
-        """`ema` is the decay of the average; None keeps none, and an optimizer that has its own needs none.
+        """`ema` is the decay; None keeps no EMA weights, nor does an optimizer with an average of its own.
 
         `rules` give the norm rule of an embedding in each encoder, for such an optimizer.
         """
-        self.rows, self.shares = rows, shares
+        self.rows, self.shards = rows, shards
         self.optimizers: dict[str, RowOptimizer] = {
-            key: row_optimizer(table, optimizer, shares.own[key], rules[key]) for key, table in rows.items()
+            key: row_optimizer(table, optimizer, shards.own[key], rules[key]) for key, table in rows.items()
         }
         self.averages: dict[str, Average] = {}
         if ema is not None and not optimizer.facts.averages_itself:
-            self.averages = {key: Average(table.values[shares.own[key]], ema, rows=True) for key, table in rows.items()}
-        self.averaged = bool(self.averages) or optimizer.facts.averages_itself  # not what is trained is to be used
+            self.averages = {key: Average(table.values[shards.own[key]], ema, rows=True) for key, table in rows.items()}
+        self.averaged = (
+            bool(self.averages) or optimizer.facts.averages_itself
+        )  # the exported vectors are not the trained ones
 
-    def move(self, parts: Mapping[str, Moving], clip: float, rates: Mapping[str, Tensor], factor: float) -> None:
-        """Move these rows along `clip` times their gradients; `rates` (all rows,) times `factor` are the step sizes."""
+    def step(self, parts: Mapping[str, StepRows], clip: float, rates: Mapping[str, Tensor], factor: float) -> None:
+        """One optimizer step of these rows: gradients times `clip`, `rates` (all rows,) times `factor`."""
         moved = {key: part for key, part in parts.items() if len(part.index)}
         for key, part in moved.items():
-            own, speed = self.shares.part(key, part, rates[key][part.index])
+            own, speed = self.shards.own_part(key, part, rates[key][part.index])
             if len(own.index):
                 self.optimizers[key].step(own.embeddings, own.index, own.values, own.gradient * clip, speed * factor)
-        self.shares.tell({key: part.index for key, part in moved.items()})
+        self.shards.broadcast({key: part.index for key, part in moved.items()})
 
     def average(
         self, key: str, index: Tensor, rules: Sequence[NormRule | None], statistics: NormStatistics, norms: Tensor
     ) -> None:
-        """Take rows that a step has moved into their average, which keeps the norm rules: a mean of vectors is shorter.
+        """Update the EMA weights of rows after a step and apply the norm rules to them: a mean has a smaller norm.
 
-        `rules` and `norms` (those that the rule `initial` keeps) are of the rows of `index`.
+        `rules` and `norms` (for the rule `initial`) are of the rows of `index`.
         """
         if key not in self.averages:
             return
-        average, places = self.averages[key], self.shares.places(key, index)
+        average, places = self.averages[key], self.shards.positions(key, index)
         average.update(places)
-        mine = self.shares.among(key, index)
+        mine = self.shards.own_indices(key, index)
         own = [rules[number] for number in mine.tolist()]
         if any(rule is not None for rule in own):
             average.shadow[places] = apply_rules(average.shadow[places], own, statistics, norms[mine])
 
     @torch.no_grad()
-    def take(self, key: str, index: Tensor, average: Mapping[str, Tensor]) -> None:
-        """The rows of `index` have been given other values: their average begins with those, or goes on as `average`
-        says (its state, of these rows)."""
+    def load_ema(self, key: str, index: Tensor, average: Mapping[str, Tensor]) -> None:
+        """Start the EMA weights of the rows `index`, whose values were loaded: with these values, or from the stored
+        state `average` of these rows."""
         if key not in self.averages:
             return
-        own, mine, places = self.averages[key], self.shares.among(key, index), self.shares.places(key, index)
+        own, mine, places = self.averages[key], self.shards.own_indices(key, index), self.shards.positions(key, index)
         values = average.get("shadow", self.rows[key].values[index]).to(own.shadow)
         own.shadow[places] = values[mine]
         own.counts[places] = average["counts"].to(own.counts)[mine] if average else 0.0
 
     def show(self, embeddings: Collection[str], use: bool) -> None:
-        """Exchange all rows with their averages; schedule-free optimizers do so for `embeddings`."""
+        """Swap all rows and their EMA weights; schedule-free optimizers swap those of `embeddings`."""
         if not self.averaged:
             return
         for key, optimizer in self.optimizers.items():
             optimizer.show(embeddings, use)
             if key in self.averages:
                 self.averages[key].swap()
-        self.shares.tell_all()
+        self.shards.broadcast_all()
 
-    def settle(self, embeddings: Sequence[str]) -> None:
-        """From here on the rows of these embeddings are what is to be used of them: their average, where there is
-        one.
-        """
+    def finish(self, embeddings: Sequence[str]) -> None:
+        """End the training of these embeddings: their rows become the EMA weights, if there are any."""
         if not self.averaged or not embeddings:
             return
         for key, optimizer in self.optimizers.items():
             optimizer.settle(embeddings)
             if key in self.averages:
-                self.averages[key].settle(self.shares.places(key, self._index(key, embeddings)))
-        self.shares.tell({key: self._index(key, embeddings) for key in self.rows})
+                self.averages[key].settle(self.shards.positions(key, self._index(key, embeddings)))
+        self.shards.broadcast({key: self._index(key, embeddings) for key in self.rows})
 
     def _index(self, key: str, embeddings: Sequence[str]) -> Tensor:
         table = self.rows[key]
         return torch.tensor(table.index(embeddings), dtype=torch.long, device=table.values.device)
 
-    def step_sizes(
+    def learning_rates_of(
         self, rates: Mapping[str, Mapping[str, float]], embeddings: Collection[str]
     ) -> dict[str, tuple[float, float]]:
-        """For each embedding the largest step size of its encoders, and the largest multiple of a rate that was found.
+        """For each embedding the largest learning rate of its encoders, and the largest factor that was found.
 
-        A step size is the learning rate (`rates` by embedding and encoder) times what Prodigy has found, 1 for others.
+        The factor is Prodigy's `d`, 1 for others; it multiplies the learning rate (`rates` by embedding and encoder).
         """
-        told = self.shares.numbers(
+        factors = self.shards.numbers(
             {
                 (key, embedding): self.optimizers[key].effective(embedding)
                 for embedding in embeddings
@@ -282,15 +284,15 @@ class RowStates:
         )
         return {
             embedding: (
-                max(rate * told[key, embedding] for key, rate in rates[embedding].items()),
-                max(told[key, embedding] for key in rates[embedding]),
+                max(rate * factors[key, embedding] for key, rate in rates[embedding].items()),
+                max(factors[key, embedding] for key in rates[embedding]),
             )
             for embedding in embeddings
         }
 
     def state(self) -> dict[str, Any]:
-        """Optimizers and averages of all rows, by encoder; with several processes in the main one alone."""
-        parts = self.shares.collected({
+        """Optimizer state and EMA weights of all rows, by encoder; with several processes only in the main one."""
+        parts = self.shards.gather({
             "optimizers": {key: one.state() for key, one in self.optimizers.items()},
             "averages": {key: one.state() for key, one in self.averages.items()},
         })  # fmt: skip
@@ -302,8 +304,8 @@ class RowStates:
         }
 
     def restore(self, tree: Mapping[str, Any]) -> None:
-        """Go on from the state of all rows. Raises StageError when it does not fit."""
+        """Continue from the state of all rows. Raises StageError when it does not fit."""
         for key, optimizer in self.optimizers.items():
             optimizer.restore(tree["optimizers"][key])
         for key, average in self.averages.items():
-            average.restore({name: values[self.shares.own[key]] for name, values in tree["averages"][key].items()})
+            average.restore({name: values[self.shards.own[key]] for name, values in tree["averages"][key].items()})

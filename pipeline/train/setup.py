@@ -1,4 +1,4 @@
-"""What a train stage trains, put together before its first step."""
+"""What a train stage needs, built before its first step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from torch import nn
 
 from ..data.dataset import Dataset
-from ..distributed import ALONE, Processes
+from ..distributed import SINGLE_PROCESS, Processes
 from ..embeddings.injection import Injection
 from ..errors import StageError
 from ..models.denoisers import Denoiser
@@ -24,18 +24,18 @@ from .locality import Locality
 from .lora import add_lora, freeze_lora
 from .loss import LossScale
 from .objective import Objective
-from .optimizers import rate_factor
+from .optimizers import schedule_factor
 from .trainable import Trainable
-from .weights import WeightSettings, WeightTrainer, weights_to_tune
+from .weights import WeightSettings, WeightTrainer, weights_to_finetune
 
 
 def weight_trainers(
-    model: Model, options: TrainOptions, seed: int, processes: Processes = ALONE
+    model: Model, options: TrainOptions, seed: int, processes: Processes = SINGLE_PROCESS
 ) -> list[WeightTrainer]:
-    """A trainer for each part of each LoRA and fine-tune; LoRAs of earlier stages are held still.
+    """A trainer for each part of each LoRA and fine-tune; LoRAs of earlier stages are frozen.
 
-    Where the `processes` are sharding, each fine-tuned part is spread over them. Raises StageError when a part stands
-    in two tables, or the model has no such part.
+    With `processes.sharding` each fine-tuned part is sharded. Raises StageError when a part is in two tables, or the
+    model has no such part.
     """
     for module in part_modules(model).values():
         freeze_lora(module)
@@ -45,17 +45,17 @@ def weight_trainers(
     for table in tables:
         for part in table.parts:
             if part in taken:
-                raise StageError(f"{part} stands in two of this stage's lora and finetune tables; one can have it")
+                raise StageError(f"{part} is in two lora or finetune tables of this stage; remove it from one")
             taken.add(part)
-            module, twin = part_module(model, part), None
+            module, fsdp = part_module(model, part), None
             if isinstance(table, LoraOptions):
                 name, parameters = f"lora.{part}", add_lora(part, module, table, seed)
             else:
-                name, parameters = f"finetune.{part}", weights_to_tune(part, module, table.layers)
+                name, parameters = f"finetune.{part}", weights_to_finetune(part, module, table.layers)
                 if processes.sharding:
-                    twin = FsdpPart(model.pipe, pipe_name(model, part), list(parameters), main=processes.main)
+                    fsdp = FsdpPart(model.pipe, pipe_name(model, part), list(parameters), main=processes.main)
             settings = _settings(table, options)
-            trainers.append(WeightTrainer(name, parameters, settings, text=part != DENOISER, twin=twin))
+            trainers.append(WeightTrainer(name, parameters, settings, text=part != DENOISER, fsdp=fsdp))
     return trainers
 
 
@@ -78,15 +78,15 @@ class Trainables:
 
 
 def _settings(table: WeightOptions, stage: TrainOptions) -> WeightSettings:
-    factor = partial(rate_factor, table.schedule, steps=stage.steps, warmup_steps=table.warmup_steps)
+    factor = partial(schedule_factor, table.schedule, steps=stage.steps, warmup_steps=table.warmup_steps)
     return WeightSettings(table.optimizer, table.learning_rate, factor, stage.clip_norm, stage.ema)
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What a train stage is made of, put together before its first step. `things` are moved in their order.
+    """Everything that the steps of a train stage need.
 
-    With `texts` captions that were encoded are kept, which is right where nothing that is trained moves a text.
+    With `texts` encoded captions are kept, which is right where nothing that is trained changes their states.
     """
 
     model: Model
@@ -102,7 +102,7 @@ class Training:
     locality: Locality | None = None
     scale: LossScale = field(default_factory=LossScale)
     guard: Guard | None = None
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     texts: Texts | None = None
 
     @property
@@ -112,7 +112,7 @@ class Training:
 
     @property
     def sharded(self) -> bool:
-        """Whether a fine-tuned part is spread over the processes."""
+        """Whether a fine-tuned part is sharded over the processes."""
         return any(trainable.sharded for trainable in self.trainables.weights)
 
     @property

@@ -1,4 +1,4 @@
-"""A train stage between two steps as tensors and JSON, and back: what a checkpoint holds of it."""
+"""The state of a train stage between two steps as tensors and JSON, for checkpoints, and back."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .packing import copied, copy_into, pack, unpack
 from .setup import Training
 from .trainable import State
 
-Shadow = Mapping[str, Tensor]  # of an average: its values and how many steps are in it (see ema.Average)
+Shadow = Mapping[str, Tensor]  # EMA weights and their step counts (see ema.Average)
 _ROWS, _LOOSE, _THINGS, _GUARD = "rows/", "loose/", "things/", "guard/"
 
 
 def take_snapshot(training: Training, moved: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Copies on the CPU of all that has moved: rows of all embeddings, what is trained now, what earlier stages
-    `moved`.
+    """Copies on the CPU of everything that was trained: rows of all embeddings, what is trained now, and what earlier
+    stages trained (`moved`).
 
-    With several processes all must ask for it; the main one gets it.
+    With several processes all must call it; the main one gets the copies.
     """
     if not training.processes.main:
         for trainable in training.trainables:
@@ -51,7 +51,7 @@ def take_snapshot(training: Training, moved: Mapping[str, nn.Parameter]) -> tupl
 def restore_snapshot(
     training: Training, moved: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
-    """Put everything back as `take_snapshot` found it. Raises StageError when it does not fit."""
+    """Restore what `take_snapshot` gave. Raises StageError when it does not fit."""
     if training.embeddings is None:
         for key, rows in training.injection.rows.items():
             copy_into(rows.values, _need(tensors, f"{_ROWS}{key}"), f"the embeddings' rows in {key}")
@@ -68,17 +68,17 @@ def restore_snapshot(
 
 
 def stored_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Encoder key to the rows of all embeddings, whether the stage of the snapshot trained embeddings or not."""
+    """Encoder key to the rows of all embeddings, whether they were trained in the snapshot's stage or not."""
     return _under(tensors, _ROWS) | _under(tensors, f"{_THINGS}{EmbeddingTrainer.name}/rows.")
 
 
 def stored_weights(tensors: Mapping[str, Tensor], trainable: str) -> dict[str, Tensor]:
-    """A thing's weights by name, whether the stage of the snapshot trained them or an earlier one."""
+    """A trainable's weights by name, whether trained in the snapshot's stage or an earlier one."""
     return _under(tensors, f"{_THINGS}{trainable}/weights.") | _under(tensors, f"{_LOOSE}{trainable}/")
 
 
 def stored_averages(tensors: Mapping[str, Tensor], trainable: str) -> Mapping[str, Shadow]:
-    """The averages that a thing kept beside its values: of weights by name, of embeddings by encoder."""
+    """The EMA weights of a trainable: of weights by name, of embeddings by encoder."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in _under(tensors, f"{_THINGS}{trainable}/averages.").items():
         of, _, part = name.rpartition(".")
@@ -87,12 +87,12 @@ def stored_averages(tensors: Mapping[str, Tensor], trainable: str) -> Mapping[st
 
 
 def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, by the rest of their names."""
+    """The tensors whose names start with this, by the rest of their names."""
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def _loose(training: Training, moved: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Weights that an earlier stage trained and that this one holds still."""
+    """Weights that an earlier stage trained and that are frozen in this one."""
     now = {id(weight) for weight in training.trainables.parameters.values()}
     return {name: weight for name, weight in moved.items() if id(weight) not in now}
 

@@ -1,4 +1,4 @@
-"""What a training step asks of everything it trains: embeddings, LoRAs, the weights of the model."""
+"""The interface of everything that a step trains: embeddings, LoRAs, weights of the model."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from .guard import Guard
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """All that a trained thing must know to go on: tensors by name, and values that JSON can spell."""
+    """What a trainable needs to resume: tensors by name, and JSON values."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainable(Protocol):
-    """One thing that a stage trains, with its own optimizer, schedule and average.
+    """Something that a stage trains, with its own optimizer, schedule and EMA weights.
 
-    A step asks every thing for its gradient first, and moves them only when all are finite: so a step that fails, or
-    that float16 must repeat, leaves everything as the last good step left it.
+    A step asks all trainables for the norm of their gradient first, and steps only if all are finite: a step that
+    fails, or that float16 has to repeat, changes no weight.
     """
 
     @property
     def name(self) -> str:
-        """What metrics and errors call it: `embeddings`, `lora.denoiser`, `finetune.clip_l`, ..."""
+        """Its name in metrics and errors: `embeddings`, `lora.denoiser`, `finetune.clip_l`, ..."""
 
     @property
     def trains_text(self) -> bool:
-        """Whether this step's gradient must go through the text encoders."""
+        """Whether this step needs a gradient through the text encoders."""
 
     @property
     def sharded(self) -> bool:
-        """Whether its state is sharded over several processes: all of them must ask for it at the same time."""
+        """Whether its state is sharded over several processes: all of them must call `state` together."""
 
     def leaves(self) -> Sequence[Tensor]:
-        """What collects this step's gradient: the same tensors in the same order in every process."""
+        """The leaf tensors that get this step's gradient, in the same order in every process."""
 
     def gradient_norm(self, scale: float) -> float:
-        """The L2 norm of the gradient that has been collected, which was multiplied by `scale`; it is divided here."""
+        """L2 norm of this step's gradient; the gradient was multiplied by `scale`, by which it is divided here."""
 
     def step(self, norm: float, clock: Clock, guard: Guard | None = None) -> None:
-        """One optimizer step with the gradient of this norm, clipped, which is then cleared; `guard` looks at it."""
+        """One optimizer step with the gradient of this norm, clipped, which is cleared; `guard` checks it."""
 
     def clear(self) -> None:
-        """Forget the gradient without moving."""
+        """Clear the gradient without a step."""
 
     def learning_rates(self) -> dict[str, float]:
-        """Name to the effective step size of the last step: for Prodigy what it has found times the rate."""
+        """Name to the learning rate of the last step, multiplied by Prodigy's `d`."""
 
     def state(self) -> State:
-        """Everything a checkpoint must hold, as copies; where it is spread, whole in the main process alone."""
+        """Everything that a checkpoint stores, as copies; if it is sharded, gathered in the main process."""
 
     def restore(self, state: State) -> None:
-        """Go on from what `state` gave. Raises StageError when it does not fit."""
+        """Continue from what `state` gave. Raises StageError when it does not fit."""
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within it the model has the values to be used: the average where one is kept, else the present ones."""
+    def ema_swapped(self) -> AbstractContextManager[None]:
+        """Within it the model has the weights that are exported: EMA weights, if any, else the trained ones."""
 
     def finish(self) -> None:
-        """The training is over: what `averaged` shows stays."""
+        """End the training: the model keeps the weights that are exported."""

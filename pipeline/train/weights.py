@@ -1,4 +1,4 @@
-"""Training the weights of a model: those of a LoRA, or its own."""
+"""Trains weights: those of a LoRA, or of the model itself."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..errors import StageError
 from ..recipe.intervals import Clock
 from ..recipe.options import OptimizerOptions
 from ..recipe.typed import as_table
-from .ema import Average, Shown
-from .fsdp import FsdpPart, gathered, whole
+from .ema import Average, EmaSwitch
+from .fsdp import FsdpPart, full_tensor, gather_state
 from .guard import Guard
 from .lora import has_lora
-from .optimizers import Turns, effective_rate, load_state, make_optimizer, set_rate
+from .optimizers import AverageSwap, effective_learning_rate, load_state, make_optimizer, set_learning_rate
 from .packing import copy_into, pack, unpack
 from .trainable import State
 
@@ -28,13 +28,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def weights_to_tune(part: str, module: nn.Module, layers: str | Sequence[str]) -> dict[str, nn.Parameter]:
-    """The weights of a part by name, but for an encoder's vocabulary, whose names hold what `layers` asks for.
+def weights_to_finetune(part: str, module: nn.Module, layers: str | Sequence[str]) -> dict[str, nn.Parameter]:
+    """The weights of a part by name that match `layers`, without an encoder's vocabulary.
 
-    Raises StageError when there are none, or a LoRA lies on the part: its file would not fit the tuned weights.
+    Raises StageError when there are none, or the part has a LoRA: its file would not fit the fine-tuned weights.
     """
     if has_lora(module):
-        raise StageError(f"{part} has a LoRA and cannot be fine-tuned under it: tune it in a stage before the LoRA")
+        raise StageError(f"{part} has a LoRA and cannot be fine-tuned with it; fine-tune it in a stage before the LoRA")
     texts = LAYERS[layers] if isinstance(layers, str) else tuple(layers)
     vocabulary = {id(parameter) for parameter in _vocabulary(module)}
     chosen = {
@@ -45,13 +45,13 @@ def weights_to_tune(part: str, module: nn.Module, layers: str | Sequence[str]) -
     if not chosen:
         known = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in module.named_parameters()))
         raise StageError(
-            f"finetune.layers = {as_table(layers)!r} fits no weight of {part}; its names begin with {known}"
+            f"finetune.layers = {as_table(layers)!r} matches no weight of {part}; names start with {known}"
         )
     return chosen
 
 
 def _vocabulary(module: nn.Module) -> list[nn.Parameter]:
-    """The table of an encoder's tokens: what a run never changes."""
+    """The token table of an encoder, which a run never changes."""
     table = getattr(module, "get_input_embeddings", None)
     if table is None:
         return []
@@ -63,7 +63,7 @@ def _vocabulary(module: nn.Module) -> list[nn.Parameter]:
 
 @dataclass(frozen=True, eq=False)
 class WeightSettings:
-    """How weights are moved: optimizer, rate, its factor a step, clipping, and the decay of an average of them."""
+    """Optimizer, learning rate, schedule factor per step, clipping, and EMA decay."""
 
     optimizer: OptimizerOptions
     learning_rate: float
@@ -73,27 +73,27 @@ class WeightSettings:
 
 
 class WeightTrainer:
-    """Weights with an optimizer of their own, so that its step size and clipping are nobody else's.
+    """Weights with an optimizer of their own, with its learning rate and clipping.
 
-    Weights of a half-precision model are moved in a float32 copy and rounded into the model after each step: a step
-    that is smaller than half precision can hold adds up in the copy instead of being lost, for every optimizer alike.
-    With a `twin` its shards of them are moved.
+    Weights of a half-precision model have float32 masters, which are rounded into the model after each step: steps
+    that half precision cannot represent accumulate in the masters, for every optimizer. With `fsdp` its shards of the
+    weights are trained.
     """
 
     def __init__(
         self, name: str, parameters: Mapping[str, torch.nn.Parameter], settings: WeightSettings, *, text: bool,
-        twin: FsdpPart | None = None,
+        fsdp: FsdpPart | None = None,
     ) -> None:  # fmt: skip
-        """`text` says that the weights are a text encoder's, which needs a gradient through it."""
+        """`text`: the weights are a text encoder's, so the step needs a gradient through it."""
         self.name, self.parameters, self.settings = name, dict(parameters), settings
-        self.trains_text, self.twin = text, twin
-        self.moved = self.parameters if twin is None else twin.weights
-        self.masters = {key: _master(parameter) for key, parameter in self.moved.items()}
+        self.trains_text, self.fsdp = text, fsdp
+        self.trained = self.parameters if fsdp is None else fsdp.weights
+        self.masters = {key: _master(parameter) for key, parameter in self.trained.items()}
         self.optimizer = make_optimizer(list(self.masters.values()), settings.optimizer, settings.learning_rate)
-        self._turns = Turns(self.optimizer) if settings.optimizer.facts.averages_itself else None
-        self.averages = _averages(self.masters, settings.ema) if self._turns is None else {}
-        self._shown = Shown(self._exchange)
-        for parameter in self.moved.values():
+        self._swap = AverageSwap(self.optimizer) if settings.optimizer.facts.averages_itself else None
+        self.averages = _averages(self.masters, settings.ema) if self._swap is None else {}
+        self._switch = EmaSwitch(self._exchange)
+        for parameter in self.trained.values():
             parameter.requires_grad_(True)
             parameter.grad = None
 
@@ -104,15 +104,15 @@ class WeightTrainer:
 
     @property
     def sharded(self) -> bool:
-        return self.twin is not None
+        return self.fsdp is not None
 
     def leaves(self) -> Sequence[Tensor]:
-        return tuple(self.parameters.values()) if self.twin is None else ()  # a twin has added its own up
+        return tuple(self.parameters.values()) if self.fsdp is None else ()  # FSDP has summed those of its shards
 
     def gradient_norm(self, scale: float) -> float:
-        """Norm of the gradient divided by `scale`; the float32 copies hold it now."""
+        """Norm of the gradient divided by `scale`; moves the gradient to the masters."""
         gradients = []
-        for key, parameter in self.moved.items():
+        for key, parameter in self.trained.items():
             if parameter.grad is None:
                 continue
             gradient = parameter.grad.float()
@@ -122,91 +122,91 @@ class WeightTrainer:
                 parameter.grad = None
             self.masters[key].grad = gradient
             gradients.append(gradient)
-        return float(whole(torch.nn.utils.get_total_norm(gradients))) if gradients else 0.0
+        return float(full_tensor(torch.nn.utils.get_total_norm(gradients))) if gradients else 0.0
 
     def step(self, norm: float, clock: Clock, guard: Guard | None = None) -> None:
-        """Move the weights, at most `clip_norm` of the gradient's norm."""
+        """One optimizer step, with the gradient clipped to `clip_norm`."""
         if self.settings.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(
                 self.masters.values(), self.settings.clip_norm, torch.tensor(norm, dtype=torch.float32)
             )
-        set_rate(self.optimizer, self.settings.learning_rate * self.settings.factor(clock.step))
+        set_learning_rate(self.optimizer, self.settings.learning_rate * self.settings.factor(clock.step))
         self.optimizer.step()
         self.clear()
         for average in self.averages.values():
             average.update()
-        self._round()
+        self._write_back()
         if guard is not None:
-            guard.step_size(self.name, *self.step_size())
+            guard.check_learning_rate(self.name, *self.learning_rate_and_factor())
 
     def clear(self) -> None:
-        for tensor in (*self.moved.values(), *self.masters.values()):
+        for tensor in (*self.trained.values(), *self.masters.values()):
             tensor.grad = None
 
     def learning_rates(self) -> dict[str, float]:
-        return {self.name: effective_rate(self.optimizer)}
+        return {self.name: effective_learning_rate(self.optimizer)}
 
-    def step_size(self) -> tuple[float, float | None]:
-        """The step size of the last step, and the multiple of the learning rate that Prodigy has found."""
+    def learning_rate_and_factor(self) -> tuple[float, float | None]:
+        """The learning rate of the last step, and Prodigy's `d` that is in it; None for other optimizers."""
         found = [float(group["d"]) for group in self.optimizer.param_groups if "d" in group]
-        return effective_rate(self.optimizer), max(found, default=None)
+        return effective_learning_rate(self.optimizer), max(found, default=None)
 
     def state(self) -> State:
         averages = {key: average.state() for key, average in self.averages.items()}
         state = pack({"weights": self.masters, "optimizer": self.optimizer.state_dict(), "averages": averages})
-        return state if self.twin is None else gathered(state, self.twin.main)
+        return state if self.fsdp is None else gather_state(state, self.fsdp.main)
 
     def restore(self, state: State) -> None:
         tree = unpack(state)
         if tree["weights"].keys() != self.masters.keys() or tree["averages"].keys() != self.averages.keys():
-            raise StageError(f"the checkpoint's {self.name} has other weights than the recipe asks for")
+            raise StageError(f"the checkpoint's {self.name} has other weights than the recipe trains")
         for key, values in tree["weights"].items():
             copy_into(self.masters[key], values, f"{self.name}: {key}")
         for key, average in self.averages.items():
             average.restore(tree["averages"][key])
         load_state(self.optimizer, tree["optimizer"])
-        self._round()
+        self._write_back()
 
     @torch.no_grad()
-    def take(self, weights: Mapping[str, Tensor], averages: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Begin with these values of weights it has, in the same shapes; the optimizer begins anew.
+    def load_weights(self, weights: Mapping[str, Tensor], averages: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Start from these values of its weights, in the same shapes, with new optimizer state.
 
-        An average goes on as it is among the `averages`, else from the weight's value.
+        EMA weights start from `averages`, else from the weight's value.
         """
         for key, values in weights.items():
             copy_into(self.masters[key], values, f"{self.name}: {key}")
             if key in self.averages:
                 self.averages[key].restore(averages.get(key, {"shadow": values, "counts": torch.zeros(1)}))
-        self._round()
+        self._write_back()
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model has the weights that are to be used: the average where one is kept, else the present ones."""
-        with self._shown.shown(), nullcontext() if self.twin is None else self.twin.shown():
+    def ema_swapped(self) -> Iterator[None]:
+        """Within it the model has the weights that are exported: EMA weights, if any, else the trained ones."""
+        with self._switch.on(), nullcontext() if self.fsdp is None else self.fsdp.in_pipeline():
             yield
 
     def finish(self) -> None:
-        """The weights that are to be used stay, and stand still from now on."""
-        self._shown.show(True)
-        if self._turns is not None:
-            self._turns.settle()
+        """End the training: the model keeps the weights that are exported, frozen."""
+        self._switch.set(True)
+        if self._swap is not None:
+            self._swap.settle()
         self.averages = {}
-        if self.twin is not None:
-            self.twin.end()
+        if self.fsdp is not None:
+            self.fsdp.restore()
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None
 
     def _exchange(self, use: bool) -> None:
-        if self._turns is not None:
-            self._turns.show(use)
+        if self._swap is not None:
+            self._swap.show(use)
         for average in self.averages.values():
             average.swap()
-        self._round()
+        self._write_back()
 
     @torch.no_grad()
-    def _round(self) -> None:
-        for key, parameter in self.moved.items():
+    def _write_back(self) -> None:
+        for key, parameter in self.trained.items():
             if self.masters[key] is not parameter:
                 parameter.copy_(self.masters[key])
 

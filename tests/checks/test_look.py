@@ -89,7 +89,7 @@ def test_a_truncated_image_is_reported_before_the_model_is_loaded(tmp_path, with
 
 def test_a_fine_tune_without_matching_layers_is_reported_before_the_model_is_loaded(tmp_path, without_model):
     path = make_project(tmp_path, train="finetune = { parts = ['denoiser'], layers = ['nowhere'] }")
-    with pytest.raises(StageError, match="'nowhere'] fits no weight of denoiser"):
+    with pytest.raises(StageError, match="'nowhere'] matches no weight of denoiser"):
         run_project(path, tmp_path / "run")
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from pivotune.pipeline.data.dataset import Whole
 from pivotune.pipeline.distributed import Processes
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.launch import begin_processes
+from pivotune.pipeline.launch import join_processes
 from pivotune.pipeline.recipe.optimizers import OPTIMIZERS
 from pivotune.pipeline.train import loop
 from pivotune.pipeline.train.loss import mean_loss, part_loss
@@ -289,12 +289,12 @@ def test_unsupported_launcher_settings_are_refused(monkeypatch):
     ):
         monkeypatch.setenv(variable, "true")
         with pytest.raises(StageError, match=said):
-            begin_processes("auto")
+            join_processes("auto")
         monkeypatch.delenv(variable)
-    assert begin_processes("cuda:1").count == 1
+    assert join_processes("cuda:1").count == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(StageError, match=r"device = 'cuda:1': with several processes the launcher gives each"):
-        begin_processes("cuda:1")
+        join_processes("cuda:1")
 
 
 FSDP_ASKED = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]

@@ -43,5 +43,5 @@ def test_what_cannot_be_compiled_is_said_with_a_way_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "one_step", broken)
     recipe = load_recipe(make_project(tmp_path), ["train.compile=true"])
-    with pytest.raises(StageError, match=r"cannot compile the model here \(no compiler was found\); leave it out, or"):
+    with pytest.raises(StageError, match=r"cannot compile the model here \(no compiler was found\); remove it, or"):
         run_project(recipe, tmp_path / "run")

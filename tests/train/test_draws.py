@@ -6,7 +6,7 @@ import torch
 from pivotune.pipeline.recipe.options import ScheduleOptions
 from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.rng import generator
-from pivotune.pipeline.train.optimizers import rate_factor
+from pivotune.pipeline.train.optimizers import schedule_factor
 
 
 def test_draws_differ_by_purpose_step_and_seed_and_repeat():
@@ -18,7 +18,9 @@ def test_draws_differ_by_purpose_step_and_seed_and_repeat():
 
 
 def factor(kind, step, *, steps, warmup_steps, **changes):
-    return rate_factor(options_of(ScheduleOptions, kind=kind, **changes), step, steps=steps, warmup_steps=warmup_steps)
+    return schedule_factor(
+        options_of(ScheduleOptions, kind=kind, **changes), step, steps=steps, warmup_steps=warmup_steps
+    )
 
 
 def test_schedules_start_after_the_warm_up_and_end_at_the_last_step():

@@ -15,7 +15,7 @@ PLAIN, DYNAMIC = FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchEulerDiscr
 
 def levels(scheduler, latents: torch.Tensor, **timesteps) -> torch.Tensor:
     """The noise levels of a batch of latents that are all 1, read off what the denoiser sees and should answer."""
-    asked = objective_with(scheduler, timesteps=timesteps).ask(latents, 3, 0)
+    asked = objective_with(scheduler, timesteps=timesteps).sample(latents, 3, 0)
     torch.testing.assert_close(asked.noisy, latents + asked.timesteps.reshape(-1, 1, 1, 1) / 1000 * asked.target)
     return asked.timesteps / 1000
 
@@ -48,4 +48,4 @@ def test_dynamic_shift_is_refused_for_diffusion_models():
     from tiny import tiny_scheduler
 
     with pytest.raises(StageError, match="flow matching"):
-        objective_with(tiny_scheduler(), timesteps={"shift": "dynamic"}).ask(torch.ones(2, 4, 8, 8), 0, 0)
+        objective_with(tiny_scheduler(), timesteps={"shift": "dynamic"}).sample(torch.ones(2, 4, 8, 8), 0, 0)

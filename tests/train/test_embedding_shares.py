@@ -9,8 +9,8 @@ import torch
 from run.launching import launched
 from train_embeddings import WIDTHS, embedding, pull, trainer, values
 
-from pivotune.pipeline.distributed import ALONE
-from pivotune.pipeline.launch import begin_processes
+from pivotune.pipeline.distributed import SINGLE_PROCESS
+from pivotune.pipeline.launch import join_processes
 from pivotune.pipeline.recipe.intervals import Every
 from pivotune.pipeline.recipe.options import OptimizerOptions
 from pivotune.pipeline.recipe.typed import options_of
@@ -27,7 +27,7 @@ SETTINGS = {
 }
 
 
-def made(name, sharing=ALONE):
+def made(name, sharing=SINGLE_PROCESS):
     embeddings = [embedding(one, stop_after=Every(3, "steps") if one == "<a>" else Every(0, "never")) for one in NAMES]
     return trainer(SETTINGS[name], embeddings, sharing)
 
@@ -37,7 +37,7 @@ def went(one, first, last):
     seen = []
     for step in range(first, last):
         pull(one, STEPS[step], step, goal=2.0 + step)
-        with one.averaged():
+        with one.ema_swapped():
             shown = values(one)
         seen.append({"rows": values(one), "shown": shown, "rates": one.learning_rates(), "stopped": one.stopped_at})
     return seen
@@ -47,7 +47,7 @@ def in_processes(folder, name, count, state=None, first=0, last=None):
     """The same in several processes: what each of them has seen, the state that it has, and its state's bytes."""
 
     def work(rank):
-        one = made(name, begin_processes("cpu"))
+        one = made(name, join_processes("cpu"))
         if state is not None:
             one.restore(state)
         seen = went(one, first, last or len(STEPS))

@@ -63,7 +63,7 @@ def test_the_average_follows_its_formula_and_counts_only_steps_of_the_embedding(
             part = slice(span.start, span.stop)
             average[key][part] = keep * average[key][part] + (1 - keep) * rows.values[part]
     raw = values(one)
-    with one.averaged():
+    with one.ema_swapped():
         for key, shown in values(one).items():
             torch.testing.assert_close(shown, average[key])
     assert all(torch.equal(value, raw[key]) for key, value in values(one).items())
@@ -79,7 +79,7 @@ def test_a_embedding_that_stops_stands_at_what_will_be_exported(settings):
     one = trainer(settings, embeddings)
     for step in range(3):
         pull(one, ["<a>", "<b>"], step)
-    with one.averaged():
+    with one.ema_swapped():
         shown = values(one)
     pull(one, ["<a>", "<b>"], 3)
     assert one.stopped_at == {"<a>": 3}

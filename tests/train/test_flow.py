@@ -17,7 +17,7 @@ ANSWER = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize("weighting", ["none", "sigma-sqrt", "cosmap"])
 def test_the_loss_is_that_of_the_sd3_script(kind, weighting):
     objective = flow(weighting=weighting, timesteps={"sampling": kind})
-    losses = objective.losses(ANSWER, objective.ask(LATENTS, 7, 3))
+    losses = objective.losses(ANSWER, objective.sample(LATENTS, 7, 3))
 
     scheduler, draw = FlowMatchEulerDiscreteScheduler(shift=3.0), generator(7, "noise", 3)
     noise = torch.randn(LATENTS.shape, generator=draw)
@@ -30,7 +30,7 @@ def test_the_loss_is_that_of_the_sd3_script(kind, weighting):
     weight = compute_loss_weighting_for_sd3(weighting.replace("-", "_"), sigmas)
     loss = torch.mean((weight * (ANSWER - (noise - LATENTS)) ** 2).reshape(6, -1), 1)
 
-    asked = objective.ask(LATENTS, 7, 3)
+    asked = objective.sample(LATENTS, 7, 3)
     assert torch.equal(asked.timesteps, timesteps)
     torch.testing.assert_close(asked.noisy, noisy)
     torch.testing.assert_close(losses, loss)
@@ -38,7 +38,7 @@ def test_the_loss_is_that_of_the_sd3_script(kind, weighting):
 
 def test_weights_by_the_square_of_sigma_are_preconditioned_outputs():
     objective = flow(weighting="sigma-squared")
-    asked = objective.ask(LATENTS, 7, 3)
+    asked = objective.sample(LATENTS, 7, 3)
     sigmas = (asked.timesteps / 1000).reshape(6, 1, 1, 1)
     image = ANSWER * (-sigmas) + asked.noisy
     expected = ((image - LATENTS) ** 2).flatten(1).mean(1)
@@ -53,13 +53,13 @@ def test_the_shift_is_the_schedulers_or_the_recipes():
 
 def test_bounds_count_from_the_end_without_noise():
     objective = flow(shift=1.0, timesteps={"low": 100, "high": 400, "sampling": "uniform"})
-    times = torch.cat([objective.ask(LATENTS, 0, step).timesteps for step in range(200)])
+    times = torch.cat([objective.sample(LATENTS, 0, step).timesteps for step in range(200)])
     assert 100 < float(times.min()) < 105
     assert 395 < float(times.max()) <= 400
 
 
 def test_a_velocity_takes_noise_back_to_the_image():
-    asked = flow().ask(LATENTS, 7, 3)
+    asked = flow().sample(LATENTS, 7, 3)
     sigmas = (asked.timesteps / 1000).reshape(6, 1, 1, 1)
     torch.testing.assert_close(asked.noisy - sigmas * asked.target, LATENTS, rtol=1e-4, atol=1e-5)
 
@@ -73,8 +73,8 @@ def test_huber_thresholds_fall_with_sigma():
     ("options", "message"),
     [
         ({"weighting": "min-snr"}, "is for diffusion; use none, sigma-sqrt, cosmap, sigma-squared"),
-        ({"prediction": "epsilon"}, "say nothing for a flow matching model"),
-        ({"zero_terminal_snr": True}, "say nothing for a flow matching model"),
+        ({"prediction": "epsilon"}, "no effect on a flow matching model"),
+        ({"zero_terminal_snr": True}, "no effect on a flow matching model"),
         ({"loss": "huber"}, "is for diffusion models; use constant or exponential"),
     ],
 )

@@ -47,20 +47,20 @@ def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_vectors_that_do_not_move_are_said_once(tmp_path, monkeypatch):
     make_still(monkeypatch)
     assert said(tmp_path, "frozen_vectors_after = 3") == [
-        "vector 1 of '<cat>' in clip_l has not moved in 3 of its steps: learning_rate is too small"
+        "vector 1 of '<cat>' in clip_l did not change in 3 of its steps: learning_rate is too small"
     ]
 
 
 def test_vectors_that_do_not_move_stop_the_run_where_asked(tmp_path, monkeypatch):
     make_still(monkeypatch)
-    with pytest.raises(StageError, match=r"has not moved in 3 of its steps.*guard.frozen_vectors = 'stop'"):
+    with pytest.raises(StageError, match=r"did not change in 3 of its steps.*guard.frozen_vectors = 'stop'"):
         said(tmp_path, "frozen_vectors_after = 3\nfrozen_vectors = 'stop'")
     assert (tmp_path / "run/last-good").is_dir()
     assert len((tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()) == 3
 
 
 ASKED = {
-    "frozen_vectors": ("frozen_vectors_after = 3", "has not moved in 3 of its steps"),
+    "frozen_vectors": ("frozen_vectors_after = 3", "did not change in 3 of its steps"),
     "norm": ("norm_band = { high = 1.5 }", "times the vocabulary's median"),
     "stalled_lr": ("stalled_lr_after = 3\nfrozen_vectors = 'off'", "has been 0 for 3 steps"),
     "not_finite": ("", "the loss at step 3 is nan"),
@@ -104,7 +104,7 @@ def test_an_encoder_that_is_held_still_is_no_finding(tmp_path, monkeypatch):
 def test_a_norm_that_leaves_its_band_is_said_once(tmp_path):
     (text,) = said(tmp_path, "norm_band = { low = 0.1, high = 1.5 }", "", "train.learning_rate=1.0")
     assert text.startswith("the norm of vector ")
-    assert "times the vocabulary's median; preserve_norm holds norms" in text
+    assert "times the vocabulary's median; preserve_norm limits norms" in text
 
 
 def test_a_norm_that_leaves_its_band_stops_the_run_where_asked(tmp_path):
@@ -119,7 +119,7 @@ def test_a_norm_that_preserve_norm_holds_is_no_finding(tmp_path):
 
 def test_a_step_size_of_zero_is_said_once(tmp_path):
     texts = said(tmp_path, "stalled_lr_after = 3\nfrozen_vectors = 'off'", "", "train.learning_rate={ clip_l = 0 }")
-    assert texts == ["the step size of '<cat>' has been 0 for 3 steps: nothing is learnt"]
+    assert texts == ["the learning rate of '<cat>' has been 0 for 3 steps: nothing is trained"]
 
 
 def test_a_prodigy_that_finds_nothing_is_said_for_embeddings_and_lora(tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_prodigy_that_finds_nothing_is_said_for_embeddings_and_lora(tmp_path, 
     )
     texts = said(tmp_path, "stalled_lr_after = 4\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0")
     assert len(texts) == 2
-    assert all(text.startswith("Prodigy has not found a larger step size than 1e-06 for ") for text in texts)
+    assert all("has not grown above 1e-06" in text for text in texts)
     assert "'<cat>'" in texts[0] + texts[1]
     assert "'lora.denoiser'" in texts[0] + texts[1]
 
@@ -154,8 +154,8 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
 def test_a_loss_that_is_not_finite_leaves_the_step_out_where_asked(tmp_path, monkeypatch):
     break_steps(monkeypatch, 2, 4)
     assert said(tmp_path, "not_finite = 'warn'") == [
-        "the loss at step 3 is nan, not a finite number: the step is left out, nothing moves in it",
-        "2 steps were left out because loss or gradient was not finite",
+        "the loss at step 3 is nan, not a finite number: the step is skipped",
+        "2 steps were skipped because loss or gradient was not finite",
     ]
     rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["loss"] is None for row in rows] == [False, False, True, False, True, False, False, False]
@@ -173,8 +173,8 @@ def test_what_is_too_much_to_be_said_is_counted() -> None:
     texts: list[str] = []
     guard = Guard(options_of(GuardOptions), texts.append)
     for number in range(MOST + 5):
-        guard.tell("norm", f"embedding-{number}", f"embedding-{number} is long")
-        guard.tell("norm", f"embedding-{number}", f"embedding-{number} is long")
+        guard.report("norm", f"embedding-{number}", f"embedding-{number} is long")
+        guard.report("norm", f"embedding-{number}", f"embedding-{number} is long")
     guard.close()
     assert len(texts) == MOST + 1
     assert texts[-1] == "and 5 more embeddings whose norms left the band"
@@ -189,11 +189,11 @@ def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
     def look(guard: Guard) -> None:
         from pivotune.pipeline.embeddings.norms import NormStatistics
 
-        guard.rows(
+        guard.check_rows(
             "clip_l", 2, torch.tensor([0, 1]), torch.tensor([True, False]), rows, rows, ("a", "b"),
             {"a": range(1), "b": range(1, 2)}, NormStatistics(2.0, 2.0, 1.0, 3.0),
         )  # fmt: skip
-        guard.step_size("a", 0.0, None)
+        guard.check_learning_rate("a", 0.0, None)
 
     for _ in range(2):
         look(first)
@@ -210,16 +210,16 @@ def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
 def test_a_guard_that_only_warns_of_what_it_once_stopped_for_stops_for_the_next_thing() -> None:
     options = options_of(GuardOptions, norm="stop", frozen_vectors="stop")
     first = Guard(options, said_to := [].append)
-    first.tell("norm", "<a>", "too long")
+    first.report("norm", "<a>", "too long")
     with pytest.raises(StageError, match="too long"):
-        first.hold()
+        first.raise_if_stopping()
     second = Guard(replace(options, norm="warn"), said_to)
     second.restore(first.state())
-    second.hold()
-    second.tell("frozen_vectors", "<a>", "stands still")
+    second.raise_if_stopping()
+    second.report("frozen_vectors", "<a>", "stands still")
     assert second.stops
     with pytest.raises(StageError, match="stands still"):
-        second.hold()
+        second.raise_if_stopping()
 
 
 def test_all_that_was_found_in_a_step_is_said_when_the_run_stops(tmp_path, monkeypatch) -> None:
@@ -227,18 +227,18 @@ def test_all_that_was_found_in_a_step_is_said_when_the_run_stops(tmp_path, monke
     make_still(monkeypatch)
     guard = "frozen_vectors = 'stop'\nstalled_lr = 'stop'\nfrozen_vectors_after = 2\nstalled_lr_after = 2"
     with pytest.raises(
-        StageError, match=r"'<cat>' in clip_l has not moved.*; and Prodigy has not found.*'lora"
+        StageError, match=r"'<cat>' in clip_l did not change.*; and Prodigy's learning rate.*'lora"
     ) as told:
         said(
             tmp_path, guard, "lora = { rank = 2, learning_rate = 1.0, optimizer = { kind = 'prodigy', d_coef = 1e-9 } }"
         )
-    assert "(guard.frozen_vectors = guard.stalled_lr = 'stop'; mend what it says" in str(told.value)
+    assert "(guard.frozen_vectors = guard.stalled_lr = 'stop'; fix it and restart" in str(told.value)
     assert "or with guard.frozen_vectors = guard.stalled_lr = 'warn' and --from-checkpoint" in str(told.value)
     path, run = tmp_path / "recipe.toml", tmp_path / "run"
     with pytest.raises(StageError) as again:  # from the checkpoint: the same
         run_project(load_recipe(path, ["train.steps=8"]), run)
     assert str(again.value) == str(told.value)
-    with pytest.raises(StageError, match=r"Prodigy has not found.*'lora\.denoiser'.*\(guard\.stalled_lr = 'stop'"):
+    with pytest.raises(StageError, match=r"Prodigy's learning rate.*'lora\.denoiser'.*\(guard\.stalled_lr = 'stop'"):
         run_project(
             load_recipe(path, ["train.steps=8", "train.guard.frozen_vectors='warn'"]), tmp_path / "after", source=run
         )

@@ -52,7 +52,7 @@ def test_its_value_and_gradient_are_those_of_the_formula(tmp_path, monkeypatch, 
                 parameter += 0.05 * torch.randn(parameter.shape, generator=draw)
         batch = training.dataset.at(0)
         training.injection.activate(batch.captions, train=True)
-        asked = training.objective.ask(batch.latents, training.seed, 0)
+        asked = training.objective.sample(batch.latents, training.seed, 0)
         text = training.denoiser.encode(pipe, list(batch.captions))
         places = torch.randint(3, (2,), generator=generator(training.seed, "locality", 0)).tolist()
         others = [["a blue square", "a gold star", "a ring"][place] for place in places]
@@ -64,7 +64,7 @@ def test_its_value_and_gradient_are_those_of_the_formula(tmp_path, monkeypatch, 
         wanted = [parameter.requires_grad for parameter in pipe.unet.parameters()]
         found = training.locality.loss(text, asked, batch.sizes, 0)
         assert [parameter.requires_grad for parameter in pipe.unet.parameters()] == wanted
-        assert training.locality.measured == pytest.approx(float(found.detach()) / 2)
+        assert training.locality.difference == pytest.approx(float(found.detach()) / 2)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
         for ours, theirs in zip(torch.autograd.grad(found, parameters, allow_unused=True), gradients, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
@@ -108,5 +108,5 @@ def test_other_prompts_stay_nearer_to_the_untouched_model(tmp_path, monkeypatch)
 
 def test_embeddings_alone_leave_nothing_to_hold(tmp_path):
     recipe = make_project(tmp_path, train="locality = {}")
-    with pytest.raises(StageError, match="tunes neither a LoRA nor weights of the model"):
+    with pytest.raises(StageError, match="locality has no effect"):
         run_project(recipe, tmp_path / "run")

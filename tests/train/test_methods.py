@@ -94,14 +94,14 @@ def test_a_filter_chooses_the_weights(tmp_path, monkeypatch, layers, held):
 
 def test_a_filter_that_fits_nothing_is_an_error(tmp_path):
     recipe = make_project(tmp_path, train='finetune = { layers = ["nothing"] }')
-    with pytest.raises(StageError, match="fits no weight of denoiser; its names begin with conv_in"):
+    with pytest.raises(StageError, match="matches no weight of denoiser; names start with conv_in"):
         run_project(recipe, tmp_path / "run")
 
 
 def test_a_lora_over_which_a_fine_tune_would_come_is_an_error(tmp_path):
     second = '[[stage]]\nkind = "train"\nsteps = 1\nfinetune = {}'
     recipe = make_project(tmp_path, train="lora = { rank = 2 }", stages=second)
-    with pytest.raises(StageError, match="denoiser has a LoRA and cannot be fine-tuned under it"):
+    with pytest.raises(StageError, match="denoiser has a LoRA and cannot be fine-tuned with it"):
         run_project(recipe, tmp_path / "run")
 
 

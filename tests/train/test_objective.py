@@ -68,7 +68,7 @@ def test_zero_terminal_snr_of_a_model_that_predicts_noise_is_refused():
 
 def test_noise_and_time_steps_depend_on_seed_and_step_alone():
     objective, latents = diffusion(), parts()[0]
-    one, again, other = (objective.ask(latents, 7, step) for step in (3, 3, 4))
+    one, again, other = (objective.sample(latents, 7, step) for step in (3, 3, 4))
     assert torch.equal(one.noisy, again.noisy)
     assert torch.equal(one.timesteps, again.timesteps)
     assert not torch.equal(one.noisy, other.noisy)
@@ -159,29 +159,29 @@ def test_shares_are_those_of_diffusers(kind):
 
 def test_noise_offset_moves_whole_channels():
     latents = parts()[0]
-    plain, moved = (diffusion(noise={"offset": offset}).ask(latents, 7, 3) for offset in (0.0, 0.1))
+    plain, moved = (diffusion(noise={"offset": offset}).sample(latents, 7, 3) for offset in (0.0, 0.1))
     drawn = torch.randn(3, 4, 1, 1, generator=generator(7, "noise offset", 3))
     torch.testing.assert_close(moved.target, plain.target + 0.1 * drawn)
     assert torch.equal(moved.timesteps, plain.timesteps)
     torch.testing.assert_close(moved.noisy, diffusion().noisy(latents, moved.target, moved.timesteps))
-    adaptive = diffusion(noise={"offset": 0.1, "offset_adaptive": -0.5}).ask(latents, 7, 3)
+    adaptive = diffusion(noise={"offset": 0.1, "offset_adaptive": -0.5}).sample(latents, 7, 3)
     strength = (0.1 - 0.5 * latents.mean(dim=(2, 3), keepdim=True).abs()).clamp(min=0)
     assert 0 < int((strength == 0).sum()) < 12
     torch.testing.assert_close(adaptive.target, plain.target + strength * drawn)
-    together = diffusion(noise={"offset": 0.1, "offset_per_channel": False}).ask(latents, 7, 3).target - plain.target
+    together = diffusion(noise={"offset": 0.1, "offset_per_channel": False}).sample(latents, 7, 3).target - plain.target
     assert together.flatten(1).std(dim=1).max() < 1e-6
     assert together.std() > 0.01
 
 
 def test_a_perturbation_is_asked_for_and_an_input_perturbation_is_not():
     latents = parts()[0]
-    plain = diffusion().ask(latents, 7, 3)
+    plain = diffusion().sample(latents, 7, 3)
     more = torch.randn(3, 4, 2, 2, generator=generator(7, "noise perturbation", 3))
-    asked = diffusion(noise={"perturbation": 0.2}).ask(latents, 7, 3)
+    asked = diffusion(noise={"perturbation": 0.2}).sample(latents, 7, 3)
     torch.testing.assert_close(asked.target, plain.target + 0.2 * more)
     torch.testing.assert_close(asked.noisy, diffusion().noisy(latents, plain.target + 0.2 * more, plain.timesteps))
     seen = torch.randn(3, 4, 2, 2, generator=generator(7, "input perturbation", 3))
-    unasked = diffusion(noise={"input_perturbation": 0.1}).ask(latents, 7, 3)
+    unasked = diffusion(noise={"input_perturbation": 0.1}).sample(latents, 7, 3)
     assert torch.equal(unasked.target, plain.target)
     torch.testing.assert_close(unasked.noisy, diffusion().noisy(latents, plain.target + 0.1 * seen, plain.timesteps))
 
@@ -190,7 +190,7 @@ def test_a_perturbation_is_asked_for_and_an_input_perturbation_is_not():
     ("options", "message"),
     [
         ({"weighting": "cosmap"}, "is for flow matching; use none, min-snr, debiased"),
-        ({"timesteps": {"low": 900, "high": 900}}, "leave nothing of the model's 1000 time steps"),
+        ({"timesteps": {"low": 900, "high": 900}}, "leave none of the model's 1000 timesteps"),
         ({"timesteps": {"high": 2000}}, "high at most that many"),
     ],
 )

@@ -16,7 +16,7 @@ from pivotune.pipeline.recipe.optimizers import OPTIMIZERS
 from pivotune.pipeline.recipe.options import OptimizerOptions
 from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.train.embeddings import EmbeddingSettings
-from pivotune.pipeline.train.optimizers import effective_rate, make_optimizer
+from pivotune.pipeline.train.optimizers import effective_learning_rate, make_optimizer
 from pivotune.pipeline.train.trainable import State
 from pivotune.pipeline.train.weights import WeightSettings, WeightTrainer
 
@@ -90,7 +90,7 @@ def test_embeddings_go_on_from_their_state(kind):
         pull(again, list(NAMES[: 1 + step % 3]), step)
     for show in (False, True):
         for one in (whole, again):
-            one._shown.show(show)
+            one._switch.set(show)
         assert all(torch.equal(value, values(again)[key]) for key, value in values(whole).items())
 
 
@@ -139,7 +139,7 @@ def test_prodigys_step_size_is_each_embeddings_own():
     for step in range(20):
         pull(one, ["<a>"], step, goal=1.01)  # almost there: small steps are right
         pull(one, ["<b>"], step, goal=50.0)
-    sizes = one.states.step_sizes(one.embedding_rates, NAMES)
+    sizes = one.states.learning_rates_of(one.embedding_rates, NAMES)
     assert sizes["<b>"][0] > 20 * sizes["<a>"][0]
     assert sizes["<c>"][0] == 1.0  # never seen: the rate alone
 
@@ -162,7 +162,7 @@ def test_adamw_of_eight_bits_keeps_large_weights_moments_in_bytes_and_a_embeddin
         for one in (weight, embedding):
             one.grad = one.detach() - 2
         optimizer.step()
-    assert effective_rate(optimizer) == 0.01
+    assert effective_learning_rate(optimizer) == 0.01
     assert [optimizer.state[one]["state1"].dtype for one in (weight, embedding)] == [torch.uint8, torch.float32]
     assert all(1.1 < float(one.mean()) < 2.1 for one in (weight, embedding))
 
@@ -184,7 +184,7 @@ def test_adamw_without_a_schedule_follows_its_formula():
         pull(one, ["<a>"], step)
         for key, rows in one.injection.rows.items():
             torch.testing.assert_close(rows.of("<a>")[:, 0].double(), y, rtol=1e-5, atol=1e-6)
-            with one.averaged():
+            with one.ema_swapped():
                 torch.testing.assert_close(one.injection.rows[key].of("<a>")[:, 0].double(), x, rtol=1e-5, atol=1e-6)
 
 
@@ -194,7 +194,7 @@ def test_what_a_schedule_free_optimizer_gives_obeys_the_norm_rule_and_is_what_wa
     one = embeddings_with(kind, preserve_norm=0.5, ema=ema)
     for step in range(30):
         pull(one, ["<a>"], step, goal=3 * (-1.0) ** (step // 4))
-        with one.averaged():
+        with one.ema_swapped():
             shown = values(one)
     one.finish()
     for key, rows in one.injection.rows.items():
@@ -237,7 +237,7 @@ def test_looking_at_what_is_used_changes_no_bit_of_embeddings_and_weights(kind, 
             pull(embeddings, ["<a>"], step, goal=0.37 * step)
             lora.parameters["a"].grad = lora.parameters["a"].detach() - 0.37 * step
             lora.step(lora.gradient_norm(1.0), Clock(step, 12, 1.0, 0.0))
-        with looked[0].averaged(), looked[1].averaged():
+        with looked[0].ema_swapped(), looked[1].ema_swapped():
             pass
     for one, other in zip(looked, quiet, strict=True):
         states = [one.state(), other.state()]

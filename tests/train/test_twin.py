@@ -8,7 +8,7 @@ from run.launching import launched
 from train.little_encoder import SETTINGS, TUNED, made, step
 
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.launch import begin_processes
+from pivotune.pipeline.launch import join_processes
 from pivotune.pipeline.train.fsdp import FsdpPart
 from pivotune.pipeline.train.weights import WeightTrainer
 
@@ -27,18 +27,18 @@ def test_a_twin_learns_what_the_part_would(tmp_path, dtype):
     alone.finish()
 
     def work(rank):
-        processes = begin_processes("cpu")
+        processes = join_processes("cpu")
         pipe, weights = made(dtype)
         part = pipe.encoder
         trainer = WeightTrainer(
-            "finetune.encoder", weights, SETTINGS, text=True, twin=FsdpPart(pipe, "encoder", TUNED, main=processes.main)
+            "finetune.encoder", weights, SETTINGS, text=True, fsdp=FsdpPart(pipe, "encoder", TUNED, main=processes.main)
         )
         assert processes.sharding
         assert pipe.encoder.table is part.table  # prompts need it whole
         assert str(type(pipe.encoder)) == str(type(part))
         began = {name: weight.clone() for name, weight in weights.items()}
         norms = [step(pipe, trainer, number, [slice(rank, rank + 1)]) for number in range(2)]
-        with trainer.averaged():
+        with trainer.ema_swapped():
             assert (pipe.encoder is part) == processes.main
         kept = trainer.state()
         trainer.restore(kept if processes.main else torch.load(tmp_path / "state.pt", weights_only=False))
@@ -75,5 +75,5 @@ def test_settings_that_do_not_fit_are_said(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "WRAP_ALL")
     pipe, _ = made()
-    with pytest.raises(StageError, match="the launcher's settings of FSDP: Invalid auto wrap policy"):
+    with pytest.raises(StageError, match="the launcher's FSDP settings: Invalid auto wrap policy"):
         FsdpPart(pipe, "encoder", TUNED, main=True)
