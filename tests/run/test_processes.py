@@ -236,7 +236,7 @@ def test_a_failure_of_the_main_process_to_export_ends_all(tmp_path):
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
     assert "contains files, but no run" in ended.said[0]
-    assert "ends with the main one" in ended.said[1]
+    assert "stops with the main process" in ended.said[1]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
 
 
