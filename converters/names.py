@@ -37,7 +37,7 @@ def safe_stem(name: str, allowed: str | None = None) -> str:
         marked = re.sub(f"(?!{allowed}).", _GONE, marked, flags=re.DOTALL)
     stem = _cut(marked.lstrip(f"{_GONE} .-")).replace(_GONE, "_")
     if not stem.strip("_-. "):
-        raise ConvertError(f"no file can be named after the embedding {name[:40]!r}; pass --name with letters")
+        raise ConvertError(f"no file can be named after the embedding {name[:40]!r}; give it a name with letters")
     base, dot, rest = stem.partition(".")
     return f"{base}_{dot}{rest}" if is_reserved(stem) else stem
 

@@ -13,6 +13,7 @@ from ..distributed import SINGLE_PROCESS, Processes
 from ..errors import StageError
 from ..progress import progress
 from ..rng import generator
+from ..text import first_lines
 from .augment import Variant, apply_variant, apply_variant_to_mask, drawn_variant, varies
 from .cache import Cache, Encoded, key_of, vae_identity
 from .examples import Example, content_of
@@ -71,8 +72,7 @@ class Latents:
         found = [problem for part in processes.gather(found) for problem in part]
         if found:
             distinct = list(dict.fromkeys(found))
-            more = [f"and {len(distinct) - SHOWN} more"] if len(distinct) > SHOWN else []
-            raise StageError("\n".join([*distinct[:SHOWN], *more]))
+            raise StageError("\n".join(first_lines(distinct, SHOWN)))
 
     def get(self, example: Example, variant: Variant) -> Encoded:
         """What the VAE says of one variant: from memory, from the cache, or encoded now."""

@@ -10,6 +10,7 @@ from ...converters.programs import Program
 from ...converters.write import Written
 from ..errors import StageError
 from ..files import sha256
+from ..text import first_few
 from .context import ExportContext
 
 
@@ -75,7 +76,7 @@ def count_embeddings(context: ExportContext, files: Mapping[str, Path]) -> dict[
     whole = {name for name, path in exported.items() if name in contained.get(path, ())}
     missing = sorted(set(declared) - whole)
     if missing:
-        names = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        names = first_few([repr(name) for name in missing])
         raise StageError(
             f"{len(declared)} embeddings should be exported, {len(whole)} are exported and verified; missing: {names}"
         )
@@ -89,8 +90,7 @@ def require_artefacts(folder: Path, artefacts: Sequence[Mapping[str, Any]]) -> N
     """
     lost = [row["path"] for row in artefacts if not _is_unchanged(folder, row)]
     if lost:
-        names = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-        raise StageError(f"deleted or changed after they were exported and verified: {names}")
+        raise StageError(f"deleted or changed after they were exported and verified: {first_few(lost)}")
 
 
 def _is_unchanged(folder: Path, row: Mapping[str, Any]) -> bool:

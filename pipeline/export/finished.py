@@ -19,6 +19,7 @@ from ...converters.write import Written, add_embeddings, stems_for
 from ..recipe.options import ExportOptions, TrainOptions
 from ..run_folder import bounded_json, shape_error
 from ..tensors import to_raw
+from ..text import first_few
 from ..train.embeddings import EmbeddingTrainer
 from .context import ExportContext
 from .standalone import add_standalone, standalone_stems, widths, with_metadata
@@ -71,8 +72,9 @@ class Finished:
         new = [embedding for embedding in final if not self._is_there(embedding.name, digests[embedding.name])]
         again = [name for name, digest in digests.items() if self.lines.get(name, {}).get("sha256", digest) != digest]
         if again:
-            names = ", ".join(again[:5]) + (f" and {len(again) - 5} more" if len(again) > 5 else "")
-            self.context.warnings.append(f"finished/ was rewritten for {names}: the resumed run gave other values")
+            self.context.warnings.append(
+                f"finished/ was rewritten for {first_few(again)}: the resumed run gave other values"
+            )
         for lines in self._written(new, stopped, digests):
             self._append(lines)
         self._done += len(stopped)

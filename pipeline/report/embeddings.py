@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def spelled(pieces: list[str]) -> list[str]:
-    """Tokens of a vocabulary as people read them: `ring</w>` is ring; a token that does not end a word of the text ends in a hyphen."""
+    """Readable tokens of a vocabulary: `ring</w>` is ring; a token within a word of the text ends in a hyphen."""
     if not any(piece.endswith(WORD_END) for piece in pieces):
         return [piece.replace("▁", " ").strip() or piece for piece in pieces]
     return [_clip_piece(piece) for piece in pieces]

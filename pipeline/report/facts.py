@@ -10,7 +10,7 @@ from typing import Any
 
 from ...converters.families import families
 from ..records import Json
-from ..text import fits_only
+from ..text import first_few, first_lines, fits_only
 from . import facts as show
 from .images import inside
 
@@ -155,21 +155,14 @@ def stages(manifest: Json) -> list[Json]:
             options = {}
         share = round(100 * (stage.get("seconds") or 0) / total, 1)
         shown = [(key, _short(value)) for key, value in options.items() if value is not None]
-        flow = {key: _listed(stage.get(key) or []) for key in ("takes", "gives")}
+        flow = {key: first_few(stage.get(key) or [], 6) for key in ("takes", "gives")}
         made.append({**stage, **flow, "share": share, "options": shown, "notes": _first(stage.get("notes") or [])})
     return made
 
 
 def _first(notes: list[str]) -> list[str]:
     """The first notes of a stage, and how many more there are."""
-    more = [f"… and {len(notes) - NOTES:,} more in manifest.json"] if len(notes) > NOTES else []
-    return [*notes[:NOTES], *more]
-
-
-def _listed(names: list[str], most: int = 6) -> str:
-    """The first few, and how many more there are."""
-    rest = f" … and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return first_lines(notes, NOTES, "in manifest.json")
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from ..text import first_few
 from .embeddings import TOO_LARGE, excessive_norm, printable, rescaled, rows, start_of, usual
 
 Json = dict[str, Any]
@@ -64,10 +65,9 @@ def _excessive_norms(manifest: Json) -> list[str]:
                 found[embedding["placeholder"]] = max(times, found.get(embedding["placeholder"], 0.0))
     if not found:
         return []
-    names = ", ".join(printable(name) for name in list(found)[:5])
-    more = f" and {len(found) - 5:,} more" if len(found) > 5 else ""
+    names = first_few([printable(name) for name in found])
     return [
-        _fit(f"norm up to {max(found.values()):.1f} times the vocabulary's median: {names}{more}", WIDTH),
+        _fit(f"norm up to {max(found.values()):.1f} times the vocabulary's median: {names}", WIDTH),
         f"  ({TOO_LARGE})",
     ]
 

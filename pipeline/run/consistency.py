@@ -1,4 +1,4 @@
-"""Checks that things are the same: inputs and values in every process, files since the run started."""
+"""Consistency checks: the same inputs and values in every process, unchanged files since the run started."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..files import sha256, shown_path, tensor_hash
 from ..recipe.model import Recipe
 from ..recipe.optimizers import OPTIMIZERS
 from ..recipe.options import TrainOptions
+from ..text import first_few, first_lines
 from ..train.setup import Trainables, Training
 from .checkpoints import FOLDER, Checkpoint, newest_checkpoint, read_checkpoint
 from .diff import input_differences
@@ -27,7 +28,7 @@ def require_same_inputs(inputs: Mapping[str, Any], processes: Processes) -> None
     for number, other in enumerate(others, 1):
         found = input_differences(main, other)
         if found:
-            listed = "; ".join(map(str, found[:LISTED]))
+            listed = "; ".join(first_lines([str(one) for one in found], LISTED))
             raise StageError(f"process {number} has other inputs than the main process: {listed}")
 
 
@@ -93,9 +94,8 @@ def require_unchanged_data(recipe: Recipe, examples: Sequence[Example], known: M
         now |= {shown_path(path, base): sha256(path) for path in read_concept(concept).files}
     changed = sorted({*now, *known} - {name for name, digest in now.items() if known.get(name) == digest})
     if changed:
-        more = f" and {len(changed) - LISTED} more" if len(changed) > LISTED else ""
         raise StageError(
-            f"changed since the run started: {', '.join(changed[:LISTED])}{more}; restore the files and run the same "
+            f"changed since the run started: {first_few(changed, LISTED)}; restore the files and run the same "
             "command again, or start over with --fresh"
         )
 

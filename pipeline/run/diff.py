@@ -9,6 +9,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from ..data.files import IMAGES
+from ..text import first_few, first_lines
 
 LONG, BEFORE, SHOWN = 60, 12, 4  # characters of a value, of them before the first difference, entries of a list
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -52,8 +53,7 @@ def _of_lists(old: Sequence[str], new: Sequence[str]) -> str:
 
 def few(names: Sequence[str]) -> str:
     """The first few names, each shortened, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(_cut(name, 0) for name in names[:SHOWN]) + more
+    return first_few([_cut(name, 0) for name in names], SHOWN)
 
 
 # Parts of a manifest that a run's bytes depend on, and their names in messages.
@@ -151,8 +151,7 @@ def difference_lines(differences: Sequence[Difference], most: int) -> list[str]:
     lines = [str(one) for one in rest]
     for key in _FILES:
         lines += _file_lines(key, [one for one in differences if one.within(key)])
-    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
-    return [*lines[:most], *more]
+    return first_lines(lines, most)
 
 
 def _file_lines(key: str, files: Sequence[Difference]) -> Iterator[str]:

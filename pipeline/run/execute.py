@@ -13,7 +13,7 @@ from ...converters.errors import ConvertError
 from ...converters.tensor import RawTensor
 from ..errors import StageError
 from ..export.artefacts import require_artefacts
-from ..export.last_good import keep_last_good
+from ..export.write import keep_last_good
 from ..files import tensor_hash, write_json
 from ..models.load import Model
 from ..recipe.options import StageOptions
@@ -51,7 +51,7 @@ def execute(
                     contents = stages[stage.kind](context, state, contents, stage.options)
                 row["gives"] = describe_contents(contents)
             state.latest = contents if state.latest is not None else None
-    except BaseException as error:  # whatever it was: a full disk, Ctrl-C, a stage that failed
+    except BaseException as error:  # of any kind: a full disk, Ctrl-C, a stage that failed
         if state.latest is not None and context.processes.main:
             _save_latest(context, state, state.latest, error)
         raise

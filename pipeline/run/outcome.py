@@ -15,11 +15,12 @@ from ..distributed import peer_failure
 from ..errors import StageError
 from ..export.artefacts import require_artefacts
 from ..export.finished import remove_finished
-from ..export.last_good import remove_last_good
+from ..export.write import remove_last_good
 from ..files import write_json
 from ..records import json_safe
 from ..report.page import write_report
 from ..system_errors import out_of_memory, system_error_text
+from ..text import first_few
 from .context import RunContext
 from .signals import Stopped
 
@@ -115,7 +116,7 @@ def closing_lines(manifest: dict[str, Any]) -> str:
         if row["kind"] != "text":
             label, path = _shown(row)
             files.setdefault(label, {})[path] = None
-    return "\n".join([*lines, *(f"  {label}: {_listed(list(paths))}" for label, paths in files.items())])
+    return "\n".join([*lines, *(f"  {label}: {first_few(list(paths), PATHS)}" for label, paths in files.items())])
 
 
 def _shown(row: dict[str, Any]) -> tuple[str, str]:
@@ -130,12 +131,6 @@ def _shown(row: dict[str, Any]) -> tuple[str, str]:
     if row["kind"] == "model" and rest:
         return KINDS["model"], f"exports/{folder}/"
     return KINDS[row["kind"]], row["path"]
-
-
-def _listed(paths: list[str]) -> str:
-    """The first few, and how many more there are."""
-    rest = f" and {len(paths) - PATHS:,} more" if len(paths) > PATHS else ""
-    return ", ".join(paths[:PATHS]) + rest
 
 
 COMPLETES = "the same command writes the report and finishes the clean-up"

@@ -19,6 +19,7 @@ from ..models.load import Model, kohya_prefix, part_modules
 from ..progress import progress
 from ..recipe.options import TrainOptions
 from ..tensors import to_raw, vectors_of_all
+from ..text import first_few
 from ..train.embeddings import EmbeddingTrainer
 from ..train.guard import Halted, NotFinite
 from ..train.loop import train_steps
@@ -64,7 +65,6 @@ def read_from_model(model: Model, injection: Injection, contents: Contents) -> C
 
 
 EMA_NOTE = "metrics show the raw weights; exported files contain the EMA weights"
-FEW = 5  # embeddings that a message names
 
 
 def run_steps(
@@ -203,8 +203,7 @@ def warn_of_missing_steps(context: RunContext, state: RunState, trainer: Embeddi
     short = trainer.stops.short() if trainer is not None else []
     if trainer is None or not short:
         return
-    named = ", ".join(f"{embedding} has {had} of {wanted:.9g}" for embedding, had, wanted in short[:FEW])
-    named += f" and {len(short) - FEW} more" if len(short) > FEW else ""
+    named = first_few([f"{embedding} has {had} of {wanted:.9g}" for embedding, had, wanted in short])
     total = len(trainer.stops.counts)
     warn(context, state, f"{len(short)} of {total} embeddings did not reach stop_after: {named}; increase steps")
 
@@ -213,6 +212,6 @@ def require_all_sampled(trainer: EmbeddingTrainer | None) -> None:
     """StageError when an embedding was in no batch of the stage."""
     missed = sorted(trainer.embeddings.keys() - trainer.reached) if trainer is not None else []
     if missed:
-        names = ", ".join(map(repr, missed[:FEW])) + (f" and {len(missed) - FEW} more" if len(missed) > FEW else "")
+        names = first_few([repr(name) for name in missed])
         verb = "was" if len(missed) == 1 else "were"
         raise StageError(f"{names} {verb} never sampled in this stage; increase steps or set data.balance")

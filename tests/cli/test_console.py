@@ -63,7 +63,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["cp437", "C"])
-def test_light_commands_without_our_letters(folder, name: str) -> None:
+def test_commands_on_consoles_without_unicode(folder, name: str) -> None:
     file, recipe = f"{NAME}.safetensors", f"{NAME}.toml"
     commands = {
         ("inspect", file): (0, f"embedding {NAME}"),
@@ -128,7 +128,7 @@ def test_paths_that_are_not_unicode_are_kept_in_json(tmp_path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="descriptors of pipes")
-def test_output_that_nobody_reads_ends_no_command(folder) -> None:
+def test_a_closed_pipe_does_not_end_a_command(folder) -> None:
     read, write = os.pipe()
     os.close(read)
     done = pivotune("", folder, "schema", "train", capture_output=False, stdout=write, stderr=subprocess.PIPE)

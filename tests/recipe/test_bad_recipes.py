@@ -1,4 +1,4 @@
-"""Each `bad/<what>.toml` is refused in exactly the embeddings of `bad/<what>.txt`."""
+"""Each `bad/<name>.toml` is refused with exactly the messages of `bad/<name>.txt`."""
 
 from __future__ import annotations
 

@@ -35,19 +35,19 @@ def test_a_device_is_no_recipe() -> None:
     assert "not a regular file" in refusal("/dev/zero")
 
 
-def test_a_missing_file_names_the_shipped_recipe_that_is_meant() -> None:
+def test_a_missing_file_suggests_a_shipped_recipe() -> None:
     assert "did you mean 'quickstart'?" in refusal("quikstart")
     assert refusal("no/such.toml").endswith("no such file, and no shipped recipe of this name")
     assert "no such file" in refusal("a\0b")
 
 
-def test_a_link_to_nothing_is_said(tmp_path: Path) -> None:
+def test_a_broken_link_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "link.toml").symlink_to(tmp_path / "nothing")
     assert "cannot be read: No such file" in refusal(tmp_path / "link.toml")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"# nothing\n", b"\xef\xbb\xbf"])
-def test_an_empty_file_is_said(written: Write, content: bytes) -> None:
+def test_an_empty_file_is_an_error(written: Write, content: bytes) -> None:
     assert "the recipe is empty" in refusal(written(content))
 
 

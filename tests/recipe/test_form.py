@@ -176,7 +176,7 @@ MEANT = {
 
 @pytest.mark.parametrize("form", FORM)
 @pytest.mark.parametrize("meant", MEANT)
-def test_a_wrong_form_hides_nothing_elsewhere(good: Path, form: str, meant: str) -> None:
+def test_a_schema_violation_does_not_hide_other_problems(good: Path, form: str, meant: str) -> None:
     override, embeddings = MEANT[meant]
     problems = check_recipe(good, [FORM[form], override]).problems
     shown = "\n".join(problem.shown("") for problem in problems)

@@ -33,7 +33,7 @@ def test_defaults_are_those_of_the_schema(good: Path) -> None:
     assert recipe.stages[3].options.targets == ("a1111", "comfyui", "diffusers")
 
 
-def test_alpha_is_the_rank_unless_it_is_said(good: Path) -> None:
+def test_alpha_defaults_to_the_rank(good: Path) -> None:
     assert load_recipe(good, ["train.lora={rank = 7}"]).stages[2].options.lora[0].alpha == 7
     assert load_recipe(good, ["train.lora={rank = 7, alpha = 2}"]).stages[2].options.lora[0].alpha == 2
 

@@ -205,7 +205,7 @@ def test_a_bad_embedding_toml_is_named(recipe, tmp_path):
     assert found[1] == "things/b/embedding.toml:1: token: unknown key 'token'; did you mean 'tokens'?"
 
 
-def test_names_are_checked_as_a_whole_and_blamed_by_line(recipe, tmp_path):
+def test_names_of_all_sources_are_checked_together(recipe, tmp_path):
     table = b"name\n<emblem>\ncat\nred cat\nCAT\n<cat>\n"
     found = shown(check_recipe(recipe("table = 'embeddings.csv'", table)), tmp_path)
     texts = "\n".join(found)

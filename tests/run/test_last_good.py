@@ -13,7 +13,7 @@ from run.launching import launched
 
 from pivotune.converters.safetensors_file import read
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.export import last_good
+from pivotune.pipeline.export import write
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import outcome as finishing
 from pivotune.pipeline.run.signals import Stopped
@@ -135,7 +135,7 @@ def test_a_full_disk_does_not_hide_why_a_run_ended(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(last_good, "write_standalone", full)
+    monkeypatch.setattr(write, "write_standalone", full)
     spoil(monkeypatch, 2)
     with pytest.raises(StageError, match="the loss at step 2 is nan"):
         run_project(make_project(tmp_path), tmp_path / "run")
