@@ -1,7 +1,7 @@
 """Several processes that train one run: the main process, sums over processes, and failing together.
 
 Processes, devices and the group they form are Accelerate's (`accelerate launch`), and so are its `reduce`, gather and
-broadcast. No DistributedDataParallel: it wraps modules, hides attributes that prompts need (`config`, `text_model`), and
+broadcast. No DistributedDataParallel: it wraps modules, hides attributes that prompts need (`config`), and
 reduces only parameters of modules; the rows of embeddings are none. Here the gradients of everything trained are
 summed over the processes before they are used; all then do the same step, and only the main process writes files.
 """

@@ -38,7 +38,7 @@ def test_the_numbers_of_devices_are_checked(monkeypatch):
     assert pick_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(StageError, match=r"device = 'cuda:2': there are 2 of this kind"):
         pick_device("cuda:2")
-    with pytest.raises(StageError, match=r"device = 'xpu:1': there are 1 of that kind"):
+    with pytest.raises(StageError, match=r"device = 'xpu:1': there are 1 of this kind"):
         pick_device("xpu:1")
 
 

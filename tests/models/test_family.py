@@ -43,7 +43,7 @@ def test_a_family_of_another_class_is_refused():
         choose_family(spec_of("x", "sdxl"), "StableDiffusionPipeline", 768)
 
 
-@pytest.mark.parametrize("kind", ["FluxPipeline", "StableDiffusionInpaintPipeline", None, ["a", "b"]])
+@pytest.mark.parametrize("kind", ["AuraFlowPipeline", "StableDiffusionInpaintPipeline", None, ["a", "b"]])
 def test_a_class_that_cannot_be_trained_is_refused_with_those_that_can(kind):
     with pytest.raises(StageError, match=r"what can be trained: .*Stable Diffusion XL"):
         choose_family(spec_of("x", None), kind, 768)

@@ -76,9 +76,9 @@ def test_without_a_network_the_local_cache_is_used(monkeypatch, sd1_folder):
 
 
 def test_a_hub_model_of_a_foreign_kind_is_not_downloaded(monkeypatch, tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', "utf-8")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "AuraFlowPipeline"}', "utf-8")
     hub = fake_hub(monkeypatch, tmp_path)
-    with pytest.raises(StageError, match="is a FluxPipeline; what can be trained: "):
+    with pytest.raises(StageError, match="is a AuraFlowPipeline; what can be trained: "):
         find_model(spec_of(HUB))
     assert [what for what, *_ in hub.asked] == ["info", "model_index.json"]
 
