@@ -293,7 +293,7 @@ def test_unsupported_launcher_settings_are_refused(monkeypatch):
         monkeypatch.delenv(variable)
     assert join_processes("cuda:1").count == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(StageError, match=r"device = 'cuda:1': with several processes the launcher gives each"):
+    with pytest.raises(StageError, match=r"device = 'cuda:1': with several processes the launcher assigns devices"):
         join_processes("cuda:1")
 
 
