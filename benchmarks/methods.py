@@ -29,6 +29,7 @@ from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run.runner import run_recipe
 from pivotune.pipeline.run.samples import draw_after, draw_now
+from pivotune.pipeline.stages import STAGES
 from pivotune.recipes.micro.grammar import BACKGROUNDS, COLOURS, Scene, Thing
 from pivotune.recipes.micro.images import THINGS
 from pivotune.recipes.micro.judge import HIT, distance_to_drawing
@@ -47,7 +48,7 @@ OTHERS = {
 def trained(recipe: Recipe, folder: Path) -> dict[tuple[str, int], Any]:
     """Run the recipe; images (64, 64, 3) by prompt and seed, as a fresh model draws them with the exported files."""
     silent = replace(recipe, samples=replace(recipe.samples, prompts=()))
-    run_recipe(silent, out=folder / "run", progress=lambda text: None, bar=False)
+    run_recipe(silent, STAGES, out=folder / "run", progress=lambda text: None, bar=False)
     exports = folder / "run" / "exports"
     [embedding] = (exports / "methods_embeddings").glob("*.safetensors")
     tuned, lora = exports / "methods_model", exports / "methods.safetensors"

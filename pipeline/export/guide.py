@@ -58,16 +58,16 @@ def guide_text(program: Program, files: Files) -> str:
 
 def _model(program: Program, files: Files) -> list[str]:
     """The fine-tuned model: the folder for users of code, the file for others, or the only one there is."""
-    ways = {"model": files.model_file, "folder": files.model_folder}
+    forms = {"model": files.model_file, "folder": files.model_folder}
     order = ("folder", "model") if files.script else ("model", "folder")
-    way = next((way for way in order if ways[way] is not None), None)
-    if way is None:
+    form = next((form for form in order if forms[form] is not None), None)
+    if form is None:
         return []
     lines = ["The fine-tuned model:"]
-    if way in program.how:
-        lines.append(program.how[way].format(files=ways[way]))
+    if form in program.how:
+        lines.append(program.how[form].format(files=forms[form]))
     else:
-        lines.append(f"{ways[way]} is a folder for diffusers; 'file' in the export stage's `model` writes one file.")
+        lines.append(f"{forms[form]} is a folder for diffusers; 'file' in the export stage's `model` writes one file.")
     if files.embeddings or files.packs:
         lines.append("The embeddings were trained with this model; with other models they work less well.")
     return lines

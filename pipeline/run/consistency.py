@@ -1,4 +1,4 @@
-"""Checks that things are the same: inputs and values in every process, files since the run started."""
+"""Consistency checks: the same inputs and values in every process, unchanged files since the run started."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def execute(
                     contents = stages[stage.kind](context, state, contents, stage.options)
                 row["gives"] = describe_contents(contents)
             state.latest = contents if state.latest is not None else None
-    except BaseException as error:  # whatever it was: a full disk, Ctrl-C, a stage that failed
+    except BaseException as error:  # of any kind: a full disk, Ctrl-C, a stage that failed
         if state.latest is not None and context.processes.main:
             _save_latest(context, state, state.latest, error)
         raise

@@ -1,4 +1,4 @@
-"""What a run stores in a checkpoint beside the training's own state, and how a checkpoint is restored."""
+"""What a run stores in a checkpoint besides the state of the training, and how a checkpoint is restored."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def checkpoint_if_due(
 ) -> None:  # fmt: skip
     """After each step, which began `before` seconds into the stage: write a checkpoint if one is due, or if `now`.
 
-    Raises Stopped when a signal has asked for an end.
+    Raises Stopped when a signal has come.
     """
 
     def snapshot() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -77,7 +77,7 @@ def restore_training(context: RunContext, state: RunState, training: Training) -
     facts = checkpoint.facts["run"]
     try:
         restore_snapshot(training, state.trained.weights, checkpoint.tensors, checkpoint.facts)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:  # its trees are another program's
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # written by another program
         raise StageError(
             f"the checkpoint {checkpoint.name} cannot be restored ({error}); delete it, or use --fresh"
         ) from error

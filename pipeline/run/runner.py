@@ -171,7 +171,7 @@ def _manifest(
     """The manifest of a run that starts or is resumed."""
     now = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
     left = start.unfinished or {}
-    source = source or left.get("source")  # the same checkpoint, where it lies now
+    source = source or left.get("source")  # the same checkpoint by its current path
     return {
         "pivotune": __version__, "name": recipe.name, "recipe_file": str(recipe.path), **inputs,
         "recipe_sha256": hashlib.sha256(text.read_bytes()).hexdigest(), "status": "running", "error": None,
