@@ -24,10 +24,10 @@ def pick_device(wanted: str) -> torch.device:
     device = torch.device(wanted)
     if not present[device.type]():
         have = ", ".join(kind for kind, there in present.items() if there())
-        raise StageError(f"device = {wanted!r}: this torch ({torch.__version__}) has {have}; leave it out for the best")
+        raise StageError(f"device = {wanted!r}: this torch ({torch.__version__}) has {have}; remove it for the best")
     count = {"cuda": torch.cuda.device_count, "xpu": _xpu_count}.get(device.type, lambda: 1)()
     if (device.index or 0) >= count:
-        raise StageError(f"device = {wanted!r}: there are {count} of that kind, numbered from 0")
+        raise StageError(f"device = {wanted!r}: there are {count} of this kind, counted from 0")
     return device
 
 

@@ -1,4 +1,4 @@
-"""Between tensors and the bytes of files."""
+"""dtypes, and tensors to and from the bytes of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BY_CODE = {code: dtype for dtype, code in CODES.items()}
 
 
 def to_raw(tensor: Tensor) -> RawTensor:
-    """A float tensor as the bytes a file holds: a copy, so what happens to the tensor later does not show."""
+    """A float tensor as the bytes a file holds: a copy, independent of later changes of the tensor."""
     flat = tensor.detach().to("cpu", copy=True).contiguous()
     return RawTensor(CODES[flat.dtype], tuple(flat.shape), flat.reshape(-1).view(torch.uint8).numpy().tobytes())
 
@@ -36,17 +36,17 @@ def vectors_of_all(embeddings: Sequence[Embedding], key: str, width: int) -> tup
     """`vectors_for` of each of these embeddings, as views of one table: thousands cost one copy."""
     counts = [embedding.vectors[key].shape[0] if key in embedding.vectors else 0 for embedding in embeddings]
     raws = [embedding.vectors[key] for embedding in embeddings if key in embedding.vectors]
-    if len({raw.dtype for raw in raws}) != 1:  # none at all, or made by different hands
+    if len({raw.dtype for raw in raws}) != 1:  # none, or of several dtypes
         return tuple(vectors_for(embedding, key, width) for embedding in embeddings)
     whole = RawTensor(raws[0].dtype, (sum(counts), width), b"".join(raw.data for raw in raws))
     return from_raw(whole).split(counts)
 
 
 def vectors_for(embedding: Embedding, key: str, width: int) -> Tensor:
-    """Vectors of an embedding in one encoder, (tokens, width): none where it has no vectors for it."""
+    """Vectors of an embedding in one encoder, (tokens, width); no rows if it has none for it."""
     return from_raw(embedding.vectors[key]) if key in embedding.vectors else torch.empty(0, width)
 
 
 def from_raw(raw: RawTensor) -> Tensor:
-    """A tensor of its own memory from the bytes of a file."""
+    """A tensor with its own memory from the bytes of a file."""
     return torch.frombuffer(bytearray(raw.data), dtype=_BY_CODE[raw.dtype]).reshape(raw.shape)

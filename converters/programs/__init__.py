@@ -82,6 +82,10 @@ class Program:
     lower_case: bool = False
     refuses: dict[str, str] = field(default_factory=dict)
 
+    def may_read(self, family: Family) -> bool:
+        """Whether some files load for a family without a layout: its reason is of its own, and the program runs it."""
+        return family.name in self.refuses and (self.runs is None or family.name in self.runs)
+
     def no_embeddings(self, family: Family) -> str:
         """Why the program uses no embeddings of a family without a layout; empty if that is not known."""
         if self.runs is not None and family.name not in self.runs:

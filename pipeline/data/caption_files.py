@@ -23,8 +23,8 @@ def unusable(text: str) -> str | None:
     if len(text) > LONGEST:
         return f"is longer than {LONGEST:,} characters ({len(text):,})"
     if "\0" in text:
-        return "holds NUL characters, as UTF-16 read as UTF-8 does; save it as UTF-8"
-    return "holds half of a character (a lone surrogate)" if re.search("[\ud800-\udfff]", text) else None
+        return "contains NUL characters, probably UTF-16; save it as UTF-8"
+    return "contains half of a character (a lone surrogate)" if re.search("[\ud800-\udfff]", text) else None
 
 
 def steers(name: str) -> bool:

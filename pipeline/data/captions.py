@@ -130,7 +130,7 @@ def _templates(path: Path, files: Files, result: Captioned) -> None:
     lines = [line.strip() for line in (text or "").splitlines()]
     templates = [line for line in lines if line and not line.startswith("#")]
     if text is not None and not templates:
-        result.problems.append(f"{path}: holds no template; write one on each line")
+        result.problems.append(f"{path}: contains no template; write one per line")
     if templates:
         result.files.append(path)
         result.images = [(image, list(templates)) for image in files.images]

@@ -178,7 +178,7 @@ def open_dataset(
     """
     read, data = read_examples(recipe, resolution), recipe.data
     if not read.rows and not read.problems:
-        raise StageError("there are no images; add a [[concept]] with images = a folder")
+        raise StageError("no images; add a [[concept]] with images = a folder")
     odd = next((example.cut for example in read.rows if example.cut[0] % multiple or example.cut[1] % multiple), None)
     if odd is not None:
         raise StageError(f"crops of {odd[0]}x{odd[1]} pixels: this model needs multiples of {multiple} pixels")

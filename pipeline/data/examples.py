@@ -84,7 +84,7 @@ def refuse_narrow(image: Path, size: Shape, cut: Shape) -> None:
     share = visible_share(size, cut)
     if share < LEAST_SEEN:
         sizes = f"{size[0]}x{size[1]} pixels cut to {cut[0]}x{cut[1]}"
-        raise StageError(f"{image}: {sizes} leave {share:.1%} of it; cut the part that matters, or leave it out")
+        raise StageError(f"{image}: {sizes} leave {share:.1%} of it; crop the image yourself, or remove it")
 
 
 def content_of(image: Path, mask: Path | None, concept: Concept, hashes: dict[Path, str] | None = None) -> str:

@@ -144,7 +144,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 frames = getattr(file, "n_frames", 1)
                 if frames > 1 and file.format != "MPO":  # telephones put a small second image into a JPEG
                     kind = "pages" if file.format == "TIFF" else "frames of an animation"
-                    raise StageError(f"{path}: holds {frames} {kind}; give one image a file")
+                    raise StageError(f"{path}: holds {frames} {kind}; save each as a file of its own")
                 yield file
     except UnidentifiedImageError as error:
         raise StageError(f"{path}: {_unknown(path)}") from error
@@ -179,4 +179,4 @@ def _unknown(path: Path) -> str:
         return "a HEIC image; pip install pillow-heif, or save it as PNG or JPEG"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
         return "an AVIF image, which this Pillow cannot read; pip install -U pillow, or save it as PNG or JPEG"
-    return "this is no image, whatever its name says"
+    return "the file is not an image"

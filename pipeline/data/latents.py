@@ -149,7 +149,7 @@ def opened(example: Example) -> tuple[Image.Image, Image.Image | None]:
     elif example.masked:
         mask = open_alpha(example.image)
     if content_of(example.image, example.mask, example.concept) != example.content:
-        said = "it, or its mask, has changed since the run began; put back what was there, or begin anew"
+        said = "the image or its mask has changed since the start of the run; restore it, or start over with --fresh"
         raise StageError(f"{example.image}: {said}")
     return image, mask
 

@@ -80,12 +80,12 @@ def read_base(embedding: EmbeddingSpec) -> Embedding:
     found = identify(embedding.base)
     held = with_halves(own_embeddings(found.contents), embedding.base, found)
     if not held:
-        raise ConvertError(f"{embedding.base}: holds no embedding")
+        raise ConvertError(f"{embedding.base}: contains no embedding")
     fitting = [one for one in held if embedding.base_name in (None, one.name)]
     if not fitting:
         raise ConvertError(f"{embedding.base}: has no embedding {embedding.base_name!r}; it has {names(held)}")
     if len(fitting) > 1:
-        raise ConvertError(f"{embedding.base}: holds {names(fitting)}; say which with base_name")
+        raise ConvertError(f"{embedding.base}: holds {names(fitting)}; choose one with base_name")
     return fitting[0]
 
 
@@ -130,9 +130,9 @@ def start_tokens(
         )
     have, count = rows[key], embedding.tokens or rows[key]
     if have > count and embedding.resize != "cut":
-        raise ValueError(f"its base has {have} vectors and tokens = {count}; leave tokens out, or say resize = 'cut'")
+        raise ValueError(f"its base has {have} vectors and tokens = {count}; remove tokens, or set resize = 'cut'")
     if have < count and embedding.resize != "pad":
-        raise ValueError(f"its base has {have} vectors and tokens = {count}; leave tokens out, or say resize = 'pad'")
+        raise ValueError(f"its base has {have} vectors and tokens = {count}; remove tokens, or set resize = 'pad'")
     stem = embedding.base.stem if embedding.base else ""
     pieces = [f"{stem}:{number}</w>" for number in range(1, have + 1)]
     padding = tokenize_initial(texts, "", max(1, count - have), pad_with)

@@ -39,7 +39,7 @@ class Replacer:
             if not units:
                 raise ValueError(f"a placeholder must not be blank: {embedding!r}")
             if units in self._spelled:
-                raise ValueError(f"two placeholders are the same embedding: {self._spelled[units]!r} and {embedding!r}")
+                raise ValueError(f"two placeholders are the same in text: {self._spelled[units]!r} and {embedding!r}")
             self._spelled[units] = embedding
             lengths = self._lengths.setdefault(units[0], [])
             if len(units) not in lengths:

@@ -30,7 +30,7 @@ def choose_family(spec: ModelSpec, kind: Any, width: Any) -> Family:
     exact = [family for family in fitting if family.cross_attention == width]
     if len(exact) != 1:
         names = ", ".join(family.name for family in fitting)
-        raise StageError(f"{spec.base} is a {kind} of width {width}: say model.family (possible: {names})")
+        raise StageError(f"{spec.base} is a {kind} of width {width}; set model.family (possible: {names})")
     return exact[0]
 
 
@@ -55,7 +55,7 @@ def check_kind(spec: ModelSpec, kind: Any) -> list[Family]:
 def _named(spec: ModelSpec, kind: Any, width: Any, fitting: list[Family]) -> Family:
     named = families().get(spec.family or "")
     if named is None:
-        raise StageError(f"model.family = {spec.family!r} is none; known: {', '.join(families())}")
+        raise StageError(f"model.family = {spec.family!r} is not a known family; known: {', '.join(families())}")
     if named not in fitting:
         raise StageError(f"model.family = {spec.family!r}, but {spec.base} is a {kind}")
     others = [family for family in fitting if family.cross_attention == width and family is not named]

@@ -27,10 +27,10 @@ def find_model(spec: ModelSpec) -> Path:
     path = Path(spec.base).expanduser()
     if path.is_absolute() and os.path.exists(path):  # a recipe's relative paths were made absolute, so this is a hub id
         if not path.is_dir() and not path.is_file():
-            raise StageError(f"model.base = {spec.base!r}: it is no regular file and no folder")
+            raise StageError(f"model.base = {spec.base!r}: not a regular file or folder")
         return path
     if spec.base.startswith((".", "/", "~")) or spec.base.endswith(CHECKPOINTS) or spec.base.count("/") != 1:
-        why = "there is no such file or folder, and it is not a hub id (owner/name)"
+        why = "no such file or folder, and not a hub id (owner/name)"
         raise StageError(f"model.base = {spec.base!r}: {why}")
     return _download(spec)
 
@@ -79,12 +79,12 @@ def _trouble(error: Exception, spec: ModelSpec) -> str:
     from huggingface_hub import errors
 
     texts: dict[type[Exception], str] = {
-        errors.HFValidationError: "it is no hub id (owner/name)",
+        errors.HFValidationError: "not a hub id (owner/name)",
         errors.GatedRepoError: "the hub wants its terms accepted there, and a login (hf auth login)",
         errors.RepositoryNotFoundError: "the hub has no such model, or it is private and wants a login (hf auth login)",
         errors.RevisionNotFoundError: f"the hub has no revision {spec.revision!r} of it",
-        errors.RemoteEntryNotFoundError: "it has no model_index.json, so it is no diffusers model",
+        errors.RemoteEntryNotFoundError: "it has no model_index.json, so it is not a diffusers model",
     }
     told = [text for kind, text in texts.items() if isinstance(error, kind)]
-    away = "it is not (wholly) in the local cache, and the hub cannot be reached; name a folder, or load it once online"
+    away = "it is not complete in the local cache, and the hub cannot be reached; use a folder, or load it once online"
     return told[0] if told else away

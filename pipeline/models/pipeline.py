@@ -32,7 +32,7 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
     from diffusers import DiffusionPipeline
 
     if not (folder / "model_index.json").is_file():
-        raise StageError(f"model.base = {spec.base!r}: the folder has no model_index.json, so it is no diffusers model")
+        raise StageError(f"model.base = {spec.base!r}: not a diffusers model: the folder has no model_index.json")
     try:
         check_model_folder(folder)
     except StageError as error:
@@ -80,7 +80,7 @@ def check_weights(spec: ModelSpec, name: str, model: Any, missing: Any) -> None:
     """StageError when weights of a model were not in its files."""
     if missing:
         lacks = f"{name} lacks {len(missing)} of its {len(model.state_dict())} weights ({min(missing)}, …)"
-        raise unreadable(spec, f"{lacks}: its file is of another model, or names its weights in a way nobody knows")
+        raise unreadable(spec, f"{lacks}: its file is of another model, or has unknown weight names")
 
 
 def variants_in(folder: Path) -> set[str]:
@@ -114,7 +114,7 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
         raise StageError(f"model.base = {spec.base!r}: a checkpoint ends in {' or '.join(CHECKPOINTS)}")
     if spec.family is None:
         known = ", ".join(families())
-        raise StageError(f"model.base = {spec.base!r} is a single file: say model.family, one of {known}")
+        raise StageError(f"model.base = {spec.base!r} is a single file; set model.family, one of {known}")
     loader = getattr(diffusers, families()[spec.family].pipeline)
     dtype = DTYPES[spec.dtype]
     options = {"config": spec.config, "local_files_only": spec.config is not None and Path(spec.config).is_dir()}

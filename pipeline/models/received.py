@@ -41,7 +41,7 @@ def one_line(why: BaseException | str) -> str:
     """The first line of what a library says; never its advice to run the code in a file."""
     text = str(why).strip() or type(why).__name__
     if "weights_only" in text:
-        return "its pickle holds other things than tensors, which are never loaded"
+        return "its pickle contains more than tensors, which is never loaded"
     if isinstance(why, (TypeError, AttributeError, KeyError, AssertionError, ZeroDivisionError, RecursionError)):
         text = f"its files do not fit together ({type(why).__name__}: {text})"
     return text.splitlines()[0][:500].rstrip(". ")
@@ -100,7 +100,7 @@ def _parts(path: Path, index: dict[str, Any]) -> Iterator[str]:
         if not isinstance(value, list) or name in ("safety_checker", "feature_extractor") or value[:1] == [None]:
             continue
         if os.path.basename(name) != name or name in ("", ".", "..") or "\\" in name:
-            raise ValueError(f"{path}: {name!r} is no name of a part")
+            raise ValueError(f"{path}: {name!r} is not a valid name of a part")
         if len(value) != 2 or value[0] not in _LIBRARIES or not isinstance(value[1], str):
             raise ValueError(f"{path}: {name} must be a class of {' or '.join(_LIBRARIES)}, not {str(value)[:60]}")
         yield name
@@ -116,14 +116,14 @@ def _part(model: Path, folder: Path) -> None:
         if path.name == _TEMPLATES:
             _part(model, path)
         elif path.name == "adapter_config.json":
-            raise ValueError(f"{path}: an adapter lies beside the model and would change it; take it away")
+            raise ValueError(f"{path}: an adapter next to the model would change it; remove it")
         if path.is_dir():
             continue
         weights = path.name.lower().endswith(WEIGHTS)
         if weights and path.is_symlink() and not path.exists():
             continue  # as of weights that nobody downloaded; loading names those that it needs
         if not path.is_file():
-            raise ValueError(f"{path}: it is no regular file, or a link that leads nowhere")
+            raise ValueError(f"{path}: not a regular file, or a broken link")
         if weights:
             continue
         _inside(path, model)
@@ -146,7 +146,7 @@ def read_config(path: Path, model: Path) -> dict[str, Any]:
 
 
 def _inside(path: Path, model: Path) -> None:
-    """ValueError for a link that leads out of the model."""
+    """ValueError for a link that points outside the model."""
     real, home = Path(os.path.realpath(path)), Path(os.path.realpath(model))
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(real.is_relative_to(one) for one in homes):
@@ -166,7 +166,7 @@ def _check(path: Path, model: Path, value: object, key: str = "") -> None:
     if key == "weight_map" and isinstance(value, dict):
         for name in value.values():
             if not isinstance(name, str) or os.path.basename(name) != name or "\\" in name:
-                raise ValueError(f"{path}: weights lie beside it, not in {str(name)[:60]!r}")
+                raise ValueError(f"{path}: its weights are next to it, not in {str(name)[:60]!r}")
     elif isinstance(value, dict):
         for name, one in value.items():
             _refuse_code(path, name, one)
@@ -193,11 +193,11 @@ def _refuse_code(path: Path, name: str, value: object) -> None:
     if "attn_implementation" in name and not name.endswith("autoset"):
         named = value.values() if isinstance(value, dict) else [value]
         if any(one is not None and one not in _ATTENTIONS for one in named):
-            raise ValueError(f"{path}: {name} = {str(value)[:60]!r} asks for other code; leave it out")
+            raise ValueError(f"{path}: {name} = {str(value)[:60]!r} would load other code; remove it")
     if name in ("auto_map", "custom_pipeline", "trust_remote_code", "_custom_code") and value:
-        raise ValueError(f"{path}: {name} asks for code of the model's own, which is never run; leave it out")
+        raise ValueError(f"{path}: {name} would run the model's own code, which is not supported; remove it")
     if name == "quantization_config" and value is not None:
-        raise ValueError(f"{path}: its weights are quantised and cannot be trained; take the model in full precision")
+        raise ValueError(f"{path}: its weights are quantised and cannot be trained; use the model in full precision")
 
 
 def _refuse_files(path: Path, model: Path, name: str, value: object) -> None:
@@ -208,12 +208,12 @@ def _refuse_files(path: Path, model: Path, name: str, value: object) -> None:
         if isinstance(one, str) and os.path.basename(one) != one and len(one) < 4096 and "\0" not in one:
             for place in (path.parent / one, Path(one)):
                 if place.exists() and not regular_in(place, model):
-                    raise ValueError(f"{path}: {name} leads out of the model, to {place}; leave it out")
+                    raise ValueError(f"{path}: {name} points outside the model, to {place}; remove it")
 
 
 def _number(path: Path, key: str, value: float) -> None:
     if isinstance(value, float) and not math.isfinite(value) and key not in _ENDLESS:
-        raise ValueError(f"{path}: {key} = {value} is no number that a model has")
+        raise ValueError(f"{path}: {key} = {value} is out of range")
     if key in _ENDLESS or key.endswith("token_id"):
         return
     most = next((most for part, most in BOUNDS.items() if part in key), 1 << 40)

@@ -122,7 +122,7 @@ def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
         if encoder.key in there and encoder.length is not None:
             there[encoder.key].model_max_length = encoder.length
     if not there:
-        raise StageError(f"{folder} holds no tokenizer ({', '.join(e.tokenizer for e in family.encoders)})")
+        raise StageError(f"{folder} has no tokenizer ({', '.join(e.tokenizer for e in family.encoders)})")
     return there
 
 
@@ -131,7 +131,7 @@ def stated_family(spec: ModelSpec) -> Family:
     base = spec.base if spec.base == "micro" else str(config_folder(spec))
     family = family_of(replace(spec, base=base))
     if family is None:
-        raise StageError(f"{spec.base} does not tell its family; say model.family, one of {', '.join(families())}")
+        raise StageError(f"{spec.base}: the family is unknown; set model.family, one of {', '.join(families())}")
     return family
 
 
@@ -141,7 +141,7 @@ def known_model(family: str) -> str:
     Raises StageError when there is no such family.
     """
     if family not in families():
-        raise StageError(f"{family!r} is no family that can be trained; known: {', '.join(families())}")
+        raise StageError(f"{family!r} is not a family that can be trained; known: {', '.join(families())}")
     return families()[family].example
 
 
@@ -164,7 +164,7 @@ def config_folder(spec: ModelSpec) -> Path:
     if path is None:
         path = _from_hub(source, spec.revision if source == spec.base else None)
     if not path.is_dir():
-        raise StageError(f"{path} is no folder" if path.exists() else f"{path} does not exist")
+        raise StageError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
     check_model_folder(path)
     return path
 
@@ -180,7 +180,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except network as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         way_out = "name a diffusers folder of the same family instead"
-        raise StageError(f"the tokenizers of {name} cannot be had from the hub: {cause}; {way_out}") from error
+        raise StageError(f"the tokenizers of {name} cannot be downloaded from the hub: {cause}; {way_out}") from error
 
 
 def _load(folder: Path) -> Any:

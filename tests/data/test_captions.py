@@ -115,7 +115,7 @@ def test_a_file_of_templates(make: Make, tmp_path: Path) -> None:
     assert names(concept) == [("a.png", ["a <e>", "the <e>"]), ("b.png", ["a <e>", "the <e>"])]
     assert collect_captions(concept).files == [tmp_path / "t.txt"]
     (tmp_path / "t.txt").write_text("# nothing\n", "utf-8")
-    with pytest.raises(RecipeError, match="holds no template"):
+    with pytest.raises(RecipeError, match="contains no template"):
         read_captions(concept)
 
 

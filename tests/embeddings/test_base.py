@@ -76,7 +76,7 @@ def test_an_encoder_that_the_file_does_not_know_starts_from_the_initial_text(tmp
 @pytest.mark.parametrize(
     ("tensors", "changes", "told"),
     [
-        ({"<a>": vectors(1, 768)[0], "<b>": vectors(1, 768)[0]}, {}, "holds '<a>', '<b>'; say which with base_name"),
+        ({"<a>": vectors(1, 768)[0], "<b>": vectors(1, 768)[0]}, {}, "holds '<a>', '<b>'; choose one with base_name"),
         (
             {"<a>": vectors(1, 768)[0], "<b>": vectors(1, 768)[0]},
             {"base_name": "<c>"},
@@ -97,6 +97,4 @@ def test_check_says_what_a_base_lacks(tmp_path, tensors, changes, told):
 
 def test_what_belongs_to_a_base_needs_one(tmp_path):
     recipe = make_project(tmp_path)
-    assert problems(recipe, ["embedding.resize=cut"]) == [
-        "resize has no effect without base; remove it or set base"
-    ]
+    assert problems(recipe, ["embedding.resize=cut"]) == ["resize has no effect without base; remove it or set base"]

@@ -124,7 +124,7 @@ def test_regular_expressions_mean_nothing() -> None:
 
 @pytest.mark.parametrize("embeddings", [["cat", "CAT"], ["a  b", "a b"], ["café", "cafe\u0301"]])
 def test_two_spellings_of_one_embedding_are_refused(embeddings: list[str]) -> None:
-    with pytest.raises(ValueError, match="two placeholders are the same embedding"):
+    with pytest.raises(ValueError, match="two placeholders are the same in text"):
         Replacer(embeddings)
 
 

@@ -139,7 +139,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path, sd1_folder):
 
 def test_what_a_checkpoint_does_not_tell_is_asked_for(write, originals, monkeypatch, tmp_path):
     path = write(single_file(originals["sd1"][0]))
-    with pytest.raises(StageError, match=r"is a single file: say model\.family, one of .*sd1"):
+    with pytest.raises(StageError, match=r"is a single file; set model\.family, one of .*sd1"):
         load(path, None)
     (tmp_path / "model.bin").touch()
     with pytest.raises(StageError, match=r"a checkpoint ends in \.safetensors or \.ckpt"):

@@ -28,7 +28,7 @@ def test_every_family_is_told_by_its_class_and_width():
 
 
 def test_a_width_of_no_family_is_asked_for_with_the_choices():
-    with pytest.raises(StageError, match=r"of width 32: say model\.family \(possible: sd1, sd2\)"):
+    with pytest.raises(StageError, match=r"of width 32; set model\.family \(possible: sd1, sd2\)"):
         choose_family(spec_of("x", None), "StableDiffusionPipeline", 32)
 
 
@@ -43,7 +43,7 @@ def test_a_family_of_another_class_is_refused():
         choose_family(spec_of("x", "sdxl"), "StableDiffusionPipeline", 768)
 
 
-@pytest.mark.parametrize("kind", ["FluxPipeline", "StableDiffusionInpaintPipeline", None, ["a", "b"]])
+@pytest.mark.parametrize("kind", ["AuraFlowPipeline", "StableDiffusionInpaintPipeline", None, ["a", "b"]])
 def test_a_class_that_cannot_be_trained_is_refused_with_those_that_can(kind):
     with pytest.raises(StageError, match=r"what can be trained: .*Stable Diffusion XL"):
         choose_family(spec_of("x", None), kind, 768)
@@ -58,7 +58,7 @@ def test_a_wrong_family_is_refused_before_any_weight_is_read(sd1_folder):
         path.unlink()
     with pytest.raises(StageError, match=r"model\.family = 'sdxl', but .* is a StableDiffusionPipeline"):
         load(sd1_folder, "sdxl")
-    with pytest.raises(StageError, match=r"say model\.family \(possible: sd1, sd2\)"):
+    with pytest.raises(StageError, match=r"set model\.family \(possible: sd1, sd2\)"):
         load(sd1_folder, None)
 
 

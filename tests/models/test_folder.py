@@ -120,7 +120,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("index", ["", "[]", "{", "{}", '{"_class_name": "FluxPipeline"}'])
+@pytest.mark.parametrize("index", ["", "[]", "{", "{}", '{"_class_name": "AuraFlowPipeline"}'])
 def test_a_broken_or_foreign_index_is_refused(sd1_folder, index):
     (sd1_folder / "model_index.json").write_text(index, "utf-8")
     with pytest.raises(StageError, match=r"cannot be loaded|what can be trained"):

@@ -236,7 +236,7 @@ def test_a_failure_of_the_main_process_to_export_ends_all(tmp_path):
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
     assert "contains files, but no run" in ended.said[0]
-    assert "ends with the main one" in ended.said[1]
+    assert "stops with the main process" in ended.said[1]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
 
 
@@ -293,7 +293,7 @@ def test_unsupported_launcher_settings_are_refused(monkeypatch):
         monkeypatch.delenv(variable)
     assert join_processes("cuda:1").count == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(StageError, match=r"device = 'cuda:1': with several processes the launcher gives each"):
+    with pytest.raises(StageError, match=r"device = 'cuda:1': with several processes the launcher assigns devices"):
         join_processes("cuda:1")
 
 
