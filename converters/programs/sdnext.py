@@ -71,12 +71,12 @@ def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], un
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """Embeddings by width, called up to the first dot; they stay in the tokenizer when the LoRA has left the prompt."""
+    """Embeddings by width, named up to the first dot; they stay in the tokenizer when the LoRA leaves the prompt."""
     embeddings = cut_at_first_dots(file.tensors)
     if embeddings is None or any("." not in name for name in file.tensors):
-        return refused("a tensor's name has no dot, at which its loader fails")
+        return refused("a tensor's name has no dot, so its loader fails")
     if not file.is_lora:
-        return refused("no tensor of a LoRA in it, so the embeddings are not looked at")
+        return refused("without a module of a LoRA, it does not read the embeddings")
     kept: dict[str, Vectors] = {}
     used: set[str] = set()
     for name, tensors in embeddings.items():
