@@ -27,7 +27,7 @@ def _best(program: Program, stored: Stored, contents: Contents, families: Sequen
     for family in families:
         verdict = judge(program, stored, contents, family)
         if len(families) > 1:
-            verdict = Verdict(verdict.loads, verdict.prompt, (f"for {family.title}", *verdict.notes))
+            verdict = verdict._replace(notes=(f"for {family.title}", *verdict.notes))
         found.append(verdict)
     if not found:
         what = "which model this LoRA is for" if is_lora else "which model has text encoders of these widths"
@@ -49,7 +49,7 @@ def _embedding(program: Program, stored: Stored, contents: Contents, family: Fam
         return Verdict("no", "", tuple(problems))
     notes = [*_embedding_notes(program, reading, contents, family), *zeros]
     prompts = [program.prompted(embedding, embedding) for embedding in reading.embeddings]
-    return Verdict("partly" if notes else "yes", ", ".join(prompts), tuple(notes))
+    return Verdict("partly" if notes else "yes", ", ".join(prompts), tuple(notes), program.after_prompt)
 
 
 def _embedding_notes(program: Program, reading: Reading, contents: Contents, family: Family) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from ...schemas import schema
 from ..families import Family
@@ -54,7 +54,9 @@ class Program:
     `other_kinds` are `skipped`, or the whole LoRA is `refused`. `several` is the dialect of a file with many embeddings
     all of which it can use. `characters` are those of file names, `embedding_characters` those of embeddings in LoRAs,
     which have no file (None: all). `images`: it reads embeddings in images. `lower_case`: tokens of several vectors
-    must have no upper-case letters.
+    must have no upper-case letters. `after_prompt` says what must follow an embedding's prompt. `module` is the module
+    of this folder that reads as the program does (empty: the one of its own name). A program whose data has `like`
+    takes all that it does not say itself from that other program, its module too.
     """
 
     name: str
@@ -81,6 +83,8 @@ class Program:
     other_kinds: str = "skipped"
     images: bool = False
     lower_case: bool = False
+    after_prompt: str = ""
+    module: str = ""
     refuses: dict[str, str] = field(default_factory=dict)
 
     def may_read(self, family: Family) -> bool:
@@ -125,7 +129,7 @@ def programs() -> dict[str, Program]:
 
 
 def _program(name: str) -> Program:
-    data = json.loads(Path(__file__).with_name(f"{name}.json").read_text("utf-8"))
+    data = _data(name)
     layouts = {
         family: Layout(layout["dialect"], tuple(layout["files"])) for family, layout in data.pop("layouts").items()
     }
@@ -133,6 +137,12 @@ def _program(name: str) -> Program:
         if key in data:
             data[key] = tuple(data[key])
     return Program(name=name, layouts=layouts, **data)
+
+
+def _data(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(Path(__file__).with_name(f"{name}.json").read_text("utf-8"))
+    like = data.pop("like", None)
+    return {**_data(like), "module": like, **data} if like else data
 
 
 def reads(program: str, file: Stored, widths: dict[str, int]) -> Reading:
@@ -161,4 +171,4 @@ def refuses_lora(
 
 @cache
 def _module(program: str) -> Reads:
-    return cast(Reads, import_module(f".{program}", __package__))
+    return cast(Reads, import_module(f".{programs()[program].module or program}", __package__))

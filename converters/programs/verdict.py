@@ -8,8 +8,12 @@ ORDER = ("yes", "partly", "not known", "no")  # best first
 
 
 class Verdict(NamedTuple):
-    """`loads` is one of ORDER; `prompt` is what the user types, empty if nothing loads; `notes` say why."""
+    """`loads` is one of ORDER; `prompt` is what the user types, empty if nothing loads; `notes` say why.
+
+    `after` says what must follow the prompt.
+    """
 
     loads: str
     prompt: str
     notes: tuple[str, ...] = ()
+    after: str = ""

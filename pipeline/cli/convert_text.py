@@ -66,7 +66,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield from (f"  note: {note}" for note in facts["notes"])
     yield from _metadata(facts["metadata"])
     for name, verdict in facts["programs"].items():
-        yield f"  {name:<11}{verdict['loads']:<10}{verdict['prompt']}".rstrip()
+        typed = f"{verdict['prompt']}  {verdict['after']}"
+        yield f"  {name:<11}{verdict['loads']:<10}{typed}".rstrip()
         yield from (f"{'':<23}{note}" for note in verdict["notes"])
     if facts["retarget"]:
         yield f"  convert with pivotune retarget for: {', '.join(facts['retarget'])}"
