@@ -10,7 +10,7 @@ from .lora_renaming import renamed_layout
 from .programs import Program, mixed_counts, programs, reads, reads_lora
 from .programs.loras import applied
 from .programs.reading import Reading
-from .programs.verdict import ORDER, Verdict
+from .programs.verdict import ORDER, UNTYPED, Verdict
 from .slots import outputs, split_out
 from .stored import Stored
 from .tensor import value_problem
@@ -64,7 +64,7 @@ def _embedding_notes(program: Program, reading: Reading, contents: Contents, fam
         if program.one_count and len(counts) > 1:
             notes.append(mixed_counts(program, counts))
         if "{stem}" in program.prompt and not program.can_hold(embedding):
-            notes.append("its prompts cannot contain this name; rename the file")
+            notes.append(UNTYPED)
     if len(contents.embeddings) > len(reading.embeddings):
         notes.append(f"uses {len(reading.embeddings)} of the {len(contents.embeddings)} embeddings in the file")
     return notes

@@ -35,7 +35,7 @@ def read(file: Stored) -> NoReturn:
 
 
 def verdicts(file: Stored) -> dict[str, Verdict]:
-    """kohya's generator uses all vectors, ComfyUI (and SwarmUI) the first tensor for all layers, other programs none."""
+    """kohya's generator uses all vectors, ComfyUI and SwarmUI the first tensor for all layers, others none."""
     no = Verdict("no", "", ("it has no embeddings with a vector for each layer of the U-Net",))
     found = dict.fromkeys(NAMES, no)
     found["kohya"] = Verdict("yes", file.stem, ("gen_img_diffusers.py --XTI_embeddings reads it",))

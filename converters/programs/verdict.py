@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 ORDER = ("yes", "partly", "not known", "no")  # best first
+UNTYPED = "its prompts cannot contain this name; rename the file"
 
 
 class Verdict(NamedTuple):

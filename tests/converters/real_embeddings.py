@@ -9,11 +9,12 @@ import contextlib
 import json
 import sys
 from hashlib import sha256
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from real_loaders import stand_in
+from real_loaders import stand_in, stand_in_for_management
 from safetensors.torch import load_file
 
 from pivotune.converters.families import all_families
@@ -94,6 +95,19 @@ def comfyui(_: Path):
     return drive
 
 
+def fooocus(_: Path):
+    stand_in_for_management()
+    from ldm_patched.modules.sd1_clip import load_embed
+
+    def drive(family, widths, path):
+        if family != "sdxl":
+            raise NotImplementedError
+        found = {key: load_embed(path.stem, str(path.parent), size, key) for key, size in widths.items()}
+        return {key: vector for key, vector in found.items() if vector is not None and vector.shape[-1] == widths[key]}
+
+    return drive
+
+
 def a1111(source: Path):
     names = ("shared", "devices", "sd_hijack", "sd_models", "images", "sd_samplers", "sd_hijack_checkpoint", "errors",
              "hashes", "textual_inversion.dataset", "textual_inversion.learn_schedule",
@@ -108,6 +122,22 @@ def a1111(source: Path):
     from modules.textual_inversion.textual_inversion import EmbeddingDatabase
 
     return _webui(EmbeddingDatabase, {"sd1": {"": 768}, "sd2": {"": 1024}, "sdxl": {"": 2048}, "sd3": {"": 2048}})
+
+
+def reforge(source: Path):
+    names = ("shared", "devices", "sd_hijack", "sd_models", "images", "sd_samplers", "sd_hijack_checkpoint", "errors",
+             "hashes", "cache", "textual_inversion.dataset", "textual_inversion.learn_schedule",
+             "textual_inversion.image_embedding", "textual_inversion.saving_settings")  # fmt: skip
+    stand_in("modules", "modules.textual_inversion", *(f"modules.{name}" for name in names))
+    sys.modules["modules.devices"].device = torch.device("cpu")
+    for name in names:
+        if "." not in name:
+            setattr(sys.modules["modules"], name, sys.modules[f"modules.{name}"])
+    place = source / "modules/textual_inversion/textual_inversion.py"
+    spec = spec_from_file_location("modules.textual_inversion.textual_inversion", place)
+    loaded = module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return _webui(loaded.EmbeddingDatabase, {"sd1": {"": 768}, "sd2": {"": 1024}, "sdxl": {"": 2048}})
 
 
 def forge(source: Path):
@@ -195,7 +225,7 @@ def invokeai(_: Path):
     return drive
 
 
-LOADERS = {name: globals()[name] for name in ("comfyui", "a1111", "forge", "sdnext", "invokeai")}
+LOADERS = {name: globals()[name] for name in ("comfyui", "a1111", "forge", "sdnext", "invokeai", "reforge", "fooocus")}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

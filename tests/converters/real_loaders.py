@@ -80,6 +80,63 @@ def comfyui(source: Path):
     return drive
 
 
+def stand_in_for_management():
+    """Of the programs with a copy of ComfyUI in `ldm_patched`: their devices, and no package for attention."""
+    packages = ("xformers", "xformers.ops", "torchvision", "torchvision.transforms", "torchsde")
+    stand_in("ldm_patched.modules.model_management", *packages)
+    import ldm_patched.modules
+
+    management = ldm_patched.modules.model_management = sys.modules["ldm_patched.modules.model_management"]
+    for package in ("xformers", "sage_attention", "sage_attention3", "flash_attention"):
+        getattr(management, f"{package}_enabled").return_value = False
+
+
+def reforge(source: Path):
+    stand_in_for_management()
+    from ldm_patched.modules import lora, lora_convert, utils
+
+    def drive(family, tensors, _):
+        unet, text = _unet_and_clip(family, utils)
+        keys = lora.model_lora_keys_clip(text, lora.model_lora_keys_unet(unet, {}))
+        return _patched(lora.load_lora(lora_convert.convert_lora(tensors), keys))
+
+    return drive
+
+
+def fooocus(source: Path):
+    stand_in_for_management()
+    from ldm_patched.modules import lora, utils
+    from modules.lora import match_lora
+
+    def drive(family, tensors, _):
+        if family != "sdxl":
+            raise NotImplementedError
+        unet, text = _unet_and_clip(family, utils)
+        in_unet, loose = match_lora(
+            tensors, lora.model_lora_keys_unet(unet, {}) | {name: name for name in unet.state_dict()}
+        )
+        in_text, loose = match_lora(
+            loose, lora.model_lora_keys_clip(text, {}) | {name: name for name in text.state_dict()}
+        )
+        return 0 if len(loose) > 12 else _patched(in_unet | in_text)
+
+    return drive
+
+
+def _unet_and_clip(family, utils):
+    """Two models with the names of a U-Net's weights and of those of the CLIP text encoders."""
+    if family == "flux":
+        raise NotImplementedError
+    names = dict.fromkeys([f"diffusion_model.{name}" for name in native_unet(family, utils)])
+    text = dict.fromkeys([name for name in CLIP_NAMES if family == "sdxl" or name.startswith("clip_l")])
+    config = SimpleNamespace(unet_config=unet_config(family))
+    return SimpleNamespace(state_dict=lambda: names, model_config=config), SimpleNamespace(state_dict=lambda: text)
+
+
+def _patched(patches):
+    return len({str(key).removesuffix(".bias").removesuffix(".weight") for key in patches})
+
+
 def forge(source: Path):
     stand_in("network", "modules", "modules.shared", "modules.sd_models", "modules.errors", "modules.scripts",
              "backend.args", "backend.memory_management", "backend.operations", "backend.utils")  # fmt: skip
@@ -297,8 +354,8 @@ def onetrainer(_: Path):
 
 
 LOADERS = {
-    name: globals()[name]
-    for name in ("comfyui", "forge", "a1111", "sdnext", "kohya", "diffusers", "invokeai", "onetrainer")
+    loader.__name__: loader
+    for loader in (comfyui, forge, a1111, sdnext, kohya, diffusers, invokeai, onetrainer, reforge, fooocus)
 }
 
 if __name__ == "__main__":

@@ -25,8 +25,13 @@ KEYS = {  # what each program's own writer or reader calls the tensors (SD 1, SD
     "comfyui": ("emb_params", {"clip_l", "clip_g"}),
     "invokeai": ("emb_params", {"clip_l", "clip_g"}),
     "kohya": ("emb_params", {"clip_l", "clip_g"}),
+    "swarmui": ("emb_params", {"clip_l", "clip_g"}),
+    "reforge": ("emb_params", {"clip_l", "clip_g"}),
     "onetrainer": ("emp_params", {"clip_l", "clip_g"}),
 }
+
+
+SD1 = [program for program, family in SUPPORTED if family == "sd1"]
 
 
 def own_family(name):
@@ -79,7 +84,7 @@ def test_the_prompt_is_returned(tmp_path, embedding):
 
 def test_a_model_of_other_widths_is_supported(tmp_path, embedding):
     widths = {"clip_l": 96}
-    for program in programs():
+    for program in SD1:
         write_embedding(embedding("cat", widths), program, own_family("sd1"), tmp_path / program, widths=widths)
         with pytest.raises(ConvertError, match=r"wide|widths|cannot be imported"):
             write_embedding(embedding("dog", widths), program, own_family("sd1"), tmp_path / program)
