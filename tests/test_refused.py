@@ -16,7 +16,7 @@ def test_a_traceback_is_no_refusal(capsys):
     assert refused.judged(lambda: raising(StageError("no"))) == refused.REFUSED
     assert refused.judged(lambda: raising(TypeError("ours"))) == refused.FAULT
     assert "TypeError: ours" in capsys.readouterr().err
-    assert [refused.judged(lambda said=said: said) for said in (True, False)] == [refused.REFUSED, refused.READ]
+    assert [refused.judged(lambda wrong=wrong: wrong) for wrong in (True, False)] == [refused.REFUSED, refused.READ]
 
 
 def test_recipes_and_images_are_refused_without_a_traceback(tmp_path):

@@ -83,10 +83,10 @@ def test_commands_on_consoles_without_unicode(folder, name: str) -> None:
     encoding = {"C": "utf-8"}.get(name, name)
     for arguments, (code, embeddings) in commands.items():
         done = pivotune(name, folder, *arguments)
-        said = (done.stdout + done.stderr).decode(encoding)
-        assert "Traceback" not in said, (arguments, said)
-        assert (done.returncode, embeddings.encode(encoding, "backslashreplace").decode(encoding) in said) == (code, True), (
-            arguments, said,
+        output = (done.stdout + done.stderr).decode(encoding)
+        assert "Traceback" not in output, (arguments, output)
+        assert (done.returncode, embeddings.encode(encoding, "backslashreplace").decode(encoding) in output) == (code, True), (
+            arguments, output,
         )  # fmt: skip
 
 

@@ -39,8 +39,8 @@ def test_latents_are_drawn_from_what_the_vae_says(five, vae):
     image = Image.open(dataset.examples[2].image).convert("RGB").crop((0, 2, 16, 18))
     values = torch.from_numpy(numpy.asarray(image) / numpy.float32(127.5) - 1).permute(2, 0, 1)
     with torch.no_grad():
-        told = vae.encode(values.unsqueeze(0)).latent_dist
-    mean, deviation = (part[0] * vae.config.scaling_factor for part in (told.mean, told.std))
+        distribution = vae.encode(values.unsqueeze(0)).latent_dist
+    mean, deviation = (part[0] * vae.config.scaling_factor for part in (distribution.mean, distribution.std))
     found = torch.stack(drawn)
     assert ((found.mean(0) - mean).abs() / deviation).max() < 5 / 400**0.5
     assert (found.std(0) / deviation - 1).abs().max() < 0.25
@@ -49,8 +49,8 @@ def test_latents_are_drawn_from_what_the_vae_says(five, vae):
 def test_captions_are_drawn_and_dropped(five, vae):
     dataset = opened(five, vae, size=5, caption_dropout=0.3)
     captions = [caption for n in range(200) for caption in dataset.at(n).captions]
-    said = [caption.split()[0] for caption in captions if caption]
-    assert said.count("a") / len(said) == pytest.approx(0.5, abs=0.06)
+    first_words = [caption.split()[0] for caption in captions if caption]
+    assert first_words.count("a") / len(first_words) == pytest.approx(0.5, abs=0.06)
     assert captions.count("") / len(captions) == pytest.approx(0.3, abs=0.05)
 
 

@@ -52,8 +52,8 @@ def test_a_embedding_goes_on_from_its_file_bit_for_bit(tmp_path):
 def test_another_number_of_vectors_is_refused_or_made(tmp_path, tokens, resize):
     recipe = make_project(tmp_path)
     torch.save({"string_to_param": {"*": vectors()}, "name": "old", "string_to_token": {"*": 265}}, tmp_path / "old.pt")
-    [told] = problems(recipe, based(tmp_path, "old.pt", tokens=tokens))
-    assert told == f"the base has 3 vectors for clip_l; remove tokens, or set resize = '{resize}'"
+    [message] = problems(recipe, based(tmp_path, "old.pt", tokens=tokens))
+    assert message == f"the base has 3 vectors for clip_l; remove tokens, or set resize = '{resize}'"
     with pytest.raises(StageError, match=f"its base has 3 vectors and tokens = {tokens}"):
         run_project(load_recipe(recipe, based(tmp_path, "old.pt", tokens=tokens)), tmp_path / "refused")
     overrides = based(tmp_path, "old.pt", tokens=tokens, resize=resize)
@@ -74,7 +74,7 @@ def test_an_encoder_that_the_file_does_not_know_starts_from_the_initial_text(tmp
 
 
 @pytest.mark.parametrize(
-    ("tensors", "changes", "told"),
+    ("tensors", "changes", "expected"),
     [
         ({"<a>": vectors(1, 768)[0], "<b>": vectors(1, 768)[0]}, {}, "holds '<a>', '<b>'; choose one with base_name"),
         (
@@ -87,12 +87,12 @@ def test_an_encoder_that_the_file_does_not_know_starts_from_the_initial_text(tmp
         (None, {}, "old.safetensors"),
     ],
 )
-def test_check_says_what_a_base_lacks(tmp_path, tensors, changes, told):
+def test_check_says_what_a_base_lacks(tmp_path, tensors, changes, expected):
     recipe = make_project(tmp_path)
     if tensors is not None:
         save_file(tensors, tmp_path / "old.safetensors")
     [text] = problems(recipe, based(tmp_path, **changes))
-    assert told in text
+    assert expected in text
 
 
 def test_what_belongs_to_a_base_needs_one(tmp_path):

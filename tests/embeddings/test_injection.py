@@ -88,7 +88,7 @@ def test_ejecting_restores_encoders_and_tokenizers_bit_for_bit(model):
     before = encode(model, prompts)
     state = {e.key: {n: t.clone() for n, t in e.module.state_dict().items()} for e in model.encoders}
     tables = [e.module.get_input_embeddings() for e in model.encoders]
-    told = [(e.tokenizer.backend_tokenizer.to_str(), len(e.tokenizer)) for e in model.encoders]
+    tokenizers = [(e.tokenizer.backend_tokenizer.to_str(), len(e.tokenizer)) for e in model.encoders]
     injection = Injection(model.pipe, model.encoders, embeddings_for(model))
     injection.activate(prompts)
     assert not same(before, encode(model, prompts))
@@ -101,7 +101,7 @@ def test_ejecting_restores_encoders_and_tokenizers_bit_for_bit(model):
         assert all(torch.equal(after[name], tensor) for name, tensor in state[encoder.key].items())
         assert encoder.module.get_input_embeddings() is tables[number]
         assert getattr(model.pipe, encoder.tokenizer_name) is encoder.tokenizer
-        assert (encoder.tokenizer.backend_tokenizer.to_str(), len(encoder.tokenizer)) == told[number]
+        assert (encoder.tokenizer.backend_tokenizer.to_str(), len(encoder.tokenizer)) == tokenizers[number]
 
 
 def test_a_gradient_reaches_every_vector_of_every_encoder_and_nothing_else(model):

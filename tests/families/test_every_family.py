@@ -171,15 +171,15 @@ def modules(pipe) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("dora", [False, True])
 def test_diffusers_answers_with_the_exported_lora_as_the_trained_model_did(tmp_path, monkeypatch, dora):
     """On the denoiser and on one of SDXL's encoders, with an alpha that is not the rank."""
-    told = {}
-    before_eject(monkeypatch, lambda state, model: told.setdefault("trained", answer(model)))
+    answers = {}
+    before_eject(monkeypatch, lambda state, model: answers.setdefault("trained", answer(model)))
     lora = f'parts = ["denoiser", "clip_g"]\nrank = 3\nalpha = 2\ndora = {json.dumps(dora)}\nlearning_rate = 0.05'
     run(tmp_path, "sdxl", train=f"[stage.lora]\n{lora}")
     fresh = load_model(load_recipe(tmp_path / "recipe.toml").model, CPU)
     untouched = answer(fresh)
     fresh.pipe.load_lora_weights(tmp_path / "run" / "exports" / "diffusers", weight_name="tiny_lora.safetensors")
-    torch.testing.assert_close(answer(fresh), told["trained"], rtol=1e-5, atol=1e-5)
-    assert (untouched - told["trained"]).abs().max() > 1e-3
+    torch.testing.assert_close(answer(fresh), answers["trained"], rtol=1e-5, atol=1e-5)
+    assert (untouched - answers["trained"]).abs().max() > 1e-3
 
 
 def answer(model) -> torch.Tensor:

@@ -102,12 +102,12 @@ def _config(draw: random.Random) -> Made:
     names = [name for name in _jsons() if os.path.basename(name) not in ("tokenizer.json", "vocab.json")]
     name = draw.choice(names)
     value = json.loads((good() / name).read_text("utf-8"))
-    said = []
+    changes = []
     for _ in range(draw.choice((1, 1, 1, 2))):
         if draw.random() < 0.25:
             extra = draw.choice(EXTRA)
             value |= extra
-            said.append(str(extra))
+            changes.append(str(extra))
             continue
         key = draw.choice(list(value))
         inner, at = value, key
@@ -117,9 +117,9 @@ def _config(draw: random.Random) -> Made:
         inner[at] = draw.choice(VALUES)
         if draw.random() < 0.15:
             value.pop(key)
-        said.append(f"{key} = {str(inner.get(at, 'gone') if isinstance(inner, dict) else inner[at])[:30]}")
+        changes.append(f"{key} = {str(inner.get(at, 'gone') if isinstance(inner, dict) else inner[at])[:30]}")
     text = json.dumps(value)
-    return f"{name}: {' and '.join(said)}", lambda folder: _put(folder / name, text.encode()), FOLDER, BESIDE
+    return f"{name}: {' and '.join(changes)}", lambda folder: _put(folder / name, text.encode()), FOLDER, BESIDE
 
 
 def _put(path: Path, content: bytes) -> None:

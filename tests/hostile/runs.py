@@ -121,8 +121,8 @@ def _checkpoint(run: Path, draw: random.Random) -> None:
 
     path = next((run / "checkpoints").iterdir())
     with safe_open(path, "pt") as file:
-        told, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    head = json.loads(told["checkpoint"])
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    head = json.loads(metadata["checkpoint"])
     if draw.random() < 0.7:
         head = _mutated(head, draw)
     else:
@@ -134,7 +134,7 @@ def _checkpoint(run: Path, draw: random.Random) -> None:
             tensors[name] = tensors[name].double() if kind == 1 else tensors[name].flatten()[:1].clone()
     text = json.dumps(head)
     with contextlib.suppress(UnicodeEncodeError):
-        save_file(tensors, path, {**told, "checkpoint": text, "sha256": _digest(text, tensors)})
+        save_file(tensors, path, {**metadata, "checkpoint": text, "sha256": _digest(text, tensors)})
 
 
 def _planted(run: Path, draw: random.Random) -> None:

@@ -82,9 +82,9 @@ def test_a_checkpoint_that_lacks_weights_is_refused(write, sdxl_folder, original
 def test_a_checkpoint_without_a_whole_part_is_refused(write, sd1_folder, originals, prefix):
     state = single_file(originals["sd1"][0])
     path = write({name: tensor for name, tensor in state.items() if not name.startswith(prefix)})
-    with pytest.raises(StageError, match="cannot be loaded: ") as told:
+    with pytest.raises(StageError, match="cannot be loaded: ") as raised:
         load(path, "sd1", config=str(sd1_folder))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("wrong", ["sd1 as sdxl", "sdxl as sd1"])
@@ -149,9 +149,9 @@ def test_what_a_checkpoint_does_not_tell_is_asked_for(write, originals, monkeypa
 def test_without_a_config_and_a_network_it_says_what_to_set(write, originals, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     path = write(single_file(originals["sd1"][0]))
-    with pytest.raises(StageError, match=r"set model\.config to a diffusers folder of the same family$") as told:
+    with pytest.raises(StageError, match=r"set model\.config to a diffusers folder of the same family$") as raised:
         load(path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_config_that_is_no_folder_is_refused(write, originals, tmp_path):

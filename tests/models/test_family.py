@@ -70,13 +70,13 @@ def test_a_folder_of_full_width_tells_its_family(sd1_folder):
 
 
 @pytest.mark.parametrize(
-    ("build", "told"), [(tiny_sd, "stable-diffusion-v2-512"), (tiny_sd2, "stable-diffusion-v2-768-v")]
+    ("build", "predicted"), [(tiny_sd, "stable-diffusion-v2-512"), (tiny_sd2, "stable-diffusion-v2-768-v")]
 )
-def test_the_two_models_of_sd2_are_told_apart_by_what_they_predict(build, told):
+def test_the_two_models_of_sd2_are_told_apart_by_what_they_predict(build, predicted):
     family = prepare(build(), spec_of("x", "sd2"), None, torch.device("cpu")).family
-    assert family.modelspec == told
+    assert family.modelspec == predicted
     metadata = lora_metadata(family, title="x", rank=1, alpha=1)
-    assert metadata["modelspec.architecture"] == f"{told}/lora"
+    assert metadata["modelspec.architecture"] == f"{predicted}/lora"
     assert metadata["modelspec.resolution"] == ("512x512" if build is tiny_sd else "768x768")
 
 

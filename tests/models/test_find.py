@@ -97,9 +97,9 @@ def test_a_hub_model_of_a_foreign_kind_is_not_downloaded(monkeypatch, tmp_path):
 )
 def test_troubles_of_the_hub_are_told_in_one_line(monkeypatch, tmp_path, error, embeddings):
     fake_hub(monkeypatch, tmp_path, error)
-    with pytest.raises(StageError, match=f"model.base = '{HUB}' cannot be loaded: .*{embeddings}") as told:
+    with pytest.raises(StageError, match=f"model.base = '{HUB}' cannot be loaded: .*{embeddings}") as raised:
         find_model(spec_of(HUB, revision="v9"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
@@ -115,8 +115,10 @@ def test_a_hub_id_without_a_network_ends_in_one_line(tmp_path, environment):
         [sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HOME": str(tmp_path)} | environment,
         timeout=100, check=True,
     )  # fmt: skip
-    (told,) = done.stdout.splitlines()
-    assert told.startswith(f"StageError model.base = '{HUB}' cannot be loaded: it is not complete in the local cache")
+    (message,) = done.stdout.splitlines()
+    assert message.startswith(
+        f"StageError model.base = '{HUB}' cannot be loaded: it is not complete in the local cache"
+    )
     assert "Traceback" not in done.stderr
 
 

@@ -168,9 +168,9 @@ def test_a_vocabulary_of_another_shape_is_refused(folder):
         load_tokenizers(spec_of(folder))
 
 
-@pytest.mark.parametrize("held", [5, [1], {"state_dict": 5}])
-def test_a_ckpt_without_tensors_is_refused_and_no_advice_to_run_its_code_is_passed_on(folder, tmp_path, held):
-    torch.save(held, tmp_path / "m.ckpt")
+@pytest.mark.parametrize("payload", [5, [1], {"state_dict": 5}])
+def test_a_ckpt_without_tensors_is_refused_and_no_advice_to_run_its_code_is_passed_on(folder, tmp_path, payload):
+    torch.save(payload, tmp_path / "m.ckpt")
     spec = spec_of(tmp_path / "m.ckpt", config=str(folder))
     with pytest.raises(StageError) as caught:
         load_model(spec, torch.device("cpu"))
@@ -185,9 +185,9 @@ def test_weights_that_nobody_downloaded_and_parts_without_a_class_are_passed_ove
 
 def test_a_tokenizer_that_fails_at_its_first_text_is_refused_at_once(folder):
     path = folder / "tokenizer" / "tokenizer.json"
-    told = json.loads(path.read_text("utf-8"))
-    told["model"] = {"type": "EmbeddingLevel", "vocab": {"ring": 0}, "unk_token": "gone"}
-    path.write_text(json.dumps(told), "utf-8")
+    index_data = json.loads(path.read_text("utf-8"))
+    index_data["model"] = {"type": "EmbeddingLevel", "vocab": {"ring": 0}, "unk_token": "gone"}
+    path.write_text(json.dumps(index_data), "utf-8")
     with pytest.raises(StageError, match=r"the tokenizer in .*tokenizer cannot be loaded: "):
         load_tokenizers(spec_of(folder, family="sd1"))
 

@@ -102,8 +102,8 @@ def drift(tmp_path, monkeypatch, name, *options):
 def test_other_prompts_stay_nearer_to_the_untouched_model(tmp_path, monkeypatch):
     make_project(tmp_path, captions="a photo of <cat> on a blue background")
     free = drift(tmp_path, monkeypatch, "free")
-    held = drift(tmp_path, monkeypatch, "held", "train.locality={ weight = 5.0 }")
-    assert held < 0.5 * free, (held, free)
+    kept = drift(tmp_path, monkeypatch, "held", "train.locality={ weight = 5.0 }")
+    assert kept < 0.5 * free, (kept, free)
 
 
 def test_embeddings_alone_leave_nothing_to_hold(tmp_path):

@@ -82,14 +82,15 @@ def test_embeddings_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("layers", "held"), [('"cross-attention"', ".attn2."), ('"attention"', ".attn"), ('["mid_block."]', ".mid_block.")]
+    ("layers", "expected"),
+    [('"cross-attention"', ".attn2."), ('"attention"', ".attn"), ('["mid_block."]', ".mid_block.")],
 )
-def test_a_filter_chooses_the_weights(tmp_path, monkeypatch, layers, held):
+def test_a_filter_chooses_the_weights(tmp_path, monkeypatch, layers, expected):
     recipe = make_project(tmp_path, train=f"finetune = {{ layers = {layers}, learning_rate = 1e-3 }}")
     seen = watched(monkeypatch, lambda: run_project(recipe, tmp_path / "run"))
     moved = changed(untouched(tmp_path), seen["end"])
     assert moved
-    assert all(held in f".{name}" for name in moved)
+    assert all(expected in f".{name}" for name in moved)
 
 
 def test_a_filter_that_fits_nothing_is_an_error(tmp_path):

@@ -200,11 +200,11 @@ def test_options_that_cannot_be_are_refused(options, message):
 
 
 def test_drawing_is_told_what_was_changed():
-    told = diffusion("epsilon", prediction="v_prediction", zero_terminal_snr=True).drawing(scheduler("epsilon"))
-    assert type(told).__name__ == "DDIMScheduler"
-    assert told.config.prediction_type == "v_prediction"
-    assert float(told.alphas_cumprod[-1]) == 0
-    told.set_timesteps(5)
-    assert int(told.timesteps[0]) == 999
+    made = diffusion("epsilon", prediction="v_prediction", zero_terminal_snr=True).drawing(scheduler("epsilon"))
+    assert type(made).__name__ == "DDIMScheduler"
+    assert made.config.prediction_type == "v_prediction"
+    assert float(made.alphas_cumprod[-1]) == 0
+    made.set_timesteps(5)
+    assert int(made.timesteps[0]) == 999
     unchanged = scheduler("epsilon")
     assert diffusion("epsilon").drawing(unchanged) is unchanged

@@ -29,9 +29,9 @@ def test_copies_are_on_the_cpu_and_what_nobody_else_has_is_not_copied(device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA accelerator here")
     moves = torch.ones(3, device=device)
-    (taken,), (same,) = (pack([moves], **how).tensors.values() for how in ({}, {"copy": lambda one: one}))
+    (copied,), (same,) = (pack([moves], **how).tensors.values() for how in ({}, {"copy": lambda one: one}))
     moves.zero_()
-    assert (taken.device.type, taken.tolist()) == ("cpu", [1.0, 1.0, 1.0])
+    assert (copied.device.type, copied.tolist()) == ("cpu", [1.0, 1.0, 1.0])
     assert same is moves
 
 
