@@ -35,7 +35,8 @@ def test_each_kind_of_loss(kind, of_one):
 
 def test_huber_is_square_near_zero_and_straight_far_away():
     near, far = (
-        example_losses(torch.full((1, 1, 1, 1), d), NoisyBatch(*[torch.zeros(1, 1, 1, 1)] * 3, None, torch.tensor([0.1])),
+        example_losses(torch.full((1, 1, 1, 1), d),
+                       NoisyBatch(*[torch.zeros(1, 1, 1, 1)] * 3, None, torch.tensor([0.1])),
                        options_of(ObjectiveOptions, loss="huber"))
         for d in (1e-3, 100.0)
     )  # fmt: skip
