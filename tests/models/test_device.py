@@ -21,7 +21,7 @@ def have(monkeypatch, cuda=0, mps=False, xpu=0):
     ("machine", "taken"),
     [({}, "cpu"), ({"xpu": 1}, "xpu"), ({"mps": True}, "mps"), ({"cuda": 2, "mps": True, "xpu": 1}, "cuda")],
 )
-def test_auto_takes_the_best_there_is(monkeypatch, machine, taken):
+def test_auto_chooses_the_best_device(monkeypatch, machine, taken):
     have(monkeypatch, **machine)
     assert pick_device("auto").type == taken
 

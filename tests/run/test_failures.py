@@ -21,7 +21,7 @@ from run.launching import launched
 
 from pivotune.pipeline.cli.options import echo_progress
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.models.received import unreadable
+from pivotune.pipeline.models.received import model_error
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import ModelSpec, Recipe
 from pivotune.pipeline.run import runner
@@ -136,7 +136,7 @@ def test_a_process_short_of_memory_prints_one_line_and_the_same_command_resumes(
 
 
 def test_full_memory_before_the_model_is_loaded_is_reported():
-    error = unreadable(
+    error = model_error(
         ModelSpec("x", "sd1", "float32", None, None, None), RuntimeError("can't start new thread"), " (in text_encoder)"
     )
     assert str(error) == FULL_MEMORY
