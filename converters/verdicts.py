@@ -36,10 +36,10 @@ def _best(program: Program, stored: Stored, contents: Contents, families: Sequen
 
 
 def _embedding(program: Program, stored: Stored, contents: Contents, family: Family) -> Verdict:
-    if family.name not in program.layouts:
+    reading = reads(program.name, stored, family.widths)
+    if family.name not in program.layouts and (reading.refusal or not program.may_read(family)):
         why = program.no_embeddings(family)
         return Verdict("no" if why else "not known", "", (why or f"{program.title} with {family.title} is not known",))
-    reading = reads(program.name, stored, family.widths)
     if reading.refusal:
         return Verdict("no", "", (reading.refusal,))
     vectors = [(key, tensor) for found in reading.embeddings.values() for key, tensor in found.items()]
@@ -106,4 +106,5 @@ def _lora_notes(program: Program, reading: Reading, contents: Contents) -> list[
 
 
 def _can_take(program: Program, family: Family, key: str) -> bool:
-    return any(key in keys for keys in program.layouts[family.name].files)
+    layout = program.layouts.get(family.name)
+    return layout is None or any(key in keys for keys in layout.files)

@@ -11,12 +11,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
+from ...schemas import schema
 from ..families import Family
 from ..lora_modules import LoraModule
 from ..stored import Stored
 from .reading import Reading
 
-NAMES = ("a1111", "forge", "sdnext", "comfyui", "invokeai", "diffusers", "onetrainer", "kohya")
+NAMES = tuple(schema("stages/export.json")["properties"]["targets"]["items"]["enum"])  # what a recipe may name
 
 
 class Reads(Protocol):
@@ -81,6 +82,10 @@ class Program:
     images: bool = False
     lower_case: bool = False
     refuses: dict[str, str] = field(default_factory=dict)
+
+    def may_read(self, family: Family) -> bool:
+        """Whether some files load for a family without a layout: its reason is of its own, and the program runs it."""
+        return family.name in self.refuses and (self.runs is None or family.name in self.runs)
 
     def no_embeddings(self, family: Family) -> str:
         """Why the program uses no embeddings of a family without a layout; empty if that is not known."""

@@ -7,15 +7,15 @@ from ..tensor import RawTensor
 from .reading import REFUSED, Reading, Vectors, bundle_tensors, embedding, only_weights, refused, string_to_param, width
 
 KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name ComfyUI looks for
-DEAF = ("gemma", "qwen", "qwen25_7b", "umt5xxl")  # encoders that are given no folder of embeddings
+DEAF = ("gemma", "qwen", "qwen25_7b", "umt5xxl")  # encoders whose tokenizer gets no embeddings folder
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One embedding called like the file.
+    """One embedding named after the file.
 
-    An encoder that finds no name of its own takes the first tensor, whatever it is.
+    An encoder without a key of its own takes the first tensor, whatever it is.
 
-    Order of the rules as in comfy/sd1_clip.py; a tensor of the wrong width is warned of and ignored at use.
+    Order of the rules as in comfy/sd1_clip.py; a tensor of the wrong width is ignored with a warning.
     """
     if not only_weights(file):
         return refused(REFUSED)
@@ -56,7 +56,7 @@ def _joined(tensors: list[RawTensor]) -> RawTensor:
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """The LoRA loads, with a warning for each tensor of an embedding; embeddings are looked for among embeddings
-    only.
+    """The LoRA loads, with a warning for each tensor of an embedding; embeddings are only looked up in
+    the embeddings folder.
     """
     return Reading(dropped=bundle_tensors(file.tensors))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import RecipeError
-from ..recipe.model import Concept
+from ..recipe.model import CAPTION_SOURCES, Concept
 from ..text import did_you_mean_path, nearest, printable
 from .caption_files import TABLES, caption_problem, has_control_characters, read_text, table_rows
 from .files import IMAGES, Files, compose_accents, files_in
@@ -94,13 +94,14 @@ def _refuse_unusable(concept: Concept, result: Captioned) -> None:
 def source_problems(concept: Concept) -> list[str]:
     """What is wrong with `captions` of a concept, apart from images."""
     source = concept.captions
-    if isinstance(source, tuple) or source in ("beside", "file-name"):
+    if isinstance(source, tuple) or source in CAPTION_SOURCES:
         return []
     if source.lower().endswith((".txt", *TABLES)):
         missing = f"{source}: the captions file does not exist{did_you_mean_path(Path(source))}"
         return [] if Path(source).is_file() else [missing]
-    known = f"'beside', 'file-name', a {', '.join(TABLES)} or .txt file, or a list of templates"
-    hint = f"; did you mean '{near}'?" if (near := nearest(Path(source).name, ("beside", "file-name"))) else ""
+    names = ", ".join(f"'{name}'" for name in CAPTION_SOURCES)
+    known = f"{names}, a {', '.join(TABLES)} or .txt file, or a list of templates"
+    hint = f"; did you mean '{near}'?" if (near := nearest(Path(source).name, CAPTION_SOURCES)) else ""
     return [f"{source}: captions come from {known}{hint}"]
 
 

@@ -15,11 +15,9 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import torch
+from real_models import CLIP_NAMES, clip, flux, native_unet, unet, unet_config
 from real_samples import samples
 from safetensors.torch import load_file
-
-DEPTHS = {"sd1": ([1, 1, 1, 1, 1, 1, 0, 0], [1] * 9 + [0] * 3, [1, 2, 4, 4], 1, [2, 2, 2, 2]),
-          "sdxl": ([0, 0, 2, 2, 10, 10], [10] * 3 + [2] * 3 + [0] * 3, [1, 2, 4], 10, [2, 2, 2])}  # fmt: skip
 
 
 def main(program: str, source: str, folder: str) -> None:
@@ -37,7 +35,7 @@ def main(program: str, source: str, folder: str) -> None:
                 continue
             except Exception as raised:  # noqa: BLE001 - any exception of a loader is what we want to know
                 modules, error = 0, f"{type(raised).__name__}: {raised}"
-            found[path.stem] = {"modules": modules, "error": error}
+            found[path.stem] = {"found": modules, "error": error}
     print(json.dumps(found))  # noqa: T201
 
 
@@ -46,63 +44,6 @@ def stand_in(*names: str) -> None:
     for name in names:
         sys.modules[name] = MagicMock(name=name)
         sys.modules[name].__spec__, sys.modules[name].__path__ = ModuleSpec(name, None), []
-
-
-def unet(family: str) -> torch.nn.Module:
-    """The U-Net of a family in diffusers, without weights."""
-    from diffusers import UNet2DConditionModel
-
-    wide = family == "sdxl"
-    with torch.device("meta"):
-        return UNet2DConditionModel(
-            sample_size=64,
-            cross_attention_dim=2048 if wide else 768,
-            attention_head_dim=[5, 10, 20] if wide else 8,
-            block_out_channels=(320, 640, 1280) if wide else (320, 640, 1280, 1280),
-            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2) if wide else
-            (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
-            up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D") if wide else
-            ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
-            transformer_layers_per_block=[1, 2, 10] if wide else 1,
-            use_linear_projection=wide,
-        )  # fmt: skip
-
-
-def clip() -> torch.nn.Module:
-    """CLIP-L without weights; its modules as they were called before transformers 5.6."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12))
-    if not hasattr(model, "text_model"):
-        outer = torch.nn.Module()
-        outer.text_model = model
-        return outer
-    return model
-
-
-def flux() -> torch.nn.Module:
-    """FLUX.1's transformer without weights."""
-    from diffusers import FluxTransformer2DModel
-
-    with torch.device("meta"):
-        return FluxTransformer2DModel(guidance_embeds=True)
-
-
-def native_unet(family: str, utils: object) -> list[str]:
-    """Names of a U-Net's weights as Stability calls them, by ComfyUI's own table."""
-    return list(dict.fromkeys(utils.unet_to_diffusers(unet_config(family)).values()))
-
-
-def unet_config(family: str) -> dict:
-    down, up, mult, middle, blocks = DEPTHS[family]
-    return {"num_res_blocks": blocks, "channel_mult": mult, "transformer_depth": down,
-            "transformer_depth_output": up, "transformer_depth_middle": middle}  # fmt: skip
-
-
-CLIP_NAMES = [f"{key}.transformer.text_model.encoder.layers.{layer}.{part}.weight"
-              for key in ("clip_l", "clip_g") for layer in range(12)
-              for part in ("mlp.fc1", "mlp.fc2", *(f"self_attn.{n}_proj" for n in ("q", "k", "v", "out")))]  # fmt: skip
 
 
 def comfyui(source: Path):

@@ -303,6 +303,12 @@ def test_real_vectors_are_written_where_those_of_another_encoder_are_only_output
     assert "--for onetrainer" in str(result.exception)
 
 
+def test_forge_uses_one_encoders_vectors_for_stable_diffusion_3(verdicts):
+    facts = {"pivotune.family": "sd3"}
+    assert verdicts({"clip_g": (2, 1280)}, facts)["forge"][0] == "partly"
+    assert verdicts({"clip_l": (2, 768), "clip_g": (2, 1280), "t5": (2, 4096)}, facts)["forge"][0] == "no"
+
+
 def test_inspect_and_retarget_judge_unequal_counts_and_values_alike(run, saved, rows):
     saved("x.safetensors", {"clip_l": rows(8, 768), "clip_g": rows(4, 1280)})
     facts = inspect("x.safetensors")["programs"]

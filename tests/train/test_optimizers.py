@@ -42,6 +42,7 @@ def embeddings_with(kind, **changes):
 def test_the_table_and_the_schema_have_the_same_optimizers():
     table = schemas.schema("tables/optimizer.json")
     assert list(OPTIMIZERS) == table["properties"]["kind"]["enum"] == list(table["definitions"])
+    assert RATES.keys() == OPTIMIZERS.keys()  # the tests below train with every optimizer
 
 
 @pytest.mark.parametrize(("kind", "row"), OPTIMIZERS.items(), ids=str)
