@@ -53,7 +53,7 @@ BROKEN = [
     ("folder.png", "Is a directory"),
     ("bomb.png", "not a readable image"),
     ("huge.png", "too large to be opened safely"),
-    ("moving.webp", "2 frames of an animation; save each as a file of its own"),
+    ("moving.webp", "2 frames of an animation; save each as a separate file"),
     ("moving.gif", "2 frames of an animation"),
     ("moving.png", "2 frames of an animation"),
     ("pages.tif", "2 pages"),

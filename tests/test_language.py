@@ -67,11 +67,7 @@ NAMES = {
     "go_on", "keep_on", "take_up", "let_go", "at_hand", "gauge", "untouched", "picture", "pictures", "word", "words",
     "Keeper", "Rhythm", "Trained", "Twin", "Question", "Elsewhere", "Recognised", "beside", "likely", "alike",
 }  # fmt: skip
-# Folders that are still being rewritten.
-PENDING: tuple[str, ...] = (
-    "pipeline/train", "pipeline/data", "pipeline/embeddings",
-    "pipeline/models", "pipeline/distributed.py", "pipeline/progress.py",
-)  # fmt: skip
+PENDING: tuple[str, ...] = ()
 
 Text = tuple[str, str]  # where it is, what it says
 

@@ -33,7 +33,7 @@ cache_latents = "kept"
 
 
 @pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
-def test_a_run_over_all_kinds_of_images_ends_in_the_same_bytes_with_and_without_the_cache(tmp_path, family):
+def test_a_run_exports_the_same_bytes_with_and_without_the_cache(tmp_path, family):
     path = make_project(tmp_path, family, more=OTHERS)
     for number in range(3):
         noise(tmp_path / f"others/{number}.png", 40, 14, number)

@@ -41,7 +41,7 @@ def files_of(folder):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("train", ["", LORA, LORA + "\ncaption_dropout = 0.65"])
-def test_embeddings_are_trained_and_proved(tmp_path, family, dtype, train):
+def test_embeddings_are_trained_and_verified(tmp_path, family, dtype, train):
     run_project(project(tmp_path, family, dtype, train=train), tmp_path / "run")
     manifest = manifest_of(tmp_path / "run")
     assert manifest["status"] == "finished"

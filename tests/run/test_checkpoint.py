@@ -16,7 +16,7 @@ RUN = {
     "rows": [], "loaded": [],
 }  # fmt: skip
 SCALE = {"value": 1.0, "dynamic": False, "good": 0, "overflows": 0}
-FACTS = {"run": RUN, "things": {}, "spans": {}, "scale": SCALE}
+FACTS = {"run": RUN, "trainables": {}, "spans": {}, "scale": SCALE}
 
 
 def at(step: int, stage: int = 2) -> Checkpoint:

@@ -21,7 +21,7 @@ from run.launching import launched
 
 from pivotune.pipeline.cli.options import echo_progress
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.models.received import unreadable
+from pivotune.pipeline.models.received import model_error
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import ModelSpec, Recipe
 from pivotune.pipeline.run import runner
@@ -43,7 +43,7 @@ def test_a_changed_or_missing_image_stops_the_run_and_is_named(tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         at_step(patch, 1, harm)
-        with pytest.raises(StageError, match=r"\d\.png: (it, or its mask, has changed|not a readable image)"):
+        with pytest.raises(StageError, match=r"\d\.png: (the image or its mask has changed|not a readable image)"):
             run_project(recipe, tmp_path / "run")
     for path, data in images.items():
         path.write_bytes(data)
@@ -136,7 +136,7 @@ def test_a_process_short_of_memory_prints_one_line_and_the_same_command_resumes(
 
 
 def test_full_memory_before_the_model_is_loaded_is_reported():
-    error = unreadable(
+    error = model_error(
         ModelSpec("x", "sd1", "float32", None, None, None), RuntimeError("can't start new thread"), " (in text_encoder)"
     )
     assert str(error) == FULL_MEMORY

@@ -450,7 +450,7 @@ def test_a_checkpoint_has_the_rows_of_the_embeddings_once_whether_they_are_train
     frozen = '[[stage]]\nkind = "train"\nsteps = 1\nembeddings = false\nlora = { rank = 2 }'
     folder = run_project(make_project(tmp_path, stages=frozen), tmp_path / "run").folder
     embeddings, lora = (read_checkpoint(path).tensors for path in sorted((folder / "checkpoints").iterdir()))
-    assert [name for name in embeddings if "rows" in name] == ["things/embeddings/rows.clip_l"]
+    assert [name for name in embeddings if "rows" in name] == ["trainables/embeddings/rows.clip_l"]
     assert [name for name in lora if "rows" in name] == ["rows/clip_l"]
     assert torch.equal(stored_rows(embeddings)["clip_l"], stored_rows(lora)["clip_l"])
     trained = load_file(folder / "exports/tiny_embeddings/cat.safetensors")

@@ -127,8 +127,8 @@ def test_ema_weights_are_loaded_where_the_stage_has_ema(tmp_path):
     source = run_project(path, tmp_path / "source").folder
     (point,) = (source / "checkpoints").iterdir()
     stored = load_file(point)
-    values = stored["things/embeddings/rows.clip_l"]
-    average = stored["things/embeddings/averages.clip_l.shadow"]
+    values = stored["trainables/embeddings/rows.clip_l"]
+    average = stored["trainables/embeddings/averages.clip_l.shadow"]
     assert not torch.equal(values, average)
     run, messages = taken_by(path, tmp_path / "run", source, STILL)
     assert len(messages) == 1

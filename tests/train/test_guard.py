@@ -33,8 +33,13 @@ def warnings_of(tmp_path: Path, guard: str, train: str = "", *sets: str) -> list
 STILL = ("frozen_vectors_after = 3", "schedule = { kind = 'linear', end = 0.0 }\nwarmup_steps = 7")
 
 
+<<<<<<< HEAD
 def test_a_quiet_run_says_nothing(tmp_path):
     assert warnings_of(tmp_path, "frozen_vectors_after = 2\nstalled_lr_after = 2") == []
+=======
+def test_a_normal_run_has_no_warnings(tmp_path):
+    assert said(tmp_path, "frozen_vectors_after = 2\nstalled_lr_after = 2") == []
+>>>>>>> main
 
 
 def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,14 +49,14 @@ def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LazyAdamW, "step", lambda self, index, rows, gradient, rate: rows.detach().clone())
 
 
-def test_vectors_that_do_not_move_are_said_once(tmp_path, monkeypatch):
+def test_frozen_vectors_are_a_warning_once(tmp_path, monkeypatch):
     make_still(monkeypatch)
     assert warnings_of(tmp_path, "frozen_vectors_after = 3") == [
         "vector 1 of '<cat>' in clip_l did not change in 3 of its steps: learning_rate is too small"
     ]
 
 
-def test_vectors_that_do_not_move_stop_the_run_where_asked(tmp_path, monkeypatch):
+def test_frozen_vectors_stop_the_run_with_policy_stop(tmp_path, monkeypatch):
     make_still(monkeypatch)
     with pytest.raises(StageError, match=r"did not change in 3 of its steps.*guard.frozen_vectors = 'stop'"):
         warnings_of(tmp_path, "frozen_vectors_after = 3\nfrozen_vectors = 'stop'")
@@ -70,7 +75,7 @@ ASKED = {
 @pytest.mark.parametrize(
     "kind", ["norm", *(pytest.param(one, marks=pytest.mark.slow) for one in ASKED if one != "norm")]
 )
-def test_each_watcher_stops_with_a_checkpoint_and_goes_on_when_it_is_to_warn(tmp_path, monkeypatch, kind):
+def test_each_check_stops_with_a_checkpoint_and_resumes_with_policy_warn(tmp_path, monkeypatch, kind):
     """The command ends with 1, again and again, until the recipe asks otherwise; then nothing of it is done anew."""
     guard, text = ASKED[kind]
     sets = {"norm": ["train.learning_rate=1.0"], "stalled_lr": ["train.learning_rate={ clip_l = 0 }"]}.get(kind, [])
@@ -96,35 +101,45 @@ def test_each_watcher_stops_with_a_checkpoint_and_goes_on_when_it_is_to_warn(tmp
     assert len([one for one in warnings[1] if text in one]) == int(kind == "not_finite")  # the others stopped the run
 
 
-def test_an_encoder_that_is_held_still_is_no_finding(tmp_path, monkeypatch):
+def test_frozen_vectors_are_not_reported_with_policy_off(tmp_path, monkeypatch):
     make_still(monkeypatch)
     assert warnings_of(tmp_path, "frozen_vectors = 'off'\nfrozen_vectors_after = 3") == []
 
 
+<<<<<<< HEAD
 def test_a_norm_that_leaves_its_band_is_said_once(tmp_path):
     (text,) = warnings_of(tmp_path, "norm_band = { low = 0.1, high = 1.5 }", "", "train.learning_rate=1.0")
+=======
+def test_a_norm_outside_its_band_is_a_warning_once(tmp_path):
+    (text,) = said(tmp_path, "norm_band = { low = 0.1, high = 1.5 }", "", "train.learning_rate=1.0")
+>>>>>>> main
     assert text.startswith("the norm of vector ")
     assert "times the vocabulary's median; preserve_norm limits norms" in text
 
 
-def test_a_norm_that_leaves_its_band_stops_the_run_where_asked(tmp_path):
+def test_a_norm_outside_its_band_stops_the_run_with_policy_stop(tmp_path):
     with pytest.raises(StageError, match=r"times the vocabulary's median.*guard.norm = 'stop'"):
         warnings_of(tmp_path, "norm = 'stop'\nnorm_band = { high = 1.5 }", "", "train.learning_rate=1.0")
 
 
-def test_a_norm_that_preserve_norm_holds_is_no_finding(tmp_path):
+def test_a_preserved_norm_is_no_warning(tmp_path):
     sets = ("train.learning_rate=1.0", "train.preserve_norm=median")
     assert warnings_of(tmp_path, "norm_band = { low = 0.9, high = 1.5 }", "", *sets) == []
 
 
+<<<<<<< HEAD
 def test_a_step_size_of_zero_is_said_once(tmp_path):
     texts = warnings_of(
         tmp_path, "stalled_lr_after = 3\nfrozen_vectors = 'off'", "", "train.learning_rate={ clip_l = 0 }"
     )
+=======
+def test_a_learning_rate_of_zero_is_a_warning_once(tmp_path):
+    texts = said(tmp_path, "stalled_lr_after = 3\nfrozen_vectors = 'off'", "", "train.learning_rate={ clip_l = 0 }")
+>>>>>>> main
     assert texts == ["the learning rate of '<cat>' has been 0 for 3 steps: nothing is trained"]
 
 
-def test_a_prodigy_that_finds_nothing_is_said_for_embeddings_and_lora(tmp_path, monkeypatch):
+def test_a_stalled_prodigy_is_a_warning_for_embeddings_and_lora(tmp_path, monkeypatch):
     pytest.importorskip("prodigyopt")
     train = (
         "optimizer = { kind = 'prodigy', d0 = 1e-6, d_coef = 1e-9 }\n"
@@ -137,7 +152,7 @@ def test_a_prodigy_that_finds_nothing_is_said_for_embeddings_and_lora(tmp_path, 
     assert "'lora.denoiser'" in texts[0] + texts[1]
 
 
-def test_a_prodigy_that_finds_its_step_size_is_no_finding(tmp_path):
+def test_a_growing_prodigy_learning_rate_is_no_warning(tmp_path):
     pytest.importorskip("prodigyopt")
     train = "optimizer = { kind = 'prodigy' }"
     assert warnings_of(tmp_path, "stalled_lr_after = 8\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0") == []
@@ -153,7 +168,7 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     monkeypatch.setattr(loop, "batch_loss", broken)
 
 
-def test_a_loss_that_is_not_finite_leaves_the_step_out_where_asked(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_skips_the_step_with_policy_warn(tmp_path, monkeypatch):
     break_steps(monkeypatch, 2, 4)
     assert warnings_of(tmp_path, "not_finite = 'warn'") == [
         "the loss at step 3 is nan, not a finite number: the step is skipped",
@@ -165,13 +180,13 @@ def test_a_loss_that_is_not_finite_leaves_the_step_out_where_asked(tmp_path, mon
     assert (tmp_path / "run/report.html").is_file()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_by_itself(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_by_default(tmp_path, monkeypatch):
     break_steps(monkeypatch, 2)
     with pytest.raises(StageError, match="the loss at step 3 is nan"):
         warnings_of(tmp_path, "frozen_vectors = 'warn'")
 
 
-def test_what_is_too_much_to_be_said_is_counted() -> None:
+def test_further_warnings_of_a_kind_are_counted() -> None:
     texts: list[str] = []
     guard = Guard(options_of(GuardOptions), texts.append)
     for number in range(MOST + 5):
@@ -182,7 +197,7 @@ def test_what_is_too_much_to_be_said_is_counted() -> None:
     assert texts[-1] == "and 5 more embeddings whose norms left the band"
 
 
-def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
+def test_a_restored_guard_repeats_no_warning_and_keeps_its_counts() -> None:
     options = options_of(GuardOptions, stalled_lr_after=3, frozen_vectors_after=3)
     texts: list[str] = []
     first, second = Guard(options, texts.append), Guard(options, texts.append)
@@ -209,7 +224,7 @@ def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
     assert len(texts) == 2
 
 
-def test_a_guard_that_only_warns_of_what_it_once_stopped_for_stops_for_the_next_thing() -> None:
+def test_a_restored_guard_uses_the_present_policies() -> None:
     options = options_of(GuardOptions, norm="stop", frozen_vectors="stop")
     first = Guard(options, said_to := [].append)
     first.report("norm", "<a>", "too long")
@@ -224,7 +239,7 @@ def test_a_guard_that_only_warns_of_what_it_once_stopped_for_stops_for_the_next_
         second.raise_if_stopping()
 
 
-def test_all_that_was_found_in_a_step_is_said_when_the_run_stops(tmp_path, monkeypatch) -> None:
+def test_the_error_lists_all_reasons_to_stop(tmp_path, monkeypatch) -> None:
     pytest.importorskip("prodigyopt")
     make_still(monkeypatch)
     guard = "frozen_vectors = 'stop'\nstalled_lr = 'stop'\nfrozen_vectors_after = 2\nstalled_lr_after = 2"

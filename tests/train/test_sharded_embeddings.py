@@ -77,7 +77,7 @@ def assert_same(first, second):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_shared_embeddings_learn_what_they_learn_in_one_process(tmp_path, name):
+def test_sharded_embeddings_match_one_process(tmp_path, name):
     alone = made(name)
     seen = went(alone, 0, len(STEPS))
     state = unpack(alone.state())
@@ -95,7 +95,7 @@ def test_shared_embeddings_learn_what_they_learn_in_one_process(tmp_path, name):
     assert all(not one["rows"] and "optimizers" not in one for one in saved[1:])  # the main process writes
 
 
-def test_each_process_has_the_state_of_its_embeddings_alone(tmp_path):
+def test_each_process_has_the_state_of_its_shard_only(tmp_path):
     [[_, _, whole, _]] = in_processes(tmp_path, "adamw", 1)
     sizes = [sizes for _, _, sizes, _ in in_processes(tmp_path, "adamw", 7)]
     assert whole == len(NAMES) * 2 * (sum(WIDTHS.values()) * 12 + len(WIDTHS) * 8)  # moments, average, two counts a row
@@ -104,7 +104,7 @@ def test_each_process_has_the_state_of_its_embeddings_alone(tmp_path):
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_processes_goes_on(tmp_path, name, before, after):
+def test_training_resumes_with_another_number_of_processes(tmp_path, name, before, after):
     whole = made(name)
     seen = went(whole, 0, len(STEPS))
     [[_, state, _, _], *_] = in_processes(tmp_path, name, before, last=3)

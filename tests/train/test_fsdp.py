@@ -19,7 +19,7 @@ FSDP = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_twin_learns_what_the_part_would(tmp_path, dtype):
+def test_a_sharded_part_matches_one_process(tmp_path, dtype):
     pipe, weights = made(dtype)
     alone = WeightTrainer("finetune.encoder", weights, SETTINGS, text=True)
     norms = [step(pipe, alone, number) for number in range(3)]
@@ -71,7 +71,7 @@ def test_a_twin_learns_what_the_part_would(tmp_path, dtype):
     assert not found[1][2].tensors
 
 
-def test_settings_that_do_not_fit_are_said(monkeypatch):
+def test_invalid_fsdp_settings_are_an_error(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "WRAP_ALL")
     pipe, _ = made()
