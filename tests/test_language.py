@@ -27,7 +27,7 @@ PACKAGES = ("pipeline", "converters", "schemas")
 # Pattern: what to write instead.
 BANNED = {
     r"stands? still|h[eo]ld(s|ing)? (\w+ |\w+ \w+ )?still": "frozen",
-    r"all the same\b": "anyway",
+    r"\ball the same\b": "anyway",
     r"\b(goes|going|went|gone|to go|would go|can go|could go|may go) on\b": "continues, resumes",
     r"\b(taken?|takes|taking|took) up( again)?\b": "resumed",
     r"\bleft off\b": "stopped",

@@ -187,7 +187,7 @@ def _on_the_cpu(value: Any) -> Any:
 class RowStates:
     """An optimizer and, with `ema`, EMA weights for the rows of each encoder.
 
-    With several processes, call the same methods in the same order in each of them, except `restore`.
+    With several processes all must call the same methods in the same order, except `restore`.
     """
 
     def __init__(
