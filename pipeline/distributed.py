@@ -2,7 +2,7 @@
 
 Processes, devices and the group they form are Accelerate's (`accelerate launch`), and so are its `reduce`, gather and
 broadcast. No DistributedDataParallel: it wraps modules, hides attributes that prompts need (`config`), and
-reduces only parameters of modules; the rows of embeddings are none. Here the gradients of everything trained are
+reduces only parameters of modules, which the rows of embeddings are not. Here the gradients of everything trained are
 summed over the processes before they are used; all then do the same step, and only the main process writes files.
 """
 
@@ -162,15 +162,14 @@ SINGLE_PROCESS = Processes()
 
 
 def peer_failure(error: BaseException) -> PeerFailed | None:
-    """The message for an error of torch's own communication, such as FSDP gathering a weight; None for other
-    errors."""
+    """The message for an error of torch's communication, such as FSDP gathering a weight; None for others."""
     from torch import distributed
 
     kinds = getattr(distributed, "DistError", ())  # gloo's own are plain errors
-    return _gone(error) if isinstance(error, kinds) or "/gloo/" in str(error) else None
+    return _peer_failed(error) if isinstance(error, kinds) or "/gloo/" in str(error) else None
 
 
-def _gone(error: BaseException) -> PeerFailed:
+def _peer_failed(error: BaseException) -> PeerFailed:
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return PeerFailed(
         f"another process has ended or timed out (see its own message; here: {line[:200]}); "
@@ -188,7 +187,7 @@ def peer_errors() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:
-        raise _gone(error) from error
+        raise _peer_failed(error) from error
 
 
 BUCKET = 2**24  # values that are summed at once: 64 MiB of float32
@@ -201,10 +200,10 @@ def sum_gradients(leaves: Sequence[Tensor], processes: Processes) -> None:
     """
     if processes.count > 1:
         for bucket in _buckets(leaves):
-            _add_up(bucket, processes)
+            _sum_bucket(bucket, processes)
 
 
-def _add_up(leaves: Sequence[Tensor], processes: Processes) -> None:
+def _sum_bucket(leaves: Sequence[Tensor], processes: Processes) -> None:
     import torch
 
     there = torch.tensor([leaf.grad is not None for leaf in leaves], dtype=torch.float32, device=processes.device)

@@ -22,10 +22,10 @@ def is_main() -> bool:
 
 
 def join_processes(wanted: str) -> Processes:
-    """This process's place among those that `accelerate launch` or torchrun started; `SINGLE_PROCESS` without them.
+    """This process's rank among those that `accelerate launch` or torchrun started; `SINGLE_PROCESS` without them.
 
     `wanted` is the recipe's device. Raises StageError when they cannot form a group, or the launcher asks for what is
-    not supported: the model is whole on every process.
+    not supported: every process has the full model.
     """
     _refuse_unsupported()
     sharding = _enabled("ACCELERATE_USE_FSDP")

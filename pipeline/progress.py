@@ -11,7 +11,7 @@ from typing import TextIO
 
 import click
 
-SECONDS, SHARE = 30.0, 0.1  # at least this time and this share of the work between two lines of a log
+SECONDS, SHARE = 30.0, 0.1  # at least this time and this share of the work, between two lines of a log
 LONGEST = 600.0  # seconds without a line
 
 

@@ -95,7 +95,7 @@ def script(training, folder, pipeline, gamma):
     ("family", "kind", "gamma"),
     [("sd1", "epsilon", None), ("sd1", "v_prediction", 5.0), ("sdxl", "epsilon", None), ("sdxl", "epsilon", 5.0)],
 )
-def test_losses_and_vectors_are_those_of_the_example_script(tmp_path, monkeypatch, family, kind, gamma):
+def test_losses_and_vectors_match_the_example_script(tmp_path, monkeypatch, family, kind, gamma):
     options = [f"train.steps={STEPS}", "train.optimizer.weight_decay=1e-2", f"train.objective.prediction='{kind}'"]
     options += [] if gamma is None else ["train.objective.weighting='min-snr'", f"train.objective.gamma={gamma}"]
     recipe = load_recipe(make_project(tmp_path, family), options)

@@ -21,7 +21,7 @@ def levels(scheduler, latents: torch.Tensor, **timesteps) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("side", [16, 64, 128])
-def test_a_model_with_dynamic_shift_is_trained_at_the_levels_it_is_drawn_at(side):
+def test_dynamic_shift_trains_at_the_noise_levels_of_sampling(side):
     latents = torch.ones(64, 4, side, side)
     plain = levels(PLAIN, latents, shift=1.0)
     mu = calculate_shift(side * side // 4)
@@ -44,7 +44,7 @@ def test_a_larger_image_is_trained_at_more_noise():
     assert math.exp(calculate_shift(4096)) == pytest.approx(3.158, abs=1e-3)
 
 
-def test_dynamic_shift_is_refused_for_diffusion_models():
+def test_dynamic_shift_is_not_supported_for_diffusion_models():
     from tiny import tiny_scheduler
 
     with pytest.raises(StageError, match="flow matching"):

@@ -53,7 +53,7 @@ def based(tmp_path):
     return changes
 
 
-def test_embeddings_together_start_as_each_does_alone(model, based):
+def test_many_embeddings_have_the_initial_vectors_of_each_alone(model, based):
     rows = torch.randn(4, model.encoders[0].width)
     own = embeddings(**based(rows))
     together = RunState()
@@ -80,7 +80,7 @@ def test_rows_of_the_model_are_the_embeddings_vectors(model):
         state.injection.eject()
 
 
-def test_vectors_of_other_formats_and_embeddings_without_some_are_taken_too():
+def test_vectors_of_other_dtypes_and_missing_vectors():
     draw = torch.randn(2, 4)
     several = [
         Embedding("<a>", {"x": to_raw(draw)}),

@@ -87,7 +87,9 @@ def drawn(pipe: Any, family: Any, prompt: str, guidance: float, latents: Tensor)
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["short", "long"])
 @pytest.mark.parametrize("name", BUILD)
-def test_our_denoising_loop_is_the_pipelines(name: str, prompt: str, guidance: float, shape: tuple[int, int]) -> None:
+def test_our_denoising_loop_matches_the_pipeline(
+    name: str, prompt: str, guidance: float, shape: tuple[int, int]
+) -> None:
     pipe, family = model_of(name)
     noise = torch.randn(1, 4, *shape, generator=torch.Generator().manual_seed(1))
     ours, theirs = loop(pipe, family, prompt, guidance, noise), drawn(pipe, family, prompt, guidance, noise)
@@ -97,7 +99,7 @@ def test_our_denoising_loop_is_the_pipelines(name: str, prompt: str, guidance: f
 
 
 @pytest.mark.parametrize("name", BUILD)
-def test_the_prompt_and_the_guidance_change_what_is_drawn(name: str) -> None:
+def test_prompt_and_guidance_change_the_image(name: str) -> None:
     """So that the test above can tell two prompts, and two guidance values, apart."""
     pipe, family = model_of(name)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
