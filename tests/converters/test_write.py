@@ -82,6 +82,13 @@ def test_the_prompt_is_returned(tmp_path, embedding):
     assert prompt("onetrainer", "<ema y>") == "<ema y>"
 
 
+def test_a_name_that_fooocus_reads_as_a_wildcard_is_a_loss(tmp_path, embedding):
+    sdxl = own_family("sdxl")
+    for name, lost in (("a__b__c", True), ("a__b", False), ("a_b_c", False)):
+        (item,) = write_embedding(embedding(name, sdxl.widths), "fooocus", sdxl, tmp_path)
+        assert (item.trigger, bool(item.losses)) == (f"(embedding:{name}:1.0)", lost)
+
+
 def test_a_model_of_other_widths_is_supported(tmp_path, embedding):
     widths = {"clip_l": 96}
     for program in SD1:
