@@ -74,7 +74,7 @@ def test_an_encoder_without_base_vectors_starts_from_the_initial_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tensors", "changes", "expected"),
+    ("tensors", "changes", "message"),
     [
         (
             {"<a>": vectors(1, 768)[0], "<b>": vectors(1, 768)[0]},
@@ -91,16 +91,12 @@ def test_an_encoder_without_base_vectors_starts_from_the_initial_text(tmp_path):
         (None, {}, "old.safetensors"),
     ],
 )
-<<<<<<< HEAD
-def test_check_says_what_a_base_lacks(tmp_path, tensors, changes, expected):
-=======
-def test_check_reports_invalid_bases(tmp_path, tensors, changes, told):
->>>>>>> main
+def test_check_reports_invalid_bases(tmp_path, tensors, changes, message):
     recipe = make_project(tmp_path)
     if tensors is not None:
         save_file(tensors, tmp_path / "old.safetensors")
     [text] = problems(recipe, based(tmp_path, **changes))
-    assert expected in text
+    assert message in text
 
 
 def test_base_options_need_a_base(tmp_path):

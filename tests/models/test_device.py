@@ -21,11 +21,7 @@ def have(monkeypatch, cuda=0, mps=False, xpu=0):
     ("machine", "expected"),
     [({}, "cpu"), ({"xpu": 1}, "xpu"), ({"mps": True}, "mps"), ({"cuda": 2, "mps": True, "xpu": 1}, "cuda")],
 )
-<<<<<<< HEAD
-def test_auto_takes_the_best_there_is(monkeypatch, machine, expected):
-=======
-def test_auto_chooses_the_best_device(monkeypatch, machine, taken):
->>>>>>> main
+def test_auto_chooses_the_best_device(monkeypatch, machine, expected):
     have(monkeypatch, **machine)
     assert pick_device("auto").type == expected
 

@@ -72,11 +72,7 @@ def test_a_folder_of_full_width_has_its_family(sd1_folder):
 @pytest.mark.parametrize(
     ("build", "predicted"), [(tiny_sd, "stable-diffusion-v2-512"), (tiny_sd2, "stable-diffusion-v2-768-v")]
 )
-<<<<<<< HEAD
-def test_the_two_models_of_sd2_are_told_apart_by_what_they_predict(build, predicted):
-=======
-def test_the_two_models_of_sd2_are_distinguished_by_their_prediction(build, told):
->>>>>>> main
+def test_the_two_models_of_sd2_are_distinguished_by_their_prediction(build, predicted):
     family = prepare(build(), spec_of("x", "sd2"), None, torch.device("cpu")).family
     assert family.modelspec == predicted
     metadata = lora_metadata(family, title="x", rank=1, alpha=1)

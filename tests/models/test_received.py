@@ -168,15 +168,9 @@ def test_a_vocabulary_of_another_shape_is_refused(folder):
         load_tokenizers(spec_of(folder))
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("payload", [5, [1], {"state_dict": 5}])
-def test_a_ckpt_without_tensors_is_refused_and_no_advice_to_run_its_code_is_passed_on(folder, tmp_path, payload):
+def test_a_ckpt_without_tensors_is_an_error_without_advice_to_run_its_code(folder, tmp_path, payload):
     torch.save(payload, tmp_path / "m.ckpt")
-=======
-@pytest.mark.parametrize("held", [5, [1], {"state_dict": 5}])
-def test_a_ckpt_without_tensors_is_an_error_without_advice_to_run_its_code(folder, tmp_path, held):
-    torch.save(held, tmp_path / "m.ckpt")
->>>>>>> main
     spec = spec_of(tmp_path / "m.ckpt", config=str(folder))
     with pytest.raises(StageError) as caught:
         load_model(spec, torch.device("cpu"))

@@ -33,13 +33,8 @@ def warnings_of(tmp_path: Path, guard: str, train: str = "", *sets: str) -> list
 STILL = ("frozen_vectors_after = 3", "schedule = { kind = 'linear', end = 0.0 }\nwarmup_steps = 7")
 
 
-<<<<<<< HEAD
-def test_a_quiet_run_says_nothing(tmp_path):
-    assert warnings_of(tmp_path, "frozen_vectors_after = 2\nstalled_lr_after = 2") == []
-=======
 def test_a_normal_run_has_no_warnings(tmp_path):
-    assert said(tmp_path, "frozen_vectors_after = 2\nstalled_lr_after = 2") == []
->>>>>>> main
+    assert warnings_of(tmp_path, "frozen_vectors_after = 2\nstalled_lr_after = 2") == []
 
 
 def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,13 +101,8 @@ def test_frozen_vectors_are_not_reported_with_policy_off(tmp_path, monkeypatch):
     assert warnings_of(tmp_path, "frozen_vectors = 'off'\nfrozen_vectors_after = 3") == []
 
 
-<<<<<<< HEAD
-def test_a_norm_that_leaves_its_band_is_said_once(tmp_path):
-    (text,) = warnings_of(tmp_path, "norm_band = { low = 0.1, high = 1.5 }", "", "train.learning_rate=1.0")
-=======
 def test_a_norm_outside_its_band_is_a_warning_once(tmp_path):
-    (text,) = said(tmp_path, "norm_band = { low = 0.1, high = 1.5 }", "", "train.learning_rate=1.0")
->>>>>>> main
+    (text,) = warnings_of(tmp_path, "norm_band = { low = 0.1, high = 1.5 }", "", "train.learning_rate=1.0")
     assert text.startswith("the norm of vector ")
     assert "times the vocabulary's median; preserve_norm limits norms" in text
 
@@ -127,15 +117,10 @@ def test_a_preserved_norm_is_no_warning(tmp_path):
     assert warnings_of(tmp_path, "norm_band = { low = 0.9, high = 1.5 }", "", *sets) == []
 
 
-<<<<<<< HEAD
-def test_a_step_size_of_zero_is_said_once(tmp_path):
+def test_a_learning_rate_of_zero_is_a_warning_once(tmp_path):
     texts = warnings_of(
         tmp_path, "stalled_lr_after = 3\nfrozen_vectors = 'off'", "", "train.learning_rate={ clip_l = 0 }"
     )
-=======
-def test_a_learning_rate_of_zero_is_a_warning_once(tmp_path):
-    texts = said(tmp_path, "stalled_lr_after = 3\nfrozen_vectors = 'off'", "", "train.learning_rate={ clip_l = 0 }")
->>>>>>> main
     assert texts == ["the learning rate of '<cat>' has been 0 for 3 steps: nothing is trained"]
 
 

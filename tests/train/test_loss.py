@@ -33,20 +33,10 @@ def test_each_kind_of_loss(kind, of_one):
         assert float(found[n]) == pytest.approx(expected, rel=1e-5)
 
 
-<<<<<<< HEAD
-def test_huber_is_square_near_zero_and_straight_far_away():
-    near, far = (
-        example_losses(torch.full((1, 1, 1, 1), d),
-                       NoisyBatch(*[torch.zeros(1, 1, 1, 1)] * 3, None, torch.tensor([0.1])),
-                       options_of(ObjectiveOptions, loss="huber"))
-        for d in (1e-3, 100.0)
-    )  # fmt: skip
-=======
 def test_huber_is_quadratic_near_zero_and_linear_far_away():
     batch = NoisyBatch(*[torch.zeros(1, 1, 1, 1)] * 3, None, torch.tensor([0.1]))
     options = options_of(ObjectiveOptions, loss="huber")
     near, far = (example_losses(torch.full((1, 1, 1, 1), d), batch, options) for d in (1e-3, 100.0))
->>>>>>> main
     assert float(near) == pytest.approx(1e-6, rel=1e-2)
     assert float(far) == pytest.approx(2 * 0.1 * (100 - 0.1), rel=1e-4)
 

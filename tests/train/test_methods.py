@@ -85,11 +85,7 @@ def test_embeddings_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path,
     ("layers", "expected"),
     [('"cross-attention"', ".attn2."), ('"attention"', ".attn"), ('["mid_block."]', ".mid_block.")],
 )
-<<<<<<< HEAD
-def test_a_filter_chooses_the_weights(tmp_path, monkeypatch, layers, expected):
-=======
-def test_layers_select_the_finetuned_weights(tmp_path, monkeypatch, layers, held):
->>>>>>> main
+def test_layers_select_the_finetuned_weights(tmp_path, monkeypatch, layers, expected):
     recipe = make_project(tmp_path, train=f"finetune = {{ layers = {layers}, learning_rate = 1e-3 }}")
     seen = watched(monkeypatch, lambda: run_project(recipe, tmp_path / "run"))
     moved = changed(untouched(tmp_path), seen["end"])

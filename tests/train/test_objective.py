@@ -199,24 +199,14 @@ def test_invalid_options_are_errors(options, message):
         diffusion(**options)
 
 
-<<<<<<< HEAD
-def test_drawing_is_told_what_was_changed():
-    made = diffusion("epsilon", prediction="v_prediction", zero_terminal_snr=True).drawing(scheduler("epsilon"))
+def test_the_sampling_scheduler_has_the_changed_options():
+    made = diffusion("epsilon", prediction="v_prediction", zero_terminal_snr=True).sampling_scheduler(
+        scheduler("epsilon")
+    )
     assert type(made).__name__ == "DDIMScheduler"
     assert made.config.prediction_type == "v_prediction"
     assert float(made.alphas_cumprod[-1]) == 0
     made.set_timesteps(5)
     assert int(made.timesteps[0]) == 999
-=======
-def test_the_sampling_scheduler_has_the_changed_options():
-    told = diffusion("epsilon", prediction="v_prediction", zero_terminal_snr=True).sampling_scheduler(
-        scheduler("epsilon")
-    )
-    assert type(told).__name__ == "DDIMScheduler"
-    assert told.config.prediction_type == "v_prediction"
-    assert float(told.alphas_cumprod[-1]) == 0
-    told.set_timesteps(5)
-    assert int(told.timesteps[0]) == 999
->>>>>>> main
     unchanged = scheduler("epsilon")
     assert diffusion("epsilon").sampling_scheduler(unchanged) is unchanged
