@@ -90,11 +90,11 @@ def check_errors(recipe, overrides):
 
 def test_packs_for_programs_without_packs_are_refused(tmp_path):
     recipe = project(tmp_path)
-    every = json.dumps(list(programs()))
+    titles = {name: program.title for name, program in programs().items() if "sd1" in program.layouts}
+    every = json.dumps(list(titles))
     for files in ("one", "pack"):
         refused = check_errors(recipe, [f"export.files='{files}'", f"export.targets={every}"])
-        able = {programs()[name].title for name in ("a1111", "diffusers")}
-        assert set(refused) == {program.title for program in programs().values()} - able
+        assert set(refused) == set(titles.values()) - {titles["a1111"], titles["diffusers"]}
     assert check_errors(recipe, [f"export.targets={every}"]) == []
 
 

@@ -105,7 +105,7 @@ def test_families_and_targets_are_those_of_the_converters() -> None:
     assert model["family"]["enum"] == list(families())
     folder = Path(str(files("pivotune.converters.programs")))
     assert set(programs()) == {path.stem for path in folder.glob("*.json")}
-    assert all((folder / f"{name}.py").is_file() for name in programs())
+    assert all((folder / f"{program.module or name}.py").is_file() for name, program in programs().items())
 
 
 def test_stages_are_those_of_the_schema() -> None:
