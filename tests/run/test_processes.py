@@ -17,7 +17,7 @@ from run.kinds import FSDP
 from run.launching import Launched, launched
 from safetensors.torch import load_file
 
-from pivotune.pipeline.data.dataset import Whole
+from pivotune.pipeline.data.dataset import FullBatch
 from pivotune.pipeline.distributed import Processes
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.launch import join_processes
@@ -90,7 +90,7 @@ def test_every_image_of_a_step_is_in_one_process(sizes, count):
 def test_the_parts_of_a_loss_add_up_to_it(prior):
     losses, weight, marked = torch.rand(5), torch.rand(5), torch.tensor(prior)
     parts = [slice(0, 2), slice(2, 2), slice(2, 5)]
-    added = sum(float(part_loss(losses[part], Whole(part, weight, marked), 0.3)) for part in parts)
+    added = sum(float(part_loss(losses[part], FullBatch(part, weight, marked), 0.3)) for part in parts)
     assert added == pytest.approx(float(mean_loss(losses, weight, marked, 0.3)), rel=1e-6)
 
 
