@@ -1,4 +1,4 @@
-"""A vocabulary with three embeddings in it, without a model: what trains embeddings can be tried in milliseconds."""
+"""A vocabulary with three embeddings in it, without a model: for fast tests of training."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def embedding(name: str, **changes: Any) -> EmbeddingSpec:
 def trainer(
     settings: EmbeddingSettings, embeddings: list[EmbeddingSpec] | None = None, sharing: Processes = SINGLE_PROCESS
 ) -> EmbeddingTrainer:
-    """Three embeddings of two vectors in two encoders, all of them starting from ones; several processes may share
+    """Three embeddings of two vectors in two encoders, all with initial values of one; `sharing` shards
     them.
     """
     embeddings = embeddings or [embedding(name) for name in NAMES]

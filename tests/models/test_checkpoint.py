@@ -1,4 +1,4 @@
-"""Single-file checkpoints: loaded bit for bit with a folder's configs, or refused in one line."""
+"""Single-file checkpoints are loaded bit for bit with a folder's configs, or are an error of one line."""
 
 import pytest
 import torch
@@ -69,22 +69,22 @@ def test_a_single_file_in_float16_has_a_float32_vae(write, sdxl_folder, original
 )
 def test_a_checkpoint_that_lacks_weights_is_refused(write, sdxl_folder, originals, part, prefix):
     state = single_file(originals["sdxl"][0])
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
-    assert len(kept) < len(state)
+    remaining = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    assert len(remaining) < len(state)
     with pytest.raises(
         StageError,
         match=rf"{part} lacks \d+ of its \d+ weights" if part else "lacks weights of the denoiser or the VAE",
     ):
-        load(write(kept), "sdxl", config=str(sdxl_folder))
+        load(write(remaining), "sdxl", config=str(sdxl_folder))
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "first_stage_model.", "cond_stage_model."])
 def test_a_checkpoint_without_a_whole_part_is_refused(write, sd1_folder, originals, prefix):
     state = single_file(originals["sd1"][0])
     path = write({name: tensor for name, tensor in state.items() if not name.startswith(prefix)})
-    with pytest.raises(StageError, match="cannot be loaded: ") as told:
+    with pytest.raises(StageError, match="cannot be loaded: ") as raised:
         load(path, "sd1", config=str(sd1_folder))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("wrong", ["sd1 as sdxl", "sdxl as sd1"])
@@ -149,9 +149,9 @@ def test_a_checkpoint_without_family_is_an_error(write, originals, monkeypatch, 
 def test_without_config_and_network_the_error_names_the_key(write, originals, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     path = write(single_file(originals["sd1"][0]))
-    with pytest.raises(StageError, match=r"set model\.config to a diffusers folder of the same family$") as told:
+    with pytest.raises(StageError, match=r"set model\.config to a diffusers folder of the same family$") as raised:
         load(path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_config_that_is_no_folder_is_refused(write, originals, tmp_path):

@@ -1,4 +1,4 @@
-"""What trains nothing or goes astray is said once for each embedding, and stops the run where the recipe says so."""
+"""The guard warns once for each embedding, and stops the run with policy `stop`."""
 
 from __future__ import annotations
 
@@ -23,21 +23,18 @@ from pivotune.pipeline.train.guard import MOST, Guard
 from pivotune.pipeline.train.packing import pack, unpack
 
 
-def said(tmp_path: Path, guard: str, train: str = "", *sets: str) -> list[str]:
+def warnings_of(tmp_path: Path, guard: str, train: str = "", *sets: str) -> list[str]:
     """The warnings of a run with a table `guard`, without those of the samples."""
     path = make_project(tmp_path, train=f"{train}\n[stage.guard]\n{guard}")
     run = run_project(load_recipe(path, ["train.steps=8", *sets]), tmp_path / "run").folder
     return json.loads((run / "manifest.json").read_text("utf-8"))["warnings"]
 
 
-STILL = ("frozen_vectors_after = 3", "schedule = { kind = 'linear', end = 0.0 }\nwarmup_steps = 7")
-
-
 def test_a_normal_run_has_no_warnings(tmp_path):
-    assert said(tmp_path, "frozen_vectors_after = 2\nstalled_lr_after = 2") == []
+    assert warnings_of(tmp_path, "frozen_vectors_after = 2\nstalled_lr_after = 2") == []
 
 
-def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
+def freeze_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps too small for float32: the vectors stay bit for bit."""
     from pivotune.pipeline.train.row_optimizers import LazyAdamW
 
@@ -45,16 +42,16 @@ def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_frozen_vectors_are_a_warning_once(tmp_path, monkeypatch):
-    make_still(monkeypatch)
-    assert said(tmp_path, "frozen_vectors_after = 3") == [
+    freeze_vectors(monkeypatch)
+    assert warnings_of(tmp_path, "frozen_vectors_after = 3") == [
         "vector 1 of '<cat>' in clip_l did not change in 3 of its steps: learning_rate is too small"
     ]
 
 
 def test_frozen_vectors_stop_the_run_with_policy_stop(tmp_path, monkeypatch):
-    make_still(monkeypatch)
+    freeze_vectors(monkeypatch)
     with pytest.raises(StageError, match=r"did not change in 3 of its steps.*guard.frozen_vectors = 'stop'"):
-        said(tmp_path, "frozen_vectors_after = 3\nfrozen_vectors = 'stop'")
+        warnings_of(tmp_path, "frozen_vectors_after = 3\nfrozen_vectors = 'stop'")
     assert (tmp_path / "run/last-good").is_dir()
     assert len((tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()) == 3
 
@@ -71,12 +68,12 @@ ASKED = {
     "kind", ["norm", *(pytest.param(one, marks=pytest.mark.slow) for one in ASKED if one != "norm")]
 )
 def test_each_check_stops_with_a_checkpoint_and_resumes_with_policy_warn(tmp_path, monkeypatch, kind):
-    """The command ends with 1, again and again, until the recipe asks otherwise; then nothing of it is done anew."""
+    """The command fails until the policy changes; then the run resumes from the checkpoint."""
     guard, text = ASKED[kind]
     sets = {"norm": ["train.learning_rate=1.0"], "stalled_lr": ["train.learning_rate={ clip_l = 0 }"]}.get(kind, [])
     sets += ["train.steps=8", "checkpoint.every='never'"]
     if kind == "frozen_vectors":
-        make_still(monkeypatch)
+        freeze_vectors(monkeypatch)
     if kind == "not_finite":
         break_steps(monkeypatch, 2)
     path = make_project(tmp_path, train=f"[stage.guard]\n{guard}")
@@ -91,34 +88,36 @@ def test_each_check_stops_with_a_checkpoint_and_resumes_with_policy_warn(tmp_pat
     assert point.name == f"stage-003-step-{1 if kind == 'norm' else 2 if kind == 'not_finite' else 3:09}.safetensors"
     after = run_project(load_recipe(path, warns), tmp_path / "after", source=run).folder
     assert made_files(after) == made_files(whole)
-    told = [json.loads((one / "manifest.json").read_text("utf-8"))["warnings"] for one in (whole, after)]
-    assert len([one for one in told[0] if text in one]) == 1
-    assert len([one for one in told[1] if text in one]) == int(kind == "not_finite")  # the others stopped the run
+    warnings = [json.loads((one / "manifest.json").read_text("utf-8"))["warnings"] for one in (whole, after)]
+    assert len([one for one in warnings[0] if text in one]) == 1
+    assert len([one for one in warnings[1] if text in one]) == int(kind == "not_finite")  # the others stopped the run
 
 
 def test_frozen_vectors_are_not_reported_with_policy_off(tmp_path, monkeypatch):
-    make_still(monkeypatch)
-    assert said(tmp_path, "frozen_vectors = 'off'\nfrozen_vectors_after = 3") == []
+    freeze_vectors(monkeypatch)
+    assert warnings_of(tmp_path, "frozen_vectors = 'off'\nfrozen_vectors_after = 3") == []
 
 
 def test_a_norm_outside_its_band_is_a_warning_once(tmp_path):
-    (text,) = said(tmp_path, "norm_band = { low = 0.1, high = 1.5 }", "", "train.learning_rate=1.0")
+    (text,) = warnings_of(tmp_path, "norm_band = { low = 0.1, high = 1.5 }", "", "train.learning_rate=1.0")
     assert text.startswith("the norm of vector ")
     assert "times the vocabulary's median; preserve_norm limits norms" in text
 
 
 def test_a_norm_outside_its_band_stops_the_run_with_policy_stop(tmp_path):
     with pytest.raises(StageError, match=r"times the vocabulary's median.*guard.norm = 'stop'"):
-        said(tmp_path, "norm = 'stop'\nnorm_band = { high = 1.5 }", "", "train.learning_rate=1.0")
+        warnings_of(tmp_path, "norm = 'stop'\nnorm_band = { high = 1.5 }", "", "train.learning_rate=1.0")
 
 
 def test_a_preserved_norm_is_no_warning(tmp_path):
     sets = ("train.learning_rate=1.0", "train.preserve_norm=median")
-    assert said(tmp_path, "norm_band = { low = 0.9, high = 1.5 }", "", *sets) == []
+    assert warnings_of(tmp_path, "norm_band = { low = 0.9, high = 1.5 }", "", *sets) == []
 
 
 def test_a_learning_rate_of_zero_is_a_warning_once(tmp_path):
-    texts = said(tmp_path, "stalled_lr_after = 3\nfrozen_vectors = 'off'", "", "train.learning_rate={ clip_l = 0 }")
+    texts = warnings_of(
+        tmp_path, "stalled_lr_after = 3\nfrozen_vectors = 'off'", "", "train.learning_rate={ clip_l = 0 }"
+    )
     assert texts == ["the learning rate of '<cat>' has been 0 for 3 steps: nothing is trained"]
 
 
@@ -128,7 +127,7 @@ def test_a_stalled_prodigy_is_a_warning_for_embeddings_and_lora(tmp_path, monkey
         "optimizer = { kind = 'prodigy', d0 = 1e-6, d_coef = 1e-9 }\n"
         "[[stage.lora]]\nrank = 2\nlearning_rate = 1.0\noptimizer = { kind = 'prodigy', d_coef = 1e-9 }"
     )
-    texts = said(tmp_path, "stalled_lr_after = 4\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0")
+    texts = warnings_of(tmp_path, "stalled_lr_after = 4\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0")
     assert len(texts) == 2
     assert all("has not grown above 1e-06" in text for text in texts)
     assert "'<cat>'" in texts[0] + texts[1]
@@ -138,7 +137,7 @@ def test_a_stalled_prodigy_is_a_warning_for_embeddings_and_lora(tmp_path, monkey
 def test_a_growing_prodigy_learning_rate_is_no_warning(tmp_path):
     pytest.importorskip("prodigyopt")
     train = "optimizer = { kind = 'prodigy' }"
-    assert said(tmp_path, "stalled_lr_after = 8\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0") == []
+    assert warnings_of(tmp_path, "stalled_lr_after = 8\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0") == []
 
 
 def break_steps(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
@@ -153,7 +152,7 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
 
 def test_a_loss_that_is_not_finite_skips_the_step_with_policy_warn(tmp_path, monkeypatch):
     break_steps(monkeypatch, 2, 4)
-    assert said(tmp_path, "not_finite = 'warn'") == [
+    assert warnings_of(tmp_path, "not_finite = 'warn'") == [
         "the loss at step 3 is nan, not a finite number: the step is skipped",
         "2 steps were skipped because loss or gradient was not finite",
     ]
@@ -166,7 +165,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_with_policy_warn(tmp_path, mon
 def test_a_loss_that_is_not_finite_stops_the_run_by_default(tmp_path, monkeypatch):
     break_steps(monkeypatch, 2)
     with pytest.raises(StageError, match="the loss at step 3 is nan"):
-        said(tmp_path, "frozen_vectors = 'warn'")
+        warnings_of(tmp_path, "frozen_vectors = 'warn'")
 
 
 def test_further_warnings_of_a_kind_are_counted() -> None:
@@ -209,35 +208,35 @@ def test_a_restored_guard_repeats_no_warning_and_keeps_its_counts() -> None:
 
 def test_a_restored_guard_uses_the_present_policies() -> None:
     options = options_of(GuardOptions, norm="stop", frozen_vectors="stop")
-    first = Guard(options, said_to := [].append)
+    first = Guard(options, texts := [].append)
     first.report("norm", "<a>", "too long")
     with pytest.raises(StageError, match="too long"):
         first.raise_if_stopping()
-    second = Guard(replace(options, norm="warn"), said_to)
+    second = Guard(replace(options, norm="warn"), texts)
     second.restore(first.state())
     second.raise_if_stopping()
-    second.report("frozen_vectors", "<a>", "stands still")
+    second.report("frozen_vectors", "<a>", "frozen")
     assert second.stops
-    with pytest.raises(StageError, match="stands still"):
+    with pytest.raises(StageError, match="frozen"):
         second.raise_if_stopping()
 
 
 def test_the_error_lists_all_reasons_to_stop(tmp_path, monkeypatch) -> None:
     pytest.importorskip("prodigyopt")
-    make_still(monkeypatch)
+    freeze_vectors(monkeypatch)
     guard = "frozen_vectors = 'stop'\nstalled_lr = 'stop'\nfrozen_vectors_after = 2\nstalled_lr_after = 2"
     with pytest.raises(
         StageError, match=r"'<cat>' in clip_l did not change.*; and Prodigy's learning rate.*'lora"
-    ) as told:
-        said(
+    ) as raised:
+        warnings_of(
             tmp_path, guard, "lora = { rank = 2, learning_rate = 1.0, optimizer = { kind = 'prodigy', d_coef = 1e-9 } }"
         )
-    assert "(guard.frozen_vectors = guard.stalled_lr = 'stop'; fix it and restart" in str(told.value)
-    assert "or with guard.frozen_vectors = guard.stalled_lr = 'warn' and --from-checkpoint" in str(told.value)
+    assert "(guard.frozen_vectors = guard.stalled_lr = 'stop'; fix it and restart" in str(raised.value)
+    assert "or with guard.frozen_vectors = guard.stalled_lr = 'warn' and --from-checkpoint" in str(raised.value)
     path, run = tmp_path / "recipe.toml", tmp_path / "run"
     with pytest.raises(StageError) as again:  # from the checkpoint: the same
         run_project(load_recipe(path, ["train.steps=8"]), run)
-    assert str(again.value) == str(told.value)
+    assert str(again.value) == str(raised.value)
     with pytest.raises(StageError, match=r"Prodigy's learning rate.*'lora\.denoiser'.*\(guard\.stalled_lr = 'stop'"):
         run_project(
             load_recipe(path, ["train.steps=8", "train.guard.frozen_vectors='warn'"]), tmp_path / "after", source=run
