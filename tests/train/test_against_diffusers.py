@@ -37,7 +37,7 @@ def embeddings_of(pipe):
 
 def text_of(pairs, captions):
     """textual_inversion.py, and textual_inversion_sdxl.py where there are two encoders: (states, pooled)."""
-    texts = [caption.reposition("<cat>", " ".join(TOKENS)) for caption in captions]
+    texts = [caption.replace("<cat>", " ".join(TOKENS)) for caption in captions]
     answers = []
     for tokenizer, encoder, _ in pairs:
         ids = tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
