@@ -1,4 +1,4 @@
-"""Files that are no single whole image, and why; made by hand where Pillow does not write such a thing."""
+"""Corrupt, truncated or unsupported image files and the messages about them; written by hand where Pillow cannot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 
 def png(folder: Path, rows: bytes, depth: int, colour: int, width: int = 8, height: int = 8) -> Path:
-    """A PNG file made by hand, for kinds that Pillow reads but does not write."""
+    """Write a PNG file by hand, for kinds that Pillow reads but does not write."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

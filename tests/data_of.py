@@ -14,7 +14,7 @@ from pivotune.pipeline.recipe.model import Recipe
 
 
 def recipe_of(folder: Path, *concepts: dict[str, Any], **data: Any) -> Recipe:
-    """A recipe in `folder` with these concepts (`images` defaults to `images`) and this `[data]` table."""
+    """A recipe in `folder` with these concepts (with `images = "images"` by default) and this `[data]` table."""
     settings = "\n".join(f"data.{key} = {json.dumps(value)}" for key, value in data.items())
     tables = []
     for concept in concepts or ({},):

@@ -133,7 +133,7 @@ def lost_lines(written: Iterable[Written]) -> Iterator[str]:
         for loss in item.losses:
             if (item.program, item.trigger, loss) not in seen:
                 seen.add((item.program, item.trigger, loss))
-                yield printable(f"Lost: {item.path}: {loss}")
+                yield printable(f"warning: {item.path}: {loss}")
 
 
 def raise_failures(failed: Sequence[ConvertError], count: int) -> None:

@@ -64,7 +64,7 @@ def new(template: str | None, out: Path | None, overwrite: bool) -> None:
 
     if template is None:
         for name, path in shipped().items():
-            click.echo(f"{name:<16} {description(path)}")
+            click.echo(f"{name:<20} {description(path)}")
         return
     if template not in shipped():
         hint = did_you_mean(template, shipped())

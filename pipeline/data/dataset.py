@@ -193,7 +193,7 @@ def open_dataset(
     latents.prepare(read.rows, read.problems, flip=flip, bar=bar, processes=processes)
     if tell is not None and not latents.fresh:
         misses, hits = (round(number) for number in processes.sum_numbers([latents.misses, latents.hits]))
-        tell(f"{len(read.rows)} images: {misses} variants encoded, {hits} found encoded")
+        tell(f"{len(read.rows)} images: {misses} variants encoded, {hits} from the cache")
     if latents.unwritable is not None and warn is not None:
         warn(f"encoded images are not cached on disk: {latents.unwritable}")
     order = Order(read.quotas, [example.crop for example in read.rows], batch_size, seed)

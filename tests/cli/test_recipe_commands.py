@@ -185,7 +185,7 @@ def test_plan_reports_a_corrupt_image(call, tmp_path: Path) -> None:
 def test_plan_of_a_model_without_tokenizers(call, recipe: Path) -> None:
     shown = call("plan", recipe)
     assert shown.code == 1
-    assert "holds no tokenizer" in shown.err
+    assert "has no tokenizer" in shown.err
 
 
 def test_tokens_of_a_text(call) -> None:

@@ -154,20 +154,20 @@ def sdnext(_: Path):
         if {"sd1": "sd", "sd2": "sd"}.get(family, family) not in textual_inversion.supported_models:
             return {}
         tables = {key: torch.nn.Embedding(4, size) for key, size in widths.items()}
-        parts, taken = {}, {}
+        parts, used = {}, {}
         for number, table in enumerate(tables.values(), 1):
             suffix = "" if number == 1 else f"_{number}"
             parts[f"text_encoder{suffix}"] = SimpleNamespace(get_input_embeddings=lambda table=table: table)
             parts[f"tokenizer{suffix}"] = SimpleNamespace()
         shared.sd_model = SimpleNamespace(**parts)
         textual_inversion.insert_tokens = lambda *_: None
-        textual_inversion.insert_vectors = lambda embedding, *_: taken.update(
+        textual_inversion.insert_vectors = lambda embedding, *_: used.update(
             {key: raw for key, size in widths.items() for raw in embedding.vec if raw.shape[-1] == size})  # fmt: skip
         database = textual_inversion.EmbeddingDatabase()
         database.register_embedding = lambda *_: None
         shared.opts.embeddings_dir = str(path.parent)
         database.load_diffusers_embedding([str(path)])
-        return taken
+        return used
 
     return drive
 

@@ -1,4 +1,6 @@
-"""Embeddings with a base file start from its vectors, in any dialect; another number of vectors needs `resize`."""
+"""Embeddings that go on from a file: its very vectors, whatever dialect; another number of them is refused or asked
+for.
+"""
 
 import json
 
@@ -17,7 +19,7 @@ def vectors(rows=3, width=32):
 
 
 def based(folder, name="old.safetensors", **changes):
-    """The overrides for an embedding of the project that is frozen, with a base file."""
+    """The overrides that let the project's embedding stand still from a file."""
     options = {"base": str(folder / name), "train": False, **changes}
     return [f"embedding.{key}={json.dumps(value)}" for key, value in options.items()] + [
         "train.embeddings=false", "train.steps=1", "train.lora={ rank = 1 }", "samples.prompts=[]",
@@ -50,8 +52,8 @@ def test_an_embedding_starts_from_its_base_bit_for_bit(tmp_path):
 def test_another_number_of_vectors_needs_resize(tmp_path, tokens, resize):
     recipe = make_project(tmp_path)
     torch.save({"string_to_param": {"*": vectors()}, "name": "old", "string_to_token": {"*": 265}}, tmp_path / "old.pt")
-    [problem] = problems(recipe, based(tmp_path, "old.pt", tokens=tokens))
-    assert problem == f"the base has 3 vectors for clip_l; remove tokens, or set resize = '{resize}'"
+    [message] = problems(recipe, based(tmp_path, "old.pt", tokens=tokens))
+    assert message == f"the base has 3 vectors for clip_l; remove tokens, or set resize = '{resize}'"
     with pytest.raises(StageError, match=f"its base has 3 vectors and tokens = {tokens}"):
         run_project(load_recipe(recipe, based(tmp_path, "old.pt", tokens=tokens)), tmp_path / "refused")
     overrides = based(tmp_path, "old.pt", tokens=tokens, resize=resize)
@@ -72,7 +74,7 @@ def test_an_encoder_without_base_vectors_starts_from_the_initial_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tensors", "changes", "expected"),
+    ("tensors", "changes", "message"),
     [
         (
             {"<a>": vectors(1, 768)[0], "<b>": vectors(1, 768)[0]},
@@ -89,12 +91,12 @@ def test_an_encoder_without_base_vectors_starts_from_the_initial_text(tmp_path):
         (None, {}, "old.safetensors"),
     ],
 )
-def test_check_reports_invalid_bases(tmp_path, tensors, changes, expected):
+def test_check_reports_invalid_bases(tmp_path, tensors, changes, message):
     recipe = make_project(tmp_path)
     if tensors is not None:
         save_file(tensors, tmp_path / "old.safetensors")
     [text] = problems(recipe, based(tmp_path, **changes))
-    assert expected in text
+    assert message in text
 
 
 def test_base_options_need_a_base(tmp_path):

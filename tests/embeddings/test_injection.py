@@ -1,4 +1,4 @@
-"""Injected embeddings work as with diffusers' own loader, and ejecting restores the pipeline."""
+"""Embeddings go in, work as diffusers' own loader makes them work, and come out without a trace."""
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ def test_ejecting_restores_encoders_and_tokenizers_bit_for_bit(model):
     before = encode(model, prompts)
     state = {e.key: {n: t.clone() for n, t in e.module.state_dict().items()} for e in model.encoders}
     tables = [e.module.get_input_embeddings() for e in model.encoders]
-    before_injection = [(e.tokenizer.backend_tokenizer.to_str(), len(e.tokenizer)) for e in model.encoders]
+    tokenizers = [(e.tokenizer.backend_tokenizer.to_str(), len(e.tokenizer)) for e in model.encoders]
     injection = Injection(model.pipe, model.encoders, embeddings_for(model))
     injection.activate(prompts)
     assert not same(before, encode(model, prompts))
@@ -101,7 +101,7 @@ def test_ejecting_restores_encoders_and_tokenizers_bit_for_bit(model):
         assert all(torch.equal(after[name], tensor) for name, tensor in state[encoder.key].items())
         assert encoder.module.get_input_embeddings() is tables[number]
         assert getattr(model.pipe, encoder.tokenizer_name) is encoder.tokenizer
-        assert (encoder.tokenizer.backend_tokenizer.to_str(), len(encoder.tokenizer)) == before_injection[number]
+        assert (encoder.tokenizer.backend_tokenizer.to_str(), len(encoder.tokenizer)) == tokenizers[number]
 
 
 def test_a_gradient_reaches_every_vector_of_every_encoder_and_nothing_else(model):
@@ -120,7 +120,7 @@ def test_a_gradient_reaches_every_vector_of_every_encoder_and_nothing_else(model
 
 
 def test_gradients_match_the_formula():
-    """The same text with the rows written into a copy of the whole table, the plain formula."""
+    """The same text with the rows written into a copy of the whole table, the textbook way."""
     model = model_of(tiny_sd(), "sd1")
     [encoder] = model.encoders
     rows = embeddings_for(model)
@@ -142,7 +142,7 @@ def test_gradients_match_the_formula():
 
 
 def test_pooling_stays_at_the_end_token_in_models_that_pool_at_the_largest_id():
-    """Old configs say eos_token_id = 2: transformers then pools at the largest id, which would be a slot."""
+    """Old configs say eos_token_id = 2: transformers then pools at the largest id, which a slot would be."""
     modern, old = tiny_sdxl(), tiny_sdxl(eos_token_id=2)
     texts = []
     for pipe in (modern, old):

@@ -1,4 +1,4 @@
-"""Runs on tiny models of every family: every stage, the vectors of every encoder, every export."""
+"""Whole runs on tiny models of every shape: every stage runs, every encoder's vectors move, every export is there."""
 
 import json
 from dataclasses import replace
@@ -55,7 +55,7 @@ def test_every_stage_with_embeddings_and_lora(tmp_path, family):
     assert proofs["exports_verified"] == proofs["exports_declared"] >= len(TARGETS[family]) + 2
     [embedding] = manifest["embeddings"]
     assert {key: len(one["distance"]) for key, one in embedding["encoders"].items()}.keys() == WIDTHS[family].keys()
-    assert all(distance > 0 for one in embedding["encoders"].values() for distance in one["distance"])
+    assert all(way > 0 for one in embedding["encoders"].values() for way in one["distance"])
     assert sum(image["when"] == "after" for image in manifest["images"]) == 1
 
 
@@ -137,12 +137,12 @@ def test_a_frozen_encoder_keeps_the_initial_vectors_and_every_program_reads_the_
     manifest = run(tmp_path, "sdxl", embedding="learning_rate = { clip_l = 0.0, clip_g = 1e-2 }")
     [embedding] = manifest["embeddings"]
     assert set(embedding["encoders"]["clip_l"]["distance"]) == {0.0}
-    assert all(distance > 0 for distance in embedding["encoders"]["clip_g"]["distance"])
+    assert all(way > 0 for way in embedding["encoders"]["clip_g"]["distance"])
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl", "sd3"])
 def test_a_finetuned_model_of_every_family_can_be_loaded(tmp_path, family):
-    """The export is loaded by this program, from the folder and from the file if there is one."""
+    """What was exported is loaded by this program itself, from the folder and from the file where there is one."""
     parts = ["denoiser", list(WIDTHS[family])[-1]]
     train = f"[stage.finetune]\nparts = {json.dumps(parts)}\nlearning_rate = 1e-3"
     export = 'model_dtype = "float32"\ntargets = ["comfyui"]'
@@ -171,15 +171,15 @@ def modules(pipe) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("dora", [False, True])
 def test_diffusers_with_the_exported_lora_matches_the_trained_model(tmp_path, monkeypatch, dora):
     """On the denoiser and on one of SDXL's encoders, with an alpha that is not the rank."""
-    outputs = {}
-    before_eject(monkeypatch, lambda state, model: outputs.setdefault("trained", answer(model)))
+    answers = {}
+    before_eject(monkeypatch, lambda state, model: answers.setdefault("trained", answer(model)))
     lora = f'parts = ["denoiser", "clip_g"]\nrank = 3\nalpha = 2\ndora = {json.dumps(dora)}\nlearning_rate = 0.05'
     run(tmp_path, "sdxl", train=f"[stage.lora]\n{lora}")
     fresh = load_model(load_recipe(tmp_path / "recipe.toml").model, CPU)
-    original = answer(fresh)
+    untouched = answer(fresh)
     fresh.pipe.load_lora_weights(tmp_path / "run" / "exports" / "diffusers", weight_name="tiny_lora.safetensors")
-    torch.testing.assert_close(answer(fresh), outputs["trained"], rtol=1e-5, atol=1e-5)
-    assert (original - outputs["trained"]).abs().max() > 1e-3
+    torch.testing.assert_close(answer(fresh), answers["trained"], rtol=1e-5, atol=1e-5)
+    assert (untouched - answers["trained"]).abs().max() > 1e-3
 
 
 def answer(model) -> torch.Tensor:

@@ -18,12 +18,12 @@ def have(monkeypatch, cuda=0, mps=False, xpu=0):
 
 
 @pytest.mark.parametrize(
-    ("machine", "taken"),
+    ("machine", "expected"),
     [({}, "cpu"), ({"xpu": 1}, "xpu"), ({"mps": True}, "mps"), ({"cuda": 2, "mps": True, "xpu": 1}, "cuda")],
 )
-def test_auto_chooses_the_best_device(monkeypatch, machine, taken):
+def test_auto_chooses_the_best_device(monkeypatch, machine, expected):
     have(monkeypatch, **machine)
-    assert pick_device("auto").type == taken
+    assert pick_device("auto").type == expected
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "mps", "xpu"])

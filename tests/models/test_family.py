@@ -1,4 +1,4 @@
-"""The family of a model, by class and width; else an error with the possible ones."""
+"""Which family a model is of, by class and width; or a question that names the choices."""
 
 from types import SimpleNamespace
 
@@ -70,13 +70,13 @@ def test_a_folder_of_full_width_has_its_family(sd1_folder):
 
 
 @pytest.mark.parametrize(
-    ("build", "modelspec"), [(tiny_sd, "stable-diffusion-v2-512"), (tiny_sd2, "stable-diffusion-v2-768-v")]
+    ("build", "predicted"), [(tiny_sd, "stable-diffusion-v2-512"), (tiny_sd2, "stable-diffusion-v2-768-v")]
 )
-def test_the_two_models_of_sd2_are_distinguished_by_their_prediction(build, modelspec):
+def test_the_two_models_of_sd2_are_distinguished_by_their_prediction(build, predicted):
     family = prepare(build(), spec_of("x", "sd2"), None, torch.device("cpu")).family
-    assert family.modelspec == modelspec
+    assert family.modelspec == predicted
     metadata = lora_metadata(family, title="x", rank=1, alpha=1)
-    assert metadata["modelspec.architecture"] == f"{modelspec}/lora"
+    assert metadata["modelspec.architecture"] == f"{predicted}/lora"
     assert metadata["modelspec.resolution"] == ("512x512" if build is tiny_sd else "768x768")
 
 

@@ -1,4 +1,4 @@
-"""Finding a model: folders, files and the hub; else an error of one line."""
+"""Where a model lies, and what people are told when it lies nowhere."""
 
 import importlib
 import subprocess
@@ -21,7 +21,7 @@ http = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.par
 
 
 class Hub:
-    """A mock of the hub with one model, which records requests."""
+    """Stands in for the hub: one model, and a note of what was asked for."""
 
     def __init__(self, folder, error=None):
         self.folder, self.error, self.asked = folder, error, []
@@ -84,7 +84,7 @@ def test_a_hub_model_of_a_foreign_kind_is_not_downloaded(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "text"),
+    ("error", "embeddings"),
     [
         (errors.OfflineModeIsEnabled("offline"), "the hub cannot be reached"),
         (http.ConnectTimeout("too slow"), "the hub cannot be reached"),
@@ -95,9 +95,9 @@ def test_a_hub_model_of_a_foreign_kind_is_not_downloaded(monkeypatch, tmp_path):
         (answer(errors.HfHubHTTPError, 500), "the hub cannot be reached"),
     ],
 )
-def test_errors_of_the_hub_are_one_line(monkeypatch, tmp_path, error, text):
+def test_errors_of_the_hub_are_one_line(monkeypatch, tmp_path, error, embeddings):
     fake_hub(monkeypatch, tmp_path, error)
-    with pytest.raises(StageError, match=f"model.base = '{HUB}' cannot be loaded: .*{text}") as raised:
+    with pytest.raises(StageError, match=f"model.base = '{HUB}' cannot be loaded: .*{embeddings}") as raised:
         find_model(spec_of(HUB, revision="v9"))
     assert "\n" not in str(raised.value)
 
@@ -115,8 +115,10 @@ def test_a_hub_id_without_a_network_is_an_error_of_one_line(tmp_path, environmen
         [sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HOME": str(tmp_path)} | environment,
         timeout=100, check=True,
     )  # fmt: skip
-    (line,) = done.stdout.splitlines()
-    assert line.startswith(f"StageError model.base = '{HUB}' cannot be loaded: it is not complete in the local cache")
+    (message,) = done.stdout.splitlines()
+    assert message.startswith(
+        f"StageError model.base = '{HUB}' cannot be loaded: it is not complete in the local cache"
+    )
     assert "Traceback" not in done.stderr
 
 

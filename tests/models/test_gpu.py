@@ -1,4 +1,4 @@
-"""Runs on an accelerator. Skipped if there is none."""
+"""Whole runs on an accelerator: what holds on a CPU holds there too. Skipped where there is none."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_embeddings_are_trained_and_verified(tmp_path, family, dtype, train):
     assert proofs["gradient_reached"] == {"<cat>": True}
     assert proofs["ejected_clean"] is True
     for facts in manifest["embeddings"][0]["encoders"].values():
-        assert all(distance > 0 for distance in facts["distance"])
+        assert all(way > 0 for way in facts["distance"])
     assert {image["when"] for image in manifest["images"]} == {"before", "after"}
 
 

@@ -1,4 +1,4 @@
-"""Model folders from elsewhere: an error of one line, whatever they contain."""
+"""Model folders received from others: one line, whatever is in them."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def test_links_of_the_hub_cache_to_its_own_blobs_are_followed(folder, tmp_path):
 
 
 def test_values_of_real_models_are_accepted(folder, tmp_path):
-    """A snapshot of the hub's cache with blobs only, sharded weights, and a tokenizer that names another file."""
+    """A snapshot of the hub's cache with blobs alone, sharded weights, and a tokenizer that names a file beside it."""
     weights = {"layer": "model-00001-of-00002.safetensors"}
     index = {"metadata": {"total_size": 9_524_621_312}, "weight_map": weights}
     (folder / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -168,9 +168,9 @@ def test_a_vocabulary_of_another_shape_is_refused(folder):
         load_tokenizers(spec_of(folder))
 
 
-@pytest.mark.parametrize("content", [5, [1], {"state_dict": 5}])
-def test_a_ckpt_without_tensors_is_an_error_without_advice_to_run_its_code(folder, tmp_path, content):
-    torch.save(content, tmp_path / "m.ckpt")
+@pytest.mark.parametrize("payload", [5, [1], {"state_dict": 5}])
+def test_a_ckpt_without_tensors_is_an_error_without_advice_to_run_its_code(folder, tmp_path, payload):
+    torch.save(payload, tmp_path / "m.ckpt")
     spec = spec_of(tmp_path / "m.ckpt", config=str(folder))
     with pytest.raises(StageError) as caught:
         load_model(spec, torch.device("cpu"))
@@ -185,9 +185,9 @@ def test_missing_weights_and_parts_without_a_class_are_skipped(folder):
 
 def test_a_tokenizer_that_cannot_tokenize_is_an_error(folder):
     path = folder / "tokenizer" / "tokenizer.json"
-    tokenizer = json.loads(path.read_text("utf-8"))
-    tokenizer["model"] = {"type": "EmbeddingLevel", "vocab": {"ring": 0}, "unk_token": "gone"}
-    path.write_text(json.dumps(tokenizer), "utf-8")
+    index_data = json.loads(path.read_text("utf-8"))
+    index_data["model"] = {"type": "EmbeddingLevel", "vocab": {"ring": 0}, "unk_token": "gone"}
+    path.write_text(json.dumps(index_data), "utf-8")
     with pytest.raises(StageError, match=r"the tokenizer in .*tokenizer cannot be loaded: "):
         load_tokenizers(spec_of(folder, family="sd1"))
 
@@ -196,5 +196,5 @@ def test_a_model_with_incompatible_parts_is_an_error_of_one_line(folder):
     spec, why = spec_of(folder), r"cannot draw an image: its files do not fit together \(TypeError: 1 \+ x"
     with pytest.raises(StageError, match=why), drawing(spec):
         raise TypeError("1 + x\n  and more")
-    with pytest.raises(MemoryError), drawing(spec):  # the machine's, which is handled elsewhere
+    with pytest.raises(MemoryError), drawing(spec):  # the machine's, which is told elsewhere
         raise MemoryError

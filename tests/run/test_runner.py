@@ -197,8 +197,8 @@ def test_an_earlier_layer_of_the_text_encoder_is_read_in_training_and_images(tmp
 
 def test_a_layer_that_a_model_does_not_have_is_refused(tmp_path):
     sdxl = load_recipe(make_project(tmp_path, "sdxl", model="clip_skip = 2"))
-    (told,) = [problem.text for problem in check_recipe(sdxl.path).problems if problem.severity == "error"]
-    assert told.startswith("clip_skip is not supported for Stable Diffusion XL")
+    (message,) = [problem.text for problem in check_recipe(sdxl.path).problems if problem.severity == "error"]
+    assert message.startswith("clip_skip is not supported for Stable Diffusion XL")
     with pytest.raises(StageError, match=r"model.clip_skip = 2: Stable Diffusion XL has one layer"):
         run_project(sdxl, tmp_path / "run")
     with pytest.raises(StageError, match=r"model.clip_skip = 3: the text encoder has 2 layers"):

@@ -1,4 +1,4 @@
-"""A part sharded by FSDP trains as in one process, and each process has a shard of its state."""
+"""A part spread over processes by FSDP learns what it learns in one process, each with its shard of what that takes."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def test_a_sharded_part_matches_one_process(tmp_path, dtype):
             "finetune.encoder", weights, SETTINGS, text=True, fsdp=FsdpPart(pipe, "encoder", TUNED, main=processes.main)
         )
         assert processes.sharding
-        assert pipe.encoder.table is part.table  # prompts need all of it
+        assert pipe.encoder.table is part.table  # prompts need it whole
         assert str(type(pipe.encoder)) == str(type(part))
         began = {name: weight.clone() for name, weight in weights.items()}
         norms = [step(pipe, trainer, number, [slice(rank, rank + 1)]) for number in range(2)]
         with trainer.ema_swapped():
             assert (pipe.encoder is part) == processes.main
-        state = trainer.state()
-        trainer.restore(state if processes.main else torch.load(tmp_path / "state.pt", weights_only=False))
+        kept = trainer.state()
+        trainer.restore(kept if processes.main else torch.load(tmp_path / "state.pt", weights_only=False))
         assert all(torch.equal(weights[name], began[name]) or processes.main for name in TUNED)
         norms.append(step(pipe, trainer, 2, [slice(rank, rank + 1)]))
         own = [weight.to_local() for weight in trainer.masters.values()]
         own += [
-            value.to_local() for one in trainer.optimizer.state.values() for name, value in one.items() if "exp" in name
+            kept.to_local() for one in trainer.optimizer.state.values() for name, kept in one.items() if "exp" in name
         ]
         own += [average.shadow.to_local() for average in trainer.averages.values()]
-        count, own_state = sum(tensor.numel() for tensor in own), trainer.state()
+        size, saved = sum(tensor.numel() for tensor in own), trainer.state()
         trainer.finish()
         assert pipe.encoder is part
-        torch.save((norms, count, own_state, dict(weights)), tmp_path / f"{rank}.pt")
+        torch.save((norms, size, saved, dict(weights)), tmp_path / f"{rank}.pt")
 
     pipe, two = made(dtype)
     before = WeightTrainer("finetune.encoder", two, SETTINGS, text=True)
@@ -60,13 +60,13 @@ def test_a_sharded_part_matches_one_process(tmp_path, dtype):
         step(pipe, before, number)
     torch.save(before.state(), tmp_path / "state.pt")
     ended = launched(tmp_path, work, 2, FSDP)
-    assert ended.codes == [0, 0], ended.said
+    assert ended.codes == [0, 0], ended.outputs
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
     close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.01}
-    for theirs, count, _, trained in found:
+    for theirs, size, _, trained in found:
         torch.testing.assert_close(theirs, norms, **close)
         torch.testing.assert_close(trained, dict(weights), **close)
-        assert count == sum(weight.numel() for weight in weights.values()) * 4 // 2  # value, moments, average
+        assert size == sum(weight.numel() for weight in weights.values()) * 4 // 2  # value, moments, average
     torch.testing.assert_close(found[0][2].tensors, state.tensors, **close)
     assert not found[1][2].tensors
 

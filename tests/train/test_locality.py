@@ -1,4 +1,4 @@
-"""Locality regularization: formula, gradient and effect."""
+"""Locality regularisation: its formula and gradient written out, and that it does what it is for."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_value_and_gradient_match_the_formula(tmp_path, monkeypatch, family, wha
             KINDS[family].from_pretrained(tmp_path / "model"),
         )
         draw = torch.Generator().manual_seed(0)
-        with torch.no_grad():  # not at the initial values
+        with torch.no_grad():  # somewhere else than where training begins
             for parameter in parameters:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=draw)
         batch = training.dataset.at(0)
@@ -70,7 +70,7 @@ def test_value_and_gradient_match_the_formula(tmp_path, monkeypatch, family, wha
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
         seen.append(float(expected.detach()))
         leaves = [rows.leaf for rows in training.injection.activate(batch.captions, train=True).values()]
-        assert all(leaf.grad is None for leaf in leaves)  # the embeddings are the pivot: they get no gradient from it
+        assert all(leaf.grad is None for leaf in leaves)  # the embeddings are the pivot: they feel nothing of it
         return one_step(training, clock)
 
     monkeypatch.setattr(loop, "one_step", compared)
@@ -79,7 +79,7 @@ def test_value_and_gradient_match_the_formula(tmp_path, monkeypatch, family, wha
 
 
 def drift(tmp_path, monkeypatch, name, *options):
-    """The difference between predictions of the trained model and the base model for other prompts, after 20 steps."""
+    """How far the tuned model's answers for other prompts are from the untouched one's after 20 steps."""
     train_steps, found = loop.train_steps, []
     wide = ["train.steps=20", "train.lora=[{ parts = ['denoiser'], learning_rate = 2e-2 }]", *options]
 
@@ -102,8 +102,8 @@ def drift(tmp_path, monkeypatch, name, *options):
 def test_other_prompts_stay_closer_to_the_base_model(tmp_path, monkeypatch):
     make_project(tmp_path, captions="a photo of <cat> on a blue background")
     free = drift(tmp_path, monkeypatch, "free")
-    regularized = drift(tmp_path, monkeypatch, "regularized", "train.locality={ weight = 5.0 }")
-    assert regularized < 0.5 * free, (regularized, free)
+    kept = drift(tmp_path, monkeypatch, "held", "train.locality={ weight = 5.0 }")
+    assert kept < 0.5 * free, (kept, free)
 
 
 def test_locality_without_trained_weights_is_an_error(tmp_path):

@@ -1,4 +1,4 @@
-"""LoRAs and fine-tunes on any part of the model, with or without embeddings: what is trained, and what is frozen."""
+"""LoRAs and fine-tunes on any part of the model, beside embeddings or around them: what moves, and what stays."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ learning_rate = 1e-3
 
 
 def watched(monkeypatch, run_it):
-    """The run's model as it ended (before embeddings and LoRAs are removed), by parameter name."""
+    """The run's model as it ended (before embeddings and LoRAs are taken out), by parameter name."""
     seen = {}
     eject = RunState.eject
 
@@ -54,12 +54,12 @@ def parameters(model):
     }
 
 
-def base_weights(folder):
+def untouched(folder):
     return parameters(load_model(load_recipe(folder / "recipe.toml").model, torch.device("cpu")))
 
 
 def changed(before, after):
-    """Names of the model's weights that were trained, without those of LoRAs and with the names before injection."""
+    """Names of weights of the model that moved; LoRAs' own and the wrapping of embeddings are looked through."""
     plain = {name.replace("base_layer.", "").replace("token_embedding.base.", "token_embedding."): value
              for name, value in after.items() if ".pivotune." not in name}  # fmt: skip
     assert plain.keys() == before.keys()
@@ -69,10 +69,10 @@ def changed(before, after):
 def test_embeddings_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path, monkeypatch):
     recipe = make_project(tmp_path, "sdxl", train=WHOLE)
     seen = watched(monkeypatch, lambda: run_project(recipe, tmp_path / "run"))
-    trained = changed(base_weights(tmp_path), seen["end"])
-    assert trained
-    assert {name.split(".")[0] for name in trained} == {"clip_l"}
-    assert not any("token_embedding" in name for name in trained)
+    moved = changed(untouched(tmp_path), seen["end"])
+    assert moved
+    assert {name.split(".")[0] for name in moved} == {"clip_l"}
+    assert not any("token_embedding" in name for name in moved)
     ups = [value for name, value in seen["end"].items() if "lora_B" in name]
     assert ups
     assert all(bool(up.any()) for up in ups)  # every LoRA layer of both parts has left its start, zero
@@ -82,14 +82,15 @@ def test_embeddings_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("layers", "part"), [('"cross-attention"', ".attn2."), ('"attention"', ".attn"), ('["mid_block."]', ".mid_block.")]
+    ("layers", "expected"),
+    [('"cross-attention"', ".attn2."), ('"attention"', ".attn"), ('["mid_block."]', ".mid_block.")],
 )
-def test_layers_select_the_finetuned_weights(tmp_path, monkeypatch, layers, part):
+def test_layers_select_the_finetuned_weights(tmp_path, monkeypatch, layers, expected):
     recipe = make_project(tmp_path, train=f"finetune = {{ layers = {layers}, learning_rate = 1e-3 }}")
     seen = watched(monkeypatch, lambda: run_project(recipe, tmp_path / "run"))
-    trained = changed(base_weights(tmp_path), seen["end"])
-    assert trained
-    assert all(part in f".{name}" for name in trained)
+    moved = changed(untouched(tmp_path), seen["end"])
+    assert moved
+    assert all(expected in f".{name}" for name in moved)
 
 
 def test_layers_without_a_match_are_an_error(tmp_path):
@@ -106,18 +107,18 @@ def test_finetuning_a_part_with_a_lora_is_an_error(tmp_path):
 
 
 def test_pivotal_tuning_embeddings_then_the_model(tmp_path, monkeypatch):
-    """Pivotal tuning: in the second stage the embeddings are bit for bit those of the first one."""
+    """Pivotal tuning: in the second stage the embeddings are bit for bit what the first one found."""
     second = '[[stage]]\nkind = "train"\nsteps = 2\nembeddings = false\nfinetune = { learning_rate = 1e-3 }'
     recipe = make_project(tmp_path, stages=second)
     one_step, rows = loop.one_step, []
 
-    def recorded(training, clock):
+    def noted(training, clock):
         row = one_step(training, clock)
         weights = torch.cat([value.flatten() for value in training.model.denoiser.parameters()])
         rows.append((training.injection.rows["clip_l"].values.clone(), weights))
         return row
 
-    monkeypatch.setattr(loop, "one_step", recorded)
+    monkeypatch.setattr(loop, "one_step", noted)
     run_project(recipe, tmp_path / "run")
     embeddings, weights = zip(*rows, strict=True)
     assert not torch.equal(embeddings[0], embeddings[2])
@@ -145,12 +146,12 @@ def test_lora_dropout_depends_on_seed_and_step_and_is_off_in_sampling(tmp_path, 
     ends = []
     one_step, on = loop.one_step, []
 
-    def recorded(training, clock):
+    def noted(training, clock):
         dropouts = [one for one in training.model.denoiser.modules() if isinstance(one, torch.nn.Dropout) and one.p]
         on.append({one.training for one in dropouts})
         return one_step(training, clock)
 
-    monkeypatch.setattr(loop, "one_step", recorded)
+    monkeypatch.setattr(loop, "one_step", noted)
     for name, dropout in (("one", 0.5), ("two", 0.5), ("none", 0.0)):
         (tmp_path / name).mkdir()
         recipe = make_project(
@@ -177,7 +178,7 @@ def test_gradient_checkpointing_does_not_change_results(tmp_path, monkeypatch):
 
 
 def test_prodigy_finds_its_learning_rates_in_bfloat16(tmp_path):
-    """The optimizers of the shipped recipe, on a trained model: embedding and LoRA each find their
+    """The optimizers of the shipped recipe, on a model that has learnt something: embedding and LoRA each find their
     own.
     """
     [(_, options)] = load_recipe("sdxl-prodigy").stages_with(TrainOptions)
@@ -207,5 +208,5 @@ def test_metrics_have_norm_distance_and_nearest_token_of_every_vector(tmp_path):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     first = rows[0]["embeddings"]["<cat>"]["clip_l"]
     assert {len(values) for values in first.values()} == {2}
-    assert first["nearest"] == ["red</w>", "ring</w>"]  # after one small step still the initial tokens
-    assert all(0 < distance < 1 for distance in first["distance"])
+    assert first["nearest"] == ["red</w>", "ring</w>"]  # after one small step still where it began
+    assert all(0 < way < 1 for way in first["distance"])

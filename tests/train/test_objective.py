@@ -1,4 +1,4 @@
-"""Noise, targets and timesteps of diffusion models against the papers' formulas."""
+"""Noise, targets and time steps of diffusion models against the papers' formulas written out."""
 
 import pytest
 import torch
@@ -100,13 +100,13 @@ def test_min_snr_weights(kind, expected):
     ],
 )
 def test_debiased_weights(kind, expected):
-    assert snr()[0] > 1000  # else the limit is not tested
+    assert snr()[0] > 1000  # else the cut is not tried
     weights = diffusion(kind, weighting="debiased").weight(torch.tensor(STEPS))
     torch.testing.assert_close(weights, expected(snr()).float(), rtol=1e-4, atol=1e-6)
 
 
 def test_all_weightings_of_the_image_agree():
-    """One error of the predicted image costs the same with every prediction type."""
+    """One error of the predicted image costs the same whichever way the denoiser spells its answer."""
     costs = []
     for kind in ("epsilon", "v_prediction", "sample"):
         a = alphas().flatten()
@@ -159,13 +159,11 @@ def test_timestep_densities_match_diffusers(kind):
 
 def test_noise_offset_is_per_channel():
     latents = parts()[0]
-    plain, offset_batch = (diffusion(noise={"offset": offset}).sample(latents, 7, 3) for offset in (0.0, 0.1))
+    plain, moved = (diffusion(noise={"offset": offset}).sample(latents, 7, 3) for offset in (0.0, 0.1))
     drawn = torch.randn(3, 4, 1, 1, generator=generator(7, "noise offset", 3))
-    torch.testing.assert_close(offset_batch.target, plain.target + 0.1 * drawn)
-    assert torch.equal(offset_batch.timesteps, plain.timesteps)
-    torch.testing.assert_close(
-        offset_batch.noisy, diffusion().noisy(latents, offset_batch.target, offset_batch.timesteps)
-    )
+    torch.testing.assert_close(moved.target, plain.target + 0.1 * drawn)
+    assert torch.equal(moved.timesteps, plain.timesteps)
+    torch.testing.assert_close(moved.noisy, diffusion().noisy(latents, moved.target, moved.timesteps))
     adaptive = diffusion(noise={"offset": 0.1, "offset_adaptive": -0.5}).sample(latents, 7, 3)
     strength = (0.1 - 0.5 * latents.mean(dim=(2, 3), keepdim=True).abs()).clamp(min=0)
     assert 0 < int((strength == 0).sum()) < 12
@@ -202,13 +200,13 @@ def test_invalid_options_are_errors(options, message):
 
 
 def test_the_sampling_scheduler_has_the_changed_options():
-    changed = diffusion("epsilon", prediction="v_prediction", zero_terminal_snr=True).sampling_scheduler(
+    made = diffusion("epsilon", prediction="v_prediction", zero_terminal_snr=True).sampling_scheduler(
         scheduler("epsilon")
     )
-    assert type(changed).__name__ == "DDIMScheduler"
-    assert changed.config.prediction_type == "v_prediction"
-    assert float(changed.alphas_cumprod[-1]) == 0
-    changed.set_timesteps(5)
-    assert int(changed.timesteps[0]) == 999
+    assert type(made).__name__ == "DDIMScheduler"
+    assert made.config.prediction_type == "v_prediction"
+    assert float(made.alphas_cumprod[-1]) == 0
+    made.set_timesteps(5)
+    assert int(made.timesteps[0]) == 999
     unchanged = scheduler("epsilon")
     assert diffusion("epsilon").sampling_scheduler(unchanged) is unchanged

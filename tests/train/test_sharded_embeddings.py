@@ -1,4 +1,6 @@
-"""Embeddings sharded over processes train as in one process; each process has the state of its shard only."""
+"""Embeddings shared out over processes: what one process would learn, each process with the state of its own embeddings
+alone.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ def made(name, sharing=SINGLE_PROCESS):
     return trainer(SETTINGS[name], embeddings, sharing)
 
 
-def train(one, first, last):
-    """Train these steps; returns rows, EMA weights, learning rates and stops after each."""
+def went(one, first, last):
+    """These steps, with a look at the averages after each; everything that can be seen of them."""
     seen = []
     for step in range(first, last):
         pull(one, STEPS[step], step, goal=2.0 + step)
@@ -42,25 +44,25 @@ def train(one, first, last):
 
 
 def in_processes(folder, name, count, state=None, first=0, last=None):
-    """The same in several processes: per process its steps, state, bytes of its shard, and final rows."""
+    """The same in several processes: what each of them has seen, the state that it has, and its state's bytes."""
 
     def work(rank):
         one = made(name, join_processes("cpu"))
         if state is not None:
             one.restore(state)
-        seen = train(one, first, last or len(STEPS))
-        size = sum(tensor.numel() * tensor.element_size() for tensor in own_tensors(one.states))
-        stored = one.state()
+        seen = went(one, first, last or len(STEPS))
+        size = sum(tensor.numel() * tensor.element_size() for tensor in kept(one.states))
+        saved = one.state()
         one.finish()
-        torch.save((seen, stored, size, values(one)), folder / f"{rank}.pt")
+        torch.save((seen, saved, size, values(one)), folder / f"{rank}.pt")
 
     ended = launched(folder, work, count)
-    assert ended.codes == [0] * count, ended.said
+    assert ended.codes == [0] * count, ended.outputs
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 
-def own_tensors(states):
-    """The tensors that a process has for its shard, except the table."""
+def kept(states):
+    """The tensors that a process has of its own embeddings, beside the table."""
     trees = [one.state() for one in (*states.optimizers.values(), *states.averages.values())]
     while trees:
         found = trees.pop()
@@ -77,7 +79,7 @@ def assert_same(first, second):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_sharded_embeddings_match_one_process(tmp_path, name):
     alone = made(name)
-    seen = train(alone, 0, len(STEPS))
+    seen = went(alone, 0, len(STEPS))
     state = unpack(alone.state())
     alone.finish()
     found = in_processes(tmp_path, name, 3)
@@ -86,25 +88,25 @@ def test_sharded_embeddings_match_one_process(tmp_path, name):
         assert_same(final, values(alone))
         for key in WIDTHS:  # the embedding that is in no batch
             assert torch.equal(final[key][10:12], torch.ones_like(final[key][10:12]))
-    stored = [unpack(stored) for _, stored, _, _ in found]
-    assert_same(stored[0]["rows"], state["rows"])
-    assert_same(stored[0]["averages"], state["averages"])
-    assert stored[0]["optimizers"].keys() == state["optimizers"].keys()
-    assert all(not one["rows"] and "optimizers" not in one for one in stored[1:])  # the main process writes
+    saved = [unpack(saved) for _, saved, _, _ in found]
+    assert_same(saved[0]["rows"], state["rows"])
+    assert_same(saved[0]["averages"], state["averages"])
+    assert saved[0]["optimizers"].keys() == state["optimizers"].keys()
+    assert all(not one["rows"] and "optimizers" not in one for one in saved[1:])  # the main process writes
 
 
 def test_each_process_has_the_state_of_its_shard_only(tmp_path):
     [[_, _, whole, _]] = in_processes(tmp_path, "adamw", 1)
-    size = [size for _, _, size, _ in in_processes(tmp_path, "adamw", 7)]
+    sizes = [sizes for _, _, sizes, _ in in_processes(tmp_path, "adamw", 7)]
     assert whole == len(NAMES) * 2 * (sum(WIDTHS.values()) * 12 + len(WIDTHS) * 8)  # moments, average, two counts a row
-    assert size == [whole // 7] * 7
+    assert sizes == [whole // 7] * 7
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_training_resumes_with_another_number_of_processes(tmp_path, name, before, after):
     whole = made(name)
-    seen = train(whole, 0, len(STEPS))
+    seen = went(whole, 0, len(STEPS))
     [[_, state, _, _], *_] = in_processes(tmp_path, name, before, last=3)
     for theirs, _, _, _ in in_processes(tmp_path, name, after, state, first=3):
         assert_same(theirs, seen[3:])

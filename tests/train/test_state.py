@@ -1,4 +1,4 @@
-"""The stored state of a trainable is sufficient to resume."""
+"""What a checkpoint holds of a trained thing is enough to go on as if nothing had happened."""
 
 import json
 
@@ -25,14 +25,14 @@ def test_a_tree_is_packed_and_unpacked():
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_copies_are_on_the_cpu_and_optional(device):
-    """A second copy may not fit into the device's memory."""
+    """A second set of all that moves may not fit beside the first."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA accelerator here")
-    values = torch.ones(3, device=device)
-    (taken,), (same,) = (pack([values], **how).tensors.values() for how in ({}, {"copy": lambda one: one}))
-    values.zero_()
-    assert (taken.device.type, taken.tolist()) == ("cpu", [1.0, 1.0, 1.0])
-    assert same is values
+    moves = torch.ones(3, device=device)
+    (copied,), (same,) = (pack([moves], **how).tensors.values() for how in ({}, {"copy": lambda one: one}))
+    moves.zero_()
+    assert (copied.device.type, copied.tolist()) == ("cpu", [1.0, 1.0, 1.0])
+    assert same is moves
 
 
 def test_values_that_are_not_json_are_an_error():
@@ -41,18 +41,18 @@ def test_values_that_are_not_json_are_an_error():
 
 
 def trained(tmp_path, monkeypatch, train, name, interrupt):
-    """The states after five steps; with `interrupt` all trainables are restored to their states after the third."""
+    """The states after five steps; with `interrupt` all things are put back to what they were after the third."""
     recipe = load_recipe(make_project(tmp_path / name, train=train), ["train.steps=5"])
-    one_step, stored, ends = loop.one_step, {}, {}
+    one_step, kept, ends = loop.one_step, {}, {}
 
     def stepped(training, clock):
         if interrupt and clock.step == 3:
-            stored.update({trainable.name: trainable.state() for trainable in training.trainables})
+            kept.update({trainable.name: trainable.state() for trainable in training.trainables})
             for step in (3, 4):
                 one_step(training, type(clock)(step, clock.steps, clock.steps_per_epoch, clock.seconds))
             for trainable in training.trainables:
-                facts = json.loads(json.dumps(stored[trainable.name].values))
-                trainable.restore(State(stored[trainable.name].tensors, facts))
+                facts = json.loads(json.dumps(kept[trainable.name].values))
+                trainable.restore(State(kept[trainable.name].tensors, facts))
         row = one_step(training, clock)
         if clock.step == 4:
             ends.update({trainable.name: trainable.state() for trainable in training.trainables})
