@@ -90,9 +90,9 @@ def check_reach(key: str, part: StepRows, rates: Tensor, spans: Mapping[str, ran
         lost = [row - span.start for row in missed if row in span]
         if lost:
             raise StageError(
-                f"no gradient reaches vector {', '.join(str(row + 1) for row in lost)} of {name!r} in {key} in its first "
-                "step: its captions in that batch are truncated before it (pivotune plan lists them; move the placeholder "
-                "towards the start), or the model does not use this encoder"
+                f"no gradient reaches vector {', '.join(str(row + 1) for row in lost)} of {name!r} in {key} in its "
+                "first step: its captions in that batch are truncated before it (pivotune plan lists them; move the "
+                "placeholder towards the start), or the model does not use this encoder"
             )
 
 

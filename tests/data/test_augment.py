@@ -1,4 +1,4 @@
-"""Crops, mirrors and colours; a mask goes wherever its image goes."""
+"""Crops, flips and colours; a mask is changed with its image."""
 
 import colorsys
 from pathlib import Path
@@ -63,8 +63,8 @@ def test_colour_changes():
     assert colour(brightness=0.5) == [100, 50, 25]
     gray = colour(saturation=0.0)
     assert max(gray) - min(gray) <= 1
-    turned = colour(hue=0.25)
-    before, after = (colorsys.rgb_to_hsv(*(value / 255 for value in rgb)) for rgb in ([200, 100, 50], turned))
+    shifted = colour(hue=0.25)
+    before, after = (colorsys.rgb_to_hsv(*(value / 255 for value in rgb)) for rgb in ([200, 100, 50], shifted))
     assert (after[0] - before[0]) % 1 == pytest.approx(0.25, abs=0.02)
     assert after[1:] == pytest.approx(before[1:], abs=0.02)
     assert colour(contrast=0.0) == colour(contrast=0.0, brightness=1.0) != [200, 100, 50]

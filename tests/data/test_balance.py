@@ -1,4 +1,4 @@
-"""How often an epoch shows which concept and which embedding."""
+"""How often concepts and embeddings are in an epoch."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def recipe(folder: Path, balance: str, *concepts: str) -> Recipe:
 
 
 def shown(recipe: Recipe, captions) -> list[float]:
-    """Showings of each concept in an epoch."""
+    """How often each concept is in an epoch."""
     counts = counts_per_epoch(concept_quotas(recipe, captions))
     result, first = [], 0
     for images in captions:
@@ -52,7 +52,7 @@ def test_concepts_are_seen_equally_often(tmp_path):
 
 
 def test_the_share_is_exact_over_the_epochs(tmp_path):
-    """Seven images shown a hundred times an epoch: all equally often after seven epochs."""
+    """Seven images used a hundred times per epoch: all equally often after seven epochs."""
     quotas = concept_quotas(recipe(tmp_path, "concepts", "", ""), [FEW[:7], MANY])
     order = Order(quotas, [0] * 107, 4, seed=0)
     counts = [0] * 107

@@ -1,4 +1,4 @@
-"""Buckets, the box that is cut, and SDXL's sizes, against numbers made by hand."""
+"""Buckets, crop boxes and SDXL's size conditioning against numbers calculated by hand."""
 
 import pytest
 

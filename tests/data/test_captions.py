@@ -1,4 +1,4 @@
-"""Captions from every place they may come from, and what is said when one is missing."""
+"""Captions from every supported source, and errors for missing ones."""
 
 from __future__ import annotations
 

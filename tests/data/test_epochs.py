@@ -1,4 +1,4 @@
-"""Batches: every image exactly once an epoch, one shape a batch, the same whatever was asked before."""
+"""Epochs: every image once, batches of one shape, independent of earlier calls."""
 
 from collections import Counter
 
@@ -52,7 +52,7 @@ def test_repeats_are_shuffled_with_the_other_images():
 
 
 def test_rotating_examples_are_sampled_equally_often():
-    """Seven images of which an epoch shows three: after seven epochs each was shown three times."""
+    """Seven images of which an epoch has three: after seven epochs each was used three times."""
     order = Order([ConceptQuota(tuple(range(7)), 3), ConceptQuota((7, 8), 2)], [0] * 9, 2, seed=1)
     shown = [epoch_of(order, number) for number in range(7)]
     assert all(len(epoch) == len(set(epoch)) == 5 for epoch in shown[:2])
@@ -60,7 +60,7 @@ def test_rotating_examples_are_sampled_equally_often():
 
 
 def test_epochs_of_different_length_are_found_by_number():
-    """Images of two shapes that take turns: an epoch has as many batches as its shapes ask for."""
+    """Rotating images of two shapes: the number of batches differs between epochs."""
     shapes = ["wide", "wide", "tall", "tall", "wide"]
 
     def order():

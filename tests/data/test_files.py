@@ -1,4 +1,4 @@
-"""The files of a concept's folder: which are images, which are masks, what stands beside what."""
+"""The files of a concept's folder: images, masks and caption files."""
 
 import unicodedata
 

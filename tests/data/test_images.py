@@ -1,4 +1,4 @@
-"""Images of every kind become the tensor a viewer would expect, or are refused by name."""
+"""Images of every format become the expected tensor, or are an error."""
 
 import struct
 

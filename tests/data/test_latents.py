@@ -1,4 +1,4 @@
-"""Encoded images: kept on disk by content, made anew when something has changed, one by one."""
+"""Encoded images: cached on disk by content, encoded again after a change, one by one."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from bad_images import BROKEN, broken
-from data_of import opened, recipe_of
+from data_of import dataset_of, recipe_of
 from PIL import Image
 from recipe_text import noise
 from tiny import tiny_vae
@@ -28,7 +28,7 @@ def folder(tmp_path) -> Path:
 
 def counts(folder, vae, *concepts, size: int = 2, cache="kept", **options) -> tuple[int, int]:
     """Variants found in the cache and encoded."""
-    dataset = opened(recipe_of(folder, *(concepts or (CAPTIONS,)), cache_latents=cache), vae, size, **options)
+    dataset = dataset_of(recipe_of(folder, *(concepts or (CAPTIONS,)), cache_latents=cache), vae, size, **options)
     return dataset.latents.hits, dataset.latents.misses
 
 
@@ -70,7 +70,7 @@ def test_another_vae_has_other_cache_entries(folder, vae):
 def test_a_cached_image_gives_the_same_bytes(folder, vae):
     concept = CAPTIONS | {"crop": "random", "flip": True}
     batches = [
-        [opened(recipe_of(folder, concept, cache_latents=cache), vae).at(number) for number in range(8)]
+        [dataset_of(recipe_of(folder, concept, cache_latents=cache), vae).at(number) for number in range(8)]
         for cache in ("memory", "kept", "kept")
     ]
     for first, second, third in zip(*batches, strict=True):
@@ -82,7 +82,7 @@ def test_a_cached_image_gives_the_same_bytes(folder, vae):
 @pytest.mark.parametrize("harm", ["cut", "bit", "empty", "other"])
 def test_a_corrupt_file_is_encoded_again(folder, vae, harm):
     counts(folder, vae)
-    before = opened(recipe_of(folder, CAPTIONS, cache_latents="kept"), vae).at(0)
+    before = dataset_of(recipe_of(folder, CAPTIONS, cache_latents="kept"), vae).at(0)
     file = sorted((folder / "kept").rglob("*.safetensors"))[0]
     data = bytearray(file.read_bytes())
     data[-9] ^= 1
@@ -90,7 +90,7 @@ def test_a_corrupt_file_is_encoded_again(folder, vae, harm):
     file.write_bytes({"cut": data[:-9], "bit": data, "empty": b"", "other": other}[harm])
     assert counts(folder, vae) == (3, 1)
     assert counts(folder, vae) == (4, 0)
-    assert torch.equal(opened(recipe_of(folder, CAPTIONS, cache_latents="kept"), vae).at(0).latents, before.latents)
+    assert torch.equal(dataset_of(recipe_of(folder, CAPTIONS, cache_latents="kept"), vae).at(0).latents, before.latents)
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,11 @@ def test_an_entry_of_another_shape_is_encoded_again(folder, vae, mean, deviation
 
 
 def test_images_beyond_the_memory_limit_are_read_from_the_cache(folder, vae, monkeypatch):
-    """With room for one image all batches are the same, and one that is taken away is encoded again."""
+    """With room for one image all batches are the same, and a deleted one is encoded again."""
     recipe = recipe_of(folder, CAPTIONS, cache_latents="kept")
-    expected = [opened(recipe, vae).at(number).latents for number in range(4)]
+    expected = [dataset_of(recipe, vae).at(number).latents for number in range(4)]
     monkeypatch.setattr(module, "MEMORY_LIMIT", 3000)
-    small = opened(recipe, vae)
+    small = dataset_of(recipe, vae)
     assert len(small.latents._in_memory) == 1
     assert [torch.equal(small.at(number).latents, expected[number]) for number in range(4)] == [True] * 4
     shutil.rmtree(folder / "kept")
@@ -125,7 +125,7 @@ def test_images_beyond_the_memory_limit_are_read_from_the_cache(folder, vae, mon
 def test_a_cache_that_cannot_be_written_is_a_warning(folder, vae):
     (folder / "kept").write_text("a file, not a folder")
     warnings = []
-    dataset = opened(recipe_of(folder, CAPTIONS, cache_latents="kept"), vae, warn=warnings.append)
+    dataset = dataset_of(recipe_of(folder, CAPTIONS, cache_latents="kept"), vae, warn=warnings.append)
     assert len(warnings) == 1
     assert "encoded images are not cached on disk" in warnings[0]
     assert dataset.latents.misses == 4
@@ -146,18 +146,18 @@ def test_the_folder_of_the_cache(tmp_path, monkeypatch):
 def test_without_a_cache_each_use_has_another_variant(folder, vae):
     concept = CAPTIONS | {"crop": "random", "brightness": 0.2}
     recipe = recipe_of(folder, concept, cache_latents="off")
-    dataset = opened(recipe, vae, size=1)
+    dataset = dataset_of(recipe, vae, size=1)
     crops = [tuple(dataset.at(number).sizes[0, 2:4].tolist()) for number in range(60)]
     lights = {round(float(dataset.at(number).latents.mean()), 4) for number in range(12)}
     assert len(set(crops)) > 4
     assert len(lights) == 12
-    again = opened(recipe, vae, size=1)
+    again = dataset_of(recipe, vae, size=1)
     assert torch.equal(again.at(7).latents, dataset.at(7).latents)
 
 
 def test_the_number_of_cached_variants(folder, vae):
     recipe = recipe_of(folder, CAPTIONS | {"crop": "random"}, variants=3)
-    dataset = opened(recipe, vae, size=4)
+    dataset = dataset_of(recipe, vae, size=4)
     crops: dict[int, set] = {}
     for number in range(40):
         batch = dataset.at(number)
@@ -168,11 +168,11 @@ def test_the_number_of_cached_variants(folder, vae):
 
 
 def test_images_are_encoded_one_by_one(folder, vae, monkeypatch):
-    """What the VAE says of an image does not depend on the others: alone it has the same bits."""
-    together = opened(recipe_of(folder, CAPTIONS, cache_latents="memory"), vae, size=4)
+    """The encoding of an image does not depend on the others: alone it has the same bits."""
+    together = dataset_of(recipe_of(folder, CAPTIONS, cache_latents="memory"), vae, size=4)
     for number in (0, 1, 3):
         (folder / f"images/{number}.png").unlink()
-    alone = opened(recipe_of(folder, CAPTIONS, cache_latents="memory"), vae, size=4)
+    alone = dataset_of(recipe_of(folder, CAPTIONS, cache_latents="memory"), vae, size=4)
     place = next(n for n, example in enumerate(together.examples) if example.image.name == "2.png")
     first = together.latents.get(together.examples[place], Variant())
     second = alone.latents.get(alone.examples[0], Variant())
@@ -185,7 +185,7 @@ def test_all_bad_images_are_listed_before_the_first_step(folder, vae, cache):
     broken(folder / "images")
     noise(folder / "images/long.png", 300, 8)
     with pytest.raises(StageError) as caught:
-        opened(recipe_of(folder, CAPTIONS, cache_latents=cache), vae)
+        dataset_of(recipe_of(folder, CAPTIONS, cache_latents=cache), vae)
     shown = str(caught.value).splitlines()
     names = [name for name, _ in BROKEN if name not in ("missing.png", "folder.png")]
     assert len(shown) == len(names) + 1
@@ -198,4 +198,4 @@ def test_many_bad_images_are_counted(folder, vae):
     for number in range(30):
         (folder / f"images/bad {number}.png").write_bytes(b"x")
     with pytest.raises(StageError, match="and 10 more"):
-        opened(recipe_of(folder, CAPTIONS), vae)
+        dataset_of(recipe_of(folder, CAPTIONS), vae)

@@ -1,4 +1,4 @@
-"""Images and captions received from others."""
+"""Images and captions from elsewhere."""
 
 import json
 import os

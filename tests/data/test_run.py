@@ -1,4 +1,4 @@
-"""Whole train stages over images of several shapes, with masks and balance; twice, the second time from the cache."""
+"""Train stages over images of several shapes, with masks and balance; twice, the second time from the cache."""
 
 import json
 

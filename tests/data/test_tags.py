@@ -1,4 +1,4 @@
-"""Tags of a caption: the first stay, the others are shuffled and left out."""
+"""Tags of a caption: the first are kept, the others shuffled and dropped."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Initial text is cut, padded or taken whole, per tokenizer."""
+"""Initial text is truncated or padded per tokenizer."""
 
 import pytest
 

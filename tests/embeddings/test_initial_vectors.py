@@ -1,4 +1,4 @@
-"""First vectors of many embeddings, asked for at once: to the bit what each embedding gives alone."""
+"""Initial vectors of many embeddings equal, bit for bit, those of each embedding alone."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ def bytes_of(contents):
 
 @pytest.fixture
 def based(tmp_path):
-    """Changes that let `<b>` go on from a file that knows one encoder, with one row more than is wanted."""
+    """Changes for `<b>` with a base file that has vectors for one encoder, one more than `tokens`."""
 
     def changes(rows):
         save_file({"clip_l": rows}, tmp_path / "old.safetensors")

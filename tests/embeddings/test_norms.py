@@ -1,4 +1,4 @@
-"""Norm rules against hand-made numbers."""
+"""Norm rules against numbers calculated by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Placeholders are found as whole embeddings, longest first, in one pass, whatever their case."""
+"""Placeholders are found as complete units, longest first, in one pass, in any case."""
 
 from __future__ import annotations
 
@@ -179,13 +179,13 @@ def test_matches_are_in_order_and_spell_their_placeholder(text: str, embeddings:
 @given(TEXTS, EMBEDDINGS)
 def test_replacing_placeholders_by_themselves_changes_only_spelling(text: str, embeddings: list[str]) -> None:
     replacer = Replacer(distinct(embeddings))
-    kept = "".join(part for part in pieces(replacer, text))
-    assert kept == replacer.replace(text, dict.fromkeys(replacer.embeddings, ""))
+    rest = "".join(part for part in pieces(replacer, text))
+    assert rest == replacer.replace(text, dict.fromkeys(replacer.embeddings, ""))
     assert replacer.replace(text, {}) == text
 
 
 def pieces(replacer: Replacer, text: str) -> list[str]:
-    """What stands between the embeddings."""
+    """The text between the placeholders."""
     ends = [0, *(found.end for found in replacer.find(text))]
     starts = [*(found.start for found in replacer.find(text)), len(text)]
     return [text[end:start] for end, start in zip(ends, starts, strict=True)]

@@ -1,4 +1,4 @@
-"""Single-file checkpoints: loaded bit for bit with a folder's configs, or refused in one line."""
+"""Single-file checkpoints are loaded bit for bit with a folder's configs, or are an error of one line."""
 
 import pytest
 import torch
@@ -69,13 +69,13 @@ def test_a_single_file_in_float16_has_a_float32_vae(write, sdxl_folder, original
 )
 def test_a_checkpoint_that_lacks_weights_is_refused(write, sdxl_folder, originals, part, prefix):
     state = single_file(originals["sdxl"][0])
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
-    assert len(kept) < len(state)
+    remaining = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    assert len(remaining) < len(state)
     with pytest.raises(
         StageError,
         match=rf"{part} lacks \d+ of its \d+ weights" if part else "lacks weights of the denoiser or the VAE",
     ):
-        load(write(kept), "sdxl", config=str(sdxl_folder))
+        load(write(remaining), "sdxl", config=str(sdxl_folder))
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "first_stage_model.", "cond_stage_model."])

@@ -1,4 +1,4 @@
-"""Which device a run takes, and what makes it repeatable."""
+"""The device of a run, and its deterministic settings."""
 
 import os
 

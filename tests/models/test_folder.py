@@ -1,4 +1,4 @@
-"""Diffusers folders: loaded bit for bit, frozen, or refused in one line."""
+"""Diffusers folders are loaded bit for bit and frozen, or are an error of one line."""
 
 import json
 import shutil
@@ -75,10 +75,10 @@ def test_a_weight_of_another_shape_is_refused(sd1_folder):
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
-@pytest.mark.parametrize("kept", [0.0, 0.6])
-def test_a_truncated_file_is_refused(sd1_folder, part, kept):
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_a_truncated_file_is_refused(sd1_folder, part, share):
     path = sd1_folder / WEIGHTS[part]
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(StageError, match=rf"cannot be loaded: .*\(in {part}\)$"):
         load(sd1_folder)
 

@@ -1,4 +1,4 @@
-"""How many threads a run takes, from the size of its model and the limits of its process."""
+"""The number of CPU threads, from the size of the model and the limits of the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An embedding that is in no batch stays bit for bit as it was, whatever moves the others."""
+"""An embedding that is not in a batch is unchanged, bit for bit, with every optimizer."""
 
 from __future__ import annotations
 

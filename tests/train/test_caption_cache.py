@@ -1,4 +1,4 @@
-"""Where nothing moves a text, each caption is encoded once, and the steps are those of encoding it anew."""
+"""With frozen text encoders each caption is encoded once, and the steps match those without the cache."""
 
 import json
 
@@ -9,7 +9,7 @@ from projects import make_project, run_project
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.text import CaptionCache, Text
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import training as put_together
+from pivotune.pipeline.run import training as run_training
 
 AROUND = """
 [[stage]]
@@ -37,12 +37,12 @@ def test_a_lora_with_frozen_embeddings_encodes_each_caption_once(tmp_path, monke
         return encode(pipe, captions)
 
     monkeypatch.setattr(DENOISERS[kind], "encode", counted, raising=False)
-    kept = losses(run_project(recipe, tmp_path / "kept").folder)
+    cached = losses(run_project(recipe, tmp_path / "cached").folder)
     assert sorted(captions[0] for captions in asked[3:]) == [f"a photo of <cat>, {number}" for number in range(3)]
-    monkeypatch.setattr(put_together, "CaptionCache", lambda *arguments: None)
-    anew = losses(run_project(recipe, tmp_path / "anew").folder)
-    assert kept[:3] == anew[:3]
-    assert kept == pytest.approx(anew, rel=1e-5)
+    monkeypatch.setattr(run_training, "CaptionCache", lambda *arguments: None)
+    uncached = losses(run_project(recipe, tmp_path / "uncached").folder)
+    assert cached[:3] == uncached[:3]
+    assert cached == pytest.approx(uncached, rel=1e-5)
     assert len(asked) == 3 + 3 + 3 + 4
 
 

@@ -1,4 +1,4 @@
-"""torch.compile as an option: it changes nothing but time."""
+"""torch.compile does not change results."""
 
 import json
 
@@ -17,7 +17,7 @@ from pivotune.pipeline.train.compute import compiled
 def test_a_compiled_run_has_the_same_metrics(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # not what a kill left half written
     recipe = make_project(tmp_path, train="lora = [{ rank = 2 }]")
-    sets = ["train.batch_size=3"]  # all batches of one shape: each shape is compiled anew, in minutes
+    sets = ["train.batch_size=3"]  # all batches of one shape: each shape is compiled separately, in minutes
     runs = [
         run_project(load_recipe(recipe, [*sets, f"train.compile={on}"]), tmp_path / on).folder
         for on in ("false", "true")

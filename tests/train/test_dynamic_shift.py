@@ -1,4 +1,4 @@
-"""Dynamic shift: training sees the noise levels that the scheduler has for images of that size when it draws."""
+"""Dynamic shift: training has the scheduler's noise levels for the size of the images."""
 
 import math
 
@@ -14,7 +14,7 @@ PLAIN, DYNAMIC = FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchEulerDiscr
 
 
 def levels(scheduler, latents: torch.Tensor, **timesteps) -> torch.Tensor:
-    """The noise levels of a batch of latents that are all 1, read off what the denoiser sees and should answer."""
+    """The noise levels of a batch of latents that are all 1, from the input of the denoiser and its target."""
     asked = objective_with(scheduler, timesteps=timesteps).sample(latents, 3, 0)
     torch.testing.assert_close(asked.noisy, latents + asked.timesteps.reshape(-1, 1, 1, 1) / 1000 * asked.target)
     return asked.timesteps / 1000

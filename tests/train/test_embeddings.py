@@ -1,4 +1,4 @@
-"""Embeddings in training: norms of their own, averages, stops, and rates that some encoders do not have."""
+"""Training of embeddings: norm rules, EMA weights, stop_after, and learning rates per encoder."""
 
 import pytest
 import torch
@@ -83,12 +83,12 @@ def test_a_stopped_embedding_has_the_vectors_that_are_exported(settings):
         shown = values(one)
     pull(one, ["<a>", "<b>"], 3)
     assert one.stopped_at == {"<a>": 3}
-    stands = {key: rows.of("<a>").clone() for key, rows in one.injection.rows.items()}
+    stopped = {key: rows.of("<a>").clone() for key, rows in one.injection.rows.items()}
     for step in range(4, 8):
         pull(one, ["<a>", "<b>"], step)
     one.finish()
     for key, rows in one.injection.rows.items():
-        assert torch.equal(rows.of("<a>"), stands[key])
+        assert torch.equal(rows.of("<a>"), stopped[key])
         assert torch.equal(rows.of("<a>"), shown[key][:2])
         assert not torch.equal(rows.of("<b>"), shown[key][2:])
 
@@ -98,12 +98,12 @@ def test_either_encoder_may_be_frozen(off):
     rates = dict.fromkeys(("clip_l", "clip_g"), 0.1) | {off: 0.0}
     one = trainer(EmbeddingSettings(rates, ADAM))
     pull(one, ["<a>"], 0)
-    moved = {key for key, rows in one.injection.rows.items() if bool((rows.of("<a>") != 1).any())}
-    assert moved == {"clip_l", "clip_g"} - {off}
+    trained = {key for key, rows in one.injection.rows.items() if bool((rows.of("<a>") != 1).any())}
+    assert trained == {"clip_l", "clip_g"} - {off}
 
 
 def test_the_gradient_of_all_encoders_together_is_clipped():
-    """Not that of the last encoder alone: what is shortened is the whole, and each part keeps its share."""
+    """Clipping scales the gradients of all encoders by the same factor, not that of the last one only."""
     plain, clipped = (
         trainer(EmbeddingSettings(0.1, ADAM, clip_norm=0.0)),
         trainer(EmbeddingSettings(0.1, ADAM, clip_norm=0.5)),

@@ -1,4 +1,4 @@
-"""Rectified flow against its formulas, and against the lines of diffusers' SD3 training script."""
+"""Rectified flow against its formulas, and against diffusers' SD3 training script."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""AdamW on rows: equal to torch's where all rows are touched, still where one is not."""
+"""AdamW on rows: equal to torch's if all rows are trained, no change of rows that are not."""
 
 import pytest
 import torch

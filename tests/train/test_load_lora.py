@@ -1,4 +1,4 @@
-"""A LoRA that was read from a file is on a part of the model as it was when it was trained."""
+"""A LoRA that was loaded from a file equals the trained one."""
 
 import pytest
 import torch

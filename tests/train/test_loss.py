@@ -1,4 +1,4 @@
-"""Losses of elements, examples and batches, each written out by hand."""
+"""Losses of elements, examples and batches against formulas."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every optimizer moves embeddings and weights, leaves absent embeddings alone, and goes on from its state."""
+"""Every optimizer trains embeddings and weights, leaves absent embeddings unchanged, and resumes from its state."""
 
 import json
 import sys
@@ -85,13 +85,13 @@ def test_embeddings_resume_from_their_state(kind):
     for step in range(6):
         pull(whole, list(NAMES[: 1 + step % 3]), step)
         if step == 3:
-            kept = whole.state()
-    again.restore(State(kept.tensors, json.loads(json.dumps(kept.values))))
+            stored = whole.state()
+    again.restore(State(stored.tensors, json.loads(json.dumps(stored.values))))
     for step in (4, 5):
         pull(again, list(NAMES[: 1 + step % 3]), step)
-    for show in (False, True):
+    for use in (False, True):
         for one in (whole, again):
-            one._switch.set(show)
+            one._switch.set(use)
         assert all(torch.equal(value, values(again)[key]) for key, value in values(whole).items())
 
 
@@ -111,9 +111,9 @@ def test_weights_are_trained_and_resume_from_their_state(kind):
     whole, again = weights(), weights()
     for number in range(40):
         if number == 20:
-            kept = whole.state()
+            stored = whole.state()
         step(whole, number)
-    again.restore(State(kept.tensors, json.loads(json.dumps(kept.values))))
+    again.restore(State(stored.tensors, json.loads(json.dumps(stored.values))))
     for number in range(20, 40):
         step(again, number)
     whole.finish()
@@ -153,7 +153,7 @@ def test_a_missing_library_is_an_error_with_the_install_command(monkeypatch):
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_adamw8bit_has_8bit_moments_for_large_weights_and_float32_for_embeddings(device):
-    """What is smaller than 4096 values, as most embeddings are, the library itself leaves in float32."""
+    """The library leaves tensors of less than 4096 values, as of most embeddings, in float32."""
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
@@ -206,7 +206,7 @@ def test_schedule_free_averages_follow_the_norm_rule_and_are_exported(kind, ema)
 
 @pytest.mark.parametrize("kind", FREE)
 def test_a_schedule_free_optimizer_converges_with_a_norm_rule(kind):
-    """Of all directions it finds that of the goal: the values that take the steps do not run away from the rule."""
+    """It finds the direction of the goal, and the raw weights do not grow beyond the rule."""
     one = embeddings_with(kind, preserve_norm="initial")
     goals = {
         key: 10 * torch.rand(2, width, generator=torch.Generator().manual_seed(1)) for key, width in WIDTHS.items()

@@ -1,4 +1,4 @@
-"""float16: a gradient that overflows costs one repetition, not the run."""
+"""Loss scaling of float16: a step whose gradient overflows is repeated."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Random choices depend on seed, purpose and step alone; schedules are the ones they are called after."""
+"""Random numbers depend on seed, purpose and step; learning rate schedules."""
 
 import pytest
 import torch

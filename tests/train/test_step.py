@@ -1,4 +1,4 @@
-"""One training step against the plain formula written out: the same loss, the same gradient, the same move."""
+"""One training step against the formula: loss, gradient and update."""
 
 import pytest
 import torch
