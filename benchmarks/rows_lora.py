@@ -1,7 +1,7 @@
 """Goal 6: what embeddings cost beside a LoRA: the real SDXL counted without weights, a reduced one timed in turn.
 
 Where the LoRA is alone its captions are encoded once and kept, as the trainer does it; with embeddings both text
-encoders run forward and backward in every step, and the U-Net's gradient goes on to the text.
+encoders run forward and backward in every step, and the U-Net's gradient reaches the text.
 """
 
 from __future__ import annotations

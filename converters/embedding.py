@@ -1,4 +1,4 @@
-"""The two values that flow through converters and stages: one trained embedding, and all that one file holds."""
+"""The two values that converters and stages exchange: one trained embedding, and the contents of one file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Embedding:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """All that one file holds: trained embeddings, the tensors that are none (`rest`: a LoRA's own), and metadata."""
+    """The contents of one file: trained embeddings, other tensors (`rest`: a LoRA's own), and metadata."""
 
     embeddings: tuple[Embedding, ...] = ()
     rest: dict[str, RawTensor] = field(default_factory=dict)
@@ -35,14 +35,12 @@ class Contents:
 
     @cached_property
     def by_name(self) -> dict[str, Embedding]:
-        """The embeddings by name: made once, for those who look up a few of very many."""
+        """The embeddings by name."""
         return {embedding.name: embedding for embedding in self.embeddings}
 
 
 def loaded(embeddings: Iterable[Embedding]) -> Iterator[Embedding]:
-    """The same embeddings, each with its bytes in memory while it has its turn; a file is opened once for a row of
-    embeddings.
-    """
+    """The same embeddings, each with its bytes in memory for its iteration; adjacent ones open their file once."""
     opened: Origin | None = None
     with ExitStack() as stack:
         for embedding in embeddings:
@@ -60,7 +58,7 @@ def loaded(embeddings: Iterable[Embedding]) -> Iterator[Embedding]:
 
 
 def _hold(ranges: list[FileRange], first: FileRange, descriptor: int) -> None:
-    """Read a range, and in the same go those that follow it at once in its file."""
+    """Read a range together with the ranges that follow it directly in its file."""
     row = [first]
     for stored in sorted(ranges, key=FileRange.begin):
         last = row[-1]
@@ -73,7 +71,7 @@ def _hold(ranges: list[FileRange], first: FileRange, descriptor: int) -> None:
 
 
 def unload(embedding: Embedding) -> None:
-    """Keep the bytes of an embedding that are in a file there, and no longer in memory."""
+    """Drop the bytes of an embedding from memory; they are read from its file again when needed."""
     for tensor in embedding.vectors.values():
         if isinstance(tensor.stored, FileRange):
             tensor.stored.cached = None

@@ -63,10 +63,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "lora": None if lora is None else {**lora._asdict(), "tensors": len(contents.rest)},
         "metadata": dict(stored.metadata),
         "notes": [*notes, *_notes(stored, contents), *_vector_notes(embeddings)],
-        "programs": {
-            name: {"loads": verdict.loads, "prompt": verdict.prompt, "notes": list(verdict.notes)}
-            for name, verdict in found.items()
-        },
+        "programs": {name: {**verdict._asdict(), "notes": list(verdict.notes)} for name, verdict in found.items()},
         "retarget": _after_retarget(contents, kinds, found) if kind == "embedding" else [],
     }
 

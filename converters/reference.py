@@ -79,13 +79,17 @@ def _reads(program: str, file: Stored, family: Family) -> str:
 def _layouts() -> Iterator[Sequence[str]]:
     """Layouts of a LoRA's modules, of which each program applies some."""
     yield ("layout", *NAMES)
-    family = all_families()["sd1"]
     for title, module in LAYOUTS.items():
         down, up = KOHYA if "_" in module.partition(".")[0] and "." not in module else PEFT
         tensors = {f"{module}.{down}": _tensor((4, 768)), f"{module}.{up}": _tensor((320, 4))}
         file = Stored(Path("x.safetensors"), tensors)
-        found = (applied(program, file, family) for program in programs().values())
+        found = (applied(program, file, _unet_family(program)) for program in programs().values())
         yield (title, *("not known" if layers is None else "yes" if layers.applied else "no" for layers in found))
+
+
+def _unet_family(program: Program) -> Family:
+    """Stable Diffusion 1, or XL for a program that runs no other."""
+    return all_families()["sd1" if program.runs is None or "sd1" in program.runs else "sdxl"]
 
 
 def _kinds() -> Iterator[Sequence[str]]:

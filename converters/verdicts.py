@@ -10,7 +10,7 @@ from .lora_renaming import renamed_layout
 from .programs import Program, mixed_counts, programs, reads, reads_lora
 from .programs.loras import applied
 from .programs.reading import Reading
-from .programs.verdict import ORDER, Verdict
+from .programs.verdict import ORDER, UNTYPED, Verdict
 from .slots import outputs, split_out
 from .stored import Stored
 from .tensor import value_problem
@@ -27,7 +27,7 @@ def _best(program: Program, stored: Stored, contents: Contents, families: Sequen
     for family in families:
         verdict = judge(program, stored, contents, family)
         if len(families) > 1:
-            verdict = Verdict(verdict.loads, verdict.prompt, (f"for {family.title}", *verdict.notes))
+            verdict = verdict._replace(notes=(f"for {family.title}", *verdict.notes))
         found.append(verdict)
     if not found:
         what = "which model this LoRA is for" if is_lora else "which model has text encoders of these widths"
@@ -36,10 +36,10 @@ def _best(program: Program, stored: Stored, contents: Contents, families: Sequen
 
 
 def _embedding(program: Program, stored: Stored, contents: Contents, family: Family) -> Verdict:
-    if family.name not in program.layouts:
+    reading = reads(program.name, stored, family.widths)
+    if family.name not in program.layouts and (reading.refusal or not program.may_read(family)):
         why = program.no_embeddings(family)
         return Verdict("no" if why else "not known", "", (why or f"{program.title} with {family.title} is not known",))
-    reading = reads(program.name, stored, family.widths)
     if reading.refusal:
         return Verdict("no", "", (reading.refusal,))
     vectors = [(key, tensor) for found in reading.embeddings.values() for key, tensor in found.items()]
@@ -49,7 +49,7 @@ def _embedding(program: Program, stored: Stored, contents: Contents, family: Fam
         return Verdict("no", "", tuple(problems))
     notes = [*_embedding_notes(program, reading, contents, family), *zeros]
     prompts = [program.prompted(embedding, embedding) for embedding in reading.embeddings]
-    return Verdict("partly" if notes else "yes", ", ".join(prompts), tuple(notes))
+    return Verdict("partly" if notes else "yes", ", ".join(prompts), tuple(notes), program.after_prompt)
 
 
 def _embedding_notes(program: Program, reading: Reading, contents: Contents, family: Family) -> list[str]:
@@ -64,7 +64,7 @@ def _embedding_notes(program: Program, reading: Reading, contents: Contents, fam
         if program.one_count and len(counts) > 1:
             notes.append(mixed_counts(program, counts))
         if "{stem}" in program.prompt and not program.can_hold(embedding):
-            notes.append("its prompts cannot contain this name; rename the file")
+            notes.append(UNTYPED)
     if len(contents.embeddings) > len(reading.embeddings):
         notes.append(f"uses {len(reading.embeddings)} of the {len(contents.embeddings)} embeddings in the file")
     return notes
@@ -106,4 +106,5 @@ def _lora_notes(program: Program, reading: Reading, contents: Contents) -> list[
 
 
 def _can_take(program: Program, family: Family, key: str) -> bool:
-    return any(key in keys for keys in program.layouts[family.name].files)
+    layout = program.layouts.get(family.name)
+    return layout is None or any(key in keys for keys in layout.files)

@@ -22,6 +22,7 @@ from .errors import ConvertError
 from .families import Family
 from .names import distinct_stems
 from .programs import Layout, Program, mixed_counts, programs, reads
+from .programs.verdict import UNTYPED
 from .slots import settle, slots, split_out
 from .stored import Stored
 from .tensor import RawTensor, is_zero, same, value_problem
@@ -118,7 +119,8 @@ def add_embeddings(
             encoder = (
                 ", ".join(spec.module for spec in family.encoders if spec.key in keys) if len(suffixes) > 1 else ""
             )
-            written.append(Written(path, program, layout.dialect, trigger, losses, encoder=encoder))
+            named = losses if "{stem}" not in target.prompt or target.can_hold(stem) else (*losses, UNTYPED)
+            written.append(Written(path, program, layout.dialect, trigger, named, encoder=encoder))
     return written
 
 

@@ -12,7 +12,7 @@ from .errors import StageError
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one, else MPS, XPU, CPU; anything else is taken at its embedding.
+    """`auto` is CUDA if available, else MPS, XPU or CPU; any other value is taken as it is.
 
     Raises StageError for a device this torch does not have.
     """
@@ -24,10 +24,12 @@ def pick_device(wanted: str) -> torch.device:
     device = torch.device(wanted)
     if not present[device.type]():
         have = ", ".join(kind for kind, there in present.items() if there())
-        raise StageError(f"device = {wanted!r}: this torch ({torch.__version__}) has {have}; leave it out for the best")
+        raise StageError(
+            f"device = {wanted!r}: this torch ({torch.__version__}) has {have}; remove it to choose automatically"
+        )
     count = {"cuda": torch.cuda.device_count, "xpu": _xpu_count}.get(device.type, lambda: 1)()
     if (device.index or 0) >= count:
-        raise StageError(f"device = {wanted!r}: there are {count} of that kind, numbered from 0")
+        raise StageError(f"device = {wanted!r}: there are {count} of this kind, counted from 0")
     return device
 
 
@@ -45,7 +47,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes of accelerator memory the process has used at most, or None where torch does not tell."""
+    """Bytes of accelerator memory the process has used at most, or None where torch does not count it."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
@@ -69,7 +71,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def choose_threads(parameters: int) -> int:
-    """Threads for a model of so many parameters: one for a small one, else one for each core that we may use.
+    """Threads for a model of this many parameters: one for a small model, else one for each core that may be used.
 
     It depends on the model and on the limits of this process (affinity, OMP_NUM_THREADS, cgroups), never on what else
     runs at the moment: the number of threads may change the last bits of a result.
@@ -94,9 +96,9 @@ def _limits(root: Path, own: Path) -> Iterator[float]:
             continue
         top = root / controllers if controllers else root
         folder = top / group.lstrip("/")
-        for place in (folder, *folder.parents):
-            if place.is_relative_to(top):
-                yield from _limit(place)
+        for parent in (folder, *folder.parents):
+            if parent.is_relative_to(top):
+                yield from _limit(parent)
 
 
 def _limit(folder: Path) -> Iterator[float]:

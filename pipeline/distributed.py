@@ -1,9 +1,9 @@
-"""Several processes that train one run together: who is the main one, what they add up, and how they fail together.
+"""Several processes that train one run: the main process, sums over processes, and failing together.
 
 Processes, devices and the group they form are Accelerate's (`accelerate launch`), and so are its `reduce`, gather and
-broadcast. No DistributedDataParallel: it wraps modules, hides what prompts need of them (`config`, `text_model`), and
-reduces what is a parameter of a module; the rows of embeddings are none. Here everything trained gives its gradients,
-which are added up before anything looks at them; all processes then do the same step, and only the main one writes.
+broadcast. No DistributedDataParallel: it wraps modules, hides attributes that prompts need (`config`), and
+reduces only parameters of modules, which the rows of embeddings are not. Here the gradients of everything trained are
+summed over the processes before they are used; all then do the same step, and only the main process writes files.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ from .errors import StageError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 T = TypeVar("T")
@@ -30,14 +26,14 @@ TIMEOUT = "PIVOTUNE_TIMEOUT"  # minutes that a process waits for the others
 
 
 class PeerFailed(StageError):
-    """Another process has failed, which says itself what it was."""
+    """Another process has failed; its own message says why."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `count`. `device` is the one that the launcher gave it; None when it runs alone.
+    """This process (rank `index`) among `count`. `device` is assigned by the launcher; None for a single process.
 
-    `sharding`: the launcher asks for FSDP2, which shards a fine-tune over the processes.
+    `sharding`: the launcher uses FSDP2, which shards a fine-tune over the processes.
     """
 
     count: int = 1
@@ -47,13 +43,13 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.index == 0
 
     def shares(self, sizes: Sequence[int]) -> list[slice]:
-        """This process's part of each of several batches: together they are cut into `count` runs of equal length.
+        """This process's part of each of several batches: together they are split into `count` contiguous shards.
 
-        The parts of all processes are every place once; lengths differ by one at most.
+        The shards of all processes contain every example once; their sizes differ by at most one.
         """
         total, starts = sum(sizes), [0, *accumulate(sizes)]
         low, high = total * self.index // self.count, total * (self.index + 1) // self.count
@@ -83,7 +79,7 @@ class Processes:
         return self.sum_numbers([value if self.main else 0.0])[0]
 
     def any(self, here: bool) -> bool:
-        """Whether it is so in one process at least."""
+        """Whether it is true in at least one process."""
         return self.sum_numbers([float(here)])[0] > 0
 
     def gather(self, value: T) -> list[T]:
@@ -97,21 +93,21 @@ class Processes:
         return found
 
     def gather_to_main(self, value: T) -> list[T]:
-        """Every process's value, in their order, in the main one alone: one of them at a time is on the way."""
+        """Every process's value, in their order, in the main process only; they are sent one by one."""
         if self.count == 1:
             return [value]
         from accelerate.utils import broadcast_object_list
 
         found = []
         for owner in range(self.count):
-            told = [value if owner == self.index else None]
+            packet = [value if owner == self.index else None]
             with peer_errors():
-                broadcast_object_list(told, from_process=owner)
-            found += told if self.main else []
+                broadcast_object_list(packet, from_process=owner)
+            found += packet if self.main else []
         return found  # type: ignore[return-value]
 
     def broadcast(self, tensor: Tensor, owner: int) -> None:
-        """Give every process the values that a contiguous tensor has in one of them."""
+        """Send the values that a contiguous tensor has in one process (`owner`) to all."""
         if self.count > 1 and tensor.numel():
             from accelerate.utils import broadcast
 
@@ -119,32 +115,32 @@ class Processes:
                 broadcast(tensor, from_process=owner)
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """What the main process gets when it does `work`; the others wait for it. Its failure is everybody's."""
+        """The result of `work` in the main process; the others wait for it, and fail if it fails."""
         if self.count == 1:
             return work()
         from accelerate.utils import broadcast_object_list
 
-        told: list[Any] = [None, None]
+        packet: list[Any] = [None, None]
         failed: BaseException | None = None
         if self.main:
             try:
-                told[0] = work()
+                packet[0] = work()
             except BaseException as error:  # noqa: BLE001 (whatever it was, the others must not wait for it)
-                failed, told[1] = error, f"{type(error).__name__}: {error}"
+                failed, packet[1] = error, f"{type(error).__name__}: {error}"
         with peer_errors():
-            broadcast_object_list(told)
+            broadcast_object_list(packet)
         if failed is not None:
             raise failed
-        if told[1] is not None:
-            raise PeerFailed(f"process {self.index} ends with the main one: {told[1]}")
-        result: T = told[0]
+        if packet[1] is not None:
+            raise PeerFailed(f"process {self.index} stops with the main process: {packet[1]}")
+        result: T = packet[0]
         return result
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What fails in one process fails in all, at the end of the block: none waits for one that will not come.
+        """A failure in one process becomes one in all, at the end of the block: none waits for a process that failed.
 
-        The block must ask nothing of the other processes itself.
+        The block itself must not communicate with other processes.
         """
         if self.count == 1:
             yield
@@ -166,19 +162,18 @@ SINGLE_PROCESS = Processes()
 
 
 def peer_failure(error: BaseException) -> PeerFailed | None:
-    """What to say of an error that torch's own communication has raised, as where FSDP gathers a weight; None for
-    any other."""
+    """The message for an error of torch's communication, such as FSDP gathering a weight; None for others."""
     from torch import distributed
 
     kinds = getattr(distributed, "DistError", ())  # gloo's own are plain errors
-    return _gone(error) if isinstance(error, kinds) or "/gloo/" in str(error) else None
+    return _peer_failed(error) if isinstance(error, kinds) or "/gloo/" in str(error) else None
 
 
-def _gone(error: BaseException) -> PeerFailed:
+def _peer_failed(error: BaseException) -> PeerFailed:
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return PeerFailed(
-        f"another process has ended, or did not answer in time (its own message says why; here: {line[:200]}); "
-        f"the same command goes on from the last checkpoint; {TIMEOUT} sets how many minutes to wait"
+        f"another process has ended or timed out (see its own message; here: {line[:200]}); "
+        f"the same command resumes from the last checkpoint; {TIMEOUT} sets how many minutes to wait"
     )
 
 
@@ -192,23 +187,23 @@ def peer_errors() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:
-        raise _gone(error) from error
+        raise _peer_failed(error) from error
 
 
-BUCKET = 2**24  # values that are added up at once: 64 MiB of float32
+BUCKET = 2**24  # values that are summed at once: 64 MiB of float32
 
 
 def sum_gradients(leaves: Sequence[Tensor], processes: Processes) -> None:
-    """Put into the `grad` of each leaf the sum of all processes' ones, added in float32.
+    """Set the `grad` of each leaf to the sum over all processes, in float32.
 
-    Where no process has one there is none. Every process must give the same leaves in the same order.
+    It stays None where no process has one. Every process must give the same leaves in the same order.
     """
     if processes.count > 1:
         for bucket in _buckets(leaves):
-            _add_up(bucket, processes)
+            _sum_bucket(bucket, processes)
 
 
-def _add_up(leaves: Sequence[Tensor], processes: Processes) -> None:
+def _sum_bucket(leaves: Sequence[Tensor], processes: Processes) -> None:
     import torch
 
     there = torch.tensor([leaf.grad is not None for leaf in leaves], dtype=torch.float32, device=processes.device)

@@ -17,26 +17,26 @@ UNSUPPORTED = {
 
 
 def is_main() -> bool:
-    """Whether this is the process that speaks: the first of those that were launched, or the only one."""
+    """Whether this is the main process: the first one that was launched, or the only one."""
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def join_processes(wanted: str) -> Processes:
-    """This process's place among those that `accelerate launch` or torchrun started; `SINGLE_PROCESS` without them.
+    """This process's rank among those that `accelerate launch` or torchrun started; `SINGLE_PROCESS` without them.
 
     `wanted` is the recipe's device. Raises StageError when they cannot form a group, or the launcher asks for what is
-    not supported: the model is whole on every process.
+    not supported: every process has the full model.
     """
     _refuse_unsupported()
-    sharding = _asked("ACCELERATE_USE_FSDP")
+    sharding = _enabled("ACCELERATE_USE_FSDP")
     if sharding:
-        _hold_fsdp()
+        _require_fsdp2()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return SINGLE_PROCESS
     import torch
 
     if torch.device(wanted if wanted != "auto" else "cpu").index is not None:
-        raise StageError(f"device = {wanted!r}: with several processes the launcher gives each its device; no number")
+        raise StageError(f"device = {wanted!r}: with several processes the launcher assigns devices; remove the number")
     from accelerate import PartialState
 
     cpu = wanted == "cpu" or not (torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()))
@@ -44,26 +44,26 @@ def join_processes(wanted: str) -> Processes:
     with peer_errors():
         state = PartialState(cpu=cpu, timeout=timedelta(minutes=minutes))
     if state.num_processes != int(os.environ["WORLD_SIZE"]):
-        raise StageError("the launcher started several processes, but there is no way for them to talk on this device")
+        raise StageError("the launcher started several processes, but this device has no backend for communication")
     return Processes(state.num_processes, state.process_index, state.device, sharding)
 
 
 def end_processes(processes: Processes) -> None:
-    """Leave the group, at the end of a run that went well."""
+    """Leave the group, at the end of a finished run."""
     if processes.count > 1:
         from accelerate import PartialState
 
         with nullcontext() if processes.main else suppress(PeerFailed):
-            processes.any(False)  # the main process leaves when all have heard of its last work
+            processes.any(False)  # the main process leaves last
         PartialState().destroy_process_group()
 
 
-def _asked(variable: str) -> bool:
+def _enabled(variable: str) -> bool:
     return os.environ.get(variable, "").lower() == "true"
 
 
 def _refuse_unsupported() -> None:
-    asked = [name for variable, name in UNSUPPORTED.items() if _asked(variable)]
+    asked = [name for variable, name in UNSUPPORTED.items() if _enabled(variable)]
     if asked:
         raise StageError(
             f"the launcher's configuration: {', '.join(asked)} is not supported; to shard a fine-tune use FSDP2 "
@@ -71,15 +71,15 @@ def _refuse_unsupported() -> None:
         )
 
 
-def _hold_fsdp() -> None:
-    """Refuse the settings of FSDP that are not used here; the model is loaded whole by every process before it."""
+def _require_fsdp2() -> None:
+    """StageError for unsupported settings of FSDP; every process loads the full model before it is sharded."""
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise StageError("the launcher asks for FSDP 1: say --fsdp_version 2, or fsdp_version: 2 in its config file")
-    if _asked("FSDP_OFFLOAD_PARAMS"):
-        raise StageError("the launcher asks for FSDP with fsdp_offload_params, which is not supported: leave it out")
-    if _asked("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise StageError("FSDP 1 is not supported; use --fsdp_version 2, or fsdp_version: 2 in its config file")
+    if _enabled("FSDP_OFFLOAD_PARAMS"):
+        raise StageError("fsdp_offload_params is not supported; remove it from the launcher's config")
+    if _enabled("FSDP_ACTIVATION_CHECKPOINTING"):
         raise StageError(
-            "the launcher asks for FSDP with fsdp_activation_checkpointing: leave it out, and say "
+            "fsdp_activation_checkpointing is not supported; remove it, and set "
             "gradient_checkpointing = true in the recipe"
         )
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads weights in one process alone
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads weights in one process only

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal; in a log a line now and then."""
+"""Progress of long work: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TextIO
 
 import click
 
-SECONDS, SHARE = 30.0, 0.1  # between two lines of a log there is so much time, and so much of the work
+SECONDS, SHARE = 30.0, 0.1  # at least this time and this share of the work, between two lines of a log
 LONGEST = 600.0  # seconds without a line
 
 
@@ -19,9 +19,9 @@ LONGEST = 600.0  # seconds without a line
 def progress(
     total: int, desc: str, unit: str, *, initial: int = 0, shown: bool = True, leave: bool = True
 ) -> Iterator[Callable[[str], None]]:
-    """Gives a function to call whenever one more of `total` is done, with a few embeddings about it.
+    """Give a function to call whenever one more of `total` is done, with a short text for the bar.
 
-    `initial` of them are done before. It tells on stderr, where it is `shown` at all.
+    `initial` of them are done already. The progress goes to stderr, if `shown`.
     """
     if not shown:
         yield lambda about: None
@@ -40,7 +40,7 @@ def progress(
 
 
 def _has_room(stream: TextIO | None) -> bool:
-    """Whether it is a terminal in which a bar fits: some have no columns at all. None is a stderr that is closed."""
+    """Whether it is a terminal in which a bar fits; some have no columns. None is a closed stderr."""
     try:
         return stream is not None and stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
     except (OSError, ValueError):
@@ -52,16 +52,16 @@ class _Lines:
 
     def __init__(self, total: int, desc: str, unit: str, initial: int) -> None:
         self.total, self.desc, self.unit, self.initial = total, desc, unit, initial
-        self.count = self.told = initial
+        self.count = self.logged = initial
         self.begin = self.when = time.monotonic()
 
     def done(self, about: str) -> None:
         self.count += 1
         now = time.monotonic()
-        much = self.count - self.told >= SHARE * self.total and now - self.when >= SECONDS
+        much = self.count - self.logged >= SHARE * self.total and now - self.when >= SECONDS
         if self.count < self.total and (much or now - self.when >= LONGEST):
-            self.told, self.when = self.count, now
-            with suppress(OSError, ValueError):  # a full disk or a pipe that has gone away must not end a run
+            self.logged, self.when = self.count, now
+            with suppress(OSError, ValueError):  # a full disk or a closed pipe must not end a run
                 click.echo(self._line(now - self.begin, about), err=True)
 
     def _line(self, seconds: float, about: str) -> str:
@@ -70,5 +70,5 @@ class _Lines:
         rate = (self.count - self.initial) / seconds
         speed = f"{rate:.3g} a second" if rate >= 1 else f"{1 / rate:.3g} seconds each"
         left = tqdm.format_interval(round((self.total - self.count) / rate))
-        told = f"{self.desc}: {self.count:,} of {self.total:,} {self.unit}s, {speed}, {left} left"
-        return f"{told}, {about}" if about else told
+        line = f"{self.desc}: {self.count:,} of {self.total:,} {self.unit}s, {speed}, {left} left"
+        return f"{line}, {about}" if about else line

@@ -1,7 +1,7 @@
 """Every random choice of a run as a function of seed, purpose and step.
 
-No generator runs along with the training, so the choices of step 300 are the same whether steps 1-299 ran in this
-process, in another one or on another device: they are drawn on the CPU and then moved.
+No generator has state between steps, so the choices of step 300 are the same whether steps 1-299 ran in this process,
+in another one or on another device: they are drawn on the CPU.
 """
 
 from __future__ import annotations

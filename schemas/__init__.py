@@ -33,8 +33,19 @@ def names() -> tuple[str, ...]:
 
 @cache
 def schema(name: str) -> dict[str, Any]:
-    """One schema, read once; callers must not change it."""
-    return json.loads(files(__name__).joinpath(*name.split("/")).read_text("utf-8"))
+    """One schema, read once; callers must not change it. That of recipes gets a branch for each file of `stages/`."""
+    loaded: dict[str, Any] = json.loads(files(__name__).joinpath(*name.split("/")).read_text("utf-8"))
+    if name == "recipe.json":
+        kinds = [file[len("stages/") : -len(".json")] for file in names() if file.startswith("stages/")]
+        stage = loaded["properties"]["stage"]["items"]
+        stage["properties"]["kind"]["enum"] = kinds
+        stage["allOf"] = [_stage_branch(kind) for kind in kinds]
+    return loaded
+
+
+def _stage_branch(kind: str) -> dict[str, Any]:
+    chosen = {"required": ["kind"], "properties": {"kind": {"const": kind}}}
+    return {"if": chosen, "then": {"$ref": f"stages/{kind}.json"}}
 
 
 def violations(document: object, name: str = "recipe.json") -> Iterator[ValidationError]:

@@ -1,4 +1,4 @@
-"""Files that are no single whole image, and why; made by hand where Pillow does not write such a thing."""
+"""Corrupt, truncated or unsupported image files and the messages about them; written by hand where Pillow cannot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 
 def png(folder: Path, rows: bytes, depth: int, colour: int, width: int = 8, height: int = 8) -> Path:
-    """A PNG file made by hand, for kinds that Pillow reads but does not write."""
+    """Write a PNG file by hand, for kinds that Pillow reads but does not write."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -47,13 +47,13 @@ BROKEN = [
     ("cut.png", "not a readable image"),
     ("cut.jpg", "not a readable image"),
     ("cut.webp", "image"),
-    ("text.png", "no image, whatever its name says"),
+    ("text.png", "the file is not an image"),
     ("empty.png", "the file is empty"),
     ("missing.png", "No such file"),
     ("folder.png", "Is a directory"),
     ("bomb.png", "not a readable image"),
     ("huge.png", "too large to be opened safely"),
-    ("moving.webp", "2 frames of an animation; give one image a file"),
+    ("moving.webp", "2 frames of an animation; save each as a separate file"),
     ("moving.gif", "2 frames of an animation"),
     ("moving.png", "2 frames of an animation"),
     ("pages.tif", "2 pages"),

@@ -1,14 +1,14 @@
-"""What holds for all tests: they leave the user's own cache alone, and Ctrl-C is heard however pytest was begun."""
+"""For all tests: a cache of their own, and Ctrl-C that works also where pytest was started in the background."""
 
 import os
 import signal
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # several workers: one thread each, or they take the cores from one another
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers: one thread each, as they share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a script, where Ctrl-C is none
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a script, which ignores it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -14,7 +14,7 @@ from pivotune.pipeline.recipe.model import Recipe
 
 
 def recipe_of(folder: Path, *concepts: dict[str, Any], **data: Any) -> Recipe:
-    """A recipe in `folder` with these concepts (`images` is `images` if not said) and this `[data]` table."""
+    """A recipe in `folder` with these concepts (with `images = "images"` by default) and this `[data]` table."""
     settings = "\n".join(f"data.{key} = {json.dumps(value)}" for key, value in data.items())
     tables = []
     for concept in concepts or ({},):
@@ -23,6 +23,6 @@ def recipe_of(folder: Path, *concepts: dict[str, Any], **data: Any) -> Recipe:
     return load_recipe(write_recipe(folder / "recipe.toml", text))
 
 
-def opened(recipe: Recipe, vae: Any, size: int = 2, **options: Any) -> Dataset:
+def dataset_of(recipe: Recipe, vae: Any, size: int = 2, **options: Any) -> Dataset:
     """The dataset of a train stage of 16x16 images."""
     return open_dataset(recipe, vae, **{"resolution": 16, "batch_size": size, "seed": 3} | options)

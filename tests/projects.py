@@ -1,4 +1,4 @@
-"""A whole small project on disk: a tiny model folder, a few images with captions, and a recipe."""
+"""A small project on disk: a tiny model folder, a few images with captions, and a recipe."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def family_name(model: str) -> str:
 
 
 def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of <cat>", **parts: str) -> Path:
-    """Write the project and return its recipe; `parts` fill its places (model, embedding, more, train, stages,
-    export).
+    """Write the project and return its recipe; `parts` are lines of its tables (model, embedding, more,
+    train, stages, export).
     """
     BUILD[family]().save_pretrained(folder / "model")
     for number in range(3):
@@ -51,7 +51,7 @@ def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of 
 
 
 def run_recipe(recipe: Recipe, **options: Any) -> runner.RunResult:
-    """Run a recipe with the stages that Pivotune has; by default nothing is printed."""
+    """Run a recipe with the stages of Pivotune; by default nothing is printed."""
     return runner.run_recipe(recipe, STAGES, **{"progress": lambda text: None, "bar": False, **options})
 
 

@@ -1,4 +1,4 @@
-"""Counts bad inputs that are refused in embeddings: recipes, images, embedding files. Exit code 1 for any traceback.
+"""Counts bad recipes, images and embedding files that are refused with a message. Exit code 1 for any traceback.
 
 python tests/refused.py --cases 10000
 """
@@ -38,7 +38,7 @@ REFUSED, READ, FAULT = "refused", "read", "traceback"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=1000, help="made-up inputs of each kind")
+    parser.add_argument("--cases", type=int, default=1000, help="random inputs of each kind")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     total: Counter[str] = Counter()
@@ -50,10 +50,10 @@ def main() -> int:
         }
         for kind, count in kinds.items():
             found = count()
-            say(f"{kind}: {found[REFUSED]} refused, {found[READ]} still right, {found[FAULT]} tracebacks")
+            say(f"{kind}: {found[REFUSED]} refused, {found[READ]} still valid, {found[FAULT]} tracebacks")
             total += found
     say(
-        f"{total[REFUSED]} bad inputs refused in embeddings, {total[READ]} damaged ones still right, "
+        f"{total[REFUSED]} bad inputs refused with a message, {total[READ]} damaged ones still valid, "
         f"{total[FAULT]} tracebacks"
     )
     return 1 if total[FAULT] else 0
@@ -64,30 +64,32 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def judged(work: Callable[[], bool]) -> str:
-    """What became of one input; `work` says whether it was refused in embeddings."""
+def outcome(work: Callable[[], bool]) -> str:
+    """The outcome of one input; `work` returns whether it was refused with a message."""
     try:
         return REFUSED if work() else READ
     except StageError:
         return REFUSED
-    except Exception:  # noqa: BLE001 (that is what is looked for)
+    except Exception:  # noqa: BLE001 (any other error is the fault that is looked for)
         traceback.print_exc()
         return FAULT
 
 
 def recipes(count: int, seed: int) -> Counter[str]:
-    """The bad recipes of the tests, and good ones that ship with up to three things replaced, removed or added."""
+    """The bad recipes of the tests, and shipped recipes with up to three values replaced, removed or added."""
     found = Counter(
-        judged(lambda path=path: check_recipe(path).failed)  # type: ignore[misc]
+        outcome(lambda path=path: check_recipe(path).failed)  # type: ignore[misc]
         for path in sorted((HERE / "recipe" / "bad").glob("*.toml"))
     )
     home = Path(str(shipped()["quickstart"]))
     loaded = [tomli.loads(path.read_text("utf-8")) for path in shipped().values()]
-    good = [data for data in loaded if not _fails(Document(home, "", copy.deepcopy(data)))]  # others want images
+    good = [
+        data for data in loaded if not _fails(Document(home, "", copy.deepcopy(data)))
+    ]  # others need images that do not ship
     draw = random.Random(seed)
     for _ in range(count):
-        data = spoilt(copy.deepcopy(draw.choice(good)), draw)
-        found[judged(lambda data=data: _fails(Document(home, "", data)))] += 1  # type: ignore[misc]
+        data = mutated(copy.deepcopy(draw.choice(good)), draw)
+        found[outcome(lambda data=data: _fails(Document(home, "", data)))] += 1  # type: ignore[misc]
     return found
 
 
@@ -98,9 +100,9 @@ def _fails(document: Document) -> bool:
     return any(problem.severity == "error" for problem in problems)
 
 
-def spoilt(data: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+def mutated(data: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     for _ in range(draw.randint(1, 3)):
-        *path, last = draw.choice([place for place in places(data) if place])
+        *path, last = draw.choice([path for path in key_paths(data) if path])
         target: Any = data
         for part in path:
             target = target[part]
@@ -114,29 +116,29 @@ def spoilt(data: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     return data
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every path of a document."""
+def key_paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value of a document."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(inner for key, item in items for inner in places(item, (*path, key)))]
+    return [path, *(inner for key, item in items for inner in key_paths(item, (*path, key)))]
 
 
 def images(folder: Path, count: int, seed: int) -> Counter[str]:
-    """The bad images of the tests, and good ones that are cut off or have bytes overwritten."""
+    """The bad images of the tests, and good ones that are truncated or have bytes overwritten."""
     broken(folder)
-    found = Counter(judged(lambda name=name: _opens(folder / name)) for name, _ in BROKEN)  # type: ignore[misc]
-    draw, whole = random.Random(seed), []
+    found = Counter(outcome(lambda name=name: _opens(folder / name)) for name, _ in BROKEN)  # type: ignore[misc]
+    draw, good = random.Random(seed), []
     for ending in ("png", "jpg", "webp", "gif", "bmp", "tif"):
         Image.effect_noise((48, 40), 60).convert("RGB").save(folder / f"good.{ending}")
-        whole.append((folder / f"good.{ending}").read_bytes())
+        good.append((folder / f"good.{ending}").read_bytes())
     for _ in range(count):
-        data = bytearray(draw.choice(whole))
+        data = bytearray(draw.choice(good))
         if draw.random() < 0.3:
             del data[draw.randrange(len(data)) :]
         for _ in range(draw.randint(0, 8)):
             if data:
                 data[draw.randrange(len(data))] = draw.randrange(256)
         (folder / "case.png").write_bytes(data)
-        found[judged(lambda: _opens(folder / "case.png"))] += 1
+        found[outcome(lambda: _opens(folder / "case.png"))] += 1
     return found
 
 
@@ -146,7 +148,7 @@ def _opens(path: Path) -> bool:
 
 
 def files(folder: Path, count: int, seed: int) -> Counter[str]:
-    """The converters' fuzzer, in a process of its own."""
+    """The converters' fuzzer, in its own process."""
     command = [sys.executable, str(HERE / "converters" / "fuzz" / "run.py"), "--cases", str(count), "--seed", str(seed)]
     ended = subprocess.run(
         [*command, "--failures", str(folder / "failures")], capture_output=True, text=True, check=False

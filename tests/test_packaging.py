@@ -55,6 +55,34 @@ def test_no_import_by_the_folder_name():
             assert not {name.split(".")[0] for name in names} & set(TOPS), (path, node.lineno)
 
 
+def imported_test_modules(source: str) -> list[str]:
+    """Every name in the import statements of a file that is a test module's."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [part for name in names for part in name.split(".") if part in TEST_MODULES]
+    return found
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+TEST_MODULES = {path.stem for path in TESTS if path.stem.startswith("test_")}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_test_module_is_imported(path):
+    """Helpers that several test modules use are in plain modules."""
+    assert imported_test_modules(path.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import test_readme", "from test_readme import ROOT", "from run import test_start", "import run.test_start"],
+)
+def test_imports_of_test_modules_are_found(line):
+    assert len(imported_test_modules(line)) == 1
+
+
 HEAVY = {"torch", "numpy", "transformers", "diffusers", "peft", "accelerate", "matplotlib", "PIL"}
 
 

@@ -14,8 +14,8 @@ README = (ROOT / "README.md").read_text("utf-8")
 def test_the_table_of_stages_is_the_schemas():
     table = README.split("| stage |")[1].split("\n\n")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", table, re.M))
-    told = {name: schemas.schema(f"stages/{name}.json")["description"] for name in rows}
-    assert rows == told
+    described = {name: schemas.schema(f"stages/{name}.json")["description"] for name in rows}
+    assert rows == described
     assert set(rows) == {path.stem for path in (ROOT / "schemas" / "stages").glob("*.json")}
 
 

@@ -1,4 +1,4 @@
-"""The count of refused inputs counts what it says."""
+"""Refused inputs are counted as refused, tracebacks as faults."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def raising(error: Exception) -> bool:
 
 
 def test_a_traceback_is_no_refusal(capsys):
-    assert refused.judged(lambda: raising(StageError("no"))) == refused.REFUSED
-    assert refused.judged(lambda: raising(TypeError("ours"))) == refused.FAULT
+    assert refused.outcome(lambda: raising(StageError("no"))) == refused.REFUSED
+    assert refused.outcome(lambda: raising(TypeError("ours"))) == refused.FAULT
     assert "TypeError: ours" in capsys.readouterr().err
-    assert [refused.judged(lambda said=said: said) for said in (True, False)] == [refused.REFUSED, refused.READ]
+    assert [refused.outcome(lambda wrong=wrong: wrong) for wrong in (True, False)] == [refused.REFUSED, refused.READ]
 
 
 def test_recipes_and_images_are_refused_without_a_traceback(tmp_path):

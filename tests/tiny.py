@@ -127,7 +127,7 @@ def real_blocks(family: str, seed: int = 0) -> Any:
 
 
 def tiny_t5_tokenizer() -> Any:
-    """A T5 tokenizer of single letters, with the real one's special tokens and the blank in front of embeddings."""
+    """A T5 tokenizer of single letters, with the real one's special tokens and the space in front of words."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,<>-*"
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in letters)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)

@@ -1,4 +1,4 @@
-"""A vocabulary with three embeddings in it, without a model: what trains embeddings can be tried in milliseconds."""
+"""Three embeddings in small vocabularies, without a model: their trainer can be tested in milliseconds."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def embedding(name: str, **changes: Any) -> EmbeddingSpec:
 def trainer(
     settings: EmbeddingSettings, embeddings: list[EmbeddingSpec] | None = None, sharing: Processes = SINGLE_PROCESS
 ) -> EmbeddingTrainer:
-    """Three embeddings of two vectors in two encoders, all of them starting from ones; several processes may share
-    them.
-    """
+    """A trainer of three embeddings of two vectors in two encoders, all initially ones; sharded over `sharing`."""
     embeddings = embeddings or [embedding(name) for name in NAMES]
     encoders, rows, statistics = [], {}, {}
     for key, width in WIDTHS.items():

@@ -70,7 +70,7 @@ DIALECTS: dict[str, Dialect] = {
         "special_params.json, else file name",
     ),
     "encoders": _keyed(
-        "one tensor an encoder (SDXL and later)",
+        "one tensor per encoder (SDXL and later)",
         *(key + out for key in (*ENCODERS, "t5xxl", "gemma2_2b") for out in ("", "_out")),
         alone="",
     ),

@@ -35,10 +35,12 @@ def read(file: Stored) -> NoReturn:
 
 
 def verdicts(file: Stored) -> dict[str, Verdict]:
-    """kohya's generator uses all vectors, ComfyUI the first tensor for all layers, other programs none."""
+    """kohya's generator uses all vectors, ComfyUI and SwarmUI the first tensor for all layers, others none."""
     no = Verdict("no", "", ("it has no embeddings with a vector for each layer of the U-Net",))
     found = dict.fromkeys(NAMES, no)
     found["kohya"] = Verdict("yes", file.stem, ("gen_img_diffusers.py --XTI_embeddings reads it",))
     note = f"it uses {next(iter(file.tensors))} of the 16 tensors for all layers"
-    found["comfyui"] = Verdict("partly", programs()["comfyui"].prompted(file.stem, file.stem), (note,))
+    for name in ("comfyui", "swarmui"):
+        program = programs()[name]
+        found[name] = Verdict("partly", program.prompted(file.stem, file.stem), (note,), program.after_prompt)
     return found

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
+from ...schemas import schema
 from ..families import Family
 from ..lora_modules import LoraModule
 from ..stored import Stored
 from .reading import Reading
 
-NAMES = ("a1111", "forge", "sdnext", "comfyui", "invokeai", "diffusers", "onetrainer", "kohya")
+NAMES = tuple(schema("stages/export.json")["properties"]["targets"]["items"]["enum"])  # what a recipe may name
 
 
 class Reads(Protocol):
@@ -53,7 +54,9 @@ class Program:
     `other_kinds` are `skipped`, or the whole LoRA is `refused`. `several` is the dialect of a file with many embeddings
     all of which it can use. `characters` are those of file names, `embedding_characters` those of embeddings in LoRAs,
     which have no file (None: all). `images`: it reads embeddings in images. `lower_case`: tokens of several vectors
-    must have no upper-case letters.
+    must have no upper-case letters. `after_prompt` says what must follow an embedding's prompt. `module` is the module
+    of this folder that reads as the program does (empty: the one of its own name). A program whose data has `like`
+    takes all that it does not say itself from that other program, its module too.
     """
 
     name: str
@@ -80,7 +83,13 @@ class Program:
     other_kinds: str = "skipped"
     images: bool = False
     lower_case: bool = False
+    after_prompt: str = ""
+    module: str = ""
     refuses: dict[str, str] = field(default_factory=dict)
+
+    def may_read(self, family: Family) -> bool:
+        """Whether some files load for a family without a layout: its reason is of its own, and the program runs it."""
+        return family.name in self.refuses and (self.runs is None or family.name in self.runs)
 
     def no_embeddings(self, family: Family) -> str:
         """Why the program uses no embeddings of a family without a layout; empty if that is not known."""
@@ -120,7 +129,7 @@ def programs() -> dict[str, Program]:
 
 
 def _program(name: str) -> Program:
-    data = json.loads(Path(__file__).with_name(f"{name}.json").read_text("utf-8"))
+    data = _data(name)
     layouts = {
         family: Layout(layout["dialect"], tuple(layout["files"])) for family, layout in data.pop("layouts").items()
     }
@@ -128,6 +137,12 @@ def _program(name: str) -> Program:
         if key in data:
             data[key] = tuple(data[key])
     return Program(name=name, layouts=layouts, **data)
+
+
+def _data(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(Path(__file__).with_name(f"{name}.json").read_text("utf-8"))
+    like = data.pop("like", None)
+    return {**_data(like), "module": like, **data} if like else data
 
 
 def reads(program: str, file: Stored, widths: dict[str, int]) -> Reading:
@@ -156,4 +171,4 @@ def refuses_lora(
 
 @cache
 def _module(program: str) -> Reads:
-    return cast(Reads, import_module(f".{program}", __package__))
+    return cast(Reads, import_module(f".{programs()[program].module or program}", __package__))

@@ -8,7 +8,7 @@ from .webui import embedding_name, parse_embedding, unsafe
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One embedding called like the file. A T5 or other part is carried along unused (SD3)."""
+    """One embedding named after the file. Vectors of T5 and others are not used (SD 3)."""
     if why := unsafe(file):
         return refused(why)
     found = parse_embedding(file)
@@ -17,10 +17,10 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     tensors, size = found
     encoders = clips(widths)
     if size != sum(encoders.values()):
-        return refused(f"its vectors are {size} wide, the model wants {sum(encoders.values())}; the file is skipped")
+        return refused(f"its vectors are {size} wide, the model needs {sum(encoders.values())}; the file is skipped")
     if "" in tensors:
         if len(encoders) != 1:
-            return refused("one tensor as wide as both encoders together loads and then fails in a prompt")
+            return refused("one tensor as wide as both encoders together loads, but fails in a prompt")
         return embedding(embedding_name(file), dict.fromkeys(encoders, tensors[""]), file.tensors, file.tensors)
     return embedding(embedding_name(file), {key: tensors[key] for key in encoders}, file.tensors, encoders)
 
@@ -28,8 +28,8 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     """Embeddings that exist while the LoRA is in the prompt. One embedding that cannot be parsed costs the whole LoRA.
 
-    Follows extensions-builtin/Lora/networks.py; a model with a T5 (SD3) takes the path of 1.10 that parts names
-    from the right, wants two dots in every name and does not know string_to_param.
+    Follows extensions-builtin/Lora/networks.py; a model with T5 (SD 3) uses the code of 1.10 that splits names
+    from the right, needs two dots in every name and does not read string_to_param.
     """
     if "t5" in widths:
         return _reads_lora_of_sd3(file, widths)
@@ -42,7 +42,7 @@ def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
 def _reads_lora_of_sd3(file: Stored, widths: dict[str, int]) -> Reading:
     short = next((name for name in file.tensors if name.count(".") < 2), None)
     if short is not None:
-        return refused(f"its SD3 loader wants two dots in every name, and {short[:60]!r} has fewer")
+        return refused(f"its SD 3 loader needs two dots in every name; {short[:60]!r} has fewer")
     embeddings: dict[str, Vectors] = {}
     for full in bundle_tensors(file.tensors):
         name, _, key = full[len(BUNDLED) :].rpartition(".")
@@ -57,7 +57,7 @@ def _loaded(embeddings: dict[str, Vectors], file: Stored, widths: dict[str, int]
     folded: set[str] = set()
     for name, tensors in embeddings.items():
         if not name or "/" in name or "\\" in name:
-            return refused(f"the embedding {name!r} makes the load of the whole LoRA fail")
+            return refused(f"the embedding {name!r} makes loading the whole LoRA fail")
         found = parse_embedding(Stored(file.path.with_name(name), tensors))
         if isinstance(found, str):
             return refused(f"the whole LoRA is refused because of the embedding {name!r}: {found}")

@@ -7,22 +7,23 @@ from ..tensor import RawTensor
 from .reading import REFUSED, Reading, Vectors, bundle_tensors, embedding, only_weights, refused, string_to_param, width
 
 KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name ComfyUI looks for
-DEAF = ("gemma", "qwen", "qwen25_7b", "umt5xxl")  # encoders that are given no folder of embeddings
+DEAF = ("gemma", "qwen", "qwen25_7b", "umt5xxl")  # encoders whose tokenizer gets no embeddings folder
 
 
-def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One embedding called like the file.
+def reads(file: Stored, widths: dict[str, int], *, bundles: bool = True) -> Reading:
+    """One embedding named after the file.
 
-    An encoder that finds no name of its own takes the first tensor, whatever it is.
+    An encoder without a key of its own takes the first tensor, whatever it is; `bundles`: not before it looked for an
+    embedding that is bundled in a LoRA.
 
-    Order of the rules as in comfy/sd1_clip.py; a tensor of the wrong width is warned of and ignored at use.
+    Order of the rules as in comfy/sd1_clip.py; a tensor of the wrong width is ignored with a warning.
     """
     if not only_weights(file):
         return refused(REFUSED)
     vectors: Vectors = {}
     used: set[str] = set()
     for key, size in widths.items():
-        names = [] if key in DEAF else _chosen(file, KEYS.get(key, key), size)
+        names = [] if key in DEAF else _chosen(file, KEYS.get(key, key), size, bundles)
         if names and all(width(file.tensors[name]) == size for name in names):
             vectors[key] = _joined([file.tensors[name] for name in names])
             used.update(names)
@@ -31,7 +32,7 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     return embedding(file.stem, vectors, file.tensors, used)
 
 
-def _chosen(file: Stored, key: str, size: int) -> list[str]:
+def _chosen(file: Stored, key: str, size: int, bundles: bool) -> list[str]:
     tensors = file.tensors
     if string_to_param(tensors):
         return [f"string_to_param.{next(iter(string_to_param(tensors)))}"]
@@ -39,7 +40,7 @@ def _chosen(file: Stored, key: str, size: int) -> list[str]:
         return [name for name, tensor in tensors.items() if width(tensor) == size]
     if key in tensors:
         return [key]
-    bundled = [name for name in tensors if name.startswith("bundle_emb.")]
+    bundled = [name for name in tensors if bundles and name.startswith("bundle_emb.")]
     for tail in (".string_to_param.*", f".{key}"):
         if found := [name for name in bundled if name.endswith(tail)]:
             return found
@@ -56,7 +57,7 @@ def _joined(tensors: list[RawTensor]) -> RawTensor:
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """The LoRA loads, with a warning for each tensor of an embedding; embeddings are looked for among embeddings
-    only.
+    """The LoRA loads, with a warning for each tensor of an embedding; embeddings are only looked up in
+    the embeddings folder.
     """
     return Reading(dropped=bundle_tensors(file.tensors))

@@ -15,9 +15,9 @@ MOST_UNMATCHED = 12
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One embedding called like the file, for the CLIP encoders whose expected width it meets (the T5 engine has none).
+    """One embedding named after the file, for the CLIP encoders that expect its width (the T5 engine has none).
 
-    With exactly CLIP-L and CLIP-G (SDXL) both expect the sum of the widths, in any other model each its own
+    With exactly CLIP-L and CLIP-G (SDXL) both expect the sum of the widths, in other models each its own
     (backend/diffusion_engine/sdxl.py, sd35.py, flux.py).
     """
     found = parse_embedding(file)

@@ -20,17 +20,17 @@ from .reading import (
     width,
 )
 
-MOST = 10  # a file with as many tensors is taken for something else unless it is named learned_embeds
+MOST = 10  # tensors; a file with as many is no embedding to the import, unless it is called learned_embeds
 
 # Tensors by which the import tells a width; of LoKr only whole factors, for it looks for the others under wrong names.
 _WIDTH = r"\.(lora_down\.weight|hada_w[12]_b|diff|lokr_w2)\n"
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One embedding called like the file, if its base is SD 1, SD 2 or SDXL and fits the model.
+    """One embedding named after the file, if its base is SD 1, SD 2 or SDXL and fits the model.
 
     Imitates configs/textual_inversion.py and backend/textual_inversion.py: a file with none of the known names
-    is taken by the length of its FIRST dimension, so a 2-D `{token: vectors}` is refused.
+    is identified by its FIRST dimension, so a 2-D `{token: vectors}` is refused.
     """
     if not only_weights(file):
         return refused(REFUSED)
@@ -41,7 +41,7 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     if entries and any(key.startswith("string_to_token") for key in (*file.metadata, *tensors)):
         base = width(next(iter(entries.values())))
     elif entries:
-        return refused("string_to_param without string_to_token is not recognised")
+        return refused("string_to_param without string_to_token is not identified")
     elif "emb_params" in tensors:
         base = width(tensors["emb_params"])
     elif "clip_g" in tensors:
@@ -49,10 +49,10 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     elif len(tensors) < MOST or file.path.name.startswith("learned_embeds."):
         base = next(iter(tensors.values())).shape[0] if next(iter(tensors.values())).shape else 0
     else:
-        return refused("not recognised as an embedding")
+        return refused("not identified as an embedding")
     wanted = widths["clip_g"] if widths.keys() == {"clip_l", "clip_g"} else next(iter(widths.values()))
     if base != wanted or len(widths) > 2:
-        return refused(f"it takes {base} for the width of the model's text encoder; the file cannot be imported")
+        return refused(f"it reads {base} as the width of the text encoder; the file cannot be imported")
     return _loaded(file, entries, widths)
 
 
@@ -96,10 +96,8 @@ def _identified(file: Stored, family: Family) -> bool:
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """Tensors of embeddings are taken out at load; a FLUX LoRA with some is not recognised at import (6.0 and
-    later).
-    """
+    """Tensors of embeddings are dropped on loading; a FLUX LoRA with some is not identified on import (since 6.0)."""
     embeddings = bundle_tensors(file.tensors)
     if embeddings and widths.keys() == {"clip_l", "t5"}:
-        return refused("a FLUX LoRA with embeddings in it is not recognised and cannot be imported")
+        return refused("a FLUX LoRA with embeddings is not identified and cannot be imported")
     return Reading(dropped=embeddings)

@@ -8,7 +8,7 @@ from .reading import REFUSED, Reading, bundle_tensors, embedding, only_weights, 
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One embedding called like the file: the first tensor, or for SDXL clip_l and clip_g by name."""
+    """One embedding named after the file: the first tensor, or for SDXL clip_l and clip_g by name."""
     if not only_weights(file):
         return refused(REFUSED)
     tensors = file.tensors
@@ -22,7 +22,7 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     named = bool(entries) and file.container != "safetensors"
     first = f"string_to_param.{next(iter(entries))}" if named else next(iter(tensors))
     if width(tensors[first]) != size:
-        return refused(f"its vectors are {width(tensors[first])} wide, the model wants {size}")
+        return refused(f"its vectors are {width(tensors[first])} wide, the model needs {size}")
     return embedding(file.stem, {only: as_rows(tensors[first])}, tensors, (first,))
 
 

@@ -30,7 +30,7 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
             used.append(name)
     if not vectors or (len(vectors) < len(widths) and all(key.startswith("clip") for key in widths)):
         wanted = [ALONE.get(key, key) if len(widths) == 1 else key for key in widths]
-        return refused(f"it needs {' and '.join(wanted)}, with the model's widths")
+        return refused(f"it needs {' and '.join(wanted)} of the model's widths")
     return embedding(file.stem, vectors, file.tensors, used)
 
 
@@ -43,5 +43,5 @@ def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], un
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """Embeddings are dropped silently, its own too: they must be given again as files of their own."""
+    """Embeddings are dropped silently, its own too: they must be loaded from their own files."""
     return Reading(dropped=bundle_tensors(file.tensors))

@@ -25,7 +25,14 @@ from .reading import (
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One embedding called like the file; of two tensors of one width the later one wins.
+    """As `_by_width`; the folder of embeddings is read for models with CLIP encoders alone (`supported_models`)."""
+    if not all(key.startswith("clip") for key in widths):
+        return refused("its embeddings folder is read for SD 1, SD 2 and SDXL only")
+    return _by_width(file, widths)
+
+
+def _by_width(file: Stored, widths: dict[str, int]) -> Reading:
+    """One embedding, named after the file; of two tensors of one width the later one is used.
 
     Imitates modules/textual_inversion.py: only .safetensors and .pt are listed, a .pt must hold
     `string_to_param["*"]`, and a file is skipped if a width is unknown or the number of tensors does not fit.
@@ -64,16 +71,16 @@ def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], un
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
-    """Embeddings by width, called up to the first dot; they stay in the tokenizer when the LoRA has left the prompt."""
+    """Embeddings by width, named up to the first dot; they stay in the tokenizer when the LoRA leaves the prompt."""
     embeddings = cut_at_first_dots(file.tensors)
     if embeddings is None or any("." not in name for name in file.tensors):
-        return refused("a tensor's name has no dot, at which its loader fails")
+        return refused("a tensor's name has no dot, so its loader fails")
     if not file.is_lora:
-        return refused("no tensor of a LoRA in it, so the embeddings are not looked at")
+        return refused("without a module of a LoRA, it does not read the embeddings")
     kept: dict[str, Vectors] = {}
     used: set[str] = set()
     for name, tensors in embeddings.items():
-        one = reads(Stored(file.path.with_suffix(".safetensors"), tensors), widths)
+        one = _by_width(Stored(file.path.with_suffix(".safetensors"), tensors), widths)
         if not one.refusal and name:
             kept[name] = next(iter(one.embeddings.values()))
             used.update(f"{BUNDLED}{name}.{key}" for key in tensors)

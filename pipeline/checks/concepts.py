@@ -97,7 +97,7 @@ def _inspect_images(concept: Concept, recipe: Recipe, captioned: Captioned) -> t
     if not captioned.images:
         return [], []  # avoids importing Pillow
     from ..data.buckets import visible_share
-    from ..data.examples import cut_of, refuse_narrow
+    from ..data.examples import crop_of, require_visible
     from ..data.images import ENDINGS, inspect_image, refuse_truncated
 
     broken, odd = [], []
@@ -105,8 +105,8 @@ def _inspect_images(concept: Concept, recipe: Recipe, captioned: Captioned) -> t
     for path, _ in captioned.images:
         try:
             size, kind = inspect_image(path)
-            cut = cut_of(size, concept, recipe.data, edge or 512)
-            refuse_narrow(path, size, cut)
+            cut = crop_of(size, concept, recipe.data, edge or 512)
+            require_visible(path, size, cut)
             refuse_truncated(path, kind)
             if path in captioned.masks:
                 inspect_image(captioned.masks[path])

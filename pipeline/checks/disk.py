@@ -205,6 +205,6 @@ def _has_stops(recipe: Recipe) -> bool:
 
 
 def _has_variants(concept: object) -> bool:
-    from ..data.augment import varies
+    from ..data.augment import is_augmented
 
-    return varies(concept)  # type: ignore[arg-type]
+    return is_augmented(concept)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..embeddings.initial import InitialTokens, Texts, start_of, start_tokens
+from ..embeddings.initial import InitialTokens, TokenizedTexts, initial_tokens_of, read_base_vectors
 from ..embeddings.placeholders import Replacer
 from ..models.tokenizers import token_limit
 from ..recipe.model import Recipe, Stage
@@ -91,12 +91,16 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     """The plan of a checked recipe. ValueError if the padding text has no token, ConvertError for an unusable base."""
     pad_with = next((options.pad_with for _, options in recipe.stages_with(TokenizeOptions)), "*")
     texts = {
-        key: Texts(tokenizer, (embedding.initial_text for embedding in recipe.embeddings))
+        key: TokenizedTexts(tokenizer, (embedding.initial_text for embedding in recipe.embeddings))
         for key, tokenizer in tokenizers.items()
     }
     embeddings = {
-        embedding.placeholder: {key: start_tokens(own, embedding, pad_with, base, key) for key, own in texts.items()}
-        for embedding, base in ((embedding, start_of(embedding, list(tokenizers))) for embedding in recipe.embeddings)
+        embedding.placeholder: {
+            key: initial_tokens_of(own, embedding, pad_with, base, key) for key, own in texts.items()
+        }
+        for embedding, base in (
+            (embedding, read_base_vectors(embedding, list(tokenizers))) for embedding in recipe.embeddings
+        )
     }
     limits = {key: token_limit(tokenizer) for key, tokenizer in tokenizers.items()}
     images = survey_images(recipe)
@@ -128,7 +132,7 @@ def _captions(
     pairs: list[tuple[Path, tuple[str, ...]]],
     sizes: Mapping[str, Mapping[str, int]],
     limits: Mapping[str, int],
-    known: Mapping[str, Texts],
+    known: Mapping[str, TokenizedTexts],
 ) -> Iterator[PlannedCaption]:
     replacer = Replacer(sizes)
     texts = {embedding: spelled_out(embedding, max(counts.values())) for embedding, counts in sizes.items()}
@@ -142,7 +146,9 @@ def _captions(
             yield PlannedCaption(path, caption, replacer.replace(caption, texts), tokens, tuple(truncated))
 
 
-def _count(text: str, replacer: Replacer, sizes: Mapping[str, int], known: Texts, limit: int) -> tuple[int, list[str]]:
+def _count(
+    text: str, replacer: Replacer, sizes: Mapping[str, int], known: TokenizedTexts, limit: int
+) -> tuple[int, list[str]]:
     """Tokens of a text, and the embeddings that do not fit within the limit at any occurrence."""
     total, end, beyond, seen = 0, 0, list[str](), set[str]()
     for found in replacer.find(text):

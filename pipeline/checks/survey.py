@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..data.buckets import Shape
 from ..data.captions import read_concept
-from ..data.epochs import batches_of, embedding_counts, shown_counts, turns_of
-from ..data.examples import cut_of
+from ..data.epochs import concept_quotas, count_batches, counts_per_epoch, embedding_counts
+from ..data.examples import crop_of
 from ..data.images import inspect_image
 from ..models.family import family_of, local_path, native_resolution
 from ..models.received import read_config
@@ -70,15 +70,15 @@ def survey(recipe: Recipe, images: list[Image], resolution: int, batch_size: int
     for place, one in enumerate(images):
         places[one.concept].append(place)
     captions = [[list(images[place].captions) for place in here] for here in places]
-    turns = turns_of(recipe, captions)
-    shown = shown_counts(turns)
-    cuts = [cut_of(one.size, recipe.concepts[one.concept], recipe.data, resolution) for one in images]
+    quotas = concept_quotas(recipe, captions)
+    shown = counts_per_epoch(quotas)
+    cuts = [crop_of(one.size, recipe.concepts[one.concept], recipe.data, resolution) for one in images]
     return Survey(
         tuple(_concept(concept, here, images, shown) for concept, here in zip(recipe.concepts, places, strict=True)),
         {f"{width}x{height}": count for (width, height), count in sorted(Counter(cuts).items())},
-        embedding_counts(recipe, [one.captions for one in images], turns),
+        embedding_counts(recipe, [one.captions for one in images], quotas),
         sum(shown.values()),
-        batches_of(turns, cuts, batch_size),
+        count_batches(quotas, cuts, batch_size),
     )
 
 

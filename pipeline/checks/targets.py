@@ -50,7 +50,11 @@ def _packs_message(program: Program, files: str) -> str:
 
 
 def _family_message(program: Program, family: Family) -> str:
-    cause = program.refuses.get(family.name, f"{program.title} does not support embeddings for {family.title}")
+    known = program.no_embeddings(family)
+    unread = f"how {program.title} reads embeddings for {family.title} is not known"
+    cause = program.refuses.get(
+        family.name, f"{program.title} does not support embeddings for {family.title}" if known else unread
+    )
     others = [name for name, other in programs().items() if family.name in other.layouts]
     hint = ", ".join(others) or "none; targets = [] writes plain files, one per embedding"
     return f"{cause}; supported by: {hint}"

@@ -66,7 +66,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield from (f"  note: {note}" for note in facts["notes"])
     yield from _metadata(facts["metadata"])
     for name, verdict in facts["programs"].items():
-        yield f"  {name:<11}{verdict['loads']:<10}{verdict['prompt']}".rstrip()
+        typed = f"{verdict['prompt']}  {verdict['after']}"
+        yield f"  {name:<11}{verdict['loads']:<10}{typed}".rstrip()
         yield from (f"{'':<23}{note}" for note in verdict["notes"])
     if facts["retarget"]:
         yield f"  convert with pivotune retarget for: {', '.join(facts['retarget'])}"
@@ -133,7 +134,7 @@ def lost_lines(written: Iterable[Written]) -> Iterator[str]:
         for loss in item.losses:
             if (item.program, item.trigger, loss) not in seen:
                 seen.add((item.program, item.trigger, loss))
-                yield printable(f"Lost: {item.path}: {loss}")
+                yield printable(f"warning: {item.path}: {loss}")
 
 
 def raise_failures(failed: Sequence[ConvertError], count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import sys
 
@@ -14,6 +15,7 @@ def main() -> None:
     from .main import main as command
 
     prepare_console()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises to install what nothing here uses
     command()
 
 

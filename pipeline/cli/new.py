@@ -37,7 +37,7 @@ def from_template(template: Path, target: Path) -> str:
         raise RecipeError(
             [f"'{target.stem}' cannot be the recipe's name: it is a device on Windows; choose another file name"]
         )
-    schema = Path(str(files("pivotune.schemas") / "recipe.json"))
+    schema = Path(str(files("pivotune.schemas") / "editor.json"))
     text = template.read_text("utf-8")
     text = _SCHEMA.sub(lambda _: f"#:schema {schema.as_uri()}", text, count=1)
     text = _NAME.sub(lambda _: f"name = {json.dumps(target.stem)}", text, count=1)
@@ -64,7 +64,7 @@ def new(template: str | None, out: Path | None, overwrite: bool) -> None:
 
     if template is None:
         for name, path in shipped().items():
-            click.echo(f"{name:<16} {description(path)}")
+            click.echo(f"{name:<20} {description(path)}")
         return
     if template not in shipped():
         hint = did_you_mean(template, shipped())

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import click
 
+from ..text import first_lines
 from .options import echo_progress, json_option, print_json, set_option
+
+SHOWN = 10  # differences that are printed
 
 
 @click.command()
@@ -16,7 +19,7 @@ from .options import echo_progress, json_option, print_json, set_option
 @json_option
 @click.pass_context
 def replay(ctx: click.Context, run: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Repeat the run in folder RUN in another folder and compare every step and file. Prints the first difference.
+    """Repeat the run in folder RUN in another folder and compare every step and file. Prints the first differences.
 
     Exit code 1 if anything differs.
     """
@@ -31,8 +34,9 @@ def replay(ctx: click.Context, run: Path, out: Path | None, overrides: tuple[str
         for line in result.inputs:
             click.echo(f"input changed: {line}")
         if result.differences:
-            click.echo(f"First difference: {result.differences[0]}")
-            click.echo(f"{len(result.differences)} difference(s); second run: {result.folder}")
+            for line in first_lines(result.differences, SHOWN):
+                click.echo(f"different: {line}")
+            click.echo(f"second run: {result.folder}")
         else:
             click.echo(
                 f"Identical: {result.steps} steps and {result.files} files, byte for byte; second run: {result.folder}"

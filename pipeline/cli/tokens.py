@@ -23,7 +23,7 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
         raise click.BadParameter("not valid UTF-8", param_hint="TEXT")
     from ..checks.model import model_findings
     from ..errors import RecipeError
-    from ..models.received import reading, unreadable
+    from ..models.received import load_errors, model_error
     from ..models.tokenizers import known_model, load_tokenizers, token_limit
     from ..recipe.load import model_spec
     from ..text import printable
@@ -35,7 +35,7 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
         raise RecipeError(wrong)
     rows: dict[str, dict[str, Any]] = {}
     for key, tokenizer in load_tokenizers(spec).items():
-        with reading(lambda error: unreadable(spec, error)):
+        with load_errors(lambda error: model_error(spec, error)):
             ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
             pieces = [_piece(tokenizer, number) for number in ids]
         rows[key] = {"count": len(ids), "limit": token_limit(tokenizer), "ids": ids, "pieces": pieces}

@@ -1,1 +1,1 @@
-"""Images with captions: found, checked and counted without torch; made into batches of latents with it."""
+"""Images with captions: found, checked and counted without torch; batches of latents with it."""

@@ -1,4 +1,4 @@
-"""Encoded images on disk, by content: a file is found by the hash of all that its numbers depend on."""
+"""A cache of encoded images on disk, by the hash of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ VERSION = 1  # of the files and of the code that makes them
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What the VAE says of one variant of one image: `mean` and `deviation`, (channels, height, width) float32.
+    """The VAE's distribution for one variant of one image: `mean` and `deviation`, (channels, height, width) float32.
 
-    `mask` is (1, height, width) uint8, 255 where the loss counts; None for an image without one.
+    `mask` is (1, height, width) uint8, 255 where the loss counts; None for an image without a mask.
     """
 
     mean: Tensor
@@ -34,7 +34,7 @@ class Encoded:
     mask: Tensor | None
 
     def fits(self, shape: tuple[int, ...], *, masked: bool) -> bool:
-        """Whether these may be latents of this (channels, height, width); a cache from elsewhere may hold anything."""
+        """Whether these may be latents of this (channels, height, width), since a cache may contain anything."""
         parts = (self.mean, self.deviation)
         return (
             all(part.dtype == torch.float32 and tuple(part.shape) == shape for part in parts)
@@ -46,28 +46,28 @@ class Encoded:
 
     @property
     def bytes(self) -> int:
-        """How much memory this takes."""
+        """Bytes of memory."""
         return sum(part.nbytes for part in (self.mean, self.deviation, self.mask) if part is not None)
 
 
-def cache_folder(place: str, run_folder: Path | None) -> Path | None:
-    """Where `cache_latents` keeps its files; None for `memory` and `off`.
+def cache_folder(setting: str, run_folder: Path | None) -> Path | None:
+    """The folder of the cache by `cache_latents`; None for `memory` and `off`.
 
     The user's cache is `$PIVOTUNE_CACHE`, else `pivotune` in `$XDG_CACHE_HOME` or `~/.cache`.
     """
-    if place in ("memory", "off"):
+    if setting in ("memory", "off"):
         return None
-    if place == "run":
+    if setting == "run":
         return run_folder / "latents" if run_folder is not None else None
-    if place != "user":
-        return Path(place)
+    if setting != "user":
+        return Path(setting)
     own = os.environ.get("PIVOTUNE_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     return Path(own or (Path(base) if base else Path.home() / ".cache") / "pivotune").expanduser() / "latents"
 
 
 def vae_identity(vae: Any) -> dict[str, Any]:
-    """All that decides on the last bit of what a VAE says: weights, data type, device, threads, version of torch."""
+    """Everything that affects the VAE's output, bit for bit: weights, dtype, device, threads, version of torch."""
     total = hashlib.sha256(json.dumps(dict(vae.config), sort_keys=True, default=str).encode())
     for name, tensor in sorted(vae.state_dict().items()):
         flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
@@ -81,7 +81,7 @@ def vae_identity(vae: Any) -> dict[str, Any]:
 
 
 def key_of(identity: Mapping[str, Any], **about: Any) -> str:
-    """The name of the file for an image: the hash of the VAE's identity and all that is said about the image."""
+    """The name of the file for an image: the hash of the VAE's identity and of these facts about the image."""
     text = json.dumps({**identity, **about}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -96,7 +96,7 @@ class Cache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def read(self, key: str) -> Encoded | None:
-        """What was written under this key; None when there is nothing, or it is not whole and as it was written."""
+        """The entry of this key; None if it is missing or corrupt."""
         try:
             tensors, metadata = safetensors_file.read(self.path(key))
             if metadata.get("content") != _content(tensors):
@@ -110,7 +110,7 @@ class Cache:
             return None
 
     def write(self, key: str, encoded: Encoded) -> None:
-        """Write a file, whole or not at all. ConvertError when the folder cannot be written to."""
+        """Write an entry atomically. ConvertError when the folder cannot be written to."""
         tensors = {"mean": to_raw(encoded.mean), "deviation": to_raw(encoded.deviation)}
         if encoded.mask is not None:
             tensors["mask"] = RawTensor("U8", tuple(encoded.mask.shape), encoded.mask.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Caption files and tables of captions as text, and a caption as one step shows it."""
+"""Reads caption files and tables of captions, and augments the tags of a caption."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ..recipe.model import Concept
 
 LARGEST = 1 << 28  # bytes of a table of captions
 LONGEST = 10_000  # characters of a caption: text encoders read a few hundred
-_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-def unusable(text: str) -> str | None:
-    """Why a caption is none that a tokenizer can be given; None where it is one."""
+def caption_problem(text: str) -> str | None:
+    """Why a caption cannot be tokenized; None if it can."""
     if len(text) > LONGEST:
         return f"is longer than {LONGEST:,} characters ({len(text):,})"
     if "\0" in text:
-        return "holds NUL characters, as UTF-16 read as UTF-8 does; save it as UTF-8"
-    return "holds half of a character (a lone surrogate)" if re.search("[\ud800-\udfff]", text) else None
+        return "contains NUL characters, probably UTF-16; save it as UTF-8"
+    return "contains half of a character (a lone surrogate)" if re.search("[\ud800-\udfff]", text) else None
 
 
-def steers(name: str) -> bool:
-    """Whether a file's name has control characters, or bytes that are no text."""
-    return _STEERING.search(name) is not None
+def has_control_characters(name: str) -> bool:
+    """Whether a file's name has control characters, or bytes that are not text."""
+    return _CONTROL.search(name) is not None
 
 
 def read_text(path: Path, what: str, problems: list[str]) -> str | None:
-    """A UTF-8 text file; None, with a line among the problems, where it cannot be read."""
+    """A UTF-8 text file; None, with a line added to `problems`, if it cannot be read."""
     try:
         content = read_regular(path, LARGEST)
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -49,49 +49,51 @@ def read_text(path: Path, what: str, problems: list[str]) -> str | None:
 
 
 def changes_tags(concept: Concept) -> bool:
-    """Whether captions of this concept are shown with tags in another order or other letters, or with some left out."""
+    """Whether tags of this concept's captions are shuffled, dropped or capitalised."""
     return concept.shuffle_tags or concept.tag_dropout > 0 or concept.capitals > 0
 
 
-def shown_tags(
+def augment_tags(
     caption: str, concept: Concept, chances: Callable[[int], Sequence[float]], order: Callable[[int], Sequence[int]]
 ) -> str:
-    """The caption with its tags shuffled, left out and in capitals as the concept says; its first `keep_tags` stay.
+    """The caption with its tags shuffled, dropped and capitalised as in the concept; its first `keep_tags` stay.
 
     `chances(n)` gives n numbers from 0 to 1, `order(n)` a shuffle of 0..n-1.
     """
-    mark = concept.tag_separator
-    tags = [tag.strip() for tag in caption.split(mark)]
+    separator = concept.tag_separator
+    tags = [tag.strip() for tag in caption.split(separator)]
     kept, rest = tags[: concept.keep_tags], [tag for tag in tags[concept.keep_tags :] if tag]
     if concept.tag_dropout > 0:
         rest = [tag for tag, chance in zip(rest, chances(len(rest)), strict=True) if chance >= concept.tag_dropout]
     if concept.shuffle_tags:
-        rest = [rest[place] for place in order(len(rest))]
+        rest = [rest[index] for index in order(len(rest))]
     if concept.capitals > 0:
-        rest = [_spelled(tag, chance / concept.capitals) for tag, chance in zip(rest, chances(len(rest)), strict=True)]
-    return f"{mark.rstrip()} ".join([*kept, *rest])
+        rest = [
+            _capitalised(tag, chance / concept.capitals) for tag, chance in zip(rest, chances(len(rest)), strict=True)
+        ]
+    return f"{separator.rstrip()} ".join([*kept, *rest])
 
 
-def _spelled(tag: str, chance: float) -> str:
-    """A tag in one of three ways of capitals, each for a third of the chances below 1; else as it is.
+def _capitalised(tag: str, chance: float) -> str:
+    """A tag in one of three capitalisations, each for a third of the chances below 1; else unchanged.
 
-    So is one that has no such capitals: `straße` in capitals is `STRASSE`, in which nobody would find an embedding
-    `straße`.
+    Also unchanged is a tag that capitals would spell differently: `straße` is `STRASSE` in capitals, and the
+    placeholder `straße` would not be found in it.
     """
     if chance >= 1:
         return tag
-    ways: tuple[Callable[[str], str], ...] = (str.upper, string.capwords, str.capitalize)
-    spelled = ways[int(3 * chance)](tag)
-    return spelled if spelled.lower() == tag.lower() else tag
+    styles: tuple[Callable[[str], str], ...] = (str.upper, string.capwords, str.capitalize)
+    changed = styles[int(3 * chance)](tag)
+    return changed if changed.lower() == tag.lower() else tag
 
 
 TABLES = (".jsonl", ".csv")
-TEXTS = ("text", "caption")  # what the column of captions may be called
+TEXTS = ("text", "caption")  # names of the column of captions
 Row = tuple[int, str, list[str]]  # line, name of the image, its captions
 
 
 def table_rows(path: Path, problems: list[str]) -> Iterator[Row]:
-    """Every row that names an image and its captions; what is wrong with the others goes to the problems."""
+    """Every row with an image and its captions; errors in other rows are added to `problems`."""
     text = read_text(path, "the table of captions", problems)
     if text is not None:
         yield from (_csv if path.suffix.lower() == ".csv" else _json_lines)(path, text, problems)
@@ -114,7 +116,7 @@ def _json_lines(path: Path, text: str, problems: list[str]) -> Iterator[Row]:
 
 
 def _captions(row: Mapping[object, object]) -> list[str]:
-    """The caption or captions of a row, none where it has no usable one."""
+    """The captions of a row; none if there is no usable one."""
     value = next((row[key] for key in TEXTS if key in row), None)
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) and text.strip() for text in texts):
@@ -124,8 +126,8 @@ def _captions(row: Mapping[object, object]) -> list[str]:
 
 def _csv(path: Path, text: str, problems: list[str]) -> Iterator[Row]:
     first = text.partition("\n")[0]
-    mark = max(",;\t", key=first.count)  # programs of some countries write a semicolon
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark)
+    delimiter = max(",;\t", key=first.count)  # in some countries it is a semicolon
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         names = reader.fieldnames or []
         column = next((name for name in TEXTS if name in names), None)

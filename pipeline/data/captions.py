@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import RecipeError
-from ..recipe.model import Concept
+from ..recipe.model import CAPTION_SOURCES, Concept
 from ..text import did_you_mean_path, nearest, printable
-from .caption_files import TABLES, read_text, steers, table_rows, unusable
-from .files import IMAGES, Files, composed, files_in
+from .caption_files import TABLES, caption_problem, has_control_characters, read_text, table_rows
+from .files import IMAGES, Files, compose_accents, files_in
 
 BESIDE = (".txt", ".caption")
 
 
 @dataclass
 class Captioned:
-    """Images with their captions, and what is wrong: an image without a caption is only among the problems.
+    """Images with their captions, and problems: an image without a caption is only in `problems`.
 
-    `masks` has the mask file of each image that has one; `files` are the files that captions came from.
+    `masks` has the mask file of each image that has one; `files` are the caption files.
     """
 
     images: list[tuple[Path, list[str]]] = field(default_factory=list)
@@ -29,12 +29,12 @@ class Captioned:
 
 
 def read_captions(concept: Concept) -> list[tuple[Path, list[str]]]:
-    """Every image of a concept with its captions. RecipeError names every image and line that has none."""
+    """Every image of a concept with its captions. RecipeError lists every image and line without one."""
     return read_concept(concept).images
 
 
 def read_concept(concept: Concept) -> Captioned:
-    """Images, captions and masks of a concept. RecipeError names every image and line that is wrong."""
+    """Images, captions and masks of a concept. RecipeError lists every problem."""
     try:
         captioned = collect_captions(concept)
     except OSError as error:
@@ -45,9 +45,9 @@ def read_concept(concept: Concept) -> Captioned:
 
 
 def collect_captions(concept: Concept) -> Captioned:
-    """Captions as far as they can be read. OSError when the folder of images cannot."""
+    """Captions, with problems. OSError when the folder of images cannot be read."""
     if concept.generate is not None and not concept.images.exists():
-        return Captioned()  # class images that the run is yet to draw
+        return Captioned()  # class images that the run will generate
     files, result = files_in(concept.images, recursive=concept.recursive), Captioned()
     if isinstance(concept.captions, tuple):
         result.images = [(path, list(concept.captions)) for path in files.images]
@@ -73,42 +73,45 @@ def collect_captions(concept: Concept) -> Captioned:
 
 
 def _refuse_unusable(concept: Concept, result: Captioned) -> None:
-    """Leave out, with a problem each, names that would steer a terminal and captions that no tokenizer takes."""
-    kept = []
+    """Report and remove images with control characters in their names, or captions that cannot be tokenized."""
+    usable = []
     for image, texts in result.images:
-        inner = image.relative_to(concept.images)  # folders in it have names too
+        inner = image.relative_to(concept.images)  # includes subfolders
         mask = result.masks.get(image)
-        named = [path for path in (inner, mask and Path(mask.name)) if path is not None and steers(str(path))]
-        wrong = next((why for text in texts if (why := unusable(text))), None)
+        named = [
+            path for path in (inner, mask and Path(mask.name)) if path is not None and has_control_characters(str(path))
+        ]
+        wrong = next((why for text in texts if (why := caption_problem(text))), None)
         if named:
-            result.problems.append(f"{image.parent / named[0].name}: control characters in a file's name; rename it")
+            result.problems.append(f"{image.parent / named[0].name}: its name has control characters; rename it")
         elif wrong:
-            result.problems.append(f"{image}: its caption {wrong}; shorten or mend it")
+            result.problems.append(f"{image}: its caption {wrong}; shorten or fix it")
         else:
-            kept.append((image, texts))
-    result.images = kept
+            usable.append((image, texts))
+    result.images = usable
 
 
 def source_problems(concept: Concept) -> list[str]:
-    """What is wrong with where captions come from, images aside."""
+    """What is wrong with `captions` of a concept, apart from images."""
     source = concept.captions
-    if isinstance(source, tuple) or source in ("beside", "file-name"):
+    if isinstance(source, tuple) or source in CAPTION_SOURCES:
         return []
     if source.lower().endswith((".txt", *TABLES)):
         missing = f"{source}: the captions file does not exist{did_you_mean_path(Path(source))}"
         return [] if Path(source).is_file() else [missing]
-    known = f"'beside', 'file-name', a {', '.join(TABLES)} or .txt file, or a list of templates"
-    hint = f"; did you mean '{near}'?" if (near := nearest(Path(source).name, ("beside", "file-name"))) else ""
+    names = ", ".join(f"'{name}'" for name in CAPTION_SOURCES)
+    known = f"{names}, a {', '.join(TABLES)} or .txt file, or a list of templates"
+    hint = f"; did you mean '{near}'?" if (near := nearest(Path(source).name, CAPTION_SOURCES)) else ""
     return [f"{source}: captions come from {known}{hint}"]
 
 
 def _beside(files: Files, result: Captioned) -> None:
     owners: dict[Path, Path] = {}
     for image in files.images:
-        paths = files.beside(image, *BESIDE)
+        paths = files.siblings(image, *BESIDE)
         if len(paths) > 1:
             names = " and ".join(path.name for path in paths)
-            result.problems.append(f"{image}: has two files of captions, {names}; keep one")
+            result.problems.append(f"{image}: has two caption files, {names}; keep one")
             continue
         path = paths[0] if paths else image.with_suffix(".txt")
         text = read_text(path, f"the caption of {image.name}", result.problems)
@@ -125,22 +128,22 @@ def _beside(files: Files, result: Captioned) -> None:
 
 
 def _templates(path: Path, files: Files, result: Captioned) -> None:
-    """One template a line; a line that starts with # is a remark."""
+    """One template a line; a line that starts with # is a comment."""
     text = read_text(path, "the file of templates", result.problems)
     lines = [line.strip() for line in (text or "").splitlines()]
     templates = [line for line in lines if line and not line.startswith("#")]
     if text is not None and not templates:
-        result.problems.append(f"{path}: holds no template; write one on each line")
+        result.problems.append(f"{path}: contains no template; write one per line")
     if templates:
         result.files.append(path)
         result.images = [(image, list(templates)) for image in files.images]
 
 
 def _table(path: Path, folder: Path, files: Files, result: Captioned) -> None:
-    names = {composed(image.relative_to(folder).as_posix()): image for image in files.images}
+    names = {compose_accents(image.relative_to(folder).as_posix()): image for image in files.images}
     captions: dict[Path, list[str]] = {}
     for number, name, texts in table_rows(path, result.problems):
-        image = names.get(composed(name.replace("\\", "/").removeprefix("./")))
+        image = names.get(compose_accents(name.replace("\\", "/").removeprefix("./")))
         if image is not None:
             captions.setdefault(image, []).extend(texts)
         else:
@@ -168,8 +171,8 @@ def _masks(concept: Concept, files: Files, result: Captioned) -> None:
         if folder is None:
             found = there.mask(image)
         else:
-            place = folder / image.relative_to(concept.images)
-            found = there.beside(place, *IMAGES) + there.mask(place)
+            expected = folder / image.relative_to(concept.images)
+            found = there.siblings(expected, *IMAGES) + there.mask(expected)
         if len(found) > 1:
             result.problems.append(f"{image}: has {len(found)} masks, {found[0].name} and {found[1].name}; keep one")
         elif found:
@@ -177,4 +180,4 @@ def _masks(concept: Concept, files: Files, result: Captioned) -> None:
     without = [image.name for image, _ in result.images if image not in result.masks]
     if without and (result.masks or folder):
         text = f"{without[0]} and {len(without) - 1} more have" if len(without) > 1 else f"{without[0]} has"
-        result.warnings.append(f"{text} no mask: all of the image counts")
+        result.warnings.append(f"{text} no mask: the loss covers the full image")

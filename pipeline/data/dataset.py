@@ -16,7 +16,7 @@ from ..recipe.model import Recipe
 from ..rng import generator
 from .buckets import size_conditioning
 from .cache import Cache, Encoded, cache_folder
-from .caption_files import changes_tags, shown_tags
+from .caption_files import augment_tags, changes_tags
 from .epochs import Order
 from .examples import Example, read_examples
 from .latents import Latents
@@ -24,24 +24,23 @@ from .latents import Latents
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch: images of one shape with a caption each. Everything is on the CPU and float32 unless said.
+    """One micro-batch: images of one shape with a caption each. Tensors are on the CPU, float32 by default.
 
     `Dataset.at(number)` makes it, as a function of (seed, number) alone.
 
-    - `captions`: as the text encoders get them; "" where the caption was dropped.
-    - `latents` (batch, channels, height, width): drawn from what the VAE says of each image, scaled to the range of
-      the denoiser.
-    - `mask` (batch, 1, height, width), 0 to 1, in the resolution of the latents: 1 where the loss counts. An image
-      without a mask has ones. None when no image of the batch has one.
-    - `weight` (batch,): how much each image's loss counts (`loss_weight` of its concept); the loss of a batch is
-      the mean of each image's loss times this.
-    - `prior` (batch,), bool: images of a concept with `prior = true`, which show what the model should go on
-      knowing (prior preservation, DreamBooth).
+    - `captions`: for the text encoders; "" where the caption was dropped.
+    - `latents` (batch, channels, height, width): sampled from the VAE's distribution of each image, in the denoiser's
+      scale.
+    - `mask` (batch, 1, height, width), 0 to 1, in the resolution of the latents: 1 where the loss counts. Ones for an
+      image without a mask. None when no image of the batch has one.
+    - `weight` (batch,): the weight of each image's loss (`loss_weight` of its concept), of which the loss of a
+      batch is the mean.
+    - `prior` (batch,), bool: images of a concept with `prior = true` (prior preservation, DreamBooth).
     - `sizes` (batch, 6): original height and width, top and left of the crop, height and width it is trained at, in
-      pixels: SDXL's `time_ids`. The crop's corner counts in the image resized to cover the trained size.
-    - `examples`: numbers of the images in `Dataset.examples`, for logs and tests.
-    - `whole`: where only some of the batch's images are here (several processes), what the others are; else None.
-    - `idle`: it counts nothing, and only keeps a process that has nothing to do in step with the others.
+      pixels: SDXL's `time_ids`. The corner is that in the image resized to cover the trained size.
+    - `examples`: indices of the images in `Dataset.examples`, for logs and tests.
+    - `full`: the full batch, if this process has only a part of it; else None.
+    - `idle`: it does not count, and only keeps a process without images in step with the others.
     """
 
     captions: tuple[str, ...]
@@ -51,15 +50,15 @@ class Batch:
     prior: Tensor
     sizes: Tensor
     examples: tuple[int, ...]
-    whole: Whole | None = None
+    full: FullBatch | None = None
     idle: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class Whole:
-    """The batch that a process has a part of: which part, and each image's `weight` and `prior`."""
+class FullBatch:
+    """The batch of which a process has the images `part`, with each image's `weight` and `prior`."""
 
-    place: slice
+    part: slice
     weight: Tensor
     prior: Tensor
 
@@ -68,13 +67,13 @@ class Whole:
         return len(self.weight)
 
 
-WHOLE = slice(None)
+ALL = slice(None)
 
 
 class Dataset:
-    """Batches by their number: `at(number)` is a function of the seed and the number, whatever was asked before.
+    """Batches by their number: `at(number)` is a function of the seed and the number alone.
 
-    `examples` are the images, `order` says which of them make which batch, `latents` what the VAE says of them.
+    `examples` are the images, `order` gives the images of each batch, `latents` encodes them.
     """
 
     def __init__(
@@ -86,48 +85,50 @@ class Dataset:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in which every image is shown as often as its concept says."""
+        """Number of batches in an epoch."""
         return self.order.batches_per_epoch
 
     def size(self, number: int) -> int:
-        """How many images the `number`-th batch has."""
+        """Number of images in the `number`-th batch."""
         return len(self.order.at(number))
 
     def captions(self, number: int) -> tuple[str, ...]:
         """The captions of the `number`-th batch."""
         chances = self._chances(number)
-        examples = [self.examples[place] for place in self.order.at(number)]
+        examples = [self.examples[index] for index in self.order.at(number)]
         return self._captions(examples, chances[0], chances[1], number)
 
-    def at(self, number: int, part: slice = WHOLE) -> Batch:
-        """The `number`-th batch of the run, from 0, or a part of it: the same numbers as in the whole batch."""
-        places, chances, captions = self.order.at(number), self._chances(number), self.captions(number)
-        every = [self.examples[place] for place in places]
+    def at(self, number: int, part: slice = ALL) -> Batch:
+        """The `number`-th batch of the run, from 0, or a part of it, with the same values as in the full batch."""
+        indices, chances, captions = self.order.at(number), self._chances(number), self.captions(number)
+        every = [self.examples[index] for index in indices]
         examples = every[part]
         variants = [
-            self.latents.shown(example, self._flips(example, side), chance, number * self.order.size + place)
-            for place, (example, side, chance) in enumerate(zip(every, chances[2], chances[3], strict=True))
+            self.latents.choose_variant(
+                example, self._flips(example, side), chance, number * self.order.size + position
+            )
+            for position, (example, side, chance) in enumerate(zip(every, chances[2], chances[3], strict=True))
         ][part]
-        told = [self.latents.get(example, variant) for example, variant in zip(examples, variants, strict=True)]
+        encoded = [self.latents.get(example, variant) for example, variant in zip(examples, variants, strict=True)]
         sizes = [
-            size_conditioning(example.size, example.cut, variant.place, variant.flip)
+            size_conditioning(example.size, example.crop, variant.position, variant.flip)
             for example, variant in zip(examples, variants, strict=True)
         ]
         weight = torch.tensor([example.concept.loss_weight for example in every])
         prior = torch.tensor([example.concept.prior for example in every])
         return Batch(
             captions=captions[part],
-            latents=self._latents(told, number, len(every), part),
-            mask=_mask(told),
+            latents=self._latents(encoded, number, len(every), part),
+            mask=_mask(encoded),
             weight=weight[part],
             prior=prior[part],
             sizes=torch.tensor(sizes),
-            examples=places[part],
-            whole=None if len(examples) == len(every) else Whole(part, weight, prior),
+            examples=indices[part],
+            full=None if len(examples) == len(every) else FullBatch(part, weight, prior),
         )
 
     def _chances(self, number: int) -> list[list[float]]:
-        """Four chances from 0 to 1 for each image of a batch: which caption, whether none, flipped, which variant."""
+        """Four chances from 0 to 1 for each image of a batch: caption, dropout, flip, variant."""
         count = self.size(number)
         drawn: list[list[float]] = torch.rand(4, count, generator=generator(self.seed, "captions", number)).tolist()
         return drawn
@@ -143,7 +144,7 @@ class Dataset:
         for example, choice, drop in zip(examples, choices, drops, strict=True):
             caption = example.captions[int(choice * len(example.captions))]
             if changes_tags(example.concept):
-                caption = shown_tags(
+                caption = augment_tags(
                     caption, example.concept,
                     lambda count: torch.rand(count, generator=draw).tolist(),
                     lambda count: torch.randperm(count, generator=draw).tolist(),
@@ -151,18 +152,18 @@ class Dataset:
             captions.append("" if drop < self.caption_dropout else caption)
         return tuple(captions)
 
-    def _latents(self, told: Sequence[Encoded], number: int, count: int, part: slice) -> Tensor:
-        mean = torch.stack([one.mean for one in told])
-        deviation = torch.stack([one.deviation for one in told])
+    def _latents(self, encoded: Sequence[Encoded], number: int, count: int, part: slice) -> Tensor:
+        mean = torch.stack([one.mean for one in encoded])
+        deviation = torch.stack([one.deviation for one in encoded])
         noise = torch.randn(count, *mean.shape[1:], generator=generator(self.seed, "latents", number))[part]
         return (mean + deviation * noise - self.latents.shift) * self.latents.factor
 
 
-def _mask(told: Sequence[Encoded]) -> Tensor | None:
-    if all(one.mask is None for one in told):
+def _mask(encoded: Sequence[Encoded]) -> Tensor | None:
+    if all(one.mask is None for one in encoded):
         return None
-    whole = torch.full((1, *told[0].mean.shape[-2:]), 255, dtype=torch.uint8)
-    return torch.stack([whole if one.mask is None else one.mask for one in told]).float() / 255
+    ones = torch.full((1, *encoded[0].mean.shape[-2:]), 255, dtype=torch.uint8)
+    return torch.stack([ones if one.mask is None else one.mask for one in encoded]).float() / 255
 
 
 def open_dataset(
@@ -170,16 +171,18 @@ def open_dataset(
     caption_dropout: float = 0.0, run_folder: Path | None = None, warn: Callable[[str], None] | None = None,
     tell: Callable[[str], None] | None = None, bar: bool = False, processes: Processes = SINGLE_PROCESS,
 ) -> Dataset:  # fmt: skip
-    """The images of a recipe, encoded or found in the cache.
+    """The dataset of a recipe, with its images encoded or found in the cache.
 
-    `seed` is the train stage's own; the variants of images hang on the recipe's, so that two stages share them.
-    `warn` is told of what is worth a warning, `tell` of what was done. Of several `processes` each encodes its share.
-    Raises StageError that names every image that cannot be used.
+    `seed` is the train stage's; the variants of images depend on the recipe's seed, so that stages share them. `warn`
+    gets warnings, `tell` gets messages. Each of several `processes` encodes its share. Raises StageError that lists
+    every image that cannot be used.
     """
     read, data = read_examples(recipe, resolution), recipe.data
     if not read.rows and not read.problems:
-        raise StageError("there are no images; add a [[concept]] with images = a folder")
-    odd = next((example.cut for example in read.rows if example.cut[0] % multiple or example.cut[1] % multiple), None)
+        raise StageError("no images; add a [[concept]] with images = a folder")
+    odd = next(
+        (example.crop for example in read.rows if example.crop[0] % multiple or example.crop[1] % multiple), None
+    )
     if odd is not None:
         raise StageError(f"crops of {odd[0]}x{odd[1]} pixels: this model needs multiples of {multiple} pixels")
     folder = cache_folder(data.cache_latents, run_folder)
@@ -190,28 +193,28 @@ def open_dataset(
     latents.prepare(read.rows, read.problems, flip=flip, bar=bar, processes=processes)
     if tell is not None and not latents.fresh:
         misses, hits = (round(number) for number in processes.sum_numbers([latents.misses, latents.hits]))
-        tell(f"{len(read.rows)} images: {misses} variants encoded, {hits} found encoded")
+        tell(f"{len(read.rows)} images: {misses} variants encoded, {hits} from the cache")
     if latents.unwritable is not None and warn is not None:
-        warn(f"encoded images are not kept on disk: {latents.unwritable}")
-    order = Order(read.turns, [example.cut for example in read.rows], batch_size, seed)
+        warn(f"encoded images are not cached on disk: {latents.unwritable}")
+    order = Order(read.quotas, [example.crop for example in read.rows], batch_size, seed)
     return Dataset(read.rows, order, latents, seed, flip=flip, caption_dropout=caption_dropout)
 
 
-def portion(dataset: Dataset, numbers: range, processes: Processes, *, in_step: bool) -> list[Batch | None]:
-    """This process's part of each of these micro-batches, None where that is nothing; alone it is all of them.
+def local_batches(dataset: Dataset, numbers: range, processes: Processes, *, in_step: bool) -> list[Batch | None]:
+    """This process's part of each of these micro-batches, None if it has none; a single process gets them in full.
 
-    With `in_step` all processes get equally many, some of them `idle`: a part of the model that is spread over the
-    processes asks all of them for every batch.
+    With `in_step` all processes get the same number, some of them `idle`: a sharded part of the model needs all
+    processes for every batch.
     """
     if processes.count == 1:
         return [dataset.at(number) for number in numbers]
-    with processes.together():  # an image may have vanished
+    with processes.together():  # an image may be gone
         sizes = [dataset.size(number) for number in numbers]
         parts = processes.shares(sizes)
-        missing = _most(sizes, processes) - sum(map(_holds, parts)) if in_step else 0
+        missing = _most(sizes, processes) - sum(map(_nonempty, parts)) if in_step else 0
         batches: list[Batch | None] = []
         for number, part in zip(numbers, parts, strict=True):
-            if _holds(part):
+            if _nonempty(part):
                 batches.append(dataset.at(number, part))
             elif missing > 0:
                 batches.append(replace(dataset.at(number, slice(0, 1)), idle=True))
@@ -222,10 +225,10 @@ def portion(dataset: Dataset, numbers: range, processes: Processes, *, in_step: 
 
 
 def _most(sizes: Sequence[int], processes: Processes) -> int:
-    """The most micro-batches that a process has something of."""
+    """The largest number of micro-batches of which a process has images."""
     everyone = (replace(processes, index=index).shares(sizes) for index in range(processes.count))
-    return max(sum(map(_holds, parts)) for parts in everyone)
+    return max(sum(map(_nonempty, parts)) for parts in everyone)
 
 
-def _holds(part: slice) -> bool:
+def _nonempty(part: slice) -> bool:
     return bool(part.stop > part.start)

@@ -1,4 +1,4 @@
-"""Which images make which batch: every image exactly once an epoch, unless the recipe balances them. Needs no torch."""
+"""The images of each batch: every image once per epoch, unless the recipe balances them. Needs no torch."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Turns:
-    """The examples of one concept, each as often as it is repeated, and how many of them an epoch shows.
+class ConceptQuota:
+    """The examples of one concept, with repeats, and how many of them are in an epoch.
 
-    Fewer or more than there are: the examples take turns, so that over the epochs each is shown as often as any other.
+    If that is another number than there are, the examples rotate: over the epochs all are sampled equally often.
     """
 
     examples: tuple[int, ...]
     per_epoch: int
 
 
-def turns_of(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) -> list[Turns]:
-    """The turns of every concept that has images; `captions` holds those of each image of each concept.
+def concept_quotas(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) -> list[ConceptQuota]:
+    """The quotas of every concept that has images; `captions` are those of each image of each concept.
 
     Examples are numbered through all concepts in their order. The recipe's `data.balance` is applied.
     """
@@ -49,30 +49,31 @@ def turns_of(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) -> lis
     if recipe.data.balance == "concepts":
         most = max(sizes, default=0)
         sizes = [concept.images_per_epoch or most for concept in recipe.concepts]
-    turns, first = [], 0
+    quotas, first = [], 0
     for concept, row, size in zip(recipe.concepts, factors, sizes, strict=True):
-        numbers = [first + place for place, factor in enumerate(row) for _ in range(factor)]
+        numbers = [first + index for index, factor in enumerate(row) for _ in range(factor)]
         first += len(row)
         if numbers:
-            turns.append(Turns(tuple(numbers) * (1 if concept.images_per_epoch else concept.repeats), size))
-    return turns
+            quotas.append(ConceptQuota(tuple(numbers) * (1 if concept.images_per_epoch else concept.repeats), size))
+    return quotas
 
 
 def _embedding_factors(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) -> list[list[int]]:
-    """How many times each image is shown so that every embedding is seen about as often as the most frequent one.
+    """How often each image is repeated so that all embeddings are about as frequent as the most frequent one.
 
-    An image counts for an embedding by the share of its captions that hold it. With several embeddings in one image the
-    rarest decides.
+    An image counts for an embedding by the share of its captions that contain it. With several embeddings in an image
+    the rarest decides.
     """
     replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
-    held = [[_shares(replacer, texts) for texts in images] for images in captions]
+    per_image = [[_shares(replacer, texts) for texts in images] for images in captions]
     total: Counter[str] = Counter()
-    for concept, images in zip(recipe.concepts, held, strict=True):
+    for concept, images in zip(recipe.concepts, per_image, strict=True):
         for shares in images:
             total.update({embedding: share * concept.repeats for embedding, share in shares.items()})
     most = max(total.values(), default=0)
     return [
-        [max([round(most / total[embedding]) for embedding in shares], default=1) for shares in row] for row in held
+        [max([round(most / total[embedding]) for embedding in shares], default=1) for shares in row]
+        for row in per_image
     ]
 
 
@@ -81,100 +82,100 @@ def _shares(replacer: Replacer, texts: Sequence[str]) -> dict[str, float]:
     return {embedding: count / len(texts) for embedding, count in found.items()}
 
 
-def shown_counts(turns: Iterable[Turns]) -> dict[int, float]:
-    """How many times an epoch shows each example, on average over the epochs."""
+def counts_per_epoch(quotas: Iterable[ConceptQuota]) -> dict[int, float]:
+    """How often each example is in an epoch, on average over the epochs."""
     counts: dict[int, float] = {}
-    for turn in turns:
-        for example, times in Counter(turn.examples).items():
-            counts[example] = counts.get(example, 0.0) + times * turn.per_epoch / len(turn.examples)
+    for quota in quotas:
+        for example, times in Counter(quota.examples).items():
+            counts[example] = counts.get(example, 0.0) + times * quota.per_epoch / len(quota.examples)
     return counts
 
 
-def batches_of(turns: Iterable[Turns], shapes: Sequence[Hashable], size: int) -> int:
-    """Batches of an epoch: each shape's showings are split evenly into as few as will do. Exact but for turns."""
+def count_batches(quotas: Iterable[ConceptQuota], shapes: Sequence[Hashable], size: int) -> int:
+    """Number of batches in an epoch: as few as possible for each shape. Approximate if examples rotate."""
     by_shape: dict[Hashable, float] = {}
-    for example, times in shown_counts(turns).items():
+    for example, times in counts_per_epoch(quotas).items():
         by_shape[shapes[example]] = by_shape.get(shapes[example], 0.0) + times
     return sum(-(-round(times) // size) for times in by_shape.values())
 
 
 def embedding_counts(
-    recipe: Recipe, captions: Sequence[Sequence[str]], turns: Iterable[Turns]
+    recipe: Recipe, captions: Sequence[Sequence[str]], quotas: Iterable[ConceptQuota]
 ) -> dict[str, tuple[int, float]]:
-    """For each embedding the images that hold it, and how many times an epoch shows it on average.
+    """For each embedding the number of images that contain it, and how often it is in an epoch on average.
 
-    `captions` holds those of each example; an image with the embedding in half of its captions shows it half the time.
+    `captions` are those of each example; an image with the embedding in half of its captions counts half.
     """
     replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
-    times, found = shown_counts(turns), {embedding.placeholder: (0, 0.0) for embedding in recipe.embeddings}
+    times, found = counts_per_epoch(quotas), {embedding.placeholder: (0, 0.0) for embedding in recipe.embeddings}
     for example, texts in enumerate(captions):
         for embedding, share in _shares(replacer, texts).items():
-            images, shown = found[embedding]
-            found[embedding] = images + 1, shown + share * times.get(example, 0.0)
+            images, count = found[embedding]
+            found[embedding] = images + 1, count + share * times.get(example, 0.0)
     return found
 
 
 class Order:
-    """The batches of every epoch. `shapes` has the shape of each example; a batch holds examples of one shape.
+    """The batches of every epoch. `shapes` has the shape of each example; a batch has examples of one shape.
 
-    An epoch shows what its concepts' turns say, shuffled. The examples of a shape are split evenly: five of them at a
-    batch size of four make batches of three and two, none is left out and none is shown twice to fill up a batch.
+    An epoch has the quotas of the concepts, shuffled. The examples of a shape are split evenly: five of them at a
+    batch size of four make batches of three and two, none is dropped and none is repeated to fill a batch.
     """
 
-    def __init__(self, turns: Sequence[Turns], shapes: Sequence[Hashable], size: int, seed: int) -> None:
-        self.turns, self.shapes, self.size, self.seed = turns, shapes, size, seed
-        self._regular = len(set(shapes)) == 1 or all(turn.per_epoch % len(turn.examples) == 0 for turn in turns)
-        self._starts = [0]  # number of the first batch of each epoch, where epochs differ in length
-        self._kept: tuple[int, list[tuple[int, ...]]] = (-1, [])
+    def __init__(self, quotas: Sequence[ConceptQuota], shapes: Sequence[Hashable], size: int, seed: int) -> None:
+        self.quotas, self.shapes, self.size, self.seed = quotas, shapes, size, seed
+        self._regular = len(set(shapes)) == 1 or all(one.per_epoch % len(one.examples) == 0 for one in quotas)
+        self._starts = [0]  # index of the first batch of each epoch, if epochs differ in length
+        self._cached: tuple[int, list[tuple[int, ...]]] = (-1, [])
 
     @cached_property
     def batches_per_epoch(self) -> int:
-        """Batches of the first epoch. Later ones differ by a few where several shapes meet concepts that take turns."""
+        """Batches of the first epoch. Others may differ a little if there are several shapes and examples rotate."""
         return len(self.epoch(0))
 
     def at(self, number: int) -> tuple[int, ...]:
-        """The examples of the `number`-th batch of the run, from 0: the same whatever was asked before."""
+        """The examples of the `number`-th batch of the run, from 0."""
         if self._regular:
-            epoch, place = divmod(number, self.batches_per_epoch)
+            epoch, position = divmod(number, self.batches_per_epoch)
         else:
             while self._starts[-1] <= number:
                 self._starts.append(self._starts[-1] + len(self.epoch(len(self._starts) - 1)))
             epoch = bisect_right(self._starts, number) - 1
-            place = number - self._starts[epoch]
-        return self.epoch(epoch)[place]
+            position = number - self._starts[epoch]
+        return self.epoch(epoch)[position]
 
     def epoch(self, number: int) -> list[tuple[int, ...]]:
         """All batches of one epoch, in their order."""
-        if self._kept[0] != number:
-            self._kept = (number, self._made(number))
-        return self._kept[1]
+        if self._cached[0] != number:
+            self._cached = (number, self._batches(number))
+        return self._cached[1]
 
-    def _made(self, epoch: int) -> list[tuple[int, ...]]:
+    def _batches(self, epoch: int) -> list[tuple[int, ...]]:
         draw = generator(self.seed, "order", epoch)
-        shown = [example for number in range(len(self.turns)) for example in self._turn(number, epoch)]
+        examples = [example for number in range(len(self.quotas)) for example in self._examples_of(number, epoch)]
         groups: dict[Hashable, list[int]] = {}
-        for example in shown:
+        for example in examples:
             groups.setdefault(self.shapes[example], []).append(example)
         batches = []
         for group in groups.values():
-            mixed = [group[place] for place in _shuffled(len(group), draw)]
+            mixed = [group[index] for index in _shuffled(len(group), draw)]
             count = -(-len(mixed) // self.size)
             ends = [len(mixed) * part // count for part in range(count + 1)]
             batches += [tuple(mixed[begin:end]) for begin, end in pairwise(ends)]
-        return [batches[place] for place in _shuffled(len(batches), draw)]
+        return [batches[index] for index in _shuffled(len(batches), draw)]
 
-    def _turn(self, concept: int, epoch: int) -> list[int]:
-        """What one concept shows in an epoch: its share of an endless row of rounds, each round a shuffle of all."""
-        turn = self.turns[concept]
-        length = len(turn.examples)
-        if turn.per_epoch == length:
-            return list(turn.examples)
-        begin, end = epoch * turn.per_epoch, (epoch + 1) * turn.per_epoch
+    def _examples_of(self, concept: int, epoch: int) -> list[int]:
+        """The examples of one concept in an epoch: its part of an endless sequence of shuffles of all."""
+        quota = self.quotas[concept]
+        length = len(quota.examples)
+        if quota.per_epoch == length:
+            return list(quota.examples)
+        begin, end = epoch * quota.per_epoch, (epoch + 1) * quota.per_epoch
         row: list[int] = []
         for number in range(begin // length, -(-end // length)):
             row += _shuffled(length, generator(self.seed, "turns", concept, number))
         first = begin - begin // length * length
-        return [turn.examples[place] for place in row[first : first + turn.per_epoch]]
+        return [quota.examples[index] for index in row[first : first + quota.per_epoch]]
 
 
 def _shuffled(count: int, draw: torch.Generator) -> list[int]:

@@ -1,4 +1,4 @@
-"""An image file as a viewer sees it, or refused by name. Needs Pillow, not torch."""
+"""Reads image files as a viewer shows them. Needs Pillow, not torch."""
 
 from __future__ import annotations
 
@@ -21,36 +21,35 @@ ENDINGS = {
     "PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jfif"), "MPO": (".jpg", ".jpeg"), "WEBP": (".webp",),
     "BMP": (".bmp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",), "HEIF": (".heic", ".heif"),
 }  # fmt: skip
-SMALLEST = 8  # pixels a side: less shows nothing
-MOST_PIXELS = 64_000_000  # decoded, an image takes up to sixteen bytes a pixel for a while
-_REDUCED = ("JPEG", "MPO")  # what can be decoded at a half, a quarter or an eighth of its size
-TURNED = (5, 6, 7, 8)  # EXIF marks by which width and height change places
+SMALLEST = 8  # pixels per side
+MOST_PIXELS = 64_000_000  # decoding needs up to sixteen bytes per pixel
+_REDUCED = ("JPEG", "MPO")  # can be decoded at a half, a quarter or an eighth of their size
+ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
     MemoryError, Image.DecompressionBombError,
-)  # fmt: skip  # what Pillow's plugins raise for files that are not what they should be
+)  # fmt: skip  # what Pillow's plugins raise for corrupt files
 
 
 def inspect_image(path: Path) -> tuple[Shape, str]:
-    """Upright width and height, and the format by content, from the file's beginning alone.
+    """Upright width and height, and the format by content, from the start of the file only.
 
-    Raises StageError for a file that is no image, is too small to show anything, or holds several.
+    Raises StageError for a file that is not an image, is too small, or contains several images.
     """
-    with _opened(path) as file:
-        size = file.size[::-1] if _mark(file) in TURNED else file.size
+    with _open(path) as file:
+        size = file.size[::-1] if _orientation(file) in ROTATED else file.size
         if min(size) < SMALLEST:
-            raise StageError(f"{path}: {size[0]}x{size[1]} pixels are too few; the least is {SMALLEST}x{SMALLEST}")
+            raise StageError(f"{path}: {size[0]}x{size[1]} pixels are too few; the minimum is {SMALLEST}x{SMALLEST}")
         return (size[0], size[1]), file.format or ""
 
 
 def refuse_truncated(path: Path, kind: str) -> None:
-    """StageError for a PNG, JPEG, WebP, GIF or BMP that ends before its end. Reads its last bytes; what these do not
-    show to be whole is decoded."""
+    """StageError for a truncated PNG, JPEG, WebP, GIF or BMP. Reads its last bytes; decodes it only if in doubt."""
     if kind in _ENDS and not _ENDS[kind](*_edges(path)):
         open_image(path)
 
 
-# kind: whether a file's first and last bytes, and its size, say that nothing of it is missing
+# Format: whether a file is complete, by its first and last bytes and its size.
 _ENDS: dict[str, Callable[[bytes, bytes, int], bool]] = {
     "PNG": lambda head, tail, size: b"IEND\xaeB`\x82" in tail,
     "JPEG": lambda head, tail, size: b"\xff\xd9" in tail,
@@ -59,7 +58,7 @@ _ENDS: dict[str, Callable[[bytes, bytes, int], bool]] = {
     "GIF": lambda head, tail, size: tail.rstrip(b"\0").endswith(b"\x3b"),
     "BMP": lambda head, tail, size: 0 < int.from_bytes(head[2:6], "little") <= size,
 }
-_TAIL = 64  # bytes; some programs write a few more behind the end
+_TAIL = 64  # bytes; some programs append a few after the end
 
 
 def _edges(path: Path) -> tuple[bytes, bytes, int]:
@@ -70,38 +69,38 @@ def _edges(path: Path) -> tuple[bytes, bytes, int]:
         return head, file.read(), size
 
 
-def _mark(file: Image.Image) -> int | None:
-    """The EXIF mark of how an image is turned; of a PNG only one before the pixels: for others Pillow decodes it."""
+def _orientation(file: Image.Image) -> int | None:
+    """The EXIF orientation; of a PNG only if it is before the pixels, as Pillow would decode it to find others."""
     if file.format == "PNG" and not any("exif" in str(key).lower() for key in file.info):
         return None
-    mark: int | None = file.getexif().get(0x0112)
-    return mark
+    orientation: int | None = file.getexif().get(0x0112)
+    return orientation
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image turned by its EXIF mark, transparent parts on white, as 8-bit RGB.
+    """The image as 8-bit RGB, rotated by its EXIF orientation, with transparent parts on white.
 
-    Raises StageError for a file that is no image, is cut off, or holds several.
+    Raises StageError for a file that is not an image, is truncated, or contains several images.
     """
     upright = _upright(path)
     if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-        see_through = upright.convert("RGBA")
-        ground = Image.new("RGBA", see_through.size, "white")
-        return Image.alpha_composite(ground, see_through).convert("RGB")
+        transparent = upright.convert("RGBA")
+        background = Image.new("RGBA", transparent.size, "white")
+        return Image.alpha_composite(background, transparent).convert("RGB")
     return upright.convert("RGB")
 
 
 def open_mask(path: Path, image: Shape) -> Image.Image:
-    """A mask in 8-bit grey, in the size of its image: white counts. StageError when its shape is another one."""
+    """A mask as 8-bit grey in the size of its image: white counts. StageError when its aspect ratio differs."""
     mask = open_image(path).convert("L")
     if abs(mask.width * image[1] - image[0] * mask.height) > 0.02 * mask.height * image[1]:
         sizes = f"{mask.width}x{mask.height}", f"{image[0]}x{image[1]}"
-        raise StageError(f"{path}: the mask is {sizes[0]}, its image {sizes[1]}: they do not have the same shape")
+        raise StageError(f"{path}: the mask is {sizes[0]}, its image {sizes[1]}: their aspect ratios differ")
     return mask if mask.size == image else mask.resize(image, Image.Resampling.BILINEAR)
 
 
 def open_alpha(path: Path) -> Image.Image:
-    """How opaque each pixel is, in 8-bit grey; white everywhere where the file does not say."""
+    """The alpha channel as 8-bit grey; white if the image has none."""
     upright = _upright(path)
     if "A" in upright.getbands() or "a" in upright.getbands() or "transparency" in upright.info:
         return upright.convert("RGBA").getchannel("A")
@@ -109,19 +108,19 @@ def open_alpha(path: Path) -> Image.Image:
 
 
 def _upright(path: Path) -> Image.Image:
-    with _opened(path) as file:
+    with _open(path) as file:
         _draft(file)
         upright = ImageOps.exif_transpose(file)
         if upright.mode == "F":
             raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
-        if upright.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip instead of scale
+        if upright.mode.startswith("I"):  # 16 bits per pixel: Pillow's conversion would clip instead of scale
             return upright.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
         upright.load()
         return upright
 
 
 def _draft(file: Image.Image) -> None:
-    """Let a JPEG of very many pixels be decoded at half its size or less."""
+    """Decode a JPEG of very many pixels at half its size or less."""
     scale = 1
     while file.width * file.height > MOST_PIXELS * scale**2:
         scale *= 2
@@ -130,21 +129,21 @@ def _draft(file: Image.Image) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The file open in Pillow; whatever Pillow objects to becomes a StageError that names it."""
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Open a file in Pillow; its errors become StageErrors that name the file."""
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise StageError(f"{path}: no regular file")
+            raise StageError(f"{path}: not a regular file")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large images and damaged EXIF: both are handled or refused below
+            warnings.simplefilter("ignore")  # large images and corrupt EXIF: both are handled below
             with Image.open(path, formats=_formats()) as file:
                 if file.width * file.height > MOST_PIXELS and file.format not in _REDUCED:
-                    most = f"at most {MOST_PIXELS // 1_000_000} million are decoded"
-                    raise StageError(f"{path}: {file.width}x{file.height} pixels are too many; {most}, make it smaller")
+                    most = f"the limit is {MOST_PIXELS // 1_000_000} million"
+                    raise StageError(f"{path}: {file.width}x{file.height} pixels are too many; {most}; make it smaller")
                 frames = getattr(file, "n_frames", 1)
-                if frames > 1 and file.format != "MPO":  # telephones put a small second image into a JPEG
+                if frames > 1 and file.format != "MPO":  # phones store a small second image in a JPEG
                     kind = "pages" if file.format == "TIFF" else "frames of an animation"
-                    raise StageError(f"{path}: holds {frames} {kind}; give one image a file")
+                    raise StageError(f"{path}: contains {frames} {kind}; save each as a separate file")
                 yield file
     except UnidentifiedImageError as error:
         raise StageError(f"{path}: {_unknown(path)}") from error
@@ -156,9 +155,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that this machine reads; HEIC where pillow-heif is installed.
+    """The supported formats; HEIC if pillow-heif is installed.
 
-    Pillow's own `init` imports some forty modules for all that it knows.
+    Pillow's own `init` imports some forty modules.
     """
     for name in ("Png", "Jpeg", "Mpo", "WebP", "Bmp", "Gif", "Tiff", "Avif"):
         with suppress(ImportError):  # an older Pillow has no AVIF
@@ -179,4 +178,4 @@ def _unknown(path: Path) -> str:
         return "a HEIC image; pip install pillow-heif, or save it as PNG or JPEG"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
         return "an AVIF image, which this Pillow cannot read; pip install -U pillow, or save it as PNG or JPEG"
-    return "this is no image, whatever its name says"
+    return "the file is not an image"

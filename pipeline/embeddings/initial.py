@@ -18,7 +18,7 @@ from ..recipe.model import EmbeddingSpec
 
 @dataclass(frozen=True)
 class InitialTokens:
-    """What one encoder makes of an initial text. `ids` has `kept` ids of the text, then `padded` padding ids."""
+    """The initial text of one encoder: `ids` has `kept` ids of the text, then `padded` padding ids."""
 
     ids: tuple[int, ...]
     pieces: tuple[str, ...]
@@ -27,36 +27,36 @@ class InitialTokens:
     padded: int
 
 
-class Texts:
-    """What one tokenizer makes of texts, each asked for once; those known beforehand in a single call."""
+class TokenizedTexts:
+    """TokenizedTexts as one tokenizer tokenizes them, each once; the known ones in a single call."""
 
     def __init__(self, tokenizer: Any, known: Iterable[str] = ()) -> None:
         self.tokenizer = tokenizer
         texts = [text for text in dict.fromkeys(known) if text.strip()]
-        self._ids: dict[str, list[int]] = dict(zip(texts, self._asked(texts), strict=True)) if texts else {}
+        self._ids: dict[str, list[int]] = dict(zip(texts, self._tokenize(texts), strict=True)) if texts else {}
         self._pieces: dict[int, str] = {}
 
     def ids(self, text: str) -> list[int]:
-        """Ids without special tokens; none for a blank text. They belong to the table: not to be changed."""
+        """Ids without special tokens; none for a blank text. Do not modify the list."""
         if text not in self._ids:
-            self._ids[text] = self._asked(text) if text.strip() else []
+            self._ids[text] = self._tokenize(text) if text.strip() else []
         return self._ids[text]
 
-    def _asked(self, text: str | list[str]) -> Any:
+    def _tokenize(self, text: str | list[str]) -> Any:
         return self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
 
     def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """How the vocabulary spells these ids."""
+        """The tokens of these ids."""
         new = [one for one in dict.fromkeys(ids) if one not in self._pieces]
         if new:
             self._pieces |= dict(zip(new, self.tokenizer.convert_ids_to_tokens(new), strict=True))
         return tuple(self._pieces[one] for one in ids)
 
 
-def tokenize_initial(texts: Texts, text: str, tokens: int | None, pad_with: str) -> InitialTokens:
-    """Ids of `text` without special tokens, cut to `tokens` and padded with the first id of `pad_with`.
+def tokenize_initial(texts: TokenizedTexts, text: str, tokens: int | None, pad_with: str) -> InitialTokens:
+    """Ids of `text` without special tokens, truncated to `tokens` and padded with the first id of `pad_with`.
 
-    The rule is OneTrainer's. With `tokens=None` the text decides; a text without a token then gives one padding id.
+    The rule is OneTrainer's. With `tokens=None` the text gives the count, at least one padding id.
     Raises ValueError when padding is needed and `pad_with` has no token in this vocabulary.
     """
     ids = texts.ids(text)
@@ -66,35 +66,34 @@ def tokenize_initial(texts: Texts, text: str, tokens: int | None, pad_with: str)
     padding = texts.ids(pad_with) if padded else [0]
     if not padding:
         raise ValueError(f"the padding text {pad_with!r} has no token in this vocabulary")
-    whole = (*kept, *[padding[0]] * padded)
-    return InitialTokens(whole, texts.pieces(whole), len(kept), texts.pieces(ids[count:]), padded)
+    padded_ids = (*kept, *[padding[0]] * padded)
+    return InitialTokens(padded_ids, texts.pieces(padded_ids), len(kept), texts.pieces(ids[count:]), padded)
 
 
 def read_base(embedding: EmbeddingSpec) -> Embedding:
-    """The embedding in the file that an embedding goes on from: the only one, or the one that `base_name` says.
+    """The embedding in an embedding's base file: the only one, or `base_name`.
 
-    Raises ConvertError when the file cannot be read, holds no such embedding, or only vectors that stand behind an
-    encoder, which cannot be trained before it.
+    Raises ConvertError when the file cannot be read, or has no such embedding, or only vectors of an encoder's output.
     """
     assert embedding.base is not None
     found = identify(embedding.base)
-    held = with_halves(own_embeddings(found.contents), embedding.base, found)
-    if not held:
-        raise ConvertError(f"{embedding.base}: holds no embedding")
-    fitting = [one for one in held if embedding.base_name in (None, one.name)]
+    stored = with_halves(own_embeddings(found.contents), embedding.base, found)
+    if not stored:
+        raise ConvertError(f"{embedding.base}: contains no embedding")
+    fitting = [one for one in stored if embedding.base_name in (None, one.name)]
     if not fitting:
-        raise ConvertError(f"{embedding.base}: has no embedding {embedding.base_name!r}; it has {names(held)}")
+        raise ConvertError(f"{embedding.base}: has no embedding {embedding.base_name!r}; it has {names(stored)}")
     if len(fitting) > 1:
-        raise ConvertError(f"{embedding.base}: holds {names(fitting)}; say which with base_name")
+        raise ConvertError(f"{embedding.base}: contains {names(fitting)}; choose one with base_name")
     return fitting[0]
 
 
 def base_vectors(
     loaded: Embedding, embedding: EmbeddingSpec, keys: Sequence[str], widths: Mapping[str, int] | None = None
 ) -> dict[str, RawTensor]:
-    """The loaded's float32 vectors by the keys of a model's encoders, but for those that it knows nothing of.
+    """Vectors of the loaded embedding as float32, by the keys of those encoders of a model that it has vectors for.
 
-    Raises ConvertError when none fits, or a width is another than `widths` says.
+    Raises ConvertError when it has none, or their width is not that in `widths`.
     """
     settled = settle(loaded.vectors, widths) if widths else loaded.vectors
     inputs = {key: raw for key, raw in settled.items() if not key.endswith("_out")}
@@ -114,14 +113,14 @@ def base_vectors(
     return {key: convert(raw, "F32", f"{loaded.name} {key}")[0] for key, raw in chosen.items()}
 
 
-def start_tokens(
-    texts: Texts, embedding: EmbeddingSpec, pad_with: str, vectors: Mapping[str, RawTensor], key: str
+def initial_tokens_of(
+    texts: TokenizedTexts, embedding: EmbeddingSpec, pad_with: str, vectors: Mapping[str, RawTensor], key: str
 ) -> InitialTokens:
-    """What one encoder starts an embedding from: rows of its base (id -1), or tokens of its initial text.
+    """The initial tokens of an embedding in one encoder: rows of its base (id -1), or tokens of its initial text.
 
-    `vectors` are its base's, empty for an embedding without one. An encoder of which the base knows nothing gets the
+    `vectors` are its base's, empty for an embedding without one. An encoder without vectors in the base gets the
     initial text, in as many tokens as the base has rows. Raises ValueError when the base has another number of rows
-    than `tokens`, and `resize` does not say to cut or pad.
+    than `tokens`, and `resize` is not the fitting one of cut and pad.
     """
     rows = {one: raw.shape[0] for one, raw in vectors.items()}
     if key not in rows:
@@ -130,9 +129,9 @@ def start_tokens(
         )
     have, count = rows[key], embedding.tokens or rows[key]
     if have > count and embedding.resize != "cut":
-        raise ValueError(f"its base has {have} vectors and tokens = {count}; leave tokens out, or say resize = 'cut'")
+        raise ValueError(f"its base has {have} vectors and tokens = {count}; remove tokens, or set resize = 'cut'")
     if have < count and embedding.resize != "pad":
-        raise ValueError(f"its base has {have} vectors and tokens = {count}; leave tokens out, or say resize = 'pad'")
+        raise ValueError(f"its base has {have} vectors and tokens = {count}; remove tokens, or set resize = 'pad'")
     stem = embedding.base.stem if embedding.base else ""
     pieces = [f"{stem}:{number}</w>" for number in range(1, have + 1)]
     padding = tokenize_initial(texts, "", max(1, count - have), pad_with)
@@ -143,10 +142,10 @@ def start_tokens(
     )  # fmt: skip
 
 
-def start_of(
+def read_base_vectors(
     embedding: EmbeddingSpec, keys: Sequence[str], widths: Mapping[str, int] | None = None
 ) -> dict[str, RawTensor]:
-    """The vectors that an embedding goes on from, by encoder; none for an embedding without a base.
+    """The vectors of an embedding's base, by encoder; none for an embedding without a base.
 
     Raises ConvertError.
     """

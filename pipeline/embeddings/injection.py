@@ -1,4 +1,4 @@
-"""The new vectors of one encoder: one float32 table of their own, apart from the vocabulary."""
+"""Embeddings in a pipeline: their vectors in a float32 table beside the frozen vocabulary of each encoder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .placeholders import Replacer
 
 
 class EmbeddingRows:
-    """All trained vectors of one encoder.
+    """The vectors of all embeddings in one encoder.
 
-    `values` is (rows, width) float32 and never requires a gradient itself: a step takes out the few rows its batch
-    holds as a leaf, so neither gradient nor time grows with the number of embeddings. `spans` says which rows are
-    whose; a embedding may have none in this encoder, which then leaves it out of the text.
+    `values` is (rows, width) float32 and never requires a gradient itself: a step copies the few rows of its
+    batch into a leaf, so neither gradient nor time grows with the number of embeddings. `spans` has the rows of each
+    embedding; an embedding may have none in this encoder, whose text then does not contain it.
     """
 
     def __init__(self, vectors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
@@ -42,7 +42,7 @@ class EmbeddingRows:
         return self.values[span.start : span.stop]
 
     def index(self, embeddings: Iterable[str]) -> list[int]:
-        """Row numbers of these embeddings, in the order given."""
+        """Row indices of these embeddings, in the order given."""
         return [row for embedding in embeddings for row in self.spans[embedding]]
 
 
@@ -60,7 +60,7 @@ class EmbeddingTokenizer:
         self.first_slot = len(tokenizer)
 
     def activate(self, slots: Mapping[str, Sequence[int]]) -> None:
-        """From now on each of these embeddings is spelled by these slots; other placeholders stay plain text."""
+        """Replace each of these embeddings by these slots from now on; other placeholders stay plain text."""
         need = 1 + max((slot for numbers in slots.values() for slot in numbers), default=-1)
         if need > len(self._slots):
             self._add_slots(need - len(self._slots))
@@ -73,21 +73,20 @@ class EmbeddingTokenizer:
         self._inner.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
         given = self._inner.convert_tokens_to_ids(names)
         if given != [self.first_slot + len(self._slots) + number for number in range(count)]:
-            raise StageError(
-                "this tokenizer does not number new tokens from its end on, so no embedding can be injected"
-            )
+            raise StageError("this tokenizer does not append new tokens, so embeddings cannot be injected")
         self._slots += names
 
-    def spelled(self, text: str) -> str:
-        """The text with each active placeholder spelled by its slots."""
+    def replace_placeholders(self, text: str) -> str:
+        """The text with each active placeholder replaced by its slots."""
         return self._replacer.replace(text, self._texts)
 
     def __call__(self, text: str | list[str], **options: Any) -> Any:
-        spelled = self.spelled(text) if isinstance(text, str) else [self.spelled(one) for one in text]
-        return self._inner(spelled, **options)
+        if isinstance(text, str):
+            return self._inner(self.replace_placeholders(text), **options)
+        return self._inner([self.replace_placeholders(one) for one in text], **options)
 
     def tokenize(self, text: str, **options: Any) -> Any:
-        return self._inner.tokenize(self.spelled(text), **options)
+        return self._inner.tokenize(self.replace_placeholders(text), **options)
 
     def __len__(self) -> int:
         return len(self._inner)
@@ -97,7 +96,7 @@ class EmbeddingTokenizer:
 
 
 class SlotTable(nn.Module):
-    """A token embedding with `active` rows behind the frozen `base`."""
+    """A token table with `active` rows after the frozen `base`."""
 
     def __init__(self, base: nn.Module, first_slot: int) -> None:
         super().__init__()
@@ -107,29 +106,29 @@ class SlotTable(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen vocabulary, (tokens, width): what other code expects of a token embedding."""
+        """The frozen vocabulary, (tokens, width): other code expects this attribute."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(batch, length) ids to (batch, length, width) vectors in the data type of the base table."""
-        if self.active is None or not len(self.active):  # an accelerator has no row 0 to read then
+        """(batch, length) ids to (batch, length, width) vectors in the dtype of the base table."""
+        if self.active is None or not len(self.active):  # else an accelerator would read a row that does not exist
             found: Tensor = self.base(ids)
             return found
         slots = ids - self.first_slot
         new = slots >= 0
         found = self.base(ids.masked_fill(new, 0))
-        if ids.device.type == "cpu":  # no synchronisation to fear: touch the new positions only
-            places = new.nonzero(as_tuple=True)
-            return found.index_put(places, self.active[slots[places]].to(found.dtype))
+        if ids.device.type == "cpu":  # no synchronisation, so only the new positions
+            positions = new.nonzero(as_tuple=True)
+            return found.index_put(positions, self.active[slots[positions]].to(found.dtype))
         rows = self.active[slots.clamp(min=0)].to(found.dtype)
         return torch.where(new.unsqueeze(-1), rows, found)
 
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A loaded text encoder: its key in files, where the pipeline keeps it, the module and its tokenizer."""
+    """A loaded text encoder: its key in files, its names in the pipeline, the module and its tokenizer."""
 
     key: str
     module_name: str
@@ -140,7 +139,7 @@ class Encoder:
 
     @property
     def table(self) -> Tensor:
-        """The vocabulary, (tokens, width), in the model's data type."""
+        """The vocabulary, (tokens, width), in the model's dtype."""
         weight = self.module.get_input_embeddings().weight  # type: ignore[operator]
         assert isinstance(weight, Tensor)
         return weight.detach()
@@ -148,13 +147,13 @@ class Encoder:
 
 @dataclass(frozen=True, eq=False)
 class _Injected:
-    """One encoder with its embeddings in it, and what must be put back."""
+    """One encoder with its embeddings, and what must be restored."""
 
     encoder: Encoder
     rows: EmbeddingRows
     table: SlotTable
     tokenizer: EmbeddingTokenizer
-    places: tuple[tuple[nn.Module, str, nn.Module], ...]
+    locations: tuple[tuple[nn.Module, str, nn.Module], ...]
     end_tokens: tuple[tuple[nn.Module, int], ...]
 
 
@@ -166,17 +165,17 @@ class Injection:
         self._order = {embedding: number for number, embedding in enumerate(self.embeddings)}
         self.replacer = Replacer(self.embeddings)
         self._pipe = pipe
-        self._injected = {encoder.key: self._put_in(encoder, rows[encoder.key]) for encoder in encoders}
+        self._injected = {encoder.key: self._inject(encoder, rows[encoder.key]) for encoder in encoders}
 
-    def _put_in(self, encoder: Encoder, rows: EmbeddingRows) -> _Injected:
+    def _inject(self, encoder: Encoder, rows: EmbeddingRows) -> _Injected:
         tokenizer = EmbeddingTokenizer(encoder.tokenizer, self.replacer)
         base = encoder.module.get_input_embeddings()  # type: ignore[operator]
         table = SlotTable(base, tokenizer.first_slot)
-        places = _places(encoder.module, base)
-        for parent, name, _ in places:
+        locations = _locations(encoder.module, base)
+        for parent, name, _ in locations:
             setattr(parent, name, table)
         setattr(self._pipe, encoder.tokenizer_name, tokenizer)
-        return _Injected(encoder, rows, table, tokenizer, places, _mend_end_token(encoder))
+        return _Injected(encoder, rows, table, tokenizer, locations, _fix_end_token(encoder))
 
     @property
     def rows(self) -> dict[str, EmbeddingRows]:
@@ -184,19 +183,19 @@ class Injection:
         return {key: one.rows for key, one in self._injected.items()}
 
     def embeddings_in(self, texts: Iterable[str]) -> list[str]:
-        """The embeddings these texts hold, each once, in the order in which the run declares them."""
+        """The embeddings in these texts, each once, in the order of the run."""
         found = {embedding for text in texts for embedding in self.replacer.embeddings_in(text)}
         return sorted(found, key=self._order.__getitem__)
 
     def activate(self, texts: Iterable[str], *, train: bool = False) -> dict[str, ActiveRows]:
-        """Make the embeddings that these texts hold usable in prompts, and no others; see `take`."""
+        """Activate the embeddings in these texts, and no others; see `take`."""
         return self.take(self.embeddings_in(texts), train=train)
 
     def take(self, embeddings: Sequence[str], *, train: bool) -> dict[str, ActiveRows]:
-        """Take the rows of these embeddings out of the tables; with `train`, as leaves that collect a gradient.
+        """Activate the rows of these embeddings; with `train`, as leaves that collect a gradient.
 
-        Returns encoder key to the rows taken out: call once for all micro-batches of one optimizer step. Costs as
-        much as these embeddings have rows, whatever the number of embeddings in the run.
+        Returns encoder key to active rows: call once for all micro-batches of one optimizer step. The cost depends on
+        the rows of these embeddings, not on the number of embeddings in the run.
         """
         return {key: self._activate(one, embeddings, train) for key, one in self._injected.items()}
 
@@ -212,27 +211,27 @@ class Injection:
         return ActiveRows(tuple(embeddings), index, leaf)
 
     def eject(self) -> None:
-        """Put encoders and tokenizers back as they were. Doing so twice does no harm."""
-        self._take_out()
+        """Restore encoders and tokenizers. Calling it twice is allowed."""
+        self._restore()
         self._injected = {}
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Encoders and tokenizers as they were, for as long as this lasts; then the embeddings are in them again."""
-        self._take_out()
+        """Within it encoders and tokenizers are as before the injection."""
+        self._restore()
         try:
             yield
         finally:
             for one in self._injected.values():
-                for parent, name, _ in one.places:
+                for parent, name, _ in one.locations:
                     setattr(parent, name, one.table)
                 setattr(self._pipe, one.encoder.tokenizer_name, one.tokenizer)
                 for module, _ in one.end_tokens:
                     module.eos_token_id = one.encoder.tokenizer.eos_token_id
 
-    def _take_out(self) -> None:
+    def _restore(self) -> None:
         for one in self._injected.values():
-            for parent, name, module in one.places:
+            for parent, name, module in one.locations:
                 setattr(parent, name, module)
             setattr(self._pipe, one.encoder.tokenizer_name, one.encoder.tokenizer)
             for module, value in one.end_tokens:
@@ -241,15 +240,15 @@ class Injection:
 
 @dataclass(frozen=True, eq=False)
 class ActiveRows:
-    """The rows one step uses: `leaf` is (active rows, width) float32, `index` their row numbers in `EmbeddingRows`."""
+    """The rows of one step: `leaf` is (active rows, width) float32, `index` their indices in `EmbeddingRows`."""
 
     embeddings: tuple[str, ...]
     index: Tensor
     leaf: Tensor
 
 
-def _places(encoder: nn.Module, base: nn.Module) -> tuple[tuple[nn.Module, str, nn.Module], ...]:
-    """Where an encoder keeps its token embedding: owner, attribute, module. T5 has two modules that share a weight."""
+def _locations(encoder: nn.Module, base: nn.Module) -> tuple[tuple[nn.Module, str, nn.Module], ...]:
+    """The token table in an encoder: parent, attribute, module. T5 has two modules that share a weight."""
     return tuple(
         (parent, name, child)
         for parent in encoder.modules()
@@ -258,12 +257,12 @@ def _places(encoder: nn.Module, base: nn.Module) -> tuple[tuple[nn.Module, str, 
     )
 
 
-def _mend_end_token(encoder: Encoder) -> tuple[tuple[nn.Module, int], ...]:
-    """Make the encoder pool at its end token while slots are in use; return what to put back.
+def _fix_end_token(encoder: Encoder) -> tuple[tuple[nn.Module, int], ...]:
+    """Make the encoder pool at its end token while slots are in use; return what to restore.
 
-    Models made before transformers 4.31 say `eos_token_id = 2`, which makes transformers pool at the *largest* id.
-    Slot ids are larger than the end token's, so the pooled vector would come from an embedding. Looking for the end
-    token itself finds the same position in every text without slots.
+    Models from before transformers 4.31 have `eos_token_id = 2`, which makes transformers pool at the *largest* id.
+    Slot ids are larger than the end token's, so the pooled vector would be that of an embedding. The position of the
+    end token itself is the same in every text without slots.
     """
     wrong = [m for m in encoder.module.modules() if getattr(m, "eos_token_id", None) == 2]
     for module in wrong:

@@ -1,4 +1,4 @@
-"""What is measured of a vector: its norm, its distance from initialisation, and the nearest tokens."""
+"""Metrics of vectors: norm, distance from initialisation, and nearest tokens."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def nearest_tokens(vectors: Tensor, table: Tensor, count: int = 3) -> list[list[
     return [list(zip(row_ids, row_values, strict=True)) for row_ids, row_values in rows]
 
 
-def vector_metrics(encoders: Sequence[Encoder], injection: Injection, start: Embedding) -> dict[str, Any]:
-    """Norm of each vector of an embedding, its way from `start`, and the nearest token, per encoder.
+def vector_metrics(encoders: Sequence[Encoder], injection: Injection, initial: Embedding) -> dict[str, Any]:
+    """Norm of each vector of an embedding, its distance from `initial`, and the nearest token, per encoder.
 
-    It is told of the vectors that stand in the tables: while they train, those that take the steps, not their averages.
+    These are the vectors in the tables: during training the raw weights, not the EMA weights.
     """
     measured: dict[str, Any] = {}
     for encoder in encoders:
         rows = injection.rows[encoder.key]
-        now = rows.of(start.name)
-        way = (now - vectors_for(start, encoder.key, encoder.width).to(now)).norm(dim=1)
+        now = rows.of(initial.name)
+        distance = (now - vectors_for(initial, encoder.key, encoder.width).to(now)).norm(dim=1)
         near = [row[0][0] for row in nearest_tokens(now, encoder.table, 1)] if len(now) else []
         names = encoder.tokenizer.convert_ids_to_tokens(near)
-        measured[encoder.key] = {"norm": now.norm(dim=1).tolist(), "distance": way.tolist(), "nearest": names}
+        measured[encoder.key] = {"norm": now.norm(dim=1).tolist(), "distance": distance.tolist(), "nearest": names}
     return measured

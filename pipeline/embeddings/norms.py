@@ -1,6 +1,6 @@
-"""Norms of vectors against their vocabulary's, and the rules that set them. Pure functions of tensors.
+"""Statistics of a vocabulary's norms, and norm rules. Pure functions of tensors.
 
-Norms are L2, one a vector. The vocabulary's statistics come from each encoder's own table.
+Norms are L2, one per vector. The vocabulary's statistics come from each encoder's own table.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class NormStatistics:
 def norm_statistics(table: Tensor) -> NormStatistics:
     """Statistics of the row norms of a (tokens, width) table, computed in float32.
 
-    The median is torch's: for an even count the lower of the two middle values, as OneTrainer takes it.
+    The median is torch's: for an even count the lower of the two middle values, as in OneTrainer.
     """
     values = table.detach().to(torch.float32)
     norms = values.norm(dim=1)
@@ -44,7 +44,7 @@ def norm_statistics(table: Tensor) -> NormStatistics:
 
 
 def scale_to(vectors: Tensor, norms: Tensor | float) -> Tensor:
-    """Each row of (tokens, width) scaled to its norm. A row of zeros has no direction and stays."""
+    """Each row of (tokens, width) scaled to its norm. A row of zeros is unchanged."""
     now = vectors.norm(dim=1, keepdim=True)
     goal = torch.as_tensor(norms, dtype=vectors.dtype, device=vectors.device).reshape(-1, 1)
     return torch.where(now > 0, vectors * (goal / now.clamp(min=1e-12)), vectors)
@@ -54,9 +54,9 @@ def apply_rule(vectors: Tensor, rule: NormRule, statistics: NormStatistics, init
     """Rows of (tokens, width) with the norms that a rule asks for.
 
     `rule` is `median` (OneTrainer: each vector to the median norm of the table), `mean`, `initial` (the norms
-    `initial`, (tokens,), that the vectors began with), a number, a band, which moves only norms
-    outside it to its edge, or `spread`: all rows together times (standard deviation of the table / theirs) **
-    0.1, which draws them towards the table in each step (diffusers' advanced training scripts, retract_embeddings).
+    `initial`, (tokens,), of the initial vectors), a number, a band, which clamps norms, or
+    `spread`: all rows together times (standard deviation of the table / theirs) ** 0.1, which moves theirs towards the
+    table's in each step (diffusers' advanced training scripts, retract_embeddings).
     """
     if rule == "spread":
         now = vectors.std()
@@ -72,9 +72,9 @@ def apply_rule(vectors: Tensor, rule: NormRule, statistics: NormStatistics, init
 def apply_rules(
     vectors: Tensor, rules: Sequence[NormRule | None], statistics: NormStatistics, initial: Tensor
 ) -> Tensor:  # fmt: skip
-    """Rows of (tokens, width), each by its own rule (None: as it is); rows with the same rule are treated together."""
-    held = vectors.clone()
+    """Rows of (tokens, width), each by its own rule (None: as it is); rows with the same rule are handled together."""
+    result = vectors.clone()
     for rule in [rule for at, rule in enumerate(rules) if rule is not None and rule not in rules[:at]]:
         rows = [at for at, one in enumerate(rules) if one == rule]
-        held[rows] = apply_rule(vectors[rows], rule, statistics, initial[rows])
-    return held
+        result[rows] = apply_rule(vectors[rows], rule, statistics, initial[rows])
+    return result

@@ -1,10 +1,10 @@
 """Finds and replaces placeholders in captions and prompts.
 
-A text is cut into units: embeddings (letters, digits, `_`, and the marks on them), runs of blanks, and single other
-characters. A placeholder stands where its units stand in a row, so `cat` is not in `category` nor in `my_cat`, but it
-is in `cat's` and `(cat)`, and `<emblem>` is found glued to anything. Blanks of any length are one blank. Case makes no
-difference, as CLIP's tokenizers lower-case every text and the programs that load the embeddings match what those give.
-In scripts without blanks an embedding is a whole run of letters.
+A text is split into units: runs of letters, digits, `_` and combining marks; runs of whitespace; and single other
+characters. A placeholder matches a sequence of its units, so `cat` is not in `category` nor in `my_cat`, but it is in
+`cat's` and `(cat)`, and `<emblem>` is found next to anything. Whitespace of any length is the same. Case does not
+matter, as CLIP's tokenizers lower-case every text and programs that load embeddings match the tokenized text. In
+scripts without spaces a unit is a run of letters.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class Found(NamedTuple):
 
 
 class Replacer:
-    """Knows a set of placeholders; the work for a text does not grow with their number."""
+    """Finds a set of placeholders; the time for a text does not depend on their number."""
 
     def __init__(self, embeddings: Iterable[str]) -> None:
-        """ValueError when a placeholder is blank or two are the same embedding but for case and blanks."""
+        """ValueError when a placeholder is blank or two differ only in case and whitespace."""
         self.embeddings = tuple(dict.fromkeys(embeddings))
-        self._lengths: dict[str, list[int]] = {}  # of the placeholders that begin with a unit, longest first
+        self._lengths: dict[str, list[int]] = {}  # by first unit, longest first
         self._spelled: dict[tuple[str, ...], str] = {}
         for embedding in self.embeddings:
             units = spelling(embedding)
             if not units:
                 raise ValueError(f"a placeholder must not be blank: {embedding!r}")
             if units in self._spelled:
-                raise ValueError(f"two placeholders are the same embedding: {self._spelled[units]!r} and {embedding!r}")
+                raise ValueError(f"two placeholders are the same in text: {self._spelled[units]!r} and {embedding!r}")
             self._spelled[units] = embedding
             lengths = self._lengths.setdefault(units[0], [])
             if len(units) not in lengths:
@@ -48,7 +48,7 @@ class Replacer:
             lengths.sort(reverse=True)
 
     def find(self, text: str) -> list[Found]:
-        """Every placeholder in the text from left to right; where several begin, the longest. None overlap."""
+        """Every placeholder in the text from left to right; the longest at each position. None overlap."""
         units = _units(text)
         keys = [key for _, _, key in units]
         found, at = [], 0
@@ -70,11 +70,11 @@ class Replacer:
         return None
 
     def embeddings_in(self, text: str) -> list[str]:
-        """The placeholders that the text holds, each once, in the order of their first place."""
+        """The placeholders in the text, each once, in the order of their first occurrence."""
         return list(dict.fromkeys(found.embedding for found in self.find(text)))
 
     def count(self, text: str) -> dict[str, int]:
-        """How often the text holds each placeholder; those it does not hold are left out."""
+        """How often each placeholder that is in the text occurs."""
         numbers: dict[str, int] = {}
         for found in self.find(text):
             numbers[found.embedding] = numbers.get(found.embedding, 0) + 1
@@ -83,8 +83,8 @@ class Replacer:
     def replace(self, text: str, texts: Mapping[str, str]) -> str:
         """The text with each placeholder replaced by its entry in `texts`, in one pass.
 
-        A replacement is never searched again. A placeholder without an entry stays as it is, and so does all of it:
-        no shorter placeholder is looked for inside.
+        A replacement is never searched again. A placeholder without an entry is unchanged, and not searched
+        for shorter ones.
         """
         parts, end = [], 0
         for found in self.find(text):
@@ -99,9 +99,9 @@ def replace(text: str, texts: Mapping[str, str]) -> str:
     return Replacer(texts).replace(text, texts)
 
 
-@lru_cache(maxsize=100_000)  # asked again and again for the same thousands of embeddings
+@lru_cache(maxsize=100_000)  # called repeatedly for the same thousands of embeddings
 def spelling(embedding: str) -> tuple[str, ...]:
-    """The units by which a placeholder is recognised: two with the same spelling cannot be told apart."""
+    """The units by which a placeholder is found: two with the same spelling are indistinguishable."""
     return tuple(key for _, _, key in _units(embedding.strip()))
 
 
@@ -111,25 +111,25 @@ def _units(text: str) -> list[tuple[int, int, str]]:
         lower = text.lower()
         return [(m.start(), m.end(), " " if m[0].isspace() else m[0]) for m in _UNIT.finditer(lower)]
     spans = [match.span() for match in _UNIT.finditer(text)]
-    return [(start, end, _key(text[start:end])) for start, end in _joined(text, spans)]
+    return [(start, end, _key(text[start:end])) for start, end in _merge_marks(text, spans)]
 
 
-def _joined(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Units with the marks and joiners that belong to them: an accent written apart, parts of one emoji."""
-    joined: list[tuple[int, int]] = []
+def _merge_marks(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Units with the marks and joiners that belong to them: combining accents, parts of one emoji."""
+    merged: list[tuple[int, int]] = []
     for start, end in spans:
-        if joined and _clings(text[joined[-1][0] : joined[-1][1]], text[start]):
-            joined[-1] = (joined[-1][0], end)
+        if merged and _belongs_to(text[merged[-1][0] : merged[-1][1]], text[start]):
+            merged[-1] = (merged[-1][0], end)
         else:
-            joined.append((start, end))
-    return joined
+            merged.append((start, end))
+    return merged
 
 
-def _clings(unit: str, character: str) -> bool:
+def _belongs_to(unit: str, character: str) -> bool:
     if unit[-1].isspace() or character.isspace():
         return False
-    goes_on = unit[-1] == _JOINER or (_is_mark(unit[-1]) and _is_word(unit[0]) and _is_word(character))
-    return goes_on or _is_mark(character)
+    continues = unit[-1] == _JOINER or (_is_mark(unit[-1]) and _is_letter(unit[0]) and _is_letter(character))
+    return continues or _is_mark(character)
 
 
 @cache
@@ -139,7 +139,7 @@ def _is_mark(character: str) -> bool:
     return character in (_JOINER, _NON_JOINER) or category(character).startswith("M")
 
 
-def _is_word(character: str) -> bool:
+def _is_letter(character: str) -> bool:
     return character == "_" or character.isalnum()
 
 

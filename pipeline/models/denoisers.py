@@ -1,4 +1,4 @@
-"""How each kind of denoiser is called, and how captions are encoded for it: two functions a kind, chosen by data."""
+"""How each kind of denoiser is called, and how captions are encoded for it: two functions per kind."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .text import Text, lengths_of, of_lengths
 
 
 class Denoiser(Protocol):
-    """What a training step asks of a kind of denoiser."""
+    """The interface of a kind of denoiser."""
 
     def encode(self, pipe: Any, captions: list[str]) -> Text:
-        """Captions through the pipeline's own prompt encoding, with gradients: what is trained is what is used."""
+        """Captions encoded by the pipeline's own prompt encoding, with gradients, as in generation."""
 
     def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
-        """The denoiser's answer for (batch, channels, height, width) latents at (batch,) time steps.
+        """The denoiser's prediction for (batch, channels, height, width) latents at (batch,) timesteps.
 
-        `sizes` is `Batch.sizes`, for models that are told them; left out: whole images of the latents' size.
+        `sizes` is `Batch.sizes`, for models conditioned on sizes; by default uncropped images of the latents' size.
         """
 
 
@@ -39,7 +39,7 @@ class UNet:
 
 
 class UNetXL:
-    """Stable Diffusion XL: two encoders side by side, the second's pooled vector, and sizes as time ids."""
+    """Stable Diffusion XL: the states of two encoders, the pooled vector of the second, and sizes as time ids."""
 
     @staticmethod
     def encode(pipe: Any, captions: list[str]) -> Text:
@@ -47,8 +47,8 @@ class UNetXL:
             captions, device=pipe.text_encoder_2.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         if pipe.config.force_zeros_for_empty_prompt:  # as the pipeline itself does for an empty negative prompt
-            said = torch.tensor([bool(caption) for caption in captions], device=states.device)
-            states, pooled = states * said.reshape(-1, 1, 1), pooled * said.reshape(-1, 1)
+            nonempty = torch.tensor([bool(caption) for caption in captions], device=states.device)
+            states, pooled = states * nonempty.reshape(-1, 1, 1), pooled * nonempty.reshape(-1, 1)
         return Text(states, pooled)
 
     @staticmethod
@@ -64,9 +64,9 @@ class UNetXL:
 
 
 class JointTransformer:
-    """Stable Diffusion 3: all encoders' states in one sequence, CLIP's pooled vectors beside them.
+    """Stable Diffusion 3: the states of all encoders in one sequence, and CLIP's pooled vectors.
 
-    A model may lack T5; the pipeline puts zeros in its place.
+    A model may lack T5; the pipeline uses zeros instead.
     """
 
     @staticmethod
@@ -104,16 +104,16 @@ class FluxTransformer:
         if pipe.transformer.config.guidance_embeds:
             guidance = torch.full((len(noisy),), self.guidance, device=noisy.device, dtype=noisy.dtype)
         packed, positions = _packed(pipe, noisy)
-        answer = pipe.transformer(
+        output = pipe.transformer(
             hidden_states=packed, timestep=timesteps.to(noisy.dtype) / 1000, guidance=guidance,
             pooled_projections=text.pooled, encoder_hidden_states=text.states, return_dict=False, **positions,
             txt_ids=_no_positions(text),
         )[0]  # fmt: skip
-        return _unpacked(pipe, answer, noisy)
+        return _unpacked(pipe, output, noisy)
 
 
 class ChromaTransformer:
-    """Chroma: FLUX's latents and T5; the mask lets the transformer see the text and one token of padding."""
+    """Chroma: FLUX's latents and T5; the mask includes the text and one token of padding."""
 
     @staticmethod
     def encode(pipe: Any, captions: list[str]) -> Text:
@@ -126,17 +126,17 @@ class ChromaTransformer:
     def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
         packed, positions = _packed(pipe, noisy)
         assert text.mask is not None
-        shown = text.mask.to(noisy.dtype)  # numbers, as the pipeline has them: attention adds them
-        mask = pipe._prepare_attention_mask(len(noisy), packed.shape[1], noisy.dtype, shown)
-        answer = pipe.transformer(
+        weights = text.mask.to(noisy.dtype)  # numbers, as in the pipeline: attention adds them
+        mask = pipe._prepare_attention_mask(len(noisy), packed.shape[1], noisy.dtype, weights)
+        output = pipe.transformer(
             hidden_states=packed, timestep=timesteps.to(noisy.dtype) / 1000, encoder_hidden_states=text.states,
             attention_mask=mask, return_dict=False, **positions, txt_ids=_no_positions(text),
         )[0]  # fmt: skip
-        return _unpacked(pipe, answer, noisy)
+        return _unpacked(pipe, output, noisy)
 
 
 class PixArtTransformer:
-    """PixArt-alpha and -Sigma: cross-attention on T5's states under its mask; half of the answer is a variance."""
+    """PixArt-alpha and -Sigma: cross-attention on T5's states under its mask; half of the output is a variance."""
 
     @staticmethod
     def encode(pipe: Any, captions: list[str]) -> Text:
@@ -147,27 +147,27 @@ class PixArtTransformer:
 
     @staticmethod
     def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
-        answer: Tensor = pipe.transformer(
+        output: Tensor = pipe.transformer(
             noisy, encoder_hidden_states=text.states, encoder_attention_mask=text.mask, timestep=timesteps,
             added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False,
         )[0]  # fmt: skip
-        return answer[:, : noisy.shape[1]]
+        return output[:, : noisy.shape[1]]
 
 
 class ZImageTransformer:
-    """Z-Image: Qwen3's second last states of a chat template, each of its own length; time and answer reversed."""
+    """Z-Image: Qwen3's second last states of a chat template, each of its own length; time and output are reversed."""
 
     @staticmethod
     def encode(pipe: Any, captions: list[str]) -> Text:
-        own = list(captions)  # the pipeline writes its templates into the list
-        states, _ = pipe.encode_prompt(own, device=pipe.text_encoder.device, do_classifier_free_guidance=False)
+        copied = list(captions)  # the pipeline writes its templates into the list
+        states, _ = pipe.encode_prompt(copied, device=pipe.text_encoder.device, do_classifier_free_guidance=False)
         return of_lengths(states)
 
     @staticmethod
     def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
         frames = list(noisy.unsqueeze(2).unbind(0))
-        answers = pipe.transformer(frames, (1000 - timesteps) / 1000, lengths_of(text), return_dict=False)[0]
-        return -torch.stack(list(answers)).squeeze(2)
+        outputs = pipe.transformer(frames, (1000 - timesteps) / 1000, lengths_of(text), return_dict=False)[0]
+        return -torch.stack(list(outputs)).squeeze(2)
 
 
 def _packed(pipe: Any, noisy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -177,15 +177,15 @@ def _packed(pipe: Any, noisy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return pipe._pack_latents(noisy, batch, channels, height, width), {"img_ids": ids}
 
 
-def _unpacked(pipe: Any, answer: Tensor, noisy: Tensor) -> Tensor:
-    """The transformer's answer in the shape of the latents."""
+def _unpacked(pipe: Any, output: Tensor, noisy: Tensor) -> Tensor:
+    """The transformer's output in the shape of the latents."""
     scale = pipe.vae_scale_factor
-    prediction: Tensor = pipe._unpack_latents(answer, noisy.shape[-2] * scale, noisy.shape[-1] * scale, scale)
+    prediction: Tensor = pipe._unpack_latents(output, noisy.shape[-2] * scale, noisy.shape[-1] * scale, scale)
     return prediction
 
 
 def _no_positions(text: Text) -> Tensor:
-    """Text has no positions in FLUX's kin: zeros (tokens, 3)."""
+    """Position ids of the text, which has none in FLUX and Chroma: zeros (tokens, 3)."""
     return torch.zeros(text.states.shape[1], 3, device=text.states.device, dtype=text.states.dtype)
 
 
@@ -197,6 +197,6 @@ DENOISERS: dict[str, Denoiser] = {
 
 
 def denoiser_for(kind: str, guidance: float = 1.0) -> Denoiser:
-    """The functions of a kind of denoiser; those distilled for guidance are given this value."""
+    """The functions of a kind of denoiser; models distilled for guidance get this value."""
     denoiser = DENOISERS[kind]
     return replace(denoiser, guidance=guidance) if isinstance(denoiser, FluxTransformer) else denoiser

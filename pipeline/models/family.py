@@ -1,4 +1,4 @@
-"""Which family a model is of, and which files of it are on this machine. Reads small JSON files only."""
+"""The family of a model and facts about it, from its small JSON files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MICRO = "micro"
 def choose_family(spec: ModelSpec, kind: Any, width: Any) -> Family:
     """The family of a pipeline class `kind` with this cross-attention width.
 
-    A family that the recipe names must have the class; of any width, since a small model is one of its family too.
-    Raises StageError when no family fits, when several do, and when the named one does not.
+    A family named in the recipe must have this class, but may have any width: small models belong to it too.
+    Raises StageError when no family fits, when several fit, or when the named one does not.
     """
     fitting = check_kind(spec, kind)
     if spec.family is not None:
@@ -30,14 +30,14 @@ def choose_family(spec: ModelSpec, kind: Any, width: Any) -> Family:
     exact = [family for family in fitting if family.cross_attention == width]
     if len(exact) != 1:
         names = ", ".join(family.name for family in fitting)
-        raise StageError(f"{spec.base} is a {kind} of width {width}: say model.family (possible: {names})")
+        raise StageError(f"{spec.base} is a {kind} of width {width}; set model.family (possible: {names})")
     return exact[0]
 
 
 def width_of(kind: Any, config_of: Callable[[str], Mapping[str, Any]]) -> Any:
     """Width of the text that a pipeline's denoiser attends to; `config_of` gives the config of one of its models.
 
-    None where the class is of no family, or the config does not say.
+    None if the class belongs to no family, or the config has no width.
     """
     fitting = [family for family in families().values() if family.pipeline == kind]
     return config_of(fitting[0].denoiser_module).get(fitting[0].denoiser_width) if fitting else None
@@ -48,14 +48,14 @@ def check_kind(spec: ModelSpec, kind: Any) -> list[Family]:
     fitting = [family for family in families().values() if family.pipeline == kind]
     if not fitting:
         known = ", ".join(family.title for family in families().values())
-        raise StageError(f"model.base = {spec.base!r} is a {kind}; what can be trained: {known}")
+        raise StageError(f"model.base = {spec.base!r} is a {kind}, which is not supported; supported: {known}")
     return fitting
 
 
 def _named(spec: ModelSpec, kind: Any, width: Any, fitting: list[Family]) -> Family:
     named = families().get(spec.family or "")
     if named is None:
-        raise StageError(f"model.family = {spec.family!r} is none; known: {', '.join(families())}")
+        raise StageError(f"model.family = {spec.family!r} is not a known family; known: {', '.join(families())}")
     if named not in fitting:
         raise StageError(f"model.family = {spec.family!r}, but {spec.base} is a {kind}")
     others = [family for family in fitting if family.cross_attention == width and family is not named]
@@ -65,18 +65,18 @@ def _named(spec: ModelSpec, kind: Any, width: Any, fitting: list[Family]) -> Fam
 
 
 def vae_scale(vae: Mapping[str, Any]) -> int:
-    """How many pixels one latent stands for, in each direction; `vae` is the VAE's config."""
+    """Pixels per latent, in each direction; `vae` is the VAE's config."""
     return int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
 def native_resolution(family: Family, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
-    """Side in pixels of the images that a model is made for: by its configs, else as its family has it."""
+    """Side in pixels of the images that a model was trained on: from its configs, else its family."""
     size = denoiser.get("sample_size")
     return size * vae_scale(vae) if isinstance(size, int) else family.resolution
 
 
 def size_multiple(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
-    """What both sides of an image must be a multiple of: pixels of a latent times latents of a patch.
+    """Both sides of an image must be a multiple of this: pixels per latent times latents per patch.
 
     Patches are cut by the denoiser (`patch_size`) or by its pipeline, which then gives it more channels.
     """
@@ -85,7 +85,7 @@ def size_multiple(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
 
 
 def local_path(spec: ModelSpec) -> Path | None:
-    """Where the model lies on this machine; None for a hub id."""
+    """The local folder or file of the model; None for a hub id."""
     if spec.base == "micro":
         return shipped_folder() / "micro" / "model"
     path = Path(spec.base)
@@ -93,7 +93,7 @@ def local_path(spec: ModelSpec) -> Path | None:
 
 
 def family_of(spec: ModelSpec) -> Family | None:
-    """The family of a model by its recipe or its folder's own files; None where only the hub or a load would tell."""
+    """The family of a model by its recipe or the files of its folder; None if only the hub or loading it could tell."""
     path = local_path(spec)
     if path is None or not (path / "model_index.json").is_file():
         return families().get(spec.family or "")
@@ -104,7 +104,7 @@ def family_of(spec: ModelSpec) -> Family | None:
 
 
 def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
-    """What the model's own scheduler says of it; empty for a model of the hub."""
+    """The config of the model's scheduler; empty for a model of the hub."""
     path = local_path(spec)
     if path is not None and not path.is_dir():
         path = Path(spec.config) if spec.config else None
@@ -112,7 +112,7 @@ def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 def family_in(spec: ModelSpec, folder: Path) -> Family:
-    """The family of a diffusers folder, by its own files; StageError where it is of none, or of several."""
+    """The family of a diffusers folder, by its files; StageError if none fits, or several."""
     kind = _json(folder, "model_index.json").get("_class_name", "folder without a pipeline's class")
     return choose_family(spec, kind, width_of(kind, lambda module: _json(folder, module, "config.json")))
 

@@ -1,4 +1,4 @@
-"""Where a model lies: the one that ships, a folder, a file, or the hub's snapshot of it on this machine."""
+"""Finds the model of a recipe: the shipped one, a folder, a file, or a snapshot of the hub in the local cache."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from ..files import read_json
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from .family import MICRO, check_kind
-from .received import unreadable
+from .received import model_error
 
 GUARDS = ("safety_checker", "feature_extractor")  # training needs neither
 
 
 def find_model(spec: ModelSpec) -> Path:
-    """The local folder or file of a recipe's model; a hub id is downloaded, as far as it is not in the local cache.
+    """The local folder or file of a recipe's model; a hub id is downloaded, unless it is in the local cache.
 
-    Raises StageError when there is no such thing.
+    Raises StageError when it does not exist.
     """
     if spec.base == MICRO:
         return Path(str(files("pivotune.recipes") / "micro" / "model"))
     path = Path(spec.base).expanduser()
     if path.is_absolute() and os.path.exists(path):  # a recipe's relative paths were made absolute, so this is a hub id
         if not path.is_dir() and not path.is_file():
-            raise StageError(f"model.base = {spec.base!r}: it is no regular file and no folder")
+            raise StageError(f"model.base = {spec.base!r}: not a regular file or folder")
         return path
     if spec.base.startswith((".", "/", "~")) or spec.base.endswith(CHECKPOINTS) or spec.base.count("/") != 1:
-        why = "there is no such file or folder, and it is not a hub id (owner/name)"
+        why = "no such file or folder, and not a hub id (owner/name)"
         raise StageError(f"model.base = {spec.base!r}: {why}")
     return _download(spec)
 
 
 def _download(spec: ModelSpec) -> Path:
-    """The snapshot of a hub model: only the files its pipeline loads, and none when it is of no kind that we train."""
+    """The snapshot of a hub model: only the files that its pipeline loads, and none if its kind is not supported."""
     from huggingface_hub import hf_hub_download
 
     try:
-        where: dict[str, Any] = {"revision": spec.revision, "local_files_only": not _hub_answers(spec)}
+        where: dict[str, Any] = {"revision": spec.revision, "local_files_only": not _hub_reachable(spec)}
         index = Path(hf_hub_download(spec.base, "model_index.json", **where))
         check_kind(spec, read_json(index).get("_class_name"))
-        from diffusers import DiffusionPipeline  # takes seconds, so not before there is something to load
+        from diffusers import DiffusionPipeline  # takes seconds, so it is imported late
 
         return Path(DiffusionPipeline.download(spec.base, variant=spec.variant, **where, **dict.fromkeys(GUARDS)))
     except hub_errors() as error:
-        raise unreadable(spec, _trouble(error, spec)) from error
+        raise model_error(spec, _hub_problem(error, spec)) from error
 
 
-def _hub_answers(spec: ModelSpec) -> bool:
-    """Ask the hub once for the model, since a download that cannot reach it tries again for half a minute.
+def _hub_reachable(spec: ModelSpec) -> bool:
+    """Whether the hub can be reached: asked once, as a download would retry for half a minute.
 
-    Raises the hub's own error when it answers that there is no such model or revision.
+    Raises the hub's error when there is no such model or revision.
     """
     from huggingface_hub import model_info
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -74,17 +74,17 @@ def hub_errors() -> tuple[type[Exception], ...]:
     return (*HfHubHTTPError.__bases__, ValueError)
 
 
-def _trouble(error: Exception, spec: ModelSpec) -> str:
-    """What is wrong with the hub, or with us asking it, for people."""
+def _hub_problem(error: Exception, spec: ModelSpec) -> str:
+    """What is wrong, and what to do about it."""
     from huggingface_hub import errors
 
     texts: dict[type[Exception], str] = {
-        errors.HFValidationError: "it is no hub id (owner/name)",
-        errors.GatedRepoError: "the hub wants its terms accepted there, and a login (hf auth login)",
-        errors.RepositoryNotFoundError: "the hub has no such model, or it is private and wants a login (hf auth login)",
+        errors.HFValidationError: "not a hub id (owner/name)",
+        errors.GatedRepoError: "its terms must be accepted on the hub; then log in (hf auth login)",
+        errors.RepositoryNotFoundError: "the hub has no such model, or it is private; then log in (hf auth login)",
         errors.RevisionNotFoundError: f"the hub has no revision {spec.revision!r} of it",
-        errors.RemoteEntryNotFoundError: "it has no model_index.json, so it is no diffusers model",
+        errors.RemoteEntryNotFoundError: "it has no model_index.json, so it is not a diffusers model",
     }
-    told = [text for kind, text in texts.items() if isinstance(error, kind)]
-    away = "it is not (wholly) in the local cache, and the hub cannot be reached; name a folder, or load it once online"
-    return told[0] if told else away
+    known = [text for kind, text in texts.items() if isinstance(error, kind)]
+    offline = "it is not complete in the local cache, and the hub cannot be reached; use a folder, or go online once"
+    return known[0] if known else offline

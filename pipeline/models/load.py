@@ -1,4 +1,4 @@
-"""Which layer of a text encoder is read."""
+"""Loads the model of a recipe, frozen, and names its parts."""
 
 from __future__ import annotations
 
@@ -20,28 +20,26 @@ from ..tensors import DTYPES
 from .family import choose_family, native_resolution, size_multiple, width_of
 from .find import find_model
 from .pipeline import part_kinds
-from .received import LARGE, TOKENIZER_FILES, reading, regular_in, unreadable
+from .received import LARGE, TOKENIZER_FILES, load_errors, model_error, regular_in
 from .tokenizers import config_folder, stated_family
 
 
 def skip_layers(pipe: Any, family: Family, clip_skip: int) -> None:
-    """Have every prompt, in training and in images, read at the `clip_skip`-th layer from the end (1: the last).
+    """Encode prompts, in training and in sample images, at the `clip_skip`-th layer from the end (1: the last).
 
-    The layers behind it stay in the encoder, for exports, and hand on what they are given. (Diffusers' own `clip_skip`
-    counts from 0 and looks for a part that the encoders of transformers 5 do not have.) Raises StageError where the
-    family or the encoder has no layer to spare.
+    The layers behind it stay in the encoder, for exports, and return their input. (Diffusers' own `clip_skip` counts
+    from 0 and needs a part that the encoders of transformers 5 do not have.) Raises StageError if the family does not
+    support it, or the encoder has fewer layers.
     """
     if clip_skip == 1:
         return
     if not family.clip_skip:
-        raise StageError(
-            f"model.clip_skip = {clip_skip}: {family.title} has one layer that is read; leave clip_skip out"
-        )
+        raise StageError(f"model.clip_skip = {clip_skip}: not supported for {family.title}; remove it")
     layers = encoder_layers(pipe.text_encoder)
     if clip_skip > len(layers):
         raise StageError(f"model.clip_skip = {clip_skip}: the text encoder has {len(layers)} layers")
     for layer in layers[len(layers) - clip_skip + 1 :]:
-        layer.register_forward_hook(_handed_on)
+        layer.register_forward_hook(_return_input)
 
 
 def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
@@ -49,21 +47,21 @@ def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
     return list(next(part for name, part in encoder.named_modules() if name.endswith("encoder.layers")).children())
 
 
-def _handed_on(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+def _return_input(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     return inputs[0] if isinstance(output, torch.Tensor) else (inputs[0], *output[1:])
 
 
-UNSAID = 10**9  # tokens; transformers has 10**30 where a tokenizer's config gives no limit, which none can pad to
+UNLIMITED = 10**9  # tokens; transformers has 10**30 where a tokenizer's config gives no limit
 CLIP_LENGTH = 77
-ALIGNMENT = 64  # bytes; what PyTorch's own allocations have
+ALIGNMENT = 64  # bytes, as of PyTorch's own allocations
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
     """A loaded pipeline: frozen, in evaluation mode, on its device. `path` is its local folder or file, if it has one.
 
-    A hub model's folder is its snapshot in the local cache. `tokenizer_files` has what its folders of tokenizers hold,
-    by the tokenizer's name and the path in there: an export must not depend on what lies there hours later.
+    A hub model's folder is its snapshot in the local cache. `tokenizer_files` has the contents of tokenizer folders, by
+    the tokenizer's name and the file name: an export must not depend on what is there hours later.
     """
 
     pipe: Any
@@ -80,42 +78,42 @@ class Model:
 
     @property
     def resolution(self) -> int:
-        """Side in pixels of the images that the model is made for."""
+        """Side in pixels of the images that the model was trained on."""
         return native_resolution(self.family, self.denoiser.config, self.pipe.vae.config)
 
     @property
     def size_multiple(self) -> int:
-        """What both sides of an image must be a multiple of, in pixels."""
+        """Both sides of an image must be a multiple of this, in pixels."""
         return size_multiple(self.denoiser.config, self.pipe.vae.config)
 
     @property
     def size(self) -> int:
-        """Parameters of the denoiser, of which a training step computes most."""
+        """Number of parameters of the denoiser, which is most of a training step."""
         return sum(parameter.numel() for parameter in self.denoiser.parameters())
 
 
 def load_model(spec: ModelSpec, device: torch.device) -> Model:
     """Load the model of a recipe: `micro`, a hub id, a diffusers folder or a single-file checkpoint.
 
-    Weights are in the recipe's data type (the VAE in float32 where its config asks for that) and require no gradient.
-    Raises StageError when it cannot be found, cannot be read, lacks weights, or its family stays open.
+    Weights have the recipe's dtype (the VAE float32 if its config asks for that) and require no gradient. Raises
+    StageError when it cannot be found or read, lacks weights, or its family is unknown.
     """
     quiet_libraries()
     from .pipeline import read_checkpoint, read_folder
 
     path = find_model(spec)
     pipe = read_checkpoint(spec, path) if path.is_file() else read_folder(spec, path)
-    with reading(lambda error: unreadable(spec, error)):
+    with load_errors(lambda error: model_error(spec, error)):
         model = prepare(pipe, spec, path, device)
     return replace(model, tokenizer_files=_tokenizer_files(spec, pipe, path))
 
 
 def quiet_libraries() -> None:
-    """No progress bars of their own, and no advice: what matters is checked and said by us."""
+    """Switch off the progress bars and logs of the libraries: what matters is checked and reported here."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # before diffusers is imported, which makes transformers talk
+    transformers_logging.set_verbosity_error()  # before diffusers is imported, which makes transformers log
 
     from diffusers.utils import logging as diffusers_logging
 
@@ -124,18 +122,18 @@ def quiet_libraries() -> None:
 
 
 def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device) -> Model:
-    """Freeze a loaded pipeline, move it, and say what it is: the part of loading that touches no file."""
+    """Freeze a loaded pipeline, move it to its device and describe it: the part of loading that opens no file."""
     kind = type(pipe).__name__
     width = width_of(kind, lambda module: getattr(getattr(pipe, module, None), "config", {}))
     family = choose_family(spec, kind, width).of_prediction(pipe.scheduler.config.get("prediction_type"))
     dtype = DTYPES[spec.dtype]
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            keep = name == "vae" and dtype == torch.float16 and getattr(part.config, "force_upcast", False)
-            part.requires_grad_(False).eval().to(device=device, dtype=torch.float32 if keep else dtype)
+            upcast = name == "vae" and dtype == torch.float16 and getattr(part.config, "force_upcast", False)
+            part.requires_grad_(False).eval().to(device=device, dtype=torch.float32 if upcast else dtype)
             _align(part)
-            if keep:
-                _take_any_dtype(part)
+            if upcast:
+                _cast_latents(part)
     pipe.set_progress_bar_config(disable=True)
     skip_layers(pipe, family, spec.clip_skip)
     encoders = tuple(
@@ -145,7 +143,7 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
 
 
 def _tokenizer_files(spec: ModelSpec, pipe: Any, path: Path) -> dict[str, dict[str, bytes]]:
-    """The known files in the folders of a model's tokenizers, none by a link that leaves it. A single file has none."""
+    """The known files in a model's tokenizer folders, except links that point outside it. None for a single file."""
     names = [name for name, part in pipe.components.items() if hasattr(part, "get_vocab") and (path / name).is_dir()]
     try:
         return {
@@ -157,19 +155,19 @@ def _tokenizer_files(spec: ModelSpec, pipe: Any, path: Path) -> dict[str, dict[s
             for name in names
         }
     except (OSError, ValueError) as error:
-        raise unreadable(spec, error) from error
+        raise model_error(spec, error) from error
 
 
-def _take_any_dtype(vae: Any) -> None:
-    """Let a VAE in float32 decode latents of a float16 pipeline, which hands them over as they are."""
+def _cast_latents(vae: Any) -> None:
+    """Let a VAE in float32 decode latents of a float16 pipeline, which passes them unchanged."""
     first = vae.decoder if vae.post_quant_conv is None else vae.post_quant_conv
     first.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(vae.dtype), *inputs[1:]))
 
 
 def _align(part: torch.nn.Module) -> None:
-    """Copy weights that lie at odd addresses, as mapped files leave them.
+    """Copy weights that are not aligned, as in memory-mapped files.
 
-    The CPU's kernels round differently there, so the same weights would answer differently from file to file.
+    The CPU's kernels round differently for those, so results would depend on the file.
     """
     for tensor in (*part.parameters(), *part.buffers()):
         if tensor.data_ptr() % ALIGNMENT:
@@ -179,25 +177,25 @@ def _align(part: torch.nn.Module) -> None:
 def _encoder(pipe: Any, spec: ModelSpec, about: EncoderSpec) -> Encoder:
     module, tokenizer = getattr(pipe, about.module), getattr(pipe, about.tokenizer)
     rows, width = module.get_input_embeddings().weight.shape
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
-        raise unreadable(
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # from a folder without its files
+        raise model_error(
             spec, f"{about.tokenizer} is empty; its folder needs tokenizer.json, or vocab.json and merges.txt"
         )
     if len(tokenizer) > rows:
-        raise unreadable(spec, f"{about.tokenizer} has {len(tokenizer)} tokens, but {about.module} has {rows} vectors")
-    if tokenizer.model_max_length >= UNSAID:
+        raise model_error(spec, f"{about.tokenizer} has {len(tokenizer)} tokens, but {about.module} has {rows} vectors")
+    if tokenizer.model_max_length >= UNLIMITED:
         tokenizer.model_max_length = about.length or CLIP_LENGTH
     return Encoder(about.key, about.module, about.tokenizer, module, tokenizer, int(width))
 
 
 def skeleton(spec: ModelSpec) -> Model:
-    """The model of a recipe without values; its modules say how many there are, and take LoRAs.
+    """The model of a recipe on the meta device, without weights: it has their shapes, and LoRAs can be added.
 
-    Raises StageError where the small files do not tell.
+    Raises StageError if its small files are not sufficient.
     """
     quiet_libraries()
     family, folder = stated_family(spec), config_folder(spec)
-    with reading(lambda error: unreadable(spec, error)):
+    with load_errors(lambda error: model_error(spec, error)):
         index = read_json(folder / "model_index.json")
         modules = {name: _module(kind, folder / name) for name, kind in part_kinds(index).items()}
         for name in (family.denoiser_module, "vae"):
@@ -205,7 +203,7 @@ def skeleton(spec: ModelSpec) -> Model:
                 raise ValueError(f"model_index.json names no {name}")
     lacks = [name for name in (family.denoiser_module, "vae", "text_encoder") if name not in modules]
     if lacks:
-        raise unreadable(spec, f"{folder / 'model_index.json'} names no {lacks[0]}")
+        raise model_error(spec, f"{folder / 'model_index.json'} names no {lacks[0]}")
     pipe = SimpleNamespace(**modules, components=modules)
     encoders = tuple(
         Encoder(about.key, about.module, about.tokenizer, modules[about.module], None, about.width)
@@ -242,14 +240,14 @@ def part_module(model: Model, part: str) -> nn.Module:
 
 
 def pipe_name(model: Model, part: str) -> str:
-    """What the pipeline calls a part: `unet`, `text_encoder_2`, ..."""
+    """The name of a part in the pipeline: `unet`, `text_encoder_2`, ..."""
     if part == DENOISER:
         return model.family.denoiser_module
     return next(encoder.module_name for encoder in model.encoders if encoder.key == part)
 
 
 def kohya_prefix(model: Model, part: str) -> str:
-    """What kohya's names of this part's LoRA begin with, up to the module's name."""
+    """The prefix of this part's LoRA in kohya's names, before the module's name."""
     prefix = model.family.lora_prefixes[pipe_name(model, part)]
     # transformers has dropped the `text_model` of some CLIP models' module names; files have always had it
     return f"{prefix}_text_model" if part.startswith("clip") else prefix

@@ -1,4 +1,4 @@
-"""A diffusers folder or a single-file checkpoint becomes a pipeline."""
+"""Reads a diffusers folder or a single-file checkpoint as a pipeline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
 from .family import choose_family, width_of
 from .find import GUARDS
-from .received import check_model_folder, reading, unreadable
+from .received import check_model_folder, load_errors, model_error
 
 _VARIANT = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)\.([^.-]+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 _LIBRARIES = ("diffusers", "transformers")
@@ -26,18 +26,18 @@ _LIBRARIES = ("diffusers", "transformers")
 def read_folder(spec: ModelSpec, folder: Path) -> Any:
     """The pipeline of a diffusers folder, without safety checker.
 
-    Raises StageError when a file is missing or broken, or when a model finds no value for one of its weights:
-    the libraries would leave it random and say so in a log at most.
+    Raises StageError when a file is missing or corrupt, or when weights of a model are missing: the libraries would
+    leave them random and at most log it.
     """
     from diffusers import DiffusionPipeline
 
     if not (folder / "model_index.json").is_file():
-        raise StageError(f"model.base = {spec.base!r}: the folder has no model_index.json, so it is no diffusers model")
+        raise StageError(f"model.base = {spec.base!r}: not a diffusers model: the folder has no model_index.json")
     try:
         check_model_folder(folder)
     except StageError as error:
-        raise unreadable(spec, error) from error
-    with reading(lambda error: unreadable(spec, error)):
+        raise model_error(spec, error) from error
+    with load_errors(lambda error: model_error(spec, error)):
         index = read_json(folder / "model_index.json")
         kind = index.get("_class_name")
         choose_family(spec, kind, width_of(kind, lambda module: _config(folder / module / "config.json")))
@@ -63,16 +63,16 @@ def part_kinds(index: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(spec: ModelSpec, folder: Path, kind: Any) -> Any:
-    """One model of a folder with all its weights. A VAE is read in float32 for float16 runs, which may keep it so."""
+    """One model of a folder with all its weights. A VAE is read in float32 for float16 runs, which may need it so."""
     dtype = DTYPES[spec.dtype]
     if folder.name == "vae" and dtype == torch.float16:
         dtype = torch.float32
-    with reading(lambda error: unreadable(spec, error, _hint(spec, folder))):
-        model, told = kind.from_pretrained(
+    with load_errors(lambda error: model_error(spec, error, _hint(spec, folder))):
+        model, info = kind.from_pretrained(
             str(folder), variant=spec.variant if spec.variant in variants_in(folder) else None, dtype=dtype,
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip
-    check_weights(spec, folder.name, model, told["missing_keys"])
+    check_weights(spec, folder.name, model, info["missing_keys"])
     return model
 
 
@@ -80,11 +80,11 @@ def check_weights(spec: ModelSpec, name: str, model: Any, missing: Any) -> None:
     """StageError when weights of a model were not in its files."""
     if missing:
         lacks = f"{name} lacks {len(missing)} of its {len(model.state_dict())} weights ({min(missing)}, …)"
-        raise unreadable(spec, f"{lacks}: its file is of another model, or names its weights in a way nobody knows")
+        raise model_error(spec, f"{lacks}: its file is of another model, or has unknown weight names")
 
 
 def variants_in(folder: Path) -> set[str]:
-    """Spellings of the weight files beside the plain one, for example fp16."""
+    """Variants of the weight files other than the default, for example fp16."""
     found = (_VARIANT.fullmatch(file.name) for file in folder.iterdir()) if folder.is_dir() else ()
     return {match[1] for match in found if match}
 
@@ -98,14 +98,14 @@ def _check_variant(spec: ModelSpec, folder: Path) -> None:
 
 def _hint(spec: ModelSpec, folder: Path) -> str:
     have = variants_in(folder)
-    place = f" (in {folder.name})"
-    return f"{place}; set model.variant = '{min(have)}'" if have and spec.variant is None else place
+    where = f" (in {folder.name})"
+    return f"{where}; set model.variant = '{min(have)}'" if have and spec.variant is None else where
 
 
 def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
     """The pipeline of a .safetensors or .ckpt file, without safety checker.
 
-    Raises StageError when the file is none, lacks weights, its family is not said, or its configs cannot be had.
+    Raises StageError when the file is not a checkpoint, lacks weights, or its family or configs are unknown.
     """
     import diffusers
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -114,22 +114,24 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
         raise StageError(f"model.base = {spec.base!r}: a checkpoint ends in {' or '.join(CHECKPOINTS)}")
     if spec.family is None:
         known = ", ".join(families())
-        raise StageError(f"model.base = {spec.base!r} is a single file: say model.family, one of {known}")
+        raise StageError(f"model.base = {spec.base!r} is a single file; set model.family, one of {known}")
     loader = getattr(diffusers, families()[spec.family].pipeline)
     dtype = DTYPES[spec.dtype]
     options = {"config": spec.config, "local_files_only": spec.config is not None and Path(spec.config).is_dir()}
     if options["local_files_only"]:
         check_model_folder(Path(str(spec.config)))
 
-    def told(error: Exception) -> StageError:
-        if isinstance(error, NotImplementedError):  # torch, asked to place a weight that has no value
-            return unreadable(spec, "the file lacks weights of the denoiser or the VAE, so it is of another model")
-        away = isinstance(error, LocalEntryNotFoundError)
-        return unreadable(spec, error, "; set model.config to a diffusers folder of the same family" if away else "")
+    def as_stage_error(error: Exception) -> StageError:
+        if isinstance(error, NotImplementedError):  # from torch, for a weight that has no value
+            return model_error(spec, "the file lacks weights of the denoiser or the VAE, so it is of another model")
+        offline = isinstance(error, LocalEntryNotFoundError)
+        return model_error(
+            spec, error, "; set model.config to a diffusers folder of the same family" if offline else ""
+        )
 
-    with reading(told):
+    with load_errors(as_stage_error):
         given = {}
-        if dtype == torch.float16:  # the run may keep it in float32, see folder.py
+        if dtype == torch.float16:  # the run may need it in float32
             given["vae"] = diffusers.AutoencoderKL.from_single_file(
                 str(path), dtype=torch.float32, **options | ({"subfolder": "vae"} if spec.config else {})
             )

@@ -1,4 +1,4 @@
-"""What the libraries raise at a model they cannot read, and the one line that people are told instead."""
+"""Checks the files of a model from elsewhere, and turns what libraries raise for it into one line."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ..recipe.model import ModelSpec
 
 
 @contextmanager
-def reading(told: Callable[[Exception], StageError]) -> Iterator[None]:
-    """Whatever a library raises while a model is read or built becomes one line, which `told` makes of it."""
+def load_errors(as_stage_error: Callable[[Exception], StageError]) -> Iterator[None]:
+    """Whatever a library raises while a model is read or built becomes the error that `as_stage_error` makes of it."""
     try:
         yield
     except (StageError, RecipeError):
         raise
     except Exception as error:
-        raise told(error) from error
+        raise as_stage_error(error) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # what a library in Rust raises for its own faults
+        if type(error).__name__ != "PanicException":  # raised by libraries in Rust
             raise
-        raise told(ValueError(one_line(error))) from error
+        raise as_stage_error(ValueError(one_line(error))) from error
 
 
-def unreadable(spec: ModelSpec, why: Exception | str, hint: str = "") -> StageError:
-    """The error of a model that cannot be loaded: which one, why, and what helps."""
+def model_error(spec: ModelSpec, why: Exception | str, hint: str = "") -> StageError:
+    """The error of a model that cannot be loaded: which one, why, and what to do."""
     from ..system_errors import out_of_memory
 
     full = out_of_memory(why) if isinstance(why, Exception) else None
@@ -38,10 +38,10 @@ def unreadable(spec: ModelSpec, why: Exception | str, hint: str = "") -> StageEr
 
 
 def one_line(why: BaseException | str) -> str:
-    """The first line of what a library says; never its advice to run the code in a file."""
+    """The first line of a library's message, without advice to run the code in a file."""
     text = str(why).strip() or type(why).__name__
     if "weights_only" in text:
-        return "its pickle holds other things than tensors, which are never loaded"
+        return "its pickle contains more than tensors, which is never loaded"
     if isinstance(why, (TypeError, AttributeError, KeyError, AssertionError, ZeroDivisionError, RecursionError)):
         text = f"its files do not fit together ({type(why).__name__}: {text})"
     return text.splitlines()[0][:500].rstrip(". ")
@@ -58,11 +58,11 @@ _BIG = ("tokenizer.json", "vocab.json", "added_tokens.json", "spiece.model", "to
 USUAL = (
     "unet", "transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer",
     "tokenizer_2", "tokenizer_3",
-)  # fmt: skip  # read where they lie, whatever the index says
+)  # fmt: skip  # read even if the index does not list them
 _TEMPLATES = "additional_chat_templates"  # the one folder in a part that transformers reads
 _LIBRARIES = ("diffusers", "transformers")
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-# a part of a number's name: the most that a model has. The first that fits counts.
+# Part of a key: the largest value that a model has. The first match counts.
 BOUNDS = {
     "num_train_timesteps": 100_000, "sample_size": 4096, "pos_embed_max_size": 4096, "patch_size": 256,
     "layers": 512, "blocks": 512, "vocab": 2_000_000, "extra_ids": 100_000, "position": 1_000_000, "heads": 1024,
@@ -72,12 +72,12 @@ BOUNDS = {
 }  # fmt: skip
 _POSITIVE = ("scaling_factor", "num_train_timesteps", "model_max_length")
 _NAMES = ("prediction_type", "_class_name")
-_UNREAD = ("special_tokens_map_file",)  # real ones have it; no library opens what it names
-_ENDLESS = ("lambda_min_clipped", "model_max_length")  # real ones are -Infinity and 1e30
+_UNREAD = ("special_tokens_map_file",)  # real models have it; no library opens the file it names
+_ENDLESS = ("lambda_min_clipped", "model_max_length")  # real models have -Infinity and 1e30
 
 
 def check_model_folder(folder: Path) -> None:
-    """Look at every small file of a diffusers folder. StageError names the first that no model should have."""
+    """Check every small file of a diffusers folder. StageError names the first that is not acceptable."""
     try:
         index_path = folder / "model_index.json"
         parts = list(USUAL)
@@ -100,7 +100,7 @@ def _parts(path: Path, index: dict[str, Any]) -> Iterator[str]:
         if not isinstance(value, list) or name in ("safety_checker", "feature_extractor") or value[:1] == [None]:
             continue
         if os.path.basename(name) != name or name in ("", ".", "..") or "\\" in name:
-            raise ValueError(f"{path}: {name!r} is no name of a part")
+            raise ValueError(f"{path}: {name!r} is not a valid name of a part")
         if len(value) != 2 or value[0] not in _LIBRARIES or not isinstance(value[1], str):
             raise ValueError(f"{path}: {name} must be a class of {' or '.join(_LIBRARIES)}, not {str(value)[:60]}")
         yield name
@@ -116,14 +116,14 @@ def _part(model: Path, folder: Path) -> None:
         if path.name == _TEMPLATES:
             _part(model, path)
         elif path.name == "adapter_config.json":
-            raise ValueError(f"{path}: an adapter lies beside the model and would change it; take it away")
+            raise ValueError(f"{path}: an adapter next to the model would change it; remove it")
         if path.is_dir():
             continue
         weights = path.name.lower().endswith(WEIGHTS)
         if weights and path.is_symlink() and not path.exists():
-            continue  # as of weights that nobody downloaded; loading names those that it needs
+            continue  # weights that were not downloaded; loading reports those that it needs
         if not path.is_file():
-            raise ValueError(f"{path}: it is no regular file, or a link that leads nowhere")
+            raise ValueError(f"{path}: not a regular file, or a broken link")
         if weights:
             continue
         _inside(path, model)
@@ -135,10 +135,7 @@ def _part(model: Path, folder: Path) -> None:
 
 
 def read_config(path: Path, model: Path) -> dict[str, Any]:
-    """The object in a config of a model's folder, if real models have its like.
-
-    OSError or ValueError, which names the file, otherwise.
-    """
+    """The object in a config of a model's folder, checked. OSError or ValueError name the file."""
     _inside(path, model)
     config = read_json(path)
     _check(path, model, config)
@@ -146,15 +143,15 @@ def read_config(path: Path, model: Path) -> dict[str, Any]:
 
 
 def _inside(path: Path, model: Path) -> None:
-    """ValueError for a link that leads out of the model."""
+    """ValueError for a link that points outside the model."""
     real, home = Path(os.path.realpath(path)), Path(os.path.realpath(model))
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(real.is_relative_to(one) for one in homes):
-        raise ValueError(f"{path}: a link that leaves the model; put a copy of the file in its place")
+        raise ValueError(f"{path}: a link that points outside the model; replace it with a copy of the file")
 
 
 def regular_in(path: Path, model: Path) -> bool:
-    """Whether this is a regular file, in the model itself."""
+    """Whether this is a regular file inside the model."""
     try:
         _inside(path, model)
     except (OSError, ValueError):
@@ -166,7 +163,7 @@ def _check(path: Path, model: Path, value: object, key: str = "") -> None:
     if key == "weight_map" and isinstance(value, dict):
         for name in value.values():
             if not isinstance(name, str) or os.path.basename(name) != name or "\\" in name:
-                raise ValueError(f"{path}: weights lie beside it, not in {str(name)[:60]!r}")
+                raise ValueError(f"{path}: its weights are next to it, not in {str(name)[:60]!r}")
     elif isinstance(value, dict):
         for name, one in value.items():
             _refuse_code(path, name, one)
@@ -183,7 +180,7 @@ def _check(path: Path, model: Path, value: object, key: str = "") -> None:
         value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
     ):
         raise ValueError(f"{path}: {key} must be a number, not {str(value)[:60]!r}")
-    if key == "model_max_length" and value is None:  # as if it said nothing
+    if key == "model_max_length" and value is None:  # the same as no key
         return
     if key in _POSITIVE and not (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
         raise ValueError(f"{path}: {key} must be a number above 0, not {str(value)[:60]!r}")
@@ -193,29 +190,29 @@ def _refuse_code(path: Path, name: str, value: object) -> None:
     if "attn_implementation" in name and not name.endswith("autoset"):
         named = value.values() if isinstance(value, dict) else [value]
         if any(one is not None and one not in _ATTENTIONS for one in named):
-            raise ValueError(f"{path}: {name} = {str(value)[:60]!r} asks for other code; leave it out")
+            raise ValueError(f"{path}: {name} = {str(value)[:60]!r} would load other code; remove it")
     if name in ("auto_map", "custom_pipeline", "trust_remote_code", "_custom_code") and value:
-        raise ValueError(f"{path}: {name} asks for code of the model's own, which is never run; leave it out")
+        raise ValueError(f"{path}: {name} would run the model's own code, which is not supported; remove it")
     if name == "quantization_config" and value is not None:
-        raise ValueError(f"{path}: its weights are quantised and cannot be trained; take the model in full precision")
+        raise ValueError(f"{path}: its weights are quantised and cannot be trained; use the model in full precision")
 
 
 def _refuse_files(path: Path, model: Path, name: str, value: object) -> None:
-    """ValueError for a config that names a file that is there, but not in the model: tokenizers would read it."""
+    """ValueError for a config that names an existing file outside the model: tokenizers would read it."""
     if not name.endswith(("_file", "_files")) or name in _UNREAD:
         return
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, str) and os.path.basename(one) != one and len(one) < 4096 and "\0" not in one:
-            for place in (path.parent / one, Path(one)):
-                if place.exists() and not regular_in(place, model):
-                    raise ValueError(f"{path}: {name} leads out of the model, to {place}; leave it out")
+            for target in (path.parent / one, Path(one)):
+                if target.exists() and not regular_in(target, model):
+                    raise ValueError(f"{path}: {name} points outside the model, to {target}; remove it")
 
 
 def _number(path: Path, key: str, value: float) -> None:
     if isinstance(value, float) and not math.isfinite(value) and key not in _ENDLESS:
-        raise ValueError(f"{path}: {key} = {value} is no number that a model has")
+        raise ValueError(f"{path}: {key} = {value} is out of range")
     if key in _ENDLESS or key.endswith("token_id"):
         return
     most = next((most for part, most in BOUNDS.items() if part in key), 1 << 40)
     if abs(value) > most:
-        raise ValueError(f"{path}: {key} = {str(value)[:30]} is more than any model has (at most {most:,})")
+        raise ValueError(f"{path}: {key} = {str(value)[:30]} is too large (at most {most:,})")

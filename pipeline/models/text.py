@@ -1,4 +1,4 @@
-"""Encoded captions: what a denoiser is told, joined to batches of one length, and kept where nothing changes them."""
+"""Encoded captions: batches of one length, and a cache for encoders that are frozen."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LIMIT = 1 << 30  # bytes of memory; of SDXL in bfloat16 some 3,400 captions
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Encoded captions: `states` (batch, tokens, width), of which `mask` (batch, tokens) says which the denoiser sees.
+    """Encoded captions: `states` (batch, tokens, width), and `mask` (batch, tokens) of those that the denoiser uses.
 
-    Where the model has one, `pooled` is (batch, width). Without a mask it sees all states.
+    `pooled` is (batch, width), for models that have it. Without a mask all states are used.
     """
 
     states: Tensor
@@ -26,7 +26,7 @@ class Text:
     mask: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Text:
-        """The same function of every tensor."""
+        """Apply a function to every tensor."""
         return Text(*(None if one is None else change(one) for one in (self.states, self.pooled, self.mask)))  # type: ignore[arg-type]
 
     @property
@@ -35,13 +35,13 @@ class Text:
 
 
 class Encodes(Protocol):
-    """What keeps captions needs of a kind of denoiser."""
+    """The part of a denoiser's interface that encodes captions."""
 
     def encode(self, pipe: Any, captions: list[str]) -> Text: ...
 
 
 def join(texts: Sequence[Text]) -> Text:
-    """One batch of several: states are padded with zeros to the longest, which the mask hides from the denoiser."""
+    """One batch of several: states are padded with zeros to the longest, and the mask excludes the padding."""
     longest = max(text.states.shape[1] for text in texts)
     padded = [pad(text, longest) for text in texts]
     pooled = [text.pooled for text in padded if text.pooled is not None]
@@ -54,21 +54,21 @@ def join(texts: Sequence[Text]) -> Text:
 
 
 def of_lengths(states: Sequence[Tensor]) -> Text:
-    """Captions of different length, each (tokens, width), as one text whose mask ends where they do."""
+    """Captions of different lengths, each (tokens, width), as one padded text with a mask."""
     return join(
         [Text(one.unsqueeze(0), mask=torch.ones(1, len(one), dtype=torch.bool, device=one.device)) for one in states]
     )
 
 
 def lengths_of(text: Text) -> list[Tensor]:
-    """The captions of a text apart again, each (tokens, width) without its padding."""
+    """The captions of a text, each (tokens, width) without padding."""
     if text.mask is None:
         return list(text.states)
     return [states[mask] for states, mask in zip(text.states, text.mask, strict=True)]
 
 
 def pad(text: Text, tokens: int) -> Text:
-    """The text with this many tokens; ValueError where a model that sees all states would see the padding."""
+    """The text with this many tokens; ValueError if there is no mask to exclude the padding."""
     missing = tokens - text.states.shape[1]
     if missing == 0:
         return text
@@ -79,7 +79,7 @@ def pad(text: Text, tokens: int) -> Text:
 
 
 def between(first: Text, second: Text, alpha: float) -> Text:
-    """The share `alpha` of the way from one text's states to another's; the denoiser sees what it sees of either."""
+    """Linear interpolation from one text to another by `alpha`; the mask includes the states of both."""
     longest = max(first.states.shape[1], second.states.shape[1])
     one, other = pad(first, longest), pad(second, longest)
     pooled = mask = None
@@ -90,29 +90,26 @@ def between(first: Text, second: Text, alpha: float) -> Text:
     return Text(torch.lerp(one.states, other.states, alpha), pooled, mask)
 
 
-class Texts:
-    """Encodes captions one by one, so that none depends on its batch or on what was kept; keeps the last used ones.
-
-    They lie in the host's memory, the texts that are asked for on the model's device.
-    """
+class CaptionCache:
+    """Encodes captions one by one, so that none depends on its batch, and caches the last used ones in CPU memory."""
 
     def __init__(self, denoiser: Encodes, pipe: Any, limit: int = LIMIT) -> None:
         self.denoiser, self.pipe, self.limit = denoiser, pipe, limit
-        self._kept: OrderedDict[str, Text] = OrderedDict()
+        self._cached: OrderedDict[str, Text] = OrderedDict()
         self._bytes = 0
 
     def __call__(self, captions: Sequence[str], device: torch.device) -> Text:
-        """The text of these captions as one batch."""
+        """These captions as one batch on `device`."""
         return join([self._one(caption) for caption in captions]).map(lambda one: one.to(device))
 
     def _one(self, caption: str) -> Text:
-        if caption in self._kept:
-            self._kept.move_to_end(caption)
-            return self._kept[caption]
+        if caption in self._cached:
+            self._cached.move_to_end(caption)
+            return self._cached[caption]
         with torch.no_grad():
             text = self.denoiser.encode(self.pipe, [caption]).map(lambda one: one.cpu())
-        self._kept[caption] = text
+        self._cached[caption] = text
         self._bytes += text.bytes
-        while self._bytes > self.limit and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].bytes
+        while self._bytes > self.limit and len(self._cached) > 1:
+            self._bytes -= self._cached.popitem(last=False)[1].bytes
         return text

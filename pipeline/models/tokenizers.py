@@ -1,4 +1,4 @@
-"""The tokenizers of a model without its weights, and without torch: for plans, checks and counting tokens."""
+"""The tokenizers of a model, loaded without its weights and without torch, for plans, checks and counting tokens."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..errors import StageError
 from ..files import read_json
 from ..recipe.model import ModelSpec
 from .family import family_of, local_path
-from .received import check_model_folder, one_line, reading
+from .received import check_model_folder, load_errors, one_line
 
-UNLIMITED = 10**30  # where the tokenizer's config says nothing, as transformers has it
-# CLIP's, where its config names no others.
+UNLIMITED = 10**30  # where the tokenizer's config has no limit, as in transformers
+# CLIP's special tokens, if its config names no others.
 SPECIAL = {"bos": "<|startoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>", "pad": "<|endoftext|>"}
 
 
 @dataclass(frozen=True)
 class LightTokenizer:
-    """Of a tokenizer of transformers as much as counting tokens takes: ids without special tokens, pieces, the limit.
+    """The part of a transformers tokenizer that counting tokens needs: ids without special tokens, pieces, the limit.
 
     `inner` is a `tokenizers.Tokenizer`.
     """
@@ -30,7 +30,7 @@ class LightTokenizer:
     model_max_length: int
 
     def __call__(self, text: str | list[str], **_: object) -> SimpleNamespace:
-        """`input_ids` of a text, or of each text of a list; options are those that a plan always gives."""
+        """`input_ids` of a text, or of each text of a list; options are ignored."""
         if isinstance(text, str):
             return SimpleNamespace(input_ids=self.inner.encode(text, add_special_tokens=False).ids)
         made = self.inner.encode_batch(text, add_special_tokens=False)
@@ -41,7 +41,7 @@ class LightTokenizer:
 
 
 def light_tokenizers(spec: ModelSpec) -> dict[str, LightTokenizer]:
-    """One for each text encoder whose tokenizer lies in files here that can be read so; nothing asks the network."""
+    """One for each text encoder whose tokenizer is in local files of a supported kind. Does not use the network."""
     path = local_path(spec)
     if path is not None and path.is_file():
         path = Path(spec.config) if spec.config and Path(spec.config).is_absolute() else None
@@ -71,19 +71,19 @@ def _read(folder: Path) -> LightTokenizer | None:
         else:
             inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
         return LightTokenizer(inner, int(config.get("model_max_length") or UNLIMITED))
-    except BaseException as error:  # of any kind: loading the model says what is wrong
+    except BaseException as error:  # of any kind: loading the model reports what is wrong
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         return None
 
 
 def _special(config: dict[str, Any], name: str) -> str:
-    told = config.get(f"{name}_token") or SPECIAL[name]
-    return str(told["content"] if isinstance(told, dict) else told)
+    token = config.get(f"{name}_token") or SPECIAL[name]
+    return str(token["content"] if isinstance(token, dict) else token)
 
 
 def _clip(folder: Path, config: dict[str, Any]) -> Any:
-    """CLIP's byte-level BPE, small letters only, from `vocab.json` and `merges.txt` (transformers' `CLIPTokenizer`)."""
+    """CLIP's lower-case byte-level BPE, from `vocab.json` and `merges.txt` (transformers' `CLIPTokenizer`)."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     files = str(folder / "vocab.json"), str(folder / "merges.txt")
@@ -104,16 +104,16 @@ def _clip(folder: Path, config: dict[str, Any]) -> Any:
     return inner
 
 
-_NO_CODE = {"trust_remote_code": False}  # nor a question in the terminal whether to trust it
+_NO_CODE = {"trust_remote_code": False}  # and no prompt in the terminal whether to trust it
 _HUB_FILES = ["model_index.json", "*/config.json", "tokenizer*/*"]
-PROBE = "a photo, 1 \U0001f600"  # letters, a digit, a mark, and what no vocabulary holds whole
+PROBE = "a photo, 1 \U0001f600"  # letters, a digit, punctuation, and a character that is in no vocabulary
 
 
 def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
     """One tokenizer for each text encoder of the model, by encoder key.
 
-    A single-file checkpoint takes them from `config`. Only a hub id may go to the network, and only for the files of
-    the tokenizers. Raises StageError when they cannot be found or the family stays open.
+    For a single-file checkpoint they come from `config`. Only for a hub id is the network used, and only for tokenizer
+    files. Raises StageError when they cannot be found or the family is unknown.
     """
     folder, family = config_folder(spec), stated_family(spec)
     loaded = {encoder.key: _load(folder / encoder.tokenizer) for encoder in family.encoders}
@@ -122,16 +122,16 @@ def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
         if encoder.key in there and encoder.length is not None:
             there[encoder.key].model_max_length = encoder.length
     if not there:
-        raise StageError(f"{folder} holds no tokenizer ({', '.join(e.tokenizer for e in family.encoders)})")
+        raise StageError(f"{folder} has no tokenizer ({', '.join(e.tokenizer for e in family.encoders)})")
     return there
 
 
 def stated_family(spec: ModelSpec) -> Family:
-    """The family of a model by its small files, a hub id's too. StageError when it stays open."""
+    """The family of a model by its small files, also of a hub id. StageError when it is unknown."""
     base = spec.base if spec.base == "micro" else str(config_folder(spec))
     family = family_of(replace(spec, base=base))
     if family is None:
-        raise StageError(f"{spec.base} does not tell its family; say model.family, one of {', '.join(families())}")
+        raise StageError(f"{spec.base}: the family is unknown; set model.family, one of {', '.join(families())}")
     return family
 
 
@@ -141,7 +141,7 @@ def known_model(family: str) -> str:
     Raises StageError when there is no such family.
     """
     if family not in families():
-        raise StageError(f"{family!r} is no family that can be trained; known: {', '.join(families())}")
+        raise StageError(f"{family!r} is not a known family; known: {', '.join(families())}")
     return families()[family].example
 
 
@@ -152,7 +152,7 @@ def token_limit(tokenizer: Any) -> int:
 
 
 def config_folder(spec: ModelSpec) -> Path:
-    """The folder with the model's small files: configs and tokenizers, from the hub where they are not here."""
+    """The folder with the model's configs and tokenizers, downloaded from the hub if they are not local."""
     path = local_path(spec)
     if path is not None and path.is_file():
         if spec.config is None:
@@ -164,7 +164,7 @@ def config_folder(spec: ModelSpec) -> Path:
     if path is None:
         path = _from_hub(source, spec.revision if source == spec.base else None)
     if not path.is_dir():
-        raise StageError(f"{path} is no folder" if path.exists() else f"{path} does not exist")
+        raise StageError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
     check_model_folder(path)
     return path
 
@@ -173,31 +173,31 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    # OSError, the base class of whichever HTTP library the hub's client uses, and what it makes of a bad name
+    # OSError, the base class of the HTTP library of the hub's client, and ValueError for a bad name
     network: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, ValueError)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except network as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        way_out = "name a diffusers folder of the same family instead"
-        raise StageError(f"the tokenizers of {name} cannot be had from the hub: {cause}; {way_out}") from error
+        hint = "use a diffusers folder of the same family instead"
+        raise StageError(f"the tokenizers of {name} cannot be downloaded from the hub: {cause}; {hint}") from error
 
 
 def _load(folder: Path) -> Any:
-    """The tokenizer of a folder by the class that the folder names; None where a model leaves the encoder out."""
+    """The tokenizer of a folder, of the class in its config; None if the model does not have this encoder."""
     if not folder.is_dir():
         return None
     import transformers
 
-    def told(error: Exception) -> StageError:
+    def as_stage_error(error: Exception) -> StageError:
         return StageError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}")
 
-    with reading(told):
+    with load_errors(as_stage_error):
         name = read_json(folder / "tokenizer_config.json").get("tokenizer_class") or "CLIPTokenizer"
         kind = getattr(transformers, str(name).removesuffix("Fast"), transformers.AutoTokenizer)
         if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)):
             kind = transformers.AutoTokenizer
         tokenizer = kind.from_pretrained(str(folder), local_files_only=True, **_NO_CODE)
         int(tokenizer.model_max_length)
-        tokenizer(PROBE, add_special_tokens=False, verbose=False)  # one without its unknown token fails at use
+        tokenizer(PROBE, add_special_tokens=False, verbose=False)  # without an unknown token it would fail later
         return tokenizer

@@ -15,7 +15,18 @@ from .document import Document, Unreadable, find, read, refuse_deep
 from .embeddings_from import with_many_embeddings
 from .form import form_of
 from .intervals import parse_interval
-from .model import CheckpointRule, Concept, DataSpec, EmbeddingSpec, ModelSpec, Recipe, Samples, Stage
+from .model import (
+    CAPTION_SOURCES,
+    MASK_SOURCES,
+    CheckpointRule,
+    Concept,
+    DataSpec,
+    EmbeddingSpec,
+    ModelSpec,
+    Recipe,
+    Samples,
+    Stage,
+)
 from .options import STAGE_OPTIONS, GenerateOptions
 from .overrides import override
 from .problem import Problem
@@ -88,10 +99,10 @@ def _concept(table: dict[str, Any], folder: Path) -> Concept:
     captions = table["captions"]
     if isinstance(captions, list):
         captions = tuple(captions)
-    elif captions not in ("beside", "file-name"):
+    elif captions not in CAPTION_SOURCES:
         captions = str(absolute_path(captions, folder))
     masks = table["masks"]
-    if masks not in ("beside", "alpha", "none"):
+    if masks not in MASK_SOURCES:
         masks = str(absolute_path(masks, folder))
     generate = None if table["generate"] is None else typed(GenerateOptions, table["generate"])
     images = absolute_path(table["images"], folder)

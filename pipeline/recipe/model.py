@@ -12,6 +12,8 @@ from .options import GenerateOptions, LearningRate, NormRule, StageOptions
 
 T = TypeVar("T")
 DEFAULT_INTERVAL = Every(5.0, "minutes")
+CAPTION_SOURCES = ("beside", "file-name")  # other texts in `captions` are paths
+MASK_SOURCES = ("beside", "alpha", "none")  # other texts in `masks` are folders
 
 
 @dataclass(frozen=True)

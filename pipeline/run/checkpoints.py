@@ -26,14 +26,14 @@ from .signals import Stopped, StopRequest
 
 FOLDER, KEPT = "checkpoints", 2
 _FORMAT = "4"  # of its contents and their names
-# The JSON of a checkpoint. The trees of `things` and `guard` are checked by the code that restores them.
+# The JSON of a checkpoint. The trees of `trainables` and `guard` are checked by the code that restores them.
 _STAGE = {"kind": str, "seconds": NUMBER, "takes": [str], "gives": [str], "notes": [str]}
 _RUN = {
     "metrics": {"bytes": int, "sha256": str}, "stopped_at": {"*": int}, "reached": [str], "warnings": [str],
     "rows": [_STAGE], "loaded": [str],
 }  # fmt: skip
 _SCALE = {"value": NUMBER, "dynamic": bool, "good": int, "overflows": int}
-_FACTS = {"run": _RUN, "things": {"*": {}}, "spans": {"*": {"*": [int]}}, "scale": _SCALE, "guard?": {}}
+_FACTS = {"run": _RUN, "trainables": {"*": {}}, "spans": {"*": {"*": [int]}}, "scale": _SCALE, "guard?": {}}
 _NAME = re.compile(r"stage-\d+-step-\d+\.safetensors")
 HEAD = {"stage": int, "step": int, "seconds": NUMBER, "facts": _FACTS}
 

@@ -9,6 +9,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from ..data.files import IMAGES
+from ..recipe.model import CAPTION_SOURCES, MASK_SOURCES
 from ..text import first_few, first_lines
 
 LONG, BEFORE, SHOWN = 60, 12, 4  # characters of a value, of them before the first difference, entries of a list
@@ -68,7 +69,7 @@ _DATA_PATHS = tuple(
     re.compile(rf"recipe\.{place}") for place in (r"concept\.\d+\.(images|captions|masks)", r"data\.cache_latents")
 )
 _MODEL_PATHS = (re.compile(r"(recipe\.)?model\.base"), re.compile(r"recipe\.model\.config"))
-_KEYWORDS = ("beside", "file-name", "alpha", "none", "user", "run", "memory", "off", "micro")
+_KEYWORDS = (*CAPTION_SOURCES, *MASK_SOURCES, "user", "run", "memory", "off", "micro")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def catch_signals(progress: Callable[[str], None]) -> Iterator[StopRequest]:
             request.twice = True
             raise KeyboardInterrupt
         request.name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        _print(progress, f"{request.name}: {request.answer} (again: at once)")
+        _print(progress, f"{request.name}: {request.answer}; once more stops it at once")
 
     # what is ignored from the start (nohup, a shell's background job) stays so
     caught = [number for number in _signals() if signal.getsignal(number) is not signal.SIG_IGN]

@@ -10,7 +10,7 @@ from ..errors import StageError
 from ..export.finished import Finished
 from ..models.denoisers import denoiser_for
 from ..models.load import pipe_name
-from ..models.text import Texts
+from ..models.text import CaptionCache
 from ..recipe.options import TrainOptions
 from ..train.embeddings import EmbeddingTrainer, embedding_settings
 from ..train.guard import Guard
@@ -52,7 +52,7 @@ def build_trainables(context: RunContext, state: RunState, options: TrainOptions
 def build_objective(context: RunContext, state: RunState, options: TrainOptions) -> Objective:
     """What the model is trained to predict. Where its own scheduler differs, this run draws its images with another."""
     objective = objective_for(context.model.pipe.scheduler, options.objective, options.noise, options.timesteps)
-    scheduler = objective.drawing(context.model.pipe.scheduler)
+    scheduler = objective.sampling_scheduler(context.model.pipe.scheduler)
     if scheduler is not context.model.pipe.scheduler:
         context.model.pipe.scheduler = scheduler
         state.warnings.append(
@@ -98,7 +98,7 @@ def build_training(
         scale=loss_scale(context.model.dtype),
         guard=guard,
         processes=context.processes,
-        texts=None if text_moves else Texts(denoiser, context.model.pipe),
+        texts=None if text_moves else CaptionCache(denoiser, context.model.pipe),
     )
     if options.locality is None:
         return training

@@ -22,7 +22,7 @@ from ..train.embeddings import EmbeddingTrainer
 from ..train.setup import Training
 from ..train.snapshot import Shadow, stored_averages, stored_rows, stored_weights
 from .checkpoints import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
-from .context import RunContext, RunState
+from .context import RunContext, RunState, warn
 from .diff import ROUNDING, Difference, difference_lines, input_differences
 
 LISTED = 20  # differences in a message
@@ -131,8 +131,11 @@ def load_what_fits(context: RunContext, state: RunState, training: Training) -> 
     if total:
         counts = ", ".join(f"{fit[kind]} of {total[kind]} {_TITLES[kind]}" for kind in total)
         line = f"{LOADED}{counts}; new optimizer state"
-        context.progress(line)
         state.notes.append(line)
+        if any(fit.values()):
+            context.progress(line)
+        else:
+            warn(context, state, f"{line}: nothing fits; an embedding needs the same name and number of tokens")
 
 
 def _load_embeddings(

@@ -1,18 +1,13 @@
-"""The stages that a recipe can name: plain functions of context, state, contents and their options."""
+"""The stages that a recipe can name: plain functions of context, state, contents and their options.
+
+Each is a module of this folder with a function of the same name.
+"""
 
 from __future__ import annotations
 
-from ..run.context import StageFunction
-from .export import export
-from .inject import inject
-from .rescale import rescale
-from .tokenize import tokenize
-from .train import train
+from importlib import import_module
 
-STAGES: dict[str, StageFunction] = {
-    "tokenize": tokenize,
-    "inject": inject,
-    "train": train,
-    "rescale": rescale,
-    "export": export,
-}
+from ..recipe.options import STAGE_OPTIONS
+from ..run.context import StageFunction
+
+STAGES: dict[str, StageFunction] = {kind: getattr(import_module(f".{kind}", __name__), kind) for kind in STAGE_OPTIONS}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...converters.embedding import Contents, Embedding
 from ...converters.tensor import RawTensor
-from ..embeddings.initial import InitialTokens, Texts, start_of, start_tokens
+from ..embeddings.initial import InitialTokens, TokenizedTexts, initial_tokens_of, read_base_vectors
 from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..files import sha256
@@ -28,8 +28,9 @@ def tokenize(context: RunContext, state: RunState, contents: Contents, options: 
     """
     specs, encoders, pad_with = context.recipe.embeddings, context.model.encoders, options.pad_with
     keys, widths = [encoder.key for encoder in encoders], {encoder.key: encoder.width for encoder in encoders}
-    bases = [start_of(embedding, keys, widths) for embedding in specs]
-    texts = {encoder.key: Texts(encoder.tokenizer, [pad_with, *(embedding.initial_text for embedding in specs)])
+    bases = [read_base_vectors(embedding, keys, widths) for embedding in specs]
+    known = [pad_with, *(embedding.initial_text for embedding in specs)]
+    texts = {encoder.key: TokenizedTexts(encoder.tokenizer, known)
              for encoder in encoders}  # fmt: skip
     made = [_tokens(state, embedding, base, texts, pad_with) for embedding, base in zip(specs, bases, strict=True)]
     vectors = {encoder.key: _vectors(encoder, [tokens[encoder.key] for tokens in made], bases) for encoder in encoders}
@@ -45,13 +46,13 @@ def tokenize(context: RunContext, state: RunState, contents: Contents, options: 
 
 
 def _tokens(
-    state: RunState, embedding: EmbeddingSpec, base: Base, texts: dict[str, Texts], pad_with: str
+    state: RunState, embedding: EmbeddingSpec, base: Base, texts: dict[str, TokenizedTexts], pad_with: str
 ) -> dict[str, InitialTokens]:
     """The initial tokens for each text encoder; warns of what is truncated and of what a base lacks."""
     made = {}
     for key, own in texts.items():
         try:
-            tokens = made[key] = start_tokens(own, embedding, pad_with, base, key)
+            tokens = made[key] = initial_tokens_of(own, embedding, pad_with, base, key)
         except ValueError as error:
             raise StageError(f"{embedding.placeholder}: {error}") from error
         if tokens.cut:

@@ -10,7 +10,7 @@ from ..recipe.options import RescaleOptions, TrainOptions
 from ..run.context import RunContext, RunState, export_context, warn
 from ..run.steps import load_into_model, read_from_model, run_steps
 from ..run.training import build_dataset, build_objective, build_trainables, build_training
-from ..train.compute import compiled, less_memory
+from ..train.compute import compiled, gradient_checkpointing
 from ..train.guard import Guard
 from .rescale import rescaled
 
@@ -35,7 +35,10 @@ def train(context: RunContext, state: RunState, contents: Contents, options: Tra
         return read_from_model(context.model, injection, contents)
     dataset = build_dataset(context, state, options)
     training = build_training(context, state, trainables, objective, dataset, guard, options)
-    with compiled(context.model.denoiser, options.compile), less_memory(context.model, options.gradient_checkpointing):
+    with (
+        compiled(context.model.denoiser, options.compile),
+        gradient_checkpointing(context.model, options.gradient_checkpointing),
+    ):
         run_steps(context, state, training, contents, finished, options)
     return state.latest or contents
 

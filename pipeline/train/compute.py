@@ -17,10 +17,10 @@ SPELLINGS = (
 
 
 @contextmanager
-def less_memory(model: Model, wanted: bool) -> Iterator[None]:
-    """Within it denoiser and text encoders use gradient checkpointing, if wanted.
+def gradient_checkpointing(model: Model, wanted: bool) -> Iterator[None]:
+    """Within it the denoiser and text encoders use gradient checkpointing, if wanted.
 
-    Their layers do so only in training mode; only the layers' own flag is set, not that of dropout inside them, so a
+    Their layers do so only in training mode. Only the layers' own flag is set, not that of dropout inside them, so a
     step computes the same values.
     """
     parts: list[Any] = (
@@ -72,7 +72,7 @@ def compiled(denoiser: Any, wanted: bool) -> Iterator[None]:
         from torch._inductor.runtime.cache_dir_utils import cache_dir
 
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        way_out = f"remove it, or if the cache is corrupt after a killed run, empty {cache_dir()}"
-        raise StageError(f"compile = true: torch cannot compile the model here ({first}); {way_out}") from error
+        hint = f"remove it, or if the cache is corrupt after a killed run, empty {cache_dir()}"
+        raise StageError(f"compile = true: torch cannot compile the model here ({first}); {hint}") from error
     finally:
         denoiser._compiled_call_impl = None  # what `compile` sets; torch has no function to undo it

@@ -14,7 +14,7 @@ from ..recipe.options import NoiseOptions, ObjectiveOptions, TimestepOptions
 from ..rng import generator
 from .loss import NoisyBatch, draw_steps, example_losses, input_noise, offset_noise, require_timesteps
 
-MOST_SNR = 1000.0  # of debiased weights, as in kohya's scripts: the first timesteps have hardly any noise
+MAX_SNR = 1000.0  # of debiased weights, as in kohya's scripts: the first timesteps have hardly any noise
 
 
 class Diffusion:
@@ -29,16 +29,16 @@ class Diffusion:
         """Raises StageError for options that fit no diffusion model, or not this one."""
         from diffusers import DDPMScheduler
 
-        asked = {"prediction_type": options.prediction, "rescale_betas_zero_snr": options.zero_terminal_snr}
-        changes = {name: value for name, value in asked.items() if value is not None}
+        wanted = {"prediction_type": options.prediction, "rescale_betas_zero_snr": options.zero_terminal_snr}
+        changes = {name: value for name, value in wanted.items() if value is not None}
         self.process = DDPMScheduler.from_config(scheduler.config, **changes)
         self.kind: str = self.process.config.prediction_type
         self.timesteps: int = self.process.config.num_train_timesteps
         self.options, self.noise, self.steps = options, noise, timesteps
         self.alphas: Tensor = self.process.alphas_cumprod
-        self._refuse()
+        self._check_options()
 
-    def _refuse(self) -> None:
+    def _check_options(self) -> None:
         if self.options.weighting not in WEIGHTINGS["diffusion"]:
             kind, known = self.options.weighting, ", ".join(WEIGHTINGS["diffusion"])
             raise StageError(f"objective.weighting = {kind!r} is for flow matching; use {known}")
@@ -46,17 +46,17 @@ class Diffusion:
         if self.kind == "epsilon" and self.process.config.rescale_betas_zero_snr:
             raise StageError(
                 "zero terminal SNR: the last timestep contains nothing of the image, so a model that predicts the "
-                "noise has nothing to learn there; it needs a model with v-prediction "
+                "noise has nothing to train there; use a model with v-prediction "
                 '(objective.prediction = "v_prediction")'
             )
 
-    def drawing(self, scheduler: Any) -> Any:
+    def sampling_scheduler(self, scheduler: Any) -> Any:
         """The scheduler for sampling with the trained model: the pipeline's, with what the options change.
 
         With zero terminal SNR sampling starts at the last timestep (`trailing`), as Lin et al. 2023 require.
         """
-        asked = {"prediction_type": self.kind, "rescale_betas_zero_snr": self.process.config.rescale_betas_zero_snr}
-        changes = {name: value for name, value in asked.items() if scheduler.config.get(name, False) != value}
+        wanted = {"prediction_type": self.kind, "rescale_betas_zero_snr": self.process.config.rescale_betas_zero_snr}
+        changes = {name: value for name, value in wanted.items() if scheduler.config.get(name, False) != value}
         if changes.get("rescale_betas_zero_snr"):
             changes["timestep_spacing"] = "trailing"
         return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
@@ -109,9 +109,9 @@ class Diffusion:
             return None
         snr = self.snr(timesteps)
         if self.options.weighting == "min-snr":
-            kept = snr.clamp(max=self.options.gamma)
-            return kept / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[self.kind]
-        snr = snr.clamp(max=MOST_SNR)
+            clamped = snr.clamp(max=self.options.gamma)
+            return clamped / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[self.kind]
+        snr = snr.clamp(max=MAX_SNR)
         return {"epsilon": snr.rsqrt(), "v_prediction": 1 / (snr + 1), "sample": snr.sqrt()}[self.kind]
 
     def threshold(self, timesteps: Tensor) -> Tensor | None:

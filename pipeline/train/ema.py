@@ -40,9 +40,9 @@ class Average:
     @torch.no_grad()
     def swap(self) -> None:
         """Swap EMA weights and values; swapping twice changes nothing."""
-        kept = self.values.detach().clone()
+        values = self.values.detach().clone()
         self.values.copy_(self.shadow)
-        self.shadow.copy_(kept)
+        self.shadow.copy_(values)
 
     @torch.no_grad()
     def settle(self, rows: Tensor) -> None:
@@ -52,7 +52,7 @@ class Average:
     def state(self) -> dict[str, Tensor]:
         return {"shadow": self.shadow, "counts": self.counts}
 
-    def joined(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def merge_shards(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The state of all rows, from the states of the shards in order."""
         return {name: torch.cat([state[name] for state in states]) for name in self.state()}
 

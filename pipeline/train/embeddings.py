@@ -180,20 +180,20 @@ class EmbeddingTrainer:
         self._switch.set(True)
 
     def _exchange(self, use: bool) -> None:
-        self.states.show([embedding for embedding in self.embeddings if embedding not in self.stopped_at], use)
+        self.states.use_ema([embedding for embedding in self.embeddings if embedding not in self.stopped_at], use)
 
     def rule_of(self, embedding: str) -> NormRule | None:
         """The norm rule of an embedding: its own, else the stage's."""
         own = self.embeddings[embedding].preserve_norm
         return self.settings.preserve_norm if own is None else own
 
-    def _norm_rule(self, key: str, embedding: str, shown: bool) -> Rule | None:
+    def _norm_rule(self, key: str, embedding: str, average: bool) -> Rule | None:
         """The norm rule of an embedding as a function of its rows in one encoder; None if there is none.
 
-        `spread` scales a little in each step, and not at all for the average that is exported (`shown`).
+        `spread` scales a little in each step, and not at all for the average that is exported (`average`).
         """
         rule, span = self.rule_of(embedding), self.injection.rows[key].spans[embedding]
-        if rule is None or (shown and rule == "spread"):
+        if rule is None or (average and rule == "spread"):
             return None
         norms = self.norms[key][span.start : span.stop]
         return partial(apply_rule, rule=rule, statistics=self.statistics[key], initial=norms)

@@ -16,7 +16,7 @@ from .loss import NoisyBatch, draw_shares, example_losses, input_noise, offset_n
 
 
 class Flow:
-    """Rectified flow (Liu et al. 2022, Esser et al. 2024) as diffusers' SD3 training scripts have it.
+    """Rectified flow (Liu et al. 2022, Esser et al. 2024) as in diffusers' SD3 training scripts.
 
     An image x and noise n are mixed as (1 - σ) x + σ n; the denoiser predicts the velocity n - x. σ are those of the
     pipeline's scheduler, with its shift or the one of the options.
@@ -39,9 +39,9 @@ class Flow:
         self.times: Tensor = process.timesteps  # descending: the first is pure noise
         self.sigmas: Tensor = process.sigmas[: self.timesteps]
         self.options, self.noise, self.steps = options, noise, timesteps
-        self._refuse()
+        self._check_options()
 
-    def _refuse(self) -> None:
+    def _check_options(self) -> None:
         options = self.options
         if options.weighting not in WEIGHTINGS["flow"]:
             known = ", ".join(WEIGHTINGS["flow"])
@@ -55,7 +55,7 @@ class Flow:
         require_timesteps(self.steps, self.timesteps)
 
     @staticmethod
-    def drawing(scheduler: Any) -> Any:
+    def sampling_scheduler(scheduler: Any) -> Any:
         """The pipeline's own scheduler: a shift in training does not affect sampling."""
         return scheduler
 

@@ -13,7 +13,7 @@ from ..embeddings.norms import NormStatistics
 from ..errors import StageError
 from ..recipe.options import GuardOptions
 
-_WAY = "fix it and restart with --fresh"
+_HINT = "fix it and restart with --fresh"
 MOST = 20  # warnings of one kind; further ones are only counted
 _KINDS = {
     "norm": "embeddings whose norms left the band",
@@ -156,8 +156,8 @@ class Guard:
             return
         texts = [text for _, text in found[:MOST]] + [f"{len(found) - MOST:,} more"] * (len(found) > MOST)
         kinds = [f"guard.{kind}" for kind in dict.fromkeys(kind for kind, _ in found)]
-        way = f"{_WAY}, or with {' = '.join(kinds)} = 'warn' and --from-checkpoint to continue from here"
-        raise Halted(f"{'; and '.join(texts)} ({' = '.join(kinds)} = 'stop'; {way})")
+        hint = f"{_HINT}, or with {' = '.join(kinds)} = 'warn' and --from-checkpoint to continue from here"
+        raise Halted(f"{'; and '.join(texts)} ({' = '.join(kinds)} = 'stop'; {hint})")
 
     def close(self) -> None:
         """Warn of how many more there were than were listed."""

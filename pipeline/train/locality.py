@@ -1,4 +1,4 @@
-"""Locality regularization: predictions near the embeddings stay close to the base model's."""
+"""Locality regularization: keeps predictions near the embeddings close to the base model's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from ..data.captions import read_captions
-from ..data.dataset import Whole
+from ..data.dataset import FullBatch
 from ..distributed import Processes
 from ..embeddings.placeholders import Replacer
 from ..errors import StageError
@@ -82,7 +82,7 @@ class Locality:
     share: float = 0.0
 
     def loss(
-        self, text: Text, noisy_batch: NoisyBatch, sizes: Tensor | None, number: int, whole: Whole | None = None
+        self, text: Text, noisy_batch: NoisyBatch, sizes: Tensor | None, number: int, full: FullBatch | None = None
     ) -> Tensor | None:
         """The weighted difference for batch `number`, or None in batches without it (`every`).
 
@@ -91,16 +91,16 @@ class Locality:
         """
         if number % self.every:
             return None
-        count, place = (len(noisy_batch.noisy), slice(None)) if whole is None else (whole.size, whole.place)
-        others = self._draw_prompts(count, number)[place]
+        count, part = (len(noisy_batch.noisy), slice(None)) if full is None else (full.size, full.part)
+        others = self._draw_prompts(count, number)[part]
         pipe, pivot = self.model.pipe, text.map(Tensor.detach)
         with base_model(self._models(), self.originals):
             near = between(pivot, self.denoiser.encode(pipe, others), self.alpha)
             target = self.denoiser.predict(pipe, noisy_batch.noisy, noisy_batch.timesteps, near, sizes)
         with torch.set_grad_enabled(self.encoders):
             near = between(pivot, self.denoiser.encode(pipe, others), self.alpha)
-        answer = self.denoiser.predict(pipe, noisy_batch.noisy, noisy_batch.timesteps, near, sizes)
-        difference = (answer.float() - target.float()).square().mean()
+        prediction = self.denoiser.predict(pipe, noisy_batch.noisy, noisy_batch.timesteps, near, sizes)
+        difference = (prediction.float() - target.float()).square().mean()
         self.difference, self.share = float(difference.detach()), len(others) / count
         return self.weight * self.share * difference
 
@@ -113,7 +113,7 @@ class Locality:
 
     def _draw_prompts(self, count: int, number: int) -> list[str]:
         drawn = torch.randint(len(self.prompts), (count,), generator=generator(self.seed, "locality", number))
-        return [self.prompts[place] for place in drawn.tolist()]
+        return [self.prompts[index] for index in drawn.tolist()]
 
     def _models(self) -> list[nn.Module]:
         return [self.model.denoiser, *(encoder.module for encoder in self.model.encoders)]

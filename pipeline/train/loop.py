@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.dataset import Batch, portion
+from ..data.dataset import Batch, local_batches
 from ..distributed import sum_gradients
 from ..recipe.intervals import Clock
 from ..rng import generator
@@ -30,9 +30,8 @@ def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Ite
     for step in range(first, training.steps):
         clock = training.clock(step, main_number(time.monotonic() - begin))
         row = one_step(training, clock)
-        row["seconds"] = round(
-            main_number(time.monotonic() - begin), 3
-        )  # the same in all processes, so the same actions are due
+        # the same in all processes, so the same actions are due
+        row["seconds"] = round(main_number(time.monotonic() - begin), 3)
         yield row
 
 
@@ -43,7 +42,7 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
     """
     embeddings = activate_embeddings(training, step_captions(training, clock.step), clock)
     numbers = step_numbers(training, clock.step)
-    batches = portion(training.dataset, numbers, training.processes, in_step=training.sharded)
+    batches = local_batches(training.dataset, numbers, training.processes, in_step=training.sharded)
     before = replace(training.scale)
     try:
         loss, norms = gradients(training, batches, clock.step)
@@ -94,13 +93,13 @@ def gradients(training: Training, batches: Sequence[Batch | None], step: int) ->
     """
     processes, total = training.processes, 0.0
     grad_text = any(trainable.trains_text for trainable in training.trainables)
-    # a sharded part makes the others wait within a batch: a process that fails there ends, and they notice
+    # a sharded part makes processes wait within a batch: they notice when one of them ends
     with nullcontext() if training.sharded else processes.together():
         for number, batch in zip(step_numbers(training, step), batches, strict=True):
             if not batch:
                 continue
-            place = () if batch.whole is None else (batch.whole.place.start,)
-            torch.manual_seed(generator(training.seed, "dropout", number, *place).initial_seed())  # what modules draw
+            first = () if batch.full is None else (batch.full.part.start,)
+            torch.manual_seed(generator(training.seed, "dropout", number, *first).initial_seed())  # of dropout
             loss = batch_loss(training, batch, number, grad_text=grad_text)
             if batch.idle:
                 loss = loss * 0.0
@@ -125,21 +124,21 @@ def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool
             text = training.denoiser.encode(model.pipe, list(batch.captions))
     prediction = training.denoiser.predict(model.pipe, noisy_batch.noisy, noisy_batch.timesteps, text, batch.sizes)
     losses = objective.losses(prediction, noisy_batch, batch.mask)
-    if batch.whole is None:
+    if batch.full is None:
         loss = mean_loss(losses, batch.weight, batch.prior, training.prior_weight)
     else:
-        loss = part_loss(losses, batch.whole, training.prior_weight)
-    near = training.locality.loss(text, noisy_batch, batch.sizes, number, batch.whole) if training.locality else None
+        loss = part_loss(losses, batch.full, training.prior_weight)
+    near = training.locality.loss(text, noisy_batch, batch.sizes, number, batch.full) if training.locality else None
     return loss if near is None else loss + near
 
 
 def _noisy_batch(training: Training, batch: Batch, number: int) -> NoisyBatch:
     """Noise and target of a batch; of a part of a batch, what these examples have in the full batch."""
-    if batch.whole is None:
+    if batch.full is None:
         return training.objective.sample(batch.latents, training.seed, number)
-    latents = torch.zeros(batch.whole.size, *batch.latents.shape[1:])
-    latents[batch.whole.place] = batch.latents
-    return training.objective.sample(latents, training.seed, number).cut(batch.whole.place)
+    latents = torch.zeros(batch.full.size, *batch.latents.shape[1:])
+    latents[batch.full.part] = batch.latents
+    return training.objective.sample(latents, training.seed, number).cut(batch.full.part)
 
 
 def _row(training: Training, clock: Clock, loss: float, norms: dict[str, float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""LoRAs on the parts of a model through peft, and their tensors in the layout the programs read."""
+"""LoRAs on the parts of a model through peft, and their tensors in the layout that programs read."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> d
 
 
 def load_lora(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put a LoRA that is over with training on a part: tensors in PEFT's layout, `<layer>.lora_A.weight` and so on.
+    """Add a trained LoRA to a part: tensors in PEFT's layout, `<layer>.lora_A.weight` and so on.
 
-    For parts that diffusers has no loader for. `remove_lora` takes it off again.
+    For parts that diffusers has no loader for. `remove_lora` removes it.
     """
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
@@ -98,7 +98,7 @@ def freeze_lora(module: nn.Module) -> None:
 
 
 def _set_dropout(module: nn.Module, on: bool) -> None:
-    """Switch the LoRA's dropout on or off: the model around it is never in training mode, so nothing else does."""
+    """Switch the LoRA's dropout on or off, as the model is never in training mode."""
     from peft.tuners.lora import LoraLayer
 
     for one in module.modules():
@@ -117,7 +117,7 @@ def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def has_lora(module: nn.Module) -> bool:
-    """Whether a LoRA of this run is on it."""
+    """Whether it has a LoRA of this run."""
     return ADAPTER in getattr(module, "peft_config", {})
 
 
@@ -145,16 +145,16 @@ def _lora_layers(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 def without_lora(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within it the models have their original layers, without LoRAs."""
     models = [module for module in modules if has_lora(module)]
-    places = [place for model in models for place in _lora_layers(model)]
+    layers = [one for model in models for one in _lora_layers(model)]
     configs = [(model, model.peft_config) for model in models]
     try:
-        for parent, name, layer in places:
+        for parent, name, layer in layers:
             setattr(parent, name, layer.get_base_layer())
         for model in models:
             del model.peft_config
         yield
     finally:
-        for parent, name, layer in places:
+        for parent, name, layer in layers:
             setattr(parent, name, layer)
         for model, config in configs:
             model.peft_config = config
@@ -179,6 +179,6 @@ def lora_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
         tensors[f"{key}.lora_up.weight"] = up
         tensors[f"{key}.alpha"] = torch.tensor(float(one.lora_alpha[ADAPTER]))
         if ADAPTER in one.lora_magnitude_vector:
-            length = one.lora_magnitude_vector[ADAPTER].weight.detach().float().cpu()
-            tensors[f"{key}.dora_scale"] = length.reshape(-1, *[1] * (up.ndim - 1))
+            magnitude = one.lora_magnitude_vector[ADAPTER].weight.detach().float().cpu()
+            tensors[f"{key}.dora_scale"] = magnitude.reshape(-1, *[1] * (up.ndim - 1))
     return tensors

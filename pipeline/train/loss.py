@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.dataset import Whole
+from ..data.dataset import FullBatch
 from ..errors import StageError
 from ..recipe.options import NoiseOptions, ObjectiveOptions, TimestepOptions
 from ..rng import generator
@@ -100,7 +100,7 @@ class NoisyBatch:
         return NoisyBatch(self.noisy.to(device, dtype), self.timesteps.to(device), self.target.to(device), *rest)
 
     def cut(self, part: slice) -> NoisyBatch:
-        """Some of the examples."""
+        """These examples of the batch."""
         rest = (None if one is None else one[part] for one in (self.weight, self.threshold))
         return NoisyBatch(self.noisy[part], self.timesteps[part], self.target[part], *rest)
 
@@ -124,7 +124,7 @@ def example_losses(
 
 
 def _element_losses(prediction: Tensor, target: Tensor, kind: str, threshold: Tensor | None) -> Tensor:
-    """Squared, absolute, or the smooth (pseudo-)Huber loss of kohya's scripts: 2c(√(d² + c²) - c), once over c."""
+    """Squared, absolute, or kohya's pseudo-Huber loss 2c(√(d² + c²) - c), divided by c for `smooth_l1`."""
     difference = prediction - target
     if kind == "l2":
         return difference.square()
@@ -148,17 +148,17 @@ def mean_loss(
     weighted = losses if weight is None else losses * weight.to(losses)
     if prior is None or not bool(prior.any()):
         return weighted.mean()
-    held = prior.to(weighted.device)
-    kept = prior_weight * weighted[held].mean()
-    return kept if bool(held.all()) else weighted[~held].mean() + kept
+    of_class = prior.to(weighted.device)
+    class_loss = prior_weight * weighted[of_class].mean()
+    return class_loss if bool(of_class.all()) else weighted[~of_class].mean() + class_loss
 
 
-def part_loss(losses: Tensor, whole: Whole, prior_weight: float = 1.0) -> Tensor:
+def part_loss(losses: Tensor, full: FullBatch, prior_weight: float = 1.0) -> Tensor:
     """What some examples contribute to the `mean_loss` of a batch; the parts of all processes add up to it."""
-    kept = prior_weight / whole.prior.sum().clamp(min=1)
-    rest = 1 / (~whole.prior).sum().clamp(min=1)
-    shards = whole.weight * torch.where(whole.prior, kept, rest)
-    return (losses * shards[whole.place].to(losses)).sum()
+    class_share = prior_weight / full.prior.sum().clamp(min=1)
+    rest = 1 / (~full.prior).sum().clamp(min=1)
+    shards = full.weight * torch.where(full.prior, class_share, rest)
+    return (losses * shards[full.part].to(losses)).sum()
 
 
 FIRST, LARGEST, SMALLEST = 128.0, 65536.0, 2.0**-10

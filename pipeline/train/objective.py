@@ -21,7 +21,7 @@ class Objective(Protocol):
     def sample(self, latents: Tensor, seed: int, step: int) -> NoisyBatch:
         """Noise and target for a batch of float32 latents on the CPU, drawn from (seed, step) alone."""
 
-    def drawing(self, scheduler: Any) -> Any:
+    def sampling_scheduler(self, scheduler: Any) -> Any:
         """The scheduler for sampling with the trained model: the pipeline's own, unless the options change it."""
 
     def losses(self, prediction: Tensor, noisy_batch: NoisyBatch, mask: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Makes the optimizers of `recipe/optimizers.py`, and learning rate schedules."""
+"""Creates the optimizers of `recipe/optimizers.py`; learning rate schedules."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AverageSwap:
         self._trained: list[Tensor] = []
 
     @torch.no_grad()
-    def show(self, average: bool) -> None:
+    def use_average(self, average: bool) -> None:
         """Put the average (True) or the trained weights (False) into the weights; False only after True."""
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         if average:
@@ -69,14 +69,14 @@ def make_optimizer(tensors: Sequence[Tensor], options: OptimizerOptions, rate: f
     row = options.facts
     given = {**options.settings, "weight_decay": options.weight_decay}
     settings = {row.renamed.get(key, key): _as_argument(value) for key, value in given.items() if value is not None}
-    if row.package == "torch":  # one kernel for all weights, where there are kernels to save
+    if row.package == "torch":  # one kernel for all weights
         settings["fused"] = all(tensor.is_cuda for tensor in tensors)
     try:
         with redirect_stdout(io.StringIO()):  # some libraries print a greeting
             optimizer = getattr(import_module(row.module), row.name)(tensors, lr=rate, **settings, **row.fixed)
     except ImportError as error:
-        how = f"pip install 'pivotune[{row.extra}]'"
-        raise StageError(f"the optimizer {options.kind} needs {error.name}: {how}") from error
+        hint = f"pip install 'pivotune[{row.extra}]'"
+        raise StageError(f"the optimizer {options.kind} needs {error.name}: {hint}") from error
     if row.averages_itself:
         optimizer.train()
     made: torch.optim.Optimizer = optimizer
@@ -92,8 +92,8 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load what `state_dict` gave. Unlike `load_state_dict` alone this keeps the dtype of every tensor."""
     optimizer.load_state_dict(state)
     tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-    for number, kept in state["state"].items():
-        for name, value in kept.items():
+    for number, stored in state["state"].items():
+        for name, value in stored.items():
             if isinstance(value, Tensor):
                 there = optimizer.state[tensors[number]][name].device
                 optimizer.state[tensors[number]][name] = sharded_like(value.to(there), tensors[number])
@@ -105,7 +105,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def learned_factor(optimizer: torch.optim.Optimizer) -> float:
+def learning_rate_factor(optimizer: torch.optim.Optimizer) -> float:
     """What the optimizer multiplies the learning rate by: Prodigy's `d`, 1 for others."""
     return max(float(group.get("d", 1.0)) for group in optimizer.param_groups)
 

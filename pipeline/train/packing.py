@@ -1,4 +1,4 @@
-"""Nested values with tensors, such as an optimizer's state, split into tensors and JSON, and joined again."""
+"""Nested values with tensors, such as an optimizer's state, split into tensors and JSON, and merged again."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ def pack(tree: Any, *, copy: Callable[[Tensor], Tensor] = copied) -> State:
     Raises StageError for a value that is not JSON.
     """
     tensors: dict[str, Tensor] = {}
-    values = {"tree": _apart(tree, "", tensors)}
+    values = {"tree": _split(tree, "", tensors)}
     return State({path: copy(tensor) for path, tensor in tensors.items()}, values)
 
 
-def _apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[path] = value
         return {"tensor": path}
     if isinstance(value, dict):
-        return {"pairs": [[key, _apart(one, f"{path}.{key}".lstrip("."), tensors)] for key, one in value.items()]}
+        return {"pairs": [[key, _split(one, f"{path}.{key}".lstrip("."), tensors)] for key, one in value.items()]}
     if isinstance(value, (list, tuple)):
         kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_apart(one, f"{path}.{at}".lstrip("."), tensors) for at, one in enumerate(value)]}
+        return {kind: [_split(one, f"{path}.{at}".lstrip("."), tensors) for at, one in enumerate(value)]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise StageError(f"the optimizer keeps a {type(value).__name__} at {path}, which no checkpoint can hold")
+    raise StageError(f"the optimizer has a {type(value).__name__} at {path}, which cannot be stored in a checkpoint")
 
 
 def unpack(state: State) -> Any:
     """The tree that `pack` split, with copies of its tensors."""
-    return _together(state.values["tree"], state.tensors)
+    return _merge(state.values["tree"], state.tensors)
 
 
-def _together(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _merge(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
         return tensors[value["tensor"]].clone()
     if "pairs" in value:
-        return {key: _together(one, tensors) for key, one in value["pairs"]}
+        return {key: _merge(one, tensors) for key, one in value["pairs"]}
     if "tuple" in value:
-        return tuple(_together(one, tensors) for one in value["tuple"])
-    return [_together(one, tensors) for one in value["list"]]
+        return tuple(_merge(one, tensors) for one in value["tuple"])
+    return [_merge(one, tensors) for one in value["list"]]
 
 
 @torch.no_grad()

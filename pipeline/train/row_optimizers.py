@@ -12,7 +12,15 @@ from torch import Tensor
 from ..embeddings.injection import EmbeddingRows
 from ..errors import StageError
 from ..recipe.options import OptimizerOptions
-from .optimizers import AverageSwap, Rule, constrain, learned_factor, load_state, make_optimizer, set_learning_rate
+from .optimizers import (
+    AverageSwap,
+    Rule,
+    constrain,
+    learning_rate_factor,
+    load_state,
+    make_optimizer,
+    set_learning_rate,
+)
 from .packing import copy_into
 
 
@@ -57,19 +65,19 @@ class LazyAdamW:
         left_first = -torch.expm1(steps * math.log(first)) if first else torch.ones_like(steps)
         left_second = -torch.expm1(steps * math.log(second))  # 1 - second ** steps, exact to float32
         size = square.sqrt().div_(left_second.sqrt_().unsqueeze(1)).add_(self.eps)
-        moved = rows.detach().clone()
+        updated = rows.detach().clone()
         if self.weight_decay:
-            moved.sub_(moved * (torch.as_tensor(rate, device=moved.device).reshape(-1, 1) * self.weight_decay))
-        moved.sub_(moment.div(size).mul_((rate / left_first).unsqueeze(1)))
+            updated.sub_(updated * (torch.as_tensor(rate, device=updated.device).reshape(-1, 1) * self.weight_decay))
+        updated.sub_(moment.div(size).mul_((rate / left_first).unsqueeze(1)))
         self.steps[at], self.moment[at], self.square[at] = steps, moment, square
-        self.values[index] = moved
-        return moved
+        self.values[index] = updated
+        return updated
 
 
 RuleOf = Callable[[str, bool], Rule | None]
 
 
-def no_rule(embedding: str, shown: bool) -> Rule | None:
+def no_rule(embedding: str, average: bool) -> Rule | None:
     """No norm rule."""
     return None
 
@@ -89,7 +97,7 @@ class RowOptimizer(Protocol):
     def effective(self, embedding: str) -> float:
         """What an embedding's learning rate is multiplied by: Prodigy's `d`, 1 for others."""
 
-    def show(self, embeddings: Iterable[str], shown: bool) -> None:
+    def use_average(self, embeddings: Iterable[str], average: bool) -> None:
         """Put the averages of schedule-free optimizers into the table, or the trained values."""
 
     def settle(self, embeddings: Iterable[str]) -> None:
@@ -98,7 +106,7 @@ class RowOptimizer(Protocol):
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores: dicts, numbers and tensors."""
 
-    def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def merge_shards(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The state of all rows, from the states of the shards in order."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -117,7 +125,7 @@ class AdamRows:
     def effective(self, embedding: str) -> float:
         return 1.0
 
-    def show(self, embeddings: Iterable[str], shown: bool) -> None:
+    def use_average(self, embeddings: Iterable[str], average: bool) -> None:
         """The table has the trained values, which are exported."""
 
     def settle(self, embeddings: Iterable[str]) -> None:
@@ -126,7 +134,7 @@ class AdamRows:
     def state(self) -> dict[str, Any]:
         return dict(self.adam.state())
 
-    def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def merge_shards(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {name: torch.cat([state[name] for state in states]) for name in self.adam.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -136,7 +144,7 @@ class AdamRows:
 class PerEmbedding:
     """An optimizer of a library for each embedding of one encoder.
 
-    State beside the moments (Prodigy's `d`, Adafactor's rows and columns, a step count) is then the embedding's own:
+    State other than moments (Prodigy's `d`, Adafactor's rows and columns, a step count) is then the embedding's own:
     rare embeddings neither inherit nor delay the learning rate of others, an embedding that is not in the batch costs
     nothing, and none of its state changes.
     """
@@ -149,12 +157,12 @@ class PerEmbedding:
         self._swaps: dict[str, AverageSwap] = {}
 
     def step(self, embeddings: Sequence[str], index: Tensor, rows: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
-        moved, start = [], 0
+        updated, start = [], 0
         for embedding in embeddings:
             part = slice(start, start + len(self.rows.spans[embedding]))
-            moved.append(self._step(embedding, rows[part], gradient[part], float(rate[start])))
+            updated.append(self._step(embedding, rows[part], gradient[part], float(rate[start])))
             start = part.stop
-        after = torch.cat(moved)
+        after = torch.cat(updated)
         self.rows.values[index] = after
         return after
 
@@ -183,21 +191,21 @@ class PerEmbedding:
         return self.optimizers[embedding]
 
     def effective(self, embedding: str) -> float:
-        return learned_factor(self.optimizers[embedding]) if embedding in self.optimizers else 1.0
+        return learning_rate_factor(self.optimizers[embedding]) if embedding in self.optimizers else 1.0
 
-    def show(self, embeddings: Iterable[str], shown: bool) -> None:
+    def use_average(self, embeddings: Iterable[str], average: bool) -> None:
         for embedding in embeddings:
             if embedding in self._swaps:
                 parameter, values = self.parameters[embedding], self.rows.of(embedding)
-                if shown:
+                if average:
                     with torch.no_grad():
                         parameter.copy_(values)
-                self._swaps[embedding].show(shown)
-                rule = self.rule_of(embedding, True) if shown else None
+                self._swaps[embedding].use_average(average)
+                rule = self.rule_of(embedding, True) if average else None
                 values.copy_(parameter.detach() if rule is None else rule(parameter.detach()))
 
     def settle(self, embeddings: Iterable[str]) -> None:
-        self.show(embeddings, True)
+        self.use_average(embeddings, True)
         for embedding in embeddings:
             if embedding in self._swaps:
                 self._swaps[embedding].settle()
@@ -208,21 +216,21 @@ class PerEmbedding:
             for embedding, optimizer in self.optimizers.items()
         }
 
-    def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {embedding: kept for state in states for embedding, kept in state.items()}
+    def merge_shards(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {embedding: own for state in states for embedding, own in state.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.parameters, self.optimizers, self._swaps = {}, {}, {}
-        for embedding, kept in state.items():
-            if embedding not in self.rows.spans or kept["values"].shape != self.rows.of(embedding).shape:
+        for embedding, stored in state.items():
+            if embedding not in self.rows.spans or stored["values"].shape != self.rows.of(embedding).shape:
                 raise StageError(
-                    f"the checkpoint's embedding {embedding!r} is not in this run, or has another number of vectors"
+                    f"the checkpoint's embedding {embedding!r} is not in this run, or has a different number of vectors"
                 )
             if not self.own.start <= self.rows.spans[embedding].start < self.own.stop:
                 continue
-            rate = float(kept["optimizer"]["param_groups"][0]["lr"])
-            optimizer = self._of(embedding, kept["values"].to(self.rows.values.device), rate)
-            load_state(optimizer, kept["optimizer"])
+            rate = float(stored["optimizer"]["param_groups"][0]["lr"])
+            optimizer = self._of(embedding, stored["values"].to(self.rows.values.device), rate)
+            load_state(optimizer, stored["optimizer"])
 
 
 def row_optimizer(

@@ -90,8 +90,9 @@ def check_reach(key: str, part: StepRows, rates: Tensor, spans: Mapping[str, ran
         lost = [row - span.start for row in missed if row in span]
         if lost:
             raise StageError(
-                f"no gradient reaches vector {', '.join(map(str, lost))} of {name!r} in {key}: the caption is "
-                "truncated before it, or the model does not use this encoder"
+                f"no gradient reaches vector {', '.join(str(row + 1) for row in lost)} of {name!r} in {key} in its "
+                "first step: its captions in that batch are truncated before it (pivotune plan lists them; move the "
+                "placeholder towards the start), or the model does not use this encoder"
             )
 
 
@@ -110,17 +111,19 @@ class Shards:
         """Whether other processes own embeddings too."""
         return self.processes.count > 1
 
-    def own_part(self, key: str, moving: StepRows, rates: Tensor) -> tuple[StepRows, Tensor]:
+    def own_part(self, key: str, step_rows: StepRows, rates: Tensor) -> tuple[StepRows, Tensor]:
         """The rows of a step that this process owns, and their learning rates (rows,)."""
         if not self.sharded:
-            return moving, rates
-        mine = self._mine(key, moving.index)
+            return step_rows, rates
+        mine = self._mine(key, step_rows.index)
         embeddings = tuple(
             embedding
-            for embedding in moving.embeddings
+            for embedding in step_rows.embeddings
             if self.rows[key].spans[embedding] and self._owns(key, embedding)
         )
-        return StepRows(embeddings, moving.index[mine], moving.values[mine], moving.gradient[mine]), rates[mine]
+        return StepRows(embeddings, step_rows.index[mine], step_rows.values[mine], step_rows.gradient[mine]), rates[
+            mine
+        ]
 
     def positions(self, key: str, index: Tensor) -> Tensor:
         """Positions of this process's rows within its shard."""
@@ -142,9 +145,8 @@ class Shards:
         for key, rows in index.items():
             bits = self.rows[key].values[rows].view(torch.int32)
             factors.append(bits.masked_fill_(~self._mine(key, rows).unsqueeze(1), 0))
-        flat = self.processes.sum(
-            torch.cat([bits.flatten() for bits in factors])
-        )  # integers: the owner's bits, plus zeros
+        # integers: the owner's bits, plus zeros
+        flat = self.processes.sum(torch.cat([bits.flatten() for bits in factors]))
         parts = flat.split([bits.numel() for bits in factors])
         for (key, rows), bits, shape in zip(index.items(), parts, factors, strict=True):
             self.rows[key].values[rows] = bits.view_as(shape).view(torch.float32)
@@ -157,7 +159,7 @@ class Shards:
 
     def numbers(self, values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
         """Values by (encoder key, embedding), each from the process that owns the embedding."""
-        mine = [value if self._owns(*place) else 0.0 for place, value in values.items()]
+        mine = [value if self._owns(*which) else 0.0 for which, value in values.items()]
         return dict(zip(values, self.processes.sum_numbers(mine), strict=True))
 
     def _owns(self, key: str, embedding: str) -> bool:
@@ -204,18 +206,17 @@ class RowStates:
         self.averages: dict[str, Average] = {}
         if ema is not None and not optimizer.facts.averages_itself:
             self.averages = {key: Average(table.values[shards.own[key]], ema, rows=True) for key, table in rows.items()}
-        self.averaged = (
-            bool(self.averages) or optimizer.facts.averages_itself
-        )  # the exported vectors are not the trained ones
+        # whether the exported vectors differ from the trained ones
+        self.averaged = bool(self.averages) or optimizer.facts.averages_itself
 
     def step(self, parts: Mapping[str, StepRows], clip: float, rates: Mapping[str, Tensor], factor: float) -> None:
         """One optimizer step of these rows: gradients times `clip`, `rates` (all rows,) times `factor`."""
-        moved = {key: part for key, part in parts.items() if len(part.index)}
-        for key, part in moved.items():
+        trained = {key: part for key, part in parts.items() if len(part.index)}
+        for key, part in trained.items():
             own, speed = self.shards.own_part(key, part, rates[key][part.index])
             if len(own.index):
                 self.optimizers[key].step(own.embeddings, own.index, own.values, own.gradient * clip, speed * factor)
-        self.shards.broadcast({key: part.index for key, part in moved.items()})
+        self.shards.broadcast({key: part.index for key, part in trained.items()})
 
     def average(
         self, key: str, index: Tensor, rules: Sequence[NormRule | None], statistics: NormStatistics, norms: Tensor
@@ -226,12 +227,12 @@ class RowStates:
         """
         if key not in self.averages:
             return
-        average, places = self.averages[key], self.shards.positions(key, index)
-        average.update(places)
+        average, positions = self.averages[key], self.shards.positions(key, index)
+        average.update(positions)
         mine = self.shards.own_indices(key, index)
         own = [rules[number] for number in mine.tolist()]
         if any(rule is not None for rule in own):
-            average.shadow[places] = apply_rules(average.shadow[places], own, statistics, norms[mine])
+            average.shadow[positions] = apply_rules(average.shadow[positions], own, statistics, norms[mine])
 
     @torch.no_grad()
     def load_ema(self, key: str, index: Tensor, average: Mapping[str, Tensor]) -> None:
@@ -239,17 +240,21 @@ class RowStates:
         state `average` of these rows."""
         if key not in self.averages:
             return
-        own, mine, places = self.averages[key], self.shards.own_indices(key, index), self.shards.positions(key, index)
+        own, mine, positions = (
+            self.averages[key],
+            self.shards.own_indices(key, index),
+            self.shards.positions(key, index),
+        )
         values = average.get("shadow", self.rows[key].values[index]).to(own.shadow)
-        own.shadow[places] = values[mine]
-        own.counts[places] = average["counts"].to(own.counts)[mine] if average else 0.0
+        own.shadow[positions] = values[mine]
+        own.counts[positions] = average["counts"].to(own.counts)[mine] if average else 0.0
 
-    def show(self, embeddings: Collection[str], use: bool) -> None:
+    def use_ema(self, embeddings: Collection[str], use: bool) -> None:
         """Swap all rows and their EMA weights; schedule-free optimizers swap those of `embeddings`."""
         if not self.averaged:
             return
         for key, optimizer in self.optimizers.items():
-            optimizer.show(embeddings, use)
+            optimizer.use_average(embeddings, use)
             if key in self.averages:
                 self.averages[key].swap()
         self.shards.broadcast_all()
@@ -299,7 +304,7 @@ class RowStates:
         if not parts:
             return {}
         return {
-            kind: {key: one.joined([part[kind][key] for part in parts]) for key, one in those.items()}
+            kind: {key: one.merge_shards([part[kind][key] for part in parts]) for key, one in those.items()}
             for kind, those in (("optimizers", self.optimizers), ("averages", self.averages))
         }
 

@@ -14,7 +14,7 @@ from ..embeddings.injection import Injection
 from ..errors import StageError
 from ..models.denoisers import Denoiser
 from ..models.load import DENOISER, Model, part_module, part_modules, pipe_name
-from ..models.text import Texts
+from ..models.text import CaptionCache
 from ..recipe.intervals import Clock
 from ..recipe.options import LoraOptions, TrainOptions, WeightOptions
 from .embeddings import EmbeddingTrainer
@@ -86,7 +86,7 @@ def _settings(table: WeightOptions, stage: TrainOptions) -> WeightSettings:
 class Training:
     """Everything that the steps of a train stage need.
 
-    With `texts` encoded captions are kept, which is right where nothing that is trained changes their states.
+    `texts` caches encoded captions, for stages in which nothing that is trained changes them.
     """
 
     model: Model
@@ -103,7 +103,7 @@ class Training:
     scale: LossScale = field(default_factory=LossScale)
     guard: Guard | None = None
     processes: Processes = SINGLE_PROCESS
-    texts: Texts | None = None
+    texts: CaptionCache | None = None
 
     @property
     def embeddings(self) -> EmbeddingTrainer | None:

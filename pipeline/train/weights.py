@@ -199,7 +199,7 @@ class WeightTrainer:
 
     def _exchange(self, use: bool) -> None:
         if self._swap is not None:
-            self._swap.show(use)
+            self._swap.use_average(use)
         for average in self.averages.values():
             average.swap()
         self._write_back()

@@ -81,13 +81,12 @@ def test_commands_on_consoles_without_unicode(folder, name: str) -> None:
         (NAME,): (2, f"No such command '{NAME}'"),
     }
     encoding = {"C": "utf-8"}.get(name, name)
-    for arguments, (code, embeddings) in commands.items():
+    for arguments, (code, text) in commands.items():
         done = pivotune(name, folder, *arguments)
-        said = (done.stdout + done.stderr).decode(encoding)
-        assert "Traceback" not in said, (arguments, said)
-        assert (done.returncode, embeddings.encode(encoding, "backslashreplace").decode(encoding) in said) == (code, True), (
-            arguments, said,
-        )  # fmt: skip
+        output = (done.stdout + done.stderr).decode(encoding)
+        assert "Traceback" not in output, (arguments, output)
+        shown = text.encode(encoding, "backslashreplace").decode(encoding)
+        assert (done.returncode, shown in output) == (code, True), (arguments, output)
 
 
 def test_json_is_json_on_any_console(folder) -> None:

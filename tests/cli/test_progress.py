@@ -47,10 +47,10 @@ def test_a_terminal_without_columns_gets_lines(monkeypatch, columns, barred):
         monkeypatch.setattr(module.sys, "stderr", terminal)
         worked(monkeypatch, 2.0, total=40)
         terminal.flush()
-        said = os.read(here, 10_000)
+        output = os.read(here, 10_000)
     os.close(here)
-    assert (b"\r" in said.replace(b"\r\n", b"\n")) == barred
-    assert (b"train: 15 of 40 steps, 2 seconds each" in said) != barred
+    assert (b"\r" in output.replace(b"\r\n", b"\n")) == barred
+    assert (b"train: 15 of 40 steps, 2 seconds each" in output) != barred
 
 
 class Full(io.StringIO):
@@ -68,9 +68,9 @@ def test_a_run_tells_in_a_log_how_far_its_training_is(tmp_path, monkeypatch, cap
     monkeypatch.setattr(module, "SECONDS", 0.0)
     recipe = load_recipe(make_project(tmp_path), ["data.cache_latents=off", "samples.prompts=[]"])
     run_recipe(recipe, out=tmp_path / "run", progress=lambda text: None, bar=True)
-    said = capsys.readouterr().err
-    assert "encode: 2 of 3 images, " in said
-    assert [line.partition(" steps")[0] for line in said.splitlines() if line.startswith("train")] == [
+    output = capsys.readouterr().err
+    assert "encode: 2 of 3 images, " in output
+    assert [line.partition(" steps")[0] for line in output.splitlines() if line.startswith("train")] == [
         "train: 1 of 3", "train: 2 of 3"
     ]  # fmt: skip
-    assert " left, loss " in said
+    assert " left, loss " in output

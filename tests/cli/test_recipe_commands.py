@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from pivotune import schemas
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import families
 from pivotune.pipeline.errors import StageError
@@ -136,7 +137,7 @@ def test_new_writes_a_recipe_that_runs_as_it_is(call, tmp_path: Path) -> None:
     assert 'name = "my-embedding"' in text
     assert "# ten images of a subject" in text  # comments are kept
     schema = text.splitlines()[0].removeprefix("#:schema file://")
-    assert json.loads(Path(schema).read_text("utf-8"))["title"] == "Pivotune recipe"
+    assert json.loads(Path(schema).read_text("utf-8")) == schemas.bundled()
     assert call("check", target).code == 0
 
 
@@ -184,7 +185,7 @@ def test_plan_reports_a_corrupt_image(call, tmp_path: Path) -> None:
 def test_plan_of_a_model_without_tokenizers(call, recipe: Path) -> None:
     shown = call("plan", recipe)
     assert shown.code == 1
-    assert "holds no tokenizer" in shown.err
+    assert "has no tokenizer" in shown.err
 
 
 def test_tokens_of_a_text(call) -> None:

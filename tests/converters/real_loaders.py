@@ -15,11 +15,9 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import torch
+from real_models import CLIP_NAMES, clip, flux, native_unet, unet, unet_config
 from real_samples import samples
 from safetensors.torch import load_file
-
-DEPTHS = {"sd1": ([1, 1, 1, 1, 1, 1, 0, 0], [1] * 9 + [0] * 3, [1, 2, 4, 4], 1, [2, 2, 2, 2]),
-          "sdxl": ([0, 0, 2, 2, 10, 10], [10] * 3 + [2] * 3 + [0] * 3, [1, 2, 4], 10, [2, 2, 2])}  # fmt: skip
 
 
 def main(program: str, source: str, folder: str) -> None:
@@ -37,7 +35,7 @@ def main(program: str, source: str, folder: str) -> None:
                 continue
             except Exception as raised:  # noqa: BLE001 - any exception of a loader is what we want to know
                 modules, error = 0, f"{type(raised).__name__}: {raised}"
-            found[path.stem] = {"modules": modules, "error": error}
+            found[path.stem] = {"found": modules, "error": error}
     print(json.dumps(found))  # noqa: T201
 
 
@@ -46,63 +44,6 @@ def stand_in(*names: str) -> None:
     for name in names:
         sys.modules[name] = MagicMock(name=name)
         sys.modules[name].__spec__, sys.modules[name].__path__ = ModuleSpec(name, None), []
-
-
-def unet(family: str) -> torch.nn.Module:
-    """The U-Net of a family in diffusers, without weights."""
-    from diffusers import UNet2DConditionModel
-
-    wide = family == "sdxl"
-    with torch.device("meta"):
-        return UNet2DConditionModel(
-            sample_size=64,
-            cross_attention_dim=2048 if wide else 768,
-            attention_head_dim=[5, 10, 20] if wide else 8,
-            block_out_channels=(320, 640, 1280) if wide else (320, 640, 1280, 1280),
-            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2) if wide else
-            (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
-            up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D") if wide else
-            ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
-            transformer_layers_per_block=[1, 2, 10] if wide else 1,
-            use_linear_projection=wide,
-        )  # fmt: skip
-
-
-def clip() -> torch.nn.Module:
-    """CLIP-L without weights; its modules as they were called before transformers 5.6."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12))
-    if not hasattr(model, "text_model"):
-        outer = torch.nn.Module()
-        outer.text_model = model
-        return outer
-    return model
-
-
-def flux() -> torch.nn.Module:
-    """FLUX.1's transformer without weights."""
-    from diffusers import FluxTransformer2DModel
-
-    with torch.device("meta"):
-        return FluxTransformer2DModel(guidance_embeds=True)
-
-
-def native_unet(family: str, utils: object) -> list[str]:
-    """Names of a U-Net's weights as Stability calls them, by ComfyUI's own table."""
-    return list(dict.fromkeys(utils.unet_to_diffusers(unet_config(family)).values()))
-
-
-def unet_config(family: str) -> dict:
-    down, up, mult, middle, blocks = DEPTHS[family]
-    return {"num_res_blocks": blocks, "channel_mult": mult, "transformer_depth": down,
-            "transformer_depth_output": up, "transformer_depth_middle": middle}  # fmt: skip
-
-
-CLIP_NAMES = [f"{key}.transformer.text_model.encoder.layers.{layer}.{part}.weight"
-              for key in ("clip_l", "clip_g") for layer in range(12)
-              for part in ("mlp.fc1", "mlp.fc2", *(f"self_attn.{n}_proj" for n in ("q", "k", "v", "out")))]  # fmt: skip
 
 
 def comfyui(source: Path):
@@ -137,6 +78,63 @@ def comfyui(source: Path):
         return len({str(key).removesuffix(".bias").removesuffix(".weight") for key in patches})
 
     return drive
+
+
+def stand_in_for_management():
+    """Of the programs with a copy of ComfyUI in `ldm_patched`: their devices, and no package for attention."""
+    packages = ("xformers", "xformers.ops", "torchvision", "torchvision.transforms", "torchsde")
+    stand_in("ldm_patched.modules.model_management", *packages)
+    import ldm_patched.modules
+
+    management = ldm_patched.modules.model_management = sys.modules["ldm_patched.modules.model_management"]
+    for package in ("xformers", "sage_attention", "sage_attention3", "flash_attention"):
+        getattr(management, f"{package}_enabled").return_value = False
+
+
+def reforge(source: Path):
+    stand_in_for_management()
+    from ldm_patched.modules import lora, lora_convert, utils
+
+    def drive(family, tensors, _):
+        unet, text = _unet_and_clip(family, utils)
+        keys = lora.model_lora_keys_clip(text, lora.model_lora_keys_unet(unet, {}))
+        return _patched(lora.load_lora(lora_convert.convert_lora(tensors), keys))
+
+    return drive
+
+
+def fooocus(source: Path):
+    stand_in_for_management()
+    from ldm_patched.modules import lora, utils
+    from modules.lora import match_lora
+
+    def drive(family, tensors, _):
+        if family != "sdxl":
+            raise NotImplementedError
+        unet, text = _unet_and_clip(family, utils)
+        in_unet, loose = match_lora(
+            tensors, lora.model_lora_keys_unet(unet, {}) | {name: name for name in unet.state_dict()}
+        )
+        in_text, loose = match_lora(
+            loose, lora.model_lora_keys_clip(text, {}) | {name: name for name in text.state_dict()}
+        )
+        return 0 if len(loose) > 12 else _patched(in_unet | in_text)
+
+    return drive
+
+
+def _unet_and_clip(family, utils):
+    """Two models with the names of a U-Net's weights and of those of the CLIP text encoders."""
+    if family == "flux":
+        raise NotImplementedError
+    names = dict.fromkeys([f"diffusion_model.{name}" for name in native_unet(family, utils)])
+    text = dict.fromkeys([name for name in CLIP_NAMES if family == "sdxl" or name.startswith("clip_l")])
+    config = SimpleNamespace(unet_config=unet_config(family))
+    return SimpleNamespace(state_dict=lambda: names, model_config=config), SimpleNamespace(state_dict=lambda: text)
+
+
+def _patched(patches):
+    return len({str(key).removesuffix(".bias").removesuffix(".weight") for key in patches})
 
 
 def forge(source: Path):
@@ -356,8 +354,8 @@ def onetrainer(_: Path):
 
 
 LOADERS = {
-    name: globals()[name]
-    for name in ("comfyui", "forge", "a1111", "sdnext", "kohya", "diffusers", "invokeai", "onetrainer")
+    loader.__name__: loader
+    for loader in (comfyui, forge, a1111, sdnext, kohya, diffusers, invokeai, onetrainer, reforge, fooocus)
 }
 
 if __name__ == "__main__":

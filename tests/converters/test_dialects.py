@@ -241,8 +241,8 @@ def test_no_two_dialects_claim_what_is_in_both_of_their_files(samples):
     for (one, a), (other, b) in combinations(opened.items(), 2):
         tensors, metadata = {**a.tensors, **b.tensors}, {**a.metadata, **b.metadata}
         flags = dict.fromkeys(tensors, "<embed>")
-        for root, told in ((a.root, metadata), (b.root, metadata), (a.root, flags)):
-            mixed = Stored(a.path, tensors, told, root=root)
+        for root, entries in ((a.root, metadata), (b.root, metadata), (a.root, flags)):
+            mixed = Stored(a.path, tensors, entries, root=root)
             claims = tuple(name for name, row in DIALECTS.items() if row.detect(mixed))
             if len(claims) > 1:
                 quarrels[claims] = (one, other, root)

@@ -63,8 +63,8 @@ def test_it_is_typed_documented_and_light(tmp_path, saved, rows):
     for name in set(library.__all__) - {"ConvertError", "Written"}:
         function = getattr(library, name)
         assert source.getdoc(function), name
-        told = source.get_annotations(function)
-        assert told.keys() == {*source.signature(function).parameters, "return"}, name
+        annotations = source.get_annotations(function)
+        assert annotations.keys() == {*source.signature(function).parameters, "return"}, name
     saved("x.safetensors", {"emb_params": RawTensor("F32", (1, 768), bytes(rows(1, 768).data))})
     code = (
         "import sys; from pivotune.converters import library as l; l.inspect('x.safetensors'); "

@@ -30,7 +30,7 @@ def test_a_hostile_name_gives_a_plain_file_name(name, stem):
 
 @pytest.mark.parametrize("name", ["", "  ", "***", "..", "/", "\0", "<>", "___", "\ud800"])
 def test_a_name_of_which_nothing_is_left_is_refused(name):
-    with pytest.raises(ConvertError, match="--name with letters"):
+    with pytest.raises(ConvertError, match="a name with letters"):
         safe_stem(name)
 
 

@@ -83,7 +83,7 @@ def test_tensors_that_only_look_like_embeddings_are_left_out_and_named(run, rows
     assert "bundle_emb.cat.string_to_token.* is left out" in str(result.exception)
     assert not os.path.exists("out")
     result = run("unbundle", "l.safetensors", "--out", "out")
-    assert "Lost: out/l.safetensors: bundle_emb.cat.string_to_token.* is left out" in result.output
+    assert "out/l.safetensors: bundle_emb.cat.string_to_token.* is left out" in result.output
     assert not any(name.startswith("bundle_emb") for name in safetensors_file.read("out/l.safetensors")[0])
 
 
@@ -163,7 +163,7 @@ def test_an_embedding_can_be_written_as_programs_from_before_safetensors_read_it
     answers = json.loads(run("inspect", "out/Ä cat.pt", "--json").output)
     assert answers["dialect"] == "a1111"
     reads = {name for name, verdict in answers["programs"].items() if verdict["loads"] != "no"}
-    assert reads == set(answers["programs"]) - {"onetrainer"}
+    assert reads == set(answers["programs"]) - {"onetrainer", "fooocus"}
     run(*command, "again")
     with open("out/Ä cat.pt", "rb") as one, open("again/Ä cat.pt", "rb") as other:
         assert one.read() == other.read()

@@ -4,7 +4,7 @@ import pytest
 
 from pivotune.converters.families import all_families
 from pivotune.converters.inspection import inspect
-from pivotune.converters.programs import programs, reads, reads_lora
+from pivotune.converters.programs import NAMES, programs, reads, reads_lora
 from pivotune.converters.stored import Stored
 from pivotune.converters.tensor import RawTensor
 
@@ -24,7 +24,8 @@ def loads(rows, tmp_path):
     return check
 
 
-ALL = {"a1111", "forge", "sdnext", "comfyui", "invokeai", "diffusers", "onetrainer", "kohya"}
+ALL = {*NAMES}
+KIN = {"a1111": {"reforge"}, "comfyui": {"swarmui", "fooocus"}}  # programs that read by another one's code
 PICKLE = {"container": "pickle", "name": "cat.pt"}
 
 
@@ -43,9 +44,9 @@ PICKLE = {"container": "pickle", "name": "cat.pt"}
         ("sdxl", {"<cat>": (2, 1280)}, {}, {"comfyui", "diffusers"}),
         ("sdxl", {"emb_params": (2, 2048)}, {}, set()),
         ("sd3", {"clip_l": (2, 768), "clip_g": (2, 1280), "t5": (2, 4096)}, {},
-         {"a1111", "sdnext", "comfyui", "onetrainer"}),
-        ("flux", {"clip_l": (2, 768), "t5xxl": (2, 4096)}, {}, {"sdnext", "comfyui", "onetrainer"}),
-        ("flux", {"clip_g": (2, 768), "t5": (2, 4096)}, {}, {"sdnext", "comfyui", "onetrainer"}),
+         {"a1111", "comfyui", "onetrainer"}),
+        ("flux", {"clip_l": (2, 768), "t5xxl": (2, 4096)}, {}, {"comfyui", "onetrainer"}),
+        ("flux", {"clip_g": (2, 768), "t5": (2, 4096)}, {}, {"comfyui", "onetrainer"}),
         ("sd1", {"string_to_param.*": (2, 768)}, {**PICKLE, "metadata": {"string_to_token.*": "265", "name": "cat"}},
          ALL - {"onetrainer"}),
         ("sd1", {"string_to_param.*": (2, 768)}, {**PICKLE, "metadata": {"name": "cat"}},
@@ -62,7 +63,7 @@ PICKLE = {"container": "pickle", "name": "cat.pt"}
     ],
 )  # fmt: skip
 def test_a_program_loads_what_it_was_seen_to_load(family, shapes, stored, expected, loads):
-    assert loads(family, shapes, **stored) == expected
+    assert loads(family, shapes, **stored) == expected.union(*(KIN.get(name, ()) for name in expected))
 
 
 @pytest.fixture
@@ -134,6 +135,21 @@ def test_invokeai_does_not_know_a_flux_lora_with_embeddings(lora):
     assert not lora("sdxl", "cat.clip_l", "cat.clip_g")["invokeai"].refusal
 
 
+def test_fooocus_joins_no_embeddings_and_needs_both_encoders_in_a_list(rows, tmp_path):
+    own = {"bundle_emb.a.clip_l": rows(1, 768), "bundle_emb.b.clip_l": rows(2, 768)}
+    (vectors,) = reads("fooocus", Stored(tmp_path / "l.safetensors", own), {"clip_l": 768}).embeddings.values()
+    assert bytes(vectors["clip_l"].data) == bytes(own["bundle_emb.a.clip_l"].data)
+    half = Stored(tmp_path / "x.pt", {"0": rows(1, 768)}, root="list")
+    assert "each text encoder" in reads("fooocus", half, all_families()["sdxl"].widths).refusal
+    assert not reads("comfyui", half, all_families()["sdxl"].widths).refusal
+
+
+def test_fooocus_refuses_a_lora_with_more_than_twelve_such_tensors(lora):
+    twelve = [f"w{number}.clip_l" for number in range(12)]
+    assert not lora("sdxl", *twelve)["fooocus"].refusal
+    assert "13 tensors" in lora("sdxl", *twelve, "x.clip_l")["fooocus"].refusal
+
+
 def test_comfyui_joins_all_embeddings_of_a_bundle_in_its_folder_of_embeddings(rows, tmp_path):
     a, b = rows(1, 768), rows(2, 768)
     file = Stored(tmp_path / "l.safetensors", {"bundle_emb.a.clip_l": a, "bundle_emb.b.clip_l": b, LORA: rows(4, 768)})
@@ -150,6 +166,9 @@ def test_inspect_says_what_loads_what_is_typed_and_what_breaks(saved, rows):
     answers = {name: (verdict["loads"], verdict["prompt"]) for name, verdict in facts["programs"].items()}
     assert answers["a1111"] == ("yes", "ema y")
     assert answers["comfyui"] == ("partly", "embedding:ema y")
+    assert answers["swarmui"] == ("partly", "<embed:ema y>")
+    assert answers["fooocus"] == ("partly", "(embedding:ema y:1.0)")
+    assert answers["reforge"] == ("yes", "ema y")
     assert answers["diffusers"] == ("no", "")
 
 

@@ -17,19 +17,23 @@ def listed(path="."):
 
 def typed(run, path):
     programs = json.loads(run("inspect", path, "--json").output)["programs"]
-    return {name: told["prompt"] for name, told in programs.items()}
+    return {name: verdict["prompt"] for name, verdict in programs.items()}
 
 
 def test_the_file_is_named_after_the_embedding_in_the_same_folder(run, rows, saved):
     saved("cat.safetensors", {"emb_params": rows(1, 768)}, METADATA)
     result = run("rename", "cat.safetensors", "new-name")
     assert result.output.startswith(
-        "new-name.safetensors  type: new-name (a1111, forge, sdnext, kohya), embedding:new-"
+        "new-name.safetensors  type: new-name (a1111, forge, sdnext, kohya, reforge), embedding:new-"
     )
     assert listed() == ["cat.safetensors", "new-name.safetensors"]
     assert safetensors_file.read("new-name.safetensors")[1] == {"note": "kept", "pivotune.embedding": "new-name"}
-    told = typed(run, "new-name.safetensors")
-    assert (told["a1111"], told["comfyui"], told["invokeai"]) == ("new-name", "embedding:new-name", "<new-name>")
+    prompts = typed(run, "new-name.safetensors")
+    assert (prompts["a1111"], prompts["comfyui"], prompts["invokeai"]) == (
+        "new-name",
+        "embedding:new-name",
+        "<new-name>",
+    )
     assert "already exists" in str(run("rename", "cat.safetensors", "new-name").exception)
 
 
@@ -47,8 +51,8 @@ def test_the_prompt_of_each_program_for_another_file_name_is_printed(run, rows, 
     saved("cat.safetensors", {"emb_params": rows(1, 768)}, METADATA)
     result = run("rename", "cat.safetensors", "new-name", "--out", "other.safetensors", "--json")
     [file] = json.loads(result.output)["written"]
-    told = typed(run, "other.safetensors")
-    assert file["prompts"] == {name: prompt for name, prompt in told.items() if prompt}
+    prompts = typed(run, "other.safetensors")
+    assert file["prompts"] == {name: prompt for name, prompt in prompts.items() if prompt}
     assert (file["prompts"]["a1111"], file["prompts"]["comfyui"]) == ("other", "embedding:other")
 
 
@@ -56,8 +60,8 @@ def test_programs_in_which_the_name_cannot_be_typed_are_named(run, rows, saved):
     saved("cat.safetensors", {"emb_params": rows(1, 768)})
     result = run("rename", "cat.safetensors", "my cat")
     assert result.exit_code == 0
-    assert "prompts of ComfyUI, kohya sd-scripts cannot contain the name of this file" in result.stderr
-    assert "my cat (a1111, forge, sdnext), <my cat> (invokeai)" in result.stdout
+    assert "prompts of ComfyUI, kohya sd-scripts, SwarmUI cannot contain the name of this file" in result.stderr
+    assert "my cat (a1111, forge, sdnext, reforge), <my cat> (invokeai)" in result.stdout
     assert "something would be lost" in str(run("rename", "cat.safetensors", "a cat", "--strict").exception)
     assert "--out FILE" in str(run("rename", "cat.safetensors", "<>").exception)
     assert listed() == ["cat.safetensors", "my cat.safetensors"]

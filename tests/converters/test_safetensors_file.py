@@ -120,14 +120,14 @@ def test_the_text_of_a_header_says_what_is_described(rows):
         head = safetensors_bytes.header(tensors, metadata)
         assert int.from_bytes(head[:8], "little") == len(head) - 8
         assert len(head) % 8 == 0
-        said = safetensors_bytes.described(tensors, metadata)
-        assert json.loads(head[8:]) == said
-        assert head[8:].rstrip() == json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
+        description = safetensors_bytes.described(tensors, metadata)
+        assert json.loads(head[8:]) == description
+        assert head[8:].rstrip() == json.dumps(description, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def test_a_header_that_would_be_read_otherwise_is_refused(tmp_path, rows, monkeypatch):
     plain = safetensors_bytes.header
-    monkeypatch.setattr(safetensors_bytes, "header", lambda *said: plain(*said).replace(b"[2,3]", b"[3,2]"))
+    monkeypatch.setattr(safetensors_bytes, "header", lambda *parts: plain(*parts).replace(b"[2,3]", b"[3,2]"))
     with batch() as files, pytest.raises(ConvertError, match="its header would not be read as it was meant"):
         safetensors_file.add(files, tmp_path / "x.safetensors", {"a": rows(2, 3)}, {}, check=lambda *_: None)
 

@@ -82,8 +82,8 @@ def test_names_that_would_share_a_file_are_distinguished_over_all_packs(run, row
     packed("a.safetensors", [sdxl("<cat>", rows), sdxl("Cat", rows)])
     packed("b.safetensors", [sdxl("cat", rows)])
     assert run("split", "a.safetensors", "b.safetensors", "--out", "apart").exit_code == 0
-    held = {read(path).embeddings[0].name for path in Path("apart").iterdir()}
-    assert held == {"<cat>", "Cat", "cat"}
+    found = {read(path).embeddings[0].name for path in Path("apart").iterdir()}
+    assert found == {"<cat>", "Cat", "cat"}
     assert len({name.casefold() for name in names("apart")}) == 3
 
 

@@ -20,6 +20,8 @@ UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 SDXL = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 SGM = "input_blocks.1.1.transformer_blocks.0.attn2.to_k"
 FLAT = UNET.replace(".", "_")
+SD1 = {*NAMES} - {"fooocus"}  # programs that run Stable Diffusion 1.x
+COMFYUI = {"comfyui", "swarmui", "reforge"}  # programs with its LoRA loader
 
 
 @pytest.fixture
@@ -73,13 +75,13 @@ ALPHA = RawTensor("F32", (), struct.pack("<f", 4))
 @pytest.mark.parametrize(
     ("shapes", "able"),
     [
-        (lora(f"lora_unet_{FLAT}"), {*NAMES}),
+        (lora(f"lora_unet_{FLAT}"), SD1),
         (peft(f"unet.{UNET}"), {"diffusers", "onetrainer"}),
-        (lora(f"diffusion_model.{SGM}", alpha=(1,)), {"forge", "comfyui", "onetrainer"}),
+        (lora(f"diffusion_model.{SGM}", alpha=(1,)), {"forge", "comfyui", "swarmui", "reforge", "onetrainer"}),
         (peft(SGM), {"onetrainer"}),
-        (lora(f"lycoris_{FLAT}"), {"forge", "comfyui", "onetrainer"}),
+        (lora(f"lycoris_{FLAT}"), {"forge", "comfyui", "swarmui", "reforge", "onetrainer"}),
         (lora(f"unet.{UNET.replace('to_k', 'processor.to_k')}_lora", up="up.weight", down="down.weight"),
-         {"forge", "comfyui", "diffusers"}),
+         {"forge", "comfyui", "swarmui", "reforge", "diffusers"}),
     ],
     ids=["kohya", "peft", "comfyui", "original", "lycoris", "diffusers, old"],
 )  # fmt: skip
@@ -95,16 +97,16 @@ def test_a_layout_of_which_a_program_applies_no_module_is_no(shapes, able, verdi
 @pytest.mark.parametrize(
     ("kind", "able"),
     [
-        ("LoRA", {*NAMES}),
-        ("LoCon with lora_mid", {*NAMES} - {"diffusers", "kohya", "onetrainer"}),
-        ("LoHa", {*NAMES} - {"diffusers", "kohya"}),
-        ("LoKr", {*NAMES} - {"diffusers", "kohya"}),
-        ("GLoRA", {"a1111", "forge", "comfyui", "sdnext"}),
+        ("LoRA", SD1),
+        ("LoCon with lora_mid", SD1 - {"diffusers", "kohya", "onetrainer"}),
+        ("LoHa", SD1 - {"diffusers", "kohya"}),
+        ("LoKr", SD1 - {"diffusers", "kohya"}),
+        ("GLoRA", {"a1111", "forge", "sdnext", *COMFYUI}),
         ("IA3", {"a1111", "sdnext", "invokeai"}),
-        ("OFT", {"a1111", "sdnext", "comfyui"}),
-        ("BOFT", {"a1111", "sdnext", "comfyui"}),
-        ("full difference", {"a1111", "forge", "comfyui", "sdnext", "invokeai"}),
-        ("norm", {"a1111", "forge", "comfyui", "sdnext", "invokeai"}),
+        ("OFT", {"a1111", "sdnext", *COMFYUI}),
+        ("BOFT", {"a1111", "sdnext", *COMFYUI}),
+        ("full difference", {"a1111", "forge", "sdnext", "invokeai", *COMFYUI}),
+        ("norm", {"a1111", "forge", "sdnext", "invokeai", *COMFYUI}),
     ],
 )
 def test_each_program_applies_some_kinds_of_modules(kind, able, tensors, tmp_path):
@@ -112,7 +114,7 @@ def test_each_program_applies_some_kinds_of_modules(kind, able, tensors, tmp_pat
     made = tensors(module(f"lora_unet_{FLAT.replace('to_k', 'to_v')}", kind) | module(f"lora_unet_{FLAT}", "LoRA"))
     file = Stored(tmp_path / "x.safetensors", made)
     assert [found.kind for found in modules_of(made)] == [kind, "LoRA"]
-    found = {name: applied(programs()[name], file, all_families()["sd1"]) for name in NAMES}
+    found = {name: applied(programs()[name], file, all_families()["sd1"]) for name in SD1}
     assert {name for name, layers in found.items() if layers.applied == layers.modules == 2} == able
 
 
@@ -145,6 +147,50 @@ def test_one_module_of_an_unknown_kind_costs_a1111_the_whole_lora_and_comfyui_th
     assert "whole LoRA" in found["a1111"][1]
     assert found["comfyui"][0] == "partly"
     assert "1 of 2 modules" in found["comfyui"][1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "able"),
+    [*((kind, 2) for kind in ("LoRA", "LoCon with lora_mid", "LoHa", "LoKr", "GLoRA", "norm")), ("OFT", 1), ("IA3", 1)],
+)
+def test_fooocus_applies_the_kinds_of_an_early_comfyui(kind, able, tensors, tmp_path):
+    made = tensors(module(f"lora_unet_{FLAT.replace('to_k', 'to_v')}", kind) | module(f"lora_unet_{FLAT}", "LoRA"))
+    file = Stored(tmp_path / "x.safetensors", made)
+    assert applied(programs()["fooocus"], file, all_families()["sdxl"]).applied == able
+
+
+def test_fooocus_runs_sdxl_alone_and_reads_no_peft_and_no_dora(verdicts):
+    name = f"lora_unet_{SDXL.replace('.', '_')}"
+    sdxl = {"ss_base_model_version": "sdxl_base_v1-0"}
+    assert verdicts(lora(f"lora_unet_{FLAT}"), {"ss_base_model_version": "sd_v1"})["fooocus"] == (
+        "no", "cannot run Stable Diffusion 1.x")  # fmt: skip
+    assert verdicts(lora(name, 2048), sdxl)["fooocus"] == ("yes", "")
+    assert verdicts(lora(name, 2048, dora_scale=(640, 1)), sdxl)["fooocus"][0] == "partly"
+    answer, note = verdicts(peft("unet.down_blocks.1.resnets.0.conv1", 640), sdxl)["fooocus"]
+    assert (answer, "lora_A" in note) == ("no", True)
+    weighted = {}
+    for number in range(13):
+        weighted |= lora(name.replace("blocks_0_attn2", f"blocks_{number}_attn2"), 2048, dora_scale=(640, 1))
+    assert "more than 12" in verdicts(weighted, sdxl)["fooocus"][1]
+
+
+def test_swarmui_applies_no_text_encoders_of_flux_and_reforge_is_known_for_stable_diffusion(verdicts):
+    text = lora("lora_te1_text_model_encoder_layers_0_self_attn_q_proj")
+    found = verdicts(FLUX | text)
+    assert found["comfyui"][0] == "yes"
+    assert found["swarmui"][0] == "partly"
+    assert "1 of 3 modules" in found["swarmui"][1]
+    assert found["reforge"][0] == "not known"
+    assert verdicts(OTHERS["wan"])["reforge"][0] == "not known"
+
+
+def test_comfyui_needs_a_space_after_a_prompt_and_swarmui_types_it_itself(run, saved, rows):
+    saved("cat.safetensors", {"emb_params": rows(1, 768)})
+    lines = run("inspect", "cat.safetensors").output.splitlines()
+    assert any(line.endswith("embedding:cat  followed by a space") for line in lines)
+    assert any(line.endswith("<embed:cat>") for line in lines)
+    found = inspect("cat.safetensors")["programs"]
+    assert (found["comfyui"]["after"], found["swarmui"]["after"]) == ("followed by a space", "")
 
 
 def test_forge_skips_a_lora_with_more_than_twelve_tensors_that_match_no_module(verdicts):
@@ -277,10 +323,10 @@ def test_files_for_two_encoders_of_diffusers_say_which_is_which(run, saved, rows
     assert [line.rpartition("(")[2] for line in lines] == ["vectors of text_encoder)", "vectors of text_encoder_2)"]
 
 
-def test_an_image_is_read_by_two_programs_which_call_the_embedding_as_it_says_itself(rows, tmp_path):
+def test_an_image_is_read_by_three_programs_which_call_the_embedding_as_it_says_itself(rows, tmp_path):
     file = Stored(tmp_path / "x.png", {"string_to_param.*": rows(2, 768)}, {"name": "inside"}, "image")
     found = {name: reads(name, file, {"clip_l": 768}) for name in NAMES}
-    assert {name for name, reading in found.items() if not reading.refusal} == {"a1111", "forge"}
+    assert {name for name, reading in found.items() if not reading.refusal} == {"a1111", "forge", "reforge"}
     assert list(found["a1111"].embeddings) == list(found["forge"].embeddings) == ["inside"]
 
 
@@ -301,6 +347,12 @@ def test_real_vectors_are_written_where_those_of_another_encoder_are_only_output
     saved("y.safetensors", {"t5": zero, "t5_out": out})
     result = run("retarget", "y.safetensors", "--for", "comfyui", "--family", "chroma", "--out", "out")
     assert "--for onetrainer" in str(result.exception)
+
+
+def test_forge_uses_one_encoders_vectors_for_stable_diffusion_3(verdicts):
+    facts = {"pivotune.family": "sd3"}
+    assert verdicts({"clip_g": (2, 1280)}, facts)["forge"][0] == "partly"
+    assert verdicts({"clip_l": (2, 768), "clip_g": (2, 1280), "t5": (2, 4096)}, facts)["forge"][0] == "no"
 
 
 def test_inspect_and_retarget_judge_unequal_counts_and_values_alike(run, saved, rows):
@@ -337,7 +389,7 @@ def test_xti_files_have_verdicts(saved, rows):
     layers = [f"IN0{n}" for n in (1, 2, 4, 5, 7, 8)] + ["MID"] + [f"OUT{n:02}" for n in range(3, 12)]
     facts = inspect(saved("x.safetensors", {layer: rows(1, 768) for layer in layers}))
     assert {name: verdict["loads"] for name, verdict in facts["programs"].items() if verdict["loads"] != "no"} == {
-        "comfyui": "partly", "kohya": "yes"}  # fmt: skip
+        "comfyui": "partly", "swarmui": "partly", "kohya": "yes"}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,13 @@ KEYS = {  # what each program's own writer or reader calls the tensors (SD 1, SD
     "comfyui": ("emb_params", {"clip_l", "clip_g"}),
     "invokeai": ("emb_params", {"clip_l", "clip_g"}),
     "kohya": ("emb_params", {"clip_l", "clip_g"}),
+    "swarmui": ("emb_params", {"clip_l", "clip_g"}),
+    "reforge": ("emb_params", {"clip_l", "clip_g"}),
     "onetrainer": ("emp_params", {"clip_l", "clip_g"}),
 }
+
+
+SD1 = [program for program, family in SUPPORTED if family == "sd1"]
 
 
 def own_family(name):
@@ -77,9 +82,16 @@ def test_the_prompt_is_returned(tmp_path, embedding):
     assert prompt("onetrainer", "<ema y>") == "<ema y>"
 
 
+def test_a_name_that_fooocus_reads_as_a_wildcard_is_a_loss(tmp_path, embedding):
+    sdxl = own_family("sdxl")
+    for name, lost in (("a__b__c", True), ("a__b", False), ("a_b_c", False)):
+        (item,) = write_embedding(embedding(name, sdxl.widths), "fooocus", sdxl, tmp_path)
+        assert (item.trigger, bool(item.losses)) == (f"(embedding:{name}:1.0)", lost)
+
+
 def test_a_model_of_other_widths_is_supported(tmp_path, embedding):
     widths = {"clip_l": 96}
-    for program in programs():
+    for program in SD1:
         write_embedding(embedding("cat", widths), program, own_family("sd1"), tmp_path / program, widths=widths)
         with pytest.raises(ConvertError, match=r"wide|widths|cannot be imported"):
             write_embedding(embedding("dog", widths), program, own_family("sd1"), tmp_path / program)

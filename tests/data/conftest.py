@@ -15,7 +15,7 @@ def vae():
 
 @pytest.fixture
 def five(tmp_path):
-    """Five noisy images of 16x20 with two captions each, encoded anew for each test."""
+    """Five noisy images of 16x20 with two captions each, encoded for each test."""
     for number in range(5):
         noise(tmp_path / f"images/{number}.png", seed=number)
         (tmp_path / f"images/{number}.txt").write_text(f"a {number}\nthe {number}", "utf-8")

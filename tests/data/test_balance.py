@@ -1,10 +1,10 @@
-"""How often an epoch shows which concept and which embedding."""
+"""How often concepts and embeddings are in an epoch."""
 
 from pathlib import Path
 
 import pytest
 
-from pivotune.pipeline.data.epochs import Order, batches_of, embedding_counts, shown_counts, turns_of
+from pivotune.pipeline.data.epochs import Order, concept_quotas, count_batches, counts_per_epoch, embedding_counts
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 
@@ -29,8 +29,8 @@ def recipe(folder: Path, balance: str, *concepts: str) -> Recipe:
 
 
 def shown(recipe: Recipe, captions) -> list[float]:
-    """Showings of each concept in an epoch."""
-    counts = shown_counts(turns_of(recipe, captions))
+    """How often each concept is in an epoch."""
+    counts = counts_per_epoch(concept_quotas(recipe, captions))
     result, first = [], 0
     for images in captions:
         result.append(sum(counts[first + place] for place in range(len(images))))
@@ -41,7 +41,7 @@ def shown(recipe: Recipe, captions) -> list[float]:
 FEW, MANY = [["<a>"]] * 10, [["<b>"]] * 100
 
 
-def test_without_balance_images_repeats_and_samples_decide(tmp_path):
+def test_without_balance_repeats_and_images_per_epoch_decide(tmp_path):
     assert shown(recipe(tmp_path, "none", "", ""), [FEW, MANY]) == [10, 100]
     assert shown(recipe(tmp_path, "none", "repeats = 3", "images_per_epoch = 25"), [FEW, MANY]) == [30, 25]
 
@@ -51,10 +51,10 @@ def test_concepts_are_seen_equally_often(tmp_path):
     assert shown(recipe(tmp_path, "concepts", "images_per_epoch = 7", ""), [FEW, MANY[:33]]) == pytest.approx([7, 33])
 
 
-def test_the_share_holds_exactly_over_the_epochs(tmp_path):
-    """Seven images shown a hundred times an epoch: all equally often after seven epochs."""
-    turns = turns_of(recipe(tmp_path, "concepts", "", ""), [FEW[:7], MANY])
-    order = Order(turns, [0] * 107, 4, seed=0)
+def test_the_share_is_exact_over_the_epochs(tmp_path):
+    """Seven images used a hundred times per epoch: all equally often after seven epochs."""
+    quotas = concept_quotas(recipe(tmp_path, "concepts", "", ""), [FEW[:7], MANY])
+    order = Order(quotas, [0] * 107, 4, seed=0)
     counts = [0] * 107
     for epoch in range(7):
         for batch in order.epoch(epoch):
@@ -63,28 +63,30 @@ def test_the_share_holds_exactly_over_the_epochs(tmp_path):
     assert counts == [100] * 7 + [7] * 100
 
 
-def test_a_embedding_in_few_images_gets_its_share(tmp_path):
+def test_an_embedding_in_few_images_is_repeated(tmp_path):
     one = [*MANY, *FEW]
     balanced = recipe(tmp_path, "embeddings", "")
-    found = embedding_counts(balanced, one, turns_of(balanced, [one]))
+    found = embedding_counts(balanced, one, concept_quotas(balanced, [one]))
     assert found == {"<a>": (10, 100.0), "<b>": (100, 100.0)}
     plain = recipe(tmp_path, "none", "")
-    assert embedding_counts(plain, one, turns_of(plain, [one])) == {"<a>": (10, 10.0), "<b>": (100, 100.0)}
+    assert embedding_counts(plain, one, concept_quotas(plain, [one])) == {"<a>": (10, 10.0), "<b>": (100, 100.0)}
 
 
-def test_a_embedding_in_some_captions_of_a_image_counts_by_their_share(tmp_path):
+def test_an_embedding_in_some_captions_of_an_image_counts_by_their_share(tmp_path):
     captions = [["<a>", "x"], ["<b>"], ["<b> and <b>"], ["neither"]]
     balanced = recipe(tmp_path, "embeddings", "")
-    turns = turns_of(balanced, [captions])
-    assert shown_counts(turns) == {0: 4, 1: 1, 2: 1, 3: 1}
-    assert embedding_counts(balanced, captions, turns) == {"<a>": (1, 2.0), "<b>": (2, 2.0)}
+    quotas = concept_quotas(balanced, [captions])
+    assert counts_per_epoch(quotas) == {0: 4, 1: 1, 2: 1, 3: 1}
+    assert embedding_counts(balanced, captions, quotas) == {"<a>": (1, 2.0), "<b>": (2, 2.0)}
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 50])
 def test_batches_are_counted_as_they_are_made(tmp_path, size):
     shapes = [number % 3 for number in range(110)]
     for balance in ("none", "concepts"):
-        turns = turns_of(recipe(tmp_path, balance, "repeats = 2", ""), [FEW, MANY])
-        assert batches_of(turns, shapes, size) == pytest.approx(Order(turns, shapes, size, 0).batches_per_epoch, abs=2)
-    exact = turns_of(recipe(tmp_path, "none", "repeats = 2", ""), [FEW, MANY])
-    assert batches_of(exact, shapes, size) == Order(exact, shapes, size, 0).batches_per_epoch
+        quotas = concept_quotas(recipe(tmp_path, balance, "repeats = 2", ""), [FEW, MANY])
+        assert count_batches(quotas, shapes, size) == pytest.approx(
+            Order(quotas, shapes, size, 0).batches_per_epoch, abs=2
+        )
+    exact = concept_quotas(recipe(tmp_path, "none", "repeats = 2", ""), [FEW, MANY])
+    assert count_batches(exact, shapes, size) == Order(exact, shapes, size, 0).batches_per_epoch

@@ -1,4 +1,4 @@
-"""Captions from every place they may come from, and what is said when one is missing."""
+"""Captions from every supported source, and errors for missing ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_table(make: Make, tmp_path: Path) -> None:
     assert names(concept) == [("a.png", ["one", "uno"]), ("b.png", ["two"])]
 
 
-def test_all_that_a_table_gets_wrong_is_said(make: Make, tmp_path: Path) -> None:
+def test_all_errors_of_a_table_are_reported(make: Make, tmp_path: Path) -> None:
     wrong = [row("aa.png", "x"), "not json", "[]", '{"file_name": "b.png"}', row("b.png", " "), row("c.png", "c")]
     concept = make(str(tmp_path / "t.jsonl"), a__png="", c__png="", t__jsonl="\n".join(wrong))
     problems = [problem.replace(f"{tmp_path}/", "") for problem in collect_captions(concept).problems]
@@ -99,11 +99,11 @@ def test_other_places_for_captions(make: Make, tmp_path: Path) -> None:
 
 
 def test_two_caption_files_for_one_image_are_refused(make: Make) -> None:
-    with pytest.raises(RecipeError, match=r"a\.png: has two files of captions, a\.txt and a\.caption; keep one"):
+    with pytest.raises(RecipeError, match=r"a\.png: has two caption files, a\.txt and a\.caption; keep one"):
         read_captions(make(a__png="", a__txt="x", a__caption="y"))
 
 
-def test_two_images_of_one_name_share_a_caption_and_it_is_said(make: Make) -> None:
+def test_two_images_with_one_caption_file_are_a_warning(make: Make) -> None:
     read = collect_captions(make(a__jpg="", a__png="", a__txt="x"))
     assert [(path.name, texts) for path, texts in read.images] == [("a.jpg", ["x"]), ("a.png", ["x"])]
     assert len(read.warnings) == 1
@@ -115,7 +115,7 @@ def test_a_file_of_templates(make: Make, tmp_path: Path) -> None:
     assert names(concept) == [("a.png", ["a <e>", "the <e>"]), ("b.png", ["a <e>", "the <e>"])]
     assert collect_captions(concept).files == [tmp_path / "t.txt"]
     (tmp_path / "t.txt").write_text("# nothing\n", "utf-8")
-    with pytest.raises(RecipeError, match="holds no template"):
+    with pytest.raises(RecipeError, match="contains no template"):
         read_captions(concept)
 
 
@@ -127,7 +127,7 @@ def test_a_table_in_csv(make: Make, tmp_path: Path, mark: str) -> None:
     assert names(concept) == [("a.png", ["one, and more", "uno"]), ("b.png", ["two"])]
 
 
-def test_what_a_csv_gets_wrong_is_said_with_its_line(make: Make, tmp_path: Path) -> None:
+def test_errors_of_a_csv_have_their_line(make: Make, tmp_path: Path) -> None:
     concept = make(str(tmp_path / "t.csv"), a__png="", t__csv="file_name,caption\na.png,\nc.png,x\n")
     problems = [problem.replace(f"{tmp_path}/", "") for problem in collect_captions(concept).problems]
     assert problems[0] == "t.csv:2: a line has a file_name and a caption"
@@ -144,7 +144,7 @@ def test_a_table_names_images_in_folders_and_may_give_several_captions(make: Mak
     assert [(path.parent.name, texts) for path, texts in read_captions(concept)] == [("sub", ["one", "two"])]
 
 
-def test_captions_from_nowhere_known_are_refused_with_the_ways_there_are(make: Make, tmp_path: Path) -> None:
+def test_an_unknown_source_of_captions_is_an_error_with_the_known_ones(make: Make, tmp_path: Path) -> None:
     problem = collect_captions(make(str(tmp_path / "captions.xml"), a__png="")).problems[0]
     assert problem.endswith(
         "captions come from 'beside', 'file-name', a .jsonl, .csv or .txt file, or a list of templates"
@@ -162,7 +162,7 @@ def test_masks_beside_and_in_a_folder(make: Make, tmp_path: Path) -> None:
     concept = make(("x",), **{"a__jpg": "", "a-mask__png": "", "b__jpg": ""})
     read = collect_captions(concept)
     assert {image.name: mask.name for image, mask in read.masks.items()} == {"a.jpg": "a-mask.png"}
-    assert read.warnings == ["b.jpg has no mask: all of the image counts"]
+    assert read.warnings == ["b.jpg has no mask: the loss covers the full image"]
     read = collect_captions(replace(concept, masks=str(tmp_path / "masks")))
     assert {image.name: mask.name for image, mask in read.masks.items()} == {"b.jpg": "b.png"}
     assert collect_captions(replace(concept, masks="none")).masks == {}
@@ -171,6 +171,6 @@ def test_masks_beside_and_in_a_folder(make: Make, tmp_path: Path) -> None:
     assert "a.jpg: has 2 masks" in collect_captions(concept).problems[0]
 
 
-def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read: No such file"):
         read_captions(Concept(tmp_path / "none", "beside", 1))

@@ -1,4 +1,4 @@
-"""Checks and plans of images: without torch, all at once, fast."""
+"""Checks and plans of images: without torch, and all problems at once."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The files of a concept's folder: which are images, which are masks, what stands beside what."""
+"""The files of a concept's folder: images, masks and caption files."""
 
 import unicodedata
 
@@ -49,4 +49,4 @@ def test_names_in_other_spellings_of_the_same_accents_belong_together(tmp_path):
     image, caption = unicodedata.normalize("NFD", "café 日本.png"), unicodedata.normalize("NFC", "café 日本.TXT")
     make(tmp_path, image, caption)
     files = files_in(tmp_path)
-    assert [path.name for path in files.beside(files.images[0], ".txt")] == [caption]
+    assert [path.name for path in files.siblings(files.images[0], ".txt")] == [caption]

@@ -1,4 +1,4 @@
-"""Images and captions received from others."""
+"""Images and captions from elsewhere."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_a_caption_of_a_megabyte_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a\nb.png", "a\x1b[31m.png", "a\udcff.png"])
-def test_a_name_that_steers_a_terminal_is_refused_in_plain_letters(tmp_path, name):
+def test_a_name_with_control_characters_is_an_error_and_escaped(tmp_path, name):
     folder = folder_of(tmp_path, name)
     read = collect_captions(Concept(images=folder, captions=("a cat",)))
     assert not read.images
@@ -60,7 +60,7 @@ def test_a_fifo_or_device_as_caption_or_image_is_refused(tmp_path):
         inspect_image(folder / "b.png")
 
 
-def test_a_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+def test_an_image_of_too_many_pixels_is_an_error_before_decoding(tmp_path):
     Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png")
     with pytest.raises(StageError, match="12000x12000 pixels are too many"):
         inspect_image(tmp_path / "a.png")

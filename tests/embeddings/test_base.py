@@ -34,7 +34,7 @@ def problems(recipe, overrides):
     return [problem.text for problem in check_recipe(recipe, overrides).problems if problem.severity == "error"]
 
 
-def test_a_embedding_goes_on_from_its_file_bit_for_bit(tmp_path):
+def test_an_embedding_starts_from_its_base_bit_for_bit(tmp_path):
     recipe = make_project(tmp_path)
     save_file({"emb_params": vectors()}, tmp_path / "old.safetensors")
     assert problems(recipe, based(tmp_path)) == []
@@ -49,11 +49,11 @@ def test_a_embedding_goes_on_from_its_file_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize(("tokens", "resize"), [(2, "cut"), (5, "pad")])
-def test_another_number_of_vectors_is_refused_or_made(tmp_path, tokens, resize):
+def test_another_number_of_vectors_needs_resize(tmp_path, tokens, resize):
     recipe = make_project(tmp_path)
     torch.save({"string_to_param": {"*": vectors()}, "name": "old", "string_to_token": {"*": 265}}, tmp_path / "old.pt")
-    [told] = problems(recipe, based(tmp_path, "old.pt", tokens=tokens))
-    assert told == f"the base has 3 vectors for clip_l; remove tokens, or set resize = '{resize}'"
+    [message] = problems(recipe, based(tmp_path, "old.pt", tokens=tokens))
+    assert message == f"the base has 3 vectors for clip_l; remove tokens, or set resize = '{resize}'"
     with pytest.raises(StageError, match=f"its base has 3 vectors and tokens = {tokens}"):
         run_project(load_recipe(recipe, based(tmp_path, "old.pt", tokens=tokens)), tmp_path / "refused")
     overrides = based(tmp_path, "old.pt", tokens=tokens, resize=resize)
@@ -63,7 +63,7 @@ def test_another_number_of_vectors_is_refused_or_made(tmp_path, tokens, resize):
     assert torch.equal(out[: min(3, tokens)], vectors()[: min(3, tokens)])
 
 
-def test_an_encoder_that_the_file_does_not_know_starts_from_the_initial_text(tmp_path):
+def test_an_encoder_without_base_vectors_starts_from_the_initial_text(tmp_path):
     recipe = make_project(tmp_path, "sdxl")
     save_file({"clip_g": vectors(width=40)}, tmp_path / "old.safetensors")
     folder = run_project(load_recipe(recipe, based(tmp_path)), tmp_path / "run").folder
@@ -74,9 +74,13 @@ def test_an_encoder_that_the_file_does_not_know_starts_from_the_initial_text(tmp
 
 
 @pytest.mark.parametrize(
-    ("tensors", "changes", "told"),
+    ("tensors", "changes", "message"),
     [
-        ({"<a>": vectors(1, 768)[0], "<b>": vectors(1, 768)[0]}, {}, "holds '<a>', '<b>'; say which with base_name"),
+        (
+            {"<a>": vectors(1, 768)[0], "<b>": vectors(1, 768)[0]},
+            {},
+            "contains '<a>', '<b>'; choose one with base_name",
+        ),
         (
             {"<a>": vectors(1, 768)[0], "<b>": vectors(1, 768)[0]},
             {"base_name": "<c>"},
@@ -87,16 +91,14 @@ def test_an_encoder_that_the_file_does_not_know_starts_from_the_initial_text(tmp
         (None, {}, "old.safetensors"),
     ],
 )
-def test_check_says_what_a_base_lacks(tmp_path, tensors, changes, told):
+def test_check_reports_invalid_bases(tmp_path, tensors, changes, message):
     recipe = make_project(tmp_path)
     if tensors is not None:
         save_file(tensors, tmp_path / "old.safetensors")
     [text] = problems(recipe, based(tmp_path, **changes))
-    assert told in text
+    assert message in text
 
 
-def test_what_belongs_to_a_base_needs_one(tmp_path):
+def test_base_options_need_a_base(tmp_path):
     recipe = make_project(tmp_path)
-    assert problems(recipe, ["embedding.resize=cut"]) == [
-        "resize has no effect without base; remove it or set base"
-    ]
+    assert problems(recipe, ["embedding.resize=cut"]) == ["resize has no effect without base; remove it or set base"]

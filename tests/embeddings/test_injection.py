@@ -42,7 +42,7 @@ def same(text, other):
     return torch.equal(text.states, other.states) and (text.pooled is None or torch.equal(text.pooled, other.pooled))
 
 
-def test_injected_embeddings_give_what_diffusers_own_loader_gives(model):
+def test_injected_embeddings_match_diffusers_loader(model):
     rows = embeddings_for(model)
     prompts = ["a photo of <cat>, and <dog>", "<dog> on a red ground", "plain"]
     injection = Injection(model.pipe, model.encoders, rows)
@@ -88,7 +88,7 @@ def test_ejecting_restores_encoders_and_tokenizers_bit_for_bit(model):
     before = encode(model, prompts)
     state = {e.key: {n: t.clone() for n, t in e.module.state_dict().items()} for e in model.encoders}
     tables = [e.module.get_input_embeddings() for e in model.encoders]
-    told = [(e.tokenizer.backend_tokenizer.to_str(), len(e.tokenizer)) for e in model.encoders]
+    tokenizers = [(e.tokenizer.backend_tokenizer.to_str(), len(e.tokenizer)) for e in model.encoders]
     injection = Injection(model.pipe, model.encoders, embeddings_for(model))
     injection.activate(prompts)
     assert not same(before, encode(model, prompts))
@@ -101,7 +101,7 @@ def test_ejecting_restores_encoders_and_tokenizers_bit_for_bit(model):
         assert all(torch.equal(after[name], tensor) for name, tensor in state[encoder.key].items())
         assert encoder.module.get_input_embeddings() is tables[number]
         assert getattr(model.pipe, encoder.tokenizer_name) is encoder.tokenizer
-        assert (encoder.tokenizer.backend_tokenizer.to_str(), len(encoder.tokenizer)) == told[number]
+        assert (encoder.tokenizer.backend_tokenizer.to_str(), len(encoder.tokenizer)) == tokenizers[number]
 
 
 def test_a_gradient_reaches_every_vector_of_every_encoder_and_nothing_else(model):
@@ -119,7 +119,7 @@ def test_a_gradient_reaches_every_vector_of_every_encoder_and_nothing_else(model
     assert all(p.grad is None for e in model.encoders for p in e.module.parameters())
 
 
-def test_gradients_are_those_of_the_plain_formula():
+def test_gradients_match_the_formula():
     """The same text with the rows written into a copy of the whole table, the textbook way."""
     model = model_of(tiny_sd(), "sd1")
     [encoder] = model.encoders
@@ -173,5 +173,5 @@ def test_different_counts_in_each_encoder():
     assert [len(one) for one in ids] == [4, 7]
 
 
-def test_families_say_how_to_call_the_denoiser():
+def test_every_family_has_a_denoiser():
     assert {family.denoiser_kind for family in families().values()} <= DENOISERS.keys()

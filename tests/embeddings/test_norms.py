@@ -1,4 +1,4 @@
-"""Norm rules against hand-made numbers."""
+"""Norm rules against numbers calculated by hand."""
 
 import pytest
 import torch
@@ -37,11 +37,11 @@ def test_a_rule_sets_the_norm_and_keeps_the_direction(rule, norms):
     assert torch.nn.functional.cosine_similarity(after, VECTORS).tolist() == pytest.approx([1.0, 1.0])
 
 
-def test_a_vector_of_zeros_has_no_direction_and_stays():
+def test_a_vector_of_zeros_is_unchanged():
     assert scale_to(torch.zeros(1, 3), 2.0).tolist() == [[0.0, 0.0, 0.0]]
 
 
-def test_the_spread_of_all_rows_together_is_drawn_towards_the_tables():
+def test_the_spread_of_all_rows_moves_towards_the_tables():
     """diffusers' retract_embeddings, with the standard deviations by hand."""
     values = [3.0, 4.0, 0.0, 1.0, 0.0, 2.0, 6.0, 8.0]
     mean = sum(values) / 8
@@ -54,7 +54,7 @@ def test_the_spread_of_all_rows_together_is_drawn_towards_the_tables():
     torch.testing.assert_close(after, vectors * (table / own) ** 0.1)
 
 
-def test_rows_follow_their_own_rules_and_those_of_one_rule_go_together():
+def test_rows_follow_their_own_rules():
     vectors = torch.tensor([[1.0, -1.0], [3.0, -3.0], [0.0, 7.0], [5.0, 0.0]])
     after = apply_rules(vectors, ["spread", "spread", 2.0, None], norm_statistics(TABLE), TABLE.norm(dim=1))
     torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""Placeholders are found as whole embeddings, longest first, in one pass, whatever their case."""
+"""Placeholders are found as complete units, longest first, in one pass, in any case."""
 
 from __future__ import annotations
 
@@ -36,34 +36,34 @@ CAT = {"cat": "DOG"}
         ("cat\n\tcat", "DOG\n\tDOG"),
     ],
 )
-def test_only_whole_embeddings_are_replaced(text: str, expected: str) -> None:
+def test_only_complete_placeholders_are_replaced(text: str, expected: str) -> None:
     assert replace(text, CAT) == expected
 
 
 @pytest.mark.parametrize("text", ["x<emblem>y", "<emblem>", "(<emblem>)", "<emblem><emblem>", "<EMBLEM>, <<emblem>>"])
-def test_a_embedding_in_brackets_is_found_glued_to_anything(text: str) -> None:
+def test_a_placeholder_in_brackets_is_found_next_to_anything(text: str) -> None:
     assert "emblem" not in replace(text, {"<emblem>": "!"}).lower()
 
 
-def test_a_bracketed_embedding_is_not_its_bare_letters() -> None:
+def test_a_placeholder_in_brackets_is_not_found_without_them() -> None:
     assert replace("emblem <emblems> < emblem >", {"<emblem>": "!"}) == "emblem <emblems> < emblem >"
 
 
 @pytest.mark.parametrize(
     "text", ["ema yasuhara", "Ema  Yasuhara", "ema\nyasuhara", "ema \t yasuhara", "ema\u00a0yasuhara"]
 )
-def test_a_embedding_of_two_embeddings_takes_any_blanks_between(text: str) -> None:
+def test_a_placeholder_with_a_space_matches_any_whitespace(text: str) -> None:
     assert replace(f"({text})", {"ema yasuhara": "E"}) == "(E)"
 
 
-def test_a_embedding_of_two_embeddings_needs_a_blank() -> None:
+def test_a_placeholder_with_a_space_needs_whitespace() -> None:
     assert (
         replace("emayasuhara ema-yasuhara ema yasuharas", {"ema yasuhara": "E"})
         == "emayasuhara ema-yasuhara ema yasuharas"
     )
 
 
-def test_the_longest_embedding_wins_whatever_the_order() -> None:
+def test_the_longest_placeholder_wins_in_any_order() -> None:
     embeddings = ["ema", "ema yasuhara", "ema yasuhara red"]
     for order in (embeddings, embeddings[::-1]):
         texts = {embedding: f"[{len(embedding)}]" for embedding in order}
@@ -71,7 +71,7 @@ def test_the_longest_embedding_wins_whatever_the_order() -> None:
 
 
 @pytest.mark.parametrize("embeddings", [["TOK", "TOK2"], ["TOK2", "TOK"]])
-def test_a_embedding_that_another_begins_with_takes_nothing_of_it(embeddings: list[str]) -> None:
+def test_a_placeholder_that_is_a_prefix_of_another(embeddings: list[str]) -> None:
     texts = {"TOK": "<s0><s1>", "TOK2": "<s2><s3>"}
     assert (
         replace("a TOK2 and TOK", {embedding: texts[embedding] for embedding in embeddings})
@@ -84,11 +84,11 @@ def test_a_replacement_is_not_searched_again() -> None:
     assert replace("cat", {"cat": "cat cat"}) == "cat cat"
 
 
-def test_a_embedding_without_a_text_stays_whole() -> None:
+def test_a_placeholder_without_a_replacement_is_unchanged() -> None:
     assert Replacer(["ema", "ema yasuhara"]).replace("ema yasuhara, ema", {"ema": "E"}) == "ema yasuhara, E"
 
 
-def test_found_places_and_counts() -> None:
+def test_positions_and_counts() -> None:
     replacer = Replacer(["<emblem>", "cat"])
     text = "Cat on <Emblem>, cat"
     assert [(start, end, embedding, text[start:end]) for start, end, embedding in replacer.find(text)] == [
@@ -103,38 +103,38 @@ def test_found_places_and_counts() -> None:
 @pytest.mark.parametrize(
     ("embedding", "text"), [("café", "CAFE\u0301"), ("cafe\u0301", "Café"), ("Ω", "ω"), ("İx", "İX")]
 )
-def test_accents_and_case_are_spelled_either_way(embedding: str, text: str) -> None:
+def test_accents_and_case_match_in_any_spelling(embedding: str, text: str) -> None:
     assert replace(f"a {text} b", {embedding: "!"}) == "a ! b"
 
 
 @pytest.mark.parametrize(
     ("embedding", "text"), [("👩", "👩\u200d🚀"), ("क", "कि"), ("❤", "❤\ufe0f"), ("می", "می\u200cخواهم")]
 )
-def test_part_of_a_joined_character_is_no_embedding(embedding: str, text: str) -> None:
+def test_part_of_a_joined_character_is_no_placeholder(embedding: str, text: str) -> None:
     assert replace(text, {embedding: "!"}) == text
 
 
-def test_a_joined_character_is_a_embedding() -> None:
+def test_a_joined_character_is_a_placeholder() -> None:
     assert replace("a 👩\u200d🚀, ❤\ufe0fcat", {"👩\u200d🚀": "!", "cat": "DOG"}) == "a !, ❤\ufe0fDOG"
 
 
-def test_regular_expressions_mean_nothing() -> None:
+def test_regular_expressions_are_plain_text() -> None:
     assert replace("a.b axb a+ (x) \\1", {"a.b": "1", "a+": "2", "(x)": r"\1"}) == r"1 axb 2 \1 \1"
 
 
 @pytest.mark.parametrize("embeddings", [["cat", "CAT"], ["a  b", "a b"], ["café", "cafe\u0301"]])
-def test_two_spellings_of_one_embedding_are_refused(embeddings: list[str]) -> None:
-    with pytest.raises(ValueError, match="two placeholders are the same embedding"):
+def test_two_spellings_of_one_placeholder_are_an_error(embeddings: list[str]) -> None:
+    with pytest.raises(ValueError, match="two placeholders are the same in text"):
         Replacer(embeddings)
 
 
 @pytest.mark.parametrize("embedding", ["", "  ", "\n"])
-def test_a_blank_embedding_is_refused(embedding: str) -> None:
+def test_a_blank_placeholder_is_an_error(embedding: str) -> None:
     with pytest.raises(ValueError, match="must not be blank"):
         Replacer([embedding])
 
 
-def test_the_work_for_a_text_does_not_grow_with_the_placeholders() -> None:
+def test_the_time_for_a_text_does_not_depend_on_the_placeholders() -> None:
     text = "a photo of word5 and nothing else " * 10
 
     def calls(replacer: Replacer) -> int:
@@ -167,7 +167,7 @@ def distinct(embeddings: list[str]) -> list[str]:
 
 @STEADY
 @given(TEXTS, EMBEDDINGS)
-def test_places_are_in_order_and_spell_their_embedding(text: str, embeddings: list[str]) -> None:
+def test_matches_are_in_order_and_spell_their_placeholder(text: str, embeddings: list[str]) -> None:
     end = 0
     for found in Replacer(distinct(embeddings)).find(text):
         assert end <= found.start < found.end <= len(text)
@@ -177,15 +177,15 @@ def test_places_are_in_order_and_spell_their_embedding(text: str, embeddings: li
 
 @STEADY
 @given(TEXTS, EMBEDDINGS)
-def test_replacing_embeddings_by_themselves_changes_nothing_but_spelling(text: str, embeddings: list[str]) -> None:
+def test_replacing_placeholders_by_themselves_changes_only_spelling(text: str, embeddings: list[str]) -> None:
     replacer = Replacer(distinct(embeddings))
-    kept = "".join(part for part in pieces(replacer, text))
-    assert kept == replacer.replace(text, dict.fromkeys(replacer.embeddings, ""))
+    rest = "".join(part for part in pieces(replacer, text))
+    assert rest == replacer.replace(text, dict.fromkeys(replacer.embeddings, ""))
     assert replacer.replace(text, {}) == text
 
 
 def pieces(replacer: Replacer, text: str) -> list[str]:
-    """What stands between the embeddings."""
+    """The text between the placeholders."""
     ends = [0, *(found.end for found in replacer.find(text))]
     starts = [*(found.start for found in replacer.find(text)), len(text)]
     return [text[end:start] for end, start in zip(ends, starts, strict=True)]
@@ -193,7 +193,7 @@ def pieces(replacer: Replacer, text: str) -> list[str]:
 
 @STEADY
 @given(TEXTS, EMBEDDINGS, st.permutations(range(6)))
-def test_the_order_of_the_embeddings_makes_no_difference(text: str, embeddings: list[str], order: list[int]) -> None:
+def test_the_order_of_the_placeholders_does_not_matter(text: str, embeddings: list[str], order: list[int]) -> None:
     one = distinct(embeddings)
     two = [one[index] for index in order if index < len(one)]
     assert Replacer(one).find(text) == Replacer(two).find(text)
@@ -201,7 +201,7 @@ def test_the_order_of_the_embeddings_makes_no_difference(text: str, embeddings: 
 
 @STEADY
 @given(st.lists(st.sampled_from(["cat", "dog", "<x>", "ema yasuhara"]), min_size=1, max_size=8))
-def test_embeddings_between_blanks_are_all_found(embeddings: list[str]) -> None:
+def test_placeholders_between_spaces_are_all_found(embeddings: list[str]) -> None:
     found = Replacer(["cat", "dog", "<x>", "ema yasuhara"]).find(" and ".join(embeddings))
     assert [one.embedding for one in found] == embeddings
 
@@ -210,7 +210,7 @@ def test_a_long_placeholder_is_not_found_in_the_short_end_of_a_text():
     assert [(found.start, found.end) for found in Replacer(["cat", "cat and dog"]).find("a cat")] == [(2, 5)]
 
 
-def test_ten_thousand_placeholders_that_begin_alike_are_looked_up_not_tried():
+def test_ten_thousand_placeholders_with_one_prefix_are_looked_up():
     replacer = Replacer([f"<w{number}>" for number in range(10_000)])
     looked = []
     spelled = replacer._spelled

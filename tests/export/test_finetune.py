@@ -63,9 +63,9 @@ def test_model_embeddings_and_texts_are_exported(finetuned):
     before = StableDiffusionPipeline.from_pretrained(folder.parent / "model", local_files_only=True)
     for name in weights:
         assert any(not torch.equal(one, weights[name][key]) for key, one in getattr(before, name).state_dict().items())
-    told = (exports / "a1111" / "HOW-TO.txt").read_text("utf-8")
-    assert "Put ../tiny_model.safetensors into models/Stable-diffusion and choose it" in told
-    assert "type  cat" in told
+    how_to = (exports / "a1111" / "HOW-TO.txt").read_text("utf-8")
+    assert "Put ../tiny_model.safetensors into models/Stable-diffusion and choose it" in how_to
+    assert "type  cat" in how_to
     assert "models/checkpoints" in (exports / "comfyui" / "HOW-TO.txt").read_text("utf-8")
     script = exports / "diffusers" / "load.py"
     assert "tiny_model" in script.read_text("utf-8")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from pivotune.converters.families import families
 from pivotune.converters.programs import programs
 from pivotune.converters.write import Written
 from pivotune.pipeline.export.guide import Base, Files, diffusers_lines, guide_text
+from pivotune.pipeline.export.packs import Pack
 from pivotune.pipeline.recipe.model import ModelSpec
 from pivotune.pipeline.text import fits_only
 
@@ -54,6 +56,28 @@ def test_quotes_in_names_are_escaped():
     text = diffusers_lines(families()["sdxl"], files(), Base(spec(base="x/y'); import os; ('"), Path("x")))
     assert not any(line.strip().startswith("import os") for line in text.splitlines())
     compile(text, "load.py", "exec")
+
+
+def test_load_py_packs_lower_case_names_with_several_vectors(tmp_path):
+    """diffusers expands a token of several vectors in prompts only without upper-case letters."""
+    stored = {"<tokA>": [[0.0], [1.0]], "<TokB>": [[2.0]], "<tokc>": [[3.0], [4.0]]}
+    file = Written(tmp_path / "pack.safetensors", "diffusers", "diffusers", "<toka>")
+    pack = Pack((file,), tuple(stored), ("clip_l",))
+    text = diffusers_lines(families()["sd1"], Files({}, None, packs=(pack,)), Base(spec(base="x"), tmp_path))
+    lines = text.splitlines()
+    block = lines[lines.index(next(line for line in lines if line.startswith("embeddings = "))) :]
+    loaded = []
+    pipe = SimpleNamespace(
+        text_encoder="encoder",
+        tokenizer="tokenizer",
+        load_textual_inversion=lambda states, **parts: loaded.append((states, parts)),
+    )
+    exec("\n".join(block[: block.index(")") + 1]), {"load_file": lambda _: stored, "here": tmp_path, "pipe": pipe})
+    ((states, parts),) = loaded
+    assert [name for state in states for name in state] == ["<toka>", "<TokB>", "<tokc>"]
+    assert [vectors for state in states for vectors in state.values()] == list(stored.values())
+    assert parts == {"text_encoder": "encoder", "tokenizer": "tokenizer"}
+    assert "pipe('a photo of <toka>')" in text
 
 
 def test_the_guide_names_folders_and_triggers():

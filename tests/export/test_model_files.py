@@ -132,8 +132,10 @@ def test_an_unsupported_layer_of_a_unet_is_named(tmp_path):
 
 
 def test_a_projection_that_programs_ignore_gives_a_warning(tmp_path):
-    said = write_model_file(tiny_sd3(), families()["sd3"], tmp_path / "model.safetensors", torch.float32, title="mine")
-    assert said == ["model.safetensors: programs ignore the projection of text_encoder, which this model has"]
+    warnings = write_model_file(
+        tiny_sd3(), families()["sd3"], tmp_path / "model.safetensors", torch.float32, title="mine"
+    )
+    assert warnings == ["model.safetensors: programs ignore the projection of text_encoder, which this model has"]
 
 
 def test_an_unsupported_layer_of_sd3_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""The recipes for the user's own images, planned with a small model of their family: what comes out makes sense."""
+"""The shipped recipes, planned with a small model of their family."""
 
 import json
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""One hostile input: files arranged in a folder, a command on them, and what that command must never do.
+"""One hostile input: files in a folder, a command on them, and what that command must never do.
 
-The command runs in a forked process whose every file access is audited. It fails the case with a traceback, a signal,
-more than `SECONDS` of CPU or `PATIENCE` of waiting, `MEMORY` more than it began with, code that runs, or any read,
-write or deletion outside the folder.
+The command runs in a forked process whose every file access is audited. A case fails on a traceback, a signal,
+more than `SECONDS` of CPU or `PATIENCE` of waiting, more than `MEMORY` beyond that at the start, code that runs, or any
+read, write or deletion outside the folder.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 
 SECONDS = 10.0  # of CPU
 PATIENCE = 60.0  # seconds: a FIFO that nobody writes to costs no CPU
-MEMORY = 1 << 30  # bytes beyond those of the process before
-CEILING = 6 << 30  # bytes of address space beyond that, so that a fault does not take the machine with it
+MEMORY = 1 << 30  # bytes beyond those at the start
+CEILING = 6 << 30  # bytes of address space beyond that, so that a fault does not exhaust the machine
 EXIT_CODES = (0, 1, 2, 130)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.forkpty", "subprocess.Popen", "socket.connect", "pty.spawn")
@@ -33,8 +33,10 @@ SECRET = "SECRET-4711"
 
 @dataclass(frozen=True)
 class Case:
-    """`arrange` fills an empty folder, beside which a folder `outside` holds files that are nobody's business; the
-    command line `arguments` runs in the first one. `may_read` names what else it may read (a model shared by cases).
+    """`arrange` fills an empty folder, in which the command line `arguments` runs.
+
+    Next to it a folder `outside` has files that must not be accessed. `may_read` names what else may be read (a model
+    shared by cases).
     """
 
     name: str
@@ -45,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the command ended: its exit code, what it printed, and every rule it broke (none is good)."""
+    """How the command ended: its exit code, its output, and every rule it broke (empty: passed)."""
 
     code: int
     text: str
@@ -57,7 +59,7 @@ def attack(case: Case, sandbox: Path) -> Outcome:
     shutil.rmtree(sandbox, ignore_errors=True)
     work, outside = sandbox / "work", sandbox / "outside"
     work.mkdir(parents=True)
-    _precious(outside)
+    _write_outside(outside)
     case.arrange(work)
     before = _fingerprint(outside)
     code, faults = _run(case, sandbox)
@@ -73,8 +75,8 @@ def attack(case: Case, sandbox: Path) -> Outcome:
     return Outcome(code, text, tuple(dict.fromkeys(faults)))
 
 
-def _precious(folder: Path) -> None:
-    """Files outside, with a secret, that no command may read, change or delete."""
+def _write_outside(folder: Path) -> None:
+    """Write files with a secret that no command may read, change or delete."""
     for name in ("private.txt", "recipe.toml", "manifest.json", "deep/down.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{SECRET}\n", "utf-8")
@@ -100,7 +102,7 @@ def _run(case: Case, sandbox: Path) -> tuple[int, list[str]]:
     if late:
         faults.append(f"took more than {late}")
     if (grown := usage.ru_maxrss * 1024 - _resident()) > MEMORY:
-        faults.append(f"took {grown >> 20} MiB more than it began with")
+        faults.append(f"used {grown >> 20} MiB more than at the start")
     return os.waitstatus_to_exitcode(status), faults
 
 
@@ -148,7 +150,7 @@ def _command(case: Case, sandbox: Path, notes: Path) -> int:
         code: object = 0
     except SystemExit as end:
         code = end.code
-    except BaseException:  # noqa: BLE001 - that is what is looked for
+    except BaseException:  # noqa: BLE001 (tracebacks are the fault that is looked for)
         import traceback
 
         traceback.print_exc()
@@ -159,7 +161,7 @@ def _command(case: Case, sandbox: Path, notes: Path) -> int:
 
 
 class _Audit:
-    """Writes a line to `faults` for each access that is not allowed; see `sys.addaudithook`."""
+    """Audit hook that writes a line to `faults` for each access that is not allowed."""
 
     def __init__(self, sandbox: Path, may_read: tuple[Path, ...], faults: int) -> None:
         self.sandbox, self.work, self.outside = (
@@ -174,45 +176,45 @@ class _Audit:
             return
         self.busy = True
         try:
-            self._look(event, arguments)
+            self._check(event, arguments)
         finally:
             self.busy = False
 
-    def _look(self, event: str, arguments: tuple[object, ...]) -> None:
+    def _check(self, event: str, arguments: tuple[object, ...]) -> None:
         if event in RUNS:
             self._fault(event, repr(arguments)[:200])
         elif event in CHANGES:
             folder = arguments[-1] if isinstance(arguments[-1], int) and arguments[-1] >= 0 else None
             for path in arguments[: CHANGES[event]]:
                 if event != "os.symlink" or path is not arguments[0]:
-                    self._written(event, path, folder, follow=event in ("os.truncate", "os.chmod", "os.utime"))
+                    self._check_write(event, path, folder, follow=event in ("os.truncate", "os.chmod", "os.utime"))
         elif event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING:
-            self._written(event, arguments[0], None, follow=not arguments[2] & os.O_NOFOLLOW)
+            self._check_write(event, arguments[0], None, follow=not arguments[2] & os.O_NOFOLLOW)
         else:
-            self._read(event, arguments[0])
+            self._check_read(event, arguments[0])
 
-    def _written(self, event: str, path: object, folder: object, *, follow: bool) -> None:
-        place = _place(path, folder, follow=follow)
-        if place is None or _inside(place, self.work) or place.startswith(("/dev/null", f"/proc/{os.getpid()}/fd/")):
+    def _check_write(self, event: str, path: object, folder: object, *, follow: bool) -> None:
+        real = _real_path(path, folder, follow=follow)
+        if real is None or _inside(real, self.work) or real.startswith(("/dev/null", f"/proc/{os.getpid()}/fd/")):
             return
-        if not _inside(place, self.sandbox) and any(_inside(place, folder) for folder in self.temporary):
+        if not _inside(real, self.sandbox) and any(_inside(real, folder) for folder in self.temporary):
             return
-        self._fault(f"{event} (write)", place)
+        self._fault(f"{event} (write)", real)
 
-    def _read(self, event: str, path: object) -> None:
-        place = _place(path, None, follow=True)
-        if place is None or _inside(place, self.work) or any(_inside(place, folder) for folder in self.may_read):
+    def _check_read(self, event: str, path: object) -> None:
+        real = _real_path(path, None, follow=True)
+        if real is None or _inside(real, self.work) or any(_inside(real, folder) for folder in self.may_read):
             return
-        asked = os.path.abspath(os.fsdecode(path))  # type: ignore[call-overload]
-        if _inside(place, self.outside) or _inside(asked, self.work) or place in ("/etc/passwd", "/dev/zero"):
-            self._fault(f"{event} (read)", place)
+        given = os.path.abspath(os.fsdecode(path))  # type: ignore[call-overload]
+        if _inside(real, self.outside) or _inside(given, self.work) or real in ("/etc/passwd", "/dev/zero"):
+            self._fault(f"{event} (read)", real)
 
     def _fault(self, event: str, what: str) -> None:
         os.write(self.faults, f"{event} outside: {what}".replace("\n", " ").encode(errors="replace") + b"\n")
 
 
-def _place(path: object, folder: object, *, follow: bool) -> str | None:
-    """Where a path really lies; its own last link is followed only where the call would. None for file descriptors."""
+def _real_path(path: object, folder: object, *, follow: bool) -> str | None:
+    """A path without links; the last component is resolved only if the call follows it. None for file descriptors."""
     if isinstance(path, int) or path is None:
         return None
     text = os.fsdecode(path)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Hostile model folders, single files, images and captions: a good tiny model changed in one place or two."""
+"""Hostile model folders, single files, images and captions: a valid tiny model and its data with one or two changes."""
 
 from __future__ import annotations
 
@@ -76,17 +76,17 @@ def _arrange(change: Callable[[Path], None], model: str, captions: str, folder: 
 
 @cache
 def good() -> Path:
-    """A folder with a good tiny model, four images and their captions."""
+    """A folder with a valid tiny model, four images and their captions."""
     from PIL import Image
     from tiny import tiny_sd
 
-    place = Path(tempfile.mkdtemp(prefix="hostile-good-"))
-    tiny_sd().save_pretrained(place / "model")
-    (place / "images").mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="hostile-good-"))
+    tiny_sd().save_pretrained(folder / "model")
+    (folder / "images").mkdir()
     for number in range(4):
-        Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(place / "images" / f"{number}.png")
-        (place / "images" / f"{number}.txt").write_text("a <zzz> ring\n")
-    return place
+        Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(folder / "images" / f"{number}.png")
+        (folder / "images" / f"{number}.txt").write_text("a <zzz> ring\n")
+    return folder
 
 
 Made = tuple[str, Callable[[Path], None], str, str]
@@ -98,16 +98,16 @@ def _jsons() -> list[str]:
 
 
 def _config(draw: random.Random) -> Made:
-    """One or two values of a config, at any depth, become others."""
+    """One or two values of a config, at any depth, are replaced."""
     names = [name for name in _jsons() if os.path.basename(name) not in ("tokenizer.json", "vocab.json")]
     name = draw.choice(names)
     value = json.loads((good() / name).read_text("utf-8"))
-    said = []
+    changes = []
     for _ in range(draw.choice((1, 1, 1, 2))):
         if draw.random() < 0.25:
             extra = draw.choice(EXTRA)
             value |= extra
-            said.append(str(extra))
+            changes.append(str(extra))
             continue
         key = draw.choice(list(value))
         inner, at = value, key
@@ -117,9 +117,9 @@ def _config(draw: random.Random) -> Made:
         inner[at] = draw.choice(VALUES)
         if draw.random() < 0.15:
             value.pop(key)
-        said.append(f"{key} = {str(inner.get(at, 'gone') if isinstance(inner, dict) else inner[at])[:30]}")
+        changes.append(f"{key} = {str(inner.get(at, 'gone') if isinstance(inner, dict) else inner[at])[:30]}")
     text = json.dumps(value)
-    return f"{name}: {' and '.join(said)}", lambda folder: _put(folder / name, text.encode()), FOLDER, BESIDE
+    return f"{name}: {' and '.join(changes)}", lambda folder: _put(folder / name, text.encode()), FOLDER, BESIDE
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -127,12 +127,12 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def _file(draw: random.Random) -> Made:
-    """A file is gone, of another kind, a link, or holds something else."""
+    """A file is missing, of another kind, a link, or has other content."""
     names = sorted(path.relative_to(good()).as_posix() for path in (good() / "model").rglob("*"))
     name = draw.choice(names)
     what = draw.choice(("gone", "renamed", "content", "content", *SPECIAL))
     if name.endswith(".safetensors") and what == "private":
-        what = "dangling"  # large weights may be links: people keep one copy of them
+        what = "dangling"  # large weights may be links to a shared copy
     content = draw.choice(CONTENTS)
 
     def change(folder: Path) -> None:
@@ -179,7 +179,7 @@ SPECIAL: dict[str, Callable[[Path], None]] = {
 
 
 def _header(draw: random.Random) -> Made:
-    """The header of a weight file lies."""
+    """The header of a weight file is wrong."""
     names = sorted(path.relative_to(good()).as_posix() for path in (good() / "model").rglob("*.safetensors"))
     name, way = draw.choice(names), draw.randrange(7)
     number = draw.random()
@@ -211,7 +211,7 @@ def _header(draw: random.Random) -> Made:
 
 
 def _single(draw: random.Random) -> Made:
-    """A single file that is none, or a base, config or variant that is an odd path."""
+    """A single file that is not a checkpoint, or a base or config that is an odd path."""
     way = draw.choice(("int", "list", "state", "text", "special", "base"))
     name = draw.choice(("m.ckpt", "m.safetensors"))
     special = draw.choice(sorted(SPECIAL))
@@ -236,9 +236,9 @@ def _single(draw: random.Random) -> Made:
 
 
 def _data(draw: random.Random) -> Made:
-    """Images, masks, captions and tables that are none."""
+    """Images, masks, captions and tables that are invalid."""
     way = draw.choice(("image", "caption", "table", "surrogate", "name", "bomb", "long", "mask", "text", "pixels"))
-    # a link to a file elsewhere is a way to keep images, and is followed
+    # links to images elsewhere are allowed and followed
     special = draw.choice(sorted(SPECIAL.keys() - {"private", "outside"}))
     content = draw.choice(CONTENTS)
     name = draw.choice(("a\nb.png", "a\x1b[31mb.png", "a\udcffb.png", "a\x9b31m.png", "a\r.png"))
@@ -270,7 +270,7 @@ def _data(draw: random.Random) -> Made:
 
 @cache
 def _bomb(side: int) -> bytes:
-    """A PNG of one grey, side by side pixels, small as a file."""
+    """A PNG of one grey, `side` pixels square, that is small as a file."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

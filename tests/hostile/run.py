@@ -1,9 +1,9 @@
-"""Attack commands with hostile models, data, manifests, checkpoints and run folders. Exit code 1 for any failure.
+"""Run commands on hostile models, data, manifests, checkpoints and run folders. Exit code 1 for any failure.
 
     python tests/hostile/run.py --cases 1000 --seed 1
 
-Each case is made from its kind, the seed and its number: `--only models --first 17 --cases 1` runs one again. The
-folders of failed cases are kept. Linux only: it forks, and watches by audit hooks and /proc.
+A case is determined by its kind, the seed and its number: `--only models --first 17 --cases 1` runs one again. The
+folders of failed cases are kept. Linux only: it uses fork, audit hooks and /proc.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a fork has no threads of its parent's
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a forked process does not have the threads of its parent
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hostile.case import Outcome, attack
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=KINDS)
-    parser.add_argument("--failures", type=Path, default=Path("hostile-failures"), help="where failed cases are kept")
+    parser.add_argument("--failures", type=Path, default=Path("hostile-failures"), help="folder for failed cases")
     options = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
@@ -67,7 +67,7 @@ def _kind(kind: str, options: argparse.Namespace, sandbox: Path) -> tuple[Counte
 
 
 def _cause(outcome: Outcome) -> str:
-    """One line for all failures of one cause: of a traceback, its last line and the last place in Pivotune."""
+    """One line for all failures with the same cause: for a traceback, its last line and its last line in Pivotune."""
     if "traceback" not in outcome.faults:
         return outcome.faults[0].split(":")[0]
     lines = outcome.text.rstrip().splitlines()
@@ -77,12 +77,12 @@ def _cause(outcome: Outcome) -> str:
     return f"{lines[-1][:100]} ({ours[-1] if ours else '?'})"
 
 
-def _keep(sandbox: Path, place: Path, outcome: Outcome) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    (place / "outcome.txt").write_text("\n".join((*outcome.faults, "", outcome.text)), "utf-8", "backslashreplace")
-    with contextlib.suppress(OSError, shutil.Error):  # FIFOs and devices stay behind
-        shutil.copytree(sandbox / "work", place / "work", symlinks=True, ignore=_special)
+def _keep(sandbox: Path, target: Path, outcome: Outcome) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    (target / "outcome.txt").write_text("\n".join((*outcome.faults, "", outcome.text)), "utf-8", "backslashreplace")
+    with contextlib.suppress(OSError, shutil.Error):  # FIFOs and devices are not copied
+        shutil.copytree(sandbox / "work", target / "work", symlinks=True, ignore=_special)
 
 
 def _special(folder: str, names: list[str]) -> list[str]:
@@ -91,7 +91,7 @@ def _special(folder: str, names: list[str]) -> list[str]:
 
 
 def _warm(folder: Path) -> None:
-    """Import everything once, by a run of one step in this process, so that forked ones begin at once."""
+    """Import everything once, by a run of one step in this process, so that forked processes start at once."""
     import torch
 
     from pivotune.pipeline.cli import main as cli

@@ -1,4 +1,4 @@
-"""Run folders as somebody hostile would hand them over: manifests, metrics, checkpoints, links, pipes."""
+"""Hostile run folders: manifests, metrics, checkpoints, links, pipes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VALUES: tuple[Any, ...] = (
     "\x1b[31m\n", [], {}, [None], [[]], {"": {}}, {"a": [1, {"b": None}]}, "x" * 100_000,
 )  # fmt: skip
 RAW = (b"", b"{", b"[" * 100_000, b"\xff\xfe", b'{"status": NaN}', b"null", b"5", b"[]", b"\0" * 999, b"1" * 5000)
-PLACES = (
+FILES = (
     "exports", "images", "checkpoints", "finished", "last-good", "saves", "latents", "recipe.toml", "manifest.json",
     "metrics.jsonl", "report.html", ".lock", ".probe", ".manifest.json.part", "tracking", "exports/diffusers",
     ".last-good.old", ".finished.old", "images/before-000-0.png",
@@ -31,7 +31,7 @@ MODEL = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def cases(draw: random.Random) -> Iterator[Case]:
-    """Cases without end, drawn by `draw`."""
+    """Endless cases, drawn by `draw`."""
     while True:
         attack = draw.choice((_manifest, _manifest, _metrics, _checkpoint, _checkpoint, _planted, _planted))
         seed = draw.getrandbits(32)
@@ -63,7 +63,7 @@ def _arrange(work: Path, *, attack: Any, seed: int, finished: bool) -> None:
 
 @cache
 def _good() -> Path:
-    """One good run, made once."""
+    """A valid run, made once."""
     from pivotune.pipeline.cli import main as cli
 
     folder = Path(tempfile.mkdtemp(prefix="hostile-good-")) / "run"
@@ -76,7 +76,7 @@ def _good() -> Path:
 
 
 def _mutated(value: Any, draw: random.Random) -> Any:
-    """The value with one place in it changed, dropped or doubled."""
+    """The value with one of its inner values replaced, or one key removed."""
     if isinstance(value, dict) and value and draw.random() < 0.9:
         key = draw.choice(list(value))
         if draw.random() < 0.1:
@@ -113,7 +113,7 @@ def _metrics(run: Path, draw: random.Random) -> None:
 
 
 def _checkpoint(run: Path, draw: random.Random) -> None:
-    """Other facts or tensors, with their hash made right again."""
+    """Other facts or tensors in a checkpoint, with a matching hash."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -121,8 +121,8 @@ def _checkpoint(run: Path, draw: random.Random) -> None:
 
     path = next((run / "checkpoints").iterdir())
     with safe_open(path, "pt") as file:
-        told, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    head = json.loads(told["checkpoint"])
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    head = json.loads(metadata["checkpoint"])
     if draw.random() < 0.7:
         head = _mutated(head, draw)
     else:
@@ -134,12 +134,12 @@ def _checkpoint(run: Path, draw: random.Random) -> None:
             tensors[name] = tensors[name].double() if kind == 1 else tensors[name].flatten()[:1].clone()
     text = json.dumps(head)
     with contextlib.suppress(UnicodeEncodeError):
-        save_file(tensors, path, {**told, "checkpoint": text, "sha256": _digest(text, tensors)})
+        save_file(tensors, path, {**metadata, "checkpoint": text, "sha256": _digest(text, tensors)})
 
 
 def _planted(run: Path, draw: random.Random) -> None:
-    """A link, a second name, a pipe or a folder where a run has its files."""
-    path = run / draw.choice(PLACES)
+    """A link, a hard link, a pipe or a folder in place of a file of the run."""
+    path = run / draw.choice(FILES)
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)

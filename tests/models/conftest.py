@@ -1,4 +1,4 @@
-"""Tiny models on disk, written once a session; each test damages a copy of its own."""
+"""Tiny models on disk, written once per session; each test changes its own copy."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Model folders for tests: written once, copied and damaged at will."""
+"""Model folders for tests: written once, copied and changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single-file checkpoints: loaded bit for bit with a folder's configs, or refused in one line."""
+"""Single-file checkpoints are loaded bit for bit with a folder's configs, or are an error of one line."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def answers(model):
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
-def test_a_single_file_is_the_model_it_was_made_from(write, ending, folder, family, original):
+def test_a_single_file_equals_its_diffusers_model(write, ending, folder, family, original):
     path = write(single_file(original), f"model.{ending}")
     model = load(path, family, config=str(folder))
     assert_same_weights(model.pipe, original)
@@ -49,7 +49,7 @@ def test_a_single_file_is_the_model_it_was_made_from(write, ending, folder, fami
     assert not any(weight.requires_grad for weight in model.denoiser.parameters())
 
 
-def test_a_single_file_in_float16_has_an_exact_vae(write, sdxl_folder, originals):
+def test_a_single_file_in_float16_has_a_float32_vae(write, sdxl_folder, originals):
     original = originals["sdxl"][0]
     path = write(single_file(original))
     model = load(path, "sdxl", "float16", config=str(sdxl_folder))
@@ -69,22 +69,22 @@ def test_a_single_file_in_float16_has_an_exact_vae(write, sdxl_folder, originals
 )
 def test_a_checkpoint_that_lacks_weights_is_refused(write, sdxl_folder, originals, part, prefix):
     state = single_file(originals["sdxl"][0])
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
-    assert len(kept) < len(state)
+    remaining = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    assert len(remaining) < len(state)
     with pytest.raises(
         StageError,
         match=rf"{part} lacks \d+ of its \d+ weights" if part else "lacks weights of the denoiser or the VAE",
     ):
-        load(write(kept), "sdxl", config=str(sdxl_folder))
+        load(write(remaining), "sdxl", config=str(sdxl_folder))
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "first_stage_model.", "cond_stage_model."])
 def test_a_checkpoint_without_a_whole_part_is_refused(write, sd1_folder, originals, prefix):
     state = single_file(originals["sd1"][0])
     path = write({name: tensor for name, tensor in state.items() if not name.startswith(prefix)})
-    with pytest.raises(StageError, match="cannot be loaded: ") as told:
+    with pytest.raises(StageError, match="cannot be loaded: ") as raised:
         load(path, "sd1", config=str(sd1_folder))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("wrong", ["sd1 as sdxl", "sdxl as sd1"])
@@ -137,21 +137,21 @@ def test_a_checkpoint_cannot_run_code(tmp_path, sd1_folder):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_what_a_checkpoint_does_not_tell_is_asked_for(write, originals, monkeypatch, tmp_path):
+def test_a_checkpoint_without_family_is_an_error(write, originals, monkeypatch, tmp_path):
     path = write(single_file(originals["sd1"][0]))
-    with pytest.raises(StageError, match=r"is a single file: say model\.family, one of .*sd1"):
+    with pytest.raises(StageError, match=r"is a single file; set model\.family, one of .*sd1"):
         load(path, None)
     (tmp_path / "model.bin").touch()
     with pytest.raises(StageError, match=r"a checkpoint ends in \.safetensors or \.ckpt"):
         load(tmp_path / "model.bin")
 
 
-def test_without_a_config_and_a_network_it_says_what_to_set(write, originals, monkeypatch):
+def test_without_config_and_network_the_error_names_the_key(write, originals, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     path = write(single_file(originals["sd1"][0]))
-    with pytest.raises(StageError, match=r"set model\.config to a diffusers folder of the same family$") as told:
+    with pytest.raises(StageError, match=r"set model\.config to a diffusers folder of the same family$") as raised:
         load(path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_config_that_is_no_folder_is_refused(write, originals, tmp_path):

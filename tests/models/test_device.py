@@ -1,4 +1,4 @@
-"""Which device a run takes, and what makes it repeatable."""
+"""The device of a run, and its deterministic settings."""
 
 import os
 
@@ -18,27 +18,27 @@ def have(monkeypatch, cuda=0, mps=False, xpu=0):
 
 
 @pytest.mark.parametrize(
-    ("machine", "taken"),
+    ("machine", "expected"),
     [({}, "cpu"), ({"xpu": 1}, "xpu"), ({"mps": True}, "mps"), ({"cuda": 2, "mps": True, "xpu": 1}, "cuda")],
 )
-def test_auto_takes_the_best_there_is(monkeypatch, machine, taken):
+def test_auto_chooses_the_best_device(monkeypatch, machine, expected):
     have(monkeypatch, **machine)
-    assert pick_device("auto").type == taken
+    assert pick_device("auto").type == expected
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "mps", "xpu"])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(monkeypatch, wanted):
     have(monkeypatch)
-    with pytest.raises(StageError, match=rf"device = '{wanted}': this torch \(.*\) has cpu; leave it out"):
+    with pytest.raises(StageError, match=rf"device = '{wanted}': this torch \(.*\) has cpu; remove it"):
         pick_device(wanted)
 
 
 def test_the_numbers_of_devices_are_checked(monkeypatch):
     have(monkeypatch, cuda=2, xpu=1)
     assert pick_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(StageError, match=r"device = 'cuda:2': there are 2 of that kind"):
+    with pytest.raises(StageError, match=r"device = 'cuda:2': there are 2 of this kind"):
         pick_device("cuda:2")
-    with pytest.raises(StageError, match=r"device = 'xpu:1': there are 1 of that kind"):
+    with pytest.raises(StageError, match=r"device = 'xpu:1': there are 1 of this kind"):
         pick_device("xpu:1")
 
 

@@ -16,19 +16,19 @@ from pivotune.pipeline.models.load import Model, prepare
 
 
 @pytest.mark.parametrize("name", families())
-def test_class_and_width_tell_the_family(name):
+def test_class_and_width_identify_the_family(name):
     family = families()[name]
     assert choose_family(spec_of("x", None), family.pipeline, family.cross_attention) is family
     assert choose_family(spec_of("x", name), family.pipeline, family.cross_attention) is family
 
 
-def test_every_family_is_told_by_its_class_and_width():
+def test_every_family_has_a_unique_class_and_width():
     marks = [(family.pipeline, family.cross_attention) for family in families().values()]
     assert len(set(marks)) == len(marks)
 
 
-def test_a_width_of_no_family_is_asked_for_with_the_choices():
-    with pytest.raises(StageError, match=r"of width 32: say model\.family \(possible: sd1, sd2\)"):
+def test_an_unknown_width_is_an_error_with_the_possible_families():
+    with pytest.raises(StageError, match=r"of width 32; set model\.family \(possible: sd1, sd2\)"):
         choose_family(spec_of("x", None), "StableDiffusionPipeline", 32)
 
 
@@ -43,9 +43,9 @@ def test_a_family_of_another_class_is_refused():
         choose_family(spec_of("x", "sdxl"), "StableDiffusionPipeline", 768)
 
 
-@pytest.mark.parametrize("kind", ["FluxPipeline", "StableDiffusionInpaintPipeline", None, ["a", "b"]])
+@pytest.mark.parametrize("kind", ["AuraFlowPipeline", "StableDiffusionInpaintPipeline", None, ["a", "b"]])
 def test_a_class_that_cannot_be_trained_is_refused_with_those_that_can(kind):
-    with pytest.raises(StageError, match=r"what can be trained: .*Stable Diffusion XL"):
+    with pytest.raises(StageError, match=r"which is not supported; supported: .*Stable Diffusion XL"):
         choose_family(spec_of("x", None), kind, 768)
 
 
@@ -58,11 +58,11 @@ def test_a_wrong_family_is_refused_before_any_weight_is_read(sd1_folder):
         path.unlink()
     with pytest.raises(StageError, match=r"model\.family = 'sdxl', but .* is a StableDiffusionPipeline"):
         load(sd1_folder, "sdxl")
-    with pytest.raises(StageError, match=r"say model\.family \(possible: sd1, sd2\)"):
+    with pytest.raises(StageError, match=r"set model\.family \(possible: sd1, sd2\)"):
         load(sd1_folder, None)
 
 
-def test_a_folder_of_full_width_tells_its_family(sd1_folder):
+def test_a_folder_of_full_width_has_its_family(sd1_folder):
     """Read from the config; the weights then do not fit, which is another error."""
     edit_json(sd1_folder / "unet" / "config.json", cross_attention_dim=768)
     with pytest.raises(StageError, match=r"\(in unet\)"):
@@ -70,13 +70,13 @@ def test_a_folder_of_full_width_tells_its_family(sd1_folder):
 
 
 @pytest.mark.parametrize(
-    ("build", "told"), [(tiny_sd, "stable-diffusion-v2-512"), (tiny_sd2, "stable-diffusion-v2-768-v")]
+    ("build", "predicted"), [(tiny_sd, "stable-diffusion-v2-512"), (tiny_sd2, "stable-diffusion-v2-768-v")]
 )
-def test_the_two_models_of_sd2_are_told_apart_by_what_they_predict(build, told):
+def test_the_two_models_of_sd2_are_distinguished_by_their_prediction(build, predicted):
     family = prepare(build(), spec_of("x", "sd2"), None, torch.device("cpu")).family
-    assert family.modelspec == told
+    assert family.modelspec == predicted
     metadata = lora_metadata(family, title="x", rank=1, alpha=1)
-    assert metadata["modelspec.architecture"] == f"{told}/lora"
+    assert metadata["modelspec.architecture"] == f"{predicted}/lora"
     assert metadata["modelspec.resolution"] == ("512x512" if build is tiny_sd else "768x768")
 
 

@@ -76,9 +76,9 @@ def test_without_a_network_the_local_cache_is_used(monkeypatch, sd1_folder):
 
 
 def test_a_hub_model_of_a_foreign_kind_is_not_downloaded(monkeypatch, tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', "utf-8")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "AuraFlowPipeline"}', "utf-8")
     hub = fake_hub(monkeypatch, tmp_path)
-    with pytest.raises(StageError, match="is a FluxPipeline; what can be trained: "):
+    with pytest.raises(StageError, match="is a AuraFlowPipeline, which is not supported; supported: "):
         find_model(spec_of(HUB))
     assert [what for what, *_ in hub.asked] == ["info", "model_index.json"]
 
@@ -90,20 +90,20 @@ def test_a_hub_model_of_a_foreign_kind_is_not_downloaded(monkeypatch, tmp_path):
         (http.ConnectTimeout("too slow"), "the hub cannot be reached"),
         (http.ConnectError("no route"), "the hub cannot be reached"),
         (answer(errors.RepositoryNotFoundError, 404), "the hub has no such model"),
-        (answer(errors.GatedRepoError, 403), "wants its terms accepted"),
+        (answer(errors.GatedRepoError, 403), "its terms must be accepted"),
         (answer(errors.RevisionNotFoundError, 404), "the hub has no revision 'v9'"),
         (answer(errors.HfHubHTTPError, 500), "the hub cannot be reached"),
     ],
 )
-def test_troubles_of_the_hub_are_told_in_one_line(monkeypatch, tmp_path, error, embeddings):
+def test_errors_of_the_hub_are_one_line(monkeypatch, tmp_path, error, embeddings):
     fake_hub(monkeypatch, tmp_path, error)
-    with pytest.raises(StageError, match=f"model.base = '{HUB}' cannot be loaded: .*{embeddings}") as told:
+    with pytest.raises(StageError, match=f"model.base = '{HUB}' cannot be loaded: .*{embeddings}") as raised:
         find_model(spec_of(HUB, revision="v9"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
-def test_a_hub_id_without_a_network_ends_in_one_line(tmp_path, environment):
+def test_a_hub_id_without_a_network_is_an_error_of_one_line(tmp_path, environment):
     """In a process of its own, since the hub's client reads the environment when it is imported."""
     code = (
         "from pivotune.pipeline.models.find import find_model\n"
@@ -115,16 +115,18 @@ def test_a_hub_id_without_a_network_ends_in_one_line(tmp_path, environment):
         [sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HOME": str(tmp_path)} | environment,
         timeout=100, check=True,
     )  # fmt: skip
-    (told,) = done.stdout.splitlines()
-    assert told.startswith(f"StageError model.base = '{HUB}' cannot be loaded: it is not (wholly) in the local cache")
+    (message,) = done.stdout.splitlines()
+    assert message.startswith(
+        f"StageError model.base = '{HUB}' cannot be loaded: it is not complete in the local cache"
+    )
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("base", ["/no/such/model", "./nowhere", "some/model.safetensors", "plain", "a/b/c"])
-def test_what_is_no_path_and_no_hub_id_is_refused_without_asking(base, monkeypatch, tmp_path):
+def test_an_invalid_base_is_an_error_without_network_access(base, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     hub = fake_hub(monkeypatch, tmp_path)
-    with pytest.raises(StageError, match="there is no such file or folder, and it is not a hub id"):
+    with pytest.raises(StageError, match="no such file or folder, and not a hub id"):
         find_model(spec_of(base))
     assert hub.asked == []
 

@@ -41,19 +41,19 @@ def files_of(folder):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("train", ["", LORA, LORA + "\ncaption_dropout = 0.65"])
-def test_embeddings_are_trained_and_proved(tmp_path, family, dtype, train):
+def test_embeddings_are_trained_and_verified(tmp_path, family, dtype, train):
     run_project(project(tmp_path, family, dtype, train=train), tmp_path / "run")
-    told = manifest_of(tmp_path / "run")
-    assert told["status"] == "finished"
-    assert told["environment"]["device"].startswith(DEVICE)
-    proofs = told["proofs"]
+    manifest = manifest_of(tmp_path / "run")
+    assert manifest["status"] == "finished"
+    assert manifest["environment"]["device"].startswith(DEVICE)
+    proofs = manifest["proofs"]
     assert set(proofs["vocabulary_unchanged"].values()) == {True}
     assert len(proofs["vocabulary_unchanged"]) == (1 if family == "sd1" else 2)
     assert proofs["gradient_reached"] == {"<cat>": True}
     assert proofs["ejected_clean"] is True
-    for facts in told["embeddings"][0]["encoders"].values():
+    for facts in manifest["embeddings"][0]["encoders"].values():
         assert all(way > 0 for way in facts["distance"])
-    assert {image["when"] for image in told["images"]} == {"before", "after"}
+    assert {image["when"] for image in manifest["images"]} == {"before", "after"}
 
 
 def test_the_exported_embeddings_are_those_that_were_trained(tmp_path, family, monkeypatch):

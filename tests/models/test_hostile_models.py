@@ -13,7 +13,7 @@ from pivotune.pipeline.cli.main import pivotune
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the attacks are watched by /proc and fork")
-def test_check_answers_hostile_inputs_in_one_piece(tmp_path):
+def test_check_handles_hostile_inputs(tmp_path):
     """No traceback, no hang, no file read, written or deleted elsewhere."""
     case = next(cases(random.Random(11)))
     case.arrange(tmp_path)

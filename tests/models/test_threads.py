@@ -1,4 +1,4 @@
-"""How many threads a run takes, from the size of its model and the limits of its process."""
+"""The number of CPU threads, from the size of the model and the limits of the process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def group(root: Path, own: str, **files: str) -> tuple[Path, Path]:
     return root, root / "self"
 
 
-def test_a_small_model_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_model_uses_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(threads, "cgroup_cores", lambda: None)
     assert (choose_threads(SMALL - 1), choose_threads(SMALL)) == (1, 8)

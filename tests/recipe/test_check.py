@@ -191,7 +191,7 @@ def test_the_family_is_read_from_the_model(good: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [(b"", "the file is empty"), (b"GIF89a", "this is no image"), (b"<html>", "this is no image")],
+    [(b"", "the file is empty"), (b"GIF89a", "the file is not an image"), (b"<html>", "the file is not an image")],
 )
 def test_a_file_that_is_not_an_image_is_an_error(good: Path, content: bytes, text: str) -> None:
     (good.parent / "a.png").write_bytes(content)

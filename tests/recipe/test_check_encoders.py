@@ -4,7 +4,7 @@ import pytest
 from projects import make_project
 
 from pivotune.converters.families import families
-from pivotune.converters.programs import programs
+from pivotune.converters.programs import NAMES, programs
 from pivotune.pipeline.checks.embeddings import refusal
 from pivotune.pipeline.checks.recipe import check_recipe
 
@@ -15,11 +15,9 @@ def why(program, family, chosen):
 
 
 @pytest.mark.parametrize("chosen", [["clip_l"], ["clip_g"]])
-@pytest.mark.parametrize(
-    "program", ["a1111", "forge", "sdnext", "comfyui", "invokeai", "diffusers", "onetrainer", "kohya"]
-)
-def test_only_comfyui_loads_an_sdxl_embedding_for_one_encoder(program, chosen):
-    assert (why(program, "sdxl", chosen) == "") == (program == "comfyui")
+@pytest.mark.parametrize("program", NAMES)
+def test_only_programs_with_comfyuis_loader_load_an_sdxl_embedding_for_one_encoder(program, chosen):
+    assert (why(program, "sdxl", chosen) == "") == (program in ("comfyui", "swarmui", "fooocus"))
 
 
 @pytest.mark.parametrize("program", ["a1111", "comfyui", "invokeai", "kohya"])

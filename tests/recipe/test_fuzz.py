@@ -60,7 +60,7 @@ def places(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
 
 
 @st.composite
-def spoilt(draw: st.DrawFn) -> dict[str, Any]:
+def mutated(draw: st.DrawFn) -> dict[str, Any]:
     """A recipe that ships, with up to three things replaced, removed or added."""
     data = copy.deepcopy(draw(st.sampled_from(GOOD)))
     for _ in range(draw(st.integers(1, 3))):
@@ -79,8 +79,8 @@ def spoilt(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(spoilt())
-def test_a_spoilt_recipe_is_judged_in_embeddings(data: dict[str, Any]) -> None:
+@given(mutated())
+def test_a_mutated_recipe_is_accepted_or_refused_with_a_message(data: dict[str, Any]) -> None:
     document = Document(Path(str(shipped()["quickstart"])), "", data)
     refuse_deep(data)
     recipe, document, problems = validated(document)
@@ -97,7 +97,7 @@ def test_a_spoilt_recipe_is_judged_in_embeddings(data: dict[str, Any]) -> None:
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(spoilt())
+@given(mutated())
 def test_what_is_let_through_fits_plain_json_schema(data: dict[str, Any]) -> None:
     """Our own embeddings and stricter rules never let through what the schema itself refuses."""
     import jsonschema

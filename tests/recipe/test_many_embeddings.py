@@ -45,7 +45,7 @@ def test_a_table_gives_embeddings_with_their_own_settings_and_those_of_all(recip
     embeddings = load_recipe(
         recipe("table = 'embeddings.csv'\nembedding = { tokens = 2 }", b"\xef\xbb\xbf" + table)
     ).embeddings
-    assert [(embedding.placeholder, embedding.initial_text, embedding.tokens, embedding.train) for embedding in embeddings] == [
+    assert [(one.placeholder, one.initial_text, one.tokens, one.train) for one in embeddings] == [
         ("<emblem>", "a ring, teal", 3, True), ("<other>", 'say "hi"', 2, False),
     ]  # fmt: skip
     assert embeddings[0].learning_rate == {"clip_l": 1e-3}
@@ -85,7 +85,7 @@ def test_a_folder_of_folders_gives_embeddings_and_their_images(recipe, tmp_path)
         "concept = { captions = ['a photo of {placeholder}', '{name}'], repeats = 2 }"
     )
     made = load_recipe(recipe(source))
-    assert [(embedding.placeholder, embedding.initial_text, embedding.stop_after.value) for embedding in made.embeddings] == [
+    assert [(one.placeholder, one.initial_text, one.stop_after.value) for one in made.embeddings] == [
         ("<cat>", "a tabby", 5.0), ("<red_ring>", "red ring", 0.0),
     ]  # fmt: skip
     assert [(one.images.name, one.captions, one.repeats) for one in made.concepts[1:]] == [
@@ -111,7 +111,10 @@ BAD: dict[str, tuple[bytes, list[str]]] = {
     ),
     "unknown column": (
         b"name,initial_txt\na,b\n",
-        ["embeddings.csv:1: unknown column 'initial_txt'; did you mean 'initial_text'? (columns to skip go into `ignore`)"],
+        [
+            "embeddings.csv:1: unknown column 'initial_txt'; did you mean 'initial_text'? "
+            "(columns to skip go into `ignore`)"
+        ],
     ),
     "column twice": (b"name,name\na,b\n", ["embeddings.csv:1: duplicate column 'name'"]),
     "not UTF-8": (b"name\na\n\xff\xfe\n", ["embeddings.csv:3: not UTF-8 (UTF-16); save the table as UTF-8"]),
@@ -126,7 +129,8 @@ BAD: dict[str, tuple[bytes, list[str]]] = {
             "embeddings.csv:3: train: expected true or false, got 'maybe'",
             "embeddings.csv:4: stop_after: 0 never trains the embedding; use train = false instead",
             "embeddings.csv:5: tokens: expected an integer, got 1.5",
-            "embeddings.csv:5: stop_after: 'parsecs' is not a known unit; known: steps, epochs, seconds, minutes, hours, %",
+            "embeddings.csv:5: stop_after: 'parsecs' is not a known unit; "
+            "known: steps, epochs, seconds, minutes, hours, %",
         ],
     ),
     "no number": (b"name,learning_rate\na,nan\n", ["embeddings.csv:2: learning_rate: not a finite number"]),
@@ -138,7 +142,8 @@ BAD: dict[str, tuple[bytes, list[str]]] = {
         ],
     ),
     "no name": (
-        b"name,tokens\n,2\n", ["embeddings.csv:2: 'name' (or 'placeholder') must be a string, and so must 'images' if present"],
+        b"name,tokens\n,2\n",
+        ["embeddings.csv:2: 'name' (or 'placeholder') must be a string, and so must 'images' if present"],
     ),
 }  # fmt: skip
 
@@ -165,9 +170,15 @@ def test_a_line_of_100_mb_is_refused(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("source", "wanted"),
     [
-        ("table = 'embeddings.csv'\nfolders = '.'", "recipe.toml:8: embeddings_from.1: give either `table` or `folders`"),
+        (
+            "table = 'embeddings.csv'\nfolders = '.'",
+            "recipe.toml:8: embeddings_from.1: give either `table` or `folders`",
+        ),
         ("ignore = []", "recipe.toml:8: embeddings_from.1: give either `table` or `folders`"),
-        ("table = 'embedings.csv'", "embedings.csv: cannot be read: No such file or directory; did you mean 'embeddings.csv'?"),
+        (
+            "table = 'embedings.csv'",
+            "embedings.csv: cannot be read: No such file or directory; did you mean 'embeddings.csv'?",
+        ),
         ("table = 'embeddings.txt'", "embeddings.txt: not a table of embeddings; supported: .csv, .tsv, .jsonl"),
         ("folders = 'embeddings.csv'", "embeddings.csv: the folder cannot be read: Not a directory"),
         ("table = 'embeddings.csv'\nembedding = { token = 2 }", "recipe.toml:10: embeddings_from.1.embedding.token: "),
@@ -175,7 +186,10 @@ def test_a_line_of_100_mb_is_refused(recipe, tmp_path):
             "table = 'embeddings.csv'\nembedding = { stop_after = '0 own steps' }",
             "recipe.toml:10: embeddings_from.1.embedding.stop_after: 0 never trains the embedding",
         ),
-        ("table = 'embeddings.csv'\nconcept = { images = 'x' }", "recipe.toml:10: embeddings_from.1.concept.images: each"),
+        (
+            "table = 'embeddings.csv'\nconcept = { images = 'x' }",
+            "recipe.toml:10: embeddings_from.1.concept.images: each",
+        ),
         ("folders = '.'\nignore = ['x']", "recipe.toml:10: embeddings_from.1.ignore: folders have no columns"),
     ],
 )  # fmt: skip

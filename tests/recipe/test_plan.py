@@ -72,7 +72,7 @@ def test_a_hub_without_a_network_is_an_error(monkeypatch: pytest.MonkeyPatch, tm
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin"}
     shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "the tokenizers of owner/none cannot be had from the hub" in shown.stdout
+    assert "the tokenizers of owner/none cannot be downloaded from the hub" in shown.stdout
 
 
 def test_initial_texts_are_truncated_and_padded(good: Path, two: Path) -> None:

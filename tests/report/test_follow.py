@@ -42,15 +42,15 @@ def test_a_run_is_followed_until_it_ends(tmp_path: Path) -> None:
         elif len(pages) == 1:
             writer.write(next(steps))
 
-    said: list[str] = []
+    messages: list[str] = []
     with folder_lock(folder):
-        last = follow(folder, 3, said.append, work).read_text("utf-8")
+        last = follow(folder, 3, messages.append, work).read_text("utf-8")
     assert 'http-equiv="refresh" content="3"' in pages[0]
     assert "Training <code>&lt;emblem&gt;</code>" in pages[0]
     assert "<svg" not in pages[0]
     assert "<svg" in pages[1]
     assert pages[2] == pages[1]
-    assert [line.rpartition(" ")[2] for line in said] == [
+    assert [line.rpartition(" ")[2] for line in messages] == [
         "progress",
         "progress",
         "complete",

@@ -114,14 +114,14 @@ def test_each_embedding_shows_its_own_training_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (None, "metrics.jsonl: missing"), (b"", "metrics.jsonl: empty"), (b"\xff\x00garbage\n", "1 unreadable line is"),
         (b'{"stage": 3, "step": 1, "loss": NaN}\n[]\n', "2 unreadable lines are"), ("link", "is a link"),
     ],
 )  # fmt: skip
 def test_missing_or_unreadable_metrics_are_named_on_the_page_and_the_command_line(
-    tmp_path: Path, content: bytes | str | None, said: str
+    tmp_path: Path, content: bytes | str | None, expected: str
 ) -> None:
     folder = write_run(tmp_path / "run", manifest())
     lines = folder / "metrics.jsonl"
@@ -135,7 +135,7 @@ def test_missing_or_unreadable_metrics_are_named_on_the_page_and_the_command_lin
     warned: list[str] = []
     text = write_report(folder, warn=warned.append).read_text("utf-8")
     assert len(warned) == 1
-    assert said in warned[0]
+    assert expected in warned[0]
     assert warned[0] in text
 
 

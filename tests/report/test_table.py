@@ -41,10 +41,10 @@ def test_excessive_norms_are_named_unless_the_recipe_rescales() -> None:
     loud["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
     begun_so["encoders"]["clip_l"].update(norm_before=[1.95, 1.95], norm_after=[1.95, 1.95])
     made = manifest([usual, loud, begun_so], stages=[{"kind": "train"}])
-    said = "it may overpower the rest of the prompt; add a rescale stage after train"
+    warning = "it may overpower the rest of the prompt; add a rescale stage after train"
     assert embedding_table(made).splitlines()[-2:] == [
         "norm up to 5.0 times the vocabulary's median: <loud>",
-        f"  ({said})",
+        f"  ({warning})",
     ]
     assert "norm up to" not in embedding_table(manifest([loud], stages=[{"kind": "train"}, {"kind": "rescale"}]))
     assert "norm up to" not in embedding_table(manifest([usual, begun_so], stages=[{"kind": "train"}]))

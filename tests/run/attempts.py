@@ -60,7 +60,7 @@ class Ended:
     codes: list[int]
     seconds: float
     hit: bool
-    said: list[str]
+    outputs: list[str]
 
 
 def attempt(
@@ -88,13 +88,13 @@ def attempt(
                 _strike(rest, (signal.SIGTERM if waited < 3 * GRACE else signal.SIGKILL,))
         time.sleep(0.002)
     _strike([one.pid for rank, one in enumerate(running) if rank not in codes], (signal.SIGKILL,))
-    said = [one.said.read_text("utf-8", "replace") for one in running]
-    assert len(codes) == processes, f"still running after {SECONDS} s: {said}"
+    outputs = [one.output.read_text("utf-8", "replace") for one in running]
+    assert len(codes) == processes, f"still running after {SECONDS} s: {outputs}"
     explained = {0, STOPPED, INTERRUPTED, *({ELSEWHERE} if processes > 1 else ())} if hit else {0}
-    assert all(code in explained or (hit and code < 0) for code in codes.values()), (codes, blow, said)
+    assert all(code in explained or (hit and code < 0) for code in codes.values()), (codes, blow, outputs)
     for one in running:
-        one.said.unlink()
-    return Ended([codes[rank] for rank in range(processes)], watched.seconds, hit, said)
+        one.output.unlink()
+    return Ended([codes[rank] for rank in range(processes)], watched.seconds, hit, outputs)
 
 
 def _as_code(recipe: Recipe, out: Path) -> None:

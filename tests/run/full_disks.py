@@ -41,8 +41,8 @@ def main() -> int:
         for number in range(options.sizes):
             room = SMALLEST + (size * 5 // 4 - SMALLEST) * number // max(1, options.sizes - 1)
             ended[filled(made, Path(name) / "disk", room)] += 1
-    said = ", ".join(f"{count} {what}" for what, count in ended.most_common())
-    sys.stdout.write(f"{options.sizes} sizes of disks ({said}): every run ended in the same bytes, with its report\n")
+    counts = ", ".join(f"{count} {what}" for what, count in ended.most_common())
+    sys.stdout.write(f"{options.sizes} sizes of disks ({counts}): every run ended in the same bytes, with its report\n")
     return 0
 
 

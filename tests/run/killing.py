@@ -36,7 +36,7 @@ def child(work: Callable[[], object]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         (process,) = started(Path(folder), lambda rank: work(), 1)
         code = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
-        sys.stderr.write(process.said.read_text("utf-8", "replace"))
+        sys.stderr.write(process.output.read_text("utf-8", "replace"))
     return code
 
 
@@ -119,7 +119,7 @@ def made_files(run: Path) -> dict[str, bytes]:
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in found if path.name not in SCRIPTS}
 
 
-def told(run: Path) -> dict[str, Any]:
+def recorded(run: Path) -> dict[str, Any]:
     """What metrics and manifest say, without what a clock says."""
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     rows = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
@@ -134,7 +134,7 @@ def told(run: Path) -> dict[str, Any]:
 
 def assert_same(run: Path, whole: Path) -> None:
     """The files are the same to the byte, and metrics and manifest say the same."""
-    for one, other in ((made_files(run), made_files(whole)), (told(run), told(whole))):
+    for one, other in ((made_files(run), made_files(whole)), (recorded(run), recorded(whole))):
         differ = [name for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
         assert not differ, f"{run} is not what the run that nobody stopped is ({whole}): {', '.join(sorted(differ))}"
 

@@ -20,10 +20,10 @@ SECONDS = 300
 
 @dataclass(frozen=True)
 class Launched:
-    """Exit code of each process (negative for a signal), and what it said."""
+    """Exit code of each process (negative for a signal), and what it printed."""
 
     codes: list[int]
-    said: list[str]
+    outputs: list[str]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Process:
     """A fork of this process, and the file that gets what it says."""
 
     pid: int
-    said: Path
+    output: Path
 
 
 def launched(
@@ -40,7 +40,7 @@ def launched(
     """Do `work(rank)` in `count` forks of this process, as those of one launcher; `folder` gets what they say."""
     processes = started(folder, work, count, environment)
     codes = _ended([process.pid for process in processes])
-    return Launched(codes, [process.said.read_text("utf-8") for process in processes])
+    return Launched(codes, [process.output.read_text("utf-8") for process in processes])
 
 
 def started(
@@ -58,13 +58,13 @@ def started(
         asked |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     processes = []
     for rank in range(count):
-        said = folder / f"said-{time.monotonic_ns()}-{rank}"
+        output = folder / f"output-{time.monotonic_ns()}-{rank}"
         own = asked | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})
-        processes.append(Process(_fork(lambda rank=rank: work(rank), own, said), said))
+        processes.append(Process(_fork(lambda rank=rank: work(rank), own, output), output))
     return processes
 
 
-def _fork(work: Callable[[], object], environment: Mapping[str, str], said: Path) -> int:
+def _fork(work: Callable[[], object], environment: Mapping[str, str], output: Path) -> int:
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -78,7 +78,7 @@ def _fork(work: Callable[[], object], environment: Mapping[str, str], said: Path
             torch.set_num_threads(1)  # the threads that computed before the fork are not in it: it would wait for them
         tqdm.set_lock(threading.RLock())  # else forks share one, and a killed one takes it along
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 2)
         os.environ.update(environment)
         work()
         code = 0

@@ -114,10 +114,10 @@ def main() -> int:
         counts = manifest["proofs"]["embeddings"]
         page = (out / "report.html").stat().st_size / 2**20
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    told = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+    summary = ", ".join(f"{number:,} {what}" for what, number in counts.items())
     sys.stdout.write(
         f"killed when {embeddings:,} embeddings were done: {len(lost)} of {len(before):,} files differ at the end\n"
-        f"embeddings trained: {told} ({seconds:.0f} s, at most {memory:.2f} GiB of memory, report {page:.1f} MB)\n"
+        f"embeddings trained: {summary} ({seconds:.0f} s, at most {memory:.2f} GiB of memory, report {page:.1f} MB)\n"
     )
     return int(bool(lost) or set(counts.values()) != {args.embeddings})
 

@@ -70,9 +70,9 @@ def test_a_save_is_what_an_export_at_that_step_would_be(tmp_path, family):
     assert saves[1] == exports(folder / "exports")  # the last save is the export itself, to the byte
     assert saves[0].keys() == saves[1].keys()
     assert saves[0]["tiny_embeddings/cat.safetensors"] != saves[1]["tiny_embeddings/cat.safetensors"]
-    told = json.loads((folder / "saves" / "stage-3-step-000002" / "save.json").read_text("utf-8"))
-    assert (told["stage"], told["step"]) == (3, 2)
-    for row in told["artefacts"]:
+    facts = json.loads((folder / "saves" / "stage-3-step-000002" / "save.json").read_text("utf-8"))
+    assert (facts["stage"], facts["step"]) == (3, 2)
+    for row in facts["artefacts"]:
         assert (folder / "saves" / "stage-3-step-000002" / row["path"]).stat().st_size == row["bytes"]
     tensors, _ = read_safetensors(folder / "saves" / "stage-3-step-000002" / "a1111" / "tiny.safetensors")
     assert any(name.startswith("bundle_emb.") for name in tensors)  # bundled where the export stage says so
@@ -223,12 +223,12 @@ def test_a_missing_tracker_names_what_to_install(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fails", ["log", "finish"])
 def test_a_tracker_that_fails_gives_one_warning_and_the_run_continues(tmp_path, monkeypatch, fails):
-    told = {"wandb": [], "aim": []}
+    logged = {"wandb": [], "aim": []}
 
     def tracker(name, title, folder):
         def told_of(what):
             def method(*values, step=0, **options):
-                told[name].append((what, step))
+                logged[name].append((what, step))
                 if name == "wandb" and what == fails and step != 1:
                     raise ConnectionError("no network\nand a long story")
 
@@ -242,17 +242,17 @@ def test_a_tracker_that_fails_gives_one_warning_and_the_run_continues(tmp_path, 
     warnings = json.loads((folder / "manifest.json").read_text("utf-8"))["warnings"]
     when = "at the end" if fails == "finish" else "after step 2"
     assert warnings == [f"watch.trackers: wandb failed {when} (no network); the run continues without it"]
-    assert told["aim"] == [("log", 1), ("log", 2), ("log_images", 2), ("log", 3), ("finish", 0)]
-    assert told["wandb"] == told["aim"][: told["aim"].index((fails, 0 if fails == "finish" else 2)) + 1]
+    assert logged["aim"] == [("log", 1), ("log", 2), ("log_images", 2), ("log", 3), ("finish", 0)]
+    assert logged["wandb"] == logged["aim"][: logged["aim"].index((fails, 0 if fails == "finish" else 2)) + 1]
 
 
 def test_check_finds_wrong_intervals(tmp_path):
     path = project(
         tmp_path / "a", train='watch = { sample_every = "10 stps" }\nsave = { every = "0 steps" }\nlocality = {}'
     )
-    said = CliRunner().invoke(pivotune, ["check", str(path)]).output
-    assert "did you mean '10 steps'" in said
-    assert "0 never happens" in said
+    output = CliRunner().invoke(pivotune, ["check", str(path)]).output
+    assert "did you mean '10 steps'" in output
+    assert "0 never happens" in output
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_saves_and_images(tmp_path, monkeypatch):

@@ -82,8 +82,8 @@ def test_a_tracker_on_a_full_disk_does_not_stop_the_run(tmp_path, monkeypatch):
     def starved() -> None:
         at_step(monkeypatch, 1, lambda: filled(disk))
         run_project(recipe, run)
-        said = json.loads((run / "manifest.json").read_text("utf-8"))["warnings"]
-        assert [text.partition(" failed")[0] for text in said] == ["watch.trackers: tensorboard"], said
+        warnings = json.loads((run / "manifest.json").read_text("utf-8"))["warnings"]
+        assert [text.partition(" failed")[0] for text in warnings] == ["watch.trackers: tensorboard"], warnings
         exports = [{path.name: path.read_bytes() for path in (one / "exports").rglob("*.safetensors")}
                    for one in (run, whole)]  # fmt: skip
         assert exports[0] == exports[1]
@@ -129,21 +129,21 @@ def as_the_command(path: Path, out: Path) -> None:
     run_project(checked_recipe(str(path), ())[0], out)
 
 
-def held(folder: Path) -> dict[str, bytes]:
+def contents_of(folder: Path) -> dict[str, bytes]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
     return {str(path): path.read_bytes() for path in files}
 
 
 def test_a_changed_model_file_is_named_and_nothing_is_lost(tmp_path, stopped):
     weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
-    data, before = weights.read_bytes(), held(tmp_path / "run")
+    data, before = weights.read_bytes(), contents_of(tmp_path / "run")
     weights.write_bytes(data[:-4] + b"\0\0\0\1")
     with pytest.raises(StageError, match=r"model: 1 file changed \(unet/diffusion_pytorch_model\.safetensors\)"):
         run_project(stopped, tmp_path / "run")
     shutil.move(tmp_path / "model", tmp_path / "moved")
     with pytest.raises((StageError, RecipeError), match="model"):
         run_project(stopped, tmp_path / "run")
-    assert held(tmp_path / "run") == before
+    assert contents_of(tmp_path / "run") == before
     shutil.move(tmp_path / "moved", tmp_path / "model")
     weights.write_bytes(data)
     run_project(stopped, tmp_path / "run")
@@ -158,12 +158,12 @@ SLOW = pytest.mark.slow
 def test_missing_images_are_named_and_nothing_is_lost(tmp_path, stopped, gone):
     there = [tmp_path / "images/1.png"] if gone == "one" else [tmp_path / "images/1.txt"]
     there = sorted((tmp_path / "images").glob("*.png")) if gone == "all" else there
-    before = held(tmp_path / "run")
+    before = contents_of(tmp_path / "run")
     for path in there:
         path.rename(path.with_suffix(".away"))
     with pytest.raises((StageError, RecipeError), match=r"images"):
         as_the_command(stopped, tmp_path / "run")
-    assert held(tmp_path / "run") == before
+    assert contents_of(tmp_path / "run") == before
     for path in there:
         path.with_suffix(".away").rename(path)
     run_project(stopped, tmp_path / "run")

@@ -16,7 +16,7 @@ RUN = {
     "rows": [], "loaded": [],
 }  # fmt: skip
 SCALE = {"value": 1.0, "dynamic": False, "good": 0, "overflows": 0}
-FACTS = {"run": RUN, "things": {}, "spans": {}, "scale": SCALE}
+FACTS = {"run": RUN, "trainables": {}, "spans": {}, "scale": SCALE}
 
 
 def at(step: int, stage: int = 2) -> Checkpoint:
@@ -76,13 +76,13 @@ def test_a_damaged_checkpoint_is_skipped_with_a_message(tmp_path: Path, damage: 
     if damage == "bit":
         data[-2] ^= 4
     path.write_bytes({"bit": data, "cut": data[:-5], "empty": b"", "other": b"no checkpoint at all"}[damage])
-    said: list[str] = []
-    found = newest_checkpoint(tmp_path, said.append)
+    messages: list[str] = []
+    found = newest_checkpoint(tmp_path, messages.append)
     assert found is not None
     assert found.step == 3
-    assert len(said) == 1
-    assert said[0].startswith(str(path))
-    assert said[0].endswith("skipped")
+    assert len(messages) == 1
+    assert messages[0].startswith(str(path))
+    assert messages[0].endswith("skipped")
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -104,9 +104,9 @@ def test_a_checkpoint_of_another_version_is_skipped(tmp_path: Path, monkeypatch:
         path = write_checkpoint(tmp_path, at(3))
     with pytest.raises(StageError, match=r"the checkpoint is of another version of Pivotune \(layout 1, not 4\)"):
         read_checkpoint(path)
-    said: list[str] = []
-    assert newest_checkpoint(tmp_path, said.append) is None
-    assert [line.endswith("skipped") for line in said] == [True]
+    messages: list[str] = []
+    assert newest_checkpoint(tmp_path, messages.append) is None
+    assert [line.endswith("skipped") for line in messages] == [True]
 
 
 def test_other_safetensors_files_are_no_checkpoint(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_their_loss_is_weighted_as_in_dreambooth(tmp_path, monkeypatch):
 
 def test_check_finds_prompts_for_an_unsuitable_model(tmp_path):
     wrong = GENERATE.replace("prior = true", 'captions = ["a ring"]').replace('"a star"', '"a photo of <cat>"')
-    said = CliRunner().invoke(pivotune, ["check", str(make_project(tmp_path, more=wrong))])
-    assert said.exit_code == 1
+    result = CliRunner().invoke(pivotune, ["check", str(make_project(tmp_path, more=wrong))])
+    assert result.exit_code == 1
     for text in ("need prior = true", "set captions = ", "does not know '<cat>'"):
-        assert text in said.output
+        assert text in result.output

@@ -27,8 +27,8 @@ def test_packs_are_listed_as_embeddings(tmp_path):
 def test_a_model_folder_is_listed_as_one_entry(tmp_path):
     parts = "[stage.finetune]\nparts = ['clip_l']\nlearning_rate = 1e-3"
     recipe = make_project(tmp_path, train=parts, export='targets = ["a1111"]')
-    said = files_said(recipe, tmp_path / "run", [])
-    assert said == {
+    listed = files_said(recipe, tmp_path / "run", [])
+    assert listed == {
         "embeddings": "exports/tiny_embeddings/cat.safetensors",
         "model": "exports/tiny_model/, exports/tiny_model.safetensors",
         "a1111": "exports/a1111/cat.safetensors",

@@ -15,7 +15,7 @@ OLD, NEW = "a" * 64, "b" * 64
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         (100, 200, "100, now 200"),
         (None, [1, 2], "nothing, now [1, 2]"),
@@ -31,8 +31,8 @@ OLD, NEW = "a" * 64, "b" * 64
         (OLD, NEW, "aaaaaaaaaaaa…, now bbbbbbbbbbbb…"),
     ],
 )  # fmt: skip
-def test_differences_are_shown_however_long_the_values_are(old, new, said):
-    assert describe_change(old, new) == said
+def test_differences_are_shown_however_long_the_values_are(old, new, expected):
+    assert describe_change(old, new) == expected
 
 
 def of_files(files: dict[str, str], **more: object) -> dict[str, object]:
@@ -66,16 +66,16 @@ def test_a_run_that_loads_what_fits_lists_what_differs(tmp_path):
     (tmp_path / "images/0.txt").write_text("one <cat>", "utf-8")
     (tmp_path / "images/3.png").write_bytes((tmp_path / "images/2.png").read_bytes())
     (tmp_path / "images/3.txt").write_text("a <cat>", "utf-8")
-    said: list[str] = []
+    messages: list[str] = []
     recipe = load_recipe(path, ["train.steps=1", "train.lora.rank=4"])
-    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False, source=source)
-    (told,) = (line.splitlines() for line in said if line.startswith("loading what fits from"))
-    assert told[1:] == [
+    run_recipe(recipe, out=tmp_path / "run", progress=messages.append, bar=False, source=source)
+    (shown_lines,) = (line.splitlines() for line in messages if line.startswith("loading what fits from"))
+    assert shown_lines[1:] == [
         "  recipe.stage.3.steps: 3, now 1",
         "  recipe.stage.3.lora.1.rank: 2, now 4",
         "  recipe.stage.3.lora.1.alpha: 2.0, now 4.0",
         "  data: 1 image added (images/3.png)",
         "  data: 1 file added (images/3.txt), 1 changed (images/0.txt)",
     ]
-    (summary,) = (line for line in said if line.startswith("loaded "))
+    (summary,) = (line for line in messages if line.startswith("loaded "))
     assert re.fullmatch(r"loaded 1 of 1 embeddings, 0 of [1-9]\d* LoRA weights; new optimizer state", summary)

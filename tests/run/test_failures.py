@@ -21,7 +21,7 @@ from run.launching import launched
 
 from pivotune.pipeline.cli.options import echo_progress
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.models.received import unreadable
+from pivotune.pipeline.models.received import model_error
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import ModelSpec, Recipe
 from pivotune.pipeline.run import runner
@@ -43,7 +43,7 @@ def test_a_changed_or_missing_image_stops_the_run_and_is_named(tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         at_step(patch, 1, harm)
-        with pytest.raises(StageError, match=r"\d\.png: (it, or its mask, has changed|not a readable image)"):
+        with pytest.raises(StageError, match=r"\d\.png: (the image or its mask has changed|not a readable image)"):
             run_project(recipe, tmp_path / "run")
     for path, data in images.items():
         path.write_bytes(data)
@@ -103,9 +103,9 @@ def test_full_memory_is_one_line_and_the_same_command_resumes(tmp_path, monkeypa
     recipe = make_project(tmp_path, train="lora = { rank = 2 }", more=OFTEN)
     with monkeypatch.context() as patch:
         at_step(patch, 1, lambda: torch.empty(2**50, dtype=torch.uint8))  # more than any machine has
-        with pytest.raises(StageError, match="out of memory") as told:
+        with pytest.raises(StageError, match="out of memory") as raised:
             run_project(recipe, tmp_path / "run")
-    assert len(str(told.value).splitlines()) == 1
+    assert len(str(raised.value).splitlines()) == 1
     run_project(recipe, tmp_path / "run")
     run_project(recipe, tmp_path / "whole")
     assert made_files(tmp_path / "run") == made_files(tmp_path / "whole")
@@ -116,7 +116,7 @@ def test_full_memory_is_one_line_and_the_same_command_resumes(tmp_path, monkeypa
 def test_a_process_short_of_memory_prints_one_line_and_the_same_command_resumes(tmp_path):
     """Also of a LoRA, and while images are drawn: starved at 22 amounts from 4 to 256 MB it said this and no more."""
     recipe = large(make_project(tmp_path, train="lora = { rank = 2 }\nwatch = { sample_every = '1 steps' }"))
-    told = tmp_path / "told.txt"
+    log = tmp_path / "log.txt"
 
     def starved() -> None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -124,10 +124,10 @@ def test_a_process_short_of_memory_prints_one_line_and_the_same_command_resumes(
         try:
             run_project(recipe, tmp_path / "run")
         except StageError as error:
-            told.write_text(str(error), "utf-8")
+            log.write_text(str(error), "utf-8")
 
     assert child(starved) == 0
-    text = told.read_text("utf-8")
+    text = log.read_text("utf-8")
     assert "out of memory" in text
     assert len(text.splitlines()) == 1
     run_project(recipe, tmp_path / "run")
@@ -136,7 +136,7 @@ def test_a_process_short_of_memory_prints_one_line_and_the_same_command_resumes(
 
 
 def test_full_memory_before_the_model_is_loaded_is_reported():
-    error = unreadable(
+    error = model_error(
         ModelSpec("x", "sd1", "float32", None, None, None), RuntimeError("can't start new thread"), " (in text_encoder)"
     )
     assert str(error) == FULL_MEMORY
@@ -212,5 +212,5 @@ def test_killed_processes_of_a_launched_run_change_no_byte(tmp_path, monkeypatch
         ended = launched(tmp_path, lambda rank: run_project(recipe, tmp_path / "run"))
     assert [code != 0 for code in ended.codes] == [True, True]
     again = launched(tmp_path, lambda rank: run_project(recipe, tmp_path / "run"))
-    assert again.codes == [0, 0], again.said
+    assert again.codes == [0, 0], again.outputs
     assert made_files(tmp_path / "run") == made_files(tmp_path / "whole")

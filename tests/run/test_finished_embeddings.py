@@ -211,11 +211,11 @@ def test_of_many_embeddings_that_miss_stop_after_a_few_are_named():
     for _ in range(4):
         stops.counted(["w0", "w8"])
     stops.counted(["w2"])
-    said: list[str] = []
-    context, trainer = SimpleNamespace(progress=said.append), SimpleNamespace(stops=stops)
+    messages: list[str] = []
+    context, trainer = SimpleNamespace(progress=messages.append), SimpleNamespace(stops=stops)
     steps.warn_of_missing_steps(cast(Any, context), RunState(), cast(Any, trainer))
     named = "w1 has 0 of 4, w2 has 1 of 4, w3 has 0 of 4, w4 has 0 of 4, w5 has 0 of 4 and 2 more"
-    assert said == [f"warning: 7 of 9 embeddings did not reach stop_after: {named}; increase steps"]
+    assert messages == [f"warning: 7 of 9 embeddings did not reach stop_after: {named}; increase steps"]
 
 
 def warnings(run: Path) -> list[str]:
@@ -314,8 +314,8 @@ def test_finished_embeddings_are_removed_once_their_exports_are_verified(tmp_pat
 
 def test_finished_embeddings_that_differ_from_the_exports_are_kept(tmp_path, monkeypatch):
     finished = import_module("pivotune.pipeline.export.finished")
-    kept, told = finished._digest, iter(range(10))
-    monkeypatch.setattr(finished, "_digest", lambda embedding: kept(embedding) + str(next(told)))
+    kept, numbers = finished._digest, iter(range(10))
+    monkeypatch.setattr(finished, "_digest", lambda embedding: kept(embedding) + str(next(numbers)))
     run = run_project(load_recipe(two_embeddings(tmp_path), ["train.steps=12"]), tmp_path / "run").folder
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     assert manifest["finished"] == {"embeddings": 1, "removed": False}

@@ -110,9 +110,9 @@ def test_no_file_outside_the_source_is_copied(received, tmp_path, path) -> None:
     lines[-1]["images"] = [{"path": path, "prompt": "x", "seed": 0, "embedding": None}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     new = tmp_path / "a" / "b"
-    with pytest.raises(StageError) as told:
+    with pytest.raises(StageError) as raised:
         run_project(load_recipe(recipe, ["train.steps=4"]), new, source=run)
-    assert "\n" not in str(told.value).strip() or "metrics" in str(told.value)
+    assert "\n" not in str(raised.value).strip() or "metrics" in str(raised.value)
     assert unharmed(tmp_path)
     copied = [found for found in new.rglob("*") if found.is_file() and b"mine" in found.read_bytes()]
     assert copied == []
@@ -142,7 +142,7 @@ def test_a_folder_of_the_user_is_not_changed(stopped, tmp_path, name) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"stage": 99}, "stage 100 of the recipe is no train stage"),
         ({"stage": 0}, "stage 1 of the recipe is no train stage"),
@@ -152,7 +152,7 @@ def test_a_folder_of_the_user_is_not_changed(stopped, tmp_path, name) -> None:
         ({"rows": "other"}, "its stages are export, inject, train"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_the_recipe_is_refused(received, change, said) -> None:
+def test_a_checkpoint_that_does_not_fit_the_recipe_is_refused(received, change, expected) -> None:
     recipe, run = received
     paths = sorted((run / "checkpoints").iterdir())
     point = read_checkpoint(paths[-1])
@@ -165,7 +165,7 @@ def test_a_checkpoint_that_does_not_fit_the_recipe_is_refused(received, change, 
         )
         change = {"facts": {**facts, "run": {**facts["run"], "rows": rows}}}
     write_checkpoint(run, replace(point, **change))
-    with pytest.raises(StageError, match=f"does not fit the recipe.*{said}.*--fresh"):
+    with pytest.raises(StageError, match=f"does not fit the recipe.*{expected}.*--fresh"):
         run_project(recipe, run)
 
 

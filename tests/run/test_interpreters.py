@@ -28,8 +28,8 @@ def test_sharded_embeddings_do_not_depend_on_hash_randomisation(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     running = [_spawned(recipe, tmp_path / "own", rank, port) for rank in range(2)]
-    said = [process.communicate(timeout=300)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
     assert_same(tmp_path / "own", tmp_path / "alike")
 
 

@@ -77,7 +77,7 @@ def test_a_guard_stop_leaves_ema_weights_of_sharded_embeddings(tmp_path):
     recipe = make_project(tmp_path, train=f"shard_optimizer_from = 1\nema = 0.9\n{band}")
     ended = launched(tmp_path, lambda rank: run_project(recipe, tmp_path / "run"))
     assert ended.codes == [1, 1]
-    assert "guard.norm = 'stop'" in ended.said[0]
+    assert "guard.norm = 'stop'" in ended.outputs[0]
     (point,) = (tmp_path / "run/checkpoints").iterdir()
     step = int(point.stem.rpartition("-")[2])
     short = load_recipe(recipe, [f"train.steps={step}", "train.guard.norm='off'"])

@@ -87,10 +87,10 @@ def test_a_stale_lock_file_is_replaced(tmp_path: Path) -> None:
 
 def test_a_lock_with_the_same_process_number_of_another_machine_is_rewritten(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text(f"{os.getpid()}\nelsewhere\n", "utf-8")  # in containers nearly all have one number
-    with folder_lock(tmp_path), pytest.raises(StageError) as told, folder_lock(tmp_path):
+    with folder_lock(tmp_path), pytest.raises(StageError) as raised, folder_lock(tmp_path):
         pass
-    assert "elsewhere" not in str(told.value)
-    assert "delete" not in str(told.value)
+    assert "elsewhere" not in str(raised.value)
+    assert "delete" not in str(raised.value)
 
 
 def test_a_disk_that_refuses_every_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from run.kinds import FSDP
 from run.launching import Launched, launched
 from safetensors.torch import load_file
 
-from pivotune.pipeline.data.dataset import Whole
+from pivotune.pipeline.data.dataset import FullBatch
 from pivotune.pipeline.distributed import Processes
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.launch import join_processes
@@ -82,15 +82,15 @@ def test_every_image_of_a_step_is_in_one_process(sizes, count):
     shares = [Processes(count, index).shares(sizes) for index in range(count)]
     seen = [(part, place) for share in shares for part, cut in enumerate(share) for place in range(sizes[part])[cut]]
     assert sorted(seen) == [(part, place) for part, size in enumerate(sizes) for place in range(size)]
-    held = [sum(cut.stop - cut.start for cut in share) for share in shares]
-    assert max(held) - min(held) <= 1
+    counts = [sum(cut.stop - cut.start for cut in share) for share in shares]
+    assert max(counts) - min(counts) <= 1
 
 
 @pytest.mark.parametrize("prior", [[False] * 5, [False, True, True, False, True], [True] * 5])
 def test_the_parts_of_a_loss_add_up_to_it(prior):
     losses, weight, marked = torch.rand(5), torch.rand(5), torch.tensor(prior)
     parts = [slice(0, 2), slice(2, 2), slice(2, 5)]
-    added = sum(float(part_loss(losses[part], Whole(part, weight, marked), 0.3)) for part in parts)
+    added = sum(float(part_loss(losses[part], FullBatch(part, weight, marked), 0.3)) for part in parts)
     assert added == pytest.approx(float(mean_loss(losses, weight, marked, 0.3)), rel=1e-6)
 
 
@@ -102,7 +102,7 @@ def test_two_processes_give_the_result_of_one(tmp_path, method):
     run_project(recipe, tmp_path / "one")
     count = 3 if method == "embeddings" else 2  # three processes share batches of two and one: some have nothing to do
     ended = run_in(recipe, tmp_path / "many", count)
-    assert ended.codes == [0] * count, ended.said
+    assert ended.codes == [0] * count, ended.outputs
     assert_same_to_rounding(tmp_path / "one", tmp_path / "many")
     assert manifest_of(tmp_path / "many")["environment"]["processes"] == count
     files = [{path.relative_to(run) for path in run.rglob("*")} for run in (tmp_path / "one", tmp_path / "many")]
@@ -117,7 +117,7 @@ def test_a_sharded_fine_tune_gives_the_result_of_one_process(tmp_path, more, cou
     recipe = make_project(tmp_path, train=more + SHARDED)
     run_project(recipe, tmp_path / "one")
     ended = run_in(recipe, tmp_path / "many", count, **FSDP)
-    assert ended.codes == [0] * count, ended.said
+    assert ended.codes == [0] * count, ended.outputs
     assert_same_to_rounding(tmp_path / "one", tmp_path / "many")
 
 
@@ -129,7 +129,7 @@ def test_both_text_encoders_of_sdxl_can_be_sharded(tmp_path):
     recipe = make_project(tmp_path, "sdxl", train=train, export='model_dtype = "float32"')
     run_project(recipe, tmp_path / "one")
     ended = run_in(recipe, tmp_path / "many", 2, **FSDP)
-    assert ended.codes == [0, 0], ended.said
+    assert ended.codes == [0, 0], ended.outputs
     assert_same_to_rounding(tmp_path / "one", tmp_path / "many")
 
 
@@ -145,8 +145,8 @@ def stopped_by_one(monkeypatch, recipe: Path, out: Path, **environment: str) -> 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "one_step", asked)
         ended = run_in(recipe, out, **environment)
-    assert ended.codes == [1, 1], ended.said
-    assert "stopped by a signal to another process after step 2 of 3" in ended.said[0]
+    assert ended.codes == [1, 1], ended.outputs
+    assert "stopped by a signal to another process after step 2 of 3" in ended.outputs[0]
     assert manifest_of(out)["status"] == "stopped"
 
 
@@ -184,7 +184,7 @@ def test_two_processes_resume_a_fine_tune_of_one(tmp_path, monkeypatch, kind):
         patch.setattr(loop, "one_step", stopped)
         assert child(lambda: run_project(recipe, tmp_path / "run")) == 1
     ended = run_in(recipe, tmp_path / "run", **FSDP)
-    assert ended.codes == [0, 0], ended.said
+    assert ended.codes == [0, 0], ended.outputs
     assert_same_to_rounding(tmp_path / "whole", tmp_path / "run")
 
 
@@ -208,7 +208,7 @@ def test_a_failure_in_one_process_ends_all_and_the_main_one_reports_it(tmp_path,
     monkeypatch.setattr(loop, "batch_loss", failing)
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
-    assert "process 1 of 2 has failed: StageError: the image has vanished" in ended.said[0]
+    assert "process 1 of 2 has failed: StageError: the image has vanished" in ended.outputs[0]
     assert "the image has vanished" in manifest_of(tmp_path / "run")["error"]
 
 
@@ -224,7 +224,7 @@ def test_a_killed_process_ends_the_others_and_nothing_is_lost(tmp_path, monkeypa
         patch.setattr(loop, "one_step", killed)
         ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, -signal.SIGKILL]
-    assert "another process has ended" in ended.said[0]
+    assert "another process has ended" in ended.outputs[0]
     assert run_in(recipe, tmp_path / "run").codes == [0, 0]
     assert len(manifest_of(tmp_path / "run")["resumed"]) == 1
 
@@ -235,8 +235,8 @@ def test_a_failure_of_the_main_process_to_export_ends_all(tmp_path):
     (tmp_path / "run" / "mine").write_text("a file of mine", "utf-8")
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
-    assert "contains files, but no run" in ended.said[0]
-    assert "ends with the main one" in ended.said[1]
+    assert "contains files, but no run" in ended.outputs[0]
+    assert "stops with the main process" in ended.outputs[1]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
 
 
@@ -252,7 +252,7 @@ def test_an_overflow_in_one_process_halves_the_scale_of_all(tmp_path, monkeypatc
 
     monkeypatch.setattr(loop, "sum_gradients", overflowing)
     ended = run_in(recipe, tmp_path / "run")
-    assert ended.codes == [0, 0], ended.said
+    assert ended.codes == [0, 0], ended.outputs
     assert [row["loss_scale"] for row in metrics_of(tmp_path / "run")] == [64, 64, 64]
 
 
@@ -268,18 +268,18 @@ def test_processes_with_different_values_are_detected(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "one_step", drifting)
     ended = run_in(recipe, tmp_path / "run")
     assert ended.codes == [1, 1]
-    assert "the embeddings for clip_l: not the same in process 1" in ended.said[0]
+    assert "the embeddings for clip_l: not the same in process 1" in ended.outputs[0]
 
 
 def test_a_sharded_fine_tune_refuses_an_optimizer_that_needs_whole_weights(tmp_path):
     table = "{ parts = ['denoiser'], optimizer = { kind = 'prodigy' } }"
     ended = run_in(make_project(tmp_path, train=f"finetune = {table}"), tmp_path / "run", **FSDP)
     assert ended.codes == [1, 1]
-    assert all("the optimizer prodigy cannot be used with FSDP" in said for said in ended.said)
+    assert all("the optimizer prodigy cannot be used with FSDP" in output for output in ended.outputs)
 
 
 def test_unsupported_launcher_settings_are_refused(monkeypatch):
-    for variable, said in (
+    for variable, expected in (
         (
             "ACCELERATE_USE_DEEPSPEED",
             "DeepSpeed is not supported; .* use FSDP2 .accelerate launch --use_fsdp",
@@ -288,12 +288,12 @@ def test_unsupported_launcher_settings_are_refused(monkeypatch):
         ("ACCELERATE_USE_FSDP", "FSDP 1"),
     ):
         monkeypatch.setenv(variable, "true")
-        with pytest.raises(StageError, match=said):
+        with pytest.raises(StageError, match=expected):
             join_processes("auto")
         monkeypatch.delenv(variable)
     assert join_processes("cuda:1").count == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(StageError, match=r"device = 'cuda:1': with several processes the launcher gives each"):
+    with pytest.raises(StageError, match=r"device = 'cuda:1': with several processes the launcher assigns devices"):
         join_processes("cuda:1")
 
 

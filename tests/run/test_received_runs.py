@@ -35,8 +35,8 @@ def _changed(made: Path, place: Path, **recipe: object) -> Path:
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b"])
 def test_a_replay_refuses_a_name_outside_its_folder(made: Path, tmp_path: Path, name: str) -> None:
-    told = CliRunner().invoke(replay, [str(_changed(made, tmp_path / "run", name=name))])
-    assert isinstance(told.exception, StageError)
+    result = CliRunner().invoke(replay, [str(_changed(made, tmp_path / "run", name=name))])
+    assert isinstance(result.exception, StageError)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -54,10 +54,10 @@ def test_a_replay_writes_only_into_its_folder_and_keeps_the_text_of_the_run(made
 def test_a_replay_asks_for_moved_images(made: Path, tmp_path: Path) -> None:
     manifest = json.loads((made / "manifest.json").read_text("utf-8"))
     concepts = [{**one, "images": str(tmp_path / "gone")} for one in manifest["recipe"]["concept"]]
-    told = CliRunner().invoke(replay, [str(_changed(made, tmp_path / "run", concept=concepts))])
-    assert isinstance(told.exception, StageError)
-    assert "--set" in str(told.exception)
-    assert "\n" not in str(told.exception)
+    result = CliRunner().invoke(replay, [str(_changed(made, tmp_path / "run", concept=concepts))])
+    assert isinstance(result.exception, StageError)
+    assert "--set" in str(result.exception)
+    assert "\n" not in str(result.exception)
 
 
 def test_a_run_of_another_operating_system_is_replayed_with_paths_of_this_one(made: Path, tmp_path: Path) -> None:
@@ -69,11 +69,11 @@ def test_a_run_of_another_operating_system_is_replayed_with_paths_of_this_one(ma
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     manifest["recipe_file"] = "C:\\Users\\me\\recipe.toml"
     (run / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-    told = CliRunner().invoke(replay, [str(run)])
-    assert "--set" in str(told.exception)
-    told = CliRunner().invoke(replay, [str(run), *(part for one in here for part in ("--set", one))])
-    assert "second run" in told.output or "The same" in told.output, told.exception
-    assert "--set" not in told.output
+    result = CliRunner().invoke(replay, [str(run)])
+    assert "--set" in str(result.exception)
+    result = CliRunner().invoke(replay, [str(run), *(part for one in here for part in ("--set", one))])
+    assert "second run" in result.output or "The same" in result.output, result.exception
+    assert "--set" not in result.output
 
 
 def test_only_plain_files_inside_a_folder_are_accepted(tmp_path: Path) -> None:
@@ -83,16 +83,16 @@ def test_only_plain_files_inside_a_folder_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s", "utf-8")
     (run / "link").symlink_to(tmp_path)
     assert file_inside(run, "deep/a") == run / "deep" / "a"
-    for told in ("../secret", "/etc/passwd", "link/secret", "deep", "deep/../deep/a", "", ".", 5, None, "a\0", "x\\y"):
+    for given in ("../secret", "/etc/passwd", "link/secret", "deep", "deep/../deep/a", "", ".", 5, None, "a\0", "x\\y"):
         with pytest.raises(StageError):
-            file_inside(run, told)
+            file_inside(run, given)
     assert not is_inside("a//b")
 
 
 def test_no_part_of_a_path_leads_to_another_drive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os.path, "splitdrive", ntpath.splitdrive)  # as on Windows, where D:/run/images / "C:a" is C:a
-    for told in ("C:a", "C:/a", "images/C:a", "images/c:/a"):
-        assert not is_inside(told)
+    for given in ("C:a", "C:/a", "images/C:a", "images/c:/a"):
+        assert not is_inside(given)
     assert is_inside("images/a.png")
 
 

@@ -93,9 +93,9 @@ def test_a_signal_stops_after_the_current_step_with_a_checkpoint(tmp_path, monke
     left = manifest_of(tmp_path / "run")
     assert left["status"] == "stopped"
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["stage-003-step-000000002.safetensors"]
-    said: list[str] = []
-    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
-    assert f"resuming {tmp_path / 'run'}, after step 2 of stage 3" in said
+    messages: list[str] = []
+    run_recipe(recipe, out=tmp_path / "run", progress=messages.append, bar=False)
+    assert f"resuming {tmp_path / 'run'}, after step 2 of stage 3" in messages
     assert made_files(tmp_path / "run") == made_files(whole)
     after = manifest_of(tmp_path / "run")
     assert (after["status"], after["started"], len(after["resumed"])) == ("finished", left["started"], 1)
@@ -116,7 +116,7 @@ def test_a_run_with_t5_embeddings_and_lora_resumes(tmp_path, monkeypatch):
 
 
 def test_a_signal_after_the_last_step_says_that_the_run_is_being_finished(tmp_path, monkeypatch):
-    recipe, said, stage = make_project(tmp_path), [], importlib.import_module("pivotune.pipeline.stages.export")
+    recipe, messages, stage = make_project(tmp_path), [], importlib.import_module("pivotune.pipeline.stages.export")
     write, closed = stage.write_exports, steps._close
 
     def close(*arguments, **options):
@@ -131,10 +131,10 @@ def test_a_signal_after_the_last_step_says_that_the_run_is_being_finished(tmp_pa
     for place, name, asks in ((steps, "_close", close), (stage, "write_exports", exporting)):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, asks)
-            run_recipe(load_recipe(recipe), out=tmp_path / name, progress=said.append, bar=False)
-        assert [line for line in said if "SIGTERM" in line] == [answer]
+            run_recipe(load_recipe(recipe), out=tmp_path / name, progress=messages.append, bar=False)
+        assert [line for line in messages if "SIGTERM" in line] == [answer]
         assert manifest_of(tmp_path / name)["status"] == "finished"
-        said.clear()
+        messages.clear()
 
 
 def test_steps_are_left_where_no_checkpoint_has_them():
@@ -211,12 +211,12 @@ def test_an_interruption_while_the_report_is_written_loses_only_the_report(tmp_p
     monkeypatch.setattr(finishing, "write_report", drawing)
     if when == "stopped":
         stopped_at(monkeypatch, 2, signal.SIGINT)
-    told = (
+    expected = (
         "stopped by Ctrl-C after step 2"
         if when == "stopped"
         else "everything is trained and exported, only the report is missing"
     )
-    with pytest.raises(Stopped, match=told):
+    with pytest.raises(Stopped, match=expected):
         run_project(recipe, tmp_path / "run")
     assert manifest_of(tmp_path / "run")["status"] == ("stopped" if when == "stopped" else "finishing")
 
@@ -258,10 +258,10 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, monkeypatc
     assert [line.partition(", ")[2] for line in begun] == [
         "from step 1: it has no usable checkpoint", "from step 1: it has no checkpoint"
     ]  # fmt: skip
-    said: list[str] = []
-    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
-    assert any(str(newest) in line and "skipped" in line for line in said)
-    assert any("after step 1 of stage 3" in line for line in said)
+    messages: list[str] = []
+    run_recipe(recipe, out=tmp_path / "run", progress=messages.append, bar=False)
+    assert any(str(newest) in line and "skipped" in line for line in messages)
+    assert any("after step 1 of stage 3" in line for line in messages)
     assert made_files(tmp_path / "run") == made_files(whole)
 
 
@@ -339,10 +339,10 @@ def test_more_steps_continue_from_the_end_of_a_finished_run(tmp_path, train):
         run_project(more, first)
     made = made_files(first)
     whole = run_project(more, tmp_path / "whole").folder
-    said: list[str] = []
+    messages: list[str] = []
     longer = tmp_path / "longer"
-    run_recipe(more, out=longer, progress=said.append, bar=False, source=first)
-    assert f"continuing from {first}, after step 3 of stage 3" in said
+    run_recipe(more, out=longer, progress=messages.append, bar=False, source=first)
+    assert f"continuing from {first}, after step 3 of stage 3" in messages
     assert made_files(longer) == made_files(whole)
     assert metrics_of(longer) == metrics_of(whole)
     for image in (one for row in metrics_of(longer) for one in row.get("images", ())):
@@ -359,14 +359,16 @@ def test_what_fits_of_another_recipe_is_loaded_and_counted(tmp_path):
     first = run_project(path, tmp_path / "first").folder
     text = path.read_text("utf-8").replace('"dog"', '"hen"').replace("rank = 2", "rank = 2, targets = 'all'")
     path.write_text(text.replace("steps = 3", "steps = 1").replace("1e-2", "1e-30"), "utf-8")
-    said: list[str] = []
+    messages: list[str] = []
     recipe = load_recipe(path, ["train.lora.learning_rate=1e-30"])
-    second = run_recipe(recipe, out=tmp_path / "second", progress=said.append, bar=False, source=first).folder
-    (line,) = (line for line in said if line.startswith("loaded "))
+    second = run_recipe(recipe, out=tmp_path / "second", progress=messages.append, bar=False, source=first).folder
+    (line,) = (line for line in messages if line.startswith("loaded "))
     found = re.fullmatch(r"loaded 1 of 2 embeddings, (\d+) of (\d+) LoRA weights; new optimizer state", line)
     assert found is not None
     assert 0 < int(found[1]) < int(found[2])
-    assert any(line.startswith("loading what fits from") and "recipe.embedding.2.placeholder" in line for line in said)
+    assert any(
+        line.startswith("loading what fits from") and "recipe.embedding.2.placeholder" in line for line in messages
+    )
     cats = [(run / "exports/tiny_embeddings/cat.safetensors").read_bytes() for run in (first, second)]
     assert cats[0] == cats[1]
 
@@ -445,10 +447,10 @@ def test_a_timed_interval_continues_after_a_resume(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_has_the_rows_of_the_embeddings_once_whether_they_are_trained_or_not(tmp_path):
-    held = '[[stage]]\nkind = "train"\nsteps = 1\nembeddings = false\nlora = { rank = 2 }'
-    folder = run_project(make_project(tmp_path, stages=held), tmp_path / "run").folder
+    frozen = '[[stage]]\nkind = "train"\nsteps = 1\nembeddings = false\nlora = { rank = 2 }'
+    folder = run_project(make_project(tmp_path, stages=frozen), tmp_path / "run").folder
     embeddings, lora = (read_checkpoint(path).tensors for path in sorted((folder / "checkpoints").iterdir()))
-    assert [name for name in embeddings if "rows" in name] == ["things/embeddings/rows.clip_l"]
+    assert [name for name in embeddings if "rows" in name] == ["trainables/embeddings/rows.clip_l"]
     assert [name for name in lora if "rows" in name] == ["rows/clip_l"]
     assert torch.equal(stored_rows(embeddings)["clip_l"], stored_rows(lora)["clip_l"])
     trained = load_file(folder / "exports/tiny_embeddings/cat.safetensors")
@@ -461,14 +463,14 @@ def test_images_before_are_drawn_once_for_all_processes_of_a_run(tmp_path, monke
     image, before = tmp_path / "run/images/before-000-0.png", (whole / "images/before-000-0.png").read_bytes()
 
     def go(step):
-        said: list[str] = []
+        messages: list[str] = []
         with monkeypatch.context() as patch:
             if step:
                 stopped_at(patch, step, signal.SIGINT)
             with pytest.raises(Stopped) if step else nullcontext():
-                run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+                run_recipe(recipe, out=tmp_path / "run", progress=messages.append, bar=False)
         assert image.read_bytes() == before
-        return "drawing sample images before training" in said, image.stat().st_ino, image.stat().st_mtime_ns
+        return "drawing sample images before training" in messages, image.stat().st_ino, image.stat().st_mtime_ns
 
     drawn = go(1)
     assert go(1) == (False, *drawn[1:])

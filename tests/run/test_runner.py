@@ -197,8 +197,8 @@ def test_an_earlier_layer_of_the_text_encoder_is_read_in_training_and_images(tmp
 
 def test_a_layer_that_a_model_does_not_have_is_refused(tmp_path):
     sdxl = load_recipe(make_project(tmp_path, "sdxl", model="clip_skip = 2"))
-    (told,) = [problem.text for problem in check_recipe(sdxl.path).problems if problem.severity == "error"]
-    assert told.startswith("clip_skip is not supported for Stable Diffusion XL")
+    (message,) = [problem.text for problem in check_recipe(sdxl.path).problems if problem.severity == "error"]
+    assert message.startswith("clip_skip is not supported for Stable Diffusion XL")
     with pytest.raises(StageError, match=r"model.clip_skip = 2: Stable Diffusion XL has one layer"):
         run_project(sdxl, tmp_path / "run")
     with pytest.raises(StageError, match=r"model.clip_skip = 3: the text encoder has 2 layers"):
@@ -336,7 +336,7 @@ def test_a_lora_is_frozen_in_a_stage_of_embeddings_and_trained_afterwards(tmp_pa
 def test_a_lora_on_other_layers_than_the_stage_before_is_an_error(tmp_path):
     lora = 'lora = { rank = 2, targets = ["to_q", "to_k"] }'
     after = f'[[stage]]\nkind = "train"\nsteps = 1\n{lora.replace(", " + chr(34) + "to_k" + chr(34), "")}'
-    with pytest.raises(StageError, match="the LoRA of the stage before is on other layers"):
+    with pytest.raises(StageError, match="is on other layers"):
         run_project(make_project(tmp_path, train=lora, stages=after), tmp_path / "run")
 
 

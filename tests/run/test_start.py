@@ -65,15 +65,15 @@ def test_unfinished_runs_that_are_not_resumed_are_named_in_one_line(tmp_path: Pa
     for name in ("x", "x-2", "x-3", "x-4"):
         (runs / name / "checkpoints").mkdir()
         (runs / name / "checkpoints/stage-001-step-000000001.safetensors").write_bytes(b"")
-    said: list[str] = []
+    messages: list[str] = []
     with folder_lock(runs / "x-3"):
-        report_start(create_run_folder("x", None, INPUTS, fresh=False), None, said.append)
+        report_start(create_run_folder("x", None, INPUTS, fresh=False), None, messages.append)
     last = runs / "x-3"
-    assert said == [f"warning: not resuming the unfinished run {last} and 2 more: --out {last} shows why"]
-    said.clear()
+    assert messages == [f"warning: not resuming the unfinished run {last} and 2 more: --out {last} shows why"]
+    messages.clear()
     (runs / "x-6").rmdir()
-    report_start(create_run_folder("x", None, INPUTS, fresh=False), None, said.append)
-    assert said == [f"resuming {last}, from step 1: it has no usable checkpoint"]
+    report_start(create_run_folder("x", None, INPUTS, fresh=False), None, messages.append)
+    assert messages == [f"resuming {last}, from step 1: it has no usable checkpoint"]
 
 
 @pytest.mark.parametrize("found", ["new", "unfinished"])

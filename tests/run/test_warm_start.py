@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from projects import make_project, run_project, run_recipe
-from run.killing import assert_same, told
+from run.killing import assert_same, recorded
 from run.unfinished import INPUTS, leave
 from safetensors.torch import load_file
 
@@ -60,10 +60,10 @@ def test_a_run_without_a_checkpoint_of_its_own_keeps_its_source(tmp_path, monkey
             with pytest.raises(StageError, match="made up"):
                 run_project(recipe, tmp_path / "run", source=source)
     assert not (tmp_path / "run/checkpoints").exists()
-    said: list[str] = []
+    messages: list[str] = []
     given = source if again == "with the option" else None
-    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False, source=given)
-    assert f"resuming {tmp_path / 'run'}, after step 3 of stage 3" in said
+    run_recipe(recipe, out=tmp_path / "run", progress=messages.append, bar=False, source=given)
+    assert f"resuming {tmp_path / 'run'}, after step 3 of stage 3" in messages
     assert_same(tmp_path / "run", whole)
 
 
@@ -101,11 +101,11 @@ def test_stages_after_a_stop_still_load_what_fits(tmp_path, monkeypatch):
         fail_at(patch, 3)
         with pytest.raises(StageError, match="made up"):
             run_project(recipe, tmp_path / "run", source=source)
-    said: list[str] = []
-    run_recipe(recipe, out=tmp_path / "run", progress=said.append, bar=False)
+    messages: list[str] = []
+    run_recipe(recipe, out=tmp_path / "run", progress=messages.append, bar=False)
     assert_same(tmp_path / "run", whole)
-    taken = [note for stage in told(whole)["stages"] for note in stage["notes"] if note.startswith("loaded")]
-    assert [line for line in said if line.startswith("loaded")] == taken[
+    notes = [note for stage in recorded(whole)["stages"] for note in stage["notes"] if note.startswith("loaded")]
+    assert [line for line in messages if line.startswith("loaded")] == notes[
         -1:
     ]  # of the embeddings it is in the checkpoint
     assert json.loads((whole / "manifest.json").read_text("utf-8"))["source"]["whole"] is False
@@ -113,10 +113,10 @@ def test_stages_after_a_stop_still_load_what_fits(tmp_path, monkeypatch):
 
 def taken_by(path: Path, out: Path, source: Path, *sets: str) -> tuple[Path, list[str]]:
     """A run of a recipe with other settings that takes what fits, and what it says of that."""
-    said: list[str] = []
+    messages: list[str] = []
     recipe = load_recipe(path, ["train.steps=1", "train.learning_rate=1e-30", *sets])
-    run = run_recipe(recipe, out=out, progress=said.append, bar=False, source=source).folder
-    return run, [line for line in said if line.startswith("loaded")]
+    run = run_recipe(recipe, out=out, progress=messages.append, bar=False, source=source).folder
+    return run, [line for line in messages if line.startswith("loaded")]
 
 
 STILL = "train.lora.learning_rate=1e-30"
@@ -127,12 +127,12 @@ def test_ema_weights_are_loaded_where_the_stage_has_ema(tmp_path):
     source = run_project(path, tmp_path / "source").folder
     (point,) = (source / "checkpoints").iterdir()
     stored = load_file(point)
-    values = stored["things/embeddings/rows.clip_l"]
-    average = stored["things/embeddings/averages.clip_l.shadow"]
+    values = stored["trainables/embeddings/rows.clip_l"]
+    average = stored["trainables/embeddings/averages.clip_l.shadow"]
     assert not torch.equal(values, average)
-    run, said = taken_by(path, tmp_path / "run", source, STILL)
-    assert len(said) == 1
-    assert re.fullmatch(r"loaded 1 of 1 embeddings, (\d+) of \1 LoRA weights; new optimizer state", said[0])
+    run, messages = taken_by(path, tmp_path / "run", source, STILL)
+    assert len(messages) == 1
+    assert re.fullmatch(r"loaded 1 of 1 embeddings, (\d+) of \1 LoRA weights; new optimizer state", messages[0])
     keep = (1 + 4) / (10 + 4)  # the fourth step of the average, not its first
     expected = average * keep + values * (1 - keep)
     torch.testing.assert_close(exported(run), expected, rtol=1e-6, atol=1e-7)
@@ -140,7 +140,7 @@ def test_ema_weights_are_loaded_where_the_stage_has_ema(tmp_path):
     without.write_text(path.read_text("utf-8").replace("ema = 0.9", ""), "utf-8")
     alone, _ = taken_by(without, tmp_path / "without", source, STILL)
     assert torch.equal(exported(alone), values)
-    assert [EMA_NOTE in str(told(one)["stages"]) for one in (source, alone)] == [True, False]
+    assert [EMA_NOTE in str(recorded(one)["stages"]) for one in (source, alone)] == [True, False]
 
 
 def test_an_embedding_that_is_not_trained_is_loaded_as_its_run_would_have_exported_it(tmp_path):
@@ -156,8 +156,8 @@ def test_ema_starts_from_the_loaded_weights_where_the_source_has_none(tmp_path):
     path = make_project(tmp_path, captions="a <cat> and a dog", more=more)
     source = run_project(path, tmp_path / "source").folder
     sets = ["train.ema=0.9", "embedding.2.train=false"]
-    run, said = taken_by(path, tmp_path / "run", source, *sets)
-    assert said == ["loaded 2 of 2 embeddings; new optimizer state"]
+    run, messages = taken_by(path, tmp_path / "run", source, *sets)
+    assert messages == ["loaded 2 of 2 embeddings; new optimizer state"]
     torch.testing.assert_close(exported(run), exported(source), rtol=1e-6, atol=0.0)
     assert torch.equal(exported(run, "dog"), exported(source, "dog"))
 

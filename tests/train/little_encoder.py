@@ -27,7 +27,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Like a text encoder: a table of its own, which nobody tunes, and two layers."""
+    """Like a text encoder: a token table, which is never fine-tuned, and two layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
 
 
 def made(dtype=torch.float32):
-    """A pipeline with such an encoder, and the weights of it that are to be tuned."""
+    """A pipeline with such an encoder, and its weights that are fine-tuned."""
     torch.manual_seed(0)
     part = Encoder().requires_grad_(False).to(dtype)
     weights = {name: weight for name, weight in part.named_parameters() if name in TUNED}

@@ -1,4 +1,4 @@
-"""An embedding that is in no batch stays bit for bit as it was, whatever moves the others."""
+"""An embedding that is not in a batch is unchanged, bit for bit, with every optimizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pivotune.pipeline.train.packing import pack
 from pivotune.pipeline.train.row_optimizers import row_optimizer
 
 
-def test_every_optimizer_of_the_schema_is_tried() -> None:
+def test_every_optimizer_of_the_schema_is_tested() -> None:
     kinds = schemas.schema("tables/optimizer.json")["properties"]["kind"]["enum"]
     assert sorted(kinds) == sorted(OPTIMIZERS)
 
@@ -34,7 +34,7 @@ def test_absent_embeddings_stay_bit_equal(kind: str) -> None:
     state = {name: tensor for name, tensor in pack(optimizer.state()).tensors.items() if "later" in name}
     for _ in range(5):
         step(optimizer, rows, "seen", draw)
-    optimizer.show(["seen"], True)
+    optimizer.use_average(["seen"], True)
     for name in ("absent", "later"):
         span = rows.spans[name]
         assert torch.equal(rows.of(name), before[span.start : span.stop])

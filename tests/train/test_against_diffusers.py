@@ -1,4 +1,4 @@
-"""The first steps beside diffusers' own training examples, whose steps are stated here in a few lines."""
+"""The first steps match diffusers' training examples, whose steps are written out here."""
 
 import pytest
 import torch
@@ -15,14 +15,14 @@ TOKENS = ["<cat>", "<cat>_1"]
 
 
 def new_tokens(tokenizer, encoder, initial_text="red ring"):
-    """As textual_inversion.py does: one token a vector, the table resized, their rows those of the initial text."""
+    """As textual_inversion.py does: one token per vector, the table resized, their rows those of the initial text."""
     start = tokenizer(initial_text, add_special_tokens=False).input_ids
     tokenizer.add_tokens(TOKENS)
     ids = tokenizer.convert_tokens_to_ids(TOKENS)
     encoder.resize_token_embeddings(len(tokenizer))
     with torch.no_grad():
-        for place, token in zip(ids, start, strict=True):
-            encoder.get_input_embeddings().weight[place] = encoder.get_input_embeddings().weight[token].clone()
+        for position, token in zip(ids, start, strict=True):
+            encoder.get_input_embeddings().weight[position] = encoder.get_input_embeddings().weight[token].clone()
     encoder.requires_grad_(False)
     encoder.get_input_embeddings().weight.requires_grad_(True)
     return ids
@@ -61,7 +61,7 @@ def loss_of(prediction, noise, latents, timesteps, scheduler, gamma):
 
 
 def script(training, folder, pipeline, gamma):
-    """The example script's first steps on the images, noise and time steps that we drew: (losses, its vectors)."""
+    """The example script's first steps on the images, noise and timesteps of our run: (losses, its vectors)."""
     pipe = pipeline.from_pretrained(folder)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     scheduler.register_to_config(prediction_type=training.objective.kind)
@@ -95,7 +95,7 @@ def script(training, folder, pipeline, gamma):
     ("family", "kind", "gamma"),
     [("sd1", "epsilon", None), ("sd1", "v_prediction", 5.0), ("sdxl", "epsilon", None), ("sdxl", "epsilon", 5.0)],
 )
-def test_losses_and_vectors_are_those_of_the_example_script(tmp_path, monkeypatch, family, kind, gamma):
+def test_losses_and_vectors_match_the_example_script(tmp_path, monkeypatch, family, kind, gamma):
     options = [f"train.steps={STEPS}", "train.optimizer.weight_decay=1e-2", f"train.objective.prediction='{kind}'"]
     options += [] if gamma is None else ["train.objective.weighting='min-snr'", f"train.objective.gamma={gamma}"]
     recipe = load_recipe(make_project(tmp_path, family), options)
@@ -118,5 +118,7 @@ def test_losses_and_vectors_are_those_of_the_example_script(tmp_path, monkeypatc
     assert len(set(ours)) == STEPS
     assert len(seen["ours"]) == (2 if family == "sdxl" else 1)  # one an encoder
     for start, end, there in zip(seen["start"], seen["ours"], seen["theirs"], strict=True):
-        assert (end - start).abs().mean(dim=1).min() > RATE  # every vector moved, most values about three times so far
+        assert (end - start).abs().mean(
+            dim=1
+        ).min() > RATE  # every vector was trained, most values about three times as far
         torch.testing.assert_close(end, there, rtol=0, atol=1e-2 * RATE)

@@ -1,4 +1,4 @@
-"""torch.compile as an option: it changes nothing but time."""
+"""torch.compile does not change results."""
 
 import json
 
@@ -14,10 +14,10 @@ from pivotune.pipeline.train.compute import compiled
 
 
 @pytest.mark.slow
-def test_a_compiled_run_measures_the_same(tmp_path, monkeypatch):
+def test_a_compiled_run_has_the_same_metrics(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # not what a kill left half written
     recipe = make_project(tmp_path, train="lora = [{ rank = 2 }]")
-    sets = ["train.batch_size=3"]  # all batches of one shape: each shape is compiled anew, in minutes
+    sets = ["train.batch_size=3"]  # all batches of one shape: each shape is compiled separately, in minutes
     runs = [
         run_project(load_recipe(recipe, [*sets, f"train.compile={on}"]), tmp_path / on).folder
         for on in ("false", "true")
@@ -28,7 +28,7 @@ def test_a_compiled_run_measures_the_same(tmp_path, monkeypatch):
             assert fast[key] == pytest.approx(plain[key], rel=1e-4)
 
 
-def test_it_is_compiled_within_and_only_there():
+def test_the_module_is_compiled_only_within_the_context():
     module = torch.nn.Linear(2, 2)
     with compiled(module, True):
         assert module._compiled_call_impl is not None
@@ -37,7 +37,7 @@ def test_it_is_compiled_within_and_only_there():
         assert module._compiled_call_impl is None
 
 
-def test_what_cannot_be_compiled_is_said_with_a_way_out(tmp_path, monkeypatch):
+def test_a_model_that_cannot_be_compiled_is_an_error_with_a_hint(tmp_path, monkeypatch):
     def broken(training, clock):
         raise TorchDynamoException("no compiler was found\nand much more")
 

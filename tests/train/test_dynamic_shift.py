@@ -1,4 +1,4 @@
-"""Dynamic shift: training sees the noise levels that the scheduler has for images of that size when it draws."""
+"""Dynamic shift: training has the scheduler's noise levels for the size of the images."""
 
 import math
 
@@ -14,14 +14,14 @@ PLAIN, DYNAMIC = FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchEulerDiscr
 
 
 def levels(scheduler, latents: torch.Tensor, **timesteps) -> torch.Tensor:
-    """The noise levels of a batch of latents that are all 1, read off what the denoiser sees and should answer."""
+    """The noise levels of a batch of latents that are all 1, from the input of the denoiser and its target."""
     asked = objective_with(scheduler, timesteps=timesteps).sample(latents, 3, 0)
     torch.testing.assert_close(asked.noisy, latents + asked.timesteps.reshape(-1, 1, 1, 1) / 1000 * asked.target)
     return asked.timesteps / 1000
 
 
 @pytest.mark.parametrize("side", [16, 64, 128])
-def test_a_model_with_dynamic_shift_is_trained_at_the_levels_it_is_drawn_at(side):
+def test_dynamic_shift_trains_at_the_noise_levels_of_sampling(side):
     latents = torch.ones(64, 4, side, side)
     plain = levels(PLAIN, latents, shift=1.0)
     mu = calculate_shift(side * side // 4)
@@ -44,7 +44,7 @@ def test_a_larger_image_is_trained_at_more_noise():
     assert math.exp(calculate_shift(4096)) == pytest.approx(3.158, abs=1e-3)
 
 
-def test_dynamic_shift_is_refused_for_diffusion_models():
+def test_dynamic_shift_is_not_supported_for_diffusion_models():
     from tiny import tiny_scheduler
 
     with pytest.raises(StageError, match="flow matching"):

@@ -1,4 +1,4 @@
-"""Embeddings in training: norms of their own, averages, stops, and rates that some encoders do not have."""
+"""Training of embeddings: norm rules, EMA weights, stop_after, and learning rates per encoder."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_every_vector_has_the_median_norm_of_its_encoders_table_after_every_step
 
 
 @pytest.mark.parametrize("ema", [None, 0.5])
-def test_what_is_used_in_the_end_has_the_norm_too_where_an_average_is_kept(ema):
+def test_exported_ema_weights_have_the_norm_of_the_rule(ema):
     one = trainer(EmbeddingSettings(0.5, ADAM, preserve_norm=0.5, ema=ema))
     for step in range(6):
         pull(one, ["<a>"], step, goal=3 * (-1.0) ** step)
@@ -35,7 +35,7 @@ def test_what_is_used_in_the_end_has_the_norm_too_where_an_average_is_kept(ema):
         assert torch.equal(rows.of("<b>"), torch.ones_like(rows.of("<b>")))
 
 
-def test_a_embeddings_own_rule_goes_before_the_stages():
+def test_an_embeddings_norm_rule_overrides_the_stages():
     embeddings = [
         embedding("<a>", preserve_norm=0.5),
         embedding("<b>", preserve_norm=Band(0.1, 1.0)),
@@ -50,7 +50,7 @@ def test_a_embeddings_own_rule_goes_before_the_stages():
         assert norms["<c>"] == pytest.approx([rows.values.shape[1] ** 0.5] * 2)
 
 
-def test_the_average_follows_its_formula_and_counts_only_steps_of_the_embedding():
+def test_ema_weights_follow_the_formula_and_count_steps_per_embedding():
     one = trainer(EmbeddingSettings(0.1, ADAM, ema=0.5))
     average = {key: rows.clone() for key, rows in values(one).items()}
     for step in range(8):
@@ -74,7 +74,7 @@ def test_the_average_follows_its_formula_and_counts_only_steps_of_the_embedding(
 
 
 @pytest.mark.parametrize("settings", [EmbeddingSettings(0.1, ADAM, ema=0.9), EmbeddingSettings(1.0, PRODIGY)])
-def test_a_embedding_that_stops_stands_at_what_will_be_exported(settings):
+def test_a_stopped_embedding_has_the_vectors_that_are_exported(settings):
     embeddings = [embedding("<a>", stop_after=Every(3, "steps")), embedding("<b>")]
     one = trainer(settings, embeddings)
     for step in range(3):
@@ -83,27 +83,27 @@ def test_a_embedding_that_stops_stands_at_what_will_be_exported(settings):
         shown = values(one)
     pull(one, ["<a>", "<b>"], 3)
     assert one.stopped_at == {"<a>": 3}
-    stands = {key: rows.of("<a>").clone() for key, rows in one.injection.rows.items()}
+    stopped = {key: rows.of("<a>").clone() for key, rows in one.injection.rows.items()}
     for step in range(4, 8):
         pull(one, ["<a>", "<b>"], step)
     one.finish()
     for key, rows in one.injection.rows.items():
-        assert torch.equal(rows.of("<a>"), stands[key])
+        assert torch.equal(rows.of("<a>"), stopped[key])
         assert torch.equal(rows.of("<a>"), shown[key][:2])
         assert not torch.equal(rows.of("<b>"), shown[key][2:])
 
 
 @pytest.mark.parametrize("off", ["clip_l", "clip_g"])
-def test_either_encoder_may_stand_still(off):
+def test_either_encoder_may_be_frozen(off):
     rates = dict.fromkeys(("clip_l", "clip_g"), 0.1) | {off: 0.0}
     one = trainer(EmbeddingSettings(rates, ADAM))
     pull(one, ["<a>"], 0)
-    moved = {key for key, rows in one.injection.rows.items() if bool((rows.of("<a>") != 1).any())}
-    assert moved == {"clip_l", "clip_g"} - {off}
+    trained = {key for key, rows in one.injection.rows.items() if bool((rows.of("<a>") != 1).any())}
+    assert trained == {"clip_l", "clip_g"} - {off}
 
 
 def test_the_gradient_of_all_encoders_together_is_clipped():
-    """Not that of the last encoder alone: what is shortened is the whole, and each part keeps its share."""
+    """Clipping scales the gradients of all encoders by the same factor, not that of the last one only."""
     plain, clipped = (
         trainer(EmbeddingSettings(0.1, ADAM, clip_norm=0.0)),
         trainer(EmbeddingSettings(0.1, ADAM, clip_norm=0.5)),

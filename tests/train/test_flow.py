@@ -1,4 +1,4 @@
-"""Rectified flow against its formulas, and against the lines of diffusers' SD3 training script."""
+"""Rectified flow against its formulas, and against diffusers' SD3 training script."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ ANSWER = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(1))
 
 @pytest.mark.parametrize("kind", ["logit-normal", "mode", "uniform"])
 @pytest.mark.parametrize("weighting", ["none", "sigma-sqrt", "cosmap"])
-def test_the_loss_is_that_of_the_sd3_script(kind, weighting):
+def test_the_loss_matches_the_sd3_script(kind, weighting):
     objective = flow(weighting=weighting, timesteps={"sampling": kind})
     losses = objective.losses(ANSWER, objective.sample(LATENTS, 7, 3))
 
@@ -58,7 +58,7 @@ def test_bounds_count_from_the_end_without_noise():
     assert 395 < float(times.max()) <= 400
 
 
-def test_a_velocity_takes_noise_back_to_the_image():
+def test_noise_minus_velocity_is_the_image():
     asked = flow().sample(LATENTS, 7, 3)
     sigmas = (asked.timesteps / 1000).reshape(6, 1, 1, 1)
     torch.testing.assert_close(asked.noisy - sigmas * asked.target, LATENTS, rtol=1e-4, atol=1e-5)
@@ -78,6 +78,6 @@ def test_huber_thresholds_fall_with_sigma():
         ({"loss": "huber"}, "is for diffusion models; use constant or exponential"),
     ],
 )
-def test_options_of_diffusion_are_refused(options, message):
+def test_diffusion_options_are_errors_for_flow_matching(options, message):
     with pytest.raises(StageError, match=message):
         flow(**options)

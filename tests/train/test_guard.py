@@ -23,7 +23,7 @@ from pivotune.pipeline.train.guard import MOST, Guard
 from pivotune.pipeline.train.packing import pack, unpack
 
 
-def said(tmp_path: Path, guard: str, train: str = "", *sets: str) -> list[str]:
+def warnings_of(tmp_path: Path, guard: str, train: str = "", *sets: str) -> list[str]:
     """The warnings of a run with a table `guard`, without those of the samples."""
     path = make_project(tmp_path, train=f"{train}\n[stage.guard]\n{guard}")
     run = run_project(load_recipe(path, ["train.steps=8", *sets]), tmp_path / "run").folder
@@ -33,8 +33,8 @@ def said(tmp_path: Path, guard: str, train: str = "", *sets: str) -> list[str]:
 STILL = ("frozen_vectors_after = 3", "schedule = { kind = 'linear', end = 0.0 }\nwarmup_steps = 7")
 
 
-def test_a_quiet_run_says_nothing(tmp_path):
-    assert said(tmp_path, "frozen_vectors_after = 2\nstalled_lr_after = 2") == []
+def test_a_normal_run_has_no_warnings(tmp_path):
+    assert warnings_of(tmp_path, "frozen_vectors_after = 2\nstalled_lr_after = 2") == []
 
 
 def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,17 +44,17 @@ def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LazyAdamW, "step", lambda self, index, rows, gradient, rate: rows.detach().clone())
 
 
-def test_vectors_that_do_not_move_are_said_once(tmp_path, monkeypatch):
+def test_frozen_vectors_are_a_warning_once(tmp_path, monkeypatch):
     make_still(monkeypatch)
-    assert said(tmp_path, "frozen_vectors_after = 3") == [
+    assert warnings_of(tmp_path, "frozen_vectors_after = 3") == [
         "vector 1 of '<cat>' in clip_l did not change in 3 of its steps: learning_rate is too small"
     ]
 
 
-def test_vectors_that_do_not_move_stop_the_run_where_asked(tmp_path, monkeypatch):
+def test_frozen_vectors_stop_the_run_with_policy_stop(tmp_path, monkeypatch):
     make_still(monkeypatch)
     with pytest.raises(StageError, match=r"did not change in 3 of its steps.*guard.frozen_vectors = 'stop'"):
-        said(tmp_path, "frozen_vectors_after = 3\nfrozen_vectors = 'stop'")
+        warnings_of(tmp_path, "frozen_vectors_after = 3\nfrozen_vectors = 'stop'")
     assert (tmp_path / "run/last-good").is_dir()
     assert len((tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()) == 3
 
@@ -70,7 +70,7 @@ ASKED = {
 @pytest.mark.parametrize(
     "kind", ["norm", *(pytest.param(one, marks=pytest.mark.slow) for one in ASKED if one != "norm")]
 )
-def test_each_watcher_stops_with_a_checkpoint_and_goes_on_when_it_is_to_warn(tmp_path, monkeypatch, kind):
+def test_each_check_stops_with_a_checkpoint_and_resumes_with_policy_warn(tmp_path, monkeypatch, kind):
     """The command ends with 1, again and again, until the recipe asks otherwise; then nothing of it is done anew."""
     guard, text = ASKED[kind]
     sets = {"norm": ["train.learning_rate=1.0"], "stalled_lr": ["train.learning_rate={ clip_l = 0 }"]}.get(kind, [])
@@ -91,54 +91,56 @@ def test_each_watcher_stops_with_a_checkpoint_and_goes_on_when_it_is_to_warn(tmp
     assert point.name == f"stage-003-step-{1 if kind == 'norm' else 2 if kind == 'not_finite' else 3:09}.safetensors"
     after = run_project(load_recipe(path, warns), tmp_path / "after", source=run).folder
     assert made_files(after) == made_files(whole)
-    told = [json.loads((one / "manifest.json").read_text("utf-8"))["warnings"] for one in (whole, after)]
-    assert len([one for one in told[0] if text in one]) == 1
-    assert len([one for one in told[1] if text in one]) == int(kind == "not_finite")  # the others stopped the run
+    warnings = [json.loads((one / "manifest.json").read_text("utf-8"))["warnings"] for one in (whole, after)]
+    assert len([one for one in warnings[0] if text in one]) == 1
+    assert len([one for one in warnings[1] if text in one]) == int(kind == "not_finite")  # the others stopped the run
 
 
-def test_an_encoder_that_is_held_still_is_no_finding(tmp_path, monkeypatch):
+def test_frozen_vectors_are_not_reported_with_policy_off(tmp_path, monkeypatch):
     make_still(monkeypatch)
-    assert said(tmp_path, "frozen_vectors = 'off'\nfrozen_vectors_after = 3") == []
+    assert warnings_of(tmp_path, "frozen_vectors = 'off'\nfrozen_vectors_after = 3") == []
 
 
-def test_a_norm_that_leaves_its_band_is_said_once(tmp_path):
-    (text,) = said(tmp_path, "norm_band = { low = 0.1, high = 1.5 }", "", "train.learning_rate=1.0")
+def test_a_norm_outside_its_band_is_a_warning_once(tmp_path):
+    (text,) = warnings_of(tmp_path, "norm_band = { low = 0.1, high = 1.5 }", "", "train.learning_rate=1.0")
     assert text.startswith("the norm of vector ")
     assert "times the vocabulary's median; preserve_norm limits norms" in text
 
 
-def test_a_norm_that_leaves_its_band_stops_the_run_where_asked(tmp_path):
+def test_a_norm_outside_its_band_stops_the_run_with_policy_stop(tmp_path):
     with pytest.raises(StageError, match=r"times the vocabulary's median.*guard.norm = 'stop'"):
-        said(tmp_path, "norm = 'stop'\nnorm_band = { high = 1.5 }", "", "train.learning_rate=1.0")
+        warnings_of(tmp_path, "norm = 'stop'\nnorm_band = { high = 1.5 }", "", "train.learning_rate=1.0")
 
 
-def test_a_norm_that_preserve_norm_holds_is_no_finding(tmp_path):
+def test_a_preserved_norm_is_no_warning(tmp_path):
     sets = ("train.learning_rate=1.0", "train.preserve_norm=median")
-    assert said(tmp_path, "norm_band = { low = 0.9, high = 1.5 }", "", *sets) == []
+    assert warnings_of(tmp_path, "norm_band = { low = 0.9, high = 1.5 }", "", *sets) == []
 
 
-def test_a_step_size_of_zero_is_said_once(tmp_path):
-    texts = said(tmp_path, "stalled_lr_after = 3\nfrozen_vectors = 'off'", "", "train.learning_rate={ clip_l = 0 }")
+def test_a_learning_rate_of_zero_is_a_warning_once(tmp_path):
+    texts = warnings_of(
+        tmp_path, "stalled_lr_after = 3\nfrozen_vectors = 'off'", "", "train.learning_rate={ clip_l = 0 }"
+    )
     assert texts == ["the learning rate of '<cat>' has been 0 for 3 steps: nothing is trained"]
 
 
-def test_a_prodigy_that_finds_nothing_is_said_for_embeddings_and_lora(tmp_path, monkeypatch):
+def test_a_stalled_prodigy_is_a_warning_for_embeddings_and_lora(tmp_path, monkeypatch):
     pytest.importorskip("prodigyopt")
     train = (
         "optimizer = { kind = 'prodigy', d0 = 1e-6, d_coef = 1e-9 }\n"
         "[[stage.lora]]\nrank = 2\nlearning_rate = 1.0\noptimizer = { kind = 'prodigy', d_coef = 1e-9 }"
     )
-    texts = said(tmp_path, "stalled_lr_after = 4\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0")
+    texts = warnings_of(tmp_path, "stalled_lr_after = 4\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0")
     assert len(texts) == 2
     assert all("has not grown above 1e-06" in text for text in texts)
     assert "'<cat>'" in texts[0] + texts[1]
     assert "'lora.denoiser'" in texts[0] + texts[1]
 
 
-def test_a_prodigy_that_finds_its_step_size_is_no_finding(tmp_path):
+def test_a_growing_prodigy_learning_rate_is_no_warning(tmp_path):
     pytest.importorskip("prodigyopt")
     train = "optimizer = { kind = 'prodigy' }"
-    assert said(tmp_path, "stalled_lr_after = 8\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0") == []
+    assert warnings_of(tmp_path, "stalled_lr_after = 8\nfrozen_vectors = 'off'", train, "train.learning_rate=1.0") == []
 
 
 def break_steps(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
@@ -151,9 +153,9 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     monkeypatch.setattr(loop, "batch_loss", broken)
 
 
-def test_a_loss_that_is_not_finite_leaves_the_step_out_where_asked(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_skips_the_step_with_policy_warn(tmp_path, monkeypatch):
     break_steps(monkeypatch, 2, 4)
-    assert said(tmp_path, "not_finite = 'warn'") == [
+    assert warnings_of(tmp_path, "not_finite = 'warn'") == [
         "the loss at step 3 is nan, not a finite number: the step is skipped",
         "2 steps were skipped because loss or gradient was not finite",
     ]
@@ -163,13 +165,13 @@ def test_a_loss_that_is_not_finite_leaves_the_step_out_where_asked(tmp_path, mon
     assert (tmp_path / "run/report.html").is_file()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_by_itself(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_by_default(tmp_path, monkeypatch):
     break_steps(monkeypatch, 2)
     with pytest.raises(StageError, match="the loss at step 3 is nan"):
-        said(tmp_path, "frozen_vectors = 'warn'")
+        warnings_of(tmp_path, "frozen_vectors = 'warn'")
 
 
-def test_what_is_too_much_to_be_said_is_counted() -> None:
+def test_further_warnings_of_a_kind_are_counted() -> None:
     texts: list[str] = []
     guard = Guard(options_of(GuardOptions), texts.append)
     for number in range(MOST + 5):
@@ -180,7 +182,7 @@ def test_what_is_too_much_to_be_said_is_counted() -> None:
     assert texts[-1] == "and 5 more embeddings whose norms left the band"
 
 
-def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
+def test_a_restored_guard_repeats_no_warning_and_keeps_its_counts() -> None:
     options = options_of(GuardOptions, stalled_lr_after=3, frozen_vectors_after=3)
     texts: list[str] = []
     first, second = Guard(options, texts.append), Guard(options, texts.append)
@@ -207,7 +209,7 @@ def test_a_guard_that_goes_on_says_nothing_twice_and_forgets_no_step() -> None:
     assert len(texts) == 2
 
 
-def test_a_guard_that_only_warns_of_what_it_once_stopped_for_stops_for_the_next_thing() -> None:
+def test_a_restored_guard_uses_the_present_policies() -> None:
     options = options_of(GuardOptions, norm="stop", frozen_vectors="stop")
     first = Guard(options, said_to := [].append)
     first.report("norm", "<a>", "too long")
@@ -222,22 +224,22 @@ def test_a_guard_that_only_warns_of_what_it_once_stopped_for_stops_for_the_next_
         second.raise_if_stopping()
 
 
-def test_all_that_was_found_in_a_step_is_said_when_the_run_stops(tmp_path, monkeypatch) -> None:
+def test_the_error_lists_all_reasons_to_stop(tmp_path, monkeypatch) -> None:
     pytest.importorskip("prodigyopt")
     make_still(monkeypatch)
     guard = "frozen_vectors = 'stop'\nstalled_lr = 'stop'\nfrozen_vectors_after = 2\nstalled_lr_after = 2"
     with pytest.raises(
         StageError, match=r"'<cat>' in clip_l did not change.*; and Prodigy's learning rate.*'lora"
-    ) as told:
-        said(
+    ) as raised:
+        warnings_of(
             tmp_path, guard, "lora = { rank = 2, learning_rate = 1.0, optimizer = { kind = 'prodigy', d_coef = 1e-9 } }"
         )
-    assert "(guard.frozen_vectors = guard.stalled_lr = 'stop'; fix it and restart" in str(told.value)
-    assert "or with guard.frozen_vectors = guard.stalled_lr = 'warn' and --from-checkpoint" in str(told.value)
+    assert "(guard.frozen_vectors = guard.stalled_lr = 'stop'; fix it and restart" in str(raised.value)
+    assert "or with guard.frozen_vectors = guard.stalled_lr = 'warn' and --from-checkpoint" in str(raised.value)
     path, run = tmp_path / "recipe.toml", tmp_path / "run"
     with pytest.raises(StageError) as again:  # from the checkpoint: the same
         run_project(load_recipe(path, ["train.steps=8"]), run)
-    assert str(again.value) == str(told.value)
+    assert str(again.value) == str(raised.value)
     with pytest.raises(StageError, match=r"Prodigy's learning rate.*'lora\.denoiser'.*\(guard\.stalled_lr = 'stop'"):
         run_project(
             load_recipe(path, ["train.steps=8", "train.guard.frozen_vectors='warn'"]), tmp_path / "after", source=run

@@ -1,4 +1,4 @@
-"""AdamW on rows: equal to torch's where all rows are touched, still where one is not."""
+"""AdamW on rows: equal to torch's if all rows are trained, no change of rows that are not."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from pivotune.pipeline.train.row_optimizers import LazyAdamW
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_with_every_row_touched_it_is_torchs_adamw(weight_decay):
+def test_if_every_row_is_trained_it_equals_torchs_adamw(weight_decay):
     torch.manual_seed(0)
     start = torch.randn(5, 7)
     theirs = torch.nn.Parameter(start.clone())
@@ -23,7 +23,7 @@ def test_with_every_row_touched_it_is_torchs_adamw(weight_decay):
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_row_that_is_not_in_the_batch_does_not_move_and_counts_no_step():
+def test_a_row_that_is_not_in_the_batch_is_unchanged_and_counts_no_step():
     torch.manual_seed(0)
     values = torch.randn(4, 6)
     lazy = LazyAdamW(values, weight_decay=0.5)
@@ -35,7 +35,7 @@ def test_a_row_that_is_not_in_the_batch_does_not_move_and_counts_no_step():
     assert lazy.steps.tolist() == [2, 0, 1, 0]
 
 
-def test_a_rate_a_row():
+def test_learning_rates_per_row():
     values = torch.zeros(2, 3)
     lazy = LazyAdamW(values)
     lazy.step(torch.arange(2), values.clone(), torch.ones(2, 3), torch.tensor([0.1, 0.0]))
@@ -43,7 +43,7 @@ def test_a_rate_a_row():
     assert values[1].tolist() == [0.0] * 3
 
 
-def test_state_is_twelve_bytes_a_value_beside_the_rows_step_counts():
+def test_memory_is_twelve_bytes_per_value_and_a_step_count_per_row():
     values = torch.zeros(1000, 768)
     lazy = LazyAdamW(values)
     size = sum(t.untyped_storage().nbytes() for t in (values, lazy.moment, lazy.square, lazy.steps))

@@ -1,4 +1,4 @@
-"""A LoRA that was read from a file is on a part of the model as it was when it was trained."""
+"""A LoRA that was loaded from a file equals the trained one."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def answer(pipe) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_a_loaded_lora_answers_as_the_trained_one(dora: bool) -> None:
+def test_a_loaded_lora_predicts_the_same_as_the_trained_one(dora: bool) -> None:
     pipe = tiny_pixart()
     plain = answer(pipe)
     options = options_of(LoraOptions, rank=3, alpha=2.0, dora=dora, targets="attention+feed-forward")
@@ -45,7 +45,7 @@ def test_a_loaded_lora_answers_as_the_trained_one(dora: bool) -> None:
     assert torch.equal(answer(pipe), plain)
 
 
-def test_a_lora_for_other_layers_is_refused() -> None:
+def test_a_lora_for_other_layers_is_an_error() -> None:
     pipe = tiny_pixart()
     with pytest.raises((StageError, ValueError), match="no_such_layer"):
         load_lora(pipe.transformer, {"no_such_layer.lora_A.weight": torch.ones(2, 24)})

@@ -35,7 +35,7 @@ def near(pivot, other):
         ("sd1", 'finetune = [{ parts = ["denoiser"] }]'), ("sd1", 'lora = [{ parts = ["denoiser", "clip_l"] }]'),
     ],
 )  # fmt: skip
-def test_its_value_and_gradient_are_those_of_the_formula(tmp_path, monkeypatch, family, what):
+def test_value_and_gradient_match_the_formula(tmp_path, monkeypatch, family, what):
     options = "{ weight = 2.0, alpha = 0.3, prompts = ['a blue square', 'a gold star', 'a ring'] }"
     recipe = load_recipe(make_project(tmp_path, family, train=f"{what}\nlocality = {options}"), ["train.steps=1"])
     one_step, seen = loop.one_step, []
@@ -99,14 +99,14 @@ def drift(tmp_path, monkeypatch, name, *options):
     return found[0]
 
 
-def test_other_prompts_stay_nearer_to_the_untouched_model(tmp_path, monkeypatch):
+def test_other_prompts_stay_closer_to_the_base_model(tmp_path, monkeypatch):
     make_project(tmp_path, captions="a photo of <cat> on a blue background")
     free = drift(tmp_path, monkeypatch, "free")
-    held = drift(tmp_path, monkeypatch, "held", "train.locality={ weight = 5.0 }")
-    assert held < 0.5 * free, (held, free)
+    kept = drift(tmp_path, monkeypatch, "held", "train.locality={ weight = 5.0 }")
+    assert kept < 0.5 * free, (kept, free)
 
 
-def test_embeddings_alone_leave_nothing_to_hold(tmp_path):
+def test_locality_without_trained_weights_is_an_error(tmp_path):
     recipe = make_project(tmp_path, train="locality = {}")
     with pytest.raises(StageError, match="locality has no effect"):
         run_project(recipe, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Losses of elements, examples and batches, each written out by hand."""
+"""Losses of elements, examples and batches against formulas."""
 
 import pytest
 import torch
@@ -33,18 +33,16 @@ def test_each_kind_of_loss(kind, of_one):
         assert float(found[n]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_huber_is_square_near_zero_and_straight_far_away():
-    near, far = (
-        example_losses(torch.full((1, 1, 1, 1), d), NoisyBatch(*[torch.zeros(1, 1, 1, 1)] * 3, None, torch.tensor([0.1])),
-                       options_of(ObjectiveOptions, loss="huber"))
-        for d in (1e-3, 100.0)
-    )  # fmt: skip
+def test_huber_is_quadratic_near_zero_and_linear_far_away():
+    batch = NoisyBatch(*[torch.zeros(1, 1, 1, 1)] * 3, None, torch.tensor([0.1]))
+    options = options_of(ObjectiveOptions, loss="huber")
+    near, far = (example_losses(torch.full((1, 1, 1, 1), d), batch, options) for d in (1e-3, 100.0))
     assert float(near) == pytest.approx(1e-6, rel=1e-2)
     assert float(far) == pytest.approx(2 * 0.1 * (100 - 0.1), rel=1e-4)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_a_mask_weakens_what_lies_outside(normalize):
+def test_a_mask_reduces_the_loss_outside(normalize):
     mask = torch.tensor([[1.0, 0.0], [0.05, 0.5]]).expand(3, 1, 2, 2)
     raised = [1.0, 0.2, 0.2, 0.5]
     found = example_losses(
@@ -57,7 +55,7 @@ def test_a_mask_weakens_what_lies_outside(normalize):
         assert float(found[n]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_nothing_outside_a_mask_reaches_the_gradient_where_it_has_no_weight():
+def test_pixels_outside_a_mask_get_no_gradient_without_weight():
     answer = ANSWER.clone().requires_grad_(True)
     mask = torch.zeros(3, 1, 2, 2)
     mask[..., 0, 0] = 1
@@ -66,7 +64,7 @@ def test_nothing_outside_a_mask_reaches_the_gradient_where_it_has_no_weight():
     assert float(answer.grad[..., 1, :].abs().max()) == 0
 
 
-def test_an_example_counts_by_its_time_step_and_its_own_weight():
+def test_an_examples_loss_has_the_weights_of_its_timestep_and_concept():
     plain = example_losses(ANSWER, asked(), options_of(ObjectiveOptions))
     weighted = example_losses(ANSWER, asked(weight=torch.tensor([1.0, 0.0, 3.0])), options_of(ObjectiveOptions))
     torch.testing.assert_close(weighted, plain * torch.tensor([1.0, 0.0, 3.0]))
@@ -75,7 +73,7 @@ def test_an_example_counts_by_its_time_step_and_its_own_weight():
     torch.testing.assert_close(mean_loss(plain, own), expected)
 
 
-def test_the_loss_of_class_images_is_dreambooths():
+def test_the_loss_of_class_images_matches_dreambooth():
     losses = torch.tensor([1.0, 2.0, 10.0, 4.0])
     prior = torch.tensor([False, False, True, True])
     assert float(mean_loss(losses, None, prior, 0.5)) == pytest.approx(1.5 + 0.5 * 7.0)
@@ -83,7 +81,7 @@ def test_the_loss_of_class_images_is_dreambooths():
     assert float(mean_loss(losses[2:], None, prior[2:], 0.5)) == pytest.approx(3.5)
 
 
-def test_the_loss_is_taken_in_float32():
+def test_the_loss_is_computed_in_float32():
     prediction = torch.full((2, 1, 2, 2), 300.0, dtype=torch.float16)  # its square is no finite float16
     found = example_losses(prediction, NoisyBatch(*[torch.zeros(2, 1, 2, 2)] * 3), options_of(ObjectiveOptions))
     assert found.tolist() == [90000.0, 90000.0]

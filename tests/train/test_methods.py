@@ -82,30 +82,31 @@ def test_embeddings_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("layers", "held"), [('"cross-attention"', ".attn2."), ('"attention"', ".attn"), ('["mid_block."]', ".mid_block.")]
+    ("layers", "expected"),
+    [('"cross-attention"', ".attn2."), ('"attention"', ".attn"), ('["mid_block."]', ".mid_block.")],
 )
-def test_a_filter_chooses_the_weights(tmp_path, monkeypatch, layers, held):
+def test_layers_select_the_finetuned_weights(tmp_path, monkeypatch, layers, expected):
     recipe = make_project(tmp_path, train=f"finetune = {{ layers = {layers}, learning_rate = 1e-3 }}")
     seen = watched(monkeypatch, lambda: run_project(recipe, tmp_path / "run"))
     moved = changed(untouched(tmp_path), seen["end"])
     assert moved
-    assert all(held in f".{name}" for name in moved)
+    assert all(expected in f".{name}" for name in moved)
 
 
-def test_a_filter_that_fits_nothing_is_an_error(tmp_path):
+def test_layers_without_a_match_are_an_error(tmp_path):
     recipe = make_project(tmp_path, train='finetune = { layers = ["nothing"] }')
     with pytest.raises(StageError, match="matches no weight of denoiser; names start with conv_in"):
         run_project(recipe, tmp_path / "run")
 
 
-def test_a_lora_over_which_a_fine_tune_would_come_is_an_error(tmp_path):
+def test_finetuning_a_part_with_a_lora_is_an_error(tmp_path):
     second = '[[stage]]\nkind = "train"\nsteps = 1\nfinetune = {}'
     recipe = make_project(tmp_path, train="lora = { rank = 2 }", stages=second)
     with pytest.raises(StageError, match="denoiser has a LoRA and cannot be fine-tuned with it"):
         run_project(recipe, tmp_path / "run")
 
 
-def test_embeddings_first_then_the_model_around_them(tmp_path, monkeypatch):
+def test_pivotal_tuning_embeddings_then_the_model(tmp_path, monkeypatch):
     """Pivotal tuning: in the second stage the embeddings are bit for bit what the first one found."""
     second = '[[stage]]\nkind = "train"\nsteps = 2\nembeddings = false\nfinetune = { learning_rate = 1e-3 }'
     recipe = make_project(tmp_path, stages=second)
@@ -127,7 +128,7 @@ def test_embeddings_first_then_the_model_around_them(tmp_path, monkeypatch):
     assert not torch.equal(weights[2], weights[4])
 
 
-def test_weights_in_half_precision_gather_steps_too_small_for_it():
+def test_half_precision_weights_accumulate_small_steps():
     """Steps of 1e-5 are far below what bfloat16 can add to 0.1; two hundred of them are not."""
     weight = torch.nn.Parameter(torch.full((8,), 0.1, dtype=torch.bfloat16))
     options = options_of(OptimizerOptions, kind="adamw")
@@ -141,7 +142,7 @@ def test_weights_in_half_precision_gather_steps_too_small_for_it():
     torch.testing.assert_close(weight.float(), torch.full((8,), 0.1 - 200e-5), rtol=0, atol=4e-4)
 
 
-def test_lora_dropout_is_a_function_of_seed_and_step_and_off_in_use(tmp_path, monkeypatch):
+def test_lora_dropout_depends_on_seed_and_step_and_is_off_in_sampling(tmp_path, monkeypatch):
     ends = []
     one_step, on = loop.one_step, []
 
@@ -165,7 +166,7 @@ def test_lora_dropout_is_a_function_of_seed_and_step_and_off_in_use(tmp_path, mo
     assert any(not torch.equal(value, ends[2][name]) for name, value in ends[0].items())
 
 
-def test_checkpointing_changes_nothing_but_memory(tmp_path, monkeypatch):
+def test_gradient_checkpointing_does_not_change_results(tmp_path, monkeypatch):
     ends = []
     for name, extra in (("plain", ""), ("less", "gradient_checkpointing = true\n")):
         (tmp_path / name).mkdir()
@@ -176,7 +177,7 @@ def test_checkpointing_changes_nothing_but_memory(tmp_path, monkeypatch):
         torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
 
 
-def test_prodigy_finds_its_step_sizes_in_bfloat16(tmp_path):
+def test_prodigy_finds_its_learning_rates_in_bfloat16(tmp_path):
     """The optimizers of the shipped recipe, on a model that has learnt something: embedding and LoRA each find their
     own.
     """
@@ -202,7 +203,7 @@ def test_prodigy_finds_its_step_sizes_in_bfloat16(tmp_path):
         assert all(after <= 2.001 * before for before, after in pairwise(late)), (name, sizes)
 
 
-def test_metrics_hold_norm_way_and_nearest_token_of_every_vector(tmp_path):
+def test_metrics_have_norm_distance_and_nearest_token_of_every_vector(tmp_path):
     folder = run_project(make_project(tmp_path), tmp_path / "run").folder
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     first = rows[0]["embeddings"]["<cat>"]["clip_l"]

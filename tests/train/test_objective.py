@@ -47,7 +47,7 @@ def test_targets(kind):
     torch.testing.assert_close(diffusion("sample", prediction=kind).target(latents, noise, steps), expected[kind])
 
 
-def test_zero_terminal_snr_is_lins_rescaled_schedule():
+def test_zero_terminal_snr_matches_lins_rescaled_schedule():
     objective = diffusion("v_prediction", zero_terminal_snr=True)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     root = (1 - betas).cumprod(0).sqrt()
@@ -59,14 +59,14 @@ def test_zero_terminal_snr_is_lins_rescaled_schedule():
     torch.testing.assert_close(objective.target(latents, noise, last), -latents)
 
 
-def test_zero_terminal_snr_of_a_model_that_predicts_noise_is_refused():
-    with pytest.raises(StageError, match="nothing to learn there; it needs a model with v-prediction"):
+def test_zero_terminal_snr_is_an_error_for_models_that_predict_noise():
+    with pytest.raises(StageError, match="nothing to train there; use a model with v-prediction"):
         diffusion("epsilon", zero_terminal_snr=True)
-    with pytest.raises(StageError, match="nothing to learn there"):
+    with pytest.raises(StageError, match="nothing to train there"):
         objective_with(scheduler("epsilon", rescale_betas_zero_snr=True))
 
 
-def test_noise_and_time_steps_depend_on_seed_and_step_alone():
+def test_noise_and_timesteps_depend_on_seed_and_step():
     objective, latents = diffusion(), parts()[0]
     one, again, other = (objective.sample(latents, 7, step) for step in (3, 3, 4))
     assert torch.equal(one.noisy, again.noisy)
@@ -131,7 +131,7 @@ def test_huber_thresholds(schedule, expected):
     torch.testing.assert_close(objective.threshold(steps), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_bounds_and_sampling_of_time_steps():
+def test_bounds_and_sampling_of_timesteps():
     def drawn(**options):
         draw = torch.Generator().manual_seed(0)
         return draw_steps(20_000, 1000, draw, options_of(TimestepOptions, **options))
@@ -148,7 +148,7 @@ def test_bounds_and_sampling_of_time_steps():
 
 
 @pytest.mark.parametrize("kind", ["uniform", "logit-normal", "mode"])
-def test_shares_are_those_of_diffusers(kind):
+def test_timestep_densities_match_diffusers(kind):
     options = options_of(TimestepOptions, mean=0.3, deviation=0.8)
     ours = draw_shares(kind, 50, torch.Generator().manual_seed(1), options)
     theirs = compute_density_for_timestep_sampling(
@@ -157,7 +157,7 @@ def test_shares_are_those_of_diffusers(kind):
     torch.testing.assert_close(ours, theirs)
 
 
-def test_noise_offset_moves_whole_channels():
+def test_noise_offset_is_per_channel():
     latents = parts()[0]
     plain, moved = (diffusion(noise={"offset": offset}).sample(latents, 7, 3) for offset in (0.0, 0.1))
     drawn = torch.randn(3, 4, 1, 1, generator=generator(7, "noise offset", 3))
@@ -173,7 +173,7 @@ def test_noise_offset_moves_whole_channels():
     assert together.std() > 0.01
 
 
-def test_a_perturbation_is_asked_for_and_an_input_perturbation_is_not():
+def test_a_perturbation_is_in_the_target_and_an_input_perturbation_is_not():
     latents = parts()[0]
     plain = diffusion().sample(latents, 7, 3)
     more = torch.randn(3, 4, 2, 2, generator=generator(7, "noise perturbation", 3))
@@ -194,17 +194,19 @@ def test_a_perturbation_is_asked_for_and_an_input_perturbation_is_not():
         ({"timesteps": {"high": 2000}}, "high at most that many"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, message):
+def test_invalid_options_are_errors(options, message):
     with pytest.raises(StageError, match=message):
         diffusion(**options)
 
 
-def test_drawing_is_told_what_was_changed():
-    told = diffusion("epsilon", prediction="v_prediction", zero_terminal_snr=True).drawing(scheduler("epsilon"))
-    assert type(told).__name__ == "DDIMScheduler"
-    assert told.config.prediction_type == "v_prediction"
-    assert float(told.alphas_cumprod[-1]) == 0
-    told.set_timesteps(5)
-    assert int(told.timesteps[0]) == 999
+def test_the_sampling_scheduler_has_the_changed_options():
+    made = diffusion("epsilon", prediction="v_prediction", zero_terminal_snr=True).sampling_scheduler(
+        scheduler("epsilon")
+    )
+    assert type(made).__name__ == "DDIMScheduler"
+    assert made.config.prediction_type == "v_prediction"
+    assert float(made.alphas_cumprod[-1]) == 0
+    made.set_timesteps(5)
+    assert int(made.timesteps[0]) == 999
     unchanged = scheduler("epsilon")
-    assert diffusion("epsilon").drawing(unchanged) is unchanged
+    assert diffusion("epsilon").sampling_scheduler(unchanged) is unchanged

@@ -1,4 +1,4 @@
-"""Every optimizer moves embeddings and weights, leaves absent embeddings alone, and goes on from its state."""
+"""Every optimizer trains embeddings and weights, leaves absent embeddings unchanged, and resumes from its state."""
 
 import json
 import sys
@@ -39,9 +39,10 @@ def embeddings_with(kind, **changes):
     return trainer(EmbeddingSettings(**settings | changes))
 
 
-def test_the_table_and_the_schema_name_the_same_optimizers():
+def test_the_table_and_the_schema_have_the_same_optimizers():
     table = schemas.schema("tables/optimizer.json")
     assert list(OPTIMIZERS) == table["properties"]["kind"]["enum"] == list(table["definitions"])
+    assert RATES.keys() == OPTIMIZERS.keys()  # the tests below train with every optimizer
 
 
 @pytest.mark.parametrize(("kind", "row"), OPTIMIZERS.items(), ids=str)
@@ -55,7 +56,7 @@ def test_an_optimizers_row_fits_its_library_and_its_settings(kind, row):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_embedding_comes_nearer_and_one_that_is_absent_stays_bit_for_bit(kind):
+def test_an_embedding_approaches_its_goal_and_an_absent_one_is_unchanged(kind):
     one = embeddings_with(kind)
     start = values(one)
     for step in range(40):
@@ -68,7 +69,7 @@ def test_a_embedding_comes_nearer_and_one_that_is_absent_stays_bit_for_bit(kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_embeddings_way_does_not_depend_on_what_other_embeddings_do(kind):
+def test_an_embeddings_training_does_not_depend_on_other_embeddings(kind):
     alone, among = embeddings_with(kind), embeddings_with(kind)
     for step in range(12):
         pull(alone, ["<a>"], step)
@@ -79,23 +80,23 @@ def test_a_embeddings_way_does_not_depend_on_what_other_embeddings_do(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_embeddings_go_on_from_their_state(kind):
+def test_embeddings_resume_from_their_state(kind):
     whole, again = embeddings_with(kind, ema=0.9), embeddings_with(kind, ema=0.9)
     for step in range(6):
         pull(whole, list(NAMES[: 1 + step % 3]), step)
         if step == 3:
-            kept = whole.state()
-    again.restore(State(kept.tensors, json.loads(json.dumps(kept.values))))
+            stored = whole.state()
+    again.restore(State(stored.tensors, json.loads(json.dumps(stored.values))))
     for step in (4, 5):
         pull(again, list(NAMES[: 1 + step % 3]), step)
-    for show in (False, True):
+    for use in (False, True):
         for one in (whole, again):
-            one._switch.set(show)
+            one._switch.set(use)
         assert all(torch.equal(value, values(again)[key]) for key, value in values(whole).items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_are_moved_and_go_on_from_their_state(kind):
+def test_weights_are_trained_and_resume_from_their_state(kind):
     def weights():
         parameters = {"matrix": torch.nn.Parameter(torch.ones(64, 64)), "bias": torch.nn.Parameter(torch.ones(8))}
         first = {"d0": 1e-3} if OPTIMIZERS[kind].adaptive else {}
@@ -110,9 +111,9 @@ def test_weights_are_moved_and_go_on_from_their_state(kind):
     whole, again = weights(), weights()
     for number in range(40):
         if number == 20:
-            kept = whole.state()
+            stored = whole.state()
         step(whole, number)
-    again.restore(State(kept.tensors, json.loads(json.dumps(kept.values))))
+    again.restore(State(stored.tensors, json.loads(json.dumps(stored.values))))
     for number in range(20, 40):
         step(again, number)
     whole.finish()
@@ -122,7 +123,7 @@ def test_weights_are_moved_and_go_on_from_their_state(kind):
         assert torch.equal(parameter, again.parameters[key])
 
 
-def test_prodigys_step_size_grows_to_what_it_finds_and_no_faster_than_it_may():
+def test_prodigys_learning_rate_grows_within_growth_rate():
     one = trainer(EmbeddingSettings(1.0, options("prodigy", growth_rate=2), clip_norm=0.0))
     sizes = []
     for step in range(60):
@@ -134,7 +135,7 @@ def test_prodigys_step_size_grows_to_what_it_finds_and_no_faster_than_it_may():
     assert max(growth) > 1.9
 
 
-def test_prodigys_step_size_is_each_embeddings_own():
+def test_prodigy_has_a_learning_rate_per_embedding():
     one = trainer(EmbeddingSettings(1.0, options("prodigy", d0=1e-4), clip_norm=0.0))
     for step in range(20):
         pull(one, ["<a>"], step, goal=1.01)  # almost there: small steps are right
@@ -144,15 +145,15 @@ def test_prodigys_step_size_is_each_embeddings_own():
     assert sizes["<c>"][0] == 1.0  # never seen: the rate alone
 
 
-def test_what_is_not_installed_is_said_with_the_way_out(monkeypatch):
+def test_a_missing_library_is_an_error_with_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
     with pytest.raises(StageError, match=r"prodigy needs prodigyopt: pip install 'pivotune\[optimizers\]'"):
         make_optimizer([torch.zeros(1, requires_grad=True)], options("prodigy"), 1.0)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_adamw_of_eight_bits_keeps_large_weights_moments_in_bytes_and_a_embeddings_in_float32(device):
-    """What is smaller than 4096 values, as most embeddings are, the library itself leaves in float32."""
+def test_adamw8bit_has_8bit_moments_for_large_weights_and_float32_for_embeddings(device):
+    """The library leaves tensors of less than 4096 values, as of most embeddings, in float32."""
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
@@ -170,7 +171,7 @@ def test_adamw_of_eight_bits_keeps_large_weights_moments_in_bytes_and_a_embeddin
 FREE = [kind for kind, row in OPTIMIZERS.items() if row.averages_itself]
 
 
-def test_adamw_without_a_schedule_follows_its_formula():
+def test_schedule_free_adamw_follows_its_formula():
     """Defazio et al. 2024, algorithm 1: steps of Adam at z, their mean x, gradients asked for between the two."""
     one = embeddings_with("adamw-schedule-free")
     z = x = y = torch.ones(2, dtype=torch.float64)
@@ -190,7 +191,7 @@ def test_adamw_without_a_schedule_follows_its_formula():
 
 @pytest.mark.parametrize("ema", [None, 0.5])
 @pytest.mark.parametrize("kind", FREE)
-def test_what_a_schedule_free_optimizer_gives_obeys_the_norm_rule_and_is_what_was_shown(kind, ema):
+def test_schedule_free_averages_follow_the_norm_rule_and_are_exported(kind, ema):
     one = embeddings_with(kind, preserve_norm=0.5, ema=ema)
     for step in range(30):
         pull(one, ["<a>"], step, goal=3 * (-1.0) ** (step // 4))
@@ -204,8 +205,8 @@ def test_what_a_schedule_free_optimizer_gives_obeys_the_norm_rule_and_is_what_wa
 
 
 @pytest.mark.parametrize("kind", FREE)
-def test_a_norm_rule_does_not_keep_a_schedule_free_optimizer_from_its_goal(kind):
-    """Of all directions it finds that of the goal: the values that take the steps do not run away from the rule."""
+def test_a_schedule_free_optimizer_converges_with_a_norm_rule(kind):
+    """It finds the direction of the goal, and the raw weights do not grow beyond the rule."""
     one = embeddings_with(kind, preserve_norm="initial")
     goals = {
         key: 10 * torch.rand(2, width, generator=torch.Generator().manual_seed(1)) for key, width in WIDTHS.items()
@@ -225,7 +226,7 @@ def test_a_norm_rule_does_not_keep_a_schedule_free_optimizer_from_its_goal(kind)
 
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize("kind", KINDS)
-def test_looking_at_what_is_used_changes_no_bit_of_embeddings_and_weights(kind, ema):
+def test_swapping_ema_weights_does_not_change_training(kind, ema):
     def weights():
         settings = WeightSettings(options(kind), RATES[kind], clip_norm=0.0, ema=ema)
         start = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""float16: a gradient that overflows costs one repetition, not the run."""
+"""Loss scaling of float16: a step whose gradient overflows is repeated."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_one_infinite_gradient_is_repeated_with_half_the_scale(tmp_path, monkeyp
     assert text.count("repeated with a smaller loss scale") == 1
 
 
-def test_a_step_that_no_scale_can_save_leaves_the_scale_as_it_was(tmp_path, monkeypatch):
+def test_a_step_that_no_scale_fixes_leaves_the_scale_unchanged(tmp_path, monkeypatch):
     norm, scales = EmbeddingTrainer.gradient_norm, []
     tried = [FIRST / 2**times for times in range(18)]  # down to the smallest
 
@@ -67,7 +67,7 @@ def test_a_step_that_no_scale_can_save_leaves_the_scale_as_it_was(tmp_path, monk
     assert "repeated with a smaller loss scale" not in (folder / "manifest.json").read_text("utf-8")
 
 
-def test_a_run_that_goes_on_has_the_scale_that_it_was_stopped_with(tmp_path, monkeypatch):
+def test_a_resumed_run_has_the_scale_of_the_checkpoint(tmp_path, monkeypatch):
     norm, one_step = EmbeddingTrainer.gradient_norm, loop.one_step
     monkeypatch.setattr(training, "loss_scale", lambda dtype: loss_scale(torch.float16))
     recipe, rows = load_recipe(make_project(tmp_path)), []
@@ -107,7 +107,7 @@ def test_a_gradient_that_never_becomes_finite_ends_the_run(tmp_path, monkeypatch
         run_project(make_project(tmp_path), tmp_path / "run")
 
 
-def test_a_float16_model_that_overflows_for_good_says_which_type_may_help(tmp_path, monkeypatch):
+def test_a_float16_model_that_keeps_overflowing_is_an_error_with_another_dtype(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "gradients", lambda training, batches, step: (1.0, {"embeddings": float("inf")}))
     recipe = load_recipe(make_project(tmp_path, model='dtype = "float16"'))
     with pytest.raises(StageError, match=r"is inf, not a finite number; float16 holds .* try model.dtype = 'bfloat16'"):

@@ -13,7 +13,7 @@ from pivotune.pipeline.train.packing import pack, unpack
 from pivotune.pipeline.train.trainable import State
 
 
-def test_a_tree_comes_back_from_json_and_tensors():
+def test_a_tree_is_packed_and_unpacked():
     tree = {"a": [torch.arange(3), (1, 2.5)], 0: {"b": None, "inf": float("inf")}, "true": True}
     packed = pack(tree)
     again = unpack(State(packed.tensors, json.loads(json.dumps(packed.values))))
@@ -24,19 +24,19 @@ def test_a_tree_comes_back_from_json_and_tensors():
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_copies_are_on_the_cpu_and_what_nobody_else_has_is_not_copied(device):
+def test_copies_are_on_the_cpu_and_optional(device):
     """A second set of all that moves may not fit beside the first."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA accelerator here")
     moves = torch.ones(3, device=device)
-    (taken,), (same,) = (pack([moves], **how).tensors.values() for how in ({}, {"copy": lambda one: one}))
+    (copied,), (same,) = (pack([moves], **how).tensors.values() for how in ({}, {"copy": lambda one: one}))
     moves.zero_()
-    assert (taken.device.type, taken.tolist()) == ("cpu", [1.0, 1.0, 1.0])
+    assert (copied.device.type, copied.tolist()) == ("cpu", [1.0, 1.0, 1.0])
     assert same is moves
 
 
-def test_what_json_cannot_spell_is_refused():
-    with pytest.raises(StageError, match=r"keeps a function at a\.b"):
+def test_values_that_are_not_json_are_an_error():
+    with pytest.raises(StageError, match=r"has a function at a\.b"):
         pack({"a": {"b": pack}})
 
 
@@ -64,7 +64,7 @@ def trained(tmp_path, monkeypatch, train, name, interrupt):
     return ends
 
 
-def test_a_state_is_all_that_is_needed_to_go_on(tmp_path, monkeypatch):
+def test_restoring_a_state_gives_the_same_training(tmp_path, monkeypatch):
     for name in ("whole", "again"):
         (tmp_path / name).mkdir()
     train = "lora = { rank = 2, learning_rate = 0.05 }"

@@ -1,4 +1,4 @@
-"""One training step against the plain formula written out: the same loss, the same gradient, the same move."""
+"""One training step against the formula: loss, gradient and update."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def plain_loss(training):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_a_step_is_the_textbook_step(tmp_path, monkeypatch, family):
+def test_a_step_matches_the_formula(tmp_path, monkeypatch, family):
     recipe = load_recipe(make_project(tmp_path, family), ["train.steps=1", "train.clip_norm=0"])
     one_step, seen = loop.one_step, {}
 
@@ -61,7 +61,7 @@ learning_rate = 1e-3
 """
 
 
-def test_a_step_of_loras_and_fine_tunes_is_the_textbook_step(tmp_path, monkeypatch):
+def test_a_step_of_loras_and_fine_tunes_matches_the_formula(tmp_path, monkeypatch):
     """Embeddings in both encoders, a LoRA on one, the other and the UNet tuned: every gradient, and every first
     move.
     """

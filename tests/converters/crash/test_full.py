@@ -28,12 +28,12 @@ def test_a_failure_leaves_everything_as_before_or_done(what, case):
             continue  # a system that did it and says no
         number, place = ERRORS[at % len(ERRORS)], folder(at)
         with faults.points_at(faults.Points(at, faults.failing(number))):
-            said = outcome_of(work, place)
+            outcome = outcome_of(work, place)
         found = jobs.contents(place)
-        assert said is None or os.strerror(number) in said, (at, name)
-        assert jobs.without_litter(found) == (new if said is None or at > named else before), (at, name)
+        assert outcome is None or os.strerror(number) in outcome, (at, name)
+        assert jobs.without_litter(found) == (new if outcome is None or at > named else before), (at, name)
         assert name == "unlink" or found == jobs.without_litter(found), (at, name)
-        if said and not before and at < named:
+        if outcome and not before and at < named:
             assert not os.listdir(place), (at, name)
 
 

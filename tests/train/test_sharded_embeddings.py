@@ -51,13 +51,13 @@ def in_processes(folder, name, count, state=None, first=0, last=None):
         if state is not None:
             one.restore(state)
         seen = went(one, first, last or len(STEPS))
-        held = sum(tensor.numel() * tensor.element_size() for tensor in kept(one.states))
-        told = one.state()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in kept(one.states))
+        saved = one.state()
         one.finish()
-        torch.save((seen, told, held, values(one)), folder / f"{rank}.pt")
+        torch.save((seen, saved, size, values(one)), folder / f"{rank}.pt")
 
     ended = launched(folder, work, count)
-    assert ended.codes == [0] * count, ended.said
+    assert ended.codes == [0] * count, ended.outputs
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 
@@ -77,7 +77,7 @@ def assert_same(first, second):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_shared_embeddings_learn_what_they_learn_in_one_process(tmp_path, name):
+def test_sharded_embeddings_match_one_process(tmp_path, name):
     alone = made(name)
     seen = went(alone, 0, len(STEPS))
     state = unpack(alone.state())
@@ -88,23 +88,23 @@ def test_shared_embeddings_learn_what_they_learn_in_one_process(tmp_path, name):
         assert_same(final, values(alone))
         for key in WIDTHS:  # the embedding that is in no batch
             assert torch.equal(final[key][10:12], torch.ones_like(final[key][10:12]))
-    told = [unpack(told) for _, told, _, _ in found]
-    assert_same(told[0]["rows"], state["rows"])
-    assert_same(told[0]["averages"], state["averages"])
-    assert told[0]["optimizers"].keys() == state["optimizers"].keys()
-    assert all(not one["rows"] and "optimizers" not in one for one in told[1:])  # the main process writes
+    saved = [unpack(saved) for _, saved, _, _ in found]
+    assert_same(saved[0]["rows"], state["rows"])
+    assert_same(saved[0]["averages"], state["averages"])
+    assert saved[0]["optimizers"].keys() == state["optimizers"].keys()
+    assert all(not one["rows"] and "optimizers" not in one for one in saved[1:])  # the main process writes
 
 
-def test_each_process_has_the_state_of_its_embeddings_alone(tmp_path):
+def test_each_process_has_the_state_of_its_shard_only(tmp_path):
     [[_, _, whole, _]] = in_processes(tmp_path, "adamw", 1)
-    held = [held for _, _, held, _ in in_processes(tmp_path, "adamw", 7)]
+    sizes = [sizes for _, _, sizes, _ in in_processes(tmp_path, "adamw", 7)]
     assert whole == len(NAMES) * 2 * (sum(WIDTHS.values()) * 12 + len(WIDTHS) * 8)  # moments, average, two counts a row
-    assert held == [whole // 7] * 7
+    assert sizes == [whole // 7] * 7
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_processes_goes_on(tmp_path, name, before, after):
+def test_training_resumes_with_another_number_of_processes(tmp_path, name, before, after):
     whole = made(name)
     seen = went(whole, 0, len(STEPS))
     [[_, state, _, _], *_] = in_processes(tmp_path, name, before, last=3)

@@ -1,4 +1,4 @@
-"""Tags of a caption: the first stay, the others are shuffled and left out."""
+"""Tags of a caption: the first are kept, the others shuffled and dropped."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from pivotune.pipeline.data.caption_files import shown_tags
+from pivotune.pipeline.data.caption_files import augment_tags
 from pivotune.pipeline.embeddings.placeholders import Replacer
 from pivotune.pipeline.recipe.model import Concept
 
@@ -17,10 +17,10 @@ def shown(caption: str, draw: Random, **options) -> str:
     def order(count):
         return draw.sample(range(count), count)
 
-    return shown_tags(caption, concept, lambda count: [draw.random() for _ in range(count)], order)
+    return augment_tags(caption, concept, lambda count: [draw.random() for _ in range(count)], order)
 
 
-def test_kept_tags_stand_first_and_every_order_of_the_others_comes_up_equally_often():
+def test_kept_tags_are_first_and_others_are_shuffled_uniformly():
     draw = Random(0)
     seen = Counter(shown("<e> ring,  a, b ,c", draw, shuffle_tags=True, keep_tags=1) for _ in range(6000))
     assert len(seen) == 6
@@ -28,7 +28,7 @@ def test_kept_tags_stand_first_and_every_order_of_the_others_comes_up_equally_of
     assert all(count == pytest.approx(1000, abs=150) for count in seen.values())
 
 
-def test_tags_are_left_out_at_their_rate_and_kept_ones_never():
+def test_tags_are_dropped_at_the_rate_and_kept_ones_never():
     draw = Random(0)
     texts = [shown("<e>, a, b, c", draw, tag_dropout=0.3, keep_tags=1).split(", ") for _ in range(2000)]
     assert all(tags[0] == "<e>" for tags in texts)
@@ -36,7 +36,7 @@ def test_tags_are_left_out_at_their_rate_and_kept_ones_never():
     assert [tag for tag in "abc" if ["<e>", tag] in texts] == ["a", "b", "c"]
 
 
-def test_all_may_be_left_out_and_none():
+def test_all_tags_may_be_dropped_or_none():
     draw = Random(0)
     assert shown("a, b", draw, tag_dropout=1.0) == ""
     assert shown("a, b", draw, shuffle_tags=True, keep_tags=9) == "a, b"
@@ -46,7 +46,7 @@ def test_another_separator():
     assert sorted(shown("a|b, c|d", Random(0), shuffle_tags=True, tag_separator="|").split("| ")) == ["a", "b, c", "d"]
 
 
-def test_tags_are_shown_in_other_letters_at_their_rate_and_kept_ones_never():
+def test_tags_are_capitalised_at_the_rate_and_kept_ones_never():
     draw = Random(0)
     seen = Counter(shown("<e> It, red ring", draw, capitals=0.3, keep_tags=1) for _ in range(6000))
     assert seen.keys() == {f"<e> It, {tag}" for tag in ("red ring", "RED RING", "Red Ring", "Red ring")}
@@ -55,7 +55,7 @@ def test_tags_are_shown_in_other_letters_at_their_rate_and_kept_ones_never():
 
 
 @pytest.mark.parametrize("embedding", ["<straße>", "große katze", "ﬁsh", "ıshık", "λόγος", "été", "<cat>"])
-def test_a_embedding_is_found_in_whatever_letters_its_tag_is_shown(embedding):
+def test_a_placeholder_is_found_in_a_capitalised_tag(embedding):
     draw = Random(0)
     seen = {shown(f"a, red {embedding} ring", draw, capitals=1.0) for _ in range(60)}
     assert all(Replacer([embedding]).embeddings_in(text) == [embedding] for text in seen), seen

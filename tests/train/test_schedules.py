@@ -1,4 +1,4 @@
-"""Random choices depend on seed, purpose and step alone; schedules are the ones they are called after."""
+"""Random numbers depend on seed, purpose and step; learning rate schedules."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from pivotune.pipeline.rng import generator
 from pivotune.pipeline.train.optimizers import schedule_factor
 
 
-def test_draws_differ_by_purpose_step_and_seed_and_repeat():
+def test_generators_depend_on_seed_purpose_and_step():
     def draw(*key):
         return torch.rand(4, generator=generator(*key)).tolist()
 
@@ -30,7 +30,7 @@ def test_schedules_start_after_the_warm_up_and_end_at_the_last_step():
     assert factor("sqrt", 75, steps=100, warmup_steps=0) == pytest.approx(0.5)
 
 
-def test_a_schedule_in_pieces_has_the_factor_of_the_last_that_began():
+def test_piecewise_schedule():
     pieces = [[0.5, 0.1], [2, 0.4], [8, 0.0]]
     factors = [factor("piecewise", step, steps=10, warmup_steps=1, pieces=pieces) for step in range(10)]
     assert factors == [1.0, 1.0, 0.4, 0.4, 0.4, 0.1, 0.1, 0.1, 0.0, 0.0]

@@ -1,11 +1,11 @@
-"""Buckets, the box that is cut, and SDXL's sizes, against numbers made by hand."""
+"""Buckets, crop boxes and SDXL's size conditioning against numbers calculated by hand."""
 
 import pytest
 
 from pivotune.pipeline.data.buckets import (
     bucket_shapes,
-    cut_box,
-    cut_shape,
+    crop_box,
+    crop_shape,
     nearest_shape,
     size_conditioning,
     visible_share,
@@ -45,23 +45,23 @@ def test_the_nearest_bucket_is_taken(size, shape):
 
 
 def test_without_buckets_all_are_square():
-    assert cut_shape((400, 100), 512, None) == (512, 512)
+    assert crop_shape((400, 100), 512, None) == (512, 512)
 
 
-def test_the_box_has_the_shape_of_the_cut():
-    assert cut_box((300, 100), (50, 50)) == (100, 0, 200, 100)
-    assert cut_box((300, 100), (50, 50), (0, 0)) == (0, 0, 100, 100)
-    assert cut_box((300, 100), (50, 50), (1, 1)) == (200, 0, 300, 100)
-    assert cut_box((100, 300), (50, 100), (0.5, 0.25)) == (0, 25, 100, 225)
-    assert cut_box((1, 1), (64, 64)) == (0, 0, 1, 1)
+def test_the_crop_box_has_the_aspect_ratio():
+    assert crop_box((300, 100), (50, 50)) == (100, 0, 200, 100)
+    assert crop_box((300, 100), (50, 50), (0, 0)) == (0, 0, 100, 100)
+    assert crop_box((300, 100), (50, 50), (1, 1)) == (200, 0, 300, 100)
+    assert crop_box((100, 300), (50, 100), (0.5, 0.25)) == (0, 25, 100, 225)
+    assert crop_box((1, 1), (64, 64)) == (0, 0, 1, 1)
 
 
-def test_how_much_is_seen():
+def test_visible_share():
     assert visible_share((300, 100), (50, 50)) == pytest.approx(1 / 3)
     assert visible_share((100, 100), (64, 64)) == 1
 
 
-def test_sizes_that_sdxl_is_told():
+def test_size_conditioning_of_sdxl():
     assert size_conditioning((300, 100), (50, 50), (0.5, 0.5), False) == (100, 300, 0, 50, 50, 50)
     assert size_conditioning((300, 100), (50, 50), (0, 0.5), False) == (100, 300, 0, 0, 50, 50)
     assert size_conditioning((300, 100), (50, 50), (0, 0.5), True) == (100, 300, 0, 100, 50, 50)

@@ -1,4 +1,4 @@
-"""What is trained is what is drawn: a loop of `encode`, `predict` and scheduler gives the pipeline's own latents.
+"""Training matches sampling: a loop of `encode`, `predict` and scheduler gives the pipeline's latents.
 
 This is the proof of signs, time scaling, packing, masks, templates and guidance of each family.
 """
@@ -34,7 +34,7 @@ def model_of(name: str) -> tuple[Any, Any]:
 
 
 def times_of(pipe: Any, tokens: int) -> Tensor:
-    """The time steps that the pipeline takes, with the shift for this many latent tokens where it has one."""
+    """The timesteps of the pipeline, with the shift for this many latent tokens if it has one."""
     scheduler = pipe.scheduler
     if scheduler.config.get("use_dynamic_shifting"):
         config = scheduler.config
@@ -53,7 +53,7 @@ def times_of(pipe: Any, tokens: int) -> Tensor:
 
 @torch.no_grad()
 def loop(pipe: Any, family: Any, prompt: str, guidance: float, latents: Tensor) -> Tensor:
-    """Three steps of our calls: with classifier-free guidance, or with the value that a distilled model is given."""
+    """Three steps of our calls: with classifier-free guidance, or with the guidance value of a distilled model."""
     denoiser = DENOISERS[family.denoiser_kind]
     distilled = isinstance(denoiser, FluxTransformer)
     if isinstance(denoiser, FluxTransformer):
@@ -87,7 +87,9 @@ def drawn(pipe: Any, family: Any, prompt: str, guidance: float, latents: Tensor)
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["short", "long"])
 @pytest.mark.parametrize("name", BUILD)
-def test_our_denoising_loop_is_the_pipelines(name: str, prompt: str, guidance: float, shape: tuple[int, int]) -> None:
+def test_our_denoising_loop_matches_the_pipeline(
+    name: str, prompt: str, guidance: float, shape: tuple[int, int]
+) -> None:
     pipe, family = model_of(name)
     noise = torch.randn(1, 4, *shape, generator=torch.Generator().manual_seed(1))
     ours, theirs = loop(pipe, family, prompt, guidance, noise), drawn(pipe, family, prompt, guidance, noise)
@@ -97,8 +99,8 @@ def test_our_denoising_loop_is_the_pipelines(name: str, prompt: str, guidance: f
 
 
 @pytest.mark.parametrize("name", BUILD)
-def test_the_prompt_and_the_guidance_change_what_is_drawn(name: str) -> None:
-    """So that the test above can tell two prompts, and two guidance values, apart."""
+def test_prompt_and_guidance_change_the_image(name: str) -> None:
+    """Else the test above could not distinguish prompts or guidance values."""
     pipe, family = model_of(name)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     first, second = (loop(pipe, family, prompt, 3.5, noise) for prompt in PROMPTS)

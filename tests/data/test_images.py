@@ -1,4 +1,4 @@
-"""Images of every kind become the tensor a viewer would expect, or are refused by name."""
+"""Images of every format become the expected tensor, or are an error."""
 
 import struct
 
@@ -13,7 +13,7 @@ from pivotune.pipeline.data.images import inspect_image, open_alpha, open_image,
 from pivotune.pipeline.errors import StageError
 
 
-def test_values_run_from_minus_one_to_one(tmp_path):
+def test_values_are_between_minus_one_and_one(tmp_path):
     Image.new("RGB", (8, 8), (255, 0, 127)).save(tmp_path / "a.png")
     tensor = apply_variant(open_image(tmp_path / "a.png"), (4, 4), Variant())
     assert tensor.shape == (3, 4, 4)
@@ -21,7 +21,7 @@ def test_values_run_from_minus_one_to_one(tmp_path):
     assert tensor[:, 0, 0].tolist() == pytest.approx([1.0, -1.0, -0.0039216], abs=1e-6)
 
 
-def test_a_long_image_is_cut_at_the_centre(tmp_path):
+def test_a_long_image_is_cropped_at_the_centre(tmp_path):
     image = Image.new("RGB", (30, 10), "red")
     image.paste(Image.new("RGB", (10, 10), "blue"), (10, 0))
     image.save(tmp_path / "a.png")
@@ -31,12 +31,12 @@ def test_a_long_image_is_cut_at_the_centre(tmp_path):
     )
 
 
-def test_a_image_of_one_pixel_is_enlarged(tmp_path):
+def test_an_image_of_one_pixel_is_enlarged(tmp_path):
     Image.new("RGB", (1, 1), "red").save(tmp_path / "a.png")
     assert apply_variant(open_image(tmp_path / "a.png"), (8, 8), Variant()).unique().tolist() == [-1.0, 1.0]
 
 
-def test_the_exif_mark_turns_the_image(tmp_path):
+def test_the_exif_orientation_rotates_the_image(tmp_path):
     image = Image.new("RGB", (4, 2), "white")
     image.putpixel((0, 0), (0, 0, 0))
     exif = Image.Exif()
@@ -63,7 +63,7 @@ def test_transparent_parts_are_white(tmp_path, mode):
     assert [open_image(tmp_path / "a.png").getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
 
 
-def test_sixteen_bits_are_scaled_not_cut(tmp_path):
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     Image.fromarray(numpy.array([[0, 32768, 65535]], numpy.uint16)).save(tmp_path / "a.png")
     assert [open_image(tmp_path / "a.png").getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
 
@@ -95,7 +95,7 @@ def test_one_bit_a_pixel(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.webp", "a.gif", "a.bmp", "a.tiff", "a.avif", "a.jfif"])
-def test_every_kind_that_is_listed_can_be_read(tmp_path, name):
+def test_every_supported_format_can_be_read(tmp_path, name):
     if name.endswith("avif") and not features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
     Image.new("RGB", (16, 9), (200, 30, 30)).save(tmp_path / name)
@@ -103,7 +103,7 @@ def test_every_kind_that_is_listed_can_be_read(tmp_path, name):
     assert open_image(tmp_path / name).getpixel((5, 5)) == pytest.approx((200, 30, 30), abs=8)
 
 
-def test_a_image_by_another_name_is_read_as_what_it_is(tmp_path):
+def test_the_format_is_that_of_the_content(tmp_path):
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a.webp")
     (tmp_path / "a.webp").rename(tmp_path / "a.png")
     assert inspect_image(tmp_path / "a.png") == ((9, 9), "WEBP")
@@ -117,7 +117,7 @@ def test_the_upright_size_is_known_without_decoding(tmp_path):
     assert inspect_image(tmp_path / "a.jpg")[0] == open_image(tmp_path / "a.jpg").size == (10, 20)
 
 
-def test_the_first_image_of_a_telephones_pair_is_taken(tmp_path):
+def test_the_first_image_of_an_mpo_is_used(tmp_path):
     pair = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     pair[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=pair[1:])
     assert inspect_image(tmp_path / "a.jpg")[1] == "MPO"
@@ -125,7 +125,7 @@ def test_the_first_image_of_a_telephones_pair_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "why"), BROKEN)
-def test_what_is_no_single_whole_image_is_refused_by_name(tmp_path, name, why):
+def test_corrupt_files_are_errors(tmp_path, name, why):
     broken(tmp_path)
     with pytest.raises(StageError, match=why) as caught:
         open_image(tmp_path / name)
@@ -133,13 +133,13 @@ def test_what_is_no_single_whole_image_is_refused_by_name(tmp_path, name, why):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (7, 100)])
-def test_a_image_too_small_to_show_anything_is_refused(tmp_path, size):
+def test_an_image_that_is_too_small_is_an_error(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "a.png")
     with pytest.raises(StageError, match=rf"a\.png: {size[0]}x{size[1]} pixels are too few"):
         inspect_image(tmp_path / "a.png")
 
 
-def test_a_mask_is_brought_to_its_images_size_and_one_of_another_shape_refused(tmp_path):
+def test_a_mask_is_resized_to_its_image_and_must_have_its_aspect_ratio(tmp_path):
     Image.new("L", (20, 10), 255).save(tmp_path / "a-mask.png")
     assert open_mask(tmp_path / "a-mask.png", (40, 20)).size == (40, 20)
     with pytest.raises(StageError, match="the mask is 20x10, its image 20x20"):

@@ -1,4 +1,4 @@
-"""First vectors of many embeddings, asked for at once: to the bit what each embedding gives alone."""
+"""Initial vectors of many embeddings equal, bit for bit, those of each embedding alone."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ def bytes_of(contents):
 
 @pytest.fixture
 def based(tmp_path):
-    """Changes that let `<b>` go on from a file that knows one encoder, with one row more than is wanted."""
+    """Changes for `<b>` with a base file that has vectors for one encoder, one more than `tokens`."""
 
     def changes(rows):
         save_file({"clip_l": rows}, tmp_path / "old.safetensors")
@@ -53,7 +53,7 @@ def based(tmp_path):
     return changes
 
 
-def test_embeddings_together_start_as_each_does_alone(model, based):
+def test_many_embeddings_have_the_initial_vectors_of_each_alone(model, based):
     rows = torch.randn(4, model.encoders[0].width)
     own = embeddings(**based(rows))
     together = RunState()
@@ -80,7 +80,7 @@ def test_rows_of_the_model_are_the_embeddings_vectors(model):
         state.injection.eject()
 
 
-def test_vectors_of_other_formats_and_embeddings_without_some_are_taken_too():
+def test_vectors_of_other_dtypes_and_missing_vectors():
     draw = torch.randn(2, 4)
     several = [
         Embedding("<a>", {"x": to_raw(draw)}),

@@ -1,4 +1,4 @@
-"""Where nothing moves a text, each caption is encoded once, and the steps are those of encoding it anew."""
+"""With frozen text encoders each caption is encoded once, and the steps match those without the cache."""
 
 import json
 
@@ -7,9 +7,9 @@ import torch
 from projects import make_project, run_project
 
 from pivotune.pipeline.models.denoisers import DENOISERS
-from pivotune.pipeline.models.text import Text, Texts
+from pivotune.pipeline.models.text import CaptionCache, Text
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import training as put_together
+from pivotune.pipeline.run import training as run_training
 
 AROUND = """
 [[stage]]
@@ -26,7 +26,7 @@ def losses(folder):
 
 
 @pytest.mark.parametrize(("family", "kind"), [("sd1", "unet"), pytest.param("sdxl", "unet_xl", marks=pytest.mark.slow)])
-def test_a_lora_around_embeddings_that_stand_still_encodes_each_caption_once(tmp_path, monkeypatch, family, kind):
+def test_a_lora_with_frozen_embeddings_encodes_each_caption_once(tmp_path, monkeypatch, family, kind):
     recipe = load_recipe(make_project(tmp_path, family, stages=AROUND), ["samples.prompts=[]"])
     for number in range(3):
         (tmp_path / "images" / f"{number}.txt").write_text(f"a photo of <cat>, {number}", "utf-8")
@@ -37,16 +37,16 @@ def test_a_lora_around_embeddings_that_stand_still_encodes_each_caption_once(tmp
         return encode(pipe, captions)
 
     monkeypatch.setattr(DENOISERS[kind], "encode", counted, raising=False)
-    kept = losses(run_project(recipe, tmp_path / "kept").folder)
+    cached = losses(run_project(recipe, tmp_path / "cached").folder)
     assert sorted(captions[0] for captions in asked[3:]) == [f"a photo of <cat>, {number}" for number in range(3)]
-    monkeypatch.setattr(put_together, "Texts", lambda *arguments: None)
-    anew = losses(run_project(recipe, tmp_path / "anew").folder)
-    assert kept[:3] == anew[:3]
-    assert kept == pytest.approx(anew, rel=1e-5)
+    monkeypatch.setattr(run_training, "CaptionCache", lambda *arguments: None)
+    uncached = losses(run_project(recipe, tmp_path / "uncached").folder)
+    assert cached[:3] == uncached[:3]
+    assert cached == pytest.approx(uncached, rel=1e-5)
     assert len(asked) == 3 + 3 + 3 + 4
 
 
-def test_the_last_used_captions_are_kept():
+def test_the_last_used_captions_are_cached():
     class Counting:
         def __init__(self):
             self.asked = []
@@ -56,7 +56,7 @@ def test_the_last_used_captions_are_kept():
             return Text(torch.full((1, 2, 4), float(captions[0])), torch.full((1, 3), float(captions[0])))
 
     denoiser = Counting()
-    texts = Texts(denoiser, None, limit=2 * 4 * (2 * 4 + 3))  # two captions
+    texts = CaptionCache(denoiser, None, limit=2 * 4 * (2 * 4 + 3))  # two captions
     cpu = torch.device("cpu")
     both = texts(["1", "2"], cpu)
     assert both.states[:, 0, 0].tolist() == both.pooled[:, 0].tolist() == [1.0, 2.0]

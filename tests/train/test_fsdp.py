@@ -19,7 +19,7 @@ FSDP = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_twin_learns_what_the_part_would(tmp_path, dtype):
+def test_a_sharded_part_matches_one_process(tmp_path, dtype):
     pipe, weights = made(dtype)
     alone = WeightTrainer("finetune.encoder", weights, SETTINGS, text=True)
     norms = [step(pipe, alone, number) for number in range(3)]
@@ -49,10 +49,10 @@ def test_a_twin_learns_what_the_part_would(tmp_path, dtype):
             kept.to_local() for one in trainer.optimizer.state.values() for name, kept in one.items() if "exp" in name
         ]
         own += [average.shadow.to_local() for average in trainer.averages.values()]
-        held, told = sum(tensor.numel() for tensor in own), trainer.state()
+        size, saved = sum(tensor.numel() for tensor in own), trainer.state()
         trainer.finish()
         assert pipe.encoder is part
-        torch.save((norms, held, told, dict(weights)), tmp_path / f"{rank}.pt")
+        torch.save((norms, size, saved, dict(weights)), tmp_path / f"{rank}.pt")
 
     pipe, two = made(dtype)
     before = WeightTrainer("finetune.encoder", two, SETTINGS, text=True)
@@ -60,18 +60,18 @@ def test_a_twin_learns_what_the_part_would(tmp_path, dtype):
         step(pipe, before, number)
     torch.save(before.state(), tmp_path / "state.pt")
     ended = launched(tmp_path, work, 2, FSDP)
-    assert ended.codes == [0, 0], ended.said
+    assert ended.codes == [0, 0], ended.outputs
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
     close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.01}
-    for theirs, held, _, trained in found:
+    for theirs, size, _, trained in found:
         torch.testing.assert_close(theirs, norms, **close)
         torch.testing.assert_close(trained, dict(weights), **close)
-        assert held == sum(weight.numel() for weight in weights.values()) * 4 // 2  # value, moments, average
+        assert size == sum(weight.numel() for weight in weights.values()) * 4 // 2  # value, moments, average
     torch.testing.assert_close(found[0][2].tensors, state.tensors, **close)
     assert not found[1][2].tensors
 
 
-def test_settings_that_do_not_fit_are_said(monkeypatch):
+def test_invalid_fsdp_settings_are_an_error(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "WRAP_ALL")
     pipe, _ = made()
