@@ -8,6 +8,8 @@ from .reading import REFUSED, Reading, Vectors, bundle_tensors, embedding, only_
 
 KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name ComfyUI looks for
 DEAF = ("gemma", "qwen", "qwen25_7b", "umt5xxl")  # encoders whose tokenizer gets no embeddings folder
+SMALLEST = 768  # numbers in a storage that is taken for vectors
+NO_WIDTH = "no tensor is as wide as the model's text encoders; the embedding is ignored with a warning"
 
 
 def reads(file: Stored, widths: dict[str, int], *, bundles: bool = True) -> Reading:
@@ -19,7 +21,7 @@ def reads(file: Stored, widths: dict[str, int], *, bundles: bool = True) -> Read
     Order of the rules as in comfy/sd1_clip.py; a tensor of the wrong width is ignored with a warning.
     """
     if not only_weights(file):
-        return refused(REFUSED)
+        return _of_zip(file, widths)
     vectors: Vectors = {}
     used: set[str] = set()
     for key, size in widths.items():
@@ -28,8 +30,23 @@ def reads(file: Stored, widths: dict[str, int], *, bundles: bool = True) -> Read
             vectors[key] = _joined([file.tensors[name] for name in names])
             used.update(names)
     if not vectors:
-        return refused("no tensor is as wide as the model's text encoders; the embedding is ignored with a warning")
+        return refused(NO_WIDTH)
     return embedding(file.stem, vectors, file.tensors, used)
+
+
+def _of_zip(file: Stored, widths: dict[str, int]) -> Reading:
+    """A pickle that torch refuses: the numbers of the one large tensor of a zip file, as float32, 768 or
+    1024 wide."""
+    large = [name for name, tensor in file.tensors.items() if len(tensor.stored) >= SMALLEST * 4]
+    if not file.members or len(large) != 1:
+        return refused(REFUSED)
+    tensor = file.tensors[large[0]]
+    count = len(tensor.stored) // 4
+    size = 768 if count % 768 == 0 else 1024
+    if tensor.dtype != "F32" or width(tensor) != size:
+        return refused(f"{REFUSED}, and its numbers are then read as float32 vectors of another width")
+    vectors = {key: tensor for key, own in widths.items() if own == size and key not in DEAF}
+    return embedding(file.stem, vectors, file.tensors, large) if vectors else refused(NO_WIDTH)
 
 
 def _chosen(file: Stored, key: str, size: int, bundles: bool) -> list[str]:

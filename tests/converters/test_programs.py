@@ -27,6 +27,11 @@ def loads(rows, tmp_path):
 ALL = {*NAMES}
 KIN = {"a1111": {"reforge"}, "comfyui": {"swarmui", "fooocus"}}  # programs that read by another one's code
 PICKLE = {"container": "pickle", "name": "cat.pt"}
+REFUSED_ZIP = {
+    **PICKLE,
+    "names": frozenset(["torch.nn.modules.container.ParameterDict"]),
+    "members": ("x/data.pkl", "x/data/0"),
+}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +65,9 @@ PICKLE = {"container": "pickle", "name": "cat.pt"}
         ("sd1", {"string_to_param.*": (2, 768)}, {
             **PICKLE, "metadata": {"string_to_token.*": "265"}, "names": frozenset([
                 "torch.nn.modules.container.ParameterDict"])}, {"a1111", "forge"}),
+        ("sd1", {"string_to_param.*": (2, 768)}, REFUSED_ZIP, {"a1111", "forge", "comfyui"}),
+        ("sd2", {"string_to_param.*": (2, 1024)}, REFUSED_ZIP, {"a1111", "forge", "comfyui"}),
+        ("sd2", {"string_to_param.*": (3, 1024)}, REFUSED_ZIP, {"a1111", "forge"}),
     ],
 )  # fmt: skip
 def test_a_program_loads_what_it_was_seen_to_load(family, shapes, stored, expected, loads):
