@@ -31,12 +31,13 @@ def has_dora(tensors: Iterable[str]) -> bool:
 
 
 def settled(tensors: Tensors) -> dict[str, RawTensor]:
-    """Names that all programs know: text encoders with `text_model_`, a DoRA's magnitudes as a column.
+    """Names that all programs know: CLIP's encoders with `text_model_`, a DoRA's magnitudes as a column.
 
-    transformers 5.6 and later name the modules of a text encoder without that level; older programs reject those.
+    transformers 5.6 and later name the modules of CLIP without that level; older programs reject those. The blocks of
+    T5 (`encoder_block_…`) never had it.
     """
     return {
-        re.sub(r"^(lora_te\d?_)(?=encoder_)", r"\1text_model_", name): _column(name, raw, tensors)
+        re.sub(r"^(lora_te\d?_)(?=encoder_layers_)", r"\1text_model_", name): _column(name, raw, tensors)
         for name, raw in tensors.items()
     }
 
@@ -80,12 +81,13 @@ def peft(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]:
         module, _, kind = name.partition(".")
         parts[module][kind] = raw
     made = {}
+    clip = clip_modules(family)
     for name, part in parts.items():
         attribute = next(
             key for key, prefix in sorted(family.lora_prefixes.items(), reverse=True) if name.startswith(f"{prefix}_")
         )
         plain = name.removeprefix(family.lora_prefixes[attribute] + "_")
-        module = f"{attribute}.{_known(_modules(getattr(pipe, attribute)), plain)}"
+        module = f"{attribute}.{_known(_modules(getattr(pipe, attribute), clip=attribute in clip), plain)}"
         down, up = part["lora_down.weight"], part["lora_up.weight"]
         scaled = from_raw(up).double() * (float(from_raw(part["alpha"])) / down.shape[0])
         made[f"{module}.lora_A.weight"] = down
@@ -103,10 +105,15 @@ def _row(raw: RawTensor) -> RawTensor:
     return RawTensor(raw.dtype, raw.shape[:1] if len(raw.shape) == 2 else (1, raw.shape[0], *raw.shape[2:]), raw.stored)
 
 
-def _modules(model: Any) -> dict[str, str]:
-    """Module names with underscores to module names, for text encoders with the level `text_model` added."""
-    text = hasattr(model, "get_input_embeddings") and not hasattr(model, "text_model")
-    names = {f"text_model.{name}" if text and name else name for name, _ in model.named_modules()}
+def clip_modules(family: Family) -> set[str]:
+    """The pipeline's names of the family's CLIP encoders; other text encoders have other layers and names."""
+    return {encoder.module for encoder in family.encoders if encoder.key.startswith("clip")}
+
+
+def _modules(model: Any, *, clip: bool = False) -> dict[str, str]:
+    """Module names with underscores to module names, for CLIP's encoders with the level `text_model` added."""
+    without = clip and not hasattr(model, "text_model")
+    names = {f"text_model.{name}" if without and name else name for name, _ in model.named_modules()}
     return {name.replace(".", "_"): name for name in names}
 
 

@@ -18,7 +18,7 @@ from ..data.files import files_in
 from ..embeddings.injection import EmbeddingRows, Injection
 from ..embeddings.placeholders import Replacer
 from ..errors import StageError
-from ..export.lora_layouts import peft
+from ..export.lora_layouts import clip_modules, peft
 from ..export.packs import packed_vectors
 from ..export.standalone import standalone_vectors
 from ..models.load import Model
@@ -89,36 +89,41 @@ def draw_after(
     injection = inject_files(model, _used_files(files, recipe))
     try:
         injection.activate(recipe.samples.prompts)
-        with _lora_loaded(model, lora):
+        with lora_loaded(model, lora):
             return list(_draw(model, recipe, recipe.samples.prompts, folder, "after"))
     finally:
         injection.eject()
 
 
 @contextmanager
-def _lora_loaded(model: Model, file: Path | None) -> Iterator[None]:
-    """The LoRA of an exported file in the model: by the pipeline, or part by part where it has no loader of its own."""
+def lora_loaded(model: Model, file: Path | None) -> Iterator[None]:
+    """The LoRA of an exported file in the model: by the pipeline where its loader can, else part by part."""
     if file is None:
         yield
         return
     read = peft(read_safetensors(file)[0], model.family, model.pipe)
-    tensors = {name: from_raw(raw) for name, raw in read.items()}
-    if hasattr(model.pipe, "load_lora_weights"):
-        try:
-            model.pipe.load_lora_weights(tensors)
-            yield
-        finally:
-            model.pipe.unload_lora_weights()
-        return
-    parts = {name: getattr(model.pipe, name) for name in dict.fromkeys(name.partition(".")[0] for name in tensors)}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, raw in read.items():
+        parts.setdefault(name.partition(".")[0], {})[name] = from_raw(raw)
+    theirs = [name for name in parts if _pipeline_loads(model, name)]
+    others = {name: getattr(model.pipe, name) for name in parts if name not in theirs}
     try:
-        for name, part in parts.items():
-            own = {key.removeprefix(f"{name}."): one for key, one in tensors.items() if key.startswith(f"{name}.")}
-            load_lora(part, own)
+        if theirs:
+            model.pipe.load_lora_weights({key: one for name in theirs for key, one in parts[name].items()})
+        for name, part in others.items():
+            load_lora(part, {key.removeprefix(f"{name}."): one for key, one in parts[name].items()})
         yield
     finally:
-        for part in parts.values():
+        for part in others.values():
             remove_lora(part)
+        if theirs:
+            model.pipe.unload_lora_weights()
+
+
+def _pipeline_loads(model: Model, part: str) -> bool:
+    """Whether the pipeline loads LoRAs on this part; on T5 and Qwen3 loaders of diffusers fail or ignore them."""
+    able = {model.family.denoiser_module, *clip_modules(model.family)}
+    return part in able and part in getattr(model.pipe, "_lora_loadable_modules", ())
 
 
 def draw_now(model: Model, recipe: Recipe, folder: Path, name: str) -> list[dict[str, Any]]:

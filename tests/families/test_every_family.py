@@ -15,7 +15,7 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run.samples import inject_files
+from pivotune.pipeline.run.samples import inject_files, lora_loaded
 
 CPU = torch.device("cpu")
 TARGETS = {
@@ -188,6 +188,31 @@ def answer(model) -> torch.Tensor:
         text = denoiser.encode(model.pipe, ["a red ring"])
         noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         return denoiser.predict(model.pipe, noisy, torch.tensor([500]), text)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "chroma", "pixart", "z-image"])
+def test_a_lora_on_t5_or_qwen_keeps_the_names_of_its_layers_and_is_in_the_images_after_training(
+    tmp_path, monkeypatch, family
+):
+    """These encoders have no level `text_model`, and diffusers' loaders fail at their LoRAs or ignore them."""
+    told = {}
+    before_eject(monkeypatch, lambda state, model: told.setdefault("trained", states(model)))
+    key = list(WIDTHS[family])[-1]
+    run(tmp_path, family, train=f'resolution = 16\n[stage.lora]\nparts = ["{key}"]\nrank = 2\nlearning_rate = 0.05')
+    file = tmp_path / "run" / "exports" / "tiny.safetensors"
+    assert all("_layers_" in name if key == "qwen3_4b" else "_encoder_block_" in name for name in read(file)[0])
+    assert not any("text_model" in name for name in read(file)[0])
+    fresh = load_model(load_recipe(tmp_path / "recipe.toml").model, CPU)
+    base = states(fresh)
+    with lora_loaded(fresh, file):
+        torch.testing.assert_close(states(fresh), told["trained"], rtol=1e-5, atol=1e-5)
+    assert torch.equal(states(fresh), base)
+    assert (base - told["trained"]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def states(model) -> torch.Tensor:
+    return DENOISERS[model.family.denoiser_kind].encode(model.pipe, ["a red ring"]).states
 
 
 def test_a1111_gets_an_sd3_lora_with_the_names_of_its_loader(tmp_path, monkeypatch):
