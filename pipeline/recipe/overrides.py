@@ -84,7 +84,7 @@ def _stage(kinds: Sequence[str], parts: list[str], text: str) -> tuple[int, list
         return same[int(parts[1]) - 1], parts[2:]
     if numbered or len(same) > 1:
         ways = " or ".join(".".join([parts[0], str(n + 1), *parts[1 + numbered :]]) for n in range(min(len(same), 3)))
-        raise BadOverride(text, f"the recipe has {len(same)} stages of kind '{parts[0]}'; write {ways}")
+        raise BadOverride(text, f"stages of kind '{parts[0]}': {len(same)}; write {ways}")
     return same[0], parts[1:]
 
 

@@ -267,7 +267,7 @@ def test_tokens_of_a_family_asks_for_a_well_known_model_of_it(call, monkeypatch,
     shown = call("tokens", "a ring", "--family", "sd1")
     assert shown.code == 1
     assert asked == ["stable-diffusion-v1-5/stable-diffusion-v1-5"]
-    assert "no network here; name a diffusers folder of the same family instead" in shown.err
+    assert "use a diffusers folder of the same family instead" in shown.err
 
 
 def test_a_launcher_that_asks_for_deepspeed_is_refused_in_one_line(call, recipe, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def test_a_run_exports_the_same_bytes_with_and_without_the_cache(tmp_path, famil
         files.append({file.relative_to(exports): file.read_bytes() for file in exports.rglob("*") if file.is_file()})
     assert files[0] == files[1]
     assert [text for text in messages if "variants" in text] == [
-        "9 images: 18 variants encoded, 0 found encoded", "9 images: 0 variants encoded, 18 found encoded",
+        "9 images: 18 variants encoded, 0 from the cache", "9 images: 0 variants encoded, 18 from the cache",
     ]  # fmt: skip
     manifest = json.loads((tmp_path / "two" / "manifest.json").read_text("utf-8"))
     assert manifest["warnings"] == []

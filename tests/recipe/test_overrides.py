@@ -64,7 +64,7 @@ def test_later_ones_win(good: Path) -> None:
         ("train.steps=many", "--set train.steps=many: expected an integer, got 'many'"),
         ("train.steps=nan", "--set train.steps=nan: nan is not a finite number"),
         ("train.learning_rate=[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]", "nested more than 16 levels deep"),
-        ("train.2.steps=3", "has 1 stage(s) of kind 'train'; write train.1.steps"),
+        ("train.2.steps=3", "stages of kind 'train': 1; write train.1.steps"),
         ("a.b.c", "is not of the form"),
     ],
 )
@@ -96,7 +96,7 @@ def test_the_file_is_not_changed(good: Path) -> None:
 
 def test_two_stages_of_a_kind_need_a_number() -> None:
     with pytest.raises(
-        RecipeError, match=r"has 2 stage\(s\) of kind 'train'; write train\.1\.steps or train\.2\.steps"
+        RecipeError, match=r"stages of kind 'train': 2; write train\.1\.steps or train\.2\.steps"
     ):
         load_recipe("pivotal", ["train.steps=3"])
     stages = [stage for stage in load_recipe("pivotal", ["train.2.steps=3"]).stages if stage.kind == "train"]

@@ -127,7 +127,7 @@ def test_a_signal_after_the_last_step_says_that_the_run_is_being_finished(tmp_pa
         os.kill(os.getpid(), signal.SIGTERM)
         return write(*arguments, **options)
 
-    answer = "SIGTERM: all steps are done; the run is being finished (again: at once)"
+    answer = "SIGTERM: all steps are done; the run is being finished; once more stops it at once"
     for place, name, asks in ((steps, "_close", close), (stage, "write_exports", exporting)):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, asks)
@@ -228,7 +228,7 @@ def test_a_signal_while_a_line_is_written_is_handled(capfd):
     with catch_signals(entered_twice) as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.name == "SIGTERM"
-    assert capfd.readouterr().err == "SIGTERM: stopping after the current step, with a checkpoint (again: at once)\n"
+    assert capfd.readouterr().err == "SIGTERM: stopping after the current step, with a checkpoint; once more stops it at once\n"
 
 
 def test_a_changed_image_refuses_the_checkpoint_and_is_named(tmp_path, monkeypatch):
