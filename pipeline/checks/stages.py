@@ -42,6 +42,9 @@ def objective_findings(
         text = f"{objective.weighting} is not supported for {NAMES[kind]}; use {', '.join(WEIGHTINGS[kind])}"
         yield Finding((*where, "weighting"), text)
     if kind == "diffusion":
+        if options.timesteps.shift == "dynamic":
+            text = f"'dynamic' is not supported for {NAMES[kind]}; use a number"
+            yield Finding((*key_path, "timesteps", "shift"), text)
         yield from _zero_snr_findings(key_path, objective, config.get("prediction_type"))
         return
     for key in ("prediction", "zero_terminal_snr"):

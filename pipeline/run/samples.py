@@ -192,7 +192,7 @@ def _images(
     model: Model, prompts: list[str], steps: int, guidance: float, size: int, generators: list[torch.Generator]
 ) -> list[Image.Image]:
     """Square images by the pipeline itself, with the arguments that its family is drawn with."""
-    side = size - size % model.size_multiple
+    side = max(1, size // model.size_multiple) * model.size_multiple
     images: list[Image.Image] = model.pipe(
         prompt=prompts, num_inference_steps=steps, guidance_scale=guidance, height=side, width=side,
         generator=generators, **model.family.draw_options,

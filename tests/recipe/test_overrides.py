@@ -95,9 +95,7 @@ def test_the_file_is_not_changed(good: Path) -> None:
 
 
 def test_two_stages_of_a_kind_need_a_number() -> None:
-    with pytest.raises(
-        RecipeError, match=r"stages of kind 'train': 2; write train\.1\.steps or train\.2\.steps"
-    ):
+    with pytest.raises(RecipeError, match=r"stages of kind 'train': 2; write train\.1\.steps or train\.2\.steps"):
         load_recipe("pivotal", ["train.steps=3"])
     stages = [stage for stage in load_recipe("pivotal", ["train.2.steps=3"]).stages if stage.kind == "train"]
     assert stages[0].options.steps != 3

@@ -228,7 +228,10 @@ def test_a_signal_while_a_line_is_written_is_handled(capfd):
     with catch_signals(entered_twice) as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.name == "SIGTERM"
-    assert capfd.readouterr().err == "SIGTERM: stopping after the current step, with a checkpoint; once more stops it at once\n"
+    assert (
+        capfd.readouterr().err
+        == "SIGTERM: stopping after the current step, with a checkpoint; once more stops it at once\n"
+    )
 
 
 def test_a_changed_image_refuses_the_checkpoint_and_is_named(tmp_path, monkeypatch):
