@@ -88,8 +88,9 @@ def _layouts() -> Iterator[Sequence[str]]:
 
 
 def _unet_family(program: Program) -> Family:
-    """Stable Diffusion 1, or XL for a program that runs no other."""
-    return all_families()["sd1" if program.runs is None or "sd1" in program.runs else "sdxl"]
+    """The first family with a U-Net that the program runs."""
+    with_unet = (family for family in all_families().values() if family.denoiser_module == "unet")
+    return next(family for family in with_unet if program.runs is None or family.name in program.runs)
 
 
 def _kinds() -> Iterator[Sequence[str]]:

@@ -8,6 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from train.objectives import objective_with
 
+from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.errors import StageError
 
 PLAIN, DYNAMIC = FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
@@ -42,6 +43,12 @@ def test_a_larger_image_is_trained_at_more_noise():
     small, large = (levels(DYNAMIC, torch.ones(64, 4, side, side)).mean() for side in (16, 128))
     assert large > small + 0.05
     assert math.exp(calculate_shift(4096)) == pytest.approx(3.158, abs=1e-3)
+
+
+def test_check_reports_dynamic_shift_of_a_diffusion_model():
+    checked = check_recipe("quickstart", ["train.timesteps={shift='dynamic'}"])
+    [problem] = checked.problems
+    assert "not supported for a diffusion model" in problem.text
 
 
 def test_dynamic_shift_is_not_supported_for_diffusion_models():
