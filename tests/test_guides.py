@@ -132,3 +132,12 @@ def test_every_shipped_recipe_is_in_a_guide_or_its_kin() -> None:
     text = "".join(page.read_text("utf-8") for page in [ROOT / "README.md", *GUIDES])
     missing = [path.stem for path in shipped_folder().glob("*.toml") if path.stem not in text]
     assert missing == []
+
+
+def test_the_messages_in_the_troubleshooting_guide_exist() -> None:
+    table = (ROOT / "recipes" / "troubleshooting.md").read_text("utf-8").split("## Warnings and errors")[1]
+    quoted = re.findall(r'^\| "([^"]+)" \|', table, re.M)
+    code = " ".join(path.read_text("utf-8") for path in (ROOT / "pipeline").rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", code)  # strings that continue on the next line
+    assert len(quoted) >= 10
+    assert [words for words in quoted if words not in joined] == []
