@@ -7,7 +7,7 @@ from dataclasses import replace as with_changes
 
 from .embedding import Contents, Embedding
 from .errors import ConvertError
-from .slots import NAMELESS, as_rows, is_rows, outputs, slots, split_out
+from .slots import NAMELESS, UNNAMED, as_rows, is_rows, outputs, slots, split_out
 from .tensor import RawTensor, are_finite, are_zero
 
 PREFIX = "bundle_emb."
@@ -143,7 +143,8 @@ def _fit(embedding: Embedding, widths: Mapping[str, int] | None, drop_outputs: b
             raise ConvertError(f"{name}: {key} must have the shape (vectors, width), not {tensor.shape}")
         if widths is not None and widths.get(key) != tensor.shape[1]:
             model = ", ".join(f"{encoder} {size}" for encoder, size in widths.items())
-            raise ConvertError(f"{name}: {key} is {tensor.shape[1]} wide; the LoRA is for a model with {model}")
+            what = "its vectors have" if key == UNNAMED else f"its {key} vectors have"
+            raise ConvertError(f"{name}: {what} {tensor.shape[1]} values; the LoRA is for a model with {model}")
     if widths is not None and (missing := widths.keys() - vectors.keys()):
         raise ConvertError(f"{name}: has no vectors for {', '.join(sorted(missing))}, which the LoRA's model needs")
     return Embedding(name, vectors, embedding.metadata)

@@ -341,7 +341,7 @@ def test_embeddings_of_a_small_model_are_for_the_family_in_their_metadata(run, r
     assert read("b.safetensors").embeddings[0].vectors["clip_l"].shape == (2, 64)
     saved("real.safetensors", lora(768))
     result = run("bundle", "real.safetensors", "cat.safetensors", "--out", "no.safetensors")
-    assert "64 wide" in str(result.exception)
+    assert "64 values" in str(result.exception)
 
 
 def test_what_is_typed_for_a_bundle_is_the_lora_and_its_embeddings(run, rows, saved, lora):
