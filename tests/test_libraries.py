@@ -35,6 +35,7 @@ ATTRIBUTES = {
     "_compiled_call_impl": "train/compute.py", "_no_split_modules": "train/fsdp.py",
     "_pack_latents": "models/denoisers.py", "_unpack_latents": "models/denoisers.py",
     "_prepare_attention_mask": "models/denoisers.py", "_prepare_latent_image_ids": "models/denoisers.py",
+    "_lora_loadable_modules": "run/samples.py",
 }  # fmt: skip
 PUBLIC = {"_replace", "_asdict", "_fields", "_exit"}  # documented in spite of their names
 
@@ -105,3 +106,19 @@ def test_trackers_are_classes_that_say_whether_they_want_a_folder() -> None:
 
     assert LOGGER_TYPE_TO_CLASS["tensorboard"].requires_logging_directory is True
     assert LOGGER_TYPE_TO_CLASS["wandb"].requires_logging_directory is False
+
+
+def test_pipelines_name_the_parts_whose_loras_they_load() -> None:
+    from diffusers import FluxPipeline, StableDiffusionXLPipeline
+
+    assert "transformer" in FluxPipeline._lora_loadable_modules
+    assert {"unet", "text_encoder", "text_encoder_2"} <= set(StableDiffusionXLPipeline._lora_loadable_modules)
+
+
+def test_pipelines_of_transformers_pack_latents() -> None:
+    from diffusers import ChromaPipeline, FluxPipeline
+
+    for name in ("_pack_latents", "_unpack_latents", "_prepare_latent_image_ids"):
+        assert callable(getattr(FluxPipeline, name))
+        assert callable(getattr(ChromaPipeline, name))
+    assert callable(ChromaPipeline._prepare_attention_mask)
