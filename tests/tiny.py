@@ -57,6 +57,11 @@ def tiny_vae(**changes: Any) -> AutoencoderKL:
     )  # fmt: skip
 
 
+def tiny_flux_vae() -> AutoencoderKL:
+    """A random VAE with the shift and scaling of FLUX.1's, which Chroma and Z-Image use too."""
+    return tiny_vae(shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False)
+
+
 def tiny_unet(cross: int, **changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -152,7 +157,7 @@ def tiny_flux(seed: int = 0, *, guided: bool = True) -> FluxPipeline:
     )  # fmt: skip
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guided),
-        vae=tiny_vae(shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
+        vae=tiny_flux_vae(),
         text_encoder=CLIPTextModel(text_config(tokenizer, 24)), tokenizer=tokenizer,
         text_encoder_2=tiny_t5(tokenizer_2, 32), tokenizer_2=tokenizer_2, transformer=transformer,
     )  # fmt: skip
@@ -169,7 +174,7 @@ def tiny_chroma(seed: int = 0) -> ChromaPipeline:
     )  # fmt: skip
     return ChromaPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.15),
-        vae=tiny_vae(shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
+        vae=tiny_flux_vae(),
         text_encoder=tiny_t5(tokenizer, 32), tokenizer=tokenizer, transformer=transformer,
     )  # fmt: skip
 
@@ -219,7 +224,7 @@ def tiny_z_image(seed: int = 0) -> ZImagePipeline:
         torch.nn.init.normal_(token)  # made without values
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=tiny_vae(shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
+        vae=tiny_flux_vae(),
         text_encoder=encoder, tokenizer=tokenizer, transformer=transformer,
     )  # fmt: skip
 

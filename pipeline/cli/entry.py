@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import logging
 import os
 import sys
 
@@ -15,7 +14,6 @@ def main() -> None:
     from .main import main as command
 
     prepare_console()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises to install what nothing here uses
     command()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,6 +111,8 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
 
 def quiet_libraries() -> None:
     """Switch off the progress bars and logs of the libraries: what matters is checked and reported here."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises to install what nothing here uses
+
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
