@@ -10,6 +10,17 @@ from typing import Any
 import pytest
 from recipe_text import noise, recipe_text, write_recipe
 from tiny import tiny_chroma, tiny_flux, tiny_pixart, tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl, tiny_z_image
+from tiny_llm import (
+    tiny_flux2,
+    tiny_hidream,
+    tiny_hunyuan_video,
+    tiny_klein,
+    tiny_krea2,
+    tiny_lumina2,
+    tiny_qwen_image,
+    tiny_sana,
+    tiny_wan,
+)
 
 from pivotune.converters.families import families
 from pivotune.pipeline.recipe.load import load_recipe
@@ -21,7 +32,10 @@ from pivotune.pipeline.stages import STAGES
 BUILD = {
     "sd1": tiny_sd, "sd2": tiny_sd2, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "sd3-without-t5": partial(tiny_sd3, t5=False),
     "flux": tiny_flux, "flux-schnell": partial(tiny_flux, guided=False),
-    "chroma": tiny_chroma, "pixart": tiny_pixart, "z-image": tiny_z_image,
+    "chroma": tiny_chroma, "pixart": tiny_pixart, "z-image": tiny_z_image, "flux2-klein-4b": tiny_klein,
+    "flux2-dev": tiny_flux2, "sana": tiny_sana, "lumina2": tiny_lumina2, "qwen-image": tiny_qwen_image,
+    "krea2": tiny_krea2, "hidream": tiny_hidream, "hunyuan-video": tiny_hunyuan_video, "wan": tiny_wan,
+    "wan-2.2": partial(tiny_wan, two=True),
 }  # fmt: skip
 
 

@@ -65,7 +65,8 @@ class Family:
     `clip_skip` whether programs can use an earlier layer of its text encoder, `common` whether files for it are common
     (where a width fits several families). `checkpoint` says how one file holds the whole model, by attribute of the
     pipeline; it is empty where we write no such file. `objective` is what its models are trained on: `diffusion` or
-    `flow` (flow matching). `draw_options` are arguments that its pipeline is always called with to draw. `predicting`
+    `flow` (flow matching). `draw_options` are arguments that its pipeline is always called with to draw, and
+    `guidance_argument` is the one that turns on classifier-free guidance or gives a distilled model its value. `predicting`
     has what differs for models that do not predict what the family's example does, by their scheduler's
     `prediction_type`.
     """
@@ -89,6 +90,7 @@ class Family:
     clip_skip: bool = False
     common: bool = True
     draw_options: dict[str, Any] = field(default_factory=dict)
+    guidance_argument: str = "guidance_scale"
     checkpoint: dict[str, CheckpointPart] = field(default_factory=dict)
     predicting: dict[str, dict[str, Any]] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from ..recipe.model import Recipe
 from ..recipe.options import OptimizerOptions, TrainOptions
 from ..text import format_bytes
 from ..train.setup import weight_trainers
+from ..vae import latent_channels
 
 VALUE = 4  # bytes of a float32
 
@@ -84,7 +85,7 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     usual = getattr(model.denoiser.config, family.denoiser_width, None) == family.cross_attention
     activations = round(family.step_activations_mib * 2**20 * model.dtype.itemsize / 2) if usual else 0
     return Needs(
-        embeddings, lora, finetuned, whole * model.dtype.itemsize, whole, int(model.pipe.vae.config.latent_channels),
+        embeddings, lora, finetuned, whole * model.dtype.itemsize, whole, latent_channels(model.pipe.vae.config),
         activations, family.resolution, tuple(stages),
     )  # fmt: skip
 

@@ -156,7 +156,7 @@ class Dataset:
         mean = torch.stack([one.mean for one in encoded])
         deviation = torch.stack([one.deviation for one in encoded])
         noise = torch.randn(count, *mean.shape[1:], generator=generator(self.seed, "latents", number))[part]
-        return (mean + deviation * noise - self.latents.shift) * self.latents.factor
+        return self.latents.normalize(mean + deviation * noise)
 
 
 def _mask(encoded: Sequence[Encoded]) -> Tensor | None:

@@ -14,6 +14,7 @@ from ..errors import StageError
 from ..progress import progress
 from ..rng import generator
 from ..text import first_lines
+from ..vae import encode_image, latent_channels, normalization, vae_scale
 from .augment import Variant, apply_variant, apply_variant_to_mask, is_augmented, random_variant
 from .cache import Cache, Encoded, key_of, vae_identity
 from .examples import Example, content_of
@@ -33,8 +34,7 @@ class Latents:
 
     def __init__(self, vae: Any, seed: int, *, variants: int, cache: Cache | None, fresh: bool = False) -> None:
         self.vae, self.seed, self.variants, self.cache, self.fresh = vae, seed, variants, cache, fresh
-        self.factor = float(vae.config.scaling_factor)
-        self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        self.normalize = normalization(vae)
         self.hits = self.misses = 0
         self.unwritable: str | None = None
         self._identity = vae_identity(vae) if cache is not None else {}
@@ -111,8 +111,8 @@ class Latents:
     def _shape(self, example: Example) -> tuple[int, int, int]:
         """Channels, height and width of an image's latents."""
         config, (width, height) = self.vae.config, example.crop
-        scale = 2 ** (len(config.block_out_channels) - 1)
-        return int(config.latent_channels), height // scale, width // scale
+        scale = vae_scale(config)
+        return latent_channels(config), height // scale, width // scale
 
     def _encode(self, example: Example, variant: Variant, image: Image.Image, mask: Image.Image | None) -> Encoded:
         encoded = encode(self.vae, example, variant, image, mask)
@@ -156,9 +156,7 @@ def open_example(example: Example) -> tuple[Image.Image, Image.Image | None]:
 @torch.no_grad()
 def encode(vae: Any, example: Example, variant: Variant, image: Image.Image, mask: Image.Image | None) -> Encoded:
     """One variant of an image through the VAE, and the same part of its mask."""
-    values = apply_variant(image, example.crop, variant)
-    distribution = vae.encode(values.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist
-    mean, deviation = distribution.mean[0].float().cpu(), distribution.std[0].float().cpu()
+    mean, deviation = encode_image(vae, apply_variant(image, example.crop, variant))
     if not (mean.isfinite().all() and deviation.isfinite().all()):
         raise StageError(f"{example.image}: the VAE's output in {vae.dtype} is not finite; use model.dtype = "
                          "'bfloat16' or 'float32'")  # fmt: skip

@@ -11,6 +11,7 @@ from ...converters.families import Family, families
 from ..errors import StageError
 from ..recipe.document import shipped_folder
 from ..recipe.model import ModelSpec
+from ..vae import latent_channels, vae_scale
 from .received import read_config
 
 MICRO = "micro"
@@ -64,11 +65,6 @@ def _named(spec: ModelSpec, kind: Any, width: Any, fitting: list[Family]) -> Fam
     return named
 
 
-def vae_scale(vae: Mapping[str, Any]) -> int:
-    """Pixels per latent, in each direction; `vae` is the VAE's config."""
-    return int(2 ** (len(vae["block_out_channels"]) - 1))
-
-
 def native_resolution(family: Family, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
     """Side in pixels of the images that a model was trained on: from its configs, else its family."""
     size = denoiser.get("sample_size")
@@ -78,10 +74,12 @@ def native_resolution(family: Family, denoiser: Mapping[str, Any], vae: Mapping[
 def size_multiple(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
     """Both sides of an image must be a multiple of this: pixels per latent times latents per patch.
 
-    Patches are cut by the denoiser (`patch_size`) or by its pipeline, which then gives it more channels.
+    Patches are cut by the denoiser (`patch_size`, of video models a list) or by its pipeline, which then gives it more
+    channels.
     """
-    packed = isqrt(max(1, int(denoiser.get("in_channels") or 1) // int(vae["latent_channels"])))
-    return vae_scale(vae) * int(denoiser.get("patch_size") or 1) * packed
+    packed = isqrt(max(1, int(denoiser.get("in_channels") or 1) // latent_channels(vae)))
+    patch = denoiser.get("patch_size") or denoiser.get("all_patch_size") or 1
+    return vae_scale(vae) * max(packed, int(patch[-1] if isinstance(patch, list | tuple) else patch))
 
 
 def local_path(spec: ModelSpec) -> Path | None:

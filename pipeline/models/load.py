@@ -18,6 +18,7 @@ from ..errors import StageError
 from ..files import read_json, read_regular
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
+from ..vae import vae_scale
 from .family import choose_family, native_resolution, size_multiple, width_of
 from .find import find_model
 from .pipeline import part_kinds
@@ -88,6 +89,11 @@ class Model:
         return size_multiple(self.denoiser.config, self.pipe.vae.config)
 
     @property
+    def pixels_per_latent(self) -> int:
+        """Pixels of an image for each latent, in each direction."""
+        return vae_scale(self.pipe.vae.config)
+
+    @property
     def size(self) -> int:
         """Number of parameters of the denoiser, which is most of a training step."""
         return sum(parameter.numel() for parameter in self.denoiser.parameters())
@@ -132,7 +138,7 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
     dtype = DTYPES[spec.dtype]
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            upcast = name == "vae" and dtype == torch.float16 and getattr(part.config, "force_upcast", False)
+            upcast = name == "vae" and dtype == torch.float16 and getattr(part.config, "force_upcast", True)
             part.requires_grad_(False).eval().to(device=device, dtype=torch.float32 if upcast else dtype)
             _align(part)
             if upcast:
@@ -163,7 +169,7 @@ def _tokenizer_files(spec: ModelSpec, pipe: Any, path: Path) -> dict[str, dict[s
 
 def _cast_latents(vae: Any) -> None:
     """Let a VAE in float32 decode latents of a float16 pipeline, which passes them unchanged."""
-    first = vae.decoder if vae.post_quant_conv is None else vae.post_quant_conv
+    first = getattr(vae, "post_quant_conv", None) or vae.decoder
     first.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(vae.dtype), *inputs[1:]))
 
 

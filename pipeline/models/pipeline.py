@@ -53,7 +53,10 @@ def _config(path: Path) -> dict[str, Any]:
 
 def part_kinds(index: dict[str, Any]) -> dict[str, Any]:
     """The parts of a folder that have weights, by name, with their classes."""
-    entries = {name: value for name, value in index.items() if isinstance(value, list) and name not in GUARDS}
+    entries = {
+        name: value for name, value in index.items()
+        if isinstance(value, list) and name not in GUARDS and all(isinstance(one, str) for one in value)
+    }  # fmt: skip
     kinds = {}
     for name, (library, kind) in entries.items():
         found = getattr(importlib.import_module(library), kind, None) if library in _LIBRARIES else None

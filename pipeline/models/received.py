@@ -99,6 +99,8 @@ def _parts(path: Path, index: dict[str, Any]) -> Iterator[str]:
     for name, value in index.items():
         if not isinstance(value, list) or name in ("safety_checker", "feature_extractor") or value[:1] == [None]:
             continue
+        if value and all(isinstance(one, int) for one in value):
+            continue  # a setting of the pipeline, as the layers in Krea 2's
         if os.path.basename(name) != name or name in ("", ".", "..") or "\\" in name:
             raise ValueError(f"{path}: {name!r} is not a valid name of a part")
         if len(value) != 2 or value[0] not in _LIBRARIES or not isinstance(value[1], str):

@@ -18,6 +18,7 @@ LIMIT = 1 << 30  # bytes of memory; of SDXL in bfloat16 some 3,400 captions
 class Text:
     """Encoded captions: `states` (batch, tokens, width), and `mask` (batch, tokens) of those that the denoiser uses.
 
+    Models that use several layers of an encoder have (batch, tokens, layers, width).
     `pooled` is (batch, width), for models that have it. Without a mask all states are used.
     """
 
@@ -74,8 +75,20 @@ def pad(text: Text, tokens: int) -> Text:
         return text
     if text.mask is None:
         raise ValueError(f"texts of {text.states.shape[1]} and {tokens} tokens have no mask")
-    states = functional.pad(text.states, (0, 0, 0, missing))
+    states = functional.pad(text.states, (*[0, 0] * (text.states.ndim - 2), 0, missing))
     return Text(states, text.pooled, functional.pad(text.mask, (0, missing), value=False))
+
+
+def with_blank(text: Text, blank: Text, captions: Sequence[str]) -> Text:
+    """The text with `blank` (a batch of one, of the same length) in place of every empty caption."""
+    empty = torch.tensor([not caption for caption in captions], device=text.states.device)
+
+    def either(one: Tensor, other: Tensor) -> Tensor:
+        return torch.where(empty.reshape(-1, *[1] * (one.ndim - 1)), other, one)
+
+    assert text.mask is not None
+    assert blank.mask is not None
+    return Text(either(text.states, blank.states), mask=either(text.mask, blank.mask))
 
 
 def between(first: Text, second: Text, alpha: float) -> Text:

@@ -193,10 +193,16 @@ def _images(
 ) -> list[Image.Image]:
     """Square images by the pipeline itself, with the arguments that its family is drawn with."""
     side = max(1, size // model.size_multiple) * model.size_multiple
-    images: list[Image.Image] = model.pipe(
-        prompt=prompts, num_inference_steps=steps, guidance_scale=guidance, height=side, width=side,
-        generator=generators, **model.family.draw_options,
-    ).images  # fmt: skip
+    family = model.family
+    options = {family.guidance_argument: guidance, **family.draw_options}
+    model.pipe.default_sample_size = side / model.pixels_per_latent  # HiDream scales every size to its area
+    if "negative_prompt" in options:
+        options["negative_prompt"] = [options["negative_prompt"]] * len(prompts)
+    drawn = model.pipe(
+        prompt=prompts, num_inference_steps=steps, height=side, width=side, generator=generators, output_type="pil",
+        **options,
+    )  # fmt: skip
+    images: list[Image.Image] = drawn.images if hasattr(drawn, "images") else [video[0] for video in drawn.frames]
     return images
 
 

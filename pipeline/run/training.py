@@ -51,7 +51,13 @@ def build_trainables(context: RunContext, state: RunState, options: TrainOptions
 
 def build_objective(context: RunContext, state: RunState, options: TrainOptions) -> Objective:
     """What the model is trained to predict. Where its own scheduler differs, this run draws its images with another."""
-    objective = objective_for(context.model.pipe.scheduler, options.objective, options.noise, options.timesteps)
+    objective = objective_for(
+        context.model.family.objective,
+        context.model.pipe.scheduler,
+        options.objective,
+        options.noise,
+        options.timesteps,
+    )
     scheduler = objective.sampling_scheduler(context.model.pipe.scheduler)
     if scheduler is not context.model.pipe.scheduler:
         context.model.pipe.scheduler = scheduler

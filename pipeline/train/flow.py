@@ -32,6 +32,8 @@ class Flow:
         changes: dict[str, Any] = {} if shift is None else {"use_dynamic_shifting": True}
         if isinstance(shift, (int, float)):
             changes = {"shift": shift, "use_dynamic_shifting": False}
+        elif "flow_shift" in scheduler.config:  # of schedulers for several kinds of models: DPM-Solver, UniPC
+            changes |= {"shift": scheduler.config.flow_shift}
         process = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, **changes)
         self.dynamic: Any = process.config if process.config.use_dynamic_shifting else None
         self.kind = "flow"
@@ -65,20 +67,21 @@ class Flow:
         noise = offset_noise(noise, latents, self.noise, seed, step)
         sigmas, times = self.sigmas[indices], self.times[indices]
         if self.dynamic is not None:
-            sigmas = shifted(sigmas, math.exp(self._log_shift(latents)))
+            sigmas = shifted(sigmas, self._shift(latents))
             times = sigmas * self.timesteps
         noisy = self.noisy(latents, input_noise(noise, self.noise, seed, step), sigmas)
         threshold = self.threshold(sigmas)
         return NoisyBatch(noisy, times, noise - latents, self.weight(sigmas), threshold)
 
-    def _log_shift(self, latents: Tensor) -> float:
-        """The logarithm of a dynamic shift: linear in the tokens of an image, which are 2x2 latents.
+    def _shift(self, latents: Tensor) -> float:
+        """The dynamic shift: it or its logarithm is linear in the tokens of an image, which are 2x2 latents.
 
         By the scheduler's config; the same numbers as the pipelines' `calculate_shift`.
         """
         config, tokens = self.dynamic, latents.shape[-2] * latents.shape[-1] / 4
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-        return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
+        shift = float(config.base_shift + slope * (tokens - config.base_image_seq_len))
+        return shift if config.time_shift_type == "linear" else math.exp(shift)
 
     def losses(self, prediction: Tensor, noisy_batch: NoisyBatch, mask: Tensor | None = None) -> Tensor:
         """The loss of each example, (batch,); see `loss.example_losses`."""

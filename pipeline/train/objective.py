@@ -1,4 +1,4 @@
-"""The training objective, chosen by the model's scheduler: diffusion or flow matching."""
+"""The training objective of a family and its scheduler: diffusion or flow matching."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ class Objective(Protocol):
 
 
 def objective_for(
-    scheduler: Any, options: ObjectiveOptions, noise: NoiseOptions, timesteps: TimestepOptions
+    kind: str, scheduler: Any, options: ObjectiveOptions, noise: NoiseOptions, timesteps: TimestepOptions
 ) -> Objective:
-    """The objective of a pipeline's scheduler, with these options of a train stage.
+    """The objective of a kind of model (`Family.objective`), with its scheduler and these options of a train stage.
 
-    Raises StageError for options that do not fit the kind of model.
+    A flow matching model may be drawn with another kind of scheduler (Sana, Wan), and a model of a family trained by
+    diffusion may have been retrained for flow matching: its scheduler tells. Raises StageError for options that do not
+    fit the kind of model.
     """
-    kind = Flow if type(scheduler).__name__.startswith("FlowMatch") else Diffusion
-    return kind(scheduler, options, noise, timesteps)
+    flow = kind == "flow" or type(scheduler).__name__.startswith("FlowMatch")
+    return (Flow if flow else Diffusion)(scheduler, options, noise, timesteps)

@@ -13,8 +13,9 @@ def scheduler(kind="epsilon", **changes):
     )
 
 
-def objective_with(made, *, noise=None, timesteps=None, **options):
+def objective_with(made, *, kind="diffusion", noise=None, timesteps=None, **options):
     return objective_for(
+        kind,
         made,
         options_of(ObjectiveOptions, **options),
         options_of(NoiseOptions, **(noise or {})),
