@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,17 +15,35 @@ from ..recipe.options import LoraOptions
 from ..recipe.typed import as_table
 
 ADAPTER = "pivotune"
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "to_add_out", "add_q_proj", "add_k_proj", "add_v_proj")
-_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "SelfAttention.q", "SelfAttention.k", "SelfAttention.v",
-         "SelfAttention.o")  # fmt: skip
-_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
-_TEXT_FORWARD = ("fc1", "fc2", "wi", "wi_0", "wi_1", "wo")
-TARGETS: dict[str, tuple[str, ...]] = {
-    "attention": (*_ATTENTION, *_TEXT),
-    "attention+feed-forward": (*_ATTENTION, *_TEXT, *_FORWARD, *_TEXT_FORWARD),
-    "all": (*_ATTENTION, *_TEXT, *_FORWARD, *_TEXT_FORWARD, "proj_in", "proj_out", "conv1", "conv2",
-            "conv_shortcut", "conv", "time_emb_proj"),
+_ATTENTION = re.compile(r"(^|\.)(attn\d?|attention|self_attn|SelfAttention)\.")
+_FORWARD = re.compile(
+    r"\.\d+\.(.*\.)?(ff(_context|_i|_t)?|ffn|feed_forward|mlp|img_mlp|txt_mlp|DenseReluDense)\."
+    r"|single_transformer_blocks\.\d+\.proj_(mlp|out)$"
+)
+_BLOCK = re.compile(r"\.\d+\.")
+# Modulation, Chroma's distilled network that makes it, and the parts of a language model that only read images.
+_NEVER = re.compile(r"(^|\.)(norm\w*|adaLN_modulation|(img|txt)_mod|distilled_guidance_layer|visual|vision_tower)\.")
+_OF_LORA = re.compile(r"\.(base_layer|lora_\w+)(\.|$)")  # inside a layer that has a LoRA already
+TARGETS: dict[str, tuple[re.Pattern[str], ...]] = {
+    "attention": (_ATTENTION,), "attention+feed-forward": (_ATTENTION, _FORWARD), "all": (_BLOCK,),
 }  # fmt: skip
+
+
+def lora_layers(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Names of the layers that a LoRA is put on: `attention`, `attention+feed-forward`, `all` layers of the blocks, or
+    those whose names end like one of the texts. Names of all model families follow a few patterns.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = [
+        name for name, one in module.named_modules()
+        if not _OF_LORA.search(name)
+        and (isinstance(one, nn.Linear | LoraLayer) or (isinstance(one, nn.Conv2d) and one.groups == 1))
+    ]  # fmt: skip
+    if not isinstance(targets, str):
+        return [name for name in layers if f".{name}".endswith(tuple(f".{ending}" for ending in targets))]
+    patterns = TARGETS[targets]
+    return [name for name in layers if any(one.search(name) for one in patterns) and not _NEVER.search(name)]
 
 
 def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> dict[str, nn.Parameter]:
@@ -35,22 +54,20 @@ def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> d
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = options.targets
-    endings: Sequence[str] = TARGETS[targets] if isinstance(targets, str) else targets
+    present = getattr(module, "peft_config", {}).get(ADAPTER)
+    names = lora_layers(module, options.targets)
+    if not names:
+        raise StageError(f"lora.targets = {as_table(options.targets)!r} match no layer of {part}")
     config = LoraConfig(
         r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
-        use_dora=options.dora, target_modules=list(endings),
+        use_dora=options.dora, target_modules=names,
     )  # fmt: skip
-    present = getattr(module, "peft_config", {}).get(ADAPTER)
     if present is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            try:
-                inject_adapter_in_model(config, module, ADAPTER)
-            except ValueError as error:
-                raise StageError(f"lora.targets = {as_table(targets)!r} for {part}: {error}") from error
+            inject_adapter_in_model(config, module, ADAPTER)
     else:
-        _same_shape(part, module, present, config, tuple(f".{ending}" for ending in endings))
+        _same_shape(part, module, present, config, names)
     parameters = _parameters(module)
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
@@ -76,14 +93,14 @@ def load_lora(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise StageError(f"the LoRA has tensors for no layer of the model: {', '.join(result.unexpected_keys[:5])}")
 
 
-def _same_shape(part: str, module: nn.Module, present: Any, wanted: Any, ends: tuple[str, ...]) -> None:
+def _same_shape(part: str, module: nn.Module, present: Any, wanted: Any, names: list[str]) -> None:
     """StageError when the LoRA of an earlier stage differs from the wanted one."""
     facts = [(one.r, float(one.lora_alpha), bool(one.use_dora)) for one in (present, wanted)]
     if facts[0] != facts[1]:
         rank, alpha, dora = facts[0]
         before = f"rank {rank} and alpha {alpha:g}" + (" as a DoRA" if dora else "")
         raise StageError(f"the LoRA of an earlier stage on {part} has {before}; use the same, or train in one stage")
-    if _layers(module) != {name for name, _ in module.named_modules() if f".{name}".endswith(ends)}:
+    if _layers(module) != set(names):
         raise StageError(
             f"the LoRA of an earlier stage is on other layers of {part}; use the same targets, or train in one stage"
         )
