@@ -53,12 +53,13 @@ def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of 
         noise(folder / "images" / f"{number}.png", seed=number)
         (folder / "images" / f"{number}.txt").write_text(captions, "utf-8")
     part = dict.fromkeys(("model", "embedding", "more", "train", "stages", "export"), "") | parts
+    side = 32 if family == "sana" else 16  # its pipeline takes no smaller images
     text = recipe_text(
         top='seed = 3\ndevice = "cpu"\nthreads = 1',
         model=f'base = "model"\nfamily = "{family_name(family)}"\n{part["model"]}',
         embeddings=f'[[embedding]]\nplaceholder = "<cat>"\ninitial_text = "red ring"\n{part["embedding"]}',
         train=f"steps = 3\nbatch_size = 2\nlearning_rate = 1e-2\n{part['train']}",
-        samples="count = 1\nsteps = 2\nsize = 16",
+        samples=f"count = 1\nsteps = 2\nsize = {side}",
         **{key: part[key] for key in ("more", "stages", "export")},
     )
     return write_recipe(folder / "recipe.toml", text)

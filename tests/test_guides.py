@@ -36,7 +36,7 @@ def commands(page: Path) -> list[str]:
 def make_runnable(recipe: Path, models: Path) -> None:
     """Edit a recipe as its reader would: a model that is here, image folders with captions; and only a few steps."""
     text = recipe.read_text("utf-8")
-    family = re.search(r'^family = "(\w+)"', text, re.M)
+    family = re.search(r'^family = "([\w.-]+)"', text, re.M)
     if family:
         text = re.sub(r'^base = "[^"]+"', f'base = "{models / family[1]}"', text, flags=re.M)
         text = re.sub(r"^(dtype|variant|config) = [^\n]+\n", "", text, flags=re.M)

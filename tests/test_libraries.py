@@ -33,8 +33,10 @@ INNER = {  # (module, name): the rest, each with the file that leans on it
 }
 ATTRIBUTES = {
     "_compiled_call_impl": "train/compute.py", "_no_split_modules": "train/fsdp.py",
-    "_pack_latents": "models/denoisers.py", "_unpack_latents": "models/denoisers.py",
-    "_prepare_attention_mask": "models/denoisers.py", "_prepare_latent_image_ids": "models/denoisers.py",
+    "_pack_latents": "models/language_models.py", "_unpack_latents": "models/language_models.py",
+    "_prepare_attention_mask": "models/flux.py", "_prepare_latent_image_ids": "models/flux.py",
+    "_patchify_latents": "models/flux.py", "_unpatchify_latents": "models/flux.py",
+    "_prepare_text_ids": "models/flux.py", "_prepare_latent_ids": "models/flux.py",
     "_lora_loadable_modules": "run/samples.py",
 }  # fmt: skip
 PUBLIC = {"_replace", "_asdict", "_fields", "_exit"}  # documented in spite of their names
@@ -116,9 +118,22 @@ def test_pipelines_name_the_parts_whose_loras_they_load() -> None:
 
 
 def test_pipelines_of_transformers_pack_latents() -> None:
-    from diffusers import ChromaPipeline, FluxPipeline
+    from diffusers import (
+        ChromaPipeline,
+        Flux2KleinPipeline,
+        Flux2Pipeline,
+        FluxPipeline,
+        Krea2Pipeline,
+        QwenImagePipeline,
+    )
 
     for name in ("_pack_latents", "_unpack_latents", "_prepare_latent_image_ids"):
         assert callable(getattr(FluxPipeline, name))
         assert callable(getattr(ChromaPipeline, name))
     assert callable(ChromaPipeline._prepare_attention_mask)
+    for name in ("_patchify_latents", "_unpatchify_latents", "_prepare_text_ids", "_prepare_latent_ids"):
+        assert callable(getattr(Flux2Pipeline, name))
+        assert callable(getattr(Flux2KleinPipeline, name))
+    for name in ("_pack_latents", "_unpack_latents"):
+        assert callable(getattr(QwenImagePipeline, name))
+        assert callable(getattr(Krea2Pipeline, name))

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 class EncoderSpec(NamedTuple):
     """One text encoder of a family: key in files, width of its vectors, attributes of the diffusers pipeline.
 
-    `length` is how many tokens the pipeline gives it, where that is fewer than its tokenizer says.
+    `length` is how many tokens the pipeline gives it, where that is fewer than its tokenizer says, and `special` how
+    many of them are not the prompt's: begin and end tokens, a chat template, a system prompt.
     """
 
     key: str
@@ -25,6 +26,7 @@ class EncoderSpec(NamedTuple):
     module: str
     tokenizer: str
     length: int | None = None
+    special: int = 2
 
 
 class CheckpointPart(NamedTuple):
@@ -66,9 +68,8 @@ class Family:
     (where a width fits several families). `checkpoint` says how one file holds the whole model, by attribute of the
     pipeline; it is empty where we write no such file. `objective` is what its models are trained on: `diffusion` or
     `flow` (flow matching). `draw_options` are arguments that its pipeline is always called with to draw, and
-    `guidance_argument` is the one that turns on classifier-free guidance or gives a distilled model its value. `predicting`
-    has what differs for models that do not predict what the family's example does, by their scheduler's
-    `prediction_type`.
+    `guidance_argument` is the one for the guidance. `predicting` has what differs for models that do not predict what
+    the family's example does, by their scheduler's `prediction_type`.
     """
 
     name: str

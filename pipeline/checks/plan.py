@@ -10,7 +10,8 @@ from typing import Any
 
 from ..embeddings.initial import InitialTokens, TokenizedTexts, initial_tokens_of, read_base_vectors
 from ..embeddings.placeholders import Replacer
-from ..models.tokenizers import token_limit
+from ..models.family import family_of
+from ..models.tokenizers import token_limits
 from ..recipe.model import Recipe, Stage
 from ..recipe.options import (
     Band,
@@ -102,7 +103,7 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
             (embedding, read_base_vectors(embedding, list(tokenizers))) for embedding in recipe.embeddings
         )
     }
-    limits = {key: token_limit(tokenizer) for key, tokenizer in tokenizers.items()}
+    limits = token_limits(family_of(recipe.model), tokenizers)
     images = survey_images(recipe)
     native = stated_resolution(recipe.model) or 512
     surveys = {

@@ -24,7 +24,7 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
     from ..checks.model import model_findings
     from ..errors import RecipeError
     from ..models.received import load_errors, model_error
-    from ..models.tokenizers import known_model, load_tokenizers, token_limit
+    from ..models.tokenizers import known_model, load_tokenizers, stated_family, token_limits
     from ..recipe.load import model_spec
     from ..text import printable
 
@@ -34,11 +34,13 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
     if wrong:
         raise RecipeError(wrong)
     rows: dict[str, dict[str, Any]] = {}
-    for key, tokenizer in load_tokenizers(spec).items():
+    tokenizers = load_tokenizers(spec)
+    limits = token_limits(stated_family(spec), tokenizers)
+    for key, tokenizer in tokenizers.items():
         with load_errors(lambda error: model_error(spec, error)):
             ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
             pieces = [_piece(tokenizer, number) for number in ids]
-        rows[key] = {"count": len(ids), "limit": token_limit(tokenizer), "ids": ids, "pieces": pieces}
+        rows[key] = {"count": len(ids), "limit": limits[key], "ids": ids, "pieces": pieces}
     if as_json:
         print_json({"text": text, "encoders": rows})
         return

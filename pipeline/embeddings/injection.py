@@ -46,10 +46,13 @@ class EmbeddingRows:
         return [row for embedding in embeddings for row in self.spans[embedding]]
 
 
+_ENCODING = {"padding", "truncation", "max_length", "return_tensors"}  # options of the call, not of a template
+
+
 class EmbeddingTokenizer:
     """A tokenizer that knows the active embeddings: each placeholder becomes its slots before the text is tokenized.
 
-    Everything but the call and `tokenize` is the wrapped tokenizer's own.
+    Everything but the call, chat templates and `tokenize` is the wrapped tokenizer's own.
     """
 
     def __init__(self, tokenizer: Any, replacer: Replacer) -> None:
@@ -84,6 +87,16 @@ class EmbeddingTokenizer:
         if isinstance(text, str):
             return self._inner(self.replace_placeholders(text), **options)
         return self._inner([self.replace_placeholders(one) for one in text], **options)
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool = True, **options: Any) -> Any:
+        """The tokenizer's own, but ids are made by the call above: its own would spell placeholders in letters."""
+        if not tokenize:
+            return self._inner.apply_chat_template(conversation, tokenize=False, **options)
+        given = {name: options.pop(name) for name in _ENCODING & options.keys()}
+        as_dict = options.pop("return_dict", True)
+        text = self._inner.apply_chat_template(conversation, tokenize=False, **options)
+        encoding = self(text, add_special_tokens=False, **given)
+        return encoding if as_dict else encoding["input_ids"]
 
     def tokenize(self, text: str, **options: Any) -> Any:
         return self._inner.tokenize(self.replace_placeholders(text), **options)

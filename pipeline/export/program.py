@@ -83,7 +83,7 @@ def _alone(context: ExportContext, program: Program, folder: Path, made: Made) -
     return {
         name: (os.path.relpath(one.path, folder), program.prompted(one.path.stem, name))
         for name, one in made.embeddings.items()
-        if programs()[one.program].layouts[family] == program.layouts.get(family)
+        if one.program and programs()[one.program].layouts[family] == program.layouts.get(family)
     }
 
 

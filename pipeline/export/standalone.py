@@ -126,9 +126,9 @@ def standalone_stems(context: ExportContext, names: Sequence[str]) -> dict[str, 
 
 def program_for(context: ExportContext, embedding: Embedding, folder: Path) -> str:
     """The first program of `STANDALONE` whose file would hold all of the embedding; ConvertError where there is
-    none. Empty for a family of which no program loads embeddings.
+    none. Empty for a family of which none of them loads embeddings.
     """
-    if not any(context.model.family.name in program.layouts for program in programs().values()):
+    if not any(context.model.family.name in programs()[program].layouts for program in STANDALONE):
         return ""
     why: ConvertError | None = None
     for program in STANDALONE:

@@ -39,7 +39,7 @@ class LuminaTransformer:
         text = Text(states, mask=mask.bool())
         if all(captions):
             return text
-        blank, mask = pipe._get_gemma_prompt_embeds([""], pipe.text_encoder.device)
+        _, _, blank, mask = pipe.encode_prompt([""], True, "", device=pipe.text_encoder.device)
         return with_blank(text, Text(blank, mask=mask.bool()), captions)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,10 +146,16 @@ def known_model(family: str) -> str:
     return families()[family].example
 
 
-def token_limit(tokenizer: Any) -> int:
-    """How many tokens of a text the encoder reads, its begin and end tokens not counted."""
+def token_limit(tokenizer: Any, special: int = 2) -> int:
+    """How many tokens of a text the encoder reads, the `special` ones not counted: begin and end tokens, a template."""
     limit = int(tokenizer.model_max_length)
-    return (limit if limit < 10**9 else 77) - 2
+    return (limit if limit < 10**9 else 77) - special
+
+
+def token_limits(family: Family | None, tokenizers: Mapping[str, Any]) -> dict[str, int]:
+    """How many tokens of a text each of a family's encoders reads, by encoder key."""
+    special = {encoder.key: encoder.special for encoder in family.encoders} if family is not None else {}
+    return {key: token_limit(tokenizer, special.get(key, 2)) for key, tokenizer in tokenizers.items()}
 
 
 def config_folder(spec: ModelSpec) -> Path:

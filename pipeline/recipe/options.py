@@ -126,6 +126,7 @@ class TimestepOptions:
     mean: float
     deviation: float
     mode_scale: float
+    parabola_weight: float
     shift: float | str | None
 
 

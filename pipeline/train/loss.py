@@ -52,14 +52,27 @@ def require_timesteps(options: TimestepOptions, steps: int) -> None:
 def draw_shares(kind: str, count: int, draw: torch.Generator, options: TimestepOptions) -> Tensor:
     """(count,) numbers in 0..1: uniform, logit-normal or mode (Esser et al. 2024, section 3.1), on the CPU.
 
-    The same numbers as diffusers' `compute_density_for_timestep_sampling` gives from the same generator.
+    The same numbers as diffusers' `compute_density_for_timestep_sampling` gives from the same generator. The density of
+    an inverted parabola is OneTrainer's, 2 - weight * (t - 0.5)² and at least 0.
     """
     if kind == "logit-normal":
         return torch.sigmoid(torch.randn(count, generator=draw) * options.deviation + options.mean)
     share = torch.rand(count, generator=draw)
     if kind == "mode":
         return 1 - share - options.mode_scale * (torch.cos(math.pi * share / 2) ** 2 - 1 + share)
-    return share
+    return _parabola(share, options.parabola_weight) if kind == "inverted-parabola" else share
+
+
+def _parabola(share: Tensor, weight: float) -> Tensor:
+    """Uniform numbers to those of an inverted parabola, by its cumulative distribution in steps of 1e-4."""
+    times = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+    density = (2 - weight * (times - 0.5) ** 2).clamp(min=0)
+    total = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumsum((density[1:] + density[:-1]) / 2, 0)])
+    total = total / total[-1]
+    after = torch.searchsorted(total, share.double()).clamp(1, len(times) - 1)
+    below, above = total[after - 1], total[after]
+    part = (share.double() - below) / (above - below).clamp(min=1e-12)
+    return (times[after - 1] + part * (times[after] - times[after - 1])).clamp(0, 1).float()
 
 
 def shifted(share: Tensor, shift: float) -> Tensor:

@@ -28,12 +28,24 @@ TARGETS = {
     "chroma": ["comfyui", "onetrainer"],
     "pixart": ["comfyui", "onetrainer"],
     "z-image": [],
+    "flux2-klein-4b": ["comfyui"],
+    "flux2-dev": ["comfyui"],
+    "sana": ["onetrainer"],
+    "lumina2": [],
+    "qwen-image": [],
+    "krea2": ["comfyui"],
+    "hidream": ["comfyui", "onetrainer"],
+    "hunyuan-video": ["comfyui", "onetrainer"],
+    "wan": [],
 }
 WIDTHS = {
     "sd2": {"clip_h": 32}, "sdxl": {"clip_l": 24, "clip_g": 40}, "sd3": {"clip_l": 24, "clip_g": 40, "t5": 72},
     "sd3-without-t5": {"clip_l": 24, "clip_g": 40}, "flux": {"clip_l": 24, "t5": 32},
     "flux-schnell": {"clip_l": 24, "t5": 32}, "chroma": {"t5": 32}, "pixart": {"t5": 32},
-    "z-image": {"qwen3_4b": 16},
+    "z-image": {"qwen3_4b": 16}, "flux2-klein-4b": {"qwen3_4b": 16}, "flux2-dev": {"mistral3_24b": 16},
+    "sana": {"gemma": 8}, "lumina2": {"gemma": 8}, "qwen-image": {"qwen25_7b": 16}, "krea2": {"qwen3vl_4b": 16},
+    "hidream": {"clip_l": 24, "clip_g": 40, "t5": 32, "llama": 32}, "hunyuan-video": {"llama": 16, "clip_l": 24},
+    "wan": {"umt5xxl": 32},
 }  # fmt: skip
 TRAIN = "preserve_norm = { low = 0.001, high = 1000.0 }\nlora = { rank = 2, learning_rate = 0.01 }\nflip = true"
 RESCALE = '[[stage]]\nkind = "rescale"\nto = { low = 0.001, high = 1000.0 }'
@@ -47,7 +59,7 @@ def run(folder: Path, family: str, **parts: str) -> dict:
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_every_stage_with_embeddings_and_lora(tmp_path, family):
-    manifest = run(tmp_path, family, train=f"resolution = 16\n{TRAIN}", stages=RESCALE)
+    manifest = run(tmp_path, family, train=f"resolution = {32 if family == 'sana' else 16}\n{TRAIN}", stages=RESCALE)
     assert manifest["status"] == "finished"
     proofs = manifest["proofs"]
     assert all(proofs["vocabulary_unchanged"].values())

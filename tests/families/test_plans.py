@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from projects import BUILD
 
+from pivotune.converters.families import families
 from pivotune.pipeline.checks.plan import make_plan
 from pivotune.pipeline.checks.recipe import checked_recipe
 from pivotune.pipeline.models.tokenizers import load_tokenizers
@@ -40,7 +41,10 @@ def test_a_recipe_is_planned(name, models):
     assert trained
     assert all(stage.steps for stage in trained)
     assert not plan.truncated
-    assert plan.limits.get("t5", 254) in (254, 510)
+    family = families()[recipe.model.family]
+    assert plan.limits == {
+        one.key: (one.length or 77) - one.special for one in family.encoders if one.key in tokenizers
+    }
     assert {key for made in plan.embeddings.values() for key in made} == tokenizers.keys()
     export = plan.stages[-1]
     assert export.kind == "export"

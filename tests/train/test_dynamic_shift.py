@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from train.objectives import objective_with
 
@@ -56,3 +56,21 @@ def test_dynamic_shift_is_not_supported_for_diffusion_models():
 
     with pytest.raises(StageError, match="flow matching"):
         objective_with(tiny_scheduler(), timesteps={"shift": "dynamic"}).sample(torch.ones(2, 4, 8, 8), 0, 0)
+
+
+def test_a_scheduler_with_a_linear_time_shift_is_followed():
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear")
+    latents = torch.ones(64, 4, 128, 128)
+    wanted = scheduler.time_shift(calculate_shift(4096), 1.0, levels(PLAIN, latents, shift=1.0))
+    torch.testing.assert_close(levels(scheduler, latents), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_a_flow_model_with_a_scheduler_for_several_kinds_has_its_shift(kind):
+    scheduler = kind(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    made = objective_with(scheduler, kind="flow")
+    assert made.kind == "flow"
+    latents = torch.ones(64, 4, 16, 16)
+    torch.testing.assert_close(
+        made.sample(latents, 3, 0).timesteps / 1000, levels(PLAIN, latents), rtol=1e-5, atol=1e-5
+    )

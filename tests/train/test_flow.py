@@ -7,7 +7,10 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 from train.objectives import flow
 
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.recipe.options import TimestepOptions
+from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.rng import generator
+from pivotune.pipeline.train.loss import draw_shares
 
 LATENTS = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))
 ANSWER = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -81,3 +84,18 @@ def test_huber_thresholds_fall_with_sigma():
 def test_diffusion_options_are_errors_for_flow_matching(options, message):
     with pytest.raises(StageError, match=message):
         flow(**options)
+
+
+@pytest.mark.parametrize(("share", "time"), [(0.0, 0.0), (0.161426, 0.25), (0.5, 0.5), (1.0, 1.0)])
+def test_the_inverted_parabola_is_drawn_by_its_integral(share, time, monkeypatch):
+    """With weight 7.7 the integral up to t is (2t - 7.7 ((t - 0.5)³ + 0.125) / 3) / (2 - 7.7 / 12)."""
+    monkeypatch.setattr(torch, "rand", lambda count, generator: torch.full((count,), share))
+    options = options_of(TimestepOptions, sampling="inverted-parabola")
+    drawn = draw_shares("inverted-parabola", 3, torch.Generator(), options)
+    torch.testing.assert_close(drawn, torch.full((3,), time), rtol=0, atol=1e-5)
+
+
+def test_a_steep_parabola_draws_from_the_middle_alone():
+    options = options_of(TimestepOptions, sampling="inverted-parabola", parabola_weight=200.0)
+    drawn = draw_shares("inverted-parabola", 1000, torch.Generator().manual_seed(0), options)
+    assert (drawn - 0.5).abs().max() <= 0.1 + 1e-4
