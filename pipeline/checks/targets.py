@@ -22,7 +22,8 @@ def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
         for number, target in enumerate(options.targets):
             program = programs()[target]
             key_path: KeyPath = ("stage", index, "targets", number)
-            if family is not None and family.name not in program.layouts:
+            by_hand = program.script is not None and options.files == "each"
+            if family is not None and family.name not in program.layouts and not by_hand:
                 yield Finding(key_path, _family_message(program, family))
             elif options.files != "each" and not _loads_packs(program, options, has_lora):
                 yield Finding(key_path, _packs_message(program, options.files))

@@ -107,9 +107,17 @@ class EmbeddingTokenizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Settings are the inner tokenizer's: a pipeline may choose the side of the padding before each prompt."""
+        own = name in ("_inner", "_replacer", "_slots", "_texts", "first_slot")
+        object.__setattr__(self, name, value) if own else setattr(self._inner, name, value)
+
 
 class SlotTable(nn.Module):
-    """A token table with `active` rows after the frozen `base`."""
+    """A token table with `active` rows after the frozen `base`.
+
+    Gemma's table multiplies its vectors by a constant, so `active`, which is as in the vocabulary, is multiplied too.
+    """
 
     def __init__(self, base: nn.Module, first_slot: int) -> None:
         super().__init__()
@@ -134,9 +142,13 @@ class SlotTable(nn.Module):
         found = self.base(ids.masked_fill(new, 0))
         if ids.device.type == "cpu":  # no synchronisation, so only the new positions
             positions = new.nonzero(as_tuple=True)
-            return found.index_put(positions, self.active[slots[positions]].to(found.dtype))
+            return found.index_put(positions, self._scaled(self.active[slots[positions]].to(found.dtype)))
         rows = self.active[slots.clamp(min=0)].to(found.dtype)
-        return torch.where(new.unsqueeze(-1), rows, found)
+        return torch.where(new.unsqueeze(-1), self._scaled(rows), found)
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        scale = getattr(self.base, "embed_scale", None)
+        return rows if scale is None else rows * scale.to(rows.dtype)
 
 
 @dataclass(frozen=True, eq=False)

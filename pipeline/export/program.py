@@ -14,13 +14,12 @@ from ..errors import StageError
 from ..text import fits_only
 from .artefacts import note
 from .context import ExportContext
-from .guide import Base, Files, bundle_trigger, diffusers_lines, guide_text
+from .guide import Files, bundle_trigger, guide_text
 from .lora import check_reading, write_bundle, write_plain
 from .lora_layouts import for_program, ignored_parts
 from .packs import Pack, write_packs
+from .script import Base, diffusers_lines
 from .standalone import widths
-
-SCRIPTS = {"diffusers": "load.py"}  # programs whose users write code
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,30 @@ def export_for(
         note(context, path, "bundle", program, trigger=bundle_trigger(path.name, names))
         declared, files = 1, Files({}, path.name, names, alone=_alone(context, program, folder, made))
     else:
-        embeddings, packs, declared = _embeddings(context, ready.embeddings, program, folder, each=each, most=most)
+        by_hand = _by_hand(context, program, folder, made)
+        loaded = () if by_hand else ready.embeddings
+        embeddings, packs, declared = _embeddings(context, loaded, program, folder, each=each, most=most)
         taken = {one.path.name.casefold() for several in embeddings.values() for one in several}
         own, lora = _lora(context, ready, program, folder, made, taken)
-        declared, files = declared + own, Files(embeddings, lora, packs=packs)
+        declared, files = declared + own, Files(embeddings, lora, packs=packs, by_hand=by_hand)
     ignored = ignored_parts(ready.rest, program)
     context.warnings.extend(ignored)
     files = replace(
-        files, script=SCRIPTS.get(program.name), model_folder=_from(folder, made.folder),
+        files, script=program.script, lacking=_lacking(context),
+        merged=program.script is not None and not hasattr(context.model.pipe, "load_lora_weights"),
+        model_folder=_from(folder, made.folder),
         model_file=_from(folder, made.file), clip_skip=context.recipe.model.clip_skip,
         fits=fits_only(context.recipe.model.base, context.model.family, widths(context)), lost=ignored,
     )  # fmt: skip
     _texts(context, files, program, folder)
     return declared
+
+
+def _lacking(context: ExportContext) -> tuple[str, ...]:
+    """Text encoders of the family that the model does not have (SD3 without T5), and their tokenizers."""
+    present = {encoder.key for encoder in context.model.encoders}
+    lacking = [encoder for encoder in context.model.family.encoders if encoder.key not in present]
+    return tuple(name for encoder in lacking for name in (encoder.module, encoder.tokenizer))
 
 
 def _from(folder: Path, path: Path | None) -> str | None:
@@ -85,6 +95,13 @@ def _alone(context: ExportContext, program: Program, folder: Path, made: Made) -
         for name, one in made.embeddings.items()
         if one.program and programs()[one.program].layouts[family] == program.layouts.get(family)
     }
+
+
+def _by_hand(context: ExportContext, program: Program, folder: Path, made: Made) -> dict[str, str]:
+    """The standalone file of each embedding where the program has no loader for the family, but users write code."""
+    if program.script is None or context.model.family.name in program.layouts:
+        return {}
+    return {name: Path(os.path.relpath(one.path, folder)).as_posix() for name, one in made.embeddings.items()}
 
 
 def _embeddings(
@@ -144,7 +161,9 @@ def _lora(
 
 def _texts(context: ExportContext, files: Files, program: Program, folder: Path) -> None:
     """Write HOW-TO.txt, and the script where the program's users write code."""
-    if files.script is not None and (files.embeddings or files.packs or files.lora or files.model_folder):
+    if files.script is not None and (
+        files.embeddings or files.packs or files.by_hand or files.lora or files.model_folder
+    ):
         base = Base(context.recipe.model, folder)
         _text(context, folder / files.script, diffusers_lines(context.model.family, files, base), program)
     _text(context, folder / "HOW-TO.txt", guide_text(program, files), program)

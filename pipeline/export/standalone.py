@@ -143,14 +143,17 @@ def program_for(context: ExportContext, embedding: Embedding, folder: Path) -> s
     raise why or ConvertError(f"{embedding.name}: no supported program has {', '.join(embedding.vectors)} in one file")
 
 
+def standalone_keys(family: Family, encoder: str) -> list[str]:
+    """The names that an encoder's tensor may have in a file that `write_standalone` wrote."""
+    layouts = (programs()[name].layouts.get(family.name) for name in STANDALONE)
+    named = [layout.files[0][encoder] for layout in layouts if layout is not None and encoder in layout.files[0]]
+    return list(dict.fromkeys([*named, encoder]))
+
+
 def standalone_vectors(tensors: Mapping[str, RawTensor], family: Family) -> dict[str, RawTensor]:
     """Encoder key to vectors of a file that `write_standalone` wrote."""
-    found: dict[str, RawTensor] = {}
-    for layout in (programs()[name].layouts.get(family.name) for name in STANDALONE):
-        keys = layout.files[0] if layout is not None else {}
-        found |= {key: tensors[name] for key, name in keys.items() if name in tensors}
-    found |= {key: tensors[key] for key in family.widths if key in tensors and key not in found}
-    return found
+    names = {key: [name for name in standalone_keys(family, key) if name in tensors] for key in family.widths}
+    return {key: tensors[found[0]] for key, found in names.items() if found}
 
 
 def widths(context: ExportContext) -> dict[str, int]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from projects import BUILD, before_eject, make_project, run_project
+from projects import BUILD, before_eject, family_name, make_project, run_project
 
+from pivotune.converters.families import families
 from pivotune.converters.programs import programs
 from pivotune.converters.safetensors_file import read
 from pivotune.pipeline.errors import StageError
@@ -18,25 +19,26 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run.samples import inject_files, lora_loaded
 
 CPU = torch.device("cpu")
+PROMPT = "a photo of <cat>, at night"
 TARGETS = {
     "sd2": ["a1111", "comfyui", "diffusers", "kohya"],
     "sdxl": ["a1111", "comfyui", "diffusers", "kohya"],
-    "sd3": ["a1111", "comfyui", "onetrainer"],
-    "sd3-without-t5": ["a1111", "comfyui"],
+    "sd3": ["a1111", "comfyui", "diffusers", "onetrainer"],
+    "sd3-without-t5": ["a1111", "comfyui", "diffusers"],
     "flux": ["comfyui", "onetrainer"],
     "flux-schnell": ["comfyui", "onetrainer"],
     "chroma": ["comfyui", "onetrainer"],
-    "pixart": ["comfyui", "onetrainer"],
-    "z-image": [],
-    "flux2-klein-4b": ["comfyui"],
-    "flux2-dev": ["comfyui"],
-    "sana": ["onetrainer"],
-    "lumina2": [],
-    "qwen-image": [],
-    "krea2": ["comfyui"],
-    "hidream": ["comfyui", "onetrainer"],
-    "hunyuan-video": ["comfyui", "onetrainer"],
-    "wan": [],
+    "pixart": ["comfyui", "diffusers", "onetrainer"],
+    "z-image": ["diffusers"],
+    "flux2-klein-4b": ["comfyui", "diffusers"],
+    "flux2-dev": ["comfyui", "diffusers"],
+    "sana": ["diffusers", "onetrainer"],
+    "lumina2": ["diffusers"],
+    "qwen-image": ["diffusers"],
+    "krea2": ["comfyui", "diffusers"],
+    "hidream": ["comfyui", "diffusers", "onetrainer"],
+    "hunyuan-video": ["comfyui", "diffusers", "onetrainer"],
+    "wan": ["diffusers"],
 }
 WIDTHS = {
     "sd2": {"clip_h": 32}, "sdxl": {"clip_l": 24, "clip_g": 40}, "sd3": {"clip_l": 24, "clip_g": 40, "t5": 72},
@@ -58,7 +60,9 @@ def run(folder: Path, family: str, **parts: str) -> dict:
 
 
 @pytest.mark.parametrize("family", TARGETS)
-def test_every_stage_with_embeddings_and_lora(tmp_path, family):
+def test_every_stage_with_embeddings_and_lora(tmp_path, monkeypatch, family):
+    trained: dict[str, torch.Tensor] = {}
+    before_eject(monkeypatch, lambda state, model: trained.update(prompt_states(state, model)))
     manifest = run(tmp_path, family, train=f"resolution = {32 if family == 'sana' else 16}\n{TRAIN}", stages=RESCALE)
     assert manifest["status"] == "finished"
     proofs = manifest["proofs"]
@@ -69,6 +73,27 @@ def test_every_stage_with_embeddings_and_lora(tmp_path, family):
     assert {key: len(one["distance"]) for key, one in embedding["encoders"].items()}.keys() == WIDTHS[family].keys()
     assert all(way > 0 for one in embedding["encoders"].values() for way in one["distance"])
     assert sum(image["when"] == "after" for image in manifest["images"]) == 1
+    script = tmp_path / "run" / "exports" / "diffusers" / "load.py"
+    if script.is_file():
+        torch.testing.assert_close(states_after(script, family), trained["states"], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def prompt_states(state, model) -> dict[str, torch.Tensor]:
+    if state.injection is None:
+        return {}
+    state.injection.activate([PROMPT])
+    return {"states": DENOISERS[model.family.denoiser_kind].encode(model.pipe, [PROMPT]).states}
+
+
+@torch.no_grad()
+def states_after(script: Path, family: str) -> torch.Tensor:
+    """The states of a prompt after the lines of an exported load.py, up to the one that draws."""
+    lines = script.read_text("utf-8").splitlines()
+    drawing = next(number for number, line in enumerate(lines) if line.startswith("image = "))
+    names = {"__file__": str(script)}
+    exec("\n".join(lines[:drawing]), names)
+    return DENOISERS[families()[family_name(family)].denoiser_kind].encode(names["pipe"], [PROMPT]).states
 
 
 @pytest.mark.parametrize("family", ["sd3", "sd3-without-t5"])
