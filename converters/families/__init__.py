@@ -18,7 +18,9 @@ class EncoderSpec(NamedTuple):
     """One text encoder of a family: key in files, width of its vectors, attributes of the diffusers pipeline.
 
     `length` is how many tokens the pipeline gives it, where that is fewer than its tokenizer says, and `special` how
-    many of them are not the prompt's: begin and end tokens, a chat template, a system prompt.
+    many of them are not the prompt's: begin and end tokens, a chat template, a system prompt. `float16`: it computes
+    in float16 without overflow. `last_state` is the last hidden state that the pipeline uses, where it is not the last
+    of all: an index, negative from the end.
     """
 
     key: str
@@ -27,6 +29,8 @@ class EncoderSpec(NamedTuple):
     tokenizer: str
     length: int | None = None
     special: int = 2
+    float16: bool = True
+    last_state: int | None = None
 
 
 class CheckpointPart(NamedTuple):
