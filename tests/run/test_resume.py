@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from projects import make_project, run_project, run_recipe
+from projects import make_project, run_project, run_recipe, stopped_at
 from run.killing import assert_same, child, killed_again_and_again, made_files, project
 from run.kinds import KINDS
 from safetensors.torch import load_file
@@ -66,19 +66,6 @@ def test_kills_at_random_moments_change_no_byte(tmp_path, kind):
         kills += len(killed_again_and_again(made, out, draw, most=6))
         assert_same(out, made.whole)
         runs += 1
-
-
-def stopped_at(monkeypatch, number: int, how: int) -> None:
-    """Have step `number` (of both stages together) send this process a signal."""
-    one_step, count = loop.one_step, []
-
-    def asked(training, clock):
-        count.append(clock.step)
-        if len(count) == number:
-            os.kill(os.getpid(), how)
-        return one_step(training, clock)
-
-    monkeypatch.setattr(loop, "one_step", asked)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
