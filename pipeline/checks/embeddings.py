@@ -18,7 +18,7 @@ from ..errors import RecipeError, StageError
 from ..recipe.model import EmbeddingSpec, Recipe
 from ..recipe.options import ExportOptions, InjectOptions, TrainOptions
 from ..recipe.problem import Finding, KeyPath
-from ..text import did_you_mean, nearest
+from ..text import count_of, did_you_mean, nearest
 
 _CLIP = re.compile(r"[^\W\d_]+|\d|_+|[^\s\w]+")  # how CLIP's tokenizers split a text before they look up tokens
 Units = tuple[str, ...]
@@ -105,11 +105,9 @@ def caption_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Fin
                 text = f"{none} '{embedding.placeholder}'{hint}"
                 yield Finding(key_path, text, "error" if embedding.train else "warning")
             elif count * 20 < len(captions) and len(recipe.embeddings) == 1:
-                yield Finding(
-                    key_path,
-                    f"only {count} of the {len(captions)} captions contain '{embedding.placeholder}'",
-                    "warning",
-                )
+                contain = "contains" if count == 1 else "contain"
+                text = f"only {count} of the {len(captions)} captions {contain} '{embedding.placeholder}'"
+                yield Finding(key_path, text, "warning")
     yield from _unknown_placeholders(recipe, captions)
 
 
@@ -173,7 +171,7 @@ def base_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             have, count = raw.shape[0], embedding.tokens or raw.shape[0]
             way = "cut" if have > count else "pad"
             if have != count and embedding.resize != way:
-                text = f"the base has {have} vectors for {key}; remove tokens, or set resize = '{way}'"
+                text = f"the base has {count_of(have, 'vector')} for {key}; remove tokens, or set resize = '{way}'"
                 yield Finding((*key_path, "tokens"), text)
 
 

@@ -18,6 +18,7 @@ from ..errors import StageError
 from ..files import read_json, read_regular
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
+from ..text import count_of
 from .family import choose_family, native_resolution, size_multiple, width_of
 from .find import find_model
 from .pipeline import part_kinds
@@ -38,7 +39,7 @@ def skip_layers(pipe: Any, family: Family, clip_skip: int) -> None:
         raise StageError(f"model.clip_skip = {clip_skip}: not supported for {family.title}; remove it")
     layers = encoder_layers(pipe.text_encoder)
     if clip_skip > len(layers):
-        raise StageError(f"model.clip_skip = {clip_skip}: the text encoder has {len(layers)} layers")
+        raise StageError(f"model.clip_skip = {clip_skip}: the text encoder has {count_of(len(layers), 'layer')}")
     for layer in layers[len(layers) - clip_skip + 1 :]:
         layer.register_forward_hook(_return_input)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...converters.families import families
 from ..records import Json
-from ..text import first_few, first_lines, fits_only
+from ..text import count_of, first_few, first_lines, fits_only
 from . import facts as show
 from .images import inside
 
@@ -50,7 +50,7 @@ def size(count: Any) -> str:
     value = float(count)
     for unit in ("bytes", "KiB", "MiB"):
         if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+            return count_of(count, "byte") if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} GiB"
 
@@ -162,7 +162,7 @@ def stages(manifest: Json) -> list[Json]:
 
 def _first(notes: list[str]) -> list[str]:
     """The first notes of a stage, and how many more there are."""
-    return first_lines(notes, NOTES, "in manifest.json")
+    return first_lines(notes, NOTES, "note in manifest.json", "notes in manifest.json")
 
 
 def _short(value: Any) -> str:

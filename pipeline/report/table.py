@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from ..text import first_few
+from ..text import count_of, first_few
 from .embeddings import TOO_LARGE, excessive_norm, printable, rescaled, rows, start_of, usual
 
 Json = dict[str, Any]
@@ -51,7 +51,7 @@ def embedding_table(manifest: Json, width: int | None = None) -> str:
                 first = ""
             notes += _notes(embedding, key, encoder)
     if len(embeddings) > EMBEDDINGS:
-        lines.append(f"{len(embeddings) - EMBEDDINGS:,} more embeddings: see report.html or manifest.json")
+        lines.append(f"{count_of(len(embeddings) - EMBEDDINGS, 'more embedding')}: see report.html or manifest.json")
     return "\n".join([*lines, *notes, *_excessive_norms(manifest)])
 
 

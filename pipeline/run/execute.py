@@ -18,6 +18,7 @@ from ..files import tensor_hash, write_json
 from ..models.load import Model
 from ..recipe.options import StageOptions
 from ..records import json_safe
+from ..text import count_of
 from .context import RunContext, RunState, StageFunction, export_context
 from .manifest import embedding_facts, images_of_embeddings
 from .outcome import LESS_MEMORY, as_stage_error
@@ -167,7 +168,7 @@ def describe_contents(contents: Contents) -> list[str]:
     for embedding in contents.embeddings:
         vectors = ", ".join(f"{key} {raw.shape[0]}x{raw.shape[1]}" for key, raw in embedding.vectors.items())
         lines.append(f"{embedding.name} ({vectors})")
-    return lines + ([f"LoRA of {len(contents.rest)} tensors"] if contents.rest else [])
+    return lines + ([f"LoRA of {count_of(len(contents.rest), 'tensor')}"] if contents.rest else [])
 
 
 @dataclass(frozen=True, eq=False)

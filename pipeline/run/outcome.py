@@ -20,7 +20,7 @@ from ..files import write_json
 from ..records import json_safe
 from ..report.page import write_report
 from ..system_errors import out_of_memory, system_error_text
-from ..text import first_few
+from ..text import count_of, first_few
 from .context import RunContext
 from .signals import Stopped
 
@@ -110,7 +110,9 @@ def closing_lines(manifest: dict[str, Any]) -> str:
     proofs = manifest["proofs"]
     lines = ["", "Proved: the vocabulary is unchanged, bit for bit; a gradient reached every trained embedding;"]
     if "exports_verified" in proofs:
-        lines += [f"{proofs['exports_verified']} of {proofs['exports_declared']} exported files are verified."]
+        declared = count_of(proofs["exports_declared"], "exported file")
+        verb = "is" if proofs["exports_declared"] == 1 else "are"
+        lines += [f"{proofs['exports_verified']} of {declared} {verb} verified."]
     files: dict[str, dict[str, None]] = {}  # names in order, each once
     for row in manifest["artefacts"]:
         if row["kind"] != "text":

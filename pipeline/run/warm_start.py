@@ -18,6 +18,7 @@ from ..files import write_atomically
 from ..recipe.options import TrainOptions
 from ..records import METRICS, manifest_or_none, parse_row, require_logged_lines, unreadable_reason
 from ..run_folder import file_inside
+from ..text import count_of
 from ..train.embeddings import EmbeddingTrainer
 from ..train.setup import Training
 from ..train.snapshot import Shadow, stored_averages, stored_rows, stored_weights
@@ -108,7 +109,7 @@ def copy_from_source(source: Source, folder: Path) -> None:
 
 LOADED = "loaded "  # the beginning of the note on what a stage loaded
 _EMBEDDINGS = "embeddings"
-_TITLES = {_EMBEDDINGS: "embeddings", "lora": "LoRA weights", "finetune": "fine-tuned weights"}
+_NOUNS = {_EMBEDDINGS: "embedding", "lora": "LoRA weight", "finetune": "fine-tuned weight"}
 
 
 def load_what_fits(context: RunContext, state: RunState, training: Training) -> None:
@@ -129,7 +130,7 @@ def load_what_fits(context: RunContext, state: RunState, training: Training) -> 
         fit[kind] += fits
         total[kind] += 1
     if total:
-        counts = ", ".join(f"{fit[kind]} of {total[kind]} {_TITLES[kind]}" for kind in total)
+        counts = ", ".join(f"{fit[kind]} of {count_of(total[kind], _NOUNS[kind])}" for kind in total)
         line = f"{LOADED}{counts}; new optimizer state"
         state.notes.append(line)
         if any(fit.values()):

@@ -114,7 +114,7 @@ def test_a_thousand_embeddings_are_folded(tmp_path: Path) -> None:
     assert "<w999>" in found.text
     assert "norm of 19" in found.text
     assert "norm of 20" not in found.text
-    assert "980 more in manifest.json" in found.text
+    assert "980 more notes in manifest.json" in found.text
 
 
 def test_large_images_become_thumbnails_within_the_budget(tmp_path: Path) -> None:

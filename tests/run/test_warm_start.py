@@ -132,7 +132,7 @@ def test_ema_weights_are_loaded_where_the_stage_has_ema(tmp_path):
     assert not torch.equal(values, average)
     run, messages = taken_by(path, tmp_path / "run", source, STILL)
     assert len(messages) == 1
-    assert re.fullmatch(r"loaded 1 of 1 embeddings, (\d+) of \1 LoRA weights; new optimizer state", messages[0])
+    assert re.fullmatch(r"loaded 1 of 1 embedding, (\d+) of \1 LoRA weights; new optimizer state", messages[0])
     keep = (1 + 4) / (10 + 4)  # the fourth step of the average, not its first
     expected = average * keep + values * (1 - keep)
     torch.testing.assert_close(exported(run), expected, rtol=1e-6, atol=1e-7)

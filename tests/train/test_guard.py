@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_with_policy_warn(tmp_path, mon
     break_steps(monkeypatch, 2, 4)
     assert warnings_of(tmp_path, "not_finite = 'warn'") == [
         "the loss at step 3 is nan, not a finite number: the step is skipped",
-        "2 steps were skipped because loss or gradient was not finite",
+        "skipped 2 steps because loss or gradient was not finite",
     ]
     rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["loss"] is None for row in rows] == [False, False, True, False, True, False, False, False]
