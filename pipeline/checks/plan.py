@@ -50,8 +50,8 @@ class PlannedStage:
     """One stage: its input and output, and for a train stage its images and epochs."""
 
     kind: str
-    takes: str
-    gives: str
+    inputs: str
+    outputs: str
     steps: int = 0
     images: int = 0
     epochs: float = 0.0
@@ -165,14 +165,14 @@ def _stage(recipe: Recipe, index: int, stage: Stage, epoch: Survey | None) -> Pl
     options = stage.options
     if isinstance(options, TrainOptions):
         return _train_stage(recipe, options, epoch)
-    takes, gives = options.TAKES, options.GIVES
+    inputs, outputs = options.INPUTS, options.OUTPUTS
     if isinstance(options, InjectOptions) and options.encoders:
-        gives += f" ({', '.join(options.encoders)} only)"
+        outputs += f" ({', '.join(options.encoders)} only)"
     if isinstance(options, RescaleOptions):
-        gives = f"vectors of norm {_rule(options.to)}"
+        outputs = f"vectors of norm {_rule(options.to)}"
     if isinstance(options, ExportOptions):
-        takes, gives = takes + _with_more(recipe, index), f"files for {', '.join(options.targets)}"
-    return PlannedStage(stage.kind, takes, gives)
+        inputs, outputs = inputs + _with_more(recipe, index), f"files for {', '.join(options.targets)}"
+    return PlannedStage(stage.kind, inputs, outputs)
 
 
 def _train_stage(recipe: Recipe, options: TrainOptions, epoch: Survey | None) -> PlannedStage:
@@ -182,7 +182,7 @@ def _train_stage(recipe: Recipe, options: TrainOptions, epoch: Survey | None) ->
     parts = [f"vectors of {first_few(trained, MAX_EMBEDDINGS)}"] if trained else []
     parts += [f"a LoRA of rank {table.rank} on {_parts(table)}" for table in options.lora]
     parts += [f"weights of {_parts(table)}{_layers(table)}" for table in options.finetune]
-    return PlannedStage("train", options.TAKES, "trained " + _and(parts), options.steps, images, epochs)
+    return PlannedStage("train", options.INPUTS, "trained " + _and(parts), options.steps, images, epochs)
 
 
 def _and(items: list[str]) -> str:

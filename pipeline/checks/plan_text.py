@@ -29,7 +29,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def _stage(number: int, stage: PlannedStage) -> Iterator[str]:
-    yield f"  {number}. {stage.kind:<9} {stage.takes} → {stage.gives}"
+    yield f"  {number}. {stage.kind:<9} {stage.inputs} → {stage.outputs}"
     if stage.steps:
         counts = f"{count_of(stage.steps, 'step')}, {count_of(stage.images, 'image')}, {stage.epochs:.1f} epochs"
         yield f"     {'':<9} {counts}"

@@ -155,7 +155,7 @@ def stages(manifest: Json) -> list[Json]:
             options = {}
         share = round(100 * (stage.get("seconds") or 0) / total, 1)
         shown = [(key, _short(value)) for key, value in options.items() if value is not None]
-        flow = {key: first_few(stage.get(key) or [], 6) for key in ("takes", "gives")}
+        flow = {key: first_few(stage.get(key) or [], 6) for key in ("inputs", "outputs")}
         made.append({**stage, **flow, "share": share, "options": shown, "notes": _first(stage.get("notes") or [])})
     return made
 

@@ -25,9 +25,9 @@ from ..run_folder import NUMBER, bounded_json, shape_error
 from .signals import Stopped, StopRequest
 
 FOLDER, KEPT = "checkpoints", 2
-_FORMAT = "4"  # of its contents and their names
+_FORMAT = "5"  # of its contents and their names
 # The JSON of a checkpoint. The trees of `trainables` and `guard` are checked by the code that restores them.
-_STAGE = {"kind": str, "seconds": NUMBER, "takes": [str], "gives": [str], "notes": [str]}
+_STAGE = {"kind": str, "seconds": NUMBER, "inputs": [str], "outputs": [str], "notes": [str]}
 _RUN = {
     "metrics": {"bytes": int, "sha256": str}, "stopped_at": {"*": int}, "reached": [str], "warnings": [str],
     "rows": [_STAGE], "loaded": [str],
@@ -60,17 +60,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint to start from, and its file. `whole`: it fits exactly, and the new run continues from its step."""
+    """A checkpoint to start from, and its file. `continues`: it fits exactly, and the new run continues at its step."""
 
     run: Path
     path: Path
     point: Checkpoint
-    whole: bool
+    continues: bool
 
     @property
     def as_json(self) -> dict[str, Any]:
         """Its entry in the manifest, from which a run that was killed early finds it again."""
-        return {"path": str(self.path.absolute()), "sha256": self.point.sha256, "whole": self.whole}
+        return {"path": str(self.path.absolute()), "sha256": self.point.sha256, "continues": self.continues}
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Path:

@@ -50,7 +50,7 @@ def execute(
                     contents = _in_main_process(context, state, stages[stage.kind], contents, stage.options)
                 else:
                     contents = stages[stage.kind](context, state, contents, stage.options)
-                row["gives"] = describe_contents(contents)
+                row["outputs"] = describe_contents(contents)
             state.latest = contents if state.latest is not None else None
     except BaseException as error:  # of any kind: a full disk, Ctrl-C, a stage that failed
         if state.latest is not None and context.processes.main:
@@ -85,7 +85,8 @@ def _stage_row(
     context.checkpointer.request.steps_left = has_steps_left(context, state, index)
     begin = time.monotonic()
     context.progress(f"stage {index + 1} of {count}: {stage.kind}{' (done before)' if resumed else ''}")
-    row = {"kind": stage.kind, "seconds": 0.0, "takes": describe_contents(contents), "gives": [], "notes": state.notes}
+    inputs = describe_contents(contents)
+    row = {"kind": stage.kind, "seconds": 0.0, "inputs": inputs, "outputs": [], "notes": state.notes}
     state.rows.append(row)
     try:
         with as_stage_error(LESS_MEMORY if stage.kind == "train" else ""):

@@ -111,7 +111,7 @@ def _without_outside_effects(recipe: Recipe) -> Recipe:
 def _source(before: Mapping[str, Any]) -> Path | None:
     """The checkpoint that the run started from; one that it continued exactly may be missing: it is not needed."""
     source = before.get("source")
-    if source is None or (source["whole"] and not Path(source["path"]).is_file()):
+    if source is None or (source["continues"] and not Path(source["path"]).is_file()):
         return None
     return Path(source["path"])
 

@@ -63,7 +63,7 @@ def reopen_source(
     """The checkpoint that an unfinished run started from, where it is still needed: the run has no checkpoint (`point`)
     of its own, or later stages load from it. Raises StageError when the file is missing or has changed."""
     source = manifest.get("source")
-    if source is None or (point is not None and (source["whole"] or not _trains_after(manifest, point.stage))):
+    if source is None or (point is not None and (source["continues"] or not _trains_after(manifest, point.stage))):
         return None
     try:
         found = open_source(Path(source["path"]), inputs, progress)
@@ -92,7 +92,7 @@ def _of_a_guard(one: Difference) -> bool:
 def copy_from_source(source: Source, folder: Path) -> None:
     """Copy the earlier run's metrics up to the checkpoint, and the images drawn until then, into the folder of the new
     run. StageError when they are missing."""
-    if not source.whole:
+    if not source.continues:
         return
     try:
         lines = require_logged_lines(source.run / METRICS, source.point.facts["run"]["metrics"])
@@ -120,7 +120,7 @@ def load_what_fits(context: RunContext, state: RunState, training: Training) -> 
     the EMA weights themselves, as its own run would have exported them.
     """
     source = context.source
-    if source is None or source.whole:
+    if source is None or source.continues:
         return
     fit, total = Counter[str](), Counter[str]()
     for kind, fits in [

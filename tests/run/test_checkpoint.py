@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_version_is_skipped(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(module, "_FORMAT", "1")
         path = write_checkpoint(tmp_path, at(3))
-    with pytest.raises(StageError, match=r"the checkpoint is of another version of Pivotune \(layout 1, not 4\)"):
+    with pytest.raises(StageError, match=r"the checkpoint is of another version of Pivotune \(layout 1, not 5\)"):
         read_checkpoint(path)
     messages: list[str] = []
     assert newest_checkpoint(tmp_path, messages.append) is None

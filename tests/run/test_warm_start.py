@@ -108,7 +108,7 @@ def test_stages_after_a_stop_still_load_what_fits(tmp_path, monkeypatch):
     assert [line for line in messages if line.startswith("loaded")] == notes[
         -1:
     ]  # of the embeddings it is in the checkpoint
-    assert json.loads((whole / "manifest.json").read_text("utf-8"))["source"]["whole"] is False
+    assert json.loads((whole / "manifest.json").read_text("utf-8"))["source"]["continues"] is False
 
 
 def taken_by(path: Path, out: Path, source: Path, *sets: str) -> tuple[Path, list[str]]:
@@ -170,7 +170,7 @@ def test_a_run_in_the_default_folder_resumes_only_with_its_own_source(tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pivotune.pipeline.records._schema_error", lambda manifest: "")  # these are not whole
     digests = (("one", "1" * 64), ("other", "2" * 64))
-    one, other = ({"path": f"/{name}", "sha256": digest, "whole": True} for name, digest in digests)
+    one, other = ({"path": f"/{name}", "sha256": digest, "continues": True} for name, digest in digests)
     leave(tmp_path / "runs/x", "running", source=one)
 
     def begun(source):
