@@ -132,9 +132,7 @@ def _optimizer_findings(key_path: KeyPath, table: TrainOptions | WeightOptions, 
         text = "piecewise needs pieces = [[from, factor], ...], and pieces need piecewise"
         yield Finding((*key_path, "schedule"), text)
     if warmup >= 1 and warmup != int(warmup):
-        yield Finding(
-            (*key_path, "warmup_steps"), f"{warmup:g} is neither an integer number of steps nor a share below 1"
-        )
+        yield Finding((*key_path, "warmup_steps"), f"{warmup:g} is neither a whole number of steps nor a share below 1")
     elif warmup >= steps:
         text = f"the warmup takes all of the {count_of(steps, 'step')}; make it shorter"
         yield Finding((*key_path, "warmup_steps"), text, "warning")

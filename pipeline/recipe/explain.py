@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
 _TYPES = {
-    "integer": "an integer",
+    "integer": "a whole number",
     "number": "a number",
     "string": "a string",
     "boolean": "true or false",
