@@ -187,7 +187,7 @@ class Checkpointer:
         """
         last = clock.step == clock.steps and self.rule.every.unit != "never"
         due = now or last or self.rule.every.due(clock, before)  # the same in every process
-        stopping = self.processes.any(self.request.name is not None)
+        stopping = self.processes.any(self.request.number is not None)
         if stopping or due:
             tensors, facts = state()  # in all processes: some of it may be sharded
             with self.processes.together():
@@ -195,6 +195,6 @@ class Checkpointer:
                     point = Checkpoint(stage, clock.step, clock.seconds, tensors, facts)
                     write_checkpoint(self.folder, point, self.rule.keep)
         if stopping:
-            where = f"step {clock.step} of {clock.steps}"
+            where = f"step {clock.step} of {clock.steps} (stage {stage + 1})"
             by = self.request.name or "a signal to another process"
-            raise Stopped(f"stopped by {by} after {where}; {self.resume_hint}")
+            raise Stopped(f"Stopped by {by} after {where}; {self.resume_hint}", self.request.number)

@@ -91,6 +91,8 @@ def _stage_row(
     try:
         with as_stage_error(LESS_MEMORY if stage.kind == "train" else ""):
             yield row
+    except Stopped:
+        raise
     except StageError as error:
         raise type(error)(f"stage {index + 1} ({stage.kind}): {error}") from error
     except ConvertError as error:

@@ -160,7 +160,7 @@ def finish_run_record(context: RunContext, manifest: dict[str, Any], begin: floa
         except BaseException as second:
             if not _interrupted_twice(context, second):
                 raise
-            context.progress(f"stopped at once, without a report; write it with: pivotune report {context.folder}")
+            context.progress(f"Stopped at once, without a report; write it with: pivotune report {context.folder}")
         raise
     try:
         manifest["seconds"] = round(before + time.monotonic() - begin, 3)
@@ -173,7 +173,8 @@ def finish_run_record(context: RunContext, manifest: dict[str, Any], begin: floa
     except BaseException as error:
         if not _interrupted_twice(context, error):
             raise
-        raise Stopped(f"everything is trained and exported, only the report is missing; {COMPLETES}") from error
+        text = f"Stopped: everything is trained and exported, only the report is missing; {COMPLETES}"
+        raise Stopped(text, context.checkpointer.request.number) from error
 
 
 @contextmanager
@@ -198,7 +199,8 @@ def _interrupted_twice(context: RunContext, error: BaseException) -> bool:
 
 
 def _at_once(context: RunContext) -> Stopped:
-    return Stopped(f"stopped at once; the same command resumes the run from the last checkpoint in {context.folder}")
+    text = f"Stopped at once; the same command resumes the run from the last checkpoint in {context.folder}"
+    return Stopped(text, context.checkpointer.request.number)
 
 
 def _write_final_record(context: RunContext, manifest: dict[str, Any], seconds: float) -> None:

@@ -87,9 +87,11 @@ def test_a_signal_stops_after_the_current_step_with_a_checkpoint(tmp_path, monke
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
         stopped_at(patch, 2, how)
-        with pytest.raises(Stopped, match=r"stopped by .* after step 2 of 3; the same command resumes it") as caught:
+        text = r"^Stopped by .* after step 2 of 3 \(stage 3\); the same command resumes it"
+        with pytest.raises(Stopped, match=text) as caught:
             run_project(recipe, tmp_path / "run", fresh=how == signal.SIGTERM)
     assert ("--fresh" in str(caught.value)) == (how == signal.SIGTERM)
+    assert caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[how]
     left = manifest_of(tmp_path / "run")
     assert left["status"] == "stopped"
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["stage-003-step-000000002.safetensors"]
@@ -163,7 +165,7 @@ def test_the_second_signal_stops_at_once_and_the_checkpoint_stays(tmp_path, monk
             return one_step(training, clock)
 
         patch.setattr(loop, "one_step", impatient)
-        with pytest.raises(Stopped, match="stopped at once"):
+        with pytest.raises(Stopped, match="Stopped at once"):
             run_project(recipe, tmp_path / "run")
     assert (tmp_path / "run/checkpoints/stage-003-step-000000002.safetensors").is_file()
     run_project(recipe, tmp_path / "run")
@@ -190,7 +192,7 @@ def test_an_interruption_that_a_library_turns_into_an_error_is_recognised(tmp_pa
         reading()
 
     monkeypatch.setattr(loop, "one_step", twice)
-    with pytest.raises(Stopped, match="stopped at once"):
+    with pytest.raises(Stopped, match="Stopped at once"):
         run_project(recipe, tmp_path / "run")
     assert manifest_of(tmp_path / "run")["status"] == "stopped"
 
@@ -212,7 +214,7 @@ def test_an_interruption_while_the_report_is_written_loses_only_the_report(tmp_p
     if when == "stopped":
         stopped_at(monkeypatch, 2, signal.SIGINT)
     expected = (
-        "stopped by Ctrl-C after step 2"
+        "Stopped by Ctrl-C after step 2"
         if when == "stopped"
         else "everything is trained and exported, only the report is missing"
     )

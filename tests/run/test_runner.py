@@ -420,10 +420,11 @@ def test_ctrl_c_keeps_embeddings_and_lora(tmp_path, monkeypatch, when):
         assert all(torch.equal(from_raw(lora[name]), from_raw(raw)) for name, raw in meant.items())
     manifest = manifest_of(tmp_path / "run")
     assert manifest["status"] == "stopped"
-    assert manifest["error"].startswith("stopped at once; the same command resumes")
+    assert manifest["error"].startswith("Stopped at once; the same command resumes")
     assert [e.message for e in Draft202012Validator(schemas.schema("manifest.json")).iter_errors(manifest)] == []
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "This run was stopped" in page
+    assert manifest["error"] in page
     assert "This run failed" not in page
 
 
