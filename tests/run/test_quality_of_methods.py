@@ -112,7 +112,7 @@ def test_embeddings_with_what_changes_the_model_reach_it(tmp_path, method, seed)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_two_stages_change_other_prompts_less_and_joint_training_is_closer(tmp_path, seed):
-    """The same number of steps of each, of the crescent: benchmarks/METHODS.md has both things and both methods."""
+    """The same number of steps of each, of the crescent: benchmarks/METHODS.md has both subjects and both methods."""
     lora = 'lora = { rank = 8, learning_rate = 2e-3, targets = "all" }'
     joint = drawn(tmp_path / "joint", "moon", seed, (150, lora), prompts=(OTHER,))
     staged = drawn(tmp_path / "staged", "moon", seed, (75, ""), (75, f"embeddings = false\n{lora}"), prompts=(OTHER,))
