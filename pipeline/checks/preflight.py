@@ -20,7 +20,7 @@ from ..models.load import skeleton
 from ..models.tokenizers import load_tokenizers
 from ..recipe.model import Recipe
 from ..recipe.options import ExportOptions, TrainOptions
-from ..text import count_of, first_few, format_bytes
+from ..text import first_few, format_bytes
 from .disk import Disk, disk_problems, disk_usage, output_folders, try_save, writes
 from .memory import Memory, Needs, count_needs, memory_of, memory_problems
 from .plan import MAX_EMBEDDINGS, Plan, make_plan
@@ -31,19 +31,10 @@ BARE = ("{stem}", "{embedding}")  # prompts of programs in which the name alone 
 
 def truncation_problems(plan: Plan) -> tuple[list[str], list[str]]:
     """Errors for trained embeddings that are truncated in all of their captions, warnings for single captions."""
-    errors, warnings = [], []
-    truncated = plan.truncated
-    if truncated:
-        first = truncated[0]
-        cut = "is" if len(truncated) == 1 else "are"
-        text = f"{len(truncated)} of {count_of(len(plan.captions), 'caption')} {cut} truncated before an embedding"
-        example = f"(for example that of {first.image}: {', '.join(first.truncated)})"
-        warnings.append(f"{text} {example}; move the embedding towards the start")
-    always = [embedding for embedding in plan.always_truncated if embedding in plan.recipe.trained]
-    if always:
-        names = first_few(always, MAX_EMBEDDINGS)
-        errors.append(f"all captions of {names} are truncated before the embedding; move it towards the start")
-    return errors, warnings
+    always, warning = plan.always_truncated, plan.truncation_warning
+    names = first_few(always, MAX_EMBEDDINGS)
+    errors = [f"all captions of {names} are truncated before the embedding; move it towards the start"]
+    return errors if always else [], [warning] if warning else []
 
 
 def truncated_prompts(plan: Plan) -> Iterator[str]:

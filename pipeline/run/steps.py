@@ -210,9 +210,12 @@ def warn_of_missing_steps(context: RunContext, state: RunState, trainer: Embeddi
 
 
 def require_all_sampled(trainer: EmbeddingTrainer | None) -> None:
-    """StageError when an embedding was in no batch of the stage."""
+    """StageError when a gradient reached an embedding in no step of the stage."""
     missed = sorted(trainer.embeddings.keys() - trainer.reached) if trainer is not None else []
     if missed:
         names = first_few([repr(name) for name in missed])
         verb = "was" if len(missed) == 1 else "were"
-        raise StageError(f"{names} {verb} never sampled in this stage; increase steps or set data.balance")
+        except_for = "captions that are truncated before the placeholder do not count"
+        raise StageError(
+            f"{names} {verb} never sampled in this stage ({except_for}); increase steps or set data.balance"
+        )
