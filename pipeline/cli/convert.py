@@ -274,6 +274,8 @@ def inspect(paths: Sequence[Path], as_json: bool) -> None:
             if isinstance(error, PlainImage) and path not in paths:
                 continue
             failed.append(error)
+            if not as_json:  # printed once, at the end
+                continue
             facts = unread(path, error)
         echo(json.dumps(facts) if as_json else as_text(facts))
     raise_failures(failed, len(found))

@@ -48,9 +48,6 @@ def as_text(facts: dict[str, Any]) -> str:
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield facts["path"]
-    if "error" in facts:
-        yield f"  error: {facts['error'].removeprefix(facts['path'] + ': ')}"
-        return
     family = facts["family"] or " or ".join(facts["families"]) or "unknown family"
     kind = {"bundle": "LoRA with bundled embeddings", "lora": "LoRA without embeddings"}.get(
         facts["kind"], facts["kind"]
