@@ -70,7 +70,7 @@ def recipe_of(folder: Path, subject: str, method: str, seed: int, steps: int, pr
     others.
     """
     images, embedding, stages = IMAGES / subject, placeholder(subject), METHODS[method]
-    filled = RECIPE.format(
+    text = RECIPE.format(
         seed=seed,
         images=json.dumps(str(images)),
         embedding=embedding,
@@ -80,5 +80,5 @@ def recipe_of(folder: Path, subject: str, method: str, seed: int, steps: int, pr
         count=count,
     )
     path = folder / "recipe.toml"
-    path.write_text(filled, "utf-8")
+    path.write_text(text, "utf-8")
     return load_recipe(path)

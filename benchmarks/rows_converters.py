@@ -40,7 +40,7 @@ import sys
 from pivotune.pipeline.cli.main import pivotune
 pivotune(sys.argv[1:], standalone_mode=False)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""  # what a parent is told (ru_maxrss) begins with the parent's own size
+"""  # the ru_maxrss that a parent gets begins with the parent's own size
 KEYS = """
 import sys, time; from {module} import {name}
 begin = time.process_time_ns()
@@ -157,7 +157,7 @@ def _small(place: Path) -> list[Row]:
     lora, embeddings = make_lora(place / "tiny.safetensors", 1), make_embeddings(place / "one", 1)
     commands = {
         "nothing": [sys.executable, "-c", "pass"],
-        "inspect": [*PIVOTUNE, "inspect", str(embeddings / "word0.safetensors")],
+        "inspect": [*PIVOTUNE, "inspect", str(embeddings / "embedding0.safetensors")],
         "bundle": [
             *PIVOTUNE,
             "bundle",
@@ -210,7 +210,7 @@ def make_embeddings(folder: Path, count: int) -> Path:
     vectors = {key: RawTensor("F32", (4, size), struct.pack("<f", 0.02) * 4 * size) for key, size in
                {"clip_l": 768, "clip_g": 1280}.items()}  # fmt: skip
     folder.mkdir()
-    safetensors_file.write(folder / "word0.safetensors", vectors, {})
+    safetensors_file.write(folder / "embedding0.safetensors", vectors, {})
     for number in range(1, count):
-        shutil.copyfile(folder / "word0.safetensors", folder / f"embedding{number}.safetensors")
+        shutil.copyfile(folder / "embedding0.safetensors", folder / f"embedding{number}.safetensors")
     return folder

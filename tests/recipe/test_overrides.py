@@ -1,4 +1,4 @@
-"""`--set key=value`: where it may point, how its value is read, and what is said when it is wrong."""
+"""`--set key=value`: where it may point, how its value is read, and the message when it is wrong."""
 
 from __future__ import annotations
 

@@ -39,18 +39,18 @@ def test_a_truncated_initial_text_is_named() -> None:
 
 
 def test_excessive_norms_are_named_unless_the_recipe_rescales() -> None:
-    loud, begun_so, usual = embedding("<loud>"), embedding("<begun>"), embedding("<usual>")
-    loud["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
-    begun_so["encoders"]["clip_l"].update(norm_before=[1.95, 1.95], norm_after=[1.95, 1.95])
-    made = manifest([usual, loud, begun_so], stages=[{"kind": "train"}])
+    large, large_before, usual = embedding("<large>"), embedding("<large before>"), embedding("<usual>")
+    large["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
+    large_before["encoders"]["clip_l"].update(norm_before=[1.95, 1.95], norm_after=[1.95, 1.95])
+    made = manifest([usual, large, large_before], stages=[{"kind": "train"}])
     warning = "it may overpower the rest of the prompt; add a rescale stage after train"
     assert embedding_table(made).splitlines()[-2:] == [
-        "norm up to 5.0 times the vocabulary's median: <loud>",
+        "norm up to 5.0 times the vocabulary's median: <large>",
         f"  ({warning})",
     ]
-    assert "norm up to" not in embedding_table(manifest([loud], stages=[{"kind": "train"}, {"kind": "rescale"}]))
-    assert "norm up to" not in embedding_table(manifest([usual, begun_so], stages=[{"kind": "train"}]))
-    embeddings = [embedding(f"<{number}>", norm=9) | {"encoders": loud["encoders"]} for number in range(9)]
+    assert "norm up to" not in embedding_table(manifest([large], stages=[{"kind": "train"}, {"kind": "rescale"}]))
+    assert "norm up to" not in embedding_table(manifest([usual, large_before], stages=[{"kind": "train"}]))
+    embeddings = [embedding(f"<{number}>", norm=9) | {"encoders": large["encoders"]} for number in range(9)]
     [line] = [line for line in embedding_table(manifest(embeddings, stages=[])).splitlines() if "norm up to" in line]
     assert line == "norm up to 5.0 times the vocabulary's median: <0>, <1>, <2>, <3>, <4> and 4 more"
 

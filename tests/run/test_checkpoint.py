@@ -91,7 +91,7 @@ def test_skipped_checkpoints_do_not_count_as_kept(tmp_path: Path, keep: int) -> 
         write_checkpoint(tmp_path, at(step), keep=3)
     for step in (9, 12):
         (tmp_path / "checkpoints" / at(step).name).write_bytes(b"damaged")
-    write_checkpoint(tmp_path, at(5), keep=keep)  # the run went on from step 3
+    write_checkpoint(tmp_path, at(5), keep=keep)  # the run resumed from step 3
     found = newest_checkpoint(tmp_path, pytest.fail)
     assert found is not None
     assert found.step == 5

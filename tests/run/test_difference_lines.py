@@ -1,4 +1,4 @@
-"""What differs between two runs is told a line each, and what differs is in the line."""
+"""Differences between two runs, a line each, and what differs is in the line."""
 
 from __future__ import annotations
 

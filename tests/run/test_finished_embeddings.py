@@ -113,7 +113,7 @@ def test_kills_at_random_moments_change_no_finished_embedding(tmp_path):
 
 
 def test_an_embedding_stopped_by_time_stops_at_the_same_step_after_a_resume(tmp_path, monkeypatch):
-    """The ledger says after which step the embedding stopped; the process that goes on is slower and stops there
+    """The ledger says after which step the embedding stopped; the process that resumes is slower and stops there
     too.
     """
     from pivotune.pipeline.recipe.intervals import Clock

@@ -41,7 +41,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 @pytest.fixture
 def longer(tmp_path: Path) -> tuple[Recipe, Path, Path]:
-    """A recipe of more steps, the run that it may go on from, and one that did so in peace."""
+    """A recipe of more steps, the run that it may continue from, and one that did so undisturbed."""
     path = make_project(tmp_path, train=DRAWN)
     source = run_project(path, tmp_path / "source").folder
     more = load_recipe(path, ["train.steps=6"])
@@ -87,8 +87,8 @@ def test_a_missing_or_changed_source_is_named(tmp_path, monkeypatch, longer):
     monkeypatch.chdir(moved / "checkpoints")
     run_project(recipe, tmp_path / "run", source=Path(checkpoint.name))
     assert_same(tmp_path / "run", whole)
-    told_of = json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))["source"]
-    assert told_of["path"] == str(moved / "checkpoints" / checkpoint.name)
+    source_of = json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))["source"]
+    assert source_of["path"] == str(moved / "checkpoints" / checkpoint.name)
 
 
 @pytest.mark.slow
@@ -173,11 +173,11 @@ def test_a_run_in_the_default_folder_resumes_only_with_its_own_source(tmp_path, 
     one, other = ({"path": f"/{name}", "sha256": digest, "continues": True} for name, digest in digests)
     leave(tmp_path / "runs/x", "running", source=one)
 
-    def begun(source):
+    def started(source):
         start = create_run_folder("x", None, INPUTS, fresh=False, source=source)
         return start.folder.name, start.unfinished is not None
 
-    assert begun(one) == ("x", True)
-    assert begun(one | {"path": "/elsewhere/one"}) == ("x", True)
-    assert begun(None) == ("x", True)
-    assert begun(other) == ("x-2", False)
+    assert started(one) == ("x", True)
+    assert started(one | {"path": "/elsewhere/one"}) == ("x", True)
+    assert started(None) == ("x", True)
+    assert started(other) == ("x-2", False)
