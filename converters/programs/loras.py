@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
+from ..errors import count_of
 from ..families import Family
 from ..lora_modules import LoraModule, kinds_of
 from ..stored import Stored
@@ -53,7 +54,8 @@ def _named(program: str, family: str, names: tuple[str, ...]) -> Callable[[str],
 def _no_names(program: Program, modules: Sequence[LoraModule]) -> str:
     if not modules:
         return "no module of a LoRA in it"
-    return f"it applies none of the {len(modules)} modules: it does not look for names like {modules[0].name[:60]!r}"
+    text = f"it applies 0 of {count_of(len(modules), 'module')}"
+    return f"{text}: it does not look for names like {modules[0].name[:60]!r}"
 
 
 def _notes(
@@ -65,13 +67,17 @@ def _notes(
 ) -> Iterable[str]:
     if len(known) < len(modules):
         strange = [module.name[:60] for module in modules if module not in known]
-        yield f"{len(strange)} of {len(modules)} modules are not applied, as {strange[0]!r}"
+        yield f"{_share(strange, modules)} not applied, as {strange[0]!r}"
     if others:
-        yield f"{len(others)} of {len(modules)} modules are not applied: {_kinds(others)}"
+        yield f"{_share(others, modules)} not applied: {_kinds(others)}"
     weighted = [module for module in able if module.dora]
     ends = tuple(program.dora_keys)
     if any(not any(end in key for end in ends for key in module.keys) for module in weighted):
-        yield f"the magnitudes of DoRA are left out of {len(weighted)} modules, which changes the result"
+        yield f"the magnitudes of DoRA are left out of {count_of(len(weighted), 'module')}, which changes the result"
+
+
+def _share(part: Sequence[object], modules: Sequence[LoraModule]) -> str:
+    return f"{len(part)} of {count_of(len(modules), 'module')} {'is' if len(part) == 1 else 'are'}"
 
 
 def _kinds(modules: Iterable[LoraModule]) -> str:

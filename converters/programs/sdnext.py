@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import count_of
 from ..families import Family
 from ..lora_modules import LoraModule
 from ..stored import Stored
@@ -51,7 +52,8 @@ def _by_width(file: Stored, widths: dict[str, int]) -> Reading:
     if not set(sizes) <= set(widths.values()):
         return refused("a tensor is as wide as no text encoder of the model; the file is skipped")
     if len(sizes) > len(widths) or (len(sizes) < len(widths) and len(sizes) != 2):
-        return refused(f"{len(sizes)} tensors for {len(widths)} text encoders; the file is skipped")
+        found = f"{count_of(len(sizes), 'tensor')} for {count_of(len(widths), 'text encoder')}"
+        return refused(f"{found}; the file is skipped")
     vectors: dict[str, RawTensor] = {}
     for key, size in widths.items():
         for tensor in tensors.values():

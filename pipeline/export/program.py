@@ -11,7 +11,7 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.programs import Program, programs
 from ...converters.write import Written, layout_for, write_embeddings
 from ..errors import StageError
-from ..text import fits_only
+from ..text import count_of, fits_only
 from .artefacts import note
 from .context import ExportContext
 from .guide import Files, bundle_trigger, guide_text
@@ -125,7 +125,8 @@ def _embeddings(
     declared = len(embeddings) * parts
     if len(written_files) != declared:
         raise StageError(
-            f"{len(embeddings)} embeddings for {program.title} need {declared} files, {len(written_files)} were written"
+            f"{program.title}: {count_of(declared, 'file')} for {count_of(len(embeddings), 'embedding')} expected; "
+            f"written: {len(written_files)}"
         )
     by_name = {
         embedding.name: tuple(written_files[at * parts : (at + 1) * parts]) for at, embedding in enumerate(embeddings)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...converters.families import Family
 from ..errors import StageError
+from ..text import count_of
 
 
 def skip_layers(pipe: Any, family: Family, clip_skip: int) -> None:
@@ -24,7 +25,7 @@ def skip_layers(pipe: Any, family: Family, clip_skip: int) -> None:
         raise StageError(f"model.clip_skip = {clip_skip}: not supported for {family.title}; remove it")
     layers = encoder_layers(pipe.text_encoder)
     if clip_skip > len(layers):
-        raise StageError(f"model.clip_skip = {clip_skip}: the text encoder has {len(layers)} layers")
+        raise StageError(f"model.clip_skip = {clip_skip}: the text encoder has {count_of(len(layers), 'layer')}")
     for layer in layers[len(layers) - clip_skip + 1 :]:
         layer.register_forward_hook(_return_input)
 
@@ -46,7 +47,7 @@ def skip_unused(encoder: nn.Module, last_state: int | None) -> None:
     """
     head = getattr(encoder, "lm_head", None)
     if isinstance(head, nn.Linear):
-        head.forward = _no_logits  # type: ignore[method-assign]
+        head.forward = _no_logits  # type: ignore[assignment, method-assign]
     if last_state is None:
         return
     decoder = encoder.get_decoder()  # type: ignore[operator]

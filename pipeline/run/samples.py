@@ -27,6 +27,7 @@ from ..recipe.model import Concept, ModelSpec, Recipe
 from ..rng import generator
 from ..system_errors import out_of_memory
 from ..tensors import from_raw, vectors_for
+from ..text import count_of
 from ..train.lora import load_lora, remove_lora
 
 BATCH_PIXELS = 4 * 512 * 512  # images are drawn in batches of about this many pixels
@@ -218,7 +219,7 @@ def draw_class_images(model: Model, recipe: Recipe, progress: Callable[[str], No
             concept.images.mkdir(parents=True, exist_ok=True)
             missing = concept.generate.count - len(files_in(concept.images, recursive=concept.recursive).images)
             if missing > 0:
-                progress(f"drawing {missing} class images into {concept.images}")
+                progress(f"drawing {count_of(missing, 'class image')} into {concept.images}")
                 _draw_class(model, concept, _unused_numbers(concept.images, missing), (recipe.seed, "class", number))
         except OSError as error:
             raise StageError(f"class images: {concept.images} cannot be written: {error}") from error

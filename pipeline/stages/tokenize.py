@@ -17,6 +17,7 @@ from ..recipe.model import EmbeddingSpec
 from ..recipe.options import TokenizeOptions
 from ..run.context import RunContext, RunState
 from ..tensors import from_raw, to_raw_each
+from ..text import count_of
 
 Base = dict[str, RawTensor]  # vectors of a file that an embedding starts from, by encoder; empty for most
 
@@ -57,7 +58,7 @@ def _tokens(
             raise StageError(f"{embedding.placeholder}: {error}") from error
         if tokens.cut:
             what = "initial text" if key not in base else "base"
-            lost = f"truncated to {len(tokens.ids)} tokens for {key}, without {' '.join(tokens.cut)}"
+            lost = f"truncated to {count_of(len(tokens.ids), 'token')} for {key}, without {' '.join(tokens.cut)}"
             state.warnings.append(f"{embedding.placeholder}: the {what} is {lost}")
     if embedding.base is not None:
         state.notes.append(

@@ -1,4 +1,4 @@
-"""A renamed embedding is what its user types: the file is called like it, and where it is not, that is said."""
+"""A renamed embedding is what its user types: the file is called like it, and where it is not, a warning says so."""
 
 import json
 import os

@@ -213,10 +213,10 @@ def test_diffusers_with_the_exported_lora_matches_the_trained_model(tmp_path, mo
     lora = f'parts = ["denoiser", "clip_g"]\nrank = 3\nalpha = 2\ndora = {json.dumps(dora)}\nlearning_rate = 0.05'
     run(tmp_path, "sdxl", train=f"[stage.lora]\n{lora}")
     fresh = load_model(load_recipe(tmp_path / "recipe.toml").model, CPU)
-    untouched = answer(fresh)
+    by_base_model = answer(fresh)
     fresh.pipe.load_lora_weights(tmp_path / "run" / "exports" / "diffusers", weight_name="tiny_lora.safetensors")
     torch.testing.assert_close(answer(fresh), answers["trained"], rtol=1e-5, atol=1e-5)
-    assert (untouched - answers["trained"]).abs().max() > 1e-3
+    assert (by_base_model - answers["trained"]).abs().max() > 1e-3
 
 
 def answer(model) -> torch.Tensor:
@@ -232,8 +232,8 @@ def test_a_lora_on_t5_or_qwen_keeps_the_names_of_its_layers_and_is_in_the_images
     tmp_path, monkeypatch, family
 ):
     """These encoders have no level `text_model`, and diffusers' loaders fail at their LoRAs or ignore them."""
-    told = {}
-    before_eject(monkeypatch, lambda state, model: told.setdefault("trained", states(model)))
+    states_of = {}
+    before_eject(monkeypatch, lambda state, model: states_of.setdefault("trained", states(model)))
     key = list(WIDTHS[family])[-1]
     run(tmp_path, family, train=f'resolution = 16\n[stage.lora]\nparts = ["{key}"]\nrank = 2\nlearning_rate = 0.05')
     file = tmp_path / "run" / "exports" / "tiny.safetensors"
@@ -242,9 +242,9 @@ def test_a_lora_on_t5_or_qwen_keeps_the_names_of_its_layers_and_is_in_the_images
     fresh = load_model(load_recipe(tmp_path / "recipe.toml").model, CPU)
     base = states(fresh)
     with lora_loaded(fresh, file):
-        torch.testing.assert_close(states(fresh), told["trained"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(states(fresh), states_of["trained"], rtol=1e-5, atol=1e-5)
     assert torch.equal(states(fresh), base)
-    assert (base - told["trained"]).abs().max() > 1e-3
+    assert (base - states_of["trained"]).abs().max() > 1e-3
 
 
 @torch.no_grad()
