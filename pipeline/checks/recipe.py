@@ -21,7 +21,7 @@ from .concepts import batch_findings, capital_findings, dropped_embedding_findin
 from .embeddings import base_findings, caption_findings, coverage, encoder_findings, name_findings, truncation_findings
 from .model import family_findings, model_findings
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
-from .targets import same_files, target_findings
+from .targets import output_findings, same_files, target_findings
 
 NOTHING_DROPPED = Dropped()
 _PARTS = {"concept": 2, "embedding": 3, "stage": 3}  # depth of the parts that are checked by themselves
@@ -171,6 +171,7 @@ def _cross_findings(
     ]
     if not dropped.in_stages("lora") and not any(dropped.touches(*key_path) for key_path in exports):
         yield from _limit_embeddings(target_findings(recipe, family_of(recipe.model)))
+        yield from _limit_embeddings(output_findings(recipe, family_of(recipe.model)))
 
 
 def _limit_embeddings(findings: Iterator[Finding]) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from ...converters.names import safe_stem
 from ...converters.programs import Program, programs
 from ..embeddings.placeholders import spelling
 from ..recipe.model import Recipe
-from ..recipe.options import ExportOptions, TrainOptions
+from ..recipe.options import ExportOptions, RescaleOptions, TrainOptions
 from ..recipe.problem import Finding, KeyPath
 
 
@@ -32,6 +32,38 @@ def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
         packed = [name for name in bundled if options.files != "each" and programs()[name].several]
         if (has_lora and options.bundle and bundled) or packed:
             yield from _dots(recipe, packed if not has_lora else bundled)
+
+
+NORMS_OF_INPUTS = ("median", "mean", "spread")
+
+
+def output_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
+    """What output embeddings cannot have: other programs than OneTrainer, packs, norms of the vocabulary."""
+    if not recipe.outputs:
+        return
+    if family is not None and all(encoder.output is None for encoder in family.encoders):
+        for index, embedding in enumerate(recipe.embeddings):
+            if embedding.output:
+                text = f"no program knows output embeddings for {family.title}; remove it, to train input vectors"
+                yield Finding(("embedding", index, "output"), text)
+    for index, options in recipe.stages_with(ExportOptions):
+        for number, target in enumerate(options.targets):
+            if not programs()[target].outputs:
+                text = f"{programs()[target].title} cannot use output embeddings; only OneTrainer can"
+                yield Finding(("stage", index, "targets", number), text)
+        if options.files != "each":
+            yield Finding(("stage", index, "files"), "output embeddings are written with files = 'each' only")
+    rules: list[tuple[KeyPath, object]] = [
+        (("embedding", index, "preserve_norm"), embedding.preserve_norm)
+        for index, embedding in enumerate(recipe.embeddings)
+        if embedding.output
+    ]
+    rules += [(("stage", at, "preserve_norm"), one.preserve_norm) for at, one in recipe.stages_with(TrainOptions)]
+    rules += [(("stage", at, "to"), one.to) for at, one in recipe.stages_with(RescaleOptions)]
+    for key_path, rule in rules:
+        if rule in NORMS_OF_INPUTS:
+            text = f"{rule!r} is of the vocabulary, not of an encoder's output; use 'initial', a number or a band"
+            yield Finding(key_path, text)
 
 
 def _loads_packs(program: Program, options: ExportOptions, has_lora: bool) -> bool:

@@ -98,6 +98,8 @@ def base_vectors(
     """
     settled = settle(loaded.vectors, widths) if widths else loaded.vectors
     inputs = {key: raw for key, raw in settled.items() if not key.endswith("_out")}
+    if embedding.output:
+        inputs |= {key: settled[f"{key}_out"] for key in inputs if f"{key}_out" in settled}
     chosen = {key: inputs[key] for key in keys if key in inputs}
     if not chosen and len(inputs) == len(keys) == 1:  # SD 2's encoder is called clip_l in many files
         [(key, raw)] = inputs.items()

@@ -170,7 +170,7 @@ def _encoder(pipe: Any, spec: ModelSpec, about: EncoderSpec) -> Encoder:
         raise model_error(spec, f"{about.tokenizer} has {len(tokenizer)} tokens, but {about.module} has {rows} vectors")
     if tokenizer.model_max_length >= UNLIMITED:
         tokenizer.model_max_length = about.length or CLIP_LENGTH
-    return Encoder(about.key, about.module, about.tokenizer, module, tokenizer, int(width))
+    return Encoder(about.key, about.module, about.tokenizer, module, tokenizer, int(width), about.output)
 
 
 def skeleton(spec: ModelSpec) -> Model:
@@ -191,7 +191,7 @@ def skeleton(spec: ModelSpec) -> Model:
         raise model_error(spec, f"{folder / 'model_index.json'} names no {lacks[0]}")
     pipe = SimpleNamespace(**modules, components=modules)
     encoders = tuple(
-        Encoder(about.key, about.module, about.tokenizer, modules[about.module], None, about.width)
+        Encoder(about.key, about.module, about.tokenizer, modules[about.module], None, about.width, about.output)
         for about in family.encoders
         if about.module in modules
     )
