@@ -17,6 +17,7 @@ from .reading import (
     bundle_tensors,
     cut_at_first_dots,
     embedding,
+    misnamed,
     only_weights,
     refused,
     string_to_param,
@@ -39,8 +40,8 @@ def _by_width(file: Stored, widths: dict[str, int]) -> Reading:
     """
     if Path(file.path).suffix.lower() not in (".safetensors", ".pt"):
         return refused("only .safetensors and .pt files are listed")
-    if not only_weights(file):
-        return refused(REFUSED)
+    if why := misnamed(file) or ("" if only_weights(file) else REFUSED):
+        return refused(why)
     tensors = file.tensors
     if file.container != "safetensors":
         lone = string_to_param(tensors).get("*")
@@ -72,16 +73,15 @@ def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], un
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     """Embeddings by width, named up to the first dot; they stay in the tokenizer when the LoRA leaves the prompt."""
-    embeddings = cut_at_first_dots(file.tensors)
-    if embeddings is None or any("." not in name for name in file.tensors):
+    if any("." not in name for name in file.tensors):
         return refused("a tensor's name has no dot, so its loader fails")
     if not file.is_lora:
         return refused("without a module of a LoRA, it does not read the embeddings")
     kept: dict[str, Vectors] = {}
     used: set[str] = set()
-    for name, tensors in embeddings.items():
+    for name, tensors in cut_at_first_dots(file.tensors).items():
         one = _by_width(Stored(file.path.with_suffix(".safetensors"), tensors), widths)
         if not one.refusal and name:
             kept[name] = next(iter(one.embeddings.values()))
-            used.update(f"{BUNDLED}{name}.{key}" for key in tensors)
+            used.update(f"{BUNDLED}{name}.{key}" if key else f"{BUNDLED}{name}" for key in tensors)
     return Reading(kept, tuple(full for full in bundle_tensors(file.tensors) if full not in used))
