@@ -55,9 +55,9 @@ REFUSED_ZIP = {
         ("flux", {"clip_l": (2, 768), "t5xxl": (2, 4096)}, {}, {"comfyui", "onetrainer"}),
         ("flux", {"clip_g": (2, 768), "t5": (2, 4096)}, {}, {"comfyui", "onetrainer"}),
         ("sd1", {"string_to_param.*": (2, 768)}, {**PICKLE, "metadata": {"string_to_token.*": "265", "name": "cat"}},
-         ALL - {"onetrainer"}),
+         ALL - {"onetrainer", "drawthings"}),
         ("sd1", {"string_to_param.*": (2, 768)}, {**PICKLE, "metadata": {"name": "cat"}},
-         ALL - {"onetrainer", "invokeai"}),
+         ALL - {"onetrainer", "invokeai", "drawthings"}),
         ("sd1", {"string_to_param.a": (2, 768), "string_to_param.b": (2, 768)}, {**PICKLE, "metadata": {
             "string_to_token.a": "265"}}, {"comfyui", "invokeai", "kohya"}),
         ("sd1", {"clip_l": (2, 768)}, {**PICKLE, "metadata": {"name": "cat"}}, {"comfyui", "kohya"}),
@@ -66,7 +66,7 @@ REFUSED_ZIP = {
         ("sd1", {"emb_params": (2, 768)}, {"container": "pickle", "name": "cat.ckpt"}, {
             "invokeai", "diffusers", "kohya"}),
         ("sd1", {"emb_params": (2, 768)}, {"container": "pickle", "name": "cat.safetensors"}, set()),
-        ("sd1", {"emb_params": (2, 768)}, {"name": "cat.pt"}, {"diffusers"}),
+        ("sd1", {"emb_params": (2, 768)}, {"name": "cat.pt"}, {"diffusers", "drawthings"}),
         ("sd1", {"emb_params": (2, 768)}, {**PICKLE, "names": frozenset(["torch.BoolStorage"])}, {
             "forge", "forge-neo", "reforge", "comfyui", "invokeai", "diffusers", "kohya"}),
         ("sd1", {"0": (2, 768)}, {**PICKLE, "root": "list"}, {"comfyui"}),
@@ -75,13 +75,13 @@ REFUSED_ZIP = {
         ("sd1", {"<cat>": (2, 768)}, {**PICKLE, "root": "ordered"}, {"comfyui", "diffusers", "kohya"}),
         ("sd1", {"<cat>": (2, 768)}, {**PICKLE, "parameters": frozenset(["<cat>"])}, {"comfyui", "diffusers", "kohya"}),
         ("sd1", {"emb_params": (2, 768)}, {**PICKLE, "members": ("x/data.pkl", "x/.format_version")}, {
-            "forge", "forge-neo", "reforge", "comfyui", "invokeai", "diffusers", "kohya"}),
+            "forge", "forge-neo", "reforge", "comfyui", "invokeai", "diffusers", "kohya", "drawthings"}),
         ("sd1", {"string_to_param.*": (2, 768)}, {
             **PICKLE, "metadata": {"string_to_token.*": "265"}, "names": frozenset([
                 "torch.nn.modules.container.ParameterDict"])}, {"forge"}),
-        ("sd1", {"string_to_param.*": (2, 768)}, REFUSED_ZIP, {"a1111", "forge", "comfyui"}),
-        ("sd2", {"string_to_param.*": (2, 1024)}, REFUSED_ZIP, {"a1111", "forge", "comfyui"}),
-        ("sd2", {"string_to_param.*": (3, 1024)}, REFUSED_ZIP, {"a1111", "forge"}),
+        ("sd1", {"string_to_param.*": (2, 768)}, REFUSED_ZIP, {"a1111", "forge", "comfyui", "drawthings"}),
+        ("sd2", {"string_to_param.*": (2, 1024)}, REFUSED_ZIP, {"a1111", "forge", "comfyui", "drawthings"}),
+        ("sd2", {"string_to_param.*": (3, 1024)}, REFUSED_ZIP, {"a1111", "forge", "drawthings"}),
     ],
 )  # fmt: skip
 def test_a_program_loads_what_it_was_seen_to_load(family, shapes, stored, expected, loads):

@@ -19,7 +19,7 @@ UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 SDXL = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 SGM = "input_blocks.1.1.transformer_blocks.0.attn2.to_k"
 FLAT = UNET.replace(".", "_")
-SD1 = {*NAMES} - {"fooocus"}  # programs that run Stable Diffusion 1.x
+SD1 = {*NAMES} - {"fooocus", "drawthings"}  # programs with rules for LoRAs of Stable Diffusion 1.x
 COMFYUI = {"comfyui", "swarmui", "reforge", "forge-neo"}  # programs with its LoRA loader
 
 
