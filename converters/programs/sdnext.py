@@ -67,6 +67,10 @@ def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], un
     """
     if not {"clip_l", "t5"} <= family.widths.keys() or not any(name.startswith("lora_unet_") for name in file.tensors):
         return ""
+    joint = [module.name for module in modules if module.name.startswith("lora_unet_joint_blocks_")]
+    lone = next((name for name in joint if f"{name}.alpha" not in file.tensors), "")
+    if lone:
+        return f"its conversion of kohya's layout fails without {lone[:60]}.alpha"
     others = [name for name in file.tensors if not name.startswith("lora_unet_")]
     return f"its conversion of kohya's layout drops the transformer because of {others[0][:60]!r}" if others else ""
 

@@ -245,11 +245,18 @@ def onetrainer(_: Path):
 
 
 RUNS = {
-    "comfyui": (*UNETS, "flux", *real_comfyui.BODIES), "forge": (*UNETS, "flux"), "a1111": (*UNETS, "sd3"),
-    "sdnext": (*UNETS, "flux"), "kohya": ("sd1",), "invokeai": UNETS, "onetrainer": ("sd1",), "reforge": UNETS,
-    "diffusers": (*UNETS, "flux", *real_models.TRANSFORMERS), "fooocus": ("sdxl",),
+    "comfyui": (*UNETS, "flux", *real_comfyui.BODIES),
+    "forge": (*UNETS, "flux"),
     "forge-neo": (*UNETS, "flux", "chroma", "qwen-image", "z-image"),
-}  # fmt: skip
+    "a1111": (*UNETS, "sd3"),
+    "sdnext": (*UNETS, "flux", "sd3", "chroma", "z-image"),
+    "diffusers": (*UNETS, "flux", *real_models.TRANSFORMERS),
+    "invokeai": UNETS,
+    "reforge": UNETS,
+    "fooocus": ("sdxl",),
+    "kohya": ("sd1",),
+    "onetrainer": ("sd1",),
+}
 LOADERS = {
     loader.__name__.replace("_", "-"): loader
     for loader in (

@@ -4,8 +4,8 @@
 
 Each program runs in a process of its own, with stand-ins for its user interface and for models (names and shapes of
 modules are real, weights do not exist). For sample files of every layout and kind it compares how many modules of a
-LoRA the loader takes, and which vectors of an embedding each text encoder gets, with our answers, prints every
-difference and how many agree. `diffusers=` takes the installed one.
+LoRA the loader takes, and which vectors each text encoder gets of an embedding, in a file of its own or in a LoRA,
+with our answers, prints every difference and how many agree. `diffusers=` takes the installed one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import real_families
 import torch
 from real_common import patched, stand_in
-from real_models import CLIP_NAMES, clip, flux, unet, unet_config
+from real_models import CLIP_NAMES, clip, transformer, unet, unet_config
 
 UNETS = ("sd1", "sdxl")
 NETWORKS = ("network", "modules", "modules.shared", "modules.sd_models", "modules.errors", "modules.scripts",
@@ -189,15 +189,21 @@ def sdnext_network(source: Path):
     shared, models = sys.modules["modules.shared"], sys.modules["modules.sd_models"]
     from modules.lora import lora_load
 
+    stored: dict = {}
+    models.read_state_dict = lambda *_, **__: dict(stored)
+    sys.modules["modules.sd_models_utils"].read_state_dict = models.read_state_dict
+
     def drive(family, tensors, path):
         lora_load.lora_cache.clear()
-        parts = {"text_encoder": clip()} | ({"transformer": flux()} if family == "flux" else {"unet": unet(family)})
+        body = {"unet": unet(family)} if family in UNETS else {"transformer": transformer(family)}
+        parts = {"text_encoder": clip()} | body
         if family == "sdxl":
             parts["text_encoder_2"] = torch.nn.Module()
         pipe = SimpleNamespace(**parts)
         shared.sd_model, shared.sd_loaded = pipe, True
-        shared.sd_model_type = {"sd1": "sd", "flux": "f1"}.get(family, family)
-        models.read_state_dict = lambda *_, **__: dict(tensors)
+        shared.sd_model_type = {"sd1": "sd", "flux": "f1", "z-image": "zimage"}.get(family, family)
+        stored.clear()
+        stored.update(tensors)
         return lora_load.load_safetensors(path.stem, SimpleNamespace(filename=str(path), name=path.stem))
 
     return drive
