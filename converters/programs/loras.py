@@ -14,6 +14,7 @@ from ..stored import Stored
 from . import Program, refuses_lora
 
 SHOWN = 3  # names or kinds in a note
+SPELLINGS = (" lora_A", " lora_down")  # what a name of a program may end in
 
 
 class Applied(NamedTuple):
@@ -31,7 +32,7 @@ def applied(program: Program, file: Stored, family: Family) -> Applied | None:
     if named is None:
         return None
     modules = file.modules
-    known = [module for module in modules if named(module.name)]
+    known = [module for module in modules if named(module)]
     able = [module for module in known if module.kind in program.lora_kinds]
     others = [module for module in known if module.kind not in program.lora_kinds]
     if not known:
@@ -47,8 +48,21 @@ def applied(program: Program, file: Stored, family: Family) -> Applied | None:
 
 
 @cache
-def _named(program: str, family: str, names: tuple[str, ...]) -> Callable[[str], re.Match[str] | None] | None:
-    return re.compile("|".join(f"(?:{name})" for name in names)).fullmatch if names else None
+def _named(program: str, family: str, names: tuple[str, ...]) -> Callable[[LoraModule], bool] | None:
+    """Whether a module's name is among those of a program; None without any."""
+    if not names:
+        return None
+    spelled = tuple(name for name in names if name.endswith(SPELLINGS))
+    plain = re.compile("|".join(f"(?:{name})" for name in names if name not in spelled) or "(?!)").fullmatch
+    if not spelled:
+        return lambda module: plain(module.name) is not None
+    exact = re.compile("|".join(f"(?:{name})" for name in spelled)).fullmatch
+    return lambda module: bool(plain(module.name) or exact(module.name + _spelling(module)))
+
+
+def _spelling(module: LoraModule) -> str:
+    """How its matrices are called, as one of SPELLINGS."""
+    return next((part for part in SPELLINGS if any(f".{part[1:]}." in key for key in module.keys)), "")
 
 
 def _no_names(program: Program, modules: Sequence[LoraModule]) -> str:
