@@ -37,7 +37,7 @@ def hashes(vectors: dict[str, torch.Tensor]) -> dict[str, str]:
 
 
 def as_before_torch_2_6() -> None:
-    """Programs that bring an older torch: its torch.load runs the code of a pickle unless it is told not to."""
+    """Programs that bring an older torch: its torch.load runs the code of a pickle unless an option forbids it."""
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
 

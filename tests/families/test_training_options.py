@@ -68,18 +68,19 @@ def test_options_together_resume_to_the_same_bytes(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_finetune_follows_the_embedding_and_leaves_other_encoders_alone(tmp_path: Path, family: str) -> None:
-    stage = """
+    stage = f"""
 [[stage]]
 kind = "train"
+resolution = {side_of(family)}
 steps = 1
 embeddings = false
-finetune = { parts = ["denoiser"], learning_rate = 0.001 }
+finetune = {{ parts = ["denoiser"], learning_rate = 0.001 }}
 """
     keys = [one.key for one in family_encoders(family)]
     rates = ", ".join(f"{key} = {0.0 if number else 0.01}" for number, key in enumerate(keys))
     recipe = project(
         tmp_path, family, train=f"resolution = {side_of(family)}", embedding=f"learning_rate = {{ {rates} }}",
-        stages=stage, export='model = ["folder"]\nmodel_dtype = "float32"',
+        stages=stage, export='targets = []\nmodel = ["folder"]\nmodel_dtype = "float32"',
     )  # fmt: skip
     run_project(recipe, tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
