@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..distributed import SINGLE_PROCESS, Processes
 from ..errors import StageError
-from ..recipe.model import Recipe
+from ..recipe.model import Concept, Recipe
 from ..rng import generator
 from ..text import count_of
 from .buckets import size_conditioning
@@ -36,7 +36,8 @@ class Batch:
       image without a mask. None when no image of the batch has one.
     - `weight` (batch,): the weight of each image's loss (`loss_weight` of its concept), of which the loss of a
       batch is the mean.
-    - `prior` (batch,), bool: images of a concept with `prior = true` (prior preservation, DreamBooth).
+    - `prior` (batch,), bool: images of a concept with `prior = true` (prior preservation, DreamBooth), and
+      `prior_of_model` those of them whose target is the prediction of the model without the LoRA.
     - `sizes` (batch, 6): original height and width, top and left of the crop, height and width it is trained at, in
       pixels: SDXL's `time_ids`. The corner is that in the image resized to cover the trained size.
     - `examples`: indices of the images in `Dataset.examples`, for logs and tests.
@@ -49,6 +50,7 @@ class Batch:
     mask: Tensor | None
     weight: Tensor
     prior: Tensor
+    prior_of_model: Tensor
     sizes: Tensor
     examples: tuple[int, ...]
     full: FullBatch | None = None
@@ -123,6 +125,7 @@ class Dataset:
             mask=_mask(encoded),
             weight=weight[part],
             prior=prior[part],
+            prior_of_model=torch.tensor([_asks_the_model(example.concept) for example in examples]),
             sizes=torch.tensor(sizes),
             examples=indices[part],
             full=None if len(examples) == len(every) else FullBatch(part, weight, prior),
@@ -158,6 +161,10 @@ class Dataset:
         deviation = torch.stack([one.deviation for one in encoded])
         noise = torch.randn(count, *mean.shape[1:], generator=generator(self.seed, "latents", number))[part]
         return self.latents.normalize(mean + deviation * noise)
+
+
+def _asks_the_model(concept: Concept) -> bool:
+    return concept.prior and concept.prior_target == "model"
 
 
 def _mask(encoded: Sequence[Encoded]) -> Tensor | None:

@@ -44,6 +44,7 @@ class Concept:
     recursive: bool = False
     loss_weight: float = 1.0
     prior: bool = False
+    prior_target: str = "image"
     prefix: str = ""
     suffix: str = ""
     shuffle_tags: bool = False

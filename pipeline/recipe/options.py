@@ -103,6 +103,7 @@ class ObjectiveOptions:
     guidance: float
     unmasked_weight: float
     normalize_mask: bool
+    masked_prior_weight: float
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ..train.guard import Guard
 from ..train.locality import keep_originals, locality_of
 from ..train.loss import loss_scale
 from ..train.objective import Objective, objective_for
+from ..train.prior import prior_target_of
 from ..train.setup import Trainables, Training, weight_trainers
 from .consistency import require_unchanged_data
 from .context import RunContext, RunState
@@ -106,6 +107,7 @@ def build_training(
         processes=context.processes,
         texts=None if text_moves else CaptionCache(denoiser, context.model.pipe),
     )
+    training = replace(training, prior_target=prior_target_of(context.recipe, training, options))
     if options.locality is None:
         return training
     return replace(training, locality=locality_of(context.recipe, state.trained.originals, training, options.locality))

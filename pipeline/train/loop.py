@@ -160,6 +160,8 @@ def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool
     else:
         with torch.set_grad_enabled(grad_text):
             text = training.denoiser.encode(model.pipe, list(batch.captions))
+    if training.prior_target is not None:
+        noisy_batch = training.prior_target.add(noisy_batch, batch, text)
     prediction = training.denoiser.predict(model.pipe, noisy_batch.noisy, noisy_batch.timesteps, text, batch.sizes)
     losses = objective.losses(prediction, noisy_batch, batch.mask)
     if batch.full is None:

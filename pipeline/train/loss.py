@@ -98,7 +98,8 @@ class NoisyBatch:
 
     `noisy` and `target` are (batch, channels, height, width); `timesteps` (batch,) as the denoiser takes them;
     `weight` (batch,) is the weight of each example's loss at its timestep, `threshold` (batch,) where Huber's loss
-    becomes linear, or None where the loss has no threshold.
+    becomes linear, or None where the loss has no threshold. `base` is the prediction of the model without the LoRA,
+    where the loss compares with it.
     """
 
     noisy: Tensor
@@ -106,6 +107,7 @@ class NoisyBatch:
     target: Tensor
     weight: Tensor | None = None
     threshold: Tensor | None = None
+    base: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> NoisyBatch:
         """On a device, the noisy latents in the denoiser's dtype; the target stays float32."""
@@ -124,16 +126,23 @@ def example_losses(
     """The loss of each example, (batch,) float32: the mean over its elements, weighted by its timestep.
 
     `mask` (batch, 1, height, width), 0 to 1, weights pixels as OneTrainer does: the mask is raised to
-    `unmasked_weight` where it is lower, and with `normalize_mask` an image's loss is divided by its mean.
+    `unmasked_weight` where it is lower, and with `normalize_mask` an image's loss is divided by its mean. With
+    `masked_prior_weight` the rest of the image is compared with the prediction of the base model, as there too.
     """
     losses = _element_losses(prediction.float(), noisy_batch.target.float(), options.loss, noisy_batch.threshold)
     if mask is not None:
         raised = mask.to(losses).clamp(min=options.unmasked_weight, max=1.0)
-        losses = losses * raised
-        if options.normalize_mask:
-            losses = losses / raised.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+        losses = _masked(losses, raised, options.normalize_mask)
+        if options.masked_prior_weight and noisy_batch.base is not None:
+            base = noisy_batch.base.float()
+            prior = _element_losses(prediction.float(), base, options.loss, noisy_batch.threshold)
+            losses = losses + options.masked_prior_weight * _masked(prior, 1 - raised, options.normalize_mask)
     means = losses.mean(dim=tuple(range(1, losses.ndim)))
     return means if noisy_batch.weight is None else means * noisy_batch.weight
+
+
+def _masked(losses: Tensor, mask: Tensor, normalize: bool) -> Tensor:
+    return losses * mask / (mask.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6) if normalize else 1.0)
 
 
 def _element_losses(prediction: Tensor, target: Tensor, kind: str, threshold: Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ from .lora import add_lora, freeze_lora
 from .loss import LossScale
 from .objective import Objective
 from .optimizers import schedule_factor
+from .prior import PriorTarget
 from .trainable import Trainable
 from .weights import WeightSettings, WeightTrainer, weights_to_finetune
 
@@ -100,6 +101,7 @@ class Training:
     seed: int
     prior_weight: float = 1.0
     locality: Locality | None = None
+    prior_target: PriorTarget | None = None
     scale: LossScale = field(default_factory=LossScale)
     guard: Guard | None = None
     processes: Processes = SINGLE_PROCESS

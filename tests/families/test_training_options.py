@@ -54,7 +54,7 @@ def test_options_together_resume_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     more = "[data]\nbuckets = true\ncache_latents = 'memory'"
-    recipe = project(tmp_path, family, train=f"resolution = {side_of(family)}{TRAIN}", more=more)
+    recipe = project(tmp_path, family, train=f"resolution = {side_of(family)}{TRAIN}", more=more, export="targets = []")
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
         stopped_at(patch, 2, signal.SIGINT)
