@@ -43,6 +43,10 @@ def make_runnable(recipe: Path, models: Path) -> None:
     text = re.sub(r"^steps = \d+", f"steps = {QUICK['steps']}", text, flags=re.M)
     text = re.sub(r"^count = \d+", f"count = {QUICK['count']}", text, flags=re.M)
     text = text.replace("count = 100", "count = 3")
+    if family and family[1] == "z-image":  # its configuration does not say the size of its images
+        text = text.replace("batch_size = 1", "batch_size = 1\nresolution = 32").replace(
+            "[samples]", "[samples]\nsize = 32"
+        )
     placeholders = re.findall(r'^placeholder = "([^"]+)"', text, re.M)
     for number, folder in enumerate(re.findall(r'^images = "([^"]+)"', text, re.M)):
         prior = "prior = true" in text.split(f'images = "{folder}"')[1].split("[[")[0]
@@ -82,7 +86,7 @@ def add_files(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for family in ("sd1", "sdxl"):
+    for family in ("sd1", "sdxl", "z-image"):
         BUILD[family]().save_pretrained(folder / family)
     return folder
 
