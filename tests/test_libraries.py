@@ -21,7 +21,7 @@ LIBRARIES = {
 DOCUMENTED = {  # modules below the top level whose names the library's own reference gives
     "accelerate.tracking", "accelerate.utils", "bitsandbytes.optim", "diffusers.utils",
     "huggingface_hub.errors", "peft.tuners.lora", "peft.tuners.tuners_utils", "safetensors.torch",
-    "torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor",
+    "torch.utils.checkpoint", "torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor",
     "torch.nn", "torch.nn.functional", "torch.optim", "transformers.utils",
 }  # fmt: skip
 INNER = {  # (module, name): the rest, each with the file that leans on it
@@ -29,6 +29,7 @@ INNER = {  # (module, name): the rest, each with the file that leans on it
     ("accelerate.utils.fsdp_utils", "fsdp2_prepare_auto_wrap_policy"): "train/fsdp.py",
     ("prodigyplus.prodigy_plus_schedulefree", "ProdigyPlusScheduleFree"): "recipe/optimizers.py",
     ("torch._dynamo.exc", "TorchDynamoException"): "train/compute.py",
+    ("transformers.modeling_layers", "GradientCheckpointingLayer"): "train/compute.py",
     ("torch._inductor.runtime.cache_dir_utils", "cache_dir"): "train/compute.py",
 }
 ATTRIBUTES = {

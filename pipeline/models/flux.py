@@ -32,7 +32,12 @@ class FluxTransformer(Guided):
 
 
 class ChromaTransformer:
-    """Chroma: FLUX's latents and T5; the mask includes the text and one token of padding."""
+    """Chroma: FLUX's latents and T5; the mask includes the text and one token of padding.
+
+    Its blocks must be checkpointed here: diffusers 0.42 leaves out the mask of the single blocks when it does so.
+    """
+
+    checkpointed = ("transformer_blocks", "single_transformer_blocks")
 
     @staticmethod
     def encode(pipe: Any, captions: list[str]) -> Text:

@@ -114,6 +114,9 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
             upcast = name == "vae" and dtype == torch.float16 and getattr(part.config, "force_upcast", True)
             part.requires_grad_(False).eval().to(device=device, dtype=torch.float32 if upcast else dtype)
             _align(part)
+            for module in part.modules():
+                if "num_activated_experts" in vars(module):  # diffusers' experts have no gradient in evaluation mode
+                    module.train()
             if upcast:
                 _cast_latents(part)
     pipe.set_progress_bar_config(disable=True)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+from torch.utils.checkpoint import checkpoint
+
 from ..errors import StageError
+from ..models.denoisers import DENOISERS
 from ..models.load import Model
 
 SPELLINGS = (
@@ -20,12 +24,16 @@ SPELLINGS = (
 def gradient_checkpointing(model: Model, wanted: bool) -> Iterator[None]:
     """Within it the denoiser and text encoders use gradient checkpointing, if wanted.
 
-    Their layers do so only in training mode. Only the layers' own flag is set, not that of dropout inside them, so a
-    step computes the same values.
+    The layers of transformers do so only in training mode. Only the layers' own flag is set, not that of what is inside
+    them: T5's attention would use dropout. So a step computes the same values.
     """
-    parts: list[Any] = (
-        [model.denoiser, *(getattr(model.pipe, one.module_name) for one in model.encoders)] if wanted else []
-    )
+    lists = getattr(DENOISERS[model.family.denoiser_kind], "checkpointed", ())
+    blocks = [block for name in lists for block in getattr(model.denoiser, name)] if wanted else []
+    parts: list[Any] = [getattr(model.pipe, one.module_name) for one in model.encoders] if wanted else []
+    if wanted and not blocks:
+        parts.append(model.denoiser)
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     for part in parts:
         # transformers' reentrant checkpointing loses the gradient of LoRAs behind embeddings without gradient
         on, _ = _switches(part)
@@ -38,6 +46,8 @@ def gradient_checkpointing(model: Model, wanted: bool) -> Iterator[None]:
             _, off = _switches(part)
             off()
             _mark(part, False)
+        for block in blocks:
+            del block.forward  # the class's own is back
 
 
 def _switches(part: Any) -> tuple[Callable[..., None], Callable[[], None]]:
@@ -49,8 +59,10 @@ def _switches(part: Any) -> tuple[Callable[..., None], Callable[[], None]]:
 
 
 def _mark(part: Any, training: bool) -> None:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     for module in part.modules():
-        if hasattr(module, "gradient_checkpointing"):
+        if isinstance(module, GradientCheckpointingLayer):
             module.training = training
 
 

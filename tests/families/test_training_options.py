@@ -53,7 +53,7 @@ def project(folder: Path, family: str, **parts: str) -> Recipe:
 def test_options_together_resume_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    more = "[data]\nbuckets = true\ncache_latents = 'memory'"
+    more = f"[data]\nbuckets = true\nbucket_step = {side_of(family)}\ncache_latents = 'memory'"
     recipe = project(tmp_path, family, train=f"resolution = {side_of(family)}{TRAIN}", more=more, export="targets = []")
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
@@ -74,6 +74,7 @@ kind = "train"
 resolution = {side_of(family)}
 steps = 1
 embeddings = false
+timesteps = {{ low = 900 }}
 finetune = {{ parts = ["denoiser"], learning_rate = 0.001 }}
 """
     keys = [one.key for one in family_encoders(family)]
