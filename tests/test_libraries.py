@@ -21,8 +21,8 @@ LIBRARIES = {
 DOCUMENTED = {  # modules below the top level whose names the library's own reference gives
     "accelerate.tracking", "accelerate.utils", "bitsandbytes.optim", "diffusers.utils",
     "huggingface_hub.errors", "peft.tuners.lora", "peft.tuners.tuners_utils", "safetensors.torch",
-    "torch.utils.checkpoint", "torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor",
-    "torch.nn", "torch.nn.functional", "torch.optim", "transformers.utils",
+    "torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor",
+    "torch.nn", "torch.nn.functional", "torch.optim", "torch.utils.checkpoint", "transformers.utils",
 }  # fmt: skip
 INNER = {  # (module, name): the rest, each with the file that leans on it
     ("accelerate.utils.dataclasses", "get_module_class_from_name"): "train/fsdp.py",
