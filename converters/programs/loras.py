@@ -26,6 +26,8 @@ class Applied(NamedTuple):
 
 def applied(program: Program, file: Stored, family: Family) -> Applied | None:
     """What `program` applies of a LoRA for a model of `family`; None if there are no rules for that family."""
+    if why := program.lora_refuses.get(family.name):
+        return Applied(len(file.modules), 0, (), why)
     named = _named(program.name, family.name, tuple(program.lora_names_of(family.name)))
     if named is None:
         return None
