@@ -104,6 +104,10 @@ class Program:
         names = next((names for families, names in self.lora_names.items() if family in families.split()), [])
         return programs()[names].lora_names_of(family) if isinstance(names, str) else names
 
+    def takes_lora(self, family: Family) -> bool:
+        """Whether it can be a target for a LoRA of a family whose embeddings it has no layout for."""
+        return family.name in self.lora_layouts or "*" in self.lora_layouts
+
     def prompted(self, stem: str, embedding: str) -> str:
         """What the user types for the embedding of a file with this stem."""
         return self.prompt.format(stem=stem, embedding=embedding)

@@ -43,7 +43,7 @@ def _encoder_module(module: str) -> str:
 @cache
 def _table(family: str) -> list[tuple[re.Pattern[str], str, list[str]]]:
     """A pattern for each of diffusers' names; `*` stands for the number of the block."""
-    layers = next((table for names, table in _data()["layers"].items() if family in names.split()), {})
+    layers: dict[str, list[str]] = _data()["layers"].get(family, {})
     return [
         (re.compile(re.escape(part).replace(r"\*", r"(\d+)")), native, parts)
         for native, parts in layers.items()

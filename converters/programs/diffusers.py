@@ -60,6 +60,9 @@ def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], un
         strange = [name for name in flat if "lora" not in name]
         if not kohya and strange:
             return f"it refuses the whole LoRA because {strange[0][:60]!r} does not contain 'lora'"
+    t5 = [module.name for module in modules if module.name.startswith("text_encoder.")]
+    if t5 and family.pipeline == "ChromaPipeline":
+        return f"it takes T5 for CLIP and fails at {t5[0][:60]!r}"
     strange = [module.name for module in modules if re.match(_NO_ATTENTION, module.name)]
     if strange:
         return f"it converts the attention of OneTrainer's FLUX layout alone, and fails at {strange[0][:60]!r}"

@@ -11,6 +11,7 @@ from ..families import Family
 from ..lora_modules import LoraModule, kinds_of
 from ..stored import Stored
 from . import Program, refuses_lora
+from .comfyui_layers import comfyui_layer
 
 SHOWN = 3  # names or kinds in a note
 
@@ -45,6 +46,31 @@ def applied(program: Program, file: Stored, family: Family) -> Applied | None:
     refusal = refuses_lora(program.name, file, family, modules, [name for name in file.tensors if name not in used])
     notes = tuple(_notes(program, modules, known, others, able))
     return Applied(len(modules), 0 if refusal else len(able), () if refusal else notes, refusal)
+
+
+# A layer of each kind of text encoder, by the start of its key in families.
+_LAYERS = {"clip": "text_model.encoder.layers.0.mlp.fc1", "t5": "encoder.block.0.layer.0.SelfAttention.q",
+           "umt5": "encoder.block.0.layer.0.SelfAttention.q"}  # fmt: skip
+_LLM = "model.layers.0.self_attn.q_proj"
+
+
+def applies_encoder(program: Program, family: Family, key: str) -> bool | None:
+    """Whether `program` applies the LoRA of a text encoder as we export it; None if that is not known."""
+    if family.name in program.lora_refuses:
+        return False
+    named = _named(program.name, family.name, tuple(program.lora_names_of(family.name)))
+    if named is None:
+        return None
+    attribute = next(encoder.module for encoder in family.encoders if encoder.key == key)
+    layer = next((layer for start, layer in _LAYERS.items() if key.startswith(start)), _LLM)
+    layout = program.lora_layouts.get(family.name, program.lora_layouts.get("*"))
+    if layout == "comfyui":
+        name = comfyui_layer(family, attribute, layer).name
+    elif layout == "peft":
+        name = f"{attribute}.{layer}"
+    else:
+        name = f"{family.lora_prefixes[attribute]}_{layer.replace('.', '_')}"
+    return named(name) is not None
 
 
 @cache

@@ -21,7 +21,8 @@ class Files:
 
     `lora`, `model_folder` and `model_file` are paths relative to the program's folder of the export, as are those of
     `alone`: standalone files of the `bundled` embeddings by name, with what to type. `fits` says which model they are
-    for, `lost` what the program ignores of the LoRA.
+    for, `lost` what the program ignores of the LoRA. `lora_parts` has what the loader of diffusers leaves out and the
+    script adds; `no_embeddings` says why there are no embeddings.
     """
 
     embeddings: dict[str, tuple[Written, ...]]
@@ -35,6 +36,8 @@ class Files:
     alone: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     lost: Sequence[str] = ()
     fits: str = ""
+    lora_parts: str | None = None
+    no_embeddings: str = ""
 
 
 def guide_text(program: Program, files: Files) -> str:
@@ -74,7 +77,7 @@ def _model(program: Program, files: Files) -> list[str]:
 
 
 def _embeddings(program: Program, files: Files) -> list[str]:
-    lines = []
+    lines = ["The embeddings:", files.no_embeddings] if files.no_embeddings else []
     for name, written in files.embeddings.items():
         lines.append(_embedding(program, name, " and ".join(one.path.name for one in written), written[0].trigger))
         lines += [f"  note: {loss}" for one in written[:1] for loss in one.losses]
@@ -99,11 +102,15 @@ def _packs(program: Program, files: Files) -> list[str]:
 
 
 def _lora(program: Program, files: Files) -> list[str]:
-    if files.lora is None:
+    if files.lora is None and files.lora_parts is None:
         return []
-    if not files.bundled:
-        how = program.how["lora"].format(files=files.lora, type=f"<lora:{Path(files.lora).stem}:1>")
-        return ["The LoRA:", how, *(f"  note: {loss}" for loss in files.lost)]
+    if files.lora is None or not files.bundled:
+        lines = ["The LoRA:"]
+        if files.lora is not None:
+            lines.append(program.how["lora"].format(files=files.lora, type=f"<lora:{Path(files.lora).stem}:1>"))
+        if files.lora_parts is not None:
+            lines.append(f"{files.script} adds {files.lora_parts}, for which the pipeline has no loader.")
+        return [*lines, *(f"  note: {loss}" for loss in files.lost)]
     how = program.how["lora"].format(files=files.lora, type=bundle_trigger(files.lora, files.bundled))
     lines = [
         "The LoRA with bundled embeddings:",
@@ -128,6 +135,23 @@ def bundle_trigger(lora: str, embeddings: Sequence[str]) -> str:
     return f"<lora:{Path(lora).stem}:1> {' '.join(embeddings)}"
 
 
+ADD_LORA = """
+
+def add_lora(weights):
+    \"\"\"Add a LoRA to the parts of the pipeline for which load_lora_weights has no loader.\"\"\"
+    for part in {name.partition(".")[0] for name in weights}:
+        model = getattr(pipe, part)
+        start = f"{part}." if hasattr(model, "text_model") else f"{part}.text_model."
+        own = {name.removeprefix(start).removeprefix(f"{part}."): one for name, one in weights.items()
+               if name.startswith(f"{part}.")}
+        ranks = {name.removesuffix(".lora_A.weight"): len(one) for name, one in own.items() if "lora_A" in name}
+        config = LoraConfig(r=1, lora_alpha=1, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks,
+                            use_dora=any("lora_magnitude_vector" in name for name in own))
+        inject_adapter_in_model(config, model, "lora")
+        set_peft_model_state_dict(model, own, "lora")
+
+
+""".splitlines()
 SHIPPED = 'str(files("pivotune.recipes.micro") / "model")'
 
 
@@ -145,13 +169,15 @@ class Base:
 def diffusers_lines(family: Family, files: Files, base: Base) -> str:
     """A script that loads the exported model (else the `base`), the embeddings and the LoRA with diffusers."""
     shipped = files.model_folder is None and base.spec.base == MICRO
+    parts = files.lora_parts
     lines = [
         *(["from importlib.resources import files"] if shipped else []),
         "from pathlib import Path",
         "",
         "import torch",
         f"from diffusers import {family.pipeline}",
-        *(["from safetensors.torch import load_file"] if files.packs else []),
+        *(["from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict"] if parts else []),
+        *(["from safetensors.torch import load_file"] if files.packs or parts else []),
         "",
         "here = Path(__file__).resolve().parent",
         f"pipe = {_loaded(family.pipeline, files, base)}",
@@ -163,6 +189,8 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
     if files.lora is not None:
         lora = Path(files.lora)
         lines += [f"pipe.load_lora_weights(here / {str(lora.parent)!r}, weight_name={lora.name!r})"]
+    if parts is not None:
+        lines += [*ADD_LORA, f"add_lora(load_file(here / {parts!r}))"]
     triggers = (written[0].trigger for written in files.embeddings.values())
     packed = (embedding.lower() for pack in files.packs[:1] for embedding in pack.embeddings[:1])
     embeddings = [*triggers, *packed]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...converters.families import Family
+from ...converters.lora_modules import split_name
 from ...converters.programs import Program
 from ...converters.programs.comfyui_layers import ComfyLayer, comfyui_layer
 from ...converters.tensor import RawTensor
@@ -153,6 +154,22 @@ def _joined(parts: Sequence[str], layers: Mapping[str, Layer], model: Any) -> La
     down = torch.cat([from_raw(layers[part].down) for part in parts if part in layers])
     up = torch.block_diag(*blocks).to(down.dtype)
     return Layer(first.attribute, "", to_raw(down), to_raw(up), to_raw(torch.cat(scales)) if scales else None)
+
+
+def split_loaded(
+    tensors: Tensors, program: Program, family: Family
+) -> tuple[dict[str, RawTensor], dict[str, RawTensor]]:
+    """Tensors of modules that the program's loader applies, and the others."""
+    if family.name in program.lora_refuses:
+        return {}, dict(tensors)
+    names = re.compile("|".join(program.lora_names_of(family.name)))
+    loaded = {name: raw for name, raw in tensors.items() if names.fullmatch(_module_of(name))}
+    return loaded, {name: raw for name, raw in tensors.items() if name not in loaded}
+
+
+def _module_of(name: str) -> str:
+    found = split_name(name)
+    return found[0] if found else name
 
 
 LAYOUTS = {"sgm": sgm, "peft": peft, "comfyui": comfyui}

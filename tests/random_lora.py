@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -27,13 +28,16 @@ class RandomLora(NamedTuple):
     deltas: dict[str, Tensor]
 
 
-def random_lora(model: str, *, dora: bool = False, targets: Any = "attention+feed-forward") -> RandomLora:
-    """A LoRA of rank 3 with alpha 2 on all parts of a model of BUILD, whose weights do not have it."""
+def random_lora(
+    model: str, *, dora: bool = False, targets: Any = "attention+feed-forward", parts: Collection[str] = ()
+) -> RandomLora:
+    """A LoRA of rank 3 with alpha 2 on all parts (or on `parts`) of a model of BUILD, whose weights do not have it."""
     pipe, family = BUILD[model](), families()[family_name(model)]
     options = options_of(LoraOptions, rank=3, alpha=2.0, dora=dora, targets=targets)
     tensors, deltas = dict[str, RawTensor](), dict[str, Tensor]()
     for attribute, prefix in family.lora_prefixes.items():
-        if (part := getattr(pipe, attribute)) is None:
+        part = getattr(pipe, attribute)
+        if part is None or (parts and attribute not in parts):
             continue
         generator = torch.Generator().manual_seed(7)
         for parameter in add_lora(attribute, part, options, 0).values():
