@@ -26,10 +26,10 @@ def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             program = programs()[target]
             key_path: KeyPath = ("stage", index, "targets", number)
             if family is not None and family.name not in program.layouts:
-                if has_lora and program.takes_lora(family):
-                    yield from _lora_alone(key_path, recipe, program, family)
-                else:
+                if not has_lora or not program.takes_lora(family):
                     yield Finding(key_path, _family_message(program, family))
+                    continue
+                yield from _lora_alone(key_path, recipe, program, family)
             elif options.files != "each" and not _loads_packs(program, options, has_lora):
                 yield Finding(key_path, _packs_message(program, options.files))
             if family is not None:

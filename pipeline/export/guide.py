@@ -47,7 +47,8 @@ def guide_text(program: Program, files: Files) -> str:
         first.append(files.fits)
     if files.clip_skip > 1:
         first.append(f"Trained with Clip skip {files.clip_skip}; set it in the program too.")
-    script = [f"{files.script} loads everything: run it, or copy its lines."] if files.script else []
+    what = "the LoRA" if files.no_embeddings else "everything"
+    script = [f"{files.script} loads {what}: run it, or copy its lines."] if files.script else []
     parts = (
         first,
         script,
@@ -203,8 +204,16 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
             'layers = next(part for name, part in parts if name.endswith("encoder.layers"))',
             f"del layers[-{files.clip_skip - 1} :]",
         ]
-    lines += ["", f"image = pipe({prompt!r}).images[0]", 'image.save(here / "try.png")']
+    lines += ["", f"image = {_drawn(family, prompt)}", 'image.save(here / "try.png")']
     return "\n".join(lines) + "\n"
+
+
+def _drawn(family: Family, prompt: str) -> str:
+    """The call that draws an image; a video's pipeline draws one frame."""
+    video = "num_frames" in family.draw_options
+    options = {**family.draw_options, **({"output_type": "pil"} if video else {})}
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
+    return f"pipe({prompt!r}{given}).{'frames[0][0]' if video else 'images[0]'}"
 
 
 def _loaded(kind: str, files: Files, base: Base) -> str:

@@ -84,7 +84,7 @@ def _no_embeddings(context: ExportContext, ready: Contents, program: Program, fo
         return ""
     why = program.no_embeddings(family) or f"how {program.title} reads embeddings for {family.title} is not known"
     place = os.path.relpath(folder.parent / f"{context.recipe.name}_embeddings", folder)
-    return f"{why}; those of this run are in {place}."
+    return f"{why[0].upper()}{why[1:]}; those of this run are in {place}."
 
 
 def _from(folder: Path, path: Path | None) -> str | None:
