@@ -30,8 +30,8 @@ def comfyui_layer(family: Family, attribute: str, module: str) -> ComfyLayer:
     for pattern, native, parts in _table(family.name):
         if match := pattern.fullmatch(module):
             block = match[1]
-            joined = tuple(part.replace("*", block) for part in parts)
-            return ComfyLayer(f"diffusion_model.{native.replace('*', block)}", joined)
+            layers = tuple(part.replace("*", block) for part in parts)
+            return ComfyLayer(f"diffusion_model.{native.replace('*', block)}", layers)
     return ComfyLayer(f"transformer.{module}", (module,))
 
 

@@ -130,7 +130,9 @@ def comfyui(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]
         groups[comfyui_layer(family, layer.attribute, layer.module)][layer.module] = layer
     made = {}
     for (name, parts), layers in groups.items():
-        layer = layers[parts[0]] if len(parts) == 1 else _joined(parts, layers, getattr(pipe, family.denoiser_module))
+        layer = (
+            layers[parts[0]] if len(parts) == 1 else _merge_layers(parts, layers, getattr(pipe, family.denoiser_module))
+        )
         made[f"{name}.lora_A.weight"] = layer.down
         made[f"{name}.lora_B.weight"] = layer.up
         if layer.scale is not None:
@@ -138,7 +140,7 @@ def comfyui(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]
     return made
 
 
-def _joined(parts: Sequence[str], layers: Mapping[str, Layer], model: Any) -> Layer:
+def _merge_layers(parts: Sequence[str], layers: Mapping[str, Layer], model: Any) -> Layer:
     """One LoRA for layers whose outputs follow one another: A one below the other, B as blocks of a diagonal.
 
     Rows of a part without a LoRA are zero; in a DoRA they have the norms of its weights, which changes nothing.
