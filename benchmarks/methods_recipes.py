@@ -65,20 +65,20 @@ log_every = 50
 """
 
 
-def recipe_of(folder: Path, thing: str, method: str, seed: int, steps: int, prompts: list[str], count: int) -> Recipe:
-    """The recipe of one method, thing and seed, written into the folder; the embedding's own prompt comes before
+def recipe_of(folder: Path, subject: str, method: str, seed: int, steps: int, prompts: list[str], count: int) -> Recipe:
+    """The recipe of one method, subject and seed, written into the folder; the embedding's own prompt comes before
     others.
     """
-    images, embedding, stages = IMAGES / thing, placeholder(thing), METHODS[method]
-    filled = RECIPE.format(
+    images, embedding, stages = IMAGES / subject, placeholder(subject), METHODS[method]
+    text = RECIPE.format(
         seed=seed,
         images=json.dumps(str(images)),
         embedding=embedding,
-        start=START[thing],
+        start=START[subject],
         stages="".join(STAGE.format(steps=round(share * steps), more=more) for share, more in stages),
         prompts=json.dumps([f"a photo of {embedding} on a yellow background", *prompts]),
         count=count,
     )
     path = folder / "recipe.toml"
-    path.write_text(filled, "utf-8")
+    path.write_text(text, "utf-8")
     return load_recipe(path)

@@ -69,7 +69,9 @@ class Slots:
             self.injection, embeddings, {KEY: norm_statistics(scene.table)},
             EmbeddingSettings(learning_rate=5e-3, optimizer=OPTIMIZER, clip_norm=1.0, preserve_norm="median"),
         )  # fmt: skip
-        ids = [scene.ids(n, [VOCABULARY + VECTORS * at for at in range(len(h))]) for n, h in enumerate(scene.held)]
+        ids = [
+            scene.ids(n, [VOCABULARY + VECTORS * at for at in range(len(h))]) for n, h in enumerate(scene.by_caption)
+        ]
         self.captions = cycle(list(zip(scene.texts(), ids, strict=True)))
         self.active: dict[str, ActiveRows] = {}
 
@@ -98,8 +100,8 @@ class Slots:
         leaves = [one.leaf for one in self.active.values()]
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
         adam = trainer.states.optimizers[KEY].adam
-        held = [rows.values, trainer.norms[KEY], trainer.rates[KEY], adam.moment, adam.square, adam.steps]
-        return [*held, *leaves, *gradients, *(one.index for one in self.active.values())]
+        state = [rows.values, trainer.norms[KEY], trainer.rates[KEY], adam.moment, adam.square, adam.steps]
+        return [*state, *leaves, *gradients, *(one.index for one in self.active.values())]
 
 
 def unique_bytes(tensors: list[Tensor]) -> int:

@@ -44,7 +44,7 @@ class WrappedTable:
 
     def state(self) -> list[Tensor]:
         """Every tensor that training adds to the vocabulary."""
-        moments = [value for held in self.optimizer.state.values() for value in held.values()]
+        moments = [value for moment in self.optimizer.state.values() for value in moment.values()]
         gradients = [rows.grad for rows in self.vectors if rows.grad is not None]
         return [*self.vectors, *gradients, *moments]
 
@@ -79,5 +79,5 @@ class WholeTable:
         self.learn()
 
     def state(self) -> list[Tensor]:
-        moments = [value for held in self.optimizer.state.values() for value in held.values()]
+        moments = [value for moment in self.optimizer.state.values() for value in moment.values()]
         return [self.weight, self.original, *([self.weight.grad] if self.weight.grad is not None else []), *moments]

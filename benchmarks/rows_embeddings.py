@@ -125,8 +125,8 @@ def state_bytes(run: Any, trainer: Any) -> float:
     """Bytes a value of everything that grows with the embeddings while they are trained."""
     rows = next(iter(run.injection.rows.values()))
     key = next(iter(run.injection.rows))
-    held = [rows.values, *trainer.states.optimizers[key].state().values()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held) / rows.values.numel()
+    state = [rows.values, *trainer.states.optimizers[key].state().values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in state) / rows.values.numel()
 
 
 def measured() -> list[Row]:

@@ -70,9 +70,9 @@ def count(mode: str) -> dict[str, int]:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             pipe = SimpleNamespace(unet=unet, vae_scale_factor=8)
             out = DENOISERS["unet_xl"].predict(pipe, noisy, step, Text(text, pooled))
-        held = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+        saved_bytes = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
         out.backward(torch.empty_like(out))
-    return {"flops": counter.get_total_flops(), "saved": held}
+    return {"flops": counter.get_total_flops(), "saved": saved_bytes}
 
 
 def trained_weights() -> int:

@@ -24,7 +24,7 @@ class Scene:
 
     table: Tensor
     vectors: Tensor  # (embeddings, 4, width)
-    held: list[list[int]]
+    by_caption: list[list[int]]
     plain: Tensor  # (captions, 77)
     pull: Tensor  # (1, 77, width): the gradient that comes back from the encoder
 
@@ -45,10 +45,10 @@ class Scene:
 
     def table_ids(self) -> list[Tensor]:
         """The captions for methods that give every embedding ids behind the vocabulary."""
-        return [self.ids(n, [VOCABULARY + VECTORS * w for w in held]) for n, held in enumerate(self.held)]
+        return [self.ids(n, [VOCABULARY + VECTORS * w for w in own]) for n, own in enumerate(self.by_caption)]
 
     def texts(self) -> list[str]:
-        return [" and ".join(f"<embedding-{w}>" for w in held) + " on a table" for held in self.held]
+        return [" and ".join(f"<embedding-{w}>" for w in own) + " on a table" for own in self.by_caption]
 
 
 def make_scene(embeddings: int, width: int, table: Tensor | None = None) -> Scene:
@@ -56,7 +56,9 @@ def make_scene(embeddings: int, width: int, table: Tensor | None = None) -> Scen
     if table is None:
         table = torch.randn(VOCABULARY, width) * (0.4 / width**0.5)
     draw = random.Random(embeddings)
-    held = [sorted(draw.sample(range(embeddings), min(EMBEDDINGS_A_CAPTION, embeddings))) for _ in range(CAPTIONS)]
+    by_caption = [
+        sorted(draw.sample(range(embeddings), min(EMBEDDINGS_A_CAPTION, embeddings))) for _ in range(CAPTIONS)
+    ]
     vectors = torch.randn(embeddings, VECTORS, width) * (0.4 / width**0.5)
     plain = torch.randint(0, VOCABULARY - 2, (CAPTIONS, LENGTH))
-    return Scene(table, vectors, held, plain, torch.randn(1, LENGTH, width) * 0.01)
+    return Scene(table, vectors, by_caption, plain, torch.randn(1, LENGTH, width) * 0.01)

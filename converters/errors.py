@@ -1,4 +1,4 @@
-"""The exception of this room for people; the command line turns it into a message and exit code 1."""
+"""The exceptions for users, which the command line turns into a message and exit code 1, and text for messages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def count_of(count: float, noun: str, nouns: str = "") -> str:
+    """A number with its noun: `1 image`, `1,234 images`; `nouns` is a plural that does not just end in `s`."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:.4g}"
+    return f"{number} {noun if number == '1' else nouns or noun + 's'}"
 
 
 class ConvertError(Exception):

@@ -14,7 +14,7 @@ from .bundle import bundle as bundled
 from .dialects.keyed import EMBEDDINGS
 from .embedding import Contents, Embedding
 from .embeddings import ConvertOptions, family_by_name, family_of_embeddings, named, together, what, with_halves
-from .errors import ConvertError, NothingToDo
+from .errors import ConvertError, NothingToDo, count_of
 from .families import Family
 from .lora import lora_families
 from .lora_renaming import FACTS, to_kohya
@@ -95,7 +95,7 @@ def _lora_for(
     if before is None:
         raise ConvertError(f"{path}: how {program.title} reads LoRAs for {family.title} is not known")
     if before.applied == before.modules:
-        raise NothingToDo(f"{path}: {program.title} applies all {before.modules} modules of this LoRA as it is")
+        raise NothingToDo(f"{path}: {program.title} applies this LoRA as it is ({count_of(before.modules, 'module')})")
     try:
         renamed = to_kohya(rest, metadata, family)
     except ConvertError as error:

@@ -12,7 +12,7 @@ from .dialects import DIALECTS
 from .dialects.cloneofsimo import FLAG
 from .dialects.keyed import EMBEDDINGS
 from .embedding import Contents, Embedding
-from .errors import ConvertError
+from .errors import ConvertError, count_of
 from .families import Family, all_families, possible_families
 from .lora import LoraInfo, stated_families
 from .opening import open_file
@@ -136,7 +136,7 @@ def unknown(stored: Stored) -> str:
     if any(name.startswith(("text_model.", "transformer.resblocks")) for name in names):
         return "this is a text encoder, not an embedding"
     shown = ", ".join(f"{name[:50]} {list(stored.tensors[name].shape)}" for name in names[:4])
-    return f"not an embedding and not a LoRA; it holds {len(names)} tensors: {shown}"
+    return f"not an embedding and not a LoRA; it holds {count_of(len(names), 'tensor')}: {shown}"
 
 
 def only_outputs(embedding: Embedding) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .atomic import Batch, batch
-from .errors import ConvertError
+from .errors import ConvertError, count_of
 from .file_range import FileRange, Origin, opened, read_exactly
 from .safetensors_bytes import Filled, fill, in_file_order
 from .safetensors_header import no_collector, parse, short
@@ -40,11 +40,11 @@ def read_opened(descriptor: int, origin: Origin, start: bytes = b"", *, cached: 
     """As `read`, of an open file; `start` are its first bytes, if they were read already."""
     path = origin.path
     if origin.size < 8:
-        raise ConvertError(f"{path}: not a safetensors file ({origin.size} bytes)")
+        raise ConvertError(f"{path}: not a safetensors file ({count_of(origin.size, 'byte')})")
     length = int.from_bytes(start[:8] or read_exactly(descriptor, 0, 8, path), "little")
     if length > min(MAX_HEADER, origin.size - 8):
         raise ConvertError(
-            f"{path}: not a safetensors file, or a truncated one (its header would be {length} bytes long)"
+            f"{path}: not a safetensors file, or a truncated one (its header would be {count_of(length, 'byte')} long)"
         )
     if length <= SMALL:
         return _tensors(descriptor, origin, start, length, cached)

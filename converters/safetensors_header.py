@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import ConvertError
+from .errors import ConvertError, count_of
 from .tensor import DTYPE_BITS
 
 MOST_DIMENSIONS = 64
@@ -155,7 +155,8 @@ def _check_sizes(found: Header, path: Path | str) -> None:
         if length < 0:
             raise ConvertError(f"{path}: {short(name)}: not a description of a tensor (its end is before its start)")
         if length != (DTYPE_BITS[dtype] * prod(shape) + 7) // 8:
-            raise ConvertError(f"{path}: {short(name)}: {length} bytes do not fit {short(shape)} {short(dtype)}")
+            what = f"a length of {count_of(length, 'byte')} does not fit {short(shape)} {short(dtype)}"
+            raise ConvertError(f"{path}: {short(name)}: {what}")
 
 
 def _in_order(found: Header) -> Header:
@@ -176,12 +177,13 @@ def _check_ranges(found: Header, size: int, path: Path | str) -> None:
         at = 0
         for name, begin, end in zip(found.names, found.begins, found.ends, strict=True):
             if begin != at:
-                what = f"leaves a hole of {begin - at} bytes" if begin > at else "overlaps the tensor"
+                what = f"leaves a hole of {count_of(begin - at, 'byte')}" if begin > at else "overlaps the tensor"
                 raise ConvertError(f"{path}: {short(name)} {what} before it")
             at = end
     if at != size:
         raise ConvertError(
-            f"{path}: its tensors take {at} bytes, but {size} follow the header: truncated or corrupt; download again"
+            f"{path}: its tensors take {count_of(at, 'byte')}, but {size:,} follow the header: truncated or corrupt; "
+            "download again"
         )
 
 

@@ -6,6 +6,7 @@ from functools import cache
 from math import prod
 from struct import iter_unpack
 
+from .errors import count_of
 from .file_range import FileRange, LazyBytes
 
 # Bits a value takes, by the dtype names of safetensors, in the order in which a file keeps them.
@@ -38,7 +39,7 @@ class RawTensor:
                 data = data.cast("B")
             length = len(data)
         if length != (DTYPE_BITS[dtype] * prod(shape) + 7) // 8:
-            raise ValueError(f"{dtype} {shape} takes {nbytes(dtype, shape)} bytes, not {length}")
+            raise ValueError(f"{dtype} {shape} takes {count_of(nbytes(dtype, shape), 'byte')}, not {length}")
         self.dtype = dtype
         self.shape = tuple(shape)
         self.stored = data

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from .errors import StageError
+from .text import count_of
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -25,11 +26,12 @@ def pick_device(wanted: str) -> torch.device:
     if not present[device.type]():
         have = ", ".join(kind for kind, there in present.items() if there())
         raise StageError(
-            f"device = {wanted!r}: this torch ({torch.__version__}) has {have}; remove it to choose automatically"
+            f"device = {wanted!r}: this torch ({torch.__version__}) supports only {have}; use one of them, or 'auto'"
         )
     count = {"cuda": torch.cuda.device_count, "xpu": _xpu_count}.get(device.type, lambda: 1)()
     if (device.index or 0) >= count:
-        raise StageError(f"device = {wanted!r}: there are {count} of this kind, counted from 0")
+        found = count_of(count, f"{device.type} device")
+        raise StageError(f"device = {wanted!r}: this machine has {found}, counted from 0; choose another, or 'auto'")
     return device
 
 

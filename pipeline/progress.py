@@ -11,6 +11,8 @@ from typing import TextIO
 
 import click
 
+from .text import count_of
+
 SECONDS, SHARE = 30.0, 0.1  # at least this time and this share of the work, between two lines of a log
 LONGEST = 600.0  # seconds without a line
 
@@ -70,5 +72,5 @@ class _Lines:
         rate = (self.count - self.initial) / seconds
         speed = f"{rate:.3g} a second" if rate >= 1 else f"{1 / rate:.3g} seconds each"
         left = tqdm.format_interval(round((self.total - self.count) / rate))
-        line = f"{self.desc}: {self.count:,} of {self.total:,} {self.unit}s, {speed}, {left} left"
+        line = f"{self.desc}: {self.count:,} of {count_of(self.total, self.unit)}, {speed}, {left} left"
         return f"{line}, {about}" if about else line

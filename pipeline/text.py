@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..converters.errors import count_of as count_of
 from ..converters.errors import printable as printable
 from ..converters.families import Family
 
@@ -39,18 +40,21 @@ def did_you_mean_path(path: Path) -> str:
     return f"; did you mean '{path.parent / guess}'?" if guess else ""
 
 
-def first_few(items: Sequence[object], count: int = 5, what: str = "") -> str:
-    """The first `count` items as one line: `a, b and 3 more`; `what` names the rest (`and 3 more files`)."""
-    return ", ".join(map(str, items[:count])) + "".join(f" {line}" for line in _rest(items, count, what))
+def first_few(items: Sequence[object], count: int = 5, noun: str = "") -> str:
+    """The first `count` items as one line: `a, b and 3 more`; `noun` names the rest (`and 3 more files`)."""
+    return ", ".join(map(str, items[:count])) + "".join(f" {line}" for line in _rest(items, count, noun))
 
 
-def first_lines(lines: Sequence[str], count: int, what: str = "") -> list[str]:
-    """The first `count` lines, and a line `and 3 more` for the rest."""
-    return [*lines[:count], *_rest(lines, count, what)]
+def first_lines(lines: Sequence[str], count: int, noun: str = "", nouns: str = "") -> list[str]:
+    """The first `count` lines, and a line `and 3 more` for the rest; `nouns` is the plural as in `count_of`."""
+    return [*lines[:count], *_rest(lines, count, noun, nouns)]
 
 
-def _rest(items: Sequence[object], count: int, what: str) -> list[str]:
-    return [f"and {len(items) - count:,} more {what}".rstrip()] if len(items) > count else []
+def _rest(items: Sequence[object], count: int, noun: str, nouns: str = "") -> list[str]:
+    if len(items) <= count:
+        return []
+    more = len(items) - count
+    return [f"and {count_of(more, f'more {noun}', nouns and f'more {nouns}') if noun else f'{more:,} more'}"]
 
 
 def format_bytes(count: float) -> str:

@@ -66,3 +66,13 @@ KINDS = {
 def module(name, kind):
     """Names and shapes of a module's tensors."""
     return {f"{name}.{part}": shape for part, shape in KINDS[kind].items()}
+
+
+def lora(name, inputs=768, up="lora_up.weight", down="lora_down.weight", **parts):
+    """The same for a LoRA's module with matrices of these names and with more parts."""
+    return {f"{name}.{down}": (4, inputs), f"{name}.{up}": (320, 4), **{f"{name}.{key}": s for key, s in parts.items()}}
+
+
+def peft(name, inputs=768):
+    """As `lora`, as PEFT calls the matrices."""
+    return lora(name, inputs, "lora_B.weight", "lora_A.weight")

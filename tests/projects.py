@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.stages import STAGES
+from pivotune.pipeline.train import loop
 
 BUILD = {
     "sd1": tiny_sd, "sd2": tiny_sd2, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "sd3-without-t5": partial(tiny_sd3, t5=False),
@@ -84,3 +86,16 @@ def before_eject(monkeypatch: pytest.MonkeyPatch, look: Callable[[RunState, Any]
         eject(state, model)
 
     monkeypatch.setattr(RunState, "eject", spy)
+
+
+def stopped_at(monkeypatch: pytest.MonkeyPatch, number: int, how: int) -> None:
+    """Have step `number` (of all stages together) send this process a signal."""
+    one_step, count = loop.one_step, []
+
+    def asked(training: Any, clock: Any) -> Any:
+        count.append(clock.step)
+        if len(count) == number:
+            os.kill(os.getpid(), how)
+        return one_step(training, clock)
+
+    monkeypatch.setattr(loop, "one_step", asked)

@@ -138,6 +138,6 @@ def test_the_messages_in_the_troubleshooting_guide_exist() -> None:
     table = (ROOT / "recipes" / "troubleshooting.md").read_text("utf-8").split("## Warnings and errors")[1]
     quoted = re.findall(r'^\| "([^"]+)" \|', table, re.M)
     code = " ".join(path.read_text("utf-8") for path in (ROOT / "pipeline").rglob("*.py"))
-    joined = re.sub(r'"\s*\n\s*f?"', "", code)  # strings that continue on the next line
+    code_text = re.sub(r'"\s*\n\s*f?"', "", code)  # strings that continue on the next line
     assert len(quoted) >= 10
-    assert [words for words in quoted if words not in joined] == []
+    assert [phrase for phrase in quoted if phrase not in code_text] == []

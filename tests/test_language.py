@@ -1,7 +1,7 @@
 """The terms of the field: no text of Pivotune has words of its own for what the field has a term for.
 
 Reads the help of every command, schemas, Markdown pages, templates, recipes, and every string, docstring and comment
-of the packages; and the names that functions, variables and arguments have.
+of the packages, tests and benchmarks; and the names that functions, variables and arguments have.
 """
 
 from __future__ import annotations
@@ -187,6 +187,16 @@ def test_strings_and_comments_of_the_code(package: str) -> None:
     assert findings(text for path in paths for text in strings_and_comments(path)) == []
 
 
+def test_strings_and_comments_of_tests_and_benchmarks() -> None:
+    assert findings(text for path in other_sources() for text in strings_and_comments(path)) == []
+
+
+def other_sources() -> Iterator[Path]:
+    """Tests and benchmarks, without this file."""
+    for folder in ("tests", "benchmarks"):
+        yield from sorted(path for path in (ROOT / folder).rglob("*.py") if path != Path(__file__))
+
+
 def names_in(path: Path) -> Iterator[tuple[int, str]]:
     """Names of functions, classes, arguments and variables, where they are defined."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -203,7 +213,7 @@ def names_in(path: Path) -> Iterator[tuple[int, str]]:
 def test_names_in_the_code() -> None:
     found = [
         f"{path.relative_to(ROOT).as_posix()}:{line}: {name}"
-        for path in sources()
+        for path in (*sources(), *other_sources())
         if not is_pending(path)
         for line, name in names_in(path)
         if name in NAMES

@@ -1,6 +1,6 @@
 """Where Pivotune leans on what a library does not document, it is listed here and tested by name.
 
-A new version that renames one of these fails in this file, which says what to mend, and not in the middle of a run.
+A new version that renames one of these fails in this file, which says what to fix, and not in the middle of a run.
 """
 
 from __future__ import annotations

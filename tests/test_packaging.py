@@ -99,14 +99,14 @@ def top_level_imports(path: Path) -> set[str]:
 
 def test_imports_point_one_way():
     for path in sources():
-        room = path.relative_to(ROOT).parts[0]
+        package = path.relative_to(ROOT).parts[0]
         ours = {name for name in imported(path) if name.startswith("pivotune.")}
         allowed = {
             "schemas": ("pivotune.schemas",),
             "converters": ("pivotune.converters", "pivotune.schemas", "pivotune.__version__"),
             "recipes": ("pivotune.recipes", "pivotune.converters", "pivotune.schemas"),
             "pipeline": ("pivotune.",),
-        }[room]
+        }[package]
         assert all(name.startswith(allowed) for name in ours), (path, ours)
 
 
@@ -116,7 +116,7 @@ def test_converters_and_recipe_checks_import_nothing_heavy():
             assert not top_level_imports(path) & HEAVY, path
 
 
-def test_only_the_loaders_room_imports_diffusers_loaders():
+def test_only_the_loaders_layer_imports_diffusers_loaders():
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         uses = {name for name in imported(path) if name.split(".")[0] == "diffusers"}
         if path.parent.name != "models":

@@ -147,12 +147,12 @@ def _flux2_transformer(width: int, *, guided: bool) -> Flux2Transformer2DModel:
     )  # fmt: skip
 
 
-def tiny_klein(seed: int = 0) -> Flux2KleinPipeline:
+def tiny_klein(seed: int = 0, *, layers: int = 28) -> Flux2KleinPipeline:
     """A random model in the shape of FLUX.2 klein: states of three of Qwen3's layers, each of width 16."""
     torch.manual_seed(seed)
     tokenizer = tiny_qwen_tokenizer()
     encoder = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=len(tokenizer) + ROWS, hidden_size=16, num_hidden_layers=28, tie_word_embeddings=True, **LAYERS
+        vocab_size=len(tokenizer) + ROWS, hidden_size=16, num_hidden_layers=layers, tie_word_embeddings=True, **LAYERS
     ))  # fmt: skip
     return Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True), vae=tiny_flux2_vae(),
@@ -165,7 +165,7 @@ def tiny_flux2(seed: int = 0) -> Flux2Pipeline:
     torch.manual_seed(seed)
     tokenizer = tiny_mistral_tokenizer()
     text = {
-        "model_type": "mistral", "vocab_size": len(tokenizer) + ROWS, "hidden_size": 16, "num_hidden_layers": 31,
+        "model_type": "mistral", "vocab_size": len(tokenizer) + ROWS, "hidden_size": 16, "num_hidden_layers": 32,
         **LAYERS,
     }  # fmt: skip
     vision = {

@@ -18,7 +18,10 @@ class EncoderSpec(NamedTuple):
     """One text encoder of a family: key in files, width of its vectors, attributes of the diffusers pipeline.
 
     `length` is how many tokens the pipeline gives it, where that is fewer than its tokenizer says, and `special` how
-    many of them are not the prompt's: begin and end tokens, a chat template, a system prompt.
+    many of them are not the prompt's: begin and end tokens, a chat template, a system prompt. `float16`: it computes
+    in float16 without overflow. `last_state` is the last hidden state that the pipeline uses, where it is not the last
+    of all: an index, negative from the end. `output` is the index of the one whose vectors an output embedding of
+    OneTrainer replaces (-1: the last, as the encoder returns it), None where it trains none.
     """
 
     key: str
@@ -27,6 +30,9 @@ class EncoderSpec(NamedTuple):
     tokenizer: str
     length: int | None = None
     special: int = 2
+    float16: bool = True
+    last_state: int | None = None
+    output: int | None = None
 
 
 class CheckpointPart(NamedTuple):

@@ -50,12 +50,13 @@ class Program:
     `runs` are the families whose models it runs (None: not known for the others). `dora`: it reads DoRA's magnitudes,
     under the names `dora_keys`. `lora_layouts` maps families (`*`: all) to the layout it needs instead of kohya's with
     diffusers' names: `peft`, `comfyui`, or `sgm` for Stability's names of blocks. `lora_names` has, for families, the
-    names of modules it applies (or the program whose loader it uses), `lora_refuses` why it applies none,
-    `lora_kinds` the kinds of `lora_modules`; modules of
+    names of modules it applies (or the program whose loader it uses; one that ends in ` lora_A` or ` lora_down` is for
+    matrices that are called so), `lora_refuses` why it applies none, `lora_kinds` the kinds of `lora_modules`; those of
     `other_kinds` are `skipped`, or the whole LoRA is `refused`. `several` is the dialect of a file with many embeddings
     all of which it can use. `characters` are those of file names, `embedding_characters` those of embeddings in LoRAs,
     which have no file (None: all). `images`: it reads embeddings in images. `lower_case`: tokens of several vectors
-    must have no upper-case letters. `after_prompt` says what must follow an embedding's prompt. `module` is the module
+    must have no upper-case letters. `after_prompt` says what must follow an embedding's prompt. `script` is the name of
+    a script that exports have for it, as its users write code. `module` is the module
     of this folder that reads as the program does (empty: the one of its own name). A program whose data has `like`
     takes all that it does not say itself from that other program, its module too.
     """
@@ -86,6 +87,7 @@ class Program:
     images: bool = False
     lower_case: bool = False
     after_prompt: str = ""
+    script: str | None = None
     module: str = ""
     refuses: dict[str, str] = field(default_factory=dict)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from .reading import BUNDLED, Reading, Vectors, bundle_tensors, clips, cut_at_first_dots, embedding, refused
-from .webui import embedding_name, parse_embedding, unsafe
+from .reading import BUNDLED, Reading, Vectors, bundle_tensors, clips, cut_at_first_dots, embedding, misnamed, refused
+from .webui import PICKLES, embedding_name, parse_embedding, unsafe
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
     """One embedding named after the file. Vectors of T5 and others are not used (SD 3)."""
-    if why := unsafe(file):
+    return refused(why) if (why := unsafe(file)) else reads_safe(file, widths)
+
+
+def reads_safe(file: Stored, widths: dict[str, int]) -> Reading:
+    """As `reads`, without A1111's check of pickles."""
+    if why := misnamed(file, PICKLES):
         return refused(why)
     found = parse_embedding(file)
     if isinstance(found, str):
@@ -33,10 +38,9 @@ def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     """
     if "t5" in widths:
         return _reads_lora_of_sd3(file, widths)
-    embeddings = cut_at_first_dots(file.tensors)
-    if embeddings is None:
+    if any("." not in name[len(BUNDLED) :] for name in bundle_tensors(file.tensors)):
         return refused("a bundle_emb tensor has no key after its name, and the whole LoRA is refused")
-    return _loaded(embeddings, file, widths)
+    return _loaded(cut_at_first_dots(file.tensors), file, widths)
 
 
 def _reads_lora_of_sd3(file: Stored, widths: dict[str, int]) -> Reading:

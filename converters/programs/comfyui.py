@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import REFUSED, Reading, Vectors, bundle_tensors, embedding, only_weights, refused, string_to_param, width
+from .reading import (
+    REFUSED,
+    Reading,
+    Vectors,
+    bundle_tensors,
+    embedding,
+    misnamed,
+    only_weights,
+    refused,
+    string_to_param,
+    width,
+)
 
 KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name ComfyUI looks for
 DEAF = ("gemma", "qwen", "qwen25_7b", "umt5xxl")  # encoders whose tokenizer gets no embeddings folder
@@ -20,8 +31,14 @@ def reads(file: Stored, widths: dict[str, int], *, bundles: bool = True) -> Read
 
     Order of the rules as in comfy/sd1_clip.py; a tensor of the wrong width is ignored with a warning.
     """
+    if why := misnamed(file, (".pt", ".bin")):
+        return refused(why)
+    if file.root == "tensor":
+        return refused("a tensor that is in no dict makes the prompt fail")
     if not only_weights(file):
         return _of_zip(file, widths)
+    if file.root == "list" and not {width(tensor) for tensor in file.tensors.values()}.issuperset(widths.values()):
+        return refused("a list without a tensor for each text encoder makes the prompt fail")
     vectors: Vectors = {}
     used: set[str] = set()
     for key, size in widths.items():
@@ -35,10 +52,10 @@ def reads(file: Stored, widths: dict[str, int], *, bundles: bool = True) -> Read
 
 
 def _of_zip(file: Stored, widths: dict[str, int]) -> Reading:
-    """A pickle that torch refuses: the numbers of the one large tensor of a zip file, as float32, 768 or
+    """A pickle that torch refuses: the numbers of the last large tensor of a zip file, as float32, 768 or
     1024 wide."""
-    large = [name for name, tensor in file.tensors.items() if len(tensor.stored) >= SMALLEST * 4]
-    if not file.members or len(large) != 1:
+    large = [name for name, tensor in file.tensors.items() if len(tensor.stored) >= SMALLEST * 4][-1:]
+    if not file.members or not large:
         return refused(REFUSED)
     tensor = file.tensors[large[0]]
     count = len(tensor.stored) // 4

@@ -12,7 +12,17 @@ from ..lora_modules import LoraModule
 from ..slots import as_rows
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import REFUSED, Reading, bundle_tensors, embedding, only_weights, refused, string_to_param, width
+from .reading import (
+    REFUSED,
+    Reading,
+    bundle_tensors,
+    embedding,
+    misnamed,
+    only_weights,
+    refused,
+    string_to_param,
+    width,
+)
 
 _NO_ATTENTION = r"lora_transformer_(single_)?transformer_blocks_\d+_(?!attn_)"  # lora_conversion_utils.py
 FIRST_ONLY = "only the first vector is used: transformers 5 does not expand tokens with upper-case letters"
@@ -24,15 +34,20 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     """
     if not only_weights(file):
         return refused(REFUSED)
+    if file.container == "pickle" and (why := misnamed(file)):
+        return refused(why)
+    if file.root in ("list", "tensor"):
+        return refused(f"a {file.root} is no dict: its tensors must be passed by hand, with token=")
     tensors, entries = file.tensors, string_to_param(file.tensors)
-    if file.root == "tensor":
-        token, tensor = file.stem, next(iter(tensors.values()))
-    elif len(tensors) == 1 and not entries:
+    others = file.metadata if file.container == "pickle" else {}
+    if len(tensors) + len(others) == 1 and not entries:
         token, tensor = next(iter(tensors.items()))
     elif "*" in entries and "name" in file.metadata:
         token, tensor = file.metadata["name"], entries["*"]
     else:
         return refused("more than one tensor: each must be passed by hand, with token= and its text encoder")
+    if len(token) == 1 and "!" <= token <= "~":
+        return refused(f"{token!r} is already in the vocabulary; pass another with token=")
     fitting = [key for key, size in widths.items() if size == width(tensor)]
     if not fitting:
         return refused(f"no text encoder of the model takes vectors {width(tensor)} wide")
@@ -57,28 +72,46 @@ def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], un
     if family.denoiser_module == "unet":
         if kohya and any(name.startswith("lora_unet_input_blocks") for name in flat) and len(family.encoders) == 1:
             return "it converts Stability's names of blocks for SDXL alone"
+        if kohya and len(flat) < len(file.tensors):
+            return "tensors of embeddings keep it from converting kohya's layout, and it applies nothing"
         strange = [name for name in flat if "lora" not in name]
         if not kohya and strange:
             return f"it refuses the whole LoRA because {strange[0][:60]!r} does not contain 'lora'"
     t5 = [module.name for module in modules if module.name.startswith("text_encoder.")]
     if t5 and family.pipeline == "ChromaPipeline":
         return f"it takes T5 for CLIP and fails at {t5[0][:60]!r}"
+    if missing := _missing_of_blocks(file):
+        return f"it converts kohya's layout of this model only with all modules of each block; {missing!r} is missing"
     strange = [module.name for module in modules if re.match(_NO_ATTENTION, module.name)]
     if strange:
         return f"it converts the attention of OneTrainer's FLUX layout alone, and fails at {strange[0][:60]!r}"
     return ""
 
 
+def _missing_of_blocks(file: Stored) -> str:
+    """A tensor that its conversion of Wan's LoRAs from kohya's layout looks for in vain (or one that it does not)."""
+    if not re.search(r"\nlora_unet_blocks_\d+_self_attn_", file.text):
+        return ""
+    count = len(set(re.findall(r"\nlora_unet_blocks_(\d+)_", file.text)))
+    layers = [f"{kind}_attn_{part}" for kind in ("self", "cross") for part in "qkvo"] + ["ffn_0", "ffn_2"]
+    wanted = [
+        f"lora_unet_blocks_{block}_{layer}.{part}"
+        for block in range(count)
+        for layer in layers
+        for part in ("lora_down.weight", "lora_up.weight", "alpha")
+    ]
+    return next((name for name in wanted if name not in file.tensors), "")
+
+
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:
     """`load_lora_weights` refuses a file in which a tensor's name has no `lora`; FLUX alone leaves such tensors out."""
     embeddings = bundle_tensors(file.tensors)
-    strange = [name for name in file.tensors if "lora" not in name]
-    if widths.keys() == {"clip_l", "t5"}:
+    converted = any(name.startswith(("lora_unet_", "diffusion_model.")) for name in file.tensors)
+    strange = [name for name in file.tensors if "lora" not in name and not (converted and name.endswith(".alpha"))]
+    if "t5" in widths and widths.keys() <= {"clip_l", "t5"}:
         if embeddings and any(name.startswith("lora_transformer_") for name in file.tensors):
             return refused("OneTrainer's FLUX layout with embeddings in it fails an assertion")
         return Reading(dropped=embeddings)
-    if strange and all(name.startswith(("lora_", "bundle_emb.")) for name in file.tensors) and not embeddings:
-        strange = []  # kohya's .alpha: converted before the names are looked at
     if strange:
         return refused(f"the whole LoRA is refused, because no 'lora' is in the name {strange[0][:60]!r}")
     return Reading(dropped=embeddings)

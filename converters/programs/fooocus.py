@@ -9,18 +9,11 @@ from ..lora_modules import LoraModule
 from ..stored import Stored
 from . import comfyui
 from .forge import MOST_UNMATCHED
-from .reading import Reading, bundle_tensors, refused, string_to_param, width
+from .reading import Reading, bundle_tensors, refused
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One embedding named after the file (ldm_patched/modules/sd1_clip.py), for SDXL alone.
-
-    A list without a tensor for one of the encoders is no embedding that is ignored: the prompt fails.
-    """
-    if file.root == "list" and not string_to_param(file.tensors):
-        sizes = {width(tensor) for tensor in file.tensors.values()}
-        if not sizes.issuperset(widths.values()):
-            return refused("a list without a tensor for each text encoder makes the prompt fail")
+    """One embedding named after the file (ldm_patched/modules/sd1_clip.py), for SDXL alone."""
     return comfyui.reads(file, widths, bundles=False)
 
 

@@ -8,8 +8,8 @@ from ..families import Family
 from ..lora_modules import LoraModule
 from ..stored import Stored
 from ..tensor import RawTensor
-from .reading import BUNDLED, Reading, clips, embedding, refused
-from .webui import embedding_name, parse_embedding
+from .reading import BUNDLED, Reading, clips, embedding, misnamed, refused
+from .webui import PICKLES, embedding_name, parse_embedding
 
 MOST_UNMATCHED = 12
 
@@ -20,6 +20,8 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     With exactly CLIP-L and CLIP-G (SDXL) both expect the sum of the widths, in other models each its own
     (backend/diffusion_engine/sdxl.py, sd35.py, flux.py).
     """
+    if why := misnamed(file, PICKLES):
+        return refused(why)
     found = parse_embedding(file)
     if isinstance(found, str):
         return refused(found)

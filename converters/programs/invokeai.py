@@ -14,13 +14,14 @@ from .reading import (
     Vectors,
     bundle_tensors,
     embedding,
+    misnamed,
     only_weights,
     refused,
     string_to_param,
     width,
 )
 
-MOST = 10  # tensors; a file with as many is no embedding to the import, unless it is called learned_embeds
+MOST = 10  # tensors; a file with as many is no embedding to the import
 
 # Tensors by which the import tells a width; of LoKr only whole factors, for it looks for the others under wrong names.
 _WIDTH = r"\.(lora_down\.weight|hada_w[12]_b|diff|lokr_w2)\n"
@@ -32,8 +33,8 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     Imitates configs/textual_inversion.py and backend/textual_inversion.py: a file with none of the known names
     is identified by its FIRST dimension, so a 2-D `{token: vectors}` is refused.
     """
-    if not only_weights(file):
-        return refused(REFUSED)
+    if why := misnamed(file, (".ckpt", ".pt", ".pth", ".bin")) or ("" if only_weights(file) else REFUSED):
+        return refused(why)
     tensors = file.tensors
     if not tensors:
         return refused("there is no tensor")
@@ -46,7 +47,7 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
         base = width(tensors["emb_params"])
     elif "clip_g" in tensors:
         base = width(tensors["clip_g"])
-    elif len(tensors) < MOST or file.path.name.startswith("learned_embeds."):
+    elif len(tensors) < MOST:
         base = next(iter(tensors.values())).shape[0] if next(iter(tensors.values())).shape else 0
     else:
         return refused("not identified as an embedding")

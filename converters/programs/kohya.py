@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from ..slots import as_rows
 from ..stored import Stored
-from .reading import REFUSED, Reading, bundle_tensors, embedding, only_weights, refused, string_to_param, width
+from .reading import (
+    REFUSED,
+    Reading,
+    bundle_tensors,
+    embedding,
+    misnamed,
+    only_weights,
+    refused,
+    string_to_param,
+    width,
+)
 
 
 def reads(file: Stored, widths: dict[str, int]) -> Reading:
-    """One embedding named after the file: the first tensor, or for SDXL clip_l and clip_g by name."""
-    if not only_weights(file):
-        return refused(REFUSED)
+    """One embedding named after the file: the first tensor, or for SDXL clip_l and clip_g by name.
+
+    Imitates gen_img.py; `--weights` of the training scripts takes no nn.Parameter and no kind of dict but its own.
+    """
+    if why := misnamed(file) or ("" if only_weights(file) else REFUSED):
+        return refused(why)
+    if file.root in ("list", "tensor"):
+        return refused("it takes tensors in a dict only")
     tensors = file.tensors
     if widths.keys() == {"clip_l", "clip_g"}:
         if not all(key in tensors and width(tensors[key]) == size for key, size in widths.items()):
@@ -21,9 +35,11 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
     (only, size), entries = next(iter(widths.items())), string_to_param(tensors)
     named = bool(entries) and file.container != "safetensors"
     first = f"string_to_param.{next(iter(entries))}" if named else next(iter(tensors))
+    if len(tensors[first].shape) < 2:
+        return refused("it takes each number of a tensor of one dimension for a vector")
     if width(tensors[first]) != size:
         return refused(f"its vectors are {width(tensors[first])} wide, the model needs {size}")
-    return embedding(file.stem, {only: as_rows(tensors[first])}, tensors, (first,))
+    return embedding(file.stem, {only: tensors[first]}, tensors, (first,))
 
 
 def reads_lora(file: Stored, widths: dict[str, int]) -> Reading:

@@ -54,6 +54,22 @@ def only_weights(file: Stored) -> bool:
     return all(re.fullmatch(_PLAIN, name) for name in file.names)
 
 
+def misnamed(file: Stored, pickles: tuple[str, ...] = ()) -> str:
+    """Why a program that goes by the extension does not open the file as what it is; empty if it does.
+
+    `pickles` are the extensions that it opens as pickles (none: all but .safetensors).
+    """
+    suffix = file.path.suffix.lower()
+    if file.container == "image":
+        return "" if suffix in IMAGES else f"it looks for no embedding in a {suffix or 'nameless'} file"
+    if (file.container == "safetensors") != (suffix == ".safetensors"):
+        return f"it goes by the extension {suffix or '(none)'}, which this file is not"
+    if file.container == "pickle" and pickles and suffix not in pickles:
+        return f"it opens {', '.join(pickles)} and .safetensors, not {suffix or 'files without an extension'}"
+    return ""
+
+
+IMAGES = (".png", ".webp", ".jxl", ".avif")
 REFUSED = "torch.load(weights_only=True) refuses the classes in this pickle"
 BUNDLED = "bundle_emb."
 
@@ -63,13 +79,11 @@ def bundle_tensors(tensors: dict[str, RawTensor]) -> tuple[str, ...]:
     return tuple([name for name in tensors if name.startswith(BUNDLED)])
 
 
-def cut_at_first_dots(tensors: dict[str, RawTensor]) -> dict[str, dict[str, RawTensor]] | None:
-    """Embeddings as A1111 and SD.Next part them: the name ends at the first dot. None if a tensor's name has no key."""
+def cut_at_first_dots(tensors: dict[str, RawTensor]) -> dict[str, dict[str, RawTensor]]:
+    """Embeddings as A1111 and SD.Next part them: the name ends at the first dot, and may be all there is."""
     embeddings: dict[str, dict[str, RawTensor]] = {}
     for full in bundle_tensors(tensors):
-        name, dot, key = full[len(BUNDLED) :].partition(".")
-        if not dot:
-            return None
+        name, _, key = full[len(BUNDLED) :].partition(".")
         embeddings.setdefault(name, {})[key] = tensors[full]
     return embeddings
 

@@ -15,7 +15,7 @@ from ..errors import StageError
 from ..recipe.model import Concept, Recipe
 from ..recipe.options import TrainOptions
 from ..recipe.problem import Finding, KeyPath
-from ..text import did_you_mean_path, first_few
+from ..text import count_of, did_you_mean_path, first_few
 
 MAX_LISTED = 10  # problems of one kind
 MIN_VISIBLE = 0.5  # a warning if less of an image is left after cropping
@@ -44,7 +44,8 @@ def batch_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Findi
     )
     for index, options in recipe.stages_with(TrainOptions):
         if 0 < shown < options.batch_size and recipe.data.balance == "none":
-            text = f"larger than an epoch of {shown} images; increase a concept's repeats or use a smaller batch"
+            epoch = count_of(shown, "image")
+            text = f"larger than an epoch of {epoch}; increase a concept's repeats or use a smaller batch"
             yield Finding(("stage", index, "batch_size"), text, "warning")
 
 
@@ -143,7 +144,7 @@ def _contents(folder: Path) -> str:
     folders = sum(entry.is_dir() for entry in entries)
     parts = [f"{count} {end}" for end, count in ends.most_common(3)]
     if folders:
-        parts.append(f"{folders} folder{'s' * (folders > 1)}; recursive = true includes them")
+        parts.append(f"{count_of(folders, 'folder')}; recursive = true includes them")
     return ", ".join(parts) or "empty"
 
 
@@ -155,8 +156,9 @@ def dropped_embedding_findings(recipe: Recipe, captioned: list[Captioned]) -> It
         captions = [text for _, texts in read.images for text in texts]
         lost = [text for text in captions if concept.tag_dropout > 0 and _may_be_dropped(text, concept, replacer)]
         if lost:
-            where = f"{len(lost)} of {len(captions)} captions may lose their embedding, for example {lost[0][:60]!r}"
-            text = f"{where}; move it into the first {concept.keep_tags} tags, or increase keep_tags"
+            share = f"{len(lost)} of {count_of(len(captions), 'caption')}"
+            where = f"{share} may lose the embedding, for example {lost[0][:60]!r}"
+            text = f"{where}; move it into the first {count_of(concept.keep_tags, 'tag')}, or increase keep_tags"
             yield Finding(("concept", index, "tag_dropout"), text, "warning")
         used = (
             {embedding for text in captions for embedding in replacer.embeddings_in(text)} if concept.prior else set()

@@ -18,7 +18,7 @@ from ..errors import RecipeError, StageError
 from ..recipe.model import EmbeddingSpec, Recipe
 from ..recipe.options import ExportOptions, InjectOptions, TrainOptions
 from ..recipe.problem import Finding, KeyPath
-from ..text import did_you_mean, nearest
+from ..text import count_of, did_you_mean, nearest
 
 _CLIP = re.compile(r"[^\W\d_]+|\d|_+|[^\s\w]+")  # how CLIP's tokenizers split a text before they look up tokens
 Units = tuple[str, ...]
@@ -105,11 +105,9 @@ def caption_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Fin
                 text = f"{none} '{embedding.placeholder}'{hint}"
                 yield Finding(key_path, text, "error" if embedding.train else "warning")
             elif count * 20 < len(captions) and len(recipe.embeddings) == 1:
-                yield Finding(
-                    key_path,
-                    f"only {count} of the {len(captions)} captions contain '{embedding.placeholder}'",
-                    "warning",
-                )
+                contain = "contains" if count == 1 else "contain"
+                text = f"only {count} of the {len(captions)} captions {contain} '{embedding.placeholder}'"
+                yield Finding(key_path, text, "warning")
     yield from _unknown_placeholders(recipe, captions)
 
 
@@ -173,7 +171,7 @@ def base_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             have, count = raw.shape[0], embedding.tokens or raw.shape[0]
             way = "cut" if have > count else "pad"
             if have != count and embedding.resize != way:
-                text = f"the base has {have} vectors for {key}; remove tokens, or set resize = '{way}'"
+                text = f"the base has {count_of(have, 'vector')} for {key}; remove tokens, or set resize = '{way}'"
                 yield Finding((*key_path, "tokens"), text)
 
 
@@ -181,7 +179,8 @@ SMALLEST_LIMIT = 75  # token limit of CLIP, without begin and end tokens
 
 
 def truncation_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
-    """An error for each trained embedding that is beyond the token limit in all of its captions.
+    """An error for each trained embedding that is beyond the token limit in all of its captions, and a warning for
+    other truncated captions.
 
     The tokenizers are loaded only if captions are long enough; without them on this machine the run checks it.
     """
@@ -198,25 +197,25 @@ def truncation_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[
     truncated = set(plan.always_truncated)
     limits = " and ".join(f"{limit} tokens of {key}" for key, limit in plan.limits.items())
     for index, embedding in enumerate(recipe.embeddings):
-        if embedding.train and embedding.placeholder in truncated:
+        if embedding.placeholder in truncated:
             text = f"every caption is truncated before '{embedding.placeholder}' (limit {limits})"
             yield Finding(("embedding", index, "placeholder"), f"{text}; move it towards the start")
+    if plan.truncation_warning:
+        yield Finding(("concept",), plan.truncation_warning, "warning")
 
 
 def _may_be_truncated(recipe: Recipe, captions: list[str]) -> bool:
-    """Whether an embedding may be beyond the limit in all captions, if every byte were a token."""
+    """Whether an embedding may be beyond the limit in a caption, if every byte were a token."""
     sizes = {embedding.placeholder: _max_vectors(embedding) for embedding in recipe.embeddings}
     replacer = Replacer(sizes)
-    present, seen = set[str](), set[str]()
-    for text in captions:
-        end, total = 0, 0
-        for found in replacer.find(text):
-            total += 1 + len(text[end : found.start].encode("utf-8", "replace")) + sizes[found.embedding]
-            end = found.end
-            present.add(found.embedding)
-            if total <= SMALLEST_LIMIT:
-                seen.add(found.embedding)
-    return any(embedding.train and embedding.placeholder in present - seen for embedding in recipe.embeddings)
+    return any(_longest_begin(text, replacer, sizes) > SMALLEST_LIMIT for text in captions)
+
+
+def _longest_begin(text: str, replacer: Replacer, sizes: Mapping[str, int]) -> int:
+    """The most tokens that the text may have up to the end of its last placeholder."""
+    found = replacer.find(text)
+    end = found[-1].end if found else 0
+    return len(text[:end].encode("utf-8", "replace")) + sum(sizes[one.embedding] for one in found)
 
 
 def _max_vectors(embedding: EmbeddingSpec) -> int:

@@ -42,8 +42,11 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
             yield Finding(("model", "family" if spec.family else "base"), str(error))
 
 
-def layer_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:
-    """Checks of clip_skip."""
+def family_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:
+    """Checks of clip_skip, and of a dtype in which a text encoder overflows."""
+    overflowing = [one.key for one in family.encoders if not one.float16] if family is not None else []
+    if spec.dtype == "float16" and overflowing:
+        yield Finding(("model", "dtype"), f"{overflowing[0]} overflows in float16; use bfloat16")
     if spec.clip_skip > 1 and family is not None and not family.clip_skip:
         yield Finding(("model", "clip_skip"), f"clip_skip is not supported for {family.title}; remove it")
 

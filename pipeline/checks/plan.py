@@ -10,6 +10,7 @@ from typing import Any
 
 from ..embeddings.initial import InitialTokens, TokenizedTexts, initial_tokens_of, read_base_vectors
 from ..embeddings.placeholders import Replacer
+from ..embeddings.truncation import count_tokens
 from ..models.family import family_of
 from ..models.tokenizers import token_limits
 from ..recipe.model import Recipe, Stage
@@ -24,7 +25,7 @@ from ..recipe.options import (
     TrainOptions,
     WeightOptions,
 )  # fmt: skip
-from ..text import first_few
+from ..text import count_of, first_few
 from .survey import Survey, stated_resolution, survey, survey_images
 
 MAX_CAPTIONS = 4  # shown
@@ -51,8 +52,8 @@ class PlannedStage:
     """One stage: its input and output, and for a train stage its images and epochs."""
 
     kind: str
-    takes: str
-    gives: str
+    inputs: str
+    outputs: str
     steps: int = 0
     images: int = 0
     epochs: float = 0.0
@@ -83,9 +84,21 @@ class Plan:
 
     @property
     def always_truncated(self) -> list[str]:
-        """Embeddings that are beyond the token limit in all of their captions."""
+        """Trained embeddings that are beyond the token limit in all of their captions."""
         counts = Counter(embedding for caption in self.truncated for embedding in caption.truncated)
-        return [embedding for embedding, count in self.captions_with.items() if 0 < count <= counts[embedding]]
+        trained = ((embedding, self.captions_with[embedding]) for embedding in self.recipe.trained)
+        return [embedding for embedding, count in trained if 0 < count <= counts[embedding]]
+
+    @property
+    def truncation_warning(self) -> str | None:
+        """A line about captions that are truncated before an embedding, except those in `always_truncated`."""
+        always = set(self.always_truncated)
+        found = [caption for caption in self.captions if set(caption.truncated) - always]
+        if not found:
+            return None
+        share = f"{len(found)} of {count_of(len(self.captions), 'caption')} {'is' if len(found) == 1 else 'are'}"
+        example = f"(for example that of {found[0].image}: {', '.join(found[0].truncated)})"
+        return f"{share} truncated before an embedding {example}; move the embedding towards the start"
 
 
 def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
@@ -142,38 +155,23 @@ def _captions(
         for caption in captions:
             tokens, truncated = {}, {}
             for key, own in known.items():
-                tokens[key], beyond = _count(caption, replacer, by_key[key], own, limits[key])
+                tokens[key], beyond = count_tokens(caption, replacer, by_key[key], own, limits[key])
                 truncated.update(dict.fromkeys(beyond))
             yield PlannedCaption(path, caption, replacer.replace(caption, texts), tokens, tuple(truncated))
-
-
-def _count(
-    text: str, replacer: Replacer, sizes: Mapping[str, int], known: TokenizedTexts, limit: int
-) -> tuple[int, list[str]]:
-    """Tokens of a text, and the embeddings that do not fit within the limit at any occurrence."""
-    total, end, beyond, seen = 0, 0, list[str](), set[str]()
-    for found in replacer.find(text):
-        total += len(known.ids(text[end : found.start])) + sizes[found.embedding]
-        end = found.end
-        if total <= limit:
-            seen.add(found.embedding)
-        elif found.embedding not in seen:
-            beyond.append(found.embedding)
-    return total + len(known.ids(text[end:])), beyond
 
 
 def _stage(recipe: Recipe, index: int, stage: Stage, epoch: Survey | None) -> PlannedStage:
     options = stage.options
     if isinstance(options, TrainOptions):
         return _train_stage(recipe, options, epoch)
-    takes, gives = options.TAKES, options.GIVES
+    inputs, outputs = options.INPUTS, options.OUTPUTS
     if isinstance(options, InjectOptions) and options.encoders:
-        gives += f" ({', '.join(options.encoders)} only)"
+        outputs += f" ({', '.join(options.encoders)} only)"
     if isinstance(options, RescaleOptions):
-        gives = f"vectors of norm {_rule(options.to)}"
+        outputs = f"vectors of norm {_rule(options.to)}"
     if isinstance(options, ExportOptions):
-        takes, gives = takes + _with_more(recipe, index), f"files for {', '.join(options.targets)}"
-    return PlannedStage(stage.kind, takes, gives)
+        inputs, outputs = inputs + _with_more(recipe, index), f"files for {', '.join(options.targets)}"
+    return PlannedStage(stage.kind, inputs, outputs)
 
 
 def _train_stage(recipe: Recipe, options: TrainOptions, epoch: Survey | None) -> PlannedStage:
@@ -183,7 +181,7 @@ def _train_stage(recipe: Recipe, options: TrainOptions, epoch: Survey | None) ->
     parts = [f"vectors of {first_few(trained, MAX_EMBEDDINGS)}"] if trained else []
     parts += [f"a LoRA of rank {table.rank} on {_parts(table)}" for table in options.lora]
     parts += [f"weights of {_parts(table)}{_layers(table)}" for table in options.finetune]
-    return PlannedStage("train", options.TAKES, "trained " + _and(parts), options.steps, images, epochs)
+    return PlannedStage("train", options.INPUTS, "trained " + _and(parts), options.steps, images, epochs)
 
 
 def _and(items: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..embeddings.initial import InitialTokens
 from ..recipe.model import EmbeddingSpec
-from ..text import first_few, first_lines
+from ..text import count_of, first_few, first_lines
 from .plan import MAX_CAPTIONS, MAX_EMBEDDINGS, Plan, PlannedCaption, PlannedStage
 from .survey import Survey
 
@@ -29,9 +29,10 @@ def plan_text(plan: Plan) -> str:
 
 
 def _stage(number: int, stage: PlannedStage) -> Iterator[str]:
-    yield f"  {number}. {stage.kind:<9} {stage.takes} → {stage.gives}"
+    yield f"  {number}. {stage.kind:<9} {stage.inputs} → {stage.outputs}"
     if stage.steps:
-        yield f"     {'':<9} {stage.steps} steps, {stage.images} images, {stage.epochs:.1f} epochs"
+        counts = f"{count_of(stage.steps, 'step')}, {count_of(stage.images, 'image')}, {stage.epochs:.1f} epochs"
+        yield f"     {'':<9} {counts}"
 
 
 def _more(embeddings: int) -> list[str]:
@@ -48,7 +49,7 @@ def _embedding(plan: Plan, embedding: EmbeddingSpec) -> Iterator[str]:
 
 def _tokens(tokens: InitialTokens) -> str:
     kept = join_tokens(tokens.pieces[: tokens.kept]) or "nothing"
-    text = f"{len(tokens.ids)} {'vector' if len(tokens.ids) == 1 else 'vectors'}: {kept}"
+    text = f"{count_of(len(tokens.ids), 'vector')}: {kept}"
     if tokens.cut:
         text += f"; truncated {join_tokens(tokens.cut)}"
     if tokens.padded:
@@ -70,19 +71,25 @@ def _images(plan: Plan) -> Iterator[str]:
             continue
         shown.append(epoch)
         stage = f" of stage {index + 1}" if len(set(map(repr, plan.surveys.values()))) > 1 else ""
-        yield from (f"  {line}" for line in first_lines(_concepts(epoch, stage), MAX_FOLDERS, "folders of images"))
+        lines = first_lines(_concepts(epoch, stage), MAX_FOLDERS, "folder of images", "folders of images")
+        yield from (f"  {line}" for line in lines)
         sizes = [f"{size} ({count})" for size, count in epoch.shapes.items()]
-        yield f"  cropped to {first_few(sizes, MAX_FOLDERS, 'sizes')}"
-        yield f"  {epoch.batches} batches per epoch with {epoch.shown / epoch.batches:.3g} images each on average"
+        yield f"  cropped to {first_few(sizes, MAX_FOLDERS, 'size')}"
+        size = count_of(epoch.shown / epoch.batches, "image")
+        yield f"  {count_of(epoch.batches, 'batch', 'batches')} per epoch with {size} each on average"
         for embedding, (count, times) in list(epoch.embeddings.items())[:MAX_EMBEDDINGS]:
-            yield f"  {embedding}: in {count} of {plan.images} images, sampled {times:.4g} times per epoch"
+            yield f"  {embedding}: in {count} of {count_of(plan.images, 'image')}, {_sampled(times)}"
+
+
+def _sampled(times: float) -> str:
+    return f"sampled {count_of(times, 'time')} per epoch"
 
 
 def _concepts(epoch: Survey, stage: str) -> list[str]:
     """A line for each concept."""
     lines = []
     for row in epoch.concepts:
-        facts = [f"{row.images} images", f"sampled {row.shown:.4g} times per epoch{stage}"]
+        facts = [count_of(row.images, "image"), f"{_sampled(row.shown)}{stage}"]
         facts += [f"{row.masked} with a mask"] if row.masked else []
         facts += [f"loss weight {row.loss_weight:g}"] if row.loss_weight != 1 else []
         facts += ["prior"] if row.prior else []
@@ -93,7 +100,7 @@ def _concepts(epoch: Survey, stage: str) -> list[str]:
 def _captions(plan: Plan) -> Iterator[str]:
     counts = [f"{embedding} in {count}" for embedding, count in plan.captions_with.items()]
     rest = f"; {first_few(counts, MAX_EMBEDDINGS)}" if counts else ""
-    yield f"Captions: {len(plan.captions)}, on {plan.images} images{rest}"
+    yield f"Captions: {len(plan.captions)}, on {count_of(plan.images, 'image')}{rest}"
     distinct = list({caption.before: caption for caption in plan.captions}.values())
     for caption in distinct[:MAX_CAPTIONS]:
         tokens = ", ".join(f"{key} {count} of {plan.limits[key]} tokens" for key, count in caption.tokens.items())
@@ -102,7 +109,7 @@ def _captions(plan: Plan) -> Iterator[str]:
     if len(distinct) > MAX_CAPTIONS:
         yield f"  and {len(distinct) - MAX_CAPTIONS} more"
     lines = [f"{one.image}: truncated before {', '.join(one.truncated)}" for one in plan.truncated]
-    yield from (f"  warning: {line}" for line in first_lines(lines, 10, "captions"))
+    yield from (f"  warning: {line}" for line in first_lines(lines, 10, "caption"))
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -31,18 +31,10 @@ BARE = ("{stem}", "{embedding}")  # prompts of programs in which the name alone 
 
 def truncation_problems(plan: Plan) -> tuple[list[str], list[str]]:
     """Errors for trained embeddings that are truncated in all of their captions, warnings for single captions."""
-    errors, warnings = [], []
-    truncated = plan.truncated
-    if truncated:
-        first = truncated[0]
-        text = f"{len(truncated)} of {len(plan.captions)} captions are truncated before an embedding"
-        example = f"(for example that of {first.image}: {', '.join(first.truncated)})"
-        warnings.append(f"{text} {example}; move the embedding towards the start")
-    always = [embedding for embedding in plan.always_truncated if embedding in plan.recipe.trained]
-    if always:
-        names = first_few(always, MAX_EMBEDDINGS)
-        errors.append(f"all captions of {names} are truncated before the embedding; move it towards the start")
-    return errors, warnings
+    always, warning = plan.always_truncated, plan.truncation_warning
+    names = first_few(always, MAX_EMBEDDINGS)
+    errors = [f"all captions of {names} are truncated before the embedding; move it towards the start"]
+    return errors if always else [], [warning] if warning else []
 
 
 def truncated_prompts(plan: Plan) -> Iterator[str]:

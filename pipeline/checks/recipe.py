@@ -19,9 +19,9 @@ from ..recipe.model import Recipe
 from ..recipe.problem import Finding, KeyPath, Problem
 from .concepts import batch_findings, capital_findings, dropped_embedding_findings, image_findings
 from .embeddings import base_findings, caption_findings, coverage, encoder_findings, name_findings, truncation_findings
-from .model import layer_findings, model_findings
+from .model import family_findings, model_findings
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
-from .targets import same_files, target_findings
+from .targets import output_findings, same_files, target_findings
 
 NOTHING_DROPPED = Dropped()
 _PARTS = {"concept": 2, "embedding": 3, "stage": 3}  # depth of the parts that are checked by themselves
@@ -141,7 +141,7 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     if is_reserved(recipe.name):
         yield Finding(("name",), f"{recipe.name!r} is a device on Windows and cannot be a folder name; rename it")
     yield from model_findings(recipe.model)
-    yield from layer_findings(recipe.model, family)
+    yield from family_findings(recipe.model, family)
     cut = not dropped.touches("data") and not dropped.in_stages("resolution")
     for finding in image_findings(recipe, captioned, look=cut):
         if len(finding.path) > 1 or not dropped.touches("embeddings_from"):
@@ -171,6 +171,7 @@ def _cross_findings(
     ]
     if not dropped.in_stages("lora") and not any(dropped.touches(*key_path) for key_path in exports):
         yield from _limit_embeddings(target_findings(recipe, family_of(recipe.model)))
+        yield from _limit_embeddings(output_findings(recipe, family_of(recipe.model)))
 
 
 def _limit_embeddings(findings: Iterator[Finding]) -> Iterator[Finding]:

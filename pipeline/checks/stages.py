@@ -22,7 +22,7 @@ from ..recipe.options import (
     WeightOptions,
 )  # fmt: skip
 from ..recipe.problem import Finding, KeyPath
-from ..text import did_you_mean
+from ..text import count_of, did_you_mean
 
 NAMES = {"diffusion": "a diffusion model", "flow": "a flow matching model"}
 
@@ -132,11 +132,10 @@ def _optimizer_findings(key_path: KeyPath, table: TrainOptions | WeightOptions, 
         text = "piecewise needs pieces = [[from, factor], ...], and pieces need piecewise"
         yield Finding((*key_path, "schedule"), text)
     if warmup >= 1 and warmup != int(warmup):
-        yield Finding(
-            (*key_path, "warmup_steps"), f"{warmup:g} is neither an integer number of steps nor a share below 1"
-        )
+        yield Finding((*key_path, "warmup_steps"), f"{warmup:g} is neither a whole number of steps nor a share below 1")
     elif warmup >= steps:
-        yield Finding((*key_path, "warmup_steps"), f"the warmup takes all {steps} steps; make it shorter", "warning")
+        text = f"the warmup takes all of the {count_of(steps, 'step')}; make it shorter"
+        yield Finding((*key_path, "warmup_steps"), text, "warning")
 
 
 def table_findings(key_path: KeyPath, options: TrainOptions, recipe: Recipe) -> Iterator[Finding]:
@@ -162,7 +161,7 @@ def _interval_findings(key_path: KeyPath, options: TrainOptions) -> Iterator[Fin
         if every is not None and every.unit == "never":
             yield Finding((*key_path, table, key), f"'never' has no effect; remove {key}")
         if every is not None and every.unit == "steps" and every.value > options.steps:
-            text = f"longer than the stage's {options.steps} steps, so it never happens"
+            text = f"longer than the stage's {count_of(options.steps, 'step')}, so it never happens"
             yield Finding((*key_path, table, key), text, "warning")
 
 

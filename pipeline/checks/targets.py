@@ -11,10 +11,8 @@ from ...converters.programs import Program, programs
 from ...converters.programs.loras import applies_encoder
 from ..embeddings.placeholders import spelling
 from ..recipe.model import Recipe
-from ..recipe.options import ExportOptions, TrainOptions
+from ..recipe.options import ExportOptions, RescaleOptions, TrainOptions
 from ..recipe.problem import Finding, KeyPath
-
-SCRIPTED = ("diffusers",)  # programs whose script adds what their loader leaves out
 
 
 def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
@@ -25,8 +23,9 @@ def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
         for number, target in enumerate(options.targets):
             program = programs()[target]
             key_path: KeyPath = ("stage", index, "targets", number)
-            if family is not None and family.name not in program.layouts:
-                if not has_lora or not program.takes_lora(family):
+            by_hand = program.script is not None and options.files == "each"
+            if family is not None and family.name not in program.layouts and not by_hand:
+                if not has_lora or program.script is not None or not program.takes_lora(family):
                     yield Finding(key_path, _family_message(program, family))
                     continue
                 yield from _lora_alone(key_path, recipe, program, family)
@@ -41,6 +40,38 @@ def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             yield from _dots(recipe, packed if not has_lora else bundled)
 
 
+NORMS_OF_INPUTS = ("median", "mean", "spread")
+
+
+def output_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
+    """What output embeddings cannot have: other programs than OneTrainer, packs, norms of the vocabulary."""
+    if not recipe.outputs:
+        return
+    if family is not None and all(encoder.output is None for encoder in family.encoders):
+        for index, embedding in enumerate(recipe.embeddings):
+            if embedding.output:
+                text = f"no program knows output embeddings for {family.title}; remove it, to train input vectors"
+                yield Finding(("embedding", index, "output"), text)
+    for index, options in recipe.stages_with(ExportOptions):
+        for number, target in enumerate(options.targets):
+            if not programs()[target].outputs:
+                text = f"{programs()[target].title} cannot use output embeddings; only OneTrainer can"
+                yield Finding(("stage", index, "targets", number), text)
+        if options.files != "each":
+            yield Finding(("stage", index, "files"), "output embeddings are written with files = 'each' only")
+    rules: list[tuple[KeyPath, object]] = [
+        (("embedding", index, "preserve_norm"), embedding.preserve_norm)
+        for index, embedding in enumerate(recipe.embeddings)
+        if embedding.output
+    ]
+    rules += [(("stage", at, "preserve_norm"), one.preserve_norm) for at, one in recipe.stages_with(TrainOptions)]
+    rules += [(("stage", at, "to"), one.to) for at, one in recipe.stages_with(RescaleOptions)]
+    for key_path, rule in rules:
+        if rule in NORMS_OF_INPUTS:
+            text = f"{rule!r} is of the vocabulary, not of an encoder's output; use 'initial', a number or a band"
+            yield Finding(key_path, text)
+
+
 def _lora_alone(key_path: KeyPath, recipe: Recipe, program: Program, family: Family) -> Iterator[Finding]:
     """A program that gets the LoRA, but cannot use the embeddings."""
     if recipe.embeddings:
@@ -49,8 +80,8 @@ def _lora_alone(key_path: KeyPath, recipe: Recipe, program: Program, family: Fam
 
 
 def _encoder_loras(key_path: KeyPath, recipe: Recipe, program: Program, family: Family) -> Iterator[Finding]:
-    """LoRAs of text encoders that a program does not apply."""
-    if program.name in SCRIPTED:
+    """LoRAs of text encoders that a program does not apply. A script adds what its program's loader leaves out."""
+    if program.script is not None:
         return
     tables = [table for _, options in recipe.stages_with(TrainOptions) for table in options.lora]
     parts = [part for table in tables for part in table.parts if part in family.widths]

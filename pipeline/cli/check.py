@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..text import first_few
+from ..text import count_of, first_few
 from .options import complete_recipe, json_option, print_json, set_option
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def _summary(checked: Checked) -> str:
         return ""
     counts = checked.captions_with.items()
     shares = [f"{embedding} in {_share(count, checked.captions)} %" for embedding, count in counts]
-    return f" ({checked.images} images, {checked.captions} captions; {first_few(shares, 8, 'embeddings')})"
+    found = f"{count_of(checked.images, 'image')}, {count_of(checked.captions, 'caption')}"
+    return f" ({found}; {first_few(shares, 8, 'embedding')})"
 
 
 def _share(part: int, whole: int) -> str:

@@ -13,7 +13,7 @@ from ...converters import adding, operations
 from ...converters.atomic import Batch, batch
 from ...converters.dialects import WRITABLE
 from ...converters.embeddings import ConvertOptions, without_halves
-from ...converters.errors import ConvertError, NothingToDo, PlainImage, printable
+from ...converters.errors import ConvertError, NothingToDo, PlainImage, count_of, printable
 from ...converters.families import family_names
 from ...converters.folders import files_in, subfolder_of
 from ...converters.programs import NAMES
@@ -62,7 +62,8 @@ def convert_files(paths: Sequence[Path], work: Work, options: WriteOptions, name
         echo(written_json(path, written) if options.json else "\n".join(written_lines(written)))
     if len(paths) > 1 and not options.json:
         done = (
-            f"{count} files {'would be ' if options.dry_run else ''}written from {len(paths) - len(failed) - skipped}"
+            f"{count_of(count, 'file')} {'would be ' if options.dry_run else ''}written from "
+            f"{len(paths) - len(failed) - skipped}"
         )
         click.echo(f"{done}; nothing to do in {skipped}" if skipped else done)
     raise_failures(failed, len(paths))
@@ -273,6 +274,8 @@ def inspect(paths: Sequence[Path], as_json: bool) -> None:
             if isinstance(error, PlainImage) and path not in paths:
                 continue
             failed.append(error)
+            if not as_json:  # printed once, at the end
+                continue
             facts = unread(path, error)
         echo(json.dumps(facts) if as_json else as_text(facts))
     raise_failures(failed, len(found))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...converters.errors import ConvertError, printable
+from ...converters.errors import ConvertError, count_of, printable
 
 if TYPE_CHECKING:
     from ...converters.write import Written
@@ -48,9 +48,6 @@ def as_text(facts: dict[str, Any]) -> str:
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield facts["path"]
-    if "error" in facts:
-        yield f"  error: {facts['error'].removeprefix(facts['path'] + ': ')}"
-        return
     family = facts["family"] or " or ".join(facts["families"]) or "unknown family"
     kind = {"bundle": "LoRA with bundled embeddings", "lora": "LoRA without embeddings"}.get(
         facts["kind"], facts["kind"]
@@ -58,7 +55,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"  {kind}, {facts['dialect'] or 'no known dialect'}" + (f", {family}" if facts["kind"] != "other" else "")
     if facts["lora"]:
         ranks = ", ".join(map(str, facts["lora"]["ranks"])) or "unknown"
-        yield f"  LoRA: {facts['lora']['layout']} layout, {facts['lora']['modules']} modules, rank {ranks}"
+        yield f"  LoRA: {facts['lora']['layout']} layout, {count_of(facts['lora']['modules'], 'module')}, rank {ranks}"
     for embedding in facts["embeddings"]:
         yield f"  embedding {embedding['name']}"
         for key, tensor in embedding["vectors"].items():
@@ -89,7 +86,7 @@ def _metadata(metadata: dict[str, str]) -> Iterator[str]:
         more = f" ... ({len(value)} characters)" if len(value) > VALUE_LENGTH else ""
         yield f"  {key[:VALUE_LENGTH]} = {value[:VALUE_LENGTH]}{more}"
     if len(metadata) > METADATA_KEYS:
-        yield f"  and {len(metadata) - METADATA_KEYS} more metadata keys (--json shows all)"
+        yield f"  and {count_of(len(metadata) - METADATA_KEYS, 'more metadata key')} (--json shows all)"
 
 
 def written_json(path: Path, written: Iterable[Written]) -> str:
@@ -144,4 +141,4 @@ def raise_failures(failed: Sequence[ConvertError], count: int) -> None:
     for error in failed:
         click.echo(f"Error: {error}", err=True)
     if failed:
-        raise ConvertError(f"{len(failed)} of {count} files failed")
+        raise ConvertError(f"{len(failed)} of {count_of(count, 'file')} failed")

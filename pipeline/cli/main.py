@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -32,6 +33,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 class LazyGroup(click.Group):
     """A command group that lists its commands without importing them."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Ctrl-C where nothing else catches it ends it with one line and the exit code of shells."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Stopped by Ctrl-C", err=True)
+            ctx.exit(130)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -69,7 +78,7 @@ class LazyGroup(click.Group):
 def pivotune(context: click.Context, version: bool, verbose: bool) -> None:
     """Train embeddings for diffusion models from TOML recipes, and convert embedding files between programs.
 
-    Exit codes: 0 success; 1 error in the input or failed run; 2 wrong usage.
+    Exit codes: 0 success; 1 error in the input or failed run; 2 wrong usage; 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
     if version:
         from ..versions import version_lines
@@ -84,7 +93,8 @@ def pivotune(context: click.Context, version: bool, verbose: bool) -> None:
 def main() -> None:
     """Run the command line. Errors for users and system errors become a message and exit code 1.
 
-    Any other exception keeps its traceback: it is a bug.
+    A run that a signal stopped is no error: its message says so, and the exit code is that of shells. Any other
+    exception keeps its traceback: it is a bug.
     """
     # Before torch is imported: idle OpenMP threads sleep instead of spinning. Spinning threads slow down every other
     # process and each other: beside one busy process a run took four times as long.
@@ -94,9 +104,17 @@ def main() -> None:
     except Exception as error:
         if not _is_for_users(error):
             raise
+        stopped = _stopped_code(error)
         if not _is_reported_by_main(error):
-            click.echo(f"Error: {_error_text(error)}", err=True)
-        sys.exit(1)
+            click.echo(_error_text(error) if stopped else f"Error: {_error_text(error)}", err=True)
+        sys.exit(stopped or 1)
+
+
+def _stopped_code(error: Exception) -> int | None:
+    """The exit code of a run that a signal stopped; None for errors."""
+    from ..run.signals import Stopped
+
+    return error.exit_code if isinstance(error, Stopped) else None
 
 
 def _error_text(error: Exception) -> str:
@@ -115,11 +133,11 @@ def _error_text(error: Exception) -> str:
 
 
 def _is_reported_by_main(error: Exception) -> bool:
-    """Whether the main process of a distributed run reports this error."""
+    """Whether the main process of a distributed run reports this error or stop."""
     from ..distributed import PeerFailed
     from ..launch import is_main
 
-    return isinstance(error, PeerFailed) and not is_main()
+    return (isinstance(error, PeerFailed) or _stopped_code(error) is not None) and not is_main()
 
 
 def _is_for_users(error: Exception) -> bool:

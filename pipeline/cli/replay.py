@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..text import first_lines
+from ..text import count_of, first_lines
 from .options import echo_progress, json_option, print_json, set_option
 
 SHOWN = 10  # differences that are printed
@@ -39,6 +39,7 @@ def replay(ctx: click.Context, run: Path, out: Path | None, overrides: tuple[str
             click.echo(f"second run: {result.folder}")
         else:
             click.echo(
-                f"Identical: {result.steps} steps and {result.files} files, byte for byte; second run: {result.folder}"
+                f"Identical: {count_of(result.steps, 'step')} and {count_of(result.files, 'file')}, byte for byte; "
+                f"second run: {result.folder}"
             )
     ctx.exit(1 if result.differences else 0)

@@ -14,6 +14,7 @@ from ..distributed import SINGLE_PROCESS, Processes
 from ..errors import StageError
 from ..recipe.model import Recipe
 from ..rng import generator
+from ..text import count_of
 from .buckets import size_conditioning
 from .cache import Cache, Encoded, cache_folder
 from .caption_files import augment_tags, changes_tags
@@ -193,7 +194,7 @@ def open_dataset(
     latents.prepare(read.rows, read.problems, flip=flip, bar=bar, processes=processes)
     if tell is not None and not latents.fresh:
         misses, hits = (round(number) for number in processes.sum_numbers([latents.misses, latents.hits]))
-        tell(f"{len(read.rows)} images: {misses} variants encoded, {hits} from the cache")
+        tell(f"{count_of(len(read.rows), 'image')}: {count_of(misses, 'variant')} encoded, {hits} from the cache")
     if latents.unwritable is not None and warn is not None:
         warn(f"encoded images are not cached on disk: {latents.unwritable}")
     order = Order(read.quotas, [example.crop for example in read.rows], batch_size, seed)

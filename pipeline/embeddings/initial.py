@@ -14,6 +14,7 @@ from ...converters.read import identify, own_embeddings
 from ...converters.slots import UNNAMED, settle
 from ...converters.tensor import RawTensor
 from ..recipe.model import EmbeddingSpec
+from ..text import count_of
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def base_vectors(
     """
     settled = settle(loaded.vectors, widths) if widths else loaded.vectors
     inputs = {key: raw for key, raw in settled.items() if not key.endswith("_out")}
+    if embedding.output:
+        inputs |= {key: settled[f"{key}_out"] for key in inputs if f"{key}_out" in settled}
     chosen = {key: inputs[key] for key in keys if key in inputs}
     if not chosen and len(inputs) == len(keys) == 1:  # SD 2's encoder is called clip_l in many files
         [(key, raw)] = inputs.items()
@@ -128,10 +131,10 @@ def initial_tokens_of(
             texts, embedding.initial_text, embedding.tokens or max(rows.values(), default=0) or None, pad_with
         )
     have, count = rows[key], embedding.tokens or rows[key]
-    if have > count and embedding.resize != "cut":
-        raise ValueError(f"its base has {have} vectors and tokens = {count}; remove tokens, or set resize = 'cut'")
-    if have < count and embedding.resize != "pad":
-        raise ValueError(f"its base has {have} vectors and tokens = {count}; remove tokens, or set resize = 'pad'")
+    way = "cut" if have > count else "pad"
+    if have != count and embedding.resize != way:
+        found = count_of(have, "vector")
+        raise ValueError(f"its base has {found} and tokens = {count}; remove tokens, or set resize = '{way}'")
     stem = embedding.base.stem if embedding.base else ""
     pieces = [f"{stem}:{number}</w>" for number in range(1, have + 1)]
     padding = tokenize_initial(texts, "", max(1, count - have), pad_with)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import StageError
+from .outputs import OutputHook
 from .placeholders import Replacer
 
 
@@ -20,10 +21,14 @@ class EmbeddingRows:
 
     `values` is (rows, width) float32 and never requires a gradient itself: a step copies the few rows of its
     batch into a leaf, so neither gradient nor time grows with the number of embeddings. `spans` has the rows of each
-    embedding; an embedding may have none in this encoder, whose text then does not contain it.
+    embedding; an embedding may have none in this encoder, whose text then does not contain it. The vectors of `outputs`
+    replace the encoder's output, those of the others are its input.
     """
 
-    def __init__(self, vectors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, vectors: Mapping[str, Tensor], device: torch.device | str = "cpu", outputs: Iterable[str] = ()
+    ) -> None:
+        self.outputs = frozenset(outputs)
         self.spans: dict[str, range] = {}
         start = 0
         for embedding, rows in vectors.items():
@@ -107,15 +112,25 @@ class EmbeddingTokenizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Settings are the inner tokenizer's: a pipeline may choose the side of the padding before each prompt."""
+        own = name in ("_inner", "_replacer", "_slots", "_texts", "first_slot")
+        object.__setattr__(self, name, value) if own else setattr(self._inner, name, value)
+
 
 class SlotTable(nn.Module):
-    """A token table with `active` rows after the frozen `base`."""
+    """A token table with `active` rows after the frozen `base`.
+
+    Gemma's table multiplies its vectors by a constant, so `active`, which is as in the vocabulary, is multiplied too.
+    """
 
     def __init__(self, base: nn.Module, first_slot: int) -> None:
         super().__init__()
         self.base = base
         self.first_slot = first_slot
         self.active: Tensor | None = None
+        self.outputs: Tensor | None = None  # (active rows,), whether a row replaces the output; None: no row does
+        self.slots: Tensor | None = None  # of the last ids, for `replace_outputs`
 
     @property
     def weight(self) -> Tensor:
@@ -129,19 +144,30 @@ class SlotTable(nn.Module):
         if self.active is None or not len(self.active):  # else an accelerator would read a row that does not exist
             found: Tensor = self.base(ids)
             return found
-        slots = ids - self.first_slot
+        self.slots = slots = ids - self.first_slot
         new = slots >= 0
+        active = self.active
+        if self.outputs is not None:  # zeros stand for them; without a gradient the encoder needs no backward pass
+            inputs = torch.where(self.outputs.unsqueeze(1), 0.0, active)
+            active = torch.zeros_like(active) if bool(self.outputs.all()) else inputs
         found = self.base(ids.masked_fill(new, 0))
         if ids.device.type == "cpu":  # no synchronisation, so only the new positions
             positions = new.nonzero(as_tuple=True)
-            return found.index_put(positions, self.active[slots[positions]].to(found.dtype))
-        rows = self.active[slots.clamp(min=0)].to(found.dtype)
-        return torch.where(new.unsqueeze(-1), rows, found)
+            return found.index_put(positions, self._scaled(active[slots[positions]].to(found.dtype)))
+        rows = active[slots.clamp(min=0)].to(found.dtype)
+        return torch.where(new.unsqueeze(-1), self._scaled(rows), found)
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        scale = getattr(self.base, "embed_scale", None)
+        return rows if scale is None else rows * scale.to(rows.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A loaded text encoder: its key in files, its names in the pipeline, the module and its tokenizer."""
+    """A loaded text encoder: its key in files, its names in the pipeline, the module and its tokenizer.
+
+    `output` is the hidden state that output embeddings replace (see `families.EncoderSpec`), None if it has none.
+    """
 
     key: str
     module_name: str
@@ -149,6 +175,7 @@ class Encoder:
     module: nn.Module
     tokenizer: Any
     width: int
+    output: int | None = None
 
     @property
     def table(self) -> Tensor:
@@ -168,6 +195,7 @@ class _Injected:
     tokenizer: EmbeddingTokenizer
     locations: tuple[tuple[nn.Module, str, nn.Module], ...]
     end_tokens: tuple[tuple[nn.Module, int], ...]
+    hook: OutputHook | None
 
 
 class Injection:
@@ -188,7 +216,10 @@ class Injection:
         for parent, name, _ in locations:
             setattr(parent, name, table)
         setattr(self._pipe, encoder.tokenizer_name, tokenizer)
-        return _Injected(encoder, rows, table, tokenizer, locations, _fix_end_token(encoder))
+        hook = None
+        if rows.outputs and encoder.output is not None:
+            hook = OutputHook(encoder.module, encoder.output, table)
+        return _Injected(encoder, rows, table, tokenizer, locations, _fix_end_token(encoder), hook)
 
     @property
     def rows(self) -> dict[str, EmbeddingRows]:
@@ -220,6 +251,10 @@ class Injection:
         index = torch.tensor(one.rows.index(embeddings), dtype=torch.long, device=one.rows.values.device)
         leaf = one.rows.values[index].requires_grad_(train)
         one.table.active = leaf
+        one.table.outputs = None
+        if not one.rows.outputs.isdisjoint(embeddings):
+            flags = [name in one.rows.outputs for name in embeddings for _ in slots[name]]
+            one.table.outputs = torch.tensor(flags, device=leaf.device)
         one.tokenizer.activate(slots)
         return ActiveRows(tuple(embeddings), index, leaf)
 
@@ -241,6 +276,8 @@ class Injection:
                 setattr(self._pipe, one.encoder.tokenizer_name, one.tokenizer)
                 for module, _ in one.end_tokens:
                     module.eos_token_id = one.encoder.tokenizer.eos_token_id
+                if one.hook is not None:
+                    one.hook.on()
 
     def _restore(self) -> None:
         for one in self._injected.values():
@@ -249,6 +286,8 @@ class Injection:
             setattr(self._pipe, one.encoder.tokenizer_name, one.encoder.tokenizer)
             for module, value in one.end_tokens:
                 module.eos_token_id = value  # type: ignore[assignment]
+            if one.hook is not None:
+                one.hook.off()
 
 
 @dataclass(frozen=True, eq=False)

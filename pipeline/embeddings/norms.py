@@ -5,6 +5,7 @@ Norms are L2, one per vector. The vocabulary's statistics come from each encoder
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..recipe.options import Band, NormRule
 
 SPREAD_POWER = 0.1
+BLOCK = 1 << 24  # values of a table that are in float32 at a time: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,22 @@ class NormStatistics:
 
 
 def norm_statistics(table: Tensor) -> NormStatistics:
-    """Statistics of the row norms of a (tokens, width) table, computed in float32.
+    """Statistics of the row norms of a (tokens, width) table, computed in float32 and in blocks of 16 million values.
 
     The median is torch's: for an even count the lower of the two middle values, as in OneTrainer.
     """
-    values = table.detach().to(torch.float32)
-    norms = values.norm(dim=1)
+    parts, total, squares = [], 0.0, 0.0
+    for block in table.detach().split(max(1, BLOCK // table.shape[1])):
+        values = block.to(torch.float32)
+        parts.append(values.norm(dim=1))
+        total += float(values.sum(dtype=torch.float64))
+        squares += float(parts[-1].double().square().sum())
+    norms, count = torch.cat(parts), table.numel()
     ordered = norms.sort().values
     last = len(ordered) - 1
     low, high = ordered[round(0.05 * last)], ordered[round(0.95 * last)]
-    return NormStatistics(float(norms.median()), float(norms.mean()), float(low), float(high), float(values.std()))
+    spread = math.sqrt(max(0.0, squares - total**2 / count) / max(1, count - 1))
+    return NormStatistics(float(norms.median()), float(norms.mean()), float(low), float(high), spread)
 
 
 def scale_to(vectors: Tensor, norms: Tensor | float) -> Tensor:

@@ -10,7 +10,7 @@ from ...converters.programs import Program
 from ...converters.write import Written
 from ..errors import StageError
 from ..files import sha256
-from ..text import first_few
+from ..text import count_of, first_few
 from .context import ExportContext
 
 
@@ -56,7 +56,7 @@ def count_verified(context: ExportContext, declared: int) -> int:
             exports.setdefault(_export_of(row), []).append(row)
     whole = [path for path, rows in exports.items() if all(_is_intact(context.folder, row) for row in rows)]
     if len(whole) != declared:
-        raise StageError(f"{declared} files should be exported, {len(whole)} exist and are verified")
+        raise StageError(f"{count_of(declared, 'file')} should be exported; verified: {len(whole)}")
     return len(whole)
 
 
@@ -78,7 +78,7 @@ def count_embeddings(context: ExportContext, files: Mapping[str, Path]) -> dict[
     if missing:
         names = first_few([repr(name) for name in missing])
         raise StageError(
-            f"{len(declared)} embeddings should be exported, {len(whole)} are exported and verified; missing: {names}"
+            f"{count_of(len(declared), 'embedding')} should be exported; verified: {len(whole)}; missing: {names}"
         )
     return {"declared": len(declared), "exported": len(exported), "verified": len(whole)}
 

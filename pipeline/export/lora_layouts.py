@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ...converters.families import Family
-from ...converters.lora_modules import split_name
+from ...converters.lora_modules import modules_of
 from ...converters.programs import Program
 from ...converters.programs.comfyui_layers import ComfyLayer, comfyui_layer
+from ...converters.programs.loras import looks_for
 from ...converters.tensor import RawTensor
 from ..errors import StageError
 from ..tensors import from_raw, to_raw
@@ -162,16 +163,13 @@ def split_loaded(
     tensors: Tensors, program: Program, family: Family
 ) -> tuple[dict[str, RawTensor], dict[str, RawTensor]]:
     """Tensors of modules that the program's loader applies, and the others."""
-    if family.name in program.lora_refuses:
+    named = looks_for(program, family)
+    if named is None or family.name in program.lora_refuses:
         return {}, dict(tensors)
-    names = re.compile("|".join(program.lora_names_of(family.name)))
-    loaded = {name: raw for name, raw in tensors.items() if names.fullmatch(_module_of(name))}
-    return loaded, {name: raw for name, raw in tensors.items() if name not in loaded}
-
-
-def _module_of(name: str) -> str:
-    found = split_name(name)
-    return found[0] if found else name
+    names = {key for module in modules_of(tensors) if named(module) for key in module.keys}
+    return {name: tensors[name] for name in tensors if name in names}, {
+        name: tensors[name] for name in tensors if name not in names
+    }
 
 
 LAYOUTS = {"sgm": sgm, "peft": peft, "comfyui": comfyui}

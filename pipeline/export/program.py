@@ -12,16 +12,15 @@ from ...converters.programs import Program, programs
 from ...converters.tensor import RawTensor
 from ...converters.write import Written, layout_for, write_embeddings
 from ..errors import StageError
-from ..text import fits_only
+from ..text import count_of, fits_only
 from .artefacts import note
 from .context import ExportContext
-from .guide import Base, Files, bundle_trigger, diffusers_lines, guide_text
+from .guide import Files, bundle_trigger, guide_text
 from .lora import check_reading, left_out, write_bundle, write_plain
 from .lora_layouts import for_program, ignored_parts, split_loaded
 from .packs import Pack, write_packs
+from .script import Base, diffusers_lines
 from .standalone import widths
-
-SCRIPTS = {"diffusers": "load.py"}  # programs whose users write code
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,23 @@ def export_for(
         path = folder / f"{context.recipe.name}.safetensors"
         tensors = for_program(ready.rest, program, context.model.family, context.model.pipe)
         write_bundle(context, tensors or ready.rest, ready.embeddings, path, program, facts=ready.rest)
+        lost = left_out(context, path, program)
         names = tuple(embedding.name for embedding in ready.embeddings)
         note(context, path, "bundle", program, trigger=bundle_trigger(path.name, names))
-        lost = left_out(context, path, program)
         declared, files = 1, Files({}, path.name, names, alone=_alone(context, program, folder, made), lost=lost)
     else:
-        embeddings, packs, declared = _embeddings(context, ready.embeddings, program, folder, each=each, most=most)
+        by_hand = _by_hand(context, program, folder, made)
+        loaded = () if by_hand else ready.embeddings
+        embeddings, packs, declared = _embeddings(context, loaded, program, folder, each=each, most=most)
         taken = {one.path.name.casefold() for several in embeddings.values() for one in several}
         loras = _lora(context, ready, program, folder, made, taken)
         declared += loras.declared
-        files = Files(embeddings, loras.path, packs=packs, lora_parts=loras.parts, lost=loras.lost)
+        files = Files(embeddings, loras.path, packs=packs, lora_parts=loras.parts, lost=loras.lost, by_hand=by_hand)
     ignored = [*ignored_parts(ready.rest, program), *files.lost]
     context.warnings.extend(ignored)
     files = replace(
-        files, script=SCRIPTS.get(program.name), model_folder=_from(folder, made.folder),
+        files, script=program.script, lacking=_lacking(context),
+        model_folder=_from(folder, made.folder),
         model_file=_from(folder, made.file), clip_skip=context.recipe.model.clip_skip,
         fits=fits_only(context.recipe.model.base, context.model.family, widths(context)), lost=ignored,
         no_embeddings=_no_embeddings(context, ready, program, folder, made),
@@ -80,11 +82,18 @@ def export_for(
 def _no_embeddings(context: ExportContext, ready: Contents, program: Program, folder: Path, made: Made) -> str:
     """Why a program that gets the LoRA has no files of embeddings; empty if it has, or there are none."""
     family = context.model.family
-    if not ready.embeddings or family.name in program.layouts:
+    if not ready.embeddings or program.script is not None or family.name in program.layouts:
         return ""
     why = program.no_embeddings(family) or f"how {program.title} reads embeddings for {family.title} is not known"
     place = os.path.relpath(folder.parent / f"{context.recipe.name}_embeddings", folder)
     return f"{why[0].upper()}{why[1:]}; those of this run are in {place}."
+
+
+def _lacking(context: ExportContext) -> tuple[str, ...]:
+    """Text encoders of the family that the model does not have (SD3 without T5), and their tokenizers."""
+    present = {encoder.key for encoder in context.model.encoders}
+    lacking = [encoder for encoder in context.model.family.encoders if encoder.key not in present]
+    return tuple(name for encoder in lacking for name in (encoder.module, encoder.tokenizer))
 
 
 def _from(folder: Path, path: Path | None) -> str | None:
@@ -99,6 +108,13 @@ def _alone(context: ExportContext, program: Program, folder: Path, made: Made) -
         for name, one in made.embeddings.items()
         if one.program and programs()[one.program].layouts[family] == program.layouts.get(family)
     }
+
+
+def _by_hand(context: ExportContext, program: Program, folder: Path, made: Made) -> dict[str, str]:
+    """The standalone file of each embedding where the program has no loader for the family, but users write code."""
+    if program.script is None or context.model.family.name in program.layouts:
+        return {}
+    return {name: Path(os.path.relpath(one.path, folder)).as_posix() for name, one in made.embeddings.items()}
 
 
 def _embeddings(
@@ -122,7 +138,8 @@ def _embeddings(
     declared = len(embeddings) * parts
     if len(written_files) != declared:
         raise StageError(
-            f"{len(embeddings)} embeddings for {program.title} need {declared} files, {len(written_files)} were written"
+            f"{program.title}: {count_of(declared, 'file')} for {count_of(len(embeddings), 'embedding')} expected; "
+            f"written: {len(written_files)}"
         )
     by_name = {
         embedding.name: tuple(written_files[at * parts : (at + 1) * parts]) for at, embedding in enumerate(embeddings)
@@ -162,7 +179,7 @@ def _lora(
         check_reading(context, made.lora, program)
         return Loras(_from(folder, made.lora), lost=left_out(context, made.lora, program))
     parts: dict[str, RawTensor] = {}
-    if program.name in SCRIPTS:
+    if program.script is not None:
         tensors, parts = split_loaded(tensors, program, family)
     paths = {}
     for own, kind in ((tensors, "lora"), (parts, "lora_parts")):
@@ -183,8 +200,8 @@ def _lora(
 
 def _texts(context: ExportContext, files: Files, program: Program, folder: Path) -> None:
     """Write HOW-TO.txt, and the script where the program's users write code."""
-    loaded = files.embeddings or files.packs or files.lora or files.lora_parts or files.model_folder
-    if files.script is not None and loaded:
+    embeddings = files.embeddings or files.packs or files.by_hand
+    if files.script is not None and (embeddings or files.lora or files.lora_parts or files.model_folder):
         base = Base(context.recipe.model, folder)
         _text(context, folder / files.script, diffusers_lines(context.model.family, files, base), program)
     _text(context, folder / "HOW-TO.txt", guide_text(program, files), program)

@@ -73,6 +73,7 @@ def _name(base: str) -> str:
 # OneTrainer (sd1, sd2) and diffusers read A1111's dialect; ComfyUI's has T5 too, and embeddings that have vectors for
 # some text encoders only.
 STANDALONE = ("a1111", "comfyui")
+ONETRAINER = "onetrainer"  # the one program that uses output embeddings
 
 
 def write_standalone(context: ExportContext, embeddings: Sequence[Embedding], folder: Path) -> list[Written]:
@@ -83,6 +84,7 @@ def write_standalone(context: ExportContext, embeddings: Sequence[Embedding], fo
     if not embeddings:
         return []
     folder.mkdir(parents=True, exist_ok=True)
+    embeddings = [with_outputs(context, embedding) for embedding in embeddings]
     stems = standalone_stems(context, [embedding.name for embedding in embeddings])
     program_of: dict[tuple[object, ...], str] = {}  # embeddings with the same shapes have the same program
     written = []
@@ -99,7 +101,8 @@ def add_standalone(
     context: ExportContext, files: Batch, embedding: Embedding, folder: Path, stems: Mapping[str, str]
 ) -> list[Written]:
     """As `write_standalone`, for one embedding of a batch of files."""
-    return _add(context, files, embedding, folder, stems, program_for(context, embedding, folder))
+    whole = with_outputs(context, embedding)
+    return _add(context, files, whole, folder, stems, program_for(context, whole, folder))
 
 
 def _add(
@@ -130,6 +133,8 @@ def program_for(context: ExportContext, embedding: Embedding, folder: Path) -> s
     """
     if not any(context.model.family.name in programs()[program].layouts for program in STANDALONE):
         return ""
+    if any(key.endswith("_out") for key in embedding.vectors):
+        return ONETRAINER
     why: ConvertError | None = None
     for program in STANDALONE:
         try:
@@ -143,14 +148,41 @@ def program_for(context: ExportContext, embedding: Embedding, folder: Path) -> s
     raise why or ConvertError(f"{embedding.name}: no supported program has {', '.join(embedding.vectors)} in one file")
 
 
+def standalone_keys(family: Family, encoder: str) -> list[str]:
+    """The names that an encoder's tensor may have in a file that `write_standalone` wrote."""
+    layouts = (programs()[name].layouts.get(family.name) for name in (*STANDALONE, ONETRAINER))
+    named = [layout.files[0][encoder] for layout in layouts if layout is not None and encoder in layout.files[0]]
+    return list(dict.fromkeys([*named, encoder]))
+
+
 def standalone_vectors(tensors: Mapping[str, RawTensor], family: Family) -> dict[str, RawTensor]:
     """Encoder key to vectors of a file that `write_standalone` wrote."""
-    found: dict[str, RawTensor] = {}
-    for layout in (programs()[name].layouts.get(family.name) for name in STANDALONE):
-        keys = layout.files[0] if layout is not None else {}
-        found |= {key: tensors[name] for key, name in keys.items() if name in tensors}
-    found |= {key: tensors[key] for key in family.widths if key in tensors and key not in found}
-    return found
+    return _named(tensors, family, "")
+
+
+def standalone_outputs(tensors: Mapping[str, RawTensor], family: Family) -> dict[str, RawTensor]:
+    """As `standalone_vectors`, of an output embedding: the vectors that replace the output of each encoder."""
+    return _named(tensors, family, "_out")
+
+
+def _named(tensors: Mapping[str, RawTensor], family: Family, end: str) -> dict[str, RawTensor]:
+    names = {
+        key: [name + end for name in standalone_keys(family, key) if name + end in tensors] for key in family.widths
+    }
+    return {key: tensors[found[0]] for key, found in names.items() if found}
+
+
+def with_outputs(context: ExportContext, embedding: Embedding) -> Embedding:
+    """An output embedding as in OneTrainer's files: zeros as the input vectors, and the trained ones as `<key>_out`."""
+    outputs = {encoder.key for encoder in context.model.encoders if encoder.output is not None}
+    if embedding.name not in context.recipe.outputs or any(key.endswith("_out") for key in embedding.vectors):
+        return embedding
+    vectors = {}
+    for key, raw in embedding.vectors.items():
+        vectors[key] = RawTensor(raw.dtype, raw.shape, bytes(len(raw.data))) if key in outputs else raw
+        if key in outputs:
+            vectors[f"{key}_out"] = raw
+    return replace(embedding, vectors=vectors)
 
 
 def widths(context: ExportContext) -> dict[str, int]:

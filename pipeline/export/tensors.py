@@ -15,6 +15,7 @@ from ...converters.errors import ConvertError
 from ...converters.file_range import LazyBytes
 from ...converters.tensor import RawTensor, nbytes
 from ..tensors import CODES, DTYPES, from_raw, to_raw
+from ..text import count_of
 from .context import ExportContext
 from .layouts import Pieces
 
@@ -60,7 +61,7 @@ def in_dtype(contents: Contents, dtype: str, context: ExportContext) -> Contents
     def converted(raw: RawTensor, what: str) -> RawTensor:
         made, lost = convert(raw, CODES[DTYPES[dtype]], what)
         if lost:
-            context.warnings.append(f"{what}: {lost} values are too small for {dtype} and became zero")
+            context.warnings.append(f"{what}: {count_of(lost, 'value')} too small for {dtype} became zero")
         return made
 
     def embedding_of(embedding: Embedding) -> Embedding:

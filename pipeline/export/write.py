@@ -23,7 +23,7 @@ from .lora_layouts import settled
 from .model import write_model_file, write_model_folder
 from .packs import write_packs
 from .program import Made, export_for
-from .standalone import with_metadata, write_standalone
+from .standalone import with_metadata, with_outputs, write_standalone
 from .tensors import in_dtype
 
 
@@ -44,9 +44,10 @@ def write_exports(
         embeddings=alone,
     )
     declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))
+    whole = replace(ready, embeddings=tuple(with_outputs(context, one) for one in ready.embeddings))
     for target in options.targets:
         declared += export_for(
-            context, ready, programs()[target], folder / target, made, bundle=options.bundle, each=each, most=most
+            context, whole, programs()[target], folder / target, made, bundle=options.bundle, each=each, most=most
         )
     return ready, Exports(standalone, made.lora, declared, count_verified(context, declared))
 

@@ -23,35 +23,8 @@ from .family import choose_family, native_resolution, size_multiple, width_of
 from .find import find_model
 from .pipeline import part_kinds
 from .received import LARGE, TOKENIZER_FILES, load_errors, model_error, regular_in
+from .skipping import skip_layers, skip_unused
 from .tokenizers import config_folder, stated_family
-
-
-def skip_layers(pipe: Any, family: Family, clip_skip: int) -> None:
-    """Encode prompts, in training and in sample images, at the `clip_skip`-th layer from the end (1: the last).
-
-    The layers behind it stay in the encoder, for exports, and return their input. (Diffusers' own `clip_skip` counts
-    from 0 and needs a part that the encoders of transformers 5 do not have.) Raises StageError if the family does not
-    support it, or the encoder has fewer layers.
-    """
-    if clip_skip == 1:
-        return
-    if not family.clip_skip:
-        raise StageError(f"model.clip_skip = {clip_skip}: not supported for {family.title}; remove it")
-    layers = encoder_layers(pipe.text_encoder)
-    if clip_skip > len(layers):
-        raise StageError(f"model.clip_skip = {clip_skip}: the text encoder has {len(layers)} layers")
-    for layer in layers[len(layers) - clip_skip + 1 :]:
-        layer.register_forward_hook(_return_input)
-
-
-def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
-    """The layers of a CLIP text encoder, the first one first."""
-    return list(next(part for name, part in encoder.named_modules() if name.endswith("encoder.layers")).children())
-
-
-def _return_input(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    return inputs[0] if isinstance(output, torch.Tensor) else (inputs[0], *output[1:])
-
 
 UNLIMITED = 10**9  # tokens; transformers has 10**30 where a tokenizer's config gives no limit
 CLIP_LENGTH = 77
@@ -145,6 +118,9 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
                 _cast_latents(part)
     pipe.set_progress_bar_config(disable=True)
     skip_layers(pipe, family, spec.clip_skip)
+    for about in family.encoders:
+        if getattr(pipe, about.module, None) is not None:
+            skip_unused(getattr(pipe, about.module), about.last_state)
     encoders = tuple(
         _encoder(pipe, spec, about) for about in family.encoders if getattr(pipe, about.module, None) is not None
     )
@@ -194,7 +170,7 @@ def _encoder(pipe: Any, spec: ModelSpec, about: EncoderSpec) -> Encoder:
         raise model_error(spec, f"{about.tokenizer} has {len(tokenizer)} tokens, but {about.module} has {rows} vectors")
     if tokenizer.model_max_length >= UNLIMITED:
         tokenizer.model_max_length = about.length or CLIP_LENGTH
-    return Encoder(about.key, about.module, about.tokenizer, module, tokenizer, int(width))
+    return Encoder(about.key, about.module, about.tokenizer, module, tokenizer, int(width), about.output)
 
 
 def skeleton(spec: ModelSpec) -> Model:
@@ -215,7 +191,7 @@ def skeleton(spec: ModelSpec) -> Model:
         raise model_error(spec, f"{folder / 'model_index.json'} names no {lacks[0]}")
     pipe = SimpleNamespace(**modules, components=modules)
     encoders = tuple(
-        Encoder(about.key, about.module, about.tokenizer, modules[about.module], None, about.width)
+        Encoder(about.key, about.module, about.tokenizer, modules[about.module], None, about.width, about.output)
         for about in family.encoders
         if about.module in modules
     )

@@ -15,7 +15,7 @@ import tomli
 
 from pivotune import schemas
 
-from ..text import did_you_mean_path
+from ..text import count_of, did_you_mean_path
 from .document import Document
 from .embeddings_table import Unusable, embedding_rows
 from .explain import explain
@@ -134,7 +134,7 @@ def with_many_embeddings(document: Document, limit: int) -> tuple[Document, list
         if before == len(embeddings) + problems.count:
             problems.found.append(document.problem(where, "no embeddings found"))
     if problems.more:
-        problems.found.append(Problem("error", 0, "", f"and {problems.more:,} more problems of this kind"))
+        problems.found.append(Problem("error", 0, "", f"and {count_of(problems.more, 'more problem')} of this kind"))
     whole = replace(document, data={**data, "embedding": embeddings, "concept": concepts}, origins=origins)
     return whole, problems.found
 

@@ -15,7 +15,7 @@ import tomli
 
 from pivotune import schemas
 
-from ..text import did_you_mean, did_you_mean_path
+from ..text import count_of, did_you_mean, did_you_mean_path
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 LONGEST = 1_000_000  # bytes of a line
@@ -65,7 +65,7 @@ def _csv(path: Path, known: list[str], ignore: frozenset[str], report: Report) -
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
-                report(line, f"{len(cells)} cells, but the header has {len(header)} columns")
+                report(line, f"{count_of(len(cells), 'cell')}, but the header has {count_of(len(header), 'column')}")
                 continue
             yield line, {key: _value(key, cell.strip()) for key, cell in zip(header, cells, strict=True)}
     except csv.Error as error:

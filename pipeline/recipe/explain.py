@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pivotune import schemas
 
-from ..text import did_you_mean, shortened
+from ..text import count_of, did_you_mean, shortened
 from .intervals import parse_interval
 from .problem import KeyPath
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
 _TYPES = {
-    "integer": "an integer",
+    "integer": "a whole number",
     "number": "a number",
     "string": "a string",
     "boolean": "true or false",
@@ -30,8 +30,8 @@ _LIMITS = {
     "multipleOf": "{0} is not a multiple of {1}",
     "minLength": "the text is empty",
     "minProperties": "the table is empty",
-    "minItems": "the list is too short; at least {1} items",
-    "maxItems": "the list is too long; at most {1} items",
+    "minItems": "the list is too short; at least {2}",
+    "maxItems": "the list is too long; at most {2}",
     "uniqueItems": "the list has duplicate items",
 }
 
@@ -91,7 +91,8 @@ def _message(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path:
             return _stop_message(value)
         return f"{shown(value)} is not {schema.get('title', 'allowed here')}"
     form = _LIMITS.get(keyword)
-    return form.format(shown(value), limit) if form else f"{shown(value)} is not allowed ({keyword})"
+    items = count_of(limit, "item") if isinstance(limit, int) else ""
+    return form.format(shown(value), limit, items) if form else f"{shown(value)} is not allowed ({keyword})"
 
 
 def _stop_message(value: str) -> str:

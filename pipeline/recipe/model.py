@@ -78,7 +78,8 @@ class DataSpec:
 class EmbeddingSpec:
     """One `[[embedding]]` table. `learning_rate` is one number, one per encoder key, or None (the train stage's);
     `preserve_norm` is a norm rule or None (the train stage's). `base` is a file to continue from, `base_name` its
-    embedding, `resize` (cut, pad or None) what to do if it has a different number of vectors."""
+    embedding, `resize` (cut, pad or None) what to do if it has a different number of vectors. `output`: its vectors
+    replace the encoders' output."""
 
     placeholder: str
     initial_text: str
@@ -90,6 +91,7 @@ class EmbeddingSpec:
     base: Path | None = None
     base_name: str | None = None
     resize: str | None = None
+    output: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,11 @@ class Recipe:
     def trained(self) -> dict[str, EmbeddingSpec]:
         """The embeddings with train = true, by placeholder."""
         return {embedding.placeholder: embedding for embedding in self.embeddings if embedding.train}
+
+    @cached_property
+    def outputs(self) -> frozenset[str]:
+        """The placeholders of output embeddings."""
+        return frozenset(embedding.placeholder for embedding in self.embeddings if embedding.output)
 
     def stages_with(self, kind: type[T], first: int = 0) -> list[tuple[int, T]]:
         """Index and options of every stage with options of this class, from stage `first` on."""

@@ -185,8 +185,8 @@ class StageOptions:
     ONCE: ClassVar[bool] = False  # a recipe may have it once
     REPEATED: ClassVar[bool] = False  # on resume it runs again: it adds embeddings or adapters to the model
     MAIN_PROCESS: ClassVar[bool] = False  # of several processes only the main one runs it: it writes files
-    TAKES: ClassVar[str] = "vectors"  # for `pivotune plan`
-    GIVES: ClassVar[str] = "vectors"
+    INPUTS: ClassVar[str] = "vectors"  # for `pivotune plan`
+    OUTPUTS: ClassVar[str] = "vectors"
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,8 @@ class TokenizeOptions(StageOptions):
     SCHEMA: ClassVar[str] = "stages/tokenize.json"
     ONCE: ClassVar[bool] = True
     REPEATED: ClassVar[bool] = True
-    TAKES: ClassVar[str] = "initial texts"
-    GIVES: ClassVar[str] = "initial vectors of every embedding"
+    INPUTS: ClassVar[str] = "initial texts"
+    OUTPUTS: ClassVar[str] = "initial vectors of every embedding"
     pad_with: str
 
 
@@ -205,8 +205,8 @@ class InjectOptions(StageOptions):
     AFTER: ClassVar[tuple[str, ...]] = ("tokenize",)
     ONCE: ClassVar[bool] = True
     REPEATED: ClassVar[bool] = True
-    TAKES: ClassVar[str] = "initial vectors"
-    GIVES: ClassVar[str] = "tokenizers and text encoders with the embeddings"
+    INPUTS: ClassVar[str] = "initial vectors"
+    OUTPUTS: ClassVar[str] = "tokenizers and text encoders with the embeddings"
     encoders: tuple[str, ...] | None
 
 
@@ -217,7 +217,7 @@ class TrainOptions(StageOptions):
     SCHEMA: ClassVar[str] = "stages/train.json"
     AFTER: ClassVar[tuple[str, ...]] = ("tokenize", "inject")
     REPEATED: ClassVar[bool] = True
-    TAKES: ClassVar[str] = "images, captions"
+    INPUTS: ClassVar[str] = "images, captions"
     steps: int
     batch_size: int
     embeddings: bool
@@ -258,7 +258,7 @@ class TrainOptions(StageOptions):
 class RescaleOptions(StageOptions):
     SCHEMA: ClassVar[str] = "stages/rescale.json"
     AFTER: ClassVar[tuple[str, ...]] = ("tokenize", "inject")
-    TAKES: ClassVar[str] = "trained vectors"
+    INPUTS: ClassVar[str] = "trained vectors"
     to: NormRule
 
 

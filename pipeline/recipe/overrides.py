@@ -9,8 +9,9 @@ from typing import Any
 
 import tomli
 
-from ..text import did_you_mean
+from ..text import nearest
 from .document import Document
+from .options import STAGE_OPTIONS
 from .problem import KeyPath, Problem
 
 
@@ -69,11 +70,21 @@ def _path(data: dict[str, Any], parts: list[str], top_level: Sequence[str], text
     elif parts[0] in top_level:
         path, parts = [parts[0]], parts[1:]
     else:
-        raise BadOverride(text, f"unknown key '{parts[0]}'{did_you_mean(parts[0], [*top_level, *kinds])}")
+        raise BadOverride(text, _unknown(parts[0], top_level, kinds))
     for part in parts:
         value = _at(data, path)
         path += _step(value, part, text) if isinstance(value, list) else [part]
     return tuple(path)
+
+
+def _unknown(name: str, top_level: Sequence[str], kinds: Sequence[str]) -> str:
+    """Why the first part of a key is neither a key of the recipe nor one of its stages."""
+    stages = f"its stages: {', '.join(dict.fromkeys(kinds)) or 'none'}"
+    if name in STAGE_OPTIONS:
+        return f"the recipe has no {name} stage; {stages}"
+    guess = nearest(name, [*top_level, *kinds])
+    hint = f"did you mean '{guess}'?" if guess else f"known: {', '.join(top_level)}; {stages}"
+    return f"unknown key '{name}'; {hint}"
 
 
 def _stage(kinds: Sequence[str], parts: list[str], text: str) -> tuple[int, list[str]]:

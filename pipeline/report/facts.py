@@ -10,7 +10,7 @@ from typing import Any
 
 from ...converters.families import families
 from ..records import Json
-from ..text import first_few, first_lines, fits_only
+from ..text import count_of, first_few, first_lines, fits_only
 from . import facts as show
 from .images import inside
 
@@ -50,7 +50,7 @@ def size(count: Any) -> str:
     value = float(count)
     for unit in ("bytes", "KiB", "MiB"):
         if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+            return count_of(count, "byte") if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} GiB"
 
@@ -155,14 +155,14 @@ def stages(manifest: Json) -> list[Json]:
             options = {}
         share = round(100 * (stage.get("seconds") or 0) / total, 1)
         shown = [(key, _short(value)) for key, value in options.items() if value is not None]
-        flow = {key: first_few(stage.get(key) or [], 6) for key in ("takes", "gives")}
+        flow = {key: first_few(stage.get(key) or [], 6) for key in ("inputs", "outputs")}
         made.append({**stage, **flow, "share": share, "options": shown, "notes": _first(stage.get("notes") or [])})
     return made
 
 
 def _first(notes: list[str]) -> list[str]:
     """The first notes of a stage, and how many more there are."""
-    return first_lines(notes, NOTES, "in manifest.json")
+    return first_lines(notes, NOTES, "note in manifest.json", "notes in manifest.json")
 
 
 def _short(value: Any) -> str:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from ...converters.disk import replace
 from ..lock import is_locked
 from ..records import METRICS, Json, read_manifest, read_metrics
+from ..text import count_of
 from . import embeddings, facts
 from .curves import SERIES, SINGLE, column, noisy_curve, positions, vector_curves, vector_lines
 from .images import Gallery, Shown, absent, inside, pairs, through_time, training_images
@@ -76,8 +77,7 @@ def _metrics_problem(manifest: Json, folder: Path, steps: int, unreadable: int) 
     """What is wrong with the metrics of a run, if anything: unreadable lines, or none of a stage that trained."""
     path = folder / METRICS
     if unreadable:
-        lines = "line is" if unreadable == 1 else "lines are"
-        return f"{METRICS}: {unreadable:,} unreadable {lines} left out of the curves"
+        return f"{METRICS}: left out of the curves: {count_of(unreadable, 'unreadable line')}"
     if path.is_symlink():
         return f"{METRICS}: is a link, which is not followed; the page has no curves"
     trained = any(stage.get("kind") == "train" for stage in manifest.get("stages") or [])
@@ -111,6 +111,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "count_of": count_of,
         "number": facts.number,
         "duration": facts.duration,
         "size": facts.size,
@@ -206,7 +207,7 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
             few = len(lines) <= SINGLE
             text = "L2 norm of each vector" if what == "norm" else "L2 distance of each vector from its initial value"
             if not few:
-                text += f": range of {len(lines):,} vectors and their median"
+                text += f": range of {count_of(len(lines), 'vector')} and their median"
             text += "; shaded: usual range of the vocabulary, dashed: its median." if band else "."
             text += embeddings.ema_note(manifest)
             svg = vector_curves(f"{what}{n}", f"{title}, {encoder}", lines, borders, band)

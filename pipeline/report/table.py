@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from ..text import first_few
+from ..text import count_of, first_few
 from .embeddings import TOO_LARGE, excessive_norm, printable, rescaled, rows, start_of, usual
 
 Json = dict[str, Any]
@@ -19,18 +19,19 @@ COLUMNS = (
     ("embedding", 16, False),
     ("encoder", 7, False),
     ("#", 3, True),
-    ("token", 8, False),
+    ("initial", 8, False),
     ("norm", 14, True),
     ("usual", 6, True),
     ("distance", 8, True),
 )
 NEAREST = WIDTH - sum(width + 2 for _, width, _ in COLUMNS)
 MOST_NEAREST = 60
+LEGEND = "norm: before -> after; usual: the vocabulary's median norm; distance: from the initial vector"
 
 
 def embedding_table(manifest: Json, width: int | None = None) -> str:
     """A line for each vector: initial token, norm before and after, the vocabulary's median norm (`usual`), distance
-    from initialisation, and as many of its nearest tokens as fit.
+    from initialisation, and as many of its nearest tokens as fit; below, what the columns are.
 
     No line is wider than `width` columns (default: the terminal's, at least 100).
     """
@@ -39,7 +40,7 @@ def embedding_table(manifest: Json, width: int | None = None) -> str:
         return "no embeddings"
     columns = width or shutil.get_terminal_size((WIDTH, 24)).columns
     room = min(MOST_NEAREST, NEAREST + max(0, columns - WIDTH))
-    lines = [_line([*(title for title, _, _ in COLUMNS), "nearest"])]
+    lines = [_line([*(title for title, _, _ in COLUMNS), "nearest tokens (cosine)"])]
     lines.append("  ".join("-" * width for width in (*(width for _, width, _ in COLUMNS), room)))
     notes = []
     for embedding in embeddings[:EMBEDDINGS]:
@@ -51,8 +52,8 @@ def embedding_table(manifest: Json, width: int | None = None) -> str:
                 first = ""
             notes += _notes(embedding, key, encoder)
     if len(embeddings) > EMBEDDINGS:
-        lines.append(f"{len(embeddings) - EMBEDDINGS:,} more embeddings: see report.html or manifest.json")
-    return "\n".join([*lines, *notes, *_excessive_norms(manifest)])
+        lines.append(f"{count_of(len(embeddings) - EMBEDDINGS, 'more embedding')}: see report.html or manifest.json")
+    return "\n".join([*lines, LEGEND, *notes, *_excessive_norms(manifest)])
 
 
 def _excessive_norms(manifest: Json) -> list[str]:

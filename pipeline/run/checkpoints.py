@@ -25,9 +25,9 @@ from ..run_folder import NUMBER, bounded_json, shape_error
 from .signals import Stopped, StopRequest
 
 FOLDER, KEPT = "checkpoints", 2
-_FORMAT = "4"  # of its contents and their names
+_FORMAT = "5"  # of its contents and their names
 # The JSON of a checkpoint. The trees of `trainables` and `guard` are checked by the code that restores them.
-_STAGE = {"kind": str, "seconds": NUMBER, "takes": [str], "gives": [str], "notes": [str]}
+_STAGE = {"kind": str, "seconds": NUMBER, "inputs": [str], "outputs": [str], "notes": [str]}
 _RUN = {
     "metrics": {"bytes": int, "sha256": str}, "stopped_at": {"*": int}, "reached": [str], "warnings": [str],
     "rows": [_STAGE], "loaded": [str],
@@ -60,17 +60,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint to start from, and its file. `whole`: it fits exactly, and the new run continues from its step."""
+    """A checkpoint to start from, and its file. `continues`: it fits exactly, and the new run continues at its step."""
 
     run: Path
     path: Path
     point: Checkpoint
-    whole: bool
+    continues: bool
 
     @property
     def as_json(self) -> dict[str, Any]:
         """Its entry in the manifest, from which a run that was killed early finds it again."""
-        return {"path": str(self.path.absolute()), "sha256": self.point.sha256, "whole": self.whole}
+        return {"path": str(self.path.absolute()), "sha256": self.point.sha256, "continues": self.continues}
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = KEPT) -> Path:
@@ -187,7 +187,7 @@ class Checkpointer:
         """
         last = clock.step == clock.steps and self.rule.every.unit != "never"
         due = now or last or self.rule.every.due(clock, before)  # the same in every process
-        stopping = self.processes.any(self.request.name is not None)
+        stopping = self.processes.any(self.request.number is not None)
         if stopping or due:
             tensors, facts = state()  # in all processes: some of it may be sharded
             with self.processes.together():
@@ -195,6 +195,6 @@ class Checkpointer:
                     point = Checkpoint(stage, clock.step, clock.seconds, tensors, facts)
                     write_checkpoint(self.folder, point, self.rule.keep)
         if stopping:
-            where = f"step {clock.step} of {clock.steps}"
+            where = f"step {clock.step} of {clock.steps} (stage {stage + 1})"
             by = self.request.name or "a signal to another process"
-            raise Stopped(f"stopped by {by} after {where}; {self.resume_hint}")
+            raise Stopped(f"Stopped by {by} after {where}; {self.resume_hint}", self.request.number)

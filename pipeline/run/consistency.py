@@ -14,7 +14,7 @@ from ..files import sha256, shown_path, tensor_hash
 from ..recipe.model import Recipe
 from ..recipe.optimizers import OPTIMIZERS
 from ..recipe.options import TrainOptions
-from ..text import first_few, first_lines
+from ..text import count_of, first_few, first_lines
 from ..train.setup import Trainables, Training
 from .checkpoints import FOLDER, Checkpoint, newest_checkpoint, read_checkpoint
 from .diff import input_differences
@@ -66,9 +66,9 @@ def require_equal_values(training: Training) -> None:
 def sharding_note(training: Training) -> str:
     """How a step's images are distributed, for the manifest."""
     count, step = training.processes.count, training.dataset.order.size * training.accumulation
-    note = f"{count} processes: at most {-(-step // count)} of a step's {step} images for each"
+    note = f"{count} processes: at most {-(-step // count)} of a step's {count_of(step, 'image')} for each"
     if step < count:
-        note += f"; {count - step} have none: increase batch_size or gradient_accumulation"
+        note += f"; {count - step} get none: increase batch_size or gradient_accumulation"
     spread = [trainable.name for trainable in training.trainables if trainable.sharded]
     return f"{note}; sharded: {', '.join(spread)}" if spread else note
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.files import IMAGES
 from ..recipe.model import CAPTION_SOURCES, MASK_SOURCES
-from ..text import first_few, first_lines
+from ..text import count_of, first_few, first_lines
 
 LONG, BEFORE, SHOWN = 60, 12, 4  # characters of a value, of them before the first difference, entries of a list
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -48,7 +48,8 @@ def _of_lists(old: Sequence[str], new: Sequence[str]) -> str:
     added, removed = [one for one in new if one not in old], [one for one in old if one not in new]
     parts = [f"{what} {few(names)}" for what, names in (("removed", removed), ("added", added)) if names]
     if not parts:
-        parts = [f"{len(old)} entries, now {len(new)}" if len(old) != len(new) else "the entries' order or options"]
+        counts = f"{count_of(len(old), 'entry', 'entries')}, now {len(new)}"
+        parts = [counts if len(old) != len(new) else "the entries' order or options"]
     return "; ".join(parts)
 
 

@@ -18,6 +18,7 @@ from ..files import tensor_hash, write_json
 from ..models.load import Model
 from ..recipe.options import StageOptions
 from ..records import json_safe
+from ..text import count_of
 from .context import RunContext, RunState, StageFunction, export_context
 from .manifest import embedding_facts, images_of_embeddings
 from .outcome import LESS_MEMORY, as_stage_error
@@ -49,7 +50,7 @@ def execute(
                     contents = _in_main_process(context, state, stages[stage.kind], contents, stage.options)
                 else:
                     contents = stages[stage.kind](context, state, contents, stage.options)
-                row["gives"] = describe_contents(contents)
+                row["outputs"] = describe_contents(contents)
             state.latest = contents if state.latest is not None else None
     except BaseException as error:  # of any kind: a full disk, Ctrl-C, a stage that failed
         if state.latest is not None and context.processes.main:
@@ -84,11 +85,14 @@ def _stage_row(
     context.checkpointer.request.steps_left = has_steps_left(context, state, index)
     begin = time.monotonic()
     context.progress(f"stage {index + 1} of {count}: {stage.kind}{' (done before)' if resumed else ''}")
-    row = {"kind": stage.kind, "seconds": 0.0, "takes": describe_contents(contents), "gives": [], "notes": state.notes}
+    inputs = describe_contents(contents)
+    row = {"kind": stage.kind, "seconds": 0.0, "inputs": inputs, "outputs": [], "notes": state.notes}
     state.rows.append(row)
     try:
         with as_stage_error(LESS_MEMORY if stage.kind == "train" else ""):
             yield row
+    except Stopped:
+        raise
     except StageError as error:
         raise type(error)(f"stage {index + 1} ({stage.kind}): {error}") from error
     except ConvertError as error:
@@ -167,7 +171,7 @@ def describe_contents(contents: Contents) -> list[str]:
     for embedding in contents.embeddings:
         vectors = ", ".join(f"{key} {raw.shape[0]}x{raw.shape[1]}" for key, raw in embedding.vectors.items())
         lines.append(f"{embedding.name} ({vectors})")
-    return lines + ([f"LoRA of {len(contents.rest)} tensors"] if contents.rest else [])
+    return lines + ([f"LoRA of {count_of(len(contents.rest), 'tensor')}"] if contents.rest else [])
 
 
 @dataclass(frozen=True, eq=False)

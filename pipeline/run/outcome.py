@@ -20,7 +20,7 @@ from ..files import write_json
 from ..records import json_safe
 from ..report.page import write_report
 from ..system_errors import out_of_memory, system_error_text
-from ..text import first_few
+from ..text import count_of, first_few
 from .context import RunContext
 from .signals import Stopped
 
@@ -110,7 +110,9 @@ def closing_lines(manifest: dict[str, Any]) -> str:
     proofs = manifest["proofs"]
     lines = ["", "Proved: the vocabulary is unchanged, bit for bit; a gradient reached every trained embedding;"]
     if "exports_verified" in proofs:
-        lines += [f"{proofs['exports_verified']} of {proofs['exports_declared']} exported files are verified."]
+        declared = count_of(proofs["exports_declared"], "exported file")
+        verb = "is" if proofs["exports_declared"] == 1 else "are"
+        lines += [f"{proofs['exports_verified']} of {declared} {verb} verified."]
     files: dict[str, dict[str, None]] = {}  # names in order, each once
     for row in manifest["artefacts"]:
         if row["kind"] != "text":
@@ -158,7 +160,7 @@ def finish_run_record(context: RunContext, manifest: dict[str, Any], begin: floa
         except BaseException as second:
             if not _interrupted_twice(context, second):
                 raise
-            context.progress(f"stopped at once, without a report; write it with: pivotune report {context.folder}")
+            context.progress(f"Stopped at once, without a report; write it with: pivotune report {context.folder}")
         raise
     try:
         manifest["seconds"] = round(before + time.monotonic() - begin, 3)
@@ -171,7 +173,8 @@ def finish_run_record(context: RunContext, manifest: dict[str, Any], begin: floa
     except BaseException as error:
         if not _interrupted_twice(context, error):
             raise
-        raise Stopped(f"everything is trained and exported, only the report is missing; {COMPLETES}") from error
+        text = f"Stopped: everything is trained and exported, only the report is missing; {COMPLETES}"
+        raise Stopped(text, context.checkpointer.request.number) from error
 
 
 @contextmanager
@@ -196,7 +199,8 @@ def _interrupted_twice(context: RunContext, error: BaseException) -> bool:
 
 
 def _at_once(context: RunContext) -> Stopped:
-    return Stopped(f"stopped at once; the same command resumes the run from the last checkpoint in {context.folder}")
+    text = f"Stopped at once; the same command resumes the run from the last checkpoint in {context.folder}"
+    return Stopped(text, context.checkpointer.request.number)
 
 
 def _write_final_record(context: RunContext, manifest: dict[str, Any], seconds: float) -> None:

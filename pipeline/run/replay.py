@@ -19,6 +19,7 @@ from ..recipe.model import Recipe
 from ..recipe.options import TrainOptions
 from ..records import manifest_or_none, read_rows, unreadable_reason
 from ..run_folder import file_inside
+from ..text import count_of
 from .context import StageFunction
 from .diff import input_differences
 from .runner import run_recipe
@@ -110,7 +111,7 @@ def _without_outside_effects(recipe: Recipe) -> Recipe:
 def _source(before: Mapping[str, Any]) -> Path | None:
     """The checkpoint that the run started from; one that it continued exactly may be missing: it is not needed."""
     source = before.get("source")
-    if source is None or (source["whole"] and not Path(source["path"]).is_file()):
+    if source is None or (source["continues"] and not Path(source["path"]).is_file()):
         return None
     return Path(source["path"])
 
@@ -166,7 +167,7 @@ def _metrics(one: Path, other: Path, timed: Collection[tuple[int, str]]) -> Iter
             yield f"metrics, {place}: {name} was {row.get(name)}, is {second.get(name)}"
             return
     if len(rows) != len(others):
-        yield f"metrics: {len(rows)} lines, then {len(others)}"
+        yield f"metrics: {count_of(len(rows), 'line')}, then {len(others)}"
 
 
 def _compared_files(manifest: Mapping[str, Any]) -> list[str]:

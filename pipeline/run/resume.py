@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import StageError
 from ..recipe.model import Recipe
 from ..recipe.options import TrainOptions
+from ..text import count_of
 from ..train.setup import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
 from .checkpoints import Checkpoint
@@ -25,7 +26,7 @@ def require_fitting(checkpoint: Checkpoint, recipe: Recipe) -> None:
     if index not in steps:
         wrong = f"stage {index + 1} of the recipe is no train stage"
     elif not 1 <= step <= steps[index]:
-        wrong = f"stage {index + 1} has {steps[index]} steps; the checkpoint is of step {step}"
+        wrong = f"stage {index + 1} has {count_of(steps[index], 'step')}; the checkpoint is of step {step}"
     elif found != kinds[: index + 1]:
         wrong = f"its stages are {', '.join(found) or 'none'}; the recipe's are {', '.join(kinds[: index + 1])}"
     else:

@@ -138,7 +138,7 @@ def _checkpoint_of(
             copy_from_source(source, start.folder)
 
         processes.from_main(copy)
-        checkpoint = source.point if source.whole else None
+        checkpoint = source.point if source.continues else None
     if checkpoint is not None:
         with processes.together():
             require_fitting(checkpoint, recipe)

@@ -20,13 +20,14 @@ from ..embeddings.placeholders import Replacer
 from ..errors import StageError
 from ..export.lora_layouts import clip_modules, peft
 from ..export.packs import packed_vectors
-from ..export.standalone import standalone_vectors
+from ..export.standalone import standalone_outputs, standalone_vectors
 from ..models.load import Model
 from ..models.received import one_line
 from ..recipe.model import Concept, ModelSpec, Recipe
 from ..rng import generator
 from ..system_errors import out_of_memory
 from ..tensors import from_raw, vectors_for
+from ..text import count_of
 from ..train.lora import load_lora, remove_lora
 
 BATCH_PIXELS = 4 * 512 * 512  # images are drawn in batches of about this many pixels
@@ -134,15 +135,18 @@ def draw_now(model: Model, recipe: Recipe, folder: Path, name: str) -> list[dict
 def inject_files(model: Model, files: Mapping[str, Path]) -> Injection:
     """Inject embeddings from standalone files or packs into a model."""
     vectors: dict[str, dict[str, torch.Tensor]] = {encoder.key: {} for encoder in model.encoders}
+    outputs: dict[str, set[str]] = {encoder.key: set() for encoder in model.encoders}
     for embedding, path in files.items():
         tensors, metadata = read_safetensors(path)
         packed = EMBEDDINGS in metadata
-        found = Embedding(
-            embedding, packed_vectors(path, embedding) if packed else standalone_vectors(tensors, model.family)
-        )
+        replacing = standalone_outputs(tensors, model.family)
+        own = packed_vectors(path, embedding) if packed else standalone_vectors(tensors, model.family) | replacing
+        found = Embedding(embedding, own)
         for encoder in model.encoders:
+            if encoder.key in replacing:
+                outputs[encoder.key].add(embedding)
             vectors[encoder.key][embedding] = vectors_for(found, encoder.key, encoder.width).float()
-    rows = {key: EmbeddingRows(embeddings, model.device) for key, embeddings in vectors.items()}
+    rows = {key: EmbeddingRows(embeddings, model.device, outputs[key]) for key, embeddings in vectors.items()}
     return Injection(model.pipe, model.encoders, rows)
 
 
@@ -218,7 +222,7 @@ def draw_class_images(model: Model, recipe: Recipe, progress: Callable[[str], No
             concept.images.mkdir(parents=True, exist_ok=True)
             missing = concept.generate.count - len(files_in(concept.images, recursive=concept.recursive).images)
             if missing > 0:
-                progress(f"drawing {missing} class images into {concept.images}")
+                progress(f"drawing {count_of(missing, 'class image')} into {concept.images}")
                 _draw_class(model, concept, _unused_numbers(concept.images, missing), (recipe.seed, "class", number))
         except OSError as error:
             raise StageError(f"class images: {concept.images} cannot be written: {error}") from error

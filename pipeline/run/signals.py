@@ -13,7 +13,14 @@ from ..errors import StageError
 
 
 class Stopped(StageError):
-    """Training was stopped by a signal, with a checkpoint."""
+    """A signal stopped the run. The message says where, and how the run is resumed.
+
+    `exit_code` is 128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + (signal.SIGINT if number is None else number)
 
 
 STOPPING = "stopping after the current step, with a checkpoint"
@@ -21,14 +28,21 @@ ENDING = "all steps are done; the run is being finished"
 
 
 class StopRequest:
-    """The name of the signal that has come, if any; `twice`: a second one has, which ends the run at once.
+    """The number of the signal that has come, if any; `twice`: a second one has, which ends the run at once.
 
     `steps_left`: whether the run still trains, so that it can stop after a step.
     """
 
-    name: str | None = None
+    number: int | None = None
     twice: bool = False
     steps_left: bool = True
+
+    @property
+    def name(self) -> str | None:
+        """The signal as messages call it."""
+        if self.number is None:
+            return None
+        return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
 
     @property
     def answer(self) -> str:
@@ -70,10 +84,10 @@ def catch_signals(progress: Callable[[str], None]) -> Iterator[StopRequest]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.name is not None:
+        if request.number is not None:
             request.twice = True
             raise KeyboardInterrupt
-        request.name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        request.number = number
         _print(progress, f"{request.name}: {request.answer}; once more stops it at once")
 
     # what is ignored from the start (nohup, a shell's background job) stays so

@@ -167,7 +167,7 @@ def choose_start(
 
 
 def _content(source: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
-    return None if source is None else (source["sha256"], source["whole"])
+    return None if source is None else (source["sha256"], source["continues"])
 
 
 def create_run_folder(

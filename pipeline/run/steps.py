@@ -19,7 +19,7 @@ from ..models.load import Model, kohya_prefix, part_modules
 from ..progress import progress
 from ..recipe.options import TrainOptions
 from ..tensors import to_raw, vectors_of_all
-from ..text import first_few
+from ..text import count_of, first_few
 from ..train.embeddings import EmbeddingTrainer
 from ..train.guard import Halted, NotFinite
 from ..train.loop import train_steps
@@ -107,7 +107,7 @@ def run_steps(
             freeze_lora(module)
         state.latest = current()
     if training.scale.overflows:
-        text = f"{training.scale.overflows} steps overflowed float16 and were repeated with a smaller loss scale"
+        text = f"{count_of(training.scale.overflows, 'step')} overflowed float16; repeated with a smaller loss scale"
         state.warnings.append(text)
     if training.embeddings is not None:
         state.trained.stopped_at.update(training.embeddings.stopped_at)
@@ -189,7 +189,8 @@ def warn_of_idle_steps(context: RunContext, state: RunState, training: Training,
     if embeddings is None or training.trainables.weights or len(embeddings.stopped_at) < len(embeddings.embeddings):
         return
     last, steps = max(embeddings.stopped_at.values()), training.steps
-    text = f"all embeddings reached stop_after at step {last}; steps {last + 1} to {steps} have nothing to train"
+    idle = f"steps {last + 1} to {steps} have" if steps > last + 1 else f"step {steps} has"
+    text = f"all embeddings reached stop_after at step {last}; {idle} nothing to train"
     if step < steps and text not in state.warnings:
         warn(context, state, text)
 
@@ -204,14 +205,17 @@ def warn_of_missing_steps(context: RunContext, state: RunState, trainer: Embeddi
     if trainer is None or not short:
         return
     named = first_few([f"{embedding} has {had} of {wanted:.9g}" for embedding, had, wanted in short])
-    total = len(trainer.stops.counts)
-    warn(context, state, f"{len(short)} of {total} embeddings did not reach stop_after: {named}; increase steps")
+    total = count_of(len(trainer.stops.counts), "embedding")
+    warn(context, state, f"{len(short)} of {total} did not reach stop_after: {named}; increase steps")
 
 
 def require_all_sampled(trainer: EmbeddingTrainer | None) -> None:
-    """StageError when an embedding was in no batch of the stage."""
+    """StageError when a gradient reached an embedding in no step of the stage."""
     missed = sorted(trainer.embeddings.keys() - trainer.reached) if trainer is not None else []
     if missed:
         names = first_few([repr(name) for name in missed])
         verb = "was" if len(missed) == 1 else "were"
-        raise StageError(f"{names} {verb} never sampled in this stage; increase steps or set data.balance")
+        except_for = "captions that are truncated before the placeholder do not count"
+        raise StageError(
+            f"{names} {verb} never sampled in this stage ({except_for}); increase steps or set data.balance"
+        )

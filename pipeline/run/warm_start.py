@@ -18,6 +18,7 @@ from ..files import write_atomically
 from ..recipe.options import TrainOptions
 from ..records import METRICS, manifest_or_none, parse_row, require_logged_lines, unreadable_reason
 from ..run_folder import file_inside
+from ..text import count_of
 from ..train.embeddings import EmbeddingTrainer
 from ..train.setup import Training
 from ..train.snapshot import Shadow, stored_averages, stored_rows, stored_weights
@@ -62,7 +63,7 @@ def reopen_source(
     """The checkpoint that an unfinished run started from, where it is still needed: the run has no checkpoint (`point`)
     of its own, or later stages load from it. Raises StageError when the file is missing or has changed."""
     source = manifest.get("source")
-    if source is None or (point is not None and (source["whole"] or not _trains_after(manifest, point.stage))):
+    if source is None or (point is not None and (source["continues"] or not _trains_after(manifest, point.stage))):
         return None
     try:
         found = open_source(Path(source["path"]), inputs, progress)
@@ -91,7 +92,7 @@ def _of_a_guard(one: Difference) -> bool:
 def copy_from_source(source: Source, folder: Path) -> None:
     """Copy the earlier run's metrics up to the checkpoint, and the images drawn until then, into the folder of the new
     run. StageError when they are missing."""
-    if not source.whole:
+    if not source.continues:
         return
     try:
         lines = require_logged_lines(source.run / METRICS, source.point.facts["run"]["metrics"])
@@ -108,7 +109,7 @@ def copy_from_source(source: Source, folder: Path) -> None:
 
 LOADED = "loaded "  # the beginning of the note on what a stage loaded
 _EMBEDDINGS = "embeddings"
-_TITLES = {_EMBEDDINGS: "embeddings", "lora": "LoRA weights", "finetune": "fine-tuned weights"}
+_NOUNS = {_EMBEDDINGS: "embedding", "lora": "LoRA weight", "finetune": "fine-tuned weight"}
 
 
 def load_what_fits(context: RunContext, state: RunState, training: Training) -> None:
@@ -119,7 +120,7 @@ def load_what_fits(context: RunContext, state: RunState, training: Training) -> 
     the EMA weights themselves, as its own run would have exported them.
     """
     source = context.source
-    if source is None or source.whole:
+    if source is None or source.continues:
         return
     fit, total = Counter[str](), Counter[str]()
     for kind, fits in [
@@ -129,7 +130,7 @@ def load_what_fits(context: RunContext, state: RunState, training: Training) -> 
         fit[kind] += fits
         total[kind] += 1
     if total:
-        counts = ", ".join(f"{fit[kind]} of {total[kind]} {_TITLES[kind]}" for kind in total)
+        counts = ", ".join(f"{fit[kind]} of {count_of(total[kind], _NOUNS[kind])}" for kind in total)
         line = f"{LOADED}{counts}; new optimizer state"
         state.notes.append(line)
         if any(fit.values()):

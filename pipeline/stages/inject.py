@@ -27,16 +27,20 @@ def inject(context: RunContext, state: RunState, contents: Contents, options: In
         raise StageError("the embeddings are already injected; remove this inject stage")
     contents = _only(context.model, contents, options.encoders)
     rows = {
-        encoder.key: _rows(encoder, contents.embeddings, context.model.device) for encoder in context.model.encoders
+        encoder.key: _rows(encoder, contents.embeddings, context.recipe.outputs, context.model.device)
+        for encoder in context.model.encoders
     }
     state.initial = _only(context.model, state.initial, options.encoders)
     state.injection = Injection(context.model.pipe, context.model.encoders, rows)
     return contents
 
 
-def _rows(encoder: Encoder, embeddings: Sequence[Embedding], device: torch.device) -> EmbeddingRows:
+def _rows(
+    encoder: Encoder, embeddings: Sequence[Embedding], outputs: frozenset[str], device: torch.device
+) -> EmbeddingRows:
     vectors = vectors_of_all(embeddings, encoder.key, encoder.width)
-    return EmbeddingRows({embedding.name: own for embedding, own in zip(embeddings, vectors, strict=True)}, device)
+    rows = {embedding.name: own for embedding, own in zip(embeddings, vectors, strict=True)}
+    return EmbeddingRows(rows, device, outputs if encoder.output is not None else ())
 
 
 def _only(model: Model, contents: Contents, encoders: Sequence[str] | None) -> Contents:

@@ -11,12 +11,14 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.tensor import RawTensor
 from ..embeddings.initial import InitialTokens, TokenizedTexts, initial_tokens_of, read_base_vectors
 from ..embeddings.injection import Encoder
+from ..embeddings.outputs import encoded_vectors
 from ..errors import StageError
 from ..files import sha256
 from ..recipe.model import EmbeddingSpec
 from ..recipe.options import TokenizeOptions
 from ..run.context import RunContext, RunState
 from ..tensors import from_raw, to_raw_each
+from ..text import count_of
 
 Base = dict[str, RawTensor]  # vectors of a file that an embedding starts from, by encoder; empty for most
 
@@ -33,7 +35,7 @@ def tokenize(context: RunContext, state: RunState, contents: Contents, options: 
     texts = {encoder.key: TokenizedTexts(encoder.tokenizer, known)
              for encoder in encoders}  # fmt: skip
     made = [_tokens(state, embedding, base, texts, pad_with) for embedding, base in zip(specs, bases, strict=True)]
-    vectors = {encoder.key: _vectors(encoder, [tokens[encoder.key] for tokens in made], bases) for encoder in encoders}
+    vectors = {encoder.key: _vectors(encoder, specs, [one[encoder.key] for one in made], bases) for encoder in encoders}
     state.initial_tokens |= {embedding.placeholder: tokens for embedding, tokens in zip(specs, made, strict=True)}
     embeddings = (
         Embedding(
@@ -57,7 +59,7 @@ def _tokens(
             raise StageError(f"{embedding.placeholder}: {error}") from error
         if tokens.cut:
             what = "initial text" if key not in base else "base"
-            lost = f"truncated to {len(tokens.ids)} tokens for {key}, without {' '.join(tokens.cut)}"
+            lost = f"truncated to {count_of(len(tokens.ids), 'token')} for {key}, without {' '.join(tokens.cut)}"
             state.warnings.append(f"{embedding.placeholder}: the {what} is {lost}")
     if embedding.base is not None:
         state.notes.append(
@@ -70,12 +72,19 @@ def _tokens(
     return made
 
 
-def _vectors(encoder: Encoder, made: Sequence[InitialTokens], bases: Sequence[Base]) -> list[RawTensor]:
-    """For each embedding (tokens, width) float32: its base's rows where the ids are -1, else the vocabulary's."""
+def _vectors(
+    encoder: Encoder, specs: Sequence[EmbeddingSpec], made: Sequence[InitialTokens], bases: Sequence[Base]
+) -> list[RawTensor]:
+    """For each embedding (tokens, width) float32: its base's rows where the ids are -1, else the vocabulary's.
+
+    Those of an output embedding are the encoder's states of its initial text.
+    """
     counts = [len(tokens.ids) for tokens in made]
     ids = torch.tensor([one for tokens in made for one in tokens.ids], device=encoder.table.device)
     rows = encoder.table[ids.clamp(min=0)].float()
-    for part, tokens, base in zip(rows.split(counts), made, bases, strict=True):
+    for part, spec, tokens, base in zip(rows.split(counts), specs, made, bases, strict=True):
+        if spec.output and encoder.output is not None:
+            part[:] = encoded_vectors(encoder, spec.initial_text, len(part)).to(rows)
         if encoder.key in base:
             part[: tokens.kept] = _kept(base[encoder.key], tokens.kept).to(rows)
     return to_raw_each(rows, counts)

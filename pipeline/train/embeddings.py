@@ -22,7 +22,7 @@ from .ema import EmaSwitch
 from .guard import Guard
 from .optimizers import Rule, schedule_factor
 from .packing import copy_into, pack, unpack
-from .row_states import RowStates, Shards, StepRows, check_reach, embedding_rates, row_rates, rows_of_step
+from .row_states import RowStates, Shards, StepRows, embedding_rates, missed_vectors, row_rates, rows_of_step
 from .trainable import State
 
 
@@ -70,6 +70,7 @@ class EmbeddingTrainer:
         self.stops = Stops({name: embedding.stop_after for name, embedding in self.embeddings.items()}, recorded)
         self.stopped_at: dict[str, int] = {}
         self.reached: set[str] = set()
+        self.missed: dict[str, dict[str, list[int]]] = {}
         self.norms = norms or {key: rows.values.norm(dim=1) for key, rows in injection.rows.items()}
         self.rates = {
             key: row_rates(key, rows, embeddings, settings.learning_rate) for key, rows in injection.rows.items()
@@ -114,18 +115,24 @@ class EmbeddingTrainer:
         return [rows.leaf for rows in self._active.values()] if self._running else []
 
     def gradient_norm(self, scale: float) -> float:
-        """Norm of the running embeddings' gradient. Raises StageError if a vector gets none."""
+        """Norm of the running embeddings' gradient.
+
+        `missed` are then the vectors without one, by encoder and embedding, of embeddings that no step has reached.
+        """
         running = set(self._running)
         spans = {key: rows.spans for key, rows in self.injection.rows.items()}
         self._step_rows = {key: rows_of_step(rows, running, spans[key], scale) for key, rows in self._active.items()}
+        self.missed = {}
         if not self._running:
             return 0.0
         total = float(torch.stack([part.gradient.norm() for part in self._step_rows.values()]).norm())
         new = running - self.reached
         if new and math.isfinite(total):
-            for key, part in self._step_rows.items():
-                check_reach(key, part, self.rates[key], spans[key], new)
-            self.reached |= new
+            missed = {
+                key: missed_vectors(part, self.rates[key], spans[key], new) for key, part in self._step_rows.items()
+            }
+            self.missed = {key: vectors for key, vectors in missed.items() if vectors}
+            self.reached |= new - {name for vectors in self.missed.values() for name in vectors}
         return total
 
     def step(self, norm: float, clock: Clock, guard: Guard | None = None) -> None:

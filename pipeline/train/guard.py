@@ -12,13 +12,14 @@ from torch import Tensor
 from ..embeddings.norms import NormStatistics
 from ..errors import StageError
 from ..recipe.options import GuardOptions
+from ..text import count_of
 
 _HINT = "fix it and restart with --fresh"
 MOST = 20  # warnings of one kind; further ones are only counted
 _KINDS = {
-    "norm": "embeddings whose norms left the band",
-    "frozen_vectors": "embeddings with frozen vectors",
-    "stalled_lr": "stalled learning rates",
+    "norm": ("more embedding whose norms left the band", "more embeddings whose norms left the band"),
+    "frozen_vectors": ("more embedding with frozen vectors", "more embeddings with frozen vectors"),
+    "stalled_lr": ("more stalled learning rate", "more stalled learning rates"),
 }
 
 
@@ -108,7 +109,7 @@ class Guard:
                 self.report(
                     "stalled_lr",
                     name,
-                    f"the learning rate of {name!r} has been 0 for {after} steps: nothing is trained",
+                    f"the learning rate of {name!r} has been 0 for {count_of(after, 'step')}: nothing is trained",
                 )
         elif self._zeros:
             self._zeros.pop(name, None)
@@ -116,7 +117,8 @@ class Guard:
             seen = self._found.setdefault(name, [0, found])
             seen[0] += 1
             if seen[0] == after and found <= 1.001 * seen[1]:
-                text = f"Prodigy's learning rate for {name!r} has not grown above {found:.3g} in {after} steps"
+                steps = count_of(after, "step")
+                text = f"Prodigy's learning rate for {name!r} has not grown above {found:.3g} in {steps}"
                 self.report(
                     "stalled_lr", name, f"{text}; learning_rate = 1 is usual, a larger d0 or d_coef starts higher"
                 )
@@ -163,9 +165,9 @@ class Guard:
         """Warn of how many more there were than were listed."""
         for kind, reported in self._reported.items():
             if len(reported) > MOST:
-                self.warn(f"and {len(reported) - MOST:,} more {_KINDS[kind]}")
+                self.warn(f"and {count_of(len(reported) - MOST, *_KINDS[kind])}")
         if self._skipped:
-            self.warn(f"{self._skipped} steps were skipped because loss or gradient was not finite")
+            self.warn(f"skipped {count_of(self._skipped, 'step')} because loss or gradient was not finite")
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to continue and to warn of nothing twice."""

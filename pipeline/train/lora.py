@@ -21,8 +21,11 @@ _FORWARD = re.compile(
     r"|single_transformer_blocks\.\d+\.proj_(mlp|out)$"
 )
 _BLOCK = re.compile(r"\.\d+\.")
-# Modulation, Chroma's distilled network that makes it, and the parts of a language model that only read images.
-_NEVER = re.compile(r"(^|\.)(norm\w*|adaLN_modulation|(img|txt)_mod|distilled_guidance_layer|visual|vision_tower)\.")
+# Modulation, the distilled network of Chroma that makes it, projections of captions, and the parts of a language model
+# that only read images.
+_NEVER = re.compile(
+    r"(^|\.)(norm\w*|adaLN_modulation|(img|txt)_mod|distilled_guidance_layer|caption_projection|visual|vision_tower)\."
+)
 _OF_LORA = re.compile(r"\.(base_layer|lora_\w+)(\.|$)")  # inside a layer that has a LoRA already
 TARGETS: dict[str, tuple[re.Pattern[str], ...]] = {
     "attention": (_ATTENTION,), "attention+feed-forward": (_ATTENTION, _FORWARD), "all": (_BLOCK,),

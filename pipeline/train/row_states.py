@@ -82,18 +82,13 @@ def rows_of_step(rows: ActiveRows, running: set[str], spans: Mapping[str, range]
     return StepRows(embeddings, rows.index[where], values[where], gradient[where])
 
 
-def check_reach(key: str, part: StepRows, rates: Tensor, spans: Mapping[str, range], embeddings: Iterable[str]) -> None:
-    """StageError when no gradient reaches one of these embeddings' vectors in an encoder that trains it."""
+def missed_vectors(
+    part: StepRows, rates: Tensor, spans: Mapping[str, range], embeddings: Iterable[str]
+) -> dict[str, list[int]]:
+    """The vectors of these embeddings, counted from 1, that get no gradient in an encoder that trains them."""
     missed = part.index[(part.gradient.abs().amax(dim=1) == 0) & (rates[part.index] > 0)].tolist()
-    for name in sorted(embeddings):
-        span = spans[name]
-        lost = [row - span.start for row in missed if row in span]
-        if lost:
-            raise StageError(
-                f"no gradient reaches vector {', '.join(str(row + 1) for row in lost)} of {name!r} in {key} in its "
-                "first step: its captions in that batch are truncated before it (pivotune plan lists them; move the "
-                "placeholder towards the start), or the model does not use this encoder"
-            )
+    found = {name: [row - spans[name].start + 1 for row in missed if row in spans[name]] for name in embeddings}
+    return {name: vectors for name, vectors in found.items() if vectors}
 
 
 class Shards:

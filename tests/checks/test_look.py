@@ -57,7 +57,7 @@ def test_an_embedding_truncated_in_some_captions_is_a_warning(tmp_path):
     (tmp_path / "images/0.txt").write_text("a ring " * 60 + "<cat>", "utf-8")
     found = run_preflight(load_recipe(path), tmp_path / "run", CPU)
     assert found.errors == []
-    assert found.warnings[0].startswith("1 of 3 captions are truncated before an embedding")
+    assert found.warnings[0].startswith("1 of 3 captions is truncated before an embedding")
     assert found.facts["captions_truncated"] == 1
 
 

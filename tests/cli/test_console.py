@@ -1,4 +1,4 @@
-"""Commands on consoles without Unicode, without a console, and with output that nobody reads."""
+"""Commands on consoles without Unicode, without a console, and with output to a closed pipe."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,6 +18,7 @@ from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import families
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.document import shipped, shipped_folder
+from pivotune.pipeline.run.signals import Stopped
 
 
 @pytest.fixture
@@ -115,6 +117,22 @@ def test_errors_for_people_are_a_line_and_exit_code_1(
     shown = call("run", recipe)
     assert shown.code == 1
     assert shown.err.endswith(f"Error: {error}\n")
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "code"),
+    [
+        (Stopped("Stopped by SIGTERM after step 2 of 3", signal.SIGTERM), "Stopped by SIGTERM after step 2 of 3", 143),
+        (Stopped("Stopped at once"), "Stopped at once", 130),
+        (KeyboardInterrupt(), "Stopped by Ctrl-C", 130),
+    ],
+)
+def test_a_stop_is_no_error_and_has_the_exit_code_of_shells(
+    call, recipe: Path, runner: SimpleNamespace, stop: BaseException, text: str, code: int
+) -> None:
+    runner.error = stop
+    shown = call("run", recipe)
+    assert (shown.code, shown.err) == (code, f"loading\n{text}\n")
 
 
 def test_other_errors_keep_their_traceback(call, recipe: Path, runner: SimpleNamespace) -> None:

@@ -3,6 +3,7 @@
 import os
 import random
 import struct
+from math import prod
 
 import pytest
 from click.testing import CliRunner
@@ -54,6 +55,20 @@ def saved(tmp_path):
         path = tmp_path / name
         safetensors_file.write(path, tensors, metadata or {})
         return path
+
+    return make
+
+
+@pytest.fixture
+def tensors(rows):
+    """tensors({name: shape}) gives tensors of any shape; None stands for the number 4."""
+
+    def make(shapes):
+        found = {
+            name: rows(1, prod(shape)) if shape else RawTensor("F32", (), struct.pack("<f", 4))
+            for name, shape in shapes.items()
+        }
+        return {name: RawTensor("F32", shapes[name] or (), tensor.data) for name, tensor in found.items()}
 
     return make
 

@@ -5,75 +5,40 @@ Prints JSON: sample to the SHA-256 of the vectors that each text encoder gets, a
 
 from __future__ import annotations
 
-import contextlib
-import json
+import os
 import sys
 from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 
+import real_trainers
 import torch
-from real_loaders import stand_in, stand_in_for_management
-from safetensors.torch import load_file
+from real_common import print_answers, stand_in, stand_in_for_management
+from real_webuis import webui
 
 from pivotune.converters.families import all_families
-from pivotune.converters.safetensors_file import write
-from pivotune.converters.tensor import RawTensor
-
-SHAPES = {
-    "emb_params": {"sd1": {"emb_params": (2, 768)}, "sd2": {"emb_params": (2, 1024)}},
-    "emp_params": {"sd1": {"emp_params": (2, 768)}, "sd2": {"emp_params": (2, 1024)}},
-    "with output": {"sd1": {"emp_params": (2, 768), "emp_params_out": (2, 768)},
-                    "sdxl": {"clip_l": (2, 768), "clip_g": (2, 1280), "clip_l_out": (2, 768), "clip_g_out": (2, 1280)}},
-    "token": {"sd1": {"<cat>": (2, 768)}, "sdxl": {"<cat>": (2, 1280)}, "flux": {"<cat>": (2, 768)}},
-    "one dimension": {"sd1": {"<cat>": (768,)}, "sd2": {"<cat>": (1024,)}},
-    "star": {"sd1": {"*": (2, 768)}},
-    "encoders": {"sd1": {"clip_l": (2, 768)}, "sd2": {"clip_l": (2, 1024)}, "sdxl": {"clip_l": (2, 768),
-                 "clip_g": (2, 1280)}, "sd3": {"clip_l": (2, 768), "clip_g": (2, 1280), "t5": (2, 4096)},
-                 "flux": {"clip_l": (2, 768), "t5": (2, 4096)}},
-    "comfyui": {"sd3": {"clip_l": (2, 768), "clip_g": (2, 1280), "t5xxl": (2, 4096)},
-                "flux": {"clip_l": (2, 768), "t5xxl": (2, 4096)}},
-    "half": {"sdxl": {"clip_l": (2, 768)}, "flux": {"clip_l": (2, 768)}, "sd3": {"clip_g": (2, 1280)}},
-    "joined": {"sdxl": {"emb_params": (2, 2048)}},
-    "wrong width": {"sd1": {"emb_params": (2, 1024)}, "sdxl": {"emb_params": (2, 768)}},
-    "old flux": {"flux": {"clip_g": (2, 768), "t5": (2, 4096)}},
-}  # fmt: skip
-
-
-def write_all(folder: Path) -> dict[str, tuple[str, Path]]:
-    """Sample to family and file; every vector has values of its own."""
-    found = {}
-    for name, families in SHAPES.items():
-        for family, shapes in families.items():
-            tensors = {}
-            for number, (key, shape) in enumerate(shapes.items()):
-                values = torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float32) / 1e4 + number
-                tensors[key] = RawTensor("F32", shape, values.numpy().tobytes())
-            path = folder / f"{family}_{name.replace(' ', '_')}.safetensors"
-            write(path, tensors, {})
-            found[path.stem] = (family, path)
-    return found
 
 
 def main(program: str, source: str, folder: str) -> None:
     """Print what the loader of `program` makes of each sample."""
-    if source:
-        sys.path.insert(0, source)
-    found = {}
-    with contextlib.redirect_stdout(sys.stderr):
-        drive = LOADERS[program](Path(source))
-        for path in sorted(Path(folder).glob("*.safetensors")):
-            family, error, vectors = path.stem.partition("_")[0], "", {}
-            try:
-                vectors = drive(family, all_families()[family].widths, path)
-            except NotImplementedError:
-                continue
-            except (Exception, AssertionError) as raised:  # noqa: BLE001 - any exception of a loader is an answer
-                error = f"{type(raised).__name__}: {raised}"
-            hashes = {key: sha256(vector.numpy().tobytes()).hexdigest()[:8] for key, vector in vectors.items()}
-            found[path.stem] = {"found": hashes, "error": error}
-    print(json.dumps(found))  # noqa: T201
+    print_answers(LOADERS[program], source, folder, _hashes, nothing={})
+
+
+def _hashes(drive, path: Path) -> dict[str, str]:
+    family = path.stem.partition("_")[0]
+    return hashes(drive(family, all_families()[family].widths, path))
+
+
+def hashes(vectors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Each text encoder's vectors as a short text."""
+    arrays = {key: vector.detach().contiguous().numpy() for key, vector in vectors.items()}
+    return {key: sha256(array.tobytes()).hexdigest()[:8] for key, array in arrays.items()}
+
+
+def as_before_torch_2_6() -> None:
+    """Programs that bring an older torch: its torch.load runs the code of a pickle unless it is told not to."""
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
 
 def comfyui(_: Path):
@@ -88,7 +53,9 @@ def comfyui(_: Path):
 
     def drive(family, widths, path):
         found = {
-            key: load_embed(path.stem, str(path.parent), size, names.get(key, key)) for key, size in widths.items()
+            key: load_embed(path.stem, str(path.parent), size, names.get(key, key))
+            for key, size in widths.items()
+            if key != "gemma"  # its tokenizer gets no folder
         }
         return {key: vector for key, vector in found.items() if vector is not None and vector.shape[-1] == widths[key]}
 
@@ -96,6 +63,7 @@ def comfyui(_: Path):
 
 
 def fooocus(_: Path):
+    as_before_torch_2_6()
     stand_in_for_management()
     from ldm_patched.modules.sd1_clip import load_embed
 
@@ -108,43 +76,40 @@ def fooocus(_: Path):
     return drive
 
 
-def a1111(source: Path):
-    names = ("shared", "devices", "sd_hijack", "sd_models", "images", "sd_samplers", "sd_hijack_checkpoint", "errors",
-             "hashes", "textual_inversion.dataset", "textual_inversion.learn_schedule",
-             "textual_inversion.image_embedding", "textual_inversion.logging")  # fmt: skip
-    stand_in(*(f"modules.{name}" for name in names))
-    import modules
-
-    for name in names:
-        if "." not in name:
-            setattr(modules, name, sys.modules[f"modules.{name}"])
-    sys.modules["modules.devices"].device = torch.device("cpu")
+def a1111(_: Path):
+    as_before_torch_2_6()
+    webui()
+    import modules.safe  # noqa: F401 - it takes the place of torch.load
     from modules.textual_inversion.textual_inversion import EmbeddingDatabase
 
     return _webui(EmbeddingDatabase, {"sd1": {"": 768}, "sd2": {"": 1024}, "sdxl": {"": 2048}, "sd3": {"": 2048}})
 
 
 def reforge(source: Path):
-    names = ("shared", "devices", "sd_hijack", "sd_models", "images", "sd_samplers", "sd_hijack_checkpoint", "errors",
-             "hashes", "cache", "textual_inversion.dataset", "textual_inversion.learn_schedule",
-             "textual_inversion.image_embedding", "textual_inversion.saving_settings")  # fmt: skip
-    stand_in("modules", "modules.textual_inversion", *(f"modules.{name}" for name in names))
-    sys.modules["modules.devices"].device = torch.device("cpu")
-    for name in names:
-        if "." not in name:
-            setattr(sys.modules["modules"], name, sys.modules[f"modules.{name}"])
-    place = source / "modules/textual_inversion/textual_inversion.py"
-    spec = spec_from_file_location("modules.textual_inversion.textual_inversion", place)
-    loaded = module_from_spec(spec)
-    spec.loader.exec_module(loaded)
+    stand_in("modules", "modules.textual_inversion")
+    webui()
+    folder = source / "modules/textual_inversion"
+    _loaded("modules.textual_inversion.image_embedding", folder / "image_embedding.py")
+    loaded = _loaded("modules.textual_inversion.textual_inversion", folder / "textual_inversion.py")
     return _webui(loaded.EmbeddingDatabase, {"sd1": {"": 768}, "sd2": {"": 1024}, "sdxl": {"": 2048}})
 
 
+def _loaded(name: str, place: Path):
+    spec = spec_from_file_location(name, place)
+    sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
 def forge(source: Path):
+    as_before_torch_2_6()
+    return _forge({"sd1": {"clip_l": 768}, "sd2": {"clip_h": 1024}, "sdxl": {"clip_l": 2048, "clip_g": 2048},
+                   "sd3": {"clip_l": 768, "clip_g": 1280}, "flux": {"clip_l": 768}})  # fmt: skip
+
+
+def _forge(expected):
     from backend.text_processing.textual_inversion import EmbeddingDatabase
 
-    expected = {"sd1": {"clip_l": 768}, "sd2": {"clip_h": 1024}, "sdxl": {"clip_l": 2048, "clip_g": 2048},
-                "sd3": {"clip_l": 768, "clip_g": 1280}, "flux": {"clip_l": 768}}  # fmt: skip
     return _webui(lambda: EmbeddingDatabase(None, -1), expected)
 
 
@@ -170,7 +135,7 @@ def _webui(database, expected):
 
 
 def sdnext(_: Path):
-    names = ("shared", "errors", "errorlimiter", "devices", "files_cache")
+    names = ("shared", "errors", "errorlimiter", "devices")
     stand_in("modules.logger", *(f"modules.{name}" for name in names))
     import modules
 
@@ -178,44 +143,59 @@ def sdnext(_: Path):
         setattr(modules, name, sys.modules[f"modules.{name}"])
     shared = sys.modules["modules.shared"]
     shared.opts.diffusers_convert_embed = False
+    sys.modules["modules.devices"].device = torch.device("cpu")
     from modules import textual_inversion
 
     def drive(family, widths, path):
         if {"sd1": "sd", "sd2": "sd"}.get(family, family) not in textual_inversion.supported_models:
             return {}
-        tables = {key: torch.nn.Embedding(4, size) for key, size in widths.items()}
-        parts, used = {}, {}
-        for number, table in enumerate(tables.values(), 1):
-            suffix = "" if number == 1 else f"_{number}"
-            parts[f"text_encoder{suffix}"] = SimpleNamespace(get_input_embeddings=lambda table=table: table)
-            parts[f"tokenizer{suffix}"] = SimpleNamespace()
-        shared.sd_model = SimpleNamespace(**parts)
-        textual_inversion.insert_tokens = lambda *_: None
-        textual_inversion.insert_vectors = lambda embedding, *_: used.update(
-            {key: raw for key, size in widths.items() for raw in embedding.vec if raw.shape[-1] == size})  # fmt: skip
-        database = textual_inversion.EmbeddingDatabase()
-        database.register_embedding = lambda *_: None
+        used = sdnext_tables(textual_inversion, shared, widths)
         shared.opts.embeddings_dir = str(path.parent)
-        database.load_diffusers_embedding([str(path)])
-        return used
+        files = textual_inversion.list_embeddings(str(path.parent))
+        textual_inversion.EmbeddingDatabase().load_diffusers_embedding([file for file in files if file == str(path)])
+        return next(iter(used.values()), {})
 
     return drive
 
 
-def invokeai(_: Path):
+def sdnext_tables(textual_inversion, shared, widths):
+    """A model with tables of these widths; gives the dict that its embeddings go into, by their names."""
+    parts, used = {}, {}
+    for number, size in enumerate(widths.values(), 1):
+        table, suffix = torch.nn.Embedding(4, size), "" if number == 1 else f"_{number}"
+        parts[f"text_encoder{suffix}"] = SimpleNamespace(get_input_embeddings=lambda table=table: table)
+        parts[f"tokenizer{suffix}"] = SimpleNamespace()
+    shared.sd_model = SimpleNamespace(**parts)
+    textual_inversion.insert_tokens = textual_inversion.deref_tokenizers = lambda *_: None
+
+    def insert(embedding, _tokenizers, _encoders, sizes):
+        pairs = zip(embedding.vec, embedding.vector_sizes, strict=False)
+        used[embedding.name] = {list(widths)[sizes.index(size)]: vector for vector, size in pairs if size in sizes}
+
+    textual_inversion.insert_vectors = insert
+    textual_inversion.EmbeddingDatabase.register_embedding = lambda *_: None
+    return used
+
+
+def invokeai(source: Path):
     from real_loaders import invokeai as prepared
 
-    prepared(_)
+    prepared(source)
+    from invokeai.backend.model_manager import model_on_disk
     from invokeai.backend.model_manager.configs.textual_inversion import TI_Config_Base
     from invokeai.backend.textual_inversion import TextualInversionModelRaw
 
     bases = {"sd1": "sd-1", "sd2": "sd-2", "sdxl": "sdxl"}
+    model_on_disk.scan_file_path = lambda _: SimpleNamespace(infected_files=0, scan_err=False)
+    model_on_disk._is_sdnq_safetensors = lambda _: False
 
     def drive(family, widths, path):
         if family not in bases:
             return {}
-        on_disk = SimpleNamespace(path=path, load_state_dict=lambda *_: load_file(path))
-        if TI_Config_Base._get_base_or_raise(on_disk, path).value != bases[family]:
+        on_disk = model_on_disk.ModelOnDisk(path)
+        if not TI_Config_Base._file_looks_like_embedding(on_disk):
+            return {}
+        if TI_Config_Base._get_base_or_raise(on_disk).value != bases[family]:
             return {}
         found = TextualInversionModelRaw.from_checkpoint(path)
         if len(widths) == 2:
@@ -225,7 +205,49 @@ def invokeai(_: Path):
     return drive
 
 
-LOADERS = {name: globals()[name] for name in ("comfyui", "a1111", "forge", "sdnext", "invokeai", "reforge", "fooocus")}
+def diffusers(_: Path):
+    import diffusers
+    from diffusers.loaders import TextualInversionLoaderMixin
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from pivotune.recipes.micro.tokenizer import build_tokenizer
+
+    class Pipe(TextualInversionLoaderMixin):
+        hf_device_map = None
+
+    def table(path, size):
+        pipe, tokenizer = Pipe(), build_tokenizer()
+        config = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=size, intermediate_size=8, num_hidden_layers=1,
+                                num_attention_heads=4)  # fmt: skip
+        pipe.text_encoder, known = CLIPTextModel(config), len(tokenizer)
+        pipe.components = {"text_encoder": pipe.text_encoder}
+        pipe.load_textual_inversion(str(path), tokenizer=tokenizer, text_encoder=pipe.text_encoder)
+        return pipe.text_encoder.get_input_embeddings().weight.detach()[known:]
+
+    def drive(family, widths, path):
+        if not hasattr(getattr(diffusers, all_families()[family].pipeline), "load_textual_inversion"):
+            return {}
+        errors = []
+        for key, size in widths.items():
+            try:
+                return {key: table(path, size)}
+            except (ValueError, RuntimeError) as error:  # the next text encoder may have its width
+                errors.append(error)
+        raise errors[0]
+
+    return drive
+
+
+def forge_neo(_: Path):
+    """Its torch runs no code of a pickle unless it is told to."""
+    return _forge({"sd1": {"clip_l": 768}, "sdxl": {"clip_l": 2048, "clip_g": 2048}, "flux": {"clip_l": 768}})
+
+
+LOADERS = {
+    "comfyui": comfyui, "a1111": a1111, "forge": forge, "sdnext": sdnext, "invokeai": invokeai, "reforge": reforge,
+    "fooocus": fooocus, "diffusers": diffusers, "forge-neo": forge_neo, "kohya": real_trainers.kohya,
+    "onetrainer": real_trainers.onetrainer,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

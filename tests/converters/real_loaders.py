@@ -6,44 +6,37 @@ Models exist without weights (on torch's meta device): a loader looks at names a
 
 from __future__ import annotations
 
-import contextlib
-import json
 import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
-import torch
+import real_comfyui
+import real_models
+from real_common import patched, print_answers, stand_in, stand_in_for_management
 from real_models import CLIP_NAMES, clip, flux, native_unet, unet, unet_config
-from real_samples import samples
+from real_webuis import UNETS, a1111, forge, forge_neo, sdnext
 from safetensors.torch import load_file
+
+from pivotune.converters.families import all_families
 
 
 def main(program: str, source: str, folder: str) -> None:
     """Print what the loader of `program` makes of each sample."""
-    if source:
-        sys.path.insert(0, source)
-    families = {name.replace(" ", "_").replace(",", ""): family for name, (family, _) in samples().items()}
-    found = {}
-    with contextlib.redirect_stdout(sys.stderr):
-        drive = LOADERS[program](Path(source))
-        for path in sorted(Path(folder).glob("*.safetensors")):
-            try:
-                modules, error = drive(families[path.stem], load_file(path), path), ""
-            except NotImplementedError:
-                continue
-            except Exception as raised:  # noqa: BLE001 - any exception of a loader is what we want to know
-                modules, error = 0, f"{type(raised).__name__}: {raised}"
-            found[path.stem] = {"found": modules, "error": error}
-    print(json.dumps(found))  # noqa: T201
+    print_answers(
+        LOADERS[program],
+        source,
+        folder,
+        lambda drive, path: drive(_family(program, path), load_file(path), path),
+        nothing=0,
+    )
 
 
-def stand_in(*names: str) -> None:
-    """Modules that are there and do nothing."""
-    for name in names:
-        sys.modules[name] = MagicMock(name=name)
-        sys.modules[name].__spec__, sys.modules[name].__path__ = ModuleSpec(name, None), []
+def _family(program: str, path: Path) -> str:
+    family = path.stem.partition("_")[0]
+    if family not in RUNS[program]:
+        raise NotImplementedError
+    return family
 
 
 def comfyui(source: Path):
@@ -60,6 +53,9 @@ def comfyui(source: Path):
     config = {"depth": 19, "depth_single_blocks": 38, "hidden_size": 3072}
 
     def drive(family, tensors, _):
+        if family in real_comfyui.BODIES:
+            keys = comfy.lora.model_lora_keys_unet(real_comfyui.model(family), {})
+            return patched(comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys))
         if family == "flux":
             native = [
                 name if isinstance(name, str) else name[0] for name in comfy.utils.flux_to_diffusers(config).values()
@@ -75,20 +71,9 @@ def comfyui(source: Path):
         keys = comfy.lora.model_lora_keys_unet(model, {})
         keys = comfy.lora.model_lora_keys_clip(SimpleNamespace(state_dict=lambda: dict.fromkeys(text)), keys)
         patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys)
-        return len({str(key).removesuffix(".bias").removesuffix(".weight") for key in patches})
+        return patched(patches)
 
     return drive
-
-
-def stand_in_for_management():
-    """Of the programs with a copy of ComfyUI in `ldm_patched`: their devices, and no package for attention."""
-    packages = ("xformers", "xformers.ops", "torchvision", "torchvision.transforms", "torchsde")
-    stand_in("ldm_patched.modules.model_management", *packages)
-    import ldm_patched.modules
-
-    management = ldm_patched.modules.model_management = sys.modules["ldm_patched.modules.model_management"]
-    for package in ("xformers", "sage_attention", "sage_attention3", "flash_attention"):
-        getattr(management, f"{package}_enabled").return_value = False
 
 
 def reforge(source: Path):
@@ -98,7 +83,7 @@ def reforge(source: Path):
     def drive(family, tensors, _):
         unet, text = _unet_and_clip(family, utils)
         keys = lora.model_lora_keys_clip(text, lora.model_lora_keys_unet(unet, {}))
-        return _patched(lora.load_lora(lora_convert.convert_lora(tensors), keys))
+        return patched(lora.load_lora(lora_convert.convert_lora(tensors), keys))
 
     return drive
 
@@ -118,7 +103,7 @@ def fooocus(source: Path):
         in_text, loose = match_lora(
             loose, lora.model_lora_keys_clip(text, {}) | {name: name for name in text.state_dict()}
         )
-        return 0 if len(loose) > 12 else _patched(in_unet | in_text)
+        return 0 if len(loose) > 12 else patched(in_unet | in_text)
 
     return drive
 
@@ -131,113 +116,6 @@ def _unet_and_clip(family, utils):
     text = dict.fromkeys([name for name in CLIP_NAMES if family == "sdxl" or name.startswith("clip_l")])
     config = SimpleNamespace(unet_config=unet_config(family))
     return SimpleNamespace(state_dict=lambda: names, model_config=config), SimpleNamespace(state_dict=lambda: text)
-
-
-def _patched(patches):
-    return len({str(key).removesuffix(".bias").removesuffix(".weight") for key in patches})
-
-
-def forge(source: Path):
-    stand_in("network", "modules", "modules.shared", "modules.sd_models", "modules.errors", "modules.scripts",
-             "backend.args", "backend.memory_management", "backend.operations", "backend.utils")  # fmt: skip
-    sys.modules["modules"].shared = sys.modules["modules.shared"]
-    sys.modules["modules.shared"].walk_files = lambda *_, **__: []
-    sys.modules["modules.shared"].cmd_opts.lora_dir = "/tmp"
-    sys.path.insert(0, str(source / "extensions-builtin/sd_forge_lora"))
-    import networks
-    from packages_3rdparty.comfyui_lora_collection import utils
-
-    config = {"depth": 19, "depth_single_blocks": 38, "hidden_size": 3072}
-
-    class Patcher:
-        def __init__(self, model):
-            self.model = self.cond_stage_model = model
-            self.patched = set()
-
-        def clone(self):
-            return self
-
-        def add_patches(self, patches, **_):
-            self.patched |= {str(key) for key in patches}
-            return list(patches)
-
-    def drive(family, tensors, _):
-        is_flux = family == "flux"
-        native = utils.flux_to_diffusers(config) if is_flux else utils.unet_to_diffusers(unet_config(family))
-        names = dict.fromkeys([f"diffusion_model.{n if isinstance(n, str) else n[0]}" for n in native.values()])
-        denoiser = SimpleNamespace(
-            state_dict=lambda: names,
-            diffusion_model=SimpleNamespace(config=config if is_flux else unet_config(family)),
-            config=SimpleNamespace(huggingface_repo="flux" if is_flux else "sd"),
-        )
-        text = [name for name in CLIP_NAMES if family == "sdxl" or name.startswith("clip_l")]
-        model, encoder = Patcher(denoiser), Patcher(SimpleNamespace(state_dict=lambda: dict.fromkeys(text)))
-        for key_map in (networks.model_lora_keys_unet, networks.model_lora_keys_clip):
-            key_map.__defaults__[0].clear()
-        new_model, new_encoder = networks.load_lora_for_models(model, encoder, tensors, 1, 1)
-        patched = new_model.patched | new_encoder.patched
-        return len({name.removesuffix(".bias").removesuffix(".weight") for name in patched})
-
-    return drive
-
-
-def a1111(source: Path):
-    names = ("shared", "devices", "sd_models", "errors", "scripts", "sd_hijack", "cache", "hashes", "ui_extra_networks",
-             "textual_inversion", "textual_inversion.textual_inversion")  # fmt: skip
-    stand_in("modules", "gradio", "lora_patches", *(f"modules.{name}" for name in names))
-    for name in names:
-        if "." not in name:
-            setattr(sys.modules["modules"], name, sys.modules[f"modules.{name}"])
-    sys.path.insert(0, str(source / "extensions-builtin/Lora"))
-    shared, models = sys.modules["modules.shared"], sys.modules["modules.sd_models"]
-    sys.modules["modules.devices"].cpu, sys.modules["modules.devices"].dtype = torch.device("cpu"), torch.float32
-    shared.walk_files = lambda *_, **__: []
-    shared.cmd_opts.lora_dir = "/tmp"
-    import networks
-
-    def drive(family, tensors, path):
-        if family == "flux":
-            raise NotImplementedError
-        mapping = {}
-        for name, layer in unet(family).named_modules():
-            key = networks.convert_diffusers_name_to_compvis("lora_unet_" + name.replace(".", "_"), False)
-            mapping[key] = layer
-        text = "transformer_text_model_" if family == "sd1" else "0_transformer_text_model_"
-        for name, layer in clip().text_model.named_modules():
-            mapping[text + name.replace(".", "_")] = layer
-        shared.sd_model = SimpleNamespace(network_layer_mapping=mapping, is_sdxl=family == "sdxl")
-        models.read_state_dict = lambda _: tensors
-        stored = SimpleNamespace(filename=str(path), name=path.stem)
-        return len(networks.load_network(path.stem, stored).modules)
-
-    return drive
-
-
-def sdnext(source: Path):
-    names = ("shared", "errors", "sd_models", "sd_models_compile", "sd_models_utils", "files_cache", "devices",
-             "hashes", "model_quant", "scripts_manager", "extra_networks", "modelloader")  # fmt: skip
-    stand_in("installer", "fasteners", "orjson", "gradio", "modules.logger", *(f"modules.{name}" for name in names))
-    import modules
-
-    for name in (*names, "logger"):
-        setattr(modules, name, sys.modules[f"modules.{name}"])
-    sys.modules["modules.devices"].cpu, sys.modules["modules.devices"].dtype = torch.device("cpu"), torch.float32
-    shared, models = sys.modules["modules.shared"], sys.modules["modules.sd_models"]
-    from modules.lora import lora_load
-
-    def drive(family, tensors, path):
-        lora_load.lora_cache.clear()
-        parts = {"text_encoder": clip()} | ({"transformer": flux()} if family == "flux" else {"unet": unet(family)})
-        if family == "sdxl":
-            parts["text_encoder_2"] = torch.nn.Module()
-        pipe = SimpleNamespace(**parts)
-        shared.sd_model, shared.sd_loaded = pipe, True
-        shared.sd_model_type = {"sd1": "sd", "flux": "f1"}.get(family, family)
-        models.read_state_dict = lambda *_, **__: dict(tensors)
-        net = lora_load.load_safetensors(path.stem, SimpleNamespace(filename=str(path), name=path.stem))
-        return len(net.modules) if net is not None else 0
-
-    return drive
 
 
 def kohya(source: Path):
@@ -259,11 +137,24 @@ def kohya(source: Path):
 
 
 def diffusers(_: Path):
-    from diffusers import FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+    import diffusers
     from diffusers.loaders.unet import UNet2DConditionLoadersMixin  # noqa: F401
 
+    def of_transformer(family, tensors, pipeline):
+        denoiser = real_models.transformer(family)
+        found = pipeline.lora_state_dict(dict(tensors))
+        state = found[0] if isinstance(found, tuple) else found
+        kind = any if issubclass(pipeline, diffusers.loaders.FluxLoraLoaderMixin) else all
+        if not kind("lora" in key for key in state):
+            raise ValueError("Invalid LoRA checkpoint")
+        if any(key.startswith("transformer.") for key in state):
+            denoiser.load_lora_adapter(state, prefix="transformer", adapter_name="x", low_cpu_mem_usage=True)
+        return sum(hasattr(layer, "lora_A") for _, layer in denoiser.named_modules())
+
     def drive(family, tensors, _):
-        pipeline = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline, "flux": FluxPipeline}[family]
+        pipeline = getattr(diffusers, all_families()[family].pipeline)
+        if family in real_models.TRANSFORMERS:
+            return of_transformer(family, tensors, pipeline)
         denoiser = flux() if family == "flux" else unet(family)
         kwargs = {"unet_config": denoiser.config} if family == "sdxl" else {}
         found = pipeline.lora_state_dict(dict(tensors), return_alphas=True) if family == "flux" else (
@@ -353,10 +244,25 @@ def onetrainer(_: Path):
     return drive
 
 
-LOADERS = {
-    loader.__name__: loader
-    for loader in (comfyui, forge, a1111, sdnext, kohya, diffusers, invokeai, onetrainer, reforge, fooocus)
+RUNS = {
+    "comfyui": (*UNETS, "flux", *real_comfyui.BODIES),
+    "forge": (*UNETS, "flux"),
+    "forge-neo": (*UNETS, "flux", "chroma", "qwen-image", "z-image"),
+    "a1111": (*UNETS, "sd3"),
+    "sdnext": (*UNETS, "flux", "sd3", "chroma", "z-image"),
+    "diffusers": (*UNETS, "flux", *real_models.TRANSFORMERS),
+    "invokeai": UNETS,
+    "reforge": UNETS,
+    "fooocus": ("sdxl",),
+    "kohya": ("sd1",),
+    "onetrainer": ("sd1",),
 }
+LOADERS = {
+    loader.__name__.replace("_", "-"): loader
+    for loader in (
+        comfyui, forge, forge_neo, a1111, sdnext, kohya, diffusers, invokeai, onetrainer, reforge, fooocus
+    )
+}  # fmt: skip
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

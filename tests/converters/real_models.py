@@ -63,3 +63,28 @@ def unet_config(family: str) -> dict:
 CLIP_NAMES = [f"{key}.transformer.text_model.encoder.layers.{layer}.{part}.weight"
               for key in ("clip_l", "clip_g") for layer in range(12)
               for part in ("mlp.fc1", "mlp.fc2", *(f"self_attn.{n}_proj" for n in ("q", "k", "v", "out")))]  # fmt: skip
+
+# Family to diffusers' class of its transformer, and the arguments that make it small
+TRANSFORMERS = {
+    "sd3": ("SD3Transformer2DModel", {"num_layers": 1, "num_attention_heads": 24}),
+    "chroma": ("ChromaTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
+    "qwen-image": ("QwenImageTransformer2DModel", {"num_layers": 1}),
+    "hidream": ("HiDreamImageTransformer2DModel", {
+        "patch_size": 2, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "caption_channels": [4096, 4096],
+        "attention_head_dim": 128, "num_attention_heads": 20, "llama_layers": [0, 1]}),
+    "hunyuan-video": ("HunyuanVideoTransformer3DModel", {"num_layers": 1, "num_single_layers": 1}),
+    "wan": ("WanTransformer3DModel", {"num_layers": 1}),
+    "z-image": ("ZImageTransformer2DModel", {"n_layers": 1, "n_refiner_layers": 1}),
+    "sana": ("SanaTransformer2DModel", {"num_layers": 1}),
+}  # fmt: skip
+
+
+def transformer(family: str) -> torch.nn.Module:
+    """The transformer of a family in diffusers, without weights."""
+    import diffusers
+
+    if family == "flux":
+        return flux()
+    name, arguments = TRANSFORMERS[family]
+    with torch.device("meta"):
+        return getattr(diffusers, name)(**arguments)

@@ -4,8 +4,8 @@
 
 Each program runs in a process of its own, with stand-ins for its user interface and for models (names and shapes of
 modules are real, weights do not exist). For sample files of every layout and kind it compares how many modules of a
-LoRA the loader takes, and which vectors of an embedding each text encoder gets, with our answers, prints every
-difference and how many agree. `diffusers=` takes the installed one.
+LoRA the loader takes, and which vectors each text encoder gets of an embedding, in a file of its own or in a LoRA,
+with our answers, prints every difference and how many agree. `diffusers=` takes the installed one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "converters")]
 
+import real_bundles  # noqa: E402
+import real_embedding_files  # noqa: E402
 import real_embeddings  # noqa: E402
 import real_loaders  # noqa: E402
 import real_samples  # noqa: E402
@@ -41,8 +43,9 @@ def main(sources: list[str]) -> int:
     for source in sources:
         program, _, path = source.partition("=")
         for what, samples, answer in (
-            (real_loaders, real_samples.write_all, modules),
-            (real_embeddings, real_embeddings.write_all, vectors),
+            (real_loaders, loras, modules),
+            (real_embeddings, real_embedding_files.write_all, vectors),
+            (real_bundles, real_embedding_files.write_bundles, bundled),
         ):
             if program not in what.LOADERS:
                 continue
@@ -81,6 +84,11 @@ def modules(program: str, family: str, path: Path) -> int | None:
     return 0 if reads_lora(program, file, kind.widths).refusal else layers.applied
 
 
+def loras(folder: Path) -> dict[str, tuple[str, Path]]:
+    """LoRAs of every layout and kind, and those with embeddings in them."""
+    return real_samples.write_all(folder) | real_embedding_files.write_bundles(folder)
+
+
 def vectors(program: str, family: str, path: Path) -> dict[str, str]:
     """The hashes of the vectors that we say each text encoder gets."""
     kind = all_families()[family]
@@ -88,6 +96,15 @@ def vectors(program: str, family: str, path: Path) -> dict[str, str]:
         return {}
     found = reads(program, open_file(path), kind.widths).embeddings
     return {key: sha256(raw.data).hexdigest()[:8] for of in found.values() for key, raw in of.items()}
+
+
+def bundled(program: str, family: str, path: Path) -> dict[str, dict[str, str]]:
+    """The same for each embedding in a LoRA."""
+    file, kind = open_file(path), all_families()[family]
+    found = reads_lora(program, file, kind.widths).embeddings
+    return {
+        name: {key: sha256(raw.data).hexdigest()[:8] for key, raw in vectors.items()} for name, vectors in found.items()
+    }
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import struct
 from math import prod
 from pathlib import Path
 
+import real_families
 from lora_files import KINDS
 
 from pivotune.converters.safetensors_file import write
@@ -99,9 +100,14 @@ def samples() -> dict[str, tuple[str, dict]]:
         "flux peft": ("flux", _lora(_with("transformer.", FLUX), PEFT)),
         "flux onetrainer": ("flux", _lora(_with("lora_transformer_", _flat(FLUX)), KOHYA, alpha=True)),
         "flux comfyui": ("flux", _lora(_with("diffusion_model.", FLUX_NATIVE), PEFT)),
+        "flux kohya of diffusers": ("flux", _lora(_with("lora_unet_", _flat(FLUX)), KOHYA, alpha=True)),
+        "flux comfyui of diffusers": ("flux", _lora(_with("diffusion_model.", FLUX), PEFT)),
+        "flux native of transformer": ("flux", _lora(_with("transformer.", FLUX_NATIVE), PEFT)),
+        "flux comfyui alpha": ("flux", _lora(_with("diffusion_model.", FLUX_NATIVE), KOHYA, alpha=True)),
+        "flux original": ("flux", _lora(FLUX_NATIVE, PEFT)),
         "flux lycoris": ("flux", _lora(_with("lycoris_", _flat(FLUX)), KOHYA, alpha=True)),
     }  # fmt: skip
-    return found
+    return found | real_families.samples()
 
 
 def _with(prefix: str, modules: dict) -> dict:

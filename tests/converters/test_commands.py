@@ -91,6 +91,16 @@ def test_a_pattern_that_no_shell_replaced_stands_for_its_files(run, rows, saved,
     assert "cannot be opened" in str(run("inspect", "in/*.pt").exception)
 
 
+def test_inspect_prints_the_error_of_an_unreadable_file_once(run, rows, saved, tmp_path):
+    saved("a.safetensors", {"emb_params": rows(1, 768)})
+    (tmp_path / "bad.pt").write_text("no tensors")
+    for files, failed in ((["bad.pt"], []), (["bad.pt", "a.safetensors"], ["Error: 1 of 2 files failed"])):
+        result = run("inspect", *files)
+        texts = [*result.output.splitlines(), f"Error: {result.exception}"]
+        assert [text.partition(": not ")[0] for text in texts if "bad.pt" in text] == ["Error: bad.pt"]
+        assert [text for text in texts if "failed" in text] == failed
+
+
 def test_files_without_what_is_wanted_fail_only_where_they_are_named(run, rows, saved, lora, tmp_path):
     (tmp_path / "in").mkdir()
     saved("in/a.safetensors", lora(768, cat={"clip_l": rows(1, 768)}))

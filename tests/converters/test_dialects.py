@@ -341,7 +341,7 @@ def test_a_diffusers_file_of_ours_may_have_any_width(saved, rows):
     [
         ({"model.diffusion_model.x.weight": (4, 768)}, "a whole model"),
         ({"text_model.embeddings.token_embedding.weight": (10, 768)}, "a text encoder"),
-        ({"weight": (10, 33)}, "not an embedding and not a LoRA; it holds 1 tensors: weight"),
+        ({"weight": (10, 33)}, "not an embedding and not a LoRA; it holds 1 tensor: weight"),
         ({}, "no tensor"),
         ({"emb_params": (2, 2, 768)}, "shape"),
         ({"emb_params": ()}, "shape"),

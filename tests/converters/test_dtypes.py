@@ -38,9 +38,9 @@ def test_bfloat16_is_the_nearest_and_ties_go_to_even(numbers):
     halves = numpy.frombuffer(result.data, numpy.uint16)
     for other in (halves - 1, halves + 1):
         with numpy.errstate(invalid="ignore"):
-            beside = (other.astype(numpy.uint32) << 16).view(numpy.float32).astype(numpy.float64)
-        nearer = numpy.abs(beside - wide) < numpy.abs(found - wide)
-        tie = (numpy.abs(beside - wide) == numpy.abs(found - wide)) & (found != wide) & (beside != found)
+            neighbour = (other.astype(numpy.uint32) << 16).view(numpy.float32).astype(numpy.float64)
+        nearer = numpy.abs(neighbour - wide) < numpy.abs(found - wide)
+        tie = (numpy.abs(neighbour - wide) == numpy.abs(found - wide)) & (found != wide) & (neighbour != found)
         assert not nearer.any()
         assert not (halves[tie] & 1).any()
 

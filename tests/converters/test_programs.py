@@ -25,7 +25,7 @@ def loads(rows, tmp_path):
 
 
 ALL = {*NAMES}
-KIN = {"a1111": {"reforge"}, "comfyui": {"swarmui", "fooocus"}}  # programs that read by another one's code
+KIN = {"comfyui": {"swarmui", "fooocus"}}  # programs that read by another one's code
 PICKLE = {"container": "pickle", "name": "cat.pt"}
 REFUSED_ZIP = {
     **PICKLE,
@@ -43,31 +43,45 @@ REFUSED_ZIP = {
         ("sd1", {"<cat>": (2, 768)}, {}, ALL - {"invokeai", "onetrainer"}),
         ("sd1", {"emp_params": (2, 768), "emp_params_out": (2, 768)}, {}, {"onetrainer", "comfyui", "kohya"}),
         ("sd1", {"emb_params": (2, 1024)}, {}, set()),
+        ("sd1", {"emb_params": (0, 768)}, {}, ALL - {"onetrainer", "kohya"}),
+        ("sd1", {"*": (2, 768)}, {}, ALL - {"onetrainer", "diffusers", "invokeai"}),
         ("sd2", {"emb_params": (2, 1024)}, {}, ALL - {"onetrainer"}),
         ("sdxl", {"clip_l": (2, 768), "clip_g": (2, 1280)}, {}, ALL - {"diffusers"}),
         ("sdxl", {"clip_l": (2, 768)}, {}, {"comfyui", "diffusers"}),
         ("sdxl", {"<cat>": (2, 1280)}, {}, {"comfyui", "diffusers"}),
         ("sdxl", {"emb_params": (2, 2048)}, {}, set()),
         ("sd3", {"clip_l": (2, 768), "clip_g": (2, 1280), "t5": (2, 4096)}, {},
-         {"a1111", "comfyui", "onetrainer"}),
+         {"a1111", "reforge", "comfyui", "onetrainer"}),
         ("flux", {"clip_l": (2, 768), "t5xxl": (2, 4096)}, {}, {"comfyui", "onetrainer"}),
         ("flux", {"clip_g": (2, 768), "t5": (2, 4096)}, {}, {"comfyui", "onetrainer"}),
         ("sd1", {"string_to_param.*": (2, 768)}, {**PICKLE, "metadata": {"string_to_token.*": "265", "name": "cat"}},
-         ALL - {"onetrainer"}),
+         ALL - {"onetrainer", "drawthings"}),
         ("sd1", {"string_to_param.*": (2, 768)}, {**PICKLE, "metadata": {"name": "cat"}},
-         ALL - {"onetrainer", "invokeai"}),
+         ALL - {"onetrainer", "invokeai", "drawthings"}),
         ("sd1", {"string_to_param.a": (2, 768), "string_to_param.b": (2, 768)}, {**PICKLE, "metadata": {
             "string_to_token.a": "265"}}, {"comfyui", "invokeai", "kohya"}),
+        ("sd1", {"clip_l": (2, 768)}, {**PICKLE, "metadata": {"name": "cat"}}, {"comfyui", "kohya"}),
+        ("sdxl", {"clip_l": (2, 768), "clip_g": (2, 1280)}, {**PICKLE, "metadata": {"name": "cat"}}, {
+            "comfyui", "invokeai", "kohya", "onetrainer"}),
+        ("sd1", {"emb_params": (2, 768)}, {"container": "pickle", "name": "cat.ckpt"}, {
+            "invokeai", "diffusers", "kohya"}),
+        ("sd1", {"emb_params": (2, 768)}, {"container": "pickle", "name": "cat.safetensors"}, set()),
+        ("sd1", {"emb_params": (2, 768)}, {"name": "cat.pt"}, {"diffusers", "drawthings"}),
+        ("sd1", {"emb_params": (2, 768)}, {**PICKLE, "names": frozenset(["torch.BoolStorage"])}, {
+            "forge", "forge-neo", "reforge", "comfyui", "invokeai", "diffusers", "kohya"}),
+        ("sd1", {"0": (2, 768)}, {**PICKLE, "root": "list"}, {"comfyui"}),
+        ("sdxl", {"0": (2, 768)}, {**PICKLE, "root": "list"}, set()),
+        ("sd1", {"": (2, 768)}, {**PICKLE, "root": "tensor"}, set()),
         ("sd1", {"<cat>": (2, 768)}, {**PICKLE, "root": "ordered"}, {"comfyui", "diffusers", "kohya"}),
         ("sd1", {"<cat>": (2, 768)}, {**PICKLE, "parameters": frozenset(["<cat>"])}, {"comfyui", "diffusers", "kohya"}),
         ("sd1", {"emb_params": (2, 768)}, {**PICKLE, "members": ("x/data.pkl", "x/.format_version")}, {
-            "forge", "comfyui", "invokeai", "diffusers", "kohya"}),
+            "forge", "forge-neo", "reforge", "comfyui", "invokeai", "diffusers", "kohya", "drawthings"}),
         ("sd1", {"string_to_param.*": (2, 768)}, {
             **PICKLE, "metadata": {"string_to_token.*": "265"}, "names": frozenset([
-                "torch.nn.modules.container.ParameterDict"])}, {"a1111", "forge"}),
-        ("sd1", {"string_to_param.*": (2, 768)}, REFUSED_ZIP, {"a1111", "forge", "comfyui"}),
-        ("sd2", {"string_to_param.*": (2, 1024)}, REFUSED_ZIP, {"a1111", "forge", "comfyui"}),
-        ("sd2", {"string_to_param.*": (3, 1024)}, REFUSED_ZIP, {"a1111", "forge"}),
+                "torch.nn.modules.container.ParameterDict"])}, {"forge"}),
+        ("sd1", {"string_to_param.*": (2, 768)}, REFUSED_ZIP, {"a1111", "forge", "comfyui", "drawthings"}),
+        ("sd2", {"string_to_param.*": (2, 1024)}, REFUSED_ZIP, {"a1111", "forge", "comfyui", "drawthings"}),
+        ("sd2", {"string_to_param.*": (3, 1024)}, REFUSED_ZIP, {"a1111", "forge", "drawthings"}),
     ],
 )  # fmt: skip
 def test_a_program_loads_what_it_was_seen_to_load(family, shapes, stored, expected, loads):
@@ -93,7 +107,7 @@ def lora(rows, tmp_path):
 def test_embeddings_in_a_lora_work_in_two_programs_and_stop_one(lora):
     found = lora("sdxl", "cat.clip_l", "cat.clip_g")
     assert {name for name, reading in found.items() if "cat" in reading.embeddings} == {"a1111", "sdnext"}
-    assert {name for name, reading in found.items() if reading.refusal} == {"diffusers"}
+    assert {name for name, reading in found.items() if reading.refusal} == {"diffusers", "forge-neo"}
 
 
 @pytest.mark.parametrize("tail", ["clip_l", "string_to_param.*", "emb_params"])
@@ -133,6 +147,26 @@ def test_forge_refuses_a_lora_with_more_than_twelve_such_tensors(lora):
     assert "13 tensors" in lora("sd1", *twelve, "x.clip_l")["forge"].refusal
 
 
+def test_forge_neo_refuses_a_lora_more_than_half_of_which_matches_no_module(rows, tmp_path):
+    own = {LORA: rows(4, 768), LORA.replace("down.", "up."): rows(320, 4)}
+    bundled = {f"bundle_emb.w{number}.clip_l": rows(1, 768) for number in range(3)}
+    half = Stored(tmp_path / "l.safetensors", {**own, **dict(list(bundled.items())[:2])})
+    assert not reads_lora("forge-neo", half, {"clip_l": 768}).refusal
+    assert "3 of 5 tensors" in reads_lora("forge-neo", Stored(half.path, {**own, **bundled}), {"clip_l": 768}).refusal
+
+
+def test_sdnext_takes_a_name_without_a_key(lora):
+    assert list(lora("sd1", "cat")["sdnext"].embeddings) == ["cat"]
+
+
+def test_comfyui_reads_the_last_large_tensor_of_a_pickle_that_torch_refuses(rows, tmp_path):
+    tensors = {"string_to_param.a": rows(2, 768), "string_to_param.b": rows(3, 768)}
+    stored = {key: value for key, value in REFUSED_ZIP.items() if key != "name"}
+    reading = reads("comfyui", Stored(tmp_path / "x.pt", tensors, **stored), {"clip_l": 768})
+    (vectors,) = reading.embeddings.values()
+    assert vectors["clip_l"].shape == (3, 768)
+
+
 def test_a_name_containing_lora_passes_diffusers_check_and_is_lost(lora):
     reading = lora("sd1", "explora.clip_l")["diffusers"]
     assert (reading.refusal, reading.embeddings) == ("", {})
@@ -147,9 +181,9 @@ def test_fooocus_joins_no_embeddings_and_needs_both_encoders_in_a_list(rows, tmp
     own = {"bundle_emb.a.clip_l": rows(1, 768), "bundle_emb.b.clip_l": rows(2, 768)}
     (vectors,) = reads("fooocus", Stored(tmp_path / "l.safetensors", own), {"clip_l": 768}).embeddings.values()
     assert bytes(vectors["clip_l"].data) == bytes(own["bundle_emb.a.clip_l"].data)
-    half = Stored(tmp_path / "x.pt", {"0": rows(1, 768)}, root="list")
+    half = Stored(tmp_path / "x.pt", {"0": rows(1, 768)}, container="pickle", root="list")
     assert "each text encoder" in reads("fooocus", half, all_families()["sdxl"].widths).refusal
-    assert not reads("comfyui", half, all_families()["sdxl"].widths).refusal
+    assert "each text encoder" in reads("comfyui", half, all_families()["sdxl"].widths).refusal
 
 
 def test_fooocus_refuses_a_lora_with_more_than_twelve_such_tensors(lora):

@@ -1,4 +1,4 @@
-"""A renamed embedding is what its user types: the file is called like it, and where it is not, that is said."""
+"""A renamed embedding is what its user types: the file is called like it, and where it is not, a warning says so."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def test_the_file_is_named_after_the_embedding_in_the_same_folder(run, rows, sav
     saved("cat.safetensors", {"emb_params": rows(1, 768)}, METADATA)
     result = run("rename", "cat.safetensors", "new-name")
     assert result.output.startswith(
-        "new-name.safetensors  type: new-name (a1111, forge, sdnext, kohya, reforge), embedding:new-"
+        "new-name.safetensors  type: new-name (a1111, forge, forge-neo, sdnext, kohya, reforge), embedding:new-"
     )
     assert listed() == ["cat.safetensors", "new-name.safetensors"]
     assert safetensors_file.read("new-name.safetensors")[1] == {"note": "kept", "pivotune.embedding": "new-name"}
@@ -60,8 +60,11 @@ def test_programs_in_which_the_name_cannot_be_typed_are_named(run, rows, saved):
     saved("cat.safetensors", {"emb_params": rows(1, 768)})
     result = run("rename", "cat.safetensors", "my cat")
     assert result.exit_code == 0
-    assert "prompts of ComfyUI, kohya sd-scripts, SwarmUI cannot contain the name of this file" in result.stderr
-    assert "my cat (a1111, forge, sdnext, reforge), <my cat> (invokeai)" in result.stdout
+    assert (
+        "prompts of ComfyUI, kohya sd-scripts, SwarmUI, Draw Things cannot contain the name of this file"
+        in result.stderr
+    )
+    assert "my cat (a1111, forge, forge-neo, sdnext, reforge), <my cat> (invokeai)" in result.stdout
     assert "something would be lost" in str(run("rename", "cat.safetensors", "a cat", "--strict").exception)
     assert "--out FILE" in str(run("rename", "cat.safetensors", "<>").exception)
     assert listed() == ["cat.safetensors", "my cat.safetensors"]

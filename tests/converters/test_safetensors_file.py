@@ -56,7 +56,7 @@ LIES = {
     "hole at the start": (raw({"a": entry(offsets=(4, 12))}, bytes(12)), "hole of 4 bytes"),
     "trailing bytes": (raw({"a": entry()}, bytes(9)), "9 follow"),
     "missing bytes": (raw({"a": entry()}, bytes(7)), "7 follow"),
-    "size that does not fit": (raw({"a": entry(shape=(3,))}, bytes(8)), "do not fit"),
+    "size that does not fit": (raw({"a": entry(shape=(3,))}, bytes(8)), "does not fit"),
     "negative shape": (raw({"a": entry(shape=(-2, -1))}, bytes(8)), "not a description"),
     "negative offsets": (raw({"a": entry(offsets=(-8, 0))}, bytes(8)), "not a description"),
     "backward offsets": (raw({"a": entry(offsets=(8, 0))}, bytes(8)), "not a description"),

@@ -1,10 +1,9 @@
 """What programs do with a file, for every kind of file on which a verdict was wrong once."""
 
 import struct
-from math import prod
 
 import pytest
-from lora_files import module
+from lora_files import lora, module, peft
 
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import all_families
@@ -20,8 +19,8 @@ UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 SDXL = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 SGM = "input_blocks.1.1.transformer_blocks.0.attn2.to_k"
 FLAT = UNET.replace(".", "_")
-SD1 = {*NAMES} - {"fooocus"}  # programs that run Stable Diffusion 1.x
-COMFYUI = {"comfyui", "swarmui", "reforge"}  # programs with its LoRA loader
+SD1 = {*NAMES} - {"fooocus", "drawthings"}  # programs with rules for LoRAs of Stable Diffusion 1.x
+COMFYUI = {"comfyui", "swarmui", "reforge", "forge-neo"}  # programs with its LoRA loader
 
 
 @pytest.fixture
@@ -31,17 +30,6 @@ def saved(tmp_path):
     def make(name, tensors, metadata=None):
         write(tmp_path / name, tensors, metadata or {}, overwrite=True)
         return tmp_path / name
-
-    return make
-
-
-@pytest.fixture
-def tensors(rows):
-    """tensors({name: shape}) gives tensors of any shape; None stands for the number 4."""
-
-    def make(shapes):
-        found = {name: rows(1, prod(shape)) if shape else ALPHA for name, shape in shapes.items()}
-        return {name: RawTensor("F32", shapes[name] or (), tensor.data) for name, tensor in found.items()}
 
     return make
 
@@ -61,27 +49,16 @@ def answers(found):
     return {name: answer for name, (answer, _) in found.items()}
 
 
-def lora(name, inputs=768, up="lora_up.weight", down="lora_down.weight", **parts):
-    return {f"{name}.{down}": (4, inputs), f"{name}.{up}": (320, 4), **{f"{name}.{key}": s for key, s in parts.items()}}
-
-
-def peft(name, inputs=768):
-    return lora(name, inputs, "lora_B.weight", "lora_A.weight")
-
-
-ALPHA = RawTensor("F32", (), struct.pack("<f", 4))
-
-
 @pytest.mark.parametrize(
     ("shapes", "able"),
     [
         (lora(f"lora_unet_{FLAT}"), SD1),
         (peft(f"unet.{UNET}"), {"diffusers", "onetrainer"}),
-        (lora(f"diffusion_model.{SGM}", alpha=(1,)), {"forge", "comfyui", "swarmui", "reforge", "onetrainer"}),
+        (lora(f"diffusion_model.{SGM}", alpha=(1,)), {"forge", "onetrainer", *COMFYUI}),
         (peft(SGM), {"onetrainer"}),
-        (lora(f"lycoris_{FLAT}"), {"forge", "comfyui", "swarmui", "reforge", "onetrainer"}),
+        (lora(f"lycoris_{FLAT}"), {"forge", "onetrainer", *COMFYUI}),
         (lora(f"unet.{UNET.replace('to_k', 'processor.to_k')}_lora", up="up.weight", down="down.weight"),
-         {"forge", "comfyui", "swarmui", "reforge", "diffusers"}),
+         {"forge", "diffusers", *COMFYUI}),
     ],
     ids=["kohya", "peft", "comfyui", "original", "lycoris", "diffusers, old"],
 )  # fmt: skip
@@ -90,7 +67,7 @@ def test_a_layout_of_which_a_program_applies_no_module_is_no(shapes, able, verdi
     assert {name for name, answer in answers(found).items() if answer == "yes"} - {"onetrainer"} == able - {
         "onetrainer"
     }
-    assert all("none of the 1 modules" in found[name][1] or answer != "no" or name not in ("a1111", "kohya")
+    assert all("0 of 1 module:" in found[name][1] or answer != "no" or name not in ("a1111", "kohya")
                for name, (answer, _) in found.items())  # fmt: skip
 
 
@@ -269,7 +246,7 @@ def test_bundle_for_a1111_does_not_print_a_prompt_that_does_nothing(run, saved, 
     saved("l.safetensors", tensors(peft(f"unet.{UNET}")))
     saved("e.safetensors", {"emb_params": rows(2, 768)})
     result = run("bundle", "l.safetensors", "e.safetensors", "--for", "a1111", "--out", "b.safetensors")
-    assert "none of the 1 modules" in str(result.exception)
+    assert "0 of 1 module:" in str(result.exception)
     assert "retarget --for a1111" in str(result.exception)
     assert not (tmp_path / "b.safetensors").exists()
 
@@ -318,15 +295,20 @@ def test_diffusers_uses_one_vector_of_a_name_with_upper_case_letters_and_retarge
 
 
 def test_files_for_two_encoders_of_diffusers_say_which_is_which(run, saved, rows):
-    saved("x.safetensors", {"clip_l": rows(1, 768), "clip_g": rows(1, 1280)})
-    lines = run("retarget", "x.safetensors", "--for", "diffusers", "--out", "out").output.splitlines()
+    saved("tokx.safetensors", {"clip_l": rows(1, 768), "clip_g": rows(1, 1280)})
+    lines = run("retarget", "tokx.safetensors", "--for", "diffusers", "--out", "out").output.splitlines()
     assert [line.rpartition("(")[2] for line in lines] == ["vectors of text_encoder)", "vectors of text_encoder_2)"]
 
 
-def test_an_image_is_read_by_three_programs_which_call_the_embedding_as_it_says_itself(rows, tmp_path):
+def test_an_image_is_read_by_four_programs_which_call_the_embedding_as_it_says_itself(rows, tmp_path):
     file = Stored(tmp_path / "x.png", {"string_to_param.*": rows(2, 768)}, {"name": "inside"}, "image")
     found = {name: reads(name, file, {"clip_l": 768}) for name in NAMES}
-    assert {name for name, reading in found.items() if not reading.refusal} == {"a1111", "forge", "reforge"}
+    assert {name for name, reading in found.items() if not reading.refusal} == {
+        "a1111",
+        "forge",
+        "forge-neo",
+        "reforge",
+    }
     assert list(found["a1111"].embeddings) == list(found["forge"].embeddings) == ["inside"]
 
 

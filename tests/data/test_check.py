@@ -163,7 +163,7 @@ def test_embeddings_that_may_be_dropped_or_are_in_prior_captions_are_warnings(tm
     captions = '["<a>, ring, <b>", "<a>, <b>, red"]'
     tags = f'[[concept]]\nimages = "images"\ncaptions = {captions}\ntag_dropout = 0.1\nrepeats = 4\n'
     shown = problems(recipe(tmp_path, tags + "keep_tags = 2"), "warning")
-    assert [text.partition(",")[0] for text in shown] == ["1 of 2 captions may lose their embedding"]
+    assert [text.partition(",")[0] for text in shown] == ["1 of 2 captions may lose the embedding"]
     assert problems(recipe(tmp_path, tags + "keep_tags = 3"), "warning") == []
     prior = ONE + "repeats = 4\n" + ONE + "prior = true\n"
     (text,) = problems(recipe(tmp_path, prior), "warning")

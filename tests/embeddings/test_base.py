@@ -19,7 +19,7 @@ def vectors(rows=3, width=32):
 
 
 def based(folder, name="old.safetensors", **changes):
-    """The overrides that let the project's embedding stand still from a file."""
+    """The overrides that let the project's embedding start from a file, frozen."""
     options = {"base": str(folder / name), "train": False, **changes}
     return [f"embedding.{key}={json.dumps(value)}" for key, value in options.items()] + [
         "train.embeddings=false", "train.steps=1", "train.lora={ rank = 1 }", "samples.prompts=[]",

@@ -87,8 +87,8 @@ def test_vectors_of_other_dtypes_and_missing_vectors():
         Embedding("<b>", {}),
         Embedding("<c>", {"x": to_raw(draw.half())}),
     ]
-    for some in (several, several[:2], several[1:2], [several[0], several[1], replace(several[0], name="<d>")]):
-        for one, found in zip(some, vectors_of_all(some, "x", 4), strict=True):
+    for chosen in (several, several[:2], several[1:2], [several[0], several[1], replace(several[0], name="<d>")]):
+        for one, found in zip(chosen, vectors_of_all(chosen, "x", 4), strict=True):
             assert torch.equal(found, vectors_for(one, "x", 4))
 
 

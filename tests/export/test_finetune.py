@@ -89,5 +89,5 @@ def test_a_file_damaged_after_its_export_is_not_counted(finetuned, monkeypatch):
         return kept(context, declared)
 
     monkeypatch.setattr(write, "count_verified", damaged)
-    with pytest.raises(StageError, match="6 files should be exported, 5 exist"):
+    with pytest.raises(StageError, match="6 files should be exported; verified: 5"):
         finetuned()

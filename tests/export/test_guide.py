@@ -10,8 +10,9 @@ import pytest
 from pivotune.converters.families import families
 from pivotune.converters.programs import programs
 from pivotune.converters.write import Written
-from pivotune.pipeline.export.guide import Base, Files, diffusers_lines, guide_text
+from pivotune.pipeline.export.guide import Files, guide_text
 from pivotune.pipeline.export.packs import Pack
+from pivotune.pipeline.export.script import Base, diffusers_lines
 from pivotune.pipeline.recipe.model import ModelSpec
 from pivotune.pipeline.text import fits_only
 
@@ -77,7 +78,7 @@ def test_load_py_packs_lower_case_names_with_several_vectors(tmp_path):
     assert [name for state in states for name in state] == ["<toka>", "<TokB>", "<tokc>"]
     assert [vectors for state in states for vectors in state.values()] == list(stored.values())
     assert parts == {"text_encoder": "encoder", "tokenizer": "tokenizer"}
-    assert "pipe('a photo of <toka>')" in text
+    assert "pipe(prompt='a photo of <toka>')" in text
 
 
 def test_the_guide_names_folders_and_triggers():

@@ -66,10 +66,10 @@ def loaded(pipe, tensors, path):
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_the_plain_names_are_read_by_diffusers_with_their_alpha(tmp_path, family):
     before, tensors, fresh = trained(family)
-    untouched = image(fresh)
+    by_base_model = image(fresh)
     after = loaded(fresh, tensors, tmp_path / "lora.safetensors")
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
-    assert (untouched - before).abs().max() > 1e-2
+    assert (by_base_model - before).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])

@@ -18,8 +18,8 @@ from pivotune.converters.programs import programs
 from pivotune.converters.programs.loras import applied, applies_encoder
 from pivotune.converters.safetensors_file import write
 from pivotune.converters.stored import Stored
-from pivotune.pipeline.export.guide import ADD_LORA
 from pivotune.pipeline.export.lora_layouts import comfyui, for_program, peft, split_loaded
+from pivotune.pipeline.export.script import ADD_LORA
 from pivotune.pipeline.tensors import from_raw, to_raw
 from pivotune.pipeline.train.lora import lora_layers
 
@@ -38,8 +38,8 @@ def test_diffusers_and_the_script_load_every_module(tmp_path, model, dora):
     if loaded:
         write(tmp_path / "x.safetensors", loaded, {"format": "pt"})
         pipe.load_lora_weights(tmp_path, weight_name="x.safetensors", adapter_name="lora")
-        said = applied(program, Stored(tmp_path / "x.safetensors", loaded), lora.family)
-        assert (said.applied, said.notes, said.refusal) == (len(found(pipe, lora.family)), (), "")
+        verdict = applied(program, Stored(tmp_path / "x.safetensors", loaded), lora.family)
+        assert (verdict.applied, verdict.notes, verdict.refusal) == (len(found(pipe, lora.family)), (), "")
     assert bool(loaded) == hasattr(pipe, "load_lora_weights")
     if parts:
         write(tmp_path / "parts.safetensors", parts, {"format": "pt"})
@@ -74,14 +74,14 @@ def test_a_file_with_all_parts_is_read_by_diffusers_as_the_verdict_says(tmp_path
     program = programs()["diffusers"]
     made = peft(lora.tensors, lora.family, lora.pipe)
     write(tmp_path / "x.safetensors", made, {"format": "pt"})
-    said = applied(program, Stored(tmp_path / "x.safetensors", made), lora.family)
-    if said.refusal:
+    verdict = applied(program, Stored(tmp_path / "x.safetensors", made), lora.family)
+    if verdict.refusal:
         with pytest.raises((ValueError, AttributeError)):
             lora.pipe.load_lora_weights(tmp_path, weight_name="x.safetensors", adapter_name="lora")
         return
     lora.pipe.load_lora_weights(tmp_path, weight_name="x.safetensors", adapter_name="lora")
-    assert len(found(lora.pipe, lora.family)) == said.applied
-    assert bool(said.notes) == (said.applied < len(lora.deltas))
+    assert len(found(lora.pipe, lora.family)) == verdict.applied
+    assert bool(verdict.notes) == (verdict.applied < len(lora.deltas))
 
 
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "sana"])
@@ -89,8 +89,8 @@ def test_comfyui_applies_every_module(model):
     lora = random_lora(model)
     program = programs()["comfyui"]
     made = for_program(lora.tensors, program, lora.family, lora.pipe) or lora.tensors
-    said = applied(program, Stored(Path("x.safetensors"), made), lora.family)
-    assert (said.applied, said.notes, said.refusal) == (said.modules, (), "")
+    verdict = applied(program, Stored(Path("x.safetensors"), made), lora.family)
+    assert (verdict.applied, verdict.notes, verdict.refusal) == (verdict.modules, (), "")
     assert all(applies_encoder(program, lora.family, key) for key in lora.family.widths)
 
 

@@ -20,9 +20,9 @@ def embeddings_of(values: torch.Tensor) -> Contents:
 
 def test_distances_of_thousands_of_embeddings_are_measured_in_parts(monkeypatch):
     draw = torch.Generator().manual_seed(0)
-    began, now = (torch.randn(2 * module.AT_ONCE + 5, 8, generator=draw) for _ in range(2))
+    initial, now = (torch.randn(2 * module.AT_ONCE + 5, 8, generator=draw) for _ in range(2))
     context: Any = SimpleNamespace(
-        initial=embeddings_of(began),
+        initial=embeddings_of(initial),
         recipe=SimpleNamespace(name="x", seed=0, model=SimpleNamespace(base="x", clip_skip=1)),
         model=SimpleNamespace(family=SimpleNamespace(name="sd1"), encoders=[SimpleNamespace(key="clip_l", width=8)]),
     )  # fmt: skip
@@ -33,6 +33,6 @@ def test_distances_of_thousands_of_embeddings_are_measured_in_parts(monkeypatch)
     found = module.with_metadata(context, embeddings_of(now)).embeddings
     assert max(asked) <= module.AT_ONCE
     for at, (embedding, way) in enumerate(
-        zip(found, (now.double() - began.double()).norm(dim=1).tolist(), strict=True)
+        zip(found, (now.double() - initial.double()).norm(dim=1).tolist(), strict=True)
     ):
         assert embedding.metadata["pivotune.distance"] == "clip_l" + f" {way:.4g}" * (2 if at % 3 == 0 else 1)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from projects import BUILD, before_eject, make_project, run_project
+from projects import BUILD, before_eject, family_name, make_project, run_project
 
+from pivotune.converters.families import families
 from pivotune.converters.programs import programs
 from pivotune.converters.safetensors_file import read
 from pivotune.pipeline.errors import StageError
@@ -18,11 +19,12 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run.samples import inject_files, lora_loaded
 
 CPU = torch.device("cpu")
+PROMPT = "a photo of <cat>, at night"
 TARGETS = {
     "sd2": ["a1111", "comfyui", "diffusers", "kohya"],
     "sdxl": ["a1111", "comfyui", "diffusers", "kohya"],
     "sd3": ["a1111", "comfyui", "diffusers", "onetrainer"],
-    "sd3-without-t5": ["a1111", "comfyui"],
+    "sd3-without-t5": ["a1111", "comfyui", "diffusers"],
     "flux": ["comfyui", "onetrainer"],
     "flux-schnell": ["comfyui", "onetrainer"],
     "chroma": ["comfyui", "onetrainer"],
@@ -58,7 +60,9 @@ def run(folder: Path, family: str, **parts: str) -> dict:
 
 
 @pytest.mark.parametrize("family", TARGETS)
-def test_every_stage_with_embeddings_and_lora(tmp_path, family):
+def test_every_stage_with_embeddings_and_lora(tmp_path, monkeypatch, family):
+    trained: dict[str, torch.Tensor] = {}
+    before_eject(monkeypatch, lambda state, model: trained.update(prompt_states(state, model)))
     manifest = run(tmp_path, family, train=f"resolution = {32 if family == 'sana' else 16}\n{TRAIN}", stages=RESCALE)
     assert manifest["status"] == "finished"
     proofs = manifest["proofs"]
@@ -69,6 +73,27 @@ def test_every_stage_with_embeddings_and_lora(tmp_path, family):
     assert {key: len(one["distance"]) for key, one in embedding["encoders"].items()}.keys() == WIDTHS[family].keys()
     assert all(way > 0 for one in embedding["encoders"].values() for way in one["distance"])
     assert sum(image["when"] == "after" for image in manifest["images"]) == 1
+    script = tmp_path / "run" / "exports" / "diffusers" / "load.py"
+    if script.is_file():
+        torch.testing.assert_close(states_after(script, family), trained["states"], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def prompt_states(state, model) -> dict[str, torch.Tensor]:
+    if state.injection is None:
+        return {}
+    state.injection.activate([PROMPT])
+    return {"states": DENOISERS[model.family.denoiser_kind].encode(model.pipe, [PROMPT]).states}
+
+
+@torch.no_grad()
+def states_after(script: Path, family: str) -> torch.Tensor:
+    """The states of a prompt after the lines of an exported load.py, up to the one that draws."""
+    lines = script.read_text("utf-8").splitlines()
+    drawing = next(number for number, line in enumerate(lines) if line.startswith("image = "))
+    names = {"__file__": str(script)}
+    exec("\n".join(lines[:drawing]), names)
+    return DENOISERS[families()[family_name(family)].denoiser_kind].encode(names["pipe"], [PROMPT]).states
 
 
 @pytest.mark.parametrize("family", ["sd3", "sd3-without-t5"])
@@ -188,10 +213,10 @@ def test_diffusers_with_the_exported_lora_matches_the_trained_model(tmp_path, mo
     lora = f'parts = ["denoiser", "clip_g"]\nrank = 3\nalpha = 2\ndora = {json.dumps(dora)}\nlearning_rate = 0.05'
     run(tmp_path, "sdxl", train=f"[stage.lora]\n{lora}")
     fresh = load_model(load_recipe(tmp_path / "recipe.toml").model, CPU)
-    untouched = answer(fresh)
+    by_base_model = answer(fresh)
     fresh.pipe.load_lora_weights(tmp_path / "run" / "exports" / "diffusers", weight_name="tiny_lora.safetensors")
     torch.testing.assert_close(answer(fresh), answers["trained"], rtol=1e-5, atol=1e-5)
-    assert (untouched - answers["trained"]).abs().max() > 1e-3
+    assert (by_base_model - answers["trained"]).abs().max() > 1e-3
 
 
 def answer(model) -> torch.Tensor:
@@ -207,8 +232,8 @@ def test_a_lora_on_t5_or_qwen_keeps_the_names_of_its_layers_and_is_in_the_images
     tmp_path, monkeypatch, family
 ):
     """These encoders have no level `text_model`, and diffusers' loaders fail at their LoRAs or ignore them."""
-    told = {}
-    before_eject(monkeypatch, lambda state, model: told.setdefault("trained", states(model)))
+    states_of = {}
+    before_eject(monkeypatch, lambda state, model: states_of.setdefault("trained", states(model)))
     key = list(WIDTHS[family])[-1]
     run(tmp_path, family, train=f'resolution = 16\n[stage.lora]\nparts = ["{key}"]\nrank = 2\nlearning_rate = 0.05')
     file = tmp_path / "run" / "exports" / "tiny.safetensors"
@@ -217,9 +242,9 @@ def test_a_lora_on_t5_or_qwen_keeps_the_names_of_its_layers_and_is_in_the_images
     fresh = load_model(load_recipe(tmp_path / "recipe.toml").model, CPU)
     base = states(fresh)
     with lora_loaded(fresh, file):
-        torch.testing.assert_close(states(fresh), told["trained"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(states(fresh), states_of["trained"], rtol=1e-5, atol=1e-5)
     assert torch.equal(states(fresh), base)
-    assert (base - told["trained"]).abs().max() > 1e-3
+    assert (base - states_of["trained"]).abs().max() > 1e-3
 
 
 @torch.no_grad()

@@ -49,4 +49,4 @@ def test_a_recipe_is_planned(name, models):
     export = plan.stages[-1]
     assert export.kind == "export"
     tuned = any(options.finetune for _, options in recipe.stages_with(TrainOptions))
-    assert ("and the fine-tuned model" in export.takes) == tuned
+    assert ("and the fine-tuned model" in export.inputs) == tuned

@@ -29,16 +29,16 @@ def test_auto_chooses_the_best_device(monkeypatch, machine, expected):
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "mps", "xpu"])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(monkeypatch, wanted):
     have(monkeypatch)
-    with pytest.raises(StageError, match=rf"device = '{wanted}': this torch \(.*\) has cpu; remove it"):
+    with pytest.raises(StageError, match=rf"device = '{wanted}': this torch \(.*\) supports only cpu; use one"):
         pick_device(wanted)
 
 
 def test_the_numbers_of_devices_are_checked(monkeypatch):
     have(monkeypatch, cuda=2, xpu=1)
     assert pick_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(StageError, match=r"device = 'cuda:2': there are 2 of this kind"):
+    with pytest.raises(StageError, match=r"device = 'cuda:2': this machine has 2 cuda devices"):
         pick_device("cuda:2")
-    with pytest.raises(StageError, match=r"device = 'xpu:1': there are 1 of this kind"):
+    with pytest.raises(StageError, match=r"device = 'xpu:1': this machine has 1 xpu device,"):
         pick_device("xpu:1")
 
 

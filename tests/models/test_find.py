@@ -1,4 +1,4 @@
-"""Where a model lies, and what people are told when it lies nowhere."""
+"""Where a model lies, and what the error says when it is nowhere."""
 
 import importlib
 import subprocess

@@ -196,5 +196,5 @@ def test_a_model_with_incompatible_parts_is_an_error_of_one_line(folder):
     spec, why = spec_of(folder), r"cannot draw an image: its files do not fit together \(TypeError: 1 \+ x"
     with pytest.raises(StageError, match=why), drawing(spec):
         raise TypeError("1 + x\n  and more")
-    with pytest.raises(MemoryError), drawing(spec):  # the machine's, which is told elsewhere
+    with pytest.raises(MemoryError), drawing(spec):  # the machine's, which another test covers
         raise MemoryError

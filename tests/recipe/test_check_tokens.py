@@ -52,6 +52,14 @@ def test_an_embedding_that_fits_somewhere_or_is_frozen_is_no_error(micro, captio
     assert errors(micro, captions, *sets) == []
 
 
+def test_captions_of_which_some_are_truncated_are_a_warning(micro):
+    captions = json.dumps([LONG + "<emblem>", "<emblem>"])
+    (found,) = check_recipe(micro, [f"concept.captions={captions}"], tokens=True).problems
+    assert found.severity == "warning"
+    assert "captions are truncated before an embedding (for example that of" in found.text
+    assert check_recipe(micro, [f"concept.captions={captions}"]).problems == []
+
+
 def test_truncation_is_no_error_of_a_run_with_force(micro):
     assert not check_recipe(micro, [f"concept.captions={json.dumps([LONG + '<emblem>'])}"]).failed
 

@@ -1,4 +1,4 @@
-"""What is no recipe is refused at once, in embeddings, whatever it is."""
+"""What is no recipe is refused at once with a message, whatever it is."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ MEANT = {
     "images": ("concept.images='nowhere'", "nowhere does not exist"),
     "model": ("model.base='./nowhere'", "nowhere does not exist"),
     "embedding": ("embedding.placeholder='<other>'", "none of the 3 captions contains '<other>'"),
-    "warmup": ("train.warmup_steps=1.5", "1.5 is neither an integer number of steps"),
+    "warmup": ("train.warmup_steps=1.5", "1.5 is neither a whole number of steps"),
     "rate": ("train.learning_rate={ clip_x = 0.1 }", "has no text encoder 'clip_x'"),
     "band": ("train.preserve_norm={ low = 2, high = 1 }", "low = 2 is greater than high = 1"),
     "target": ("export.files='pack'", "loads one embedding per file"),

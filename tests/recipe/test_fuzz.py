@@ -99,7 +99,7 @@ def test_a_mutated_recipe_is_accepted_or_refused_with_a_message(data: dict[str, 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(mutated())
 def test_what_is_let_through_fits_plain_json_schema(data: dict[str, Any]) -> None:
-    """Our own embeddings and stricter rules never let through what the schema itself refuses."""
+    """Our own embeddings and stricter rules never accept what the schema itself refuses."""
     import jsonschema
 
     recipe, _, _ = validated(Document(Path(str(shipped()["quickstart"])), "", data))

@@ -124,11 +124,11 @@ BAD: dict[str, tuple[bytes, list[str]]] = {
     "wrong values": (
         b"name,tokens,train,stop_after\na,two,,\nb,0,maybe,\nc,2,,0 steps\nd,1.5,,10 parsecs\n",
         [
-            "embeddings.csv:2: tokens: expected an integer, got 'two'",
+            "embeddings.csv:2: tokens: expected a whole number, got 'two'",
             "embeddings.csv:3: tokens: 0 is too small; the minimum is 1",
             "embeddings.csv:3: train: expected true or false, got 'maybe'",
             "embeddings.csv:4: stop_after: 0 never trains the embedding; use train = false instead",
-            "embeddings.csv:5: tokens: expected an integer, got 1.5",
+            "embeddings.csv:5: tokens: expected a whole number, got 1.5",
             "embeddings.csv:5: stop_after: 'parsecs' is not a known unit; "
             "known: steps, epochs, seconds, minutes, hours, %",
         ],

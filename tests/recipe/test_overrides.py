@@ -1,4 +1,4 @@
-"""`--set key=value`: where it may point, how its value is read, and what is said when it is wrong."""
+"""`--set key=value`: where it may point, how its value is read, and the message when it is wrong."""
 
 from __future__ import annotations
 
@@ -52,16 +52,17 @@ def test_later_ones_win(good: Path) -> None:
         ("=3", "is not of the form KEY=VALUE"),
         ("sede=3", "--set sede=3: unknown key 'sede'; did you mean 'seed'?"),
         ("trian.steps=3", "did you mean 'train'?"),
-        ("rescale.to=mean", "unknown key 'rescale'"),
+        ("rescale.to=mean", "the recipe has no rescale stage; its stages: tokenize, inject, train, export"),
+        ("polish.to=mean", "embeddings_from, stage, checkpoint, samples; its stages: tokenize, inject, train, export"),
         ("stage.9.steps=3", "no item 9; the recipe has 4 (counted from 1)"),
         ("stage.0.steps=3", "no item 0"),
         ("stage.steps=3", "put a number before 'steps'"),
         ("name.x=3", "'name' is not a table"),
-        ("seed.x=3", "expected an integer, got a table"),
+        ("seed.x=3", "expected a whole number, got a table"),
         ("train.step=3", "--set train.step=3: unknown key 'step'; did you mean 'steps'?"),
         ("train..steps=3", "--set train..steps=3: the key has an empty part; did you mean train.steps?"),
         ("train.optimzer.eps=1", "--set train.optimzer.eps=1: unknown key 'optimzer'; did you mean 'optimizer'?"),
-        ("train.steps=many", "--set train.steps=many: expected an integer, got 'many'"),
+        ("train.steps=many", "--set train.steps=many: expected a whole number, got 'many'"),
         ("train.steps=nan", "--set train.steps=nan: nan is not a finite number"),
         ("train.learning_rate=[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]", "nested more than 16 levels deep"),
         ("train.2.steps=3", "stages of kind 'train': 1; write train.1.steps"),
@@ -83,8 +84,8 @@ def test_every_wrong_one_is_named_and_what_else_is_wrong_too(good: Path) -> None
         "--set train..steps=3: the key has an empty part; did you mean train.steps?",
         "--set .steps=3: the key has an empty part; did you mean steps?",
         "--set train.=3: the key has an empty part; did you mean train?",
-        "--set seed=x: expected an integer, got 'x'",
-        "--set train.warmup_steps=1.5: 1.5 is neither an integer number of steps nor a share below 1",
+        "--set seed=x: expected a whole number, got 'x'",
+        "--set train.warmup_steps=1.5: 1.5 is neither a whole number of steps nor a share below 1",
     ]
 
 

@@ -114,9 +114,9 @@ def test_the_input_and_output_of_stages(good: Path, two: Path) -> None:
     overrides = ("train.lora={rank = 4}", "train.batch_size=2", "train.gradient_accumulation=3", "concept.repeats=2")
     plan = planned(good, two, *overrides)
     train, export = plan.stages[2:]
-    assert train.gives == "trained vectors of <emblem> and a LoRA of rank 4 on the denoiser"
+    assert train.outputs == "trained vectors of <emblem> and a LoRA of rank 4 on the denoiser"
     assert (train.steps, train.images, train.epochs) == (10, 60, 10.0)
-    assert export.takes == "vectors and the LoRA"
+    assert export.inputs == "vectors and the LoRA"
     assert "10 steps, 60 images, 10.0 epochs" in plan_text(plan)
 
 

@@ -79,7 +79,7 @@ def test_references_are_resolved_without_a_network(monkeypatch: pytest.MonkeyPat
 
 def test_the_file_for_editors_is_up_to_date() -> None:
     made = schemas.bundled("recipe.json")
-    assert schemas.schema("editor.json") == made, "make it anew: pivotune schema recipe > schemas/editor.json"
+    assert schemas.schema("editor.json") == made, "generate it again: pivotune schema recipe > schemas/editor.json"
     for part in parts(made):
         assert part.get("$ref", "#/definitions/").startswith("#/definitions/")
     assert set(made["definitions"]) >= {"train", "export", "norm", "learning_rate"}

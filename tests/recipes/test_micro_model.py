@@ -114,13 +114,13 @@ def test_the_exam_asks_for_whole_scenes() -> None:
 def test_the_card_says_what_was_measured() -> None:
     card = (MICRO / "CARD.md").read_text(encoding="utf-8")
     judged = json.loads((MICRO / "judged.json").read_text(encoding="utf-8"))
-    taught = json.loads((MICRO / "learned.json").read_text(encoding="utf-8"))
+    learned = json.loads((MICRO / "learned.json").read_text(encoding="utf-8"))
     for judge in ("drawing", "classifier"):
         shares = [
             f"{judged[judge][head]:.1%}".replace("%", " %") for head in ("background", "colour", "shape", "texture")
         ]
         assert f"| {' | '.join(shares)} |" in card
-    for name, measured in taught["things"].items():
+    for name, measured in learned["things"].items():
         line = next(line for line in card.splitlines() if line.startswith(f"| `{name}` ["))
         for cell in ("before", "best words", "embedding", "embedding and LoRA"):
             assert f"| {100 * measured[cell]['hits']:.0f} %, {measured[cell]['median distance']} " in line

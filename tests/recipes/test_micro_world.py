@@ -49,15 +49,15 @@ def test_no_scene_shows_what_is_held_out(sampled: list[tuple[Scene, str]]) -> No
 
 def test_no_caption_names_what_is_held_out(sampled: list[tuple[Scene, str]]) -> None:
     for _, text in sampled:
-        words = set(text.split())
-        assert not words & {"salmon", "moon", "house", "two-tone", "checkered", "<emblem>"}
+        terms = set(text.split())
+        assert not terms & {"salmon", "moon", "house", "two-tone", "checkered", "<emblem>"}
         # A teal ring, and not a gray ring on a teal thing: first colours stand before the noun.
         assert "teal ring" not in text
-        assert not ("ring" in words and " teal and " in f" {text} ")
+        assert not ("ring" in terms and " teal and " in f" {text} ")
 
 
 def test_the_grammar_would_have_said_a_teal_ring() -> None:
-    """The test above can fail: these are the words it looks for."""
+    """The test above can fail: it looks for these."""
     thing = THINGS["emblem"]
     assert held_out(thing)
     assert " ".join(describe(thing, {"shape", "colour", "mark"})) == "teal ring with a orange dot"
@@ -72,9 +72,9 @@ def test_every_shipped_thing_is_new_to_the_model(name: str) -> None:
 
 def test_every_word_of_the_grammar_is_one_token() -> None:
     tokenizer = build_tokenizer()
-    words = vocabulary()
-    assert {"photo", "striped", "teal", "diamond", "background", "*", SLOT} <= set(words)
-    assert {word: len(tokenizer(word, add_special_tokens=False).input_ids) for word in words} == dict.fromkeys(words, 1)
+    terms = vocabulary()
+    assert {"photo", "striped", "teal", "diamond", "background", "*", SLOT} <= set(terms)
+    assert {term: len(tokenizer(term, add_special_tokens=False).input_ids) for term in terms} == dict.fromkeys(terms, 1)
     assert len(tokenizer("zebra", add_special_tokens=False).input_ids) > 1
 
 

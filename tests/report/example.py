@@ -104,7 +104,7 @@ def manifest(embeddings: list[Json] | None = None, **changes: Any) -> Json:
 
 
 def stage(kind: str, seconds: float) -> Json:
-    return {"kind": kind, "seconds": seconds, "takes": ["embeddings"], "gives": ["embeddings"], "notes": []}
+    return {"kind": kind, "seconds": seconds, "inputs": ["embeddings"], "outputs": ["embeddings"], "notes": []}
 
 
 PROGRAMS = {"a1111": "embeddings/", "comfyui": "models/embeddings/", "diffusers": "anywhere: load_textual_inversion"}

@@ -19,7 +19,7 @@ from pivotune.pipeline.records import Metrics
 from pivotune.pipeline.report.page import follow, write_report
 
 
-def begun(folder: Path) -> Path:
+def just_started(folder: Path) -> Path:
     """A run that has just begun: its manifest has no embeddings yet, and nothing has been measured."""
     made = manifest([], status="running", artefacts=[], proofs={})
     made["recipe"]["embedding"] = [{"placeholder": "<emblem>"}]
@@ -29,7 +29,7 @@ def begun(folder: Path) -> Path:
 
 
 def test_a_run_is_followed_until_it_ends(tmp_path: Path) -> None:
-    folder = begun(tmp_path)
+    folder = just_started(tmp_path)
     writer, pages, steps = Metrics(folder), [], iter(metrics(manifest(), 4))
 
     def work(seconds: float) -> None:
@@ -60,7 +60,7 @@ def test_a_run_is_followed_until_it_ends(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_stops_following_and_leaves_a_page_that_does_not_reload(tmp_path: Path) -> None:
-    folder = begun(tmp_path)
+    folder = just_started(tmp_path)
 
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
@@ -82,7 +82,7 @@ with folder_lock(pathlib.Path(sys.argv[1])):
 
 
 def test_a_killed_run_is_distinguished_from_one_in_progress(tmp_path: Path) -> None:
-    folder = begun(tmp_path)
+    folder = just_started(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", AT_WORK, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -45,12 +45,12 @@ def test_the_page_shows_embedding_images_and_files(tmp_path: Path) -> None:
 
 
 def test_excessive_norms_are_named_with_what_to_do(tmp_path: Path) -> None:
-    loud = embedding("<loud>")
-    loud["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
+    large = embedding("<large>")
+    large["encoders"]["clip_l"]["norm_after"] = [0.39, 1.95]
     for kind, expected in (("train", True), ("rescale", False)):
-        stages = [{"kind": kind, "seconds": 1.0, "takes": [], "gives": [], "notes": []}]
+        stages = [{"kind": kind, "seconds": 1.0, "inputs": [], "outputs": [], "notes": []}]
         folder = tmp_path / stages[0]["kind"]
-        text = page(write_run(folder, manifest([loud], stages=stages))).text
+        text = page(write_run(folder, manifest([large], stages=stages))).text
         assert ("up to 5 times the vocabulary’s median: it may overpower" in text) == expected
         assert ("add a rescale stage" in text) == expected
 
@@ -114,7 +114,7 @@ def test_a_thousand_embeddings_are_folded(tmp_path: Path) -> None:
     assert "<w999>" in found.text
     assert "norm of 19" in found.text
     assert "norm of 20" not in found.text
-    assert "980 more in manifest.json" in found.text
+    assert "980 more notes in manifest.json" in found.text
 
 
 def test_large_images_become_thumbnails_within_the_budget(tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ def test_each_embedding_shows_its_own_training_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "metrics.jsonl: missing"), (b"", "metrics.jsonl: empty"), (b"\xff\x00garbage\n", "1 unreadable line is"),
-        (b'{"stage": 3, "step": 1, "loss": NaN}\n[]\n', "2 unreadable lines are"), ("link", "is a link"),
+        (None, "metrics.jsonl: missing"), (b"", "metrics.jsonl: empty"), (b"\xff\x00garbage\n", "1 unreadable line"),
+        (b'{"stage": 3, "step": 1, "loss": NaN}\n[]\n', "2 unreadable lines"), ("link", "is a link"),
     ],
 )  # fmt: skip
 def test_missing_or_unreadable_metrics_are_named_on_the_page_and_the_command_line(
@@ -146,7 +146,7 @@ def test_a_truncated_line_is_counted_and_a_repeated_step_counts_once(tmp_path: P
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"stage": 2, "st')
     text = page(folder).text
-    assert "1 unreadable line is left out" in text
+    assert "left out of the curves: 1 unreadable line" in text
     assert re.search(r"Steps\s*10\b", text)
 
 

@@ -83,7 +83,7 @@ def attempt(
         if any(codes.values()):
             gone = gone or time.monotonic()
             waited = time.monotonic() - gone
-            if waited > GRACE:  # the first to end has not taken the others along: a launcher would
+            if waited > GRACE:  # the first to end did not end the others: a launcher would
                 rest = [one.pid for rank, one in enumerate(running) if rank not in codes]
                 _strike(rest, (signal.SIGTERM if waited < 3 * GRACE else signal.SIGKILL,))
         time.sleep(0.002)
@@ -98,7 +98,7 @@ def attempt(
 
 
 def _as_code(recipe: Recipe, out: Path) -> None:
-    """Run; how a signal ended it is told by the exit code."""
+    """Run; the exit code says which signal ended it."""
     ends: list[tuple[type[BaseException], int]] = [
         (PeerFailed, ELSEWHERE), (Stopped, STOPPED), (KeyboardInterrupt, INTERRUPTED),
     ]  # fmt: skip

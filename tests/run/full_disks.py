@@ -40,13 +40,13 @@ def main() -> int:
         ended: Counter[str] = Counter()
         for number in range(options.sizes):
             room = SMALLEST + (size * 5 // 4 - SMALLEST) * number // max(1, options.sizes - 1)
-            ended[filled(made, Path(name) / "disk", room)] += 1
+            ended[run_on_disk(made, Path(name) / "disk", room)] += 1
     counts = ", ".join(f"{count} {what}" for what, count in ended.most_common())
     sys.stdout.write(f"{options.sizes} sizes of disks ({counts}): every run ended in the same bytes, with its report\n")
     return 0
 
 
-def filled(made: Project, disk: Path, room: int) -> str:
+def run_on_disk(made: Project, disk: Path, room: int) -> str:
     """Run on a disk with so many bytes, make room, and run again; what the first run came to."""
     with mounted(disk, room):
         code = run(made, disk / "run")

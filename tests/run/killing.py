@@ -74,7 +74,7 @@ def project(folder: Path, name: str) -> Project:
 
 
 def killed_again_and_again(made: Project, out: Path, draw: random.Random, most: int) -> list[Kill]:
-    """Run into `out`, killing at random moments, at most so often; in the end it is let through. The kills that hit."""
+    """Run into `out`, killing at random moments, at most so often; the last time not. The kills that hit."""
     kills: list[Kill] = []
     if made.drawn is not None:
         shutil.rmtree(made.drawn)
@@ -82,7 +82,7 @@ def killed_again_and_again(made: Project, out: Path, draw: random.Random, most: 
         before = _parts(out)
         blow = Blow.drawn(draw, made.seconds, made.processes)
         attempt(made.recipe, out, made.processes, blow, made.environment)
-        if _finished(out):  # the last things a run does, such as its report, may be cut off
+        if _finished(out):  # the last things a run does, such as its report, may be truncated
             return kills
         kills.append(Kill(blow.name, _moment(out, before)))
     attempt(made.recipe, out, made.processes, environment=made.environment)
@@ -102,8 +102,8 @@ def _parts(out: Path) -> set[tuple[str, int]]:
 
 def _moment(out: Path, before: set[tuple[str, int]]) -> str:
     """How far a run had come that was killed."""
-    begun = {name for name, _ in _parts(out) - before}
-    if any("-step-" in name for name in begun):
+    found = {name for name, _ in _parts(out) - before}
+    if any("-step-" in name for name in found):
         return "writing a checkpoint or a save"
     if not (out / "manifest.json").exists():
         return "loading"
@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def _able(kinds: Sequence[str]) -> list[str]:
-    """The kinds that can run here; why others cannot is said."""
+    """The kinds that can run here; and prints why others cannot."""
     for name in kinds:
         if KINDS[name].lacks:
             sys.stdout.write(f"left out: {name} {KINDS[name].lacks}\n")

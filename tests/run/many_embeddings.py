@@ -1,4 +1,4 @@
-"""Trains embeddings by the thousand in one run, kills it when nine of ten are done, goes on, and counts what came out.
+"""Trains embeddings by the thousand in one run, kills it when nine of ten are done, resumes it, counts the files.
 
 By hand: python tests/run/many_embeddings.py --embeddings 10000
 """

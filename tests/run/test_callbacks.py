@@ -226,7 +226,7 @@ def test_a_tracker_that_fails_gives_one_warning_and_the_run_continues(tmp_path, 
     logged = {"wandb": [], "aim": []}
 
     def tracker(name, title, folder):
-        def told_of(what):
+        def recorder_of(what):
             def method(*values, step=0, **options):
                 logged[name].append((what, step))
                 if name == "wandb" and what == fails and step != 1:
@@ -234,7 +234,7 @@ def test_a_tracker_that_fails_gives_one_warning_and_the_run_continues(tmp_path, 
 
             return method
 
-        return SimpleNamespace(name=name, **{what: told_of(what) for what in ("log", "log_images", "finish")})
+        return SimpleNamespace(name=name, **{what: recorder_of(what) for what in ("log", "log_images", "finish")})
 
     monkeypatch.setattr(callbacks, "_start_tracker", tracker)
     watch = 'watch = { sample_every = "2 steps", trackers = ["wandb", "aim"] }'

@@ -19,7 +19,7 @@ from run.killing import assert_same, child
 from pivotune.pipeline.checks.recipe import checked_recipe
 from pivotune.pipeline.errors import RecipeError, StageError
 from pivotune.pipeline.recipe.load import load_recipe
-from pivotune.pipeline.run import callbacks as beside
+from pivotune.pipeline.run import callbacks
 from pivotune.pipeline.run.callbacks import Trackers
 from pivotune.pipeline.run.signals import Stopped
 
@@ -43,7 +43,7 @@ def on_a_disk(place: Path, work: Callable[[], None]) -> None:
     assert code == 0
 
 
-def filled(place: Path) -> Path:
+def fill(place: Path) -> Path:
     """Leave a disk no block; the file that takes them all."""
     path = place / "filling"
     with path.open("wb", buffering=0) as file, suppress(OSError):
@@ -58,7 +58,7 @@ def test_class_images_on_a_full_disk_are_drawn_again(tmp_path):
     disk = tmp_path / "disk"
 
     def starved() -> None:
-        filling = filled(disk)
+        filling = fill(disk)
         with pytest.raises(StageError, match=r"No space left|the disk is full"):
             run_project(path, tmp_path / "run", force=True)
         filling.unlink()
@@ -80,7 +80,7 @@ def test_a_tracker_on_a_full_disk_does_not_stop_the_run(tmp_path, monkeypatch):
     disk, run = tmp_path / "disk", tmp_path / "run"
 
     def starved() -> None:
-        at_step(monkeypatch, 1, lambda: filled(disk))
+        at_step(monkeypatch, 1, lambda: fill(disk))
         run_project(recipe, run)
         warnings = json.loads((run / "manifest.json").read_text("utf-8"))["warnings"]
         assert [text.partition(" failed")[0] for text in warnings] == ["watch.trackers: tensorboard"], warnings
@@ -88,7 +88,7 @@ def test_a_tracker_on_a_full_disk_does_not_stop_the_run(tmp_path, monkeypatch):
                    for one in (run, whole)]  # fmt: skip
         assert exports[0] == exports[1]
 
-    monkeypatch.setattr(beside, "Trackers", lambda names, title, folder, warn: Trackers(names, title, disk, warn))
+    monkeypatch.setattr(callbacks, "Trackers", lambda names, title, folder, warn: Trackers(names, title, disk, warn))
     on_a_disk(disk, starved)
 
 

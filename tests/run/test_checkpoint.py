@@ -91,7 +91,7 @@ def test_skipped_checkpoints_do_not_count_as_kept(tmp_path: Path, keep: int) -> 
         write_checkpoint(tmp_path, at(step), keep=3)
     for step in (9, 12):
         (tmp_path / "checkpoints" / at(step).name).write_bytes(b"damaged")
-    write_checkpoint(tmp_path, at(5), keep=keep)  # the run went on from step 3
+    write_checkpoint(tmp_path, at(5), keep=keep)  # the run resumed from step 3
     found = newest_checkpoint(tmp_path, pytest.fail)
     assert found is not None
     assert found.step == 5
@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_version_is_skipped(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(module, "_FORMAT", "1")
         path = write_checkpoint(tmp_path, at(3))
-    with pytest.raises(StageError, match=r"the checkpoint is of another version of Pivotune \(layout 1, not 4\)"):
+    with pytest.raises(StageError, match=r"the checkpoint is of another version of Pivotune \(layout 1, not 5\)"):
         read_checkpoint(path)
     messages: list[str] = []
     assert newest_checkpoint(tmp_path, messages.append) is None

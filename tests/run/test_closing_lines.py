@@ -10,7 +10,7 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run.outcome import closing_lines
 
 
-def files_said(recipe: Path, out: Path, overrides: list[str]) -> dict[str, str]:
+def listed_files(recipe: Path, out: Path, overrides: list[str]) -> dict[str, str]:
     summary = run_project(load_recipe(recipe, overrides), out).summary
     lines = [line for line in summary.splitlines() if line.startswith("  ") and ": exports/" in line]
     return dict(line.strip().split(": ", 1) for line in lines)
@@ -18,7 +18,7 @@ def files_said(recipe: Path, out: Path, overrides: list[str]) -> dict[str, str]:
 
 def test_packs_are_listed_as_embeddings(tmp_path):
     recipe = make_project(tmp_path, export='targets = ["diffusers"]')
-    assert files_said(recipe, tmp_path / "packs", ["export.files='pack'"]) == {
+    assert listed_files(recipe, tmp_path / "packs", ["export.files='pack'"]) == {
         "embeddings": "exports/tiny_embeddings/tiny_embeddings-0001.safetensors",
         "diffusers": "exports/diffusers/tiny_embeddings-0001.safetensors",
     }
@@ -27,7 +27,7 @@ def test_packs_are_listed_as_embeddings(tmp_path):
 def test_a_model_folder_is_listed_as_one_entry(tmp_path):
     parts = "[stage.finetune]\nparts = ['clip_l']\nlearning_rate = 1e-3"
     recipe = make_project(tmp_path, train=parts, export='targets = ["a1111"]')
-    listed = files_said(recipe, tmp_path / "run", [])
+    listed = listed_files(recipe, tmp_path / "run", [])
     assert listed == {
         "embeddings": "exports/tiny_embeddings/cat.safetensors",
         "model": "exports/tiny_model/, exports/tiny_model.safetensors",

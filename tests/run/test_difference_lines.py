@@ -1,4 +1,4 @@
-"""What differs between two runs is told a line each, and what differs is in the line."""
+"""Differences between two runs, a line each, and what differs is in the line."""
 
 from __future__ import annotations
 
@@ -78,4 +78,4 @@ def test_a_run_that_loads_what_fits_lists_what_differs(tmp_path):
         "  data: 1 file added (images/3.txt), 1 changed (images/0.txt)",
     ]
     (summary,) = (line for line in messages if line.startswith("loaded "))
-    assert re.fullmatch(r"loaded 1 of 1 embeddings, 0 of [1-9]\d* LoRA weights; new optimizer state", summary)
+    assert re.fullmatch(r"loaded 1 of 1 embedding, 0 of [1-9]\d* LoRA weights; new optimizer state", summary)

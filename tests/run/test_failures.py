@@ -89,7 +89,7 @@ def test_a_closed_terminal_stops_with_a_checkpoint_and_nohup_does_not(tmp_path, 
     try:
         with monkeypatch.context() as patch:
             at_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGHUP))
-            with pytest.raises(Stopped, match="stopped by SIGHUP after step 2 of 3"):
+            with pytest.raises(Stopped, match="Stopped by SIGHUP after step 2 of 3"):
                 run_project(recipe, tmp_path / "run")
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with catch_signals(echo_progress) as asked:

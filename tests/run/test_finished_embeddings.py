@@ -113,7 +113,7 @@ def test_kills_at_random_moments_change_no_finished_embedding(tmp_path):
 
 
 def test_an_embedding_stopped_by_time_stops_at_the_same_step_after_a_resume(tmp_path, monkeypatch):
-    """The ledger says after which step the embedding stopped; the process that goes on is slower and stops there
+    """The ledger says after which step the embedding stopped; the process that resumes is slower and stops there
     too.
     """
     from pivotune.pipeline.recipe.intervals import Clock
@@ -187,7 +187,7 @@ def test_embeddings_that_miss_stop_after_give_one_warning_also_after_a_kill(tmp_
     rows = [json.loads(row) for row in (whole / "metrics.jsonl").read_text("utf-8").splitlines()]
     own = sum("dog" in row["embeddings"] for row in rows)
     assert 0 < own < 3
-    text = f"1 of 1 embeddings did not reach stop_after: dog has {own} of 3; increase steps"
+    text = f"1 of 1 embedding did not reach stop_after: dog has {own} of 3; increase steps"
     assert warnings(whole) == [text]
     one_step = loop.one_step
 
@@ -287,7 +287,7 @@ def test_a_missing_embedding_fails_the_run(tmp_path, monkeypatch):
         return made
 
     monkeypatch.setattr(stage, "write_exports", loses)
-    with pytest.raises(StageError, match="1 are exported and verified; missing: 'dog'"):
+    with pytest.raises(StageError, match="verified: 1; missing: 'dog'"):
         run_project(tmp_path / "recipe.toml", tmp_path / "run")
     assert json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))["status"] == "failed"
 
@@ -350,7 +350,7 @@ def test_a_program_that_gets_too_few_files_fails_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(
         program, "write_embeddings", lambda embeddings, *rest, **more: write(embeddings[:1], *rest, **more)
     )
-    with pytest.raises(StageError, match="2 embeddings for AUTOMATIC1111 web UI need 2 files, 1 were written"):
+    with pytest.raises(StageError, match="2 files for 2 embeddings expected; written: 1"):
         run_project(two_embeddings(tmp_path), tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves when it fails or is stopped: all that it has learnt, and the reason of its end."""
+"""What a run leaves when it fails or is stopped: all that it has trained, and why it ended."""
 
 import json
 import os

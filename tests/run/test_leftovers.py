@@ -1,4 +1,4 @@
-"""What a killed process leaves half written goes when its run goes on, and nothing else does."""
+"""What a killed process leaves half written is deleted when its run resumes, and nothing else does."""
 
 from __future__ import annotations
 

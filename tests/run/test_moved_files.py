@@ -1,4 +1,4 @@
-"""A run goes on where its folder, its images or its model have been moved: they are compared by content."""
+"""A run resumes where its folder, its images or its model have been moved: they are compared by content."""
 
 from __future__ import annotations
 

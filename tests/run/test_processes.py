@@ -146,7 +146,7 @@ def stopped_by_one(monkeypatch, recipe: Path, out: Path, **environment: str) -> 
         patch.setattr(loop, "one_step", asked)
         ended = run_in(recipe, out, **environment)
     assert ended.codes == [1, 1], ended.outputs
-    assert "stopped by a signal to another process after step 2 of 3" in ended.outputs[0]
+    assert "Stopped by a signal to another process after step 2 of 3" in ended.outputs[0]
     assert manifest_of(out)["status"] == "stopped"
 
 

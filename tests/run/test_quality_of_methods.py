@@ -1,4 +1,4 @@
-"""What each method learns that embeddings alone cannot: things whose texture or shape the model has never drawn."""
+"""What each method trains that embeddings alone cannot: things whose texture or shape the model has never drawn."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ schedule = "sqrt"
 
 
 def drawn(folder: Path, thing: str, seed: int, *stages: tuple[int, str], prompts: tuple[str, ...] = ()) -> dict:
-    """Train; images by (when, prompt, seed): before by the untouched model, after with the exported files."""
+    """Train; images by (when, prompt, seed): before by the base model, after with the exported files."""
     folder.mkdir(exist_ok=True)
     text = RECIPE.format(
         seed=seed,
@@ -87,7 +87,7 @@ def distances(images: dict, thing: str) -> list[float]:
 
 
 def drift(images: dict) -> float:
-    """How far images of another prompt are from those of the untouched model, 0 to 255 a pixel."""
+    """How far images of another prompt are from those of the base model, 0 to 255 a pixel."""
     ways = [numpy.abs(one.astype(int) - images["before", prompt, seed]).mean()
             for (when, prompt, seed), one in images.items() if when == "after" and prompt == OTHER]  # fmt: skip
     return float(median(ways))
@@ -112,7 +112,7 @@ def test_embeddings_with_what_changes_the_model_reach_it(tmp_path, method, seed)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_two_stages_change_other_prompts_less_and_joint_training_is_closer(tmp_path, seed):
-    """The same number of steps of each, of the crescent: benchmarks/METHODS.md has both things and both methods."""
+    """The same number of steps of each, of the crescent: benchmarks/METHODS.md has both subjects and both methods."""
     lora = 'lora = { rank = 8, learning_rate = 2e-3, targets = "all" }'
     joint = drawn(tmp_path / "joint", "moon", seed, (150, lora), prompts=(OTHER,))
     staged = drawn(tmp_path / "staged", "moon", seed, (75, ""), (75, f"embeddings = false\n{lora}"), prompts=(OTHER,))

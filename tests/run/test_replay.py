@@ -42,7 +42,7 @@ def test_a_run_from_a_checkpoint_is_replayed_from_it(tmp_path, changed):
     (checkpoint,) = (source / "checkpoints").iterdir()
     checkpoint.unlink()
     gone = CliRunner().invoke(replay, [str(run)])
-    if "steps" in changed:  # it went on from the source's last step: all of them are made here, on one schedule
+    if "steps" in changed:  # it continued from the source's last step: all of them are made here, on one schedule
         assert "different: metrics, step 2 of stage 3" in gone.output
     else:
         assert isinstance(gone.exception, StageError)
@@ -75,5 +75,5 @@ def test_a_stopped_replay_says_that_it_cannot_be_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "one_step", asked)
     result = CliRunner().invoke(replay, [str(run)])
     assert str(result.exception or result.output).endswith(
-        "after step 1 of 3; a replay cannot be resumed: the same command starts over in another folder"
+        "after step 1 of 3 (stage 3); a replay cannot be resumed: the same command starts over in another folder"
     )

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on with the same command and ends in the same bytes."""
+"""A run that was stopped resumes with the same command and ends in the same bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from projects import make_project, run_project, run_recipe
+from projects import make_project, run_project, run_recipe, stopped_at
 from run.killing import assert_same, child, killed_again_and_again, made_files, project
 from run.kinds import KINDS
 from safetensors.torch import load_file
@@ -24,9 +24,8 @@ from pivotune.pipeline import records as metrics
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import checkpoints as checkpointer
+from pivotune.pipeline.run import outcome, resume, runner, steps
 from pivotune.pipeline.run import outcome as finishing
-from pivotune.pipeline.run import outcome as noted
-from pivotune.pipeline.run import resume, runner, steps
 from pivotune.pipeline.run.checkpoints import read_checkpoint, write_checkpoint
 from pivotune.pipeline.run.context import RunState
 from pivotune.pipeline.run.replay import replay
@@ -68,28 +67,17 @@ def test_kills_at_random_moments_change_no_byte(tmp_path, kind):
         runs += 1
 
 
-def stopped_at(monkeypatch, number: int, how: int) -> None:
-    """Have step `number` (of both stages together) send this process a signal."""
-    one_step, count = loop.one_step, []
-
-    def asked(training, clock):
-        count.append(clock.step)
-        if len(count) == number:
-            os.kill(os.getpid(), how)
-        return one_step(training, clock)
-
-    monkeypatch.setattr(loop, "one_step", asked)
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_current_step_with_a_checkpoint(tmp_path, monkeypatch, how):
     recipe = load_recipe(make_project(tmp_path, more='[checkpoint]\nevery = "never"'))
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
         stopped_at(patch, 2, how)
-        with pytest.raises(Stopped, match=r"stopped by .* after step 2 of 3; the same command resumes it") as caught:
+        text = r"^Stopped by .* after step 2 of 3 \(stage 3\); the same command resumes it"
+        with pytest.raises(Stopped, match=text) as caught:
             run_project(recipe, tmp_path / "run", fresh=how == signal.SIGTERM)
     assert ("--fresh" in str(caught.value)) == (how == signal.SIGTERM)
+    assert caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[how]
     left = manifest_of(tmp_path / "run")
     assert left["status"] == "stopped"
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["stage-003-step-000000002.safetensors"]
@@ -163,7 +151,7 @@ def test_the_second_signal_stops_at_once_and_the_checkpoint_stays(tmp_path, monk
             return one_step(training, clock)
 
         patch.setattr(loop, "one_step", impatient)
-        with pytest.raises(Stopped, match="stopped at once"):
+        with pytest.raises(Stopped, match="Stopped at once"):
             run_project(recipe, tmp_path / "run")
     assert (tmp_path / "run/checkpoints/stage-003-step-000000002.safetensors").is_file()
     run_project(recipe, tmp_path / "run")
@@ -190,7 +178,7 @@ def test_an_interruption_that_a_library_turns_into_an_error_is_recognised(tmp_pa
         reading()
 
     monkeypatch.setattr(loop, "one_step", twice)
-    with pytest.raises(Stopped, match="stopped at once"):
+    with pytest.raises(Stopped, match="Stopped at once"):
         run_project(recipe, tmp_path / "run")
     assert manifest_of(tmp_path / "run")["status"] == "stopped"
 
@@ -207,12 +195,12 @@ def test_an_interruption_while_the_report_is_written_loses_only_the_report(tmp_p
         except KeyboardInterrupt:
             raise ValueError("Invalid affine transformation matrix") from None
 
-    monkeypatch.setattr(noted, "write_report", drawing)  # of a run that was stopped
+    monkeypatch.setattr(outcome, "write_report", drawing)  # of a run that was stopped
     monkeypatch.setattr(finishing, "write_report", drawing)
     if when == "stopped":
         stopped_at(monkeypatch, 2, signal.SIGINT)
     expected = (
-        "stopped by Ctrl-C after step 2"
+        "Stopped by Ctrl-C after step 2"
         if when == "stopped"
         else "everything is trained and exported, only the report is missing"
     )
@@ -255,10 +243,10 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, monkeypatc
             run_project(recipe, tmp_path / "run")
     newest = max((tmp_path / "run/checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-100])
-    begun: list[str] = []
-    report_start(Start(tmp_path / "run", {}), None, begun.append)  # where the other one is damaged too
-    report_start(Start(tmp_path, {}), None, begun.append)
-    assert [line.partition(", ")[2] for line in begun] == [
+    lines: list[str] = []
+    report_start(Start(tmp_path / "run", {}), None, lines.append)  # where the other one is damaged too
+    report_start(Start(tmp_path, {}), None, lines.append)
+    assert [line.partition(", ")[2] for line in lines] == [
         "from step 1: it has no usable checkpoint", "from step 1: it has no checkpoint"
     ]  # fmt: skip
     messages: list[str] = []
@@ -404,7 +392,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_good_files_alone(tmp_pat
         with pytest.raises(Stopped):
             run_project(recipe, tmp_path / "run")
     [embedding] = (tmp_path / "run/last-good").rglob("*.safetensors")
-    learnt = embedding.read_bytes()
+    trained_bytes = embedding.read_bytes()
 
     def unfit(*arguments):
         raise StageError("does not fit")
@@ -412,7 +400,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_good_files_alone(tmp_pat
     monkeypatch.setattr(resume, "restore_snapshot", unfit)
     with pytest.raises(StageError, match="does not fit"):
         run_project(recipe, tmp_path / "run")
-    assert embedding.read_bytes() == learnt
+    assert embedding.read_bytes() == trained_bytes
 
 
 def test_what_a_checkpoint_counts_of_the_metrics_is_on_the_disk(tmp_path, monkeypatch):
@@ -434,11 +422,11 @@ def test_a_timed_interval_continues_after_a_resume(tmp_path, monkeypatch):
     ticks, written = itertools.count(step=600), []
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
 
-    def noted(run, point, keep):
+    def recorded(run, point, keep):
         written.append(point.step)
         return write_checkpoint(run, point, keep)
 
-    monkeypatch.setattr(checkpointer, "write_checkpoint", noted)
+    monkeypatch.setattr(checkpointer, "write_checkpoint", recorded)
     with monkeypatch.context() as patch:
         stopped_at(patch, 3, signal.SIGINT)
         with pytest.raises(Stopped):

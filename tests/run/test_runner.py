@@ -86,11 +86,11 @@ def test_the_exported_lora_is_the_trained_one(tmp_path, family, monkeypatch):
     recipe = make_project(tmp_path, family, train="lora = { rank = 2, alpha = 1, learning_rate = 0.05 }")
     run_project(recipe, tmp_path / "run")
     fresh = load_model(load_recipe(recipe).model, torch.device("cpu"))
-    untouched = answer(fresh)
+    by_base_model = answer(fresh)
     fresh.pipe.load_lora_weights(tmp_path / "run" / "exports", weight_name="tiny.safetensors")
     assert trained["parameters"]
     torch.testing.assert_close(answer(fresh), trained["answer"], rtol=1e-5, atol=1e-6)
-    assert (answer(fresh) - untouched).abs().max() > 1e-3
+    assert (answer(fresh) - by_base_model).abs().max() > 1e-3
 
 
 def test_a_bundle_is_made_where_a_program_reads_one(tmp_path):
@@ -420,10 +420,11 @@ def test_ctrl_c_keeps_embeddings_and_lora(tmp_path, monkeypatch, when):
         assert all(torch.equal(from_raw(lora[name]), from_raw(raw)) for name, raw in meant.items())
     manifest = manifest_of(tmp_path / "run")
     assert manifest["status"] == "stopped"
-    assert manifest["error"].startswith("stopped at once; the same command resumes")
+    assert manifest["error"].startswith("Stopped at once; the same command resumes")
     assert [e.message for e in Draft202012Validator(schemas.schema("manifest.json")).iter_errors(manifest)] == []
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "This run was stopped" in page
+    assert manifest["error"] in page
     assert "This run failed" not in page
 
 
@@ -438,8 +439,34 @@ def test_captions_truncated_before_the_placeholder_are_an_error(tmp_path):
     recipe = make_project(tmp_path, captions="red " * 80 + "<cat>")
     with pytest.raises(StageError, match="all captions of <cat> are truncated before the embedding"):
         run_project(recipe, tmp_path / "run")
-    with pytest.raises(StageError, match="no gradient reaches vector 1, 2 of '<cat>' in clip_l"):
+    with pytest.raises(StageError, match="vector 1, 2 of '<cat>' in clip_l: all its captions are truncated before it"):
         run_project(recipe, tmp_path / "run", force=True)
+
+
+@pytest.mark.parametrize("truncated", [(0, 1), (0, 2), (1, 2)])
+def test_an_embedding_that_is_truncated_in_the_first_captions_is_trained_by_later_ones(tmp_path, truncated):
+    path = make_project(tmp_path)
+    for number in truncated:
+        (tmp_path / f"images/{number}.txt").write_text("red " * 80 + "<cat>", "utf-8")
+    recipe = load_recipe(path, ["train.batch_size=1"])  # three steps of an image each
+    proofs = manifest_of(run_project(recipe, tmp_path / "run").folder)["proofs"]
+    assert proofs["gradient_reached"] == {"<cat>": True}
+
+
+def test_an_embedding_of_which_only_truncated_captions_were_sampled_is_an_error(tmp_path):
+    path, ends = make_project(tmp_path), []
+    for number in range(3):
+        for other in range(3):
+            text = "red " * 80 * (other != number) + "<cat>"
+            (tmp_path / f"images/{other}.txt").write_text(text, "utf-8")
+        recipe = load_recipe(path, ["train.batch_size=1", "train.steps=1"])
+        try:
+            run_project(recipe, tmp_path / f"run-{number}")
+            ends.append("finished")
+        except StageError as error:
+            assert "'<cat>' was never sampled in this stage (captions that are truncated" in str(error)  # noqa: PT017
+            ends.append("failed")
+    assert sorted(ends) == ["failed", "failed", "finished"]
 
 
 def test_a_text_encoder_that_the_denoiser_ignores_is_an_error(tmp_path, monkeypatch):
@@ -453,7 +480,7 @@ def test_a_text_encoder_that_the_denoiser_ignores_is_an_error(tmp_path, monkeypa
         return denoisers.Text(torch.cat([text.states[..., :width].detach(), text.states[..., width:]], -1), text.pooled)
 
     monkeypatch.setattr(denoisers.DENOISERS["unet_xl"], "encode", deaf, raising=False)
-    with pytest.raises(StageError, match="no gradient reaches vector 1, 2 of '<cat>' in clip_l"):
+    with pytest.raises(StageError, match="vector 1, 2 of '<cat>' in clip_l: the model does not use this encoder"):
         run_project(make_project(tmp_path, "sdxl"), tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""Which folder a run takes, and which unfinished one it goes on with."""
+"""Which folder a run takes, and which unfinished one it resumes."""
 
 import errno
 import json
@@ -21,37 +21,37 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def begun(out: Path | None = None, fresh: bool = False) -> tuple[str, bool]:
+def started(out: Path | None = None, fresh: bool = False) -> tuple[str, bool]:
     start = create_run_folder("x", out, INPUTS, fresh=fresh)
     return start.folder.name, start.unfinished is not None
 
 
 def test_new_folders_count_up(tmp_path: Path) -> None:
-    assert begun() == ("x", False)
-    assert begun() == ("x-2", False)
+    assert started() == ("x", False)
+    assert started() == ("x-2", False)
     leave(tmp_path / "runs" / "x-3", "finished")
-    assert begun() == ("x-4", False)
+    assert started() == ("x-4", False)
     (tmp_path / "runs" / "x-5").symlink_to(tmp_path / "gone")
-    assert begun() == ("x-6", False)
+    assert started() == ("x-6", False)
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "stopped"])
 def test_an_unfinished_run_with_the_same_inputs_is_resumed(tmp_path: Path, status: str) -> None:
     leave(tmp_path / "runs" / "x", "finished")
     leave(tmp_path / "runs" / "x-2", status)
-    assert begun() == ("x-2", True)
-    assert begun(tmp_path / "runs" / "x-2") == ("x-2", True)
-    assert begun(fresh=True) == ("x-3", False)
+    assert started() == ("x-2", True)
+    assert started(tmp_path / "runs" / "x-2") == ("x-2", True)
+    assert started(fresh=True) == ("x-3", False)
 
 
 def test_an_unfinished_run_with_other_inputs_is_not_resumed(tmp_path: Path) -> None:
     leave(tmp_path / "runs" / "x", "running", data={"files": {"a.png": "cc"}})
-    assert begun() == ("x-2", False)
+    assert started() == ("x-2", False)
 
 
 def test_a_run_in_progress_is_not_resumed(tmp_path: Path) -> None:
     with folder_lock(leave(tmp_path / "runs" / "x", "running")):
-        assert begun() == ("x-2", False)
+        assert started() == ("x-2", False)
 
 
 def test_unfinished_runs_that_are_not_resumed_are_named_in_one_line(tmp_path: Path) -> None:
@@ -123,33 +123,33 @@ def test_a_folder_that_was_on_a_full_disk_can_be_used_later(tmp_path: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
         with pytest.raises(StageError, match="No space left"):
-            begun(out)
+            started(out)
     assert list(out.iterdir()) == []
-    assert begun(out) == ("o", False)
+    assert started(out) == ("o", False)
 
 
 def test_finished_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="contains a finished run, which is not overwritten"):
-        begun(leave(tmp_path / "done", "finished"))
+        started(leave(tmp_path / "done", "finished"))
     other = tmp_path / "mine"
     other.mkdir()
     (other / "holiday.jpg").write_bytes(b"x")
     with pytest.raises(StageError, match="contains files, but no run"):
-        begun(other)
-    (other / "link").symlink_to(tmp_path)  # no run's, so nobody is told to take it away
+        started(other)
+    (other / "link").symlink_to(tmp_path)  # no run's, so no message asks to delete it
     with pytest.raises(StageError, match="contains files, but no run"):
-        begun(other)
+        started(other)
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(StageError, match="cannot be created"):
-        begun(tmp_path / "file")
+        started(tmp_path / "file")
     with pytest.raises(StageError, match="cannot be created"):
-        begun(tmp_path / "file" / "below")
+        started(tmp_path / "file" / "below")
 
 
 def test_an_unreadable_manifest_is_named_with_the_reason(tmp_path: Path) -> None:
     (leave(tmp_path / "cut", "failed") / "manifest.json").write_text('{"status": ', "utf-8")
     with pytest.raises(StageError, match=r"no run that can be resumed \(.*manifest\.json: not a manifest"):
-        begun(tmp_path / "cut")
+        started(tmp_path / "cut")
 
 
 def test_a_run_that_was_killed_before_its_first_manifest_starts_again(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_run_that_was_killed_before_its_first_manifest_starts_again(tmp_path: 
     for name in (".lock", ".probe", ".manifest.json.part", "recipe.toml", "metrics.jsonl"):
         (out / name).write_bytes(b"{")
     (out / ".lock").write_text("123\nthere\n", "utf-8")
-    assert begun(out) == ("o", False)
+    assert started(out) == ("o", False)
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "metrics.jsonl", ".probe", "my.txt"])
@@ -170,7 +170,7 @@ def test_a_folder_with_files_of_the_user_is_not_used(tmp_path: Path, name: str, 
     if lock is not None:
         (out / ".lock").write_text(lock, "utf-8")
     with pytest.raises(StageError, match="contains files, but no run"):
-        begun(out)
+        started(out)
     assert (out / name).read_text("utf-8") == "mine"
 
 
@@ -182,7 +182,7 @@ def test_a_link_in_a_runs_folder_is_refused(tmp_path: Path, name: str) -> None:
     (folder / name).symlink_to(tmp_path / "mine")
     for out in (None, folder):
         with pytest.raises(StageError, match="is a link; remove it"):
-            begun(out)
+            started(out)
     assert (tmp_path / "mine").is_dir()
 
 
@@ -191,12 +191,12 @@ def test_pipes_and_second_names_in_a_runs_folder_are_refused(tmp_path: Path) -> 
     (tmp_path / "mine").write_text("mine", "utf-8")
     os.link(tmp_path / "mine", folder / "metrics.jsonl")
     with pytest.raises(StageError, match="hard link"):
-        begun(folder)
+        started(folder)
     os.replace(folder / "metrics.jsonl", folder / "other")  # both are one file, which is no harm where it is replaced
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     os.mkfifo(folder / "pipe")
     with pytest.raises(StageError, match="a pipe or a device"):
-        begun(folder)
+        started(folder)
 
 
 def test_descriptions_are_no_difference() -> None:

@@ -41,7 +41,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 @pytest.fixture
 def longer(tmp_path: Path) -> tuple[Recipe, Path, Path]:
-    """A recipe of more steps, the run that it may go on from, and one that did so in peace."""
+    """A recipe of more steps, the run that it may continue from, and one that did so undisturbed."""
     path = make_project(tmp_path, train=DRAWN)
     source = run_project(path, tmp_path / "source").folder
     more = load_recipe(path, ["train.steps=6"])
@@ -87,8 +87,8 @@ def test_a_missing_or_changed_source_is_named(tmp_path, monkeypatch, longer):
     monkeypatch.chdir(moved / "checkpoints")
     run_project(recipe, tmp_path / "run", source=Path(checkpoint.name))
     assert_same(tmp_path / "run", whole)
-    told_of = json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))["source"]
-    assert told_of["path"] == str(moved / "checkpoints" / checkpoint.name)
+    source_of = json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))["source"]
+    assert source_of["path"] == str(moved / "checkpoints" / checkpoint.name)
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_stages_after_a_stop_still_load_what_fits(tmp_path, monkeypatch):
     assert [line for line in messages if line.startswith("loaded")] == notes[
         -1:
     ]  # of the embeddings it is in the checkpoint
-    assert json.loads((whole / "manifest.json").read_text("utf-8"))["source"]["whole"] is False
+    assert json.loads((whole / "manifest.json").read_text("utf-8"))["source"]["continues"] is False
 
 
 def taken_by(path: Path, out: Path, source: Path, *sets: str) -> tuple[Path, list[str]]:
@@ -132,7 +132,7 @@ def test_ema_weights_are_loaded_where_the_stage_has_ema(tmp_path):
     assert not torch.equal(values, average)
     run, messages = taken_by(path, tmp_path / "run", source, STILL)
     assert len(messages) == 1
-    assert re.fullmatch(r"loaded 1 of 1 embeddings, (\d+) of \1 LoRA weights; new optimizer state", messages[0])
+    assert re.fullmatch(r"loaded 1 of 1 embedding, (\d+) of \1 LoRA weights; new optimizer state", messages[0])
     keep = (1 + 4) / (10 + 4)  # the fourth step of the average, not its first
     expected = average * keep + values * (1 - keep)
     torch.testing.assert_close(exported(run), expected, rtol=1e-6, atol=1e-7)
@@ -170,14 +170,14 @@ def test_a_run_in_the_default_folder_resumes_only_with_its_own_source(tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pivotune.pipeline.records._schema_error", lambda manifest: "")  # these are not whole
     digests = (("one", "1" * 64), ("other", "2" * 64))
-    one, other = ({"path": f"/{name}", "sha256": digest, "whole": True} for name, digest in digests)
+    one, other = ({"path": f"/{name}", "sha256": digest, "continues": True} for name, digest in digests)
     leave(tmp_path / "runs/x", "running", source=one)
 
-    def begun(source):
+    def started(source):
         start = create_run_folder("x", None, INPUTS, fresh=False, source=source)
         return start.folder.name, start.unfinished is not None
 
-    assert begun(one) == ("x", True)
-    assert begun(one | {"path": "/elsewhere/one"}) == ("x", True)
-    assert begun(None) == ("x", True)
-    assert begun(other) == ("x-2", False)
+    assert started(one) == ("x", True)
+    assert started(one | {"path": "/elsewhere/one"}) == ("x", True)
+    assert started(None) == ("x", True)
+    assert started(other) == ("x-2", False)

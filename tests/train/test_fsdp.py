@@ -1,4 +1,4 @@
-"""A part spread over processes by FSDP learns what it learns in one process, each with its shard of what that takes."""
+"""A part spread over processes by FSDP is trained as in one process, each with its shard of what that takes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_a_sharded_part_matches_one_process(tmp_path, dtype):
         assert processes.sharding
         assert pipe.encoder.table is part.table  # prompts need it whole
         assert str(type(pipe.encoder)) == str(type(part))
-        began = {name: weight.clone() for name, weight in weights.items()}
+        initial = {name: weight.clone() for name, weight in weights.items()}
         norms = [step(pipe, trainer, number, [slice(rank, rank + 1)]) for number in range(2)]
         with trainer.ema_swapped():
             assert (pipe.encoder is part) == processes.main
         kept = trainer.state()
         trainer.restore(kept if processes.main else torch.load(tmp_path / "state.pt", weights_only=False))
-        assert all(torch.equal(weights[name], began[name]) or processes.main for name in TUNED)
+        assert all(torch.equal(weights[name], initial[name]) or processes.main for name in TUNED)
         norms.append(step(pipe, trainer, 2, [slice(rank, rank + 1)]))
         own = [weight.to_local() for weight in trainer.masters.values()]
         own += [

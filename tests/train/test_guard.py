@@ -1,4 +1,4 @@
-"""What trains nothing or goes astray is said once for each embedding, and stops the run where the recipe says so."""
+"""What trains nothing or goes astray: a warning for each embedding, and the end of the run where the recipe says so."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_normal_run_has_no_warnings(tmp_path):
     assert warnings_of(tmp_path, "frozen_vectors_after = 2\nstalled_lr_after = 2") == []
 
 
-def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
+def freeze_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps too small for float32: the vectors stay bit for bit."""
     from pivotune.pipeline.train.row_optimizers import LazyAdamW
 
@@ -45,14 +45,14 @@ def make_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_frozen_vectors_are_a_warning_once(tmp_path, monkeypatch):
-    make_still(monkeypatch)
+    freeze_vectors(monkeypatch)
     assert warnings_of(tmp_path, "frozen_vectors_after = 3") == [
         "vector 1 of '<cat>' in clip_l did not change in 3 of its steps: learning_rate is too small"
     ]
 
 
 def test_frozen_vectors_stop_the_run_with_policy_stop(tmp_path, monkeypatch):
-    make_still(monkeypatch)
+    freeze_vectors(monkeypatch)
     with pytest.raises(StageError, match=r"did not change in 3 of its steps.*guard.frozen_vectors = 'stop'"):
         warnings_of(tmp_path, "frozen_vectors_after = 3\nfrozen_vectors = 'stop'")
     assert (tmp_path / "run/last-good").is_dir()
@@ -71,12 +71,12 @@ ASKED = {
     "kind", ["norm", *(pytest.param(one, marks=pytest.mark.slow) for one in ASKED if one != "norm")]
 )
 def test_each_check_stops_with_a_checkpoint_and_resumes_with_policy_warn(tmp_path, monkeypatch, kind):
-    """The command ends with 1, again and again, until the recipe asks otherwise; then nothing of it is done anew."""
+    """The command ends with 1, again and again, until the recipe asks otherwise; then nothing of it is repeated."""
     guard, text = ASKED[kind]
     sets = {"norm": ["train.learning_rate=1.0"], "stalled_lr": ["train.learning_rate={ clip_l = 0 }"]}.get(kind, [])
     sets += ["train.steps=8", "checkpoint.every='never'"]
     if kind == "frozen_vectors":
-        make_still(monkeypatch)
+        freeze_vectors(monkeypatch)
     if kind == "not_finite":
         break_steps(monkeypatch, 2)
     path = make_project(tmp_path, train=f"[stage.guard]\n{guard}")
@@ -97,7 +97,7 @@ def test_each_check_stops_with_a_checkpoint_and_resumes_with_policy_warn(tmp_pat
 
 
 def test_frozen_vectors_are_not_reported_with_policy_off(tmp_path, monkeypatch):
-    make_still(monkeypatch)
+    freeze_vectors(monkeypatch)
     assert warnings_of(tmp_path, "frozen_vectors = 'off'\nfrozen_vectors_after = 3") == []
 
 
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_with_policy_warn(tmp_path, mon
     break_steps(monkeypatch, 2, 4)
     assert warnings_of(tmp_path, "not_finite = 'warn'") == [
         "the loss at step 3 is nan, not a finite number: the step is skipped",
-        "2 steps were skipped because loss or gradient was not finite",
+        "skipped 2 steps because loss or gradient was not finite",
     ]
     rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["loss"] is None for row in rows] == [False, False, True, False, True, False, False, False]
@@ -211,22 +211,22 @@ def test_a_restored_guard_repeats_no_warning_and_keeps_its_counts() -> None:
 
 def test_a_restored_guard_uses_the_present_policies() -> None:
     options = options_of(GuardOptions, norm="stop", frozen_vectors="stop")
-    first = Guard(options, said_to := [].append)
+    first = Guard(options, collect := [].append)
     first.report("norm", "<a>", "too long")
     with pytest.raises(StageError, match="too long"):
         first.raise_if_stopping()
-    second = Guard(replace(options, norm="warn"), said_to)
+    second = Guard(replace(options, norm="warn"), collect)
     second.restore(first.state())
     second.raise_if_stopping()
-    second.report("frozen_vectors", "<a>", "stands still")
+    second.report("frozen_vectors", "<a>", "is frozen")
     assert second.stops
-    with pytest.raises(StageError, match="stands still"):
+    with pytest.raises(StageError, match="is frozen"):
         second.raise_if_stopping()
 
 
 def test_the_error_lists_all_reasons_to_stop(tmp_path, monkeypatch) -> None:
     pytest.importorskip("prodigyopt")
-    make_still(monkeypatch)
+    freeze_vectors(monkeypatch)
     guard = "frozen_vectors = 'stop'\nstalled_lr = 'stop'\nfrozen_vectors_after = 2\nstalled_lr_after = 2"
     with pytest.raises(
         StageError, match=r"'<cat>' in clip_l did not change.*; and Prodigy's learning rate.*'lora"

@@ -79,7 +79,7 @@ def test_value_and_gradient_match_the_formula(tmp_path, monkeypatch, family, wha
 
 
 def drift(tmp_path, monkeypatch, name, *options):
-    """How far the tuned model's answers for other prompts are from the untouched one's after 20 steps."""
+    """How far the tuned model's answers for other prompts are from the base model's after 20 steps."""
     train_steps, found = loop.train_steps, []
     wide = ["train.steps=20", "train.lora=[{ parts = ['denoiser'], learning_rate = 2e-2 }]", *options]
 

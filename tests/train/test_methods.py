@@ -54,7 +54,7 @@ def parameters(model):
     }
 
 
-def untouched(folder):
+def base_model_of(folder):
     return parameters(load_model(load_recipe(folder / "recipe.toml").model, torch.device("cpu")))
 
 
@@ -69,10 +69,10 @@ def changed(before, after):
 def test_embeddings_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path, monkeypatch):
     recipe = make_project(tmp_path, "sdxl", train=WHOLE)
     seen = watched(monkeypatch, lambda: run_project(recipe, tmp_path / "run"))
-    moved = changed(untouched(tmp_path), seen["end"])
-    assert moved
-    assert {name.split(".")[0] for name in moved} == {"clip_l"}
-    assert not any("token_embedding" in name for name in moved)
+    changed_names = changed(base_model_of(tmp_path), seen["end"])
+    assert changed_names
+    assert {name.split(".")[0] for name in changed_names} == {"clip_l"}
+    assert not any("token_embedding" in name for name in changed_names)
     ups = [value for name, value in seen["end"].items() if "lora_B" in name]
     assert ups
     assert all(bool(up.any()) for up in ups)  # every LoRA layer of both parts has left its start, zero
@@ -88,9 +88,9 @@ def test_embeddings_a_lora_and_a_fine_tune_on_three_parts_in_one_stage(tmp_path,
 def test_layers_select_the_finetuned_weights(tmp_path, monkeypatch, layers, expected):
     recipe = make_project(tmp_path, train=f"finetune = {{ layers = {layers}, learning_rate = 1e-3 }}")
     seen = watched(monkeypatch, lambda: run_project(recipe, tmp_path / "run"))
-    moved = changed(untouched(tmp_path), seen["end"])
-    assert moved
-    assert all(expected in f".{name}" for name in moved)
+    changed_names = changed(base_model_of(tmp_path), seen["end"])
+    assert changed_names
+    assert all(expected in f".{name}" for name in changed_names)
 
 
 def test_layers_without_a_match_are_an_error(tmp_path):
@@ -112,13 +112,13 @@ def test_pivotal_tuning_embeddings_then_the_model(tmp_path, monkeypatch):
     recipe = make_project(tmp_path, stages=second)
     one_step, rows = loop.one_step, []
 
-    def noted(training, clock):
+    def recorded(training, clock):
         row = one_step(training, clock)
         weights = torch.cat([value.flatten() for value in training.model.denoiser.parameters()])
         rows.append((training.injection.rows["clip_l"].values.clone(), weights))
         return row
 
-    monkeypatch.setattr(loop, "one_step", noted)
+    monkeypatch.setattr(loop, "one_step", recorded)
     run_project(recipe, tmp_path / "run")
     embeddings, weights = zip(*rows, strict=True)
     assert not torch.equal(embeddings[0], embeddings[2])
@@ -146,12 +146,12 @@ def test_lora_dropout_depends_on_seed_and_step_and_is_off_in_sampling(tmp_path, 
     ends = []
     one_step, on = loop.one_step, []
 
-    def noted(training, clock):
+    def recorded(training, clock):
         dropouts = [one for one in training.model.denoiser.modules() if isinstance(one, torch.nn.Dropout) and one.p]
         on.append({one.training for one in dropouts})
         return one_step(training, clock)
 
-    monkeypatch.setattr(loop, "one_step", noted)
+    monkeypatch.setattr(loop, "one_step", recorded)
     for name, dropout in (("one", 0.5), ("two", 0.5), ("none", 0.0)):
         (tmp_path / name).mkdir()
         recipe = make_project(
@@ -178,7 +178,7 @@ def test_gradient_checkpointing_does_not_change_results(tmp_path, monkeypatch):
 
 
 def test_prodigy_finds_its_learning_rates_in_bfloat16(tmp_path):
-    """The optimizers of the shipped recipe, on a model that has learnt something: embedding and LoRA each find their
+    """The optimizers of the shipped recipe, on a trained model: embedding and LoRA each find their
     own.
     """
     [(_, options)] = load_recipe("sdxl-prodigy").stages_with(TrainOptions)

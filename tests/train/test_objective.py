@@ -137,10 +137,12 @@ def test_bounds_and_sampling_of_timesteps():
         return draw_steps(20_000, 1000, draw, options_of(TimestepOptions, **options))
 
     for sampling in ("uniform", "logit-normal", "mode"):
-        some = drawn(low=200, high=700, sampling=sampling)
-        assert 200 <= int(some.min()) < 215
-        assert 685 < int(some.max()) < 700
-    middle = [float(((some > 250) & (some < 750)).float().mean()) for some in (drawn(), drawn(sampling="logit-normal"))]
+        times = drawn(low=200, high=700, sampling=sampling)
+        assert 200 <= int(times.min()) < 215
+        assert 685 < int(times.max()) < 700
+    middle = [
+        float(((times > 250) & (times < 750)).float().mean()) for times in (drawn(), drawn(sampling="logit-normal"))
+    ]
     assert middle[0] == pytest.approx(0.5, abs=0.02)
     assert middle[1] == pytest.approx(0.728, abs=0.02)  # of a normal distribution, within ±ln 3
     assert float(drawn(sampling="logit-normal", mean=1.0).float().median()) == pytest.approx(731, abs=10)
@@ -159,11 +161,11 @@ def test_timestep_densities_match_diffusers(kind):
 
 def test_noise_offset_is_per_channel():
     latents = parts()[0]
-    plain, moved = (diffusion(noise={"offset": offset}).sample(latents, 7, 3) for offset in (0.0, 0.1))
+    plain, shifted = (diffusion(noise={"offset": offset}).sample(latents, 7, 3) for offset in (0.0, 0.1))
     drawn = torch.randn(3, 4, 1, 1, generator=generator(7, "noise offset", 3))
-    torch.testing.assert_close(moved.target, plain.target + 0.1 * drawn)
-    assert torch.equal(moved.timesteps, plain.timesteps)
-    torch.testing.assert_close(moved.noisy, diffusion().noisy(latents, moved.target, moved.timesteps))
+    torch.testing.assert_close(shifted.target, plain.target + 0.1 * drawn)
+    assert torch.equal(shifted.timesteps, plain.timesteps)
+    torch.testing.assert_close(shifted.noisy, diffusion().noisy(latents, shifted.target, shifted.timesteps))
     adaptive = diffusion(noise={"offset": 0.1, "offset_adaptive": -0.5}).sample(latents, 7, 3)
     strength = (0.1 - 0.5 * latents.mean(dim=(2, 3), keepdim=True).abs()).clamp(min=0)
     assert 0 < int((strength == 0).sum()) < 12

@@ -91,7 +91,7 @@ def test_a_resumed_run_has_the_scale_of_the_checkpoint(tmp_path, monkeypatch):
         folder = run_project(recipe, tmp_path / name).folder
         assert scales == [FIRST] + [FIRST / 2] * 3
         rows.append([json.loads(row) for row in (folder / "metrics.jsonl").read_text("utf-8").splitlines()])
-        assert "1 steps overflowed float16" in (folder / "manifest.json").read_text("utf-8")
+        assert "1 step overflowed float16" in (folder / "manifest.json").read_text("utf-8")
     for row in (*rows[0], *rows[1]):
         del row["seconds"]
     assert rows[0] == rows[1]

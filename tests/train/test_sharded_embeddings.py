@@ -1,4 +1,4 @@
-"""Embeddings shared out over processes: what one process would learn, each process with the state of its own embeddings
+"""Embeddings shared out over processes: trained as in one process, each process with the state of its own embeddings
 alone.
 """
 

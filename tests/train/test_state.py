@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a trained thing is enough to go on as if nothing had happened."""
+"""What a checkpoint holds of a trained thing is enough to continue as if nothing had happened."""
 
 import json
 

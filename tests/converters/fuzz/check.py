@@ -113,7 +113,7 @@ class Checker:
                 raise Violation(f"left behind by a command that failed: {left}")
             return False
         if {item.path for item in written} != left or len(written) != len(left):
-            raise Violation(f"{len(written)} files were said to be written: {written}; there are {left}")
+            raise Violation(f"{len(written)} files were reported as written: {written}; there are {left}")
         for file in left:
             if file.suffix == ".pt":  # --dialect a1111
                 for embedding in identify(file).contents.embeddings:

@@ -19,7 +19,7 @@ def parse(data):
     return json.loads(data[8 : 8 + size]), data[8 + size :]
 
 
-def joined(header, body, rng):
+def with_header(header, body, rng):
     text = header if isinstance(header, bytes) else json.dumps(header, ensure_ascii=rng.random() < 0.8).encode(
         "utf-8", "surrogatepass")  # fmt: skip
     return len(text).to_bytes(8, "little") + text + body
@@ -37,13 +37,13 @@ def file_data(rng, header, body=None):
             at = entry["data_offsets"][1]
         fixed[name] = entry
     if at > 1 << 20:
-        return joined(fixed, b"", rng)
+        return with_header(fixed, b"", rng)
     kinds = (
         lambda: bytes(at),
         lambda: (rng.randbytes(64) * (at // 64 + 1))[:at],
         lambda: b"\x3d\xcc\xcc\xcd" * (at // 4 + 1),
     )
-    return joined(fixed, body if body is not None and len(body) == at else rng.choice(kinds)()[:at], rng)
+    return with_header(fixed, body if body is not None and len(body) == at else rng.choice(kinds)()[:at], rng)
 
 
 def _tensors(header):
@@ -51,7 +51,7 @@ def _tensors(header):
 
 
 def length_lie(rng, header, body):
-    data = bytearray(joined(header, body, rng))
+    data = bytearray(with_header(header, body, rng))
     data[:8] = (rng.choice((*embeddings.NUMBERS, len(data), len(data) - 8)) % 2**64).to_bytes(8, "little")
     return bytes(data)
 
@@ -65,14 +65,14 @@ def entry_lie(rng, header, body):
         entry.pop(key, None)
     else:
         entry[key] = value
-    return joined(header, body, rng)
+    return with_header(header, body, rng)
 
 
 def offset_lie(rng, header, body):
     for _ in range(rng.choice((1, 1, 2))):
         offsets = header[rng.choice(_tensors(header))]["data_offsets"]
         offsets[rng.randrange(2)] += rng.choice((-4, -1, 1, 4, 768, 2**63, -(2**63)))
-    return joined(header, body, rng)
+    return with_header(header, body, rng)
 
 
 def reshape(rng, header, body):
@@ -92,7 +92,7 @@ def rename(rng, header, body):
     try:
         return file_data(rng, header, body)
     except TypeError:  # a tensor called __metadata__
-        return joined(header, body, rng)
+        return with_header(header, body, rng)
 
 
 def more(rng, header, body):
@@ -112,20 +112,20 @@ def metadata(rng, header, body):
             rng.choice((*embeddings.METADATA_VALUES, *embeddings.HOSTILE)) if rng.random() < 0.9 else rng.choice(NASTY)
         )
     header["__metadata__"] = metadata_ if rng.random() < 0.95 else rng.choice(NASTY)
-    return joined(header, body, rng)
+    return with_header(header, body, rng)
 
 
 def twice(rng, header, body):
     text = json.dumps(header)
     name = rng.choice(list(header))
     again = json.dumps({name: header[rng.choice(list(header))]})
-    return joined((again[:-1] + "," + text[1:]).encode(), body, rng)
+    return with_header((again[:-1] + "," + text[1:]).encode(), body, rng)
 
 
 def deep(rng, header, body):
     kind, count = rng.choice(("[", '{"a":', '{"__metadata__":')), rng.choice((10, 500, 5_000, 50_000))
     text = json.dumps(header)[:-1] + ',"x":' + kind * count
-    return joined(text.encode(), body, rng)
+    return with_header(text.encode(), body, rng)
 
 
 DAMAGE = (
@@ -139,7 +139,7 @@ def text_damage(rng, header, body):
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.randrange(len(text))
         text[at : at + rng.choice((0, 1))] = rng.choice(DAMAGE)
-    return joined(bytes(text), body, rng)
+    return with_header(bytes(text), body, rng)
 
 
 ALL = (length_lie, entry_lie, entry_lie, offset_lie, reshape, reshape, reshape, rename, rename, rename, more, metadata,

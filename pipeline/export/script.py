@@ -1,0 +1,219 @@
+"""load.py next to the exported files: a script that loads them with diffusers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...converters.families import Family
+from ...converters.write import Written
+from ..models.family import MICRO
+from ..recipe.model import ModelSpec
+from .guide import Files
+from .packs import Pack
+from .standalone import standalone_keys
+
+SHIPPED = 'str(files("pivotune.recipes.micro") / "model")'
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model of a run (a hub id, a folder, a single file, or `micro`), and the folder of the script.
+
+    Local paths are relative to the script: it contains no private paths and works after model and run are moved.
+    """
+
+    spec: ModelSpec
+    folder: Path
+
+
+def diffusers_lines(family: Family, files: Files, base: Base) -> str:
+    """A script that loads the exported model (else the `base`), the embeddings and the LoRA with diffusers."""
+    shipped = files.model_folder is None and base.spec.base == MICRO
+    lines = [
+        *(["from importlib.resources import files"] if shipped else []),
+        *(["import re"] if files.by_hand else []),
+        "from pathlib import Path",
+        "",
+        "import torch",
+        f"from diffusers import {family.pipeline}",
+        *([PEFT] if files.lora_parts else []),
+        *(["from safetensors.torch import load_file"] if files.packs or files.by_hand or files.lora_parts else []),
+        *(["from tokenizers import AddedToken"] if files.by_hand else []),
+        "",
+        "here = Path(__file__).resolve().parent",
+        f"pipe = {_loaded(family.pipeline, files, base)}",
+    ]
+    for written in files.embeddings.values():
+        lines += _load_lines(family, written)
+    for pack in files.packs:
+        lines += _load_pack(family, pack)
+    if files.by_hand:
+        lines += [*BY_HAND.splitlines(), "", *_add_lines(family, files.by_hand)]
+    if files.lora is not None:
+        lora = Path(files.lora)
+        lines += [f"pipe.load_lora_weights(here / {str(lora.parent)!r}, weight_name={lora.name!r})"]
+    if files.lora_parts is not None:
+        lines += [*ADD_LORA, f"add_lora(load_file(here / {files.lora_parts!r}))"]
+    triggers = (written[0].trigger for written in files.embeddings.values())
+    packed = (embedding.lower() for pack in files.packs[:1] for embedding in pack.embeddings[:1])
+    embeddings = [*triggers, *packed, *files.by_hand]
+    prompt = f"a photo of {embeddings[0]}" if embeddings else "a photo"
+    if files.clip_skip > 1:
+        lines += [
+            "",
+            f"# Clip skip {files.clip_skip}: remove the last layers of the text encoder",
+            "parts = pipe.text_encoder.named_modules()",
+            'layers = next(part for name, part in parts if name.endswith("encoder.layers"))',
+            f"del layers[-{files.clip_skip - 1} :]",
+        ]
+    lines += ["", f"image = {_call(family, prompt)}", 'image.save(here / "try.png")']
+    return "\n".join(lines) + "\n"
+
+
+def _call(family: Family, prompt: str) -> str:
+    """The call that draws one image, with the arguments of the family."""
+    options = "".join(f", {name}={value!r}" for name, value in family.draw_options.items())
+    first = "frames[0][0]" if "num_frames" in family.draw_options else "images[0]"
+    return f"pipe(prompt={prompt!r}{options}).{first}"
+
+
+def _loaded(kind: str, files: Files, base: Base) -> str:
+    """The call that loads the model."""
+    lacking = "".join(f", {name}=None" for name in files.lacking)
+    if files.model_folder is not None:
+        return f"{kind}.from_pretrained(here / {files.model_folder!r}{lacking}, dtype=torch.{base.spec.dtype})"
+    spec, single = base.spec, Path(base.spec.base).is_file()
+    asked = {"config": spec.config} if single else {"revision": spec.revision, "variant": spec.variant}
+    options = "".join(f", {name}={_named(base, value)}" for name, value in asked.items() if value)
+    loader = "from_single_file" if single else "from_pretrained"
+    name = SHIPPED if spec.base == MICRO else _named(base, spec.base)
+    return f"{kind}.{loader}({name}{options}{lacking}, dtype=torch.{spec.dtype})"
+
+
+def _named(base: Base, name: str) -> str:
+    """A hub id unchanged; a local path relative to the script."""
+    if not Path(name).exists():
+        return repr(name)
+    try:
+        return f"str(here / {Path(os.path.relpath(Path(name).resolve(), base.folder.resolve())).as_posix()!r})"
+    except ValueError:  # another drive
+        return repr(name)
+
+
+def _load_lines(family: Family, written: Sequence[Written]) -> list[str]:
+    lines = []
+    for encoder, one in zip(family.encoders, written, strict=True):
+        where = "" if len(written) == 1 else f", text_encoder=pipe.{encoder.module}, tokenizer=pipe.{encoder.tokenizer}"
+        lines.append(f"pipe.load_textual_inversion(here / {one.path.name!r}, token={one.trigger!r}{where})")
+    return lines
+
+
+def _load_pack(family: Family, pack: Pack) -> list[str]:
+    """All embeddings of each file in one call, so that the token table grows once."""
+    encoders = {encoder.key: encoder for encoder in family.encoders}
+    lines = []
+    for key, one in zip(pack.keys, pack.files, strict=True):
+        own = encoders[key]
+        lines += [
+            f"embeddings = load_file(here / {one.path.name!r})",
+            "# A token of several vectors is expanded in prompts only without upper-case letters",
+            "tokens = [name.lower() if len(vectors) > 1 else name for name, vectors in embeddings.items()]",
+            "pipe.load_textual_inversion(",
+            "    [{token: vectors} for token, vectors in zip(tokens, embeddings.values(), strict=True)],",
+            f"    text_encoder=pipe.{own.module}, tokenizer=pipe.{own.tokenizer},",
+            ")",
+        ]
+    return lines
+
+
+# For parts of pipelines without a loader for LoRAs.
+PEFT = "from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict"
+ADD_LORA = """
+
+def add_lora(weights):
+    \"\"\"Add a LoRA to the parts of the pipeline for which load_lora_weights has no loader.\"\"\"
+    for part in {name.partition(".")[0] for name in weights}:
+        model = getattr(pipe, part)
+        start = f"{part}." if hasattr(model, "text_model") else f"{part}.text_model."
+        own = {name.removeprefix(start).removeprefix(f"{part}."): one for name, one in weights.items()
+               if name.startswith(f"{part}.")}
+        ranks = {name.removesuffix(".lora_A.weight"): len(one) for name, one in own.items() if "lora_A" in name}
+        config = LoraConfig(r=1, lora_alpha=1, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks,
+                            use_dora=any("lora_magnitude_vector" in name for name in own))
+        inject_adapter_in_model(config, model, "lora")
+        set_peft_model_state_dict(model, own, "lora")
+
+
+""".splitlines()
+
+# What the script does for pipelines without a loader for embeddings, as training does: tokens after the vocabulary, and
+# a tokenizer that puts them in place of the placeholder.
+BY_HAND = '''
+
+class WithEmbeddings:
+    """A tokenizer that replaces placeholders by the tokens of their vectors."""
+
+    def __init__(self, tokenizer, texts):
+        names = sorted(texts, key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, names)), re.IGNORECASE)
+        self.__dict__.update(tokenizer=tokenizer, texts=texts, pattern=pattern)
+
+    def replaced(self, text):
+        return self.pattern.sub(lambda found: self.texts[found[0].lower()], text)
+
+    def __call__(self, text, **options):
+        texts = self.replaced(text) if isinstance(text, str) else [self.replaced(one) for one in text]
+        return self.tokenizer(texts, **options)
+
+    def apply_chat_template(self, messages, tokenize=True, **options):
+        if not tokenize:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        own = ("padding", "truncation", "max_length", "return_tensors")
+        given = {name: options.pop(name) for name in own if name in options}
+        as_dict = options.pop("return_dict", True)
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        encoding = self(text, add_special_tokens=False, **given)
+        return encoding if as_dict else encoding["input_ids"]
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.tokenizer, name, value)
+
+
+def add_embeddings(encoder, tokenizer, embeddings):
+    """Add the vectors of each placeholder to a text encoder; returns the tokenizer that knows them."""
+    texts, first = {}, len(tokenizer)
+    for number, (placeholder, vectors) in enumerate(embeddings.items()):
+        names = [f"<|embedding-{number}-{row}|>" for row in range(len(vectors))]
+        tokenizer.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+        texts[placeholder.lower()] = "".join(names)
+    if len(tokenizer) > encoder.get_input_embeddings().weight.shape[0]:
+        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    table = encoder.get_input_embeddings().weight.data
+    table[first : len(tokenizer)] = torch.cat(list(embeddings.values())).to(table)
+    return WithEmbeddings(tokenizer, texts)
+
+'''
+
+
+def _add_lines(family: Family, paths: Mapping[str, str]) -> list[str]:
+    """Lines that add all embeddings to each text encoder that they have vectors for."""
+    lines = ["files = {"]
+    lines += [f"    {name!r}: load_file(here / {path!r})," for name, path in paths.items()]
+    lines += ["}", "encoders = {"]
+    for encoder in family.encoders:
+        keys = ", ".join(repr(key) for key in standalone_keys(family, encoder.key))
+        lines.append(f"    ({encoder.module!r}, {encoder.tokenizer!r}): ({keys},),")
+    return [
+        *lines,
+        "}",
+        "for (encoder, tokenizer), keys in encoders.items():",
+        "    vectors = {name: one[key] for name, one in files.items() for key in keys if key in one}",
+        "    if vectors:",
+        "        setattr(pipe, tokenizer, add_embeddings(getattr(pipe, encoder), getattr(pipe, tokenizer), vectors))",
+    ]
