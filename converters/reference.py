@@ -108,7 +108,7 @@ def _families() -> Iterator[Sequence[str]]:
 
 
 def _runs(program: Program, family: Family) -> str:
-    if program.runs is not None and family.name not in program.runs:
+    if family.name in program.lora_refuses or (program.runs is not None and family.name not in program.runs):
         return "no"
     return "yes" if program.lora_names_of(family.name) else "not known"
 

@@ -49,9 +49,9 @@ class Program:
 
     `runs` are the families whose models it runs (None: not known for the others). `dora`: it reads DoRA's magnitudes,
     under the names `dora_keys`. `lora_layouts` maps families (`*`: all) to the layout it needs instead of kohya's with
-    diffusers' names: `peft`, or `sgm` for Stability's names of blocks. `lora_names` has, for families, the names of
-    modules it applies (or the program whose loader it uses; one that ends in ` lora_A` or ` lora_down` is for matrices
-    that are called so), `lora_kinds` the kinds of `lora_modules`; modules of
+    diffusers' names: `peft`, `comfyui`, or `sgm` for Stability's names of blocks. `lora_names` has, for families, the
+    names of modules it applies (or the program whose loader it uses; one that ends in ` lora_A` or ` lora_down` is for
+    matrices that are called so), `lora_refuses` why it applies none, `lora_kinds` the kinds of `lora_modules`; those of
     `other_kinds` are `skipped`, or the whole LoRA is `refused`. `several` is the dialect of a file with many embeddings
     all of which it can use. `characters` are those of file names, `embedding_characters` those of embeddings in LoRAs,
     which have no file (None: all). `images`: it reads embeddings in images. `lower_case`: tokens of several vectors
@@ -81,6 +81,7 @@ class Program:
     dora_keys: tuple[str, ...] = ("dora_scale",)
     lora_layouts: dict[str, str] = field(default_factory=dict)
     lora_names: dict[str, list[str] | str] = field(default_factory=dict)
+    lora_refuses: dict[str, str] = field(default_factory=dict)
     lora_kinds: tuple[str, ...] = ()
     other_kinds: str = "skipped"
     images: bool = False
@@ -104,6 +105,10 @@ class Program:
         """Regular expressions of the modules that the program looks for in a LoRA of a family; none: not known."""
         names = next((names for families, names in self.lora_names.items() if family in families.split()), [])
         return programs()[names].lora_names_of(family) if isinstance(names, str) else names
+
+    def takes_lora(self, family: Family) -> bool:
+        """Whether it can be a target for a LoRA of a family whose embeddings it has no layout for."""
+        return family.name in self.lora_layouts or "*" in self.lora_layouts
 
     def prompted(self, stem: str, embedding: str) -> str:
         """What the user types for the embedding of a file with this stem."""

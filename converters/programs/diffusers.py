@@ -77,6 +77,9 @@ def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], un
         strange = [name for name in flat if "lora" not in name]
         if not kohya and strange:
             return f"it refuses the whole LoRA because {strange[0][:60]!r} does not contain 'lora'"
+    t5 = [module.name for module in modules if module.name.startswith("text_encoder.")]
+    if t5 and family.pipeline == "ChromaPipeline":
+        return f"it takes T5 for CLIP and fails at {t5[0][:60]!r}"
     if missing := _missing_of_blocks(file):
         return f"it converts kohya's layout of this model only with all modules of each block; {missing!r} is missing"
     strange = [module.name for module in modules if re.match(_NO_ATTENTION, module.name)]

@@ -12,6 +12,7 @@ from ..families import Family
 from ..lora_modules import LoraModule, kinds_of
 from ..stored import Stored
 from . import Program, refuses_lora
+from .comfyui_layers import comfyui_layer
 
 SHOWN = 3  # names or kinds in a note
 SPELLINGS = (" lora_A", " lora_down")  # what a name of a program may end in
@@ -28,7 +29,9 @@ class Applied(NamedTuple):
 
 def applied(program: Program, file: Stored, family: Family) -> Applied | None:
     """What `program` applies of a LoRA for a model of `family`; None if there are no rules for that family."""
-    named = _named(program.name, family.name, tuple(program.lora_names_of(family.name)))
+    if why := program.lora_refuses.get(family.name):
+        return Applied(len(file.modules), 0, (), why)
+    named = looks_for(program, family)
     if named is None:
         return None
     modules = file.modules
@@ -45,6 +48,36 @@ def applied(program: Program, file: Stored, family: Family) -> Applied | None:
     refusal = refuses_lora(program.name, file, family, modules, [name for name in file.tensors if name not in used])
     notes = tuple(_notes(program, modules, known, others, able))
     return Applied(len(modules), 0 if refusal else len(able), () if refusal else notes, refusal)
+
+
+# A layer of each kind of text encoder, by the start of its key in families.
+_LAYERS = {"clip": "text_model.encoder.layers.0.mlp.fc1", "t5": "encoder.block.0.layer.0.SelfAttention.q",
+           "umt5": "encoder.block.0.layer.0.SelfAttention.q"}  # fmt: skip
+_LLM = "model.layers.0.self_attn.q_proj"
+
+
+def applies_encoder(program: Program, family: Family, key: str) -> bool | None:
+    """Whether `program` applies the LoRA of a text encoder as we export it; None if that is not known."""
+    if family.name in program.lora_refuses:
+        return False
+    named = looks_for(program, family)
+    if named is None:
+        return None
+    attribute = next(encoder.module for encoder in family.encoders if encoder.key == key)
+    layer = next((layer for start, layer in _LAYERS.items() if key.startswith(start)), _LLM)
+    layout = program.lora_layouts.get(family.name, program.lora_layouts.get("*"))
+    if layout == "comfyui":
+        name = comfyui_layer(family, attribute, layer).name
+    elif layout == "peft":
+        name = f"{attribute}.{layer}"
+    else:
+        name = f"{family.lora_prefixes[attribute]}_{layer.replace('.', '_')}"
+    return named(LoraModule(name, "LoRA", False, (f"{name}.{'lora_A' if layout else 'lora_down'}.weight",)))
+
+
+def looks_for(program: Program, family: Family) -> Callable[[LoraModule], bool] | None:
+    """Whether a module's name is among those that a program looks for in LoRAs of a family; None: not known."""
+    return _named(program.name, family.name, tuple(program.lora_names_of(family.name)))
 
 
 @cache

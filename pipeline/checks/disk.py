@@ -173,7 +173,8 @@ def _exported(options: ExportOptions, recipe: Recipe, needs: Needs) -> int:
     targets = [programs()[name] for name in options.targets]
     embeddings = needs.embeddings * value * (1 + len(targets)) + FILE * len(recipe.embeddings) * (1 + len(targets))
     bundled = sum(options.bundle and one.embeddings_in_loras.startswith("yes") for one in targets)
-    lora = needs.lora * value * (1 + bundled)
+    renamed = sum("*" in one.lora_layouts or recipe.model.family in one.lora_layouts for one in targets)
+    lora = needs.lora * value * (1 + bundled + renamed)
     model = needs.model_values * BYTES[options.model_dtype] * len(options.model) if needs.finetuned else 0
     return embeddings + lora + model
 

@@ -8,6 +8,7 @@ from ...converters.errors import ConvertError
 from ...converters.families import Family
 from ...converters.names import safe_stem
 from ...converters.programs import Program, programs
+from ...converters.programs.loras import applies_encoder
 from ..embeddings.placeholders import spelling
 from ..recipe.model import Recipe
 from ..recipe.options import ExportOptions, RescaleOptions, TrainOptions
@@ -24,10 +25,15 @@ def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             key_path: KeyPath = ("stage", index, "targets", number)
             by_hand = program.script is not None and options.files == "each"
             if family is not None and family.name not in program.layouts and not by_hand:
-                yield Finding(key_path, _family_message(program, family))
+                if not has_lora or program.script is not None or not program.takes_lora(family):
+                    yield Finding(key_path, _family_message(program, family))
+                    continue
+                yield from _lora_alone(key_path, recipe, program, family)
             elif options.files != "each" and not _loads_packs(program, options, has_lora):
                 yield Finding(key_path, _packs_message(program, options.files))
-        yield from _names(recipe, options, seen)
+            if family is not None:
+                yield from _encoder_loras(key_path, recipe, program, family)
+        yield from _names(recipe, options, seen, family)
         bundled = [name for name in options.targets if programs()[name].embeddings_in_loras.startswith("yes")]
         packed = [name for name in bundled if options.files != "each" and programs()[name].several]
         if (has_lora and options.bundle and bundled) or packed:
@@ -66,6 +72,26 @@ def output_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             yield Finding(key_path, text)
 
 
+def _lora_alone(key_path: KeyPath, recipe: Recipe, program: Program, family: Family) -> Iterator[Finding]:
+    """A program that gets the LoRA, but cannot use the embeddings."""
+    if recipe.embeddings:
+        text = f"{_no_embeddings(program, family)}; {program.name}/ will have the LoRA alone, for prompts without them"
+        yield Finding(key_path, text, "warning")
+
+
+def _encoder_loras(key_path: KeyPath, recipe: Recipe, program: Program, family: Family) -> Iterator[Finding]:
+    """LoRAs of text encoders that a program does not apply. A script adds what its program's loader leaves out."""
+    if program.script is not None:
+        return
+    tables = [table for _, options in recipe.stages_with(TrainOptions) for table in options.lora]
+    parts = [part for table in tables for part in table.parts if part in family.widths]
+    lost = [part for part in dict.fromkeys(parts) if not applies_encoder(program, family, part)]
+    if lost:
+        how = "does not apply" if applies_encoder(program, family, lost[0]) is False else "is not known to apply"
+        text = f"{program.title} {how} a LoRA of the text encoder {' and '.join(lost)} of {family.title}"
+        yield Finding(key_path, f"{text}; train the denoiser alone for it", "warning")
+
+
 def _loads_packs(program: Program, options: ExportOptions, has_lora: bool) -> bool:
     """Whether a program uses many embeddings from one file: a pack, or a LoRA with bundled embeddings."""
     return program.several is not None or (
@@ -82,21 +108,27 @@ def _packs_message(program: Program, files: str) -> str:
     )
 
 
-def _family_message(program: Program, family: Family) -> str:
+def _no_embeddings(program: Program, family: Family) -> str:
     known = program.no_embeddings(family)
     unread = f"how {program.title} reads embeddings for {family.title} is not known"
-    cause = program.refuses.get(
+    return program.refuses.get(
         family.name, f"{program.title} does not support embeddings for {family.title}" if known else unread
     )
+
+
+def _family_message(program: Program, family: Family) -> str:
     others = [name for name, other in programs().items() if family.name in other.layouts]
     hint = ", ".join(others) or "none; targets = [] writes plain files, one per embedding"
-    return f"{cause}; supported by: {hint}"
+    return f"{_no_embeddings(program, family)}; supported by: {hint}"
 
 
-def _names(recipe: Recipe, options: ExportOptions, seen: set[tuple[int, str]]) -> Iterator[Finding]:
+def _names(
+    recipe: Recipe, options: ExportOptions, seen: set[tuple[int, str]], family: Family | None
+) -> Iterator[Finding]:
+    able = [name for name in options.targets if family is None or family.name in programs()[name].layouts]
     for index, embedding in enumerate(recipe.embeddings):
         key_path: KeyPath = ("embedding", index, "placeholder")
-        alone = options.targets if options.files == "each" else ()  # in a pack the name is the placeholder
+        alone = able if options.files == "each" else ()  # in a pack the name is the placeholder
         try:
             plain, stems = safe_stem(embedding.placeholder), list(_stems(embedding.placeholder, alone))
         except ConvertError as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...converters.atomic import Batch, batch
 from ...converters.embedding import Contents, Embedding
+from ...converters.programs import programs
 from ...converters.write import Written, add_embeddings, stems_for
 from ..recipe.options import ExportOptions, TrainOptions
 from ..run_folder import bounded_json, shape_error
@@ -122,7 +123,10 @@ class Finished:
 
     def _targets(self) -> Sequence[str]:
         """The programs that get a file for each embedding."""
-        return self.options.targets if self.options is not None and self.options.files == "each" else ()
+        if self.options is None or self.options.files != "each":
+            return ()
+        family = self.context.model.family.name
+        return [target for target in self.options.targets if family in programs()[target].layouts]
 
     def _is_there(self, embedding: str, digest: str) -> bool:
         """Whether the embedding's files exist with these values."""

@@ -17,8 +17,9 @@ class Files:
 
     `lora`, `model_folder` and `model_file` are paths relative to the program's folder of the export, as are those of
     `alone`: standalone files of the `bundled` embeddings by name, with what to type; and of `by_hand`: standalone files
-    by name that only the script can load, as the LoRA if `merged`. `lacking` are parts of the pipeline that this model
-    does not have. `fits` says which model they are for, `lost` what the program ignores of the LoRA.
+    by name that only the script can load. `lacking` are parts of the pipeline that this model does not have. `fits`
+    says which model they are for, `lost` what the program ignores of the LoRA. `lora_parts` is a file with what the
+    loader of diffusers leaves out and the script adds; `no_embeddings` says why there are no embeddings.
     """
 
     embeddings: dict[str, tuple[Written, ...]]
@@ -31,10 +32,11 @@ class Files:
     clip_skip: int = 1
     alone: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
-    merged: bool = False
     by_hand: Mapping[str, str] = field(default_factory=dict)
     lost: Sequence[str] = ()
     fits: str = ""
+    lora_parts: str | None = None
+    no_embeddings: str = ""
 
 
 def guide_text(program: Program, files: Files) -> str:
@@ -74,7 +76,7 @@ def _model(program: Program, files: Files) -> list[str]:
 
 
 def _embeddings(program: Program, files: Files) -> list[str]:
-    lines = []
+    lines = ["The embeddings:", files.no_embeddings] if files.no_embeddings else []
     for name, written in files.embeddings.items():
         lines.append(_embedding(program, name, " and ".join(one.path.name for one in written), written[0].trigger))
         lines += [f"  note: {loss}" for one in written[:1] for loss in one.losses]
@@ -103,11 +105,15 @@ def _packs(program: Program, files: Files) -> list[str]:
 
 
 def _lora(program: Program, files: Files) -> list[str]:
-    if files.lora is None:
+    if files.lora is None and files.lora_parts is None:
         return []
-    if not files.bundled:
-        how = program.how["lora"].format(files=files.lora, type=f"<lora:{Path(files.lora).stem}:1>")
-        return ["The LoRA:", how, *(f"  note: {loss}" for loss in files.lost)]
+    if files.lora is None or not files.bundled:
+        lines = ["The LoRA:"]
+        if files.lora is not None:
+            lines.append(program.how["lora"].format(files=files.lora, type=f"<lora:{Path(files.lora).stem}:1>"))
+        if files.lora_parts is not None:
+            lines.append(f"{files.script} adds {files.lora_parts}, for which the pipeline has no loader.")
+        return [*lines, *(f"  note: {loss}" for loss in files.lost)]
     how = program.how["lora"].format(files=files.lora, type=bundle_trigger(files.lora, files.bundled))
     lines = [
         "The LoRA with bundled embeddings:",

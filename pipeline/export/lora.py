@@ -12,6 +12,7 @@ from ...converters.embedding import Contents, Embedding
 from ...converters.errors import ConvertError
 from ...converters.lora import lora_metadata, write_lora
 from ...converters.programs import Program, reads_lora
+from ...converters.programs.loras import applied
 from ...converters.slots import slots
 from ...converters.stored import Stored
 from ...converters.tensor import RawTensor, same
@@ -66,6 +67,15 @@ def write_bundle(
     lost = [embedding.name for embedding in own if embedding.name not in seen]
     if lost:
         raise ConvertError(f"{path}: {program.title} would not find {', '.join(map(repr, lost))} in it")
+
+
+def left_out(context: ExportContext, path: Path, program: Program) -> list[str]:
+    """What a program leaves out of a LoRA file, or that this is not known."""
+    family = context.model.family
+    layers = applied(program, Stored(path, *safetensors_file.read(path)), family)
+    if layers is None:
+        return [f"it is not known which LoRAs for {family.title} {program.title} applies"]
+    return [f"{program.title}: {note}" for note in (layers.refusal, *layers.notes) if note]
 
 
 def check_reading(context: ExportContext, path: Path, program: Program) -> set[str]:

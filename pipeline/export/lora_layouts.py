@@ -1,21 +1,27 @@
 """A LoRA's tensors with the names that each program reads.
 
 A run keeps its LoRA in kohya's layout with diffusers' module names (`lora_unet_down_blocks_…`,
-`lora_te1_text_model_…`), which A1111, Forge, SD.Next, ComfyUI, InvokeAI and OneTrainer read. Three cases differ.
+`lora_te1_text_model_…`), which A1111, Forge, SD.Next, ComfyUI, InvokeAI and OneTrainer read. Four cases differ.
 Kohya's scripts know SDXL's blocks by Stability's names only. diffusers reads kohya's layout, but drops `dora_scale`,
 and the attention of text encoders when their `out_proj` has no LoRA: it gets PEFT's layout. So does A1111 for SD3,
-whose loader wants two dots in every name.
+whose loader wants two dots in every name. ComfyUI knows most transformers, and language models as text encoders, by
+names of its own.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
 
 from ...converters.families import Family
+from ...converters.lora_modules import modules_of
 from ...converters.programs import Program
+from ...converters.programs.comfyui_layers import ComfyLayer, comfyui_layer
+from ...converters.programs.loras import looks_for
 from ...converters.tensor import RawTensor
 from ..errors import StageError
 from ..tensors import from_raw, to_raw
@@ -74,30 +80,99 @@ def sgm(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]:
     return renamed
 
 
-def peft(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]:
-    """PEFT's layout, `unet.<module>.lora_A.weight`; alpha / rank is multiplied into `lora_B`, as it has no alpha."""
+class Layer(NamedTuple):
+    """The LoRA of one module of a part of the pipeline: alpha / rank is in `up`; `scale` are a DoRA's magnitudes."""
+
+    attribute: str
+    module: str
+    down: RawTensor
+    up: RawTensor
+    scale: RawTensor | None
+
+
+def _layers(tensors: Tensors, family: Family, pipe: Any) -> Iterator[Layer]:
+    """All layers of a LoRA in kohya's layout, with the names that they have in the pipeline."""
     parts: dict[str, dict[str, RawTensor]] = defaultdict(dict)
     for name, raw in tensors.items():
         module, _, kind = name.partition(".")
         parts[module][kind] = raw
-    made = {}
-    clip = clip_modules(family)
+    clip, known = clip_modules(family), dict[str, dict[str, str]]()
     for name, part in parts.items():
         attribute = next(
             key for key, prefix in sorted(family.lora_prefixes.items(), reverse=True) if name.startswith(f"{prefix}_")
         )
-        plain = name.removeprefix(family.lora_prefixes[attribute] + "_")
-        module = f"{attribute}.{_known(_modules(getattr(pipe, attribute), clip=attribute in clip), plain)}"
+        if attribute not in known:
+            known[attribute] = _modules(getattr(pipe, attribute), clip=attribute in clip)
+        module = _known(known[attribute], name.removeprefix(family.lora_prefixes[attribute] + "_"))
         down, up = part["lora_down.weight"], part["lora_up.weight"]
         scaled = from_raw(up).double() * (float(from_raw(part["alpha"])) / down.shape[0])
-        made[f"{module}.lora_A.weight"] = down
-        made[f"{module}.lora_B.weight"] = to_raw(scaled.to(from_raw(up).dtype))
-        if SCALE in part:
-            made[f"{module}.lora_magnitude_vector.weight"] = _row(part[SCALE])
+        yield Layer(attribute, module, down, to_raw(scaled.to(from_raw(up).dtype)), part.get(SCALE))
+
+
+def peft(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]:
+    """PEFT's layout, `unet.<module>.lora_A.weight`; alpha / rank is multiplied into `lora_B`, as it has no alpha."""
+    made = {}
+    for layer in _layers(tensors, family, pipe):
+        module = f"{layer.attribute}.{layer.module}"
+        made[f"{module}.lora_A.weight"] = layer.down
+        made[f"{module}.lora_B.weight"] = layer.up
+        if layer.scale is not None:
+            made[f"{module}.lora_magnitude_vector.weight"] = _row(layer.scale)
     return made
 
 
-LAYOUTS = {"sgm": sgm, "peft": peft}
+def comfyui(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]:
+    """ComfyUI's names (see `comfyui_layers`) with PEFT's endings; alpha / rank is multiplied into `lora_B`.
+
+    Layers that ComfyUI has as one become one LoRA, whose rank is the sum of theirs.
+    """
+    groups: dict[ComfyLayer, dict[str, Layer]] = defaultdict(dict)
+    for layer in _layers(tensors, family, pipe):
+        groups[comfyui_layer(family, layer.attribute, layer.module)][layer.module] = layer
+    made = {}
+    for (name, parts), layers in groups.items():
+        layer = (
+            layers[parts[0]] if len(parts) == 1 else _merge_layers(parts, layers, getattr(pipe, family.denoiser_module))
+        )
+        made[f"{name}.lora_A.weight"] = layer.down
+        made[f"{name}.lora_B.weight"] = layer.up
+        if layer.scale is not None:
+            made[f"{name}.{SCALE}"] = layer.scale
+    return made
+
+
+def _merge_layers(parts: Sequence[str], layers: Mapping[str, Layer], model: Any) -> Layer:
+    """One LoRA for layers whose outputs follow one another: A one below the other, B as blocks of a diagonal.
+
+    Rows of a part without a LoRA are zero; in a DoRA they have the norms of its weights, which changes nothing.
+    """
+    first = next(iter(layers.values()))
+    blocks, scales = [], []
+    for part in parts:
+        layer, module = layers.get(part), model.get_submodule(part)
+        blocks.append(from_raw(layer.up) if layer else torch.zeros(module.out_features, 0))
+        if first.scale is not None:
+            scale = from_raw(layer.scale) if layer and layer.scale else module.weight.detach().float().norm(dim=1)
+            scales.append(scale.reshape(-1, 1).to(from_raw(first.scale).dtype))
+    down = torch.cat([from_raw(layers[part].down) for part in parts if part in layers])
+    up = torch.block_diag(*blocks).to(down.dtype)
+    return Layer(first.attribute, "", to_raw(down), to_raw(up), to_raw(torch.cat(scales)) if scales else None)
+
+
+def split_loaded(
+    tensors: Tensors, program: Program, family: Family
+) -> tuple[dict[str, RawTensor], dict[str, RawTensor]]:
+    """Tensors of modules that the program's loader applies, and the others."""
+    named = looks_for(program, family)
+    if named is None or family.name in program.lora_refuses:
+        return {}, dict(tensors)
+    names = {key for module in modules_of(tensors) if named(module) for key in module.keys}
+    return {name: tensors[name] for name in tensors if name in names}, {
+        name: tensors[name] for name in tensors if name not in names
+    }
+
+
+LAYOUTS = {"sgm": sgm, "peft": peft, "comfyui": comfyui}
 
 
 def _row(raw: RawTensor) -> RawTensor:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from ...converters.embedding import Contents, Embedding
 from ...converters.programs import Program, programs
+from ...converters.tensor import RawTensor
 from ...converters.write import Written, layout_for, write_embeddings
 from ..errors import StageError
 from ..text import count_of, fits_only
 from .artefacts import note
 from .context import ExportContext
 from .guide import Files, bundle_trigger, guide_text
-from .lora import check_reading, write_bundle, write_plain
-from .lora_layouts import for_program, ignored_parts
+from .lora import check_reading, left_out, write_bundle, write_plain
+from .lora_layouts import for_program, ignored_parts, split_loaded
 from .packs import Pack, write_packs
 from .script import Base, diffusers_lines
 from .standalone import widths
@@ -53,27 +54,39 @@ def export_for(
         path = folder / f"{context.recipe.name}.safetensors"
         tensors = for_program(ready.rest, program, context.model.family, context.model.pipe)
         write_bundle(context, tensors or ready.rest, ready.embeddings, path, program, facts=ready.rest)
+        lost = left_out(context, path, program)
         names = tuple(embedding.name for embedding in ready.embeddings)
         note(context, path, "bundle", program, trigger=bundle_trigger(path.name, names))
-        declared, files = 1, Files({}, path.name, names, alone=_alone(context, program, folder, made))
+        declared, files = 1, Files({}, path.name, names, alone=_alone(context, program, folder, made), lost=lost)
     else:
         by_hand = _by_hand(context, program, folder, made)
         loaded = () if by_hand else ready.embeddings
         embeddings, packs, declared = _embeddings(context, loaded, program, folder, each=each, most=most)
         taken = {one.path.name.casefold() for several in embeddings.values() for one in several}
-        own, lora = _lora(context, ready, program, folder, made, taken)
-        declared, files = declared + own, Files(embeddings, lora, packs=packs, by_hand=by_hand)
-    ignored = ignored_parts(ready.rest, program)
+        loras = _lora(context, ready, program, folder, made, taken)
+        declared += loras.declared
+        files = Files(embeddings, loras.path, packs=packs, lora_parts=loras.parts, lost=loras.lost, by_hand=by_hand)
+    ignored = [*ignored_parts(ready.rest, program), *files.lost]
     context.warnings.extend(ignored)
     files = replace(
         files, script=program.script, lacking=_lacking(context),
-        merged=program.script is not None and not hasattr(context.model.pipe, "load_lora_weights"),
         model_folder=_from(folder, made.folder),
         model_file=_from(folder, made.file), clip_skip=context.recipe.model.clip_skip,
         fits=fits_only(context.recipe.model.base, context.model.family, widths(context)), lost=ignored,
+        no_embeddings=_no_embeddings(context, ready, program, folder, made),
     )  # fmt: skip
     _texts(context, files, program, folder)
     return declared
+
+
+def _no_embeddings(context: ExportContext, ready: Contents, program: Program, folder: Path, made: Made) -> str:
+    """Why a program that gets the LoRA has no files of embeddings; empty if it has, or there are none."""
+    family = context.model.family
+    if not ready.embeddings or program.script is not None or family.name in program.layouts:
+        return ""
+    why = program.no_embeddings(family) or f"how {program.title} reads embeddings for {family.title} is not known"
+    place = os.path.relpath(folder.parent / f"{context.recipe.name}_embeddings", folder)
+    return f"{why[0].upper()}{why[1:]}; those of this run are in {place}."
 
 
 def _lacking(context: ExportContext) -> tuple[str, ...]:
@@ -114,7 +127,7 @@ def _embeddings(
     most: int | None,
 ) -> tuple[dict[str, tuple[Written, ...]], tuple[Pack, ...], int]:
     """The files of a program's embeddings by name, or its packs, and how many files there must be."""
-    if not embeddings:
+    if not embeddings or context.model.family.name not in program.layouts:
         return {}, (), 0
     if not each:
         packs = write_packs(context, embeddings, folder, most, program)
@@ -138,33 +151,57 @@ def _embeddings(
     return by_name, (), declared
 
 
+@dataclass(frozen=True)
+class Loras:
+    """The LoRA's path for a program; `parts` is a second file with what its loader leaves out and the script adds.
+
+    `declared` counts the files that were written for it alone, `lost` is what the program does not apply.
+    """
+
+    path: str | None = None
+    parts: str | None = None
+    declared: int = 0
+    lost: Sequence[str] = ()
+
+
 def _lora(
     context: ExportContext, ready: Contents, program: Program, folder: Path, made: Made, taken: Collection[str]
-) -> tuple[int, str | None]:
-    """The LoRA's path for a program, and how many files were written: 1 where it needs other names of tensors, else 0.
+) -> Loras:
+    """The LoRA for a program, in files of its own where it needs other names of tensors.
 
-    Its file has no name of `taken`: those of the embeddings' files in lower case.
+    They have no name of `taken`: those of the embeddings' files in lower case.
     """
     if made.lora is None:
-        return 0, None
-    tensors = for_program(ready.rest, program, context.model.family, context.model.pipe)
+        return Loras()
+    family = context.model.family
+    tensors = for_program(ready.rest, program, family, context.model.pipe)
     if tensors is None:
         check_reading(context, made.lora, program)
-        return 0, _from(folder, made.lora)
-    path = folder / f"{context.recipe.name}_lora.safetensors"
-    while path.name.casefold() in taken:
-        path = path.with_stem(f"{path.stem}_")
-    write_plain(context, tensors, path, facts=ready.rest)
-    check_reading(context, path, program)
-    note(context, path, "lora", program)
-    return 1, path.name
+        return Loras(_from(folder, made.lora), lost=left_out(context, made.lora, program))
+    parts: dict[str, RawTensor] = {}
+    if program.script is not None:
+        tensors, parts = split_loaded(tensors, program, family)
+    paths = {}
+    for own, kind in ((tensors, "lora"), (parts, "lora_parts")):
+        path = folder / f"{context.recipe.name}_{kind}.safetensors"
+        while path.name.casefold() in taken:
+            path = path.with_stem(f"{path.stem}_")
+        if own:
+            write_plain(context, own, path, facts=ready.rest)
+            note(context, path, "lora", program)
+            paths[kind] = path
+    lost: list[str] = []
+    if "lora" in paths:
+        check_reading(context, paths["lora"], program)
+        lost = left_out(context, paths["lora"], program)
+    names = {kind: path.name for kind, path in paths.items()}
+    return Loras(names.get("lora"), names.get("lora_parts"), len(paths), lost)
 
 
 def _texts(context: ExportContext, files: Files, program: Program, folder: Path) -> None:
     """Write HOW-TO.txt, and the script where the program's users write code."""
-    if files.script is not None and (
-        files.embeddings or files.packs or files.by_hand or files.lora or files.model_folder
-    ):
+    embeddings = files.embeddings or files.packs or files.by_hand
+    if files.script is not None and (embeddings or files.lora or files.lora_parts or files.model_folder):
         base = Base(context.recipe.model, folder)
         _text(context, folder / files.script, diffusers_lines(context.model.family, files, base), program)
     _text(context, folder / "HOW-TO.txt", guide_text(program, files), program)

@@ -39,7 +39,8 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
         "",
         "import torch",
         f"from diffusers import {family.pipeline}",
-        *(["from safetensors.torch import load_file"] if files.packs or files.by_hand or files.merged else []),
+        *([PEFT] if files.lora_parts else []),
+        *(["from safetensors.torch import load_file"] if files.packs or files.by_hand or files.lora_parts else []),
         *(["from tokenizers import AddedToken"] if files.by_hand else []),
         "",
         "here = Path(__file__).resolve().parent",
@@ -53,11 +54,9 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
         lines += [*BY_HAND.splitlines(), "", *_add_lines(family, files.by_hand)]
     if files.lora is not None:
         lora = Path(files.lora)
-        lines += (
-            MERGE.format(path=lora.as_posix()).splitlines()
-            if files.merged
-            else [f"pipe.load_lora_weights(here / {str(lora.parent)!r}, weight_name={lora.name!r})"]
-        )
+        lines += [f"pipe.load_lora_weights(here / {str(lora.parent)!r}, weight_name={lora.name!r})"]
+    if files.lora_parts is not None:
+        lines += [*ADD_LORA, f"add_lora(load_file(here / {files.lora_parts!r}))"]
     triggers = (written[0].trigger for written in files.embeddings.values())
     packed = (embedding.lower() for pack in files.packs[:1] for embedding in pack.embeddings[:1])
     embeddings = [*triggers, *packed, *files.by_hand]
@@ -130,13 +129,25 @@ def _load_pack(family: Family, pack: Pack) -> list[str]:
     return lines
 
 
-# For pipelines without a loader for LoRAs: the LoRA is added to the weights.
-MERGE = """lora = load_file(here / {path!r})
-for name in (one.removesuffix(".lora_A.weight") for one in lora if one.endswith(".lora_A.weight")):
-    part, _, layer = name.partition(".")
-    weight = getattr(pipe, part).get_submodule(layer).weight.data
-    change = lora[f"{{name}}.lora_B.weight"].flatten(1) @ lora[f"{{name}}.lora_A.weight"].flatten(1)
-    weight += change.reshape(weight.shape).to(weight)"""
+# For parts of pipelines without a loader for LoRAs.
+PEFT = "from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict"
+ADD_LORA = """
+
+def add_lora(weights):
+    \"\"\"Add a LoRA to the parts of the pipeline for which load_lora_weights has no loader.\"\"\"
+    for part in {name.partition(".")[0] for name in weights}:
+        model = getattr(pipe, part)
+        start = f"{part}." if hasattr(model, "text_model") else f"{part}.text_model."
+        own = {name.removeprefix(start).removeprefix(f"{part}."): one for name, one in weights.items()
+               if name.startswith(f"{part}.")}
+        ranks = {name.removesuffix(".lora_A.weight"): len(one) for name, one in own.items() if "lora_A" in name}
+        config = LoraConfig(r=1, lora_alpha=1, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks,
+                            use_dora=any("lora_magnitude_vector" in name for name in own))
+        inject_adapter_in_model(config, model, "lora")
+        set_peft_model_state_dict(model, own, "lora")
+
+
+""".splitlines()
 
 # What the script does for pipelines without a loader for embeddings, as training does: tokens after the vocabulary, and
 # a tokenizer that puts them in place of the placeholder.

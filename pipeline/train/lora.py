@@ -81,10 +81,13 @@ def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> d
 def load_lora(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Add a trained LoRA to a part: tensors in PEFT's layout, `<layer>.lora_A.weight` and so on.
 
-    For parts that diffusers has no loader for. `remove_lora` removes it.
+    For parts that diffusers has no loader for. `remove_lora` removes it. Names of CLIP's layers may have the level
+    `text_model` that transformers 5 removed.
     """
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
+    if not hasattr(module, "text_model"):
+        tensors = {name.removeprefix("text_model."): one for name, one in tensors.items()}
     ranks = {name.removesuffix(".lora_A.weight"): one.shape[0] for name, one in tensors.items() if ".lora_A." in name}
     config = LoraConfig(
         r=1, lora_alpha=1, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks,
