@@ -21,7 +21,12 @@ from pivotune.pipeline.run.replay import replay
 from pivotune.pipeline.run.signals import Stopped
 from pivotune.pipeline.stages import STAGES
 
-FAMILIES = [name for name in BUILD if name not in ("sd1", "sd3-without-t5", "flux-schnell")]
+ALWAYS = ("sdxl", "chroma", "z-image", "qwen-image", "hidream")  # of each kind of text and of latents one
+FAMILIES = [
+    name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow)
+    for name in BUILD
+    if name not in ("sd1", "sd3-without-t5", "flux-schnell")
+]
 TRAIN = """
 ema = 0.9
 gradient_checkpointing = true
