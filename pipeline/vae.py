@@ -15,8 +15,9 @@ _VIDEO = ("temporal_compression_ratio", "temperal_downsample")  # only VAEs for 
 
 def vae_scale(config: Mapping[str, Any]) -> int:
     """Pixels per latent, in each direction, by the VAE's config."""
-    levels = next(config[key] for key in _LEVELS if config.get(key))
-    return int(2 ** (len(levels) - 1))
+    key = next(key for key in _LEVELS if config.get(key))
+    patch = int(config.get("patch_size") or 1) if key == "dim_mult" else 1  # of Wan 2.2 5B's
+    return int(2 ** (len(config[key]) - 1)) * patch
 
 
 def latent_channels(config: Mapping[str, Any]) -> int:

@@ -130,6 +130,7 @@ class SlotTable(nn.Module):
         self.first_slot = first_slot
         self.active: Tensor | None = None
         self.outputs: Tensor | None = None  # (active rows,), whether a row replaces the output; None: no row does
+        self.only_outputs = False
         self.slots: Tensor | None = None  # of the last ids, for `replace_outputs`
 
     @property
@@ -142,6 +143,7 @@ class SlotTable(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(batch, length) ids to (batch, length, width) vectors in the dtype of the base table."""
         if self.active is None or not len(self.active):  # else an accelerator would read a row that does not exist
+            self.slots = None
             found: Tensor = self.base(ids)
             return found
         self.slots = slots = ids - self.first_slot
@@ -149,7 +151,7 @@ class SlotTable(nn.Module):
         active = self.active
         if self.outputs is not None:  # zeros stand for them; without a gradient the encoder needs no backward pass
             inputs = torch.where(self.outputs.unsqueeze(1), 0.0, active)
-            active = torch.zeros_like(active) if bool(self.outputs.all()) else inputs
+            active = torch.zeros_like(active) if self.only_outputs else inputs
         found = self.base(ids.masked_fill(new, 0))
         if ids.device.type == "cpu":  # no synchronisation, so only the new positions
             positions = new.nonzero(as_tuple=True)
@@ -254,7 +256,7 @@ class Injection:
         one.table.outputs = None
         if not one.rows.outputs.isdisjoint(embeddings):
             flags = [name in one.rows.outputs for name in embeddings for _ in slots[name]]
-            one.table.outputs = torch.tensor(flags, device=leaf.device)
+            one.table.outputs, one.table.only_outputs = torch.tensor(flags, device=leaf.device), all(flags)
         one.tokenizer.activate(slots)
         return ActiveRows(tuple(embeddings), index, leaf)
 

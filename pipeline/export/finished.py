@@ -23,7 +23,7 @@ from ..tensors import to_raw
 from ..text import first_few
 from ..train.embeddings import EmbeddingTrainer
 from .context import ExportContext
-from .standalone import add_standalone, standalone_stems, widths, with_metadata
+from .standalone import add_standalone, standalone_stems, widths, with_metadata, with_outputs
 from .tensors import in_dtype
 
 FOLDER, LEDGER = "finished", "finished.jsonl"
@@ -109,6 +109,7 @@ class Finished:
         assert self.options is not None
         place, family = self.folder / f"{self.context.recipe.name}_embeddings", self.context.model.family
         written = add_standalone(self.context, files, embedding, place, self._stems[""])
+        embedding = with_outputs(self.context, embedding)
         for target in self._targets():
             written += add_embeddings(
                 files,

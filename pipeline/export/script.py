@@ -76,7 +76,9 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
 def _call(family: Family, prompt: str) -> str:
     """The call that draws one image, with the arguments of the family."""
     options = "".join(f", {name}={value!r}" for name, value in family.draw_options.items())
-    first = "frames[0][0]" if "num_frames" in family.draw_options else "images[0]"
+    first = "images[0]"
+    if "num_frames" in family.draw_options:
+        options, first = f"{options}, output_type='pil'", "frames[0][0]"
     return f"pipe(prompt={prompt!r}{options}).{first}"
 
 
@@ -157,12 +159,15 @@ class WithEmbeddings:
     """A tokenizer that replaces placeholders by the tokens of their vectors."""
 
     def __init__(self, tokenizer, texts):
-        names = sorted(texts, key=len, reverse=True)
-        pattern = re.compile("|".join(map(re.escape, names)), re.IGNORECASE)
+        parts = []
+        for name in sorted(texts, key=len, reverse=True):  # whole words, and whitespace of any length
+            left, right = (r"(?<!\\w)" if name[0].isalnum() else ""), (r"(?!\\w)" if name[-1].isalnum() else "")
+            parts.append(left + r"\\s+".join(map(re.escape, name.split())) + right)
+        pattern = re.compile("|".join(parts), re.IGNORECASE)
         self.__dict__.update(tokenizer=tokenizer, texts=texts, pattern=pattern)
 
     def replaced(self, text):
-        return self.pattern.sub(lambda found: self.texts[found[0].lower()], text)
+        return self.pattern.sub(lambda found: self.texts[" ".join(found[0].lower().split())], text)
 
     def __call__(self, text, **options):
         texts = self.replaced(text) if isinstance(text, str) else [self.replaced(one) for one in text]
@@ -187,11 +192,14 @@ class WithEmbeddings:
 
 def add_embeddings(encoder, tokenizer, embeddings):
     """Add the vectors of each placeholder to a text encoder; returns the tokenizer that knows them."""
+    template = getattr(tokenizer, "chat_template", None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor, which reads images too
+    tokenizer.chat_template = tokenizer.chat_template or template
     texts, first = {}, len(tokenizer)
     for number, (placeholder, vectors) in enumerate(embeddings.items()):
         names = [f"<|embedding-{number}-{row}|>" for row in range(len(vectors))]
         tokenizer.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-        texts[placeholder.lower()] = "".join(names)
+        texts[" ".join(placeholder.lower().split())] = "".join(names)
     if len(tokenizer) > encoder.get_input_embeddings().weight.shape[0]:
         encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     table = encoder.get_input_embeddings().weight.data

@@ -84,7 +84,7 @@ class QwenImageTransformer:
 
     @staticmethod
     def encode(pipe: Any, captions: list[str]) -> Text:
-        states, mask = pipe.encode_prompt(captions, device=pipe.text_encoder.device)
+        states, mask = pipe.encode_prompt(captions, device=pipe.text_encoder.device, max_sequence_length=512)
         return Text(states, mask=torch.ones(states.shape[:2], device=states.device) > 0 if mask is None else mask > 0)
 
     @staticmethod

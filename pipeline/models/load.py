@@ -112,7 +112,8 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             upcast = name == "vae" and dtype == torch.float16 and getattr(part.config, "force_upcast", True)
-            part.requires_grad_(False).eval().to(device=device, dtype=torch.float32 if upcast else dtype)
+            part.requires_grad_(False).eval().to(device=device)
+            _cast(part, torch.float32 if upcast else dtype)
             _align(part)
             for module in part.modules():
                 if "num_activated_experts" in vars(module):  # diffusers' experts have no gradient in evaluation mode
@@ -150,6 +151,18 @@ def _cast_latents(vae: Any) -> None:
     """Let a VAE in float32 decode latents of a float16 pipeline, which passes them unchanged."""
     first = getattr(vae, "post_quant_conv", None) or vae.decoder
     first.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(vae.dtype), *inputs[1:]))
+
+
+def _cast(part: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Weights in this dtype, but for those that the model keeps in float32; buffers stay as the libraries made them.
+
+    Rounded buffers would move the rotary positions of language models.
+    """
+    exact = set(getattr(part, "_keep_in_fp32_modules", None) or ()) if dtype == torch.bfloat16 else set()
+    for name, weight in part.named_parameters():
+        kept = weight.dtype == torch.float32 and not exact.isdisjoint(name.split("."))
+        if weight.is_floating_point() and not kept:
+            weight.data = weight.data.to(dtype)
 
 
 def _align(part: torch.nn.Module) -> None:

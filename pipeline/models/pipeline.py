@@ -44,7 +44,27 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
         _check_variant(spec, folder)
         given = {name: None for name, value in index.items() if name in GUARDS or value == [None, None]}
         models = {name: _model(spec, folder / name, kind) for name, kind in part_kinds(index).items()}
-        return DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **given, **models)
+        tokenizers = {name: _tokenizer_of(folder / name) for name, value in index.items() if _is_processor(value)}
+        given |= dict.fromkeys(tokenizers)
+        pipe = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **given, **models)
+        pipe.register_modules(**tokenizers)
+        return pipe
+
+
+def _is_processor(value: Any) -> bool:
+    """Whether an entry of the index is a processor, which reads images and prompts."""
+    return isinstance(value, list) and value[:1] == ["transformers"] and str(value[-1]).endswith("Processor")
+
+
+def _tokenizer_of(folder: Path) -> Any:
+    """The tokenizer in a processor's folder (FLUX.2 dev), with the chat template; the rest would need torchvision."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    template = folder / "chat_template.json"
+    if tokenizer.chat_template is None and template.is_file():
+        tokenizer.chat_template = read_json(template).get("chat_template")
+    return tokenizer
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -33,7 +33,14 @@ _RUN = {
     "rows": [_STAGE], "loaded": [str],
 }  # fmt: skip
 _SCALE = {"value": NUMBER, "dynamic": bool, "good": int, "overflows": int}
-_FACTS = {"run": _RUN, "trainables": {"*": {}}, "spans": {"*": {"*": [int]}}, "scale": _SCALE, "guard?": {}}
+_FACTS = {
+    "run": _RUN,
+    "trainables": {"*": {}},
+    "spans": {"*": {"*": [int]}},
+    "outputs": {"*": [str]},
+    "scale": _SCALE,
+    "guard?": {},
+}
 _NAME = re.compile(r"stage-\d+-step-\d+\.safetensors")
 HEAD = {"stage": int, "step": int, "seconds": NUMBER, "facts": _FACTS}
 

@@ -31,7 +31,8 @@ def gradient_checkpointing(model: Model, wanted: bool) -> Iterator[None]:
     blocks = [block for name in lists for block in getattr(model.denoiser, name)] if wanted else []
     parts: list[Any] = [getattr(model.pipe, one.module_name) for one in model.encoders] if wanted else []
     if wanted and not blocks:
-        parts.append(model.denoiser)
+        second = getattr(model.pipe, "transformer_2", None)  # of Wan 2.2, for low noise
+        parts += [model.denoiser] if second is None else [model.denoiser, second]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     for part in parts:

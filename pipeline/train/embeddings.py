@@ -218,5 +218,14 @@ class EmbeddingTrainer:
             trained = self.rates[key][part.index] > 0
             after = rows.values[part.index]
             guard.check_rows(
-                key, len(rows), part.index, trained, part.values, after, part.embeddings, rows.spans, usual
+                key,
+                len(rows),
+                part.index,
+                trained,
+                part.values,
+                after,
+                part.embeddings,
+                rows.spans,
+                usual,
+                rows.outputs,
             )

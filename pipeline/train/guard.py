@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,11 +53,12 @@ class Guard:
 
     def check_rows(
         self, key: str, count: int, index: Tensor, trained: Tensor, before: Tensor, after: Tensor,
-        embeddings: Sequence[str], spans: Mapping[str, range], usual: NormStatistics,
+        embeddings: Sequence[str], spans: Mapping[str, range], usual: NormStatistics, outputs: Collection[str] = (),
     ) -> None:  # fmt: skip
         """Check the rows `index` of a table of `count` rows, (rows, width) before and after a step.
 
-        `trained` (rows,) says which have a learning rate above 0.
+        `trained` (rows,) says which have a learning rate above 0. The norms of `outputs` are not those of a vocabulary,
+        and are not checked.
         """
         bad = torch.zeros_like(trained)
         if self.options.frozen_vectors != "off":
@@ -69,19 +70,24 @@ class Guard:
         norms = after.norm(dim=1)
         if self.options.norm != "off":
             low, high = (end * usual.median for end in (self.options.norm_band.low, self.options.norm_band.high))
-            bad |= (norms < low) | (norms > high)
+            strange = (norms < low) | (norms > high)
+            if outputs:
+                inputs = [name not in outputs for name in embeddings for _ in spans[name]]
+                strange &= torch.tensor(inputs, device=strange.device)
+            bad |= strange
         if bool(bad.any()):
-            self._rows_found(key, index[bad].tolist(), norms[bad].tolist(), embeddings, spans, usual.median)
+            self._rows_found(key, index[bad].tolist(), norms[bad].tolist(), embeddings, spans, usual.median, outputs)
 
     def _rows_found(
         self, key: str, rows: list[int], norms: list[float], embeddings: Sequence[str], spans: Mapping[str, range],
-        median: float,
+        median: float, outputs: Collection[str],
     ) -> None:  # fmt: skip
         band = self.options.norm_band
         for row, norm in zip(rows, norms, strict=True):
             embedding = next(embedding for embedding in embeddings if row in spans[embedding])
             vector = f"vector {row - spans[embedding].start + 1} of {embedding!r} in {key}"
-            if not band.low * median <= norm <= band.high * median and self.options.norm != "off":
+            usual = embedding in outputs or band.low * median <= norm <= band.high * median
+            if not usual and self.options.norm != "off":
                 text = (
                     f"the norm of {vector} is {norm:.3g}, {norm / median:.3g} times the vocabulary's median; "
                     "preserve_norm limits norms, a smaller learning_rate slows their growth"

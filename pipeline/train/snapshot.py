@@ -42,7 +42,8 @@ def take_snapshot(
         key: {embedding: [span.start, span.stop] for embedding, span in rows.spans.items()}
         for key, rows in training.injection.rows.items()
     }
-    facts = {"trainables": values, "scale": dict(vars(training.scale)), "spans": spans}
+    outputs = {key: sorted(rows.outputs) for key, rows in training.injection.rows.items()}
+    facts = {"outputs": outputs, "trainables": values, "scale": dict(vars(training.scale)), "spans": spans}
     if training.guard is not None:
         state = pack(training.guard.state())
         tensors |= {f"{_GUARD}{name}": tensor for name, tensor in state.tensors.items()}

@@ -131,3 +131,27 @@ def test_what_an_output_embedding_cannot_have_is_found_beforehand(tmp_path, fami
     found = check_recipe(project(tmp_path, family, **parts))
     assert found.failed
     assert any(text in problem.text for problem in found.problems), [one.text for one in found.problems]
+
+
+def test_an_embedding_that_stops_is_written_at_once_as_at_the_end(tmp_path):
+    recipe = project(tmp_path, "sd1", embedding='output = true\ntokens = 3\nstop_after = "1 step"')
+    run_project(recipe, tmp_path / "run")
+    files = [*(tmp_path / "run").rglob("cat.safetensors")]
+    assert {part for file in files for part in file.parts} >= {"finished", "exports"}
+    assert all(read(file)[0].keys() == NAMES["sd1"] for file in files)
+
+
+def test_a_warm_start_takes_no_input_vectors_for_an_output_embedding(tmp_path):
+    first = run_project(project(tmp_path / "first", "chroma", embedding="tokens = 3"), tmp_path / "run").folder
+    told: list[str] = []
+    second = project(tmp_path / "second", "chroma")
+    run_project(second, tmp_path / "again", source=first, progress=told.append)
+    assert any("nothing fits" in line for line in told), told
+
+
+def test_the_guard_does_not_hold_them_against_the_vocabulary(tmp_path):
+    recipe = project(tmp_path, "chroma", more="")
+    guard = "guard = { norm = 'stop', norm_band = { low = 0.99, high = 1.01 } }"
+    text = recipe.read_text("utf-8").replace("steps = 3", f"steps = 3\n{guard}")
+    recipe.write_text(text, "utf-8")
+    run_project(recipe, tmp_path / "run")

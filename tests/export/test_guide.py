@@ -12,7 +12,7 @@ from pivotune.converters.programs import programs
 from pivotune.converters.write import Written
 from pivotune.pipeline.export.guide import Files, guide_text
 from pivotune.pipeline.export.packs import Pack
-from pivotune.pipeline.export.script import Base, diffusers_lines
+from pivotune.pipeline.export.script import BY_HAND, Base, diffusers_lines
 from pivotune.pipeline.recipe.model import ModelSpec
 from pivotune.pipeline.text import fits_only
 
@@ -127,3 +127,10 @@ def test_files_of_a_small_model_say_that_they_fit_no_other(base, says):
     family = families()["sd1"]
     assert says in fits_only(base, family, {"clip_l": 96})
     assert fits_only(base, family, family.widths) == ""
+
+
+def test_load_py_finds_placeholders_as_training_does():
+    names: dict = {}
+    exec("import re\n" + BY_HAND, names)
+    tokenizer = names["WithEmbeddings"](None, {"cat": "[1]", "<my cat>": "[2]"})
+    assert tokenizer.replaced("a category of Cat, my_cat, cats, <MY  cat>x") == "a category of [1], my_cat, cats, [2]x"

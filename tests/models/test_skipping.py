@@ -43,3 +43,20 @@ def test_the_head_of_a_language_model_makes_no_logits_and_keeps_its_weights() ->
     output = pipe.text_encoder(input_ids=torch.tensor([[1, 2, 3]]))
     assert output.logits.shape == (1, 3, 0)
     assert pipe.text_encoder.state_dict().keys() == keys
+
+
+def test_buffers_and_weights_that_a_model_keeps_in_float32_stay_so(tmp_path) -> None:
+    """In bfloat16 rotary positions would be rounded, and Wan's time embedding."""
+    from pivotune.pipeline.models.load import load_model
+    from pivotune.pipeline.recipe.model import ModelSpec
+
+    for name, part, names in (
+        ("wan", "transformer", ["condition_embedder.time_embedder.linear_1.weight"]),
+        ("z-image", "text_encoder", ["rotary_emb.inv_freq"]),
+    ):
+        BUILD[name]().save_pretrained(tmp_path / name)
+        model = load_model(ModelSpec(str(tmp_path / name), name, "bfloat16", None, None, None), torch.device("cpu"))
+        module = getattr(model.pipe, part)
+        found = dict(module.named_parameters()) | dict(module.named_buffers())
+        assert {found[one].dtype for one in names} == {torch.float32}
+        assert torch.bfloat16 in {one.dtype for one in module.parameters()}
