@@ -14,6 +14,7 @@ from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
+from pivotune.pipeline.run import outcome
 from pivotune.pipeline.run.samples import inject_files
 from pivotune.pipeline.tensors import from_raw
 
@@ -133,7 +134,8 @@ def test_what_an_output_embedding_cannot_have_is_found_beforehand(tmp_path, fami
     assert any(text in problem.text for problem in found.problems), [one.text for one in found.problems]
 
 
-def test_an_embedding_that_stops_is_written_at_once_as_at_the_end(tmp_path):
+def test_an_embedding_that_stops_is_written_at_once_as_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(outcome, "remove_finished", lambda folder: None)
     recipe = project(tmp_path, "sd1", embedding='output = true\ntokens = 3\nstop_after = "1 step"')
     run_project(recipe, tmp_path / "run")
     files = [*(tmp_path / "run").rglob("cat.safetensors")]
