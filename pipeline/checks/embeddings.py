@@ -49,6 +49,17 @@ def name_findings(embeddings: tuple[EmbeddingSpec, ...]) -> Iterator[Finding]:
                 yield Finding(key_path, text, "warning")
 
 
+def template_findings(embeddings: tuple[EmbeddingSpec, ...], family: Family | None) -> Iterator[Finding]:
+    """Placeholders that a prompt template may contain: language models get the caption inside a longer text."""
+    if family is None or all(encoder.key.startswith(("clip", "t5", "umt5")) for encoder in family.encoders):
+        return
+    for index, embedding in enumerate(embeddings):
+        name = embedding.placeholder
+        if name.replace(" ", "").isalpha():
+            text = f"'{name}' is a plain word, which the prompt template of {family.title} may contain; write <{name}>"
+            yield Finding(("embedding", index, "placeholder"), text, "warning")
+
+
 def _same(one: str, two: str) -> str:
     if one == two:
         return f"duplicate placeholder '{one}'; every embedding needs its own"

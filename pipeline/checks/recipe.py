@@ -18,7 +18,15 @@ from ..recipe.load import MAX_PROBLEMS, build, open_document, open_recipe
 from ..recipe.model import Recipe
 from ..recipe.problem import Finding, KeyPath, Problem
 from .concepts import batch_findings, capital_findings, dropped_embedding_findings, image_findings
-from .embeddings import base_findings, caption_findings, coverage, encoder_findings, name_findings, truncation_findings
+from .embeddings import (
+    base_findings,
+    caption_findings,
+    coverage,
+    encoder_findings,
+    name_findings,
+    template_findings,
+    truncation_findings,
+)
 from .model import family_findings, model_findings
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
 from .targets import output_findings, same_files, target_findings
@@ -172,6 +180,7 @@ def _cross_findings(
     if not dropped.in_stages("lora") and not any(dropped.touches(*key_path) for key_path in exports):
         yield from _limit_embeddings(target_findings(recipe, family_of(recipe.model)))
         yield from _limit_embeddings(output_findings(recipe, family_of(recipe.model)))
+        yield from _limit_embeddings(template_findings(recipe.embeddings, family_of(recipe.model)))
 
 
 def _limit_embeddings(findings: Iterator[Finding]) -> Iterator[Finding]:
