@@ -160,7 +160,7 @@ class WithEmbeddings:
 
     def __init__(self, tokenizer, texts):
         parts = []
-        for name in sorted(texts, key=len, reverse=True):  # whole words, and whitespace of any length
+        for name in sorted(texts, key=len, reverse=True):  # not inside words; whitespace of any length
             left, right = (r"(?<!\\w)" if name[0].isalnum() else ""), (r"(?!\\w)" if name[-1].isalnum() else "")
             parts.append(left + r"\\s+".join(map(re.escape, name.split())) + right)
         pattern = re.compile("|".join(parts), re.IGNORECASE)

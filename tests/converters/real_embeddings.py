@@ -239,7 +239,7 @@ def diffusers(_: Path):
 
 
 def forge_neo(_: Path):
-    """Its torch runs no code of a pickle unless it is told to."""
+    """Its torch runs no code of a pickle unless an option allows it."""
     return _forge({"sd1": {"clip_l": 768}, "sdxl": {"clip_l": 2048, "clip_g": 2048}, "flux": {"clip_l": 768}})
 
 

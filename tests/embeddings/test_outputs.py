@@ -145,10 +145,10 @@ def test_an_embedding_that_stops_is_written_at_once_as_at_the_end(tmp_path, monk
 
 def test_a_warm_start_takes_no_input_vectors_for_an_output_embedding(tmp_path):
     first = run_project(project(tmp_path / "first", "chroma", embedding="tokens = 3"), tmp_path / "run").folder
-    told: list[str] = []
+    messages: list[str] = []
     second = project(tmp_path / "second", "chroma")
-    run_project(second, tmp_path / "again", source=first, progress=told.append)
-    assert any("nothing fits" in line for line in told), told
+    run_project(second, tmp_path / "again", source=first, progress=messages.append)
+    assert any("nothing fits" in line for line in messages), messages
 
 
 def test_the_guard_does_not_hold_them_against_the_vocabulary(tmp_path):
