@@ -40,7 +40,12 @@ def add_pt(files: Batch, path: Path, embedding: Embedding) -> None:
 
     def verify(temporary: str) -> None:
         (found,) = read(temporary).embeddings
-        if found.vectors.keys() != vectors.keys() or not same(found.vectors[next(iter(vectors))], tensor):
+        if found.vectors.keys() != vectors.keys():
+            raise ConvertError(
+                f"{embedding.name}: a .pt of A1111 does not say which text encoder it is for, and vectors for "
+                f"{next(iter(vectors))} would be taken for another's; use --for"
+            )
+        if not same(found.vectors[next(iter(vectors))], tensor):
             raise ConvertError(f"{path}: what was written is not what is on the disk")
 
     files.add(path, fill, verify)

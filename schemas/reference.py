@@ -16,6 +16,7 @@ schema NAME` prints the schema itself, and `pivotune check` names the line and t
 Paths are relative to the recipe's folder.
 """
 TABLES = {
+    "generate": "[concept.generate]",
     "concept": "[[concept]]",
     "embedding": "[[embedding]]",
     "optimizer": "optimizer = { … }",

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
+from ..comfyui_layers import comfyui_layer
 from ..errors import count_of
 from ..families import Family
 from ..lora_modules import LoraModule, kinds_of
 from ..stored import Stored
 from . import Program, refuses_lora
-from .comfyui_layers import comfyui_layer
 
 SHOWN = 3  # names or kinds in a note
 SPELLINGS = (" lora_A", " lora_down")  # what a name of a program may end in

@@ -139,8 +139,11 @@ def _optimizer_findings(key_path: KeyPath, table: TrainOptions | WeightOptions, 
 
 
 def table_findings(key_path: KeyPath, options: TrainOptions, recipe: Recipe) -> Iterator[Finding]:
-    """Checks of the locality, watch and save tables of one train stage."""
+    """Checks of the locality, watch and save tables of one train stage, and of targets without a LoRA."""
     yield from _interval_findings(key_path, options)
+    if options.objective.masked_prior_weight and not options.lora:
+        text = "masked_prior_weight has no effect: this stage trains no LoRA; remove it"
+        yield Finding((*key_path, "objective", "masked_prior_weight"), text)
     locality = options.locality
     if locality is not None and not options.weight_tables:
         text = "locality has no effect: this stage trains no LoRA and no weights of the model"

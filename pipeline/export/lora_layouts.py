@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...converters.comfyui_layers import ComfyLayer, comfyui_layer
 from ...converters.families import Family
 from ...converters.lora_modules import modules_of
 from ...converters.programs import Program
-from ...converters.programs.comfyui_layers import ComfyLayer, comfyui_layer
 from ...converters.programs.loras import looks_for
 from ...converters.tensor import RawTensor
 from ..errors import StageError

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..families import Family
+from .families import Family
 
 
 class ComfyLayer(NamedTuple):
