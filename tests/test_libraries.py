@@ -33,7 +33,8 @@ INNER = {  # (module, name): the rest, each with the file that leans on it
     ("torch._inductor.runtime.cache_dir_utils", "cache_dir"): "train/compute.py",
 }
 ATTRIBUTES = {
-    "_compiled_call_impl": "train/compute.py", "_no_split_modules": "train/fsdp.py",
+    "_compiled_call_impl": "train/compute.py", "_keep_in_fp32_modules": "models/load.py",
+    "_no_split_modules": "train/fsdp.py",
     "_pack_latents": "models/language_models.py", "_unpack_latents": "models/language_models.py",
     "_prepare_attention_mask": "models/flux.py", "_prepare_latent_image_ids": "models/flux.py",
     "_patchify_latents": "models/flux.py", "_unpatchify_latents": "models/flux.py",

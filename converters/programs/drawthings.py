@@ -24,7 +24,7 @@ def reads(file: Stored, widths: dict[str, int]) -> Reading:
         if width(tensor) in (768, 1024, *widths.values()) and (key == "*" or _rows(tensor) <= MOST_ROWS)
     }
     if "*" not in fitting and len(fitting) != 1:
-        return refused(f"{len(fitting)} tensors are as wide as vectors of SD 1 or SD 2; it takes a lone one")
+        return refused(f"of its tensors {len(fitting)} have the width of SD 1 or SD 2; it takes a lone one")
     key = "*" if "*" in fitting else next(iter(fitting))
     if list(widths.values()) != [width(fitting[key])] or not next(iter(widths)).startswith("clip"):
         return refused(f"it imports vectors {width(fitting[key])} wide for another model")

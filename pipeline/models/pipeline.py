@@ -44,16 +44,21 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
         _check_variant(spec, folder)
         given = {name: None for name, value in index.items() if name in GUARDS or value == [None, None]}
         models = {name: _model(spec, folder / name, kind) for name, kind in part_kinds(index).items()}
-        tokenizers = {name: _tokenizer_of(folder / name) for name, value in index.items() if _is_processor(value)}
+        tokenizers = {name: _tokenizer_of(folder / name) for name, value in index.items() if _is_processor(name, value)}
         given |= dict.fromkeys(tokenizers)
         pipe = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **given, **models)
         pipe.register_modules(**tokenizers)
         return pipe
 
 
-def _is_processor(value: Any) -> bool:
-    """Whether an entry of the index is a processor, which reads images and prompts."""
-    return isinstance(value, list) and value[:1] == ["transformers"] and str(value[-1]).endswith("Processor")
+def _is_processor(name: str, value: Any) -> bool:
+    """Whether an entry of the index is a processor in place of a tokenizer, which reads images too."""
+    return (
+        name.startswith("tokenizer")
+        and isinstance(value, list)
+        and value[:1] == ["transformers"]
+        and str(value[-1]).endswith("Processor")
+    )
 
 
 def _tokenizer_of(folder: Path) -> Any:

@@ -37,7 +37,7 @@ _FACTS = {
     "run": _RUN,
     "trainables": {"*": {}},
     "spans": {"*": {"*": [int]}},
-    "outputs": {"*": [str]},
+    "outputs?": {"*": [str]},
     "scale": _SCALE,
     "guard?": {},
 }

@@ -155,7 +155,7 @@ def _load_embeddings(
         for embedding, span in rows.spans.items():
             first, last = there.get(embedding, (0, 0))
             loaded.setdefault(embedding, True)
-            replaces = embedding in point.facts["outputs"].get(key, [])
+            replaces = embedding in point.facts.get("outputs", {}).get(key, [])
             if values is None or last - first != len(span) or replaces != (embedding in rows.outputs):
                 loaded[embedding] = False
             else:

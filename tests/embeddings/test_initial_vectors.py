@@ -34,7 +34,7 @@ def embeddings(**changes):
 
 
 def context_of(model, embeddings):
-    return SimpleNamespace(model=model, recipe=SimpleNamespace(embeddings=tuple(embeddings)))
+    return SimpleNamespace(model=model, recipe=SimpleNamespace(outputs=frozenset(), embeddings=tuple(embeddings)))
 
 
 def bytes_of(contents):

@@ -24,6 +24,18 @@ HERE = Path(__file__).parent
 # recipes for the user's own images: how many concepts
 OWN_IMAGES = {
     "captions-masks": 1,
+    "chroma-embedding-lora": 1,
+    "flux2-dev-embedding-lora": 1,
+    "flux2-klein-embedding-lora": 1,
+    "hidream-embedding-lora": 1,
+    "hunyuan-video-embedding-lora": 1,
+    "krea2-embedding-lora": 1,
+    "lumina2-embedding-lora": 1,
+    "pixart-embedding-lora": 1,
+    "qwen-image-embedding-lora": 1,
+    "sana-embedding-lora": 1,
+    "wan-embedding-lora": 1,
+    "z-image-embedding-lora": 1,
     "flux-embedding-lora": 1,
     "sd15": 1,
     "sd2": 1,
