@@ -114,6 +114,7 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
             upcast = name == "vae" and dtype == torch.float16 and getattr(part.config, "force_upcast", True)
             part.requires_grad_(False).eval().to(device=device, dtype=torch.float32 if upcast else dtype)
             _align(part)
+            _allow_gradients(part)
             if upcast:
                 _cast_latents(part)
     pipe.set_progress_bar_config(disable=True)
@@ -147,6 +148,13 @@ def _cast_latents(vae: Any) -> None:
     """Let a VAE in float32 decode latents of a float16 pipeline, which passes them unchanged."""
     first = getattr(vae, "post_quant_conv", None) or vae.decoder
     first.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(vae.dtype), *inputs[1:]))
+
+
+def _allow_gradients(part: torch.nn.Module) -> None:
+    """Have mixtures of experts (HiDream) compute with gradients, which diffusers' drop in evaluation mode."""
+    for module in part.modules():
+        if hasattr(module, "moe_infer"):
+            module.training = True  # without its submodules: experts and gate stay in evaluation mode
 
 
 def _align(part: torch.nn.Module) -> None:
