@@ -23,9 +23,10 @@ from train.objectives import objective_with
 from pivotune.converters.families import families
 from pivotune.pipeline.models.denoisers import denoiser_for
 from pivotune.pipeline.models.load import Model, load_model
-from pivotune.pipeline.models.text import CaptionCache
+from pivotune.pipeline.models.text import CaptionCache, between
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
+from pivotune.pipeline.rng import generator
 from pivotune.pipeline.run.samples import draw_after, draw_now
 from pivotune.pipeline.vae import encode_image, normalization, vae_scale
 
@@ -44,8 +45,9 @@ class Setting:
     """How long a family's model and its embedding are trained, and at which learning rates.
 
     Some tiny models are too narrow to depend on captions: `build` are arguments of their function, `denoiser` changes
-    of the denoiser's config, `tokens` a factor for the token tables. The distances with an embedding, and with a LoRA
-    too, must be at most these fractions of the initial text's.
+    of the denoiser's config, `tokens` a factor for the token tables. Others memorise the captions and draw nothing
+    between two colours; with `blend` they also train on blends of two captions and of their latents. The distances
+    with an embedding, and with a LoRA too, must be at most these fractions of the initial text's.
     """
 
     steps: int = 600
@@ -56,24 +58,26 @@ class Setting:
     at_most: float = 0.7
     at_most_with_lora: float = 0.4
     tokens: float = 1.0
+    blend: bool = False
+    weighting: str = "none"
     build: Mapping[str, Any] = field(default_factory=dict)
     denoiser: Mapping[str, Any] = field(default_factory=dict)
 
 
 UNET = {"block_out_channels": (32, 32)}
 SETTINGS = {
-    "sd1": Setting(denoiser=UNET, steps=1200),
-    "sd2": Setting(denoiser=UNET),
-    "sdxl": Setting(denoiser=UNET, steps=1200),
-    "sd3": Setting(),
+    "sd1": Setting(denoiser=UNET, blend=True, steps=1200, weighting="debiased"),
+    "sd2": Setting(denoiser=UNET, blend=True, steps=1200, weighting="debiased"),
+    "sdxl": Setting(denoiser=UNET, blend=True, steps=1200, weighting="debiased"),
+    "sd3": Setting(steps=900, denoiser={"num_attention_heads": 4, "caption_projection_dim": 32}),
     "flux": Setting(),
     "chroma": Setting(),
     "pixart": Setting(steps=1200, denoiser={
         "attention_head_dim": 16, "num_attention_heads": 4, "cross_attention_dim": 64,
     }),
     "z-image": Setting(),
-    "flux2-klein-4b": Setting(),
-    "flux2-dev": Setting(),
+    "flux2-klein-4b": Setting(steps=900),
+    "flux2-dev": Setting(steps=900),
     "sana": Setting(build={"width": 32}, tokens=20.0, steps=1000, denoiser={
         "num_attention_heads": 4, "attention_head_dim": 8, "num_cross_attention_heads": 4,
         "cross_attention_head_dim": 8, "cross_attention_dim": 32, "num_layers": 2,
@@ -82,7 +86,7 @@ SETTINGS = {
         "hidden_size": 32, "num_attention_heads": 4, "num_kv_heads": 4,
     }),
     "qwen-image": Setting(),
-    "krea2": Setting(),
+    "krea2": Setting(tokens=20.0, steps=1000),
     "hidream": Setting(),
     "hunyuan-video": Setting(),
     "wan": Setting(denoiser={"num_attention_heads": 4, "attention_head_dim": 24}),
@@ -138,15 +142,18 @@ def separate_colours(vae: Any, side: int) -> None:
 def train_colours(model: Model, side: int, setting: Setting) -> None:
     """Train the denoiser alone on the known colours, as a train stage does, until captions decide the colour."""
     pipe, denoiser = model.pipe, denoiser_for(model.family.denoiser_kind)
-    objective = objective_with(pipe.scheduler, kind=model.family.objective)
+    objective = objective_with(pipe.scheduler, kind=model.family.objective, weighting=setting.weighting)
     latents = normalization(pipe.vae)(encoded(pipe.vae, KNOWN.values(), side))
     text = CaptionCache(denoiser, pipe)([f"a {colour} image" for colour in KNOWN], CPU)
     weights = list(model.denoiser.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(weights, setting.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, setting.learning_rate, setting.steps)
     for step in range(setting.steps):
-        batch = objective.sample(latents, 0, step)
-        prediction = denoiser.predict(pipe, batch.noisy, batch.timesteps, text)
+        amount = torch.rand(1, generator=generator(0, "blend", step)).item() if setting.blend and step % 2 else 0.0
+        order = torch.randperm(len(KNOWN), generator=generator(0, "order", step))
+        batch = objective.sample(torch.lerp(latents, latents[order], amount), 0, step)
+        blended = between(text, text.map(lambda one, order=order: one[order]), amount) if amount else text
+        prediction = denoiser.predict(pipe, batch.noisy, batch.timesteps, blended)
         objective.losses(prediction, batch).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -159,15 +166,24 @@ def train_colours(model: Model, side: int, setting: Setting) -> None:
 def tiny_pipe(name: str, setting: Setting) -> Any:
     """The tiny model of a family, wide enough, and with a VAE that separates colours."""
     pipe, family = BUILD[name](**setting.build), families()[family_name(name)]
-    if setting.denoiser:
-        old = getattr(pipe, family.denoiser_module)
-        torch.manual_seed(1)
-        config = {key: value for key, value in old.config.items() if not key.startswith("_")}
-        setattr(pipe, family.denoiser_module, type(old).from_config(config | setting.denoiser))
+    torch.manual_seed(1)
+    rebuild(pipe, family.denoiser_module, setting.denoiser)
+    if "norm_num_groups" in pipe.vae.config:  # of a solid colour, two channels normalized together keep their signs
+        weights = pipe.vae.state_dict()
+        rebuild(pipe, "vae", {"norm_num_groups": 1})
+        pipe.vae.load_state_dict(weights)
     for encoder in family.encoders:
         getattr(pipe, encoder.module).get_input_embeddings().weight.mul_(setting.tokens)
     separate_colours(pipe.vae, side_of(pipe))
     return pipe
+
+
+def rebuild(pipe: Any, name: str, changes: Mapping[str, Any]) -> None:
+    """Replace a part of a pipeline by a random one with these changes of its config."""
+    if changes:
+        old = getattr(pipe, name)
+        config = {key: value for key, value in old.config.items() if not key.startswith("_")}
+        setattr(pipe, name, type(old).from_config(config | changes))
 
 
 def write_project(folder: Path, name: str, setting: Setting) -> Recipe:
