@@ -181,15 +181,15 @@ def tiny_flux2(seed: int = 0) -> Flux2Pipeline:
     )  # fmt: skip
 
 
-def tiny_gemma(tokenizer: Any, layers: int) -> Gemma2Model:
+def tiny_gemma(tokenizer: Any, layers: int, width: int = 8) -> Gemma2Model:
     return Gemma2Model(Gemma2Config(
-        vocab_size=len(tokenizer) + ROWS, hidden_size=8, intermediate_size=16, num_hidden_layers=layers,
+        vocab_size=len(tokenizer) + ROWS, hidden_size=width, intermediate_size=16, num_hidden_layers=layers,
         num_attention_heads=2, num_key_value_heads=2, head_dim=8, attn_implementation="eager",
     ))  # fmt: skip
 
 
-def tiny_sana(seed: int = 0) -> SanaPipeline:
-    """A random model in the shape of Sana: Gemma of width 8, a VAE without a distribution, DPM-Solver."""
+def tiny_sana(seed: int = 0, *, width: int = 8) -> SanaPipeline:
+    """A random model in the shape of Sana: Gemma of this width, a VAE without a distribution, DPM-Solver."""
     torch.manual_seed(seed)
     tokenizer = tiny_gemma_tokenizer()
     blocks, none = ("ResBlock",) * 5 + ("EfficientViTBlock",), ((),) * 5
@@ -202,27 +202,27 @@ def tiny_sana(seed: int = 0) -> SanaPipeline:
     )  # fmt: skip
     transformer = SanaTransformer2DModel(
         patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
-        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8,
+        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=width,
         sample_size=16,
     )  # fmt: skip
     return SanaPipeline(
-        tokenizer=tokenizer, text_encoder=tiny_gemma(tokenizer, 2), vae=vae, transformer=transformer,
+        tokenizer=tokenizer, text_encoder=tiny_gemma(tokenizer, 2, width), vae=vae, transformer=transformer,
         scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
     )  # fmt: skip
 
 
-def tiny_lumina2(seed: int = 0) -> Lumina2Pipeline:
-    """A random model in the shape of Lumina 2: the second last states of Gemma, of width 8."""
+def tiny_lumina2(seed: int = 0, *, width: int = 8) -> Lumina2Pipeline:
+    """A random model in the shape of Lumina 2: the second last states of Gemma, of this width."""
     torch.manual_seed(seed)
     tokenizer = tiny_gemma_tokenizer()
     transformer = Lumina2Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, hidden_size=8, num_layers=2, num_refiner_layers=1,
         num_attention_heads=1, num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 2, 2), axes_lens=(300, 32, 32),
-        cap_feat_dim=8,
+        cap_feat_dim=width,
     )  # fmt: skip
     pipe = Lumina2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0), vae=tiny_flux_vae(),
-        text_encoder=tiny_gemma(tokenizer, 3), tokenizer=tokenizer, transformer=transformer,
+        text_encoder=tiny_gemma(tokenizer, 3, width), tokenizer=tokenizer, transformer=transformer,
     )  # fmt: skip
     pipe.vae_scale_factor = 2  # a constant of the pipeline
     return pipe
