@@ -139,7 +139,7 @@ def _optimizer_findings(key_path: KeyPath, table: TrainOptions | WeightOptions, 
 
 
 def table_findings(key_path: KeyPath, options: TrainOptions, recipe: Recipe) -> Iterator[Finding]:
-    """Checks of the locality, watch and save tables of one train stage, and of targets without a LoRA."""
+    """Checks of the locality, watch and save tables of one train stage, and of a masked prior without a LoRA."""
     yield from _interval_findings(key_path, options)
     if options.objective.masked_prior_weight and not options.lora:
         text = "masked_prior_weight has no effect: this stage trains no LoRA; remove it"

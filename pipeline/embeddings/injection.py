@@ -131,7 +131,7 @@ class SlotTable(nn.Module):
         self.active: Tensor | None = None
         self.outputs: Tensor | None = None  # (active rows,), whether a row replaces the output; None: no row does
         self.only_outputs = False
-        self.slots: Tensor | None = None  # of the last ids, for `replace_outputs`
+        self.slots: Tensor | None = None  # of the last ids, for `OutputHook`
 
     @property
     def weight(self) -> Tensor:
@@ -150,8 +150,10 @@ class SlotTable(nn.Module):
         new = slots >= 0
         active = self.active
         if self.outputs is not None:  # zeros stand for them; without a gradient the encoder needs no backward pass
-            inputs = torch.where(self.outputs.unsqueeze(1), 0.0, active)
-            active = torch.zeros_like(active) if self.only_outputs else inputs
+            if self.only_outputs:
+                active = torch.zeros_like(active)
+            else:
+                active = torch.where(self.outputs.unsqueeze(1), 0.0, active)
         found = self.base(ids.masked_fill(new, 0))
         if ids.device.type == "cpu":  # no synchronisation, so only the new positions
             positions = new.nonzero(as_tuple=True)

@@ -91,9 +91,8 @@ class Finished:
             }
         for start in range(0, len(embeddings), 256):
             part = embeddings[start : start + 256]
-            ready = in_dtype(
-                with_metadata(self.context, Contents(tuple(part))), self.options.dtype, self.context
-            ).embeddings
+            contents = with_metadata(self.context, Contents(tuple(part)))
+            ready = with_outputs(self.context, in_dtype(contents, self.options.dtype, self.context)).embeddings
             there: dict[str, list[str]] = {}
             with batch(overwrite=True) as files:
                 for embedding in ready:
@@ -109,7 +108,6 @@ class Finished:
         assert self.options is not None
         place, family = self.folder / f"{self.context.recipe.name}_embeddings", self.context.model.family
         written = add_standalone(self.context, files, embedding, place, self._stems[""])
-        embedding = with_outputs(self.context, embedding)
         for target in self._targets():
             written += add_embeddings(
                 files,

@@ -77,14 +77,13 @@ ONETRAINER = "onetrainer"  # the one program that uses output embeddings
 
 
 def write_standalone(context: ExportContext, embeddings: Sequence[Embedding], folder: Path) -> list[Written]:
-    """Write each embedding into a file of its own and read it back; all of them or none.
+    """Write each embedding, as from `with_outputs`, into a file of its own and read it back; all of them or none.
 
     Raises ConvertError when no file would give the same vectors.
     """
     if not embeddings:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    embeddings = [with_outputs(context, embedding) for embedding in embeddings]
     stems = standalone_stems(context, [embedding.name for embedding in embeddings])
     program_of: dict[tuple[object, ...], str] = {}  # embeddings with the same shapes have the same program
     written = []
@@ -101,8 +100,7 @@ def add_standalone(
     context: ExportContext, files: Batch, embedding: Embedding, folder: Path, stems: Mapping[str, str]
 ) -> list[Written]:
     """As `write_standalone`, for one embedding of a batch of files."""
-    whole = with_outputs(context, embedding)
-    return _add(context, files, whole, folder, stems, program_for(context, whole, folder))
+    return _add(context, files, embedding, folder, stems, program_for(context, embedding, folder))
 
 
 def _add(
@@ -172,17 +170,20 @@ def _named(tensors: Mapping[str, RawTensor], family: Family, end: str) -> dict[s
     return {key: tensors[found[0]] for key, found in names.items() if found}
 
 
-def with_outputs(context: ExportContext, embedding: Embedding) -> Embedding:
-    """An output embedding as in OneTrainer's files: zeros as the input vectors, and the trained ones as `<key>_out`."""
+def with_outputs(context: ExportContext, contents: Contents) -> Contents:
+    """Output embeddings as in OneTrainer's files: zeros as the input vectors, and the trained ones as `<key>_out`."""
     outputs = {encoder.key for encoder in context.model.encoders if encoder.output is not None}
-    if embedding.name not in context.recipe.outputs or any(key.endswith("_out") for key in embedding.vectors):
-        return embedding
-    vectors = {}
-    for key, raw in embedding.vectors.items():
-        vectors[key] = RawTensor(raw.dtype, raw.shape, bytes(len(raw.data))) if key in outputs else raw
-        if key in outputs:
-            vectors[f"{key}_out"] = raw
-    return replace(embedding, vectors=vectors)
+
+    def own(embedding: Embedding) -> Embedding:
+        vectors = {}
+        for key, raw in embedding.vectors.items():
+            vectors[key] = RawTensor(raw.dtype, raw.shape, bytes(len(raw.data))) if key in outputs else raw
+            if key in outputs:
+                vectors[f"{key}_out"] = raw
+        return replace(embedding, vectors=vectors)
+
+    embeddings = [own(one) if one.name in context.recipe.outputs else one for one in contents.embeddings]
+    return replace(contents, embeddings=tuple(embeddings))
 
 
 def widths(context: ExportContext) -> dict[str, int]:

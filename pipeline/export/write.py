@@ -38,13 +38,13 @@ def write_exports(
         raise StageError("there is no embedding, LoRA or fine-tuned model to export")
     ready = in_dtype(with_metadata(context, replace(contents, rest=settled(contents.rest))), options.dtype, context)
     each, most = options.files == "each", options.pack_size if options.files == "pack" else None
-    standalone, alone = _standalone(context, ready, folder / f"{context.recipe.name}_embeddings", each=each, most=most)
+    whole = with_outputs(context, ready)
+    standalone, alone = _standalone(context, whole, folder / f"{context.recipe.name}_embeddings", each=each, most=most)
     made = replace(
         _shared_files(context, ready, folder, _model_forms(context, options.model), options.model_dtype),
         embeddings=alone,
     )
     declared = len(set(standalone.values())) + sum(path is not None for path in (made.lora, made.folder, made.file))
-    whole = replace(ready, embeddings=tuple(with_outputs(context, one) for one in ready.embeddings))
     for target in options.targets:
         declared += export_for(
             context, whole, programs()[target], folder / target, made, bundle=options.bundle, each=each, most=most
@@ -147,7 +147,8 @@ def _written(context: ExportContext, contents: Contents, folder: Path, model: bo
     folder.mkdir(parents=True)
     what = []
     if contents.embeddings:
-        write_standalone(context, contents.embeddings, folder / f"{context.recipe.name}_embeddings")
+        embeddings = with_outputs(context, contents).embeddings
+        write_standalone(context, embeddings, folder / f"{context.recipe.name}_embeddings")
         what.append("vectors")
     if contents.rest:
         write_plain(context, contents.rest, folder / f"{context.recipe.name}.safetensors")

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ...converters.families import Family, families
+from ...converters.families import EncoderSpec, Family, families
 from ..errors import StageError
 from ..files import read_json
 from ..recipe.model import ModelSpec
@@ -57,7 +57,7 @@ def light_tokenizers(spec: ModelSpec) -> dict[str, LightTokenizer]:
     for encoder in family.encoders:
         made = _read(path / encoder.tokenizer)
         if made is not None:
-            found[encoder.key] = made if encoder.length is None else replace(made, model_max_length=encoder.length)
+            found[encoder.key] = made
     return found
 
 
@@ -119,9 +119,6 @@ def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
     folder, family = config_folder(spec), stated_family(spec)
     loaded = {encoder.key: _load(folder / encoder.tokenizer) for encoder in family.encoders}
     there = {key: tokenizer for key, tokenizer in loaded.items() if tokenizer is not None}
-    for encoder in family.encoders:
-        if encoder.key in there and encoder.length is not None:
-            there[encoder.key].model_max_length = encoder.length
     if not there:
         raise StageError(f"{folder} has no tokenizer ({', '.join(e.tokenizer for e in family.encoders)})")
     return there
@@ -146,16 +143,17 @@ def known_model(family: str) -> str:
     return families()[family].example
 
 
-def token_limit(tokenizer: Any, special: int = 2) -> int:
-    """How many tokens of a text the encoder reads, the `special` ones not counted: begin and end tokens, a template."""
-    limit = int(tokenizer.model_max_length)
+def token_limit(tokenizer: Any, about: EncoderSpec | None = None) -> int:
+    """How many tokens of a text the encoder reads, its special ones not counted: begin and end tokens, a template."""
+    length, special = (None, 2) if about is None else (about.length, about.special)
+    limit = int(tokenizer.model_max_length) if length is None else length
     return (limit if limit < 10**9 else 77) - special
 
 
 def token_limits(family: Family | None, tokenizers: Mapping[str, Any]) -> dict[str, int]:
     """How many tokens of a text each of a family's encoders reads, by encoder key."""
-    special = {encoder.key: encoder.special for encoder in family.encoders} if family is not None else {}
-    return {key: token_limit(tokenizer, special.get(key, 2)) for key, tokenizer in tokenizers.items()}
+    known = {encoder.key: encoder for encoder in family.encoders} if family is not None else {}
+    return {key: token_limit(tokenizer, known.get(key)) for key, tokenizer in tokenizers.items()}
 
 
 def config_folder(spec: ModelSpec) -> Path:

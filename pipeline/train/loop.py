@@ -142,7 +142,7 @@ def fits(training: Training, key: str, name: str, captions: Iterable[str]) -> bo
     """Whether one of the captions has all vectors of the embedding within the token limit of an encoder."""
     encoder = next(one for one in training.model.encoders if one.key == key)
     about = next(one for one in training.model.family.encoders if one.key == key)
-    limit = token_limit(encoder.tokenizer, about.special) if about.length is None else about.length - about.special
+    limit = token_limit(encoder.tokenizer, about)
     sizes = {embedding: len(span) for embedding, span in training.injection.rows[key].spans.items()}
     texts, replacer = TokenizedTexts(encoder.tokenizer), training.injection.replacer
     return any(

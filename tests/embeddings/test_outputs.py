@@ -11,12 +11,14 @@ from projects import before_eject, make_project, run_project
 
 from pivotune.converters.safetensors_file import read
 from pivotune.pipeline.checks.recipe import check_recipe
+from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import outcome
 from pivotune.pipeline.run.samples import inject_files
 from pivotune.pipeline.tensors import from_raw
+from pivotune.pipeline.train import loop
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of <cat>, at night"
@@ -141,6 +143,16 @@ def test_an_embedding_that_stops_is_written_at_once_as_at_the_end(tmp_path, monk
     files = [*(tmp_path / "run").rglob("cat.safetensors")]
     assert {part for file in files for part in file.parts} >= {"finished", "exports"}
     assert all(read(file)[0].keys() == NAMES["sd1"] for file in files)
+
+
+def test_a_failed_run_keeps_them_as_output_embeddings(tmp_path, monkeypatch):
+    true_loss = loop.mean_loss
+    losses = iter([1.0, 1.0, float("nan")])
+    monkeypatch.setattr(loop, "mean_loss", lambda *arguments: true_loss(*arguments) * next(losses))
+    with pytest.raises(StageError, match="the loss at step 3 is nan"):
+        run_project(project(tmp_path, "sd1"), tmp_path / "run")
+    tensors, _ = read(tmp_path / "run" / "last-good" / "tiny_embeddings" / "cat.safetensors")
+    assert tensors.keys() == NAMES["sd1"]
 
 
 def test_a_warm_start_takes_no_input_vectors_for_an_output_embedding(tmp_path):
