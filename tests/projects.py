@@ -46,6 +46,11 @@ def family_name(model: str) -> str:
     return model if model in families() else model.partition("-")[0]
 
 
+def image_side(family: str) -> int:
+    """Side in pixels of an image that a tiny model takes: its pipelines or its VAE need a multiple."""
+    return 32 if family in ("sana", "wan", "wan-2.2") else 16
+
+
 def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of <cat>", **parts: str) -> Path:
     """Write the project and return its recipe; `parts` are lines of its tables (model, embedding, more,
     train, stages, export).

@@ -18,7 +18,7 @@ from ..train.locality import keep_originals, locality_of
 from ..train.loss import loss_scale
 from ..train.objective import Objective, objective_for
 from ..train.prior import prior_target_of
-from ..train.setup import Trainables, Training, weight_trainers
+from ..train.setup import Trainables, Training, frozen_encoders, weight_trainers
 from .consistency import require_unchanged_data
 from .context import RunContext, RunState
 from .steps import initial_norms
@@ -106,6 +106,7 @@ def build_training(
         guard=guard,
         processes=context.processes,
         texts=None if text_moves else CaptionCache(denoiser, context.model.pipe),
+        frozen=frozen_encoders(context.model, trainables) if text_moves else (),
     )
     training = replace(training, prior_target=prior_target_of(context.recipe, training, options))
     if options.locality is None:

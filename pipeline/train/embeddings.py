@@ -199,16 +199,20 @@ class EmbeddingTrainer:
 
         `spread` scales a little in each step, and not at all for the average that is exported (`average`).
         """
-        rule, span = self.rule_of(embedding), self.injection.rows[key].spans[embedding]
+        rule, span = self._rule_in(key, embedding), self.injection.rows[key].spans[embedding]
         if rule is None or (average and rule == "spread"):
             return None
         norms = self.norms[key][span.start : span.stop]
         return partial(apply_rule, rule=rule, statistics=self.statistics[key], initial=norms)
 
+    def _rule_in(self, key: str, embedding: str) -> NormRule | None:
+        """The norm rule of an embedding in an encoder; none at learning rate 0, which freezes vectors."""
+        return self.rule_of(embedding) if self.embedding_rates[embedding].get(key) else None
+
     def _after_step(self, key: str, part: StepRows, guard: Guard | None) -> None:
         """What follows an optimizer step of rows: norm rules, EMA weights, checks."""
         rows = self.injection.rows[key]
-        rules = [self.rule_of(embedding) for embedding in part.embeddings for _ in rows.spans[embedding]]
+        rules = [self._rule_in(key, embedding) for embedding in part.embeddings for _ in rows.spans[embedding]]
         norms, usual = self.norms[key][part.index], self.statistics[key]
         if any(rule is not None for rule in rules) and not self.settings.optimizer.facts.averages_itself:
             rows.values[part.index] = apply_rules(rows.values[part.index], rules, usual, norms)

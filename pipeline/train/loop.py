@@ -17,6 +17,7 @@ from ..distributed import sum_gradients
 from ..embeddings.initial import TokenizedTexts
 from ..embeddings.truncation import count_tokens
 from ..errors import StageError
+from ..models.frozen import frozen_outputs
 from ..models.tokenizers import token_limit
 from ..recipe.intervals import Clock
 from ..rng import generator
@@ -158,7 +159,7 @@ def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool
     if training.texts is not None:
         text = training.texts(batch.captions, model.device)
     else:
-        with torch.set_grad_enabled(grad_text):
+        with torch.set_grad_enabled(grad_text), frozen_outputs(training.frozen, batch.captions):
             text = training.denoiser.encode(model.pipe, list(batch.captions))
     if training.prior_target is not None:
         noisy_batch = training.prior_target.add(noisy_batch, batch, text)

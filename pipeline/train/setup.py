@@ -13,6 +13,7 @@ from ..distributed import SINGLE_PROCESS, Processes
 from ..embeddings.injection import Injection
 from ..errors import StageError
 from ..models.denoisers import Denoiser
+from ..models.frozen import FrozenEncoder
 from ..models.load import DENOISER, Model, part_module, part_modules, pipe_name
 from ..models.text import CaptionCache
 from ..recipe.intervals import Clock
@@ -78,6 +79,20 @@ class Trainables:
         return {f"{one.name}/{name}": weight for one in self.weights for name, weight in one.parameters.items()}
 
 
+def frozen_encoders(model: Model, trainables: Trainables) -> tuple[FrozenEncoder, ...]:
+    """The text encoders in which a stage trains neither vectors nor weights.
+
+    Those with output embeddings are left out: these replace an output of the step's own ids.
+    """
+    embeddings = trainables.embeddings
+    return tuple(
+        FrozenEncoder(encoder.module)
+        for encoder in model.encoders
+        if not (embeddings and (embeddings.rates[encoder.key].any() or embeddings.injection.rows[encoder.key].outputs))
+        and not any(weight.requires_grad for weight in encoder.module.parameters())
+    )
+
+
 def _settings(table: WeightOptions, stage: TrainOptions) -> WeightSettings:
     factor = partial(schedule_factor, table.schedule, steps=stage.steps, warmup_steps=table.warmup_steps)
     return WeightSettings(table.optimizer, table.learning_rate, factor, stage.clip_norm, stage.ema)
@@ -87,7 +102,8 @@ def _settings(table: WeightOptions, stage: TrainOptions) -> WeightSettings:
 class Training:
     """Everything that the steps of a train stage need.
 
-    `texts` caches encoded captions, for stages in which nothing that is trained changes them.
+    `texts` caches encoded captions, for stages in which nothing that is trained changes them; `frozen` are the encoders
+    of other stages in which nothing is trained.
     """
 
     model: Model
@@ -106,6 +122,7 @@ class Training:
     guard: Guard | None = None
     processes: Processes = SINGLE_PROCESS
     texts: CaptionCache | None = None
+    frozen: tuple[FrozenEncoder, ...] = ()
 
     @property
     def embeddings(self) -> EmbeddingTrainer | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from projects import BUILD, make_project, run_project, run_recipe, stopped_at
+from projects import BUILD, image_side, make_project, run_project, run_recipe, stopped_at
 from run.killing import made_files
 
 from pivotune.converters.safetensors_file import read
@@ -37,14 +37,9 @@ lora = { rank = 2, learning_rate = 0.01, targets = "attention+feed-forward" }
 """
 
 
-def side_of(family: str) -> int:
-    """Side of an image in pixels that the tiny model takes: its pipelines or its VAE need a multiple."""
-    return 32 if family in ("sana", "wan", "wan-2.2") else 16
-
-
 def project(folder: Path, family: str, **parts: str) -> Recipe:
     """A project with masks, images of two shapes, and all but the first text encoder left alone."""
-    side = side_of(family)
+    side = image_side(family)
     recipe = make_project(folder, family, **parts)
     for number, (width, height) in enumerate([(side, side), (2 * side, side), (side, 2 * side)]):
         Image.new("RGB", (width, height), (40 * number, 90, 200)).save(folder / "images" / f"{number}.png")
@@ -58,8 +53,10 @@ def project(folder: Path, family: str, **parts: str) -> Recipe:
 def test_options_together_resume_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    more = f"[data]\nbuckets = true\nbucket_step = {side_of(family)}\ncache_latents = 'memory'"
-    recipe = project(tmp_path, family, train=f"resolution = {side_of(family)}{TRAIN}", more=more, export="targets = []")
+    more = f"[data]\nbuckets = true\nbucket_step = {image_side(family)}\ncache_latents = 'memory'"
+    recipe = project(
+        tmp_path, family, train=f"resolution = {image_side(family)}{TRAIN}", more=more, export="targets = []"
+    )
     whole = run_project(recipe, tmp_path / "whole").folder
     with monkeypatch.context() as patch:
         stopped_at(patch, 2, signal.SIGINT)
@@ -76,7 +73,7 @@ def test_a_finetune_follows_the_embedding_and_leaves_other_encoders_alone(tmp_pa
     stage = f"""
 [[stage]]
 kind = "train"
-resolution = {side_of(family)}
+resolution = {image_side(family)}
 steps = 1
 embeddings = false
 timesteps = {{ low = 900 }}
@@ -85,7 +82,7 @@ finetune = {{ parts = ["denoiser"], learning_rate = 0.001 }}
     keys = [one.key for one in family_encoders(family)]
     rates = ", ".join(f"{key} = {0.0 if number else 0.01}" for number, key in enumerate(keys))
     recipe = project(
-        tmp_path, family, train=f"resolution = {side_of(family)}", embedding=f"learning_rate = {{ {rates} }}",
+        tmp_path, family, train=f"resolution = {image_side(family)}", embedding=f"learning_rate = {{ {rates} }}",
         stages=stage, export='targets = []\nmodel = ["folder"]\nmodel_dtype = "float32"',
     )  # fmt: skip
     run_project(recipe, tmp_path / "run")

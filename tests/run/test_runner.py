@@ -280,8 +280,12 @@ def test_an_embedding_with_train_false_is_used_and_does_not_change(tmp_path):
     assert min(cat["encoders"]["clip_l"]["distance"]) > 0
 
 
-def test_a_learning_rate_of_zero_for_an_encoder_keeps_its_vectors(tmp_path):
-    recipe = make_project(tmp_path, "sdxl", embedding="learning_rate = { clip_l = 1e-2, clip_g = 0 }")
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-schedule-free"])
+def test_a_learning_rate_of_zero_for_an_encoder_keeps_its_vectors(tmp_path, optimizer):
+    recipe = make_project(
+        tmp_path, "sdxl", embedding="learning_rate = { clip_l = 1e-2, clip_g = 0 }",
+        train=f'preserve_norm = "median"\noptimizer.kind = "{optimizer}"',
+    )  # fmt: skip
     run_project(recipe, tmp_path / "run")
     [embedding] = manifest_of(tmp_path / "run")["embeddings"]
     assert embedding["encoders"]["clip_g"]["distance"] == [0.0, 0.0]

@@ -1,15 +1,19 @@
 """With frozen text encoders each caption is encoded once, and the steps match those without the cache."""
 
 import json
+import signal
 
 import pytest
 import torch
-from projects import make_project, run_project
+from projects import make_project, run_project, stopped_at
+from run.killing import made_files
+from transformers import T5EncoderModel
 
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.text import CaptionCache, Text
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import training as run_training
+from pivotune.pipeline.run.signals import Stopped
 
 AROUND = """
 [[stage]]
@@ -21,8 +25,12 @@ lora = { rank = 2, learning_rate = 0.05 }
 """
 
 
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
 def losses(folder):
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [row["loss"] for row in metrics(folder)]
 
 
 @pytest.mark.parametrize(("family", "kind"), [("sd1", "unet"), pytest.param("sdxl", "unet_xl", marks=pytest.mark.slow)])
@@ -65,3 +73,43 @@ def test_the_last_used_captions_are_cached():
     assert denoiser.asked == ["1", "2", "3"]
     texts(["2"], cpu)
     assert denoiser.asked == ["1", "2", "3", "2"]
+
+
+def flux(folder, captions=("a photo of <cat>", "<cat>, at night", "a photo")):
+    rates = "learning_rate = { clip_l = 0.05, t5 = 0.0 }"
+    path = make_project(folder, "flux", train="resolution = 16", embedding=rates, export="targets = []")
+    recipe = load_recipe(path, ["samples.prompts=[]"])
+    for number, caption in enumerate(captions):
+        (folder / "images" / f"{number}.txt").write_text(caption, "utf-8")
+    return recipe
+
+
+def test_an_encoder_whose_vectors_are_frozen_encodes_each_caption_once(tmp_path, monkeypatch):
+    recipe, calls = flux(tmp_path), []
+    forward = T5EncoderModel.forward
+
+    def counted(self, input_ids=None, **options):
+        calls.append(len(input_ids))
+        return forward(self, input_ids, **options)
+
+    monkeypatch.setattr(T5EncoderModel, "forward", counted)
+    cached = run_project(recipe, tmp_path / "cached").folder
+    assert calls.count(1) == 3
+    assert 2 not in calls
+    monkeypatch.setattr(run_training, "frozen_encoders", lambda *arguments: ())
+    uncached = run_project(recipe, tmp_path / "uncached").folder
+    assert 2 in calls
+    assert losses(cached) == pytest.approx(losses(uncached), rel=1e-5)
+    [encoders] = [one["encoders"] for one in json.loads((cached / "manifest.json").read_text("utf-8"))["embeddings"]]
+    assert max(encoders["t5"]["distance"]) == 0 < min(encoders["clip_l"]["distance"])
+
+
+def test_cached_outputs_of_a_frozen_encoder_resume_to_the_same_bytes(tmp_path, monkeypatch):
+    recipe = flux(tmp_path)
+    whole = run_project(recipe, tmp_path / "whole").folder
+    stopped_at(monkeypatch, 2, signal.SIGINT)
+    with pytest.raises(Stopped):
+        run_project(recipe, tmp_path / "parts")
+    monkeypatch.undo()
+    run_project(recipe, tmp_path / "parts")
+    assert made_files(tmp_path / "parts") == made_files(whole)
