@@ -21,7 +21,9 @@ KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name Com
 DEAF = ("gemma", "qwen", "qwen25_7b", "umt5xxl")  # encoders whose tokenizer gets no embeddings folder
 SMALLEST = 768  # numbers in a storage that is taken for vectors
 ALSO = {"qwen3_06b": ("t5xxl", 4096)}  # encoder, and the key and width of a second tokenizer that reads the same file
-NO_IDS = "the prompt fails: ComfyUI takes {key} of the file for token ids, which must be whole numbers, one for each row"
+NO_IDS = (
+    "the prompt fails: ComfyUI takes {key} of the file for token ids, which must be whole numbers, one for each row"
+)
 NO_WIDTH = "no tensor is as wide as the model's text encoders; the embedding is ignored with a warning"
 
 

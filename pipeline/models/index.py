@@ -34,6 +34,8 @@ def plain_index(index: dict[str, Any]) -> dict[str, Any]:
         if library is None and isinstance(source.get("type_hint"), list):  # saved without this part
             library, kind = (*source["type_hint"], None, None)[:2]
         if source.get("subfolder") not in (None, "", name):
-            raise ValueError(f"{name} is in the folder {str(source['subfolder'])[:60]!r}, which must be called {name!r}")
+            raise ValueError(
+                f"{name} is in the folder {str(source['subfolder'])[:60]!r}, which must be called {name!r}"
+            )
         plain[name] = [library, kind]
     return plain
