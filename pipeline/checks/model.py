@@ -25,6 +25,9 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
     path = local_path(spec)
     if path is None:
         if _is_hub_id(spec.base):
+            named = families().get(spec.family or "")
+            if named is not None and (problem := package_problem(named, None)):
+                yield Finding(BASE, problem, "warning")
             return
         hint = "; did you mean 'micro'?" if nearest(spec.base, ["micro"]) else ""
         yield Finding(BASE, f"'{spec.base}' is not a file, a folder or a hub id (owner/name){hint}")

@@ -136,6 +136,8 @@ def test_without_torchvision_check_and_loading_say_so(monkeypatch: pytest.Monkey
     assert re.search(wanted, problem.text)
     with pytest.raises(StageError, match=wanted):
         load_model(spec_of(tmp_path / "model"), CPU)
+    problems = check_recipe(recipe, [f"model.base={HUB}"]).problems
+    assert [one.severity for one in problems if re.search(wanted, one.text)] == ["warning"]
 
     def broken(name: str) -> Any:
         raise RuntimeError("operator torchvision::nms does not exist\nsecond line")
