@@ -276,7 +276,7 @@ def tiny_anima(seed: int = 0, *, padding: bool = False) -> Any:
     )  # fmt: skip
     transformer = CosmosTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, mlp_ratio=2,
-        text_embed_dim=16, adaln_lora_dim=4, max_size=(4, 32, 32), patch_size=(1, 2, 2), concat_padding_mask=padding,
+        text_embed_dim=16, adaln_lora_dim=4, max_size=(4, 128, 128), patch_size=(1, 2, 2), concat_padding_mask=padding,
         extra_pos_embed_type=None,
     )  # fmt: skip
     pipe = AnimaAutoBlocks().init_pipeline()
