@@ -48,7 +48,8 @@ def _embeddings() -> Iterator[Sequence[str]]:
 
 def _layout(program: Program, family: Family) -> str:
     if layout := program.layouts.get(family.name):
-        return " and ".join(" ".join(f"`{name}`" for name in file.values()) for file in layout.files)
+        ids = "".join(f" `{name}` (ids)" for name in layout.token_ids)
+        return " and ".join(" ".join(f"`{name}`" for name in file.values()) for file in layout.files) + ids
     return "no" if program.no_embeddings(family) else "not known"
 
 

@@ -20,6 +20,7 @@ DTYPE_BITS: dict[str, int] = {
 # Floating-point types that conversions write, and those whose values can be read.
 FLOATS = ("F32", "F16", "BF16", "F64")
 READABLE = (*FLOATS, "F8_E4M3", "F8_E5M2")
+INTEGERS = ("I64", "I32", "I16", "I8", "U8")
 
 
 class RawTensor:
@@ -69,6 +70,11 @@ def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
 def same(a: RawTensor, b: RawTensor) -> bool:
     """Whether two tensors are equal in type, shape and every bit (so two NaN of the same bits are equal)."""
     return a.dtype == b.dtype and a.shape == b.shape and (a.stored is b.stored or bytes(a.data) == bytes(b.data))
+
+
+def is_token_ids(tensor: RawTensor) -> bool:
+    """Whether it holds token ids, one in each row, and no vectors."""
+    return tensor.dtype in INTEGERS and len(tensor.shape) == 2 and tensor.shape[1] == 1
 
 
 LARGEST = (2 - 2**-23) * 2.0**127  # of F32

@@ -114,7 +114,7 @@ def add_embeddings(
             stem = stems[embedding.name] + suffix
             path = place / f"{stem}.safetensors"
             model = sizes if len(layout.files) == 1 else {key: size for key, size in sizes.items() if key in keys}
-            _add_file(files, path, embedding, target, keys, model, token=token, skipped=untrained)
+            _add_file(files, path, embedding, target, keys, model, layout.token_ids, token=token, skipped=untrained)
             trigger = target.prompted(stem, token)
             encoder = (
                 ", ".join(spec.module for spec in family.encoders if spec.key in keys) if len(suffixes) > 1 else ""
@@ -219,8 +219,8 @@ def _losses(
 
 
 def _add_file(
-    files: Batch, path: Path, embedding: Embedding, target: Program, keys: dict[str, str], widths: dict[str, int], *,
-    token: str, skipped: Container[str],
+    files: Batch, path: Path, embedding: Embedding, target: Program, keys: dict[str, str], widths: dict[str, int],
+    token_ids: Mapping[str, int], *, token: str, skipped: Container[str],
 ) -> None:  # fmt: skip
     tensors, meant = {}, {}
     for key, tensor in embedding.vectors.items():
@@ -232,6 +232,9 @@ def _add_file(
     meant = {key: tensor for key, tensor in meant.items() if f"{key}_out" not in meant}
     if not tensors:
         raise ConvertError(f"{embedding.name}: has no vectors that {target.title} could use")
+    count = next(iter(meant.values())).shape[0]
+    for name, number in token_ids.items():
+        tensors[name] = RawTensor("I64", (count, 1), number.to_bytes(8, "little") * count)
     check = partial(_check, path=path, program=target, meant=meant, widths=widths)
     metadata = _provenance(embedding)
     if files.dry:

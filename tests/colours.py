@@ -89,6 +89,7 @@ SETTINGS = {
     "krea2": Setting(tokens=20.0, steps=1000),
     "hidream": Setting(),
     "hunyuan-video": Setting(),
+    "anima": Setting(),
     "wan": Setting(denoiser={"num_attention_heads": 4, "attention_head_dim": 24}),
 }  # fmt: skip
 
@@ -266,7 +267,8 @@ def measure(name: str, folder: Path, setting: Setting) -> Distances:
     """Train the model, then the embedding alone and with a LoRA, and draw with what was exported."""
     recipe = write_project(folder, name, setting)
     model = load_model(recipe.model, CPU)
-    model.pipe.vae_scale_factor = model.pixels_per_latent  # a constant of Lumina's pipeline
+    if not model.family.modular:  # a constant of Lumina's pipeline
+        model.pipe.vae_scale_factor = model.pixels_per_latent
     goal = normalization(model.pipe.vae)(encoded(model.pipe.vae, [NEW], recipe.samples.size or 0))[0]
     asked = with_prompts(recipe, "a <new> image")
     before = latents_of(

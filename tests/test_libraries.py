@@ -27,12 +27,14 @@ DOCUMENTED = {  # modules below the top level whose names the library's own refe
 INNER = {  # (module, name): the rest, each with the file that leans on it
     ("accelerate.utils.dataclasses", "get_module_class_from_name"): "train/fsdp.py",
     ("accelerate.utils.fsdp_utils", "fsdp2_prepare_auto_wrap_policy"): "train/fsdp.py",
+    ("diffusers.modular_pipelines.anima.encoders", "AnimaTextEncoderStep"): "models/video.py",
     ("prodigyplus.prodigy_plus_schedulefree", "ProdigyPlusScheduleFree"): "recipe/optimizers.py",
     ("torch._dynamo.exc", "TorchDynamoException"): "train/compute.py",
     ("transformers.modeling_layers", "GradientCheckpointingLayer"): "train/compute.py",
     ("torch._inductor.runtime.cache_dir_utils", "cache_dir"): "train/compute.py",
 }
 ATTRIBUTES = {
+    "_blocks": "models/load.py",
     "_compiled_call_impl": "train/compute.py", "_keep_in_fp32_modules": "models/load.py",
     "_no_split_modules": "train/fsdp.py",
     "_pack_latents": "models/language_models.py", "_unpack_latents": "models/language_models.py",

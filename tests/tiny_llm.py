@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnimaAutoBlocks,
+    AnimaTextConditioner,
     AutoencoderDC,
     AutoencoderKLFlux2,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
+    CosmosTransformer3DModel,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -52,6 +55,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3Model,
     Qwen3VLConfig,
     Qwen3VLModel,
     UMT5Config,
@@ -256,6 +260,33 @@ def tiny_qwen_image(seed: int = 0) -> QwenImagePipeline:
         ),
         vae=tiny_qwen_vae(), text_encoder=encoder, tokenizer=tokenizer, transformer=transformer,
     )  # fmt: skip
+
+
+def tiny_anima(seed: int = 0, *, padding: bool = False) -> Any:
+    """A random model in the shape of Anima: Qwen3 of width 16, whose states T5's tokens attend to; a modular pipeline.
+
+    `padding`: the denoiser takes a padding mask, as the real one, and needs torchvision for it.
+    """
+    torch.manual_seed(seed)
+    tokenizer, t5_tokenizer = tiny_qwen_tokenizer(), tiny_t5_tokenizer()
+    encoder = Qwen3Model(Qwen3Config(vocab_size=len(tokenizer) + ROWS, hidden_size=16, num_hidden_layers=2, **LAYERS))
+    conditioner = AnimaTextConditioner(
+        source_dim=16, target_dim=16, model_dim=16, num_layers=2, num_attention_heads=2,
+        target_vocab_size=len(t5_tokenizer) + 12, min_sequence_length=128,
+    )  # fmt: skip
+    transformer = CosmosTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, mlp_ratio=2,
+        text_embed_dim=16, adaln_lora_dim=4, max_size=(4, 128, 128), patch_size=(1, 2, 2), concat_padding_mask=padding,
+        extra_pos_embed_type=None,
+    )  # fmt: skip
+    pipe = AnimaAutoBlocks().init_pipeline()
+    pipe.update_components(
+        text_encoder=encoder, tokenizer=tokenizer, t5_tokenizer=t5_tokenizer, text_conditioner=conditioner,
+        transformer=transformer, vae=tiny_qwen_vae(), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )  # fmt: skip
+    own = pipe.save_pretrained  # it takes no paths but texts
+    pipe.save_pretrained = lambda folder: own(str(folder), overwrite_modular_index=True)
+    return pipe
 
 
 def tiny_krea2(seed: int = 0) -> Krea2Pipeline:

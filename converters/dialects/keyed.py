@@ -11,7 +11,7 @@ from ..errors import ConvertError
 from ..file_range import opened, read_exactly
 from ..slots import as_rows, slots, split_out
 from ..stored import Stored
-from ..tensor import RawTensor
+from ..tensor import RawTensor, is_token_ids
 
 EMBEDDING = "pivotune.embedding"  # metadata: the embedding's name as it was trained, which a file name may not allow
 EMBEDDINGS = "pivotune.embeddings"  # metadata of a file of several embeddings: JSON of each embedding's own metadata
@@ -29,6 +29,8 @@ def read(file: Stored) -> Contents:
     """One embedding, named by our own metadata or else by the file."""
     rows = {}
     for name, tensor in file.tensors.items():
+        if len(file.tensors) > 1 and is_token_ids(tensor):
+            continue  # ComfyUI's for a second tokenizer, beside the vectors
         if not 1 <= len(tensor.shape) <= 2:
             raise ConvertError(f"{file.path}: {name} has the shape {tensor.shape}, not (vectors, width)")
         rows[name] = as_rows(tensor)

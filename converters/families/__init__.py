@@ -21,7 +21,8 @@ class EncoderSpec(NamedTuple):
     many of them are not the prompt's: begin and end tokens, a chat template, a system prompt. `float16`: it computes
     in float16 without overflow. `last_state` is the last hidden state that the pipeline uses, where it is not the last
     of all: an index, negative from the end. `output` is the index of the one whose vectors an output embedding of
-    OneTrainer replaces (-1: the last, as the encoder returns it), None where it trains none.
+    OneTrainer replaces (-1: the last, as the encoder returns it), None where it trains none. `unknown_in` is a second
+    tokenizer that reads the same prompts for a part without vectors of embeddings: it gets its unknown token for each.
     """
 
     key: str
@@ -33,6 +34,7 @@ class EncoderSpec(NamedTuple):
     float16: bool = True
     last_state: int | None = None
     output: int | None = None
+    unknown_in: str = ""
 
 
 class CheckpointPart(NamedTuple):
@@ -75,7 +77,8 @@ class Family:
     pipeline; it is empty where we write no such file. `objective` is what its models are trained on: `diffusion` or
     `flow` (flow matching). `draw_options` are arguments that its pipeline is always called with to draw, and
     `guidance_argument` is the one for the guidance. `predicting` has what differs for models that do not predict what
-    the family's example does, by their scheduler's `prediction_type`.
+    the family's example does, by their scheduler's `prediction_type`. `modular`: the pipeline is one of diffusers'
+    modular ones. `packages` are Python packages that the denoiser needs, by the key of its config that says so.
     """
 
     name: str
@@ -100,6 +103,8 @@ class Family:
     guidance_argument: str = "guidance_scale"
     checkpoint: dict[str, CheckpointPart] = field(default_factory=dict)
     predicting: dict[str, dict[str, Any]] = field(default_factory=dict)
+    modular: bool = False
+    packages: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def widths(self) -> dict[str, int]:

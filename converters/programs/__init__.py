@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, cast
 
 from ...schemas import schema
@@ -33,11 +34,13 @@ class Reads(Protocol):
 class Layout(NamedTuple):
     """How a program wants one family: the dialect's name, and for each file encoder key to tensor name.
 
-    `{embedding}` as a tensor name stands for the embedding itself. A second file is called `<stem>_2`.
+    `{embedding}` as a tensor name stands for the embedding itself. A second file is called `<stem>_2`. `token_ids`: by
+    tensor name, the token id that the program reads for each vector in a second tokenizer.
     """
 
     dialect: str
     files: tuple[dict[str, str], ...]
+    token_ids: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -139,7 +142,8 @@ def programs() -> dict[str, Program]:
 def _program(name: str) -> Program:
     data = _data(name)
     layouts = {
-        family: Layout(layout["dialect"], tuple(layout["files"])) for family, layout in data.pop("layouts").items()
+        family: Layout(layout["dialect"], tuple(layout["files"]), layout.get("token_ids", {}))
+        for family, layout in data.pop("layouts").items()
     }
     for key in ("reserved", "lora_kinds", "dora_keys"):
         if key in data:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..stored import Stored
-from ..tensor import RawTensor
+from ..tensor import RawTensor, is_token_ids
 from .reading import (
     REFUSED,
     Reading,
@@ -20,6 +20,10 @@ from .reading import (
 KEYS = {"t5": "t5xxl", "gemma": "gemma2_2b"}  # encoder key here to the name ComfyUI looks for
 DEAF = ("gemma", "qwen", "qwen25_7b", "umt5xxl")  # encoders whose tokenizer gets no embeddings folder
 SMALLEST = 768  # numbers in a storage that is taken for vectors
+ALSO = {"qwen3_06b": ("t5xxl", 4096)}  # encoder, and the key and width of a second tokenizer that reads the same file
+NO_IDS = (
+    "the prompt fails: ComfyUI takes {key} of the file for token ids, which must be whole numbers, one for each row"
+)
 NO_WIDTH = "no tensor is as wide as the model's text encoders; the embedding is ignored with a warning"
 
 
@@ -43,6 +47,12 @@ def reads(file: Stored, widths: dict[str, int], *, bundles: bool = True) -> Read
     used: set[str] = set()
     for key, size in widths.items():
         names = [] if key in DEAF else _chosen(file, KEYS.get(key, key), size, bundles)
+        if key in ALSO:
+            also, wide = ALSO[key]
+            ids = _chosen(file, also, wide, bundles)
+            if not all(is_token_ids(file.tensors[name]) for name in ids) or not ids:
+                return refused(NO_IDS.format(key=ids[0] if ids else also))
+            used.update(ids)
         if names and all(width(file.tensors[name]) == size for name in names):
             vectors[key] = _joined([file.tensors[name] for name in names])
             used.update(names)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ...converters.families import Family, families
 from ..errors import StageError
-from ..models.family import family_in, local_path
+from ..models.family import denoiser_config, family_in, local_path, no_single_file
+from ..models.index import INDEX, has_index
+from ..models.modular import package_problem
 from ..models.received import check_model_folder
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
@@ -23,13 +25,16 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
     path = local_path(spec)
     if path is None:
         if _is_hub_id(spec.base):
+            named = families().get(spec.family or "")
+            if named is not None and (problem := package_problem(named, None)):
+                yield Finding(BASE, problem, "warning")
             return
         hint = "; did you mean 'micro'?" if nearest(spec.base, ["micro"]) else ""
         yield Finding(BASE, f"'{spec.base}' is not a file, a folder or a hub id (owner/name){hint}")
     elif not os.path.exists(path):
         yield Finding(BASE, f"{path} does not exist{did_you_mean_path(path)}")
-    elif path.is_dir() and not (path / "model_index.json").is_file():
-        yield Finding(BASE, f"{path} is not a diffusers folder: no model_index.json")
+    elif path.is_dir() and not has_index(path):
+        yield Finding(BASE, f"{path} is not a diffusers folder: no {INDEX}")
     elif path.is_file():
         yield from _checkpoint(spec, path)
     elif not path.is_dir():
@@ -37,7 +42,9 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
     else:
         try:
             check_model_folder(path)
-            family_in(spec, path)
+            family = family_in(spec, path)
+            if problem := package_problem(family, denoiser_config(family, path)):
+                yield Finding(BASE, problem)
         except StageError as error:
             yield Finding(("model", "family" if spec.family else "base"), str(error))
 
@@ -58,6 +65,9 @@ def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:
         yield Finding(
             BASE, f"the family of a single-file checkpoint must be given: family = one of {', '.join(families())}"
         )
+    elif spec.family in families() and (why := no_single_file(families()[spec.family])):
+        yield Finding(BASE, why)
+        return
     if spec.config is None:
         text = (
             "without config, tokenizers and configuration are downloaded; set config = a diffusers folder of the family"

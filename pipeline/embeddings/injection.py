@@ -118,6 +118,18 @@ class EmbeddingTokenizer:
         object.__setattr__(self, name, value) if own else setattr(self._inner, name, value)
 
 
+class UnknownTokenizer(EmbeddingTokenizer):
+    """A tokenizer for which each vector of an active embedding is its unknown token.
+
+    It numbers the queries of a part that has no vectors of embeddings (Anima's conditioner). The unknown token is
+    that of characters that the vocabulary lacks, and says nothing of an embedding but how many vectors it has.
+    """
+
+    def activate(self, slots: Mapping[str, Sequence[int]]) -> None:
+        """Replace each of these embeddings by as many unknown tokens as it has slots."""
+        self._texts = {embedding: self._inner.unk_token * len(numbers) for embedding, numbers in slots.items()}
+
+
 class SlotTable(nn.Module):
     """A token table with `active` rows after the frozen `base`.
 
@@ -170,7 +182,8 @@ class SlotTable(nn.Module):
 class Encoder:
     """A loaded text encoder: its key in files, its names in the pipeline, the module and its tokenizer.
 
-    `output` is the hidden state that output embeddings replace (see `families.EncoderSpec`), None if it has none.
+    `output` is the hidden state that output embeddings replace, None if it has none; `unknown_in` a second tokenizer
+    in the pipeline, without vectors of embeddings (see `families.EncoderSpec` for both).
     """
 
     key: str
@@ -180,6 +193,7 @@ class Encoder:
     tokenizer: Any
     width: int
     output: int | None = None
+    unknown_in: str = ""
 
     @property
     def table(self) -> Tensor:
@@ -196,7 +210,7 @@ class _Injected:
     encoder: Encoder
     rows: EmbeddingRows
     table: SlotTable
-    tokenizer: EmbeddingTokenizer
+    tokenizers: dict[str, tuple[EmbeddingTokenizer, Any]]  # by name in the pipeline: with embeddings, and without
     locations: tuple[tuple[nn.Module, str, nn.Module], ...]
     end_tokens: tuple[tuple[nn.Module, int], ...]
     hook: OutputHook | None
@@ -214,16 +228,21 @@ class Injection:
 
     def _inject(self, encoder: Encoder, rows: EmbeddingRows) -> _Injected:
         tokenizer = EmbeddingTokenizer(encoder.tokenizer, self.replacer)
+        tokenizers = {encoder.tokenizer_name: (tokenizer, encoder.tokenizer)}
+        if encoder.unknown_in:
+            plain = getattr(self._pipe, encoder.unknown_in)
+            tokenizers[encoder.unknown_in] = (UnknownTokenizer(plain, self.replacer), plain)
         base = encoder.module.get_input_embeddings()  # type: ignore[operator]
         table = SlotTable(base, tokenizer.first_slot)
         locations = _locations(encoder.module, base)
         for parent, name, _ in locations:
             setattr(parent, name, table)
-        setattr(self._pipe, encoder.tokenizer_name, tokenizer)
+        for name, (wrapped, _) in tokenizers.items():
+            setattr(self._pipe, name, wrapped)
         hook = None
         if rows.outputs and encoder.output is not None:
             hook = OutputHook(encoder.module, encoder.output, table)
-        return _Injected(encoder, rows, table, tokenizer, locations, _fix_end_token(encoder), hook)
+        return _Injected(encoder, rows, table, tokenizers, locations, _fix_end_token(encoder), hook)
 
     @property
     def rows(self) -> dict[str, EmbeddingRows]:
@@ -259,7 +278,8 @@ class Injection:
         if not one.rows.outputs.isdisjoint(embeddings):
             flags = [name in one.rows.outputs for name in embeddings for _ in slots[name]]
             one.table.outputs, one.table.only_outputs = torch.tensor(flags, device=leaf.device), all(flags)
-        one.tokenizer.activate(slots)
+        for tokenizer, _ in one.tokenizers.values():
+            tokenizer.activate(slots)
         return ActiveRows(tuple(embeddings), index, leaf)
 
     def eject(self) -> None:
@@ -277,7 +297,8 @@ class Injection:
             for one in self._injected.values():
                 for parent, name, _ in one.locations:
                     setattr(parent, name, one.table)
-                setattr(self._pipe, one.encoder.tokenizer_name, one.tokenizer)
+                for name, (tokenizer, _) in one.tokenizers.items():
+                    setattr(self._pipe, name, tokenizer)
                 for module, _ in one.end_tokens:
                     module.eos_token_id = one.encoder.tokenizer.eos_token_id
                 if one.hook is not None:
@@ -287,7 +308,8 @@ class Injection:
         for one in self._injected.values():
             for parent, name, module in one.locations:
                 setattr(parent, name, module)
-            setattr(self._pipe, one.encoder.tokenizer_name, one.encoder.tokenizer)
+            for name, (_, plain) in one.tokenizers.items():
+                setattr(self._pipe, name, plain)
             for module, value in one.end_tokens:
                 module.eos_token_id = value  # type: ignore[assignment]
             if one.hook is not None:

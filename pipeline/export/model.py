@@ -38,7 +38,7 @@ def write_model_folder(
                 _model(component, part / name, dtype)
             elif hasattr(component, "get_vocab"):
                 _tokenizer(component, part / name, tokenizers.get(name, {}))
-            elif component is not None:
+            elif component is not None and name in pipe.config:  # modular pipelines make others of their class
                 component.save_pretrained(part / name)
         pipe.save_config(part)
         if folder.exists():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...converters.families import Family
+from ...converters.families import EncoderSpec, Family
 from ...converters.write import Written
 from ..models.family import MICRO
 from ..recipe.model import ModelSpec
@@ -44,7 +44,7 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
         *(["from tokenizers import AddedToken"] if files.by_hand else []),
         "",
         "here = Path(__file__).resolve().parent",
-        f"pipe = {_loaded(family.pipeline, files, base)}",
+        *_loaded(family, files, base),
     ]
     for written in files.embeddings.values():
         lines += _load_lines(family, written)
@@ -82,17 +82,23 @@ def _call(family: Family, prompt: str) -> str:
     return f"pipe(prompt={prompt!r}{options}).{first}"
 
 
-def _loaded(kind: str, files: Files, base: Base) -> str:
-    """The call that loads the model."""
+def _loaded(family: Family, files: Files, base: Base) -> list[str]:
+    """The lines that load the model; a modular pipeline loads its parts in a second call."""
+    spec, single = base.spec, Path(base.spec.base).is_file()
+    dtype = f"dtype=torch.{spec.dtype}"
     lacking = "".join(f", {name}=None" for name in files.lacking)
     if files.model_folder is not None:
-        return f"{kind}.from_pretrained(here / {files.model_folder!r}{lacking}, dtype=torch.{base.spec.dtype})"
-    spec, single = base.spec, Path(base.spec.base).is_file()
-    asked = {"config": spec.config} if single else {"revision": spec.revision, "variant": spec.variant}
-    options = "".join(f", {name}={_named(base, value)}" for name, value in asked.items() if value)
-    loader = "from_single_file" if single else "from_pretrained"
-    name = SHIPPED if spec.base == MICRO else _named(base, spec.base)
-    return f"{kind}.{loader}({name}{options}{lacking}, dtype=torch.{spec.dtype})"
+        name, asked = f"here / {files.model_folder!r}", {}
+    else:
+        asked = {"config": spec.config} if single else {"revision": spec.revision, "variant": spec.variant}
+        name = SHIPPED if spec.base == MICRO else _named(base, spec.base)
+    variant = asked.pop("variant", None) if family.modular else None
+    options = "".join(f", {key}={_named(base, value)}" for key, value in asked.items() if value)
+    loader = "from_single_file" if single and files.model_folder is None else "from_pretrained"
+    if not family.modular:
+        return [f"pipe = {family.pipeline}.{loader}({name}{options}{lacking}, {dtype})"]
+    which = f"variant={variant!r}, " if variant else ""
+    return [f"pipe = {family.pipeline}.{loader}({name}{options})", f"pipe.load_components({which}{dtype})"]
 
 
 def _named(base: Base, name: str) -> str:
@@ -224,4 +230,16 @@ def _add_lines(family: Family, paths: Mapping[str, str]) -> list[str]:
         "    vectors = {name: one[key] for name, one in files.items() for key in keys if key in one}",
         "    if vectors:",
         "        setattr(pipe, tokenizer, add_embeddings(getattr(pipe, encoder), getattr(pipe, tokenizer), vectors))",
+        *(line for encoder in family.encoders if encoder.unknown_in for line in _unknown_lines(encoder)),
+    ]
+
+
+def _unknown_lines(encoder: EncoderSpec) -> list[str]:
+    """Lines that give a second tokenizer its unknown token for each vector, as in training."""
+    name, key = encoder.unknown_in, encoder.key
+    return [
+        f"unknown = pipe.{name}.unk_token  # one for each vector: what reads these tokens knows no embeddings",
+        f"counts = {{name: len(one[{key!r}]) for name, one in files.items() if {key!r} in one}}",
+        'texts = {" ".join(name.lower().split()): unknown * count for name, count in counts.items()}',
+        f"pipe.{name} = WithEmbeddings(pipe.{name}, texts)",
     ]

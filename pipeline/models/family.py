@@ -12,6 +12,7 @@ from ..errors import StageError
 from ..recipe.document import shipped_folder
 from ..recipe.model import ModelSpec
 from ..vae import latent_channels, vae_scale
+from .index import has_index, index_file
 from .received import read_config
 
 MICRO = "micro"
@@ -65,6 +66,13 @@ def _named(spec: ModelSpec, kind: Any, width: Any, fitting: list[Family]) -> Fam
     return named
 
 
+def no_single_file(family: Family) -> str:
+    """Why a model of this family cannot be loaded from a single file; empty if it can."""
+    if not family.modular:
+        return ""
+    return f"a file has only a part of {family.title}; use a hub id ({family.example}) or a diffusers folder"
+
+
 def native_resolution(family: Family, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
     """Side in pixels of the images that a model was trained on: from its configs, else its family."""
     size = denoiser.get("sample_size")
@@ -93,7 +101,7 @@ def local_path(spec: ModelSpec) -> Path | None:
 def family_of(spec: ModelSpec) -> Family | None:
     """The family of a model by its recipe or the files of its folder; None if only the hub or loading it could tell."""
     path = local_path(spec)
-    if path is None or not (path / "model_index.json").is_file():
+    if path is None or not has_index(path):
         return families().get(spec.family or "")
     try:
         return family_in(spec, path).of_prediction(scheduler_config(spec).get("prediction_type"))
@@ -111,8 +119,13 @@ def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
 
 def family_in(spec: ModelSpec, folder: Path) -> Family:
     """The family of a diffusers folder, by its files; StageError if none fits, or several."""
-    kind = _json(folder, "model_index.json").get("_class_name", "folder without a pipeline's class")
+    kind = _json(folder, index_file(folder).name).get("_class_name", "folder without a pipeline's class")
     return choose_family(spec, kind, width_of(kind, lambda module: _json(folder, module, "config.json")))
+
+
+def denoiser_config(family: Family, folder: Path) -> dict[str, Any]:
+    """The config of the denoiser in a diffusers folder."""
+    return _json(folder, family.denoiser_module, "config.json")
 
 
 def _json(folder: Path, *names: str) -> dict[str, Any]:

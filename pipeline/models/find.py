@@ -12,6 +12,8 @@ from ..files import read_json
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from .family import MICRO, check_kind
+from .index import INDEX, MODULAR, plain_index
+from .modular import package_problem
 from .received import model_error
 
 GUARDS = ("safety_checker", "feature_extractor")  # training needs neither
@@ -38,16 +40,32 @@ def find_model(spec: ModelSpec) -> Path:
 def _download(spec: ModelSpec) -> Path:
     """The snapshot of a hub model: only the files that its pipeline loads, and none if its kind is not supported."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         where: dict[str, Any] = {"revision": spec.revision, "local_files_only": not _hub_reachable(spec)}
-        index = Path(hf_hub_download(spec.base, "model_index.json", **where))
+        try:
+            index = Path(hf_hub_download(spec.base, INDEX, **where))
+        except EntryNotFoundError:
+            return _download_modular(spec, where)
         check_kind(spec, read_json(index).get("_class_name"))
         from diffusers import DiffusionPipeline  # takes seconds, so it is imported late
 
         return Path(DiffusionPipeline.download(spec.base, variant=spec.variant, **where, **dict.fromkeys(GUARDS)))
     except hub_errors() as error:
         raise model_error(spec, _hub_problem(error, spec)) from error
+
+
+def _download_modular(spec: ModelSpec, where: dict[str, Any]) -> Path:
+    """The snapshot of a model that has the index of a modular pipeline: that, and the folders of its parts."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    index = read_json(Path(hf_hub_download(spec.base, MODULAR, **where)))
+    [family, *_] = check_kind(spec, index.get("_class_name"))
+    if problem := package_problem(family, None):
+        raise StageError(problem)
+    parts = [name for name, value in plain_index(index).items() if isinstance(value, list)]
+    return Path(snapshot_download(spec.base, allow_patterns=[MODULAR, *(f"{name}/*" for name in parts)], **where))
 
 
 def _hub_reachable(spec: ModelSpec) -> bool:
@@ -83,7 +101,7 @@ def _hub_problem(error: Exception, spec: ModelSpec) -> str:
         errors.GatedRepoError: "its terms must be accepted on the hub; then log in (hf auth login)",
         errors.RepositoryNotFoundError: "the hub has no such model, or it is private; then log in (hf auth login)",
         errors.RevisionNotFoundError: f"the hub has no revision {spec.revision!r} of it",
-        errors.RemoteEntryNotFoundError: "it has no model_index.json, so it is not a diffusers model",
+        errors.RemoteEntryNotFoundError: f"it has no {INDEX} and no {MODULAR}, so it is not a diffusers model",
     }
     known = [text for kind, text in texts.items() if isinstance(error, kind)]
     offline = "it is not complete in the local cache, and the hub cannot be reached; use a folder, or go online once"

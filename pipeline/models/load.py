@@ -21,6 +21,8 @@ from ..tensors import DTYPES
 from ..vae import vae_scale
 from .family import choose_family, native_resolution, size_multiple, width_of
 from .find import find_model
+from .index import index_file, plain_index
+from .modular import hide_progress
 from .pipeline import part_kinds
 from .received import LARGE, TOKENIZER_FILES, load_errors, model_error, regular_in
 from .skipping import skip_layers, skip_unused
@@ -120,7 +122,7 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
                     module.train()
             if upcast:
                 _cast_latents(part)
-    pipe.set_progress_bar_config(disable=True)
+    hide_progress(pipe._blocks if family.modular else pipe)
     skip_layers(pipe, family, spec.clip_skip)
     for about in family.encoders:
         if getattr(pipe, about.module, None) is not None:
@@ -186,7 +188,9 @@ def _encoder(pipe: Any, spec: ModelSpec, about: EncoderSpec) -> Encoder:
         raise model_error(spec, f"{about.tokenizer} has {len(tokenizer)} tokens, but {about.module} has {rows} vectors")
     if tokenizer.model_max_length >= UNLIMITED:
         tokenizer.model_max_length = about.length or CLIP_LENGTH
-    return Encoder(about.key, about.module, about.tokenizer, module, tokenizer, int(width), about.output)
+    return Encoder(
+        about.key, about.module, about.tokenizer, module, tokenizer, int(width), about.output, about.unknown_in
+    )
 
 
 def skeleton(spec: ModelSpec) -> Model:
@@ -197,14 +201,15 @@ def skeleton(spec: ModelSpec) -> Model:
     quiet_libraries()
     family, folder = stated_family(spec), config_folder(spec)
     with load_errors(lambda error: model_error(spec, error)):
-        index = read_json(folder / "model_index.json")
+        path = index_file(folder)
+        index = plain_index(read_json(path))
         modules = {name: _module(kind, folder / name) for name, kind in part_kinds(index).items()}
         for name in (family.denoiser_module, "vae"):
             if name not in modules:
-                raise ValueError(f"model_index.json names no {name}")
+                raise ValueError(f"{path.name} names no {name}")
     lacks = [name for name in (family.denoiser_module, "vae", "text_encoder") if name not in modules]
     if lacks:
-        raise model_error(spec, f"{folder / 'model_index.json'} names no {lacks[0]}")
+        raise model_error(spec, f"{path} names no {lacks[0]}")
     pipe = SimpleNamespace(**modules, components=modules)
     encoders = tuple(
         Encoder(about.key, about.module, about.tokenizer, modules[about.module], None, about.width, about.output)

@@ -15,8 +15,10 @@ from ..files import read_json
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
-from .family import choose_family, width_of
+from .family import choose_family, no_single_file, width_of
 from .find import GUARDS
+from .index import INDEX, has_index, index_file, plain_index
+from .modular import modular_pipeline, package_problem, read_parts
 from .received import check_model_folder, load_errors, model_error
 
 _VARIANT = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)\.([^.-]+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
@@ -31,19 +33,23 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
     """
     from diffusers import DiffusionPipeline
 
-    if not (folder / "model_index.json").is_file():
-        raise StageError(f"model.base = {spec.base!r}: not a diffusers model: the folder has no model_index.json")
+    if not has_index(folder):
+        raise StageError(f"model.base = {spec.base!r}: not a diffusers model: the folder has no {INDEX}")
     try:
         check_model_folder(folder)
     except StageError as error:
         raise model_error(spec, error) from error
     with load_errors(lambda error: model_error(spec, error)):
-        index = read_json(folder / "model_index.json")
+        index = plain_index(read_json(index_file(folder)))
         kind = index.get("_class_name")
-        choose_family(spec, kind, width_of(kind, lambda module: _config(folder / module / "config.json")))
+        family = choose_family(spec, kind, width_of(kind, lambda module: _config(folder / module / "config.json")))
+        if problem := package_problem(family, _config(folder / family.denoiser_module / "config.json")):
+            raise StageError(problem)
         _check_variant(spec, folder)
         given = {name: None for name, value in index.items() if name in GUARDS or value == [None, None]}
         models = {name: _model(spec, folder / name, kind) for name, kind in part_kinds(index).items()}
+        if family.modular:
+            return modular_pipeline(family, models | read_parts(index, folder, models))
         tokenizers = {name: _tokenizer_of(folder / name) for name, value in index.items() if _is_processor(name, value)}
         given |= dict.fromkeys(tokenizers)
         pipe = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **given, **models)
@@ -143,6 +149,8 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
     if spec.family is None:
         known = ", ".join(families())
         raise StageError(f"model.base = {spec.base!r} is a single file; set model.family, one of {known}")
+    if why := no_single_file(families()[spec.family]):
+        raise StageError(f"model.base = {spec.base!r}: {why}")
     loader = getattr(diffusers, families()[spec.family].pipeline)
     dtype = DTYPES[spec.dtype]
     options = {"config": spec.config, "local_files_only": spec.config is not None and Path(spec.config).is_dir()}

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import RecipeError, StageError
 from ..files import LARGEST, read_json
 from ..recipe.model import ModelSpec
+from .index import index_file, plain_index
 
 
 @contextmanager
@@ -79,7 +80,7 @@ _ENDLESS = ("lambda_min_clipped", "model_max_length")  # real models have -Infin
 def check_model_folder(folder: Path) -> None:
     """Check every small file of a diffusers folder. StageError names the first that is not acceptable."""
     try:
-        index_path = folder / "model_index.json"
+        index_path = index_file(folder)
         parts = list(USUAL)
         if os.path.lexists(index_path):
             parts += _parts(index_path, read_config(index_path, folder))
@@ -96,6 +97,10 @@ def _line(error: Exception) -> str:
 
 
 def _parts(path: Path, index: dict[str, Any]) -> Iterator[str]:
+    try:
+        index = plain_index(index)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     for name, value in index.items():
         if not isinstance(value, list) or name in ("safety_checker", "feature_extractor") or value[:1] == [None]:
             continue

@@ -13,6 +13,7 @@ from ..errors import StageError
 from ..files import read_json
 from ..recipe.model import ModelSpec
 from .family import family_of, local_path
+from .index import INDEX, MODULAR
 from .received import check_model_folder, load_errors, one_line
 
 UNLIMITED = 10**30  # where the tokenizer's config has no limit, as in transformers
@@ -106,7 +107,7 @@ def _clip(folder: Path, config: dict[str, Any]) -> Any:
 
 
 _NO_CODE = {"trust_remote_code": False}  # and no prompt in the terminal whether to trust it
-_HUB_FILES = ["model_index.json", "*/config.json", "tokenizer*/*"]
+_HUB_FILES = [INDEX, MODULAR, "*/config.json", "tokenizer*/*"]
 PROBE = "a photo, 1 \U0001f600"  # letters, a digit, punctuation, and a character that is in no vocabulary
 
 

@@ -1,4 +1,4 @@
-"""Transformers for video, trained on images as videos of one frame: HunyuanVideo and Wan."""
+"""Transformers for video, trained on images as videos of one frame: HunyuanVideo, Wan and Anima."""
 
 from __future__ import annotations
 
@@ -65,3 +65,29 @@ def _predict(pipe: Any, model: Any, noisy: Tensor, timesteps: Tensor, states: Te
         hidden_states=noisy.unsqueeze(2), timestep=timesteps, encoder_hidden_states=states, return_dict=False
     )[0]
     return output.squeeze(2)
+
+
+class AnimaTransformer:
+    """Anima: the video model Cosmos with text of a conditioner, in which each token of T5 attends to Qwen3's states.
+
+    Zeros follow the text, without a mask. The padding mask, in pixels, says that no part of the image is padding.
+    """
+
+    @staticmethod
+    def encode(pipe: Any, captions: list[str]) -> Text:
+        from diffusers.modular_pipelines.anima.encoders import AnimaTextEncoderStep
+
+        made = AnimaTextEncoderStep.encode_prompt(pipe, captions, prepare_unconditional_embeds=False)
+        states = pipe.text_conditioner(
+            made["qwen_prompt_embeds"], made["t5_input_ids"], made["t5_attention_mask"], made["qwen_attention_mask"]
+        )
+        return Text(states)
+
+    @staticmethod
+    def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
+        height, width = (side * pipe.vae_scale_factor for side in noisy.shape[-2:])
+        output: Tensor = pipe.transformer(
+            hidden_states=noisy.unsqueeze(2), timestep=timesteps.to(noisy.dtype) / 1000,
+            encoder_hidden_states=text.states, padding_mask=noisy.new_zeros(1, 1, height, width), return_dict=False,
+        )[0]  # fmt: skip
+        return output.squeeze(2)

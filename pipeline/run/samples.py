@@ -199,7 +199,10 @@ def _images(
     side = max(1, size // model.size_multiple) * model.size_multiple
     family = model.family
     options = {family.guidance_argument: guidance, **family.draw_options}
-    model.pipe.default_sample_size = side / model.pixels_per_latent  # HiDream scales every size to its area
+    if family.modular:
+        model.pipe.guider.guidance_scale = options.pop(family.guidance_argument)
+    else:
+        model.pipe.default_sample_size = side / model.pixels_per_latent  # HiDream scales every size to its area
     if "negative_prompt" in options:
         options["negative_prompt"] = [options["negative_prompt"]] * len(prompts)
     drawn = model.pipe(

@@ -27,6 +27,9 @@ LUMINA = {**NEXT, "dim": 2304, "n_heads": 24, "n_kv_heads": 8, "ffn_dim_multipli
           "axes_dims": [32] * 3, "axes_lens": [300, 512, 512]}  # fmt: skip
 Z_IMAGE = {**NEXT, "dim": 3840, "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560, "axes_dims": [32, 48, 48],
            "axes_lens": [1536, 512, 512], "ffn_dim_multiplier": 8.0 / 3.0, "z_image_modulation": True}  # fmt: skip
+ANIMA = {"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16,
+         "patch_spatial": 2, "patch_temporal": 1, "model_channels": 2048, "num_blocks": 1, "pos_emb_cls": "rope3d",
+         "pos_emb_learnable": True, "use_adaln_lora": True, "adaln_lora_dim": 256, "image_model": "anima"}  # fmt: skip
 
 
 class Transformer(NamedTuple):
@@ -93,6 +96,9 @@ TRANSFORMERS = {
         "num_single_layers": 1, "caption_channels": [4096, 4096], "llama_layers": [0, 1]}),
     "hunyuan-video": Transformer("HunyuanVideoTransformer3DModel", {"num_layers": 1, "num_single_layers": 1},
                                  "HunyuanVideo", "hunyuan_video.model", "HunyuanVideo", HUNYUAN),
+    "anima": Transformer(
+        "CosmosTransformer3DModel", {"num_layers": 1, "num_attention_heads": 16, "text_embed_dim": 1024,
+        "rope_scale": (1.0, 4.0, 4.0), "extra_pos_embed_type": None}, "Anima", "anima.model", "Anima", ANIMA),
     "wan": Transformer("WanTransformer3DModel", {"num_layers": 1}, "WAN21", "wan.model", "WanModel",
                        {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 1}),
 }  # fmt: skip
@@ -183,6 +189,8 @@ ENCODERS = {
                      ONE),
     "qwen25_7b": Encoder(_llm("Qwen2", "model language_model", **_sizes(3584, 18944, 28, 4)), "qwen25_7b", LLAMA,
                          "Qwen25_7BVLI", ONE),
+    "qwen3_06b": Encoder(_llm("Qwen3", "", **_sizes(1024, 3072, 16, 8, head_dim=128)), "qwen3_06b", LLAMA,
+                         "Qwen3_06B", ONE),
     "qwen3_4b": Encoder(_llm("Qwen3", "model", **_sizes(2560, 9728, 32, 8, head_dim=128)), "qwen3_4b", LLAMA,
                         "Qwen3_4B", ONE),
     "qwen3_8b": Encoder(_llm("Qwen3", "model", **_sizes(4096, 12288, 32, 8, head_dim=128)), "qwen3_8b", LLAMA,

@@ -94,6 +94,19 @@ def test_comfyui_applies_every_module(model):
     assert all(applies_encoder(program, lora.family, key) for key in lora.family.widths)
 
 
+def test_diffusers_reads_comfyuis_names_of_anima(tmp_path):
+    """Its loader renames them; both files add the same to the denoiser."""
+    lora = random_lora("anima")
+    made = {name: raw for name, raw in comfyui(lora.tensors, lora.family, lora.pipe).items() if "text_enc" not in name}
+    write(tmp_path / "x.safetensors", made, {"format": "pt"})
+    lora.pipe.load_lora_weights(tmp_path, weight_name="x.safetensors", adapter_name="lora")
+    deltas = {name: one for name, one in lora.deltas.items() if name.startswith("transformer.")}
+    applied_now = found(lora.pipe, lora.family)
+    assert applied_now.keys() == deltas.keys()
+    for name, delta in deltas.items():
+        torch.testing.assert_close(applied_now[name], delta, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("model", NAMES)
 def test_comfyuis_names_of_one_block(model):
     """As its loader maps them: `real_comfyui.py` gives it such files."""

@@ -25,7 +25,7 @@ PROMPTS = ["a red ring", "a photo of a blue square on a white background, stripe
 DISTILLED = {"flux", "flux2-dev", "hunyuan-video"}  # the guidance value is an input of the denoiser
 FROM_PROMPT = {"z-image", "krea2"}  # guidance is added to the prediction with the prompt
 PACKED = {"flux", "flux-schnell", "chroma", "qwen-image", "krea2"}  # latents are a sequence of patches
-FRAMES = {"hunyuan-video", "wan", "wan-2.2"}
+FRAMES = {"hunyuan-video", "wan", "wan-2.2", "anima"}
 OPTIONS: dict[str, dict[str, Any]] = {"lumina2": {"cfg_normalization": False}}
 NEGATIVE = {"qwen-image": " "}
 
@@ -48,7 +48,8 @@ def noise_for(pipe: Any, shape: tuple[int, int]) -> Tensor:
 def size_of(pipe: Any, latents: Tensor) -> tuple[int, int]:
     """Height and width in pixels of latents, also for a pipeline that scales every size to one area."""
     height, width = latents.shape[-2:]
-    pipe.default_sample_size = (height * width) ** 0.5 + 1e-6  # the pipeline rounds down
+    if "default_sample_size" in vars(pipe):  # the pipeline rounds down
+        pipe.default_sample_size = (height * width) ** 0.5 + 1e-6
     return height * vae_scale(pipe.vae.config), width * vae_scale(pipe.vae.config)
 
 
@@ -108,6 +109,14 @@ def both(name: str, prompt: str, guidance: float, shape: tuple[int, int]) -> tup
     return latents, theirs
 
 
+def guided(pipe: Any, family: Family, guidance: float) -> dict[str, Any]:
+    """The argument for the guidance; in a modular pipeline it is a setting of one of its parts."""
+    if not family.modular:
+        return {family.guidance_argument: guidance}
+    pipe.guider.guidance_scale = guidance
+    return {}
+
+
 def drawn(
     name: str, pipe: Any, family: Family, prompt: str, guidance: float, noise: Tensor,
     timesteps: list[Callable[[], None]],
@@ -124,8 +133,11 @@ def drawn(
     height, width = size_of(pipe, noise)
     result = pipe(
         prompt=prompt, num_inference_steps=STEPS, height=height, width=width, latents=packed(name, pipe, noise),
-        output_type="latent", **{family.guidance_argument: guidance} | family.draw_options | OPTIONS.get(name, {}),
+        **guided(pipe, family, guidance) | family.draw_options | OPTIONS.get(name, {}),
+        **{} if family.modular else {"output_type": "latent"},
     )  # fmt: skip
+    if family.modular:
+        return unpacked(name, pipe, result.latents, noise)
     return unpacked(name, pipe, result.frames if hasattr(result, "frames") else result.images, noise)
 
 
@@ -164,7 +176,7 @@ def test_normalization_is_what_the_pipeline_undoes_before_it_decodes(
     height, width = size_of(pipe, noise)
     pipe(
         prompt=PROMPTS[0], num_inference_steps=STEPS, height=height, width=width, latents=packed(name, pipe, noise),
-        **{family.guidance_argument: 1.0} | family.draw_options,
+        **guided(pipe, family, 1.0) | family.draw_options,
     )  # fmt: skip
     decoded = given[0].squeeze(2) if given[0].ndim == 5 else given[0]
     torch.testing.assert_close(normalization(pipe.vae)(decoded), latents, rtol=1e-4, atol=1e-4)

@@ -39,6 +39,7 @@ TARGETS = {
     "hidream": ["comfyui", "diffusers", "onetrainer"],
     "hunyuan-video": ["comfyui", "diffusers", "onetrainer"],
     "wan": ["comfyui", "diffusers"],
+    "anima": ["comfyui", "diffusers"],
 }
 WIDTHS = {
     "sd2": {"clip_h": 32}, "sdxl": {"clip_l": 24, "clip_g": 40}, "sd3": {"clip_l": 24, "clip_g": 40, "t5": 72},
@@ -47,7 +48,7 @@ WIDTHS = {
     "z-image": {"qwen3_4b": 16}, "flux2-klein-4b": {"qwen3_4b": 16}, "flux2-dev": {"mistral3_24b": 16},
     "sana": {"gemma": 8}, "lumina2": {"gemma": 8}, "qwen-image": {"qwen25_7b": 16}, "krea2": {"qwen3vl_4b": 16},
     "hidream": {"clip_l": 24, "clip_g": 40, "t5": 32, "llama": 32}, "hunyuan-video": {"llama": 16, "clip_l": 24},
-    "wan": {"umt5xxl": 32},
+    "wan": {"umt5xxl": 32}, "anima": {"qwen3_06b": 16},
 }  # fmt: skip
 TRAIN = "preserve_norm = { low = 0.001, high = 1000.0 }\nlora = { rank = 2, learning_rate = 0.01 }\nflip = true"
 RESCALE = '[[stage]]\nkind = "rescale"\nto = { low = 0.001, high = 1000.0 }'

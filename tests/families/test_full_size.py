@@ -22,6 +22,11 @@ HIDREAM = {
     "num_activated_experts": 2, "axes_dims_rope": (64, 32, 32), "max_resolution": (128, 128),
     "llama_layers": [*range(32), *[31] * 16],
 }  # fmt: skip
+# Of the 2B model of Cosmos-Predict2, which Anima was trained from.
+ANIMA = {
+    "num_attention_heads": 16, "attention_head_dim": 128, "num_layers": 28, "mlp_ratio": 4.0, "text_embed_dim": 1024,
+    "adaln_lora_dim": 256, "rope_scale": (1.0, 4.0, 4.0), "concat_padding_mask": True, "extra_pos_embed_type": None,
+}  # fmt: skip
 # Class and configuration; billions of parameters; layers of a LoRA on the attention, and with the feed-forward layers.
 DENOISERS: dict[str, tuple[str, dict[str, Any], float, int, int]] = {
     "flux": ("FluxTransformer2DModel", {"guidance_embeds": True}, 11.90, 266, 418),
@@ -42,6 +47,7 @@ DENOISERS: dict[str, tuple[str, dict[str, Any], float, int, int]] = {
     "hidream": ("HiDreamImageTransformer2DModel", HIDREAM, 17.1, 256, 1024),
     "hunyuan-video": ("HunyuanVideoTransformer3DModel", {}, 12.8, 288, 452),
     "wan": ("WanTransformer3DModel", {}, 14.3, 320, 400),
+    "anima": ("CosmosTransformer3DModel", ANIMA, 1.96, 224, 280),
 }  # fmt: skip
 T5 = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
 QWEN3 = {"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
@@ -63,6 +69,9 @@ ENCODERS: dict[str, tuple[str, dict[str, Any], float]] = {
     "umt5xxl": ("UMT5EncoderModel", {**T5, "vocab_size": 256384}, 5.68),
     "gemma": ("Gemma2Model", {}, 2.61),
     "llama": ("LlamaForCausalLM", LLAMA, 8.03),
+    "qwen3_06b": ("Qwen3Model", {
+        **QWEN3, "num_hidden_layers": 28, "num_attention_heads": 16, "hidden_size": 1024, "intermediate_size": 3072},
+        0.60),
     "qwen3_4b": ("Qwen3Model", {**QWEN3, "hidden_size": 2560, "intermediate_size": 9728}, 4.02),
     "qwen3_8b": ("Qwen3ForCausalLM", {**QWEN3, "hidden_size": 4096, "intermediate_size": 12288}, 8.19),
     "qwen25_7b": ("Qwen2_5_VLForConditionalGeneration", {"text_config": {
@@ -77,6 +86,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any], float]] = {
 MEMORY = {
     "flux": 37, "chroma": 31, "z-image": 24, "flux2-klein-4b": 19, "flux2-klein-9b": 39, "flux2-dev": 117,
     "qwen-image": 62, "krea2": 38, "sana": 11, "pixart": 14, "hidream": 66, "lumina2": 14,
+    "anima": 8,
 }  # fmt: skip
 BESIDE = 1.5e9  # bytes that a process needs beside model and activations
 

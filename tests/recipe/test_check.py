@@ -23,6 +23,7 @@ from pivotune.pipeline.recipe.model import Concept, EmbeddingSpec
 HERE = Path(__file__).parent
 # recipes for the user's own images: how many concepts
 OWN_IMAGES = {
+    "anima-embedding-lora": 1,
     "captions-masks": 1,
     "chroma-embedding-lora": 1,
     "flux2-dev-embedding-lora": 1,
