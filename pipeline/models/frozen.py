@@ -36,7 +36,7 @@ class FrozenEncoder:
             return self._encode(original, captions, input_ids, options)
 
         own = vars(self.module).get("forward")
-        self.module.forward = forward  # type: ignore[method-assign]
+        self.module.forward = forward
         try:
             yield
         finally:
