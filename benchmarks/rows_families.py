@@ -39,7 +39,7 @@ class Size:
     steps: int
 
 
-SIZES = {"tiny": Size(1, 1, 2, 40), "mid-size": Size(4, 8, 4, 16)}
+SIZES = {"tiny": Size(1, 4, 4, 40), "mid-size": Size(4, 8, 4, 16)}
 WARM_UP = 4
 
 

@@ -22,6 +22,7 @@ LAYOUTS = {
     "comfyui": r"^diffusion_model\.|^text_encoders\.",
     "diffusers": r"^(unet|transformer|text_encoder(_\d)?|base_model|prior)\.|\.lora\.(up|down)\.|\.lora_[AB]\.",
 }
+PREDICTION = "modelspec.prediction_type"
 # Endings of tensors whose second dimension is the input width of a layer; of _DOWN, the first is the rank.
 _DOWN = ("lora_down.weight", ".lora.down.weight", ".lora_A.weight", ".lora_A.default.weight", ":down",
          "_lora.down.weight", "_lora1.down.weight", "_lora2.down.weight")  # fmt: skip
@@ -113,11 +114,12 @@ def stated_families(metadata: Mapping[str, str]) -> list[str]:
 
 
 def lora_metadata(
-    family: Family, *, title: str, rank: int | str, alpha: float | str, dora: bool = False
+    family: Family, *, title: str, rank: int | str, alpha: float | str, dora: bool = False, prediction: str = ""
 ) -> dict[str, str]:
     """Metadata by which A1111, Forge, SD.Next and SwarmUI identify a LoRA's model, in kohya's and ModelSpec's fields.
 
-    `rank` and `alpha` are `Dynamic` where they are not the same for all modules.
+    `rank` and `alpha` are `Dynamic` where they are not the same for all modules. `prediction` is a diffusion model's
+    `prediction_type` in diffusers.
 
     The same for every run: without dates. `write_lora` adds hashes.
     """
@@ -134,7 +136,13 @@ def lora_metadata(
         "modelspec.architecture": f"{family.modelspec}/lora",
         "modelspec.resolution": f"{family.resolution}x{family.resolution}",
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        **({PREDICTION: modelspec_prediction(prediction)} if prediction else {}),
     }
+
+
+def modelspec_prediction(kind: str) -> str:
+    """A `prediction_type` of diffusers in ModelSpec's spelling."""
+    return {"v_prediction": "v"}.get(kind, kind)
 
 
 def write_lora(

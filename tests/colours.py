@@ -66,8 +66,8 @@ class Setting:
 
 UNET = {"block_out_channels": (32, 32)}
 SETTINGS = {
-    "sd1": Setting(denoiser=UNET, blend=True, steps=1200, weighting="debiased"),
-    "sd2": Setting(denoiser=UNET, blend=True, steps=1200, weighting="debiased"),
+    "sd1": Setting(denoiser=UNET, blend=True, steps=2000, weighting="debiased"),
+    "sd2": Setting(denoiser=UNET, blend=True, steps=2000, weighting="debiased"),
     "sdxl": Setting(denoiser=UNET, blend=True, steps=1200, weighting="debiased"),
     "sd3": Setting(steps=900, denoiser={"num_attention_heads": 4, "caption_projection_dim": 32}),
     "flux": Setting(),
@@ -77,12 +77,12 @@ SETTINGS = {
     }),
     "z-image": Setting(),
     "flux2-klein-4b": Setting(steps=900),
-    "flux2-dev": Setting(steps=900),
+    "flux2-dev": Setting(steps=1500),
     "sana": Setting(build={"width": 32}, tokens=20.0, steps=1000, denoiser={
         "num_attention_heads": 4, "attention_head_dim": 8, "num_cross_attention_heads": 4,
         "cross_attention_head_dim": 8, "cross_attention_dim": 32, "num_layers": 2,
     }),
-    "lumina2": Setting(build={"width": 32}, tokens=20.0, denoiser={
+    "lumina2": Setting(build={"width": 32}, tokens=20.0, steps=1200, embedding_steps=300, denoiser={
         "hidden_size": 32, "num_attention_heads": 4, "num_kv_heads": 4,
     }),
     "qwen-image": Setting(),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...converters.families import Family, families
 from ..errors import StageError
+from ..models.checkpoint import checkpoint_family
 from ..models.family import denoiser_config, family_in, local_path, no_single_file
 from ..models.index import INDEX, has_index
 from ..models.modular import package_problem
@@ -61,10 +62,10 @@ def family_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]
 def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:
     if path.suffix.lower() not in CHECKPOINTS:
         yield Finding(BASE, f"{path} is not a checkpoint ({' or '.join(CHECKPOINTS)})")
-    if spec.family is None:
-        yield Finding(
-            BASE, f"the family of a single-file checkpoint must be given: family = one of {', '.join(families())}"
-        )
+    family = spec.family or checkpoint_family(path)
+    if family is None:
+        known = ", ".join(families())
+        yield Finding(BASE, f"the tensors of {path.name} do not tell its family: set family = one of {known}")
     elif spec.family in families() and (why := no_single_file(families()[spec.family])):
         yield Finding(BASE, why)
         return

@@ -11,7 +11,8 @@ from typing import Any
 from ..embeddings.initial import InitialTokens, TokenizedTexts, initial_tokens_of, read_base_vectors
 from ..embeddings.placeholders import Replacer
 from ..embeddings.truncation import count_tokens
-from ..models.family import family_of
+from ..models.checkpoint import Prediction, prediction_of
+from ..models.family import family_of, local_path, scheduler_config
 from ..models.tokenizers import token_limits
 from ..recipe.model import Recipe, Stage
 from ..recipe.options import (
@@ -64,7 +65,7 @@ class Plan:
     """Everything that `pivotune plan` shows. `limits` are the token limits by encoder key.
 
     `prompts` are the prompts of the sample images. `surveys` describes an epoch of each train stage, by stage index.
-    `captions_with` counts the captions of each embedding.
+    `captions_with` counts the captions of each embedding. `prediction` is that of a diffusion model, if it is known.
     """
 
     recipe: Recipe
@@ -76,6 +77,7 @@ class Plan:
     images: int
     captions_with: dict[str, int]
     surveys: dict[int, Survey]
+    prediction: Prediction | None = None
 
     @property
     def truncated(self) -> list[PlannedCaption]:
@@ -116,7 +118,10 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
             (embedding, read_base_vectors(embedding, list(tokenizers))) for embedding in recipe.embeddings
         )
     }
-    limits = token_limits(family_of(recipe.model), tokenizers)
+    family, prediction = family_of(recipe.model), None
+    limits = token_limits(family, tokenizers)
+    if family is not None and family.objective == "diffusion":
+        prediction = prediction_of(local_path(recipe.model), scheduler_config(recipe.model))
     images = survey_images(recipe)
     native = stated_resolution(recipe.model) or 512
     surveys = {
@@ -134,7 +139,8 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     counts = Counter(embedding for caption in captions for embedding in replacer.embeddings_in(caption.before))
     captions_with = {embedding: counts[embedding] for embedding in embeddings}
     stages = tuple(_stage(recipe, index, stage, surveys.get(index)) for index, stage in enumerate(recipe.stages))
-    return Plan(recipe, embeddings, limits, stages, captions, prompts, len(pairs), captions_with, surveys)
+    counted = (len(pairs), captions_with, surveys)
+    return Plan(recipe, embeddings, limits, stages, captions, prompts, *counted, prediction)
 
 
 def spelled_out(embedding: str, vectors: int) -> str:

@@ -12,13 +12,18 @@ from .plan import MAX_CAPTIONS, MAX_EMBEDDINGS, Plan, PlannedCaption, PlannedSta
 from .survey import Survey
 
 MAX_FOLDERS = 12  # and image sizes
+NAMES = {"epsilon": "the noise (epsilon)", "v_prediction": "the velocity (v-prediction)"}
 
 
 def plan_text(plan: Plan) -> str:
     """The text that `pivotune plan` prints."""
     recipe = plan.recipe
     embeddings = first_few(list(plan.embeddings), MAX_EMBEDDINGS) or "no embeddings"
-    lines = [f"{recipe.name}: trains {embeddings} for {recipe.model.base}", "", "Stages"]
+    lines = [f"{recipe.name}: trains {embeddings} for {recipe.model.base}"]
+    if plan.prediction is not None:
+        zero_snr = " with zero terminal SNR" if plan.prediction.zero_snr else ""
+        lines.append(f"The model predicts {NAMES[plan.prediction.kind]}{zero_snr} ({plan.prediction.source})")
+    lines += ["", "Stages"]
     lines += [line for number, stage in enumerate(plan.stages, 1) for line in _stage(number, stage)]
     lines += ["", "Embeddings"] + [
         line for embedding in recipe.embeddings[:MAX_EMBEDDINGS] for line in _embedding(plan, embedding)
@@ -117,6 +122,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "name": plan.recipe.name,
         "model": plan.recipe.model.base,
+        "prediction": None if plan.prediction is None else vars(plan.prediction),
         "stages": [vars(stage) for stage in plan.stages],
         "embeddings": {
             embedding: {key: vars(made) for key, made in by_key.items()}

@@ -90,9 +90,11 @@ def check_reading(context: ExportContext, path: Path, program: Program) -> set[s
 def _metadata(context: ExportContext, tensors: Mapping[str, RawTensor]) -> dict[str, str]:
     ranks = {raw.shape[0] for name, raw in tensors.items() if name.endswith(".lora_down.weight")}
     alphas = {float(from_raw(raw).float()) for name, raw in tensors.items() if name.endswith(".alpha")}
+    family, scheduler = context.model.family, context.model.pipe.scheduler.config
     facts = lora_metadata(
-        context.model.family, title=context.recipe.name, rank=_only(ranks), alpha=_only(alphas), dora=has_dora(tensors)
-    )
+        family, title=context.recipe.name, rank=_only(ranks), alpha=_only(alphas), dora=has_dora(tensors),
+        prediction=scheduler.get("prediction_type", "") if family.objective == "diffusion" else "",
+    )  # fmt: skip
     return facts | {"pivotune.recipe": context.recipe.name, "pivotune.seed": str(context.recipe.seed)}
 
 

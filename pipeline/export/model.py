@@ -15,6 +15,7 @@ import torch
 from ...converters import safetensors_file
 from ...converters.disk import replace
 from ...converters.families import Family
+from ...converters.lora import PREDICTION, modelspec_prediction
 from ...converters.tensor import RawTensor
 from ..errors import StageError
 from .layouts import Pieces, clip, joint_transformer, open_clip, unet, vae
@@ -87,8 +88,13 @@ LAYOUTS: dict[str, Callable[[Any], Pieces]] = {
 }  # fmt: skip
 
 
-def write_model_file(pipe: Any, family: Family, path: Path, dtype: torch.dtype, *, title: str) -> list[str]:
+def write_model_file(
+    pipe: Any, family: Family, path: Path, dtype: torch.dtype, *, title: str,
+    source: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:  # fmt: skip
     """Write the whole model; each tensor is read again and compared before the file gets its name.
+
+    `source` is the metadata of the file that was fine-tuned: what is not known better stays (author, licence, tags).
 
     Returns warnings about what programs ignore. Raises StageError when the family or a part of the model is not
     supported, ConvertError when a value is too large for `dtype`.
@@ -108,7 +114,7 @@ def write_model_file(pipe: Any, family: Family, path: Path, dtype: torch.dtype, 
     config = pipe.scheduler.config
     tensors |= {mark: RawTensor("F32", (0,), b"") for mark in _marks(config)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors_file.write(path, tensors, _metadata(family, config, title), overwrite=True)
+    safetensors_file.write(path, tensors, {**source, **_metadata(family, config, title)}, overwrite=True)
     return unread
 
 
@@ -124,7 +130,7 @@ def _marks(config: Any) -> list[str]:
 
 
 def _metadata(family: Family, config: Any, title: str) -> dict[str, str]:
-    predicted = {"v_prediction": "v"}.get(config.get("prediction_type"), "epsilon")
+    predicted = modelspec_prediction(config.get("prediction_type") or "epsilon")
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
@@ -132,6 +138,6 @@ def _metadata(family: Family, config: Any, title: str) -> dict[str, str]:
         "modelspec.architecture": family.modelspec,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.resolution": f"{family.resolution}x{family.resolution}",
-        **({"modelspec.prediction_type": predicted} if family.objective == "diffusion" else {}),
+        **({PREDICTION: predicted} if family.objective == "diffusion" else {}),
         "modelspec.hash_sha256": "",  # set when the file is written
     }

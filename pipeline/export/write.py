@@ -14,6 +14,7 @@ from ...converters.errors import ConvertError
 from ...converters.programs import programs
 from ...converters.write import Written
 from ..errors import StageError
+from ..models.checkpoint import checkpoint_metadata
 from ..recipe.options import ExportOptions
 from ..tensors import DTYPES
 from .artefacts import count_verified, note
@@ -85,7 +86,9 @@ def _shared_files(
     if "file" in model:
         file = folder / f"{name}_model.safetensors"
         context.progress(f"writing the model as one checkpoint file in {model_dtype}")
-        context.warnings.extend(write_model_file(context.model.pipe, family, file, dtype, title=name))
+        base = context.model.path
+        source = checkpoint_metadata(base) if base is not None and base.is_file() else {}
+        context.warnings.extend(write_model_file(context.model.pipe, family, file, dtype, title=name, source=source))
         note(context, file, "model")
     return Made(lora, whole, file)
 

@@ -12,6 +12,7 @@ from ..errors import StageError
 from ..recipe.document import shipped_folder
 from ..recipe.model import ModelSpec
 from ..vae import latent_channels, vae_scale
+from .checkpoint import checkpoint_family, stated_prediction
 from .index import has_index, index_file
 from .received import read_config
 
@@ -101,6 +102,9 @@ def local_path(spec: ModelSpec) -> Path | None:
 def family_of(spec: ModelSpec) -> Family | None:
     """The family of a model by its recipe or the files of its folder; None if only the hub or loading it could tell."""
     path = local_path(spec)
+    if path is not None and path.is_file():
+        family = families().get(spec.family or checkpoint_family(path) or "")
+        return family and family.of_prediction(scheduler_config(spec).get("prediction_type"))
     if path is None or not has_index(path):
         return families().get(spec.family or "")
     try:
@@ -110,11 +114,13 @@ def family_of(spec: ModelSpec) -> Family | None:
 
 
 def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
-    """The config of the model's scheduler; empty for a model of the hub."""
+    """The config of the model's scheduler, with what a single file says itself; empty for a model of the hub."""
     path = local_path(spec)
+    stated = stated_prediction(path) if path is not None and path.is_file() else None
     if path is not None and not path.is_dir():
         path = Path(spec.config) if spec.config else None
-    return _json(path, "scheduler", "scheduler_config.json") if path is not None else {}
+    config = _json(path, "scheduler", "scheduler_config.json") if path is not None else {}
+    return config if stated is None else config | stated.changes
 
 
 def family_in(spec: ModelSpec, folder: Path) -> Family:

@@ -19,6 +19,7 @@ from ..files import read_json, read_regular
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
 from ..vae import vae_scale
+from .checkpoint import checkpoint_family
 from .family import choose_family, native_resolution, size_multiple, width_of
 from .find import find_model
 from .index import index_file, plain_index
@@ -84,6 +85,8 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
     from .pipeline import read_checkpoint, read_folder
 
     path = find_model(spec)
+    if path.is_file() and spec.family is None:
+        spec = replace(spec, family=checkpoint_family(path))
     pipe = read_checkpoint(spec, path) if path.is_file() else read_folder(spec, path)
     with load_errors(lambda error: model_error(spec, error)):
         model = prepare(pipe, spec, path, device)

@@ -15,6 +15,7 @@ from ..files import read_json
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
+from .checkpoint import stated_prediction
 from .family import choose_family, no_single_file, width_of
 from .find import GUARDS
 from .index import INDEX, has_index, index_file, plain_index
@@ -148,7 +149,7 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
         raise StageError(f"model.base = {spec.base!r}: a checkpoint ends in {' or '.join(CHECKPOINTS)}")
     if spec.family is None:
         known = ", ".join(families())
-        raise StageError(f"model.base = {spec.base!r} is a single file; set model.family, one of {known}")
+        raise StageError(f"the tensors of {spec.base} do not tell its family; set model.family, one of {known}")
     if why := no_single_file(families()[spec.family]):
         raise StageError(f"model.base = {spec.base!r}: {why}")
     loader = getattr(diffusers, families()[spec.family].pipeline)
@@ -175,4 +176,6 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
         for name, part in pipe.components.items():
             if isinstance(part, torch.nn.Module):
                 check_weights(spec, name, part, [key for key, value in part.state_dict().items() if value.is_meta])
+    if families()[spec.family].objective == "diffusion" and (stated := stated_prediction(path)) is not None:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **stated.changes)
     return pipe

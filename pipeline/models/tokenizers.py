@@ -128,7 +128,7 @@ def load_tokenizers(spec: ModelSpec) -> dict[str, Any]:
 def stated_family(spec: ModelSpec) -> Family:
     """The family of a model by its small files, also of a hub id. StageError when it is unknown."""
     base = spec.base if spec.base == "micro" else str(config_folder(spec))
-    family = family_of(replace(spec, base=base))
+    family = family_of(spec) or family_of(replace(spec, base=base))
     if family is None:
         raise StageError(f"{spec.base}: the family is unknown; set model.family, one of {', '.join(families())}")
     return family

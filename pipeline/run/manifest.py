@@ -21,6 +21,7 @@ from ..embeddings.metrics import nearest_tokens
 from ..embeddings.norms import NormStatistics
 from ..embeddings.placeholders import Replacer
 from ..files import file_hashes, model_hashes, shown_path
+from ..models.checkpoint import prediction_of
 from ..models.load import Model
 from ..recipe.load import recipe_as_json
 from ..recipe.model import EmbeddingSpec, Recipe
@@ -117,10 +118,14 @@ def model_facts(
             "norm": {"median": norm.median, "mean": norm.mean, "low": norm.low, "high": norm.high},
         }
     spec = recipe.model
-    return {
+    facts = {
         "base": spec.base, "family": model.family.name, "path": str(model.path), "sha256": hashes,
         "dtype": spec.dtype, "encoders": encoders,
     }  # fmt: skip
+    found = prediction_of(model.path, model.pipe.scheduler.config) if model.family.objective == "diffusion" else None
+    if found is None:
+        return facts
+    return facts | {"prediction": {"kind": found.kind, "zero_terminal_snr": found.zero_snr, "stated_by": found.source}}
 
 
 def embedding_facts(

@@ -137,9 +137,10 @@ def test_a_checkpoint_cannot_run_code(tmp_path, sd1_folder):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_checkpoint_without_family_is_an_error(write, originals, monkeypatch, tmp_path):
-    path = write(single_file(originals["sd1"][0]))
-    with pytest.raises(StageError, match=r"is a single file; set model\.family, one of .*sd1"):
+def test_a_checkpoint_that_does_not_tell_its_family_is_an_error(write, originals, monkeypatch, tmp_path):
+    state = single_file(originals["sd1"][0])
+    path = write({name: tensor for name, tensor in state.items() if not name.startswith("cond_stage_model")})
+    with pytest.raises(StageError, match=r"do not tell its family; set model\.family, one of .*sd1"):
         load(path, None)
     (tmp_path / "model.bin").touch()
     with pytest.raises(StageError, match=r"a checkpoint ends in \.safetensors or \.ckpt"):
