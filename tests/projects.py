@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 from recipe_text import noise, recipe_text, write_recipe
-from tiny import tiny_chroma, tiny_flux, tiny_pixart, tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl, tiny_z_image
+from tiny import (
+    tiny_cascade,
+    tiny_chroma,
+    tiny_flux,
+    tiny_pixart,
+    tiny_sd,
+    tiny_sd2,
+    tiny_sd3,
+    tiny_sdxl,
+    tiny_z_image,
+)
 from tiny_llm import (
     tiny_flux2,
     tiny_hidream,
@@ -37,7 +47,7 @@ BUILD = {
     "chroma": tiny_chroma, "pixart": tiny_pixart, "z-image": tiny_z_image, "flux2-klein-4b": tiny_klein,
     "flux2-dev": tiny_flux2, "sana": tiny_sana, "lumina2": tiny_lumina2, "qwen-image": tiny_qwen_image,
     "krea2": tiny_krea2, "hidream": tiny_hidream, "hunyuan-video": tiny_hunyuan_video, "wan": tiny_wan,
-    "wan-2.2": partial(tiny_wan, two=True),
+    "wan-2.2": partial(tiny_wan, two=True), "cascade": tiny_cascade,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from ..recipe.model import ModelSpec
 from .family import MICRO, check_kind
 from .received import model_error
 
-GUARDS = ("safety_checker", "feature_extractor")  # training needs neither
+GUARDS = ("safety_checker", "feature_extractor", "image_encoder")  # training needs none of them
 
 
 def find_model(spec: ModelSpec) -> Path:
@@ -40,17 +40,17 @@ def _download(spec: ModelSpec) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        where: dict[str, Any] = {"revision": spec.revision, "local_files_only": not _hub_reachable(spec)}
+        where: dict[str, Any] = {"revision": spec.revision, "local_files_only": not hub_reachable(spec)}
         index = Path(hf_hub_download(spec.base, "model_index.json", **where))
         check_kind(spec, read_json(index).get("_class_name"))
         from diffusers import DiffusionPipeline  # takes seconds, so it is imported late
 
         return Path(DiffusionPipeline.download(spec.base, variant=spec.variant, **where, **dict.fromkeys(GUARDS)))
     except hub_errors() as error:
-        raise model_error(spec, _hub_problem(error, spec)) from error
+        raise model_error(spec, hub_problem(error, spec)) from error
 
 
-def _hub_reachable(spec: ModelSpec) -> bool:
+def hub_reachable(spec: ModelSpec) -> bool:
     """Whether the hub can be reached: asked once, as a download would retry for half a minute.
 
     Raises the hub's error when there is no such model or revision.
@@ -74,7 +74,7 @@ def hub_errors() -> tuple[type[Exception], ...]:
     return (*HfHubHTTPError.__bases__, ValueError)
 
 
-def _hub_problem(error: Exception, spec: ModelSpec) -> str:
+def hub_problem(error: Exception, spec: ModelSpec) -> str:
     """What is wrong, and what to do about it."""
     from huggingface_hub import errors
 

@@ -144,6 +144,8 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
         known = ", ".join(families())
         raise StageError(f"model.base = {spec.base!r} is a single file; set model.family, one of {known}")
     loader = getattr(diffusers, families()[spec.family].pipeline)
+    if not hasattr(loader, "from_single_file"):
+        raise StageError(f"model.base = {spec.base!r}: {loader.__name__} reads no single file; use a diffusers folder")
     dtype = DTYPES[spec.dtype]
     options = {"config": spec.config, "local_files_only": spec.config is not None and Path(spec.config).is_dir()}
     if options["local_files_only"]:

@@ -33,7 +33,7 @@ from .execute import execute
 from .manifest import inputs_of
 from .outcome import FINISHING, as_stage_error, closing_lines, complete, finish_run_record
 from .resume import require_fitting
-from .samples import draw_class_images
+from .samples import draw_class_images, without_images
 from .signals import catch_signals, interruptible
 from .start import Start, create_run_folder, report_start, require_usable_folder, run_folder_lock
 from .warm_start import copy_from_source, open_source, reopen_source
@@ -67,6 +67,7 @@ def run_recipe(
         if not processes.main:
             progress, bar = _silent, False
         model, preflight = _prepare(recipe, out, processes, progress, force=force)
+        recipe = without_images(recipe, model, progress)
         with processes.together():
             statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
             inputs = inputs_of(recipe, model, statistics, processes)
