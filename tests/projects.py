@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from tiny_llm import (
 )
 
 from pivotune.converters.families import families
+from pivotune.pipeline.effnet import torchvision_problem
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run import runner
@@ -51,6 +52,16 @@ BUILD = {
 }  # fmt: skip
 
 
+SIDES = {"sana": 32, "cascade": 128}  # images in pixels that the tiny model takes; 16 for all others
+NO_TORCHVISION = torchvision_problem()
+
+
+def runnable(names: Iterable[str]) -> list[Any]:
+    """Names of models as parameters of a test that loads them; those that need torchvision are skipped without it."""
+    skip = pytest.mark.skipif(NO_TORCHVISION is not None, reason=str(NO_TORCHVISION))
+    return [pytest.param(one, marks=skip) if families()[family_name(one)].image_encoder else one for one in names]
+
+
 def family_name(model: str) -> str:
     """The family of a model in BUILD: `sd3-without-t5` is of sd3, `z-image` of itself."""
     return model if model in families() else model.partition("-")[0]
@@ -65,13 +76,12 @@ def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of 
         noise(folder / "images" / f"{number}.png", seed=number)
         (folder / "images" / f"{number}.txt").write_text(captions, "utf-8")
     part = dict.fromkeys(("model", "embedding", "more", "train", "stages", "export"), "") | parts
-    side = 32 if family == "sana" else 16  # its pipeline takes no smaller images
     text = recipe_text(
         top='seed = 3\ndevice = "cpu"\nthreads = 1',
         model=f'base = "model"\nfamily = "{family_name(family)}"\n{part["model"]}',
         embeddings=f'[[embedding]]\nplaceholder = "<cat>"\ninitial_text = "red ring"\n{part["embedding"]}',
         train=f"steps = 3\nbatch_size = 2\nlearning_rate = 1e-2\n{part['train']}",
-        samples=f"count = 1\nsteps = 2\nsize = {side}",
+        samples=f"count = 1\nsteps = 2\nsize = {SIDES.get(family, 16)}",
         **{key: part[key] for key in ("more", "stages", "export")},
     )
     return write_recipe(folder / "recipe.toml", text)

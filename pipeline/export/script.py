@@ -37,6 +37,7 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
         *(["import re"] if files.by_hand else []),
         "from pathlib import Path",
         "",
+        *(["import diffusers"] if family.decoder else []),
         "import torch",
         f"from diffusers import {family.pipeline}",
         *([PEFT] if files.lora_parts else []),
@@ -69,8 +70,26 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
             'layers = next(part for name, part in parts if name.endswith("encoder.layers"))',
             f"del layers[-{files.clip_skip - 1} :]",
         ]
-    lines += ["", f"image = {_call(family, prompt)}", 'image.save(here / "try.png")']
+    lines += ["", *_drawing(family, base, prompt), 'image.save(here / "try.png")']
     return "\n".join(lines) + "\n"
+
+
+def _drawing(family: Family, base: Base, prompt: str) -> list[str]:
+    """The lines that draw one image: by the pipeline, or by the decoder of what it makes."""
+    if family.decoder is None:
+        return [f"image = {_call(family, prompt)}"]
+    kind, name = family.decoder.pipeline, _named(base, base.spec.decoder or family.decoder.example)
+    return [
+        "# The prior makes image embeddings; another model draws them. It gets the encoded prompt, so it needs no text",
+        "# encoder",
+        f"made = pipe(prompt={prompt!r})",
+        f"decoder = diffusers.{kind}.from_pretrained(",
+        f"    {name}, text_encoder=None, tokenizer=None, dtype=torch.{base.spec.dtype}",
+        ")",
+        "image = decoder(",
+        "    made.image_embeddings, prompt_embeds=made.prompt_embeds, prompt_embeds_pooled=made.prompt_embeds_pooled",
+        ").images[0]",
+    ]
 
 
 def _call(family: Family, prompt: str) -> str:
