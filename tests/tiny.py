@@ -22,6 +22,7 @@ from diffusers import (
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
+    StableCascadeDecoderPipeline,
     StableCascadePriorPipeline,
     StableCascadeUNet,
     StableDiffusion3Pipeline,
@@ -286,6 +287,25 @@ def tiny_cascade(seed: int = 0, *, width: int = 40) -> StableCascadePriorPipelin
 
     pipe.save_pretrained = save
     return pipe
+
+
+def tiny_cascade_decoder(width: int = 40) -> StableCascadeDecoderPipeline:
+    """A random decoder of Stable Cascade; like that of the hub, diffusers cannot load its folder as a whole."""
+    from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
+
+    torch.manual_seed(3)
+    tokenizer, blocks = build_tokenizer(), ("SDCascadeResBlock", "SDCascadeTimestepBlock")
+    decoder = StableCascadeUNet(
+        in_channels=4, out_channels=4, conditioning_dim=64, block_out_channels=(16, 32), num_attention_heads=(-1, 1),
+        down_num_layers_per_block=(1, 1), up_num_layers_per_block=(1, 1), patch_size=2, self_attn=(False, False),
+        block_types_per_layer=(blocks, (*blocks, "SDCascadeAttnBlock")), clip_text_pooled_in_channels=width,
+        effnet_in_channels=16, pixel_mapper_in_channels=3, timestep_conditioning_type=("sca",),
+    )  # fmt: skip
+    return StableCascadeDecoderPipeline(
+        decoder=decoder, tokenizer=tokenizer, text_encoder=CLIPTextModelWithProjection(text_config(tokenizer, width)),
+        scheduler=DDPMWuerstchenScheduler(),
+        vqgan=PaellaVQModel(bottleneck_blocks=1, embed_dim=16, latent_channels=4, num_vq_embeddings=4),
+    )  # fmt: skip
 
 
 @cache

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...converters.families import Family
 from ...converters.write import Written
+from ..models.companions import TEXT_PARTS, decoder_parts
 from ..models.family import MICRO
 from ..recipe.model import ModelSpec
 from .guide import Files
@@ -37,7 +38,6 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
         *(["import re"] if files.by_hand else []),
         "from pathlib import Path",
         "",
-        *(["import diffusers"] if family.decoder else []),
         "import torch",
         f"from diffusers import {family.pipeline}",
         *([PEFT] if files.lora_parts else []),
@@ -78,14 +78,21 @@ def _drawing(family: Family, base: Base, prompt: str) -> list[str]:
     """The lines that draw one image: by the pipeline, or by the decoder of what it makes."""
     if family.decoder is None:
         return [f"image = {_call(family, prompt)}"]
+    import diffusers
+
     kind, name = family.decoder.pipeline, _named(base, base.spec.decoder or family.decoder.example)
+    parts = decoder_parts(getattr(diffusers, kind))
     return [
-        "# The prior makes image embeddings; another model draws them. It gets the encoded prompt, so it needs no text",
-        "# encoder",
+        "# The prior makes image embeddings; its decoder draws them. It gets the encoded prompt and needs no text encoder",
         f"made = pipe(prompt={prompt!r})",
-        f"decoder = diffusers.{kind}.from_pretrained(",
-        f"    {name}, text_encoder=None, tokenizer=None, dtype=torch.{base.spec.dtype}",
-        ")",
+        *(f"from {part.__module__} import {part.__name__}" for part in parts.values()),
+        f"from diffusers import {kind}",
+        "",
+        f"folder = {name}",
+        f"decoder = {kind}(",
+        *(f"    {key}={part.__name__}.from_pretrained(folder, subfolder={key!r})," for key, part in parts.items()),
+        *(f"    {key}=None," for key in TEXT_PARTS),
+        f").to(dtype=torch.{base.spec.dtype})",
         "image = decoder(",
         "    made.image_embeddings, prompt_embeds=made.prompt_embeds, prompt_embeds_pooled=made.prompt_embeds_pooled",
         ").images[0]",

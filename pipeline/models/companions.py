@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ...converters.families import DecoderSpec, ImageEncoderSpec
 from ..errors import StageError
 from ..recipe.model import ModelSpec
 from .family import local_path
 from .find import hub_errors, hub_problem, hub_reachable
-from .received import one_line
+from .received import check_parts, one_line
 
 if TYPE_CHECKING:  # checks need no torch
     import torch
@@ -41,7 +41,7 @@ def stated_image_encoder(spec: ModelSpec, about: ImageEncoderSpec) -> Path | str
 def find_image_encoder(spec: ModelSpec, about: ImageEncoderSpec) -> Path:
     """The local file of a model's image encoder, downloaded if it is in none. StageError when it cannot be had."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     found = stated_image_encoder(spec, about)
     if isinstance(found, Path):
@@ -50,7 +50,7 @@ def find_image_encoder(spec: ModelSpec, about: ImageEncoderSpec) -> Path:
     try:
         return Path(hf_hub_download(found, about.file, local_files_only=not hub_reachable(asked)))
     except hub_errors() as error:
-        lacking = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        lacking = isinstance(error, RemoteEntryNotFoundError)
         why = f"it has no {about.file}" if lacking else hub_problem(error, asked)
         raise StageError(f"model.image_encoder = {found!r}: {why}") from error
 
@@ -85,16 +85,36 @@ def read_decoder(spec: ModelSpec, about: DecoderSpec, dtype: torch.dtype, device
     It gets the encoded prompt of the model's own pipeline. Raises StageError when it cannot be loaded.
     """
     import diffusers
+    from torch import nn
 
     if spec.decoder is None:
         return None
-    local = Path(spec.decoder).is_absolute()
+    kind = getattr(diffusers, about.pipeline)
     try:
+        local = Path(spec.decoder).is_absolute()
         offline = local or not hub_reachable(replace(spec, base=spec.decoder, revision=None))
-        pipe = getattr(diffusers, about.pipeline).from_pretrained(
-            spec.decoder, text_encoder=None, tokenizer=None, use_safetensors=True, local_files_only=offline, dtype=dtype
-        )
+        if local:
+            check_parts(Path(spec.decoder), decoder_parts(kind))
+        parts: dict[str, Any] = dict.fromkeys(TEXT_PARTS)
+        for name, part in decoder_parts(kind).items():
+            options = {"use_safetensors": True, "dtype": dtype} if issubclass(part, nn.Module) else {}
+            parts[name] = part.from_pretrained(spec.decoder, subfolder=name, local_files_only=offline, **options)
+        pipe = kind(**parts)
     except Exception as error:
         raise StageError(f"model.decoder = {spec.decoder!r} cannot be loaded: {one_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+TEXT_PARTS = ("text_encoder", "tokenizer")
+
+
+def decoder_parts(pipeline: Any) -> dict[str, Any]:
+    """The parts that a decoder pipeline is made of, by its constructor, with their classes; those for text left out.
+
+    By itself it cannot load PaellaVQModel from the folders of the hub, whose index has it in a module that is gone.
+    """
+    hints = get_type_hints(pipeline.__init__)
+    return {
+        name: kind for name, kind in hints.items() if hasattr(kind, "from_pretrained") and name not in TEXT_PARTS
+    }
