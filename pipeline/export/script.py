@@ -83,7 +83,7 @@ def _drawing(family: Family, base: Base, prompt: str) -> list[str]:
     kind, name = family.decoder.pipeline, _named(base, base.spec.decoder or family.decoder.example)
     parts = decoder_parts(getattr(diffusers, kind))
     return [
-        "# The prior makes image embeddings; its decoder draws them. It gets the encoded prompt and needs no text encoder",
+        "# This makes image embeddings; a decoder draws them. It gets the encoded prompt, so it needs no text encoder",
         f"made = pipe(prompt={prompt!r})",
         *(f"from {part.__module__} import {part.__name__}" for part in parts.values()),
         f"from diffusers import {kind}",

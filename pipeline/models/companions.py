@@ -115,6 +115,4 @@ def decoder_parts(pipeline: Any) -> dict[str, Any]:
     By itself it cannot load PaellaVQModel from the folders of the hub, whose index has it in a module that is gone.
     """
     hints = get_type_hints(pipeline.__init__)
-    return {
-        name: kind for name, kind in hints.items() if hasattr(kind, "from_pretrained") and name not in TEXT_PARTS
-    }
+    return {name: kind for name, kind in hints.items() if hasattr(kind, "from_pretrained") and name not in TEXT_PARTS}

@@ -66,8 +66,7 @@ def run_recipe(
         processes = join_processes(recipe.device)
         if not processes.main:
             progress, bar = _silent, False
-        model, preflight = _prepare(recipe, out, processes, progress, force=force)
-        recipe = without_images(recipe, model, progress)
+        recipe, model, preflight = _prepare(recipe, out, processes, progress, force=force)
         with processes.together():
             statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
             inputs = inputs_of(recipe, model, statistics, processes)
@@ -105,8 +104,11 @@ def run_recipe(
 
 def _prepare(
     recipe: Recipe, out: Path | None, processes: Processes, progress: Progress, *, force: bool
-) -> tuple[Model, Preflight]:
-    """Check what can fail before the model is loaded, load it, and draw the class images that are missing."""
+) -> tuple[Recipe, Model, Preflight]:
+    """Check what can fail before the model is loaded, load it, and draw the class images that are missing.
+
+    The recipe has no sample images where the model cannot draw.
+    """
     require_shardable(recipe, sharding=processes.sharding)
     device = processes.device or pick_device(recipe.device)
     make_deterministic(recipe.seed, recipe.threads)
@@ -120,7 +122,7 @@ def _prepare(
         if recipe.threads is None:
             torch.set_num_threads(choose_threads(model.size))
     processes.from_main(lambda: draw_class_images(model, recipe, progress))
-    return model, preflight
+    return without_images(recipe, model, progress), model, preflight
 
 
 def _checkpoint_of(

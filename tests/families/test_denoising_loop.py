@@ -130,10 +130,12 @@ def drawn(
 
     pipe.scheduler.set_timesteps = spy
     height, width = size_of(pipe, noise)
-    random = {"generator": torch.Generator().manual_seed(2)} if name in RATIOS else {}
+    options = family.draw_options | OPTIONS.get(name, {})
+    if name in RATIOS:
+        options["generator"] = torch.Generator().manual_seed(2)
     result = pipe(
         prompt=prompt, num_inference_steps=STEPS, height=height, width=width, latents=packed(name, pipe, noise),
-        output_type="latent", **{family.guidance_argument: guidance} | family.draw_options | OPTIONS.get(name, {}) | random,
+        output_type="latent", **{family.guidance_argument: guidance} | options,
     )  # fmt: skip
     found = next(getattr(result, key) for key in ("frames", "images", "image_embeddings") if hasattr(result, key))
     return unpacked(name, pipe, found, noise)

@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
-from models.test_find import answer
+from models.folders import hub_answer
 from PIL import Image
 from projects import NO_TORCHVISION, make_project, run_project
 from safetensors.torch import load_file, save_file
@@ -105,11 +105,11 @@ def test_the_file_is_looked_for_where_the_recipe_says_then_beside_the_model_then
     for named in (other, other / "effnet_encoder.safetensors"):
         spec = spec_of(tmp_path / "model", image_encoder=str(named))
         assert stated_image_encoder(spec, ABOUT) == other / "effnet_encoder.safetensors"
-    beside = stated_image_encoder(spec_of(tmp_path / "model"), ABOUT)
-    assert beside == tmp_path / "model" / "effnet_encoder.safetensors"
+    found = stated_image_encoder(spec_of(tmp_path / "model"), ABOUT)
+    assert found == tmp_path / "model" / "effnet_encoder.safetensors"
     assert stated_image_encoder(spec_of("owner/prior"), ABOUT) == "stabilityai/stable-cascade"
     assert stated_image_encoder(spec_of(tmp_path / "model", image_encoder="owner/own"), ABOUT) == "owner/own"
-    with pytest.raises(StageError, match="has no effnet_encoder.safetensors; set model.image_encoder"):
+    with pytest.raises(StageError, match=r"has no effnet_encoder.safetensors; set model.image_encoder"):
         stated_image_encoder(spec_of(tmp_path), ABOUT)
     with pytest.raises(StageError, match="does not exist"):
         stated_image_encoder(spec_of(tmp_path, image_encoder=str(tmp_path / "none")), ABOUT)
@@ -121,7 +121,7 @@ def test_a_file_of_the_hub_is_downloaded_or_the_error_says_why(monkeypatch: pyte
     def download(repo: str, file: str, **options: Any) -> str:
         asked.append((repo, file, options))
         if repo == "owner/without":
-            raise answer(RemoteEntryNotFoundError, 404)
+            raise hub_answer(RemoteEntryNotFoundError, 404)
         if options["local_files_only"]:
             raise LocalEntryNotFoundError("none")
         return "/cache/effnet_encoder.safetensors"
@@ -134,7 +134,7 @@ def test_a_file_of_the_hub_is_downloaded_or_the_error_says_why(monkeypatch: pyte
     with pytest.raises(StageError, match=r"'owner/without': it has no effnet_encoder.safetensors"):
         find_image_encoder(spec_of("owner/prior", image_encoder="owner/without"), ABOUT)
     monkeypatch.setattr(companions, "hub_reachable", lambda spec: False)
-    with pytest.raises(StageError, match="model.image_encoder = 'stabilityai/stable-cascade': it is not complete"):
+    with pytest.raises(StageError, match=r"model.image_encoder = 'stabilityai/stable-cascade': it is not complete"):
         find_image_encoder(spec_of("owner/prior"), ABOUT)
 
 
@@ -218,10 +218,9 @@ def test_images_are_drawn_with_a_decoder_and_by_the_exported_script(tmp_path: Pa
     tiny_cascade_decoder().save_pretrained(decoder)
     index = json.loads((decoder / "model_index.json").read_text("utf-8"))
     (decoder / "model_index.json").write_text(json.dumps(index | {"vqgan": ["wuerstchen", "PaellaVQModel"]}), "utf-8")
-    recipe = make_project(
-        tmp_path, "cascade", model='decoder = "./decoder"', train="resolution = 128\nwatch = { sample_every = '2 steps' }",
-        export='targets = ["diffusers"]',
-    )  # fmt: skip
+    train = "resolution = 128\nwatch = { sample_every = '2 steps' }"
+    model, export = 'decoder = "./decoder"', 'targets = ["diffusers"]'
+    recipe = make_project(tmp_path, "cascade", model=model, train=train, export=export)
     run_project(recipe, tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
     assert [image["when"] for image in manifest["images"]] == ["before", "after"]
@@ -229,7 +228,10 @@ def test_images_are_drawn_with_a_decoder_and_by_the_exported_script(tmp_path: Pa
     assert [image.size for image in images] == [(128, 128)] * 2
     assert images[0].tobytes() != images[1].tobytes()
     script = tmp_path / "run" / "exports" / "diffusers" / "load.py"
-    exec(script.read_text("utf-8").replace("pipe(prompt=", "pipe(height=128, width=128, prompt="), {"__file__": str(script)})
+    exec(
+        script.read_text("utf-8").replace("pipe(prompt=", "pipe(height=128, width=128, prompt="),
+        {"__file__": str(script)},
+    )
     assert Image.open(script.parent / "try.png").size == (128, 128)
     again = replay(tmp_path / "run", STAGES, out=tmp_path / "again", progress=lambda text: None, bar=False)
     assert not again.differences
@@ -239,9 +241,7 @@ def test_images_are_drawn_with_a_decoder_and_by_the_exported_script(tmp_path: Pa
 def test_a_moved_image_encoder_is_no_difference_and_another_one_is(tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
-    recipe = make_project(
-        tmp_path, "cascade", model='image_encoder = "./own"', train="resolution = 128", export=EXPORT
-    )
+    recipe = make_project(tmp_path, "cascade", model='image_encoder = "./own"', train="resolution = 128", export=EXPORT)
     (tmp_path / "model" / "effnet_encoder.safetensors").rename(own / "effnet_encoder.safetensors")
     run_project(recipe, tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))["model"]
