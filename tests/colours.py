@@ -50,10 +50,10 @@ class Setting:
 
     Some tiny models are too narrow to depend on captions: `build` are arguments of their function, `denoiser` changes
     of the denoiser's config, `tokens` a factor for the token tables. Others memorise the captions and draw nothing
-    between two colours; with `blend` they also train on blends of two captions and of their latents. A sampler that
-    starts from pure noise and predicts it needs more `draw_steps`, as errors of its first step grow most, and more weight
-    for much noise: `weighting` of the model's training, `embedding_weighting` of the embedding's. The distances
-    with an embedding, and with a LoRA too, must be at most these fractions of the initial text's.
+    between two colours; with `blend` they also train on blends of two captions and of their latents. Where a sampler
+    predicts pure noise first, whose errors grow most, it needs more `draw_steps` and more weight for much noise:
+    `weighting` when the model is trained, `embedding_weighting` when the embedding is. The distances with
+    an embedding, and with a LoRA too, must be at most these fractions of the initial text's.
     """
 
     steps: int = 600

@@ -59,7 +59,7 @@ def test_a_hub_model_is_downloaded_and_its_snapshot_hashed(monkeypatch, sd1_fold
     assert before == [("info", HUB, "main"), ("model_index.json", HUB, False)]
     assert options == {
         "revision": "main", "variant": None, "local_files_only": False, "safety_checker": None,
-        "feature_extractor": None,
+        "feature_extractor": None, "image_encoder": None,
     }  # fmt: skip
 
 
