@@ -98,7 +98,10 @@ SETTINGS = {
     "hidream": Setting(),
     "hunyuan-video": Setting(),
     "wan": Setting(denoiser={"num_attention_heads": 4, "attention_head_dim": 24}),
-    "cascade": Setting(denoiser={"block_out_channels": (96, 96)}, steps=1200, draw_steps=30),
+    "cascade": Setting(
+        denoiser={"block_out_channels": (96, 96)}, steps=1200, draw_steps=30, weighting="p2", embedding_weighting="p2",
+        embedding_steps=200, lora_rate=0.002,
+    ),
 }  # fmt: skip
 
 
