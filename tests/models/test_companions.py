@@ -27,6 +27,7 @@ from pivotune.pipeline.models import companions
 from pivotune.pipeline.models.companions import find_image_encoder, read_image_encoder, stated_image_encoder
 from pivotune.pipeline.models.family import choose_family
 from pivotune.pipeline.recipe.model import ModelSpec
+from pivotune.pipeline.run.diff import input_differences
 from pivotune.pipeline.run.replay import replay
 from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.vae import encode_image, normalization
@@ -249,7 +250,9 @@ def test_a_moved_image_encoder_is_no_difference_and_another_one_is(tmp_path: Pat
     moved = own.rename(tmp_path / "moved") / "effnet_encoder.safetensors"
     asked = {"progress": lambda text: None, "bar": False, "overrides": [f"model.image_encoder={moved}"]}
     again = replay(tmp_path / "run", STAGES, out=tmp_path / "again", **asked)
-    assert not again.inputs
+    before, after = (json.loads((tmp_path / name / "manifest.json").read_text("utf-8")) for name in ("run", "again"))
+    assert before["recipe"]["model"]["image_encoder"] != after["recipe"]["model"]["image_encoder"]
+    assert not input_differences(before, after)
     assert not again.differences
     weights = load_file(str(moved))
     moved.unlink()  # the file is linked from the session's
