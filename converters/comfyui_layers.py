@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,10 +30,16 @@ def comfyui_layer(family: Family, attribute: str, module: str) -> ComfyLayer:
         return ComfyLayer(f"text_encoders.{_data()['encoders'][key]}.transformer.{_encoder_module(module)}", (module,))
     for pattern, native, parts in _table(family.name):
         if match := pattern.fullmatch(module):
-            block = match[1]
-            layers = tuple(part.replace("*", block) for part in parts)
-            return ComfyLayer(f"diffusion_model.{native.replace('*', block)}", layers)
+            layers = tuple(_numbered(part, match.groups()) for part in parts)
+            return ComfyLayer(f"diffusion_model.{_numbered(native, match.groups())}", layers)
     return ComfyLayer(f"transformer.{module}", (module,))
+
+
+def _numbered(name: str, numbers: Sequence[str]) -> str:
+    """The name with these numbers of blocks in place of its `*`."""
+    for number in numbers:
+        name = name.replace("*", number, 1)
+    return name
 
 
 def _encoder_module(module: str) -> str:
@@ -42,7 +49,7 @@ def _encoder_module(module: str) -> str:
 
 @cache
 def _table(family: str) -> list[tuple[re.Pattern[str], str, list[str]]]:
-    """A pattern for each of diffusers' names; `*` stands for the number of the block."""
+    """A pattern for each of diffusers' names; each `*` stands for the number of a block."""
     layers: dict[str, list[str]] = _data()["layers"].get(family, {})
     return [
         (re.compile(re.escape(part).replace(r"\*", r"(\d+)")), native, parts)

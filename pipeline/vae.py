@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # plans and checks read configs without torch
@@ -13,8 +14,10 @@ _LEVELS = ("block_out_channels", "encoder_block_out_channels", "dim_mult")  # on
 _VIDEO = ("temporal_compression_ratio", "temperal_downsample")  # only VAEs for video have one of these
 
 
-def vae_scale(config: Mapping[str, Any]) -> int:
-    """Pixels per latent, in each direction, by the VAE's config."""
+def vae_scale(config: Mapping[str, Any]) -> int | Fraction:
+    """Pixels per latent, in each direction, by the VAE's config; of Stable Cascade's image encoder 128 / 3."""
+    if "compression" in config:
+        return Fraction(*config["compression"])
     key = next(key for key in _LEVELS if config.get(key))
     patch = int(config.get("patch_size") or 1) if key == "dim_mult" else 1  # of Wan 2.2 5B's
     return int(2 ** (len(config[key]) - 1)) * patch
@@ -28,7 +31,8 @@ def latent_channels(config: Mapping[str, Any]) -> int:
 def encode_image(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of an image's latents, each (channels, height, width) float32 on the CPU.
 
-    `pixels` is (3, height, width) from -1 to 1. VAEs without a distribution (AutoencoderDC) have a deviation of 0. A
+    `pixels` is (3, height, width) from -1 to 1. VAEs without a distribution (AutoencoderDC, Stable
+    Cascade's image encoder) have a deviation of 0. A
     VAE for video encodes the image as one frame.
     """
     import torch

@@ -11,16 +11,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from PIL import Image
 from projects import BUILD, family_name, run_project
 from recipe_text import recipe_text, write_recipe
+from safetensors.torch import save_file
+from tiny import image_encoder_file
 from torch import Tensor
 from train.objectives import objective_with
 
 from pivotune.converters.families import families
+from pivotune.pipeline.models.companions import read_image_encoder
 from pivotune.pipeline.models.denoisers import denoiser_for
 from pivotune.pipeline.models.load import Model, load_model
 from pivotune.pipeline.models.text import CaptionCache, between
@@ -46,8 +50,10 @@ class Setting:
 
     Some tiny models are too narrow to depend on captions: `build` are arguments of their function, `denoiser` changes
     of the denoiser's config, `tokens` a factor for the token tables. Others memorise the captions and draw nothing
-    between two colours; with `blend` they also train on blends of two captions and of their latents. The distances
-    with an embedding, and with a LoRA too, must be at most these fractions of the initial text's.
+    between two colours; with `blend` they also train on blends of two captions and of their latents. Where a sampler
+    predicts pure noise first, whose errors grow most, it needs more `draw_steps` and more weight for much noise:
+    `weighting` when the model is trained, `embedding_weighting` when the embedding is. The distances with
+    an embedding, and with a LoRA too, must be at most these fractions of the initial text's.
     """
 
     steps: int = 600
@@ -60,6 +66,8 @@ class Setting:
     tokens: float = 1.0
     blend: bool = False
     weighting: str = "none"
+    embedding_weighting: str = "none"
+    draw_steps: int = 10
     build: Mapping[str, Any] = field(default_factory=dict)
     denoiser: Mapping[str, Any] = field(default_factory=dict)
 
@@ -91,6 +99,10 @@ SETTINGS = {
     "hunyuan-video": Setting(),
     "anima": Setting(),
     "wan": Setting(denoiser={"num_attention_heads": 4, "attention_head_dim": 24}),
+    "cascade": Setting(
+        denoiser={"block_out_channels": (96, 96)}, steps=1200, draw_steps=30, weighting="p2", embedding_weighting="p2",
+        embedding_steps=200, lora_rate=0.002,
+    ),
 }  # fmt: skip
 
 
@@ -108,9 +120,9 @@ class Distances:
 
 
 def side_of(pipe: Any) -> int:
-    """Side in pixels of the images: 8 latents, of deep compressing VAEs 4."""
+    """Side in pixels of the images: 8 latents, of deep compressing VAEs 4, of Stable Cascade's image encoder 3."""
     scale = vae_scale(pipe.vae.config)
-    return scale * (8 if scale <= 8 else 4)
+    return scale.numerator * (8 if scale <= 8 else 4 if scale.denominator == 1 else 1)
 
 
 @torch.no_grad()
@@ -129,6 +141,12 @@ def separate_colours(vae: Any, side: int) -> None:
     latents = encoded(vae, (*KNOWN.values(), NEW), side)
     if type(vae).__name__ == "AutoencoderDC":  # no distribution
         vae.register_to_config(scaling_factor=1 / float(latents.std()))
+        return
+    if hasattr(vae, "mapper"):  # Stable Cascade's image encoder ends with a batch norm
+        norm = vae.mapper[1]
+        mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+        norm.running_mean += mean * (norm.running_var + norm.eps).sqrt()
+        norm.running_var.copy_((norm.running_var + norm.eps) * deviation**2 - norm.eps)
         return
     normalize = normalization(vae)
     zero, one = (normalize(value(latents)).mean((0, 2, 3)) for value in (torch.zeros_like, torch.ones_like))
@@ -169,6 +187,8 @@ def tiny_pipe(name: str, setting: Setting) -> Any:
     pipe, family = BUILD[name](**setting.build), families()[family_name(name)]
     torch.manual_seed(1)
     rebuild(pipe, family.denoiser_module, setting.denoiser)
+    if family.image_encoder is not None:
+        pipe.vae = read_image_encoder(image_encoder_file(), CPU)
     if "norm_num_groups" in pipe.vae.config:  # of a solid colour, two channels normalized together keep their signs
         weights = pipe.vae.state_dict()
         rebuild(pipe, "vae", {"norm_num_groups": 1})
@@ -192,6 +212,11 @@ def write_project(folder: Path, name: str, setting: Setting) -> Recipe:
     pipe = tiny_pipe(name, setting)
     side = side_of(pipe)
     pipe.save_pretrained(folder / "model")
+    image_encoder = families()[family_name(name)].image_encoder
+    if image_encoder is not None:
+        file = folder / "model" / image_encoder.file
+        file.unlink()  # it is the one of all tests
+        save_file(pipe.vae.state_dict(), str(file))
     (folder / "images").mkdir()
     Image.new("RGB", (side, side), NEW).save(folder / "images" / "new.png")
     (folder / "images" / "new.txt").write_text("a <new> image", "utf-8")
@@ -200,9 +225,9 @@ def write_project(folder: Path, name: str, setting: Setting) -> Recipe:
         model=f'base = "model"\nfamily = "{family_name(name)}"',
         embeddings=f'[[embedding]]\nplaceholder = "<new>"\ninitial_text = "{INITIAL}"',
         train=f"resolution = {side}\nbatch_size = 4\nsteps = {setting.embedding_steps}\n"
-        f"learning_rate = {setting.embedding_rate}",
+        f"learning_rate = {setting.embedding_rate}\nobjective = {{ weighting = '{setting.embedding_weighting}' }}",
         export="targets = []",
-        samples=f"steps = 10\nguidance = {0 if name in FROM_PROMPT else 1}\nsize = {side}\ncount = 4",
+        samples=f"steps = {setting.draw_steps}\nguidance = {0 if name in FROM_PROMPT else 1}\nsize = {side}\ncount = 4",
     )
     recipe = load_recipe(write_recipe(folder / "recipe.toml", text))
     model = load_model(recipe.model, CPU)
@@ -215,10 +240,24 @@ def with_prompts(recipe: Recipe, *prompts: str) -> Recipe:
     return replace(recipe, samples=replace(recipe.samples, prompts=prompts))
 
 
+class LatentDecoder:
+    """Stands in for the decoder of a prior: it adds what it is given to `found`, and draws nothing."""
+
+    found: list[Tensor]
+
+    def __call__(self, latents: Tensor, **options: Any) -> SimpleNamespace:
+        self.found.extend(latents.float())
+        return SimpleNamespace(images=[Image.new("RGB", (8, 8)) for _ in latents])
+
+
 @contextmanager
 def drawn_latents(model: Model) -> Iterator[list[Tensor]]:
     """The latents of all images that the pipeline draws meanwhile, as its denoiser has them."""
     found: list[Tensor] = []
+    if model.decoder is not None:
+        model.decoder.found = found
+        yield found
+        return
     vae, decode = model.pipe.vae, model.pipe.vae.decode
 
     def spy(latents: Tensor, *arguments: Any, **options: Any) -> Any:
@@ -267,6 +306,8 @@ def measure(name: str, folder: Path, setting: Setting) -> Distances:
     """Train the model, then the embedding alone and with a LoRA, and draw with what was exported."""
     recipe = write_project(folder, name, setting)
     model = load_model(recipe.model, CPU)
+    if model.family.decoder is not None:
+        model = replace(model, decoder=LatentDecoder())
     if not model.family.modular:  # a constant of Lumina's pipeline
         model.pipe.vae_scale_factor = model.pixels_per_latent
     goal = normalization(model.pipe.vae)(encoded(model.pipe.vae, [NEW], recipe.samples.size or 0))[0]

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from recipe_text import noise, recipe_text, write_recipe
-from tiny import tiny_chroma, tiny_flux, tiny_pixart, tiny_sd, tiny_sd2, tiny_sd3, tiny_sdxl, tiny_z_image
+from tiny import (
+    tiny_cascade,
+    tiny_chroma,
+    tiny_flux,
+    tiny_pixart,
+    tiny_sd,
+    tiny_sd2,
+    tiny_sd3,
+    tiny_sdxl,
+    tiny_z_image,
+)
 from tiny_llm import (
     tiny_anima,
     tiny_flux2,
@@ -25,6 +35,7 @@ from tiny_llm import (
 )
 
 from pivotune.converters.families import families
+from pivotune.pipeline.effnet import torchvision_problem
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run import runner
@@ -38,8 +49,18 @@ BUILD = {
     "chroma": tiny_chroma, "pixart": tiny_pixart, "z-image": tiny_z_image, "flux2-klein-4b": tiny_klein,
     "flux2-dev": tiny_flux2, "sana": tiny_sana, "lumina2": tiny_lumina2, "qwen-image": tiny_qwen_image,
     "krea2": tiny_krea2, "hidream": tiny_hidream, "hunyuan-video": tiny_hunyuan_video, "wan": tiny_wan,
-    "wan-2.2": partial(tiny_wan, two=True), "anima": tiny_anima,
+    "wan-2.2": partial(tiny_wan, two=True), "anima": tiny_anima, "cascade": tiny_cascade,
 }  # fmt: skip
+
+
+SIDES = {"sana": 32, "cascade": 128}  # images in pixels that the tiny model takes; 16 for all others
+NO_TORCHVISION = torchvision_problem()
+
+
+def runnable(names: Iterable[str]) -> list[Any]:
+    """Names of models as parameters of a test that loads them; those that need torchvision are skipped without it."""
+    skip = pytest.mark.skipif(NO_TORCHVISION is not None, reason=str(NO_TORCHVISION))
+    return [pytest.param(one, marks=skip) if families()[family_name(one)].image_encoder else one for one in names]
 
 
 def family_name(model: str) -> str:
@@ -49,7 +70,7 @@ def family_name(model: str) -> str:
 
 def image_side(family: str) -> int:
     """Side in pixels of an image that a tiny model takes: its pipelines or its VAE need a multiple."""
-    return 32 if family in ("sana", "wan", "wan-2.2") else 16
+    return 32 if family in ("wan", "wan-2.2") else SIDES.get(family, 16)
 
 
 def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of <cat>", **parts: str) -> Path:
@@ -61,13 +82,12 @@ def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of 
         noise(folder / "images" / f"{number}.png", seed=number)
         (folder / "images" / f"{number}.txt").write_text(captions, "utf-8")
     part = dict.fromkeys(("model", "embedding", "more", "train", "stages", "export"), "") | parts
-    side = 32 if family == "sana" else 16  # its pipeline takes no smaller images
     text = recipe_text(
         top='seed = 3\ndevice = "cpu"\nthreads = 1',
         model=f'base = "model"\nfamily = "{family_name(family)}"\n{part["model"]}',
         embeddings=f'[[embedding]]\nplaceholder = "<cat>"\ninitial_text = "red ring"\n{part["embedding"]}',
         train=f"steps = 3\nbatch_size = 2\nlearning_rate = 1e-2\n{part['train']}",
-        samples=f"count = 1\nsteps = 2\nsize = {side}",
+        samples=f"count = 1\nsteps = 2\nsize = {SIDES.get(family, 16)}",
         **{key: part[key] for key in ("more", "stages", "export")},
     )
     return write_recipe(folder / "recipe.toml", text)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,12 +15,16 @@ from diffusers import (
     ChromaPipeline,
     ChromaTransformer2DModel,
     DDIMScheduler,
+    DDPMWuerstchenScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
+    StableCascadeDecoderPipeline,
+    StableCascadePriorPipeline,
+    StableCascadeUNet,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -36,6 +45,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from pivotune.pipeline.effnet import CONFIG, EfficientNetEncoder, torchvision_problem
 from pivotune.recipes.micro.tokenizer import build_tokenizer
 
 
@@ -248,3 +258,69 @@ def tiny_sd3(seed: int = 0, *, t5: bool = True, **changes: Any) -> StableDiffusi
         text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer_2, 40)), tokenizer_2=tokenizer_2,
         text_encoder_3=encoder, tokenizer_3=tokenizer_3,
     )  # fmt: skip
+
+
+def tiny_cascade(seed: int = 0, *, width: int = 40) -> StableCascadePriorPipeline:
+    """A random model in the shape of Stable Cascade's prior: CLIP of this width, two levels of the same size.
+
+    Its `save_pretrained` writes the image encoder too, where torchvision is installed.
+    """
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    prior = StableCascadeUNet(
+        conditioning_dim=64, block_out_channels=(32, 32), num_attention_heads=(2, 2), down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1), switch_level=(False,), clip_image_in_channels=768, clip_seq=2,
+        clip_text_in_channels=width, clip_text_pooled_in_channels=width, timestep_ratio_embedding_dim=16,
+    )  # fmt: skip
+    pipe = StableCascadePriorPipeline(
+        tokenizer=tokenizer, text_encoder=CLIPTextModelWithProjection(text_config(tokenizer, width)), prior=prior,
+        scheduler=DDPMWuerstchenScheduler(),
+    )  # fmt: skip
+    pipe.vae = SimpleNamespace(config=CONFIG)
+
+    def save(folder: Any, **options: Any) -> None:
+        StableCascadePriorPipeline.save_pretrained(pipe, folder, **options)
+        if torchvision_problem() is None:
+            file = Path(folder) / "effnet_encoder.safetensors"
+            file.unlink(missing_ok=True)
+            os.link(image_encoder_file(), file)
+
+    pipe.save_pretrained = save
+    return pipe
+
+
+def tiny_cascade_decoder(width: int = 40) -> StableCascadeDecoderPipeline:
+    """A random decoder of Stable Cascade; like that of the hub, diffusers cannot load its folder as a whole."""
+    from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
+
+    torch.manual_seed(3)
+    tokenizer, blocks = build_tokenizer(), ("SDCascadeResBlock", "SDCascadeTimestepBlock")
+    decoder = StableCascadeUNet(
+        in_channels=4, out_channels=4, conditioning_dim=64, block_out_channels=(16, 32), num_attention_heads=(-1, 1),
+        down_num_layers_per_block=(1, 1), up_num_layers_per_block=(1, 1), patch_size=2, self_attn=(False, False),
+        block_types_per_layer=(blocks, (*blocks, "SDCascadeAttnBlock")), clip_text_pooled_in_channels=width,
+        effnet_in_channels=16, pixel_mapper_in_channels=3, timestep_conditioning_type=("sca",),
+    )  # fmt: skip
+    return StableCascadeDecoderPipeline(
+        decoder=decoder, tokenizer=tokenizer, text_encoder=CLIPTextModelWithProjection(text_config(tokenizer, width)),
+        scheduler=DDPMWuerstchenScheduler(),
+        vqgan=PaellaVQModel(bottleneck_blocks=1, embed_dim=16, latent_channels=4, num_vq_embeddings=4),
+    )  # fmt: skip
+
+
+@cache
+def image_encoder_file() -> Path:
+    """A random image encoder of Stable Cascade, with the statistics of its norms measured on colours with noise."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    encoder = EfficientNetEncoder().train().requires_grad_(False)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    colours = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 3)
+    noise = torch.randn(len(colours), 3, 128, 128) * torch.linspace(0.01, 0.8, len(colours)).reshape(-1, 1, 1, 1)
+    encoder.encode(colours.reshape(-1, 3, 1, 1) + noise)
+    folder = Path(tempfile.mkdtemp())
+    save_file(encoder.state_dict(), str(folder / "effnet.safetensors"))
+    return folder / "effnet.safetensors"

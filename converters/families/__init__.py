@@ -48,6 +48,20 @@ class CheckpointPart(NamedTuple):
     own_projection: bool = True
 
 
+class ImageEncoderSpec(NamedTuple):
+    """The image encoder of a family whose pipeline has no VAE: the name of its file, and a hub id that has it."""
+
+    file: str
+    example: str
+
+
+class DecoderSpec(NamedTuple):
+    """The diffusers pipeline that draws images of what a family's own pipeline makes, and the hub id of one."""
+
+    pipeline: str
+    example: str
+
+
 class Signs(NamedTuple):
     """How a LoRA of other programs shows its family.
 
@@ -74,11 +88,13 @@ class Family:
     `resolution`, embeddings only, in a 16-bit format, in MiB. `example` is the hub id of a well-known model,
     `clip_skip` whether programs can use an earlier layer of its text encoder, `common` whether files for it are common
     (where a width fits several families). `checkpoint` says how one file holds the whole model, by attribute of the
-    pipeline; it is empty where we write no such file. `objective` is what its models are trained on: `diffusion` or
-    `flow` (flow matching). `draw_options` are arguments that its pipeline is always called with to draw, and
+    pipeline; it is empty where we write no such file. `objective` is what its models are trained on: `diffusion`,
+    `flow` (flow matching) or `cosine` (diffusion at any time between 0 and 1), `float16` whether the denoiser computes
+    in float16 without overflow. `draw_options` are arguments that its pipeline is always called with to draw, and
     `guidance_argument` is the one for the guidance. `predicting` has what differs for models that do not predict what
     the family's example does, by their scheduler's `prediction_type`. `modular`: the pipeline is one of diffusers'
     modular ones. `packages` are Python packages that the denoiser needs, by the key of its config that says so.
+    `image_encoder` and `decoder` are the other models of a family whose pipeline neither encodes nor draws images.
     """
 
     name: str
@@ -95,6 +111,9 @@ class Family:
     cross_attention: int
     signs: Signs
     objective: str = "diffusion"
+    float16: bool = True
+    image_encoder: ImageEncoderSpec | None = None
+    decoder: DecoderSpec | None = None
     step_activations_mib: float = 0.0
     example: str = ""
     clip_skip: bool = False
@@ -146,9 +165,11 @@ def _family(data: dict) -> Family:
     denoiser = data.pop("denoiser")
     encoders = tuple(EncoderSpec(**encoder) for encoder in data.pop("encoders"))
     signs = data.pop("signs")
-    about = {"objective": denoiser.get("objective", "diffusion")}
+    about = {"objective": denoiser.get("objective", "diffusion"), "float16": denoiser.get("float16", True)}
     lists = {key: tuple(value) for key, value in signs.items() if key != "blocks"}
     data["signs"] = Signs(blocks=signs["blocks"], **lists)
     data["checkpoint"] = {name: CheckpointPart(**part) for name, part in data.get("checkpoint", {}).items()}
+    for key, kind in (("image_encoder", ImageEncoderSpec), ("decoder", DecoderSpec)):
+        data[key] = kind(**data[key]) if key in data else None
     about |= {f"denoiser_{key}": denoiser.get(key, "") for key in ("kind", "module", "width")}
     return Family(encoders=encoders, **about, **data)

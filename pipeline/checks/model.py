@@ -9,12 +9,14 @@ from pathlib import Path
 from ...converters.families import Family, families
 from ..errors import StageError
 from ..models.checkpoint import checkpoint_family
+from ..models.companions import stated_image_encoder
 from ..models.family import denoiser_config, family_in, local_path, no_single_file
 from ..models.index import INDEX, has_index
 from ..models.modular import package_problem
 from ..models.received import check_model_folder
 from ..recipe.load import CHECKPOINTS
-from ..recipe.model import ModelSpec
+from ..recipe.model import ModelSpec, Recipe
+from ..recipe.options import TrainOptions
 from ..recipe.problem import Finding
 from ..text import did_you_mean_path, nearest
 
@@ -53,10 +55,54 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
 def family_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:
     """Checks of clip_skip, and of a dtype in which a text encoder overflows."""
     overflowing = [one.key for one in family.encoders if not one.float16] if family is not None else []
+    if family is not None and not family.float16:
+        overflowing.append(f"the denoiser of {family.title}")
     if spec.dtype == "float16" and overflowing:
         yield Finding(("model", "dtype"), f"{overflowing[0]} overflows in float16; use bfloat16")
     if spec.clip_skip > 1 and family is not None and not family.clip_skip:
         yield Finding(("model", "clip_skip"), f"clip_skip is not supported for {family.title}; remove it")
+
+
+def companion_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:
+    """Checks of the image encoder and the decoder, of families that have them beside their pipeline."""
+    if family is None:
+        return
+    for key, about in (("image_encoder", family.image_encoder), ("decoder", family.decoder)):
+        named = getattr(spec, key)
+        if named is not None and about is None:
+            yield Finding(("model", key), f"{key} does not apply to {family.title}; remove it")
+        elif named is not None and not Path(named).is_absolute() and not _is_hub_id(named):
+            yield Finding(("model", key), f"'{named}' is not a file, a folder or a hub id (owner/name)")
+    if family.decoder is not None and spec.decoder is not None and Path(spec.decoder).is_absolute():
+        index = Path(spec.decoder) / "model_index.json"
+        if not index.is_file():
+            yield Finding(("model", "decoder"), f"{spec.decoder} is not a diffusers folder: no model_index.json")
+    if family.image_encoder is None:
+        return
+    try:
+        stated_image_encoder(spec, family.image_encoder)
+    except StageError as error:
+        yield Finding(("model", "base" if spec.image_encoder is None else "image_encoder"), str(error))
+    from ..effnet import torchvision_problem  # imports torch
+
+    problem = torchvision_problem()
+    if problem is not None:
+        yield Finding(("model",), f"the image encoder of {family.title} needs torchvision: {problem}")
+
+
+def drawing_findings(recipe: Recipe, family: Family | None, *, prompts: bool) -> Iterator[Finding]:
+    """Images that the recipe asks for, of a family that draws only with a decoder; `prompts`: it has sample prompts."""
+    if family is None or family.decoder is None or recipe.model.decoder is not None:
+        return
+    text = f"{family.title} draws images only with its decoder; set model.decoder, or remove"
+    if prompts:
+        yield Finding(("samples", "prompts"), f"{text} samples.prompts")
+    for number, concept in enumerate(recipe.concepts):
+        if concept.generate is not None:
+            yield Finding(("concept", number, "generate"), f"{text} generate")
+    for index, options in recipe.stages_with(TrainOptions):
+        if options.watch is not None and options.watch.sample_every is not None:
+            yield Finding(("stage", index, "watch", "sample_every"), f"{text} sample_every")
 
 
 def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ from .embeddings import (
     template_findings,
     truncation_findings,
 )
-from .model import family_findings, model_findings
+from .model import companion_findings, drawing_findings, family_findings, model_findings
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
 from .targets import output_findings, same_files, target_findings
 
@@ -150,6 +150,7 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
         yield Finding(("name",), f"{recipe.name!r} is a device on Windows and cannot be a folder name; rename it")
     yield from model_findings(recipe.model)
     yield from family_findings(recipe.model, family)
+    yield from companion_findings(recipe.model, family)
     cut = not dropped.touches("data") and not dropped.in_stages("resolution")
     for finding in image_findings(recipe, captioned, look=cut):
         if len(finding.path) > 1 or not dropped.touches("embeddings_from"):
@@ -170,6 +171,9 @@ def _cross_findings(
     recipe: Recipe, document: Document, captioned: list[Captioned], dropped: Dropped, embeddings: bool
 ) -> Iterator[Finding]:
     """Findings about combinations of parts."""
+    if not dropped.touches("model"):
+        asked = document.data.get("samples", {}).get("prompts")
+        yield from drawing_findings(recipe, family_of(recipe.model), prompts=bool(asked))
     if embeddings and not dropped.touches("concept") and not dropped.in_stages("embeddings"):
         yield from _limit_embeddings(caption_findings(recipe, captioned))
     if not any(dropped.touches(part) for part in ("concept", "embeddings_from", "data")):

@@ -24,7 +24,10 @@ from ..recipe.options import (
 from ..recipe.problem import Finding, KeyPath
 from ..text import count_of, did_you_mean
 
-NAMES = {"diffusion": "a diffusion model", "flow": "a flow matching model"}
+NAMES = {
+    "diffusion": "a diffusion model", "flow": "a flow matching model", "cosine": "a model whose time is a ratio"
+}  # fmt: skip
+RATIO_STEPS = 1000  # thousandths of a ratio
 
 
 def objective_findings(
@@ -32,8 +35,9 @@ def objective_findings(
 ) -> Iterator[Finding]:
     """Keys of `objective` and `timesteps` that do not apply to this model or cannot train."""
     config = scheduler_config(spec)
-    yield from _timestep_findings(key_path, options.timesteps, config.get("num_train_timesteps"))
     kind = _kind(config, family)
+    count = RATIO_STEPS if kind == "cosine" else config.get("num_train_timesteps")
+    yield from _timestep_findings(key_path, options.timesteps, count)
     if kind is None:
         yield from _zero_snr_findings(key_path, options.objective, None)
         return
@@ -41,25 +45,27 @@ def objective_findings(
     if objective.weighting not in WEIGHTINGS[kind]:
         text = f"{objective.weighting} is not supported for {NAMES[kind]}; use {', '.join(WEIGHTINGS[kind])}"
         yield Finding((*where, "weighting"), text)
+    if kind != "flow" and options.timesteps.shift == "dynamic":
+        text = f"'dynamic' is not supported for {NAMES[kind]}; use a number"
+        yield Finding((*key_path, "timesteps", "shift"), text)
     if kind == "diffusion":
-        if options.timesteps.shift == "dynamic":
-            text = f"'dynamic' is not supported for {NAMES[kind]}; use a number"
-            yield Finding((*key_path, "timesteps", "shift"), text)
         yield from _zero_snr_findings(key_path, objective, config.get("prediction_type"))
         return
     for key in ("prediction", "zero_terminal_snr"):
         if getattr(objective, key):
             yield Finding((*where, key), f"{key} does not apply to {NAMES[kind]}; remove it")
-    if objective.loss in ("huber", "smooth_l1") and objective.huber.schedule == "snr":
+    if kind == "flow" and objective.loss in ("huber", "smooth_l1") and objective.huber.schedule == "snr":
         text = f'huber.schedule = "snr" (the default) is not supported for {NAMES[kind]}; use constant or exponential'
         yield Finding((*where, "huber"), text)
 
 
 def _kind(config: Mapping[str, Any], family: Family | None) -> str | None:
-    """`diffusion` or `flow`, from the model's scheduler, else from its family; None if unknown."""
-    if "_class_name" in config:
-        return "flow" if str(config["_class_name"]).startswith("FlowMatch") else "diffusion"
-    return family.objective if family is not None else None
+    """The kind of objective, as training chooses it: by the model's scheduler, else its family; None if unknown."""
+    if str(config.get("_class_name", "")).startswith("FlowMatch"):
+        return "flow"
+    if family is not None:
+        return family.objective
+    return "diffusion" if "_class_name" in config else None
 
 
 def _zero_snr_findings(key_path: KeyPath, objective: ObjectiveOptions, model: str | None) -> Iterator[Finding]:

@@ -192,7 +192,8 @@ def open_dataset(
         (example.crop for example in read.rows if example.crop[0] % multiple or example.crop[1] % multiple), None
     )
     if odd is not None:
-        raise StageError(f"crops of {odd[0]}x{odd[1]} pixels: this model needs multiples of {multiple} pixels")
+        fix = "set resolution and data.bucket_step to such"
+        raise StageError(f"crops of {odd[0]}x{odd[1]} pixels: this model needs multiples of {multiple} pixels; {fix}")
     folder = cache_folder(data.cache_latents, run_folder)
     latents = Latents(
         vae, recipe.seed, variants=data.variants, cache=Cache(folder) if folder else None,

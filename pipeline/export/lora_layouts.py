@@ -1,11 +1,11 @@
 """A LoRA's tensors with the names that each program reads.
 
 A run keeps its LoRA in kohya's layout with diffusers' module names (`lora_unet_down_blocks_…`,
-`lora_te1_text_model_…`), which A1111, Forge, SD.Next, ComfyUI, InvokeAI and OneTrainer read. Four cases differ.
+`lora_te1_text_model_…`), which A1111, Forge, SD.Next, ComfyUI, InvokeAI and OneTrainer read. Five cases differ.
 Kohya's scripts know SDXL's blocks by Stability's names only. diffusers reads kohya's layout, but drops `dora_scale`,
 and the attention of text encoders when their `out_proj` has no LoRA: it gets PEFT's layout. So does A1111 for SD3,
 whose loader wants two dots in every name. ComfyUI knows most transformers, and language models as text encoders, by
-names of its own.
+names of its own. Of Stable Cascade, ComfyUI and OneTrainer know the layers by the names of the model's own code.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def settled(tensors: Tensors) -> dict[str, RawTensor]:
     T5 (`encoder_block_…`) never had it.
     """
     return {
-        re.sub(r"^(lora_te\d?_)(?=encoder_layers_)", r"\1text_model_", name): _column(name, raw, tensors)
+        re.sub(r"^(lora_(?:prior_)?te\d?_)(?=encoder_layers_)", r"\1text_model_", name): _column(name, raw, tensors)
         for name, raw in tensors.items()
     }
 
@@ -141,6 +141,24 @@ def comfyui(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]
     return made
 
 
+def native(tensors: Tensors, family: Family, pipe: Any) -> dict[str, RawTensor]:
+    """Kohya's layout with the denoiser's layers named as in the model's own code, which ComfyUI and OneTrainer know.
+
+    Only layers whose names differ are in the table of `comfyui_layers`.
+    """
+    prefix = family.lora_prefixes[family.denoiser_module]
+    modules = _modules(getattr(pipe, family.denoiser_module))
+    renamed = {}
+    for name, raw in tensors.items():
+        module, _, kind = name.partition(".")
+        if module.startswith(f"{prefix}_"):
+            own = _known(modules, module.removeprefix(f"{prefix}_"))
+            own = comfyui_layer(family, family.denoiser_module, own).name.partition(".")[2]
+            module = f"{prefix}_{own.replace('.', '_')}"
+        renamed[f"{module}.{kind}"] = raw
+    return renamed
+
+
 def _merge_layers(parts: Sequence[str], layers: Mapping[str, Layer], model: Any) -> Layer:
     """One LoRA for layers whose outputs follow one another: A one below the other, B as blocks of a diagonal.
 
@@ -172,7 +190,7 @@ def split_loaded(
     }
 
 
-LAYOUTS = {"sgm": sgm, "peft": peft, "comfyui": comfyui}
+LAYOUTS = {"sgm": sgm, "peft": peft, "comfyui": comfyui, "native": native}
 
 
 def _row(raw: RawTensor) -> RawTensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...converters.families import EncoderSpec, Family
 from ...converters.write import Written
+from ..models.companions import TEXT_PARTS, decoder_parts
 from ..models.family import MICRO
 from ..recipe.model import ModelSpec
 from .guide import Files
@@ -69,8 +70,33 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
             'layers = next(part for name, part in parts if name.endswith("encoder.layers"))',
             f"del layers[-{files.clip_skip - 1} :]",
         ]
-    lines += ["", f"image = {_call(family, prompt)}", 'image.save(here / "try.png")']
+    lines += ["", *_drawing(family, base, prompt), 'image.save(here / "try.png")']
     return "\n".join(lines) + "\n"
+
+
+def _drawing(family: Family, base: Base, prompt: str) -> list[str]:
+    """The lines that draw one image: by the pipeline, or by the decoder of what it makes."""
+    if family.decoder is None:
+        return [f"image = {_call(family, prompt)}"]
+    import diffusers
+
+    kind, name = family.decoder.pipeline, _named(base, base.spec.decoder or family.decoder.example)
+    parts = decoder_parts(getattr(diffusers, kind))
+    return [
+        "# This makes image embeddings; a decoder draws them. It gets the encoded prompt, so it needs no text encoder",
+        f"made = pipe(prompt={prompt!r})",
+        *(f"from {part.__module__} import {part.__name__}" for part in parts.values()),
+        f"from diffusers import {kind}",
+        "",
+        f"folder = {name}",
+        f"decoder = {kind}(",
+        *(f"    {key}={part.__name__}.from_pretrained(folder, subfolder={key!r})," for key, part in parts.items()),
+        *(f"    {key}=None," for key in TEXT_PARTS),
+        f").to(dtype=torch.{base.spec.dtype})",
+        "image = decoder(",
+        "    made.image_embeddings, prompt_embeds=made.prompt_embeds, prompt_embeds_pooled=made.prompt_embeds_pooled",
+        ").images[0]",
+    ]
 
 
 def _call(family: Family, prompt: str) -> str:

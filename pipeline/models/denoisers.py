@@ -18,7 +18,7 @@ from .language_models import (
     ZImageTransformer,
 )
 from .text import Text
-from .unets import JointTransformer, PixArtTransformer, UNet, UNetXL
+from .unets import CascadePrior, JointTransformer, PixArtTransformer, UNet, UNetXL
 from .video import AnimaTransformer, HunyuanVideoTransformer, WanTransformer
 
 
@@ -42,7 +42,7 @@ DENOISERS: dict[str, Denoiser] = {
     "lumina_transformer": LuminaTransformer(), "sana_transformer": SanaTransformer(),
     "qwen_image_transformer": QwenImageTransformer(), "krea_transformer": KreaTransformer(),
     "hidream_transformer": HiDreamTransformer(), "hunyuan_video_transformer": HunyuanVideoTransformer(),
-    "wan_transformer": WanTransformer(), "anima_transformer": AnimaTransformer(),
+    "wan_transformer": WanTransformer(), "anima_transformer": AnimaTransformer(), "cascade_prior": CascadePrior(),
 }  # fmt: skip
 
 

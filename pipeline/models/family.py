@@ -49,6 +49,10 @@ def width_of(kind: Any, config_of: Callable[[str], Mapping[str, Any]]) -> Any:
 def check_kind(spec: ModelSpec, kind: Any) -> list[Family]:
     """The families of this pipeline class; StageError when there is none."""
     fitting = [family for family in families().values() if family.pipeline == kind]
+    for family in families().values():
+        if family.decoder is not None and family.decoder.pipeline == kind:
+            text = f"is only the decoder of {family.title}; use the model that is trained, as {family.example}"
+            raise StageError(f"model.base = {spec.base!r} {text}")
     if not fitting:
         known = ", ".join(family.title for family in families().values())
         raise StageError(f"model.base = {spec.base!r} is a {kind}, which is not supported; supported: {known}")
@@ -77,7 +81,7 @@ def no_single_file(family: Family) -> str:
 def native_resolution(family: Family, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
     """Side in pixels of the images that a model was trained on: from its configs, else its family."""
     size = denoiser.get("sample_size")
-    return size * vae_scale(vae) if isinstance(size, int) else family.resolution
+    return int(size * vae_scale(vae)) if isinstance(size, int) else family.resolution
 
 
 def size_multiple(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
@@ -88,7 +92,7 @@ def size_multiple(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
     """
     packed = isqrt(max(1, int(denoiser.get("in_channels") or 1) // latent_channels(vae)))
     patch = denoiser.get("patch_size") or denoiser.get("all_patch_size") or 1
-    return vae_scale(vae) * max(packed, int(patch[-1] if isinstance(patch, list | tuple) else patch))
+    return (vae_scale(vae) * max(packed, int(patch[-1] if isinstance(patch, list | tuple) else patch))).numerator
 
 
 def local_path(spec: ModelSpec) -> Path | None:

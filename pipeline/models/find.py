@@ -16,7 +16,7 @@ from .index import INDEX, MODULAR, plain_index
 from .modular import package_problem
 from .received import model_error
 
-GUARDS = ("safety_checker", "feature_extractor")  # training needs neither
+GUARDS = ("safety_checker", "feature_extractor", "image_encoder")  # training needs none of them
 
 
 def find_model(spec: ModelSpec) -> Path:
@@ -43,7 +43,7 @@ def _download(spec: ModelSpec) -> Path:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        where: dict[str, Any] = {"revision": spec.revision, "local_files_only": not _hub_reachable(spec)}
+        where: dict[str, Any] = {"revision": spec.revision, "local_files_only": not hub_reachable(spec)}
         try:
             index = Path(hf_hub_download(spec.base, INDEX, **where))
         except EntryNotFoundError:
@@ -53,7 +53,7 @@ def _download(spec: ModelSpec) -> Path:
 
         return Path(DiffusionPipeline.download(spec.base, variant=spec.variant, **where, **dict.fromkeys(GUARDS)))
     except hub_errors() as error:
-        raise model_error(spec, _hub_problem(error, spec)) from error
+        raise model_error(spec, hub_problem(error, spec)) from error
 
 
 def _download_modular(spec: ModelSpec, where: dict[str, Any]) -> Path:
@@ -68,7 +68,7 @@ def _download_modular(spec: ModelSpec, where: dict[str, Any]) -> Path:
     return Path(snapshot_download(spec.base, allow_patterns=[MODULAR, *(f"{name}/*" for name in parts)], **where))
 
 
-def _hub_reachable(spec: ModelSpec) -> bool:
+def hub_reachable(spec: ModelSpec) -> bool:
     """Whether the hub can be reached: asked once, as a download would retry for half a minute.
 
     Raises the hub's error when there is no such model or revision.
@@ -92,7 +92,7 @@ def hub_errors() -> tuple[type[Exception], ...]:
     return (*HfHubHTTPError.__bases__, ValueError)
 
 
-def _hub_problem(error: Exception, spec: ModelSpec) -> str:
+def hub_problem(error: Exception, spec: ModelSpec) -> str:
     """What is wrong, and what to do about it."""
     from huggingface_hub import errors
 

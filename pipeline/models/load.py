@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from ...converters.families import EncoderSpec, Family
+from ..effnet import CONFIG
 from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..files import read_json, read_regular
@@ -20,6 +22,7 @@ from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
 from ..vae import vae_scale
 from .checkpoint import checkpoint_family
+from .companions import find_image_encoder, read_decoder, read_image_encoder
 from .family import choose_family, native_resolution, size_multiple, width_of
 from .find import find_model
 from .index import index_file, plain_index
@@ -39,7 +42,8 @@ class Model:
     """A loaded pipeline: frozen, in evaluation mode, on its device. `path` is its local folder or file, if it has one.
 
     A hub model's folder is its snapshot in the local cache. `tokenizer_files` has the contents of tokenizer folders, by
-    the tokenizer's name and the file name: an export must not depend on what is there hours later.
+    the tokenizer's name and the file name: an export must not depend on what is there hours later. Where the pipeline
+    has no VAE, `pipe.vae` is the image encoder of the file `image_encoder`, and `decoder` draws the images.
     """
 
     pipe: Any
@@ -49,10 +53,17 @@ class Model:
     dtype: torch.dtype
     device: torch.device
     tokenizer_files: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    image_encoder: Path | None = None
+    decoder: Any = None
 
     @property
     def denoiser(self) -> Any:
         return getattr(self.pipe, self.family.denoiser_module)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it can draw images."""
+        return self.family.decoder is None or self.decoder is not None
 
     @property
     def resolution(self) -> int:
@@ -65,7 +76,7 @@ class Model:
         return size_multiple(self.denoiser.config, self.pipe.vae.config)
 
     @property
-    def pixels_per_latent(self) -> int:
+    def pixels_per_latent(self) -> int | Fraction:
         """Pixels of an image for each latent, in each direction."""
         return vae_scale(self.pipe.vae.config)
 
@@ -89,8 +100,20 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
         spec = replace(spec, family=checkpoint_family(path))
     pipe = read_checkpoint(spec, path) if path.is_file() else read_folder(spec, path)
     with load_errors(lambda error: model_error(spec, error)):
-        model = prepare(pipe, spec, path, device)
+        model = _with_companions(prepare(pipe, spec, path, device), spec)
     return replace(model, tokenizer_files=_tokenizer_files(spec, pipe, path))
+
+
+def _with_companions(model: Model, spec: ModelSpec) -> Model:
+    """The model with the image encoder and decoder that its family has beside the pipeline."""
+    family = model.family
+    if family.image_encoder is not None:
+        file = find_image_encoder(spec, family.image_encoder)
+        model.pipe.vae = read_image_encoder(file, model.device)
+        model = replace(model, image_encoder=file)
+    if family.decoder is not None:
+        model = replace(model, decoder=read_decoder(spec, family.decoder, model.dtype, model.device))
+    return model
 
 
 def quiet_libraries() -> None:
@@ -207,13 +230,11 @@ def skeleton(spec: ModelSpec) -> Model:
         path = index_file(folder)
         index = plain_index(read_json(path))
         modules = {name: _module(kind, folder / name) for name, kind in part_kinds(index).items()}
-        for name in (family.denoiser_module, "vae"):
-            if name not in modules:
-                raise ValueError(f"{path.name} names no {name}")
-    lacks = [name for name in (family.denoiser_module, "vae", "text_encoder") if name not in modules]
+    needed = (family.denoiser_module, *(["vae"] if family.image_encoder is None else []), "text_encoder")
+    lacks = [name for name in needed if name not in modules]
     if lacks:
         raise model_error(spec, f"{path} names no {lacks[0]}")
-    pipe = SimpleNamespace(**modules, components=modules)
+    pipe = SimpleNamespace(**{"vae": SimpleNamespace(config=CONFIG)} | modules, components=modules)
     encoders = tuple(
         Encoder(about.key, about.module, about.tokenizer, modules[about.module], None, about.width, about.output)
         for about in family.encoders

@@ -153,6 +153,8 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
     if why := no_single_file(families()[spec.family]):
         raise StageError(f"model.base = {spec.base!r}: {why}")
     loader = getattr(diffusers, families()[spec.family].pipeline)
+    if not hasattr(loader, "from_single_file"):
+        raise StageError(f"model.base = {spec.base!r}: {loader.__name__} reads no single file; use a diffusers folder")
     dtype = DTYPES[spec.dtype]
     options = {"config": spec.config, "local_files_only": spec.config is not None and Path(spec.config).is_dir()}
     if options["local_files_only"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,19 @@ _ENDLESS = ("lambda_min_clipped", "model_max_length")  # real models have -Infin
 
 def check_model_folder(folder: Path) -> None:
     """Check every small file of a diffusers folder. StageError names the first that is not acceptable."""
-    try:
+
+    def parts() -> Iterator[str]:
         index_path = index_file(folder)
-        parts = list(USUAL)
+        yield from USUAL
         if os.path.lexists(index_path):
-            parts += _parts(index_path, read_config(index_path, folder))
+            yield from _parts(index_path, read_config(index_path, folder))
+
+    check_parts(folder, parts())
+
+
+def check_parts(folder: Path, parts: Iterable[str]) -> None:
+    """Check every small file of these parts of a diffusers folder, as `check_model_folder` does."""
+    try:
         for name in dict.fromkeys(parts):
             _part(folder, folder / name)
     except (OSError, ValueError, RuntimeError) as error:  # the last: links in a circle

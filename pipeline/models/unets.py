@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x, XL and 3, and PixArt: how captions are encoded, and how the denoiser is called."""
+"""Stable Diffusion 1.x, 2.x, XL and 3, PixArt, Stable Cascade: how captions are encoded, the denoiser called."""
 
 from __future__ import annotations
 
@@ -88,3 +88,28 @@ class PixArtTransformer:
             added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False,
         )[0]  # fmt: skip
         return output[:, : noisy.shape[1]]
+
+
+class CascadePrior:
+    """The prior of Stable Cascade (stage C): CLIP's states and projected pooled vector, and zeros for an image prompt.
+
+    Its time is the ratio of noise, from 0 to 1.
+    """
+
+    @staticmethod
+    def encode(pipe: Any, captions: list[str]) -> Text:
+        states, pooled, _, _ = pipe.encode_prompt(
+            device=pipe.text_encoder.device, batch_size=len(captions), num_images_per_prompt=1,
+            do_classifier_free_guidance=False, prompt=captions,
+        )  # fmt: skip
+        return Text(states, pooled.squeeze(1))
+
+    @staticmethod
+    def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor | None = None) -> Tensor:
+        assert text.pooled is not None
+        prediction: Tensor = pipe.prior(
+            sample=noisy, timestep_ratio=timesteps.to(noisy.dtype), clip_text_pooled=text.pooled.unsqueeze(1),
+            clip_text=text.states, clip_img=noisy.new_zeros(len(noisy), 1, pipe.prior.config.clip_image_in_channels),
+            return_dict=False,
+        )[0]  # fmt: skip
+        return prediction

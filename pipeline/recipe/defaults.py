@@ -9,7 +9,8 @@ from pivotune import schemas
 
 # The loss weightings of each kind of objective.
 WEIGHTINGS = {
-    "diffusion": ("none", "min-snr", "debiased"), "flow": ("none", "sigma-sqrt", "cosmap", "sigma-squared")
+    "diffusion": ("none", "min-snr", "debiased"), "flow": ("none", "sigma-sqrt", "cosmap", "sigma-squared"),
+    "cosine": ("none", "p2", "min-snr", "debiased"),
 }  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def absolute_path(text: str, folder: Path) -> Path:
 
 
 def _model(table: dict[str, Any], folder: Path) -> ModelSpec:
-    paths = {key: _model_path(table[key], folder) for key in ("base", "config")}
+    paths = {key: _model_path(table[key], folder) for key in ("base", "config", "image_encoder", "decoder")}
     return ModelSpec(**{**table, **paths})
 
 

@@ -18,7 +18,10 @@ MASK_SOURCES = ("beside", "alpha", "none")  # other texts in `masks` are folders
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model to load: `micro`, a hub id, a diffusers folder or a single-file checkpoint."""
+    """Which model to load: `micro`, a hub id, a diffusers folder or a single-file checkpoint.
+
+    `image_encoder` and `decoder` are further models of families that need them (Stable Cascade).
+    """
 
     base: str
     family: str | None
@@ -27,6 +30,8 @@ class ModelSpec:
     variant: str | None
     config: str | None
     clip_skip: int = 1
+    image_encoder: str | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ ROUNDING = "environment.processes"
 _DATA_PATHS = tuple(
     re.compile(rf"recipe\.{place}") for place in (r"concept\.\d+\.(images|captions|masks)", r"data\.cache_latents")
 )
-_MODEL_PATHS = (re.compile(r"(recipe\.)?model\.base"), re.compile(r"recipe\.model\.config"))
+_MODEL_PATHS = (re.compile(r"(recipe\.)?model\.base"), re.compile(r"recipe\.model\.(config|image_encoder|decoder)"))
 _KEYWORDS = (*CAPTION_SOURCES, *MASK_SOURCES, "user", "run", "memory", "off", "micro")
 
 

@@ -20,7 +20,7 @@ from ..embeddings.injection import Encoder
 from ..embeddings.metrics import nearest_tokens
 from ..embeddings.norms import NormStatistics
 from ..embeddings.placeholders import Replacer
-from ..files import file_hashes, model_hashes, shown_path
+from ..files import file_hashes, model_hashes, sha256, shown_path
 from ..models.checkpoint import prediction_of
 from ..models.load import Model
 from ..recipe.load import recipe_as_json
@@ -99,6 +99,8 @@ def inputs_of(
     Raises RecipeError when an image or caption was deleted after the check.
     """
     hashes = model_hashes(model.path) if model.path else {}
+    if model.image_encoder is not None:
+        hashes |= {f"image_encoder/{model.image_encoder.name}": sha256(model.image_encoder)}
     return {
         "recipe": recipe_as_json(recipe), "environment": environment(model.device, processes),
         "model": model_facts(recipe, model, statistics, hashes), "data": data_facts(recipe),

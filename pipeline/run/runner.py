@@ -33,7 +33,7 @@ from .execute import execute
 from .manifest import inputs_of
 from .outcome import FINISHING, as_stage_error, closing_lines, complete, finish_run_record
 from .resume import require_fitting
-from .samples import draw_class_images
+from .samples import draw_class_images, without_images
 from .signals import catch_signals, interruptible
 from .start import Start, create_run_folder, report_start, require_usable_folder, run_folder_lock
 from .warm_start import copy_from_source, open_source, reopen_source
@@ -66,7 +66,7 @@ def run_recipe(
         processes = join_processes(recipe.device)
         if not processes.main:
             progress, bar = _silent, False
-        model, preflight = _prepare(recipe, out, processes, progress, force=force)
+        recipe, model, preflight = _prepare(recipe, out, processes, progress, force=force)
         with processes.together():
             statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
             inputs = inputs_of(recipe, model, statistics, processes)
@@ -104,8 +104,11 @@ def run_recipe(
 
 def _prepare(
     recipe: Recipe, out: Path | None, processes: Processes, progress: Progress, *, force: bool
-) -> tuple[Model, Preflight]:
-    """Check what can fail before the model is loaded, load it, and draw the class images that are missing."""
+) -> tuple[Recipe, Model, Preflight]:
+    """Check what can fail before the model is loaded, load it, and draw the class images that are missing.
+
+    The recipe has no sample images where the model cannot draw.
+    """
     require_shardable(recipe, sharding=processes.sharding)
     device = processes.device or pick_device(recipe.device)
     make_deterministic(recipe.seed, recipe.threads)
@@ -119,7 +122,7 @@ def _prepare(
         if recipe.threads is None:
             torch.set_num_threads(choose_threads(model.size))
     processes.from_main(lambda: draw_class_images(model, recipe, progress))
-    return model, preflight
+    return without_images(recipe, model, progress), model, preflight
 
 
 def _checkpoint_of(

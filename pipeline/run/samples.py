@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,12 @@ def _draw(model: Model, recipe: Recipe, prompts: Sequence[str], folder: Path, wh
 def _images(
     model: Model, prompts: list[str], steps: int, guidance: float, size: int, generators: list[torch.Generator]
 ) -> list[Image.Image]:
-    """Square images by the pipeline itself, with the arguments that its family is drawn with."""
+    """Square images by the pipeline itself, with the arguments that its family is drawn with.
+
+    StageError for a family whose images are drawn by a decoder, where there is none.
+    """
+    if not model.draws:
+        raise StageError(f"{model.family.title} draws images only with its decoder; set model.decoder")
     side = max(1, size // model.size_multiple) * model.size_multiple
     family = model.family
     options = {family.guidance_argument: guidance, **family.draw_options}
@@ -209,8 +215,21 @@ def _images(
         prompt=prompts, num_inference_steps=steps, height=side, width=side, generator=generators, output_type="pil",
         **options,
     )  # fmt: skip
+    if model.decoder is not None:
+        drawn = model.decoder(
+            drawn.image_embeddings, prompt_embeds=drawn.prompt_embeds, prompt_embeds_pooled=drawn.prompt_embeds_pooled,
+            generator=generators, output_type="pil",
+        )  # fmt: skip
     images: list[Image.Image] = drawn.images if hasattr(drawn, "images") else [video[0] for video in drawn.frames]
     return images
+
+
+def without_images(recipe: Recipe, model: Model, progress: Callable[[str], None]) -> Recipe:
+    """The recipe without sample images where the model cannot draw them, else the recipe itself."""
+    if model.draws or not recipe.samples.prompts:
+        return recipe
+    progress(f"no sample images: {model.family.title} needs model.decoder to draw them")
+    return replace(recipe, samples=replace(recipe.samples, prompts=()))
 
 
 def draw_class_images(model: Model, recipe: Recipe, progress: Callable[[str], None]) -> None:

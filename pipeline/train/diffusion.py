@@ -41,7 +41,7 @@ class Diffusion:
     def _check_options(self) -> None:
         if self.options.weighting not in WEIGHTINGS["diffusion"]:
             kind, known = self.options.weighting, ", ".join(WEIGHTINGS["diffusion"])
-            raise StageError(f"objective.weighting = {kind!r} is for flow matching; use {known}")
+            raise StageError(f"objective.weighting = {kind!r} is not supported for a diffusion model; use {known}")
         require_timesteps(self.steps, self.timesteps)
         if self.kind == "epsilon" and self.process.config.rescale_betas_zero_snr:
             raise StageError(

@@ -17,7 +17,7 @@ from ..recipe.typed import as_table
 ADAPTER = "pivotune"
 _ATTENTION = re.compile(r"(^|\.)(attn\d?|attention|self_attn|SelfAttention)\.")
 _FORWARD = re.compile(
-    r"\.\d+\.(.*\.)?(ff(_context|_i|_t)?|ffn|feed_forward|mlp|img_mlp|txt_mlp|DenseReluDense)\."
+    r"\.\d+\.(.*\.)?(ff(_context|_i|_t)?|ffn|feed_forward|mlp|img_mlp|txt_mlp|DenseReluDense|channelwise)\."
     r"|single_transformer_blocks\.\d+\.proj_(mlp|out)$"
 )
 _BLOCK = re.compile(r"\.\d+\.")

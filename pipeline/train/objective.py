@@ -1,4 +1,4 @@
-"""The training objective of a family and its scheduler: diffusion or flow matching."""
+"""The training objective of a family and its scheduler: diffusion, flow matching, or a ratio of noise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..recipe.options import NoiseOptions, ObjectiveOptions, TimestepOptions
+from .cosine import Cosine
 from .diffusion import Diffusion
 from .flow import Flow
 from .loss import NoisyBatch
@@ -28,6 +29,9 @@ class Objective(Protocol):
         """The loss of each example, (batch,) float32."""
 
 
+OBJECTIVES: dict[str, type[Diffusion | Flow]] = {"diffusion": Diffusion, "flow": Flow, "cosine": Cosine}
+
+
 def objective_for(
     kind: str, scheduler: Any, options: ObjectiveOptions, noise: NoiseOptions, timesteps: TimestepOptions
 ) -> Objective:
@@ -37,5 +41,5 @@ def objective_for(
     diffusion may have been retrained for flow matching: its scheduler tells. Raises StageError for options that do not
     fit the kind of model.
     """
-    flow = kind == "flow" or type(scheduler).__name__.startswith("FlowMatch")
-    return (Flow if flow else Diffusion)(scheduler, options, noise, timesteps)
+    found = "flow" if type(scheduler).__name__.startswith("FlowMatch") else kind
+    return OBJECTIVES[found](scheduler, options, noise, timesteps)

@@ -122,6 +122,29 @@ def test_every_family_with_comfyuis_layout_has_its_names_pinned():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("program", ["comfyui", "onetrainer"])
+def test_the_layers_of_stable_cascade_have_the_names_of_its_own_code(program):
+    """As ComfyUI's loader maps them, and as OneTrainer writes and reads them."""
+    lora = random_lora("cascade")
+    made = for_program(lora.tensors, programs()[program], lora.family, lora.pipe)
+    names = {name.partition(".")[0] for name in made}
+    block, layer = "lora_prior_unet_down_blocks_0_", "lora_prior_te_text_model_encoder_layers_0_"
+    assert {name for name in names if name.startswith(block)} == {
+        *(f"{block}2_attention_attn_{one}" for one in ("to_q", "to_k", "to_v", "out_proj")),
+        *(f"{block}0_channelwise_{one}" for one in (0, 4)),
+    }
+    assert {name for name in names if name.startswith(layer)} >= {f"{layer}self_attn_q_proj", f"{layer}mlp_fc1"}
+    assert {name.partition(".")[2] for name in made} == {"lora_down.weight", "lora_up.weight", "alpha"}
+    values = {name: raw for name, raw in lora.tensors.items() if "attention_to_q" in name and "down_blocks_0" in name}
+    assert len(values) == 3
+    for name, raw in values.items():
+        assert made[name.replace("attention_to_q", "attention_attn_to_q")] == raw
+    verdict = applied(programs()[program], Stored(Path("x.safetensors"), made), lora.family)
+    assert (verdict.applied, verdict.notes) == (verdict.modules, ())
+    wrong = applied(programs()[program], Stored(Path("x.safetensors"), lora.tensors), lora.family)
+    assert wrong.modules - wrong.applied == 4 * 4  # attention of four blocks
+
+
 PARTS = {
     "lumina2": {
         "diffusion_model.layers.0.attention.qkv": ["layers.0.attn.to_q", "layers.0.attn.to_k", "layers.0.attn.to_v"],

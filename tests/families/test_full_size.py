@@ -27,6 +27,14 @@ ANIMA = {
     "num_attention_heads": 16, "attention_head_dim": 128, "num_layers": 28, "mlp_ratio": 4.0, "text_embed_dim": 1024,
     "adaln_lora_dim": 256, "rope_scale": (1.0, 4.0, 4.0), "concat_padding_mask": True, "extra_pos_embed_type": None,
 }  # fmt: skip
+CASCADE = {  # the rest are diffusers' defaults
+    "clip_text_in_channels": 1280, "clip_text_pooled_in_channels": 1280, "clip_image_in_channels": 768,
+    "switch_level": (False,),
+}  # fmt: skip
+CASCADE_LITE = CASCADE | {
+    "conditioning_dim": 1536, "block_out_channels": (1536, 1536), "num_attention_heads": (24, 24),
+    "down_num_layers_per_block": (4, 12), "up_num_layers_per_block": (12, 4),
+}  # fmt: skip
 # Class and configuration; billions of parameters; layers of a LoRA on the attention, and with the feed-forward layers.
 DENOISERS: dict[str, tuple[str, dict[str, Any], float, int, int]] = {
     "flux": ("FluxTransformer2DModel", {"guidance_embeds": True}, 11.90, 266, 418),
@@ -48,6 +56,7 @@ DENOISERS: dict[str, tuple[str, dict[str, Any], float, int, int]] = {
     "hunyuan-video": ("HunyuanVideoTransformer3DModel", {}, 12.8, 288, 452),
     "wan": ("WanTransformer3DModel", {}, 14.3, 320, 400),
     "anima": ("CosmosTransformer3DModel", ANIMA, 1.96, 224, 280),
+    "cascade": ("StableCascadeUNet", CASCADE, 3.59, 256, 384),
 }  # fmt: skip
 T5 = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
 QWEN3 = {"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
@@ -86,7 +95,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any], float]] = {
 MEMORY = {
     "flux": 37, "chroma": 31, "z-image": 24, "flux2-klein-4b": 19, "flux2-klein-9b": 39, "flux2-dev": 117,
     "qwen-image": 62, "krea2": 38, "sana": 11, "pixart": 14, "hidream": 66, "lumina2": 14,
-    "anima": 8,
+    "anima": 8, "cascade": 11,
 }  # fmt: skip
 BESIDE = 1.5e9  # bytes that a process needs beside model and activations
 
@@ -112,6 +121,13 @@ def test_the_denoiser_has_its_size_and_the_lora_its_layers(family: str, denoiser
     about = families()[family]
     stated = denoiser.config.get(about.denoiser_width)
     assert stated == about.cross_attention or (family == "pixart" and stated is None)
+
+
+def test_the_lite_prior_of_stable_cascade_has_its_size_and_layers() -> None:
+    with torch.device("meta"):
+        prior = diffusers.StableCascadeUNet(**CASCADE_LITE)
+    assert values(prior) / 1e9 == pytest.approx(1.03, rel=0.01)
+    assert len(lora_layers(prior, "attention")) == 4 * 32
 
 
 @pytest.mark.parametrize("key", ENCODERS)

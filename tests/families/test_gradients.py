@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from projects import BUILD, family_name
+from projects import BUILD, family_name, runnable
 from torch import Tensor
 
 from pivotune.pipeline.embeddings.injection import EmbeddingRows, Injection
@@ -44,7 +44,7 @@ def gradients(model: Any, *, checkpointed: bool) -> dict[str, Tensor]:
         injection.eject()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", runnable(NAMES))
 def test_checkpointing_changes_no_gradient(tmp_path: Path, name: str) -> None:
     model = model_of(tmp_path, name)
     without = gradients(model, checkpointed=False)

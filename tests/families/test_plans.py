@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from projects import BUILD
+from projects import BUILD, runnable
 
 from pivotune.converters.families import families
 from pivotune.pipeline.checks.plan import make_plan
@@ -26,7 +26,10 @@ def models(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=getattr(runnable([load_recipe(name).model.family])[0], "marks", ())) for name in OWN],
+)
 def test_a_recipe_is_planned(name, models):
     recipe = load_recipe(name)
     captions = json.dumps([f"a photo of {embedding.placeholder}" for embedding in recipe.embeddings])

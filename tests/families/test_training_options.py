@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from projects import BUILD, image_side, make_project, run_project, run_recipe, stopped_at
+from projects import BUILD, family_name, image_side, make_project, run_project, run_recipe, runnable, stopped_at
 from run.killing import made_files
 
+from pivotune.converters.families import families
 from pivotune.converters.safetensors_file import read
 from pivotune.converters.tensor import is_token_ids
 from pivotune.pipeline.models.load import load_model
@@ -23,10 +24,10 @@ from pivotune.pipeline.run.signals import Stopped
 from pivotune.pipeline.stages import STAGES
 
 ALWAYS = ("chroma", "z-image")  # captions of one length and of several
+NAMES = [name for name in BUILD if name not in ("sd1", "sd3-without-t5", "flux-schnell")]
 FAMILIES = [
-    name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow)
-    for name in BUILD
-    if name not in ("sd1", "sd3-without-t5", "flux-schnell")
+    one if name in ALWAYS else pytest.param(name, marks=[pytest.mark.slow, *getattr(one, "marks", ())])
+    for name, one in zip(NAMES, runnable(NAMES), strict=True)
 ]
 TRAIN = """
 ema = 0.9
@@ -96,16 +97,12 @@ finetune = {{ parts = ["denoiser"], learning_rate = 0.001 }}
     changed = {
         name for name, part in before.items() if any(not torch.equal(part[key], after[name][key]) for key in part)
     }
-    assert changed == {"unet" if "unet" in before else "transformer"}
+    assert changed == {families()[family_name(family)].denoiser_module}
     tensors, _ = read(next((tmp_path / "run" / "exports" / "tiny_embeddings").glob("*.safetensors")))
     assert sum(not is_token_ids(raw) for raw in tensors.values()) == len(keys)
 
 
 def family_encoders(family: str) -> Any:
-    from projects import family_name
-
-    from pivotune.converters.families import families
-
     return families()[family_name(family)].encoders
 
 
@@ -113,6 +110,6 @@ def weights(recipe: Recipe, base: Path | None) -> dict[str, dict[str, torch.Tens
     """The weights of all models of the pipeline, of the recipe's base or of a folder."""
     from dataclasses import replace
 
-    spec = recipe.model if base is None else replace(recipe.model, base=str(base))
+    spec = recipe.model if base is None else replace(recipe.model, base=str(base), image_encoder=recipe.model.base)
     parts = load_model(spec, torch.device("cpu")).pipe.components
     return {name: part.state_dict() for name, part in parts.items() if isinstance(part, torch.nn.Module)}

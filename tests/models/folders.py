@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 from pivotune.pipeline.models.load import Model, load_model
@@ -21,6 +23,12 @@ WEIGHTS = {
     "vae": "vae/diffusion_pytorch_model.safetensors",
 }
 State = dict[str, torch.Tensor]
+http = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])  # the hub client's own
+
+
+def hub_answer(kind: Any, status: int) -> Any:
+    """An error of the hub's client for an answer of this status."""
+    return kind(f"{status} from the hub", response=http.Response(status, request=http.Request("GET", "https://hub")))
 
 
 def spec_of(base: Path | str, family: str | None = "sd1", dtype: str = "float32", **more: Any) -> ModelSpec:

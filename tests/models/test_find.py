@@ -1,6 +1,5 @@
 """Where a model lies, and what the error says when it is nowhere."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ import huggingface_hub
 import pytest
 from diffusers import DiffusionPipeline
 from huggingface_hub import errors
-from models.folders import CPU, assert_same_weights, spec_of
+from models.folders import CPU, assert_same_weights, http, hub_answer, spec_of
 
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.files import model_hashes
@@ -17,7 +16,6 @@ from pivotune.pipeline.models.find import find_model
 from pivotune.pipeline.models.load import load_model
 
 HUB = "someone/some-model"
-http = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])  # the hub client's own
 
 
 class Hub:
@@ -51,10 +49,6 @@ def fake_hub(monkeypatch, folder, error=None):
     return hub
 
 
-def answer(kind, status):
-    return kind(f"{status} from the hub", response=http.Response(status, request=http.Request("GET", "https://hub")))
-
-
 def test_a_hub_model_is_downloaded_and_its_snapshot_hashed(monkeypatch, sd1_folder, originals):
     hub = fake_hub(monkeypatch, sd1_folder)
     model = load_model(spec_of(HUB, revision="main"), CPU)
@@ -65,7 +59,7 @@ def test_a_hub_model_is_downloaded_and_its_snapshot_hashed(monkeypatch, sd1_fold
     assert before == [("info", HUB, "main"), ("model_index.json", HUB, False)]
     assert options == {
         "revision": "main", "variant": None, "local_files_only": False, "safety_checker": None,
-        "feature_extractor": None,
+        "feature_extractor": None, "image_encoder": None,
     }  # fmt: skip
 
 
@@ -89,10 +83,10 @@ def test_a_hub_model_of_a_foreign_kind_is_not_downloaded(monkeypatch, tmp_path):
         (errors.OfflineModeIsEnabled("offline"), "the hub cannot be reached"),
         (http.ConnectTimeout("too slow"), "the hub cannot be reached"),
         (http.ConnectError("no route"), "the hub cannot be reached"),
-        (answer(errors.RepositoryNotFoundError, 404), "the hub has no such model"),
-        (answer(errors.GatedRepoError, 403), "its terms must be accepted"),
-        (answer(errors.RevisionNotFoundError, 404), "the hub has no revision 'v9'"),
-        (answer(errors.HfHubHTTPError, 500), "the hub cannot be reached"),
+        (hub_answer(errors.RepositoryNotFoundError, 404), "the hub has no such model"),
+        (hub_answer(errors.GatedRepoError, 403), "its terms must be accepted"),
+        (hub_answer(errors.RevisionNotFoundError, 404), "the hub has no revision 'v9'"),
+        (hub_answer(errors.HfHubHTTPError, 500), "the hub cannot be reached"),
     ],
 )
 def test_errors_of_the_hub_are_one_line(monkeypatch, tmp_path, error, embeddings):

@@ -191,7 +191,7 @@ def test_a_perturbation_is_in_the_target_and_an_input_perturbation_is_not():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weighting": "cosmap"}, "is for flow matching; use none, min-snr, debiased"),
+        ({"weighting": "cosmap"}, "is not supported for a diffusion model; use none, min-snr, debiased"),
         ({"timesteps": {"low": 900, "high": 900}}, "leave none of the model's 1000 timesteps"),
         ({"timesteps": {"high": 2000}}, "high at most that many"),
     ],
