@@ -59,10 +59,10 @@ def stated_prediction(path: Path) -> Prediction | None:
     stated = _SPELLINGS.get(metadata.get(PREDICTION, "").lower())
     if stated is not None:
         return Prediction(stated, zero_snr, f"{PREDICTION} in the metadata of {path.name}")
-    beside = path.with_suffix(".yaml")
-    found = _YAML.search(_text(beside))
+    config = path.with_suffix(".yaml")
+    found = _YAML.search(_text(config))
     stated = _SPELLINGS.get(found[1].lower()) if found else None
-    return None if stated is None else Prediction(stated, zero_snr, f"parameterization in {beside.name}")
+    return None if stated is None else Prediction(stated, zero_snr, f"parameterization in {config.name}")
 
 
 def prediction_of(path: Path | None, scheduler: Mapping[str, Any]) -> Prediction | None:

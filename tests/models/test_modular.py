@@ -25,7 +25,7 @@ from pivotune.pipeline.models.find import find_model
 from pivotune.pipeline.models.index import MODULAR, plain_index
 from pivotune.pipeline.models.load import load_model, quiet_libraries, skeleton
 from pivotune.pipeline.models.modular import package_problem
-from pivotune.pipeline.models.tokenizers import load_tokenizers
+from pivotune.pipeline.models.tokenizers import load_tokenizers, token_limits
 from pivotune.pipeline.recipe.model import ModelSpec
 from pivotune.pipeline.run.samples import _images
 
@@ -69,7 +69,7 @@ def test_a_folder_is_loaded_with_all_weights(saved: Path) -> None:
     assert (model.resolution, model.size_multiple, model.pixels_per_latent) == (1024, 4, 2)
     assert model.tokenizer_files.keys() == {"tokenizer", "t5_tokenizer"}
     assert skeleton(spec_of(saved)).size == model.size
-    assert load_tokenizers(spec_of(saved))["qwen3_06b"].model_max_length == 512
+    assert token_limits(model.family, load_tokenizers(spec_of(saved))) == {"qwen3_06b": 512}
 
 
 def test_a_part_is_never_loaded_from_elsewhere(folder: Path) -> None:

@@ -94,10 +94,10 @@ def test_a_finetune_of_a_marked_file_and_its_lora_say_the_same(tmp_path, state):
     path.write_text(text, "utf-8")
     recipe = load_recipe(path)
     assert not check_recipe(path).failed
-    said = (
+    expected = (
         "The model predicts the velocity (v-prediction) with zero terminal SNR (the tensor v_pred of noob.safetensors)"
     )
-    assert said in plan_text(make_plan(recipe, load_tokenizers(recipe.model)))
+    assert expected in plan_text(make_plan(recipe, load_tokenizers(recipe.model)))
     folder = run_project(recipe, tmp_path / "run").folder
     facts = json.loads((folder / "manifest.json").read_text("utf-8"))["model"]
     assert facts["prediction"] == {

@@ -232,7 +232,7 @@ def test_local_models(good: Path) -> None:
     (folder / "m.bin").write_bytes(b"")
     (folder / "plain").mkdir()
     single = texts(good, "model.base=m.safetensors")
-    assert f"must be given: family = one of {', '.join(families())}" in single
+    assert f"do not tell its family: set family = one of {', '.join(families())}" in single
     assert "warning: without config" in single
     assert "is not a checkpoint" in texts(good, "model.base=./m.bin")
     assert "no model_index.json" in texts(good, "model.base=./plain")
