@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import real_comfyui
 import real_models
+import real_onetrainer
 from real_common import patched, print_answers, stand_in, stand_in_for_management
 from real_models import CLIP_NAMES, clip, flux, native_unet, unet, unet_config
+from real_onetrainer import onetrainer
 from real_webuis import UNETS, a1111, forge, forge_neo, sdnext
 from safetensors.torch import load_file
 
@@ -34,7 +35,7 @@ def main(program: str, source: str, folder: str) -> None:
 
 def _family(program: str, path: Path) -> str:
     family = path.stem.partition("_")[0]
-    if family not in RUNS[program]:
+    if family not in RUNS[program] or ("_T5_" in path.stem and program not in WITH_T5):
         raise NotImplementedError
     return family
 
@@ -218,32 +219,6 @@ def invokeai(_: Path):
     return drive
 
 
-def onetrainer(_: Path):
-    for name in ("BaseModel", "util.clip_util"):
-        stand_in(f"modules.model.{name}")
-    sys.modules["modules.model.BaseModel"].BaseModel = sys.modules["modules.model.BaseModel"].BaseModelEmbedding = (
-        object
-    )
-    stand_in("modules.module.AdditionalEmbeddingWrapper", "modules.module.LoRAModule")
-    from modules.model.StableDiffusionModel import StableDiffusionModel
-    from modules.util import load_lora_util as util
-
-    def drive(family, tensors, _):
-        if family != "sd1" or any("lora_mid" in name for name in tensors):
-            raise NotImplementedError  # lora_mid is refused later, by the strict load of a module
-        names = {"unet": util.lora_module_names(unet(family)), "text_encoder": util.lora_module_names(clip())}
-        body = StableDiffusionModel.diffusers_to_original(MagicMock())
-        found = util.to_canonical(
-            util.normalize_various(dict(tensors)), component="unet", original_conversion=body, comfy_conversion=body,
-            fusion_groups=None, text_encoders=[("text_encoder", "lora_te")], legacy_conversion=None,
-            kohya_conversion=None, module_names=names, comfy_te_prefixes={},
-        )  # fmt: skip
-        known = {f"{part}.{name}" for part, of in names.items() for name in of}
-        return len({name for name in known if any(key.startswith(f"{name}.") for key in found)})
-
-    return drive
-
-
 RUNS = {
     "comfyui": (*UNETS, "flux", *real_comfyui.BODIES),
     "forge": (*UNETS, "flux"),
@@ -255,8 +230,9 @@ RUNS = {
     "reforge": UNETS,
     "fooocus": ("sdxl",),
     "kohya": ("sd1",),
-    "onetrainer": ("sd1",),
+    "onetrainer": tuple(real_onetrainer.CLASSES),
 }
+WITH_T5 = ("invokeai", "kohya", "onetrainer")  # whose drivers have text encoders other than CLIP
 LOADERS = {
     loader.__name__.replace("_", "-"): loader
     for loader in (
