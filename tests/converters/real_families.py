@@ -107,7 +107,7 @@ def samples() -> dict[str, tuple[str, dict]]:
                 "comfyui half kohya": _lora("diffusion_model.", native, KOHYA),
             }
         found |= {f"{family} {name}": (family, tensors) for name, tensors in layouts.items()}
-    found |= _cascade() | _with_text()
+    found |= _cascade() | _with_text() | _whole_flux() | _signed()
     found |= {f"{family} {name}": (family, tensors) for family, native in FUSED.items() for name, tensors in {
         "fused kohya": _lora("lora_unet_", _flat(native), KOHYA, alpha=True),
         "fused comfyui": _lora("diffusion_model.", native, PEFT),
@@ -117,6 +117,49 @@ def samples() -> dict[str, tuple[str, dict]]:
     block |= {"blocks.0.ffn.0": (13824, 5120), "blocks.0.ffn.2": (5120, 13824)}
     found["wan kohya whole block"] = ("wan", _lora("lora_unet_", _flat(block), KOHYA, alpha=True))
     return found
+
+
+def _whole_flux() -> dict[str, tuple[str, dict]]:
+    """LoRAs for all attention and feed-forward layers of a block of FLUX.1, by which InvokeAI knows some layouts."""
+    attention = [f"transformer_blocks.0.attn.{name}" for name in (
+        "to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out")]  # fmt: skip
+    attention += [f"single_transformer_blocks.0.attn.to_{one}" for one in "qkv"]
+    modules = dict.fromkeys(attention, (3072, 3072)) | FLUX | {"single_transformer_blocks.0.proj_mlp": (12288, 3072)}
+    layouts = {
+        "peft": _lora("transformer.", modules, PEFT),
+        "base model": _lora("base_model.model.", modules, PEFT),
+        "bare": _lora("", modules, PEFT),
+        "peft alpha": _lora("transformer.", modules, PEFT, alpha=True),
+        "onetrainer": _lora("lora_transformer_", _flat(modules), KOHYA, alpha=True),
+    }
+    part = {name: shape for name, shape in modules.items() if not name.endswith("attn.to_k")}
+    layouts["peft of a part"] = _lora("transformer.", part, PEFT)
+    return {f"flux whole {name}": ("flux", tensors) for name, tensors in layouts.items()}
+
+
+def _signed() -> dict[str, tuple[str, dict]]:
+    """LoRAs with the layers by which InvokeAI knows a model that others share names with."""
+    krea2 = DIFFUSERS["krea2"] | {"transformer_blocks.0.attn.to_gate": (6144, 6144),
+                                  "text_fusion.refiner_blocks.0.attn.to_q": (2560, 2560)}  # fmt: skip
+    native = NATIVE["krea2"] | {"blocks.0.attn.gate": (6144, 6144)}
+    fusion = native | {"txtfusion.refiner_blocks.0.attn.wq": (2560, 2560)}
+    narrow = NATIVE["flux2-klein-4b"] | {"double_blocks.0.img_mlp.0": (18432, 3072)}
+    forward = DIFFUSERS["flux2-klein-4b"] | {"transformer_blocks.0.ff.linear_in": (18432, 3072)}
+    z_image = {name: shape for name, shape in DIFFUSERS["z-image"].items() if "to_out" not in name}
+    found = {
+        "krea2 signed peft": _lora("transformer.", krea2, PEFT),
+        "krea2 signed bare": _lora("", krea2, PEFT),
+        "krea2 signed kohya of diffusers": _lora("lora_unet_", _flat(krea2), KOHYA, alpha=True),
+        "krea2 signed comfyui": _lora("diffusion_model.", native, PEFT),
+        "krea2 signed comfyui alpha": _lora("diffusion_model.", fusion, KOHYA, alpha=True),
+        "krea2 signed original": _lora("", fusion, PEFT),
+        "krea2 signed kohya": _lora("lora_unet_", _flat(fusion), KOHYA, alpha=True),
+        "flux2-klein-4b signed comfyui": _lora("diffusion_model.", narrow, PEFT),
+        "flux2-klein-4b signed kohya": _lora("lora_unet_", _flat(narrow), KOHYA, alpha=True),
+        "flux2-klein-4b signed peft": _lora("transformer.", forward, PEFT),
+        "z-image signed kohya": _lora("lora_unet__", _flat(z_image), KOHYA, alpha=True),
+    }
+    return {name: (name.partition(" ")[0], tensors) for name, tensors in found.items()}
 
 
 def _with_text() -> dict[str, tuple[str, dict]]:

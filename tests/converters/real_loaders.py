@@ -11,9 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import real_comfyui
+import real_invokeai
 import real_models
 import real_onetrainer
 from real_common import patched, print_answers, stand_in, stand_in_for_management
+from real_invokeai import invokeai
 from real_models import CLIP_NAMES, clip, flux, native_unet, unet, unet_config
 from real_onetrainer import onetrainer
 from real_webuis import UNETS, a1111, forge, forge_neo, sdnext
@@ -175,50 +177,6 @@ def diffusers(_: Path):
     return drive
 
 
-INVOKEAI = (
-    "app", "app.services", "app.services.config", "app.services.config.config_default", "app.util",
-    "app.util.misc", "backend.quantization", "backend.quantization.gguf",
-    "backend.quantization.gguf.ggml_tensor", "backend.quantization.gguf.loaders",
-    "backend.quantization.gguf.utils", "backend.quantization.sdnq", "backend.quantization.sdnq.detection",
-    "backend.quantization.sdnq.loaders", "backend.quantization.sdnq.sdnq_tensor", "backend.util.logging",
-)  # fmt: skip
-
-
-def invokeai(_: Path):
-    import peft  # noqa: F401 - it looks for packages, of which there are only stand-ins below
-
-    unet("sd1"), clip()
-    stand_in(
-        "blake3", "compel", "compel.embeddings_provider", "cv2", "deprecated", "gguf", "onnx", "onnxruntime",
-        "picklescan", "picklescan.scanner", "spandrel", "torchvision", "torchvision.transforms",
-        *(f"invokeai.{name}" for name in INVOKEAI),
-    )  # fmt: skip
-    import invokeai.backend.model_manager.load  # noqa: F401 - first, for its modules import each other
-    from invokeai.backend.model_manager.configs import lora as configs
-    from invokeai.backend.patches.lora_conversions import sd_lora_conversion_utils as sd
-    from invokeai.backend.patches.lora_conversions import sdxl_lora_conversion_utils as sdxl
-
-    bases = {"sd1": configs.LoRA_LyCORIS_SD1_Config, "sdxl": configs.LoRA_LyCORIS_SDXL_Config}
-
-    def drive(family, tensors, path):
-        if family == "flux":
-            raise NotImplementedError
-        on_disk = SimpleNamespace(path=path, load_state_dict=lambda *_: tensors, metadata=dict)
-        bases[family]._validate_looks_like_lora(on_disk)
-        bases[family]._validate_base(on_disk)
-        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("bundle_emb")}
-        kept = sdxl.convert_sdxl_keys_to_diffusers_format(kept) if family == "sdxl" else kept
-        layers = sd.lora_model_from_sd_state_dict(kept).layers
-        known = {"lora_unet_" + name.replace(".", "_") for name, _ in unet(family).named_modules()}
-        text = "lora_te_" if family == "sd1" else "lora_te1_"
-        known |= {text + name.replace(".", "_") for name, _ in clip().named_modules()}
-        if strange := layers.keys() - known:
-            raise AttributeError(f"no module {sorted(strange)[0]}")
-        return len(layers)
-
-    return drive
-
-
 RUNS = {
     "comfyui": (*UNETS, "flux", *real_comfyui.BODIES),
     "forge": (*UNETS, "flux"),
@@ -226,7 +184,7 @@ RUNS = {
     "a1111": (*UNETS, "sd3"),
     "sdnext": (*UNETS, "flux", "sd3", "chroma", "z-image"),
     "diffusers": (*UNETS, "flux", *real_models.TRANSFORMERS),
-    "invokeai": UNETS,
+    "invokeai": tuple(real_invokeai.CONFIGS),
     "reforge": UNETS,
     "fooocus": ("sdxl",),
     "kohya": ("sd1",),

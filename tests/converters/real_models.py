@@ -41,6 +41,14 @@ def clip() -> torch.nn.Module:
     return model
 
 
+def t5() -> torch.nn.Module:
+    """T5-XXL's encoder without weights, of one block."""
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        return T5EncoderModel(T5Config(d_model=4096, num_layers=1, num_heads=64, d_ff=10240, vocab_size=8))
+
+
 def flux() -> torch.nn.Module:
     """FLUX.1's transformer without weights."""
     from diffusers import FluxTransformer2DModel

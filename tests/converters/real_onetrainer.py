@@ -13,7 +13,7 @@ from pathlib import Path
 import real_models
 import real_trainers
 import torch
-from real_models import clip
+from real_models import clip, t5
 
 # Family to OneTrainer's model, its type, the module with its loader, and the text encoders that are there
 CLASSES = {
@@ -46,7 +46,7 @@ def onetrainer(source: Path):
     """`_to_canonical` of each family's loader."""
     import diffusers.pipelines.pipeline_utils  # noqa: F401 - before torchvision is only a stand-in
 
-    real_models.transformer("sana"), clip(), _t5()
+    real_models.transformer("sana"), clip(), t5()
     files = {".".join(path.relative_to(source).with_suffix("").parts) for path in (source / "modules").rglob("*.py")}
     packages = {name.rpartition(".")[0] for name in files}
     real_trainers.stand_in("torchvision", "torchvision.transforms", *sorted(
@@ -67,17 +67,10 @@ def onetrainer(source: Path):
     return drive
 
 
-def _t5():
-    from transformers import T5Config, T5EncoderModel
-
-    with torch.device("meta"):
-        return T5EncoderModel(T5Config(d_model=4096, num_layers=1, num_heads=64, d_ff=10240, vocab_size=8))
-
-
 def _model(family, types):
     kind, of_type, place, encoders = CLASSES[family]
     model = getattr(import_module(f"modules.model.{kind}Model"), f"{kind}Model")(types[of_type])
-    encoder = {"clip": clip, "t5": _t5, "nothing": torch.nn.Module}
+    encoder = {"clip": clip, "t5": t5, "nothing": torch.nn.Module}
     for name, encoder_kind in encoders.items():
         setattr(model, name, encoder[encoder_kind]())
     part = {"cascade": "prior_prior", "sd1": "unet", "sdxl": "unet"}.get(family, "transformer")
