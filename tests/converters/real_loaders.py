@@ -15,6 +15,7 @@ import real_invokeai
 import real_models
 import real_onetrainer
 from real_common import patched, print_answers, stand_in, stand_in_for_management
+from real_comfyui import comfyui
 from real_invokeai import invokeai
 from real_models import CLIP_NAMES, clip, flux, native_unet, unet, unet_config
 from real_onetrainer import onetrainer
@@ -40,43 +41,6 @@ def _family(program: str, path: Path) -> str:
     if family not in RUNS[program] or ("_T5_" in path.stem and program not in WITH_T5):
         raise NotImplementedError
     return family
-
-
-def comfyui(source: Path):
-    sys.argv = ["x", "--cpu"]
-    stand_in("torchvision", "torchvision.transforms", "torchaudio", "av", "kornia", "spandrel", "torchsde")
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.lora
-    import comfy.lora_convert
-    import comfy.model_base
-    import comfy.utils
-
-    config = {"depth": 19, "depth_single_blocks": 38, "hidden_size": 3072}
-
-    def drive(family, tensors, _):
-        if family in real_comfyui.BODIES:
-            keys = comfy.lora.model_lora_keys_unet(real_comfyui.model(family), {})
-            return patched(comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys))
-        if family == "flux":
-            native = [
-                name if isinstance(name, str) else name[0] for name in comfy.utils.flux_to_diffusers(config).values()
-            ]
-            base = comfy.model_base.Flux
-        else:
-            native, base, _config = native_unet(family, comfy.utils), object, unet_config(family)
-        names = dict.fromkeys([f"diffusion_model.{name}" for name in native])
-        kind = type("Fake", (base,), {"__init__": lambda self: None, "state_dict": lambda self: names})
-        model = kind()
-        object.__setattr__(model, "model_config", SimpleNamespace(unet_config=config if family == "flux" else _config))
-        text = [name for name in CLIP_NAMES if family == "sdxl" or name.startswith("clip_l")]
-        keys = comfy.lora.model_lora_keys_unet(model, {})
-        keys = comfy.lora.model_lora_keys_clip(SimpleNamespace(state_dict=lambda: dict.fromkeys(text)), keys)
-        patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys)
-        return patched(patches)
-
-    return drive
 
 
 def reforge(source: Path):
@@ -154,9 +118,12 @@ def diffusers(_: Path):
             denoiser.load_lora_adapter(state, prefix="transformer", adapter_name="x", low_cpu_mem_usage=True)
         return sum(hasattr(layer, "lora_A") for _, layer in denoiser.named_modules())
 
-    def drive(family, tensors, _):
-        pipeline = getattr(diffusers, all_families()[family].pipeline)
-        if family in real_models.TRANSFORMERS:
+    def drive(family, tensors, path):
+        name = all_families()[family].pipeline if family != "anima" else "AnimaModularPipeline"
+        pipeline = getattr(diffusers, name)
+        if "_fused_" in path.stem:
+            raise NotImplementedError  # it splits such layers, and counts of its own are not those of the file
+        if family in real_models.TRANSFORMERS | real_models.OTHERS:
             return of_transformer(family, tensors, pipeline)
         denoiser = flux() if family == "flux" else unet(family)
         kwargs = {"unet_config": denoiser.config} if family == "sdxl" else {}
@@ -177,20 +144,21 @@ def diffusers(_: Path):
     return drive
 
 
+DIFFUSERS = ("flux2-klein-4b", "flux2-klein-9b", "flux2-dev", "krea2", "lumina2", "anima")
 RUNS = {
-    "comfyui": (*UNETS, "flux", *real_comfyui.BODIES),
+    "comfyui": (*UNETS, *real_comfyui.BODIES),
     "forge": (*UNETS, "flux"),
     "forge-neo": (*UNETS, "flux", "chroma", "qwen-image", "z-image"),
     "a1111": (*UNETS, "sd3"),
     "sdnext": (*UNETS, "flux", "sd3", "chroma", "z-image"),
-    "diffusers": (*UNETS, "flux", *real_models.TRANSFORMERS),
+    "diffusers": (*UNETS, "flux", *real_models.TRANSFORMERS, *DIFFUSERS),
     "invokeai": tuple(real_invokeai.CONFIGS),
     "reforge": UNETS,
     "fooocus": ("sdxl",),
     "kohya": ("sd1",),
     "onetrainer": tuple(real_onetrainer.CLASSES),
 }
-WITH_T5 = ("invokeai", "kohya", "onetrainer")  # whose drivers have text encoders other than CLIP
+WITH_T5 = ("comfyui", "invokeai", "kohya", "onetrainer")  # whose drivers have text encoders other than CLIP
 LOADERS = {
     loader.__name__.replace("_", "-"): loader
     for loader in (
