@@ -12,11 +12,13 @@ from types import SimpleNamespace
 
 import real_comfyui
 import real_invokeai
+import real_kohya
 import real_models
 import real_onetrainer
 from real_common import patched, print_answers, stand_in, stand_in_for_management
 from real_comfyui import comfyui
 from real_invokeai import invokeai
+from real_kohya import kohya
 from real_models import CLIP_NAMES, clip, flux, native_unet, unet, unet_config
 from real_onetrainer import onetrainer
 from real_webuis import UNETS, a1111, forge, forge_neo, sdnext
@@ -85,24 +87,6 @@ def _unet_and_clip(family, utils):
     return SimpleNamespace(state_dict=lambda: names, model_config=config), SimpleNamespace(state_dict=lambda: text)
 
 
-def kohya(source: Path):
-    stand_in("cv2", "imagesize", "voluptuous", "toml", "library.utils", "library.train_util", "library.device_utils",
-             "library.sdxl_original_unet", "library.sdxl_model_util", "library.deepspeed_utils")  # fmt: skip
-    sys.modules["library.sdxl_original_unet"].SdxlUNet2DConditionModel = type("Sdxl", (), {})
-    from networks import lora
-
-    def drive(family, tensors, _):
-        if family != "sd1":
-            raise NotImplementedError
-        network, weights = lora.create_network_from_weights(1.0, None, None, [clip()], unet(family), dict(tensors))
-        network.apply_to([clip()], unet(family))
-        info = network.load_state_dict(weights, False)
-        loaded = [name for name in weights if name.endswith("lora_down.weight") and name not in info.unexpected_keys]
-        return len(loaded)
-
-    return drive
-
-
 def diffusers(_: Path):
     import diffusers
     from diffusers.loaders.unet import UNet2DConditionLoadersMixin  # noqa: F401
@@ -155,7 +139,7 @@ RUNS = {
     "invokeai": tuple(real_invokeai.CONFIGS),
     "reforge": UNETS,
     "fooocus": ("sdxl",),
-    "kohya": ("sd1",),
+    "kohya": tuple(real_kohya.NETWORKS),
     "onetrainer": tuple(real_onetrainer.CLASSES),
 }
 WITH_T5 = ("comfyui", "invokeai", "kohya", "onetrainer")  # whose drivers have text encoders other than CLIP
