@@ -42,6 +42,8 @@ def _family(program: str, path: Path) -> str:
     family = path.stem.partition("_")[0]
     if family not in RUNS[program] or ("_T5_" in path.stem and program not in WITH_T5):
         raise NotImplementedError
+    if "_fused_" in path.stem and program in SPLITTERS:
+        raise NotImplementedError
     return family
 
 
@@ -102,11 +104,9 @@ def diffusers(_: Path):
             denoiser.load_lora_adapter(state, prefix="transformer", adapter_name="x", low_cpu_mem_usage=True)
         return sum(hasattr(layer, "lora_A") for _, layer in denoiser.named_modules())
 
-    def drive(family, tensors, path):
+    def drive(family, tensors, _):
         name = all_families()[family].pipeline if family != "anima" else "AnimaModularPipeline"
         pipeline = getattr(diffusers, name)
-        if "_fused_" in path.stem:
-            raise NotImplementedError  # it splits such layers, and counts of its own are not those of the file
         if family in real_models.TRANSFORMERS | real_models.OTHERS:
             return of_transformer(family, tensors, pipeline)
         denoiser = flux() if family == "flux" else unet(family)
@@ -134,7 +134,8 @@ RUNS = {
     "forge": (*UNETS, "flux"),
     "forge-neo": (*UNETS, "flux", "chroma", "qwen-image", "z-image"),
     "a1111": (*UNETS, "sd3"),
-    "sdnext": (*UNETS, "flux", "sd3", "chroma", "z-image"),
+    "sdnext": (*UNETS, "flux", "sd3", "chroma", "z-image", "flux2-klein-4b", "flux2-klein-9b", "flux2-dev", "krea2",
+               "anima"),
     "diffusers": (*UNETS, "flux", *real_models.TRANSFORMERS, *DIFFUSERS),
     "invokeai": tuple(real_invokeai.CONFIGS),
     "reforge": UNETS,
@@ -142,6 +143,7 @@ RUNS = {
     "kohya": tuple(real_kohya.NETWORKS),
     "onetrainer": tuple(real_onetrainer.CLASSES),
 }
+SPLITTERS = ("diffusers", "sdnext")  # which split joined layers, and then have more than the file
 WITH_T5 = ("comfyui", "invokeai", "kohya", "onetrainer")  # whose drivers have text encoders other than CLIP
 LOADERS = {
     loader.__name__.replace("_", "-"): loader
