@@ -110,7 +110,11 @@ def _missing_of_lumina(file: Stored, family: Family) -> str:
     """The same for Lumina 2's LoRAs with ComfyUI's names."""
     if family.pipeline != "Lumina2Pipeline":
         return ""
-    blocks = set(re.findall(r"\ndiffusion_model\.((?:layers|(?:noise|context)_refiner)\.\d+)\.attention\.(?:qkv|out)\.", file.text))
+    blocks = set(
+        re.findall(
+            r"\ndiffusion_model\.((?:layers|(?:noise|context)_refiner)\.\d+)\.attention\.(?:qkv|out)\.", file.text
+        )
+    )
     layers = ["attention.qkv", "attention.out", *(f"feed_forward.w{one}" for one in "123"), "adaLN_modulation.1"]
     wanted = [
         f"diffusion_model.{block}.{layer}.lora_{one}.weight"

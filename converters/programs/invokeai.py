@@ -93,7 +93,9 @@ def _not_converted(file: Stored, family: Family, unused: Sequence[str]) -> str:
     if re.search(r"\ndiffusion_model\.(double|single)_blocks\.", file.text) and not _FACTORS.search(file.text):
         found = re.search(r"\n(diffusion_model\.\S+\.(alpha|dora_scale))\n", file.text)
     if found is None and family.name == "flux" and re.search(r"\n\S*transformer_blocks[._]", file.text):
-        layers = Counter(re.findall(r"\n(\S*[._]?transformer_blocks[._]\d+[._]attn[._]\w+?)_[qkv]\S*(?:up|B)\.weight", file.text))
+        layers = Counter(
+            re.findall(r"\n(\S*[._]?transformer_blocks[._]\d+[._]attn[._]\w+?)_[qkv]\S*(?:up|B)\.weight", file.text)
+        )
         part = next((layer for layer, count in layers.items() if count < 3 and "single" not in layer), None)
         if part or unused:
             return f"it stops at {(part or unused[0])[:60]!r}"

@@ -35,7 +35,10 @@ _WIDTHS = (
      {2560, 4096, 5120}),
     (r"(diffusion_model|base_model\.model)\..*vector_in.*lora_A\.weight", {2560, 4096, 5120}),
 )  # fmt: skip
-_FLUX2 = r"\n(transformer\.|base_model\.model\.)?(single_transformer_blocks\.0\.attn\.to_qkv_mlp_proj|transformer_blocks\.0\.ff\.linear_in)\.lora_A\.weight\n"
+_FLUX2 = (
+    r"\n(transformer\.|base_model\.model\.)?(single_transformer_blocks\.0\.attn\.to_qkv_mlp_proj"
+    r"|transformer_blocks\.0\.ff\.linear_in)\.lora_A\.weight\n"
+)
 _ATTENTION = re.compile(
     r"(?:diffusion_model|base_model\.model)\..*\.img_attn\.proj\.lora_A\.weight|lora_unet_\w*_img_attn_proj\.lora_down\.weight"
 )
@@ -48,9 +51,12 @@ _PREFIX = r"\n(diffusion_model|transformer|base_model\.model\.transformer)\."
 _MATRICES = r"(lora_[AB]\.weight|lora_(down|up)\.weight|dora_scale)\n"
 _KREA2 = r"text_fusion|txtfusion|time_mod_proj|\.attn\.wq\.(?s:.*)\.attn\.gate\.|\.attn\.gate\.(?s:.*)\.attn\.wq\."
 _ANIMA_PARTS = r"(mlp[._]layer|adaln_modulation|(cross|self)_attn[._]([qkv]_proj|output_proj))"
-_FLUX_PARTS = r"\n(double_blocks|single_blocks|(transformer\.)?single_transformer_blocks)\.|\nlora_unet_((double|single)_blocks|single_transformer_blocks)_"
+_FLUX_PARTS = (
+    r"\n(double_blocks|single_blocks|(transformer\.)?single_transformer_blocks)\."
+    r"|\nlora_unet_((double|single)_blocks|single_transformer_blocks)_"
+)
 _WAN_PARTS = r"(attn[12]\.|ffn\.net\.|(self|cross)_attn\.[qkvo]\.|ffn\.\d+\.)"
-# Family to what some name must look like, and what none may: of those that are told apart by names alone
+# Family to what some name must look like, and what none may: where names alone tell models apart
 _SIGNS = {
     "z-image": (
         r"\nlora_unet__(layers|context_refiner|noise_refiner)_\d+_(attention_to_[qkv]|feed_forward_w[123])"
@@ -73,10 +79,10 @@ _SIGNS = {
 def not_imported(file: Stored, family: Family) -> str:
     """Why InvokeAI's import takes the file for no LoRA of this family, empty if it does; of transformers only."""
     if family.name in _SIGNS:
-        some, none = _SIGNS[family.name]
-        if not re.search(some, file.text):
+        wanted, excluded = _SIGNS[family.name]
+        if not re.search(wanted, file.text):
             return f"its import finds no names by which it knows a LoRA for {family.title}"
-        if re.search(none, file.text) or not re.search(rf"{_MATRICES}|lokr_w[12]\n", file.text):
+        if re.search(excluded, file.text) or not re.search(rf"{_MATRICES}|lokr_w[12]\n", file.text):
             return "its import takes it for another kind of model"
         return ""
     if not _flux_layout(file):
@@ -108,7 +114,9 @@ def _diffusers(file: Stored) -> bool:
         first = ("single_transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_q_proj")
         if all(f"{prefix}{layer}.lora_{one}.weight" in file.tensors for layer in first for one in "AB"):
             return True
-    blocks = r"\n(transformer\.|base_model\.model\.)?(single_transformer_blocks\..*to_qkv_mlp_proj|transformer_blocks\.)"
+    blocks = (
+        r"\n(transformer\.|base_model\.model\.)?(single_transformer_blocks\..*to_qkv_mlp_proj|transformer_blocks\.)"
+    )
     return bool(re.search(r"to_qkv_mlp_proj|ff(_context)?\.linear_in", file.text) and re.search(blocks, file.text))
 
 

@@ -13,7 +13,7 @@ from real_models import CLIP_NAMES, native_unet, unet_config
 from pivotune.converters.families import all_families
 
 sys.path.append(str(Path(__file__).parents[1] / "export"))
-from real_sizes import ENCODERS, TRANSFORMERS, Encoder, Transformer  # noqa: E402
+from real_sizes import ENCODERS, TRANSFORMERS, Encoder, Transformer
 
 ANIMA = {"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16,
          "patch_spatial": 2, "patch_temporal": 1, "model_channels": 2048, "num_blocks": 1, "num_heads": 16,

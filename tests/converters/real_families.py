@@ -145,8 +145,14 @@ def _signed() -> dict[str, tuple[str, dict]]:
     fusion = native | {"txtfusion.refiner_blocks.0.attn.wq": (2560, 2560)}
     narrow = NATIVE["flux2-klein-4b"] | {"double_blocks.0.img_mlp.0": (18432, 3072)}
     forward = DIFFUSERS["flux2-klein-4b"] | {"transformer_blocks.0.ff.linear_in": (18432, 3072)}
-    block = {"attention.qkv": (3840, 2304), "attention.out": (2304, 2304), "feed_forward.w1": (9216, 2304),
-             "feed_forward.w2": (2304, 9216), "feed_forward.w3": (9216, 2304), "adaLN_modulation.1": (9216, 1024)}
+    block = {
+        "attention.qkv": (3840, 2304),
+        "attention.out": (2304, 2304),
+        "feed_forward.w1": (9216, 2304),
+        "feed_forward.w2": (2304, 9216),
+        "feed_forward.w3": (9216, 2304),
+        "adaLN_modulation.1": (9216, 1024),
+    }
     lumina2 = {f"layers.0.{name}": shape for name, shape in block.items()}
     z_image = {name: shape for name, shape in DIFFUSERS["z-image"].items() if "to_out" not in name}
     found = {

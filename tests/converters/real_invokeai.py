@@ -73,8 +73,10 @@ def _matches(kind, on_disk) -> bool:
     from invokeai.backend.model_manager.configs.identification_utils import NotAMatchError
 
     try:
-        kind.from_model_on_disk(on_disk, {
-            "hash": "", "path": str(on_disk.path), "file_size": 0, "name": "x", "source": "x", "source_type": "path"})
+        kind.from_model_on_disk(
+            on_disk,
+            {"hash": "", "path": str(on_disk.path), "file_size": 0, "name": "x", "source": "x", "source_type": "path"},
+        )
     except NotAMatchError:
         return False
     return True
@@ -85,7 +87,7 @@ def _found(patcher, models, name: str, flat: bool) -> bool:
     for prefix, model in models.items():
         if name.startswith(prefix):
             try:
-                patcher._get_submodule(model, name[len(prefix):], flat)
+                patcher._get_submodule(model, name[len(prefix) :], flat)
             except AttributeError:
                 continue
             return True

@@ -88,4 +88,3 @@ def _anima():
     return Anima(max_img_h=240, max_img_w=240, max_frames=1, in_channels=16, out_channels=16, patch_spatial=2,
                  patch_temporal=1, model_channels=2048, num_blocks=1, num_heads=16, crossattn_emb_channels=1024,
                  use_adaln_lora=True, pos_emb_cls="rope3d", adaln_lora_dim=256)  # fmt: skip
-

@@ -15,11 +15,11 @@ import real_invokeai
 import real_kohya
 import real_models
 import real_onetrainer
-from real_common import patched, print_answers, stand_in, stand_in_for_management
 from real_comfyui import comfyui
+from real_common import patched, print_answers, stand_in_for_management
 from real_invokeai import invokeai
 from real_kohya import kohya
-from real_models import CLIP_NAMES, clip, flux, native_unet, unet, unet_config
+from real_models import CLIP_NAMES, flux, native_unet, unet, unet_config
 from real_onetrainer import onetrainer
 from real_webuis import UNETS, a1111, forge, forge_neo, sdnext
 from safetensors.torch import load_file
@@ -134,8 +134,18 @@ RUNS = {
     "forge": (*UNETS, "flux"),
     "forge-neo": (*UNETS, "flux", "chroma", "qwen-image", "z-image"),
     "a1111": (*UNETS, "sd3"),
-    "sdnext": (*UNETS, "flux", "sd3", "chroma", "z-image", "flux2-klein-4b", "flux2-klein-9b", "flux2-dev", "krea2",
-               "anima"),
+    "sdnext": (
+        *UNETS,
+        "flux",
+        "sd3",
+        "chroma",
+        "z-image",
+        "flux2-klein-4b",
+        "flux2-klein-9b",
+        "flux2-dev",
+        "krea2",
+        "anima",
+    ),
     "diffusers": (*UNETS, "flux", *real_models.TRANSFORMERS, *DIFFUSERS),
     "invokeai": tuple(real_invokeai.CONFIGS),
     "reforge": UNETS,

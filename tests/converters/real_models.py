@@ -46,7 +46,9 @@ def t5() -> torch.nn.Module:
     from transformers import T5Config, T5EncoderModel
 
     with torch.device("meta"):
-        return T5EncoderModel(T5Config(d_model=4096, num_layers=1, num_heads=64, d_ff=10240, vocab_size=8, feed_forward_proj="gated-gelu"))
+        return T5EncoderModel(
+            T5Config(d_model=4096, num_layers=1, num_heads=64, d_ff=10240, vocab_size=8, feed_forward_proj="gated-gelu")
+        )
 
 
 def flux() -> torch.nn.Module:

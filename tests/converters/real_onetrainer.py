@@ -6,7 +6,6 @@ also asks for all layers that its user has chosen, and none else, depends on set
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -91,4 +90,3 @@ def _names(loader, model):
     for module, prefixes in model.lora_text_encoders():
         names |= {f"{prefixes[ModelFormat.DIFFUSERS_LORA]}.{name}" for name in lora_module_names(module)}
     return names
-
