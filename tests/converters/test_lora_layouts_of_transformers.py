@@ -37,6 +37,7 @@ def judged(tensors, tmp_path):
         ("z-image", "lora_unet__layers_0_attention_to_q", {"invokeai": 1, "sdnext": 0, "diffusers": 0, "comfyui": 0}),
         ("hunyuan-video", "diffusion_model.double_blocks.0.img_attn.proj", {"onetrainer": 0, "comfyui": 1}),
         ("hunyuan-video", "lora_unet_double_blocks_0_img_attn_proj", {"onetrainer": 1}),
+        ("z-image", "text_encoder.layers.0.self_attn.q_proj", {"onetrainer": 0, "sdnext": 0}),
         ("wan", "blocks.0.attn1.to_q", {"invokeai": 1}),
         ("sd3", "transformer.transformer_blocks.0.attn.to_q", {"invokeai": 0, "onetrainer": 1, "kohya": 0}),
         ("sd3", "lora_unet_joint_blocks_0_x_block_attn_qkv", {"kohya": 1, "onetrainer": 1}),
@@ -151,3 +152,10 @@ def test_diffusers_stops_at_a_name_of_krea2_that_it_has_no_rule_for(judged):
     shapes = peft("diffusion_model.blocks.0.attn.wq")
     assert judged("diffusers", "krea2", shapes) == (1, "")
     assert "stops at" in judged("diffusers", "krea2", shapes | peft("diffusion_model.blocks.0.mod.lin"))[1]
+
+
+def test_invokeai_has_a_model_around_the_text_encoder_of_z_image(judged):
+    """By reading: it loads a Qwen3ForCausalLM."""
+    block = peft("transformer.layers.0.attention.to_q", 3840)
+    assert judged("invokeai", "z-image", block | peft("text_encoder.layers.0.self_attn.q_proj", 2560)) == (1, "")
+    assert judged("invokeai", "z-image", block | peft("text_encoder.model.layers.0.self_attn.q_proj", 2560)) == (2, "")
