@@ -25,6 +25,7 @@ from .reading import (
 )
 
 _NO_ATTENTION = r"lora_transformer_(single_)?transformer_blocks_\d+_(?!attn_)"  # lora_conversion_utils.py
+WHOLE = ("Krea2Pipeline", "Lumina2Pipeline")  # those that stop at a name of the original code without a rule
 FIRST_ONLY = "only the first vector is used: transformers 5 does not expand tokens with upper-case letters"
 
 
@@ -80,8 +81,10 @@ def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], un
     t5 = [module.name for module in modules if module.name.startswith("text_encoder.")]
     if t5 and family.pipeline == "ChromaPipeline":
         return f"it takes T5 for CLIP and fails at {t5[0][:60]!r}"
-    if missing := _missing_of_blocks(file):
-        return f"it converts kohya's layout of this model only with all modules of each block; {missing!r} is missing"
+    if missing := _missing_of_blocks(file) or _missing_of_lumina(file, family):
+        return f"it converts this layout of the model only with all modules of each block; {missing!r} is missing"
+    if unused and family.pipeline in WHOLE and re.search(r"\n(diffusion_model|base_model\.model)\.", file.text):
+        return f"it converts all names of this layout, and stops at {unused[0][:60]!r}"
     strange = [module.name for module in modules if re.match(_NO_ATTENTION, module.name)]
     if strange:
         return f"it converts the attention of OneTrainer's FLUX layout alone, and fails at {strange[0][:60]!r}"
@@ -99,6 +102,25 @@ def _missing_of_blocks(file: Stored) -> str:
         for block in range(count)
         for layer in layers
         for part in ("lora_down.weight", "lora_up.weight", "alpha")
+    ]
+    return next((name for name in wanted if name not in file.tensors), "")
+
+
+def _missing_of_lumina(file: Stored, family: Family) -> str:
+    """The same for Lumina 2's LoRAs with ComfyUI's names."""
+    if family.pipeline != "Lumina2Pipeline":
+        return ""
+    blocks = set(
+        re.findall(
+            r"\ndiffusion_model\.((?:layers|(?:noise|context)_refiner)\.\d+)\.attention\.(?:qkv|out)\.", file.text
+        )
+    )
+    layers = ["attention.qkv", "attention.out", *(f"feed_forward.w{one}" for one in "123"), "adaLN_modulation.1"]
+    wanted = [
+        f"diffusion_model.{block}.{layer}.lora_{one}.weight"
+        for block in sorted(blocks)
+        for layer in (layers[:-1] if block.startswith("context") else layers)
+        for one in "AB"
     ]
     return next((name for name in wanted if name not in file.tensors), "")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from ..families import Family
 from ..lora_modules import LoraModule
 from ..stored import Stored
+from .invokeai_loras import not_imported
 from .reading import (
     REFUSED,
     Reading,
@@ -23,6 +25,7 @@ from .reading import (
 
 MOST = 10  # tensors; a file with as many is no embedding to the import
 
+_FACTORS = re.compile(r"\.(lokr|hada)_")  # LyCORIS' kinds
 # Tensors by which the import tells a width; of LoKr only whole factors, for it looks for the others under wrong names.
 _WIDTH = r"\.(lora_down\.weight|hada_w[12]_b|diff|lokr_w2)\n"
 
@@ -72,13 +75,31 @@ def _loaded(file: Stored, entries: Vectors, widths: dict[str, int]) -> Reading:
 
 
 def refuses_lora(file: Stored, family: Family, modules: Sequence[LoraModule], unused: Sequence[str]) -> str:
-    """SDXL's keys must all have kohya's prefixes; any module that is not in the model makes the load fail."""
-    strange = [name for name in unused if not name.startswith("bundle_emb.")]
+    """The import must find the base model, and for SDXL all names must have kohya's prefixes. Modules that are not in
+    the model are skipped (backend/patches/layer_patcher.py).
+    """
     if family.denoiser_module != "unet":
-        return ""
+        return not_imported(file, family) or _not_converted(file, family, unused)
     if not _identified(file, family):
         return "its import finds no base model: no to_k or to_v of cross-attention (of LoKr: with whole factors)"
-    return f"it refuses the whole LoRA because of {strange[0][:60]!r}" if strange else ""
+    strange = [name for name in unused if not name.startswith(("bundle_emb.", "lora_unet_", "lora_te1_", "lora_te2_"))]
+    single = len(family.encoders) == 1
+    return "" if single or not strange else f"it refuses the whole LoRA because of {strange[0][:60]!r}"
+
+
+def _not_converted(file: Stored, family: Family, unused: Sequence[str]) -> str:
+    """What its conversion of FLUX stops at, which wants q, k and v of diffusers' layers together."""
+    found = None
+    if re.search(r"\ndiffusion_model\.(double|single)_blocks\.", file.text) and not _FACTORS.search(file.text):
+        found = re.search(r"\n(diffusion_model\.\S+\.(alpha|dora_scale))\n", file.text)
+    if found is None and family.name == "flux" and re.search(r"\n\S*transformer_blocks[._]", file.text):
+        layers = Counter(
+            re.findall(r"\n(\S*[._]?transformer_blocks[._]\d+[._]attn[._]\w+?)_[qkv]\S*(?:up|B)\.weight", file.text)
+        )
+        part = next((layer for layer, count in layers.items() if count < 3 and "single" not in layer), None)
+        if part or unused:
+            return f"it stops at {(part or unused[0])[:60]!r}"
+    return f"it stops at {found[1][:60]!r}" if found else ""
 
 
 def _identified(file: Stored, family: Family) -> bool:

@@ -1,11 +1,12 @@
 """A LoRA's tensors with the names that each program reads.
 
 A run keeps its LoRA in kohya's layout with diffusers' module names (`lora_unet_down_blocks_…`,
-`lora_te1_text_model_…`), which A1111, Forge, SD.Next, ComfyUI, InvokeAI and OneTrainer read. Five cases differ.
+`lora_te1_text_model_…`), which A1111, Forge, SD.Next, ComfyUI, InvokeAI and OneTrainer read. Six cases differ.
 Kohya's scripts know SDXL's blocks by Stability's names only. diffusers reads kohya's layout, but drops `dora_scale`,
 and the attention of text encoders when their `out_proj` has no LoRA: it gets PEFT's layout. So does A1111 for SD3,
 whose loader wants two dots in every name. ComfyUI knows most transformers, and language models as text encoders, by
-names of its own. Of Stable Cascade, ComfyUI and OneTrainer know the layers by the names of the model's own code.
+names of its own. Of Stable Cascade, ComfyUI and OneTrainer know the layers by the names of the model's own code. And
+OneTrainer, InvokeAI and SD.Next read other names of many transformers: they get PEFT's layout, or ComfyUI's.
 """
 
 from __future__ import annotations

@@ -1,46 +1,65 @@
-"""ComfyUI's own transformers without weights, for the names of their modules; see real_loaders.py."""
+"""ComfyUI's LoRA loader, with its own models without weights; see real_loaders.py."""
 
 from __future__ import annotations
 
-from importlib import import_module
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from real_common import patched, stand_in_for_comfyui
+from real_models import CLIP_NAMES, native_unet, unet_config
 
-# Family to module, class, arguments, and the class of comfy.model_base that the table of names asks for
-FLUX = {"in_channels": 64, "out_channels": 64, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072,
-        "mlp_ratio": 4.0, "num_heads": 24, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56],
-        "theta": 10000, "patch_size": 2, "qkv_bias": True}  # fmt: skip
-BODIES = {
-    "sd3": ("modules.diffusionmodules.mmdit", "MMDiT", {
-        "depth": 2, "num_blocks": 2, "adm_in_channels": 2048, "context_embedder_config": {
-            "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}}}, "SD3"),
-    "chroma": ("chroma.model", "Chroma", {**{key: value for key, value in FLUX.items() if key != "vec_in_dim"},
-               "in_dim": 64, "out_dim": 3072, "hidden_dim": 5120, "n_layers": 5}, "Chroma"),
-    "pixart": ("pixart.pixartms", "PixArtMS", {"depth": 2}, "PixArt"),
-    "qwen-image": ("qwen_image.model", "QwenImageTransformer2DModel", {"num_layers": 1}, "QwenImage"),
-    "hidream": ("hidream.model", "HiDreamImageTransformer2DModel", {
-        "patch_size": 2, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "caption_channels": [4096, 4096],
-        "llama_layers": [0, 1]}, "HiDream"),
-    "hunyuan-video": ("hunyuan_video.model", "HunyuanVideo", {**FLUX, "in_channels": 16, "out_channels": 16,
-                      "guidance_embed": True, "byt5": False, "meanflow": False, "theta": 256,
-                      "patch_size": [1, 2, 2]}, "HunyuanVideo"),
-    "wan": ("wan.model", "WanModel", {"num_layers": 1, "dim": 5120, "ffn_dim": 13824, "num_heads": 40}, "WAN21"),
-}  # fmt: skip
+from pivotune.converters.families import all_families
+
+sys.path.append(str(Path(__file__).parents[1] / "export"))
+from real_sizes import ENCODERS, TRANSFORMERS, Encoder, Transformer
+
+ANIMA = {"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16,
+         "patch_spatial": 2, "patch_temporal": 1, "model_channels": 2048, "num_blocks": 1, "num_heads": 16,
+         "use_adaln_lora": True, "pos_emb_cls": "rope3d"}  # fmt: skip
+BODIES = {**TRANSFORMERS, "anima": Transformer("", {}, "Anima", "anima.model", "Anima", ANIMA)}
+TEXTS = {**ENCODERS, "qwen3_06b": Encoder(torch.nn.Module, "qwen3_06b", "text_encoders.llama", "Qwen3_06B",
+                                          {"num_hidden_layers": 1})}  # fmt: skip
 
 
-def model(family: str):
-    """A stand-in for a loaded model, with the names of the body's weights and its configuration."""
+def comfyui(source: Path):
+    """How many modules of a model and of its text encoders are patched."""
+    stand_in_for_comfyui()
+    import comfy.lora
+    import comfy.lora_convert
+    import comfy.utils
+
+    models: dict = {}
+
+    def drive(family, tensors, path):
+        if family not in models:
+            models[family] = _transformer(family) if family in BODIES else _unet(family, comfy.utils)
+        model, text = models[family]
+        keys = comfy.lora.model_lora_keys_unet(model, {})
+        keys = comfy.lora.model_lora_keys_clip(SimpleNamespace(state_dict=lambda: text), keys)
+        return patched(comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys))
+
+    return drive
+
+
+def _transformer(family: str):
+    """A stand-in for a loaded model, with the names of its weights and its configuration; and its text encoders'."""
     import comfy.model_base
-    import comfy.ops
 
-    module, name, arguments, base = BODIES[family]
-    kind = getattr(import_module(f"comfy.ldm.{module}"), name)
-    device = "cpu" if family == "pixart" else "meta"  # PixArt computes with a tensor as it is made
-    with torch.device(device):
-        body = kind(**arguments, operations=comfy.ops.disable_weight_init, device=device, dtype=torch.float32)
-    names = {f"diffusion_model.{key}": None for key in body.state_dict()}
-    base = getattr(comfy.model_base, base)
+    base, body, config = BODIES[family].comfyui()
+    texts = [TEXTS[encoder.key].comfyui() for encoder in all_families()[family].encoders]
+    text = {f"{name}.transformer.{key}" for name, model in texts for key in model.state_dict()}
+    return _model(getattr(comfy.model_base, base), body.state_dict(), config), dict.fromkeys(text)
+
+
+def _unet(family: str, utils: object):
+    text = [name for name in CLIP_NAMES if family == "sdxl" or name.startswith("clip_l")]
+    return _model(object, native_unet(family, utils), unet_config(family)), dict.fromkeys(text)
+
+
+def _model(base, names, config):
+    names = dict.fromkeys([f"diffusion_model.{name}" for name in names])
     made = type("Fake", (base,), {"__init__": lambda self: None, "state_dict": lambda self: names})()
-    object.__setattr__(made, "model_config", SimpleNamespace(unet_config=arguments))
+    object.__setattr__(made, "model_config", SimpleNamespace(unet_config=config))
     return made

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import real_trainers
 import torch
-from real_common import print_answers, stand_in, stand_in_for_management
+from real_common import print_answers, stand_in, stand_in_for_comfyui, stand_in_for_management
 from real_webuis import webui
 
 from pivotune.converters.families import all_families
@@ -42,11 +42,7 @@ def as_before_torch_2_6() -> None:
 
 
 def comfyui(_: Path):
-    sys.argv = ["x", "--cpu"]
-    stand_in("torchvision", "torchvision.transforms", "torchaudio", "av", "kornia", "spandrel", "torchsde")
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    stand_in_for_comfyui()
     from comfy.sd1_clip import load_embed
 
     names = {"t5": "t5xxl"}

@@ -9,12 +9,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import real_comfyui
+import real_invokeai
+import real_kohya
 import real_models
-from real_common import patched, print_answers, stand_in, stand_in_for_management
-from real_models import CLIP_NAMES, clip, flux, native_unet, unet, unet_config
+import real_onetrainer
+from real_comfyui import comfyui
+from real_common import patched, print_answers, stand_in_for_management
+from real_invokeai import invokeai
+from real_kohya import kohya
+from real_models import CLIP_NAMES, flux, native_unet, unet, unet_config
+from real_onetrainer import onetrainer
 from real_webuis import UNETS, a1111, forge, forge_neo, sdnext
 from safetensors.torch import load_file
 
@@ -34,46 +40,11 @@ def main(program: str, source: str, folder: str) -> None:
 
 def _family(program: str, path: Path) -> str:
     family = path.stem.partition("_")[0]
-    if family not in RUNS[program]:
+    if family not in RUNS[program] or ("_T5_" in path.stem and program not in WITH_T5):
+        raise NotImplementedError
+    if "_fused_" in path.stem and program in SPLITTERS:
         raise NotImplementedError
     return family
-
-
-def comfyui(source: Path):
-    sys.argv = ["x", "--cpu"]
-    stand_in("torchvision", "torchvision.transforms", "torchaudio", "av", "kornia", "spandrel", "torchsde")
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.lora
-    import comfy.lora_convert
-    import comfy.model_base
-    import comfy.utils
-
-    config = {"depth": 19, "depth_single_blocks": 38, "hidden_size": 3072}
-
-    def drive(family, tensors, _):
-        if family in real_comfyui.BODIES:
-            keys = comfy.lora.model_lora_keys_unet(real_comfyui.model(family), {})
-            return patched(comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys))
-        if family == "flux":
-            native = [
-                name if isinstance(name, str) else name[0] for name in comfy.utils.flux_to_diffusers(config).values()
-            ]
-            base = comfy.model_base.Flux
-        else:
-            native, base, _config = native_unet(family, comfy.utils), object, unet_config(family)
-        names = dict.fromkeys([f"diffusion_model.{name}" for name in native])
-        kind = type("Fake", (base,), {"__init__": lambda self: None, "state_dict": lambda self: names})
-        model = kind()
-        object.__setattr__(model, "model_config", SimpleNamespace(unet_config=config if family == "flux" else _config))
-        text = [name for name in CLIP_NAMES if family == "sdxl" or name.startswith("clip_l")]
-        keys = comfy.lora.model_lora_keys_unet(model, {})
-        keys = comfy.lora.model_lora_keys_clip(SimpleNamespace(state_dict=lambda: dict.fromkeys(text)), keys)
-        patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys)
-        return patched(patches)
-
-    return drive
 
 
 def reforge(source: Path):
@@ -118,24 +89,6 @@ def _unet_and_clip(family, utils):
     return SimpleNamespace(state_dict=lambda: names, model_config=config), SimpleNamespace(state_dict=lambda: text)
 
 
-def kohya(source: Path):
-    stand_in("cv2", "imagesize", "voluptuous", "toml", "library.utils", "library.train_util", "library.device_utils",
-             "library.sdxl_original_unet", "library.sdxl_model_util", "library.deepspeed_utils")  # fmt: skip
-    sys.modules["library.sdxl_original_unet"].SdxlUNet2DConditionModel = type("Sdxl", (), {})
-    from networks import lora
-
-    def drive(family, tensors, _):
-        if family != "sd1":
-            raise NotImplementedError
-        network, weights = lora.create_network_from_weights(1.0, None, None, [clip()], unet(family), dict(tensors))
-        network.apply_to([clip()], unet(family))
-        info = network.load_state_dict(weights, False)
-        loaded = [name for name in weights if name.endswith("lora_down.weight") and name not in info.unexpected_keys]
-        return len(loaded)
-
-    return drive
-
-
 def diffusers(_: Path):
     import diffusers
     from diffusers.loaders.unet import UNet2DConditionLoadersMixin  # noqa: F401
@@ -152,8 +105,9 @@ def diffusers(_: Path):
         return sum(hasattr(layer, "lora_A") for _, layer in denoiser.named_modules())
 
     def drive(family, tensors, _):
-        pipeline = getattr(diffusers, all_families()[family].pipeline)
-        if family in real_models.TRANSFORMERS:
+        name = all_families()[family].pipeline
+        pipeline = getattr(diffusers, name)
+        if family in real_models.TRANSFORMERS | real_models.OTHERS:
             return of_transformer(family, tensors, pipeline)
         denoiser = flux() if family == "flux" else unet(family)
         kwargs = {"unet_config": denoiser.config} if family == "sdxl" else {}
@@ -174,89 +128,33 @@ def diffusers(_: Path):
     return drive
 
 
-INVOKEAI = (
-    "app", "app.services", "app.services.config", "app.services.config.config_default", "app.util",
-    "app.util.misc", "backend.quantization", "backend.quantization.gguf",
-    "backend.quantization.gguf.ggml_tensor", "backend.quantization.gguf.loaders",
-    "backend.quantization.gguf.utils", "backend.quantization.sdnq", "backend.quantization.sdnq.detection",
-    "backend.quantization.sdnq.loaders", "backend.quantization.sdnq.sdnq_tensor", "backend.util.logging",
-)  # fmt: skip
-
-
-def invokeai(_: Path):
-    import peft  # noqa: F401 - it looks for packages, of which there are only stand-ins below
-
-    unet("sd1"), clip()
-    stand_in(
-        "blake3", "compel", "compel.embeddings_provider", "cv2", "deprecated", "gguf", "onnx", "onnxruntime",
-        "picklescan", "picklescan.scanner", "spandrel", "torchvision", "torchvision.transforms",
-        *(f"invokeai.{name}" for name in INVOKEAI),
-    )  # fmt: skip
-    import invokeai.backend.model_manager.load  # noqa: F401 - first, for its modules import each other
-    from invokeai.backend.model_manager.configs import lora as configs
-    from invokeai.backend.patches.lora_conversions import sd_lora_conversion_utils as sd
-    from invokeai.backend.patches.lora_conversions import sdxl_lora_conversion_utils as sdxl
-
-    bases = {"sd1": configs.LoRA_LyCORIS_SD1_Config, "sdxl": configs.LoRA_LyCORIS_SDXL_Config}
-
-    def drive(family, tensors, path):
-        if family == "flux":
-            raise NotImplementedError
-        on_disk = SimpleNamespace(path=path, load_state_dict=lambda *_: tensors, metadata=dict)
-        bases[family]._validate_looks_like_lora(on_disk)
-        bases[family]._validate_base(on_disk)
-        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("bundle_emb")}
-        kept = sdxl.convert_sdxl_keys_to_diffusers_format(kept) if family == "sdxl" else kept
-        layers = sd.lora_model_from_sd_state_dict(kept).layers
-        known = {"lora_unet_" + name.replace(".", "_") for name, _ in unet(family).named_modules()}
-        text = "lora_te_" if family == "sd1" else "lora_te1_"
-        known |= {text + name.replace(".", "_") for name, _ in clip().named_modules()}
-        if strange := layers.keys() - known:
-            raise AttributeError(f"no module {sorted(strange)[0]}")
-        return len(layers)
-
-    return drive
-
-
-def onetrainer(_: Path):
-    for name in ("BaseModel", "util.clip_util"):
-        stand_in(f"modules.model.{name}")
-    sys.modules["modules.model.BaseModel"].BaseModel = sys.modules["modules.model.BaseModel"].BaseModelEmbedding = (
-        object
-    )
-    stand_in("modules.module.AdditionalEmbeddingWrapper", "modules.module.LoRAModule")
-    from modules.model.StableDiffusionModel import StableDiffusionModel
-    from modules.util import load_lora_util as util
-
-    def drive(family, tensors, _):
-        if family != "sd1" or any("lora_mid" in name for name in tensors):
-            raise NotImplementedError  # lora_mid is refused later, by the strict load of a module
-        names = {"unet": util.lora_module_names(unet(family)), "text_encoder": util.lora_module_names(clip())}
-        body = StableDiffusionModel.diffusers_to_original(MagicMock())
-        found = util.to_canonical(
-            util.normalize_various(dict(tensors)), component="unet", original_conversion=body, comfy_conversion=body,
-            fusion_groups=None, text_encoders=[("text_encoder", "lora_te")], legacy_conversion=None,
-            kohya_conversion=None, module_names=names, comfy_te_prefixes={},
-        )  # fmt: skip
-        known = {f"{part}.{name}" for part, of in names.items() for name in of}
-        return len({name for name in known if any(key.startswith(f"{name}.") for key in found)})
-
-    return drive
-
-
+DIFFUSERS = ("flux2-klein-4b", "flux2-klein-9b", "flux2-dev", "krea2", "lumina2", "anima")
 RUNS = {
-    "comfyui": (*UNETS, "flux", *real_comfyui.BODIES),
+    "comfyui": (*UNETS, *real_comfyui.BODIES),
     "forge": (*UNETS, "flux"),
     "forge-neo": (*UNETS, "flux", "chroma", "qwen-image", "z-image"),
     "a1111": (*UNETS, "sd3"),
-    "sdnext": (*UNETS, "flux", "sd3", "chroma", "z-image"),
-    "diffusers": (*UNETS, "flux", *real_models.TRANSFORMERS),
-    "invokeai": UNETS,
+    "sdnext": (
+        *UNETS,
+        "flux",
+        "sd3",
+        "chroma",
+        "z-image",
+        "flux2-klein-4b",
+        "flux2-klein-9b",
+        "flux2-dev",
+        "krea2",
+        "anima",
+    ),
+    "diffusers": (*UNETS, "flux", *real_models.TRANSFORMERS, *DIFFUSERS),
+    "invokeai": tuple(real_invokeai.CONFIGS),
     "reforge": UNETS,
     "fooocus": ("sdxl",),
-    "kohya": ("sd1",),
-    "onetrainer": ("sd1",),
+    "kohya": tuple(real_kohya.NETWORKS),
+    "onetrainer": tuple(real_onetrainer.CLASSES),
 }
+SPLITTERS = ("diffusers", "sdnext")  # which split joined layers, and then have more than the file
+WITH_T5 = ("comfyui", "invokeai", "kohya", "onetrainer")  # whose drivers have text encoders other than CLIP
 LOADERS = {
     loader.__name__.replace("_", "-"): loader
     for loader in (

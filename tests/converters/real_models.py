@@ -41,6 +41,16 @@ def clip() -> torch.nn.Module:
     return model
 
 
+def t5() -> torch.nn.Module:
+    """T5-XXL's encoder without weights, of one block."""
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        return T5EncoderModel(
+            T5Config(d_model=4096, num_layers=1, num_heads=64, d_ff=10240, vocab_size=8, feed_forward_proj="gated-gelu")
+        )
+
+
 def flux() -> torch.nn.Module:
     """FLUX.1's transformer without weights."""
     from diffusers import FluxTransformer2DModel
@@ -77,6 +87,19 @@ TRANSFORMERS = {
     "z-image": ("ZImageTransformer2DModel", {"n_layers": 1, "n_refiner_layers": 1}),
     "sana": ("SanaTransformer2DModel", {"num_layers": 1}),
 }  # fmt: skip
+FLUX2 = {"num_layers": 1, "num_single_layers": 1}
+# The same for families for which diffusers has no LoRA loader, or whose names real_loaders.py does not ask it for
+OTHERS = {
+    "pixart": ("PixArtTransformer2DModel", {"num_layers": 1, "caption_channels": 4096}),
+    "flux2-klein-4b": ("Flux2Transformer2DModel", {**FLUX2, "num_attention_heads": 24, "joint_attention_dim": 7680}),
+    "flux2-klein-9b": ("Flux2Transformer2DModel", {**FLUX2, "num_attention_heads": 32, "joint_attention_dim": 12288}),
+    "flux2-dev": ("Flux2Transformer2DModel", FLUX2),
+    "krea2": ("Krea2Transformer2DModel", {"num_layers": 1}),
+    "anima": ("CosmosTransformer3DModel", {"num_layers": 1, "num_attention_heads": 16, "extra_pos_embed_type": None}),
+    "lumina2": ("Lumina2Transformer2DModel", {"num_layers": 1, "num_refiner_layers": 1, "cap_feat_dim": 2304}),
+    "cascade": ("StableCascadeUNet", {"clip_text_in_channels": 1280, "clip_image_in_channels": 768,
+                "down_num_layers_per_block": [1, 1], "up_num_layers_per_block": [1, 1], "switch_level": [False]}),
+}  # fmt: skip
 
 
 def transformer(family: str) -> torch.nn.Module:
@@ -85,6 +108,6 @@ def transformer(family: str) -> torch.nn.Module:
 
     if family == "flux":
         return flux()
-    name, arguments = TRANSFORMERS[family]
+    name, arguments = (TRANSFORMERS | OTHERS)[family]
     with torch.device("meta"):
         return getattr(diffusers, name)(**arguments)

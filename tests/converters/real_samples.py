@@ -8,6 +8,7 @@ from pathlib import Path
 
 import real_families
 from lora_files import KINDS
+from real_families import FLUX, FLUX_NATIVE
 
 from pivotune.converters.safetensors_file import write
 from pivotune.converters.tensor import RawTensor
@@ -30,16 +31,6 @@ UNETS = {
 BLOCKS = {"sd1": ("down_blocks.0.attentions.0", "input_blocks.1.1"),
           "sdxl": ("down_blocks.1.attentions.0", "input_blocks.4.1")}  # fmt: skip
 TEXT = {"encoder.layers.0.self_attn.q_proj": (768, 768), "encoder.layers.0.mlp.fc1": (3072, 768)}
-FLUX = {
-    "transformer_blocks.0.attn.to_out.0": (3072, 3072),
-    "single_transformer_blocks.0.proj_out": (3072, 15360),
-    "transformer_blocks.0.ff.net.2": (3072, 12288),
-}
-FLUX_NATIVE = {
-    "double_blocks.0.img_attn.proj": (3072, 3072),
-    "single_blocks.0.linear2": (3072, 15360),
-    "double_blocks.0.img_mlp.2": (3072, 12288),
-}
 TUCKER = {"lora_down.weight": (4, 320, 1, 1), "lora_mid.weight": (4, 4, 3, 3), "lora_up.weight": (320, 4, 1, 1)}
 KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight"}
 PEFT = {"down": "lora_A.weight", "up": "lora_B.weight"}

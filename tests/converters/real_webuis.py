@@ -171,6 +171,18 @@ def a1111_network(source: Path):
     return load
 
 
+def _own_krea2():
+    """SD.Next's own model of Krea 2, which has the names of the original code."""
+    from pipelines.krea2.transformer_krea2 import Krea2Transformer2DModel
+
+    with torch.device("meta"):
+        return Krea2Transformer2DModel(layers=1)
+
+
+SDNEXT = {"sd1": "sd", "flux": "f1", "z-image": "zimage", "flux2-klein-4b": "f2", "flux2-klein-9b": "f2",
+          "flux2-dev": "f2"}  # fmt: skip
+
+
 def sdnext(source: Path):
     load = sdnext_network(source)
     return lambda family, tensors, path: len(getattr(load(family, tensors, path), "modules", ()))
@@ -195,13 +207,14 @@ def sdnext_network(source: Path):
 
     def drive(family, tensors, path):
         lora_load.lora_cache.clear()
-        body = {"unet": unet(family)} if family in UNETS else {"transformer": transformer(family)}
+        body = {"unet": unet(family)} if family in UNETS else {
+            "transformer": _own_krea2() if family == "krea2" else transformer(family)}  # fmt: skip
         parts = {"text_encoder": clip()} | body
         if family == "sdxl":
             parts["text_encoder_2"] = torch.nn.Module()
         pipe = SimpleNamespace(**parts)
         shared.sd_model, shared.sd_loaded = pipe, True
-        shared.sd_model_type = {"sd1": "sd", "flux": "f1", "z-image": "zimage"}.get(family, family)
+        shared.sd_model_type = SDNEXT.get(family, family)
         stored.clear()
         stored.update(tensors)
         return lora_load.load_safetensors(path.stem, SimpleNamespace(filename=str(path), name=path.stem))
