@@ -85,12 +85,12 @@ SETTINGS = {
     }),
     "z-image": Setting(),
     "flux2-klein-4b": Setting(steps=900),
-    "flux2-dev": Setting(steps=1500),
+    "flux2-dev": Setting(steps=900, embedding_rate=0.002, embedding_steps=400),
     "sana": Setting(build={"width": 32}, tokens=20.0, steps=1000, denoiser={
         "num_attention_heads": 4, "attention_head_dim": 8, "num_cross_attention_heads": 4,
         "cross_attention_head_dim": 8, "cross_attention_dim": 32, "num_layers": 2,
     }),
-    "lumina2": Setting(build={"width": 32}, tokens=20.0, steps=1200, embedding_steps=300, denoiser={
+    "lumina2": Setting(build={"width": 32}, tokens=20.0, embedding_rate=0.05, embedding_steps=400, denoiser={
         "hidden_size": 32, "num_attention_heads": 4, "num_kv_heads": 4,
     }),
     "qwen-image": Setting(),

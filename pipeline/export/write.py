@@ -21,7 +21,6 @@ from .artefacts import count_verified, note
 from .context import ExportContext, Exports
 from .lora import write_plain
 from .lora_layouts import settled
-from .model import write_model_file, write_model_folder
 from .packs import write_packs
 from .program import Made, export_for
 from .standalone import with_metadata, with_outputs, write_standalone
@@ -78,12 +77,16 @@ def _shared_files(
         write_plain(context, ready.rest, lora)
         note(context, lora, "lora")
     if "folder" in model:
+        from .model import write_model_folder  # which a run without a fine-tune does not need
+
         whole = folder / f"{name}_model"
         context.progress(f"writing the model as a diffusers folder in {model_dtype}")
         write_model_folder(context.model.pipe, whole, dtype, tokenizers=context.model.tokenizer_files)
         for path in sorted(path for path in whole.rglob("*") if path.is_file()):
             note(context, path, "model")
     if "file" in model:
+        from .model import write_model_file
+
         file = folder / f"{name}_model.safetensors"
         context.progress(f"writing the model as one checkpoint file in {model_dtype}")
         base = context.model.path
@@ -157,6 +160,8 @@ def _written(context: ExportContext, contents: Contents, folder: Path, model: bo
         write_plain(context, contents.rest, folder / f"{context.recipe.name}.safetensors")
         what.append("LoRA")
     if model:
+        from .model import write_model_folder
+
         write_model_folder(context.model.pipe, folder / f"{context.recipe.name}_model", context.model.dtype)
         what.append("weights")
     return what

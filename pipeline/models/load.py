@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from ...converters.families import EncoderSpec, Family
-from ..effnet import CONFIG
 from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..files import read_json, read_regular
@@ -234,7 +233,11 @@ def skeleton(spec: ModelSpec) -> Model:
     lacks = [name for name in needed if name not in modules]
     if lacks:
         raise model_error(spec, f"{path} names no {lacks[0]}")
-    pipe = SimpleNamespace(**{"vae": SimpleNamespace(config=CONFIG)} | modules, components=modules)
+    pipe = SimpleNamespace(**modules, components=modules)
+    if family.image_encoder is not None:
+        from ..effnet import CONFIG
+
+        pipe.vae = SimpleNamespace(config=CONFIG)
     encoders = tuple(
         Encoder(about.key, about.module, about.tokenizer, modules[about.module], None, about.width, about.output)
         for about in family.encoders
