@@ -25,6 +25,7 @@ ROWS = {
     "setup": "rows_setup",
     "start": "rows_start",
     "converters": "rows_converters",
+    "families": "rows_families",
     "quickstart": "rows_quickstart",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "peft")

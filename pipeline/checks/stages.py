@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...converters.families import Family
-from ..models.family import scheduler_config
+from ..models.family import boundary_of, scheduler_config
 from ..recipe.defaults import DENOISER, WEIGHTINGS
 from ..recipe.model import ModelSpec, Recipe, Stage
 from ..recipe.options import (
@@ -38,6 +38,10 @@ def objective_findings(
     kind = _kind(config, family)
     count = RATIO_STEPS if kind == "cosine" else config.get("num_train_timesteps")
     yield from _timestep_findings(key_path, options.timesteps, count)
+    boundary = round(boundary_of(spec) * (count or 0))
+    if options.timesteps.low < boundary and (options.lora or options.finetune):
+        text = f"the model's second denoiser draws below timestep {boundary}, and the LoRA or fine-tune is of the first"
+        yield Finding((*key_path, "timesteps", "low"), f"{text}: steps below do not train it; set {boundary}", "warning")
     if kind is None:
         yield from _zero_snr_findings(key_path, options.objective, None)
         return

@@ -13,7 +13,7 @@ from ..recipe.document import shipped_folder
 from ..recipe.model import ModelSpec
 from ..vae import latent_channels, vae_scale
 from .checkpoint import checkpoint_family, stated_prediction
-from .index import has_index, index_file
+from .index import INDEX, has_index, index_file
 from .received import read_config
 
 MICRO = "micro"
@@ -136,6 +136,17 @@ def family_in(spec: ModelSpec, folder: Path) -> Family:
 def denoiser_config(family: Family, folder: Path) -> dict[str, Any]:
     """The config of the denoiser in a diffusers folder."""
     return _json(folder, family.denoiser_module, "config.json")
+
+
+def boundary_of(spec: ModelSpec) -> float:
+    """Where a second denoiser takes over, as a share of the timesteps; the first draws those above. 0: there is one.
+
+    Wan 2.2 has two; training changes the first.
+    """
+    path = local_path(spec)
+    index = _json(path, INDEX) if path is not None and path.is_dir() else {}
+    second = index.get("transformer_2")
+    return float(index.get("boundary_ratio") or 0.0) if isinstance(second, list) and second[:1] != [None] else 0.0
 
 
 def _json(folder: Path, *names: str) -> dict[str, Any]:
