@@ -75,7 +75,7 @@ class Setting:
 UNET = {"block_out_channels": (32, 32)}
 SETTINGS = {
     "sd1": Setting(denoiser=UNET, blend=True, steps=2000, weighting="debiased"),
-    "sd2": Setting(denoiser=UNET, blend=True, steps=2000, weighting="debiased"),
+    "sd2": Setting(denoiser=UNET, blend=True, steps=2000, weighting="debiased", embedding_steps=300),
     "sdxl": Setting(denoiser=UNET, blend=True, steps=1200, weighting="debiased"),
     "sd3": Setting(steps=900, denoiser={"num_attention_heads": 4, "caption_projection_dim": 32}),
     "flux": Setting(),
