@@ -39,8 +39,8 @@ class Size:
     steps: int
 
 
-SIZES = {"tiny": Size(1, 4, 4, 40), "mid-size": Size(4, 8, 4, 16)}
-WARM_UP = 4
+SIZES = {"tiny": Size(1, 4, 4, 20), "mid-size": Size(4, 8, 4, 8)}
+WARM_UP = 2
 
 
 def rows() -> list[Row]:
