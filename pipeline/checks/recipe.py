@@ -17,6 +17,7 @@ from ..recipe.form import Dropped, form_of, without_refused
 from ..recipe.load import MAX_PROBLEMS, build, open_document, open_recipe
 from ..recipe.model import Recipe
 from ..recipe.problem import Finding, KeyPath, Problem
+from .captions import caption_source_findings
 from .concepts import batch_findings, capital_findings, dropped_embedding_findings, image_findings
 from .embeddings import (
     base_findings,
@@ -158,6 +159,7 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     yield from _limit_embeddings(same_files(recipe))
     if not dropped.touches("model") and not dropped.touches("embedding"):
         yield from _limit_embeddings(base_findings(recipe, family))
+    yield from caption_source_findings(recipe, captioned)
     yield from dropped_embedding_findings(recipe, captioned)
     yield from capital_findings(recipe, family)
     trained = embeddings and not dropped.touches("embedding")

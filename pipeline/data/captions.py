@@ -8,10 +8,12 @@ from pathlib import Path
 from ..errors import RecipeError
 from ..recipe.model import CAPTION_SOURCES, Concept
 from ..text import did_you_mean_path, nearest, printable
-from .caption_files import TABLES, caption_problem, has_control_characters, read_text, table_rows
+from .caption_files import caption_file, caption_problem, has_control_characters, read_text
+from .caption_tables import TABLES, table_rows
 from .files import IMAGES, Files, compose_accents, files_in
 
 BESIDE = (".txt", ".caption")
+JSON = ".json"  # read where there is no text: tools that download images put other facts in it
 
 
 @dataclass
@@ -52,13 +54,13 @@ def collect_captions(concept: Concept) -> Captioned:
     if isinstance(concept.captions, tuple):
         result.images = [(path, list(concept.captions)) for path in files.images]
     elif concept.captions == "beside":
-        _beside(files, result)
+        _beside(concept, files, result)
     elif concept.captions == "file-name":
         result.images = [(path, [path.stem.strip()]) for path in files.images]
     elif concept.captions.lower().endswith(".txt"):
         _templates(Path(concept.captions), files, result)
     elif concept.captions.lower().endswith(TABLES):
-        _table(Path(concept.captions), concept.images, files, result)
+        _table(concept, files, result)
     else:
         result.problems += source_problems(concept)
     if concept.prefix or concept.suffix:
@@ -105,17 +107,18 @@ def source_problems(concept: Concept) -> list[str]:
     return [f"{source}: captions come from {known}{hint}"]
 
 
-def _beside(files: Files, result: Captioned) -> None:
+def _beside(concept: Concept, files: Files, result: Captioned) -> None:
     owners: dict[Path, Path] = {}
     for image in files.images:
-        paths = files.siblings(image, *BESIDE)
+        paths = _caption_paths(image, concept.caption_extension, files)
         if len(paths) > 1:
             names = " and ".join(path.name for path in paths)
-            result.problems.append(f"{image}: has two caption files, {names}; keep one")
+            choice = next(iter(paths)).suffix
+            fix = f'set caption_extension = "{choice}", or keep one' if paths[1].suffix != choice else "keep one"
+            result.problems.append(f"{image}: has two caption files, {names}; {fix}")
             continue
-        path = paths[0] if paths else image.with_suffix(".txt")
-        text = read_text(path, f"the caption of {image.name}", result.problems)
-        captions = [line.strip() for line in (text or "").splitlines() if line.strip()]
+        path = paths[0] if paths else image.with_suffix(concept.caption_extension or ".txt")
+        captions = caption_file(path, concept, f"the caption of {image.name}", result.problems)
         if captions:
             result.images.append((image, captions))
             if path in owners:
@@ -123,8 +126,14 @@ def _beside(files: Files, result: Captioned) -> None:
             else:
                 result.files.append(path)
             owners.setdefault(path, image)
-        elif text is not None:
-            result.problems.append(f"{path}: the caption of {image.name} is empty")
+
+
+def _caption_paths(image: Path, extension: str | None, files: Files) -> list[Path]:
+    """The caption files of an image: x.txt or x.png.txt, or with another extension; several by mistake."""
+    if extension is not None:
+        return (files.siblings(image, extension) or files.siblings(image, image.suffix + extension))[:1]
+    texts = files.siblings(image, *BESIDE, *(image.suffix + ending for ending in BESIDE))
+    return texts or files.siblings(image, JSON) or files.siblings(image, image.suffix + JSON)
 
 
 def _templates(path: Path, files: Files, result: Captioned) -> None:
@@ -139,11 +148,14 @@ def _templates(path: Path, files: Files, result: Captioned) -> None:
         result.images = [(image, list(templates)) for image in files.images]
 
 
-def _table(path: Path, folder: Path, files: Files, result: Captioned) -> None:
+def _table(concept: Concept, files: Files, result: Captioned) -> None:
+    path, folder = Path(str(concept.captions)), concept.images
     names = {compose_accents(image.relative_to(folder).as_posix()): image for image in files.images}
+    bare = {name.removesuffix(image.suffix): image for name, image in names.items()}  # as in kohya's metadata
     captions: dict[Path, list[str]] = {}
-    for number, name, texts in table_rows(path, result.problems):
-        image = names.get(compose_accents(name.replace("\\", "/").removeprefix("./")))
+    for number, written, texts in table_rows(path, concept.tag_separator, result.problems):
+        name = compose_accents(_inside(written, folder))
+        image = names.get(name) or bare.get(name)
         if image is not None:
             captions.setdefault(image, []).extend(texts)
         else:
@@ -156,6 +168,12 @@ def _table(path: Path, folder: Path, files: Files, result: Captioned) -> None:
             result.images.append((image, captions[image]))
         elif captions:
             result.problems.append(f"{path}: no caption for {name}; add a line for it")
+
+
+def _inside(name: str, folder: Path) -> str:
+    """An image of a table by its path in the folder of images; the table may have its path from the root."""
+    name = name.replace("\\", "/").removeprefix("./")
+    return name.removeprefix(f"{folder.as_posix()}/")
 
 
 def _masks(concept: Concept, files: Files, result: Captioned) -> None:

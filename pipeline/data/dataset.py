@@ -17,10 +17,10 @@ from ..rng import generator
 from ..text import count_of
 from .buckets import size_conditioning
 from .cache import Cache, Encoded, cache_folder
-from .caption_files import augment_tags, changes_tags
 from .epochs import Order
 from .examples import Example, read_examples
 from .latents import Latents
+from .tags import augment_tags, changes_tags
 
 
 @dataclass(frozen=True, eq=False)

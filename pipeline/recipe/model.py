@@ -33,7 +33,7 @@ class ModelSpec:
 class Concept:
     """Images of one subject or style, the sources of their captions and masks, and how they are sampled.
 
-    `captions` is `beside` (x.txt next to x.png), `file-name`, the path of a .jsonl, .csv or .txt file, or a tuple of
+    `captions` is `beside` (x.txt next to x.png), `file-name`, the path of a table or a .txt file, or a tuple of
     templates. `masks` is `beside`, `alpha`, `none`, or the path of a folder. The schema describes all fields.
     """
 
@@ -42,6 +42,8 @@ class Concept:
     repeats: int = 1
     images_per_epoch: int | None = None
     recursive: bool = False
+    caption_lines: str = "auto"
+    caption_extension: str | None = None
     loss_weight: float = 1.0
     prior: bool = False
     prior_target: str = "image"

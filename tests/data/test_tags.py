@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from pivotune.pipeline.data.caption_files import augment_tags
+from pivotune.pipeline.data.tags import augment_tags
 from pivotune.pipeline.embeddings.placeholders import Replacer
 from pivotune.pipeline.recipe.model import Concept
 
