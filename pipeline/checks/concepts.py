@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...converters.families import Family
 from ..data.captions import Captioned, collect_captions, source_problems
-from ..data.files import IMAGES
+from ..data.files import IMAGES, repeated_folder
 from ..embeddings.placeholders import Replacer, spelling
 from ..errors import StageError
 from ..recipe.model import Concept, Recipe
@@ -39,7 +39,7 @@ def image_findings(recipe: Recipe, captioned: list[Captioned], *, look: bool = T
 def batch_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     """Warnings about batches that are larger than an epoch: no image is used twice in a batch."""
     shown = sum(
-        concept.images_per_epoch or len(read.images) * concept.repeats
+        concept.images_per_epoch or sum(read.shown) * concept.repeats
         for concept, read in zip(recipe.concepts, captioned, strict=True)
     )
     for index, options in recipe.stages_with(TrainOptions):
@@ -72,6 +72,7 @@ def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, lo
     broken, odd = _inspect_images(concept, recipe, read) if look else ([], [])
     yield from _first_findings([Finding(where, text) for text in broken])
     yield from _first_findings([Finding((*key_path, "captions"), text) for text in read.problems])
+    yield from (Finding(where, text, "warning") for text in _unused_repeats(concept, read))
     yield from _first_findings([Finding(where, text, "warning") for text in odd])
     yield from _first_findings([Finding(where, text, "warning") for text in read.warnings])
 
@@ -144,8 +145,22 @@ def _contents(folder: Path) -> str:
     folders = sum(entry.is_dir() for entry in entries)
     parts = [f"{count} {end}" for end, count in ends.most_common(3)]
     if folders:
-        parts.append(f"{count_of(folders, 'folder')}; recursive = true includes them")
+        repeated = any(entry.is_dir() and repeated_folder(entry.name) for entry in entries)
+        key = "folder_repeats = true includes them with the repeats in their names"
+        parts.append(f"{count_of(folders, 'folder')}; {key if repeated else 'recursive = true includes them'}")
     return ", ".join(parts) or "empty"
+
+
+def _unused_repeats(concept: Concept, read: Captioned) -> Iterator[str]:
+    """A line about folders with repeats in their names, as for kohya's scripts, if nothing says whether to use them."""
+    if concept.folder_repeats is not None or concept.repeats > 1 or concept.images_per_epoch or not read.images:
+        return
+    below = sorted(entry.name for entry in os.scandir(concept.images) if entry.is_dir())
+    name = next((name for name in (concept.images.name, *below) if repeated_folder(name)), None)
+    if name is not None:
+        times, kind = repeated_folder(name) or (1, "")
+        use = f"({count_of(times, 'repeat')}, class '{kind}')"
+        yield f"the name of {name} is not used {use}; set folder_repeats = true to use it, or false if it means nothing"
 
 
 def dropped_embedding_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:

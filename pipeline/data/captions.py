@@ -10,7 +10,7 @@ from ..recipe.model import CAPTION_SOURCES, Concept
 from ..text import did_you_mean_path, nearest, printable
 from .caption_files import caption_file, caption_problem, has_control_characters, read_text
 from .caption_tables import TABLES, table_rows
-from .files import IMAGES, Files, compose_accents, files_in
+from .files import IMAGES, Files, compose_accents, files_in, repeats_of
 
 BESIDE = (".txt", ".caption")
 JSON = ".json"  # read where there is no text: tools that download images put other facts in it
@@ -20,7 +20,8 @@ JSON = ".json"  # read where there is no text: tools that download images put ot
 class Captioned:
     """Images with their captions, and problems: an image without a caption is only in `problems`.
 
-    `masks` has the mask file of each image that has one; `files` are the caption files.
+    `masks` has the mask file of each image that has one; `files` are the caption files; `repeats` has the repeats that
+    the folder of an image gives (`folder_repeats`).
     """
 
     images: list[tuple[Path, list[str]]] = field(default_factory=list)
@@ -28,6 +29,12 @@ class Captioned:
     warnings: list[str] = field(default_factory=list)
     masks: dict[Path, Path] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    repeats: dict[Path, int] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> list[int]:
+        """How often each image is in an epoch, before `repeats` of the concept."""
+        return [self.repeats.get(image, 1) for image, _ in self.images]
 
 
 def read_captions(concept: Concept) -> list[tuple[Path, list[str]]]:
@@ -50,7 +57,7 @@ def collect_captions(concept: Concept) -> Captioned:
     """Captions, with problems. OSError when the folder of images cannot be read."""
     if concept.generate is not None and not concept.images.exists():
         return Captioned()  # class images that the run will generate
-    files, result = files_in(concept.images, recursive=concept.recursive), Captioned()
+    files, result = files_in(concept.images, recursive=includes_subfolders(concept)), Captioned()
     if isinstance(concept.captions, tuple):
         result.images = [(path, list(concept.captions)) for path in files.images]
     elif concept.captions == "beside":
@@ -67,11 +74,19 @@ def collect_captions(concept: Concept) -> Captioned:
         result.images = [
             (path, [f"{concept.prefix}{text}{concept.suffix}" for text in texts]) for path, texts in result.images
         ]
+    if concept.folder_repeats:
+        found = ((image, repeats_of(image, concept.images)) for image, _ in result.images)
+        result.repeats = {image: of_folder[0] for image, of_folder in found if of_folder}
     _masks(concept, files, result)
     _refuse_unusable(concept, result)
     result.problems = [printable(text) for text in result.problems]
     result.warnings = [printable(text) for text in result.warnings]
     return result
+
+
+def includes_subfolders(concept: Concept) -> bool:
+    """Whether the images in subfolders belong to a concept."""
+    return concept.recursive or bool(concept.folder_repeats)
 
 
 def _refuse_unusable(concept: Concept, result: Captioned) -> None:
@@ -116,6 +131,10 @@ def _beside(concept: Concept, files: Files, result: Captioned) -> None:
             choice = next(iter(paths)).suffix
             fix = f'set caption_extension = "{choice}", or keep one' if paths[1].suffix != choice else "keep one"
             result.problems.append(f"{image}: has two caption files, {names}; {fix}")
+            continue
+        of_folder = repeats_of(image, concept.images) if concept.folder_repeats and not paths else None
+        if of_folder:
+            result.images.append((image, [of_folder[1]]))
             continue
         path = paths[0] if paths else image.with_suffix(concept.caption_extension or ".txt")
         captions = caption_file(path, concept, f"the caption of {image.name}", result.problems)
@@ -181,7 +200,7 @@ def _masks(concept: Concept, files: Files, result: Captioned) -> None:
         return
     folder = None if concept.masks == "beside" else Path(concept.masks)
     try:
-        there = files_in(folder, recursive=concept.recursive) if folder else files
+        there = files_in(folder, recursive=includes_subfolders(concept)) if folder else files
     except OSError as error:
         result.problems.append(f"{folder}: the folder of masks cannot be read: {error.strerror or error}")
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,22 @@ IMAGES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif",
 )  # fmt: skip
 MASKS = ("-mask", ".mask", "-masklabel")  # x-mask.png is the mask of x.jpg; the last is OneTrainer's spelling
+_REPEATED = re.compile(r"([1-9]\d{0,5})_(.*\S)\s*")
+
+
+def repeated_folder(name: str) -> tuple[int, str] | None:
+    """Repeats and class of a folder named as for kohya's scripts (`10_red ring`); None for other names."""
+    match = _REPEATED.fullmatch(name)
+    return (int(match[1]), match[2].strip()) if match else None
+
+
+def repeats_of(image: Path, folder: Path) -> tuple[int, str] | None:
+    """Repeats and class of an image by the nearest folder with such a name, from its own up to `folder`."""
+    for parent in image.parents:
+        found = repeated_folder(parent.name)
+        if found or parent == folder:
+            return found
+    return None
 
 
 @dataclass

@@ -42,6 +42,7 @@ class Concept:
     repeats: int = 1
     images_per_epoch: int | None = None
     recursive: bool = False
+    folder_repeats: bool | None = None
     caption_lines: str = "auto"
     caption_extension: str | None = None
     loss_weight: float = 1.0

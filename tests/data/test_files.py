@@ -1,8 +1,11 @@
 """The files of a concept's folder: images, masks and caption files."""
 
 import unicodedata
+from pathlib import Path
 
-from pivotune.pipeline.data.files import files_in
+import pytest
+
+from pivotune.pipeline.data.files import files_in, repeats_of
 
 
 def names(folder, **options):
@@ -50,3 +53,17 @@ def test_names_in_other_spellings_of_the_same_accents_belong_together(tmp_path):
     make(tmp_path, image, caption)
     files = files_in(tmp_path)
     assert [path.name for path in files.siblings(files.images[0], ".txt")] == [caption]
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("10_red ring/a.png", (10, "red ring")), ("3_a_b/in/a.png", (3, "a_b")), ("in/a.png", None),
+        ("2_x/4_y/a.png", (4, "y")), ("0_x/a.png", None), ("10_/a.png", None), ("10x/a.png", None),
+    ],
+)  # fmt: skip
+def test_repeats_and_class_by_the_nearest_folder(path, found):
+    folder = Path("/data/in")
+    assert repeats_of(folder / path, folder) == found
+    assert repeats_of(folder.with_name("7_cat") / "a.png", folder.with_name("7_cat")) == (7, "cat")
+    assert repeats_of(Path("/9_z/in/a.png"), Path("/9_z/in")) is None
