@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..data.captions import Captioned
+from ..data.tags import weights_in, wildcards_in
 from ..embeddings.placeholders import Replacer, spelling
-from ..recipe.model import Recipe
+from ..recipe.model import Concept, Recipe
 from ..recipe.problem import Finding
 from ..text import count_of
 
 
 def caption_source_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
-    """Warnings about caption files whose lines are drawn, and about keys without effect."""
+    """Warnings about how captions are read: lines that are drawn, marks of other programs, keys without effect."""
     distinct = {spelling(embedding.placeholder): embedding.placeholder for embedding in recipe.embeddings}
     replacer = Replacer(distinct.values())
     for index, (concept, read) in enumerate(zip(recipe.concepts, captioned, strict=True)):
@@ -24,6 +25,38 @@ def caption_source_findings(recipe: Recipe, captioned: list[Captioned]) -> Itera
             text = _drawn_lines(read, replacer)
             if text:
                 yield Finding(("concept", index, "captions"), text, "warning")
+        yield from _marks(index, concept, [text for _, texts in read.images for text in texts])
+        yield from _ambiguous_placeholders(index, concept, recipe)
+
+
+SEPARATOR = "|||"
+MARKS: dict[str, tuple[str, Callable[[str], Sequence[str]]]] = {  # key: what it is for, and what there is in a caption
+    "wildcards": ("a wildcard; set wildcards = true to draw one of its parts for each sample", wildcards_in),
+    "keep_separator": (
+        f"which separates tags that are kept; set keep_separator = '{SEPARATOR}'",
+        lambda text: text.count(SEPARATOR) * [SEPARATOR],
+    ),
+    "strip_weights": ("a weight, which training does not have; set strip_weights = true to remove weights", weights_in),
+}
+
+
+def _marks(index: int, concept: Concept, captions: list[str]) -> Iterator[Finding]:
+    """Warnings about marks in captions that another program replaces, where no key says that they are replaced."""
+    for key, (what, find) in MARKS.items():
+        found = [mark[0] for mark in map(find, captions) if mark] if not getattr(concept, key) else []
+        if found:
+            share = f"{len(found)} of {count_of(len(captions), 'caption')}"
+            yield Finding(("concept", index, key), f"{share} contain {found[0][:60]!r}, {what}", "warning")
+
+
+def _ambiguous_placeholders(index: int, concept: Concept, recipe: Recipe) -> Iterator[Finding]:
+    """Errors about placeholders that contain what a key replaces in captions."""
+    for embedding in recipe.embeddings:
+        name = embedding.placeholder
+        if concept.wildcards and set(name) & set("{|}"):
+            yield Finding(("concept", index, "wildcards"), f"'{name}' contains a mark of wildcards; rename it")
+        if concept.keep_separator is not None and concept.keep_separator in name:
+            yield Finding(("concept", index, "keep_separator"), f"'{name}' contains it; rename it")
 
 
 def _drawn_lines(read: Captioned, replacer: Replacer) -> str:

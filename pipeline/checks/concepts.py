@@ -10,6 +10,7 @@ from pathlib import Path
 from ...converters.families import Family
 from ..data.captions import Captioned, collect_captions, source_problems
 from ..data.files import IMAGES, repeated_folder
+from ..data.tags import split_tags
 from ..embeddings.placeholders import Replacer, spelling
 from ..errors import StageError
 from ..recipe.model import Concept, Recipe
@@ -194,5 +195,4 @@ def capital_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]
 
 
 def _may_be_dropped(caption: str, concept: Concept, replacer: Replacer) -> bool:
-    tags = caption.split(concept.tag_separator)
-    return any(replacer.embeddings_in(tag) for tag in tags[concept.keep_tags :])
+    return any(replacer.embeddings_in(tag) for tag in split_tags(caption, concept)[1])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.tags import longest_form
 from ..embeddings.initial import InitialTokens, TokenizedTexts, initial_tokens_of, read_base_vectors
 from ..embeddings.placeholders import Replacer
 from ..embeddings.truncation import count_tokens
@@ -124,7 +125,10 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
         for index, options in recipe.stages_with(TrainOptions)
         if images
     }
-    pairs = [(image.path, image.captions) for image in images]
+    pairs = [
+        (image.path, tuple(longest_form(text, recipe.concepts[image.concept]) for text in image.captions))
+        for image in images
+    ]
     sizes = {
         embedding: {key: len(tokens.ids) for key, tokens in made.items()} for embedding, made in embeddings.items()
     }

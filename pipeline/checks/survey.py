@@ -18,7 +18,7 @@ from ..recipe.model import Concept, ModelSpec, Recipe
 
 @dataclass(frozen=True)
 class Image:
-    """One image: its upright size, its captions, whether it has a mask file, and the repeats that its folder gives."""
+    """One image: its upright size, captions, whether it has a mask, and the repeats that its folder gives."""
 
     path: Path
     concept: int

@@ -11,6 +11,7 @@ from ..text import did_you_mean_path, nearest, printable
 from .caption_files import caption_file, caption_problem, has_control_characters, read_text
 from .caption_tables import TABLES, table_rows
 from .files import IMAGES, Files, compose_accents, files_in, repeats_of
+from .tags import strip_weights
 
 BESIDE = (".txt", ".caption")
 JSON = ".json"  # read where there is no text: tools that download images put other facts in it
@@ -74,6 +75,8 @@ def collect_captions(concept: Concept) -> Captioned:
         result.images = [
             (path, [f"{concept.prefix}{text}{concept.suffix}" for text in texts]) for path, texts in result.images
         ]
+    if concept.strip_weights:
+        result.images = [(path, [strip_weights(text) for text in texts]) for path, texts in result.images]
     if concept.folder_repeats:
         found = ((image, repeats_of(image, concept.images)) for image, _ in result.images)
         result.repeats = {image: of_folder[0] for image, of_folder in found if of_folder}

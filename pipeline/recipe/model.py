@@ -52,9 +52,12 @@ class Concept:
     suffix: str = ""
     shuffle_tags: bool = False
     keep_tags: int = 0
+    keep_separator: str | None = None
     tag_separator: str = ","
     tag_dropout: float = 0.0
     capitals: float = 0.0
+    wildcards: bool = False
+    strip_weights: bool = False
     masks: str = "beside"
     resolution: int | None = None
     flip: bool = False

@@ -184,3 +184,38 @@ def test_a_table_in_parquet(tmp_path):
     assert "row 2 is {" in write(image=["a.png", "b.png"], text=["x", None]).problems[0]
     (tmp_path / "t.parquet").write_bytes(b"PAR1 no table")
     assert "cannot be read as Parquet" in read(tmp_path, {}, "t.parquet").problems[0]
+
+
+def test_marks_of_other_programs_are_a_warning_with_the_key(tmp_path):
+    for name, text in (("a", "<cat> in {red|blue}"), ("b", "<cat> ||| x, (y:1.2)"), ("c", "{<cat>} (a, b) | x")):
+        noise(tmp_path / f"images/{name}.png")
+        (tmp_path / f"images/{name}.txt").write_text(text, "utf-8")
+    assert check(tmp_path) == [
+        "concept.1.wildcards: 1 of 3 captions contain '{red|blue}', a wildcard; set wildcards = true to draw one of "
+        "its parts for each sample",
+        "concept.1.keep_separator: 1 of 3 captions contain '|||', which separates tags that are kept; set "
+        "keep_separator = '|||'",
+        "concept.1.strip_weights: 1 of 3 captions contain '(y:1.2)', a weight, which training does not have; set "
+        "strip_weights = true to remove weights",
+    ]
+    assert check(tmp_path, 'wildcards = true\nkeep_separator = "|||"\nstrip_weights = true') == []
+
+
+def test_a_placeholder_that_a_key_would_replace_is_an_error(tmp_path):
+    noise(tmp_path / "images/a.png")
+    text = recipe_text(
+        concepts='[[concept]]\nimages = "images"\ncaptions = ["{cat|||}"]\nwildcards = true\nkeep_separator = "|||"',
+        embeddings='[[embedding]]\nplaceholder = "{cat|||}"',
+    )
+    found = check_recipe(write_recipe(tmp_path / "recipe.toml", text)).problems
+    assert [f"{one.key}: {one.text}" for one in found if one.severity == "error"] == [
+        "concept.1.wildcards: '{cat|||}' contains a mark of wildcards; rename it",
+        "concept.1.keep_separator: '{cat|||}' contains it; rename it",
+    ]
+
+
+def test_weights_are_stripped_from_captions_of_every_source(tmp_path):
+    files = {"a.png": "", "a.txt": "the (<cat>:1.2)", "t.jsonl": {"file_name": "a.png", "text": "(<cat>:2)"}}
+    keys = {"strip_weights": True, "prefix": "(a:1.1) "}
+    assert texts(tmp_path, files, **keys) == {"a.png": ["a the <cat>"]}
+    assert texts(tmp_path, files, "t.jsonl", **keys) == {"a.png": ["a <cat>"]}
