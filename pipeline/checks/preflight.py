@@ -171,7 +171,7 @@ def _make_plan(recipe: Recipe, found: Preflight) -> Plan | None:
     except (StageError, ConvertError, RecipeError, ValueError):
         return None  # loading the model, or the stage itself, has a better message
     found.add(truncation_problems(plan))
-    found.warnings += [*truncated_prompts(plan), *large_embeddings(plan)]
+    found.warnings += [*plan.long_captions, *truncated_prompts(plan), *large_embeddings(plan)]
     found.notes += taken_names(recipe, tokenizers)
     longest = {key: max((one.tokens[key] for one in plan.captions), default=0) for key in plan.limits}
     found.facts |= {
