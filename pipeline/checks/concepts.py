@@ -13,6 +13,7 @@ from ..data.files import IMAGES, repeated_folder
 from ..data.tags import split_tags
 from ..embeddings.placeholders import Replacer, spelling
 from ..errors import StageError
+from ..files import is_hidden
 from ..recipe.model import Concept, Recipe
 from ..recipe.options import TrainOptions
 from ..recipe.problem import Finding, KeyPath
@@ -100,8 +101,9 @@ def _inspect_images(concept: Concept, recipe: Recipe, captioned: Captioned) -> t
     if not captioned.images:
         return [], []  # avoids importing Pillow
     from ..data.buckets import visible_share
+    from ..data.complete import refuse_truncated
     from ..data.examples import crop_of, require_visible
-    from ..data.images import ENDINGS, inspect_image, refuse_truncated
+    from ..data.images import ENDINGS, inspect_image
 
     broken, odd = [], []
     edge = concept.resolution or _resolution(recipe)
@@ -141,7 +143,7 @@ def _first_findings(findings: list[Finding]) -> Iterator[Finding]:
 
 def _contents(folder: Path) -> str:
     """The contents of a folder by file extension."""
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
     ends = Counter(Path(entry.name).suffix.lower() or "without extension" for entry in entries if entry.is_file())
     folders = sum(entry.is_dir() for entry in entries)
     parts = [f"{count} {end}" for end, count in ends.most_common(3)]
@@ -156,7 +158,7 @@ def _unused_repeats(concept: Concept, read: Captioned) -> Iterator[str]:
     """A line about folders with repeats in their names, as for kohya's scripts, if nothing says whether to use them."""
     if concept.folder_repeats is not None or concept.repeats > 1 or concept.images_per_epoch or not read.images:
         return
-    below = sorted(entry.name for entry in os.scandir(concept.images) if entry.is_dir())
+    below = sorted(entry.name for entry in os.scandir(concept.images) if entry.is_dir() and not is_hidden(entry.name))
     name = next((name for name in (concept.images.name, *below) if repeated_folder(name)), None)
     if name is not None:
         times, kind = repeated_folder(name) or (1, "")

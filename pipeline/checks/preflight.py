@@ -14,6 +14,7 @@ import torch
 from ...converters.errors import ConvertError
 from ...converters.names import safe_stem
 from ...converters.programs import programs
+from ..data.complete import require_complete
 from ..data.images import open_image
 from ..errors import RecipeError, StageError
 from ..models.load import skeleton
@@ -205,6 +206,7 @@ def unreadable_images(images: Sequence[Path], found: Preflight) -> Iterator[str]
             return ""
         try:
             open_image(path)
+            require_complete(path)
         except StageError as error:
             return str(error)
         return None

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from ..errors import RecipeError
 from ..recipe.model import CAPTION_SOURCES, Concept
-from ..text import did_you_mean_path, nearest, printable
+from ..text import did_you_mean_path, first_few, nearest, printable
 from .caption_files import caption_file, caption_problem, has_control_characters, read_text
 from .caption_tables import TABLES, table_rows
 from .files import IMAGES, Files, compose_accents, files_in, repeats_of
 from .tags import strip_weights
 
 BESIDE = (".txt", ".caption")
+LISTED = 5  # files of one kind
 JSON = ".json"  # read where there is no text: tools that download images put other facts in it
 
 
@@ -77,6 +78,8 @@ def collect_captions(concept: Concept) -> Captioned:
         ]
     if concept.strip_weights:
         result.images = [(path, [strip_weights(text) for text in texts]) for path, texts in result.images]
+    if files.skipped:
+        result.warnings.append(_skipped(files.skipped))
     if concept.folder_repeats:
         found = ((image, repeats_of(image, concept.images)) for image, _ in result.images)
         result.repeats = {image: of_folder[0] for image, of_folder in found if of_folder}
@@ -85,6 +88,13 @@ def collect_captions(concept: Concept) -> Captioned:
     result.problems = [printable(text) for text in result.problems]
     result.warnings = [printable(text) for text in result.warnings]
     return result
+
+
+def _skipped(paths: list[Path]) -> str:
+    """About files that look like images and are not read."""
+    what = "file is an image" if len(paths) == 1 else "files are images"
+    names = first_few([path.name for path in paths], LISTED)
+    return f"{len(paths)} {what} in a format that is not supported: {names}; save them as PNG or JPEG, or remove them"
 
 
 def includes_subfolders(concept: Concept) -> bool:

@@ -15,6 +15,7 @@ import tomli
 
 from pivotune import schemas
 
+from ..files import is_hidden
 from ..text import count_of, did_you_mean_path
 from .document import Document
 from .embeddings_table import Unusable, embedding_rows
@@ -172,10 +173,10 @@ def _entries(source: Mapping[str, Any], base: Path, problems: Problems) -> Itera
 
 
 def _folder_entries(folder: Path, problems: Problems) -> Iterator[Entry]:
-    """An embedding for each folder in `folder`, sorted by name; hidden folders are skipped."""
+    """An embedding for each folder in `folder`, sorted by name; hidden folders and those of the system are skipped."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            names = sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
     except OSError as error:
         hint = did_you_mean_path(folder) if isinstance(error, FileNotFoundError) else ""
         problems.add(folder, 0, (), f"the folder cannot be read: {error.strerror or error}{hint}")
