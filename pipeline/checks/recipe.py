@@ -28,6 +28,7 @@ from .embeddings import (
     template_findings,
     truncation_findings,
 )
+from .masks import mask_findings
 from .model import family_findings, model_findings
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
 from .targets import output_findings, same_files, target_findings
@@ -155,6 +156,7 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     for finding in image_findings(recipe, captioned, look=cut):
         if len(finding.path) > 1 or not dropped.touches("embeddings_from"):
             yield finding
+    yield from mask_findings(recipe, captioned) if cut else ()
     yield from _limit_embeddings(name_findings(recipe.embeddings))
     yield from _limit_embeddings(same_files(recipe))
     if not dropped.touches("model") and not dropped.touches("embedding"):

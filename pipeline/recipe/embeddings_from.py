@@ -17,6 +17,7 @@ from pivotune import schemas
 
 from ..files import is_hidden
 from ..text import count_of, did_you_mean_path
+from .backslashes import advice_for, changed_paths
 from .document import Document
 from .embeddings_table import Unusable, embedding_rows
 from .explain import explain
@@ -190,7 +191,10 @@ def _folder_entries(folder: Path, problems: Problems) -> Iterator[Entry]:
             yield Entry(name, {}, str(folder / name), 0, folder / name)
             continue
         except (OSError, ValueError, RecursionError) as error:
-            problems.add(settings, getattr(error, "lineno", 0), (), f"cannot be read as TOML: {error}")
+            hint = advice_for(error) if isinstance(error, tomli.TOMLDecodeError) else ""
+            problems.add(settings, getattr(error, "lineno", 0), (), f"cannot be read as TOML: {error}{hint}")
+        for key_path, value in changed_paths(own):
+            problems.add(settings, 0, key_path, f"read as {value!r}: write a path with backslashes in single quotes")
         yield Entry(name, own, str(settings), 1, folder / name)
 
 
