@@ -73,6 +73,18 @@ def test_drawn_lines_without_the_placeholder_are_a_warning(tmp_path):
     assert check(tmp_path, 'prefix = "<cat> "') == []
 
 
+def test_lines_without_any_placeholder_or_with_another_one(tmp_path):
+    """The first are counted elsewhere; in the second some samples lack an embedding."""
+    for name, text in (("a", "a <cat>"), ("b", "a ring\nthe ring"), ("c", "a <cat>\na <dog>")):
+        noise(tmp_path / f"images/{name}.png")
+        (tmp_path / f"images/{name}.txt").write_text(text, "utf-8")
+    both = '\n[[embedding]]\nplaceholder = "<dog>"'
+    shown = [text for text in check(tmp_path, both) if "is drawn" in text]
+    assert len(shown) == 1
+    assert "in 1 of 2 caption files" in shown[0]
+    assert "(c.png: 'a <cat>')" in shown[0]
+
+
 def test_keys_of_caption_files_without_effect_are_a_warning(tmp_path):
     noise(tmp_path / "images/a.png")
     keys = 'captions = ["<cat>"]\ncaption_lines = "join"\ncaption_extension = ".caption"'
