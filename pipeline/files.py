@@ -35,6 +35,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     replace(temporary, path)
 
 
+# Folders that systems and file servers add: previews, deleted files, copies of a Mac's metadata.
+SYSTEM_FOLDERS = frozenset(("@eadir", "@recycle", "#recycle", "$recycle.bin", "__macosx", "lost+found", "thumbnails"))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is not the user's data: it starts with a dot, or a system added it."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
 WEIGHTS = (".safetensors", ".bin", ".ckpt", ".json", ".txt", ".model")
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from ...converters.families import Family
 from ..data.captions import Captioned, collect_captions, source_problems
-from ..data.files import IMAGES
+from ..data.files import IMAGES, repeated_folder
+from ..data.tags import split_tags
 from ..embeddings.placeholders import Replacer, spelling
 from ..errors import StageError
+from ..files import is_hidden
 from ..recipe.model import Concept, Recipe
 from ..recipe.options import TrainOptions
 from ..recipe.problem import Finding, KeyPath
@@ -39,7 +41,7 @@ def image_findings(recipe: Recipe, captioned: list[Captioned], *, look: bool = T
 def batch_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
     """Warnings about batches that are larger than an epoch: no image is used twice in a batch."""
     shown = sum(
-        concept.images_per_epoch or len(read.images) * concept.repeats
+        concept.images_per_epoch or sum(read.shown) * concept.repeats
         for concept, read in zip(recipe.concepts, captioned, strict=True)
     )
     for index, options in recipe.stages_with(TrainOptions):
@@ -72,6 +74,7 @@ def _concept(index: int, concept: Concept, recipe: Recipe, result: Captioned, lo
     broken, odd = _inspect_images(concept, recipe, read) if look else ([], [])
     yield from _first_findings([Finding(where, text) for text in broken])
     yield from _first_findings([Finding((*key_path, "captions"), text) for text in read.problems])
+    yield from (Finding(where, text, "warning") for text in _unused_repeats(concept, read))
     yield from _first_findings([Finding(where, text, "warning") for text in odd])
     yield from _first_findings([Finding(where, text, "warning") for text in read.warnings])
 
@@ -98,8 +101,9 @@ def _inspect_images(concept: Concept, recipe: Recipe, captioned: Captioned) -> t
     if not captioned.images:
         return [], []  # avoids importing Pillow
     from ..data.buckets import visible_share
+    from ..data.complete import refuse_truncated
     from ..data.examples import crop_of, require_visible
-    from ..data.images import ENDINGS, inspect_image, refuse_truncated
+    from ..data.images import ENDINGS, inspect_image
 
     broken, odd = [], []
     edge = concept.resolution or _resolution(recipe)
@@ -139,13 +143,27 @@ def _first_findings(findings: list[Finding]) -> Iterator[Finding]:
 
 def _contents(folder: Path) -> str:
     """The contents of a folder by file extension."""
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
     ends = Counter(Path(entry.name).suffix.lower() or "without extension" for entry in entries if entry.is_file())
     folders = sum(entry.is_dir() for entry in entries)
     parts = [f"{count} {end}" for end, count in ends.most_common(3)]
     if folders:
-        parts.append(f"{count_of(folders, 'folder')}; recursive = true includes them")
+        repeated = any(entry.is_dir() and repeated_folder(entry.name) for entry in entries)
+        key = "folder_repeats = true includes them with the repeats in their names"
+        parts.append(f"{count_of(folders, 'folder')}; {key if repeated else 'recursive = true includes them'}")
     return ", ".join(parts) or "empty"
+
+
+def _unused_repeats(concept: Concept, read: Captioned) -> Iterator[str]:
+    """A line about folders with repeats in their names, as for kohya's scripts, if nothing says whether to use them."""
+    if concept.folder_repeats is not None or concept.repeats > 1 or concept.images_per_epoch or not read.images:
+        return
+    below = sorted(entry.name for entry in os.scandir(concept.images) if entry.is_dir() and not is_hidden(entry.name))
+    name = next((name for name in (concept.images.name, *below) if repeated_folder(name)), None)
+    if name is not None:
+        times, kind = repeated_folder(name) or (1, "")
+        use = f"({count_of(times, 'repeat')}, class '{kind}')"
+        yield f"the name of {name} is not used {use}; set folder_repeats = true to use it, or false if it means nothing"
 
 
 def dropped_embedding_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
@@ -179,5 +197,4 @@ def capital_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]
 
 
 def _may_be_dropped(caption: str, concept: Concept, replacer: Replacer) -> bool:
-    tags = caption.split(concept.tag_separator)
-    return any(replacer.embeddings_in(tag) for tag in tags[concept.keep_tags :])
+    return any(replacer.embeddings_in(tag) for tag in split_tags(caption, concept)[1])

@@ -190,13 +190,13 @@ SMALLEST_LIMIT = 75  # token limit of CLIP, without begin and end tokens
 
 
 def truncation_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[Finding]:
-    """An error for each trained embedding that is beyond the token limit in all of its captions, and a warning for
+    """An error for each trained embedding that is beyond the token limit in all of its captions, and warnings for
     other truncated captions.
 
     The tokenizers are loaded only if captions are long enough; without them on this machine the run checks it.
     """
     captions = [text for concept in captioned for _, texts in concept.images for text in texts]
-    if not _may_be_truncated(recipe, captions):
+    if not _may_be_long(recipe, captions):
         return
     from ..models.tokenizers import light_tokenizers
     from .plan import make_plan
@@ -213,20 +213,17 @@ def truncation_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[
             yield Finding(("embedding", index, "placeholder"), f"{text}; move it towards the start")
     if plan.truncation_warning:
         yield Finding(("concept",), plan.truncation_warning, "warning")
+    yield from (Finding(("concept",), line, "warning") for line in plan.long_captions)
 
 
-def _may_be_truncated(recipe: Recipe, captions: list[str]) -> bool:
-    """Whether an embedding may be beyond the limit in a caption, if every byte were a token."""
+def _may_be_long(recipe: Recipe, captions: list[str]) -> bool:
+    """Whether a caption may be longer than the limit, if every byte were a token."""
     sizes = {embedding.placeholder: _max_vectors(embedding) for embedding in recipe.embeddings}
     replacer = Replacer(sizes)
-    return any(_longest_begin(text, replacer, sizes) > SMALLEST_LIMIT for text in captions)
-
-
-def _longest_begin(text: str, replacer: Replacer, sizes: Mapping[str, int]) -> int:
-    """The most tokens that the text may have up to the end of its last placeholder."""
-    found = replacer.find(text)
-    end = found[-1].end if found else 0
-    return len(text[:end].encode("utf-8", "replace")) + sum(sizes[one.embedding] for one in found)
+    return any(
+        len(text.encode("utf-8", "replace")) + sum(sizes[one.embedding] for one in replacer.find(text)) > SMALLEST_LIMIT
+        for text in captions
+    )
 
 
 def _max_vectors(embedding: EmbeddingSpec) -> int:

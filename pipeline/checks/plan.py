@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.tags import longest_form
 from ..embeddings.initial import InitialTokens, TokenizedTexts, initial_tokens_of, read_base_vectors
 from ..embeddings.placeholders import Replacer
 from ..embeddings.truncation import count_tokens
@@ -31,6 +32,7 @@ from .survey import Survey, stated_resolution, survey, survey_images
 
 MAX_CAPTIONS = 4  # shown
 MAX_EMBEDDINGS = 8  # shown
+SHORTEN = "shorten them, or move what matters most to the start"
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,22 @@ class Plan:
         example = f"(for example that of {found[0].image}: {', '.join(found[0].truncated)})"
         return f"{share} truncated before an embedding {example}; move the embedding towards the start"
 
+    @property
+    def long_captions(self) -> list[str]:
+        """A line for each token limit that captions exceed: how many do, and by how much on average."""
+        keys: dict[tuple[int, int, int], list[str]] = {}  # limit, captions, tokens that are cut on average
+        for key, limit in self.limits.items():
+            cut = [caption.tokens[key] - limit for caption in self.captions if caption.tokens[key] > limit]
+            if cut:
+                keys.setdefault((limit, len(cut), round(sum(cut) / len(cut))), []).append(key)
+        lines = []
+        for (limit, count, mean), names in keys.items():
+            share = f"{count} of {count_of(len(self.captions), 'caption')} {'is' if count == 1 else 'are'}"
+            of = f" of {' and '.join(names)}" if len(self.limits) > 1 else ""
+            cut_tokens = f"{count_of(mean, 'token')} {'is' if mean == 1 else 'are'} cut"
+            lines.append(f"{share} longer than {limit} tokens{of}; on average {cut_tokens}; {SHORTEN}")
+        return lines
+
 
 def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     """The plan of a checked recipe. ValueError if the padding text has no token, ConvertError for an unusable base."""
@@ -129,7 +147,10 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
         for index, options in recipe.stages_with(TrainOptions)
         if images
     }
-    pairs = [(image.path, image.captions) for image in images]
+    pairs = [
+        (image.path, tuple(longest_form(text, recipe.concepts[image.concept]) for text in image.captions))
+        for image in images
+    ]
     sizes = {
         embedding: {key: len(tokens.ids) for key, tokens in made.items()} for embedding, made in embeddings.items()
     }

@@ -114,7 +114,7 @@ def _captions(plan: Plan) -> Iterator[str]:
     if len(distinct) > MAX_CAPTIONS:
         yield f"  and {len(distinct) - MAX_CAPTIONS} more"
     lines = [f"{one.image}: truncated before {', '.join(one.truncated)}" for one in plan.truncated]
-    yield from (f"  warning: {line}" for line in first_lines(lines, 10, "caption"))
+    yield from (f"  warning: {line}" for line in [*plan.long_captions, *first_lines(lines, 10, "caption")])
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from ...converters.errors import ConvertError
 from ...converters.names import safe_stem
 from ...converters.programs import programs
+from ..data.complete import require_complete
 from ..data.images import open_image
 from ..errors import RecipeError, StageError
 from ..models.load import skeleton
@@ -171,7 +172,7 @@ def _make_plan(recipe: Recipe, found: Preflight) -> Plan | None:
     except (StageError, ConvertError, RecipeError, ValueError):
         return None  # loading the model, or the stage itself, has a better message
     found.add(truncation_problems(plan))
-    found.warnings += [*truncated_prompts(plan), *large_embeddings(plan)]
+    found.warnings += [*plan.long_captions, *truncated_prompts(plan), *large_embeddings(plan)]
     found.notes += taken_names(recipe, tokenizers)
     longest = {key: max((one.tokens[key] for one in plan.captions), default=0) for key in plan.limits}
     found.facts |= {
@@ -205,6 +206,7 @@ def unreadable_images(images: Sequence[Path], found: Preflight) -> Iterator[str]
             return ""
         try:
             open_image(path)
+            require_complete(path)
         except StageError as error:
             return str(error)
         return None

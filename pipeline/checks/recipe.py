@@ -17,6 +17,7 @@ from ..recipe.form import Dropped, form_of, without_refused
 from ..recipe.load import MAX_PROBLEMS, build, open_document, open_recipe
 from ..recipe.model import Recipe
 from ..recipe.problem import Finding, KeyPath, Problem
+from .captions import caption_source_findings
 from .concepts import batch_findings, capital_findings, dropped_embedding_findings, image_findings
 from .embeddings import (
     base_findings,
@@ -27,6 +28,7 @@ from .embeddings import (
     template_findings,
     truncation_findings,
 )
+from .masks import mask_findings
 from .model import companion_findings, drawing_findings, family_findings, model_findings
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
 from .targets import output_findings, same_files, target_findings
@@ -155,10 +157,12 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     for finding in image_findings(recipe, captioned, look=cut):
         if len(finding.path) > 1 or not dropped.touches("embeddings_from"):
             yield finding
+    yield from mask_findings(recipe, captioned) if cut else ()
     yield from _limit_embeddings(name_findings(recipe.embeddings))
     yield from _limit_embeddings(same_files(recipe))
     if not dropped.touches("model") and not dropped.touches("embedding"):
         yield from _limit_embeddings(base_findings(recipe, family))
+    yield from caption_source_findings(recipe, captioned)
     yield from dropped_embedding_findings(recipe, captioned)
     yield from capital_findings(recipe, family)
     trained = embeddings and not dropped.touches("embedding")

@@ -41,7 +41,9 @@ def objective_findings(
     boundary = round(boundary_of(spec) * (count or 0))
     if options.timesteps.low < boundary and (options.lora or options.finetune):
         text = f"the model's second denoiser draws below timestep {boundary}, and the LoRA or fine-tune is of the first"
-        yield Finding((*key_path, "timesteps", "low"), f"{text}: steps below do not train it; set {boundary}", "warning")
+        yield Finding(
+            (*key_path, "timesteps", "low"), f"{text}: steps below do not train it; set {boundary}", "warning"
+        )
     if kind is None:
         yield from _zero_snr_findings(key_path, options.objective, None)
         return

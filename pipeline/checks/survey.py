@@ -18,13 +18,14 @@ from ..recipe.model import Concept, ModelSpec, Recipe
 
 @dataclass(frozen=True)
 class Image:
-    """One image: its upright size, its captions, and whether it has a mask file."""
+    """One image: its upright size, captions, whether it has a mask, and the repeats that its folder gives."""
 
     path: Path
     concept: int
     size: Shape
     captions: tuple[str, ...]
     masked: bool
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def survey_images(recipe: Recipe) -> list[Image]:
         read = read_concept(concept)
         for path, texts in read.images:
             masked = path in read.masks or concept.masks == "alpha"
-            images.append(Image(path, number, inspect_image(path)[0], tuple(texts), masked))
+            images.append(Image(path, number, inspect_image(path)[0], tuple(texts), masked, read.repeats.get(path, 1)))
     return images
 
 
@@ -70,7 +71,7 @@ def survey(recipe: Recipe, images: list[Image], resolution: int, batch_size: int
     for place, one in enumerate(images):
         places[one.concept].append(place)
     captions = [[list(images[place].captions) for place in here] for here in places]
-    quotas = concept_quotas(recipe, captions)
+    quotas = concept_quotas(recipe, captions, [[images[place].repeats for place in here] for here in places])
     shown = counts_per_epoch(quotas)
     cuts = [crop_of(one.size, recipe.concepts[one.concept], recipe.data, resolution) for one in images]
     return Survey(

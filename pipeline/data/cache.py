@@ -19,7 +19,7 @@ from ...converters.tensor import RawTensor
 from ..device import device_name
 from ..tensors import from_raw, to_raw
 
-VERSION = 1  # of the files and of the code that makes them
+VERSION = 2  # of the files and of the code that makes them
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,20 +1,20 @@
-"""Reads caption files and tables of captions, and augments the tags of a caption."""
+"""Reads caption files: plain text and JSON."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..files import read_regular
 from ..recipe.model import Concept
+from .tags import join_tags
 
 LARGEST = 1 << 28  # bytes of a table of captions
 LONGEST = 10_000  # characters of a caption: text encoders read a few hundred
+_PARAGRAPHS = re.compile(r"\S\s*\n[^\S\n]*\n\s*\S")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -48,97 +48,68 @@ def read_text(path: Path, what: str, problems: list[str]) -> str | None:
     return None
 
 
-def changes_tags(concept: Concept) -> bool:
-    """Whether tags of this concept's captions are shuffled, dropped or capitalised."""
-    return concept.shuffle_tags or concept.tag_dropout > 0 or concept.capitals > 0
+def caption_file(path: Path, concept: Concept, what: str, problems: list[str]) -> list[str]:
+    """The captions of a file beside an image; none, with a line added to `problems`, if there is no usable one.
 
-
-def augment_tags(
-    caption: str, concept: Concept, chances: Callable[[int], Sequence[float]], order: Callable[[int], Sequence[int]]
-) -> str:
-    """The caption with its tags shuffled, dropped and capitalised as in the concept; its first `keep_tags` stay.
-
-    `chances(n)` gives n numbers from 0 to 1, `order(n)` a shuffle of 0..n-1.
+    `what` names the caption in messages.
     """
-    separator = concept.tag_separator
-    tags = [tag.strip() for tag in caption.split(separator)]
-    kept, rest = tags[: concept.keep_tags], [tag for tag in tags[concept.keep_tags :] if tag]
-    if concept.tag_dropout > 0:
-        rest = [tag for tag, chance in zip(rest, chances(len(rest)), strict=True) if chance >= concept.tag_dropout]
-    if concept.shuffle_tags:
-        rest = [rest[index] for index in order(len(rest))]
-    if concept.capitals > 0:
-        rest = [
-            _capitalised(tag, chance / concept.capitals) for tag, chance in zip(rest, chances(len(rest)), strict=True)
-        ]
-    return f"{separator.rstrip()} ".join([*kept, *rest])
-
-
-def _capitalised(tag: str, chance: float) -> str:
-    """A tag in one of three capitalisations, each for a third of the chances below 1; else unchanged.
-
-    Also unchanged is a tag that capitals would spell differently: `straße` is `STRASSE` in capitals, and the
-    placeholder `straße` would not be found in it.
-    """
-    if chance >= 1:
-        return tag
-    styles: tuple[Callable[[str], str], ...] = (str.upper, string.capwords, str.capitalize)
-    changed = styles[int(3 * chance)](tag)
-    return changed if changed.lower() == tag.lower() else tag
-
-
-TABLES = (".jsonl", ".csv")
-TEXTS = ("text", "caption")  # names of the column of captions
-Row = tuple[int, str, list[str]]  # line, name of the image, its captions
-
-
-def table_rows(path: Path, problems: list[str]) -> Iterator[Row]:
-    """Every row with an image and its captions; errors in other rows are added to `problems`."""
-    text = read_text(path, "the table of captions", problems)
-    if text is not None:
-        yield from (_csv if path.suffix.lower() == ".csv" else _json_lines)(path, text, problems)
-
-
-def _json_lines(path: Path, text: str, problems: list[str]) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"{path}:{number}: not JSON: {error}")
-            continue
-        captions = _captions(row) if isinstance(row, dict) else []
-        if captions and isinstance(row.get("file_name"), str):
-            yield number, row["file_name"], captions
-        else:
-            problems.append(f'{path}:{number}: a line is {{"file_name": "a.png", "text": "a caption"}}')
-
-
-def _captions(row: Mapping[object, object]) -> list[str]:
-    """The captions of a row; none if there is no usable one."""
-    value = next((row[key] for key in TEXTS if key in row), None)
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
+    text = read_text(path, what, problems)
+    if text is None:
         return []
-    return [str(text).strip() for text in texts]
+    if not text.strip():
+        problems.append(f"{path}: {what} is empty")
+        return []
+    if path.suffix.lower() != ".json":
+        return split_captions(text, concept.caption_lines, concept.tag_separator)
+    known = len(problems)
+    row = parse_json(text, str(path), problems)
+    captions = captions_of_row(row, concept.tag_separator) if isinstance(row, dict) else []
+    if not captions and len(problems) == known:
+        problems.append(
+            f'{path}: a caption in JSON is {{"caption": "a photo", "tags": ["red", "round"]}}, or one of them'
+        )
+    return captions
 
 
-def _csv(path: Path, text: str, problems: list[str]) -> Iterator[Row]:
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)  # in some countries it is a semicolon
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+def split_captions(text: str, lines: str, separator: str) -> list[str]:
+    """The captions in a text that is not blank, by `caption_lines`; `separator` is that of tags.
+
+    `auto`: paragraphs (texts with a blank line between them) are one caption, other lines are a caption each.
+    """
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines == "tags":
+        mark = separator.strip()
+        tags = [line.removeprefix(mark).removesuffix(mark).strip() for line in found]
+        return [join_tags([tag for tag in tags if tag], separator)]
+    if lines == "join" or (lines == "auto" and _PARAGRAPHS.search(text)):
+        return [" ".join(found)]
+    return found
+
+
+def captions_of_row(row: Mapping[Any, Any], separator: str) -> list[str]:
+    """The captions of a row or of a JSON file, each followed by the row's tags; none if there is no usable one.
+
+    `text` or `caption` is a caption or a list of them, `tags` a list of tags or their text, as in kohya's metadata.
+    """
+    value = next((row[key] for key in ("text", "caption") if row.get(key)), None)
+    texts = [] if value is None else value if isinstance(value, list) else [value]
+    tags = row.get("tags") or []
+    tags = tags if isinstance(tags, list) else [tags]
+    if not all(isinstance(text, str) for text in (*texts, *tags)) or not all(text.strip() for text in texts):
+        return []
+    added = [tag.strip() for tag in tags if tag.strip()]
+    if not texts:
+        return [join_tags(added, separator)] if added else []
+    return [join_tags([text.strip(), *added], separator) for text in texts]
+
+
+def parse_json(text: str, where: str, problems: list[str]) -> Any:
+    """Parsed JSON; None, with a line added to `problems`, for text that is not JSON or is null."""
     try:
-        names = reader.fieldnames or []
-        column = next((name for name in TEXTS if name in names), None)
-        if "file_name" not in names or column is None:
-            problems.append(f"{path}:1: the first line names the columns: file_name and text")
-            return
-        for row in reader:
-            name, caption = row["file_name"], row[column]
-            if name and caption and caption.strip():
-                yield reader.line_num, name, [caption.strip()]
-            else:
-                problems.append(f"{path}:{reader.line_num}: a line has a file_name and a {column}")
-    except csv.Error as error:
-        problems.append(f"{path}:{reader.line_num}: not CSV: {error}")
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{where}: not JSON: {error}")
+        return None
+    if found is None:
+        problems.append(f"{where}: contains null instead of captions")
+    return found

@@ -17,10 +17,10 @@ from ..rng import generator
 from ..text import count_of
 from .buckets import size_conditioning
 from .cache import Cache, Encoded, cache_folder
-from .caption_files import augment_tags, changes_tags
 from .epochs import Order
 from .examples import Example, read_examples
 from .latents import Latents
+from .tags import augment_tags, changes_tags, draw_wildcards
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,10 +143,12 @@ class Dataset:
     def _captions(
         self, examples: Sequence[Example], choices: Sequence[float], drops: Sequence[float], number: int
     ) -> tuple[str, ...]:
-        draw = generator(self.seed, "tags", number)
+        draw, wild = generator(self.seed, "tags", number), generator(self.seed, "wildcards", number)
         captions = []
         for example, choice, drop in zip(examples, choices, drops, strict=True):
             caption = example.captions[int(choice * len(example.captions))]
+            if example.concept.wildcards:
+                caption = draw_wildcards(caption, lambda count: torch.rand(count, generator=wild).tolist())
             if changes_tags(example.concept):
                 caption = augment_tags(
                     caption, example.concept,

@@ -29,23 +29,21 @@ class ConceptQuota:
     per_epoch: int
 
 
-def concept_quotas(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) -> list[ConceptQuota]:
-    """The quotas of every concept that has images; `captions` are those of each image of each concept.
+def concept_quotas(
+    recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]], repeats: Sequence[Sequence[int]] | None = None
+) -> list[ConceptQuota]:
+    """The quotas of every concept that has images; `captions` are those of each image of each concept, `repeats` how
+    often each image counts by its folder, once by default.
 
     Examples are numbered through all concepts in their order. The recipe's `data.balance` is applied.
     """
-    counts = [len(images) for images in captions]
-    sizes = [
-        concept.images_per_epoch or count * concept.repeats
-        for concept, count in zip(recipe.concepts, counts, strict=True)
-    ]
-    factors = [[1] * count for count in counts]
+    factors = [list(row) for row in repeats] if repeats is not None else [[1] * len(images) for images in captions]
     if recipe.data.balance == "embeddings":
-        factors = _embedding_factors(recipe, captions)
-        sizes = [
-            concept.images_per_epoch or sum(row) * concept.repeats
-            for concept, row in zip(recipe.concepts, factors, strict=True)
-        ]
+        factors = _embedding_factors(recipe, captions, factors)
+    sizes = [
+        concept.images_per_epoch or sum(row) * concept.repeats
+        for concept, row in zip(recipe.concepts, factors, strict=True)
+    ]
     if recipe.data.balance == "concepts":
         most = max(sizes, default=0)
         sizes = [concept.images_per_epoch or most for concept in recipe.concepts]
@@ -58,7 +56,9 @@ def concept_quotas(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) 
     return quotas
 
 
-def _embedding_factors(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]]) -> list[list[int]]:
+def _embedding_factors(
+    recipe: Recipe, captions: Sequence[Sequence[Sequence[str]]], repeats: list[list[int]]
+) -> list[list[int]]:
     """How often each image is repeated so that all embeddings are about as frequent as the most frequent one.
 
     An image counts for an embedding by the share of its captions that contain it. With several embeddings in an image
@@ -67,13 +67,16 @@ def _embedding_factors(recipe: Recipe, captions: Sequence[Sequence[Sequence[str]
     replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
     per_image = [[_shares(replacer, texts) for texts in images] for images in captions]
     total: Counter[str] = Counter()
-    for concept, images in zip(recipe.concepts, per_image, strict=True):
-        for shares in images:
-            total.update({embedding: share * concept.repeats for embedding, share in shares.items()})
+    for concept, images, times in zip(recipe.concepts, per_image, repeats, strict=True):
+        for shares, count in zip(images, times, strict=True):
+            total.update({embedding: share * count * concept.repeats for embedding, share in shares.items()})
     most = max(total.values(), default=0)
     return [
-        [max([round(most / total[embedding]) for embedding in shares], default=1) for shares in row]
-        for row in per_image
+        [
+            count * max([round(most / total[embedding]) for embedding in shares], default=1)
+            for shares, count in zip(row, times, strict=True)
+        ]
+        for row, times in zip(per_image, repeats, strict=True)
     ]
 
 

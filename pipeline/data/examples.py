@@ -49,11 +49,12 @@ def read_examples(recipe: Recipe, resolution: int) -> Examples:
 
     RecipeError if captions are missing; images that cannot be used are in `problems`.
     """
-    result, captions = Examples(), []
+    result, captions, repeats = Examples(), [], []
     hashes: dict[Path, str] = {}
     for concept in recipe.concepts:
         read = read_concept(concept)
         captions.append([texts for _, texts in read.images])
+        repeats.append(read.shown)
         for image, texts in read.images:
             mask = read.masks.get(image)
             try:
@@ -66,7 +67,7 @@ def read_examples(recipe: Recipe, resolution: int) -> Examples:
                 continue
             result.rows.append(Example(image, tuple(texts), concept, mask, content, size, crop))
     if not result.problems:
-        result.quotas = concept_quotas(recipe, captions)
+        result.quotas = concept_quotas(recipe, captions, repeats)
     return result
 
 

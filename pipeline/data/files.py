@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..files import is_hidden
+
 IMAGES = (
-    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif",
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif",
+    ".jxl",
+)  # fmt: skip
+OTHER_IMAGES = (  # not supported: drawing programs, cameras, rare formats
+    ".psd", ".psb", ".xcf", ".kra", ".clip", ".afphoto", ".svg", ".ai", ".eps", ".cr2", ".cr3", ".nef", ".arw", ".dng",
+    ".raf", ".orf", ".rw2", ".jp2", ".j2k", ".jxr", ".tga", ".ico", ".dds", ".exr", ".hdr", ".ppm", ".pgm", ".pcx",
+    ".qoi", ".apng", ".jpg_large", ".jpeg_large",
 )  # fmt: skip
 MASKS = ("-mask", ".mask", "-masklabel")  # x-mask.png is the mask of x.jpg; the last is OneTrainer's spelling
+_REPEATED = re.compile(r"([1-9]\d{0,5})_(.*\S)\s*")
+
+
+def repeated_folder(name: str) -> tuple[int, str] | None:
+    """Repeats and class of a folder named as for kohya's scripts (`10_red ring`); None for other names."""
+    match = _REPEATED.fullmatch(name)
+    return (int(match[1]), match[2].strip()) if match else None
+
+
+def repeats_of(image: Path, folder: Path) -> tuple[int, str] | None:
+    """Repeats and class of an image by the nearest folder with such a name, from its own up to `folder`."""
+    for parent in image.parents:
+        found = repeated_folder(parent.name)
+        if found or parent == folder:
+            return found
+    return None
 
 
 @dataclass
 class Files:
-    """`images` in the order of their paths, without masks; `siblings` finds files of the same stem."""
+    """`images` in the order of their paths, without masks; `siblings` finds files of the same stem.
+
+    `skipped` are files in formats of images that are not supported, except sources of an image of the same stem.
+    """
 
     images: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
     _known: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)
     _masks: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)  # by the image's folder and stem
 
@@ -41,7 +70,8 @@ class Files:
 def files_in(folder: Path, *, recursive: bool = False) -> Files:
     """All files of a folder, and with `recursive` of its subfolders. OSError when it cannot be read.
 
-    Names that start with a dot are skipped. Links are followed; a broken link is listed, so that it is reported.
+    Hidden names and folders of the system are skipped. Links are followed; a broken link is listed, so that it is
+    reported.
     """
     found = Files()
     paths = sorted(_walk(folder, recursive, set()), key=lambda path: path.relative_to(folder).as_posix())
@@ -50,6 +80,8 @@ def files_in(folder: Path, *, recursive: bool = False) -> Files:
     images = [path for path in paths if path.name.lower().endswith(IMAGES)]
     masks = {mask for image in images for mask in found.mask(image)}
     found.images = [path for path in images if path not in masks]
+    others = (path for path in paths if path.name.lower().endswith(OTHER_IMAGES))
+    found.skipped = [path for path in others if not found.siblings(path, *IMAGES)]
     return found
 
 
@@ -58,7 +90,7 @@ def _walk(folder: Path, recursive: bool, parents: set[str]) -> Iterator[Path]:
     if real in parents:  # a link to a parent folder
         return
     with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        visible = [entry for entry in entries if not is_hidden(entry.name)]
     for entry in visible:
         if entry.is_dir():
             if recursive:

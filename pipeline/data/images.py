@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import os
+import io
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import StageError
 from .buckets import Shape
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
+if TYPE_CHECKING:
+    from PIL.ImageCms import ImageCmsTransform
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF", "JXL")
 ENDINGS = {
-    "PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jfif"), "MPO": (".jpg", ".jpeg"), "WEBP": (".webp",),
+    "PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "MPO": (".jpg", ".jpeg", ".jpe"), "WEBP": (".webp",),
     "BMP": (".bmp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",), "HEIF": (".heic", ".heif"),
+    "JXL": (".jxl",),
 }  # fmt: skip
 SMALLEST = 8  # pixels per side
 MOST_PIXELS = 64_000_000  # decoding needs up to sixteen bytes per pixel
-_REDUCED = ("JPEG", "MPO")  # can be decoded at a half, a quarter or an eighth of their size
+REDUCED = ("JPEG", "MPO")  # can be decoded at a half, a quarter or an eighth of their size
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
-    MemoryError, Image.DecompressionBombError,
+    MemoryError, RuntimeError, Image.DecompressionBombError,
 )  # fmt: skip  # what Pillow's plugins raise for corrupt files
 
 
@@ -43,32 +49,6 @@ def inspect_image(path: Path) -> tuple[Shape, str]:
         return (size[0], size[1]), file.format or ""
 
 
-def refuse_truncated(path: Path, kind: str) -> None:
-    """StageError for a truncated PNG, JPEG, WebP, GIF or BMP. Reads its last bytes; decodes it only if in doubt."""
-    if kind in _ENDS and not _ENDS[kind](*_edges(path)):
-        open_image(path)
-
-
-# Format: whether a file is complete, by its first and last bytes and its size.
-_ENDS: dict[str, Callable[[bytes, bytes, int], bool]] = {
-    "PNG": lambda head, tail, size: b"IEND\xaeB`\x82" in tail,
-    "JPEG": lambda head, tail, size: b"\xff\xd9" in tail,
-    "MPO": lambda head, tail, size: b"\xff\xd9" in tail,
-    "WEBP": lambda head, tail, size: int.from_bytes(head[4:8], "little") + 8 <= size,
-    "GIF": lambda head, tail, size: tail.rstrip(b"\0").endswith(b"\x3b"),
-    "BMP": lambda head, tail, size: 0 < int.from_bytes(head[2:6], "little") <= size,
-}
-_TAIL = 64  # bytes; some programs append a few after the end
-
-
-def _edges(path: Path) -> tuple[bytes, bytes, int]:
-    with path.open("rb") as file:
-        head = file.read(8)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL))
-        return head, file.read(), size
-
-
 def _orientation(file: Image.Image) -> int | None:
     """The EXIF orientation; of a PNG only if it is before the pixels, as Pillow would decode it to find others."""
     if file.format == "PNG" and not any("exif" in str(key).lower() for key in file.info):
@@ -78,16 +58,19 @@ def _orientation(file: Image.Image) -> int | None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image as 8-bit RGB, rotated by its EXIF orientation, with transparent parts on white.
+    """The image as 8-bit sRGB, rotated by its EXIF orientation, with transparent parts on white.
 
     Raises StageError for a file that is not an image, is truncated, or contains several images.
     """
     upright = _upright(path)
+    profile = upright.info.get("icc_profile")
     if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-        transparent = upright.convert("RGBA")
+        whole = upright.convert("RGBA")
+        transparent = in_srgb(whole.convert("RGB"), profile)
+        transparent.putalpha(whole.getchannel("A"))
         background = Image.new("RGBA", transparent.size, "white")
         return Image.alpha_composite(background, transparent).convert("RGB")
-    return upright.convert("RGB")
+    return in_srgb(upright, profile)
 
 
 def open_mask(path: Path, image: Shape) -> Image.Image:
@@ -110,12 +93,14 @@ def open_alpha(path: Path) -> Image.Image:
 def _upright(path: Path) -> Image.Image:
     with _open(path) as file:
         _draft(file)
+        profile = file.info.get("icc_profile")
         upright = ImageOps.exif_transpose(file)
         if upright.mode == "F":
             raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
         if upright.mode.startswith("I"):  # 16 bits per pixel: Pillow's conversion would clip instead of scale
-            return upright.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
+            upright = upright.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
         upright.load()
+        upright.info["icc_profile"] = profile
         return upright
 
 
@@ -137,7 +122,7 @@ def _open(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large images and corrupt EXIF: both are handled below
             with Image.open(path, formats=_formats()) as file:
-                if file.width * file.height > MOST_PIXELS and file.format not in _REDUCED:
+                if file.width * file.height > MOST_PIXELS and file.format not in REDUCED:
                     most = f"the limit is {MOST_PIXELS // 1_000_000} million"
                     raise StageError(f"{path}: {file.width}x{file.height} pixels are too many; {most}; make it smaller")
                 frames = getattr(file, "n_frames", 1)
@@ -150,12 +135,18 @@ def _open(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise StageError(f"{path}: too large to be opened safely ({error}); make it smaller") from error
     except _UNREADABLE as error:
-        raise StageError(f"{path}: not a readable image ({getattr(error, 'strerror', None) or error})") from error
+        raise StageError(f"{path}: not a readable image ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error of Pillow or a plugin."""
+    text = str(getattr(error, "strerror", None) or error)
+    return text.partition("\n")[0]
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The supported formats; HEIC if pillow-heif is installed.
+    """The supported formats; HEIC if pillow-heif is installed, JPEG XL if pillow-jxl-plugin is.
 
     Pillow's own `init` imports some forty modules.
     """
@@ -166,6 +157,8 @@ def _formats() -> tuple[str, ...]:
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
+    with suppress(ImportError):
+        import pillow_jxl  # noqa: F401  # registers itself
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -178,4 +171,51 @@ def _unknown(path: Path) -> str:
         return "a HEIC image; pip install pillow-heif, or save it as PNG or JPEG"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
         return "an AVIF image, which this Pillow cannot read; pip install -U pillow, or save it as PNG or JPEG"
+    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        return "a JPEG XL image; pip install pillow-jxl-plugin, or save it as PNG or JPEG"
     return "the file is not an image"
+
+
+_PROFILED = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # Pillow's mode by a profile's colour space
+_SAME = 2  # of 255: profiles whose colours differ less from sRGB are sRGB
+_LEVELS = (0, 32, 96, 160, 255)
+
+
+def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """An image without alpha as 8-bit sRGB. A profile that is corrupt, or of other channels, is ignored, as viewers do.
+
+    The intent is relative colorimetric with black point compensation: colours that sRGB has stay as they are.
+    """
+    found = _transform(profile) if profile else None
+    if found is None or (found[0] == "CMYK") != (image.mode == "CMYK"):
+        return image.convert("RGB")
+    mode, transform = found
+    return transform.apply(image.convert(mode))
+
+
+@lru_cache(maxsize=32)  # images of one camera have the same profile
+def _transform(profile: bytes) -> tuple[str, ImageCmsTransform] | None:
+    """The mode of images with this profile and the conversion to sRGB; None for sRGB itself and unusable profiles."""
+    try:
+        from PIL import ImageCms
+    except ImportError:  # a Pillow built without it
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = _PROFILED[source.profile.xcolor_space.strip()]
+        transform = ImageCms.buildTransform(
+            source, ImageCms.createProfile("sRGB"), mode, "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )  # fmt: skip
+    except (ImageCms.PyCMSError, OSError, KeyError, ValueError, TypeError):
+        return None
+    return None if mode == "RGB" and _is_srgb(transform) else (mode, transform)
+
+
+def _is_srgb(transform: ImageCmsTransform) -> bool:
+    """Whether a conversion leaves colours as they are: sRGB's own profiles differ in the last bits."""
+    colours = list(product(_LEVELS, repeat=3))
+    image = Image.new("RGB", (len(colours), 1))
+    image.putdata(colours)
+    after = transform.apply(image).tobytes()
+    return all(abs(one - other) <= _SAME for one, other in zip(image.tobytes(), after, strict=True))

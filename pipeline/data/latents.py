@@ -17,6 +17,7 @@ from ..text import first_lines
 from ..vae import encode_image, latent_channels, normalization, vae_scale
 from .augment import Variant, apply_variant, apply_variant_to_mask, is_augmented, random_variant
 from .cache import Cache, Encoded, key_of, vae_identity
+from .complete import require_complete
 from .examples import Example, content_of
 from .images import open_alpha, open_image, open_mask
 
@@ -86,6 +87,7 @@ class Latents:
         self.hits += len(wanted) - len(lacking)
         if lacking:
             image, mask = open_example(example)
+            require_complete(example.image)
             for variant in lacking if encode else ():
                 self._encode(example, variant, image, mask)
 

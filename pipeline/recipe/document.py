@@ -15,6 +15,7 @@ from typing import Any
 import tomli
 
 from ..text import did_you_mean
+from .backslashes import advice, advice_for, changed_paths
 from .problem import KeyPath, Problem, key_text
 
 _PART = re.compile(r'[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'')
@@ -207,7 +208,19 @@ def read(path: Path) -> Document:
     if not data:
         raise Unreadable(Problem("error", 0, "", "the recipe is empty; create one with `pivotune new`"))
     refuse_deep(data)
-    return Document(path, text, data)
+    document = Document(path, text, data)
+    _refuse_changed_paths(document)
+    return document
+
+
+def _refuse_changed_paths(document: Document) -> None:
+    """Raises Unreadable for a path in which TOML read backslashes as escapes."""
+    for key_path, value in changed_paths(document.data):
+        problem = document.problem(key_path, "")
+        line = document.text.split("\n")[problem.line - 1]
+        hint = advice(line)
+        if hint:
+            raise Unreadable(document.problem(key_path, f"read as {value!r}: {hint}"))
 
 
 def _text(path: Path) -> str:
@@ -240,10 +253,11 @@ def _decoded(raw: bytes) -> str:
 
 
 def _syntax(error: tomli.TOMLDecodeError) -> str:
+    """The cause of a syntax error, and what to write if it is a Windows path."""
     cause = error.msg[0].lower() + error.msg[1:]
     if "overwrite" in cause or "declare" in cause or "mutate" in cause:
         cause = f"duplicate key or table ({cause})"
-    return f"invalid TOML at column {error.colno}: {cause}"
+    return f"invalid TOML at column {error.colno}: {cause}{advice_for(error)}"
 
 
 def refuse_deep(data: dict[str, Any]) -> None:

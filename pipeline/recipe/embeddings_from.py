@@ -15,7 +15,9 @@ import tomli
 
 from pivotune import schemas
 
+from ..files import is_hidden
 from ..text import count_of, did_you_mean_path
+from .backslashes import advice_for, changed_paths
 from .document import Document
 from .embeddings_table import Unusable, embedding_rows
 from .explain import explain
@@ -172,10 +174,10 @@ def _entries(source: Mapping[str, Any], base: Path, problems: Problems) -> Itera
 
 
 def _folder_entries(folder: Path, problems: Problems) -> Iterator[Entry]:
-    """An embedding for each folder in `folder`, sorted by name; hidden folders are skipped."""
+    """An embedding for each folder in `folder`, sorted by name; hidden folders and those of the system are skipped."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            names = sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
     except OSError as error:
         hint = did_you_mean_path(folder) if isinstance(error, FileNotFoundError) else ""
         problems.add(folder, 0, (), f"the folder cannot be read: {error.strerror or error}{hint}")
@@ -189,7 +191,10 @@ def _folder_entries(folder: Path, problems: Problems) -> Iterator[Entry]:
             yield Entry(name, {}, str(folder / name), 0, folder / name)
             continue
         except (OSError, ValueError, RecursionError) as error:
-            problems.add(settings, getattr(error, "lineno", 0), (), f"cannot be read as TOML: {error}")
+            hint = advice_for(error) if isinstance(error, tomli.TOMLDecodeError) else ""
+            problems.add(settings, getattr(error, "lineno", 0), (), f"cannot be read as TOML: {error}{hint}")
+        for key_path, value in changed_paths(own):
+            problems.add(settings, 0, key_path, f"read as {value!r}: write a path with backslashes in single quotes")
         yield Entry(name, own, str(settings), 1, folder / name)
 
 

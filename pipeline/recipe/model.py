@@ -38,7 +38,7 @@ class ModelSpec:
 class Concept:
     """Images of one subject or style, the sources of their captions and masks, and how they are sampled.
 
-    `captions` is `beside` (x.txt next to x.png), `file-name`, the path of a .jsonl, .csv or .txt file, or a tuple of
+    `captions` is `beside` (x.txt next to x.png), `file-name`, the path of a table or a .txt file, or a tuple of
     templates. `masks` is `beside`, `alpha`, `none`, or the path of a folder. The schema describes all fields.
     """
 
@@ -47,6 +47,9 @@ class Concept:
     repeats: int = 1
     images_per_epoch: int | None = None
     recursive: bool = False
+    folder_repeats: bool | None = None
+    caption_lines: str = "auto"
+    caption_extension: str | None = None
     loss_weight: float = 1.0
     prior: bool = False
     prior_target: str = "image"
@@ -54,9 +57,12 @@ class Concept:
     suffix: str = ""
     shuffle_tags: bool = False
     keep_tags: int = 0
+    keep_separator: str | None = None
     tag_separator: str = ","
     tag_dropout: float = 0.0
     capitals: float = 0.0
+    wildcards: bool = False
+    strip_weights: bool = False
     masks: str = "beside"
     resolution: int | None = None
     flip: bool = False

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from ..data.captions import read_captions
 from ..data.dataset import FullBatch
+from ..data.tags import longest_form
 from ..distributed import Processes
 from ..embeddings.placeholders import Replacer
 from ..errors import StageError
@@ -162,5 +163,10 @@ def _plain_captions(recipe: Recipe) -> list[str]:
     """Every caption once, with the initial text instead of each placeholder."""
     texts = {embedding.placeholder: embedding.initial_text for embedding in recipe.embeddings}
     replacer = Replacer(list(texts))
-    captions = [text for concept in recipe.concepts for _, several in read_captions(concept) for text in several]
+    captions = [
+        longest_form(text, concept)
+        for concept in recipe.concepts
+        for _, several in read_captions(concept)
+        for text in several
+    ]
     return list(dict.fromkeys(replacer.replace(caption, texts) for caption in captions))

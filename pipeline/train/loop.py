@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -14,15 +14,12 @@ from torch import Tensor
 
 from ..data.dataset import Batch, local_batches
 from ..distributed import sum_gradients
-from ..embeddings.initial import TokenizedTexts
-from ..embeddings.truncation import count_tokens
-from ..errors import StageError
 from ..models.frozen import frozen_outputs
-from ..models.tokenizers import token_limit
 from ..recipe.intervals import Clock
 from ..rng import generator
 from .guard import NotFinite, advice
 from .loss import NoisyBatch, mean_loss, part_loss
+from .reach import require_reach
 from .setup import Training
 
 
@@ -61,7 +58,7 @@ def one_step(training: Training, clock: Clock) -> dict[str, Any]:
                 raise NotFinite(f"the gradient of {bad} at step {clock.step + 1} is {norms[bad]}, not a finite number")
             loss, norms = gradients(training, batches, clock.step)
         training.scale.keep()
-        require_reach(training, captions)
+        require_reach(training, captions, numbers)
         for trainable in training.trainables:
             trainable.step(norms[trainable.name], clock, training.guard)
     except NotFinite as error:
@@ -126,38 +123,6 @@ def seed_dropout(device: torch.device, seed: int) -> None:
         torch.default_generator.manual_seed(seed)  # a fiftieth of the time of `torch.manual_seed`
     else:
         torch.manual_seed(seed)
-
-
-def require_reach(training: Training, captions: Sequence[str]) -> None:
-    """StageError when a vector of an embedding got no gradient in a step with these captions.
-
-    An embedding that is truncated in them passes if it is not truncated in another caption of the data: it is checked
-    again when it is sampled next.
-    """
-    missed = training.embeddings.missed if training.embeddings is not None else {}
-    for key, vectors in missed.items():
-        for name, numbers in sorted(vectors.items()):
-            if fits(training, key, name, captions):
-                why = "the model does not use this encoder, or masks cover its images"
-            elif not fits(training, key, name, (c for one in training.dataset.examples for c in one.captions)):
-                why = "all its captions are truncated before it (pivotune plan lists them); move it towards the start"
-            else:
-                continue
-            lost = ", ".join(map(str, numbers))
-            raise StageError(f"no gradient reaches vector {lost} of {name!r} in {key}: {why}")
-
-
-def fits(training: Training, key: str, name: str, captions: Iterable[str]) -> bool:
-    """Whether one of the captions has all vectors of the embedding within the token limit of an encoder."""
-    encoder = next(one for one in training.model.encoders if one.key == key)
-    about = next(one for one in training.model.family.encoders if one.key == key)
-    limit = token_limit(encoder.tokenizer, about)
-    sizes = {embedding: len(span) for embedding, span in training.injection.rows[key].spans.items()}
-    texts, replacer = TokenizedTexts(encoder.tokenizer), training.injection.replacer
-    return any(
-        name in replacer.embeddings_in(caption) and name not in count_tokens(caption, replacer, sizes, texts, limit)[1]
-        for caption in captions
-    )
 
 
 def batch_loss(training: Training, batch: Batch, number: int, *, grad_text: bool) -> Tensor:

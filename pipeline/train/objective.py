@@ -15,6 +15,7 @@ class Objective(Protocol):
 
     kind: str
     timesteps: int
+    options: ObjectiveOptions
 
     def sample(self, latents: Tensor, seed: int, step: int) -> NoisyBatch:
         """Noise and target for a batch of float32 latents on the CPU, drawn from (seed, step) alone."""

@@ -38,7 +38,7 @@ def names(concept: Concept) -> list[tuple[str, list[str]]]:
 
 
 def test_beside(make: Make) -> None:
-    concept = make(b__png="", a__JPG="", a__txt="one\n\n  two  \n", b__txt="\ufeffthree", notes__md="no image")
+    concept = make(b__png="", a__JPG="", a__txt="one\n  two  \n\n", b__txt="\ufeffthree", notes__md="no image")
     assert names(concept) == [("a.JPG", ["one", "two"]), ("b.png", ["three"])]
 
 
@@ -99,7 +99,7 @@ def test_other_places_for_captions(make: Make, tmp_path: Path) -> None:
 
 
 def test_two_caption_files_for_one_image_are_refused(make: Make) -> None:
-    with pytest.raises(RecipeError, match=r"a\.png: has two caption files, a\.txt and a\.caption; keep one"):
+    with pytest.raises(RecipeError, match=r"a\.png: has two caption files, a\.txt and a\.caption; set caption_ext"):
         read_captions(make(a__png="", a__txt="x", a__caption="y"))
 
 
@@ -147,7 +147,7 @@ def test_a_table_names_images_in_folders_and_may_give_several_captions(make: Mak
 def test_an_unknown_source_of_captions_is_an_error_with_the_known_ones(make: Make, tmp_path: Path) -> None:
     problem = collect_captions(make(str(tmp_path / "captions.xml"), a__png="")).problems[0]
     assert problem.endswith(
-        "captions come from 'beside', 'file-name', a .jsonl, .csv or .txt file, or a list of templates"
+        "captions come from 'beside', 'file-name', a .jsonl, .json, .csv, .parquet or .txt file, or a list of templates"
     )
 
 

@@ -13,7 +13,7 @@ from recipe_text import noise, recipe_text, write_recipe
 from pivotune.pipeline.checks.plan import make_plan
 from pivotune.pipeline.checks.plan_text import plan_json, plan_text
 from pivotune.pipeline.checks.recipe import check_recipe
-from pivotune.pipeline.data import images as open_module
+from pivotune.pipeline.data import complete as open_module
 from pivotune.pipeline.models.tokenizers import load_tokenizers
 from pivotune.pipeline.recipe.load import load_recipe
 

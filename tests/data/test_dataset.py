@@ -157,3 +157,20 @@ def test_bad_settings_are_errors(tmp_path, vae):
         dataset_of(recipe_of(tmp_path, templates(), buckets=True, bucket_step=64), vae)
     with pytest.raises(StageError, match="15x15 pixels: this model needs multiples of 2 pixels"):
         dataset_of(recipe_of(tmp_path, templates()), vae, resolution=15, multiple=2)
+
+
+def test_wildcards_are_drawn_by_seed_and_batch_alone(tmp_path, vae):
+    for number in range(4):
+        noise(tmp_path / f"images/{number}.png", seed=number)
+    keys = {"captions": ["{a|the|one} <e> ||| {x|y}, z"], "wildcards": True, "keep_separator": "|||",
+            "shuffle_tags": True}  # fmt: skip
+    recipe = recipe_of(tmp_path, keys, cache_latents="memory")
+    dataset = dataset_of(recipe, vae, size=4)
+    captions = [dataset.captions(number) for number in range(60)]
+    seen = Counter(caption for batch in captions for caption in batch)
+    ends = ("x, z", "y, z", "z, x", "z, y")
+    assert seen.keys() == {f"{one} <e>, {end}" for one in ("a", "the", "one") for end in ends}
+    assert min(seen.values()) > 5
+    again = dataset_of(recipe, vae, size=4)
+    assert [again.captions(number) for number in reversed(range(60))] == captions[::-1]
+    assert [dataset_of(recipe, vae, size=4, seed=4).captions(number) for number in range(60)] != captions

@@ -1,6 +1,8 @@
 """Images of every format become the expected tensor, or are an error."""
 
 import struct
+import sys
+from functools import cache
 
 import numpy
 import pytest
@@ -8,6 +10,7 @@ import torch
 from bad_images import BROKEN, broken, png
 from PIL import Image, features
 
+from pivotune.pipeline.data import images
 from pivotune.pipeline.data.augment import Variant, apply_variant
 from pivotune.pipeline.data.images import inspect_image, open_alpha, open_image, open_mask
 from pivotune.pipeline.errors import StageError
@@ -94,8 +97,10 @@ def test_one_bit_a_pixel(tmp_path):
     assert open_image(tmp_path / "a.png").getpixel((7, 0)) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("name", ["a.webp", "a.gif", "a.bmp", "a.tiff", "a.avif", "a.jfif"])
+@pytest.mark.parametrize("name", ["a.webp", "a.gif", "a.bmp", "a.tiff", "a.avif", "a.jfif", "a.jpe", "a.jxl"])
 def test_every_supported_format_can_be_read(tmp_path, name):
+    if name.endswith("jxl"):
+        pytest.importorskip("pillow_jxl")
     if name.endswith("avif") and not features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
     Image.new("RGB", (16, 9), (200, 30, 30)).save(tmp_path / name)
@@ -154,3 +159,20 @@ def test_transparency_as_a_mask(tmp_path):
     assert (alpha.getpixel((2, 3)), alpha.getpixel((3, 2))) == (0, 255)
     image.convert("RGB").save(tmp_path / "b.png")
     assert open_alpha(tmp_path / "b.png").getextrema() == (255, 255)
+
+
+def test_jpeg_xl_without_its_plugin_is_an_error_with_its_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    monkeypatch.delitem(Image.OPEN, "JXL", raising=False)
+    monkeypatch.setattr(images, "_formats", cache(images._formats.__wrapped__))
+    for head in (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"):
+        (tmp_path / "a.jxl").write_bytes(head + bytes(40))
+        with pytest.raises(StageError, match=r"a\.jxl: a JPEG XL image; pip install pillow-jxl-plugin, or save it"):
+            inspect_image(tmp_path / "a.jxl")
+
+
+def test_a_corrupt_jpeg_xl_is_an_error_of_one_line(tmp_path):
+    pytest.importorskip("pillow_jxl")
+    (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + bytes(40))
+    with pytest.raises(StageError, match=r"a\.jxl: not a readable image \([^\n]+\)$"):
+        inspect_image(tmp_path / "a.jxl")

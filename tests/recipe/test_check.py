@@ -15,6 +15,7 @@ from pivotune.pipeline import effnet
 from pivotune.pipeline.checks import concepts as check_images
 from pivotune.pipeline.checks.embeddings import _similar
 from pivotune.pipeline.checks.recipe import check_recipe, checked_recipe
+from pivotune.pipeline.data import complete
 from pivotune.pipeline.data import images as opened
 from pivotune.pipeline.data.captions import Captioned
 from pivotune.pipeline.errors import RecipeError
@@ -163,9 +164,9 @@ def test_a_recipe_without_embeddings_is_an_error(good: Path, also: str) -> None:
 
 def test_images_and_captions_are_read_once_in_an_invalid_recipe(good: Path, monkeypatch) -> None:
     seen: Counter[str] = Counter()
-    for name in ("inspect_image", "refuse_truncated"):
-        was = getattr(opened, name)
-        monkeypatch.setattr(opened, name, lambda path, *more, was=was: (seen.update([str(path)]), was(path, *more))[1])
+    for module, name in ((opened, "inspect_image"), (complete, "refuse_truncated")):
+        was = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda path, *more, was=was: (seen.update([str(path)]), was(path, *more))[1])
     was_read = check_images.collect_captions
 
     def read(concept: Concept) -> Captioned:

@@ -54,10 +54,21 @@ def test_an_embedding_that_fits_somewhere_or_is_frozen_is_no_error(micro, captio
 
 def test_captions_of_which_some_are_truncated_are_a_warning(micro):
     captions = json.dumps([LONG + "<emblem>", "<emblem>"])
-    (found,) = check_recipe(micro, [f"concept.captions={captions}"], tokens=True).problems
-    assert found.severity == "warning"
+    found, long = check_recipe(micro, [f"concept.captions={captions}"], tokens=True).problems
+    assert found.severity == long.severity == "warning"
     assert "captions are truncated before an embedding (for example that of" in found.text
     assert check_recipe(micro, [f"concept.captions={captions}"]).problems == []
+
+
+def test_captions_longer_than_the_limit_are_counted(micro):
+    """One has 75 tokens with the vector of the embedding; the others have 1, 11 and 48 more."""
+    texts = ["<emblem>" + " a" * count for count in (74, 75, 85, 122)]
+    found = check_recipe(micro, [f"concept.captions={json.dumps(texts)}", "embedding.tokens=1"], tokens=True).problems
+    images = len(list((Path(__file__).parent / "images").glob("*.png")))
+    assert [(one.severity, one.text) for one in found] == [(
+        "warning", f"{3 * images} of {4 * images} captions are longer than 75 tokens; on average 20 tokens are cut; "
+        "shorten them, or move what matters most to the start",
+    )]  # fmt: skip
 
 
 def test_truncation_is_no_error_of_a_run_with_force(micro):

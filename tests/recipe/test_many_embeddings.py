@@ -79,6 +79,7 @@ def make_folders(tmp_path: Path, *names: str) -> None:
 def test_a_folder_of_folders_gives_embeddings_and_their_images(recipe, tmp_path):
     make_folders(tmp_path, "red_ring", "cat")
     (tmp_path / "things/.hidden").mkdir()
+    (tmp_path / "things/@eaDir").mkdir()
     (tmp_path / "things/cat/embedding.toml").write_text('initial_text = "a tabby"\nstop_after = "5 steps"', "utf-8")
     source = (
         "folders = 'things'\nembedding = { placeholder = '<{name}>', initial_text = '{text}' }\n"

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,29 @@ def test_an_embedding_beyond_the_limit_is_truncated(
     plan = planned(good, two, "embedding.tokens=2", f"concept.captions={json.dumps([caption])}")
     assert plan.captions[0].truncated == truncated
     assert ("truncated before" in plan_text(plan)) == bool(truncated)
+
+
+def test_captions_longer_than_the_limit_are_counted_for_each_encoder(good: Path, two: Path) -> None:
+    texts = json.dumps(["<emblem>", "<emblem>" + " a" * 75])
+    plan = planned(good, two, "embedding.tokens=1", f"concept.captions={texts}")
+    (line,) = plan.long_captions
+    assert line.startswith("3 of 6 captions are longer than 75 tokens of clip_l and clip_g; on average 1 token is cut;")
+    assert f"  warning: {line}\n" in plan_text(plan) + "\n"
+    lower = replace(plan, limits={"clip_l": 75, "clip_g": 50})
+    assert [text.partition(";")[0] for text in lower.long_captions] == [
+        "3 of 6 captions are longer than 75 tokens of clip_l", "3 of 6 captions are longer than 50 tokens of clip_g",
+    ]  # fmt: skip
+    assert planned(good, two).long_captions == []
+
+
+def test_wildcards_count_with_their_longest_part(good: Path, two: Path) -> None:
+    text = json.dumps(["<emblem> {a|b c d} ||| e"])
+    plan = planned(
+        good, two, f"concept.captions={text}", "concept.wildcards=true", "concept.keep_separator='|||'",
+        "embedding.tokens=1",
+    )  # fmt: skip
+    assert plan.captions[0].before == "<emblem> b c d, e"
+    assert plan.captions[0].tokens["clip_l"] == 6
 
 
 def test_the_input_and_output_of_stages(good: Path, two: Path) -> None:
