@@ -27,7 +27,7 @@ from .embeddings import (
     template_findings,
     truncation_findings,
 )
-from .model import companion_findings, drawing_findings, family_findings, model_findings
+from .model import companion_findings, drawing_findings, family_findings, model_findings, sample_findings
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
 from .targets import output_findings, same_files, target_findings
 
@@ -173,6 +173,8 @@ def _cross_findings(
     """Findings about combinations of parts."""
     if not dropped.touches("model"):
         asked = document.data.get("samples", {}).get("prompts")
+        if not dropped.touches("samples"):
+            yield from sample_findings(recipe, family_of(recipe.model))
         yield from drawing_findings(recipe, family_of(recipe.model), prompts=bool(asked))
     if embeddings and not dropped.touches("concept") and not dropped.in_stages("embeddings"):
         yield from _limit_embeddings(caption_findings(recipe, captioned))

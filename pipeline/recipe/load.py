@@ -120,9 +120,11 @@ DEFAULT_PROMPTS = 8  # embeddings with sample images if the recipe has no prompt
 
 def _samples(table: dict[str, Any], embeddings: tuple[EmbeddingSpec, ...]) -> Samples:
     prompts = table["prompts"]
+    before = table["before"] or ("auto" if prompts is None else "always")
     if prompts is None:
         prompts = [f"a photo of {embedding.placeholder}" for embedding in embeddings[:DEFAULT_PROMPTS]]
-    return Samples(**{**table, "prompts": tuple(prompts)})
+    seeds = None if table["seeds"] is None else tuple(table["seeds"])
+    return Samples(**{**table, "prompts": tuple(prompts), "seeds": seeds, "before": before})
 
 
 def recipe_as_json(recipe: Recipe) -> dict[str, Any]:

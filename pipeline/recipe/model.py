@@ -110,9 +110,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Samples:
-    """Sample images: `count` per prompt, the first with `seed`, the next with the seeds after it.
+    """Sample images: `count` per prompt, the first with `seed` or its own of `seeds`, the next with the seeds after it.
 
-    `size` is their side in pixels; None is the model's native resolution.
+    `size` is their side in pixels; None is the model's native resolution. `scheduler` is a name (None: the model's
+    own), `before` is `always`, `auto` or `never`.
     """
 
     prompts: tuple[str, ...] = ()
@@ -121,6 +122,19 @@ class Samples:
     guidance: float = 5.0
     size: int | None = None
     seed: int = 0
+    seeds: tuple[int, ...] | None = None
+    negative: str | None = None
+    scheduler: str | None = None
+    before: str = "always"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts and the negative prompt: all texts that may contain embeddings."""
+        return self.prompts if self.negative is None else (*self.prompts, self.negative)
+
+    def first_seed(self, number: int) -> int:
+        """The seed of the first image of the prompt with this index."""
+        return self.seeds[number] if self.seeds else self.seed
 
 
 @dataclass(frozen=True)
