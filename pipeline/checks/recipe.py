@@ -30,6 +30,7 @@ from .embeddings import (
 from .model import companion_findings, drawing_findings, family_findings, model_findings, sample_findings
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
 from .targets import output_findings, same_files, target_findings
+from .validation import validation_findings
 
 NOTHING_DROPPED = Dropped()
 _PARTS = {"concept": 2, "embedding": 3, "stage": 3}  # depth of the parts that are checked by themselves
@@ -155,6 +156,9 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     for finding in image_findings(recipe, captioned, look=cut):
         if len(finding.path) > 1 or not dropped.touches("embeddings_from"):
             yield finding
+    if not dropped.touches("validation"):
+        known = not any(dropped.touches(part) for part in ("concept", "embeddings_from", "embedding"))
+        yield from validation_findings(recipe, captioned if known else (), look=cut)
     yield from _limit_embeddings(name_findings(recipe.embeddings))
     yield from _limit_embeddings(same_files(recipe))
     if not dropped.touches("model") and not dropped.touches("embedding"):

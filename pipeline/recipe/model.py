@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .intervals import Every
-from .options import GenerateOptions, LearningRate, NormRule, StageOptions
+from .options import ExportOptions, GenerateOptions, LearningRate, NormRule, StageOptions
 
 T = TypeVar("T")
 DEFAULT_INTERVAL = Every(5.0, "minutes")
@@ -138,6 +138,19 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class ValidationSpec:
+    """Held-out images, a `share` of the training images or those of a `concept`, and how often their loss is measured.
+
+    Each is measured with `draws` noises and timesteps.
+    """
+
+    every: Every
+    share: float | None = None
+    concept: Concept | None = None
+    draws: int = 4
+
+
+@dataclass(frozen=True)
 class CheckpointRule:
     """How often a train stage writes a checkpoint, and how many of the newest are kept."""
 
@@ -160,6 +173,7 @@ class Recipe:
     samples: Samples = field(default_factory=Samples)
     data: DataSpec = field(default_factory=DataSpec)
     checkpoint: CheckpointRule = field(default_factory=CheckpointRule)
+    validation: ValidationSpec | None = None
     threads: int | None = None
     description: str = ""
 
@@ -167,6 +181,17 @@ class Recipe:
     def trained(self) -> dict[str, EmbeddingSpec]:
         """The embeddings with train = true, by placeholder."""
         return {embedding.placeholder: embedding for embedding in self.embeddings if embedding.train}
+
+    @property
+    def all_concepts(self) -> tuple[Concept, ...]:
+        """The concepts, and that of validation: all whose files a run reads."""
+        held_out = self.validation.concept if self.validation else None
+        return self.concepts if held_out is None else (*self.concepts, held_out)
+
+    @property
+    def exports_best(self) -> bool:
+        """Whether the state with the best validation is exported."""
+        return any(options.from_ == "best" for _, options in self.stages_with(ExportOptions))
 
     @cached_property
     def outputs(self) -> frozenset[str]:
