@@ -26,7 +26,7 @@ _VECTORS = {"norm?": [_MAYBE], "distance?": [_MAYBE], "nearest?": [(str, None)]}
 _ROW = {
     "stage": int, "step": int, "loss?": _MAYBE, "gradient_norm?": _MAYBE, "seconds?": _MAYBE, "loss_scale?": _MAYBE,
     "learning_rate?": {"*": _MAYBE}, "gradient_norms?": {"*": _MAYBE}, "embeddings?": {"*": {"*": _VECTORS}},
-    "images?": [_IMAGE], "saved?": str,
+    "images?": [_IMAGE], "saved?": str, "validation?": _MAYBE,
 }  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def make_project(folder: Path, family: str = "sd1", captions: str = "a photo of 
         model=f'base = "model"\nfamily = "{family_name(family)}"\n{part["model"]}',
         embeddings=f'[[embedding]]\nplaceholder = "<cat>"\ninitial_text = "red ring"\n{part["embedding"]}',
         train=f"steps = 3\nbatch_size = 2\nlearning_rate = 1e-2\n{part['train']}",
-        samples=f"count = 1\nsteps = 2\nsize = {SIDES.get(family, 16)}",
+        samples=f'count = 1\nsteps = 2\nsize = {SIDES.get(family, 16)}\nbefore = "always"',
         **{key: part[key] for key in ("more", "stages", "export")},
     )
     return write_recipe(folder / "recipe.toml", text)

@@ -109,6 +109,8 @@ def writes(
 ) -> Iterator[WriteEstimate]:
     """What a run writes; `images` training images of `edge` x `edge` pixels are encoded to `channels` channels."""
     points = [_checkpoint(stage, needs) for stage in needs.stages]
+    if recipe.exports_best and points:  # a copy of the best state
+        points[-1] += VALUE * sum(one.values for one in needs.stages[-1].trained)
     largest = max(points, default=0)
     if recipe.checkpoint.every.unit != "never":
         yield WriteEstimate("checkpoints", folder, largest, largest * (recipe.checkpoint.keep + 1))

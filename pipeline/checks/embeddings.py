@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -146,10 +148,11 @@ def _parts_similar(one: str, other: str) -> bool:
 def _unknown_placeholders(recipe: Recipe, captions: list[str]) -> Iterator[Finding]:
     known = [embedding.placeholder for embedding in recipe.embeddings]
     lower = {embedding.lower() for embedding in known}
-    for number, prompt in enumerate(recipe.samples.prompts):
-        for name in _BRACKETED.findall(prompt):
+    texts = [(("samples", "prompts", number), prompt) for number, prompt in enumerate(recipe.samples.prompts)]
+    for path, text in [*texts, (("samples", "negative"), recipe.samples.negative or "")]:
+        for name in _BRACKETED.findall(text):
             if name.lower() not in lower:
-                yield Finding(("samples", "prompts", number), _unknown_text(name, known), "warning")
+                yield Finding(path, _unknown_text(name, known), "warning")
     seen = {name for caption in captions for name in _BRACKETED.findall(caption) if name.lower() not in lower}
     for name in sorted(seen)[:5]:
         yield Finding(("embedding",), f"captions contain {name}: {_unknown_text(name, known)}", "warning")
@@ -179,6 +182,9 @@ def base_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             yield Finding((*key_path, "base"), str(error))
             continue
         for key, raw in vectors.items():
+            if not all(map(math.isfinite, array("f", bytes(raw.data)))):
+                text = f"{embedding.base} has values for {key} that are not finite numbers; use another file"
+                yield Finding((*key_path, "base"), f"{embedding.placeholder}: {text}, or remove base")
             have, count = raw.shape[0], embedding.tokens or raw.shape[0]
             way = "cut" if have > count else "pad"
             if have != count and embedding.resize != way:

@@ -18,7 +18,7 @@ from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec, Recipe
 from ..recipe.options import TrainOptions
 from ..recipe.problem import Finding
-from ..text import did_you_mean_path, nearest
+from ..text import count_of, did_you_mean_path, nearest
 
 BASE = ("model", "base")
 
@@ -103,6 +103,17 @@ def drawing_findings(recipe: Recipe, family: Family | None, *, prompts: bool) ->
     for index, options in recipe.stages_with(TrainOptions):
         if options.watch is not None and options.watch.sample_every is not None:
             yield Finding(("stage", index, "watch", "sample_every"), f"{text} sample_every")
+
+
+def sample_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
+    """Seeds of sample images that are not one for each prompt, and a scheduler for another kind of model."""
+    samples = recipe.samples
+    if samples.seeds is not None and len(samples.seeds) != len(samples.prompts):
+        counts = f"{count_of(len(samples.seeds), 'seed')} for {count_of(len(samples.prompts), 'prompt')}"
+        yield Finding(("samples", "seeds"), f"{counts}; give one for each prompt")
+    if samples.scheduler is not None and family is not None and family.objective != "diffusion":
+        text = f"schedulers are for diffusion models; {family.title} has its own; remove it"
+        yield Finding(("samples", "scheduler"), text)
 
 
 def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:

@@ -29,9 +29,10 @@ from .embeddings import (
     truncation_findings,
 )
 from .masks import mask_findings
-from .model import companion_findings, drawing_findings, family_findings, model_findings
+from .model import companion_findings, drawing_findings, family_findings, model_findings, sample_findings
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
 from .targets import output_findings, same_files, target_findings
+from .validation import validation_findings
 
 NOTHING_DROPPED = Dropped()
 _PARTS = {"concept": 2, "embedding": 3, "stage": 3}  # depth of the parts that are checked by themselves
@@ -158,6 +159,9 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
         if len(finding.path) > 1 or not dropped.touches("embeddings_from"):
             yield finding
     yield from mask_findings(recipe, captioned) if cut else ()
+    if not dropped.touches("validation"):
+        known = not any(dropped.touches(part) for part in ("concept", "embeddings_from", "embedding"))
+        yield from validation_findings(recipe, captioned if known else (), look=cut)
     yield from _limit_embeddings(name_findings(recipe.embeddings))
     yield from _limit_embeddings(same_files(recipe))
     if not dropped.touches("model") and not dropped.touches("embedding"):
@@ -177,6 +181,8 @@ def _cross_findings(
     """Findings about combinations of parts."""
     if not dropped.touches("model"):
         asked = document.data.get("samples", {}).get("prompts")
+        if not dropped.touches("samples"):
+            yield from sample_findings(recipe, family_of(recipe.model))
         yield from drawing_findings(recipe, family_of(recipe.model), prompts=bool(asked))
     if embeddings and not dropped.touches("concept") and not dropped.in_stages("embeddings"):
         yield from _limit_embeddings(caption_findings(recipe, captioned))

@@ -15,6 +15,7 @@ from ..errors import StageError
 from ..recipe.model import Concept, Recipe
 from ..rng import generator
 from ..text import count_of
+from .augment import Variant
 from .buckets import size_conditioning
 from .cache import Cache, Encoded, cache_folder
 from .epochs import Order
@@ -76,13 +77,15 @@ ALL = slice(None)
 class Dataset:
     """Batches by their number: `at(number)` is a function of the seed and the number alone.
 
-    `examples` are the images, `order` gives the images of each batch, `latents` encodes them.
+    `examples` are the images, `order` gives the images of each batch, `latents` encodes them. `held_out` are the images
+    for validation, in no batch.
     """
 
     def __init__(
         self, examples: Sequence[Example], order: Order, latents: Latents, seed: int, *, flip: bool = False,
-        caption_dropout: float = 0.0,
+        caption_dropout: float = 0.0, held_out: Sequence[Example] = (),
     ) -> None:  # fmt: skip
+        self.held_out = held_out
         self.examples, self.order, self.latents, self.seed = examples, order, latents, seed
         self.flip, self.caption_dropout = flip, caption_dropout
 
@@ -129,6 +132,23 @@ class Dataset:
             sizes=torch.tensor(sizes),
             examples=indices[part],
             full=None if len(examples) == len(every) else FullBatch(part, weight, prior),
+        )
+
+    def held_out_image(self, index: int) -> Batch:
+        """A held-out image as a batch of one: not augmented, its first caption with wildcards that are always the same,
+        the mean of the VAE's distribution.
+        """
+        example, variant = self.held_out[index], Variant()
+        encoded = [self.latents.get(example, variant)]
+        return Batch(
+            captions=self._captions([example], [0.0], [1.0], index),
+            latents=self.latents.normalize(encoded[0].mean.unsqueeze(0)),
+            mask=_mask(encoded),
+            weight=torch.ones(1),
+            prior=torch.zeros(1, dtype=torch.bool),
+            prior_of_model=torch.zeros(1, dtype=torch.bool),
+            sizes=torch.tensor([size_conditioning(example.size, example.crop, variant.position, variant.flip)]),
+            examples=(index,),
         )
 
     def _chances(self, number: int) -> list[list[float]]:
@@ -190,9 +210,8 @@ def open_dataset(
     read, data = read_examples(recipe, resolution), recipe.data
     if not read.rows and not read.problems:
         raise StageError("no images; add a [[concept]] with images = a folder")
-    odd = next(
-        (example.crop for example in read.rows if example.crop[0] % multiple or example.crop[1] % multiple), None
-    )
+    crops = [example.crop for example in (*read.rows, *read.held_out)]
+    odd = next((crop for crop in crops if crop[0] % multiple or crop[1] % multiple), None)
     if odd is not None:
         fix = "set resolution and data.bucket_step to such"
         raise StageError(f"crops of {odd[0]}x{odd[1]} pixels: this model needs multiples of {multiple} pixels; {fix}")
@@ -201,14 +220,15 @@ def open_dataset(
         vae, recipe.seed, variants=data.variants, cache=Cache(folder) if folder else None,
         fresh=data.cache_latents == "off",
     )  # fmt: skip
-    latents.prepare(read.rows, read.problems, flip=flip, bar=bar, processes=processes)
+    latents.prepare([*read.rows, *read.held_out], read.problems, flip=flip, bar=bar, processes=processes)
     if tell is not None and not latents.fresh:
         misses, hits = (round(number) for number in processes.sum_numbers([latents.misses, latents.hits]))
-        tell(f"{count_of(len(read.rows), 'image')}: {count_of(misses, 'variant')} encoded, {hits} from the cache")
+        images = count_of(len(read.rows) + len(read.held_out), "image")
+        tell(f"{images}: {count_of(misses, 'variant')} encoded, {hits} from the cache")
     if latents.unwritable is not None and warn is not None:
         warn(f"encoded images are not cached on disk: {latents.unwritable}")
     order = Order(read.quotas, [example.crop for example in read.rows], batch_size, seed)
-    return Dataset(read.rows, order, latents, seed, flip=flip, caption_dropout=caption_dropout)
+    return Dataset(read.rows, order, latents, seed, flip=flip, caption_dropout=caption_dropout, held_out=read.held_out)
 
 
 def local_batches(dataset: Dataset, numbers: range, processes: Processes, *, in_step: bool) -> list[Batch | None]:

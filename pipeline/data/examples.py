@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import StageError
@@ -11,6 +12,7 @@ from ..recipe.model import Concept, DataSpec, Recipe
 from .buckets import LEAST_VISIBLE, Shape, crop_shape, default_bucket_step, visible_share
 from .captions import read_concept
 from .epochs import ConceptQuota, concept_quotas
+from .holdout import held_out, without
 from .images import inspect_image
 
 
@@ -37,9 +39,13 @@ class Example:
 
 @dataclass
 class Examples:
-    """The examples of all concepts in order, their quotas in an epoch, and problems with images."""
+    """The examples of all concepts in order, their quotas in an epoch, and problems with images.
+
+    `held_out` are those for validation, which are not trained.
+    """
 
     rows: list[Example] = field(default_factory=list)
+    held_out: list[Example] = field(default_factory=list)
     quotas: list[ConceptQuota] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -49,26 +55,43 @@ def read_examples(recipe: Recipe, resolution: int) -> Examples:
 
     RecipeError if captions are missing; images that cannot be used are in `problems`.
     """
-    result, captions, repeats = Examples(), [], []
-    hashes: dict[Path, str] = {}
-    for concept in recipe.concepts:
-        read = read_concept(concept)
-        captions.append([texts for _, texts in read.images])
-        repeats.append(read.shown)
-        for image, texts in read.images:
-            mask = read.masks.get(image)
+    result, hashes = Examples(), dict[Path, str]()
+    read = [read_concept(concept) for concept in recipe.all_concepts]
+    captions = [[texts for _, texts in one.images] for one in read[: len(recipe.concepts)]]
+    chosen = held_out(recipe, captions)
+    for number, (concept, one) in enumerate(zip(recipe.all_concepts, read, strict=True)):
+        for index, (image, texts) in enumerate(one.images):
             try:
-                size, _ = inspect_image(image)
-                crop = crop_of(size, concept, recipe.data, resolution)
-                require_visible(image, size, crop)
-                content = content_of(image, mask, concept, hashes)
+                example = _example(image, texts, concept, one.masks.get(image), recipe.data, resolution, hashes)
             except StageError as error:
                 result.problems.append(str(error))
                 continue
-            result.rows.append(Example(image, tuple(texts), concept, mask, content, size, crop))
+            if number >= len(recipe.concepts) or index in chosen[number]:
+                result.held_out.append(replace(example, concept=not_augmented(concept)))
+            else:
+                result.rows.append(example)
     if not result.problems:
-        result.quotas = concept_quotas(recipe, captions, repeats)
+        shown = [one.shown for one in read[: len(recipe.concepts)]]
+        result.quotas = concept_quotas(recipe, without(captions, chosen), without(shown, chosen))
     return result
+
+
+def _example(
+    image: Path, texts: Sequence[str], concept: Concept, mask: Path | None, data: DataSpec, resolution: int,
+    hashes: dict[Path, str],
+) -> Example:  # fmt: skip
+    size, _ = inspect_image(image)
+    crop = crop_of(size, concept, data, resolution)
+    require_visible(image, size, crop)
+    return Example(image, tuple(texts), concept, mask, content_of(image, mask, concept, hashes), size, crop)
+
+
+def not_augmented(concept: Concept) -> Concept:
+    """The concept without augmentation of its images and of their tags."""
+    return replace(
+        concept, flip=False, crop="centre", rotate=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0,
+        shuffle_tags=False, tag_dropout=0.0, capitals=0.0,
+    )  # fmt: skip
 
 
 def crop_of(size: Shape, concept: Concept, data: DataSpec, resolution: int) -> Shape:

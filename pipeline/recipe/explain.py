@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pivotune import schemas
 
-from ..text import count_of, did_you_mean, shortened
+from ..text import SURELY, count_of, did_you_mean, nearest, shortened
 from .intervals import parse_interval
 from .problem import KeyPath
 
@@ -66,7 +67,7 @@ def _messages(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
         known = schema["properties"]
         for key in value:
             if key not in known:
-                yield (*path, key), f"unknown key {shortened(key)!r}{did_you_mean(key, known)}"
+                yield (*path, key), f"unknown key {shortened(key)!r}{_belongs(key, known) or did_you_mean(key, known)}"
     elif error.validator == "required":
         missing = missing_key(error)
         properties = schemas.resolved(schema, "recipe.json")[0].get("properties", {})
@@ -76,6 +77,39 @@ def _messages(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
         yield path, f"expected {' or '.join(_alternative(option) for option in limit)}, got {shown(value)}"
     else:
         yield path, _message(str(error.validator), value, limit, schema, path)
+
+
+_MOST_TABLES = 4  # a key of more tables says nothing of where it belongs
+
+
+@cache
+def _tables_of_keys() -> dict[str, list[str]]:
+    """Every key of a recipe, and the tables that have it, as a message names them."""
+    tables = {"the top level": schemas.schema("recipe.json")}
+    for name, file in schemas.inner_tables().items():
+        if file == "recipe.json" and name != "stage":
+            about = schemas.schema(file)["properties"][name]
+            tables[f"[[{name}]]" if about.get("type") == "array" else f"[{name}]"] = about.get("items", about)
+    for file in schemas.names():
+        folder, _, name = file.removesuffix(".json").rpartition("/")
+        if folder == "stages":
+            tables[f'[[stage]] kind = "{name}"'] = schemas.schema(file)
+        elif folder == "tables":
+            title = f"[[{name}]]" if name in tables["the top level"]["properties"] else f"the table {name}"
+            tables[title] = schemas.schema(file)
+    found: dict[str, list[str]] = {}
+    for title, about in tables.items():
+        for key in about.get("properties", {}):
+            found.setdefault(key, []).append(title)
+    return found
+
+
+def _belongs(key: str, known: Iterable[str]) -> str:
+    """`; it belongs in [[concept]]` for a key of other tables, unless it is a misspelt one of this table."""
+    titles = _tables_of_keys().get(key, [])
+    if not 0 < len(titles) <= _MOST_TABLES or nearest(key, known, SURELY):
+        return ""
+    return f"; it belongs in {' or '.join(titles)}"
 
 
 def _message(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path: KeyPath) -> str:

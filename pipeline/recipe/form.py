@@ -169,7 +169,7 @@ def _unusable(path: KeyPath, value: Any) -> dict[KeyPath, str]:
 
 def _intervals(data: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """Intervals that the schema cannot check, such as "0 steps"."""
-    key_paths: list[KeyPath] = [("checkpoint", "every")]
+    key_paths: list[KeyPath] = [("checkpoint", "every"), ("validation", "every")]
     for name, rests in (
         ("embedding", [("stop_after",)]),
         ("embeddings_from", [("embedding", "stop_after")]),

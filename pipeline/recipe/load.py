@@ -26,6 +26,7 @@ from .model import (
     Recipe,
     Samples,
     Stage,
+    ValidationSpec,
 )
 from .options import STAGE_OPTIONS, GenerateOptions
 from .overrides import override
@@ -53,6 +54,7 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
         samples=_samples(table["samples"], embeddings),
         data=_data(table["data"], folder),
         checkpoint=CheckpointRule(parse_interval(table["checkpoint"]["every"]), table["checkpoint"]["keep"]),
+        validation=None if table["validation"] is None else _validation(table["validation"], folder),
         threads=table["threads"],
         description=table["description"],
     )
@@ -115,14 +117,21 @@ def _data(table: dict[str, Any], folder: Path) -> DataSpec:
     return DataSpec(**{**table, "cache_latents": folder_or_mode})
 
 
+def _validation(table: dict[str, Any], folder: Path) -> ValidationSpec:
+    concept = None if table["concept"] is None else _concept(table["concept"], folder)
+    return ValidationSpec(parse_interval(table["every"]), table["share"], concept, table["draws"])
+
+
 DEFAULT_PROMPTS = 8  # embeddings with sample images if the recipe has no prompts
 
 
 def _samples(table: dict[str, Any], embeddings: tuple[EmbeddingSpec, ...]) -> Samples:
     prompts = table["prompts"]
+    before = table["before"] or ("auto" if prompts is None else "always")
     if prompts is None:
         prompts = [f"a photo of {embedding.placeholder}" for embedding in embeddings[:DEFAULT_PROMPTS]]
-    return Samples(**{**table, "prompts": tuple(prompts)})
+    seeds = None if table["seeds"] is None else tuple(table["seeds"])
+    return Samples(**{**table, "prompts": tuple(prompts), "seeds": seeds, "before": before})
 
 
 def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
@@ -137,6 +146,7 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
         "samples": vars(recipe.samples),
         "data": vars(recipe.data),
         "checkpoint": as_table(recipe.checkpoint),
+        "validation": as_table(recipe.validation),
     }
     return _plain(document)
 

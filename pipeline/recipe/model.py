@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .intervals import Every
-from .options import GenerateOptions, LearningRate, NormRule, StageOptions
+from .options import ExportOptions, GenerateOptions, LearningRate, NormRule, StageOptions
 
 T = TypeVar("T")
 DEFAULT_INTERVAL = Every(5.0, "minutes")
@@ -116,9 +116,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Samples:
-    """Sample images: `count` per prompt, the first with `seed`, the next with the seeds after it.
+    """Sample images: `count` per prompt, the first with `seed` or its own of `seeds`, the next with the seeds after it.
 
-    `size` is their side in pixels; None is the model's native resolution.
+    `size` is their side in pixels; None is the model's native resolution. `scheduler` is a name (None: the model's
+    own), `before` is `always`, `auto` or `never`.
     """
 
     prompts: tuple[str, ...] = ()
@@ -127,6 +128,32 @@ class Samples:
     guidance: float = 5.0
     size: int | None = None
     seed: int = 0
+    seeds: tuple[int, ...] | None = None
+    negative: str | None = None
+    scheduler: str | None = None
+    before: str = "always"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts and the negative prompt: all texts that may contain embeddings."""
+        return self.prompts if self.negative is None else (*self.prompts, self.negative)
+
+    def first_seed(self, number: int) -> int:
+        """The seed of the first image of the prompt with this index."""
+        return self.seeds[number] if self.seeds else self.seed
+
+
+@dataclass(frozen=True)
+class ValidationSpec:
+    """Held-out images, a `share` of the training images or those of a `concept`, and how often their loss is measured.
+
+    Each is measured with `draws` noises and timesteps.
+    """
+
+    every: Every
+    share: float | None = None
+    concept: Concept | None = None
+    draws: int = 4
 
 
 @dataclass(frozen=True)
@@ -152,6 +179,7 @@ class Recipe:
     samples: Samples = field(default_factory=Samples)
     data: DataSpec = field(default_factory=DataSpec)
     checkpoint: CheckpointRule = field(default_factory=CheckpointRule)
+    validation: ValidationSpec | None = None
     threads: int | None = None
     description: str = ""
 
@@ -159,6 +187,17 @@ class Recipe:
     def trained(self) -> dict[str, EmbeddingSpec]:
         """The embeddings with train = true, by placeholder."""
         return {embedding.placeholder: embedding for embedding in self.embeddings if embedding.train}
+
+    @property
+    def all_concepts(self) -> tuple[Concept, ...]:
+        """The concepts, and that of validation: all whose files a run reads."""
+        held_out = self.validation.concept if self.validation else None
+        return self.concepts if held_out is None else (*self.concepts, held_out)
+
+    @property
+    def exports_best(self) -> bool:
+        """Whether the state with the best validation is exported."""
+        return any(options.from_ == "best" for _, options in self.stages_with(ExportOptions))
 
     @cached_property
     def outputs(self) -> frozenset[str]:

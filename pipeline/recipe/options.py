@@ -170,6 +170,18 @@ class SaveOptions:
 
 
 @dataclass(frozen=True)
+class StopOptions:
+    """`validation` is "no better for N"."""
+
+    validation: str
+
+    @property
+    def patience(self) -> int:
+        """After how many validations without a new best one the stage ends."""
+        return int(self.validation.rpartition(" ")[2])
+
+
+@dataclass(frozen=True)
 class GenerateOptions:
     SCHEMA: ClassVar[str] = "tables/generate.json"
     prompts: tuple[str, ...]
@@ -245,6 +257,7 @@ class TrainOptions(StageOptions):
     watch: WatchOptions | None
     guard: GuardOptions
     save: SaveOptions | None
+    stop_when: StopOptions | None
     compile: bool
     shard_optimizer_from: int
 
@@ -270,6 +283,7 @@ class ExportOptions(StageOptions):
     ONCE: ClassVar[bool] = True
     MAIN_PROCESS: ClassVar[bool] = True
     targets: tuple[str, ...]
+    from_: str  # the key is `from`, a keyword of Python
     bundle: bool
     files: str
     pack_size: int

@@ -29,11 +29,14 @@ def options_of(kind: type[T], /, **given: Any) -> T:
 
 
 def typed(kind: type[T], table: Mapping[str, Any]) -> T:
-    """The options of a table that has all keys of its schema (see `with_defaults`)."""
+    """The options of a table that has all keys of its schema (see `with_defaults`).
+
+    A key that is a keyword of Python is a field with `_` behind it.
+    """
     if kind is OptimizerOptions:
         settings = {key: _value(Any, value) for key, value in table.items() if key not in ("kind", "weight_decay")}
         return kind(table["kind"], settings, table["weight_decay"] or 0.0)  # type: ignore[call-arg]
-    return kind(**{name: _value(wanted, table[name]) for name, wanted in _types(kind).items()})  # type: ignore[arg-type]
+    return kind(**{name: _value(wanted, table[name.rstrip("_")]) for name, wanted in _types(kind).items()})  # type: ignore[arg-type]
 
 
 @cache
@@ -75,7 +78,7 @@ def as_table(options: Any) -> Any:
         own = {key: as_table(value) for key, value in vars(options).items() if value != getattr(usual, key)}
         return {"kind": options.kind, **own} if own or options.kind == "piecewise" else options.kind
     if is_dataclass(options):
-        table = {key: as_table(value) for key, value in vars(options).items()}
+        table = {key.rstrip("_"): as_table(value) for key, value in vars(options).items()}
         return table | {key: None for key in TABLES if table.get(key) == []}
     if isinstance(options, (list, tuple)):
         return [as_table(one) for one in options]

@@ -161,8 +161,13 @@ def noisy_curve(name: str, title: str, x: Array, y: Array, borders: list[float])
     return _svg(name, title, draw)
 
 
-def vector_curves(name: str, title: str, lines: list[Line], borders: list[float], band: dict[str, float]) -> Markup:
-    """One curve for each vector, or a band of many; `band` is the vocabulary's low, median, high."""
+def vector_curves(
+    name: str, title: str, lines: list[Line], borders: list[float], band: dict[str, float], *, from_zero: bool = True
+) -> Markup:
+    """One curve for each vector, or a band of many; `band` is the vocabulary's low, median, high.
+
+    Without a band the axis begins at 0 (`from_zero`).
+    """
 
     def draw(axes: Axes) -> None:
         if band:
@@ -176,7 +181,7 @@ def vector_curves(name: str, title: str, lines: list[Line], borders: list[float]
             low, middle, high = (thinned(line, POINTS) for line in envelope(lines))
             axes.fill_between(low.x, low.y, high.y, color=SERIES[0], alpha=0.25, linewidth=0)
             axes.plot(middle.x, middle.y, color=SERIES[0], linewidth=2)
-        if not band:
+        if not band and from_zero:
             axes.set_ylim(bottom=0)
         _borders(axes, borders)
 

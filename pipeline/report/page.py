@@ -17,7 +17,7 @@ from ..lock import is_locked
 from ..records import METRICS, Json, read_manifest, read_metrics
 from ..text import count_of
 from . import embeddings, facts
-from .curves import SERIES, SINGLE, column, noisy_curve, positions, vector_curves, vector_lines
+from .curves import SERIES, SINGLE, Array, Line, column, noisy_curve, positions, vector_curves, vector_lines
 from .images import Gallery, Shown, absent, inside, pairs, through_time, training_images
 
 EMBEDDINGS = 50  # shown in full; the others are folded away
@@ -191,6 +191,7 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
             "svg": noisy_curve("loss", "Loss at every step", x, column(metrics, "loss"), borders),
         }
     ]
+    made += _validation(metrics, x, borders)
     pull = column(metrics, "gradient_norm")
     if np.isfinite(pull).any():
         svg = noisy_curve("gradient", "Gradient norm at every step", x, pull, borders)
@@ -214,6 +215,20 @@ def _curves(manifest: Json, metrics: list[Json]) -> list[Json]:
             legend = [(i, line.label) for i, line in zip(range(len(SERIES)), lines, strict=False)] if few else []
             made.append({"title": title, "encoder": encoder, "text": text, "svg": svg, "legend": legend})
     return made
+
+
+def _validation(metrics: list[Json], x: Array, borders: list[float]) -> list[Json]:
+    """The curve of the held-out images' loss, where there is one."""
+    losses = column(metrics, "validation")
+    measured = np.isfinite(losses)
+    if not measured.any():
+        return []
+    line = Line("validation", x[measured], losses[measured])
+    svg = vector_curves("validation", "Loss of held-out images", [line], borders, {}, from_zero=False)
+    best = int(np.argmin(line.y))
+    where = f"Best: {line.y[best]:.4g} at step {line.x[best]:g}."
+    text = f"Held-out images, always with the same noise and timesteps. {where}"
+    return [{"title": "Validation loss", "text": text, "svg": svg}]
 
 
 STAMPED = ("manifest.json", "metrics.jsonl")

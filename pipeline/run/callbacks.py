@@ -118,7 +118,9 @@ class Watch:
         samples = context.recipe.samples
         prompts = tuple(options.prompts or samples.prompts)
         self.context, self.stage, self.training, self.every = context, stage, training, options.sample_every
-        self.recipe = replace(context.recipe, samples=replace(samples, prompts=prompts, count=options.count))
+        seeds = samples.seeds if prompts == samples.prompts else None
+        drawn = replace(samples, prompts=prompts, seeds=seeds, count=options.count)
+        self.recipe = replace(context.recipe, samples=drawn)
 
     def draw(self, step: int) -> list[dict[str, Any]]:
         """The rows of the images drawn after this step, counted from 1: path, prompt, seed and embedding.
@@ -130,7 +132,7 @@ class Watch:
                 return []
             model, name = self.training.model, f"stage-{self.stage + 1}-step-{step:06d}"
             with random_state_kept(model.device):
-                self.training.injection.activate(self.recipe.samples.prompts)
+                self.training.injection.activate(self.recipe.samples.texts)
                 rows = draw_now(model, self.recipe, self.context.folder / "images", name)
         return [{key: row[key] for key in ("path", "prompt", "seed", "embedding")} for row in rows]
 

@@ -40,6 +40,7 @@ _FACTS = {
     "outputs?": {"*": [str]},
     "scale": _SCALE,
     "guard?": {},
+    "validation?": {"best": (*NUMBER, None), "best_step": int, "last_step": int, "since": int},
 }
 _NAME = re.compile(r"stage-\d+-step-\d+\.safetensors")
 HEAD = {"stage": int, "step": int, "seconds": NUMBER, "facts": _FACTS}

@@ -90,7 +90,7 @@ def require_unchanged_data(recipe: Recipe, examples: Sequence[Example], known: M
     for example in examples:
         if example.mask is not None:
             now[shown_path(example.mask, base)] = example.content.split("+")[1]
-    for concept in recipe.concepts:
+    for concept in recipe.all_concepts:
         now |= {shown_path(path, base): sha256(path) for path in read_concept(concept).files}
     changed = sorted({*now, *known} - {name for name, digest in now.items() if known.get(name) == digest})
     if changed:
@@ -98,6 +98,12 @@ def require_unchanged_data(recipe: Recipe, examples: Sequence[Example], known: M
             f"changed since the run started: {first_few(changed, LISTED)}; restore the files and run the same "
             "command again, or start over with --fresh"
         )
+
+
+def require_one_process(recipe: Recipe, count: int) -> None:
+    """StageError for validation in several processes."""
+    if recipe.validation is not None and count > 1:
+        raise StageError(f"[validation] is not supported with {count} processes; remove it, or launch one process")
 
 
 def require_shardable(recipe: Recipe, *, sharding: bool) -> None:

@@ -20,6 +20,7 @@ from ..recipe.options import StageOptions
 from ..records import json_safe
 from ..text import count_of
 from .context import RunContext, RunState, StageFunction, export_context
+from .drawing import too_slow_before
 from .manifest import embedding_facts, images_of_embeddings
 from .outcome import LESS_MEMORY, as_stage_error
 from .resume import has_steps_left
@@ -64,7 +65,15 @@ def execute(
 
 def _draw_before(context: RunContext, drawn: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Sample images of the base model; those that an earlier process of this run has `drawn` are kept."""
-    folder = context.folder / "images"
+    folder, wanted = context.folder / "images", context.recipe.samples.before
+    slow = wanted == "auto" and too_slow_before(context.model, context.recipe)
+    if slow or wanted == "never":
+        if slow:
+            context.progress(
+                "no sample images before training: they would take more than a tenth of its time "
+                "(samples.before = 'always' draws them)"
+            )
+        return []
     kept = kept_before(context.recipe, folder, drawn)
     if kept is not None:
         return kept

@@ -35,15 +35,17 @@ def data_facts(recipe: Recipe) -> dict[str, Any]:
 
     Raises RecipeError when an image or caption was deleted after the check.
     """
-    read = [read_concept(concept) for concept in recipe.concepts]
+    every = [read_concept(concept) for concept in recipe.all_concepts]
+    read = every[: len(recipe.concepts)]
     captions = [caption for concept in read for _, texts in concept.images for caption in texts]
     count = Counter(embedding for _, embeddings in _embeddings_in(recipe, read) for embedding in embeddings)
     images = list(dict.fromkeys(path for concept in read for path, _ in concept.images))
-    others = dict.fromkeys(path for concept in read for path in (*concept.files, *concept.masks.values()))
+    held_out = [path for concept in every[len(read) :] for path, _ in concept.images]
+    others = dict.fromkeys(path for concept in every for path in (*concept.files, *concept.masks.values()))
     return {
         "images": len(images),
         "concepts": [len(concept.images) for concept in read],
-        "files": file_hashes([*images, *others], recipe.path.parent),
+        "files": file_hashes([*images, *held_out, *others], recipe.path.parent),
         "captions": captions[:5],
         "coverage": {
             embedding.placeholder: count[embedding.placeholder] / max(1, len(captions))

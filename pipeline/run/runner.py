@@ -27,7 +27,7 @@ from ..records import Metrics, json_safe
 from ..report.page import NAME as REPORT
 from ..report.table import embedding_table
 from .checkpoints import RESUME_HINT, Checkpoint, Checkpointer, Source
-from .consistency import common_checkpoint, require_same_inputs, require_shardable
+from .consistency import common_checkpoint, require_one_process, require_same_inputs, require_shardable
 from .context import RunContext, RunState, StageFunction
 from .execute import execute
 from .manifest import inputs_of
@@ -109,6 +109,7 @@ def _prepare(
 
     The recipe has no sample images where the model cannot draw.
     """
+    require_one_process(recipe, processes.count)
     require_shardable(recipe, sharding=processes.sharding)
     device = processes.device or pick_device(recipe.device)
     make_deterministic(recipe.seed, recipe.threads)

@@ -30,6 +30,7 @@ from ..system_errors import out_of_memory
 from ..tensors import from_raw, vectors_for
 from ..text import count_of
 from ..train.lora import load_lora, remove_lora
+from .drawing import draw_images, require_negative, scheduled
 
 BATCH_PIXELS = 4 * 512 * 512  # images are drawn in batches of about this many pixels
 
@@ -40,7 +41,10 @@ def draw_before(model: Model, recipe: Recipe, folder: Path) -> list[dict[str, An
     StageError where the model cannot draw: its parts may not fit together.
     """
     with drawing(recipe.model):
-        return list(_draw(model, recipe, _initial_prompts(recipe), folder, "before"))
+        samples = recipe.samples
+        negative = None if samples.negative is None else _with_initial_text(recipe, [samples.negative])[0]
+        initial = replace(recipe, samples=replace(samples, negative=negative))
+        return list(_draw(model, initial, _initial_prompts(recipe), folder, "before"))
 
 
 @contextmanager
@@ -75,9 +79,14 @@ def _is_intact(path: Path) -> bool:
 
 
 def _initial_prompts(recipe: Recipe) -> list[str]:
+    return _with_initial_text(recipe, recipe.samples.prompts)
+
+
+def _with_initial_text(recipe: Recipe, prompts: Sequence[str]) -> list[str]:
+    """The prompts with the initial text in place of each placeholder."""
     replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
     texts = {embedding.placeholder: embedding.initial_text for embedding in recipe.embeddings}
-    return [replacer.replace(prompt, texts) for prompt in recipe.samples.prompts]
+    return [replacer.replace(prompt, texts) for prompt in prompts]
 
 
 def draw_after(
@@ -90,7 +99,7 @@ def draw_after(
     """
     injection = inject_files(model, _used_files(files, recipe))
     try:
-        injection.activate(recipe.samples.prompts)
+        injection.activate(recipe.samples.texts)
         with lora_loaded(model, lora):
             return list(_draw(model, recipe, recipe.samples.prompts, folder, "after"))
     finally:
@@ -154,7 +163,7 @@ def inject_files(model: Model, files: Mapping[str, Path]) -> Injection:
 def _used_files(files: Mapping[str, Path], recipe: Recipe) -> dict[str, Path]:
     """The files of the embeddings in the prompts; at least one, so that there is something to inject."""
     replacer = Replacer([embedding.placeholder for embedding in recipe.embeddings])
-    used = [embedding for prompt in recipe.samples.prompts for embedding in replacer.embeddings_in(prompt)]
+    used = [embedding for prompt in recipe.samples.texts for embedding in replacer.embeddings_in(prompt)]
     return {embedding: files[embedding] for embedding in dict.fromkeys(used or list(files)[:1]) if embedding in files}
 
 
@@ -171,7 +180,7 @@ def _rows(
                 "path": f"{folder.name}/{when}-{number:03d}-{seed}.png", "when": when, "prompt": prompt,
                 "embedding": embeddings[0] if len(embeddings) == 1 else None, "seed": seed,
             })
-            for seed in range(samples.seed, samples.seed + samples.count)
+            for seed in range(samples.first_seed(number), samples.first_seed(number) + samples.count)
         ]  # fmt: skip
 
 
@@ -185,7 +194,10 @@ def _draw(model: Model, recipe: Recipe, prompts: Sequence[str], folder: Path, wh
         for start in range(0, len(rows), at_once):
             part = rows[start : start + at_once]
             generators = [torch.Generator().manual_seed(seed) for seed, _ in part]
-            images = _images(model, [prompt] * len(part), samples.steps, samples.guidance, size, generators)
+            with scheduled(model, samples.scheduler):
+                images = draw_images(
+                    model, [prompt] * len(part), samples.steps, samples.guidance, size, generators, samples.negative
+                )
             for (_, row), image in zip(part, images, strict=True):
                 path = folder.parent / row["path"]
                 path.unlink(missing_ok=True)  # it may be a second name of a file elsewhere
@@ -193,41 +205,16 @@ def _draw(model: Model, recipe: Recipe, prompts: Sequence[str], folder: Path, wh
                 yield row
 
 
-def _images(
-    model: Model, prompts: list[str], steps: int, guidance: float, size: int, generators: list[torch.Generator]
-) -> list[Image.Image]:
-    """Square images by the pipeline itself, with the arguments that its family is drawn with.
-
-    StageError for a family whose images are drawn by a decoder, where there is none.
-    """
-    if not model.draws:
-        raise StageError(f"{model.family.title} draws images only with its decoder; set model.decoder")
-    side = max(1, size // model.size_multiple) * model.size_multiple
-    family = model.family
-    options = {family.guidance_argument: guidance, **family.draw_options}
-    if family.modular:
-        model.pipe.guider.guidance_scale = options.pop(family.guidance_argument)
-    else:
-        model.pipe.default_sample_size = side / model.pixels_per_latent  # HiDream scales every size to its area
-    if "negative_prompt" in options:
-        options["negative_prompt"] = [options["negative_prompt"]] * len(prompts)
-    drawn = model.pipe(
-        prompt=prompts, num_inference_steps=steps, height=side, width=side, generator=generators, output_type="pil",
-        **options,
-    )  # fmt: skip
-    if model.decoder is not None:
-        drawn = model.decoder(
-            drawn.image_embeddings, prompt_embeds=drawn.prompt_embeds, prompt_embeds_pooled=drawn.prompt_embeds_pooled,
-            generator=generators, output_type="pil",
-        )  # fmt: skip
-    images: list[Image.Image] = drawn.images if hasattr(drawn, "images") else [video[0] for video in drawn.frames]
-    return images
-
-
 def without_images(recipe: Recipe, model: Model, progress: Callable[[str], None]) -> Recipe:
-    """The recipe without sample images where the model cannot draw them, else the recipe itself."""
+    """The recipe without sample images where the model cannot draw them, else the recipe itself.
+
+    StageError for a negative prompt or a scheduler that the model does not take.
+    """
     if model.draws or not recipe.samples.prompts:
-        return recipe
+        if recipe.samples.negative is not None:
+            require_negative(model)
+        with scheduled(model, recipe.samples.scheduler):
+            return recipe
     progress(f"no sample images: {model.family.title} needs model.decoder to draw them")
     return replace(recipe, samples=replace(recipe.samples, prompts=()))
 
@@ -264,7 +251,7 @@ def _draw_class(model: Model, concept: Concept, numbers: Sequence[int], seed: tu
         part = numbers[start : start + at_once]
         prompts = [asked.prompts[n % len(asked.prompts)] for n in part]
         generators = [generator(seed[0], *seed[1:], n) for n in part]
-        images = _images(model, prompts, asked.steps, asked.guidance, model.resolution, generators)
+        images = draw_images(model, prompts, asked.steps, asked.guidance, model.resolution, generators)
         for n, prompt, image in zip(part, prompts, images, strict=True):
             _save_class_image(concept.images / f"class-{n:05d}.png", image, prompt)
 

@@ -25,7 +25,7 @@ from ..train.guard import Halted, NotFinite
 from ..train.loop import train_steps
 from ..train.lora import freeze_lora, has_lora, lora_tensors
 from ..train.setup import Training
-from .callbacks import After, step_callbacks
+from .callbacks import After, ema_weights, random_state_kept, step_callbacks
 from .consistency import require_equal_values, sharding_note
 from .context import RunContext, RunState, warn
 from .resume import checkpoint_if_due, has_steps_left, restore_training
@@ -106,6 +106,11 @@ def run_steps(
         for module in part_modules(context.model).values():
             freeze_lora(module)
         state.latest = current()
+    if training.validation is not None:
+        state.notes.append(training.validation.note)
+        if training.validation.keep:
+            training.validation.load_best(training)
+            state.latest = current()
     if training.scale.overflows:
         text = f"{count_of(training.scale.overflows, 'step')} overflowed float16; repeated with a smaller loss scale"
         state.warnings.append(text)
@@ -133,7 +138,9 @@ class StepRecorder:
         context, state, training, guard = self.context, self.state, self.training, self.training.guard
         before, self.step, self.seconds = self.seconds, row["step"], row["seconds"]
         active = row.pop("active")
-        if self.step % self.log_every == 0 or self.step == training.steps:
+        self._validate(row, before)
+        over = self.step == training.steps or training.stopped
+        if self.step % self.log_every == 0 or over:
             logged = active if training.embeddings is not None else ()
             initial, encoders = state.initial.by_name, context.model.encoders
             row["embeddings"] = {name: vector_metrics(encoders, training.injection, initial[name]) for name in logged}
@@ -144,12 +151,23 @@ class StepRecorder:
                 self.finished.write(training.embeddings)
                 context.metrics.write({"stage": state.stage + 1, **row})
         self.show(f"loss {row['loss']:.4f}")
-        now = guard is not None and guard.stops
+        now = (guard is not None and guard.stops) or (over and context.checkpointer.rule.every.unit != "never")
         checkpoint_if_due(context, state, training, self.step, before, self.seconds, now=now)
-        if self.step == training.steps:
+        if over:
             context.checkpointer.request.steps_left = has_steps_left(context, state, state.stage + 1)
         if guard is not None:
             guard.raise_if_stopping()
+
+    def _validate(self, row: dict[str, Any], before: float) -> None:
+        """Where it is due, measure the loss of the held-out images with the weights that would be exported."""
+        training, validation = self.training, self.training.validation
+        if validation is None or not validation.due(training.clock(self.step, self.seconds), before):
+            return
+        with ema_weights(training), random_state_kept(training.model.device):
+            row["validation"] = validation.measure(training, self.step)
+        if training.stopped and self.step < training.steps:
+            best = f"no better validation loss since step {validation.best_step}"
+            self.context.progress(f"stopping after step {self.step} of {training.steps}: {best} (stop_when)")
 
     def checkpoint_last_good(self) -> None:
         """Before a loss that is not finite ends the run: a checkpoint of the step before."""

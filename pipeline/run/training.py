@@ -19,6 +19,7 @@ from ..train.loss import loss_scale
 from ..train.objective import Objective, objective_for
 from ..train.prior import prior_target_of
 from ..train.setup import Trainables, Training, frozen_encoders, weight_trainers
+from ..train.validation import Validation
 from .consistency import require_unchanged_data
 from .context import RunContext, RunState
 from .steps import initial_norms
@@ -80,7 +81,7 @@ def build_dataset(context: RunContext, state: RunState, options: TrainOptions) -
     )  # fmt: skip
     if context.file_hashes:
         with context.processes.together():
-            require_unchanged_data(context.recipe, images.examples, context.file_hashes)
+            require_unchanged_data(context.recipe, [*images.examples, *images.held_out], context.file_hashes)
     return images
 
 
@@ -108,10 +109,25 @@ def build_training(
         texts=None if text_moves else CaptionCache(denoiser, context.model.pipe),
         frozen=frozen_encoders(context.model, trainables) if text_moves else (),
     )
-    training = replace(training, prior_target=prior_target_of(context.recipe, training, options))
+    validation = _validation_of(context, state, options, training)
+    training = replace(training, validation=validation, prior_target=prior_target_of(context.recipe, training, options))
     if options.locality is None:
         return training
     return replace(training, locality=locality_of(context.recipe, state.trained.originals, training, options.locality))
+
+
+def _validation_of(
+    context: RunContext, state: RunState, options: TrainOptions, training: Training
+) -> Validation | None:
+    """The validation of a stage, None for a recipe without one. The best state of the last train stage is kept."""
+    spec, recipe = context.recipe.validation, context.recipe
+    if spec is None:
+        return None
+    if not training.dataset.held_out:
+        raise StageError("validation: there are no held-out images; add images to the folder of validation.concept")
+    last = not recipe.stages_with(TrainOptions, state.stage + 1)
+    patience = options.stop_when.patience if options.stop_when else None
+    return Validation(spec, recipe.seed, patience, keep=last and recipe.exports_best)
 
 
 def _seed(context: RunContext, index: int) -> int:

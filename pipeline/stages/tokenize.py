@@ -86,12 +86,15 @@ def _vectors(
         if spec.output and encoder.output is not None:
             part[:] = encoded_vectors(encoder, spec.initial_text, len(part)).to(rows)
         if encoder.key in base:
-            part[: tokens.kept] = _kept(base[encoder.key], tokens.kept).to(rows)
+            part[: tokens.kept] = _kept(base[encoder.key], tokens.kept, spec, encoder.key).to(rows)
     return to_raw_each(rows, counts)
 
 
-def _kept(base: RawTensor, count: int) -> Tensor:
+def _kept(base: RawTensor, count: int, spec: EmbeddingSpec, key: str) -> Tensor:
     rows = from_raw(base)[:count]
     if not bool(torch.isfinite(rows).all()):
-        raise StageError("the base contains values that are not finite")
+        raise StageError(
+            f"{spec.placeholder}: its base {spec.base} has values for {key} that are not finite numbers; use another "
+            "file, or remove base"
+        )
     return rows

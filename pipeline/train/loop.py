@@ -26,10 +26,13 @@ from .setup import Training
 def train_steps(training: Training, first: int = 0, seconds: float = 0.0) -> Iterator[dict[str, Any]]:
     """Run the steps and yield each one's row of metrics; the first `first` steps, which took `seconds`, are done.
 
+    Ends early when `training.stopped`.
     Raises StageError, with all weights as the last good step left them, when loss or gradient is not finite.
     """
     begin, main_number = time.monotonic() - seconds, training.processes.main_number
     for step in range(first, training.steps):
+        if training.stopped:
+            return
         clock = training.clock(step, main_number(time.monotonic() - begin))
         row = one_step(training, clock)
         # the same in all processes, so the same actions are due

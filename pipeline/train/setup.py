@@ -28,6 +28,7 @@ from .objective import Objective
 from .optimizers import schedule_factor
 from .prior import PriorTarget
 from .trainable import Trainable
+from .validation import Validation
 from .weights import WeightSettings, WeightTrainer, weights_to_finetune
 
 
@@ -123,6 +124,12 @@ class Training:
     processes: Processes = SINGLE_PROCESS
     texts: CaptionCache | None = None
     frozen: tuple[FrozenEncoder, ...] = ()
+    validation: Validation | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether validation ends the stage before its last step."""
+        return self.validation is not None and self.validation.stops
 
     @property
     def embeddings(self) -> EmbeddingTrainer | None:

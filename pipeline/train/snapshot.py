@@ -14,7 +14,7 @@ from .setup import Training
 from .trainable import State
 
 Shadow = Mapping[str, Tensor]  # EMA weights and their step counts (see ema.Average)
-_ROWS, _LOOSE, _TRAINABLES, _GUARD = "rows/", "loose/", "trainables/", "guard/"
+_ROWS, _LOOSE, _TRAINABLES, _GUARD, _VALIDATION = "rows/", "loose/", "trainables/", "guard/", "validation/"
 
 
 def take_snapshot(
@@ -48,6 +48,10 @@ def take_snapshot(
         state = pack(training.guard.state())
         tensors |= {f"{_GUARD}{name}": tensor for name, tensor in state.tensors.items()}
         facts["guard"] = state.values
+    if training.validation is not None:
+        state = training.validation.state()
+        tensors |= {f"{_VALIDATION}{name}": tensor for name, tensor in state.tensors.items()}
+        facts["validation"] = state.values
     return tensors, facts
 
 
@@ -71,6 +75,8 @@ def restore_snapshot(
         )
     if training.guard is not None and "guard" in facts:
         training.guard.restore(unpack(State(_under(tensors, _GUARD), facts["guard"])))
+    if training.validation is not None and "validation" in facts:
+        training.validation.restore(State(_under(tensors, _VALIDATION), facts["validation"]), training)
     for name, value in facts["scale"].items():
         setattr(training.scale, name, value)
 

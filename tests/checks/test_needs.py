@@ -50,6 +50,11 @@ PARTS = {
         "train": "ema = 0.9\nlora = { rank = 4, parts = ['clip_l'] }\nfinetune = { parts = ['denoiser'] }",
         "model": "dtype = 'bfloat16'",
     },
+    "best": {
+        "train": "finetune = { parts = ['denoiser'] }",
+        "more": "[validation]\nevery = '1 steps'\nshare = 0.3\n",
+        "export": "from = 'best'",
+    },
     "pivotal": {"stages": "[[stage]]\nkind = 'train'\nsteps = 1\nembeddings = false\nlora = { rank = 2 }"},
 }
 

@@ -94,5 +94,5 @@ def test_vectors_of_other_dtypes_and_missing_vectors():
 
 def test_a_base_that_is_not_finite_is_refused(model, based):
     rows = torch.full((3, model.encoders[0].width), float("nan"))
-    with pytest.raises(StageError, match="not finite"):
+    with pytest.raises(StageError, match=r"<b>: its base .*old.safetensors has values for clip_l that are not finite"):
         tokenize(context_of(model, embeddings(**based(rows))), RunState(), Contents(), PADDED)

@@ -27,7 +27,7 @@ from pivotune.pipeline.models.load import load_model, quiet_libraries, skeleton
 from pivotune.pipeline.models.modular import package_problem
 from pivotune.pipeline.models.tokenizers import load_tokenizers, token_limits
 from pivotune.pipeline.recipe.model import ModelSpec
-from pivotune.pipeline.run.samples import _images
+from pivotune.pipeline.run.drawing import draw_images
 
 CPU = torch.device("cpu")
 HUB = "someone/anima"
@@ -177,7 +177,7 @@ def test_images_are_drawn_with_the_guidance_and_without_a_progress_bar(
 
     def drawn(guidance: float) -> list[bytes]:
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-        images = _images(model, ["a red ring"] * 2, 2, guidance, 16, generators)
+        images = draw_images(model, ["a red ring"] * 2, 2, guidance, 16, generators)
         return [image.tobytes() for image in images]
 
     first = drawn(1.0)

@@ -86,5 +86,12 @@ KINDS: dict[str, Kind] = {
         files={"embeddings.csv": EMBEDDINGS_CSV},
     ),
     "FSDP": Kind({"train": f"ema = 0.9\n{BESIDE}\n{SPREAD}"}, processes=2, environment=FSDP),
+    "validation": Kind(
+        {
+            "train": "lora = { rank = 2, dropout = 0.3 }\nema = 0.9\nstop_when = { validation = 'no better for 2' }",
+            "export": 'from = "best"',
+            "more": "[validation]\nevery = '1 steps'\nshare = 0.3\n",
+        }
+    ),
     "fine-tune, 8-bit AdamW": Kind({"train": EIGHT_BITS}, needs="bitsandbytes"),
 }
