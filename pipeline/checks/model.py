@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ...converters.families import Family, families
 from ..errors import StageError
+from ..models.channels import check_channels
 from ..models.checkpoint import checkpoint_family
 from ..models.companions import stated_image_encoder
-from ..models.family import denoiser_config, family_in, local_path, no_single_file
+from ..models.family import family_in, local_path, no_single_file, part_config
 from ..models.index import INDEX, has_index
 from ..models.modular import package_problem
 from ..models.received import check_model_folder
@@ -45,8 +47,9 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
     else:
         try:
             check_model_folder(path)
+            check_channels(spec, path)
             family = family_in(spec, path)
-            if problem := package_problem(family, denoiser_config(family, path)):
+            if problem := package_problem(family, part_config(path, family.denoiser_module)):
                 yield Finding(BASE, problem)
         except StageError as error:
             yield Finding(("model", "family" if spec.family else "base"), str(error))
@@ -115,6 +118,10 @@ def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:
     elif spec.family in families() and (why := no_single_file(families()[spec.family])):
         yield Finding(BASE, why)
         return
+    try:
+        check_channels(replace(spec, family=family), path)
+    except StageError as error:
+        yield Finding(BASE, str(error))
     if spec.config is None:
         text = (
             "without config, tokenizers and configuration are downloaded; set config = a diffusers folder of the family"

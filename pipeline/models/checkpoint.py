@@ -15,6 +15,7 @@ from ...converters import safetensors_file
 from ...converters.errors import ConvertError
 from ...converters.families import families
 from ...converters.lora import PREDICTION
+from ...converters.tensor import RawTensor
 
 # The empty tensors by which ComfyUI and Forge tell v-prediction and zero terminal SNR of an SDXL model.
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
@@ -74,12 +75,17 @@ def prediction_of(path: Path | None, scheduler: Mapping[str, Any]) -> Prediction
     return Prediction(str(kind), bool(scheduler.get("rescale_betas_zero_snr")), "the config of its scheduler")
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a checkpoint's tensors by name; empty for a file without a header."""
+    return {name: tensor.shape for name, tensor in _header(path)[0].items()}
+
+
 def checkpoint_metadata(path: Path) -> dict[str, str]:
     """The metadata of a checkpoint; empty for a file that has none."""
     return dict(_header(path)[1])
 
 
-def _header(path: Path) -> tuple[Mapping[str, object], Mapping[str, str]]:
+def _header(path: Path) -> tuple[Mapping[str, RawTensor], Mapping[str, str]]:
     if path.suffix.lower() != ".safetensors":
         return {}, {}
     try:

@@ -21,6 +21,7 @@ from ..files import read_json, read_regular
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
 from ..vae import vae_scale
+from .channels import require_latent_channels
 from .checkpoint import checkpoint_family
 from .companions import find_image_encoder, read_decoder, read_image_encoder
 from .family import choose_family, native_resolution, size_multiple, width_of
@@ -136,6 +137,9 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
     kind = type(pipe).__name__
     width = width_of(kind, lambda module: getattr(getattr(pipe, module, None), "config", {}))
     family = choose_family(spec, kind, width).of_prediction(pipe.scheduler.config.get("prediction_type"))
+    if getattr(pipe, "vae", None) is not None:
+        denoiser = getattr(pipe, family.denoiser_module).config
+        require_latent_channels(spec, denoiser, pipe.vae.config, family.packed)
     dtype = DTYPES[spec.dtype]
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):

@@ -15,6 +15,7 @@ from ..files import read_json
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
+from .channels import check_channels
 from .checkpoint import stated_prediction
 from .family import choose_family, no_single_file, width_of
 from .find import GUARDS
@@ -40,6 +41,7 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
         check_model_folder(folder)
     except StageError as error:
         raise model_error(spec, error) from error
+    check_channels(spec, folder)
     with load_errors(lambda error: model_error(spec, error)):
         index = plain_index(read_json(index_file(folder)))
         kind = index.get("_class_name")
@@ -159,6 +161,7 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
     options = {"config": spec.config, "local_files_only": spec.config is not None and Path(spec.config).is_dir()}
     if options["local_files_only"]:
         check_model_folder(Path(str(spec.config)))
+    check_channels(spec, path)
 
     def as_stage_error(error: Exception) -> StageError:
         if isinstance(error, NotImplementedError):  # from torch, for a weight that has no value
