@@ -48,6 +48,19 @@ def checkpoint_family(path: Path) -> str | None:
                  if part in family.checkpoint]  # fmt: skip
         if parts and all(any(name.startswith(prefix) for name in names) for prefix in parts):
             fitting.append(family.name)
+    if fitting:
+        return fitting[0] if len(fitting) == 1 else None
+    return _unet_family(path)
+
+
+def _unet_family(path: Path) -> str | None:
+    """The family of a file that has only a UNet: by the width of the text it attends to."""
+    widths = {tensor.shape[-1] for name, tensor in _header(path)[0].items() if name.endswith("attn2.to_k.weight")}
+    fitting = [
+        family.name
+        for family in families().values()
+        if {family.cross_attention} == widths and any(part.layout == "unet" for part in family.checkpoint.values())
+    ]
     return fitting[0] if len(fitting) == 1 else None
 
 
