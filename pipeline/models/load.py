@@ -21,6 +21,7 @@ from ..files import read_json, read_regular
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
+from ..torchvision_problem import hide_broken_torchvision
 from ..vae import vae_scale
 from .channels import require_latent_channels
 from .checkpoint import checkpoint_family
@@ -129,6 +130,7 @@ def quiet_libraries() -> None:
     """Switch off the progress bars and logs of the libraries: what matters is checked and reported here."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises to install what nothing here uses
 
+    hide_broken_torchvision()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
