@@ -40,7 +40,7 @@ class Prediction:
 
 
 def checkpoint_family(path: Path) -> str | None:
-    """The name of a checkpoint's family, by the prefixes of its tensors; None if they leave it open."""
+    """The name of a checkpoint's family, by the prefixes and widths of its tensors; None if they leave it open."""
     names = _header(path)[0]
     fitting = []
     for family in families().values():
@@ -48,13 +48,12 @@ def checkpoint_family(path: Path) -> str | None:
                  if part in family.checkpoint]  # fmt: skip
         if parts and all(any(name.startswith(prefix) for name in names) for prefix in parts):
             fitting.append(family.name)
-    if fitting:
-        return fitting[0] if len(fitting) == 1 else None
-    return _unet_family(path)
+    by_width = _unet_family(path)  # decides where a text encoder is absent, or has the names of another family's
+    return by_width or (fitting[0] if len(fitting) == 1 else None)
 
 
 def _unet_family(path: Path) -> str | None:
-    """The family of a file that has only a UNet: by the width of the text it attends to."""
+    """The family of a UNet by the width of the text that it attends to; None for a width of no family."""
     widths = {tensor.shape[-1] for name, tensor in _header(path)[0].items() if name.endswith("attn2.to_k.weight")}
     fitting = [
         family.name

@@ -21,6 +21,9 @@ _ATTENTION = {
     "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "group_norm": "norm",
     "query": "q", "key": "k", "value": "v", "proj_attn": "proj_out",
 }  # fmt: skip
+# A prefix of OpenCLIP's names, and the one that such an encoder has in transformers' names: conversion scripts take
+# folders of Stable Diffusion 2 that were saved with transformers 5 for Stable Diffusion 1.
+_OPEN_CLIP = {"cond_stage_model.model.": "cond_stage_model.transformer."}
 # Names of a denoiser's first layers, where its file holds nothing else and they have no prefix.
 _BARE = ("input_blocks.", "joint_blocks.")
 
@@ -31,11 +34,12 @@ def renamed(names: Iterable[str], family: Family) -> dict[str, str]:
     names = list(names)
     bare = family.checkpoint and not any(name.startswith(prefixes) for name in names)
     bare = bare and any(name.startswith(_BARE) for name in names)
-    clips = [part.prefix for part in family.checkpoint.values() if part.layout == "clip"]
+    clips = {part.prefix: part.prefix for part in family.checkpoint.values() if part.layout == "clip"}
+    clips |= {_OPEN_CLIP[part.prefix]: part.prefix for part in family.checkpoint.values() if part.prefix in _OPEN_CLIP}
     for name in names:
         prefix = next((one for one in clips if name.startswith(one)), None)
-        if prefix is not None and _CLIP.match(name, len(prefix)):
-            found[name] = f"{prefix}text_model.{name.removeprefix(prefix)}"
+        if prefix is not None and (_CLIP.match(name, len(prefix)) or clips[prefix] != prefix):
+            found[name] = f"{clips[prefix]}text_model.{name.removeprefix(prefix).removeprefix('text_model.')}"
         elif (vae := _VAE.fullmatch(name)) is not None and vae[2] in _ATTENTION:
             found[name] = f"{vae[1]}{_ATTENTION[vae[2]]}.{vae[3]}"
         elif bare:

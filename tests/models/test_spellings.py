@@ -12,12 +12,12 @@ from models.folders import assert_same_weights, hub_answer, load, rewrite, spec_
 from models.single_file import single_file
 from projects import make_project, run_project
 from safetensors.torch import save_file
-from tiny import tiny_sd, tiny_sdxl
+from tiny import tiny_sd, tiny_sd2, tiny_sdxl
 
 from pivotune.converters.families import families
 from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.models.checkpoint import checkpoint_family
+from pivotune.pipeline.models.checkpoint import checkpoint_family, tensor_shapes
 from pivotune.pipeline.models.parts import find_part
 from pivotune.pipeline.models.spellings import lacking, renamed
 from pivotune.pipeline.recipe.load import load_recipe
@@ -227,6 +227,30 @@ def test_the_family_of_a_file_with_only_the_unet_is_known_by_its_width(tmp_path,
     assert checkpoint_family(saved(tmp_path / "m.safetensors", {name: torch.zeros(1, width)})) == family
     short = {name.removeprefix(UNET): torch.zeros(1, width)}
     assert checkpoint_family(saved(tmp_path / "n.safetensors", short)) == family
+
+
+def test_stable_diffusion_2_as_converted_from_a_folder_of_transformers_5(tmp_path):
+    """Its OpenCLIP encoder has the names and the prefix of Stable Diffusion 1's."""
+    pipe = tiny_sd2()
+    pipe.save_pretrained(tmp_path / "model")
+    path = saved(tmp_path / "m.safetensors", without_level(single_file(pipe)))
+    model = load(path, "sd2", config=str(tmp_path / "model"))
+    assert_same_weights(model.pipe, pipe)
+    assert model.parts == {}
+    wide = {f"{UNET}x.attn2.to_k.weight": torch.zeros(1, 1024), "cond_stage_model.transformer.x": torch.zeros(1)}
+    assert checkpoint_family(saved(tmp_path / "wide.safetensors", wide)) == "sd2"
+
+
+def test_a_finetune_of_a_file_in_other_names_is_exported_in_the_usual_ones(tmp_path):
+    recipe = project_of_file(tmp_path, CHANGES["all"](single_file(tiny_sd())))
+    text = recipe.read_text("utf-8").replace(
+        'kind = "export"', 'kind = "export"\nmodel = ["file"]\nmodel_dtype = "float32"'
+    )
+    text = text.replace("steps = 3", "steps = 1\nfinetune = { layers = 'attention' }")
+    recipe.write_text(text, "utf-8")
+    run_project(recipe, tmp_path / "run")
+    [made] = (tmp_path / "run" / "exports").glob("*_model.safetensors")
+    assert tensor_shapes(made) == {name: tuple(one.shape) for name, one in single_file(tiny_sd()).items()}
 
 
 def test_a_spec_keeps_its_parts(tmp_path):
