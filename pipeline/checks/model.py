@@ -112,7 +112,7 @@ def part_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:
                 yield Finding(("model", name), str(error))
     path = local_path(spec)
     names = list(tensor_shapes(path)) if path is not None and path.is_file() else []
-    if path is not None and names:
+    if path is not None and names and family.checkpoint:
         for name, folder in missing_parts(spec, path, family, names):
             if folder is None:
                 yield Finding(BASE, lack_problem(path, family, name))

@@ -18,7 +18,6 @@ from ..effnet import CONFIG
 from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..files import read_json, read_regular
-from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
 from ..torchvision_problem import hide_broken_torchvision
@@ -31,7 +30,7 @@ from .find import find_model
 from .index import index_file, plain_index
 from .modular import hide_progress
 from .parts import other_parts
-from .pipeline import part_kinds
+from .pipeline import part_kinds, single_file_loader
 from .received import LARGE, TOKENIZER_FILES, load_errors, model_error, regular_in
 from .skipping import skip_layers, skip_unused
 from .spellings import checkpoint_names
@@ -105,8 +104,11 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
     path = find_model(spec)
     if path.is_file() and spec.family is None:
         spec = replace(spec, family=checkpoint_family(path))
-    with load_errors(lambda error: model_error(spec, error)):
-        names = checkpoint_names(path) if path.is_file() and path.suffix.lower() in CHECKPOINTS else []
+    names: list[str] = []
+    if path.is_file():
+        single_file_loader(spec, path)  # a family that reads none is refused first
+        with load_errors(lambda error: model_error(spec, error)):
+            names = checkpoint_names(path)
     parts = other_parts(spec, path, families().get(spec.family or ""), names)
     pipe = read_checkpoint(spec, path, parts, names) if path.is_file() else read_folder(spec, path, parts)
     with load_errors(lambda error: model_error(spec, error)):

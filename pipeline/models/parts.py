@@ -87,9 +87,10 @@ def lack_problem(path: Path, family: Family, name: str) -> str:
     if name == family.denoiser_module:
         prefix = family.checkpoint[name].prefix
         return f"{path.name} has no denoiser (names that start with {prefix}): it is not a model of {family.title}"
+    what = TITLES.get(name, name)
     return (
-        f"{path.name} has no {TITLES[name]}; set model.{name} to a folder, hub id or file of one, or model.config to a "
-        f"diffusers folder with its weights"
+        f"{path.name} has no {what}; set model.{name} to a folder, hub id or file of one, or model.config to a "
+        "diffusers folder with its weights"
     )
 
 

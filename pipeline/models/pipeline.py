@@ -154,7 +154,7 @@ def _hint(spec: ModelSpec, folder: Path) -> str:
     return f"{where}; set model.variant = '{min(have)}'" if have and spec.variant is None else where
 
 
-def _single_file_loader(spec: ModelSpec, path: Path) -> tuple[Family, Any]:
+def single_file_loader(spec: ModelSpec, path: Path) -> tuple[Family, Any]:
     """The family of a checkpoint, and diffusers' class for its pipeline. StageError if it reads no single files."""
     import diffusers
 
@@ -184,7 +184,7 @@ def read_checkpoint(
     import diffusers
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    family, loader = _single_file_loader(spec, path)
+    family, loader = single_file_loader(spec, path)
     own = respelled_parts(names, family)
     if own or parts:
         spec = config_spec(spec, family)

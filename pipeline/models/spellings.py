@@ -28,6 +28,10 @@ _OPEN_CLIP = {"cond_stage_model.model.": "cond_stage_model.transformer."}
 _BARE = ("input_blocks.", "joint_blocks.")
 
 
+_VAES = ("vae.", "first_stage_model.")
+_ENCODERS = ("text_encoder", "cond_stage_model.", "conditioner.")
+
+
 def renamed(names: Iterable[str], family: Family) -> dict[str, str]:
     """The names that differ from those of the family's usual checkpoint, each with the usual one."""
     found, prefixes = {}, tuple(part.prefix for part in family.checkpoint.values())
@@ -48,8 +52,15 @@ def renamed(names: Iterable[str], family: Family) -> dict[str, str]:
 
 
 def lacking(names: Iterable[str], family: Family) -> list[str]:
-    """The parts of the family's usual checkpoint of which a file has no tensor, by attribute of the pipeline."""
-    changed = renamed(names := list(names), family)
+    """The parts of the family's usual checkpoint of which a file has no tensor, by attribute of the pipeline.
+
+    Files of families without one usually hold the denoiser alone.
+    """
+    names = list(names)
+    if not family.checkpoint:
+        parts = {"vae": _VAES} | {encoder.module: _ENCODERS for encoder in family.encoders}
+        return [part for part, starts in parts.items() if not any(name.startswith(starts) for name in names)]
+    changed = renamed(names, family)
     usual = [changed.get(name, name) for name in names]
     return [
         part for part, about in family.checkpoint.items() if not any(name.startswith(about.prefix) for name in usual)

@@ -12,7 +12,7 @@ from models.folders import assert_same_weights, hub_answer, load, rewrite, spec_
 from models.single_file import single_file
 from projects import make_project, run_project
 from safetensors.torch import save_file
-from tiny import tiny_sd, tiny_sd2, tiny_sdxl
+from tiny import tiny_flux, tiny_sd, tiny_sd2, tiny_sdxl
 
 from pivotune.converters.families import families
 from pivotune.pipeline.checks.recipe import check_recipe
@@ -251,6 +251,27 @@ def test_a_finetune_of_a_file_in_other_names_is_exported_in_the_usual_ones(tmp_p
     run_project(recipe, tmp_path / "run")
     [made] = (tmp_path / "run" / "exports").glob("*_model.safetensors")
     assert tensor_shapes(made) == {name: tuple(one.shape) for name, one in single_file(tiny_sd()).items()}
+
+
+def test_a_file_with_only_the_transformer_of_flux(tmp_path):
+    pipe = tiny_flux()
+    pipe.save_pretrained(tmp_path / "model")
+    path = saved(tmp_path / "m.safetensors", dict(pipe.transformer.state_dict()))
+    config = str(tmp_path / "model")
+    model = load(path, "flux", config=config)
+    assert_same_weights(model.pipe, pipe)
+    assert model.parts == {name: tmp_path / "model" / name for name in ("vae", "text_encoder", "text_encoder_2")}
+    remove_weights(tmp_path, "text_encoder_2")
+    expected = r"m.safetensors has no text encoder \(text_encoder_2\); set model.text_encoder_2 to a folder"
+    with pytest.raises(StageError, match=expected):
+        load(path, "flux", config=config)
+    state = dict(pipe.text_encoder_2.state_dict())
+    del state["encoder.embed_tokens.weight"]  # the same as `shared.weight`, which such files have alone
+    encoder = saved(tmp_path / "t5.safetensors", state)
+    assert_same_weights(load(path, "flux", config=config, text_encoder_2=str(encoder)).pipe, pipe)
+    remove_weights(tmp_path, "vae")
+    with pytest.raises(StageError, match=r"m.safetensors has no VAE; set model.vae to a folder, hub id or file of one"):
+        load(path, "flux", config=config, text_encoder_2=str(encoder))
 
 
 def test_a_spec_keeps_its_parts(tmp_path):
