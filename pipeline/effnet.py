@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .torchvision_problem import hidden_because
+
 INSTALL = "pip install 'pivotune[cascade]'"
 # What a VAE's config would say; all of it affects the latents. The prior was trained on images at 3/4 of the size that
 # its decoder draws, of which 32x32 pixels are one latent: 24x24 latents for an image of 1024 pixels.
@@ -22,13 +24,16 @@ FEATURES = 1280  # channels of the backbone's output
 
 def torchvision_problem() -> str | None:
     """Why torchvision cannot be used, and what to do; None if it can."""
+    broken = f"install the build that matches torch {torch.__version__}"
+    if why := hidden_because():
+        return f"torchvision cannot be imported ({why}); {broken}"
     if find_spec("torchvision") is None:
         return f"torchvision is not installed; {INSTALL}"
     try:
         from torchvision.models import efficientnet_v2_s  # noqa: F401
     except Exception as error:  # noqa: BLE001 (a build for another torch raises RuntimeError, among others)
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"torchvision cannot be imported ({why}); install the build that matches torch {torch.__version__}"
+        return f"torchvision cannot be imported ({why}); {broken}"
     return None
 
 

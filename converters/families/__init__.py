@@ -90,10 +90,12 @@ class Family:
     (where a width fits several families). `checkpoint` says how one file holds the whole model, by attribute of the
     pipeline; it is empty where we write no such file. `objective` is what its models are trained on: `diffusion`,
     `flow` (flow matching) or `cosine` (diffusion at any time between 0 and 1), `float16` whether the denoiser computes
-    in float16 without overflow. `draw_options` are arguments that its pipeline is always called with to draw, and
-    `guidance_argument` is the one for the guidance. `predicting` has what differs for models that do not predict what
-    the family's example does, by their scheduler's `prediction_type`. `modular`: the pipeline is one of diffusers'
-    modular ones. `packages` are Python packages that the denoiser needs, by the key of its config that says so.
+    in float16 without overflow, `packed` the side of the square of latents that the pipeline packs into one (2: the
+    denoiser takes four times their channels). `draw_options` are arguments that its pipeline is always called with
+    to draw, and `guidance_argument` is the one for the guidance. `predicting` has what differs for models that do not
+    predict what the family's example does, by their scheduler's `prediction_type`. `modular`: the pipeline is one of
+    diffusers' modular ones. `packages` are Python packages that the denoiser needs, by the key of its config that says
+    so.
     `image_encoder` and `decoder` are the other models of a family whose pipeline neither encodes nor draws images.
     """
 
@@ -112,6 +114,7 @@ class Family:
     signs: Signs
     objective: str = "diffusion"
     float16: bool = True
+    packed: int = 1
     image_encoder: ImageEncoderSpec | None = None
     decoder: DecoderSpec | None = None
     step_activations_mib: float = 0.0
@@ -165,7 +168,8 @@ def _family(data: dict) -> Family:
     denoiser = data.pop("denoiser")
     encoders = tuple(EncoderSpec(**encoder) for encoder in data.pop("encoders"))
     signs = data.pop("signs")
-    about = {"objective": denoiser.get("objective", "diffusion"), "float16": denoiser.get("float16", True)}
+    defaults: dict[str, Any] = {"objective": "diffusion", "float16": True, "packed": 1}
+    about = {key: denoiser.get(key, default) for key, default in defaults.items()}
     lists = {key: tuple(value) for key, value in signs.items() if key != "blocks"}
     data["signs"] = Signs(blocks=signs["blocks"], **lists)
     data["checkpoint"] = {name: CheckpointPart(**part) for name, part in data.get("checkpoint", {}).items()}

@@ -92,7 +92,11 @@ def _not_converted(file: Stored, family: Family, unused: Sequence[str]) -> str:
     found = None
     if re.search(r"\ndiffusion_model\.(double|single)_blocks\.", file.text) and not _FACTORS.search(file.text):
         found = re.search(r"\n(diffusion_model\.\S+\.(alpha|dora_scale))\n", file.text)
-    if found is None and family.name == "flux" and re.search(r"\n\S*transformer_blocks[._]", file.text):
+    if (
+        found is None
+        and family.denoiser_kind == "flux_transformer"
+        and re.search(r"\n\S*transformer_blocks[._]", file.text)
+    ):
         layers = Counter(
             re.findall(r"\n(\S*[._]?transformer_blocks[._]\d+[._]attn[._]\w+?)_[qkv]\S*(?:up|B)\.weight", file.text)
         )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ...converters.families import Family, families
 from ..errors import StageError
-from ..models.checkpoint import checkpoint_family
+from ..models.channels import check_channels
+from ..models.checkpoint import checkpoint_family, tensor_shapes
 from ..models.companions import stated_image_encoder
-from ..models.family import denoiser_config, family_in, local_path, no_single_file
+from ..models.family import family_in, local_path, no_single_file, part_config
 from ..models.index import INDEX, has_index
 from ..models.modular import package_problem
+from ..models.parts import lack_problem, local_part, missing_parts, stated_parts
 from ..models.received import check_model_folder
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec, Recipe
@@ -45,8 +48,9 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
     else:
         try:
             check_model_folder(path)
+            check_channels(spec, path)
             family = family_in(spec, path)
-            if problem := package_problem(family, denoiser_config(family, path)):
+            if problem := package_problem(family, part_config(path, family.denoiser_module)):
                 yield Finding(BASE, problem)
         except StageError as error:
             yield Finding(("model", "family" if spec.family else "base"), str(error))
@@ -90,6 +94,30 @@ def companion_findings(spec: ModelSpec, family: Family | None) -> Iterator[Findi
         yield Finding(("model",), f"the image encoder of {family.title} needs torchvision: {problem}")
 
 
+def part_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:
+    """Checks of the parts that the recipe takes from elsewhere, and of those that a single file lacks."""
+    if family is None:
+        return
+    for name, text in stated_parts(spec).items():
+        parts = {one.module for one in family.encoders} | ({"vae"} if family.image_encoder is None else set())
+        if name not in parts:
+            yield Finding(("model", name), f"{name} does not apply to {family.title}; remove it")
+        elif not Path(text).is_absolute():
+            if not _is_hub_id(text):
+                yield Finding(("model", name), f"'{text}' is not a file, a folder or a hub id (owner/name)")
+        else:
+            try:
+                local_part(name, Path(text))
+            except StageError as error:
+                yield Finding(("model", name), str(error))
+    path = local_path(spec)
+    names = list(tensor_shapes(path)) if path is not None and path.is_file() else []
+    if path is not None and names and family.checkpoint:
+        for name, folder in missing_parts(spec, path, family, names):
+            if folder is None:
+                yield Finding(BASE, lack_problem(path, family, name))
+
+
 def drawing_findings(recipe: Recipe, family: Family | None, *, prompts: bool) -> Iterator[Finding]:
     """Images that the recipe asks for, of a family that draws only with a decoder; `prompts`: it has sample prompts."""
     if family is None or family.decoder is None or recipe.model.decoder is not None:
@@ -126,6 +154,10 @@ def _checkpoint(spec: ModelSpec, path: Path) -> Iterator[Finding]:
     elif spec.family in families() and (why := no_single_file(families()[spec.family])):
         yield Finding(BASE, why)
         return
+    try:
+        check_channels(replace(spec, family=family), path)
+    except StageError as error:
+        yield Finding(BASE, str(error))
     if spec.config is None:
         text = (
             "without config, tokenizers and configuration are downloaded; set config = a diffusers folder of the family"

@@ -29,7 +29,14 @@ from .embeddings import (
     truncation_findings,
 )
 from .masks import mask_findings
-from .model import companion_findings, drawing_findings, family_findings, model_findings, sample_findings
+from .model import (
+    companion_findings,
+    drawing_findings,
+    family_findings,
+    model_findings,
+    part_findings,
+    sample_findings,
+)
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
 from .targets import output_findings, same_files, target_findings
 from .validation import validation_findings
@@ -154,6 +161,7 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     yield from model_findings(recipe.model)
     yield from family_findings(recipe.model, family)
     yield from companion_findings(recipe.model, family)
+    yield from part_findings(recipe.model, family)
     cut = not dropped.touches("data") and not dropped.in_stages("resolution")
     for finding in image_findings(recipe, captioned, look=cut):
         if len(finding.path) > 1 or not dropped.touches("embeddings_from"):

@@ -15,6 +15,7 @@ from ...converters import safetensors_file
 from ...converters.errors import ConvertError
 from ...converters.families import families
 from ...converters.lora import PREDICTION
+from ...converters.tensor import RawTensor
 
 # The empty tensors by which ComfyUI and Forge tell v-prediction and zero terminal SNR of an SDXL model.
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
@@ -39,7 +40,7 @@ class Prediction:
 
 
 def checkpoint_family(path: Path) -> str | None:
-    """The name of a checkpoint's family, by the prefixes of its tensors; None if they leave it open."""
+    """The name of a checkpoint's family, by the prefixes and widths of its tensors; None if they leave it open."""
     names = _header(path)[0]
     fitting = []
     for family in families().values():
@@ -47,6 +48,18 @@ def checkpoint_family(path: Path) -> str | None:
                  if part in family.checkpoint]  # fmt: skip
         if parts and all(any(name.startswith(prefix) for name in names) for prefix in parts):
             fitting.append(family.name)
+    by_width = _unet_family(path)  # decides where a text encoder is absent, or has the names of another family's
+    return by_width or (fitting[0] if len(fitting) == 1 else None)
+
+
+def _unet_family(path: Path) -> str | None:
+    """The family of a UNet by the width of the text that it attends to; None for a width of no family."""
+    widths = {tensor.shape[-1] for name, tensor in _header(path)[0].items() if name.endswith("attn2.to_k.weight")}
+    fitting = [
+        family.name
+        for family in families().values()
+        if {family.cross_attention} == widths and any(part.layout == "unet" for part in family.checkpoint.values())
+    ]
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -74,12 +87,17 @@ def prediction_of(path: Path | None, scheduler: Mapping[str, Any]) -> Prediction
     return Prediction(str(kind), bool(scheduler.get("rescale_betas_zero_snr")), "the config of its scheduler")
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a checkpoint's tensors by name; empty for a file without a header."""
+    return {name: tensor.shape for name, tensor in _header(path)[0].items()}
+
+
 def checkpoint_metadata(path: Path) -> dict[str, str]:
     """The metadata of a checkpoint; empty for a file that has none."""
     return dict(_header(path)[1])
 
 
-def _header(path: Path) -> tuple[Mapping[str, object], Mapping[str, str]]:
+def _header(path: Path) -> tuple[Mapping[str, RawTensor], Mapping[str, str]]:
     if path.suffix.lower() != ".safetensors":
         return {}, {}
     try:

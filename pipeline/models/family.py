@@ -129,13 +129,18 @@ def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
 
 def family_in(spec: ModelSpec, folder: Path) -> Family:
     """The family of a diffusers folder, by its files; StageError if none fits, or several."""
-    kind = _json(folder, index_file(folder).name).get("_class_name", "folder without a pipeline's class")
-    return choose_family(spec, kind, width_of(kind, lambda module: _json(folder, module, "config.json")))
+    kind = pipeline_class(folder)
+    return choose_family(spec, kind, width_of(kind, lambda module: part_config(folder, module)))
 
 
-def denoiser_config(family: Family, folder: Path) -> dict[str, Any]:
-    """The config of the denoiser in a diffusers folder."""
-    return _json(folder, family.denoiser_module, "config.json")
+def pipeline_class(folder: Path) -> Any:
+    """The name of the pipeline's class in the index of a diffusers folder."""
+    return _json(folder, index_file(folder).name).get("_class_name", "folder without a pipeline's class")
+
+
+def part_config(folder: Path, part: str) -> dict[str, Any]:
+    """The config of one model in a diffusers folder; empty if it cannot be read."""
+    return _json(folder, part, "config.json")
 
 
 def boundary_of(spec: ModelSpec) -> float:

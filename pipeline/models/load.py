@@ -13,22 +13,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...converters.families import EncoderSpec, Family
+from ...converters.families import EncoderSpec, Family, families
 from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..files import read_json, read_regular
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
+from ..torchvision_problem import hide_broken_torchvision
 from ..vae import vae_scale
+from .channels import require_latent_channels
 from .checkpoint import checkpoint_family
 from .companions import find_image_encoder, read_decoder, read_image_encoder
 from .family import choose_family, native_resolution, size_multiple, width_of
 from .find import find_model
 from .index import index_file, plain_index
 from .modular import hide_progress
-from .pipeline import part_kinds
+from .parts import other_parts
+from .pipeline import part_kinds, single_file_loader
 from .received import LARGE, TOKENIZER_FILES, load_errors, model_error, regular_in
 from .skipping import skip_layers, skip_unused
+from .spellings import checkpoint_names
 from .tokenizers import config_folder, stated_family
 
 UNLIMITED = 10**9  # tokens; transformers has 10**30 where a tokenizer's config gives no limit
@@ -43,6 +47,7 @@ class Model:
     A hub model's folder is its snapshot in the local cache. `tokenizer_files` has the contents of tokenizer folders, by
     the tokenizer's name and the file name: an export must not depend on what is there hours later. Where the pipeline
     has no VAE, `pipe.vae` is the image encoder of the file `image_encoder`, and `decoder` draws the images.
+    `parts` has the folder or file of each part of the pipeline that is not the model's own.
     """
 
     pipe: Any
@@ -54,6 +59,7 @@ class Model:
     tokenizer_files: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     image_encoder: Path | None = None
     decoder: Any = None
+    parts: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def denoiser(self) -> Any:
@@ -97,10 +103,16 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
     path = find_model(spec)
     if path.is_file() and spec.family is None:
         spec = replace(spec, family=checkpoint_family(path))
-    pipe = read_checkpoint(spec, path) if path.is_file() else read_folder(spec, path)
+    names: list[str] = []
+    if path.is_file():
+        single_file_loader(spec, path)  # a family that reads none is refused first
+        with load_errors(lambda error: model_error(spec, error)):
+            names = checkpoint_names(path)
+    parts = other_parts(spec, path, families().get(spec.family or ""), names)
+    pipe = read_checkpoint(spec, path, parts, names) if path.is_file() else read_folder(spec, path, parts)
     with load_errors(lambda error: model_error(spec, error)):
         model = _with_companions(prepare(pipe, spec, path, device), spec)
-    return replace(model, tokenizer_files=_tokenizer_files(spec, pipe, path))
+    return replace(model, tokenizer_files=_tokenizer_files(spec, pipe, path), parts=parts)
 
 
 def _with_companions(model: Model, spec: ModelSpec) -> Model:
@@ -119,6 +131,7 @@ def quiet_libraries() -> None:
     """Switch off the progress bars and logs of the libraries: what matters is checked and reported here."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises to install what nothing here uses
 
+    hide_broken_torchvision()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -135,6 +148,9 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
     kind = type(pipe).__name__
     width = width_of(kind, lambda module: getattr(getattr(pipe, module, None), "config", {}))
     family = choose_family(spec, kind, width).of_prediction(pipe.scheduler.config.get("prediction_type"))
+    if getattr(pipe, "vae", None) is not None:
+        denoiser = getattr(pipe, family.denoiser_module).config
+        require_latent_channels(spec, denoiser, pipe.vae.config, family.packed)
     dtype = DTYPES[spec.dtype]
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...converters.families import Family
 from ..errors import StageError
+from ..torchvision_problem import NAME, hidden_because
 
 
 def read_parts(index: dict[str, Any], folder: Path, loaded: dict[str, Any]) -> dict[str, Any]:
@@ -63,11 +64,14 @@ def package_problem(family: Family, config: dict[str, Any] | None) -> str:
     for key, package in family.packages.items():
         if config is not None and not config.get(key, True):
             continue
+        why = hidden_because() if package == NAME else ""
         try:
-            importlib.import_module(package)
+            if not why:
+                importlib.import_module(package)
         except ModuleNotFoundError:
             return f"{family.title} needs {package}, which is not installed; pip install 'pivotune[{family.name}]'"
         except Exception as error:  # noqa: BLE001 (a build for another torch raises many kinds)
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if why:
             return f"{family.title} needs {package}, which cannot be imported ({why}); install the one for your torch"
     return ""

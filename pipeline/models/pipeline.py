@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from ...converters.families import families
+from ...converters.families import Family, families
 from ..errors import StageError
 from ..files import read_json
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
+from .channels import check_channels
 from .checkpoint import stated_prediction
 from .family import choose_family, no_single_file, width_of
 from .find import GUARDS
 from .index import INDEX, has_index, index_file, plain_index
 from .modular import modular_pipeline, package_problem, read_parts
+from .parts import config_spec, part_from_tensors, read_part
 from .received import check_model_folder, load_errors, model_error
+from .spellings import read_tensors, respelled_parts
+from .tokenizers import config_folder
 
 _VARIANT = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)\.([^.-]+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 _LIBRARIES = ("diffusers", "transformers")
 
 
-def read_folder(spec: ModelSpec, folder: Path) -> Any:
-    """The pipeline of a diffusers folder, without safety checker.
+NO_PARTS: Mapping[str, Path] = MappingProxyType({})
+
+
+def read_folder(spec: ModelSpec, folder: Path, parts: Mapping[str, Path] = NO_PARTS) -> Any:
+    """The pipeline of a diffusers folder, without safety checker; `parts` replace some of its models.
 
     Raises StageError when a file is missing or corrupt, or when weights of a model are missing: the libraries would
     leave them random and at most log it.
@@ -40,6 +49,7 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
         check_model_folder(folder)
     except StageError as error:
         raise model_error(spec, error) from error
+    check_channels(spec, folder)
     with load_errors(lambda error: model_error(spec, error)):
         index = plain_index(read_json(index_file(folder)))
         kind = index.get("_class_name")
@@ -48,7 +58,11 @@ def read_folder(spec: ModelSpec, folder: Path) -> Any:
             raise StageError(problem)
         _check_variant(spec, folder)
         given = {name: None for name, value in index.items() if name in GUARDS or value == [None, None]}
-        models = {name: _model(spec, folder / name, kind) for name, kind in part_kinds(index).items()}
+        models = {
+            name: read_part(spec, family, name, kind, parts[name], _dtype(spec, name)) if name in parts
+            else _model(spec, folder / name, kind)
+            for name, kind in part_kinds(index).items()
+        }  # fmt: skip
         if family.modular:
             return modular_pipeline(family, models | read_parts(index, folder, models))
         tokenizers = {name: _tokenizer_of(folder / name) for name, value in index.items() if _is_processor(name, value)}
@@ -98,17 +112,20 @@ def part_kinds(index: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(spec: ModelSpec, folder: Path, kind: Any) -> Any:
-    """One model of a folder with all its weights. A VAE is read in float32 for float16 runs, which may need it so."""
-    dtype = DTYPES[spec.dtype]
-    if folder.name == "vae" and dtype == torch.float16:
-        dtype = torch.float32
+    """One model of a folder with all its weights."""
     with load_errors(lambda error: model_error(spec, error, _hint(spec, folder))):
         model, info = kind.from_pretrained(
-            str(folder), variant=spec.variant if spec.variant in variants_in(folder) else None, dtype=dtype,
-            local_files_only=True, output_loading_info=True,
+            str(folder), variant=spec.variant if spec.variant in variants_in(folder) else None,
+            dtype=_dtype(spec, folder.name), local_files_only=True, output_loading_info=True,
         )  # fmt: skip
     check_weights(spec, folder.name, model, info["missing_keys"])
     return model
+
+
+def _dtype(spec: ModelSpec, name: str) -> torch.dtype:
+    """The dtype in which a part is read: a VAE in float32 for float16 runs, which may need it so."""
+    dtype = DTYPES[spec.dtype]
+    return torch.float32 if name == "vae" and dtype == torch.float16 else dtype
 
 
 def check_weights(spec: ModelSpec, name: str, model: Any, missing: Any) -> None:
@@ -137,13 +154,9 @@ def _hint(spec: ModelSpec, folder: Path) -> str:
     return f"{where}; set model.variant = '{min(have)}'" if have and spec.variant is None else where
 
 
-def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
-    """The pipeline of a .safetensors or .ckpt file, without safety checker.
-
-    Raises StageError when the file is not a checkpoint, lacks weights, or its family or configs are unknown.
-    """
+def single_file_loader(spec: ModelSpec, path: Path) -> tuple[Family, Any]:
+    """The family of a checkpoint, and diffusers' class for its pipeline. StageError if it reads no single files."""
     import diffusers
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     if path.suffix.lower() not in CHECKPOINTS:
         raise StageError(f"model.base = {spec.base!r}: a checkpoint ends in {' or '.join(CHECKPOINTS)}")
@@ -152,13 +165,33 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
         raise StageError(f"the tensors of {spec.base} do not tell its family; set model.family, one of {known}")
     if why := no_single_file(families()[spec.family]):
         raise StageError(f"model.base = {spec.base!r}: {why}")
-    loader = getattr(diffusers, families()[spec.family].pipeline)
+    family = families()[spec.family]
+    loader = getattr(diffusers, family.pipeline)
     if not hasattr(loader, "from_single_file"):
         raise StageError(f"model.base = {spec.base!r}: {loader.__name__} reads no single file; use a diffusers folder")
-    dtype = DTYPES[spec.dtype]
+    return family, loader
+
+
+def read_checkpoint(
+    spec: ModelSpec, path: Path, parts: Mapping[str, Path] = NO_PARTS, names: Sequence[str] = ()
+) -> Any:
+    """The pipeline of a .safetensors or .ckpt file, without safety checker; `parts` replace some of its models.
+
+    `names` are those of its tensors: parts that are spelled otherwise than diffusers expects are read by us.
+
+    Raises StageError when the file is not a checkpoint, lacks weights, or its family or configs are unknown.
+    """
+    import diffusers
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    family, loader = single_file_loader(spec, path)
+    own = respelled_parts(names, family)
+    if own or parts:
+        spec = config_spec(spec, family)
     options = {"config": spec.config, "local_files_only": spec.config is not None and Path(spec.config).is_dir()}
     if options["local_files_only"]:
         check_model_folder(Path(str(spec.config)))
+    check_channels(spec, path)
 
     def as_stage_error(error: Exception) -> StageError:
         if isinstance(error, NotImplementedError):  # from torch, for a weight that has no value
@@ -169,15 +202,34 @@ def read_checkpoint(spec: ModelSpec, path: Path) -> Any:
         )
 
     with load_errors(as_stage_error):
-        given = {}
-        if dtype == torch.float16:  # the run may need it in float32
+        given = _parts_of_checkpoint(spec, family, path, parts, own)
+        if DTYPES[spec.dtype] == torch.float16 and "vae" not in given:  # the run may need it in float32
             given["vae"] = diffusers.AutoencoderKL.from_single_file(
                 str(path), dtype=torch.float32, **options | ({"subfolder": "vae"} if spec.config else {})
             )
-        pipe = loader.from_single_file(str(path), dtype=dtype, safety_checker=None, **options, **given)
+        pipe = loader.from_single_file(str(path), dtype=DTYPES[spec.dtype], safety_checker=None, **options, **given)
         for name, part in pipe.components.items():
             if isinstance(part, torch.nn.Module):
                 check_weights(spec, name, part, [key for key, value in part.state_dict().items() if value.is_meta])
-    if families()[spec.family].objective == "diffusion" and (stated := stated_prediction(path)) is not None:
+    if family.objective == "diffusion" and (stated := stated_prediction(path)) is not None:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **stated.changes)
     return pipe
+
+
+def _parts_of_checkpoint(
+    spec: ModelSpec, family: Family, path: Path, parts: Mapping[str, Path], own: Sequence[str]
+) -> dict[str, Any]:
+    """The models of `parts`, and those parts of the file that diffusers cannot read by their names."""
+    if not own and not parts:
+        return {}
+    kinds = part_kinds(plain_index(read_json(index_file(config_folder(spec)))))
+    made = {
+        name: read_part(spec, family, name, kinds[name], source, _dtype(spec, name))
+        for name, source in parts.items()
+        if name in kinds
+    }
+    own = [name for name in own if name in kinds and name not in made]
+    tensors = read_tensors(path) if own else {}
+    return made | {
+        name: part_from_tensors(spec, family, name, kinds[name], tensors, _dtype(spec, name)) for name in own
+    }

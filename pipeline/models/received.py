@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,11 +39,16 @@ def model_error(spec: ModelSpec, why: Exception | str, hint: str = "") -> StageE
     return StageError(full or f"model.base = {spec.base!r} cannot be loaded: {one_line(why)}{hint}")
 
 
+_SHAPES = re.compile(r"(\S+) expected shape torch\.Size\(\[(.*?)\]\), but got torch\.Size\(\[(.*?)\]\)")
+
+
 def one_line(why: BaseException | str) -> str:
     """The first line of a library's message, without advice to run the code in a file."""
     text = str(why).strip() or type(why).__name__
     if "weights_only" in text:
         return "its pickle contains more than tensors, which is never loaded"
+    if (found := _SHAPES.search(text)) is not None:
+        return f"{found[1]} has the shape ({found[3]}) instead of ({found[2]}): it is of another kind of model"
     if isinstance(why, (TypeError, AttributeError, KeyError, AssertionError, ZeroDivisionError, RecursionError)):
         text = f"its files do not fit together ({type(why).__name__}: {text})"
     return text.splitlines()[0][:500].rstrip(". ")

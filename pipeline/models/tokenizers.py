@@ -12,6 +12,7 @@ from ...converters.families import EncoderSpec, Family, families
 from ..errors import StageError
 from ..files import read_json
 from ..recipe.model import ModelSpec
+from ..torchvision_problem import hide_broken_torchvision
 from .family import family_of, local_path
 from .index import INDEX, MODULAR
 from .received import check_model_folder, load_errors, one_line
@@ -193,6 +194,7 @@ def _load(folder: Path) -> Any:
     """The tokenizer of a folder, of the class in its config; None if the model does not have this encoder."""
     if not folder.is_dir():
         return None
+    hide_broken_torchvision()
     import transformers
 
     def as_stage_error(error: Exception) -> StageError:

@@ -18,6 +18,7 @@ from .intervals import parse_interval
 from .model import (
     CAPTION_SOURCES,
     MASK_SOURCES,
+    PARTS,
     CheckpointRule,
     Concept,
     DataSpec,
@@ -71,8 +72,11 @@ def absolute_path(text: str, folder: Path) -> Path:
     return Path(os.path.abspath(folder / Path(text).expanduser()))
 
 
+MODEL_PATHS = ("base", "config", "image_encoder", "decoder", *PARTS)
+
+
 def _model(table: dict[str, Any], folder: Path) -> ModelSpec:
-    paths = {key: _model_path(table[key], folder) for key in ("base", "config", "image_encoder", "decoder")}
+    paths = {key: _model_path(table[key], folder) for key in MODEL_PATHS}
     return ModelSpec(**{**table, **paths})
 
 

@@ -13,6 +13,7 @@ from .options import ExportOptions, GenerateOptions, LearningRate, NormRule, Sta
 T = TypeVar("T")
 DEFAULT_INTERVAL = Every(5.0, "minutes")
 CAPTION_SOURCES = ("beside", "file-name")  # other texts in `captions` are paths
+PARTS = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")  # that a recipe may take from elsewhere
 MASK_SOURCES = ("beside", "alpha", "none")  # other texts in `masks` are folders
 
 
@@ -20,7 +21,8 @@ MASK_SOURCES = ("beside", "alpha", "none")  # other texts in `masks` are folders
 class ModelSpec:
     """Which model to load: `micro`, a hub id, a diffusers folder or a single-file checkpoint.
 
-    `image_encoder` and `decoder` are further models of families that need them (Stable Cascade).
+    `image_encoder` and `decoder` are further models of families that need them (Stable Cascade). PARTS replace those of
+    the model, or are what a single file lacks: each a folder, a hub id or a file.
     """
 
     base: str
@@ -32,6 +34,10 @@ class ModelSpec:
     clip_skip: int = 1
     image_encoder: str | None = None
     decoder: str | None = None
+    vae: str | None = None
+    text_encoder: str | None = None
+    text_encoder_2: str | None = None
+    text_encoder_3: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from ..data.files import IMAGES
-from ..recipe.model import CAPTION_SOURCES, MASK_SOURCES
+from ..recipe.model import CAPTION_SOURCES, MASK_SOURCES, PARTS
 from ..text import count_of, first_few, first_lines
 
 LONG, BEFORE, SHOWN = 60, 12, 4  # characters of a value, of them before the first difference, entries of a list
@@ -69,7 +69,8 @@ ROUNDING = "environment.processes"
 _DATA_PATHS = tuple(
     re.compile(rf"recipe\.{place}") for place in (r"concept\.\d+\.(images|captions|masks)", r"data\.cache_latents")
 )
-_MODEL_PATHS = (re.compile(r"(recipe\.)?model\.base"), re.compile(r"recipe\.model\.(config|image_encoder|decoder)"))
+_MODEL_KEYS = "|".join(("config", "image_encoder", "decoder", *PARTS))
+_MODEL_PATHS = (re.compile(r"(recipe\.)?model\.base"), re.compile(rf"recipe\.model\.({_MODEL_KEYS})"))
 _KEYWORDS = (*CAPTION_SOURCES, *MASK_SOURCES, "user", "run", "memory", "off", "micro")
 
 

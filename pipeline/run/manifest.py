@@ -103,6 +103,8 @@ def inputs_of(
     hashes = model_hashes(model.path) if model.path else {}
     if model.image_encoder is not None:
         hashes |= {f"image_encoder/{model.image_encoder.name}": sha256(model.image_encoder)}
+    for name, path in model.parts.items():
+        hashes |= {f"{name}/{file}": digest for file, digest in model_hashes(path).items()}
     return {
         "recipe": recipe_as_json(recipe), "environment": environment(model.device, processes),
         "model": model_facts(recipe, model, statistics, hashes), "data": data_facts(recipe),

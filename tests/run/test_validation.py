@@ -294,7 +294,7 @@ def test_captions_of_held_out_images_are_read_as_in_training_and_always_the_same
     concept = (
         '[[concept]]\nimages = "held"\nwildcards = true\nkeep_separator = "|||"\nshuffle_tags = true\ntag_dropout = 0.5'
     )
-    held = concept.replace("[[concept]]", "[validation]\nevery = '1 steps'\n[validation.concept]")
+    own = concept.replace("[[concept]]", "[validation]\nevery = '1 steps'\n[validation.concept]")
     for number in range(2):
         noise(tmp_path / "held" / f"{number}.png", seed=9 + number)
         (tmp_path / "held" / f"{number}.txt").write_text("<cat> ||| {red|blue|green|white} ring, a, b, c, d", "utf-8")
@@ -307,7 +307,7 @@ def test_captions_of_held_out_images_are_read_as_in_training_and_always_the_same
         return batch
 
     monkeypatch.setattr(Dataset, "held_out_image", spy)
-    run_project(recipe_of(tmp_path, more=held), tmp_path / "run")
+    run_project(recipe_of(tmp_path, more=own), tmp_path / "run")
     assert len(set(found)) <= 2 < len(found)
     for (caption,) in found:
         assert re.fullmatch(r"<cat>,? (red|blue|green|white) ring, a, b, c, d", caption), caption
