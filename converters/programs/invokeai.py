@@ -67,6 +67,8 @@ def _loaded(file: Stored, entries: Vectors, widths: dict[str, int]) -> Reading:
     if "emb_params" in tensors:
         return embedding(file.stem, {only: tensors["emb_params"]}, tensors, ("emb_params",))
     if "clip_g" in tensors and "clip_l" in tensors and len(widths) == 2:
+        if widths.keys() != {"clip_l", "clip_g"}:
+            return refused("it takes the file for an SDXL embedding")
         return embedding(file.stem, {key: tensors[key] for key in widths}, tensors, widths)
     if len(widths) == 2:
         return refused("an SDXL embedding needs both clip_l and clip_g")

@@ -3,14 +3,19 @@
 import json
 import resource
 import struct
+from pathlib import Path
 
 import pytest
 from crash import faults
 from fuzz import guard, images, torch_seeds
 
 from pivotune.converters.errors import ConvertError
+from pivotune.converters.families import families
 from pivotune.converters.inspection import inspect
+from pivotune.converters.programs import reads
 from pivotune.converters.read import identify
+from pivotune.converters.stored import Stored
+from pivotune.converters.tensor import RawTensor
 
 GLOBAL = b"ctorch._utils\n_rebuild_tensor_v2\n"
 LAUGHS = b"]q\0" + b"".join(b"(" + (b"h" + bytes([n])) * 10 + b"tq" + bytes([n + 1]) + b"0" for n in range(25)) + b"0"
@@ -120,3 +125,9 @@ def test_odd_files_are_reported_within_bounds(what, tmp_path):
     assert faults.forked(lambda: bounded(path, [inspect])) == 0
     embeddings = [embedding["name"] for embedding in inspect(path)["embeddings"]]
     assert embeddings == {"halves of six bits": ["x"], "an embedding with a slash": ["a/b"]}.get(what, [])
+
+
+def test_vectors_of_sdxls_encoders_are_refused_for_a_model_with_other_two():
+    vectors = RawTensor("F32", (1, 768), bytes(3072))
+    file = Stored(Path("x.safetensors"), {"clip_g": vectors, "clip_l": vectors}, {})
+    assert "takes the file for an SDXL embedding" in reads("invokeai", file, families()["flux"].widths).refusal
