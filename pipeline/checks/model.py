@@ -81,7 +81,8 @@ def companion_findings(spec: ModelSpec, family: Family | None) -> Iterator[Findi
         index = Path(spec.decoder) / "model_index.json"
         if not index.is_file():
             yield Finding(("model", "decoder"), f"{spec.decoder} is not a diffusers folder: no model_index.json")
-    if family.image_encoder is None:
+    path = local_path(spec)
+    if family.image_encoder is None or (path is not None and path.is_file()):  # a file is refused anyway
         return
     try:
         stated_image_encoder(spec, family.image_encoder)

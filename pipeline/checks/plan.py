@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.captions import read_concept
 from ..data.tags import longest_form
 from ..embeddings.initial import InitialTokens, TokenizedTexts, initial_tokens_of, read_base_vectors
 from ..embeddings.placeholders import Replacer
@@ -68,6 +69,7 @@ class Plan:
 
     `prompts` are the prompts of the sample images. `surveys` describes an epoch of each train stage, by stage index.
     `captions_with` counts the captions of each embedding. `prediction` is that of a diffusion model, if it is known.
+    `held_out` is the number of images for validation.
     """
 
     recipe: Recipe
@@ -80,6 +82,7 @@ class Plan:
     captions_with: dict[str, int]
     surveys: dict[int, Survey]
     prediction: Prediction | None = None
+    held_out: int = 0
 
     @property
     def truncated(self) -> list[PlannedCaption]:
@@ -161,7 +164,8 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     captions_with = {embedding: counts[embedding] for embedding in embeddings}
     stages = tuple(_stage(recipe, index, stage, surveys.get(index)) for index, stage in enumerate(recipe.stages))
     counted = (len(pairs), captions_with, surveys)
-    return Plan(recipe, embeddings, limits, stages, captions, prompts, *counted, prediction)
+    every = sum(len(read_concept(concept).images) for concept in recipe.all_concepts) if recipe.validation else 0
+    return Plan(recipe, embeddings, limits, stages, captions, prompts, *counted, prediction, max(0, every - len(pairs)))
 
 
 def spelled_out(embedding: str, vectors: int) -> str:

@@ -29,7 +29,11 @@ def plan_text(plan: Plan) -> str:
         line for embedding in recipe.embeddings[:MAX_EMBEDDINGS] for line in _embedding(plan, embedding)
     ]
     lines += _more(len(recipe.embeddings))
-    lines += (["", *_images(plan)] if plan.surveys else []) + ["", *_captions(plan)]
+    lines += ["", *_images(plan)] if plan.surveys else []
+    if recipe.validation is not None:
+        held_out = count_of(plan.held_out, "image")
+        lines.append(f"  validation every {recipe.validation.every} with {held_out} held out, which no step trains")
+    lines += ["", *_captions(plan)]
     return "\n".join(lines)
 
 
@@ -130,6 +134,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         },
         "token_limits": plan.limits,
         "images": plan.images,
+        "held_out": plan.held_out,
         "captions_with": plan.captions_with,
         "epochs": {
             str(index + 1): {

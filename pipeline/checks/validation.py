@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from ..data.captions import Captioned
 from ..data.holdout import held_out
+from ..embeddings.placeholders import Replacer
 from ..errors import StageError
 from ..recipe.model import Recipe
 from ..recipe.options import ExportOptions, TrainOptions
 from ..recipe.problem import Finding, KeyPath
 from .concepts import image_findings
+from .masks import mask_findings
 
 WHERE: KeyPath = ("validation",)
 
@@ -34,7 +36,7 @@ def validation_findings(recipe: Recipe, captioned: Sequence[Captioned], *, look:
         yield Finding((*WHERE, "every"), text)
     if spec.concept is not None:
         yield from _concept_findings(recipe, look)
-    elif spec.share is not None and captioned:
+    elif spec.share is not None and captioned and all(one.images for one in captioned):
         try:
             held_out(recipe, [[texts for _, texts in one.images] for one in captioned])
         except StageError as error:
@@ -50,8 +52,16 @@ def _concept_findings(recipe: Recipe, look: bool) -> Iterator[Finding]:
     if concept.generate is not None:
         yield Finding((*where, "generate"), "images for validation are not generated; remove it")
         return
-    for finding in image_findings(replace(recipe, concepts=(replace(concept, prior=False),)), [], look=look):
+    own, read = replace(recipe, concepts=(replace(concept, prior=False),)), list[Captioned]()
+    found = list(image_findings(own, read, look=look))
+    found += mask_findings(own, read) if look else ()
+    for finding in found:
         yield finding._replace(path=(*where, *finding.path[2:]))
+    replacer = Replacer(list(recipe.trained))
+    captions = [caption for one in read for _, texts in one.images for caption in texts]
+    if recipe.trained and captions and not any(map(replacer.embeddings_in, captions)):
+        text = "no caption contains a placeholder, so their loss does not depend on the embeddings; add it"
+        yield Finding((*where, "captions"), text, "warning")
 
 
 def _needless_findings(recipe: Recipe) -> Iterator[Finding]:

@@ -73,7 +73,7 @@ def _named(spec: ModelSpec, kind: Any, width: Any, fitting: list[Family]) -> Fam
 
 def no_single_file(family: Family) -> str:
     """Why a model of this family cannot be loaded from a single file; empty if it can."""
-    if not family.modular:
+    if not family.modular and family.image_encoder is None:
         return ""
     return f"a file has only a part of {family.title}; use a hub id ({family.example}) or a diffusers folder"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from ...converters.embedding import Contents, Embedding
 from ..data.captions import Captioned, read_concept
+from ..data.holdout import held_out, without
 from ..device import device_name
 from ..distributed import SINGLE_PROCESS, Processes
 from ..embeddings.initial import InitialTokens
@@ -36,16 +38,17 @@ def data_facts(recipe: Recipe) -> dict[str, Any]:
     Raises RecipeError when an image or caption was deleted after the check.
     """
     every = [read_concept(concept) for concept in recipe.all_concepts]
-    read = every[: len(recipe.concepts)]
+    read = trained_images(recipe, every[: len(recipe.concepts)])
     captions = [caption for concept in read for _, texts in concept.images for caption in texts]
     count = Counter(embedding for _, embeddings in _embeddings_in(recipe, read) for embedding in embeddings)
-    images = list(dict.fromkeys(path for concept in read for path, _ in concept.images))
-    held_out = [path for concept in every[len(read) :] for path, _ in concept.images]
-    others = dict.fromkeys(path for concept in every for path in (*concept.files, *concept.masks.values()))
+    images, trained = ({path for concept in some for path, _ in concept.images} for some in (every, read))
+    others = (path for concept in every for path in (*concept.files, *concept.masks.values()))
+    in_order = [path for concept in every for path, _ in concept.images]
     return {
-        "images": len(images),
+        "images": len(trained),
+        **({"held_out": len(images - trained)} if recipe.validation else {}),
         "concepts": [len(concept.images) for concept in read],
-        "files": file_hashes([*images, *held_out, *others], recipe.path.parent),
+        "files": file_hashes(list(dict.fromkeys([*in_order, *others])), recipe.path.parent),
         "captions": captions[:5],
         "coverage": {
             embedding.placeholder: count[embedding.placeholder] / max(1, len(captions))
@@ -60,10 +63,18 @@ def images_of_embeddings(recipe: Recipe) -> dict[str, list[str]]:
     Opens none of them; raises as `data_facts` does.
     """
     images: dict[str, list[str]] = {embedding.placeholder: [] for embedding in recipe.embeddings}
-    for path, embeddings in _embeddings_in(recipe, [read_concept(concept) for concept in recipe.concepts]):
+    read = trained_images(recipe, [read_concept(concept) for concept in recipe.concepts])
+    for path, embeddings in _embeddings_in(recipe, read):
         for embedding in dict.fromkeys(embeddings):
             images[embedding].append(shown_path(path, recipe.path.parent))
     return images
+
+
+def trained_images(recipe: Recipe, read: Sequence[Captioned]) -> list[Captioned]:
+    """The concepts without the images that are held out."""
+    chosen = held_out(recipe, [[texts for _, texts in one.images] for one in read])
+    left = without([one.images for one in read], chosen)
+    return [replace(one, images=images) for one, images in zip(read, left, strict=True)]
 
 
 def _embeddings_in(recipe: Recipe, read: Sequence[Captioned]) -> list[tuple[Path, list[str]]]:

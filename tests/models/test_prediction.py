@@ -121,3 +121,12 @@ def test_a_lora_says_what_its_model_predicts(tmp_path, state):
         recipe.write_text(path.read_text("utf-8").replace('base = "model"', base), "utf-8")
         made = run_project(recipe, tmp_path / expected).folder / "exports" / "tiny.safetensors"
         assert read(made)[1]["modelspec.prediction_type"] == expected
+
+
+def test_a_single_file_of_stable_cascade_is_refused_by_check(tmp_path, state):
+    recipe = make_project(tmp_path)
+    file = written(tmp_path / "stage_c.safetensors", {"one": torch.ones(1)})
+    text = recipe.read_text("utf-8").replace('base = "model"\nfamily = "sd1"', f'base = "{file}"\nfamily = "cascade"')
+    recipe.write_text(text, "utf-8")
+    found = [one.text for one in check_recipe(recipe).problems if one.key == "model.base"]
+    assert [one.startswith("a file has only a part of Stable Cascade") for one in found] == [True], found

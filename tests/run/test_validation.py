@@ -13,16 +13,21 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from projects import make_project, run_project, stopped_at
 from recipe_text import noise
 from run.killing import assert_same, made_files
 from safetensors.torch import load_file
 
+from pivotune.pipeline.checks.plan import make_plan
+from pivotune.pipeline.checks.plan_text import plan_text
+from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.cli.main import pivotune
 from pivotune.pipeline.data.dataset import Dataset
 from pivotune.pipeline.data.examples import read_examples
 from pivotune.pipeline.data.holdout import held_out
 from pivotune.pipeline.errors import StageError
+from pivotune.pipeline.models.tokenizers import load_tokenizers
 from pivotune.pipeline.recipe.load import load_recipe, recipe_as_json, recipe_from_json
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.records import json_safe
@@ -311,3 +316,46 @@ def test_captions_of_held_out_images_are_read_as_in_training_and_always_the_same
     assert len(set(found)) <= 2 < len(found)
     for (caption,) in found:
         assert re.fullmatch(r"<cat>,? (red|blue|green|white) ring, a, b, c, d", caption), caption
+
+
+def own_images(folder: Path, caption: str, mask: int | None = None) -> str:
+    """Two images for validation alone; returns the tables of the recipe."""
+    for number in range(2):
+        noise(folder / "own" / f"{number}.png", 16, 16, seed=20 + number)
+        (folder / "own" / f"{number}.txt").write_text(caption, "utf-8")
+        if mask is not None:
+            Image.new("L", (16, 16), mask).save(folder / "own" / f"{number}-mask.png")
+    return "[validation]\nevery = '1 steps'\nconcept = { images = 'own' }"
+
+
+@pytest.mark.parametrize(
+    ("caption", "mask", "message"),
+    [
+        ("a photo of <cat>", None, ""), ("a photo of <cat>", 255, ""),
+        ("a photo", None, "validation.concept.captions: warning: no caption contains a placeholder"),
+        ("a photo of <cat>", 0, "validation.concept.masks: the masks of all 2 images are black"),
+    ],
+)  # fmt: skip
+def test_check_looks_at_what_the_images_for_validation_say(
+    tmp_path: Path, caption: str, mask: int | None, message: str
+) -> None:
+    own = own_images(tmp_path, caption, mask)
+    path = make_project(tmp_path, more=own, train="objective = { unmasked_weight = 0.0 }")
+    found = [one.shown("") for one in check_recipe(path).problems if one.key.startswith("validation")]
+    assert [message in one for one in found] == [True] * bool(message), found
+
+
+def test_a_folder_that_is_missing_is_one_problem(tmp_path: Path) -> None:
+    path = make_project(tmp_path, more=SHARE)
+    assert not [one for one in check_recipe(path, ["concept.images=nowhere"]).problems if "share" in one.key]
+
+
+def test_plan_and_manifest_count_what_is_held_out(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    plan = plan_text(make_plan(recipe, load_tokenizers(recipe.model)))
+    assert "validation every 2 steps with 1 image held out" in plan
+    run_project(recipe, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
+    data, [embedding] = manifest["data"], manifest["embeddings"]
+    assert (data["images"], data["held_out"], data["concepts"], len(embedding["images"])) == (2, 1, [2], 2)
+    assert sum(name.endswith(".png") for name in data["files"]) == 3
