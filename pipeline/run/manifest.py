@@ -41,7 +41,7 @@ def data_facts(recipe: Recipe) -> dict[str, Any]:
     read = trained_images(recipe, every[: len(recipe.concepts)])
     captions = [caption for concept in read for _, texts in concept.images for caption in texts]
     count = Counter(embedding for _, embeddings in _embeddings_in(recipe, read) for embedding in embeddings)
-    images, trained = ({path for concept in some for path, _ in concept.images} for some in (every, read))
+    images, trained = ({path for one in concepts for path, _ in one.images} for concepts in (every, read))
     others = (path for concept in every for path in (*concept.files, *concept.masks.values()))
     in_order = [path for concept in every for path, _ in concept.images]
     return {
