@@ -121,11 +121,11 @@ def project(folder: Path, name: str, size: Size) -> Recipe:
 
 def deepen(pipe: Any, module: str, times: int) -> None:
     """Give the denoiser so many times its layers, with random weights."""
-    old = getattr(pipe, module)
-    config = {key: value for key, value in old.config.items() if not key.startswith("_")}
-    changes = {key: times * config[key] for key in DEPTHS if isinstance(config.get(key), int)}
+    from colours import rebuild
+
+    config = getattr(pipe, module).config
     torch.manual_seed(0)
-    setattr(pipe, module, type(old).from_config(config | changes))
+    rebuild(pipe, module, {key: times * config[key] for key in DEPTHS if isinstance(config.get(key), int)})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from ..data.buckets import Shape
 from ..data.captions import read_concept
 from ..data.epochs import concept_quotas, count_batches, counts_per_epoch, embedding_counts
 from ..data.examples import crop_of
-from ..data.holdout import held_out, without
+from ..data.holdout import trained_images
 from ..data.images import inspect_image
 from ..models.family import family_of, local_path, native_resolution
 from ..models.received import read_config
@@ -58,10 +58,9 @@ class Survey:
 def survey_images(recipe: Recipe) -> list[Image]:
     """Every image that is trained. RecipeError where captions are missing, StageError for a bad image."""
     images = []
-    every = [read_concept(concept) for concept in recipe.concepts]
-    chosen = held_out(recipe, [[texts for _, texts in read.images] for read in every])
+    every = trained_images(recipe, [read_concept(concept) for concept in recipe.concepts])
     for number, (concept, read) in enumerate(zip(recipe.concepts, every, strict=True)):
-        for path, texts in without([read.images], [chosen[number]])[0]:
+        for path, texts in read.images:
             masked = path in read.masks or concept.masks == "alpha"
             images.append(Image(path, number, inspect_image(path)[0], tuple(texts), masked, read.repeats.get(path, 1)))
     return images

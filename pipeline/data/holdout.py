@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from ..embeddings.placeholders import Replacer
 from ..errors import StageError
 from ..recipe.model import Recipe
+from .captions import Captioned
 
 T = TypeVar("T")
 
@@ -53,6 +55,13 @@ def without(captions: Sequence[Sequence[T]], chosen: Sequence[Collection[int]]) 
     """What is left of the items of each concept when the indices that are held out are removed."""
     pairs = zip(captions, chosen, strict=True)
     return [[one for index, one in enumerate(images) if index not in indices] for images, indices in pairs]
+
+
+def trained_images(recipe: Recipe, read: Sequence[Captioned]) -> list[Captioned]:
+    """The recipe's concepts as read, without the images that are held out."""
+    chosen = held_out(recipe, [[texts for _, texts in one.images] for one in read])
+    left = without([one.images for one in read], chosen)
+    return [replace(one, images=images) for one, images in zip(read, left, strict=True)]
 
 
 def _rank(seed: int, place: tuple[int, int]) -> bytes:

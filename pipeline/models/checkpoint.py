@@ -41,20 +41,22 @@ class Prediction:
 
 def checkpoint_family(path: Path) -> str | None:
     """The name of a checkpoint's family, by the prefixes and widths of its tensors; None if they leave it open."""
-    names = _header(path)[0]
+    shapes = tensor_shapes(path)
+    by_width = _unet_family(shapes)  # decides where a text encoder is absent, or has the names of another family's
+    if by_width is not None:
+        return by_width
     fitting = []
     for family in families().values():
         parts = [family.checkpoint[part].prefix for part in (family.denoiser_module, "text_encoder")
                  if part in family.checkpoint]  # fmt: skip
-        if parts and all(any(name.startswith(prefix) for name in names) for prefix in parts):
+        if parts and all(any(name.startswith(prefix) for name in shapes) for prefix in parts):
             fitting.append(family.name)
-    by_width = _unet_family(path)  # decides where a text encoder is absent, or has the names of another family's
-    return by_width or (fitting[0] if len(fitting) == 1 else None)
+    return fitting[0] if len(fitting) == 1 else None
 
 
-def _unet_family(path: Path) -> str | None:
+def _unet_family(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """The family of a UNet by the width of the text that it attends to; None for a width of no family."""
-    widths = {tensor.shape[-1] for name, tensor in _header(path)[0].items() if name.endswith("attn2.to_k.weight")}
+    widths = {shape[-1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")}
     fitting = [
         family.name
         for family in families().values()

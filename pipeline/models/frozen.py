@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .text import LastUsed
 
 LIMIT = 1 << 30  # bytes of memory; of T5 at FLUX's 512 tokens in bfloat16 some 250 captions
 _UNUSED = ("attentions", "past_key_values", "logits")  # fields of an output that no pipeline reads
@@ -21,9 +23,8 @@ class FrozenEncoder:
     """
 
     def __init__(self, module: nn.Module, limit: int = LIMIT) -> None:
-        self.module, self.limit = module, limit
-        self._cached: OrderedDict[tuple[str, int], Any] = OrderedDict()
-        self._bytes = 0
+        self.module = module
+        self._cached = LastUsed[Any](limit, _bytes)
 
     @contextmanager
     def of(self, captions: Sequence[str]) -> Iterator[None]:
@@ -49,23 +50,14 @@ class FrozenEncoder:
     def _encode(
         self, original: Callable[..., Any], captions: Sequence[str], input_ids: Tensor, options: dict[str, Any]
     ) -> Any:
-        rows = []
-        for number, caption in enumerate(captions):
-            key = (caption, input_ids.shape[1])
-            if key not in self._cached:
-                one = slice(number, number + 1)
-                own = {name: value[one] if isinstance(value, Tensor) else value for name, value in options.items()}
-                self._keep(key, original(input_ids[one], **own))
-            self._cached.move_to_end(key)
-            rows.append(self._cached[key])
-        while self._bytes > self.limit and len(self._cached) > 1:
-            self._bytes -= _bytes(self._cached.popitem(last=False)[1])
-        return _joined(rows, input_ids.device)
+        def alone(number: int) -> Any:
+            one = slice(number, number + 1)
+            own = {name: value[one] if isinstance(value, Tensor) else value for name, value in options.items()}
+            return _joined([original(input_ids[one], **own)], torch.device("cpu"))
 
-    def _keep(self, key: tuple[str, int], output: Any) -> None:
-        kept = _joined([output], torch.device("cpu"))
-        self._cached[key] = kept
-        self._bytes += _bytes(kept)
+        length = input_ids.shape[1]
+        rows = [self._cached.get((one, length), partial(alone, number)) for number, one in enumerate(captions)]
+        return _joined(rows, input_ids.device)
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+T = TypeVar("T")
 LIMIT = 1 << 30  # bytes of memory; of SDXL in bfloat16 some 3,400 captions
 
 
@@ -103,26 +105,39 @@ def between(first: Text, second: Text, alpha: float) -> Text:
     return Text(torch.lerp(one.states, other.states, alpha), pooled, mask)
 
 
+class LastUsed(Generic[T]):
+    """The last used values by key, of at most `limit` bytes together; the newest is kept whatever its size."""
+
+    def __init__(self, limit: int, size: Callable[[T], int]) -> None:
+        self.limit, self.size = limit, size
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value of a key, made if it is not there."""
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        value = self._values[key] = make()
+        self._bytes += self.size(value)
+        while self._bytes > self.limit and len(self._values) > 1:
+            self._bytes -= self.size(self._values.popitem(last=False)[1])
+        return value
+
+
 class CaptionCache:
     """Encodes captions one by one, so that none depends on its batch, and caches the last used ones in CPU memory."""
 
     def __init__(self, denoiser: Encodes, pipe: Any, limit: int = LIMIT) -> None:
-        self.denoiser, self.pipe, self.limit = denoiser, pipe, limit
-        self._cached: OrderedDict[str, Text] = OrderedDict()
-        self._bytes = 0
+        self.denoiser, self.pipe = denoiser, pipe
+        self._cached = LastUsed[Text](limit, lambda text: text.bytes)
 
     def __call__(self, captions: Sequence[str], device: torch.device) -> Text:
         """These captions as one batch on `device`."""
-        return join([self._one(caption) for caption in captions]).map(lambda one: one.to(device))
+        return join([self._cached.get(one, partial(self._encode, one)) for one in captions]).map(
+            lambda one: one.to(device)
+        )
 
-    def _one(self, caption: str) -> Text:
-        if caption in self._cached:
-            self._cached.move_to_end(caption)
-            return self._cached[caption]
-        with torch.no_grad():
-            text = self.denoiser.encode(self.pipe, [caption]).map(lambda one: one.cpu())
-        self._cached[caption] = text
-        self._bytes += text.bytes
-        while self._bytes > self.limit and len(self._cached) > 1:
-            self._bytes -= self._cached.popitem(last=False)[1].bytes
-        return text
+    @torch.no_grad()
+    def _encode(self, caption: str) -> Text:
+        return self.denoiser.encode(self.pipe, [caption]).map(lambda one: one.cpu())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 
 from ...converters.embedding import Contents, Embedding
 from ..data.captions import Captioned, read_concept
-from ..data.holdout import held_out, without
+from ..data.holdout import trained_images
 from ..device import device_name
 from ..distributed import SINGLE_PROCESS, Processes
 from ..embeddings.initial import InitialTokens
@@ -68,13 +67,6 @@ def images_of_embeddings(recipe: Recipe) -> dict[str, list[str]]:
         for embedding in dict.fromkeys(embeddings):
             images[embedding].append(shown_path(path, recipe.path.parent))
     return images
-
-
-def trained_images(recipe: Recipe, read: Sequence[Captioned]) -> list[Captioned]:
-    """The concepts without the images that are held out."""
-    chosen = held_out(recipe, [[texts for _, texts in one.images] for one in read])
-    left = without([one.images for one in read], chosen)
-    return [replace(one, images=images) for one, images in zip(read, left, strict=True)]
 
 
 def _embeddings_in(recipe: Recipe, read: Sequence[Captioned]) -> list[tuple[Path, list[str]]]:

@@ -6,10 +6,11 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from unittest.mock import MagicMock
+
+from stand_ins import StandIns
 
 
 def print_answers(loader: Callable, source: str, folder: str, answer: Callable, nothing: object) -> None:
@@ -38,28 +39,10 @@ def stand_in(*names: str) -> None:
         sys.modules[name].__spec__, sys.modules[name].__path__ = ModuleSpec(name, None), []
 
 
-class _StandIns(MetaPathFinder, Loader):
-    """Packages all of whose modules are there and do nothing."""
-
-    def __init__(self, packages):
-        self.packages = packages
-
-    def find_spec(self, name, path=None, target=None):
-        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in self.packages else None
-
-    def create_module(self, spec):
-        module = MagicMock(name=spec.name)
-        module.__spec__, module.__path__, module.__version__ = spec, [], "0.0.0"
-        return module
-
-    def exec_module(self, module):
-        pass
-
-
 def stand_in_for_comfyui():
     """The packages that ComfyUI imports and its loaders do not need; without any, of which it warns, or devices."""
     sys.argv = ["x", "--cpu"]
-    sys.meta_path.append(_StandIns((
+    sys.meta_path.append(StandIns((
         "torchvision", "torchaudio", "av", "kornia", "spandrel", "torchsde", "scipy", "comfy_kitchen", "comfy_aimdo",
         "sqlalchemy", "alembic", "simpleeval", "blake3", "pydantic", "aiohttp",
     )))  # fmt: skip

@@ -82,7 +82,12 @@ def samples() -> dict[str, tuple[str, dict]]:
         found[f"{family} LoCon with lora_mid"] = (family, {f"{conv}.{part}": shape for part, shape in TUCKER.items()})
         found[f"{family} DoRA"] = (family, found[f"{family} LoRA"][1] | {f"{first}.dora_scale": (outputs, 1)})
         found[f"{family} bundle"] = (family, layouts["kohya"] | {"bundle_emb.cat.clip_l": (2, 768)})
-    found |= {
+    return found | _flux_samples() | real_families.samples()
+
+
+def _flux_samples() -> dict[str, tuple[str, dict]]:
+    """The same for the layouts of FLUX.1."""
+    return {
         "flux kohya": ("flux", _lora(_with("lora_unet_", _flat(FLUX_NATIVE)), KOHYA, alpha=True)),
         "flux kohya with text": ("flux", _lora(_with("lora_unet_", _flat(FLUX_NATIVE)) | _with(
             "lora_te1_text_model_", _flat(TEXT)), KOHYA, alpha=True)),
@@ -98,7 +103,6 @@ def samples() -> dict[str, tuple[str, dict]]:
         "flux original": ("flux", _lora(FLUX_NATIVE, PEFT)),
         "flux lycoris": ("flux", _lora(_with("lycoris_", _flat(FLUX)), KOHYA, alpha=True)),
     }  # fmt: skip
-    return found | real_families.samples()
 
 
 def _with(prefix: str, modules: dict) -> dict:

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from real_sizes import ENCODERS, TRANSFORMERS, pipeline
+from stand_ins import StandIns
 
 from pivotune.converters.families import Family, families
 from pivotune.converters.programs import programs
@@ -35,25 +34,10 @@ ABSENT = ("torchvision", "torchaudio", "av", "kornia", "spandrel", "torchsde", "
 RANK, ALPHA = 2, 3.0
 
 
-class StandIns(MetaPathFinder, Loader):
-    """Packages of ComfyUI that its loader does not need: any module of theirs exists and does nothing."""
-
-    def find_spec(self, name, path=None, target=None):
-        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in ABSENT else None
-
-    def create_module(self, spec):
-        module = MagicMock(name=spec.name)
-        module.__spec__, module.__path__, module.__version__ = spec, [], "0.0.0"
-        return module
-
-    def exec_module(self, module):
-        pass
-
-
 def main(source: str, *only: str) -> int:
     sys.argv = ["x", "--cpu"]
     sys.path.insert(0, source)
-    sys.meta_path.append(StandIns())
+    sys.meta_path.append(StandIns(ABSENT))
     import comfy.options
 
     comfy.options.enable_args_parsing()
