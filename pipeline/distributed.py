@@ -150,11 +150,17 @@ class Processes:
             yield
         except BaseException as error:  # noqa: BLE001 (raised below)
             failed = error
-        if self.any(failed is not None):
-            texts = self.gather(f"{type(failed).__name__}: {failed}" if failed is not None else "")
-            if failed is not None:
-                raise failed
-            first = next(number for number, text in enumerate(texts) if text)
+        try:
+            ended = self.any(failed is not None)
+            texts = self.gather(f"{type(failed).__name__}: {failed}" if failed is not None else "") if ended else []
+        except PeerFailed:
+            if failed is not None:  # what failed here says more than that another process has left
+                raise failed from None
+            raise
+        if failed is not None:
+            raise failed
+        first = next((number for number, text in enumerate(texts) if text), None)
+        if first is not None:
             raise PeerFailed(f"process {first} of {self.count} has failed: {texts[first]}")
 
 

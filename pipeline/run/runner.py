@@ -109,10 +109,11 @@ def _prepare(
 
     The recipe has no sample images where the model cannot draw.
     """
-    require_one_process(recipe, processes.count)
-    require_shardable(recipe, sharding=processes.sharding)
-    device = processes.device or pick_device(recipe.device)
-    make_deterministic(recipe.seed, recipe.threads)
+    with processes.together():  # one that refuses at once would leave another in the middle of joining
+        require_one_process(recipe, processes.count)
+        require_shardable(recipe, sharding=processes.sharding)
+        device = processes.device or pick_device(recipe.device)
+        make_deterministic(recipe.seed, recipe.threads)
     processes.from_main(lambda: require_usable_folder(out))
     preflight = processes.from_main(lambda: run_preflight(recipe, out, device))
     require_preflight(preflight, progress, force=force)

@@ -275,7 +275,7 @@ def test_a_sharded_fine_tune_refuses_an_optimizer_that_needs_whole_weights(tmp_p
     table = "{ parts = ['denoiser'], optimizer = { kind = 'prodigy' } }"
     ended = run_in(make_project(tmp_path, train=f"finetune = {table}"), tmp_path / "run", **FSDP)
     assert ended.codes == [1, 1]
-    assert all("the optimizer prodigy cannot be used with FSDP" in output for output in ended.outputs)
+    assert all("the optimizer prodigy cannot be used with FSDP" in output for output in ended.outputs), ended.outputs
 
 
 def test_unsupported_launcher_settings_are_refused(monkeypatch):
