@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ class Dataset:
         self.held_out = held_out
         self.examples, self.order, self.latents, self.seed = examples, order, latents, seed
         self.flip, self.caption_dropout = flip, caption_dropout
+        self._drawn = lru_cache(maxsize=64)(self._draw)  # a step asks for its captions before it asks for its batches
 
     @property
     def batches_per_epoch(self) -> int:
@@ -100,13 +102,11 @@ class Dataset:
 
     def captions(self, number: int) -> tuple[str, ...]:
         """The captions of the `number`-th batch."""
-        chances = self._chances(number)
-        examples = [self.examples[index] for index in self.order.at(number)]
-        return self._captions(examples, chances[0], chances[1], number)
+        return self._drawn(number)[1]
 
     def at(self, number: int, part: slice = ALL) -> Batch:
         """The `number`-th batch of the run, from 0, or a part of it, with the same values as in the full batch."""
-        indices, chances, captions = self.order.at(number), self._chances(number), self.captions(number)
+        indices, (chances, captions) = self.order.at(number), self._drawn(number)
         every = [self.examples[index] for index in indices]
         examples = every[part]
         variants = [
@@ -151,11 +151,12 @@ class Dataset:
             examples=(index,),
         )
 
-    def _chances(self, number: int) -> list[list[float]]:
-        """Four chances from 0 to 1 for each image of a batch: caption, dropout, flip, variant."""
-        count = self.size(number)
-        drawn: list[list[float]] = torch.rand(4, count, generator=generator(self.seed, "captions", number)).tolist()
-        return drawn
+    def _draw(self, number: int) -> tuple[list[list[float]], tuple[str, ...]]:
+        """Four chances from 0 to 1 for each image of a batch (caption, dropout, flip, variant), and its captions."""
+        examples = [self.examples[index] for index in self.order.at(number)]
+        draw = generator(self.seed, "captions", number)
+        chances: list[list[float]] = torch.rand(4, len(examples), generator=draw).tolist()
+        return chances, self._captions(examples, chances[0], chances[1], number)
 
     def _flips(self, example: Example, chance: float) -> bool:
         return (self.flip or example.concept.flip) and chance < 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..rng import generator
 from ..text import first_lines
 from ..vae import encode_image, latent_channels, normalization, vae_scale
 from .augment import Variant, apply_variant, apply_variant_to_mask, is_augmented, random_variant
+from .buckets import Shape
 from .cache import Cache, Encoded, key_of, vae_identity
 from .complete import require_complete
 from .examples import Example, content_of
@@ -39,6 +41,7 @@ class Latents:
         self.hits = self.misses = 0
         self.unwritable: str | None = None
         self._identity = vae_identity(vae) if cache is not None else {}
+        self._key_of = lru_cache(maxsize=4096)(self._make_key)  # asked for in every step
         self._in_memory: dict[str, Encoded] = {}
         self._bytes = 0
 
@@ -97,7 +100,10 @@ class Latents:
         return random_variant(example.concept, flip, generator(self.seed, "variant", example.content, number))
 
     def _key(self, example: Example, variant: Variant) -> str:
-        return key_of(self._identity, content=example.content, cut=example.crop, variant=variant.as_json())
+        return self._key_of(example.content, example.crop, variant)
+
+    def _make_key(self, content: str, crop: Shape, variant: Variant) -> str:
+        return key_of(self._identity, content=content, cut=crop, variant=variant.as_json())
 
     def _read(self, example: Example, variant: Variant) -> Encoded | None:
         key = self._key(example, variant)

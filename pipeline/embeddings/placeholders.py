@@ -105,13 +105,14 @@ def spelling(embedding: str) -> tuple[str, ...]:
     return tuple(key for _, _, key in _units(embedding.strip()))
 
 
-def _units(text: str) -> list[tuple[int, int, str]]:
+@lru_cache(maxsize=1024)  # a step asks several times for each of its captions
+def _units(text: str) -> tuple[tuple[int, int, str], ...]:
     """(start, end, key) of every unit; equal keys mean equal text to a tokenizer."""
     if text.isascii():
         lower = text.lower()
-        return [(m.start(), m.end(), " " if m[0].isspace() else m[0]) for m in _UNIT.finditer(lower)]
+        return tuple((m.start(), m.end(), " " if m[0].isspace() else m[0]) for m in _UNIT.finditer(lower))
     spans = [match.span() for match in _UNIT.finditer(text)]
-    return [(start, end, _key(text[start:end])) for start, end in _merge_marks(text, spans)]
+    return tuple((start, end, _key(text[start:end])) for start, end in _merge_marks(text, spans))
 
 
 def _merge_marks(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
