@@ -1,8 +1,8 @@
 """What a train step costs beside its forward and backward pass alone, in every family.
 
-The tiny models of the tests, and models of the same widths that are deeper, with larger images and batches. A run
-alternates between its own step and the bare passes of the same batch: the pipeline's prompt encoding, the denoiser, the
-loss, and back to the embedding's vectors.
+The tiny models of the tests with twice their one or two layers, and models of the same widths that are deeper, with
+larger images. A run alternates between its own step and the bare passes of the same batch: the pipeline's prompt
+encoding, the denoiser, the loss, and back to the embedding's vectors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Size:
     steps: int
 
 
-SIZES = {"tiny": Size(1, 4, 4, 20), "mid-size": Size(4, 8, 4, 8)}
+SIZES = {"tiny": Size(2, 4, 8, 30), "mid-size": Size(4, 8, 2, 8)}
 WARM_UP = 2
 
 
@@ -125,7 +125,10 @@ def deepen(pipe: Any, module: str, times: int) -> None:
 
     config = getattr(pipe, module).config
     torch.manual_seed(0)
-    rebuild(pipe, module, {key: times * config[key] for key in DEPTHS if isinstance(config.get(key), int)})
+    changes = {key: times * config[key] for key in DEPTHS if isinstance(config.get(key), int)}
+    if "llama_layers" in config:  # HiDream: a hidden state of Llama for each layer
+        changes["llama_layers"] = times * list(config["llama_layers"])
+    rebuild(pipe, module, changes)
 
 
 if __name__ == "__main__":
