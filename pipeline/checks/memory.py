@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..models.load import Model
-from ..recipe.model import Recipe
+from ..models.quantized import number_format, packed_bytes
+from ..recipe.model import ModelSpec, Recipe
 from ..recipe.options import OptimizerOptions, TrainOptions
+from ..tensors import DTYPES
 from ..text import format_bytes
 from ..train.setup import weight_trainers
 from ..vae import latent_channels
@@ -71,7 +74,9 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     """
     width = {encoder.key: encoder.table.shape[1] for encoder in model.encoders}
     embeddings = sum(count * width[key] for one in vectors.values() for key, count in one.items() if key in width)
-    whole = sum(weight.numel() for part in model.pipe.components.values() for weight in part.parameters())
+    parts = {name: part for name, part in model.pipe.components.items() if hasattr(part, "parameters")}
+    whole = sum(weight.numel() for part in parts.values() for weight in part.parameters())
+    stored = sum(_stored(recipe.model, model, name, part) for name, part in parts.items())
     stages: list[StageNeeds] = []
     before: dict[str, int] = {}
     for index, options in recipe.stages_with(TrainOptions):
@@ -85,9 +90,15 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     usual = getattr(model.denoiser.config, family.denoiser_width, None) == family.cross_attention
     activations = round(family.step_activations_mib * 2**20 * model.dtype.itemsize / 2) if usual else 0
     return Needs(
-        embeddings, lora, finetuned, whole * model.dtype.itemsize, whole, latent_channels(model.pipe.vae.config),
+        embeddings, lora, finetuned, stored, whole, latent_channels(model.pipe.vae.config),
         activations, family.resolution, tuple(stages),
     )  # fmt: skip
+
+
+def _stored(spec: ModelSpec, model: Model, name: str, part: nn.Module) -> int:
+    """Bytes of a part's weights as they are loaded."""
+    asked = number_format(spec, model.family, name)
+    return packed_bytes(part, asked, DTYPES.get(asked or "", model.dtype))
 
 
 def _trained_parts(model: Model, options: TrainOptions, embeddings: int, recipe: Recipe) -> tuple[TrainedPart, ...]:
@@ -139,7 +150,10 @@ def memory_problems(memory: Memory | None, device: torch.device) -> tuple[list[s
     if memory is None:
         return [], []
     where = "RAM" if device.type == "cpu" else f"memory of {device}"
-    fix = "model.dtype = 'bfloat16', a smaller batch_size with gradient_accumulation, gradient_checkpointing = true"
+    fix = (
+        "model.dtype = 'bfloat16', model.weights = { denoiser = 'nf4' }, a smaller batch_size with "
+        "gradient_accumulation, gradient_checkpointing = true"
+    )
     if memory.least > memory.total:
         need = f"at least {format_bytes(memory.least)} needed before the first image"
         return [f"{where}: {need}, {format_bytes(memory.total)} in total; try {fix}"], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from ...converters.families import Family, families
@@ -17,11 +18,12 @@ from ..models.index import INDEX, has_index
 from ..models.modular import package_problem
 from ..models.parts import lack_problem, local_part, missing_parts, stated_parts
 from ..models.received import check_model_folder
+from ..recipe.defaults import DENOISER, QUANTIZED
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec, Recipe
 from ..recipe.options import TrainOptions
 from ..recipe.problem import Finding
-from ..text import count_of, did_you_mean_path, nearest
+from ..text import count_of, did_you_mean, did_you_mean_path, nearest
 
 BASE = ("model", "base")
 
@@ -65,6 +67,32 @@ def family_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]
         yield Finding(("model", "dtype"), f"{overflowing[0]} overflows in float16; use bfloat16")
     if spec.clip_skip > 1 and family is not None and not family.clip_skip:
         yield Finding(("model", "clip_skip"), f"clip_skip is not supported for {family.title}; remove it")
+
+
+def weight_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
+    """Checks of `model.weights`: parts that there are, packages, and what cannot train packed layers."""
+    weights, where = recipe.model.weights, ("model", "weights")
+    known = [DENOISER, *(family.widths if family else ()), "vae"]
+    for part, kind in weights.items():
+        if family is not None and part not in known:
+            yield Finding((*where, part), f"{family.title} has no part '{part}'{did_you_mean(part, known)}")
+        if (part == "vae") != (kind not in QUANTIZED):
+            packed = f"{', '.join(QUANTIZED)}, or model.dtype for all parts"
+            fit = "a dtype (float32, float16, bfloat16)" if part == "vae" else packed
+            yield Finding((*where, part), f"{kind} is not for {part}; use {fit}")
+        if kind == "nf4" and find_spec("bitsandbytes") is None:
+            yield Finding((*where, part), "nf4 needs bitsandbytes, which is not installed; "
+                          "pip install 'pivotune[bitsandbytes]', or use int8")  # fmt: skip
+    parts = sorted(part for part in weights if part != "vae")
+    for index, options in recipe.stages_with(TrainOptions) if parts else ():
+        for name, number, table in options.weight_tables:
+            key_path = ("stage", index, name, number)
+            if name == "finetune":
+                text = f"a fine-tune exports the whole model, and model.weights packs {', '.join(parts)}"
+                yield Finding(key_path, f"{text}; remove model.weights, or train a LoRA")
+            elif getattr(table, "dora", False) and not set(parts).isdisjoint(table.parts):
+                text = "dora needs the norms of weights that model.weights packs"
+                yield Finding((*key_path, "dora"), f"{text}; set it to false")
 
 
 def companion_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:

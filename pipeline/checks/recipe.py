@@ -36,6 +36,7 @@ from .model import (
     model_findings,
     part_findings,
     sample_findings,
+    weight_findings,
 )
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
 from .targets import output_findings, same_files, target_findings
@@ -162,6 +163,7 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     yield from family_findings(recipe.model, family)
     yield from companion_findings(recipe.model, family)
     yield from part_findings(recipe.model, family)
+    yield from weight_findings(recipe, family)
     cut = not dropped.touches("data") and not dropped.in_stages("resolution")
     for finding in image_findings(recipe, captioned, look=cut):
         if len(finding.path) > 1 or not dropped.touches("embeddings_from"):

@@ -109,7 +109,10 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
         with load_errors(lambda error: model_error(spec, error)):
             names = checkpoint_names(path)
     parts = other_parts(spec, path, families().get(spec.family or ""), names)
-    pipe = read_checkpoint(spec, path, parts, names) if path.is_file() else read_folder(spec, path, parts)
+    if path.is_file():
+        pipe = read_checkpoint(spec, path, parts, names, device)
+    else:
+        pipe = read_folder(spec, path, parts, device)
     with load_errors(lambda error: model_error(spec, error)):
         model = _with_companions(prepare(pipe, spec, path, device), spec)
     return replace(model, tokenizer_files=_tokenizer_files(spec, pipe, path), parts=parts)
@@ -154,14 +157,14 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
     dtype = DTYPES[spec.dtype]
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            upcast = name == "vae" and dtype == torch.float16 and getattr(part.config, "force_upcast", True)
+            own = _vae_dtype(spec, part, dtype) if name == "vae" else dtype
             part.requires_grad_(False).eval().to(device=device)
-            _cast(part, torch.float32 if upcast else dtype)
+            _cast(part, own)
             _align(part)
             for module in part.modules():
                 if "num_activated_experts" in vars(module):  # diffusers' experts have no gradient in evaluation mode
                     module.train()
-            if upcast:
+            if own != dtype:
                 _cast_latents(part)
     hide_progress(pipe._blocks if family.modular else pipe)
     skip_layers(pipe, family, spec.clip_skip)
@@ -190,8 +193,15 @@ def _tokenizer_files(spec: ModelSpec, pipe: Any, path: Path) -> dict[str, dict[s
         raise model_error(spec, error) from error
 
 
+def _vae_dtype(spec: ModelSpec, vae: Any, dtype: torch.dtype) -> torch.dtype:
+    """The recipe's, else the pipeline's; float32 for a VAE that may overflow in float16."""
+    if "vae" in spec.weights:
+        return DTYPES[spec.weights["vae"]]
+    return torch.float32 if dtype == torch.float16 and getattr(vae.config, "force_upcast", True) else dtype
+
+
 def _cast_latents(vae: Any) -> None:
-    """Let a VAE in float32 decode latents of a float16 pipeline, which passes them unchanged."""
+    """Let a VAE decode the latents of a pipeline in another dtype, which passes them unchanged."""
     first = getattr(vae, "post_quant_conv", None) or vae.decoder
     first.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(vae.dtype), *inputs[1:]))
 

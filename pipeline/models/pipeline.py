@@ -14,6 +14,7 @@ import torch
 from ...converters.families import Family, families
 from ..errors import StageError
 from ..files import read_json
+from ..recipe.defaults import QUANTIZED
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
@@ -24,6 +25,7 @@ from .find import GUARDS
 from .index import INDEX, has_index, index_file, plain_index
 from .modular import modular_pipeline, package_problem, read_parts
 from .parts import config_spec, part_from_tensors, read_part
+from .quantized import number_format, quantize
 from .received import check_model_folder, load_errors, model_error
 from .spellings import read_tensors, respelled_parts
 from .tokenizers import config_folder
@@ -32,14 +34,15 @@ _VARIANT = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)\.([^.-]+
 _LIBRARIES = ("diffusers", "transformers")
 
 
+CPU = torch.device("cpu")
 NO_PARTS: Mapping[str, Path] = MappingProxyType({})
 
 
-def read_folder(spec: ModelSpec, folder: Path, parts: Mapping[str, Path] = NO_PARTS) -> Any:
+def read_folder(spec: ModelSpec, folder: Path, parts: Mapping[str, Path] = NO_PARTS, device: torch.device = CPU) -> Any:
     """The pipeline of a diffusers folder, without safety checker; `parts` replace some of its models.
 
-    Raises StageError when a file is missing or corrupt, or when weights of a model are missing: the libraries would
-    leave them random and at most log it.
+    What `model.weights` packs is packed on `device`, one part after the other. Raises StageError when a file is missing
+    or corrupt, or when weights of a model are missing: the libraries would leave them random and at most log it.
     """
     from diffusers import DiffusionPipeline
 
@@ -58,11 +61,14 @@ def read_folder(spec: ModelSpec, folder: Path, parts: Mapping[str, Path] = NO_PA
             raise StageError(problem)
         _check_variant(spec, folder)
         given = {name: None for name, value in index.items() if name in GUARDS or value == [None, None]}
-        models = {
-            name: read_part(spec, family, name, kind, parts[name], _dtype(spec, name)) if name in parts
-            else _model(spec, folder / name, kind)
-            for name, kind in part_kinds(index).items()
-        }  # fmt: skip
+        models = {}
+        for name, kind in part_kinds(index).items():
+            dtype = _dtype(spec, family, name)
+            if name in parts:
+                models[name] = read_part(spec, family, name, kind, parts[name], dtype)
+            else:
+                models[name] = _model(spec, folder / name, kind, dtype)
+            _pack(models[name], spec, family, name, device)
         if family.modular:
             return modular_pipeline(family, models | read_parts(index, folder, models))
         tokenizers = {name: _tokenizer_of(folder / name) for name, value in index.items() if _is_processor(name, value)}
@@ -111,21 +117,31 @@ def part_kinds(index: dict[str, Any]) -> dict[str, Any]:
     return kinds
 
 
-def _model(spec: ModelSpec, folder: Path, kind: Any) -> Any:
+def _model(spec: ModelSpec, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
     """One model of a folder with all its weights."""
     with load_errors(lambda error: model_error(spec, error, _hint(spec, folder))):
         model, info = kind.from_pretrained(
             str(folder), variant=spec.variant if spec.variant in variants_in(folder) else None,
-            dtype=_dtype(spec, folder.name), local_files_only=True, output_loading_info=True,
+            dtype=dtype, local_files_only=True, output_loading_info=True,
         )  # fmt: skip
     check_weights(spec, folder.name, model, info["missing_keys"])
     return model
 
 
-def _dtype(spec: ModelSpec, name: str) -> torch.dtype:
+def _dtype(spec: ModelSpec, family: Family, name: str) -> torch.dtype:
     """The dtype in which a part is read: a VAE in float32 for float16 runs, which may need it so."""
+    asked = number_format(spec, family, name)
+    if asked in DTYPES:
+        return DTYPES[asked]
     dtype = DTYPES[spec.dtype]
     return torch.float32 if name == "vae" and dtype == torch.float16 else dtype
+
+
+def _pack(part: Any, spec: ModelSpec, family: Family, name: str, device: torch.device) -> None:
+    """Pack the linear layers of a part if `model.weights` says so."""
+    asked = number_format(spec, family, name)
+    if asked in QUANTIZED and not quantize(part.requires_grad_(False), asked, DTYPES[spec.dtype], device):
+        raise StageError(f"model.weights: {name} has no linear layers that {asked} could pack")
 
 
 def check_weights(spec: ModelSpec, name: str, model: Any, missing: Any) -> None:
@@ -173,19 +189,21 @@ def single_file_loader(spec: ModelSpec, path: Path) -> tuple[Family, Any]:
 
 
 def read_checkpoint(
-    spec: ModelSpec, path: Path, parts: Mapping[str, Path] = NO_PARTS, names: Sequence[str] = ()
-) -> Any:
+    spec: ModelSpec, path: Path, parts: Mapping[str, Path] = NO_PARTS, names: Sequence[str] = (),
+    device: torch.device = CPU,
+) -> Any:  # fmt: skip
     """The pipeline of a .safetensors or .ckpt file, without safety checker; `parts` replace some of its models.
 
-    `names` are those of its tensors: parts that are spelled otherwise than diffusers expects are read by us.
-
-    Raises StageError when the file is not a checkpoint, lacks weights, or its family or configs are unknown.
+    `names` are those of its tensors: parts that are spelled otherwise than diffusers expects are read by us, and so are
+    those that `model.weights` packs, one after the other, on `device`. Raises StageError when the file is not a
+    checkpoint, lacks weights, or its family or configs are unknown.
     """
     import diffusers
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     family, loader = single_file_loader(spec, path)
     own = respelled_parts(names, family)
+    own += [name for name in family.checkpoint if number_format(spec, family, name) in QUANTIZED and name not in own]
     if own or parts:
         spec = config_spec(spec, family)
     options = {"config": spec.config, "local_files_only": spec.config is not None and Path(spec.config).is_dir()}
@@ -202,10 +220,11 @@ def read_checkpoint(
         )
 
     with load_errors(as_stage_error):
-        given = _parts_of_checkpoint(spec, family, path, parts, own)
-        if DTYPES[spec.dtype] == torch.float16 and "vae" not in given:  # the run may need it in float32
+        given = _parts_of_checkpoint(spec, family, path, parts, own, device)
+        dtype = _dtype(spec, family, "vae")
+        if dtype != DTYPES[spec.dtype] and "vae" not in given:  # a float16 run may need it in float32
             given["vae"] = diffusers.AutoencoderKL.from_single_file(
-                str(path), dtype=torch.float32, **options | ({"subfolder": "vae"} if spec.config else {})
+                str(path), dtype=dtype, **options | ({"subfolder": "vae"} if spec.config else {})
             )
         pipe = loader.from_single_file(str(path), dtype=DTYPES[spec.dtype], safety_checker=None, **options, **given)
         for name, part in pipe.components.items():
@@ -217,19 +236,20 @@ def read_checkpoint(
 
 
 def _parts_of_checkpoint(
-    spec: ModelSpec, family: Family, path: Path, parts: Mapping[str, Path], own: Sequence[str]
+    spec: ModelSpec, family: Family, path: Path, parts: Mapping[str, Path], own: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
-    """The models of `parts`, and those parts of the file that diffusers cannot read by their names."""
+    """The models of `parts`, and those parts `own` of the file that are not left to diffusers."""
     if not own and not parts:
         return {}
     kinds = part_kinds(plain_index(read_json(index_file(config_folder(spec)))))
-    made = {
-        name: read_part(spec, family, name, kinds[name], source, _dtype(spec, name))
-        for name, source in parts.items()
-        if name in kinds
-    }
+    made = {}
+    for name, source in parts.items():
+        if name in kinds:
+            made[name] = read_part(spec, family, name, kinds[name], source, _dtype(spec, family, name))
+            _pack(made[name], spec, family, name, device)
     own = [name for name in own if name in kinds and name not in made]
     tensors = read_tensors(path) if own else {}
-    return made | {
-        name: part_from_tensors(spec, family, name, kinds[name], tensors, _dtype(spec, name)) for name in own
-    }
+    for name in own:
+        made[name] = part_from_tensors(spec, family, name, kinds[name], tensors, _dtype(spec, family, name))
+        _pack(made[name], spec, family, name, device)
+    return made

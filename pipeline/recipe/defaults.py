@@ -48,6 +48,7 @@ def _fill_defaults(table: dict[str, Any], properties: list[tuple[str, dict[str, 
 
 
 DENOISER = "denoiser"
+QUANTIZED = ("nf4", "int8", "float8")  # number formats of packed linear layers
 TABLES = ("lora", "finetune")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,8 @@ class ModelSpec:
     """Which model to load: `micro`, a hub id, a diffusers folder or a single-file checkpoint.
 
     `image_encoder` and `decoder` are further models of families that need them (Stable Cascade). PARTS replace those of
-    the model, or are what a single file lacks: each a folder, a hub id or a file.
+    the model, or are what a single file lacks: each a folder, a hub id or a file. `weights` are number formats of parts
+    (`denoiser`, `vae`, encoder keys) that are not in `dtype`.
     """
 
     base: str
@@ -38,6 +40,7 @@ class ModelSpec:
     text_encoder: str | None = None
     text_encoder_2: str | None = None
     text_encoder_3: str | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

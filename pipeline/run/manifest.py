@@ -131,6 +131,8 @@ def model_facts(
         "base": spec.base, "family": model.family.name, "path": str(model.path), "sha256": hashes,
         "dtype": spec.dtype, "encoders": encoders,
     }  # fmt: skip
+    if spec.weights:
+        facts["weights"] = dict(sorted(spec.weights.items()))
     found = prediction_of(model.path, model.pipe.scheduler.config) if model.family.objective == "diffusion" else None
     if found is None:
         return facts

@@ -23,6 +23,7 @@ from ..export.lora_layouts import clip_modules, peft
 from ..export.packs import packed_vectors
 from ..export.standalone import standalone_outputs, standalone_vectors
 from ..models.load import Model
+from ..models.quantized import QuantizedLinear
 from ..models.received import one_line
 from ..recipe.model import Concept, ModelSpec, Recipe
 from ..rng import generator
@@ -132,7 +133,12 @@ def lora_loaded(model: Model, file: Path | None) -> Iterator[None]:
 
 
 def _pipeline_loads(model: Model, part: str) -> bool:
-    """Whether the pipeline loads LoRAs on this part; on T5 and Qwen3 loaders of diffusers fail or ignore them."""
+    """Whether the pipeline loads LoRAs on this part; on T5 and Qwen3 loaders of diffusers fail or ignore them.
+
+    They compare shapes of weights, which packed layers do not have.
+    """
+    if any(isinstance(layer, QuantizedLinear) for layer in getattr(model.pipe, part).modules()):
+        return False
     able = {model.family.denoiser_module, *clip_modules(model.family)}
     return part in able and part in getattr(model.pipe, "_lora_loadable_modules", ())
 

@@ -1,0 +1,148 @@
+"""Frozen linear layers of 4 or 8 bits a weight: `[model.weights] denoiser = "nf4"`, `t5 = "int8"`.
+
+The weights rest packed and are unpacked for each product, forward and backward, so that gradients reach what is before
+and beside a layer (embeddings, LoRAs) without a 16-bit copy being kept. nf4 is packed by bitsandbytes (QLoRA, Dettmers
+et al. 2023); int8 and float8 are one scale per row, so they need no package and run on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...converters.families import Family
+from ..errors import StageError
+from ..recipe.defaults import DENOISER
+from ..recipe.model import ModelSpec
+
+BLOCK = 64  # weights of nf4 that share a scale
+LARGEST = {"int8": 127.0, "float8": 448.0}  # the largest value that each number format can hold
+BITS = {"nf4": 4 + 32 / BLOCK, "int8": 8.0, "float8": 8.0}
+
+
+class QuantizedLinear(nn.Linear):
+    """A frozen linear layer with packed weights; its bias is as it was.
+
+    `weight` is int8 whatever is in it: transformers and diffusers convert activations to the dtype of weights that are
+    floating-point numbers, and to no other. Products are in the dtype of the input.
+    """
+
+    def __init__(self, layer: nn.Linear, kind: str, device: torch.device) -> None:
+        """`layer` keeps its weights; its packed ones go to `device`. Raises StageError when a package is missing."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.kind = layer.in_features, layer.out_features, kind
+        packed, scale = _pack(layer.weight.detach().to(device), kind)
+        self.weight = nn.Parameter(packed.view(torch.int8), requires_grad=False)
+        self.register_buffer("scale", scale)
+        bias = layer.bias
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(device), requires_grad=False)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weights, (out, in), in this dtype."""
+        scale: Tensor = self.scale  # type: ignore[assignment]
+        if self.kind == "nf4":
+            return _unpack_nf4(self.weight, scale, (self.out_features, self.in_features), dtype)
+        weight = self.weight.view(torch.float8_e4m3fn) if self.kind == "float8" else self.weight
+        return weight.to(dtype).mul_(scale.to(dtype))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        found: Tensor = _Product.apply(input, self)
+        return found
+
+
+class _Product(torch.autograd.Function):
+    """The product with a layer's weights, which the backward pass unpacks again."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, layer: QuantizedLinear) -> Tensor:
+        ctx.layer = layer
+        bias = None if layer.bias is None else layer.bias.to(given.dtype)
+        return functional.linear(given, layer.dense(given.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] @ ctx.layer.dense(gradients[0].dtype), None
+
+
+def number_format(spec: ModelSpec, family: Family, name: str) -> str | None:
+    """What `model.weights` has for a model of the pipeline, by its name there (`unet`, `text_encoder_2`, `vae`).
+
+    Wan's second denoiser has the format of the first.
+    """
+    keys = {one.module: one.key for one in family.encoders} | {"vae": "vae", family.denoiser_module: DENOISER}
+    return spec.weights.get(keys.get(name.removesuffix("_2") if name not in keys else name, ""))
+
+
+def quantize(part: nn.Module, kind: str, dtype: torch.dtype, device: torch.device) -> int:
+    """Replace the linear layers of a part in `dtype` by packed ones on `device`, one by one; returns how many.
+
+    Token tables, norms and convolutions stay, and so do layers that the library keeps in float32. Raises StageError
+    when a package is missing.
+    """
+    found = list(quantizable(part, dtype))
+    for parent, name, layer in found:
+        setattr(parent, name, QuantizedLinear(layer, kind, device))
+    return len(found)
+
+
+def quantizable(part: nn.Module, dtype: torch.dtype) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Parent, name and layer of every linear layer in this dtype that a packed one can replace."""
+    table = getattr(part, "get_input_embeddings", lambda: None)()
+    for parent in list(part.modules()):
+        for name, layer in parent.named_children():
+            # subclasses may use their weights in other ways, as the projection of torch's own attention does
+            if type(layer) is not nn.Linear or layer.weight.dtype != dtype:
+                continue
+            if layer.weight is not getattr(table, "weight", None):  # a head that shares the token table
+                yield parent, name, layer
+
+
+def packed_bytes(part: nn.Module, kind: str | None, dtype: torch.dtype) -> int:
+    """Bytes that the weights of a part take in `dtype`, its linear layers packed as `kind` (None: none is)."""
+    total = sum(weight.numel() for weight in part.parameters()) * dtype.itemsize
+    if kind not in BITS:
+        return total
+    weights = [layer.weight for _, _, layer in quantizable(part, next(part.parameters()).dtype)]
+    rows = sum(weight.shape[0] for weight in weights) * (4 if kind in LARGEST else 0)
+    return total + rows + round(sum(weight.numel() for weight in weights) * (BITS[kind] / 8 - dtype.itemsize))
+
+
+def _pack(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """The packed weights of (out, in) and their scale: (out, 1) float32, of nf4 (blocks,) float32."""
+    if kind == "nf4":
+        return _pack_nf4(weight)
+    weight = weight.float()
+    scale = weight.abs().amax(dim=1, keepdim=True).div_(LARGEST[kind])
+    scale = torch.where(scale > 0, scale, 1.0)
+    if kind == "int8":
+        return (weight / scale).round_().to(torch.int8), scale
+    return (weight / scale).to(torch.float8_e4m3fn), scale
+
+
+def _nf4() -> Any:
+    try:
+        from bitsandbytes import functional as packing
+    except ImportError:
+        text = "nf4 needs bitsandbytes, which is not installed; pip install 'pivotune[bitsandbytes]', or use int8"
+        raise StageError(f"model.weights: {text}") from None
+    return packing
+
+
+def _pack_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    packed, state = _nf4().quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type="nf4")
+    return packed, state.absmax.float()
+
+
+def _unpack_nf4(packed: Tensor, scale: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    packing = _nf4()
+    code = packing.get_4bit_type("nf4", device=packed.device)
+    state = packing.QuantState(
+        absmax=scale, shape=torch.Size(shape), code=code, blocksize=BLOCK, quant_type="nf4", dtype=dtype
+    )
+    unpacked: Tensor = packing.dequantize_4bit(packed.view(torch.uint8), state)
+    return unpacked
