@@ -128,6 +128,8 @@ def deepen(pipe: Any, module: str, times: int) -> None:
     changes = {key: times * config[key] for key in DEPTHS if isinstance(config.get(key), int)}
     if "llama_layers" in config:  # HiDream: a hidden state of Llama for each layer
         changes["llama_layers"] = times * list(config["llama_layers"])
+    if config.get("pos_embed_max_size"):  # SD3: the largest side in patches
+        changes["pos_embed_max_size"] = 64
     rebuild(pipe, module, changes)
 
 
