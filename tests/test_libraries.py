@@ -35,6 +35,7 @@ INNER = {  # (module, name): the rest, each with the file that leans on it
 }
 ATTRIBUTES = {
     "_blocks": "models/load.py",
+    "_parameters": "models/offload.py", "_buffers": "models/offload.py",
     "_compiled_call_impl": "train/compute.py", "_keep_in_fp32_modules": "models/load.py",
     "_no_split_modules": "train/fsdp.py",
     "_pack_latents": "models/language_models.py", "_unpack_latents": "models/language_models.py",
@@ -97,6 +98,16 @@ def test_compile_sets_what_is_taken_back() -> None:
     assert module._compiled_call_impl is None
     module.compile()
     assert module._compiled_call_impl is not None
+
+
+def test_modules_read_their_weights_from_the_tables_that_offload_fills() -> None:
+    import torch
+
+    module = torch.nn.BatchNorm1d(2)
+    module._parameters["weight"] = torch.full((2,), 3.0)
+    module._buffers["running_mean"] = torch.ones(2)
+    assert module.eval()(torch.ones(1, 2)).tolist() == [[0.0, 0.0]]
+    assert module.weight.tolist() == [3.0, 3.0]
 
 
 def test_models_name_the_layers_that_fsdp_gathers() -> None:

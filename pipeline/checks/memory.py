@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..models.load import Model
-from ..models.quantized import number_format, packed_bytes
+from ..models.offload import blocks_of, offloaded
+from ..models.quantized import number_format, packed_bytes, part_key
 from ..recipe.model import ModelSpec, Recipe
 from ..recipe.options import OptimizerOptions, TrainOptions
 from ..tensors import DTYPES
@@ -53,7 +54,7 @@ class StageNeeds:
 class Needs:
     """What a run needs. `embeddings` and `lora`: numbers of float32 values; `finetuned`: whether model weights train.
     `model_bytes`, `model_values`: of the loaded model; `channels`: of latents; `activations`: bytes per image of `edge`
-    pixels for the backward pass of the denoiser (0: unknown).
+    pixels for the backward pass of the denoiser (0: unknown); `offloaded`: bytes of the model that rest in host memory.
     """
 
     embeddings: int
@@ -65,6 +66,7 @@ class Needs:
     activations: int
     edge: int
     stages: tuple[StageNeeds, ...]
+    offloaded: int = 0
 
 
 def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str, int]]) -> Needs:
@@ -76,7 +78,8 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     embeddings = sum(count * width[key] for one in vectors.values() for key, count in one.items() if key in width)
     parts = {name: part for name, part in model.pipe.components.items() if hasattr(part, "parameters")}
     whole = sum(weight.numel() for part in parts.values() for weight in part.parameters())
-    stored = sum(_stored(recipe.model, model, name, part) for name, part in parts.items())
+    stored = {name: _stored(recipe.model, model, name, part) for name, part in parts.items()}
+    away = sum(_away(recipe.model, model, name, part, stored[name]) for name, part in parts.items())
     stages: list[StageNeeds] = []
     before: dict[str, int] = {}
     for index, options in recipe.stages_with(TrainOptions):
@@ -90,8 +93,8 @@ def count_needs(recipe: Recipe, model: Model, vectors: Mapping[str, Mapping[str,
     usual = getattr(model.denoiser.config, family.denoiser_width, None) == family.cross_attention
     activations = round(family.step_activations_mib * 2**20 * model.dtype.itemsize / 2) if usual else 0
     return Needs(
-        embeddings, lora, finetuned, stored, whole, latent_channels(model.pipe.vae.config),
-        activations, family.resolution, tuple(stages),
+        embeddings, lora, finetuned, sum(stored.values()), whole, latent_channels(model.pipe.vae.config),
+        activations, family.resolution, tuple(stages), away,
     )  # fmt: skip
 
 
@@ -99,6 +102,17 @@ def _stored(spec: ModelSpec, model: Model, name: str, part: nn.Module) -> int:
     """Bytes of a part's weights as they are loaded."""
     asked = number_format(spec, model.family, name)
     return packed_bytes(part, asked, DTYPES.get(asked or "", model.dtype))
+
+
+def _away(spec: ModelSpec, model: Model, name: str, part: nn.Module, stored: int) -> int:
+    """Bytes of a part that rest in host memory while it computes: its offloaded blocks, but for two."""
+    share = spec.offload.get(part_key(model.family, name))
+    if share is None:
+        return 0
+    sizes = [sum(weight.numel() for weight in block.parameters()) for block in blocks_of(part)]
+    resting = [sizes[at] for at in offloaded(len(sizes), share)]
+    values = sum(resting) - sum(sorted(resting)[-2:])
+    return round(stored * values / max(1, sum(weight.numel() for weight in part.parameters())))
 
 
 def _trained_parts(model: Model, options: TrainOptions, embeddings: int, recipe: Recipe) -> tuple[TrainedPart, ...]:
@@ -138,9 +152,10 @@ def memory_of(recipe: Recipe, needs: Needs, device: torch.device, edge: int) -> 
     if available is None:
         return None
     options = dict(recipe.stages_with(TrainOptions))
-    sums = [(needs.model_bytes, needs.model_bytes)]
+    model = needs.model_bytes - (needs.offloaded if device.type != "cpu" else 0)
+    sums = [(model, model)]
     for stage in needs.stages:
-        least = needs.model_bytes + _trained_bytes(stage)
+        least = model + _trained_bytes(stage)
         sums.append((least, least + _activations(options[stage.stage], needs, edge)))
     return Memory(max(least for least, _ in sums), max(most for _, most in sums), *available)
 

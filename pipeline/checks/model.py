@@ -95,6 +95,23 @@ def weight_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
                 yield Finding((*key_path, "dora"), f"{text}; set it to false")
 
 
+def offload_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
+    """Checks of `model.offload`: parts that there are, and what needs all weights on the device."""
+    offload, where = recipe.model.offload, ("model", "offload")
+    known = [DENOISER, *(family.widths if family else ()), "vae"]
+    for part in offload:
+        if family is not None and part not in known:
+            yield Finding((*where, part), f"{family.title} has no part '{part}'{did_you_mean(part, known)}")
+    for index, options in recipe.stages_with(TrainOptions) if offload else ():
+        if options.compile and DENOISER in offload:
+            yield Finding(("stage", index, "compile"), "compile needs all of the denoiser on the device; remove one of "
+                          "compile and model.offload")  # fmt: skip
+        for number, table in enumerate(options.finetune):
+            for part in [part for part in table.parts if part in offload]:
+                text = f"model.offload keeps blocks of {part} in host memory, where they cannot be trained"
+                yield Finding(("stage", index, "finetune", number), f"{text}; remove it, or train a LoRA")
+
+
 def companion_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:
     """Checks of the image encoder and the decoder, of families that have them beside their pipeline."""
     if family is None:

@@ -34,6 +34,7 @@ from .model import (
     drawing_findings,
     family_findings,
     model_findings,
+    offload_findings,
     part_findings,
     sample_findings,
     weight_findings,
@@ -164,6 +165,7 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     yield from companion_findings(recipe.model, family)
     yield from part_findings(recipe.model, family)
     yield from weight_findings(recipe, family)
+    yield from offload_findings(recipe, family)
     cut = not dropped.touches("data") and not dropped.in_stages("resolution")
     for finding in image_findings(recipe, captioned, look=cut):
         if len(finding.path) > 1 or not dropped.touches("embeddings_from"):

@@ -28,8 +28,10 @@ from .family import choose_family, native_resolution, size_multiple, width_of
 from .find import find_model
 from .index import index_file, plain_index
 from .modular import hide_progress
+from .offload import Offload
 from .parts import other_parts
 from .pipeline import part_kinds, single_file_loader
+from .quantized import part_key
 from .received import LARGE, TOKENIZER_FILES, load_errors, model_error, regular_in
 from .skipping import skip_layers, skip_unused
 from .spellings import checkpoint_names
@@ -158,12 +160,15 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             own = _vae_dtype(spec, part, dtype) if name == "vae" else dtype
-            part.requires_grad_(False).eval().to(device=device)
+            share = spec.offload.get(part_key(family, name))
+            part.requires_grad_(False).eval().to(device=device if share is None else torch.device("cpu"))
             _cast(part, own)
             _align(part)
             for module in part.modules():
                 if "num_activated_experts" in vars(module):  # diffusers' experts have no gradient in evaluation mode
                     module.train()
+            if share is not None:
+                Offload(part, share, device)
             if own != dtype:
                 _cast_latents(part)
     hide_progress(pipe._blocks if family.modular else pipe)

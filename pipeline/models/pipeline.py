@@ -25,7 +25,7 @@ from .find import GUARDS
 from .index import INDEX, has_index, index_file, plain_index
 from .modular import modular_pipeline, package_problem, read_parts
 from .parts import config_spec, part_from_tensors, read_part
-from .quantized import number_format, quantize
+from .quantized import number_format, part_key, quantize
 from .received import check_model_folder, load_errors, model_error
 from .spellings import read_tensors, respelled_parts
 from .tokenizers import config_folder
@@ -140,7 +140,10 @@ def _dtype(spec: ModelSpec, family: Family, name: str) -> torch.dtype:
 def _pack(part: Any, spec: ModelSpec, family: Family, name: str, device: torch.device) -> None:
     """Pack the linear layers of a part if `model.weights` says so."""
     asked = number_format(spec, family, name)
-    if asked in QUANTIZED and not quantize(part.requires_grad_(False), asked, DTYPES[spec.dtype], device):
+    if asked not in QUANTIZED:
+        return
+    rest = CPU if part_key(family, name) in spec.offload else device
+    if not quantize(part.requires_grad_(False), asked, DTYPES[spec.dtype], device, rest):
         raise StageError(f"model.weights: {name} has no linear layers that {asked} could pack")
 
 

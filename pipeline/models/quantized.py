@@ -25,68 +25,90 @@ BITS = {"nf4": 4 + 32 / BLOCK, "int8": 8.0, "float8": 8.0}
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer with packed weights; its bias is as it was.
+    """A frozen linear layer with packed weights.
 
     `weight` is int8 whatever is in it: transformers and diffusers convert activations to the dtype of weights that are
     floating-point numbers, and to no other. Products are in the dtype of the input.
     """
 
-    def __init__(self, layer: nn.Linear, kind: str, device: torch.device) -> None:
-        """`layer` keeps its weights; its packed ones go to `device`. Raises StageError when a package is missing."""
+    def __init__(self, layer: nn.Linear, kind: str, device: torch.device, rest: torch.device | None = None) -> None:
+        """`layer` keeps its weights. They are packed on `device` and rest there, or on `rest`.
+
+        Raises StageError when a package is missing.
+        """
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.kind = layer.in_features, layer.out_features, kind
         packed, scale = _pack(layer.weight.detach().to(device), kind)
-        self.weight = nn.Parameter(packed.view(torch.int8), requires_grad=False)
-        self.register_buffer("scale", scale)
+        rest = rest or device
+        self.weight = nn.Parameter(packed.view(torch.int8).to(rest), requires_grad=False)
+        self.scale: Tensor
+        self.register_buffer("scale", scale.to(rest))
         bias = layer.bias
-        self.bias = None if bias is None else nn.Parameter(bias.detach().to(device), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(rest), requires_grad=False)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weights, (out, in), in this dtype."""
-        scale: Tensor = self.scale  # type: ignore[assignment]
-        if self.kind == "nf4":
-            return _unpack_nf4(self.weight, scale, (self.out_features, self.in_features), dtype)
-        weight = self.weight.view(torch.float8_e4m3fn) if self.kind == "float8" else self.weight
-        return weight.to(dtype).mul_(scale.to(dtype))
+        return _unpack(self.weight, self.scale, self.kind, (self.out_features, self.in_features), dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
-        found: Tensor = _Product.apply(input, self)
+        shape = self.out_features, self.in_features
+        found: Tensor = _Product.apply(input, self.weight, self.scale, self.bias, self.kind, shape)
         return found
 
 
 class _Product(torch.autograd.Function):
-    """The product with a layer's weights, which the backward pass unpacks again."""
+    """The product with packed weights, which the backward pass unpacks again."""
 
     @staticmethod
-    def forward(ctx: Any, given: Tensor, layer: QuantizedLinear) -> Tensor:
-        ctx.layer = layer
-        bias = None if layer.bias is None else layer.bias.to(given.dtype)
-        return functional.linear(given, layer.dense(given.dtype), bias)
+    def forward(
+        ctx: Any, given: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, kind: str, shape: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(packed, scale)  # not the layer: its weights may be away by then
+        ctx.form = kind, shape
+        weight = _unpack(packed, scale, kind, shape, given.dtype)
+        return functional.linear(given, weight, None if bias is None else bias.to(given.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] @ ctx.layer.dense(gradients[0].dtype), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (packed, scale), (kind, shape) = ctx.saved_tensors, ctx.form
+        weight = _unpack(packed, scale, kind, shape, gradients[0].dtype)
+        return gradients[0] @ weight, None, None, None, None, None
+
+
+def _unpack(packed: Tensor, scale: Tensor, kind: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Packed weights as (out, in) numbers of this dtype."""
+    if kind == "nf4":
+        return _unpack_nf4(packed, scale, shape, dtype)
+    weight = packed.view(torch.float8_e4m3fn) if kind == "float8" else packed
+    return weight.to(dtype).mul_(scale.to(dtype))
+
+
+def part_key(family: Family, name: str) -> str:
+    """The key in `model.weights` and `model.offload` of a model of the pipeline (`unet`, `text_encoder_2`, `vae`).
+
+    Wan's second denoiser has that of the first. Empty for what has none.
+    """
+    keys = {one.module: one.key for one in family.encoders} | {"vae": "vae", family.denoiser_module: DENOISER}
+    return keys.get(name if name in keys else name.removesuffix("_2"), "")
 
 
 def number_format(spec: ModelSpec, family: Family, name: str) -> str | None:
-    """What `model.weights` has for a model of the pipeline, by its name there (`unet`, `text_encoder_2`, `vae`).
-
-    Wan's second denoiser has the format of the first.
-    """
-    keys = {one.module: one.key for one in family.encoders} | {"vae": "vae", family.denoiser_module: DENOISER}
-    return spec.weights.get(keys.get(name.removesuffix("_2") if name not in keys else name, ""))
+    """What `model.weights` has for a model of the pipeline, by its name there."""
+    return spec.weights.get(part_key(family, name))
 
 
-def quantize(part: nn.Module, kind: str, dtype: torch.dtype, device: torch.device) -> int:
-    """Replace the linear layers of a part in `dtype` by packed ones on `device`, one by one; returns how many.
+def quantize(
+    part: nn.Module, kind: str, dtype: torch.dtype, device: torch.device, rest: torch.device | None = None
+) -> int:
+    """Replace the linear layers of a part in `dtype` by packed ones, one by one; returns how many.
 
-    Token tables, norms and convolutions stay, and so do layers that the library keeps in float32. Raises StageError
-    when a package is missing.
+    They are packed on `device`, and rest there, or on `rest`. Token tables, norms and convolutions stay, and so do
+    layers that the library keeps in float32. Raises StageError when a package is missing.
     """
     found = list(quantizable(part, dtype))
     for parent, name, layer in found:
-        setattr(parent, name, QuantizedLinear(layer, kind, device))
+        setattr(parent, name, QuantizedLinear(layer, kind, device, rest))
     return len(found)
 
 

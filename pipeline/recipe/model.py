@@ -24,7 +24,8 @@ class ModelSpec:
 
     `image_encoder` and `decoder` are further models of families that need them (Stable Cascade). PARTS replace those of
     the model, or are what a single file lacks: each a folder, a hub id or a file. `weights` are number formats of parts
-    (`denoiser`, `vae`, encoder keys) that are not in `dtype`.
+    (`denoiser`, `vae`, encoder keys) that are not in `dtype`; `offload` the share of their blocks that
+    rests in host memory.
     """
 
     base: str
@@ -41,6 +42,7 @@ class ModelSpec:
     text_encoder_2: str | None = None
     text_encoder_3: str | None = None
     weights: Mapping[str, str] = field(default_factory=dict)
+    offload: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -135,9 +135,10 @@ def lora_loaded(model: Model, file: Path | None) -> Iterator[None]:
 def _pipeline_loads(model: Model, part: str) -> bool:
     """Whether the pipeline loads LoRAs on this part; on T5 and Qwen3 loaders of diffusers fail or ignore them.
 
-    They compare shapes of weights, which packed layers do not have.
+    They compare shapes of weights, which packed layers do not have, and add layers where the weights rest.
     """
-    if any(isinstance(layer, QuantizedLinear) for layer in getattr(model.pipe, part).modules()):
+    own = getattr(model.pipe, part)
+    if hasattr(own, "offload") or any(isinstance(layer, QuantizedLinear) for layer in own.modules()):
         return False
     able = {model.family.denoiser_module, *clip_modules(model.family)}
     return part in able and part in getattr(model.pipe, "_lora_loadable_modules", ())

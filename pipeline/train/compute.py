@@ -33,6 +33,9 @@ def gradient_checkpointing(model: Model, wanted: bool) -> Iterator[None]:
     if wanted and not blocks:
         second = getattr(model.pipe, "transformer_2", None)  # of Wan 2.2, for low noise
         parts += [model.denoiser] if second is None else [model.denoiser, second]
+    if hasattr(model.denoiser, "offload"):
+        blocks = []
+    parts = [part for part in parts if not hasattr(part, "offload")]  # whose blocks are checkpointed already
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     for part in parts:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import StageError
+from ..models.offload import device_of
 from ..recipe.options import LoraOptions
 from ..recipe.typed import as_table
 
@@ -72,8 +73,8 @@ def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> d
     else:
         _same_shape(part, module, present, config, names)
     parameters = _parameters(module)
-    for parameter in parameters.values():
-        parameter.data = parameter.data.float()
+    for parameter in parameters.values():  # made where and in what the layer's weights rest
+        parameter.data = parameter.data.to(device_of(module), torch.float32)
     _set_dropout(module, True)
     return parameters
 
@@ -95,6 +96,8 @@ def load_lora(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     )  # fmt: skip
     inject_adapter_in_model(config, module, ADAPTER)
     result = set_peft_model_state_dict(module, dict(tensors), ADAPTER)
+    for parameter in _parameters(module).values():
+        parameter.data = parameter.data.to(device_of(module))
     if result.unexpected_keys:
         raise StageError(f"the LoRA has tensors for no layer of the model: {', '.join(result.unexpected_keys[:5])}")
 
