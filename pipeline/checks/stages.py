@@ -160,6 +160,9 @@ def table_findings(key_path: KeyPath, options: TrainOptions, recipe: Recipe) -> 
     if locality is not None and not options.weight_tables:
         text = "locality has no effect: this stage trains no LoRA and no weights of the model"
         yield Finding((*key_path, "locality"), f"{text}; remove it")
+    if locality is not None and recipe.model.prompt_chunks > 1:
+        text = "not supported with model.prompt_chunks > 1: its prompts may have fewer chunks than the captions"
+        yield Finding((*key_path, "locality"), f"{text}; remove one of them")
     for number, prompt in enumerate(locality.prompts or () if locality else ()):
         found = [embedding.placeholder for embedding in recipe.embeddings if embedding.placeholder in prompt]
         if found:

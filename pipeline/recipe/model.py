@@ -14,6 +14,7 @@ T = TypeVar("T")
 DEFAULT_INTERVAL = Every(5.0, "minutes")
 CAPTION_SOURCES = ("beside", "file-name")  # other texts in `captions` are paths
 PARTS = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")  # that a recipe may take from elsewhere
+MOST_CHUNKS = 4  # of a prompt; the schema has it too
 MASK_SOURCES = ("beside", "alpha", "none")  # other texts in `masks` are folders
 
 
@@ -32,6 +33,7 @@ class ModelSpec:
     variant: str | None
     config: str | None
     clip_skip: int = 1
+    prompt_chunks: int = 1
     image_encoder: str | None = None
     decoder: str | None = None
     vae: str | None = None
