@@ -107,7 +107,7 @@ class Plan:
             return None
         share = f"{len(found)} of {count_of(len(self.captions), 'caption')} {'is' if len(found) == 1 else 'are'}"
         example = f"(for example that of {found[0].image}: {', '.join(found[0].truncated)})"
-        return f"{share} truncated before an embedding {example}; move the embedding towards the start{self.more_chunks}"
+        return f"{share} truncated before an embedding {example}; move the embedding towards the start{self.or_chunks}"
 
     @property
     def long_captions(self) -> list[str]:
@@ -122,11 +122,11 @@ class Plan:
             share = f"{count} of {count_of(len(self.captions), 'caption')} {'is' if count == 1 else 'are'}"
             of = f" of {' and '.join(names)}" if len(self.limits) > 1 else ""
             cut_tokens = f"{count_of(mean, 'token')} {'is' if mean == 1 else 'are'} cut"
-            lines.append(f"{share} longer than {limit} tokens{of}; on average {cut_tokens}; {SHORTEN}{self.more_chunks}")
+            lines.append(f"{share} longer than {limit} tokens{of}; on average {cut_tokens}; {SHORTEN}{self.or_chunks}")
         return lines
 
     @property
-    def more_chunks(self) -> str:
+    def or_chunks(self) -> str:
         """What else helps against truncated captions: more chunks, for a family that has them."""
         chunks = self.recipe.model.prompt_chunks
         if not self.chunkable or chunks == MOST_CHUNKS:

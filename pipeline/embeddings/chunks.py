@@ -2,7 +2,8 @@
 
 A chunk has 75 tokens; the states of all chunks are concatenated, pooled is the first one's vector. The vectors of an
 embedding are never split: what does not fit into a chunk begins the next. The programs differ in what else they move to
-the next chunk: ComfyUI a word of several tokens, A1111 what follows a comma within 20 tokens. Here that is filled up.
+the next chunk: ComfyUI all tokens of one written word, A1111 what follows a comma within 20 tokens. Here a chunk is
+filled up.
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ def even_chunks(pipe: Any, texts: Sequence[str]) -> Iterator[int]:
 
     Yields that number; 1 for a pipeline without chunks. Shorter texts get empty chunks, as in A1111.
     """
-    tokenizers = [one for name in TOKENIZERS if hasattr(one := getattr(pipe, name, None), "chunks")]
+    known: list[Any] = [getattr(pipe, name, None) for name in TOKENIZERS]
+    tokenizers = [one for one in known if hasattr(one, "chunks")]
     if not tokenizers:
         yield 1
         return

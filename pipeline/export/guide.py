@@ -30,6 +30,7 @@ class Files:
     model_file: str | None = None
     packs: tuple[Pack, ...] = ()
     clip_skip: int = 1
+    prompt_chunks: int = 1
     alone: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
     by_hand: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +47,8 @@ def guide_text(program: Program, files: Files) -> str:
         first.append(files.fits)
     if files.clip_skip > 1:
         first.append(f"Trained with Clip skip {files.clip_skip}; set it in the program too.")
+    if files.prompt_chunks > 1:
+        first.append(_long_prompts(program, files))
     script = [f"{files.script} loads everything: run it, or copy its lines."] if files.script else []
     parts = (
         first,
@@ -56,6 +59,21 @@ def guide_text(program: Program, files: Files) -> str:
         _lora(program, files),
     )
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+LONG_PROMPTS = {
+    "yes": "Type prompts of any length: the program encodes long ones in chunks of 75 tokens by itself.",
+    "no": "The program truncates prompts at 75 tokens: keep the placeholder within them.",
+    "": "Whether the program reads more than 75 tokens is not known: keep the placeholder within the first 75.",
+}
+
+
+def _long_prompts(program: Program, files: Files) -> str:
+    """That training has read long captions, and what the program does with long prompts."""
+    known = LONG_PROMPTS[program.long_prompts]
+    if files.script is not None:
+        known = f"The pipeline truncates prompts at 75 tokens; encode() in {files.script} reads long ones."
+    return f"Trained with captions of up to {75 * files.prompt_chunks} tokens. {known}"
 
 
 def _model(program: Program, files: Files) -> list[str]:

@@ -72,6 +72,7 @@ def export_for(
         files, script=program.script, lacking=_lacking(context),
         model_folder=_from(folder, made.folder),
         model_file=_from(folder, made.file), clip_skip=context.recipe.model.clip_skip,
+        prompt_chunks=context.recipe.model.prompt_chunks,
         fits=fits_only(context.recipe.model.base, context.model.family, widths(context)), lost=ignored,
         no_embeddings=_no_embeddings(context, ready, program, folder, made),
     )  # fmt: skip
