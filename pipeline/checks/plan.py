@@ -23,6 +23,7 @@ from ..recipe.options import (
     ExportOptions,
     FinetuneOptions,
     InjectOptions,
+    LoraOptions,
     NormRule,
     RescaleOptions,
     TokenizeOptions,
@@ -225,9 +226,15 @@ def _train_stage(recipe: Recipe, options: TrainOptions, epoch: Survey | None) ->
     images = round(epochs * epoch.shown) if epoch else 0
     trained = list(recipe.trained) if options.embeddings else []
     parts = [f"vectors of {first_few(trained, MAX_EMBEDDINGS)}"] if trained else []
-    parts += [f"a LoRA of rank {table.rank} on {_parts(table)}" for table in options.lora]
+    parts += [f"{_lora(table)} on {_parts(table)}" for table in options.trained_loras]
     parts += [f"weights of {_parts(table)}{_layers(table)}" for table in options.finetune]
-    return PlannedStage("train", options.INPUTS, "trained " + _and(parts), options.steps, images, epochs)
+    under = [f"{Path(table.base or '').name} (strength {table.strength:g})" for table in options.fixed_loras]
+    outputs = "trained " + _and(parts) + (f", under the LoRA {_and(under)}" if under else "")
+    return PlannedStage("train", options.INPUTS, outputs, options.steps, images, epochs)
+
+
+def _lora(table: LoraOptions) -> str:
+    return f"a LoRA of rank {table.rank}" if table.base is None else f"the LoRA {Path(table.base).name}"
 
 
 def _and(items: list[str]) -> str:
@@ -248,7 +255,7 @@ def _layers(table: FinetuneOptions) -> str:
 def _with_more(recipe: Recipe, index: int) -> str:
     """The other results of earlier train stages that an export writes."""
     trained = [options for at, options in recipe.stages_with(TrainOptions) if at < index]
-    lora = " and the LoRA" if any(options.lora for options in trained) else ""
+    lora = " and the LoRA" if any(options.trained_loras for options in trained) else ""
     return lora + (" and the fine-tuned model" if any(options.finetune for options in trained) else "")
 
 

@@ -39,7 +39,7 @@ def objective_findings(
     count = RATIO_STEPS if kind == "cosine" else config.get("num_train_timesteps")
     yield from _timestep_findings(key_path, options.timesteps, count)
     boundary = round(boundary_of(spec) * (count or 0))
-    if options.timesteps.low < boundary and (options.lora or options.finetune):
+    if options.timesteps.low < boundary and options.weight_tables:
         text = f"the model's second denoiser draws below timestep {boundary}, and the LoRA or fine-tune is of the first"
         yield Finding(
             (*key_path, "timesteps", "low"), f"{text}: steps below do not train it; set {boundary}", "warning"
@@ -153,7 +153,7 @@ def _optimizer_findings(key_path: KeyPath, table: TrainOptions | WeightOptions, 
 def table_findings(key_path: KeyPath, options: TrainOptions, recipe: Recipe) -> Iterator[Finding]:
     """Checks of the locality, watch and save tables of one train stage, and of a masked prior without a LoRA."""
     yield from _interval_findings(key_path, options)
-    if options.objective.masked_prior_weight and not options.lora:
+    if options.objective.masked_prior_weight and not options.trained_loras:
         text = "masked_prior_weight has no effect: this stage trains no LoRA; remove it"
         yield Finding((*key_path, "objective", "masked_prior_weight"), text)
     locality = options.locality

@@ -19,7 +19,8 @@ class Files:
     `alone`: standalone files of the `bundled` embeddings by name, with what to type; and of `by_hand`: standalone files
     by name that only the script can load. `lacking` are parts of the pipeline that this model does not have. `fits`
     says which model they are for, `lost` what the program ignores of the LoRA. `lora_parts` is a file with what the
-    loader of diffusers leaves out and the script adds; `no_embeddings` says why there are no embeddings.
+    loader of diffusers leaves out and the script adds; `under` says which fixed LoRAs they were trained under,
+    `no_embeddings` why there are no embeddings.
     """
 
     embeddings: dict[str, tuple[Written, ...]]
@@ -31,6 +32,7 @@ class Files:
     packs: tuple[Pack, ...] = ()
     clip_skip: int = 1
     prompt_chunks: int = 1
+    under: tuple[str, ...] = ()
     alone: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
     by_hand: Mapping[str, str] = field(default_factory=dict)
@@ -47,6 +49,7 @@ def guide_text(program: Program, files: Files) -> str:
         first.append(files.fits)
     if files.clip_skip > 1:
         first.append(f"Trained with Clip skip {files.clip_skip}; set it in the program too.")
+    first += [f"{text[0].upper()}{text[1:]}." for text in files.under]
     if files.prompt_chunks > 1:
         first.append(_long_prompts(program, files))
     script = [f"{files.script} loads everything: run it, or copy its lines."] if files.script else []

@@ -47,6 +47,7 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
         "here = Path(__file__).resolve().parent",
         *_loaded(family, files, base),
     ]
+    lines += [f"# {text[0].upper()}{text[1:]}, for example by pipe.load_lora_weights" for text in files.under]
     for written in files.embeddings.values():
         lines += _load_lines(family, written)
     for pack in files.packs:

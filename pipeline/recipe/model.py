@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .intervals import Every
-from .options import ExportOptions, GenerateOptions, LearningRate, NormRule, StageOptions
+from .options import ExportOptions, GenerateOptions, LearningRate, LoraOptions, NormRule, StageOptions, TrainOptions
 
 T = TypeVar("T")
 DEFAULT_INTERVAL = Every(5.0, "minutes")
@@ -201,6 +201,17 @@ class Recipe:
         """The concepts, and that of validation: all whose files a run reads."""
         held_out = self.validation.concept if self.validation else None
         return self.concepts if held_out is None else (*self.concepts, held_out)
+
+    @property
+    def lora_bases(self) -> tuple[str, ...]:
+        """The files of `lora.base`, each once."""
+        tables = [table for _, options in self.stages_with(TrainOptions) for table in options.lora]
+        return tuple(dict.fromkeys(table.base for table in tables if table.base is not None))
+
+    @property
+    def fixed_loras(self) -> tuple[LoraOptions, ...]:
+        """The LoRAs that are added to the model for the whole run: those of the first train stage."""
+        return next((options.fixed_loras for _, options in self.stages_with(TrainOptions)), ())
 
     @property
     def exports_best(self) -> bool:
