@@ -39,7 +39,7 @@ def plain_modules(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str])
             raise ConvertError(f"is a DoRA ({module.name} has magnitudes); a base is a LoRA without them")
         parts = {part: key for key in module.keys for part in [(split_name(key) or ("", ""))[1]]}
         if more := sorted(parts.keys() - {"down", "up", "alpha"}):
-            raise ConvertError(f"has {more[0]} in {module.name}, which a plain LoRA has not got")
+            raise ConvertError(f"has {more[0]} in {module.name}, which is no part of a plain LoRA")
         down, up = (tensors[parts[name]].shape for name in ("down", "up"))
         if len(down) not in (2, 4) or len(up) != len(down) or up[1] != down[0] or set(up[2:]) > {1}:
             raise ConvertError(f"has matrices of shapes {down} and {up} in {module.name}, which do not fit together")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ...converters import safetensors_file
+from ...converters.comfyui_layers import has_own_names
 from ...converters.errors import ConvertError
 from ...converters.families import Family
 from ...converters.lora import lora_families
@@ -13,6 +15,8 @@ from ...converters.lora_plain import plain_modules
 from ..recipe.model import Recipe
 from ..recipe.options import LoraOptions, TrainOptions
 from ..recipe.problem import Finding, KeyPath
+
+OWN_NAMES = re.compile(r"(^|[._])(double|single|joint)_blocks[._]|attention[._]qkv$")  # of FLUX, SD 3, Z-Image
 
 
 def lora_base_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
@@ -61,6 +65,10 @@ def _file_findings(key_path: KeyPath, table: LoraOptions, path: Path, family: Fa
     except ConvertError as error:
         yield Finding((*key_path, "base"), f"{path.name} {error}")
         return
+    own = next((name for name in modules if OWN_NAMES.search(name)), None)
+    if own is not None and family is not None and not has_own_names(family):
+        text = f"{path.name} names layers as the model's own code ({own}), where one layer is several of diffusers'"
+        yield Finding((*key_path, "base"), f"{text}; not supported for {family.title}: use a LoRA in PEFT's layout")
     possible = lora_families(tensors, metadata)
     if family is not None and possible and family.name not in possible:
         yield Finding((*key_path, "base"), f"{path.name} is a LoRA for {' or '.join(possible)}, not for {family.title}")

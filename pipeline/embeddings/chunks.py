@@ -143,7 +143,9 @@ def even_chunks(pipe: Any, texts: Sequence[str]) -> Iterator[int]:
         return
     chunks: Chunks = tokenizers[0].chunks
     before = chunks.least
-    chunks.least = max(before, *(one.chunk_count(text) for one in tokenizers for text in texts))
+    for one in tokenizers:
+        replaced = map(getattr(one, "replace_placeholders", str), texts)  # of one with embeddings
+        chunks.least = max(chunks.least, *map(one.chunk_count, replaced))
     try:
         yield chunks.least
     finally:

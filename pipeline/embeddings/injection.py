@@ -76,11 +76,6 @@ class EmbeddingTokenizer:
         if hasattr(self._inner, "spans"):  # of a tokenizer that reads prompts in chunks
             self._inner.spans.of = {self.first_slot + numbers[0]: len(numbers) for numbers in slots.values() if numbers}
 
-    def chunk_count(self, text: str) -> int:
-        """How many chunks the text fills, of a tokenizer that reads prompts in chunks (`chunks.ChunkedTokenizer`)."""
-        count: int = self._inner.chunk_count(self.replace_placeholders(text))
-        return count
-
     def _add_slots(self, count: int) -> None:
         from tokenizers import AddedToken
 

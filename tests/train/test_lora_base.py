@@ -305,6 +305,23 @@ def test_other_kinds_are_refused_with_the_reason(tmp_path: Path, change: Any, te
     assert "\n" not in found
 
 
+def test_names_of_the_model_s_own_code_are_refused_where_they_join_layers(tmp_path: Path) -> None:
+    recipe = project(tmp_path, "flux", export='targets = ["diffusers"]')
+    assert errors(recipe) == []
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    shapes = {"lora_up": (9216, 2), "lora_down": (2, 3072)}
+    tensors = {f"{name}.{end}.weight": to_raw(torch.ones(shape)) for end, shape in shapes.items()}
+    write_lora(tmp_path / "base.safetensors", tensors, {}, overwrite=True)
+    [text] = errors(recipe)
+    assert text.startswith(
+        "base.safetensors names layers as the model's own code (lora_unet_double_blocks_0_img_attn_qkv)"
+    )
+    model = load_model(recipe.model, CPU)
+    [options] = [one for _, one in recipe.stages_with(TrainOptions)]
+    with pytest.raises(StageError, match=r"1 of its 1 module .* cannot be mapped to layers of this FLUX"):
+        read_bases(model, options.lora)
+
+
 def test_a_lora_of_another_family_is_refused(tmp_path: Path) -> None:
     recipe = project(tmp_path, facts={"ss_base_model_version": "sdxl_base_v1-0"})
     assert errors(recipe) == ["base.safetensors is a LoRA for sdxl, not for Stable Diffusion 1.x"]
