@@ -69,6 +69,7 @@ def _file_findings(key_path: KeyPath, table: LoraOptions, path: Path, family: Fa
     if own is not None and family is not None and not has_own_names(family):
         text = f"{path.name} names layers as the model's own code ({own}), where one layer is several of diffusers'"
         yield Finding((*key_path, "base"), f"{text}; not supported for {family.title}: use a LoRA in PEFT's layout")
+        return  # these names do not always tell the family
     possible = lora_families(tensors, metadata)
     if family is not None and possible and family.name not in possible:
         yield Finding((*key_path, "base"), f"{path.name} is a LoRA for {' or '.join(possible)}, not for {family.title}")
