@@ -35,6 +35,11 @@ def comfyui_layer(family: Family, attribute: str, module: str) -> ComfyLayer:
     return ComfyLayer(f"transformer.{module}", (module,))
 
 
+def has_own_names(family: Family) -> bool:
+    """Whether the names of the denoiser's layers in the model's own code are known here."""
+    return family.name in _data()["layers"]
+
+
 def _numbered(name: str, numbers: Sequence[str]) -> str:
     """The name with these numbers of blocks in place of its `*`."""
     for number in numbers:

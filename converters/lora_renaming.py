@@ -50,7 +50,7 @@ def to_kohya(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str], fami
     differ. Raises ConvertError for a module or configuration that kohya's layout cannot express.
     """
     renamed: dict[str, RawTensor] = {}
-    facts = _facts(metadata)
+    facts = peft_facts(metadata)
     for name, tensor in tensors.items():
         found = None if name.startswith("bundle_emb.") else split_name(name)
         if found is None:
@@ -85,7 +85,7 @@ def _column(tensor: RawTensor) -> RawTensor:
     return RawTensor(tensor.dtype, (*tensor.shape, 1), tensor.stored) if len(tensor.shape) == 1 else tensor
 
 
-def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+def peft_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         facts = json.loads(metadata.get(FACTS, "{}"))
     except (ValueError, RecursionError):

@@ -86,7 +86,8 @@ class Family:
     the denoiser's config that has the width of the text it attends to, `cross_attention` its value.
     `step_activations_mib` is what the denoiser keeps for the backward pass of one training step with one image of
     `resolution`, embeddings only, in a 16-bit format, in MiB. `example` is the hub id of a well-known model,
-    `clip_skip` whether programs can use an earlier layer of its text encoder, `common` whether files for it are common
+    `clip_skip` whether programs can use an earlier layer of its text encoder, `prompt_chunks` whether they encode long
+    prompts in chunks of 75 tokens, as training can too, `common` whether files for it are common
     (where a width fits several families). `checkpoint` says how one file holds the whole model, by attribute of the
     pipeline; it is empty where we write no such file. `objective` is what its models are trained on: `diffusion`,
     `flow` (flow matching) or `cosine` (diffusion at any time between 0 and 1), `float16` whether the denoiser computes
@@ -120,6 +121,7 @@ class Family:
     step_activations_mib: float = 0.0
     example: str = ""
     clip_skip: bool = False
+    prompt_chunks: bool = False
     common: bool = True
     draw_options: dict[str, Any] = field(default_factory=dict)
     guidance_argument: str = "guidance_scale"

@@ -58,8 +58,9 @@ class Program:
     `other_kinds` are `skipped`, or the whole LoRA is `refused`. `several` is the dialect of a file with many embeddings
     all of which it can use. `characters` are those of file names, `embedding_characters` those of embeddings in LoRAs,
     which have no file (None: all). `images`: it reads embeddings in images. `lower_case`: tokens of several vectors
-    must have no upper-case letters. `after_prompt` says what must follow an embedding's prompt. `script` is the name of
-    a script that exports have for it, as its users write code. `module` is the module
+    must have no upper-case letters. `after_prompt` says what must follow an embedding's prompt. `long_prompts`: `yes`
+    if it encodes long prompts of CLIP encoders in chunks of 75 tokens, `no` if it truncates them, empty if it is not
+    known. `script` is the name of a script that exports have for it, as its users write code. `module` is the module
     of this folder that reads as the program does (empty: the one of its own name). A program whose data has `like`
     takes all that it does not say itself from that other program, its module too.
     """
@@ -90,6 +91,7 @@ class Program:
     images: bool = False
     lower_case: bool = False
     after_prompt: str = ""
+    long_prompts: str = ""
     script: str | None = None
     module: str = ""
     refuses: dict[str, str] = field(default_factory=dict)

@@ -216,7 +216,7 @@ def truncation_findings(recipe: Recipe, captioned: list[Captioned]) -> Iterator[
     for index, embedding in enumerate(recipe.embeddings):
         if embedding.placeholder in truncated:
             text = f"every caption is truncated before '{embedding.placeholder}' (limit {limits})"
-            yield Finding(("embedding", index, "placeholder"), f"{text}; move it towards the start")
+            yield Finding(("embedding", index, "placeholder"), f"{text}; move it towards the start{plan.or_chunks}")
     if plan.truncation_warning:
         yield Finding(("concept",), plan.truncation_warning, "warning")
     yield from (Finding(("concept",), line, "warning") for line in plan.long_captions)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..export.lora_base import read_bases
 from ..models.load import Model
 from ..models.offload import blocks_of, offloaded
 from ..models.quantized import number_format, packed_bytes, part_key
@@ -120,7 +121,8 @@ def _trained_parts(model: Model, options: TrainOptions, embeddings: int, recipe:
     found = []
     if options.embeddings and recipe.trained:
         found.append(TrainedPart("embeddings", embeddings, _state(embeddings, options.optimizer, ema)))
-    for trainable in weight_trainers(model, options, recipe.seed):
+    bases = read_bases(model, options.lora)
+    for trainable in weight_trainers(model, options, recipe.seed, bases=bases):
         values = sum(master.numel() for master in trainable.masters.values())
         copied = any(trainable.masters[name] is not weight for name, weight in trainable.parameters.items())
         found.append(TrainedPart(trainable.name, values, _state(values, trainable.settings.optimizer, ema), copied))

@@ -13,7 +13,7 @@ from ..errors import StageError
 from ..models.channels import check_channels
 from ..models.checkpoint import checkpoint_family, tensor_shapes
 from ..models.companions import stated_image_encoder
-from ..models.family import family_in, local_path, no_single_file, part_config
+from ..models.family import family_in, local_path, no_chunks, no_single_file, part_config
 from ..models.index import INDEX, has_index
 from ..models.modular import package_problem
 from ..models.parts import lack_problem, local_part, missing_parts, stated_parts
@@ -59,7 +59,7 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
 
 
 def family_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:
-    """Checks of clip_skip, and of a dtype in which a text encoder overflows."""
+    """Checks of clip_skip and prompt_chunks, and of a dtype in which a text encoder overflows."""
     overflowing = [one.key for one in family.encoders if not one.float16] if family is not None else []
     if family is not None and not family.float16:
         overflowing.append(f"the denoiser of {family.title}")
@@ -67,6 +67,8 @@ def family_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]
         yield Finding(("model", "dtype"), f"{overflowing[0]} overflows in float16; use bfloat16")
     if spec.clip_skip > 1 and family is not None and not family.clip_skip:
         yield Finding(("model", "clip_skip"), f"clip_skip is not supported for {family.title}; remove it")
+    if spec.prompt_chunks > 1 and family is not None and not family.prompt_chunks:
+        yield Finding(("model", "prompt_chunks"), no_chunks(family))
 
 
 def weight_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from ..embeddings.truncation import count_tokens
 from ..models.checkpoint import Prediction, prediction_of
 from ..models.family import family_of, local_path, scheduler_config
 from ..models.tokenizers import token_limits
-from ..recipe.model import Recipe, Stage
+from ..recipe.model import MOST_CHUNKS, Recipe, Stage
 from ..recipe.options import (
     Band,
     ExportOptions,
     FinetuneOptions,
     InjectOptions,
+    LoraOptions,
     NormRule,
     RescaleOptions,
     TokenizeOptions,
@@ -69,7 +71,7 @@ class Plan:
 
     `prompts` are the prompts of the sample images. `surveys` describes an epoch of each train stage, by stage index.
     `captions_with` counts the captions of each embedding. `prediction` is that of a diffusion model, if it is known.
-    `held_out` is the number of images for validation.
+    `held_out` is the number of images for validation. `chunkable`: the family has `model.prompt_chunks`.
     """
 
     recipe: Recipe
@@ -83,6 +85,7 @@ class Plan:
     surveys: dict[int, Survey]
     prediction: Prediction | None = None
     held_out: int = 0
+    chunkable: bool = False
 
     @property
     def truncated(self) -> list[PlannedCaption]:
@@ -105,7 +108,7 @@ class Plan:
             return None
         share = f"{len(found)} of {count_of(len(self.captions), 'caption')} {'is' if len(found) == 1 else 'are'}"
         example = f"(for example that of {found[0].image}: {', '.join(found[0].truncated)})"
-        return f"{share} truncated before an embedding {example}; move the embedding towards the start"
+        return f"{share} truncated before an embedding {example}; move the embedding towards the start{self.or_chunks}"
 
     @property
     def long_captions(self) -> list[str]:
@@ -120,8 +123,18 @@ class Plan:
             share = f"{count} of {count_of(len(self.captions), 'caption')} {'is' if count == 1 else 'are'}"
             of = f" of {' and '.join(names)}" if len(self.limits) > 1 else ""
             cut_tokens = f"{count_of(mean, 'token')} {'is' if mean == 1 else 'are'} cut"
-            lines.append(f"{share} longer than {limit} tokens{of}; on average {cut_tokens}; {SHORTEN}")
+            lines.append(f"{share} longer than {limit} tokens{of}; on average {cut_tokens}; {SHORTEN}{self.or_chunks}")
         return lines
+
+    @property
+    def or_chunks(self) -> str:
+        """What else helps against truncated captions: more chunks, for a family that has them."""
+        chunks = self.recipe.model.prompt_chunks
+        if not self.chunkable or chunks == MOST_CHUNKS:
+            return ""
+        limit = next(iter(self.limits.values())) // chunks
+        longest = max((count for one in (*self.captions, *self.prompts) for count in one.tokens.values()), default=0)
+        return f", or set model.prompt_chunks = {min(MOST_CHUNKS, max(chunks + 1, ceil(longest / limit)))}"
 
 
 def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
@@ -140,7 +153,8 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
         )
     }
     family, prediction = family_of(recipe.model), None
-    limits = token_limits(family, tokenizers)
+    chunks = recipe.model.prompt_chunks
+    limits = token_limits(family, tokenizers, chunks)
     if family is not None and family.objective == "diffusion":
         prediction = prediction_of(local_path(recipe.model), scheduler_config(recipe.model))
     images = survey_images(recipe)
@@ -157,15 +171,16 @@ def make_plan(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Plan:
     sizes = {
         embedding: {key: len(tokens.ids) for key, tokens in made.items()} for embedding, made in embeddings.items()
     }
-    captions = tuple(_captions(pairs, sizes, limits, texts))
-    prompts = tuple(_captions([(Path("prompt"), recipe.samples.prompts)], sizes, limits, texts))
+    captions = tuple(_captions(pairs, sizes, limits, texts, chunks))
+    prompts = tuple(_captions([(Path("prompt"), recipe.samples.prompts)], sizes, limits, texts, chunks))
     replacer = Replacer(embeddings)
     counts = Counter(embedding for caption in captions for embedding in replacer.embeddings_in(caption.before))
     captions_with = {embedding: counts[embedding] for embedding in embeddings}
     stages = tuple(_stage(recipe, index, stage, surveys.get(index)) for index, stage in enumerate(recipe.stages))
     counted = (len(pairs), captions_with, surveys)
     every = sum(len(read_concept(concept).images) for concept in recipe.all_concepts) if recipe.validation else 0
-    return Plan(recipe, embeddings, limits, stages, captions, prompts, *counted, prediction, max(0, every - len(pairs)))
+    held_out, chunkable = max(0, every - len(pairs)), family is not None and family.prompt_chunks
+    return Plan(recipe, embeddings, limits, stages, captions, prompts, *counted, prediction, held_out, chunkable)
 
 
 def spelled_out(embedding: str, vectors: int) -> str:
@@ -178,6 +193,7 @@ def _captions(
     sizes: Mapping[str, Mapping[str, int]],
     limits: Mapping[str, int],
     known: Mapping[str, TokenizedTexts],
+    chunks: int,
 ) -> Iterator[PlannedCaption]:
     replacer = Replacer(sizes)
     texts = {embedding: spelled_out(embedding, max(counts.values())) for embedding, counts in sizes.items()}
@@ -186,7 +202,7 @@ def _captions(
         for caption in captions:
             tokens, truncated = {}, {}
             for key, own in known.items():
-                tokens[key], beyond = count_tokens(caption, replacer, by_key[key], own, limits[key])
+                tokens[key], beyond = count_tokens(caption, replacer, by_key[key], own, limits[key], chunks)
                 truncated.update(dict.fromkeys(beyond))
             yield PlannedCaption(path, caption, replacer.replace(caption, texts), tokens, tuple(truncated))
 
@@ -210,9 +226,15 @@ def _train_stage(recipe: Recipe, options: TrainOptions, epoch: Survey | None) ->
     images = round(epochs * epoch.shown) if epoch else 0
     trained = list(recipe.trained) if options.embeddings else []
     parts = [f"vectors of {first_few(trained, MAX_EMBEDDINGS)}"] if trained else []
-    parts += [f"a LoRA of rank {table.rank} on {_parts(table)}" for table in options.lora]
+    parts += [f"{_lora(table)} on {_parts(table)}" for table in options.trained_loras]
     parts += [f"weights of {_parts(table)}{_layers(table)}" for table in options.finetune]
-    return PlannedStage("train", options.INPUTS, "trained " + _and(parts), options.steps, images, epochs)
+    under = [f"{Path(table.base or '').name} (strength {table.strength:g})" for table in options.fixed_loras]
+    outputs = "trained " + _and(parts) + (f", under the LoRA {_and(under)}" if under else "")
+    return PlannedStage("train", options.INPUTS, outputs, options.steps, images, epochs)
+
+
+def _lora(table: LoraOptions) -> str:
+    return f"a LoRA of rank {table.rank}" if table.base is None else f"the LoRA {Path(table.base).name}"
 
 
 def _and(items: list[str]) -> str:
@@ -233,7 +255,7 @@ def _layers(table: FinetuneOptions) -> str:
 def _with_more(recipe: Recipe, index: int) -> str:
     """The other results of earlier train stages that an export writes."""
     trained = [options for at, options in recipe.stages_with(TrainOptions) if at < index]
-    lora = " and the LoRA" if any(options.lora for options in trained) else ""
+    lora = " and the LoRA" if any(options.trained_loras for options in trained) else ""
     return lora + (" and the fine-tuned model" if any(options.finetune for options in trained) else "")
 
 

@@ -34,7 +34,7 @@ def truncation_problems(plan: Plan) -> tuple[list[str], list[str]]:
     """Errors for trained embeddings that are truncated in all of their captions, warnings for single captions."""
     always, warning = plan.always_truncated, plan.truncation_warning
     names = first_few(always, MAX_EMBEDDINGS)
-    errors = [f"all captions of {names} are truncated before the embedding; move it towards the start"]
+    errors = [f"all captions of {names} are truncated before the embedding; move it towards the start{plan.or_chunks}"]
     return errors if always else [], [warning] if warning else []
 
 
@@ -47,7 +47,7 @@ def truncated_prompts(plan: Plan) -> Iterator[str]:
             if count > plan.limits[key]
         ]
         if over:
-            yield f"samples.prompts: {prompt.before[:60]!r} is truncated: {'; '.join(over)}"
+            yield f"samples.prompts: {prompt.before[:60]!r} is truncated: {'; '.join(over)}{plan.or_chunks}"
 
 
 def large_embeddings(plan: Plan) -> Iterator[str]:

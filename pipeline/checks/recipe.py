@@ -28,6 +28,7 @@ from .embeddings import (
     template_findings,
     truncation_findings,
 )
+from .lora_base import lora_base_findings
 from .masks import mask_findings
 from .model import (
     companion_findings,
@@ -183,6 +184,8 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     yield from capital_findings(recipe, family)
     trained = embeddings and not dropped.touches("embedding")
     yield from stage_findings(recipe if trained else replace(recipe, embeddings=()), family)
+    if not dropped.touches("model") and not dropped.in_stages("lora"):
+        yield from lora_base_findings(recipe, family)
     yield from rule_findings(recipe, family)
     yield from encoder_findings(recipe, family)
 

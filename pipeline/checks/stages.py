@@ -39,7 +39,7 @@ def objective_findings(
     count = RATIO_STEPS if kind == "cosine" else config.get("num_train_timesteps")
     yield from _timestep_findings(key_path, options.timesteps, count)
     boundary = round(boundary_of(spec) * (count or 0))
-    if options.timesteps.low < boundary and (options.lora or options.finetune):
+    if options.timesteps.low < boundary and options.weight_tables:
         text = f"the model's second denoiser draws below timestep {boundary}, and the LoRA or fine-tune is of the first"
         yield Finding(
             (*key_path, "timesteps", "low"), f"{text}: steps below do not train it; set {boundary}", "warning"
@@ -153,13 +153,16 @@ def _optimizer_findings(key_path: KeyPath, table: TrainOptions | WeightOptions, 
 def table_findings(key_path: KeyPath, options: TrainOptions, recipe: Recipe) -> Iterator[Finding]:
     """Checks of the locality, watch and save tables of one train stage, and of a masked prior without a LoRA."""
     yield from _interval_findings(key_path, options)
-    if options.objective.masked_prior_weight and not options.lora:
+    if options.objective.masked_prior_weight and not options.trained_loras:
         text = "masked_prior_weight has no effect: this stage trains no LoRA; remove it"
         yield Finding((*key_path, "objective", "masked_prior_weight"), text)
     locality = options.locality
     if locality is not None and not options.weight_tables:
         text = "locality has no effect: this stage trains no LoRA and no weights of the model"
         yield Finding((*key_path, "locality"), f"{text}; remove it")
+    if locality is not None and recipe.model.prompt_chunks > 1:
+        text = "not supported with model.prompt_chunks > 1: its prompts may have fewer chunks than the captions"
+        yield Finding((*key_path, "locality"), f"{text}; remove one of them")
     for number, prompt in enumerate(locality.prompts or () if locality else ()):
         found = [embedding.placeholder for embedding in recipe.embeddings if embedding.placeholder in prompt]
         if found:

@@ -17,7 +17,7 @@ from ..recipe.problem import Finding, KeyPath
 
 def target_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
     """Targets that do not support the family or packs, and placeholders that a target cannot use."""
-    has_lora = any(options.lora for _, options in recipe.stages_with(TrainOptions))
+    has_lora = any(options.trained_loras for _, options in recipe.stages_with(TrainOptions))
     seen: set[tuple[int, str]] = set()
     for index, options in recipe.stages_with(ExportOptions):
         for number, target in enumerate(options.targets):
@@ -83,7 +83,7 @@ def _encoder_loras(key_path: KeyPath, recipe: Recipe, program: Program, family: 
     """LoRAs of text encoders that a program does not apply. A script adds what its program's loader leaves out."""
     if program.script is not None:
         return
-    tables = [table for _, options in recipe.stages_with(TrainOptions) for table in options.lora]
+    tables = [table for _, options in recipe.stages_with(TrainOptions) for table in options.trained_loras]
     parts = [part for table in tables for part in table.parts if part in family.widths]
     lost = [part for part in dict.fromkeys(parts) if not applies_encoder(program, family, part)]
     if lost:

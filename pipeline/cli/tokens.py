@@ -16,12 +16,17 @@ from .options import json_option, print_json
     "--family", help="Model family, if it cannot be detected; without --model: a well-known model of this family."
 )
 @click.option("--config", help="Diffusers folder or hub id with the tokenizers for a single-file checkpoint.")
+@click.option("--prompt-chunks", type=click.IntRange(1, 4), help="model.prompt_chunks of the recipe.  [default: 1]")
 @json_option
-def tokens(text: str, base: str | None, family: str | None, config: str | None, as_json: bool) -> None:
+def tokens(
+    text: str, base: str | None, family: str | None, config: str | None, prompt_chunks: int | None, as_json: bool
+) -> None:
     """Show the tokens of TEXT for each text encoder of a model, and the token limit."""
     if not text.isascii() and text != text.encode(errors="replace").decode():
         raise click.BadParameter("not valid UTF-8", param_hint="TEXT")
-    from ..checks.model import model_findings
+    from dataclasses import replace
+
+    from ..checks.model import family_findings, model_findings
     from ..errors import RecipeError
     from ..models.received import load_errors, model_error
     from ..models.tokenizers import known_model, load_tokenizers, stated_family, token_limits
@@ -29,13 +34,16 @@ def tokens(text: str, base: str | None, family: str | None, config: str | None, 
     from ..text import printable
 
     base = base or (known_model(family) if family else "micro")
-    spec = model_spec(base, family, config)
+    spec = replace(model_spec(base, family, config), prompt_chunks=prompt_chunks or 1)
     wrong = [finding.text for finding in model_findings(spec) if finding.severity == "error"]
     if wrong:
         raise RecipeError(wrong)
     rows: dict[str, dict[str, Any]] = {}
     tokenizers = load_tokenizers(spec)
-    limits = token_limits(stated_family(spec), tokenizers)
+    about = stated_family(spec)
+    if wrong := [finding.text for finding in family_findings(spec, about)]:
+        raise RecipeError(wrong)
+    limits = token_limits(about, tokenizers, spec.prompt_chunks)
     for key, tokenizer in tokenizers.items():
         with load_errors(lambda error: model_error(spec, error)):
             ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []

@@ -73,6 +73,8 @@ class EmbeddingTokenizer:
         if need > len(self._slots):
             self._add_slots(need - len(self._slots))
         self._texts = {embedding: "".join(self._slots[n] for n in numbers) for embedding, numbers in slots.items()}
+        if hasattr(self._inner, "spans"):  # of a tokenizer that reads prompts in chunks
+            self._inner.spans.of = {self.first_slot + numbers[0]: len(numbers) for numbers in slots.values() if numbers}
 
     def _add_slots(self, count: int) -> None:
         from tokenizers import AddedToken

@@ -55,6 +55,7 @@ class OutputHook:
         assert self.table.outputs is not None
         slots = self.table.slots
         assert slots is not None
+        slots = slots.reshape(states.shape[:2])  # of a prompt in chunks: a row for each chunk
         rows = slots.clamp(min=0)
         chosen = (slots >= 0) & self.table.outputs[rows]
         return torch.where(chosen.unsqueeze(-1), self.table.active[rows].to(states.dtype), states)

@@ -19,7 +19,8 @@ class Files:
     `alone`: standalone files of the `bundled` embeddings by name, with what to type; and of `by_hand`: standalone files
     by name that only the script can load. `lacking` are parts of the pipeline that this model does not have. `fits`
     says which model they are for, `lost` what the program ignores of the LoRA. `lora_parts` is a file with what the
-    loader of diffusers leaves out and the script adds; `no_embeddings` says why there are no embeddings.
+    loader of diffusers leaves out and the script adds; `under` says which fixed LoRAs they were trained under,
+    `no_embeddings` why there are no embeddings.
     """
 
     embeddings: dict[str, tuple[Written, ...]]
@@ -30,6 +31,8 @@ class Files:
     model_file: str | None = None
     packs: tuple[Pack, ...] = ()
     clip_skip: int = 1
+    prompt_chunks: int = 1
+    under: tuple[str, ...] = ()
     alone: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
     by_hand: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +49,9 @@ def guide_text(program: Program, files: Files) -> str:
         first.append(files.fits)
     if files.clip_skip > 1:
         first.append(f"Trained with Clip skip {files.clip_skip}; set it in the program too.")
+    first += [f"{text[0].upper()}{text[1:]}." for text in files.under]
+    if files.prompt_chunks > 1:
+        first.append(_long_prompts(program, files))
     script = [f"{files.script} loads everything: run it, or copy its lines."] if files.script else []
     parts = (
         first,
@@ -56,6 +62,21 @@ def guide_text(program: Program, files: Files) -> str:
         _lora(program, files),
     )
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+LONG_PROMPTS = {
+    "yes": "Type prompts of any length: the program encodes long ones in chunks of 75 tokens by itself.",
+    "no": "The program truncates prompts at 75 tokens: keep the placeholder within them.",
+    "": "Whether the program reads more than 75 tokens is not known: keep the placeholder within the first 75.",
+}
+
+
+def _long_prompts(program: Program, files: Files) -> str:
+    """That training has read long captions, and what the program does with long prompts."""
+    known = LONG_PROMPTS[program.long_prompts]
+    if files.script is not None:
+        known = f"The pipeline truncates prompts at 75 tokens; encode() in {files.script} reads long ones."
+    return f"Trained with captions of up to {75 * files.prompt_chunks} tokens. {known}"
 
 
 def _model(program: Program, files: Files) -> list[str]:

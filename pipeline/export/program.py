@@ -17,6 +17,7 @@ from .artefacts import note
 from .context import ExportContext
 from .guide import Files, bundle_trigger, guide_text
 from .lora import check_reading, left_out, write_bundle, write_plain
+from .lora_base import under
 from .lora_layouts import for_program, ignored_parts, split_loaded
 from .packs import Pack, write_packs
 from .script import Base, diffusers_lines
@@ -72,6 +73,8 @@ def export_for(
         files, script=program.script, lacking=_lacking(context),
         model_folder=_from(folder, made.folder),
         model_file=_from(folder, made.file), clip_skip=context.recipe.model.clip_skip,
+        prompt_chunks=context.recipe.model.prompt_chunks,
+        under=tuple(map(under, context.recipe.fixed_loras)),
         fits=fits_only(context.recipe.model.base, context.model.family, widths(context)), lost=ignored,
         no_embeddings=_no_embeddings(context, ready, program, folder, made),
     )  # fmt: skip

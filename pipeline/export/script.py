@@ -47,6 +47,7 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
         "here = Path(__file__).resolve().parent",
         *_loaded(family, files, base),
     ]
+    lines += [f"# {text[0].upper()}{text[1:]}, for example by pipe.load_lora_weights" for text in files.under]
     for written in files.embeddings.values():
         lines += _load_lines(family, written)
     for pack in files.packs:
@@ -70,7 +71,11 @@ def diffusers_lines(family: Family, files: Files, base: Base) -> str:
             'layers = next(part for name, part in parts if name.endswith("encoder.layers"))',
             f"del layers[-{files.clip_skip - 1} :]",
         ]
-    lines += ["", *_drawing(family, base, prompt), 'image.save(here / "try.png")']
+    if files.prompt_chunks > 1:
+        lines += [*_chunked(family, files.prompt_chunks), *_drawing_encoded(family, prompt)]
+    else:
+        lines += ["", *_drawing(family, base, prompt)]
+    lines += ['image.save(here / "try.png")']
     return "\n".join(lines) + "\n"
 
 
@@ -95,6 +100,28 @@ def _drawing(family: Family, base: Base, prompt: str) -> list[str]:
         f").to(dtype=torch.{base.spec.dtype})",
         "image = decoder(",
         "    made.image_embeddings, prompt_embeds=made.prompt_embeds, prompt_embeds_pooled=made.prompt_embeds_pooled",
+        ").images[0]",
+    ]
+
+
+def _chunked(family: Family, chunks: int) -> list[str]:
+    """The functions that encode a prompt in chunks, as training does."""
+    encoders = ", ".join(f"(pipe.{one.module}, pipe.{one.tokenizer})" for one in family.encoders)
+    return [*CHUNKS.format(chunks=chunks, encoders=encoders, state=family.encoders[0].output).splitlines(), ""]
+
+
+def _drawing_encoded(family: Family, prompt: str) -> list[str]:
+    """The lines that draw an image of a prompt of any length."""
+    pooled = len(family.encoders) > 1
+    names = ["prompt_embeds", "negative_prompt_embeds"]
+    names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"] if pooled else []
+    values = ["states[:1]", "states[1:]", *(["pooled[:1]", "pooled[1:]"] if pooled else [])]
+    options = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
+    options += [f"{name}={value!r}" for name, value in family.draw_options.items()]
+    return [
+        f'states, pooled = encode({prompt!r}, "")  # the second is the negative prompt',
+        "image = pipe(",
+        *(f"    {option}," for option in options),
         ").images[0]",
     ]
 
@@ -182,6 +209,51 @@ def add_lora(weights):
 
 
 """.splitlines()
+
+# Prompts longer than CLIP's 75 tokens, as training encodes them.
+CHUNKS = '''
+
+def chunks_of(prompt, tokenizer):
+    """The ids of a prompt in chunks of 75; the vectors of an embedding stay together."""
+    ids = tokenizer(pipe.maybe_convert_prompt(prompt, tokenizer), add_special_tokens=False, verbose=False).input_ids
+    names, size, chunks = tokenizer.convert_ids_to_tokens(ids), tokenizer.model_max_length - 2, [[]]
+    while ids:
+        count = 1
+        while count < len(ids) and names[count] == f"{{names[0]}}_{{count}}":
+            count += 1
+        if chunks[-1] and len(chunks[-1]) + count > size:
+            chunks.append([])
+        chunks[-1] += ids[:count][:size]
+        ids, names = ids[count:], names[count:]
+    return chunks[:{chunks}]
+
+
+@torch.no_grad()
+def encode(*prompts):
+    """The states of prompts, each in as many chunks as the longest, and the pooled vectors of the first chunks."""
+    encoders = [{encoders}]
+    split = [[chunks_of(prompt, tokenizer) for prompt in prompts] for _, tokenizer in encoders]
+    count = max(len(chunks) for several in split for chunks in several)
+    states, pooled = [], None
+    for (encoder, tokenizer), several in zip(encoders, split):
+        rows = [
+            [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+            for chunks in several
+            for ids in [*chunks, *[[]] * (count - len(chunks))]
+        ]
+        rows = [row + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(row)) for row in rows]
+        output = encoder(torch.tensor(rows, device=pipe.device), output_hidden_states=True)
+        found = output.last_hidden_state if {state} == -1 else output.hidden_states[{state}]
+        states.append(found.reshape(len(prompts), -1, found.shape[-1]))
+        pooled = output[0][::count]
+    states = torch.cat(states, -1)
+    if getattr(pipe.config, "force_zeros_for_empty_prompt", False):
+        for index, prompt in enumerate(prompts):
+            if not prompt:
+                states[index], pooled[index] = 0, 0
+    return states, pooled
+
+'''
 
 # What the script does for pipelines without a loader for embeddings, as training does: tokens after the vocabulary, and
 # a tokenizer that puts them in place of the placeholder.

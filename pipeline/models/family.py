@@ -95,6 +95,15 @@ def size_multiple(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
     return (vae_scale(vae) * max(packed, int(patch[-1] if isinstance(patch, list | tuple) else patch))).numerator
 
 
+def no_chunks(family: Family) -> str:
+    """Why a family's prompts are not encoded in chunks."""
+    limit = max(encoder.length or 77 for encoder in family.encoders)
+    return (
+        f"prompt_chunks is not supported for {family.title}: its prompts are encoded at once, up to {limit} tokens, "
+        "and not in chunks of 75; remove it"
+    )
+
+
 def local_path(spec: ModelSpec) -> Path | None:
     """The local folder or file of the model; None for a hub id."""
     if spec.base == "micro":

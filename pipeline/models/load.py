@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ...converters.families import EncoderSpec, Family, families
+from ..embeddings.chunks import Chunks, split_into_chunks
 from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..files import read_json, read_regular
@@ -24,7 +25,7 @@ from ..vae import vae_scale
 from .channels import require_latent_channels
 from .checkpoint import checkpoint_family
 from .companions import find_image_encoder, read_decoder, read_image_encoder
-from .family import choose_family, native_resolution, size_multiple, width_of
+from .family import choose_family, native_resolution, no_chunks, size_multiple, width_of
 from .find import find_model
 from .index import index_file, plain_index
 from .modular import hide_progress
@@ -171,6 +172,8 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
                 Offload(part, share, device)
             if own != dtype:
                 _cast_latents(part)
+    if spec.prompt_chunks > 1 and not family.prompt_chunks:
+        raise StageError(f"model.{no_chunks(family)}")
     hide_progress(pipe._blocks if family.modular else pipe)
     skip_layers(pipe, family, spec.clip_skip)
     for about in family.encoders:
@@ -179,6 +182,10 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
     encoders = tuple(
         _encoder(pipe, spec, about) for about in family.encoders if getattr(pipe, about.module, None) is not None
     )
+    if spec.prompt_chunks > 1:
+        chunks = Chunks(spec.prompt_chunks)
+        for encoder in encoders:
+            split_into_chunks(encoder.tokenizer, encoder.module, chunks)
     return Model(pipe, family, encoders, path, dtype, device)
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..embeddings.chunks import even_chunks
+
 T = TypeVar("T")
 LIMIT = 1 << 30  # bytes of memory; of SDXL in bfloat16 some 3,400 captions
 
@@ -134,9 +136,9 @@ class CaptionCache:
 
     def __call__(self, captions: Sequence[str], device: torch.device) -> Text:
         """These captions as one batch on `device`."""
-        return join([self._cached.get(one, partial(self._encode, one)) for one in captions]).map(
-            lambda one: one.to(device)
-        )
+        with even_chunks(self.pipe, captions) as chunks:
+            texts = [self._cached.get((one, chunks), partial(self._encode, one)) for one in captions]
+        return join(texts).map(lambda one: one.to(device))
 
     @torch.no_grad()
     def _encode(self, caption: str) -> Text:

@@ -152,10 +152,10 @@ def token_limit(tokenizer: Any, about: EncoderSpec | None = None) -> int:
     return (limit if limit < 10**9 else 77) - special
 
 
-def token_limits(family: Family | None, tokenizers: Mapping[str, Any]) -> dict[str, int]:
-    """How many tokens of a text each of a family's encoders reads, by encoder key."""
+def token_limits(family: Family | None, tokenizers: Mapping[str, Any], chunks: int = 1) -> dict[str, int]:
+    """How many tokens of a text each of a family's encoders reads, in all of its chunks, by encoder key."""
     known = {encoder.key: encoder for encoder in family.encoders} if family is not None else {}
-    return {key: token_limit(tokenizer, known.get(key)) for key, tokenizer in tokenizers.items()}
+    return {key: chunks * token_limit(tokenizer, known.get(key)) for key, tokenizer in tokenizers.items()}
 
 
 def config_folder(spec: ModelSpec) -> Path:

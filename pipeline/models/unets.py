@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..embeddings.chunks import even_chunks
 from .text import Text
 
 
@@ -15,7 +16,8 @@ class UNet:
 
     @staticmethod
     def encode(pipe: Any, captions: list[str]) -> Text:
-        states, _ = pipe.encode_prompt(captions, pipe.text_encoder.device, 1, False)
+        with even_chunks(pipe, captions):
+            states, _ = pipe.encode_prompt(captions, pipe.text_encoder.device, 1, False)
         return Text(states)
 
     @staticmethod
@@ -29,9 +31,11 @@ class UNetXL:
 
     @staticmethod
     def encode(pipe: Any, captions: list[str]) -> Text:
-        states, _, pooled, _ = pipe.encode_prompt(
-            captions, device=pipe.text_encoder_2.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        device = pipe.text_encoder_2.device
+        with even_chunks(pipe, captions):
+            states, _, pooled, _ = pipe.encode_prompt(
+                captions, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
         if pipe.config.force_zeros_for_empty_prompt:  # as the pipeline itself does for an empty negative prompt
             nonempty = torch.tensor([bool(caption) for caption in captions], device=states.device)
             states, pooled = states * nonempty.reshape(-1, 1, 1), pooled * nonempty.reshape(-1, 1)

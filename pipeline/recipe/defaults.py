@@ -50,24 +50,28 @@ def _fill_defaults(table: dict[str, Any], properties: list[tuple[str, dict[str, 
 DENOISER = "denoiser"
 QUANTIZED = ("nf4", "int8", "float8")  # number formats of packed linear layers
 TABLES = ("lora", "finetune")
+FROM_BASE = {"rank", "alpha", "targets"}  # keys of a LoRA that a base file answers
 
 
 def fill_trained(stage: dict[str, Any]) -> None:
     """Complete the table of a train stage in place: `lora` and `finetune` become lists of full tables, or stay None.
 
     Defaults that are values of another key: alpha is the rank, schedule and warmup are the stage's, and the weight
-    decay of an optimizer is that of its table.
+    decay of an optimizer is that of its table. With a base file, rank, alpha and targets have no default.
     """
     for name in TABLES:
         value = stage[name]
         if value is not None:
             tables = [value] if isinstance(value, dict) else value
             file = f"tables/{name}.json"
-            stage[name] = [_inherit(with_defaults(table, schemas.schema(file), file), stage) for table in tables]
+            full = [with_defaults(table, schemas.schema(file), file) for table in tables]
+            for given, table in zip(tables, full, strict=True):
+                table |= dict.fromkeys(FROM_BASE - given.keys()) if given.get("base") is not None else {}
+            stage[name] = [_inherit(table, stage) for table in full]
 
 
 def _inherit(table: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
-    if table.get("alpha", 0) is None:
+    if table.get("alpha", 0) is None and table["base"] is None:
         table["alpha"] = float(table["rank"])
     for key in ("schedule", "warmup_steps"):
         if table[key] is None:

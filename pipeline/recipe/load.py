@@ -51,7 +51,7 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
         model=_model(table["model"], folder),
         concepts=tuple(_concept(item, folder) for item in table["concept"]),
         embeddings=embeddings,
-        stages=tuple(stage(item) for item in kinds),
+        stages=tuple(stage(_with_bases(item, folder)) for item in kinds),
         samples=_samples(table["samples"], embeddings),
         data=_data(table["data"], folder),
         checkpoint=CheckpointRule(parse_interval(table["checkpoint"]["every"]), table["checkpoint"]["keep"]),
@@ -65,6 +65,18 @@ def stage(table: dict[str, Any]) -> Stage:
     """One stage with all its options; options that are off are None."""
     kind = table["kind"]
     return Stage(kind, options_of(STAGE_OPTIONS[kind], **{key: value for key, value in table.items() if key != "kind"}))
+
+
+def _with_bases(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A stage whose LoRAs have absolute paths of their base files."""
+    loras = table.get("lora")
+    if loras is None:
+        return table
+
+    def absolute(one: dict[str, Any]) -> dict[str, Any]:
+        return one if one.get("base") is None else {**one, "base": str(absolute_path(one["base"], folder))}
+
+    return {**table, "lora": absolute(loras) if isinstance(loras, dict) else [absolute(one) for one in loras]}
 
 
 def absolute_path(text: str, folder: Path) -> Path:

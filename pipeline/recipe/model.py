@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from .intervals import Every
-from .options import ExportOptions, GenerateOptions, LearningRate, NormRule, StageOptions
+from .options import ExportOptions, GenerateOptions, LearningRate, LoraOptions, NormRule, StageOptions, TrainOptions
 
 T = TypeVar("T")
 DEFAULT_INTERVAL = Every(5.0, "minutes")
 CAPTION_SOURCES = ("beside", "file-name")  # other texts in `captions` are paths
 PARTS = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")  # that a recipe may take from elsewhere
+MOST_CHUNKS = 4  # of a prompt; the schema has it too
 MASK_SOURCES = ("beside", "alpha", "none")  # other texts in `masks` are folders
 
 
@@ -35,6 +36,7 @@ class ModelSpec:
     variant: str | None
     config: str | None
     clip_skip: int = 1
+    prompt_chunks: int = 1
     image_encoder: str | None = None
     decoder: str | None = None
     vae: str | None = None
@@ -204,6 +206,17 @@ class Recipe:
         """The concepts, and that of validation: all whose files a run reads."""
         held_out = self.validation.concept if self.validation else None
         return self.concepts if held_out is None else (*self.concepts, held_out)
+
+    @property
+    def lora_bases(self) -> tuple[str, ...]:
+        """The files of `lora.base`, each once."""
+        tables = [table for _, options in self.stages_with(TrainOptions) for table in options.lora]
+        return tuple(dict.fromkeys(table.base for table in tables if table.base is not None))
+
+    @property
+    def fixed_loras(self) -> tuple[LoraOptions, ...]:
+        """The LoRAs that are added to the model for the whole run: those of the first train stage."""
+        return next((options.fixed_loras for _, options in self.stages_with(TrainOptions)), ())
 
     @property
     def exports_best(self) -> bool:

@@ -53,15 +53,21 @@ class ScheduleOptions:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """`alpha`, `schedule`, `warmup_steps` and weight decay are filled in, here and in FinetuneOptions."""
+    """`alpha`, `schedule`, `warmup_steps` and weight decay are filled in, here and in FinetuneOptions.
+
+    `base` is an absolute path; with it rank, alpha and targets are None unless the recipe states them.
+    """
 
     SCHEMA: ClassVar[str] = "tables/lora.json"
     parts: tuple[str, ...]
-    rank: int
-    alpha: float
+    base: str | None
+    train: bool
+    strength: float
+    rank: int | None
+    alpha: float | None
     dropout: float
     dora: bool
-    targets: str | tuple[str, ...]
+    targets: str | tuple[str, ...] | None
     learning_rate: float
     weight_decay: float
     optimizer: OptimizerOptions
@@ -262,10 +268,20 @@ class TrainOptions(StageOptions):
     shard_optimizer_from: int
 
     @property
+    def trained_loras(self) -> tuple[LoraOptions, ...]:
+        return tuple(table for table in self.lora if table.train)
+
+    @property
+    def fixed_loras(self) -> tuple[LoraOptions, ...]:
+        """The LoRAs that are added to the model and not trained."""
+        return tuple(table for table in self.lora if not table.train)
+
+    @property
     def weight_tables(self) -> list[tuple[str, int, WeightOptions]]:
-        """Every table of `lora` and `finetune`: its key, its index under that key, its options."""
+        """Every table of `lora` and `finetune` that is trained: its key, its index under that key, its options."""
         tables: tuple[tuple[str, tuple[WeightOptions, ...]], ...] = (("lora", self.lora), ("finetune", self.finetune))
-        return [(key, index, table) for key, several in tables for index, table in enumerate(several)]
+        every = [(key, index, table) for key, several in tables for index, table in enumerate(several)]
+        return [one for one in every if not isinstance(one[2], LoraOptions) or one[2].train]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..embeddings.chunks import even_chunks
 from ..errors import StageError
 from ..models.load import Model
 from ..recipe.model import Recipe
@@ -100,10 +101,11 @@ def draw_images(
         options["negative_prompt"] = negative
     if "negative_prompt" in options:
         options["negative_prompt"] = [options["negative_prompt"]] * len(prompts)
-    drawn = model.pipe(
-        prompt=prompts, num_inference_steps=steps, height=side, width=side, generator=generators, output_type="pil",
-        **options,
-    )  # fmt: skip
+    with even_chunks(model.pipe, [*prompts, *options.get("negative_prompt", ())]):
+        drawn = model.pipe(
+            prompt=prompts, num_inference_steps=steps, height=side, width=side, generator=generators,
+            output_type="pil", **options,
+        )  # fmt: skip
     if model.decoder is not None:
         drawn = model.decoder(
             drawn.image_embeddings, prompt_embeds=drawn.prompt_embeds, prompt_embeds_pooled=drawn.prompt_embeds_pooled,

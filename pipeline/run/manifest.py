@@ -108,6 +108,7 @@ def inputs_of(
         hashes |= {f"image_encoder/{model.image_encoder.name}": sha256(model.image_encoder)}
     for name, path in model.parts.items():
         hashes |= {f"{name}/{file}": digest for file, digest in model_hashes(path).items()}
+    hashes |= {f"lora/{number}/{Path(path).name}": sha256(Path(path)) for number, path in enumerate(recipe.lora_bases)}
     return {
         "recipe": recipe_as_json(recipe), "environment": environment(model.device, processes),
         "model": model_facts(recipe, model, statistics, hashes), "data": data_facts(recipe),

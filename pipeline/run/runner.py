@@ -19,6 +19,7 @@ from ..checks.preflight import Preflight, require_preflight, run_preflight
 from ..device import choose_threads, make_deterministic, pick_device
 from ..distributed import Processes
 from ..embeddings.norms import norm_statistics
+from ..export.lora_base import merge_fixed_loras
 from ..files import write_atomically, write_json
 from ..launch import end_processes, join_processes
 from ..models.load import Model, load_model
@@ -107,6 +108,7 @@ def _prepare(
 ) -> tuple[Recipe, Model, Preflight]:
     """Check what can fail before the model is loaded, load it, and draw the class images that are missing.
 
+    Fixed LoRAs are added to its weights, for class and sample images too.
     The recipe has no sample images where the model cannot draw.
     """
     with processes.together():  # one that refuses at once would leave another in the middle of joining
@@ -121,6 +123,7 @@ def _prepare(
     progress(f"loading {recipe.model.base} on {where}")
     with processes.together():
         model = load_model(recipe.model, device)
+        merge_fixed_loras(model, recipe.fixed_loras)
         if recipe.threads is None:
             torch.set_num_threads(choose_threads(model.size))
     processes.from_main(lambda: draw_class_images(model, recipe, progress))

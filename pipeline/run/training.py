@@ -8,6 +8,7 @@ from ..data.dataset import Dataset, open_dataset
 from ..distributed import SINGLE_PROCESS
 from ..errors import StageError
 from ..export.finished import Finished
+from ..export.lora_base import read_bases, under
 from ..models.denoisers import denoiser_for
 from ..models.load import pipe_name
 from ..models.text import CaptionCache
@@ -31,7 +32,9 @@ def build_trainables(context: RunContext, state: RunState, options: TrainOptions
     From `shard_optimizer_from` embeddings on, several processes shard their optimizer. What is trained is added to
     `state.trained`. Raises StageError when there is nothing to train.
     """
-    weights = weight_trainers(context.model, options, context.recipe.seed, context.processes)
+    bases = read_bases(context.model, options.trained_loras)
+    weights = weight_trainers(context.model, options, context.recipe.seed, context.processes, bases)
+    state.notes += [under(table) for table in options.fixed_loras]
     state.trained.finetuned |= {pipe_name(context.model, part) for table in options.finetune for part in table.parts}
     embeddings = None
     if options.embeddings and context.recipe.trained:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,43 +34,61 @@ TARGETS: dict[str, tuple[re.Pattern[str], ...]] = {
 }  # fmt: skip
 
 
-def lora_layers(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """Names of the layers that a LoRA is put on: `attention`, `attention+feed-forward`, `all` layers of the blocks, or
-    those whose names end like one of the texts. Names of all model families follow a few patterns.
-    """
+def all_layers(module: nn.Module) -> list[str]:
+    """Names of all layers that a LoRA can be put on, or is on."""
     from peft.tuners.lora import LoraLayer
 
-    layers = [
+    return [
         name for name, one in module.named_modules()
         if not _OF_LORA.search(name)
         and (isinstance(one, nn.Linear | LoraLayer) or (isinstance(one, nn.Conv2d) and one.groups == 1))
     ]  # fmt: skip
+
+
+def lora_layers(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Names of the layers that a LoRA is put on: `attention`, `attention+feed-forward`, `all` layers of the blocks, or
+    those whose names end like one of the texts. Names of all model families follow a few patterns.
+    """
+    layers = all_layers(module)
     if not isinstance(targets, str):
         return [name for name in layers if f".{name}".endswith(tuple(f".{ending}" for ending in targets))]
     patterns = TARGETS[targets]
     return [name for name in layers if any(one.search(name) for one in patterns) and not _NEVER.search(name)]
 
 
-def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> dict[str, nn.Parameter]:
+@dataclass(frozen=True, eq=False)
+class LoraWeights:
+    """The LoRA of one layer, float32 on the CPU: `up` @ `down` * `alpha` / rank is added to its weight.
+
+    `down` is (rank, in) or (rank, in, height, width) of a convolution, `up` (out, rank) or (out, rank, 1, 1).
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+
+def add_lora(
+    part: str, module: nn.Module, options: LoraOptions, seed: int, base: Mapping[str, LoraWeights] | None = None
+) -> dict[str, nn.Parameter]:
     """Add a new LoRA to a part of the model and return its float32 parameters by name; outputs are unchanged.
 
-    The LoRA of an earlier stage continues training if it has the same shape. Raises StageError when `targets` match no
-    layer, or the shapes differ.
+    With `base`, by layer, it starts from these weights, and has their ranks and layers. The LoRA of an earlier stage
+    continues training if it has the same shape. Raises StageError when `targets` match no layer, or the shapes differ.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
     present = getattr(module, "peft_config", {}).get(ADAPTER)
-    names = lora_layers(module, options.targets)
-    if not names:
-        raise StageError(f"lora.targets = {as_table(options.targets)!r} match no layer of {part}")
-    config = LoraConfig(
-        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
-        use_dora=options.dora, target_modules=names,
-    )  # fmt: skip
+    config = _config(part, module, options, base)
+    names = list(config.target_modules)
     if present is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(config, module, ADAPTER)
+        if base is not None and _layers(module) != base.keys():
+            raise StageError(f"lora.base: peft cannot put a LoRA on just the layers of {part} that the file has")
+        for name, weights in (base or {}).items():
+            _load_weights(module.get_submodule(name), weights)
     else:
         _same_shape(part, module, present, config, names)
     parameters = _parameters(module)
@@ -77,6 +96,33 @@ def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> d
         parameter.data = parameter.data.to(device_of(module), torch.float32)
     _set_dropout(module, True)
     return parameters
+
+
+def _config(part: str, module: nn.Module, options: LoraOptions, base: Mapping[str, LoraWeights] | None) -> Any:
+    """PEFT's configuration of a LoRA; of one with a base, each layer has its own rank and alpha."""
+    from peft import LoraConfig
+
+    if base is not None:
+        layers = {f"^{re.escape(name)}": weights for name, weights in base.items()}
+        return LoraConfig(
+            r=1, lora_alpha=1, lora_dropout=options.dropout, target_modules=list(base),
+            rank_pattern={name: len(weights.down) for name, weights in layers.items()},
+            alpha_pattern={name: weights.alpha for name, weights in layers.items()},
+        )  # fmt: skip
+    assert options.targets is not None
+    names = lora_layers(module, options.targets)
+    if not names:
+        raise StageError(f"lora.targets = {as_table(options.targets)!r} match no layer of {part}")
+    return LoraConfig(
+        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
+        use_dora=options.dora, target_modules=names,
+    )  # fmt: skip
+
+
+def _load_weights(layer: Any, weights: LoraWeights) -> None:
+    for own, value in ((layer.lora_A[ADAPTER], weights.down), (layer.lora_B[ADAPTER], weights.up)):
+        own.weight.data = own.weight.data.float()  # of a half-precision model peft makes it so
+        own.weight.data.copy_(value)
 
 
 def load_lora(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

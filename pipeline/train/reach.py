@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ..data.examples import Example
 from ..data.latents import Latents
+from ..embeddings.chunks import chunks_of
 from ..embeddings.initial import TokenizedTexts
 from ..embeddings.truncation import count_tokens
 from ..errors import StageError
@@ -75,10 +76,12 @@ def fits(training: Training, key: str, name: str, captions: Iterable[str]) -> bo
     """Whether one of the captions has all vectors of the embedding within the token limit of an encoder."""
     encoder = next(one for one in training.model.encoders if one.key == key)
     about = next(one for one in training.model.family.encoders if one.key == key)
-    limit = token_limit(encoder.tokenizer, about)
+    chunks = chunks_of(encoder.tokenizer)
+    limit = chunks * token_limit(encoder.tokenizer, about)
     sizes = {embedding: len(span) for embedding, span in training.injection.rows[key].spans.items()}
     texts, replacer = TokenizedTexts(encoder.tokenizer), training.injection.replacer
     return any(
-        name in replacer.embeddings_in(caption) and name not in count_tokens(caption, replacer, sizes, texts, limit)[1]
+        name not in count_tokens(caption, replacer, sizes, texts, limit, chunks)[1]
         for caption in captions
+        if name in replacer.embeddings_in(caption)
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 from torch import nn
 
@@ -22,7 +23,7 @@ from .embeddings import EmbeddingTrainer
 from .fsdp import FsdpPart
 from .guard import Guard
 from .locality import Locality
-from .lora import add_lora, freeze_lora
+from .lora import LoraWeights, add_lora, freeze_lora
 from .loss import LossScale
 from .objective import Objective
 from .optimizers import schedule_factor
@@ -31,12 +32,16 @@ from .trainable import Trainable
 from .validation import Validation
 from .weights import WeightSettings, WeightTrainer, weights_to_finetune
 
+Bases = Mapping[str, Mapping[str, Mapping[str, LoraWeights]]]  # by path, part and layer
+NO_BASES: Bases = MappingProxyType({})
+
 
 def weight_trainers(
-    model: Model, options: TrainOptions, seed: int, processes: Processes = SINGLE_PROCESS
+    model: Model, options: TrainOptions, seed: int, processes: Processes = SINGLE_PROCESS, bases: Bases = NO_BASES
 ) -> list[WeightTrainer]:
-    """A trainer for each part of each LoRA and fine-tune; LoRAs of earlier stages are frozen.
+    """A trainer for each part of each LoRA and fine-tune; LoRAs of earlier stages are frozen, fixed ones left out.
 
+    `bases` has the weights of the LoRAs' base files by path, part and layer.
     With `processes.sharding` each fine-tuned part is sharded. Raises StageError when a part is in two tables, or the
     model has no such part.
     """
@@ -44,7 +49,7 @@ def weight_trainers(
         freeze_lora(module)
     taken: set[str] = set()
     trainers: list[WeightTrainer] = []
-    tables: tuple[WeightOptions, ...] = (*options.finetune, *options.lora)
+    tables: tuple[WeightOptions, ...] = (*options.finetune, *options.trained_loras)
     for table in tables:
         for part in table.parts:
             if part in taken:
@@ -52,7 +57,8 @@ def weight_trainers(
             taken.add(part)
             module, fsdp = part_module(model, part), None
             if isinstance(table, LoraOptions):
-                name, parameters = f"lora.{part}", add_lora(part, module, table, seed)
+                base = bases[table.base][part] if table.base is not None else None
+                name, parameters = f"lora.{part}", add_lora(part, module, table, seed, base)
             else:
                 name, parameters = f"finetune.{part}", weights_to_finetune(part, module, table.layers)
                 if processes.sharding:

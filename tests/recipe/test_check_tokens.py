@@ -67,7 +67,7 @@ def test_captions_longer_than_the_limit_are_counted(micro):
     images = len(list((Path(__file__).parent / "images").glob("*.png")))
     assert [(one.severity, one.text) for one in found] == [(
         "warning", f"{3 * images} of {4 * images} captions are longer than 75 tokens; on average 20 tokens are cut; "
-        "shorten them, or move what matters most to the start",
+        "shorten them, or move what matters most to the start, or set model.prompt_chunks = 2",
     )]  # fmt: skip
 
 
