@@ -21,7 +21,7 @@ from ..embeddings.injection import Encoder
 from ..embeddings.metrics import nearest_tokens
 from ..embeddings.norms import NormStatistics
 from ..embeddings.placeholders import Replacer
-from ..files import file_hashes, model_hashes, sha256, shown_path
+from ..files import file_hashes, kept_sha256, model_hashes, shown_path
 from ..models.checkpoint import prediction_of
 from ..models.load import Model
 from ..recipe.load import recipe_as_json
@@ -105,7 +105,7 @@ def inputs_of(
     """
     hashes = model_hashes(model.path) if model.path else {}
     if model.image_encoder is not None:
-        hashes |= {f"image_encoder/{model.image_encoder.name}": sha256(model.image_encoder)}
+        hashes |= {f"image_encoder/{model.image_encoder.name}": kept_sha256(model.image_encoder)}
     for name, path in model.parts.items():
         hashes |= {f"{name}/{file}": digest for file, digest in model_hashes(path).items()}
     return {
