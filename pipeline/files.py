@@ -1,4 +1,4 @@
-"""Atomic writes, hashes of files, and small JSON files from untrusted sources."""
+"""Atomic writes, hashes of files (those of large ones are kept), and small JSON files from untrusted sources."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
+import tempfile
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +58,68 @@ def sha256(path: Path) -> str:
 
 
 def model_hashes(path: Path) -> dict[str, str]:
-    """Hash of a checkpoint, or of every weight and config file of a model folder, by its path in the folder."""
+    """Hash of a checkpoint, or of every weight and config file of a model folder, by its path in the folder.
+
+    Those of large files are kept (see `kept_sha256`).
+    """
     if path.is_file():
-        return {path.name: sha256(path)}
+        return {path.name: kept_sha256(path)}
     found = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix in WEIGHTS)
-    return {file.relative_to(path).as_posix(): sha256(file) for file in found}
+    return {file.relative_to(path).as_posix(): kept_sha256(file) for file in found}
+
+
+def user_cache() -> Path:
+    """The user's cache folder: `$PIVOTUNE_CACHE`, else `pivotune` in `$XDG_CACHE_HOME`, `%LOCALAPPDATA%` or `~/.cache`.
+
+    RuntimeError where the user has no home.
+    """
+    own = os.environ.get("PIVOTUNE_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return Path(own or (Path(base) if base else Path.home() / ".cache") / "pivotune").expanduser()
+
+
+KEPT_FROM = 1 << 24  # bytes; smaller files are hashed in a few milliseconds
+SETTLED = 2 * 10**9  # nanoseconds: a file written to less than this ago may change again within one tick of its clock
+_KEPT, _DIGEST = "model-hashes.json", re.compile(r"[0-9a-f]{64}")
+
+
+def kept_sha256(path: Path) -> str:
+    """As `sha256`; that of a large file is kept in the user's cache, with the file's path, size, times and inode.
+
+    If any of these differs, or the cache is corrupt, the file is hashed again. A cache that cannot be written is none.
+    """
+    real = Path(os.path.realpath(path))
+    before = os.stat(real)
+    if before.st_size < KEPT_FROM:
+        return sha256(real)
+    try:
+        kept = user_cache() / _KEPT
+        entries = read_json(kept)
+    except (OSError, ValueError, RuntimeError):
+        entries = {}
+    state = _state(before)
+    entry = entries.get(str(real))
+    if isinstance(entry, dict) and entry.get("state") == state and _DIGEST.fullmatch(str(entry.get("sha256"))):
+        return str(entry["sha256"])
+    digest = sha256(real)
+    if _state(os.stat(real)) == state and time.time_ns() - before.st_mtime_ns > SETTLED:
+        entries = {name: one for name, one in entries.items() if os.path.exists(name)}
+        with suppress(OSError, ValueError, RuntimeError):
+            _keep(user_cache(), entries | {str(real): {"state": state, "sha256": digest}})
+    return digest
+
+
+def _state(found: os.stat_result) -> list[int]:
+    """What changes with a file's content: a program may restore the time of a change, but not that of the inode."""
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
+
+
+def _keep(folder: Path, entries: dict[str, Any]) -> None:
+    """Replace the file of hashes; of two processes that do so at once, the later one's entries are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as own:
+        write_json(Path(own) / _KEPT, entries)
+        replace(Path(own) / _KEPT, folder / _KEPT)
 
 
 def file_hashes(paths: Iterable[Path], base: Path) -> dict[str, str]:

@@ -140,7 +140,10 @@ _LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.c
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device: `least` without and `most` with activations; `free` now, `total`."""
+    """Bytes on the device: `least` without and `most` with activations; `free` now, `total`.
+
+    On the CPU all but the total include what this process uses already: Python and the libraries.
+    """
 
     least: int
     most: int
@@ -153,13 +156,15 @@ def memory_of(recipe: Recipe, needs: Needs, device: torch.device, edge: int) -> 
     available = device_memory(device)
     if available is None:
         return None
+    used = _process() if device.type == "cpu" else 0
+    free, total = available
     options = dict(recipe.stages_with(TrainOptions))
     model = needs.model_bytes - (needs.offloaded if device.type != "cpu" else 0)
     sums = [(model, model)]
     for stage in needs.stages:
         least = model + _trained_bytes(stage)
         sums.append((least, least + _activations(options[stage.stage], needs, edge)))
-    return Memory(max(least for least, _ in sums), max(most for _, most in sums), *available)
+    return Memory(used + max(least for least, _ in sums), used + max(most for _, most in sums), free + used, total)
 
 
 def memory_problems(memory: Memory | None, device: torch.device) -> tuple[list[str], list[str]]:
@@ -208,6 +213,13 @@ def _machine() -> tuple[int, int]:
     except (OSError, ValueError):  # no container, or no limit
         return free, total
     return min(free, limit - used), min(total, limit)
+
+
+def _process() -> int:
+    """Bytes of memory that this process uses now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def _trained_bytes(stage: StageNeeds) -> int:

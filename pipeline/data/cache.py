@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ...converters import safetensors_file
 from ...converters.errors import ConvertError
 from ...converters.tensor import RawTensor
 from ..device import device_name
+from ..files import user_cache
 from ..tensors import from_raw, to_raw
 
 VERSION = 2  # of the files and of the code that makes them
@@ -53,7 +53,7 @@ class Encoded:
 def cache_folder(setting: str, run_folder: Path | None) -> Path | None:
     """The folder of the cache by `cache_latents`; None for `memory` and `off`.
 
-    The user's cache is `$PIVOTUNE_CACHE`, else `pivotune` in `$XDG_CACHE_HOME` or `~/.cache`.
+    Of `user` it is in the user's cache (see `user_cache`).
     """
     if setting in ("memory", "off"):
         return None
@@ -61,9 +61,7 @@ def cache_folder(setting: str, run_folder: Path | None) -> Path | None:
         return run_folder / "latents" if run_folder is not None else None
     if setting != "user":
         return Path(setting)
-    own = os.environ.get("PIVOTUNE_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return Path(own or (Path(base) if base else Path.home() / ".cache") / "pivotune").expanduser() / "latents"
+    return user_cache() / "latents"
 
 
 def vae_identity(vae: Any) -> dict[str, Any]:

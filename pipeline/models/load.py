@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
 from ..torchvision_problem import hide_broken_torchvision
 from ..vae import vae_scale
+from .aligned import align, aligned_reading
 from .channels import require_latent_channels
 from .checkpoint import checkpoint_family
 from .companions import find_image_encoder, read_decoder, read_image_encoder
@@ -40,7 +42,6 @@ from .tokenizers import config_folder, stated_family
 
 UNLIMITED = 10**9  # tokens; transformers has 10**30 where a tokenizer's config gives no limit
 CLIP_LENGTH = 77
-ALIGNMENT = 64  # bytes, as of PyTorch's own allocations
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +113,12 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
         with load_errors(lambda error: model_error(spec, error)):
             names = checkpoint_names(path)
     parts = other_parts(spec, path, families().get(spec.family or ""), names)
-    if path.is_file():
-        pipe = read_checkpoint(spec, path, parts, names, device)
-    else:
-        pipe = read_folder(spec, path, parts, device)
+    # weights that are packed are better mapped: they are read one by one, and need not stay
+    with aligned_reading(DTYPES[spec.dtype]) if device.type == "cpu" and not spec.weights else nullcontext():
+        if path.is_file():
+            pipe = read_checkpoint(spec, path, parts, names, device)
+        else:
+            pipe = read_folder(spec, path, parts, device)
     with load_errors(lambda error: model_error(spec, error)):
         model = _with_companions(prepare(pipe, spec, path, device), spec)
     return replace(model, tokenizer_files=_tokenizer_files(spec, pipe, path), parts=parts)
@@ -164,7 +167,7 @@ def prepare(pipe: Any, spec: ModelSpec, path: Path | None, device: torch.device)
             share = spec.offload.get(part_key(family, name))
             part.requires_grad_(False).eval().to(device=device if share is None else torch.device("cpu"))
             _cast(part, own)
-            _align(part)
+            align(part)
             for module in part.modules():
                 if "num_activated_experts" in vars(module):  # diffusers' experts have no gradient in evaluation mode
                     module.train()
@@ -228,16 +231,6 @@ def _cast(part: torch.nn.Module, dtype: torch.dtype) -> None:
         kept = weight.dtype == torch.float32 and not exact.isdisjoint(name.split("."))
         if weight.is_floating_point() and not kept:
             weight.data = weight.data.to(dtype)
-
-
-def _align(part: torch.nn.Module) -> None:
-    """Copy weights that are not aligned, as in memory-mapped files.
-
-    The CPU's kernels round differently for those, so results would depend on the file.
-    """
-    for tensor in (*part.parameters(), *part.buffers()):
-        if tensor.data_ptr() % ALIGNMENT:
-            tensor.data = tensor.data.clone()
 
 
 def _encoder(pipe: Any, spec: ModelSpec, about: EncoderSpec) -> Encoder:

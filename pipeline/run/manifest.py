@@ -21,7 +21,7 @@ from ..embeddings.injection import Encoder
 from ..embeddings.metrics import nearest_tokens
 from ..embeddings.norms import NormStatistics
 from ..embeddings.placeholders import Replacer
-from ..files import file_hashes, model_hashes, sha256, shown_path
+from ..files import file_hashes, kept_sha256, model_hashes, shown_path
 from ..models.checkpoint import prediction_of
 from ..models.load import Model
 from ..recipe.load import recipe_as_json
@@ -105,10 +105,12 @@ def inputs_of(
     """
     hashes = model_hashes(model.path) if model.path else {}
     if model.image_encoder is not None:
-        hashes |= {f"image_encoder/{model.image_encoder.name}": sha256(model.image_encoder)}
+        hashes |= {f"image_encoder/{model.image_encoder.name}": kept_sha256(model.image_encoder)}
     for name, path in model.parts.items():
         hashes |= {f"{name}/{file}": digest for file, digest in model_hashes(path).items()}
-    hashes |= {f"lora/{number}/{Path(path).name}": sha256(Path(path)) for number, path in enumerate(recipe.lora_bases)}
+    hashes |= {
+        f"lora/{number}/{Path(path).name}": kept_sha256(Path(path)) for number, path in enumerate(recipe.lora_bases)
+    }
     return {
         "recipe": recipe_as_json(recipe), "environment": environment(model.device, processes),
         "model": model_facts(recipe, model, statistics, hashes), "data": data_facts(recipe),

@@ -145,3 +145,12 @@ def test_a_disk_that_returns_other_bytes_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(disk.safetensors_file, "read", lambda path: (other, read(path)[1]))
     assert "returns other bytes" in str(disk.try_save(disk.OutputFolder("run", tmp_path / "new")))
     assert look.Preflight().errors == []
+
+
+def test_on_the_cpu_the_process_counts_as_memory_in_use(tmp_path, monkeypatch, without_model):
+    recipe = load_recipe(make_project(tmp_path))
+    found = {}
+    for used in (0, 2**30):
+        monkeypatch.setattr(memory, "_process", lambda used=used: used)
+        found[used] = run_preflight(recipe, tmp_path / "run", CPU).memory
+    assert [found[2**30].least, found[2**30].most] == [2**30 + found[0].least, 2**30 + found[0].most]
