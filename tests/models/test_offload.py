@@ -164,4 +164,5 @@ def test_memory_of_a_device_is_without_offloaded_blocks(tmp_path, monkeypatch):
     needs = SimpleNamespace(model_bytes=5000, offloaded=away, stages=())
     monkeypatch.setattr(memory, "device_memory", lambda device: (10**6, 10**6))
     assert memory_of(recipe, needs, torch.device("cuda"), 16).least == 5000 - away
+    monkeypatch.setattr(memory, "_process", lambda: 0)
     assert memory_of(recipe, needs, CPU, 16).least == 5000
