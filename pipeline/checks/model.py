@@ -87,6 +87,10 @@ def weight_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
                           "pip install 'pivotune[bitsandbytes]', or use int8")  # fmt: skip
     parts = sorted(part for part in weights if part != "vae")
     for index, options in recipe.stages_with(TrainOptions) if parts else ():
+        for number, fixed in enumerate(options.lora):
+            if not fixed.train and not set(parts).isdisjoint(fixed.parts):
+                text = "a LoRA with train = false is added to the weights, which model.weights packs"
+                yield Finding(("stage", index, "lora", number), f"{text}; remove one of them for this part")
         for name, number, table in options.weight_tables:
             key_path = ("stage", index, name, number)
             if name == "finetune":

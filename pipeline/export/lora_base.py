@@ -133,7 +133,7 @@ def _weights(
     alpha = (
         about.alpha if not isinstance(about.alpha, str) else float(_float32(path, about.alpha, tensors[about.alpha]))
     )
-    shapes = [_weight(module.get_submodule(layer)).shape for layer in layers]
+    shapes = [_shape(module.get_submodule(layer)) for layer in layers]
     fits = all((shape[1:], len(shape)) == (down.shape[1:], down.ndim) for shape in shapes)
     if not fits or sum(shape[0] for shape in shapes) != up.shape[0]:
         theirs = f"({up.shape[0]}, {', '.join(map(str, down.shape[1:]))})"
@@ -148,6 +148,12 @@ def _weights(
 def _weight(layer: Any) -> Tensor:
     weight: Tensor = getattr(layer, "base_layer", layer).weight
     return weight
+
+
+def _shape(layer: Any) -> torch.Size:
+    """The shape of a layer's weight; of a packed one, as it was."""
+    own = getattr(layer, "base_layer", layer)
+    return torch.Size((own.out_features, own.in_features)) if isinstance(own, nn.Linear) else own.weight.shape
 
 
 def _float32(path: Path, key: str, raw: RawTensor) -> Tensor:

@@ -89,6 +89,8 @@ def test_embeddings_and_a_lora_are_trained_over_packed_parts(tmp_path):
     assert files
     for file in files:
         assert (one.folder / file).read_bytes() == (two.folder / file).read_bytes()
+    again = train.replace("rank = 2", f"base = '{next(one.folder.glob('exports/*.safetensors'))}'")
+    assert run_project(flux_project(tmp_path / "again", train=again), tmp_path / "trained on").folder.is_dir()
     lora = load_file(next(one.folder.glob("exports/*.safetensors")))
     assert any(tensor.abs().max() > 0 for name, tensor in lora.items() if "lora_B" in name or "lora_up" in name)
 
@@ -136,6 +138,8 @@ def test_what_packed_weights_do_not_allow_is_refused_by_check(tmp_path):
         in texts('weights = { t5 = "bfloat16" }')[0]
     )
     assert "a fine-tune exports the whole model" in texts(FORMATS, "finetune = { parts = ['denoiser'] }")[0]
+    fixed = "lora = { base = 'lora.safetensors', train = false }"
+    assert any("is added to the weights, which model.weights packs" in text for text in texts(FORMATS, fixed))
     assert "dora needs the norms" in texts(FORMATS, "lora = { rank = 2, dora = true }")[0]
 
 
