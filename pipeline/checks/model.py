@@ -18,7 +18,7 @@ from ..models.index import INDEX, has_index
 from ..models.modular import package_problem
 from ..models.parts import lack_problem, local_part, missing_parts, stated_parts
 from ..models.received import check_model_folder
-from ..recipe.defaults import DENOISER, QUANTIZED
+from ..recipe.defaults import DENOISER, NO_GGUF, QUANTIZED
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec, Recipe
 from ..recipe.options import TrainOptions
@@ -26,6 +26,7 @@ from ..recipe.problem import Finding
 from ..text import count_of, did_you_mean, did_you_mean_path, nearest
 
 BASE = ("model", "base")
+DENOISER_FILES = (".safetensors", ".gguf")
 
 
 def model_findings(spec: ModelSpec) -> Iterator[Finding]:
@@ -86,18 +87,22 @@ def weight_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
             yield Finding((*where, part), "nf4 needs bitsandbytes, which is not installed; "
                           "pip install 'pivotune[bitsandbytes]', or use int8")  # fmt: skip
     parts = sorted(part for part in weights if part != "vae")
+    if str(recipe.model.denoiser).lower().endswith(".gguf"):
+        if DENOISER in weights:
+            yield Finding((*where, DENOISER), "the weights of a .gguf file are packed already; remove it")
+        parts = sorted({*parts, DENOISER})
     for index, options in recipe.stages_with(TrainOptions) if parts else ():
         for number, fixed in enumerate(options.lora):
             if not fixed.train and not set(parts).isdisjoint(fixed.parts):
-                text = "a LoRA with train = false is added to the weights, which model.weights packs"
+                text = "a LoRA with train = false is added to the weights, which are packed"
                 yield Finding(("stage", index, "lora", number), f"{text}; remove one of them for this part")
         for name, number, table in options.weight_tables:
             key_path = ("stage", index, name, number)
             if name == "finetune":
-                text = f"a fine-tune exports the whole model, and model.weights packs {', '.join(parts)}"
-                yield Finding(key_path, f"{text}; remove model.weights, or train a LoRA")
+                text = f"a fine-tune exports the whole model, and weights of {', '.join(parts)} are packed"
+                yield Finding(key_path, f"{text}; train a LoRA, or use a model that is not packed")
             elif getattr(table, "dora", False) and not set(parts).isdisjoint(table.parts):
-                text = "dora needs the norms of weights that model.weights packs"
+                text = "dora needs the norms of weights that are packed"
                 yield Finding((*key_path, "dora"), f"{text}; set it to false")
 
 
@@ -146,8 +151,23 @@ def companion_findings(spec: ModelSpec, family: Family | None) -> Iterator[Findi
         yield Finding(("model",), f"the image encoder of {family.title} needs torchvision: {problem}")
 
 
+def _denoiser_findings(spec: ModelSpec, path: Path) -> Iterator[Finding]:
+    """Checks of `model.denoiser`."""
+    where, base = ("model", "denoiser"), local_path(spec)
+    if not path.exists():
+        yield Finding(where, f"{path} does not exist{did_you_mean_path(path)}")
+    elif path.is_file() and path.suffix.lower() not in DENOISER_FILES:
+        yield Finding(where, f"{path.name} is not a file of a denoiser ({' or '.join(DENOISER_FILES)})")
+    elif path.suffix.lower() == ".gguf" and find_spec("gguf") is None:
+        yield Finding(where, NO_GGUF)
+    if base is not None and base.is_file():
+        yield Finding(where, "base is a single file, which has its own; set base to a diffusers folder or hub id")
+
+
 def part_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:
     """Checks of the parts that the recipe takes from elsewhere, and of those that a single file lacks."""
+    if spec.denoiser is not None:
+        yield from _denoiser_findings(spec, Path(spec.denoiser))
     if family is None:
         return
     for name, text in stated_parts(spec).items():

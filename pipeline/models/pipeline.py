@@ -20,6 +20,7 @@ from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
 from .channels import check_channels
 from .checkpoint import stated_prediction
+from .denoiser_file import read_denoiser
 from .family import choose_family, no_single_file, width_of
 from .find import GUARDS
 from .index import INDEX, has_index, index_file, plain_index
@@ -64,7 +65,9 @@ def read_folder(spec: ModelSpec, folder: Path, parts: Mapping[str, Path] = NO_PA
         models = {}
         for name, kind in part_kinds(index).items():
             dtype = _dtype(spec, family, name)
-            if name in parts:
+            if name == family.denoiser_module and spec.denoiser is not None:
+                models[name] = read_denoiser(spec, family, kind, folder, dtype)
+            elif name in parts:
                 models[name] = read_part(spec, family, name, kind, parts[name], dtype)
             else:
                 models[name] = _model(spec, folder / name, kind, dtype)

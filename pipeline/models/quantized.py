@@ -21,6 +21,7 @@ from ..recipe.model import ModelSpec
 
 BLOCK = 64  # weights of nf4 that share a scale
 LARGEST = {"int8": 127.0, "float8": 448.0}  # the largest value that each number format can hold
+GGUF = "gguf "  # kinds of layers from such files: with the number of the format
 BITS = {"nf4": 4 + 32 / BLOCK, "int8": 8.0, "float8": 8.0}
 
 
@@ -41,10 +42,22 @@ class QuantizedLinear(nn.Linear):
         packed, scale = _pack(layer.weight.detach().to(device), kind)
         rest = rest or device
         self.weight = nn.Parameter(packed.view(torch.int8).to(rest), requires_grad=False)
-        self.scale: Tensor
+        self.scale: Tensor | None
         self.register_buffer("scale", scale.to(rest))
         bias = layer.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(rest), requires_grad=False)
+
+    @classmethod
+    def from_gguf(cls, layer: Any) -> QuantizedLinear:
+        """A layer as diffusers' reader of GGUF files makes it, with the same packed weights."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.in_features, made.out_features = layer.in_features, layer.out_features
+        made.kind = f"{GGUF}{int(layer.weight.quant_type)}"
+        made.weight = nn.Parameter(layer.weight.as_tensor().view(torch.int8), requires_grad=False)
+        made.register_buffer("scale", None)  # it is among the packed weights
+        made.bias = layer.bias
+        return made
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weights, (out, in), in this dtype."""
@@ -62,7 +75,13 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, given: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, kind: str, shape: tuple[int, int]
+        ctx: Any,
+        given: Tensor,
+        packed: Tensor,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        kind: str,
+        shape: tuple[int, int],
     ) -> Tensor:
         ctx.save_for_backward(packed, scale)  # not the layer: its weights may be away by then
         ctx.form = kind, shape
@@ -76,12 +95,24 @@ class _Product(torch.autograd.Function):
         return gradients[0] @ weight, None, None, None, None, None
 
 
-def _unpack(packed: Tensor, scale: Tensor, kind: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+def _unpack(packed: Tensor, scale: Tensor | None, kind: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Packed weights as (out, in) numbers of this dtype."""
+    if scale is None:
+        return _unpack_gguf(packed, int(kind.removeprefix(GGUF)), shape, dtype)
     if kind == "nf4":
         return _unpack_nf4(packed, scale, shape, dtype)
     weight = packed.view(torch.float8_e4m3fn) if kind == "float8" else packed
     return weight.to(dtype).mul_(scale.to(dtype))
+
+
+def _unpack_gguf(packed: Tensor, kind: int, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Weights in one of GGUF's formats, by diffusers' functions."""
+    from diffusers.quantizers.gguf.utils import GGML_QUANT_SIZES, dequantize_functions
+
+    block, size = GGML_QUANT_SIZES[kind]
+    blocks = packed.view(torch.uint8).reshape(-1, size)
+    unpacked: Tensor = dequantize_functions[kind](blocks, block, size)
+    return unpacked.reshape(shape).to(dtype)
 
 
 def part_key(family: Family, name: str) -> str:

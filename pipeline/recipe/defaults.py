@@ -48,6 +48,7 @@ def _fill_defaults(table: dict[str, Any], properties: list[tuple[str, dict[str, 
 
 
 DENOISER = "denoiser"
+NO_GGUF = "a .gguf file needs gguf, which is not installed; pip install 'pivotune[gguf]'"
 QUANTIZED = ("nf4", "int8", "float8")  # number formats of packed linear layers
 TABLES = ("lora", "finetune")
 FROM_BASE = {"rank", "alpha", "targets"}  # keys of a LoRA that a base file answers

@@ -84,7 +84,7 @@ def absolute_path(text: str, folder: Path) -> Path:
     return Path(os.path.abspath(folder / Path(text).expanduser()))
 
 
-MODEL_PATHS = ("base", "config", "image_encoder", "decoder", *PARTS)
+MODEL_PATHS = ("base", "config", "image_encoder", "decoder", "denoiser", *PARTS)
 
 
 def _model(table: dict[str, Any], folder: Path) -> ModelSpec:

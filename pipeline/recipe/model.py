@@ -25,7 +25,8 @@ class ModelSpec:
 
     `image_encoder` and `decoder` are further models of families that need them (Stable Cascade). PARTS replace those of
     the model, or are what a single file lacks: each a folder, a hub id or a file. `weights` are number formats of parts
-    (`denoiser`, `vae`, encoder keys) that are not in `dtype`; `offload` the share of their blocks that
+    (`denoiser`, `vae`, encoder keys) that are not in `dtype`, `denoiser` a file (.safetensors or .gguf)
+    or folder that has it in place of the model's own; `offload` the share of their blocks that
     rests in host memory.
     """
 
@@ -44,6 +45,7 @@ class ModelSpec:
     text_encoder_2: str | None = None
     text_encoder_3: str | None = None
     weights: Mapping[str, str] = field(default_factory=dict)
+    denoiser: str | None = None
     offload: Mapping[str, float] = field(default_factory=dict)
 
 

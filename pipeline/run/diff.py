@@ -69,7 +69,7 @@ ROUNDING = "environment.processes"
 _DATA_PATHS = tuple(
     re.compile(rf"recipe\.{place}") for place in (r"concept\.\d+\.(images|captions|masks)", r"data\.cache_latents")
 )
-_MODEL_KEYS = "|".join(("config", "image_encoder", "decoder", *PARTS))
+_MODEL_KEYS = "|".join(("config", "image_encoder", "decoder", "denoiser", *PARTS))
 _MODEL_PATHS = (re.compile(r"(recipe\.)?model\.base"), re.compile(rf"recipe\.model\.({_MODEL_KEYS})"),
                 re.compile(r"recipe\.stage\.\d+\.lora\.\d+\.base"))  # fmt: skip
 _KEYWORDS = (*CAPTION_SOURCES, *MASK_SOURCES, "user", "run", "memory", "off", "micro")

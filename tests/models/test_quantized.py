@@ -139,7 +139,7 @@ def test_what_packed_weights_do_not_allow_is_refused_by_check(tmp_path):
     )
     assert "a fine-tune exports the whole model" in texts(FORMATS, "finetune = { parts = ['denoiser'] }")[0]
     fixed = "lora = { base = 'lora.safetensors', train = false }"
-    assert any("is added to the weights, which model.weights packs" in text for text in texts(FORMATS, fixed))
+    assert any("is added to the weights, which are packed" in text for text in texts(FORMATS, fixed))
     assert "dora needs the norms" in texts(FORMATS, "lora = { rank = 2, dora = true }")[0]
 
 
@@ -147,3 +147,64 @@ def test_without_bitsandbytes_nf4_says_what_to_do(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(StageError, match="nf4 needs bitsandbytes"):
         QuantizedLinear(nn.Linear(64, 64).requires_grad_(False), "nf4", CPU)
+
+
+def gguf_file(path, part):
+    """The weights of a part in a GGUF file: those of linear layers packed as Q8_0 where their rows allow it."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(path), "flux")
+    linear = {f"{name}.weight" for name, one in part.named_modules() if type(one) is nn.Linear}
+    packed = 0
+    for name, tensor in part.state_dict().items():
+        values = tensor.float().numpy()
+        if name in linear and tensor.shape[1] % 32 == 0:
+            kind, packed = gguf.GGMLQuantizationType.Q8_0, packed + 1
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return packed
+
+
+def test_a_denoiser_in_a_gguf_file_stays_packed_and_trains_embeddings(tmp_path):
+    packed = gguf_file(tmp_path / "flux.gguf", tiny_flux().transformer)
+    recipe = flux_project(tmp_path, model='denoiser = "flux.gguf"', train="resolution = 16\nlora = { rank = 2 }")
+    model = load_model(load_recipe(recipe).model, CPU)
+    layers = [one for one in model.denoiser.modules() if isinstance(one, QuantizedLinear)]
+    assert len(layers) == packed > 0
+    plain = dict(tiny_flux().transformer.named_modules())
+    for name, one in model.denoiser.named_modules():
+        if isinstance(one, QuantizedLinear):
+            error = one.dense(torch.float32) - plain[name].weight
+            assert error.norm() < 0.01 * plain[name].weight.norm()
+    run = run_project(recipe, tmp_path / "run")
+    manifest = json.loads((run.folder / "manifest.json").read_text("utf-8"))
+    assert manifest["status"] == "finished"
+    assert "transformer/flux.gguf" in manifest["model"]["sha256"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_denoiser_of_its_own_is_loaded_in_place_of_the_models(tmp_path, kind):
+    pipe = tiny_flux()
+    with torch.no_grad():
+        pipe.transformer.proj_out.bias.fill_(0.5)
+    pipe.transformer.save_pretrained(tmp_path / "transformer")
+    path = "transformer/diffusion_pytorch_model.safetensors" if kind == "file" else "transformer"
+    spec = load_recipe(flux_project(tmp_path, model=f'denoiser = "{path}"')).model
+    assert (load_model(spec, CPU).denoiser.proj_out.bias == 0.5).all()
+
+
+def test_check_says_what_is_wrong_with_a_denoiser(tmp_path):
+    def texts(model):
+        checked = check_recipe(flux_project(tmp_path, model=model))
+        return [problem.text for problem in checked.problems if problem.severity == "error"]
+
+    assert "does not exist" in texts('denoiser = "none.gguf"')[0]
+    (tmp_path / "text.txt").write_text("", "utf-8")
+    assert "is not a file of a denoiser" in texts('denoiser = "text.txt"')[0]
+    (tmp_path / "bad.safetensors").write_bytes(b"<html>")
+    with pytest.raises(StageError, match=r"model.denoiser = .* cannot be loaded"):
+        load_model(load_recipe(flux_project(tmp_path, model='denoiser = "bad.safetensors"')).model, CPU)
