@@ -28,6 +28,8 @@ INNER = {  # (module, name): the rest, each with the file that leans on it
     ("accelerate.utils.dataclasses", "get_module_class_from_name"): "train/fsdp.py",
     ("accelerate.utils.fsdp_utils", "fsdp2_prepare_auto_wrap_policy"): "train/fsdp.py",
     ("diffusers.modular_pipelines.anima.encoders", "AnimaTextEncoderStep"): "models/video.py",
+    ("diffusers.quantizers.gguf.utils", "GGML_QUANT_SIZES"): "models/quantized.py",
+    ("diffusers.quantizers.gguf.utils", "dequantize_functions"): "models/quantized.py",
     ("prodigyplus.prodigy_plus_schedulefree", "ProdigyPlusScheduleFree"): "recipe/optimizers.py",
     ("torch._dynamo.exc", "TorchDynamoException"): "train/compute.py",
     ("transformers.modeling_layers", "GradientCheckpointingLayer"): "train/compute.py",
