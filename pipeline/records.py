@@ -19,6 +19,7 @@ from .errors import StageError
 from .run_folder import NUMBER, bounded_json, is_inside, read_plain_file, shape_error
 
 METRICS = "metrics.jsonl"
+REPORT = "report.html"
 LONGEST = 64 * 2**20  # bytes of a line
 _MAYBE = (*NUMBER, None)  # NaN and infinity are written as null
 _IMAGE = {"path": str, "prompt": str, "seed?": (int, None), "embedding?": (str, None)}

@@ -12,10 +12,10 @@ from ..data.captions import Captioned
 from ..errors import RecipeError
 from ..models.family import family_of
 from ..recipe.document import Document
-from ..recipe.embeddings_from import with_many_embeddings
 from ..recipe.form import Dropped, form_of, without_refused
-from ..recipe.load import MAX_PROBLEMS, build, open_document, open_recipe
+from ..recipe.load import MAX_PROBLEMS, build, open_document, open_recipe, with_embeddings_from
 from ..recipe.model import Recipe
+from ..recipe.options import TrainOptions
 from ..recipe.problem import Finding, KeyPath, Problem
 from .captions import caption_source_findings
 from .concepts import batch_findings, capital_findings, dropped_embedding_findings, image_findings
@@ -28,8 +28,6 @@ from .embeddings import (
     template_findings,
     truncation_findings,
 )
-from .lora_base import lora_base_findings
-from .masks import mask_findings
 from .model import (
     companion_findings,
     drawing_findings,
@@ -42,7 +40,6 @@ from .model import (
 )
 from .stages import no_embedding_findings, order_findings, rule_findings, stage_findings
 from .targets import output_findings, same_files, target_findings
-from .validation import validation_findings
 
 NOTHING_DROPPED = Dropped()
 _PARTS = {"concept": 2, "embedding": 3, "stage": 3}  # depth of the parts that are checked by themselves
@@ -116,7 +113,7 @@ def check_valid_parts(document: Document) -> list[Problem]:
     if len(form.problems) > MAX_PROBLEMS:
         return []
     data, dropped, moved = without_refused(form)
-    expanded, missing = with_many_embeddings(replace(document, data=data, original_paths=moved), MAX_PROBLEMS)
+    expanded, missing = with_embeddings_from(replace(document, data=data, original_paths=moved))
     if missing:
         dropped = Dropped(dropped.key_paths | {("embeddings_from",)})
     return [*missing, *check_built(build(expanded.data, expanded.path), expanded, dropped).problems]
@@ -171,8 +168,13 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     for finding in image_findings(recipe, captioned, look=cut):
         if len(finding.path) > 1 or not dropped.touches("embeddings_from"):
             yield finding
-    yield from mask_findings(recipe, captioned) if cut else ()
-    if not dropped.touches("validation"):
+    if cut and _has_masks(recipe, captioned):
+        from .masks import mask_findings
+
+        yield from mask_findings(recipe, captioned)
+    if not dropped.touches("validation") and _asks_for_validation(recipe):
+        from .validation import validation_findings
+
         known = not any(dropped.touches(part) for part in ("concept", "embeddings_from", "embedding"))
         yield from validation_findings(recipe, captioned if known else (), look=cut)
     yield from _limit_embeddings(name_findings(recipe.embeddings))
@@ -184,10 +186,22 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     yield from capital_findings(recipe, family)
     trained = embeddings and not dropped.touches("embedding")
     yield from stage_findings(recipe if trained else replace(recipe, embeddings=()), family)
-    if not dropped.touches("model") and not dropped.in_stages("lora"):
+    if recipe.lora_bases and not dropped.touches("model") and not dropped.in_stages("lora"):
+        from .lora_base import lora_base_findings
+
         yield from lora_base_findings(recipe, family)
     yield from rule_findings(recipe, family)
     yield from encoder_findings(recipe, family)
+
+
+def _has_masks(recipe: Recipe, captioned: Sequence[Captioned]) -> bool:
+    return any(one.masks for one in captioned) or any(concept.masks == "alpha" for concept in recipe.concepts)
+
+
+def _asks_for_validation(recipe: Recipe) -> bool:
+    """Whether there is a [validation], or a key that needs one."""
+    stops = any(options.stop_when is not None for _, options in recipe.stages_with(TrainOptions))
+    return recipe.validation is not None or stops or recipe.exports_best
 
 
 def _cross_findings(

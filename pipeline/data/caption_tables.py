@@ -10,7 +10,6 @@ from typing import Any
 
 from .caption_files import captions_of_row, parse_json, read_text
 
-TABLES = (".jsonl", ".json", ".csv", ".parquet")
 IMAGES = ("file_name", "image", "image_path")  # names of the column of images, and of that of captions
 TEXTS = ("text", "caption", "tags")
 Row = tuple[int, str, list[str]]  # line, name of the image, its captions

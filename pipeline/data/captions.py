@@ -9,11 +9,11 @@ from ..errors import RecipeError
 from ..recipe.model import CAPTION_SOURCES, Concept
 from ..text import did_you_mean_path, first_few, nearest, printable
 from .caption_files import caption_file, caption_problem, has_control_characters, read_text
-from .caption_tables import TABLES, table_rows
 from .files import IMAGES, Files, compose_accents, files_in, repeats_of
 from .tags import strip_weights
 
 BESIDE = (".txt", ".caption")
+TABLES = (".jsonl", ".json", ".csv", ".parquet")
 LISTED = 5  # files of one kind
 JSON = ".json"  # read where there is no text: tools that download images put other facts in it
 
@@ -181,6 +181,8 @@ def _templates(path: Path, files: Files, result: Captioned) -> None:
 
 
 def _table(concept: Concept, files: Files, result: Captioned) -> None:
+    from .caption_tables import table_rows
+
     path, folder = Path(str(concept.captions)), concept.images
     names = {compose_accents(image.relative_to(folder).as_posix()): image for image in files.images}
     bare = {name.removesuffix(image.suffix): image for name, image in names.items()}  # as in kohya's metadata

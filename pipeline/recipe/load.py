@@ -12,7 +12,6 @@ from pivotune import schemas
 from ..errors import RecipeError
 from .defaults import with_defaults
 from .document import Document, Unreadable, find, read, refuse_deep
-from .embeddings_from import with_many_embeddings
 from .form import form_of
 from .intervals import parse_interval
 from .model import (
@@ -219,12 +218,21 @@ def open_document(
     return (None if refused else recipe), document, [*refused, *problems]
 
 
+def with_embeddings_from(document: Document) -> tuple[Document, list[Problem]]:
+    """The document with an [[embedding]] for each one of its [[embeddings_from]], and the problems of these."""
+    if "embeddings_from" not in document.data:
+        return document, []
+    from .embeddings_from import with_many_embeddings
+
+    return with_many_embeddings(document, MAX_PROBLEMS)
+
+
 def validated(document: Document) -> tuple[Recipe | None, Document, list[Problem]]:
     """The recipe of a document, and the document with the embeddings of its [[embeddings_from]]; or its problems."""
     problems = form_problems(document)
     if problems:
         return None, document, problems
-    whole, problems = with_many_embeddings(document, MAX_PROBLEMS)
+    whole, problems = with_embeddings_from(document)
     return (None, document, problems) if problems else (build(whole.data, whole.path), whole, [])
 
 

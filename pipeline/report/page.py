@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ...converters.disk import replace
 from ..lock import is_locked
-from ..records import METRICS, Json, read_manifest, read_metrics
+from ..records import METRICS, REPORT, Json, read_manifest, read_metrics
 from ..text import count_of
 from . import embeddings, facts
 from .curves import SERIES, SINGLE, Array, Line, column, noisy_curve, positions, vector_curves, vector_lines
@@ -24,7 +24,6 @@ EMBEDDINGS = 50  # shown in full; the others are folded away
 STRIP = 12  # training images of several embeddings together, for manifests that do not list them by embedding
 LINES = 3000  # of a folded table
 RECIPE = 60_000  # characters of the resolved recipe
-NAME = "report.html"
 
 
 def write_report(folder: Path, refresh: int | None = None, warn: Callable[[str], None] | None = None) -> Path:
@@ -88,8 +87,8 @@ def _metrics_problem(manifest: Json, folder: Path, steps: int, unreadable: int) 
 
 def _write(folder: Path, page: str) -> Path:
     """Replace the page; an interrupted write leaves the old one."""
-    path = folder / NAME
-    scratch = folder / f".{NAME}.{os.getpid()}"
+    path = folder / REPORT
+    scratch = folder / f".{REPORT}.{os.getpid()}"
     try:
         scratch.unlink(missing_ok=True)  # it may be a second name of a file elsewhere
         scratch.write_text(page, encoding="utf-8", errors="replace", newline="\n")

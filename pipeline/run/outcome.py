@@ -18,7 +18,6 @@ from ..export.finished import remove_finished
 from ..export.write import remove_last_good
 from ..files import write_json
 from ..records import json_safe
-from ..report.page import write_report
 from ..system_errors import out_of_memory, system_error_text
 from ..text import count_of, first_few
 from .context import RunContext
@@ -215,3 +214,10 @@ def write_report_of(context: RunContext, manifest: dict[str, Any]) -> None:
     """Write the manifest, and the report made from it."""
     write_json(context.folder / "manifest.json", json_safe(manifest))
     write_report(context.folder)
+
+
+def write_report(folder: Path) -> None:
+    """Write the report of a run folder. Matplotlib and the template engine are imported for it, after training."""
+    from ..report import page
+
+    page.write_report(folder)

@@ -14,7 +14,8 @@ from ..train.setup import Training
 from ..train.snapshot import restore_snapshot, take_snapshot
 from .checkpoints import Checkpoint
 from .context import RunContext, RunState
-from .warm_start import LOADED, load_what_fits
+
+LOADED = "loaded "  # the beginning of the note on what a stage loaded from the checkpoint of a warm start
 
 
 def require_fitting(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -73,7 +74,10 @@ def restore_training(context: RunContext, state: RunState, training: Training) -
     """
     checkpoint = state.checkpoint
     if checkpoint is None or checkpoint.stage != state.stage:
-        load_what_fits(context, state, training)
+        if context.source is not None:
+            from .warm_start import load_what_fits
+
+            load_what_fits(context, state, training)
         return 0, 0.0
     facts = checkpoint.facts["run"]
     try:

@@ -24,8 +24,7 @@ from ..files import write_atomically, write_json
 from ..launch import end_processes, join_processes
 from ..models.load import Model, load_model
 from ..recipe.model import Recipe
-from ..records import Metrics, json_safe
-from ..report.page import NAME as REPORT
+from ..records import REPORT, Metrics, json_safe
 from ..report.table import embedding_table
 from .checkpoints import RESUME_HINT, Checkpoint, Checkpointer, Source
 from .consistency import common_checkpoint, require_one_process, require_same_inputs, require_shardable
@@ -37,7 +36,6 @@ from .resume import require_fitting
 from .samples import draw_class_images, without_images
 from .signals import catch_signals, interruptible
 from .start import Start, create_run_folder, report_start, require_usable_folder, run_folder_lock
-from .warm_start import copy_from_source, open_source, reopen_source
 
 Progress = Callable[[str], None]
 
@@ -71,7 +69,7 @@ def run_recipe(
         with processes.together():
             statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
             inputs = inputs_of(recipe, model, statistics, processes)
-            origin = open_source(source, inputs, progress) if source else None
+            origin = _open_source(source, inputs, progress) if source else None
         require_same_inputs(inputs, processes)
         facts = origin.as_json if origin else None
         start = processes.from_main(lambda: create_run_folder(recipe.name, out, inputs, fresh=fresh, source=facts))
@@ -130,16 +128,25 @@ def _prepare(
     return without_images(recipe, model, progress), model, preflight
 
 
+def _open_source(path: Path, inputs: Mapping[str, Any], progress: Progress) -> Source:
+    from .warm_start import open_source
+
+    return open_source(path, inputs, progress)
+
+
 def _checkpoint_of(
     recipe: Recipe, start: Start, source: Source | None, manifest: dict[str, Any], processes: Processes,
     progress: Progress,
 ) -> tuple[Checkpoint | None, Source | None]:  # fmt: skip
     """The checkpoint to resume from, the run's own or its source's, and the source where it is still needed."""
     checkpoint = common_checkpoint(start.folder, processes, progress) if start.unfinished else None
-    if source is None:
+    if source is None and (start.unfinished or {}).get("source") is not None:
+        from .warm_start import reopen_source
+
         with processes.together():
             source = reopen_source(start.unfinished or {}, checkpoint, manifest, progress)
     if source is not None and checkpoint is None:
+        from .warm_start import copy_from_source
 
         def copy(source: Source = source) -> None:
             write_json(start.folder / "manifest.json", json_safe(manifest))  # first: a killed process is resumed

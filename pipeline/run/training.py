@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..data.dataset import Dataset, open_dataset
 from ..distributed import SINGLE_PROCESS
@@ -15,15 +16,15 @@ from ..models.text import CaptionCache
 from ..recipe.options import TrainOptions
 from ..train.embeddings import EmbeddingTrainer, embedding_settings
 from ..train.guard import Guard
-from ..train.locality import keep_originals, locality_of
 from ..train.loss import loss_scale
 from ..train.objective import Objective, objective_for
-from ..train.prior import prior_target_of
 from ..train.setup import Trainables, Training, frozen_encoders, weight_trainers
-from ..train.validation import Validation
 from .consistency import require_unchanged_data
 from .context import RunContext, RunState
 from .steps import initial_norms
+
+if TYPE_CHECKING:
+    from ..train.validation import Validation
 
 
 def build_trainables(context: RunContext, state: RunState, options: TrainOptions, finished: Finished) -> Trainables:
@@ -50,7 +51,10 @@ def build_trainables(context: RunContext, state: RunState, options: TrainOptions
         raise StageError("nothing to train: no embedding (embeddings = false, or train = false), no lora, no finetune")
     trainables = Trainables(embeddings, tuple(weights))
     state.trained.weights |= trainables.parameters
-    state.notes += keep_originals(context.recipe, state.trained.originals, weights)
+    if any(options.locality for _, options in context.recipe.stages_with(TrainOptions)):
+        from ..train.locality import keep_originals
+
+        state.notes += keep_originals(state.trained.originals, weights)
     return trainables
 
 
@@ -113,9 +117,16 @@ def build_training(
         frozen=frozen_encoders(context.model, trainables) if text_moves else (),
     )
     validation = _validation_of(context, state, options, training)
-    training = replace(training, validation=validation, prior_target=prior_target_of(context.recipe, training, options))
+    training = replace(training, validation=validation)
+    of_model = any(one.prior and one.prior_target == "model" for one in context.recipe.concepts)
+    if of_model or options.objective.masked_prior_weight > 0:
+        from ..train.prior import prior_target_of
+
+        training = replace(training, prior_target=prior_target_of(training, options))
     if options.locality is None:
         return training
+    from ..train.locality import locality_of
+
     return replace(training, locality=locality_of(context.recipe, state.trained.originals, training, options.locality))
 
 
@@ -128,6 +139,8 @@ def _validation_of(
         return None
     if not training.dataset.held_out:
         raise StageError("validation: there are no held-out images; add images to the folder of validation.concept")
+    from ..train.validation import Validation
+
     last = not recipe.stages_with(TrainOptions, state.stage + 1)
     patience = options.stop_when.patience if options.stop_when else None
     return Validation(spec, recipe.seed, patience, keep=last and recipe.exports_best)

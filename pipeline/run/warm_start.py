@@ -25,6 +25,7 @@ from ..train.snapshot import Shadow, stored_averages, stored_rows, stored_weight
 from .checkpoints import FOLDER, Checkpoint, Source, newest_checkpoint, read_checkpoint
 from .context import RunContext, RunState, warn
 from .diff import ROUNDING, Difference, difference_lines, input_differences
+from .resume import LOADED
 
 LISTED = 20  # differences in a message
 # Differences that change no finished step: texts, sample images, how often checkpoints are written.
@@ -107,7 +108,6 @@ def copy_from_source(source: Source, folder: Path) -> None:
         raise StageError(f"{source.run}: its metrics and images cannot be copied ({error})") from error
 
 
-LOADED = "loaded "  # the beginning of the note on what a stage loaded
 _EMBEDDINGS = "embeddings"
 _NOUNS = {_EMBEDDINGS: "embedding", "lora": "LoRA weight", "finetune": "fine-tuned weight"}
 

@@ -21,7 +21,7 @@ from ..models.denoisers import Denoiser
 from ..models.load import Model
 from ..models.text import Text, between
 from ..recipe.model import Recipe
-from ..recipe.options import LocalityOptions, TrainOptions
+from ..recipe.options import LocalityOptions
 from ..rng import generator
 from .loss import NoisyBatch
 from .weights import WeightTrainer
@@ -123,14 +123,12 @@ class Locality:
 MIB = 2**20
 
 
-def keep_originals(recipe: Recipe, originals: dict[Parameter, Tensor], trainers: Sequence[WeightTrainer]) -> list[str]:
-    """If a stage of the recipe has locality: copy the weights that are fine-tuned, as the model was loaded.
+def keep_originals(originals: dict[Parameter, Tensor], trainers: Sequence[WeightTrainer]) -> list[str]:
+    """Copy the weights that are fine-tuned, as the model was loaded, for a recipe in which a stage has locality.
 
     Called before a stage trains anything, so that `originals` has them for later stages too. Returns a note of how
     much memory the copies take.
     """
-    if not any(options.locality for _, options in recipe.stages_with(TrainOptions)):
-        return []
     tuned = [one for trainer in trainers if trainer.kind == "finetune" for one in trainer.parameters.values()]
     new = weight_copies(one for one in tuned if one not in originals)
     originals.update(new)

@@ -17,7 +17,6 @@ from ..errors import StageError
 from ..models.denoisers import Denoiser
 from ..models.load import Model
 from ..models.text import Text
-from ..recipe.model import Recipe
 from ..recipe.options import TrainOptions
 from .locality import base_model
 from .loss import NoisyBatch
@@ -54,15 +53,12 @@ class PriorTarget:
             )
 
 
-def prior_target_of(recipe: Recipe, training: Training, options: TrainOptions) -> PriorTarget | None:
-    """What a stage needs for such targets; None if nothing asks for them.
+def prior_target_of(training: Training, options: TrainOptions) -> PriorTarget:
+    """What a stage needs for such targets, if it or a concept asks for them.
 
     Raises StageError where the model without the LoRA would predict the same, or is not there any more.
     """
-    of_model = [one for one in recipe.concepts if one.prior and one.prior_target == "model"]
     masked = options.objective.masked_prior_weight > 0
-    if not of_model and not masked:
-        return None
     what = "objective.masked_prior_weight" if masked else "prior_target = 'model'"
     weights: Sequence[WeightTrainer] = training.trainables.weights
     if not weights:

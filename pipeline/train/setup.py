@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -22,15 +23,17 @@ from ..recipe.options import LoraOptions, TrainOptions, WeightOptions
 from .embeddings import EmbeddingTrainer
 from .fsdp import FsdpPart
 from .guard import Guard
-from .locality import Locality
 from .lora import LoraWeights, add_lora, freeze_lora
 from .loss import LossScale
 from .objective import Objective
 from .optimizers import schedule_factor
-from .prior import PriorTarget
 from .trainable import Trainable
-from .validation import Validation
 from .weights import WeightSettings, WeightTrainer, weights_to_finetune
+
+if TYPE_CHECKING:  # few runs need them
+    from .locality import Locality
+    from .prior import PriorTarget
+    from .validation import Validation
 
 Bases = Mapping[str, Mapping[str, Mapping[str, LoraWeights]]]  # by path, part and layer
 NO_BASES: Bases = MappingProxyType({})
