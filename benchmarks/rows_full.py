@@ -17,7 +17,7 @@ from typing import Any
 
 from measure import HERE, Row, in_fresh_process, ratios
 
-ROUNDS, STEPS, PIXELS = 2, 3, 256
+ROUNDS, STEPS, PIXELS = 3, 3, 256
 IMAGES = HERE.parent / "recipes" / "images" / "emblem"
 PLACEHOLDER = "<my-emblem>"
 SCHEDULER = {
