@@ -25,6 +25,7 @@ ROWS = {
     "setup": "rows_setup",
     "start": "rows_start",
     "converters": "rows_converters",
+    "full": "rows_full",
     "families": "rows_families",
     "quickstart": "rows_quickstart",
 }

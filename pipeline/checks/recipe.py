@@ -17,8 +17,13 @@ from ..recipe.load import MAX_PROBLEMS, build, open_document, open_recipe, with_
 from ..recipe.model import Recipe
 from ..recipe.options import TrainOptions
 from ..recipe.problem import Finding, KeyPath, Problem
-from .captions import caption_source_findings
-from .concepts import batch_findings, capital_findings, dropped_embedding_findings, image_findings
+from .concepts import (
+    batch_findings,
+    capital_findings,
+    caption_source_findings,
+    dropped_embedding_findings,
+    image_findings,
+)
 from .embeddings import (
     base_findings,
     caption_findings,

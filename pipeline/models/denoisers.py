@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from .flux import ChromaTransformer, Flux2Transformer, FluxTransformer
-from .guided import Guided
-from .language_models import (
-    HiDreamTransformer,
-    KreaTransformer,
-    LuminaTransformer,
-    QwenImageTransformer,
-    SanaTransformer,
-    ZImageTransformer,
-)
 from .text import Text
-from .unets import CascadePrior, JointTransformer, PixArtTransformer, UNet, UNetXL
-from .video import AnimaTransformer, HunyuanVideoTransformer, WanTransformer
 
 
 class Denoiser(Protocol):
@@ -35,15 +25,46 @@ class Denoiser(Protocol):
         """
 
 
-DENOISERS: dict[str, Denoiser] = {
-    "unet": UNet(), "unet_xl": UNetXL(), "joint_transformer": JointTransformer(), "flux_transformer": FluxTransformer(),
-    "chroma_transformer": ChromaTransformer(), "flux2_transformer": Flux2Transformer(),
-    "pixart_transformer": PixArtTransformer(), "z_image_transformer": ZImageTransformer(),
-    "lumina_transformer": LuminaTransformer(), "sana_transformer": SanaTransformer(),
-    "qwen_image_transformer": QwenImageTransformer(), "krea_transformer": KreaTransformer(),
-    "hidream_transformer": HiDreamTransformer(), "hunyuan_video_transformer": HunyuanVideoTransformer(),
-    "wan_transformer": WanTransformer(), "anima_transformer": AnimaTransformer(), "cascade_prior": CascadePrior(),
+@dataclass(frozen=True)
+class Guided:
+    """`guidance` is the value given to models that are distilled for it (FLUX.1 dev); others (schnell) take none."""
+
+    guidance: float = 1.0
+
+    def values(self, transformer: Any, noisy: Tensor) -> Tensor | None:
+        """The guidance of each image, (batch,), or None for a model without this input."""
+        if not transformer.config.guidance_embeds:
+            return None
+        return torch.full((len(noisy),), self.guidance, device=noisy.device, dtype=noisy.dtype)
+
+
+# kind: the module beside this one, and the class in it
+_CLASSES = {
+    "unet": ("unets", "UNet"), "unet_xl": ("unets", "UNetXL"), "joint_transformer": ("unets", "JointTransformer"),
+    "pixart_transformer": ("unets", "PixArtTransformer"), "cascade_prior": ("unets", "CascadePrior"),
+    "flux_transformer": ("flux", "FluxTransformer"), "chroma_transformer": ("flux", "ChromaTransformer"),
+    "flux2_transformer": ("flux", "Flux2Transformer"), "z_image_transformer": ("language_models", "ZImageTransformer"),
+    "lumina_transformer": ("language_models", "LuminaTransformer"),
+    "sana_transformer": ("language_models", "SanaTransformer"),
+    "qwen_image_transformer": ("language_models", "QwenImageTransformer"),
+    "krea_transformer": ("language_models", "KreaTransformer"),
+    "hidream_transformer": ("language_models", "HiDreamTransformer"),
+    "hunyuan_video_transformer": ("video", "HunyuanVideoTransformer"), "wan_transformer": ("video", "WanTransformer"),
+    "anima_transformer": ("video", "AnimaTransformer"),
 }  # fmt: skip
+
+
+class _Denoisers(dict[str, Denoiser]):
+    """The functions of each kind, imported when they are first used. KeyError for an unknown kind."""
+
+    def __missing__(self, kind: str) -> Denoiser:
+        module, name = _CLASSES[kind]
+        made: Denoiser = getattr(import_module(f".{module}", __package__), name)()
+        self[kind] = made
+        return made
+
+
+DENOISERS = _Denoisers()
 
 
 def denoiser_for(kind: str, guidance: float = 1.0) -> Denoiser:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .guided import Guided
+from .denoisers import Guided
 from .text import Text
 
 

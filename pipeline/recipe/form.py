@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from pivotune import schemas
 
 from ..text import SURELY, nearest
-from .explain import explain, leaves, missing_key
 from .intervals import parse_interval
 from .problem import KeyPath
 
@@ -65,7 +64,12 @@ def form_of(data: dict[str, Any], limit: int) -> Form:
         data = copy.deepcopy(data)  # JSON Schema cannot compare such numbers
         for key_path in unusable:
             _table(data, key_path)[key_path[-1]] = None
-    errors = [leaf for error in schemas.violations(data) for leaf in leaves(error)]
+    violations = list(schemas.violations(data))
+    if not violations:
+        return Form(data, list(unusable.items()), [], unusable)
+    from .explain import explain, leaves, missing_key
+
+    errors = [leaf for error in violations for leaf in leaves(error)]
     unknown: dict[KeyPath, list[str]] = {}
     for key_path in [key_path for error in errors for key_path in _unknown_keys(error)]:
         unknown.setdefault(key_path[:-1], []).append(str(key_path[-1]))
@@ -87,6 +91,8 @@ def without_refused(form: Form) -> tuple[dict[str, Any], Dropped, dict[KeyPath, 
     A table is dropped with a required key, a list with one of its items; of the top-level lists ([[concept]],
     [[stage]], ...) only the item is dropped.
     """
+    from .explain import leaves
+
     data, errors, doubtful = copy.deepcopy(form.data), form.errors, set[KeyPath]()
     refused = [*form.unusable, *_refused(errors)]
     kept = {key: list(range(len(value))) for key, value in data.items() if isinstance(value, list)}

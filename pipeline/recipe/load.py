@@ -29,7 +29,6 @@ from .model import (
     ValidationSpec,
 )
 from .options import STAGE_OPTIONS, GenerateOptions
-from .overrides import override
 from .problem import Problem
 from .typed import as_table, norm_rule, options_of, typed
 
@@ -210,12 +209,20 @@ def open_document(
 ) -> tuple[Recipe | None, Document | None, list[Problem]]:
     """As `open_recipe`, for a parsed recipe, from a file or a manifest."""
     try:
-        overridden, refused = override(document, overrides, list(schemas.schema("recipe.json")["properties"]))
+        overridden, refused = _overridden(document, overrides)
         refuse_deep(overridden.data)
     except Unreadable as error:
         return None, None, [error.problem]
     recipe, document, problems = validated(overridden)
     return (None if refused else recipe), document, [*refused, *problems]
+
+
+def _overridden(document: Document, overrides: Sequence[str]) -> tuple[Document, list[Problem]]:
+    if not overrides:
+        return document, []
+    from .overrides import override
+
+    return override(document, overrides, list(schemas.schema("recipe.json")["properties"]))
 
 
 def with_embeddings_from(document: Document) -> tuple[Document, list[Problem]]:

@@ -17,7 +17,6 @@ from ..recipe.options import TrainOptions
 from ..text import count_of, first_few, first_lines
 from ..train.setup import Trainables, Training
 from .checkpoints import FOLDER, Checkpoint, newest_checkpoint, read_checkpoint
-from .diff import input_differences
 
 LISTED = 5  # differences or files in a message
 
@@ -25,6 +24,10 @@ LISTED = 5  # differences or files in a message
 def require_same_inputs(inputs: Mapping[str, Any], processes: Processes) -> None:
     """StageError when a process (on another machine) has another model, other images or other versions."""
     main, *others = processes.gather(inputs)
+    if not others:
+        return
+    from .diff import input_differences
+
     for number, other in enumerate(others, 1):
         found = input_differences(main, other)
         if found:

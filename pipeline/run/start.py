@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import StageError
 from ..lock import folder_lock, has_our_lock, is_locked
 from ..records import manifest_or_none, unreadable_reason
 from ..run_folder import require_own_files
 from .checkpoints import FOLDER
-from .diff import ROUNDING, Difference, difference_lines, input_differences
+
+if TYPE_CHECKING:  # few runs find an unfinished one
+    from .diff import Difference
 
 _STEP = r"\.stage-\d+-step-\d+"
 # Names of files that are being written or deleted, by folder of a run. `.tmp` and six characters is a file that
@@ -231,11 +233,15 @@ def report_start(start: Start, checkpointed: tuple[int, int] | None, progress: C
 
 def _differences(manifest: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[Difference]:
     """Differences that prevent resuming; another number of processes does not."""
+    from .diff import ROUNDING, input_differences
+
     return [one for one in input_differences(manifest, inputs) if not one.within(ROUNDING)]
 
 
 def _require_same_inputs(out: Path, differences: Sequence[Difference]) -> None:
     if differences:
+        from .diff import difference_lines
+
         listed = "\n  ".join(difference_lines(differences, LISTED))
         raise StageError(
             f"{out}: contains an unfinished run with other inputs; choose another --out, or load what fits into a new "

@@ -48,6 +48,31 @@ def test_check_loads_no_heavy_library(recipe: Path) -> None:
     assert not imported("check", str(recipe)) & (heavy | {"huggingface_hub"})
 
 
+@pytest.mark.slow
+def test_a_run_imports_what_it_needs_and_the_report_after_training(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pivotune.pipeline.run import runner\nbegin = set(sys.modules)\n"
+        "from pivotune.pipeline.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "own = [name for name, module in sys.modules.items() if name.startswith('pivotune.pipeline.')]\n"
+        "print('MODULES', sum(not hasattr(sys.modules[name], '__path__') for name in own), 'matplotlib' in begin)"
+    )
+    arguments = [
+        "run",
+        "quickstart",
+        "--set",
+        "train.steps=1",
+        "--set",
+        "samples.count=1",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stdout
+    count, early = shown.rsplit("MODULES", 1)[1].split()
+    assert int(count) <= 140
+    assert early == "False"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(call, name: str) -> None:
     shown = call(name, "--help")
