@@ -32,15 +32,21 @@ TARGETS: dict[str, tuple[re.Pattern[str], ...]] = {
 }  # fmt: skip
 
 
-def lora_layers(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
+def lora_layers(
+    module: nn.Module, targets: str | Sequence[str], containing: Sequence[str] = (), excluding: Sequence[str] = ()
+) -> list[str]:
     """Names of the layers that a LoRA is put on: `attention`, `attention+feed-forward`, `all` layers of the blocks, or
     those whose names end like one of the texts. Names of all model families follow a few patterns.
+
+    Of these, names that contain one of the texts `containing`, if there are any, and none of `excluding`.
     """
     from peft.tuners.lora import LoraLayer
 
     layers = [
         name for name, one in module.named_modules()
         if not _OF_LORA.search(name)
+        and (not containing or any(text in name for text in containing))
+        and not any(text in name for text in excluding)
         and (isinstance(one, nn.Linear | LoraLayer) or (isinstance(one, nn.Conv2d) and one.groups == 1))
     ]  # fmt: skip
     if not isinstance(targets, str):
@@ -58,9 +64,11 @@ def add_lora(part: str, module: nn.Module, options: LoraOptions, seed: int) -> d
     from peft import LoraConfig, inject_adapter_in_model
 
     present = getattr(module, "peft_config", {}).get(ADAPTER)
-    names = lora_layers(module, options.targets)
+    names = lora_layers(module, options.targets, options.containing, options.excluding)
     if not names:
-        raise StageError(f"lora.targets = {as_table(options.targets)!r} match no layer of {part}")
+        filters = f" with containing = {list(options.containing)}" if options.containing else ""
+        filters += f" and excluding = {list(options.excluding)}" if options.excluding else ""
+        raise StageError(f"lora.targets = {as_table(options.targets)!r}{filters} match no layer of {part}")
     config = LoraConfig(
         r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
         use_dora=options.dora, target_modules=names,
