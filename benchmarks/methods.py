@@ -22,7 +22,7 @@ import click
 import numpy as np
 import torch
 from methods_recipes import METHODS, recipe_of
-from methods_table import markdown
+from methods_table import loss_markdown, markdown
 from PIL import Image
 
 from pivotune.pipeline.models.load import load_model
@@ -136,8 +136,10 @@ def main(
                     continue
                 found.append(measure(subject, method, seed, steps, count, keep))
                 path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-                (out / "METHODS.md").write_text(markdown(found, METHODS), "utf-8")
                 click.echo(found[-1])
+    losses: list[dict[str, Any]] = json.loads((HERE / "loss.json").read_text("utf-8"))
+    ways = sorted({row["way"] for row in losses}, key=lambda way: (not way.startswith("plain"), way))
+    (out / "METHODS.md").write_text(markdown(found, METHODS) + loss_markdown(losses, ways), "utf-8")
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def _key_findings(key_path: KeyPath, table: LoraOptions) -> Iterator[Finding]:
         yield Finding((*key_path, "strength"), text)
     if table.base is None:
         return
-    for key in ("alpha", "targets"):
-        if getattr(table, key) is not None:
+    for key in ("alpha", "targets", "containing", "excluding"):
+        if getattr(table, key) not in (None, ()):
             yield Finding((*key_path, key), f"with base, {key} is that of the file; remove it")
     if table.dora:
         yield Finding((*key_path, "dora"), "with base, the LoRA is that of the file, which is no DoRA; remove it")

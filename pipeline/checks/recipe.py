@@ -191,7 +191,8 @@ def _part_findings(recipe: Recipe, captioned: list[Captioned], dropped: Dropped,
     yield from capital_findings(recipe, family)
     trained = embeddings and not dropped.touches("embedding")
     yield from stage_findings(recipe if trained else replace(recipe, embeddings=()), family)
-    if recipe.lora_bases and not dropped.touches("model") and not dropped.in_stages("lora"):
+    loras = any(options.lora for _, options in recipe.stages_with(TrainOptions))
+    if loras and not dropped.touches("model") and not dropped.in_stages("lora"):
         from .lora_base import lora_base_findings
 
         yield from lora_base_findings(recipe, family)

@@ -68,6 +68,8 @@ class LoraOptions:
     dropout: float
     dora: bool
     targets: str | tuple[str, ...] | None
+    containing: tuple[str, ...]
+    excluding: tuple[str, ...]
     learning_rate: float
     weight_decay: float
     optimizer: OptimizerOptions

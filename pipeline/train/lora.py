@@ -45,11 +45,18 @@ def all_layers(module: nn.Module) -> list[str]:
     ]  # fmt: skip
 
 
-def lora_layers(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
+def lora_layers(
+    module: nn.Module, targets: str | Sequence[str], containing: Sequence[str] = (), excluding: Sequence[str] = ()
+) -> list[str]:
     """Names of the layers that a LoRA is put on: `attention`, `attention+feed-forward`, `all` layers of the blocks, or
     those whose names end like one of the texts. Names of all model families follow a few patterns.
+
+    Of these, names that contain one of the texts `containing`, if there are any, and none of `excluding`.
     """
-    layers = all_layers(module)
+    layers = [
+        name for name in all_layers(module)
+        if (not containing or any(text in name for text in containing)) and not any(text in name for text in excluding)
+    ]  # fmt: skip
     if not isinstance(targets, str):
         return [name for name in layers if f".{name}".endswith(tuple(f".{ending}" for ending in targets))]
     patterns = TARGETS[targets]
@@ -110,9 +117,11 @@ def _config(part: str, module: nn.Module, options: LoraOptions, base: Mapping[st
             alpha_pattern={name: weights.alpha for name, weights in layers.items()},
         )  # fmt: skip
     assert options.targets is not None
-    names = lora_layers(module, options.targets)
+    names = lora_layers(module, options.targets, options.containing, options.excluding)
     if not names:
-        raise StageError(f"lora.targets = {as_table(options.targets)!r} match no layer of {part}")
+        filters = f" with containing = {list(options.containing)}" if options.containing else ""
+        filters += f" and excluding = {list(options.excluding)}" if options.excluding else ""
+        raise StageError(f"lora.targets = {as_table(options.targets)!r}{filters} match no layer of {part}")
     return LoraConfig(
         r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
         use_dora=options.dora, target_modules=names,
