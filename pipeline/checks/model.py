@@ -39,6 +39,8 @@ def model_findings(spec: ModelSpec) -> Iterator[Finding]:
                 yield Finding(BASE, problem, "warning")
             return
         hint = "; did you mean 'micro'?" if nearest(spec.base, ["micro"]) else ""
+        if spec.base.lower() in families():
+            hint = f'; for this family, for example: base = "{families()[spec.base.lower()].example}"'
         yield Finding(BASE, f"'{spec.base}' is not a file, a folder or a hub id (owner/name){hint}")
     elif not os.path.exists(path):
         yield Finding(BASE, f"{path} does not exist{did_you_mean_path(path)}")

@@ -194,9 +194,27 @@ def find(path_or_name: str | Path) -> Path:
     raise Unreadable(Problem("error", 0, "", f"no such file, and no shipped recipe of this name{hint}"))
 
 
+_OTHERS = (
+    ("OneTrainer", re.compile(r'^\s*\{.*"(training_method|additional_embeddings|concept_file_name)"', re.S)),
+    ("kohya's scripts", re.compile(r'^\s*\{.*"(pretrained_model_name_or_path|train_data_dir)"', re.S)),
+    ("kohya's scripts", re.compile(r"^(pretrained_model_name_or_path|network_module|dataset_config)\s*=", re.M)),
+    ("kohya's scripts", re.compile(r"^\[\[datasets(\.subsets)?\]\]", re.M)),
+    ("ai-toolkit", re.compile(r"^job\s*:.*^config\s*:", re.M | re.S)),
+    ("diffusers' scripts", re.compile(r"^\s*accelerate launch\b.*\.py\b", re.M)),
+)
+
+
+def other_program(text: str) -> str | None:
+    """Whose configuration a text is, by keys that only this program has; None for all else."""
+    return next((program for program, sign in _OTHERS if sign.search(text)), None)
+
+
 def read(path: Path) -> Document:
     """Parse the file. Only a regular file is opened, so that a pipe cannot block; raises Unreadable."""
     text = _text(path)
+    if (program := other_program(text)) is not None:
+        hint = "recipes/coming-from.md has the key for each of its settings, `pivotune new` the recipes to start from"
+        raise Unreadable(Problem("error", 0, "", f"this is a configuration of {program}, not a recipe; {hint}"))
     try:
         data = tomli.loads(text)
     except tomli.TOMLDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,9 @@ def _messages(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
         text = properties.get(missing, {}).get("description", "")
         yield path, f"'{missing}' is missing ({text.rstrip('.')})" if text else f"'{missing}' is missing"
     elif error.validator == "anyOf":
-        yield path, f"expected {' or '.join(_alternative(option) for option in limit)}, got {shown(value)}"
+        expected = " or ".join(_alternative(option) for option in limit)
+        types = [str(option.get("type")) for option in limit]
+        yield path, f"expected {expected}, got {shown(value)}{_right_line(path, value, types)}"
     else:
         yield path, _message(str(error.validator), value, limit, schema, path)
 
@@ -116,8 +119,11 @@ def _message(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path:
     if keyword == "type":
         names = [limit] if isinstance(limit, str) else limit
         known = " or ".join(_TYPES[name] for name in names if name != "null")  # TOML has no null
-        return f"expected {schema.get('title') or known}, got {shown(value)}"
+        title = None if "object" in names else schema.get("title")
+        return f"expected {title or known}, got {shown(value)}{_right_line(path, value, names)}"
     if keyword == "enum":
+        if isinstance(value, str) and (meant := ALIASES.get(value.lower())) in limit:
+            return f"unknown value {shown(value)}; write '{meant}'"
         hint = did_you_mean(value, limit) if isinstance(value, str) else f"; known: {', '.join(limit)}"
         return f"unknown value {shown(value)}{hint}"
     if keyword == "pattern":
@@ -127,6 +133,29 @@ def _message(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path:
     form = _LIMITS.get(keyword)
     items = count_of(limit, "item") if isinstance(limit, int) else ""
     return form.format(shown(value), limit, items) if form else f"{shown(value)} is not allowed ({keyword})"
+
+
+ALIASES = {  # what people call the programs
+    "automatic1111": "a1111", "auto1111": "a1111", "webui": "a1111", "sd-webui": "a1111",
+    "stable-diffusion-webui": "a1111", "comfy": "comfyui", "invoke": "invokeai", "swarm": "swarmui",
+    "sd.next": "sdnext", "vlad": "sdnext", "sd-scripts": "kohya", "kohya_ss": "kohya", "one-trainer": "onetrainer",
+}  # fmt: skip
+_MAIN_KEYS = {"optimizer": "kind", "lora": "rank", "locality": "weight", "watch": "sample_every", "save": "every"}
+
+
+def _right_line(path: KeyPath, value: Any, names: Iterable[str]) -> str:
+    """`; write lora = { rank = 16 }` for a value of the wrong type whose meaning is plain."""
+    key = next((part for part in reversed(path) if isinstance(part, str)), "")
+    if isinstance(value, str) and {"number", "integer"} & set(names):
+        try:
+            float(value)
+        except ValueError:
+            return ""
+        return f"; write it without quotes: {key} = {value.strip()}"
+    plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+    if plain and "object" in names and key in _MAIN_KEYS:
+        return f"; write {key} = {{ {_MAIN_KEYS[key]} = {json.dumps(value)} }}"
+    return ""
 
 
 def _stop_message(value: str) -> str:
