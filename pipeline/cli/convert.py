@@ -88,8 +88,10 @@ _FOR = click.option(
     "--for", "targets", metavar="PROGRAM", multiple=True, type=click.Choice(NAMES),
     help=f"Target program ({', '.join(NAMES)}). Repeatable; then each program gets its own folder.",
 )  # fmt: skip
-_OUT_FOLDER = click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
-_OUT_FILE = click.option("--out", required=True, type=click.Path(path_type=Path), help="Output file (.safetensors).")
+_OUT_FOLDER = click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
+_OUT_FILE = click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Output file (.safetensors)."
+)
 _FAMILY = click.option(
     "--family",
     metavar="FAMILY",
@@ -198,7 +200,10 @@ def retarget(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("new", metavar="[OLD=]NEW")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Output folder or .safetensors file. Default: the folder of FILE."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Output folder or .safetensors file. Default: the folder of FILE.",
 )
 @_write_options
 def rename(file: Path, new: str, out: Path | None, **write_options: bool) -> None:

@@ -51,7 +51,7 @@ def _absolute(match: re.Match[str], folder: Path) -> str:
 
 @click.command()
 @click.argument("template", required=False, shell_complete=complete_recipe)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Output file [TEMPLATE.toml].")
+@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Output file [TEMPLATE.toml].")
 @click.option("--overwrite", is_flag=True, help="Overwrite an existing file.")
 def new(template: str | None, out: Path | None, overwrite: bool) -> None:
     """Write a recipe from a TEMPLATE, with comments on the most common keys.

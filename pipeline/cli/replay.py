@@ -14,7 +14,9 @@ SHOWN = 10  # differences that are printed
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the second run [RUN-replay].")
+@click.option(
+    "-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the second run [RUN-replay]."
+)
 @set_option
 @json_option
 @click.pass_context

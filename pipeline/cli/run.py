@@ -12,7 +12,7 @@ from .options import echo_progress, json_option, print_json, recipe_argument, se
 
 @click.command()
 @recipe_argument
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run folder [runs/NAME].")
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Run folder [runs/NAME].")
 @set_option
 @click.option("--device", help="Device: auto, cuda, cuda:1, mps, xpu, cpu. Overrides the recipe.")
 @click.option("--fresh", is_flag=True, help="Start over even if an unfinished run of this recipe could be resumed.")
