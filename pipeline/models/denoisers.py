@@ -39,7 +39,7 @@ class Guided:
 
 
 # kind: the module beside this one, and the class in it
-_CLASSES = {
+CLASSES = {
     "unet": ("unets", "UNet"), "unet_xl": ("unets", "UNetXL"), "joint_transformer": ("unets", "JointTransformer"),
     "pixart_transformer": ("unets", "PixArtTransformer"), "cascade_prior": ("unets", "CascadePrior"),
     "flux_transformer": ("flux", "FluxTransformer"), "chroma_transformer": ("flux", "ChromaTransformer"),
@@ -58,7 +58,7 @@ class _Denoisers(dict[str, Denoiser]):
     """The functions of each kind, imported when they are first used. KeyError for an unknown kind."""
 
     def __missing__(self, kind: str) -> Denoiser:
-        module, name = _CLASSES[kind]
+        module, name = CLASSES[kind]
         made: Denoiser = getattr(import_module(f".{module}", __package__), name)()
         self[kind] = made
         return made

@@ -6,7 +6,7 @@ from tiny import tiny_sd, tiny_sdxl
 
 from pivotune.converters.families import families
 from pivotune.pipeline.embeddings.injection import EmbeddingRows, Injection, SlotTable
-from pivotune.pipeline.models.denoisers import DENOISERS
+from pivotune.pipeline.models.denoisers import CLASSES, DENOISERS
 from pivotune.pipeline.models.load import prepare
 from pivotune.pipeline.recipe.model import ModelSpec
 
@@ -174,4 +174,5 @@ def test_different_counts_in_each_encoder():
 
 
 def test_every_family_has_a_denoiser():
-    assert {family.denoiser_kind for family in families().values()} <= DENOISERS.keys()
+    assert {family.denoiser_kind for family in families().values()} <= CLASSES.keys()
+    assert all(DENOISERS[kind] for kind in CLASSES)

@@ -16,8 +16,7 @@ from projects import BUILD, family_name
 from torch import Tensor
 
 from pivotune.converters.families import Family, families
-from pivotune.pipeline.models.denoisers import DENOISERS
-from pivotune.pipeline.models.guided import Guided
+from pivotune.pipeline.models.denoisers import DENOISERS, Guided
 from pivotune.pipeline.vae import latent_channels, normalization, vae_scale
 
 STEPS = 3

@@ -15,7 +15,7 @@ from pivotune import schemas
 from pivotune.converters.safetensors_file import read as read_safetensors
 from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.errors import StageError
-from pivotune.pipeline.models import denoisers
+from pivotune.pipeline.models import unets
 from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
@@ -161,7 +161,7 @@ def test_the_manifest_fits_its_schema_and_proves_the_run(tmp_path, lora):
 
 def test_an_earlier_layer_of_the_text_encoder_is_read_in_training_and_images(tmp_path, monkeypatch):
     recipe, seen = load_recipe(make_project(tmp_path, model="clip_skip = 2")), []
-    encode = denoisers.UNet.encode
+    encode = unets.UNet.encode
 
     def spied(pipe, captions):
         text = encode(pipe, captions)
@@ -178,7 +178,7 @@ def test_an_earlier_layer_of_the_text_encoder_is_read_in_training_and_images(tmp
         return text
 
     with monkeypatch.context() as patch:
-        patch.setattr(denoisers.UNet, "encode", staticmethod(spied))
+        patch.setattr(unets.UNet, "encode", staticmethod(spied))
         folder = run_project(recipe, tmp_path / "run").folder
     assert len(seen) == 3
     plain = run_project(load_recipe(recipe.path, ["model.clip_skip=1"]), tmp_path / "plain").folder
@@ -474,9 +474,9 @@ def test_an_embedding_of_which_only_truncated_captions_were_sampled_is_an_error(
 
 
 def test_a_text_encoder_that_the_denoiser_ignores_is_an_error(tmp_path, monkeypatch):
-    from pivotune.pipeline.models import denoisers
+    from pivotune.pipeline.models import denoisers, unets
 
-    encode = denoisers.UNetXL.encode
+    encode = unets.UNetXL.encode
 
     def deaf(pipe, captions):
         text = encode(pipe, captions)
