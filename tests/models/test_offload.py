@@ -125,7 +125,9 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", ["flux", *(pytest.param(one, marks=pytest.mark.slow) for one in SETTINGS if one != "flux")]
+)
 def test_a_run_with_offload_gives_the_same_bytes(tmp_path, name):
     model, train = SETTINGS[name]
     results = []

@@ -28,7 +28,7 @@ STAGES = ("tokenize", "inject", "rescale", "export")
 IN_TRAIN = ("lora", "finetune", "timesteps", "objective", "noise")
 QUICK = {  # the most different ones, whose tiny models are quick
     "diffusers: Textual inversion", "diffusers: Custom Diffusion", "diffusers: Pivotal tuning for SDXL",
-    "kohya: DreamBooth folders with class images", "onetrainer: SD 1.5 fine-tune with masks",
+    "kohya: DreamBooth folders with class images",
     "onetrainer: Z-Image LoRA (16 GB, 8 GB)",
 }  # fmt: skip
 

@@ -60,7 +60,9 @@ def test_what_is_trained_is_what_is_drawn_and_what_the_script_encodes(tmp_path: 
     assert "encode() in load.py reads long ones" in how["diffusers"]
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["embeddings", "cached captions"])
+@pytest.mark.parametrize(
+    "frozen", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["embeddings", "cached captions"]
+)
 def test_a_run_of_long_captions_resumes_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool
 ) -> None:

@@ -139,7 +139,7 @@ def errors(recipe: Recipe, *sets: str) -> list[str]:
     return [one.text for one in check_recipe(recipe.path, sets).problems if one.severity == "error"]
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "z-image"])
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow), "z-image"])
 def test_a_run_trains_on_and_exports_the_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     recipe = project(tmp_path, family)
     assert errors(recipe) == []
@@ -158,7 +158,7 @@ def test_a_run_trains_on_and_exports_the_sum(tmp_path: Path, monkeypatch: pytest
         torch.testing.assert_close(delta, found[key], rtol=0, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("family", ["sd1", "z-image"])
+@pytest.mark.parametrize("family", ["sd1", pytest.param("z-image", marks=pytest.mark.slow)])
 def test_embeddings_are_trained_under_a_fixed_lora_that_does_not_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
