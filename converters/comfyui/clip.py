@@ -77,9 +77,7 @@ def _tensors(embedding: Embedding, parts: Sequence[Any], path: Path, strength: f
     if not fitting:
         have = ", ".join(f"{key} {raw.shape[-1]}" for key, raw in vectors.items())
         want = ", ".join(f"{key} {width}" for key, width in widths.items())
-        raise ConvertError(
-            f"{path}: {embedding.name!r} is for another model: its vectors are {have}; this CLIP has {want}"
-        )
+        raise ConvertError(f"{path}: {embedding.name!r} is for another model: it has {have}; this CLIP has {want}")
     tensors = {names[key]: _scaled(raw, strength, embedding.name) for key, raw in fitting.items()}
     count = next(iter(fitting.values())).shape[0]
     for layout in programs()[PROGRAM].layouts.values():  # Anima's second tokenizer looks for ids of tokens

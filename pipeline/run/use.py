@@ -55,14 +55,14 @@ class _Content:
 class Loaded:
     """What `load` put into a pipeline. In a `with` statement it is unloaded at the end of the block.
 
-    `tokens` are the texts that stand for the embeddings in prompts, and `adapter` is the name of the LoRA in the
+    `tokens` are the texts that stand for the `embeddings` in prompts, and `adapter` is the name of the LoRA in the
     pipeline (None without one): `pipe.set_adapters(adapter, 0.8)` changes its strength.
     """
 
     def __init__(self, state: _State, content: _Content) -> None:
         self.tokens: tuple[str, ...] = tuple(embedding.name for embedding in content.embeddings)
         self.adapter: str | None = None
-        self._state, self._embeddings = state, content.embeddings
+        self.embeddings, self._state = content.embeddings, state
         self._remove: Remove | None = None
         if content.lora:
             self.adapter = f"pivotune_{next(_NUMBERS)}"
@@ -108,7 +108,7 @@ class _State:
             self._injection = None
             for name, tokenizer in self.target.tokenizers.items():
                 setattr(self.target.pipe, name, tokenizer)
-        embeddings = [embedding for one in self.loaded for embedding in one._embeddings]
+        embeddings = [embedding for one in self.loaded for embedding in one.embeddings]
         if embeddings:
             target = self.target
             rows = {encoder.key: _rows(encoder, embeddings) for encoder in target.encoders}

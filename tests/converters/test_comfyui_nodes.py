@@ -41,12 +41,12 @@ class Part:
         self.embedding_directory, self.embedding_key, self.embedding_size = folders, key, width
 
     def tokenize_with_weights(self, text, **options):
-        return [[(self._token(word), 1.0) for word in text.split()]]
+        return [[(self._token(piece), 1.0) for piece in text.split()]]
 
-    def _token(self, word):
-        name = word.removeprefix("embedding:")
-        if name == word or self.embedding_directory is None:
-            return len(word)
+    def _token(self, piece):
+        name = piece.removeprefix("embedding:")
+        if name == piece or self.embedding_directory is None:
+            return len(piece)
         files = [Path(folder) / f"{name}.safetensors" for folder in self.embedding_directory]
         files += [found for folder in self.embedding_directory for found in Path(folder).rglob(f"{name}.safetensors")]
         for file in files:
