@@ -1,5 +1,6 @@
 """`pivotune.load`: what was trained, in pipelines that users have loaded themselves."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from projects import SIDES, before_eject, make_project, run_project
 from tiny import text_config, tiny_sd, tiny_sdxl
+from tiny_llm import tiny_flux2
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import pivotune
@@ -249,6 +251,29 @@ def test_pipelines_for_other_tasks_of_the_model(tmp_path):
         generator=torch.Generator().manual_seed(0),
     ).images  # fmt: skip
     assert not torch.equal(image, plain)
+
+
+class Processor:
+    """As FLUX.2's in place of a tokenizer: it reads images too, and has the chat template."""
+
+    image_processor = None
+
+    def __init__(self, tokenizer):
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self.chat_template, self.tokenizer.chat_template = tokenizer.chat_template, None
+
+
+def test_a_processor_in_place_of_a_tokenizer(tmp_path):
+    pipe, file = tiny_flux2(), tmp_path / "cat.safetensors"
+    write_safetensors(file, {"mistral3_24b": to_raw(torch.randn(2, 16))}, {"pivotune.family": "flux2-dev"})
+    with pivotune.load(pipe, file, name="<cat>"):
+        expected = encoded(pipe, "flux2-dev")["states"]
+    processor = Processor(pipe.tokenizer)
+    pipe.tokenizer = processor
+    with pivotune.load(pipe, file, name="<cat>"):
+        assert torch.equal(encoded(pipe, "flux2-dev")["states"], expected)
+    assert pipe.tokenizer is processor
+    assert processor.tokenizer.chat_template is None
 
 
 def test_errors_are_one_line_and_load_nothing(tmp_path):
