@@ -65,7 +65,8 @@ def add_images(folder: Path, caption: str) -> None:
 
 
 def add_files(folder: Path) -> None:
-    """The files that the guide about converting starts from: embeddings of several dialects, and a bundle."""
+    """The files that the guide about converting starts from: embeddings of several dialects, a bundle, and a
+    ComfyUI."""
     torch.save({"string_to_param": {"*": torch.ones(2, 768)}, "name": "old"}, folder / "embedding.pt")
     values = {key: torch.randn(2, width) for key, width in (("clip_l", 768), ("clip_g", 1280))}
     raw = {key: RawTensor("F32", tuple(one.shape), one.numpy().tobytes()) for key, one in values.items()}
@@ -79,6 +80,7 @@ def add_files(folder: Path) -> None:
         "bundle_emb.cat.clip_l": raw["clip_l"],
     }
     safetensors_file.write(folder / "lora.safetensors", lora, {})
+    (folder / "ComfyUI" / "custom_nodes").mkdir(parents=True)
     (folder / "downloads").mkdir()
     (folder / "downloads" / "old.pt").write_bytes((folder / "embedding.pt").read_bytes())
 

@@ -44,7 +44,7 @@ ATTRIBUTES = {
     "_prepare_attention_mask": "models/flux.py", "_prepare_latent_image_ids": "models/flux.py",
     "_patchify_latents": "models/flux.py", "_unpatchify_latents": "models/flux.py",
     "_prepare_text_ids": "models/flux.py", "_prepare_latent_ids": "models/flux.py",
-    "_lora_loadable_modules": "run/samples.py",
+    "_lora_loadable_modules": "run/loras.py",
 }  # fmt: skip
 PUBLIC = {"_replace", "_asdict", "_fields", "_exit"}  # documented in spite of their names
 

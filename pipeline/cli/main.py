@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rename": ("convert", "rename", "Rename an embedding."),
     "merge": ("convert", "merge", "Merge the embeddings of several files into one file."),
     "split": ("convert", "split", "Split a file of many embeddings into one file each."),
+    "doctor": ("doctor", "doctor", "Show versions, devices, optional packages and free disk space."),
+    "comfyui": ("comfyui", "comfyui", "Install nodes for ComfyUI."),
 }
 
 

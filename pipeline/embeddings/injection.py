@@ -162,12 +162,12 @@ class SlotTable(nn.Module):
             return found
         self.slots = slots = ids - self.first_slot
         new = slots >= 0
-        active = self.active
+        active = self.active.to(ids.device)  # a pipeline may have moved its encoder
         if self.outputs is not None:  # zeros stand for them; without a gradient the encoder needs no backward pass
             if self.only_outputs:
                 active = torch.zeros_like(active)
             else:
-                active = torch.where(self.outputs.unsqueeze(1), 0.0, active)
+                active = torch.where(self.outputs.to(ids.device).unsqueeze(1), 0.0, active)
         found = self.base(ids.masked_fill(new, 0))
         if ids.device.type == "cpu":  # no synchronisation, so only the new positions
             positions = new.nonzero(as_tuple=True)

@@ -57,8 +57,8 @@ class OutputHook:
         assert slots is not None
         slots = slots.reshape(states.shape[:2])  # of a prompt in chunks: a row for each chunk
         rows = slots.clamp(min=0)
-        chosen = (slots >= 0) & self.table.outputs[rows]
-        return torch.where(chosen.unsqueeze(-1), self.table.active[rows].to(states.dtype), states)
+        chosen = (slots >= 0) & self.table.outputs.to(slots.device)[rows]
+        return torch.where(chosen.unsqueeze(-1), self.table.active.to(slots.device)[rows].to(states.dtype), states)
 
 
 @torch.no_grad()

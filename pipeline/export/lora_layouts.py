@@ -103,6 +103,8 @@ def _layers(tensors: Tensors, family: Family, pipe: Any) -> Iterator[Layer]:
             key for key, prefix in sorted(family.lora_prefixes.items(), reverse=True) if name.startswith(f"{prefix}_")
         )
         if attribute not in known:
+            if getattr(pipe, attribute, None) is None:
+                raise StageError(f"the LoRA has layers of {attribute}, which the pipeline was loaded without")
             known[attribute] = _modules(getattr(pipe, attribute), clip=attribute in clip)
         module = _known(known[attribute], name.removeprefix(family.lora_prefixes[attribute] + "_"))
         down, up = part["lora_down.weight"], part["lora_up.weight"]

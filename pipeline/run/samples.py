@@ -19,19 +19,17 @@ from ..data.files import files_in
 from ..embeddings.injection import EmbeddingRows, Injection
 from ..embeddings.placeholders import Replacer
 from ..errors import StageError
-from ..export.lora_layouts import clip_modules, peft
 from ..export.packs import packed_vectors
 from ..export.standalone import standalone_outputs, standalone_vectors
 from ..models.load import Model
-from ..models.quantized import QuantizedLinear
 from ..models.received import one_line
 from ..recipe.model import Concept, ModelSpec, Recipe
 from ..rng import generator
 from ..system_errors import out_of_memory
-from ..tensors import from_raw, vectors_for
+from ..tensors import vectors_for
 from ..text import count_of
-from ..train.lora import load_lora, remove_lora
 from .drawing import draw_images, require_negative, scheduled
+from .loras import put_lora
 
 BATCH_PIXELS = 4 * 512 * 512  # images are drawn in batches of about this many pixels
 
@@ -113,35 +111,11 @@ def lora_loaded(model: Model, file: Path | None) -> Iterator[None]:
     if file is None:
         yield
         return
-    read = peft(read_safetensors(file)[0], model.family, model.pipe)
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for name, raw in read.items():
-        parts.setdefault(name.partition(".")[0], {})[name] = from_raw(raw)
-    theirs = [name for name in parts if _pipeline_loads(model, name)]
-    others = {name: getattr(model.pipe, name) for name in parts if name not in theirs}
+    remove = put_lora(model, read_safetensors(file)[0])
     try:
-        if theirs:
-            model.pipe.load_lora_weights({key: one for name in theirs for key, one in parts[name].items()})
-        for name, part in others.items():
-            load_lora(part, {key.removeprefix(f"{name}."): one for key, one in parts[name].items()})
         yield
     finally:
-        for part in others.values():
-            remove_lora(part)
-        if theirs:
-            model.pipe.unload_lora_weights()
-
-
-def _pipeline_loads(model: Model, part: str) -> bool:
-    """Whether the pipeline loads LoRAs on this part; on T5 and Qwen3 loaders of diffusers fail or ignore them.
-
-    They compare shapes of weights, which packed layers do not have, and add layers where the weights rest.
-    """
-    own = getattr(model.pipe, part)
-    if hasattr(own, "offload") or any(isinstance(layer, QuantizedLinear) for layer in own.modules()):
-        return False
-    able = {model.family.denoiser_module, *clip_modules(model.family)}
-    return part in able and part in getattr(model.pipe, "_lora_loadable_modules", ())
+        remove()
 
 
 def draw_now(model: Model, recipe: Recipe, folder: Path, name: str) -> list[dict[str, Any]]:
