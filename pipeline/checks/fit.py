@@ -25,8 +25,9 @@ Changes = dict[tuple[str | int, ...], str]  # the path of a key in the document,
 class Fit:
     """The answer for one recipe and GPU. Rows are bytes by part, of the train stage that needs most.
 
-    `model` says whose sizes these are. `stages` has the bytes of every train stage by its index, as the recipe is, and `made_stages` those of `made`: the
-    recipe with `settings`, all that were tried if even these do not suffice. `tried`: rows after each further setting.
+    `model` says whose sizes these are. `stages` has the bytes of every train stage by its index, as the recipe is, and
+    `made_stages` those of `made`: the recipe with `settings`, all that were tried if even these do not suffice. `tried`
+    has the rows after each further setting.
     """
 
     recipe: Recipe
@@ -74,7 +75,8 @@ def fit(recipe: Recipe, gib: float) -> Fit | None:
             if sum(found[1].values()) <= usable:
                 chosen, (made_stages, made_rows) = fewer, found
         made = with_settings(recipe, chosen)
-    return Fit(recipe, limit, stages, rows, tuple(tried), tuple(chosen), made, made_stages, made_rows, sizes.well_known)
+    model = f"the usual model of {sizes.family.title}" if sizes.well_known else recipe.model.base
+    return Fit(recipe, limit, stages, rows, tuple(tried), tuple(chosen), made, made_stages, made_rows, model)
 
 
 def largest(recipe: Recipe, sizes: Sizes) -> tuple[dict[int, int], dict[str, int]]:

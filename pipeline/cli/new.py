@@ -98,7 +98,7 @@ def fitted(text: str, template: Path, name: str, gib: float) -> str:
         raise RecipeError([f"{name} has no train stage whose memory could be estimated; remove --vram"])
     need = format_bytes(max(found.made_stages.values()))
     if not found.fits:
-        hint = f"use a larger --vram, or write it without and reduce its resolution (pivotune plan --vram {gib:g})"
+        hint = "use a larger --vram, or reduce train.resolution in a recipe written without it"
         raise RecipeError(
             [f"{name} does not fit into {gib:g} GB of GPU memory, with all settings it needs {need}; {hint}"]
         )

@@ -69,10 +69,7 @@ def shapes_of(spec: ModelSpec) -> tuple[Model, bool]:
     without a configuration. StageError when the family is unknown, too.
     """
     path = local_path(spec)
-    if path is None:
-        folder = _cached(spec.base, spec.revision)
-    else:
-        folder = path if path.is_dir() else _config(spec)
+    folder = path if path is not None and path.is_dir() else _cached_configs(spec)
     if folder is not None and folder.is_dir():
         try:
             return skeleton(spec if folder == path else replace(spec, base=str(folder))), False
@@ -86,18 +83,15 @@ def shapes_of(spec: ModelSpec) -> tuple[Model, bool]:
     return full_size(family, spec), True
 
 
-def _config(spec: ModelSpec) -> Path | None:
-    """The folder of `model.config`, where it is local or in the cache of the hub."""
-    if spec.config is None:
-        return None
-    return Path(spec.config) if Path(spec.config).is_absolute() else _cached(spec.config, None)
-
-
-def _cached(name: str, revision: str | None) -> Path | None:
-    """The snapshot of a hub id in the local cache."""
+def _cached_configs(spec: ModelSpec) -> Path | None:
+    """The folder with the configurations of a hub id, or of a single file by `model.config`, if it is at hand."""
     from huggingface_hub import snapshot_download
 
+    single = local_path(spec) is not None
+    name, revision = (spec.config, None) if single else (spec.base, spec.revision)
+    if name is None or Path(name).is_absolute():
+        return None if name is None else Path(name)
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (OSError, ValueError):  # not there, or no name of the hub
+    except (OSError, ValueError):  # not in the local cache, or no name of the hub
         return None
