@@ -16,6 +16,7 @@ import pytest
 from pivotune import schemas
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import families
+from pivotune.pipeline.cli.new import with_keys
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.document import shipped, shipped_folder
 from pivotune.pipeline.run.signals import Stopped
@@ -351,13 +352,21 @@ def test_new_writes_a_recipe_that_fits(call, tmp_path: Path) -> None:
     lines = text.splitlines()
     at = lines.index('family = "sd1"')
     assert lines[at + 1 : at + 3] == ['dtype = "bfloat16"', "offload = { denoiser = 1 }"]
-    assert "batch_size = 1" in lines
-    assert "gradient_accumulation = 4       # effective batch size 4 with less memory" in lines
+    assert lines[lines.index("batch_size = 2") + 1] == "gradient_checkpointing = true"
     (about,) = [line for line in lines if line.startswith("# GPU memory, estimated and not measured: ")]
     assert lines[lines.index(about) + 1] == "[model]"
     planned = call("plan", target, "--vram", "2.5")
     assert planned.out.splitlines()[1].endswith("fits into 2.5 GB")
     assert about.split("measured: ")[1].split(". ")[0] in planned.out
+
+
+def test_keys_are_set_where_they_are_and_comments_stay() -> None:
+    head = '[model]\nbase = "micro"  # (you)\n'
+    stages = '\n[[stage]]\nkind = "inject"\n\n[[stage]]\nkind = "train"\n'
+    text = f"{head}{stages}batch_size = 4  # why\n"
+    changes = {("stage", 1, "batch_size"): "1", ("stage", 1, "gradient_accumulation"): "4", ("model", "dtype"): '"x"'}
+    made = with_keys(text, changes)
+    assert made == f'{head}dtype = "x"\n{stages}batch_size = 1  # why\ngradient_accumulation = 4\n'
 
 
 def test_new_writes_nothing_that_cannot_fit(call, tmp_path: Path) -> None:
