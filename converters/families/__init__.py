@@ -97,6 +97,7 @@ class Family:
     predict what the family's example does, by their scheduler's `prediction_type`. `modular`: the pipeline is one of
     diffusers' modular ones. `packages` are Python packages that the denoiser needs, by the key of its config that says
     so.
+    `template` is the shipped recipe that `pivotune new FAMILY` copies.
     `image_encoder` and `decoder` are the other models of a family whose pipeline neither encodes nor draws images.
     """
 
@@ -129,6 +130,7 @@ class Family:
     predicting: dict[str, dict[str, Any]] = field(default_factory=dict)
     modular: bool = False
     packages: dict[str, str] = field(default_factory=dict)
+    template: str = ""
 
     @cached_property
     def widths(self) -> dict[str, int]:

@@ -162,7 +162,7 @@ def memory_of(recipe: Recipe, needs: Needs, device: torch.device, edge: int) -> 
     model = needs.model_bytes - (needs.offloaded if device.type != "cpu" else 0)
     sums = [(model, model)]
     for stage in needs.stages:
-        least = model + _trained_bytes(stage)
+        least = model + trained_bytes(stage)
         sums.append((least, least + _activations(options[stage.stage], needs, edge)))
     return Memory(used + max(least for least, _ in sums), used + max(most for _, most in sums), free + used, total)
 
@@ -222,7 +222,7 @@ def _process() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _trained_bytes(stage: StageNeeds) -> int:
+def trained_bytes(stage: StageNeeds) -> int:
     """Bytes of a stage in addition to the model: float32 copies, gradients, optimizer state, EMA weights."""
     total = 0
     for one in stage.trained:

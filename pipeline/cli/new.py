@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,12 +13,16 @@ import tomli
 
 from pivotune import schemas
 
+from ...converters.families import families
 from ...converters.names import is_reserved
 from ..errors import RecipeError
-from .options import complete_recipe
+from .options import complete_recipe, vram_option
 
 _SCHEMA = re.compile(r"^#:schema .*$", re.M)
 _NAME = re.compile(r'^name = ".*?"', re.M)
+_BASE, _FAMILY = re.compile(r'^base = ".*?"', re.M), re.compile(r'^family = ".*?"', re.M)
+_VALUE = re.compile(r"^(?P<key>[^=#]+= )(?P<value>[^#]*?)(?P<rest>\s*(#.*)?)$")
+AFTER = ("dtype", "family", "base", "batch_size", "steps", "kind")
 _FOLDER = re.compile(r'^(?P<key>images|captions) = "(?P<path>[^"\n]+)"', re.M)
 
 
@@ -49,12 +54,67 @@ def _absolute(match: re.Match[str], folder: Path) -> str:
     return f"{match['key']} = {json.dumps(path.as_posix())}" if path.exists() else match[0]
 
 
+def of_family(text: str, family: str) -> str:
+    """The text of a recipe for this family: with its usual model, where the recipe is for another one."""
+    about = _FAMILY.search(text)
+    if about is None or about[0] == f'family = "{family}"':
+        return text
+    text = _FAMILY.sub(lambda _: f'family = "{family}"', text, count=1)
+    return _BASE.sub(lambda _: f'base = "{families()[family].example}"', text, count=1)
+
+
+def with_keys(text: str, changes: Mapping[tuple[str | int, ...], str]) -> str:
+    """The text of a recipe with values (TOML) for keys by their path; comments stay.
+
+    Keys that it does not have come after the first of AFTER that their table has. Values are of one line.
+    """
+    from ..recipe.document import key_lines
+
+    numbers, lines = key_lines(text), text.splitlines()
+    new: dict[int, list[str]] = {}
+    for path, value in changes.items():
+        number = numbers.get(path)
+        if number is not None:
+            lines[number - 1] = _VALUE.sub(rf"\g<key>{value}\g<rest>", lines[number - 1])
+        else:
+            number = next(numbers[*path[:-1], key] for key in AFTER if (*path[:-1], key) in numbers)
+            new.setdefault(number, []).append(f"{path[-1]} = {value}")
+    return "".join(f"{line}\n" for number, old in enumerate(lines, 1) for line in [old, *new.get(number, [])])
+
+
+def fitted(text: str, template: Path, name: str, gib: float) -> str:
+    """The text of a template with the settings that make it fit into `gib` GiB, and the estimate as a comment.
+
+    RecipeError when none do.
+    """
+    from ..checks.fit import changed_keys, fit
+    from ..recipe.document import Document, key_lines
+    from ..recipe.load import open_document
+    from ..text import format_bytes
+
+    recipe, _, _ = open_document(Document(template, text, tomli.loads(text)))
+    found = fit(recipe, gib) if recipe is not None else None
+    if found is None:
+        raise RecipeError([f"{name} has no train stage whose memory could be estimated; remove --vram"])
+    need = format_bytes(max(found.made_stages.values()))
+    if not found.fits:
+        hint = "use a larger --vram, or reduce train.resolution in a recipe written without it"
+        raise RecipeError(
+            [f"{name} does not fit into {gib:g} GB of GPU memory, with all settings it needs {need}; {hint}"]
+        )
+    text = with_keys(text, changed_keys(found.recipe, found.made))
+    lines, at = text.splitlines(keepends=True), key_lines(text)["model",] - 1
+    about = f"# GPU memory, estimated and not measured: {need}. `pivotune plan FILE --vram {gib:g}` shows it by part.\n"
+    return "".join([*lines[:at], about, *lines[at:]])
+
+
 @click.command()
-@click.argument("template", required=False, shell_complete=complete_recipe)
+@click.argument("template", required=False, metavar="[TEMPLATE|FAMILY]", shell_complete=complete_recipe)
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Output file [TEMPLATE.toml].")
 @click.option("--overwrite", is_flag=True, help="Overwrite an existing file.")
-def new(template: str | None, out: Path | None, overwrite: bool) -> None:
-    """Write a recipe from a TEMPLATE, with comments on the most common keys.
+@vram_option("Set the keys that make the recipe fit into a GPU with this much memory, by an estimate.")
+def new(template: str | None, out: Path | None, overwrite: bool, vram: float | None) -> None:
+    """Write a recipe from a TEMPLATE, or that of a model FAMILY, with comments on the most common keys.
 
     Without TEMPLATE: list the templates. The recipe is named after the file. All keys are in schemas/README.md and in
     `pivotune schema train`. Shipped images are referred to by absolute paths, so that the recipe runs as it is.
@@ -66,11 +126,22 @@ def new(template: str | None, out: Path | None, overwrite: bool) -> None:
         for name, path in shipped().items():
             click.echo(f"{name:<20} {description(path)}")
         return
-    if template not in shipped():
-        hint = did_you_mean(template, shipped())
+    family = families().get(template) if template not in shipped() else None
+    source = shipped().get(template if family is None else family.template)
+    if source is None:
+        hint = did_you_mean(template, [*shipped(), *families()])
         raise click.BadParameter(f"unknown template '{template}'{hint}", param_hint="TEMPLATE")
     target = out or Path(f"{template}.toml")
-    text = from_template(shipped()[template], target)
+    text = from_template(source, target)
+    if family is not None:
+        text = of_family(text, family.name)
+    if vram is not None:
+        text = fitted(text, source, template, vram)
+    _write(target, text, overwrite=overwrite)
+    click.echo(f"{target} written. Edit it, then: pivotune check {target}")
+
+
+def _write(target: Path, text: str, *, overwrite: bool) -> None:
     try:
         with target.open("w" if overwrite else "x", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -80,4 +151,3 @@ def new(template: str | None, out: Path | None, overwrite: bool) -> None:
         ) from None
     except OSError as error:
         raise RecipeError([f"{target} cannot be written: {error.strerror or error}"]) from None
-    click.echo(f"{target} written. Edit it, then: pivotune check {target}")

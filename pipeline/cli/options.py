@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,6 +32,11 @@ set_option = click.option(
     "train stage). Repeatable.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def vram_option(text: str) -> Callable[[Any], Any]:
+    """`--vram`: the memory of a GPU in GB (2^30 bytes), with this help."""
+    return click.option("--vram", type=click.FloatRange(1, 10000), metavar="GB", help=text)
 
 
 def print_json(value: object) -> None:

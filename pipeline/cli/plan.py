@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import json_option, print_json, recipe_argument, set_option
+from .options import json_option, print_json, recipe_argument, set_option, vram_option
 
 if TYPE_CHECKING:
     from ..checks.plan import Plan
@@ -21,11 +21,16 @@ if TYPE_CHECKING:
 @click.option(
     "--no-estimates", is_flag=True, help="Skip the estimates of disk space and memory, which take some seconds."
 )
-def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_estimates: bool) -> None:
+@vram_option("Only say whether each train stage fits into a GPU with this much memory, and which keys make it fit.")
+def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_estimates: bool, vram: float | None) -> None:
     """Show what a recipe would do: its stages, the tokens of initial texts, and example captions as tokenized.
 
-    Loads the model's tokenizers, not its weights. RECIPE is a file or the name of a shipped recipe.
+    Loads the model's tokenizers, not its weights. RECIPE is a file or the name of a shipped recipe. With --vram nothing
+    is downloaded: a model that is not at hand has the size of its family's usual model.
     """
+    if vram is not None:
+        _show_fit(recipe, overrides, vram, as_json=as_json)
+        return
     from ..checks.plan import make_plan
     from ..checks.plan_text import plan_json, plan_text
     from ..checks.preflight import resource_lines
@@ -44,6 +49,22 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, no_estimates: b
     if preflight is not None:
         for line in resource_lines(preflight):
             click.echo(line)
+
+
+def _show_fit(name: str, overrides: tuple[str, ...], gib: float, *, as_json: bool) -> None:
+    """Print whether a recipe fits into the memory of a GPU. Its images need not be there yet."""
+    from ..checks.fit import fit, fit_json, fit_lines
+    from ..errors import RecipeError
+    from ..recipe.load import load_recipe
+
+    found = fit(load_recipe(name, overrides), gib)
+    if found is None:
+        raise RecipeError([f"{name} has no train stage whose memory could be estimated; remove --vram"])
+    if as_json:
+        print_json(fit_json(found))
+        return
+    for line in fit_lines(found):
+        click.echo(line)
 
 
 def _estimates(recipe: Recipe, made: Plan) -> Preflight | None:

@@ -8,6 +8,7 @@ et al. 2023); int8 and float8 are one scale per row, so they need no package and
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -155,14 +156,43 @@ def quantizable(part: nn.Module, dtype: torch.dtype) -> Iterator[tuple[nn.Module
                 yield parent, name, layer
 
 
+@dataclass(frozen=True)
+class PartSize:
+    """Numbers of weights of a part or block: all, those in linear layers that can be packed, and the rows of these.
+
+    `largest` is the number of weights in the largest layer that is unpacked: not in the head of a language model, which
+    computes nothing here.
+    """
+
+    values: int
+    linear: int
+    rows: int
+    largest: int
+
+    def bytes(self, kind: str | None, dtype: torch.dtype) -> int:
+        """Bytes that the weights take in `dtype`, the linear layers packed as `kind` (None: none is)."""
+        total = self.values * dtype.itemsize
+        if kind not in BITS:
+            return total
+        rows = self.rows * (4 if kind in LARGEST else 0)
+        return total + rows + round(self.linear * (BITS[kind] / 8 - dtype.itemsize))
+
+
+def part_size(part: nn.Module) -> PartSize:
+    """The numbers of weights of a part, which may be on the meta device."""
+    dtype = next(part.parameters()).dtype
+    weights = [(name, layer.weight) for _, name, layer in quantizable(part, dtype)]
+    return PartSize(
+        values=sum(weight.numel() for weight in part.parameters()),
+        linear=sum(weight.numel() for _, weight in weights),
+        rows=sum(weight.shape[0] for _, weight in weights),
+        largest=max((weight.numel() for name, weight in weights if name != "lm_head"), default=0),
+    )
+
+
 def packed_bytes(part: nn.Module, kind: str | None, dtype: torch.dtype) -> int:
     """Bytes that the weights of a part take in `dtype`, its linear layers packed as `kind` (None: none is)."""
-    total = sum(weight.numel() for weight in part.parameters()) * dtype.itemsize
-    if kind not in BITS:
-        return total
-    weights = [layer.weight for _, _, layer in quantizable(part, next(part.parameters()).dtype)]
-    rows = sum(weight.shape[0] for weight in weights) * (4 if kind in LARGEST else 0)
-    return total + rows + round(sum(weight.numel() for weight in weights) * (BITS[kind] / 8 - dtype.itemsize))
+    return part_size(part).bytes(kind, dtype)
 
 
 def _pack(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import pytest
 from pivotune import schemas
 from pivotune.converters.errors import ConvertError
 from pivotune.converters.families import families
+from pivotune.pipeline.cli.new import with_keys
 from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.recipe.document import shipped, shipped_folder
 from pivotune.pipeline.run.signals import Stopped
@@ -313,3 +314,72 @@ def test_a_path_too_long_is_reported_with_its_key(call) -> None:
     shown = call("check", "quickstart", "--set", f"concept.1.images={'p' * 5000}")
     assert (shown.code, "does not exist" in shown.err) == (1, True)
     assert shown.err.startswith("quickstart: --set concept.1.images")
+
+
+def test_plan_says_what_fits_without_the_model(call, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shown = call("plan", "flux-embedding-lora", "--vram", "12")
+    assert (shown.code, shown.err) == (0, "")
+    lines = shown.out.splitlines()
+    assert lines[0].startswith(
+        "GPU memory of flux-embedding-lora, estimated from the sizes of the usual model of FLUX.1"
+    )
+    assert lines[1].endswith("GiB, does not fit into 12 GB")
+    assert "denoiser 22.2, clip_l 0.2, t5 8.9, vae 0.2," in lines[2]
+    at = next(number for number, line in enumerate(lines) if line.startswith("It fits into 12 GB with these keys"))
+    assert lines[at + 1 :] == [
+        "  [model]",
+        '  weights = { denoiser = "nf4" }',
+        "  offload = { t5 = 1 }",
+        "nf4 needs bitsandbytes: pip install 'pivotune[bitsandbytes]'",
+    ]
+    shown = call("plan", "flux-embedding-lora", "--vram", "3")
+    assert shown.code == 0
+    assert shown.out.splitlines()[-1].startswith("It does not fit into 3 GB even with all of these (")
+
+
+def test_what_fits_as_json(call) -> None:
+    made = json.loads(call("plan", "quickstart", "--vram", "2", "--json").out)
+    assert (made["fits"], made["model"], made["settings"]) == (True, "micro", [])
+    assert made["stages"] == {"3": sum(made["parts"].values())}
+
+
+def test_new_writes_a_recipe_that_fits(call, tmp_path: Path) -> None:
+    target = tmp_path / "mine.toml"
+    assert call("new", "sd1", "--vram", "2.5", "--out", target).code == 0
+    text = target.read_text("utf-8")
+    assert '# dtype = "bfloat16"            # half the memory' in text  # comments are kept
+    lines = text.splitlines()
+    at = lines.index('family = "sd1"')
+    assert lines[at + 1 : at + 3] == ['dtype = "bfloat16"', "offload = { denoiser = 1 }"]
+    assert "gradient_accumulation = 2       # effective batch size 4 with less memory" in lines
+    (about,) = [line for line in lines if line.startswith("# GPU memory, estimated and not measured: ")]
+    assert lines[lines.index(about) + 1] == "[model]"
+    planned = call("plan", target, "--vram", "2.5")
+    assert planned.out.splitlines()[1].endswith("fits into 2.5 GB")
+    assert about.split("measured: ")[1].split(". ")[0] in planned.out
+
+
+def test_keys_are_set_where_they_are_and_comments_stay() -> None:
+    head = '[model]\nbase = "micro"  # (you)\n'
+    stages = '\n[[stage]]\nkind = "inject"\n\n[[stage]]\nkind = "train"\n'
+    text = f"{head}{stages}batch_size = 4  # why\n"
+    changes = {("stage", 1, "batch_size"): "1", ("stage", 1, "gradient_accumulation"): "4", ("model", "dtype"): '"x"'}
+    made = with_keys(text, changes)
+    assert made == f'{head}dtype = "x"\n{stages}batch_size = 1  # why\ngradient_accumulation = 4\n'
+
+
+def test_new_writes_nothing_that_cannot_fit(call, tmp_path: Path) -> None:
+    target = tmp_path / "mine.toml"
+    shown = call("new", "flux", "--vram", "2", "--out", target)
+    assert (shown.code, target.exists(), shown.err.count("\n")) == (1, False, 1)
+    assert "flux does not fit into 2 GB of GPU memory" in shown.err
+
+
+def test_new_of_a_family_has_its_usual_model(call, tmp_path: Path) -> None:
+    target = tmp_path / "mine.toml"
+    assert call("new", "flux2-klein-9b", "--out", target).code == 0
+    text = target.read_text("utf-8")
+    assert 'base = "black-forest-labs/FLUX.2-klein-base-9B"    # (you)' in text
+    assert '\nfamily = "flux2-klein-9b"\n' in text
+    assert "unknown template 'flx'; did you mean 'flux'?" in call("new", "flx").err
