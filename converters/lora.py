@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,9 @@ _DOWN = ("lora_down.weight", ".lora.down.weight", ".lora_A.weight", ".lora_A.def
          "_lora.down.weight", "_lora1.down.weight", "_lora2.down.weight")  # fmt: skip
 _INPUTS = (*_DOWN, ".hada_w1_b", ".diff", ".lokr_w1", ".a2.weight")
 _CROSS = r"attn2[._](processor\.)?to_[kv]"
-_UNET = r"(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)[._]|\nunet[.:]"
+_UNET = r"(down|up)_blocks[._]\d+[._](?!\d+[._])|(mid_block|input_blocks|middle_block|output_blocks)[._]|\nunet[.:]"
+_DOUBLE = re.compile(r"(?:double_blocks|(?<!single_)transformer_blocks)[._](\d+)[._]")
+_SINGLE = re.compile(r"single(?:_transformer)?_blocks[._](\d+)[._]")
 _TEXT = re.compile(r"lora_(prior_)?te\d?_|text_encoder|clip_|t5xxl\.|bundle_emb\.")
 
 
@@ -53,16 +55,18 @@ def describe(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> L
 def lora_families(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> list[str]:
     """Families that a LoRA's blocks and the widths of its layers leave, else those its metadata names.
 
-    A U-Net's blocks rule out all models without one, even if nothing else shows which U-Net it is.
+    A U-Net's blocks rule out all models without one, even if nothing else shows which U-Net it is. Where names fit
+    several families, the one that the metadata names counts, else the one that has as many blocks as the LoRA.
     """
     names, kinds = "\n".join(("", *tensors)), all_families()
     unets = [name for name, family in kinds.items() if family.denoiser_module == "unet"]
     possible = unets if re.search(_UNET, names) else list(kinds)
     stated = [name for name in stated_families(metadata) if name in possible]
-    signed = [name for name in _signed(names, tensors) if name in possible]
-    if signed:
-        unsigned = [name for name in stated if not kinds[name].signs.blocks and name not in unets]
-        return unsigned or [name for name in stated if name in signed] or signed
+    if signed := [name for name in _signed(names, tensors) if name in possible]:
+        like = [name for name in stated if kinds[name].signs.like in signed]
+        return like or [name for name in stated if name in signed] or _of_all_blocks(signed, names) or signed
+    if possible != unets and "transformer_blocks" in names:  # not within a block of a U-Net
+        return stated
     cross = re.compile(rf"unet:|.*{_CROSS}").match
     inputs = {_input_width(name, tensors) for name in tensors if name.endswith(_INPUTS) and cross(name)}
     found = [name for name in unets if kinds[name].cross_attention in inputs]
@@ -75,20 +79,40 @@ def has_denoiser(tensors: Mapping[str, RawTensor]) -> bool:
 
 
 def _signed(names: str, tensors: Mapping[str, RawTensor]) -> list[str]:
-    """Families whose blocks the LoRA has, without those that another one of them excludes."""
+    """Families whose blocks the LoRA has, with a width of theirs and nothing that they do not have."""
     widths: set[int] | None = None
     found = []
     for name, family in all_families().items():
-        if not family.signs.blocks or not re.search(family.signs.blocks, names):
+        signs = family.signs
+        if not signs.blocks or not re.search(signs.blocks, names):
             continue
-        if family.signs.widths:
+        if signs.widths:
             if widths is None:
-                widths = {_input_width(key, tensors) for key in tensors if key.endswith(_INPUTS)} - {0}
-            if widths and widths.isdisjoint(family.signs.widths):
+                inputs = [key for key in tensors if key.endswith(_INPUTS) and not _TEXT.match(key)]
+                widths = {_input_width(key, tensors) for key in inputs} - {0}
+            if widths and widths.isdisjoint(signs.widths):
                 continue
-        found.append(name)
-    excluded = {other for name in found for other in all_families()[name].signs.over}
-    return [name for name in found if name not in excluded]
+        if not (signs.without and re.search(signs.without, names)) and _has_room(family, names):
+            found.append(name)
+    return found
+
+
+def _has_room(family: Family, names: str) -> bool:
+    """Whether a family has blocks of all the numbers in these names; true where its number of blocks is not known."""
+    return all(count <= have for count, have in _blocks(family, names))
+
+
+def _of_all_blocks(possible: Sequence[str], names: str) -> list[str]:
+    """Those families whose last block of each kind is the last one in these names."""
+    pairs = {name: _blocks(all_families()[name], names) for name in possible}
+    return [name for name in possible if pairs[name] and all(count == have for count, have in pairs[name])]
+
+
+def _blocks(family: Family, names: str) -> list[tuple[int, int]]:
+    """Highest number of a block in these names plus one, and how many blocks a family has, for each kind in both."""
+    kinds = [(_DOUBLE, family.signs.double), (_SINGLE, family.signs.single)]
+    last = [(max(map(int, sign.findall(names)), default=-1) + 1, have) for sign, have in kinds if have]
+    return [(count, have) for count, have in last if count]
 
 
 def _input_width(name: str, tensors: Mapping[str, RawTensor]) -> int:
@@ -108,9 +132,19 @@ def stated_families(metadata: Mapping[str, str]) -> list[str]:
     """Families that the metadata names, of a LoRA or an embedding, in ModelSpec's, kohya's or OneTrainer's way."""
     stated = re.sub(r"[^a-z0-9]+", "-", metadata.get("modelspec.architecture", "").lower())
     base = metadata.get("ss_base_model_version", "").lower() or ("sd_v2" if metadata.get("ss_v2") == "True" else "")
-    kinds = all_families().values()
-    found = [f.name for f in kinds if stated.startswith(f.signs.architectures)]
-    return found or [f.name for f in kinds if base.startswith(f.signs.base_models)]
+    signs = {name: family.signs for name, family in all_families().items()}
+    return _by_longest_start(stated, {name: sign.architectures for name, sign in signs.items()}) or _by_longest_start(
+        base, {name: sign.base_models for name, sign in signs.items()}
+    )
+
+
+def _by_longest_start(text: str, starts: Mapping[str, Sequence[str]]) -> list[str]:
+    """The names whose start of the text is the longest: `flux2_klein_4b` begins as `flux` and as `flux2`, too."""
+    fitting = {
+        name: max((len(one) for one in ones if text.startswith(one)), default=0) for name, ones in starts.items()
+    }
+    longest = max(fitting.values())
+    return [name for name, length in fitting.items() if longest and length == longest]
 
 
 def lora_metadata(

@@ -13,8 +13,8 @@ FILES = {
     "kohya, SDXL without cross-attention": ("kohya", "sdxl", {
         "lora_unet_middle_block_1_transformer_blocks_9_ff_net_2.lora_down.weight": (8, 5120)}),
     "kohya, FLUX": ("kohya", "flux", {
-        "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (8, 3072),
-        "lora_unet_single_blocks_0_linear1.lora_down.weight": (8, 3072)}),
+        "lora_unet_double_blocks_18_img_attn_proj.lora_down.weight": (8, 3072),
+        "lora_unet_single_blocks_37_linear1.lora_down.weight": (8, 3072)}),
     "kohya, SD 3": ("kohya", "sd3", {"lora_unet_joint_blocks_0_x_block_attn_proj.lora_down.weight": (8, 1536)}),
     "peft, SD 1": ("diffusers", "sd1", {
         "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": (8, 768),
@@ -23,16 +23,16 @@ FILES = {
         "unet.mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.down.weight": (8, 2048),
         "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora.down.weight": (8, 2048)}),
     "diffusers, FLUX": ("diffusers", "flux", {
-        "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (8, 3072)}),
+        "transformer.single_transformer_blocks.37.attn.to_q.lora_A.weight": (8, 3072)}),
     "diffusers, FLUX with DoRA and default": ("diffusers", "flux", {
-        "transformer.single_transformer_blocks.0.attn.to_q.lora_A.default.weight": (8, 3072),
-        "transformer.single_transformer_blocks.0.attn.to_q.lora_magnitude_vector": (0, 3072)}),
+        "transformer.single_transformer_blocks.37.attn.to_q.lora_A.default.weight": (8, 3072),
+        "transformer.single_transformer_blocks.37.attn.to_q.lora_magnitude_vector": (0, 3072)}),
     "XLabs, FLUX": ("other", "flux", {
         "double_blocks.0.processor.qkv_lora1.down.weight": (8, 3072),
         "single_blocks.0.processor.qkv_lora.up.weight": (9216, 8)}),
-    "comfyui, FLUX": ("comfyui", "flux", {"diffusion_model.single_blocks.0.linear1.lora_down.weight": (8, 3072)}),
+    "comfyui, FLUX": ("comfyui", "flux", {"diffusion_model.single_blocks.37.linear1.lora_down.weight": (8, 3072)}),
     "onetrainer, FLUX": ("onetrainer", "flux", {
-        "lora_transformer_single_transformer_blocks_0_attn_to_q.lora_down.weight": (8, 3072)}),
+        "lora_transformer_single_transformer_blocks_37_attn_to_q.lora_down.weight": (8, 3072)}),
     "LoHa": ("lycoris", "sd1", {
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.hada_w1_a": (1280, 8),
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.hada_w1_b": (8, 768)}),

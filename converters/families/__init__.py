@@ -67,15 +67,20 @@ class Signs(NamedTuple):
 
     `architectures`: starts of modelspec.architecture (lower case, separated by `-`); `base_models`: starts of
     ss_base_model_version. `blocks` is a regular expression for names of blocks (empty: none), searched in all names,
-    each after a line break: `\\n` is found faster than `^`. It counts only if a module has one of `widths` as input,
-    where there are any, and then excludes the families of `over`, whose blocks have the same names.
+    each after a line break: `\\n` is found faster than `^`. It counts only if a module of the denoiser has one of
+    `widths` as input, where there are any, and if `without` (another expression: what only similar models have) is not
+    found. `double` and `single` are how many blocks of these kinds the model has (0: not known), the most where its
+    sizes differ. A family that is `like` another one in all this is only found by its metadata.
     """
 
     architectures: tuple[str, ...]
     base_models: tuple[str, ...]
     blocks: str
     widths: tuple[int, ...] = ()
-    over: tuple[str, ...] = ()
+    without: str = ""
+    double: int = 0
+    single: int = 0
+    like: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -174,8 +179,8 @@ def _family(data: dict) -> Family:
     signs = data.pop("signs")
     defaults: dict[str, Any] = {"objective": "diffusion", "float16": True, "packed": 1}
     about = {key: denoiser.get(key, default) for key, default in defaults.items()}
-    lists = {key: tuple(value) for key, value in signs.items() if key != "blocks"}
-    data["signs"] = Signs(blocks=signs["blocks"], **lists)
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in signs.items()}
+    data["signs"] = Signs(**plain)
     data["checkpoint"] = {name: CheckpointPart(**part) for name, part in data.get("checkpoint", {}).items()}
     for key, kind in (("image_encoder", ImageEncoderSpec), ("decoder", DecoderSpec)):
         data[key] = kind(**data[key]) if key in data else None

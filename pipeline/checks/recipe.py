@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...converters.names import is_reserved
 from ..data.captions import Captioned
-from ..errors import RecipeError
+from ..errors import RecipeError, StageError
 from ..models.family import family_of
 from ..recipe.document import Document
 from ..recipe.form import Dropped, form_of, without_refused
@@ -98,7 +99,8 @@ def check_built(
 ) -> Checked:
     """Checks of a recipe that fits its schema, except those that depend on dropped parts."""
     captioned: list[Captioned] = []
-    findings = list(_findings(recipe, document, captioned, dropped))
+    recipe, findings = _counted(recipe)
+    findings += _findings(recipe, document, captioned, dropped)
     if tokens and not any(one.severity == "error" for one in findings):
         findings += _limit_embeddings(truncation_findings(recipe, captioned))
     problems = [document.problem(finding.path, finding.text, finding.severity) for finding in findings]
@@ -110,6 +112,22 @@ def check_built(
         len(captions),
         coverage(recipe.embeddings, captions),
     )
+
+
+def _counted(recipe: Recipe) -> tuple[Recipe, list[Finding]]:
+    """The recipe with the steps of stages that are as long as so many epochs; the steps stay 0 where images are bad,
+    which other checks find."""
+    epochs = [index for index, stage in enumerate(recipe.stages) if stage.epochs is not None]
+    if not epochs:
+        return recipe, []
+    if any(concept.generate is not None for concept in recipe.concepts):
+        text = "epochs are not supported with class images that a run generates (generate): write the number of steps"
+        return recipe, [Finding(("stage", index, "steps"), text) for index in epochs]
+    from .survey import with_steps
+
+    with suppress(RecipeError, StageError):
+        recipe = with_steps(recipe)
+    return recipe, []
 
 
 def check_valid_parts(document: Document) -> list[Problem]:

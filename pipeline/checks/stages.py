@@ -145,7 +145,7 @@ def _optimizer_findings(key_path: KeyPath, table: TrainOptions | WeightOptions, 
         yield Finding((*key_path, "schedule"), text)
     if warmup >= 1 and warmup != int(warmup):
         yield Finding((*key_path, "warmup_steps"), f"{warmup:g} is neither a whole number of steps nor a share below 1")
-    elif warmup >= steps:
+    elif 0 < steps <= warmup:  # 0: epochs whose images cannot be counted
         text = f"the warmup takes all of the {count_of(steps, 'step')}; make it shorter"
         yield Finding((*key_path, "warmup_steps"), text, "warning")
 
@@ -178,7 +178,7 @@ def _interval_findings(key_path: KeyPath, options: TrainOptions) -> Iterator[Fin
     ):
         if every is not None and every.unit == "never":
             yield Finding((*key_path, table, key), f"'never' has no effect; remove {key}")
-        if every is not None and every.unit == "steps" and every.value > options.steps:
+        if every is not None and every.unit == "steps" and 0 < options.steps < every.value:
             text = f"longer than the stage's {count_of(options.steps, 'step')}, so it never happens"
             yield Finding((*key_path, table, key), text, "warning")
 

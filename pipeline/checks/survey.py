@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 
 from ..data.buckets import Shape
@@ -14,7 +15,8 @@ from ..data.holdout import trained_images
 from ..data.images import inspect_image
 from ..models.family import family_of, local_path, native_resolution
 from ..models.received import read_config
-from ..recipe.model import Concept, ModelSpec, Recipe
+from ..recipe.model import Concept, ModelSpec, Recipe, Stage
+from ..recipe.options import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,27 @@ def _concept(concept: Concept, here: list[int], images: list[Image], shown: dict
         str(concept.images), len(here), sum(images[place].masked for place in here),
         sum(shown.get(place, 0.0) for place in here), concept.loss_weight, concept.prior,
     )  # fmt: skip
+
+
+def with_steps(recipe: Recipe) -> Recipe:
+    """The recipe with a number of steps in every train stage, where it gives epochs: batches of these epochs divided by
+    `gradient_accumulation`, rounded up.
+
+    Raises RecipeError or StageError if the images cannot be read.
+    """
+    if all(stage.epochs is None for stage in recipe.stages):
+        return recipe
+    images = survey_images(recipe)
+    native = stated_resolution(recipe.model) or 512
+    stages = []
+    for stage in recipe.stages:
+        options = stage.options
+        if stage.epochs is not None and isinstance(options, TrainOptions):
+            batches = survey(recipe, images, options.resolution or native, options.batch_size).batches
+            steps = max(1, ceil(round(stage.epochs * batches / options.gradient_accumulation, 6)))
+            stage = Stage(stage.kind, replace(options, steps=steps))
+        stages.append(stage)
+    return replace(recipe, stages=tuple(stages))
 
 
 def stated_resolution(spec: ModelSpec) -> int | None:

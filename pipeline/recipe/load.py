@@ -60,9 +60,14 @@ def build(data: dict[str, Any], path: Path) -> Recipe:
 
 
 def stage(table: dict[str, Any]) -> Stage:
-    """One stage with all its options; options that are off are None."""
-    kind = table["kind"]
-    return Stage(kind, options_of(STAGE_OPTIONS[kind], **{key: value for key, value in table.items() if key != "kind"}))
+    """One stage with all its options; options that are off are None.
+
+    Steps that are given in epochs are 0 with a note of the epochs: they are counted once the images are known.
+    """
+    kind, steps = table["kind"], table.get("steps")
+    epochs = parse_interval(steps).value if isinstance(steps, str) else None
+    given = {key: value for key, value in table.items() if key != "kind"} | ({} if epochs is None else {"steps": 0})
+    return Stage(kind, options_of(STAGE_OPTIONS[kind], **given), epochs)
 
 
 def _with_bases(table: dict[str, Any], folder: Path) -> dict[str, Any]:

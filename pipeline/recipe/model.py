@@ -123,10 +123,14 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its kind and its options with defaults."""
+    """One stage: its kind and its options with defaults.
+
+    `epochs` is the length of a train stage whose steps are still to be counted, see `checks.survey.with_steps`.
+    """
 
     kind: str
     options: StageOptions
+    epochs: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from pivotune import __version__
 
 from ..checks.preflight import Preflight, require_preflight, run_preflight
+from ..checks.survey import with_steps
 from ..device import choose_threads, make_deterministic, pick_device
 from ..distributed import Processes
 from ..embeddings.norms import norm_statistics
@@ -65,7 +66,7 @@ def run_recipe(
         processes = join_processes(recipe.device)
         if not processes.main:
             progress, bar = _silent, False
-        recipe, model, preflight = _prepare(recipe, out, processes, progress, force=force)
+        recipe, model, preflight = _prepare(with_steps(recipe), out, processes, progress, force=force)
         with processes.together():
             statistics = {encoder.key: norm_statistics(encoder.table) for encoder in model.encoders}
             inputs = inputs_of(recipe, model, statistics, processes)

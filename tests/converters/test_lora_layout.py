@@ -38,6 +38,94 @@ def test_shapes_outweigh_metadata(what, tensors):
     assert describe(tensors(what), lies).families == (FILES[what][1],)
 
 
+NATIVE = {"double_blocks.{}.": "img_attn.qkv img_attn.proj txt_attn.qkv txt_attn.proj",
+          "single_blocks.{}.": "linear1 linear2"}  # fmt: skip
+FEED_FORWARD = {"double_blocks.{}.": "img_mlp.0 img_mod.lin", "single_blocks.{}.": "modulation.lin"}
+HUNYUAN = {"double_blocks.{}.": "img_attn_qkv img_attn_proj img_mlp.fc1"}
+DIFFUSERS = {"transformer_blocks.{}.": "attn.to_q attn.add_q_proj", "single_transformer_blocks.{}.": "attn.to_q"}
+OF_FLUX2 = {"single_transformer_blocks.{}.": "attn.to_qkv_mlp_proj"}
+QWEN = {"transformer_blocks.{}.": "attn.to_q attn.add_q_proj img_mlp.net.2"}
+CROSS = {"transformer_blocks.{}.": "attn1.to_q attn2.to_k"}
+PIXART = {"blocks.{}.": "attn.qkv cross_attn.kv_linear mlp.fc1"}
+CASCADE = {"down_blocks.0.{}.": "attention.to_q attention.to_out.0"}
+STATED = {
+    "flux": "flux1",
+    "chroma": "chroma",
+    "hunyuan-video": "hunyuan_video",
+    "flux2-klein-4b": "flux2_klein_4b",
+    "qwen-image": "qwen_image",
+    "anima": "anima",
+    "pixart": "pixart",
+    "sana": "sana",
+    "cascade": "cascade",
+}
+LIKE_FLUX = ("flux", "flux2-klein-4b", "hunyuan-video")
+
+
+@pytest.mark.parametrize("spelling", ["kohya", "comfyui", "bare", "peft", "onetrainer", "lycoris"])
+@pytest.mark.parametrize(
+    ("blocks", "counts", "width", "families", "may_be"),
+    [
+        (NATIVE, (19, 38), 3072, ("flux",), "flux hunyuan-video chroma"),
+        (NATIVE, (20, 40), 3072, ("hunyuan-video",), ""),
+        (NATIVE, (5, 20), 3072, ("flux2-klein-4b",), "flux flux2-klein-4b hunyuan-video chroma"),
+        (NATIVE, (8, 24), 4096, ("flux2-klein-9b",), ""),
+        (NATIVE, (8, 48), 6144, ("flux2-dev",), ""),
+        (NATIVE, (3, 2), 3072, LIKE_FLUX, "flux flux2-klein-4b hunyuan-video chroma"),
+        (NATIVE, (12, 2), 3072, ("flux", "hunyuan-video"), "flux hunyuan-video chroma"),
+        (DIFFUSERS, (19, 38), 3072, ("flux",), "flux hunyuan-video chroma"),
+        (DIFFUSERS, (20, 40), 3072, ("hunyuan-video",), ""),
+        (DIFFUSERS, (3, 2), 3072, ("flux", "hunyuan-video"), "flux hunyuan-video chroma"),
+        (OF_FLUX2, (2,), 3072, ("flux2-klein-4b",), ""),
+        (QWEN, (3,), 3072, ("qwen-image",), ""),
+        (CROSS, (3,), 1152, ("pixart",), ""),
+        (CROSS, (3,), 2240, ("sana",), ""),
+        (CROSS, (3,), 1024, (), "any"),
+        (PIXART, (3,), 1152, ("pixart",), ""),
+        (CASCADE, (3,), 2048, ("cascade",), ""),
+    ],
+)
+def test_a_family_is_told_in_every_spelling_by_its_blocks_else_by_metadata(
+    spelling, blocks, counts, width, families, may_be, spelled
+):
+    made = spelled(spelling, blocks, counts, width)
+    assert describe(made, {}).families == families
+    for family, base in STATED.items():
+        expected = (family,) if may_be == "any" or family in may_be.split() else families
+        assert describe(made, {"ss_base_model_version": base}).families == expected, family
+
+
+@pytest.mark.parametrize(("blocks", "families"), [(NATIVE, LIKE_FLUX), (FEED_FORWARD, ("flux",)),
+                                                  (HUNYUAN, ("hunyuan-video",))])  # fmt: skip
+def test_names_of_the_feed_forward_layers_tell_kohyas_flux_from_hunyuan_video(blocks, families, spelled):
+    assert describe(spelled("kohya", blocks, (3, 2), 3072), {}).families == families
+    assert describe(spelled("kohya", blocks, (3, 2), 3072), {"ss_base_model_version": "flux1"}).families == (
+        ("flux",) if "flux" in families else families
+    )
+
+
+def test_a_t5_encoder_in_a_lora_does_not_make_it_one_for_a_wider_model(spelled, rows):
+    made = spelled("kohya", NATIVE, (19, 38), 3072) | {"lora_te3_encoder_block_0.lora_down.weight": rows(1, 4096)}
+    assert describe(made, {}).families == ("flux",)
+
+
+@pytest.fixture
+def spelled(rows):
+    """A LoRA of these layers in so many blocks, as a program names them."""
+    prefixes = {"kohya": "lora_unet_", "comfyui": "diffusion_model.", "bare": "", "peft": "transformer.",
+                "onetrainer": "lora_transformer_", "lycoris": "lycoris_"}  # fmt: skip
+
+    def made(spelling, blocks, counts, width):
+        names = [start.format(number) + layer for (start, layers), count in zip(blocks.items(), counts, strict=False)
+                 for number in range(count) for layer in layers.split()]  # fmt: skip
+        flat = prefixes[spelling].endswith("_")
+        layers = [prefixes[spelling] + (name.replace(".", "_") if flat else name) for name in names]
+        end = "lora_down.weight" if flat else "lora_A.weight"
+        return {f"{layer}.{end}": rows(1, width, "F16") for layer in layers}
+
+    return made
+
+
 def test_metadata_distinguishes_chroma_from_flux(tensors):
     assert describe(tensors("kohya, FLUX"), {"modelspec.architecture": "flux-1-chroma/lora"}).families == ("chroma",)
 

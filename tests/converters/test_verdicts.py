@@ -203,7 +203,7 @@ OTHERS = {
     "hunyuan-video": lora("lora_unet_double_blocks_19_img_attn_qkv", 3072),
     "hidream": peft("transformer.double_stream_blocks.0.block.attn1.to_q", 2560),
     "pixart": peft("transformer.transformer_blocks.0.attn1.to_q", 1152),
-    "flux": peft("transformer.single_transformer_blocks.0.attn.to_q", 3072),
+    "flux": peft("transformer.single_transformer_blocks.37.attn.to_q", 3072),
 }
 
 

@@ -15,6 +15,7 @@ from recipe_text import noise
 
 from pivotune.converters.families import families
 from pivotune.pipeline import effnet
+from pivotune.pipeline.checks import model
 from pivotune.pipeline.checks.recipe import check_recipe
 from pivotune.pipeline.recipe.document import shipped
 from pivotune.pipeline.recipe.options import STAGE_OPTIONS
@@ -87,7 +88,8 @@ def write_job(folder: Path, data: dict[str, Any], side: int = 16) -> Path:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_every_job_is_a_recipe_without_errors(job: dict[str, Any], tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(effnet, "torchvision_problem", lambda: None)  # it is optional
+    monkeypatch.setattr(effnet, "torchvision_problem", lambda: None)  # it is optional, as bitsandbytes
+    monkeypatch.setattr(model, "find_spec", lambda name: True)
     checked = check_recipe(write_job(tmp_path, job_recipe(job)))
     assert [problem.shown("") for problem in checked.problems if problem.severity == "error"] == []
     assert checked.images > 0
