@@ -63,8 +63,9 @@ def new(template: str | None, out: Path | None, overwrite: bool) -> None:
     from ..text import did_you_mean
 
     if template is None:
+        width = max(map(len, shipped()))
         for name, path in shipped().items():
-            click.echo(f"{name:<20} {description(path)}")
+            click.echo(f"{name:<{width}} {description(path)}")
         return
     if template not in shipped():
         hint = did_you_mean(template, shipped())
