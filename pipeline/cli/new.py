@@ -123,8 +123,9 @@ def new(template: str | None, out: Path | None, overwrite: bool, vram: float | N
     from ..text import did_you_mean
 
     if template is None:
+        width = max(map(len, shipped()))
         for name, path in shipped().items():
-            click.echo(f"{name:<20} {description(path)}")
+            click.echo(f"{name:<{width}} {description(path)}")
         return
     family = families().get(template) if template not in shipped() else None
     source = shipped().get(template if family is None else family.template)

@@ -167,7 +167,8 @@ def _finish_manifest(
     if exports is not None and exports.finished is not None:
         manifest["finished"] = exports.finished
     if exports is not None and exports.standalone:
-        context.progress("drawing sample images after training, from the exported files")
+        if recipe.samples.prompts:
+            context.progress("drawing sample images after training, from the exported files")
         manifest["images"] += draw_after(
             context.model, recipe, exports.standalone, exports.lora, context.folder / "images"
         )

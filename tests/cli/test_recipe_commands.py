@@ -147,6 +147,8 @@ def test_new_lists_templates(call) -> None:
     assert [line.split()[0] for line in shown] == sorted(shipped())
     assert {"pivotal", "quickstart", "sd15"} <= set(shipped())
     assert all(len(line.split()) > 4 for line in shown)
+    starts = {line.index(line.split(maxsplit=1)[1]) for line in shown}
+    assert len(starts) == 1
 
 
 def test_new_writes_a_recipe_that_runs_as_it_is(call, tmp_path: Path) -> None:

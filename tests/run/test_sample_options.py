@@ -125,3 +125,10 @@ def test_check_names_the_embedding_and_the_file_of_a_base_that_is_not_finite(tmp
     assert (
         f"<cat>: {tmp_path / 'broken.safetensors'} has values for clip_l that are not finite numbers" in result.output
     )
+
+
+@pytest.mark.parametrize("prompts", ["[]", '["a <cat>"]'])
+def test_sample_images_are_announced_only_where_there_are_prompts(prompts, tmp_path):
+    path, lines = make_project(tmp_path, train="resolution = 16"), []
+    run_project(load_recipe(path, [f"samples.prompts={prompts}"]), tmp_path / "out", progress=lines.append)
+    assert any("drawing sample images after" in line for line in lines) == (prompts != "[]")
