@@ -129,7 +129,8 @@ def _message(keyword: str, value: Any, limit: Any, schema: dict[str, Any], path:
     if keyword == "pattern":
         if path[-1] == "stop_after":
             return _stop_message(value)
-        return f"{shown(value)} is not {schema.get('title', 'allowed here')}"
+        hint = _right_line(path, value, ("integer",)) if path[-1] == "steps" else ""
+        return f"{shown(value)} is not {schema.get('title', 'allowed here')}{hint}"
     form = _LIMITS.get(keyword)
     items = count_of(limit, "item") if isinstance(limit, int) else ""
     return form.format(shown(value), limit, items) if form else f"{shown(value)} is not allowed ({keyword})"

@@ -14,7 +14,7 @@ from pivotune.converters import library
 from pivotune.converters.tensor import RawTensor
 
 GUIDE = (Path(__file__).resolve().parents[2] / "recipes" / "converting.md").read_text("utf-8")
-EXAMPLE = re.search(r"```python\n(from pivotune\.converters\.library.*?)```", GUIDE, re.S)[1]
+EXAMPLE = re.search(r"```python\n(from pivotune import bundle.*?)```", GUIDE, re.S)[1]
 
 
 @pytest.fixture

@@ -12,16 +12,9 @@ import pytest
 from colours import KNOWN, SETTINGS, measure
 from projects import runnable
 
-QUICK = "z-image"
 
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        one if name == QUICK else pytest.param(name, marks=[pytest.mark.slow, *getattr(one, "marks", ())])
-        for name, one in zip(SETTINGS, runnable(SETTINGS), strict=True)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", runnable(SETTINGS))
 def test_an_embedding_gets_nearer_to_a_new_colour_than_its_initial_text(tmp_path: Path, name: str) -> None:
     setting = SETTINGS[name]
     found = measure(name, tmp_path, setting)

