@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -41,8 +42,11 @@ def plain_modules(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str])
         if more := sorted(parts.keys() - {"down", "up", "alpha"}):
             raise ConvertError(f"has {more[0]} in {module.name}, which is no part of a plain LoRA")
         down, up = (tensors[parts[name]].shape for name in ("down", "up"))
-        if len(down) not in (2, 4) or len(up) != len(down) or up[1] != down[0] or set(up[2:]) > {1}:
+        fit = len(down) in (2, 4) and len(up) == len(down) and up[1] == down[0] and not set(up[2:]) > {1}
+        if not fit or 0 in (*down, *up):
             raise ConvertError(f"has matrices of shapes {down} and {up} in {module.name}, which do not fit together")
+        if "alpha" in parts and math.prod(tensors[parts["alpha"]].shape) != 1:
+            raise ConvertError(f"has an alpha in {module.name} that is not one number")
         found[module.name] = PlainModule(parts["down"], parts["up"], _alpha(module.name, parts, facts))
     lost = next((name for name in own if split_name(name) is None), None)
     if lost is not None or not found:
@@ -55,6 +59,8 @@ def _alpha(module: str, parts: Mapping[str, str], facts: Mapping[str, Any]) -> s
         return parts["alpha"]
     alpha = facts.get(f"{module.partition('.')[0]}.lora_alpha")
     if isinstance(alpha, int | float):
+        if not math.isfinite(alpha):
+            raise ConvertError(f"has lora_alpha = {alpha} in its metadata, which is not a finite number")
         return float(alpha)
     if module.startswith("base_model."):
         raise ConvertError("is PEFT's own file, whose alpha is in adapter_config.json; save it with diffusers or kohya")

@@ -30,7 +30,7 @@ def lora_base_findings(recipe: Recipe, family: Family | None) -> Iterator[Findin
                 yield from _file_findings((*key_path, number), table, Path(table.base), family)
         for number, table in enumerate(options.lora):
             before = [earlier[part] for part in table.parts if table.train and part in earlier]
-            if before and before[0] != table.base:
+            if any(base != table.base for base in before):
                 text = "the LoRA of an earlier stage on this part has another base; use the same, or train in one stage"
                 yield Finding((*key_path, number, "base"), text)
         earlier |= {part: table.base for table in options.trained_loras for part in table.parts}

@@ -123,8 +123,13 @@ def _counted(recipe: Recipe) -> tuple[Recipe, list[Finding]]:
     if any(concept.generate is not None for concept in recipe.concepts):
         text = "epochs are not supported with class images that a run generates (generate): write the number of steps"
         return recipe, [Finding(("stage", index, "steps"), text) for index in epochs]
-    from .survey import with_steps
+    from .survey import stated_resolution, with_steps
 
+    stages = dict(recipe.stages_with(TrainOptions))
+    unknown = [index for index in epochs if index in stages and stages[index].resolution is None]
+    if unknown and stated_resolution(recipe.model) is None:
+        text = "epochs cannot be counted, as the model's resolution is not known; set resolution, or model.family"
+        return recipe, [Finding(("stage", index, "steps"), text) for index in unknown]
     with suppress(RecipeError, StageError):
         recipe = with_steps(recipe)
     return recipe, []

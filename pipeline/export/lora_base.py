@@ -40,11 +40,13 @@ def read_bases(model: Model, tables: Sequence[LoraOptions]) -> dict[str, dict[st
     bases = {}
     for table in tables:
         if table.base is not None and table.base not in bases:
-            bases[table.base] = _read(model, Path(table.base), table.parts)
+            bases[table.base] = _read(model, Path(table.base))
+        if table.base is not None:
+            _require_parts(model, Path(table.base), bases[table.base], table.parts)
     return bases
 
 
-def _read(model: Model, path: Path, parts: Sequence[str]) -> dict[str, dict[str, LoraWeights]]:
+def _read(model: Model, path: Path) -> dict[str, dict[str, LoraWeights]]:
     try:
         tensors, metadata = safetensors_file.read(path)
         modules = plain_modules(tensors, metadata)
@@ -67,11 +69,15 @@ def _read(model: Model, path: Path, parts: Sequence[str]) -> dict[str, dict[str,
             if layer in own:
                 raise StageError(f"lora.base = {str(path)!r} has two modules for {layer} of {layers[0]}")
             own[layer] = one
+    return weights
+
+
+def _require_parts(model: Model, path: Path, weights: Mapping[str, Any], parts: Sequence[str]) -> None:
+    """StageError unless the file has modules of exactly these parts."""
     if weights.keys() != set(parts):
         there = [part for part in part_modules(model) if part in weights]
         key = ", ".join(f'"{part}"' for part in there)
         raise StageError(f"lora.base = {str(path)!r} has modules of {', '.join(there)}; set parts = [{key}]")
-    return weights
 
 
 def _plain(found: re.Match[str]) -> str:
@@ -177,7 +183,8 @@ def merge_fixed_loras(model: Model, tables: Sequence[LoraOptions]) -> None:
         for part, layers in bases[table.base].items():
             for name, one in layers.items():
                 weight = _weight(part_module(model, part).get_submodule(name))
-                weight.data = merged(weight.data, one, table.strength)
+                made = merged(weight.data, one, table.strength)
+                weight.data = made.pin_memory() if weight.data.is_pinned() else made  # of an offloaded block
 
 
 def under(table: LoraOptions) -> str:

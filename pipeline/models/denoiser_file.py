@@ -13,7 +13,7 @@ from ..errors import StageError
 from ..recipe.defaults import NO_GGUF
 from ..recipe.model import ModelSpec
 from .quantized import QuantizedLinear
-from .received import load_errors, one_line
+from .received import check_parts, load_errors, one_line
 
 
 def read_denoiser(spec: ModelSpec, family: Family, kind: Any, config: Path, dtype: torch.dtype) -> Any:
@@ -33,6 +33,7 @@ def read_denoiser(spec: ModelSpec, family: Family, kind: Any, config: Path, dtyp
     with load_errors(as_stage_error):
         if path.is_dir():
             folder = path if (path / "config.json").is_file() else path / family.denoiser_module
+            check_parts(folder.parent, [folder.name])
             made, info = kind.from_pretrained(str(folder), dtype=dtype, local_files_only=True, output_loading_info=True)
             _require_all(made, sorted(info["missing_keys"]))
             return made

@@ -121,6 +121,8 @@ def load_model(spec: ModelSpec, device: torch.device) -> Model:
             pipe = read_folder(spec, path, parts, device)
     with load_errors(lambda error: model_error(spec, error)):
         model = _with_companions(prepare(pipe, spec, path, device), spec)
+    if spec.denoiser is not None:  # the family may be known only now
+        parts = {**parts, model.family.denoiser_module: Path(spec.denoiser)}
     return replace(model, tokenizer_files=_tokenizer_files(spec, pipe, path), parts=parts)
 
 

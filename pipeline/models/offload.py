@@ -17,29 +17,36 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import StageError
 
+PIECE, ALIGNMENT = 1 << 28, 512  # bytes
 SMALL = 0.05  # lists of modules with a smaller share of a part's weights are no blocks
 Slot = tuple[dict[str, Any], str]  # the table of a module's weights or buffers, and a name in it
 
 
 def blocks_of(part: nn.Module) -> list[nn.Module]:
-    """The blocks of a denoiser, text encoder or VAE in the order of their registration, which is that of their use.
+    """The blocks of a denoiser, text encoder or VAE in the order of their use, which is that of their registration.
 
     Those of its outermost lists of modules, but for lists with a small share of its weights.
     """
     total = sum(weight.numel() for weight in part.parameters())
     found: list[nn.Module] = []
-    for one in _outermost_lists(part):
-        if sum(weight.numel() for weight in one.parameters()) >= SMALL * total:
+    for one in _block_lists(part):
+        if sum(weight.numel() for block in one for weight in block.parameters()) >= SMALL * total:
             found += one
     return found
 
 
-def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield child
+def _block_lists(module: nn.Module) -> Iterator[Sequence[nn.Module]]:
+    """Outermost lists of modules that run one after the other; Stable Cascade has lists of such lists."""
+    children = dict(module.named_children())
+    if "mid_block" in children and "up_blocks" in children:  # U-Nets register it last, and run it between
+        children["up_blocks"] = children.pop("up_blocks")
+    for name, child in children.items():
+        if name == "mid_block":
+            yield (child,)
+        elif isinstance(child, nn.ModuleList) and not any(isinstance(one, nn.ModuleList) for one in child):
+            yield list(child)
         else:
-            yield from _outermost_lists(child)
+            yield from _block_lists(child)
 
 
 def offloaded(count: int, share: float) -> list[int]:
@@ -64,9 +71,8 @@ class Offload:
         for module in part.modules():
             if id(module) not in resting:
                 _move(module, device)
-        for block in self._blocks if device.type == "cuda" else ():
-            for table, name in slots(block):
-                table[name].data = table[name].data.pin_memory()
+        if device.type == "cuda":
+            _pin([table[name] for block in self._blocks for table, name in slots(block)])
         for at, block in enumerate(self._blocks):
             self._wrap(block, at)
         for block in blocks:
@@ -74,7 +80,7 @@ class Offload:
         part.offload = self  # type: ignore[assignment]
 
     def fetch(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor on the device, in the stream of copies where there is one."""
+        """A copy of a tensor on the device, made now."""
         return tensor.to(self.device, non_blocking=True, copy=True)
 
     def _wrap(self, block: nn.Module, at: int) -> None:
@@ -109,20 +115,34 @@ class Offload:
 
     def _take(self, at: int, tensors: Sequence[Tensor]) -> list[Tensor]:
         ahead, self._ahead = self._ahead, None
-        if ahead is None or ahead[0] != at:
+        if ahead is not None and self._stream is not None:  # also before copies that are not used are freed
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        if ahead is None or ahead[0] != at or len(ahead[1]) != len(tensors):
             return [self.fetch(tensor) for tensor in tensors]
-        if self._stream is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self._stream)
-            for copy in ahead[1]:
-                copy.record_stream(current)
         return ahead[1]
 
     def _prefetch(self, at: int) -> None:
         if 0 <= at < len(self._blocks):
             tensors = [table[name] for table, name in slots(self._blocks[at])]
-            with torch.cuda.stream(self._stream):  # nothing without a stream
-                self._ahead = at, [self.fetch(tensor) for tensor in tensors]
+            self._ahead = (
+                at,
+                [self.fetch(tensor) for tensor in tensors] if self._stream is None else self._copy(tensors),
+            )
+
+    def _copy(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Copies made beside what is computed now.
+
+        Their memory is that of the computing stream: it waits for them, so it is free again when they are. Memory of
+        the stream of copies would be free only when the device has reached that point, which lags behind this process.
+        """
+        stream, current = self._stream, torch.cuda.current_stream(self.device)
+        copies = [torch.empty_like(tensor, device=self.device) for tensor in tensors]
+        assert stream is not None
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for copy, tensor in zip(copies, tensors, strict=True):
+                copy.copy_(tensor, non_blocking=True)
+        return copies
 
 
 def slots(block: nn.Module) -> list[Slot]:
@@ -134,6 +154,21 @@ def slots(block: nn.Module) -> list[Slot]:
         for name, tensor in table.items()
         if tensor is not None and not tensor.requires_grad
     ]
+
+
+def _pin(tensors: Sequence[Tensor]) -> None:
+    """Move tensors to page-locked memory, from which copies are made beside products.
+
+    In pieces of 256 MiB: PyTorch rounds each piece up to a power of two.
+    """
+    pool = torch.empty(0, dtype=torch.uint8)
+    for tensor in tensors:
+        data = tensor.data
+        size = -(-data.nbytes // ALIGNMENT) * ALIGNMENT
+        if size > len(pool):
+            pool = torch.empty(max(PIECE, size), dtype=torch.uint8, pin_memory=True)
+        own, pool = pool[: data.nbytes], pool[size:]
+        tensor.data = own.view(data.dtype).view(data.shape).copy_(data)
 
 
 def _checkpointed(block: nn.Module) -> None:

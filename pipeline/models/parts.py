@@ -104,8 +104,6 @@ def other_parts(spec: ModelSpec, path: Path, family: Family | None, names: list[
     `names` are the tensors of a single file; empty for a folder.
     """
     found = {name: find_part(spec, name) for name in stated_parts(spec)}
-    if spec.denoiser is not None and family is not None:
-        found[family.denoiser_module] = Path(spec.denoiser)
     if family is not None and names:
         for name, folder in missing_parts(spec, path, family, names):
             if folder is None:

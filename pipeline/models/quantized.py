@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -216,6 +217,13 @@ def _nf4() -> Any:
     return packing
 
 
+@cache
+def _nf4_code(device: torch.device) -> Tensor:
+    """The sixteen values of nf4 on a device: made anew, they would be a blocking copy in every product."""
+    code: Tensor = _nf4().get_4bit_type("nf4", device=device)
+    return code
+
+
 def _pack_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     packed, state = _nf4().quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type="nf4")
     return packed, state.absmax.float()
@@ -223,7 +231,7 @@ def _pack_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _unpack_nf4(packed: Tensor, scale: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     packing = _nf4()
-    code = packing.get_4bit_type("nf4", device=packed.device)
+    code = _nf4_code(packed.device)
     state = packing.QuantState(
         absmax=scale, shape=torch.Size(shape), code=code, blocksize=BLOCK, quant_type="nf4", dtype=dtype
     )

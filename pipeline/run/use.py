@@ -152,8 +152,12 @@ def load(
         known[spelling(embedding.name)] = embedding.name
     loaded = Loaded(state, fitting)
     state.loaded.append(loaded)
-    state.inject()
     setattr(pipe, _STATE, state)
+    try:
+        state.inject()
+    except BaseException:
+        loaded.unload()
+        raise
     return loaded
 
 

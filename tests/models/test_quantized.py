@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from pivotune.pipeline.errors import StageError
 from pivotune.pipeline.models.load import load_model, skeleton
 from pivotune.pipeline.models.quantized import QuantizedLinear, packed_bytes, quantizable
 from pivotune.pipeline.recipe.defaults import QUANTIZED
+from pivotune.pipeline.recipe.document import shipped_folder
 from pivotune.pipeline.recipe.load import load_recipe
 
 CPU = torch.device("cpu")
@@ -204,7 +206,19 @@ def test_check_says_what_is_wrong_with_a_denoiser(tmp_path):
 
     assert "does not exist" in texts('denoiser = "none.gguf"')[0]
     (tmp_path / "text.txt").write_text("", "utf-8")
+    tiny_flux().transformer.save_pretrained(tmp_path / "odd")
+    config = json.loads((tmp_path / "odd" / "config.json").read_text("utf-8")) | {"auto_map": {"AutoModel": "x.Y"}}
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(StageError):
+        load_model(load_recipe(flux_project(tmp_path, model='denoiser = "odd"')).model, CPU)
     assert "is not a file of a denoiser" in texts('denoiser = "text.txt"')[0]
     (tmp_path / "bad.safetensors").write_bytes(b"<html>")
     with pytest.raises(StageError, match=r"model.denoiser = .* cannot be loaded"):
         load_model(load_recipe(flux_project(tmp_path, model='denoiser = "bad.safetensors"')).model, CPU)
+
+
+def test_a_denoiser_is_among_the_inputs_where_the_recipe_names_no_family(tmp_path):
+    shutil.copytree(shipped_folder() / "micro" / "model" / "unet", tmp_path / "unet")
+    recipe = load_recipe("quickstart").model
+    model = load_model(replace(recipe, family=None, denoiser=str(tmp_path / "unet")), CPU)
+    assert model.parts == {"unet": tmp_path / "unet"}
