@@ -8,6 +8,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from ...converters import safetensors_file
+from ...converters.errors import ConvertError
 from ...converters.families import Family, families
 from ..errors import StageError
 from ..models.channels import check_channels
@@ -162,8 +164,23 @@ def _denoiser_findings(spec: ModelSpec, path: Path) -> Iterator[Finding]:
         yield Finding(where, f"{path.name} is not a file of a denoiser ({' or '.join(DENOISER_FILES)})")
     elif path.suffix.lower() == ".gguf" and find_spec("gguf") is None:
         yield Finding(where, NO_GGUF)
+    elif path.suffix.lower() == ".gguf" and path.is_file() and not _is_gguf(path):
+        yield Finding(where, f"{path.name} is not a GGUF file, whatever its name says; download it again")
+    elif path.suffix.lower() == ".safetensors":
+        try:
+            safetensors_file.read(path, cached=0)
+        except ConvertError as error:
+            yield Finding(where, str(error))
     if base is not None and base.is_file():
         yield Finding(where, "base is a single file, which has its own; set base to a diffusers folder or hub id")
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
 
 
 def part_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]:

@@ -59,6 +59,10 @@ def of_family(text: str, family: str) -> str:
     about = _FAMILY.search(text)
     if about is None or about[0] == f'family = "{family}"':
         return text
+    was = re.search(r'"([^"]+)"', about[0])
+    before = families()[was[1]].widths if was else {}
+    for old, new in zip(before, families()[family].widths, strict=False):  # keys of learning rates
+        text = re.sub(rf"\b{re.escape(old)} =", f"{new} =", text)
     text = _FAMILY.sub(lambda _: f'family = "{family}"', text, count=1)
     return _BASE.sub(lambda _: f'base = "{families()[family].example}"', text, count=1)
 

@@ -36,7 +36,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 
 def vram_option(text: str) -> Callable[[Any], Any]:
     """`--vram`: the memory of a GPU in GB (2^30 bytes), with this help."""
-    return click.option("--vram", type=click.FloatRange(1, 10000), metavar="GB", help=text)
+
+    def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+        if value is not None and value != value:
+            raise click.BadParameter("nan is not a number of GB")
+        return value
+
+    return click.option("--vram", type=click.FloatRange(1, 10000), metavar="GB", help=text, callback=finite)
 
 
 def print_json(value: object) -> None:

@@ -33,6 +33,8 @@ def read_denoiser(spec: ModelSpec, family: Family, kind: Any, config: Path, dtyp
     with load_errors(as_stage_error):
         if path.is_dir():
             folder = path if (path / "config.json").is_file() else path / family.denoiser_module
+            if not (folder / "config.json").is_file():
+                raise ValueError(f"it has no config.json, and none in {family.denoiser_module}")
             check_parts(folder.parent, [folder.name])
             made, info = kind.from_pretrained(str(folder), dtype=dtype, local_files_only=True, output_loading_info=True)
             _require_all(made, sorted(info["missing_keys"]))

@@ -219,7 +219,7 @@ def _nf4() -> Any:
 
 @cache
 def _nf4_code(device: torch.device) -> Tensor:
-    """The sixteen values of nf4 on a device: made anew, they would be a blocking copy in every product."""
+    """The sixteen values of nf4 on a device: made for every product, they would be a blocking copy each time."""
     code: Tensor = _nf4().get_4bit_type("nf4", device=device)
     return code
 

@@ -138,6 +138,8 @@ def load(
     Several files can be loaded, and unloaded in any order. StageError or ConvertError, in one line, for a file of
     another kind of model, a pipeline of no supported family, or a name that is loaded already; nothing is loaded then.
     """
+    if not isinstance(path, str | PathLike):
+        raise StageError(f"load: path is {path!r}, not the path of a file or a run folder")
     content = _read(Path(path), name)
     if not lora:
         content = replace(content, lora={})

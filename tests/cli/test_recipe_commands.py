@@ -385,3 +385,18 @@ def test_new_of_a_family_has_its_usual_model(call, tmp_path: Path) -> None:
     assert 'base = "black-forest-labs/FLUX.2-klein-base-9B"    # (you)' in text
     assert '\nfamily = "flux2-klein-9b"\n' in text
     assert "unknown template 'flx'; did you mean 'flux'?" in call("new", "flx").err
+
+
+def test_a_recipe_of_another_family_than_its_template_has_that_familys_encoders(call, tmp_path):
+    target = tmp_path / "klein.toml"
+    assert call("new", "flux2-klein-9b", "--out", target).code == 0
+    text = target.read_text("utf-8")
+    assert "qwen3_8b = " in text
+    assert "qwen3_4b" not in text
+    assert "has no text encoder" not in call("check", target).out
+
+
+def test_a_memory_that_is_no_number_is_refused(call):
+    refused = call("new", "flux", "--vram", "nan")
+    assert refused.code == 2
+    assert "nan is not a number of GB" in refused.err

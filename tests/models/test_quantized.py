@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from importlib import util
 
 import pytest
 import torch
@@ -212,7 +213,13 @@ def test_check_says_what_is_wrong_with_a_denoiser(tmp_path):
     with pytest.raises(StageError):
         load_model(load_recipe(flux_project(tmp_path, model='denoiser = "odd"')).model, CPU)
     assert "is not a file of a denoiser" in texts('denoiser = "text.txt"')[0]
+    (tmp_path / "page.gguf").write_bytes(b"<html>")
+    if util.find_spec("gguf") is not None:
+        assert "is not a GGUF file" in texts('denoiser = "page.gguf"')[0]
+    with pytest.raises(StageError, match=r"it has no config.json"):
+        load_model(load_recipe(flux_project(tmp_path, model='denoiser = "images"')).model, CPU)
     (tmp_path / "bad.safetensors").write_bytes(b"<html>")
+    assert "not a safetensors file" in texts('denoiser = "bad.safetensors"')[0]
     with pytest.raises(StageError, match=r"model.denoiser = .* cannot be loaded"):
         load_model(load_recipe(flux_project(tmp_path, model='denoiser = "bad.safetensors"')).model, CPU)
 

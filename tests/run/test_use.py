@@ -340,3 +340,9 @@ def test_a_recipe_is_checked_and_run_from_python(tmp_path):
     assert lines
     with pivotune.load(DiffusionPipeline.from_pretrained(tmp_path / "model"), result.folder) as loaded:
         assert loaded.tokens == ("<cat>",)
+
+
+@pytest.mark.parametrize("path", [None, 3, ["a.safetensors"]])
+def test_what_is_no_path_is_one_line(path):
+    with pytest.raises(StageError, match="not the path of a file"):
+        pivotune.load(object(), path)
