@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.context import RunState
+from pivotune.pipeline.run.signals import Stopped
 from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.train import loop
 
@@ -125,3 +127,11 @@ def stopped_at(monkeypatch: pytest.MonkeyPatch, number: int, how: int) -> None:
         return one_step(training, clock)
 
     monkeypatch.setattr(loop, "one_step", asked)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, recipe: Path | Recipe, out: Path) -> None:
+    """Run a recipe into a folder, with Ctrl-C in its second step: the same command resumes it."""
+    stopped_at(monkeypatch, 2, signal.SIGINT)
+    with pytest.raises(Stopped):
+        run_project(recipe, out)
+    monkeypatch.undo()

@@ -22,9 +22,10 @@ def _strength(tooltip: str) -> tuple[str, dict[str, Any]]:
 
 
 class _Node:
-    """What the nodes share: `FOLDER` is the kind of folder of ComfyUI that has the files."""
+    """What the nodes share: `FOLDER` is the kind of folder of ComfyUI that has the files, `FILE` the input for one."""
 
     FOLDER = ""
+    FILE = ""
     CATEGORY = "loaders"
 
     @classmethod
@@ -41,6 +42,11 @@ class _Node:
             raise ConvertError(f"{name}: is not in ComfyUI's {cls.FOLDER} folder any more; refresh and choose again")
         return Path(found)
 
+    @classmethod
+    def IS_CHANGED(cls, **inputs: Any) -> float:
+        """Another value when the file was replaced: the node runs again."""
+        return stat(cls.path(inputs[cls.FILE])).st_mtime
+
 
 class LoadLoraWithEmbeddings(_Node):
     """Applies a LoRA and makes the embeddings in its file usable on the returned CLIP alone.
@@ -49,6 +55,7 @@ class LoadLoraWithEmbeddings(_Node):
     """
 
     FOLDER = "loras"
+    FILE = "lora_name"
     RETURN_TYPES = ("MODEL", "CLIP", "STRING")
     RETURN_NAMES = ("model", "clip", "prompt")
     FUNCTION = "load"
@@ -67,11 +74,6 @@ class LoadLoraWithEmbeddings(_Node):
                 "strength_embeddings": _strength("Factor of the vectors of the embeddings"),
             }
         }
-
-    @classmethod
-    def IS_CHANGED(cls, lora_name: str, **_: Any) -> float:
-        """Another value when the file was replaced: the node runs again."""
-        return stat(cls.path(lora_name)).st_mtime
 
     def load(
         self, model: Any, clip: Any, lora_name: str, strength_model: float, strength_clip: float,
@@ -101,6 +103,7 @@ class LoadEmbedding(_Node):
     """
 
     FOLDER = "embeddings"
+    FILE = "embedding_name"
     RETURN_TYPES = ("CLIP", "STRING")
     RETURN_NAMES = ("clip", "prompt")
     FUNCTION = "load"
@@ -116,11 +119,6 @@ class LoadEmbedding(_Node):
                 "strength": _strength("Factor of its vectors"),
             }
         }
-
-    @classmethod
-    def IS_CHANGED(cls, embedding_name: str, **_: Any) -> float:
-        """Another value when the file was replaced: the node runs again."""
-        return stat(cls.path(embedding_name)).st_mtime
 
     def load(self, clip: Any, embedding_name: str, strength: float) -> tuple[Any, str]:
         """The CLIP with the embeddings, and what to type. ConvertError for another file or one for another model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +20,11 @@ from ..models.index import INDEX, has_index
 from ..models.modular import package_problem
 from ..models.parts import lack_problem, local_part, missing_parts, stated_parts
 from ..models.received import check_model_folder
-from ..recipe.defaults import DENOISER, NO_GGUF, QUANTIZED
+from ..recipe.defaults import DENOISER, NO_GGUF, NO_NF4, QUANTIZED
 from ..recipe.load import CHECKPOINTS
 from ..recipe.model import ModelSpec, Recipe
 from ..recipe.options import TrainOptions
-from ..recipe.problem import Finding
+from ..recipe.problem import Finding, KeyPath
 from ..text import count_of, did_you_mean, did_you_mean_path, nearest
 
 BASE = ("model", "base")
@@ -79,17 +79,14 @@ def family_findings(spec: ModelSpec, family: Family | None) -> Iterator[Finding]
 def weight_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
     """Checks of `model.weights`: parts that there are, packages, and what cannot train packed layers."""
     weights, where = recipe.model.weights, ("model", "weights")
-    known = [DENOISER, *(family.widths if family else ()), "vae"]
+    yield from _unknown_parts(where, weights, family)
     for part, kind in weights.items():
-        if family is not None and part not in known:
-            yield Finding((*where, part), f"{family.title} has no part '{part}'{did_you_mean(part, known)}")
         if (part == "vae") != (kind not in QUANTIZED):
             packed = f"{', '.join(QUANTIZED)}, or model.dtype for all parts"
             fit = "a dtype (float32, float16, bfloat16)" if part == "vae" else packed
             yield Finding((*where, part), f"{kind} is not for {part}; use {fit}")
         if kind == "nf4" and find_spec("bitsandbytes") is None:
-            yield Finding((*where, part), "nf4 needs bitsandbytes, which is not installed; "
-                          "pip install 'pivotune[bitsandbytes]', or use int8")  # fmt: skip
+            yield Finding((*where, part), NO_NF4)
     parts = sorted(part for part in weights if part != "vae")
     if str(recipe.model.denoiser).lower().endswith(".gguf"):
         if DENOISER in weights:
@@ -110,13 +107,19 @@ def weight_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
                 yield Finding((*key_path, "dora"), f"{text}; set it to false")
 
 
+def _unknown_parts(where: KeyPath, parts: Iterable[str], family: Family | None) -> Iterator[Finding]:
+    if family is None:
+        return
+    known = [DENOISER, *family.widths, "vae"]
+    for part in parts:
+        if part not in known:
+            yield Finding((*where, part), f"{family.title} has no part '{part}'{did_you_mean(part, known)}")
+
+
 def offload_findings(recipe: Recipe, family: Family | None) -> Iterator[Finding]:
     """Checks of `model.offload`: parts that there are, and what needs all weights on the device."""
-    offload, where = recipe.model.offload, ("model", "offload")
-    known = [DENOISER, *(family.widths if family else ()), "vae"]
-    for part in offload:
-        if family is not None and part not in known:
-            yield Finding((*where, part), f"{family.title} has no part '{part}'{did_you_mean(part, known)}")
+    offload = recipe.model.offload
+    yield from _unknown_parts(("model", "offload"), offload, family)
     for index, options in recipe.stages_with(TrainOptions) if offload else ():
         if options.compile and DENOISER in offload:
             yield Finding(("stage", index, "compile"), "compile needs all of the denoiser on the device; remove one of "

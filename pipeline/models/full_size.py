@@ -9,19 +9,16 @@ import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...converters.families import Family, families
-from ..embeddings.injection import Encoder
 from ..errors import StageError
 from ..recipe.model import ModelSpec
-from ..tensors import DTYPES
 from .family import family_of, local_path
-from .load import Model, quiet_libraries, skeleton
+from .load import Model, quiet_libraries, skeleton, unweighted
 
 
 @cache
@@ -37,16 +34,7 @@ def full_size(family: Family, spec: ModelSpec) -> Model:
     modules |= {one.module: build("encoders", one.key) for one in family.encoders}
     if family.image_encoder is None:
         modules["vae"] = build("vaes", family.name)
-    pipe = SimpleNamespace(**modules, components=modules)
-    if family.image_encoder is not None:
-        from ..effnet import CONFIG
-
-        pipe.vae = SimpleNamespace(config=CONFIG)
-    encoders = tuple(
-        Encoder(one.key, one.module, one.tokenizer, modules[one.module], None, one.width, one.output)
-        for one in family.encoders
-    )
-    return Model(pipe, family, encoders, None, DTYPES[spec.dtype], torch.device("meta"))
+    return unweighted(family, modules, spec)
 
 
 def build(kind: str, name: str) -> nn.Module:

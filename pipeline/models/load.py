@@ -266,6 +266,11 @@ def skeleton(spec: ModelSpec) -> Model:
     lacks = [name for name in needed if name not in modules]
     if lacks:
         raise model_error(spec, f"{path} names no {lacks[0]}")
+    return unweighted(family, modules, spec)
+
+
+def unweighted(family: Family, modules: Mapping[str, nn.Module], spec: ModelSpec) -> Model:
+    """A model of these modules on the meta device, by their names in the pipeline."""
     pipe = SimpleNamespace(**modules, components=modules)
     if family.image_encoder is not None:
         from ..effnet import CONFIG

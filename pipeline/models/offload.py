@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import StageError
-
 PIECE, ALIGNMENT = 1 << 28, 512  # bytes
 SMALL = 0.05  # lists of modules with a smaller share of a part's weights are no blocks
 Slot = tuple[dict[str, Any], str]  # the table of a module's weights or buffers, and a name in it
@@ -124,22 +122,19 @@ class Offload:
     def _prefetch(self, at: int) -> None:
         if 0 <= at < len(self._blocks):
             tensors = [table[name] for table, name in slots(self._blocks[at])]
-            self._ahead = (
-                at,
-                [self.fetch(tensor) for tensor in tensors] if self._stream is None else self._copy(tensors),
-            )
+            self._ahead = at, self._copy(tensors)
 
     def _copy(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Copies made beside what is computed now.
+        """Copies made beside what is computed now, where there is a stream for them.
 
         Their memory is that of the computing stream: it waits for them, so it is free again when they are. Memory of
         the stream of copies would be free only when the device has reached that point, which lags behind this process.
         """
-        stream, current = self._stream, torch.cuda.current_stream(self.device)
+        if self._stream is None:
+            return [self.fetch(tensor) for tensor in tensors]
         copies = [torch.empty_like(tensor, device=self.device) for tensor in tensors]
-        assert stream is not None
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
             for copy, tensor in zip(copies, tensors, strict=True):
                 copy.copy_(tensor, non_blocking=True)
         return copies
@@ -196,9 +191,3 @@ def device_of(part: nn.Module) -> torch.device:
     """Where a part computes."""
     own = getattr(part, "offload", None)
     return own.device if isinstance(own, Offload) else next(part.parameters()).device
-
-
-def require_blocks(part: nn.Module, name: str) -> None:
-    """StageError for a part that has no blocks to offload."""
-    if not blocks_of(part):
-        raise StageError(f"model.offload: {name} has no blocks that could be offloaded; remove it")

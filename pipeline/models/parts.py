@@ -1,14 +1,17 @@
-"""Parts of a pipeline from elsewhere: `model.vae`, `model.text_encoder`, …, and what a single file does not have."""
+"""Parts of a pipeline from elsewhere: `model.vae`, `model.denoiser`, …, and what a single file does not have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converters.families import Family
 from ..errors import StageError
+from ..recipe.defaults import DENOISER, NO_GGUF
 from ..recipe.model import PARTS, ModelSpec
 from .find import hub_errors, hub_problem, hub_reachable
 from .received import WEIGHTS, check_parts, load_errors, model_error, one_line
@@ -154,19 +157,75 @@ def _own_names(kind: Any, config: Any) -> dict[str, str]:
 
 def read_part(spec: ModelSpec, family: Family, name: str, kind: Any, path: Path, dtype: torch.dtype) -> Any:
     """One part from the folder or file of `other_parts`. StageError when it cannot be loaded or lacks weights."""
+    with part_errors(name, path):
+        if path.is_dir():
+            return part_from_folder(kind, path, dtype)
+        made = part_from_tensors(spec, family, name, kind, read_tensors(path), dtype)
+        require_weights(made)
+        return made
+
+
+def read_denoiser(spec: ModelSpec, family: Family, kind: Any, config: Path, dtype: torch.dtype) -> Any:
+    """The denoiser of `model.denoiser`, of class `kind`; `config` is a diffusers folder of the same model.
+
+    Weights of a GGUF file stay packed (ggml's formats; diffusers' reader and names). Raises StageError when it cannot
+    be read or lacks weights.
+    """
+    path = Path(spec.denoiser or "")
+    gguf, options = path.suffix.lower() == ".gguf", {}
+    if gguf and find_spec("gguf") is None:
+        raise StageError(f"model.denoiser: {NO_GGUF}")
+    with part_errors(DENOISER, path):
+        if path.is_dir():
+            folder = path if (path / "config.json").is_file() else path / family.denoiser_module
+            if not (folder / "config.json").is_file():
+                raise ValueError(f"it has no config.json, and none in {family.denoiser_module}")
+            check_parts(folder.parent, [folder.name])
+            return part_from_folder(kind, folder, dtype)
+        if not hasattr(kind, "from_single_file"):
+            raise ValueError(f"{kind.__name__} reads no single files; use a folder")
+        if gguf:
+            from diffusers import GGUFQuantizationConfig
+
+            options["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype)
+        made = kind.from_single_file(
+            str(path),
+            config=str(config),
+            subfolder=family.denoiser_module,
+            dtype=dtype,
+            local_files_only=True,
+            **options,
+        )
+        require_weights(made)
+    if gguf:
+        from .quantized import keep_gguf_packed
+
+        keep_gguf_packed(made)
+    return made
+
+
+def part_errors(name: str, path: Path) -> AbstractContextManager[None]:
+    """Within it, an error of the libraries becomes a StageError about `model.<name>`."""
 
     def as_stage_error(error: Exception) -> StageError:
         if isinstance(error, NotImplementedError):  # from torch, for a weight that has no value
             error = ValueError("it lacks weights, so it is of another model")
         return StageError(f"model.{name} = {str(path)!r} cannot be loaded: {one_line(error)}")
 
-    with load_errors(as_stage_error):
-        if path.is_dir():
-            made, info = kind.from_pretrained(str(path), dtype=dtype, local_files_only=True, output_loading_info=True)
-            lacks = sorted(info["missing_keys"])
-        else:
-            made = part_from_tensors(spec, family, name, kind, read_tensors(path), dtype)
-            lacks = [key for key, value in made.state_dict().items() if value.is_meta]
-        if lacks:
-            raise ValueError(f"it lacks {len(lacks)} of its {len(made.state_dict())} weights ({lacks[0]}, …)")
-        return made
+    return load_errors(as_stage_error)
+
+
+def part_from_folder(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """One part, of class `kind`, from its folder. Raises what the libraries raise, and ValueError if weights lack."""
+    made, info = kind.from_pretrained(str(folder), dtype=dtype, local_files_only=True, output_loading_info=True)
+    require_weights(made, sorted(info["missing_keys"]))
+    return made
+
+
+def require_weights(made: Any, lacks: Sequence[str] | None = None) -> None:
+    """ValueError when a part lacks weights: those named, by default those that have got no value."""
+    every = made.state_dict()
+    if lacks is None:
+        lacks = [key for key, value in every.items() if value.is_meta]
+    if lacks:
+        raise ValueError(f"it lacks {len(lacks)} of its {len(every)} weights ({lacks[0]}, …)")

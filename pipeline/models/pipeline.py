@@ -20,12 +20,11 @@ from ..recipe.model import ModelSpec
 from ..tensors import DTYPES
 from .channels import check_channels
 from .checkpoint import stated_prediction
-from .denoiser_file import read_denoiser
 from .family import choose_family, no_single_file, width_of
 from .find import GUARDS
 from .index import INDEX, has_index, index_file, plain_index
 from .modular import modular_pipeline, package_problem, read_parts
-from .parts import config_spec, part_from_tensors, read_part
+from .parts import config_spec, part_from_tensors, read_denoiser, read_part
 from .quantized import number_format, part_key, quantize
 from .received import check_model_folder, load_errors, model_error
 from .spellings import read_tensors, respelled_parts

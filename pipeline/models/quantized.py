@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ...converters.families import Family
 from ..errors import StageError
-from ..recipe.defaults import DENOISER
+from ..recipe.defaults import DENOISER, NO_NF4
 from ..recipe.model import ModelSpec
 
 BLOCK = 64  # weights of nf4 that share a scale
@@ -145,6 +145,14 @@ def quantize(
     return len(found)
 
 
+def keep_gguf_packed(part: nn.Module) -> None:
+    """Replace the linear layers of diffusers' reader of GGUF files, which keep unpacked weights for gradients."""
+    for parent in list(part.modules()):
+        for name, layer in parent.named_children():
+            if type(layer).__name__ == "GGUFLinear":
+                setattr(parent, name, QuantizedLinear.from_gguf(layer))
+
+
 def quantizable(part: nn.Module, dtype: torch.dtype) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """Parent, name and layer of every linear layer in this dtype that a packed one can replace."""
     table = getattr(part, "get_input_embeddings", lambda: None)()
@@ -212,8 +220,7 @@ def _nf4() -> Any:
     try:
         from bitsandbytes import functional as packing
     except ImportError:
-        text = "nf4 needs bitsandbytes, which is not installed; pip install 'pivotune[bitsandbytes]', or use int8"
-        raise StageError(f"model.weights: {text}") from None
+        raise StageError(f"model.weights: {NO_NF4}") from None
     return packing
 
 

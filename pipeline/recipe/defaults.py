@@ -48,6 +48,7 @@ def _fill_defaults(table: dict[str, Any], properties: list[tuple[str, dict[str, 
 
 
 DENOISER = "denoiser"
+NO_NF4 = "nf4 needs bitsandbytes, which is not installed; pip install 'pivotune[bitsandbytes]', or use int8"
 NO_GGUF = "a .gguf file needs gguf, which is not installed; pip install 'pivotune[gguf]'"
 QUANTIZED = ("nf4", "int8", "float8")  # number formats of packed linear layers
 TABLES = ("lora", "finetune")

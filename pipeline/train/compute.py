@@ -27,14 +27,13 @@ def gradient_checkpointing(model: Model, wanted: bool) -> Iterator[None]:
     The layers of transformers do so only in training mode. Only the layers' own flag is set, not that of what is inside
     them: T5's attention would use dropout. So a step computes the same values.
     """
-    lists = getattr(DENOISERS[model.family.denoiser_kind], "checkpointed", ())
+    away = hasattr(model.denoiser, "offload")
+    lists = () if away else getattr(DENOISERS[model.family.denoiser_kind], "checkpointed", ())
     blocks = [block for name in lists for block in getattr(model.denoiser, name)] if wanted else []
     parts: list[Any] = [getattr(model.pipe, one.module_name) for one in model.encoders] if wanted else []
     if wanted and not blocks:
         second = getattr(model.pipe, "transformer_2", None)  # of Wan 2.2, for low noise
         parts += [model.denoiser] if second is None else [model.denoiser, second]
-    if hasattr(model.denoiser, "offload"):
-        blocks = []
     parts = [part for part in parts if not hasattr(part, "offload")]  # whose blocks are checkpointed already
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

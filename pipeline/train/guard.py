@@ -65,7 +65,6 @@ class Guard:
             if key not in self._frozen_steps:
                 self._frozen_steps[key] = torch.zeros(count, dtype=torch.int32, device=index.device)
             # those of a checkpoint are on the CPU
-            # those of a checkpoint are on the CPU
             frozen_steps = self._frozen_steps[key] = self._frozen_steps[key].to(index.device)
             steps = torch.where((after != before).any(dim=1) | ~trained, 0, frozen_steps[index] + 1).to(torch.int32)
             frozen_steps[index] = steps

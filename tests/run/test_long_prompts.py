@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from projects import make_project, run_project, stopped_at
+from projects import interrupt, make_project, run_project
 from run.killing import made_files
 
 from pivotune.pipeline.checks.recipe import check_recipe
@@ -23,7 +22,6 @@ from pivotune.pipeline.models.load import load_model
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.recipe.model import Recipe
 from pivotune.pipeline.run.samples import inject_files
-from pivotune.pipeline.run.signals import Stopped
 
 LONG = "a " * 74 + "<cat> on the ring"  # two vectors: they are the first of the second chunk
 PROMPT = 'samples.prompts=["' + LONG + ', red"]'
@@ -69,10 +67,7 @@ def test_a_run_of_long_captions_resumes_to_the_same_bytes(
     train = "embeddings = false\nlora = { rank = 2 }" if frozen else ""
     recipe = project(tmp_path, "sdxl", train=train, export="targets = []")
     whole = run_project(recipe, tmp_path / "whole").folder
-    stopped_at(monkeypatch, 2, signal.SIGINT)
-    with pytest.raises(Stopped):
-        run_project(recipe, tmp_path / "parts")
-    monkeypatch.undo()
+    interrupt(monkeypatch, recipe, tmp_path / "parts")
     run_project(recipe, tmp_path / "parts")
     assert made_files(tmp_path / "parts") == made_files(whole)
 

@@ -1,11 +1,10 @@
 """With frozen text encoders each caption is encoded once, and the steps match those without the cache."""
 
 import json
-import signal
 
 import pytest
 import torch
-from projects import make_project, run_project, stopped_at
+from projects import interrupt, make_project, run_project
 from run.killing import made_files
 from transformers import T5EncoderModel
 
@@ -13,7 +12,6 @@ from pivotune.pipeline.models.denoisers import DENOISERS
 from pivotune.pipeline.models.text import CaptionCache, Text
 from pivotune.pipeline.recipe.load import load_recipe
 from pivotune.pipeline.run import training as run_training
-from pivotune.pipeline.run.signals import Stopped
 
 AROUND = """
 [[stage]]
@@ -107,9 +105,6 @@ def test_an_encoder_whose_vectors_are_frozen_encodes_each_caption_once(tmp_path,
 def test_cached_outputs_of_a_frozen_encoder_resume_to_the_same_bytes(tmp_path, monkeypatch):
     recipe = flux(tmp_path)
     whole = run_project(recipe, tmp_path / "whole").folder
-    stopped_at(monkeypatch, 2, signal.SIGINT)
-    with pytest.raises(Stopped):
-        run_project(recipe, tmp_path / "parts")
-    monkeypatch.undo()
+    interrupt(monkeypatch, recipe, tmp_path / "parts")
     run_project(recipe, tmp_path / "parts")
     assert made_files(tmp_path / "parts") == made_files(whole)

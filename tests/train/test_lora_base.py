@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from projects import before_eject, make_project, run_project, stopped_at
+from projects import before_eject, interrupt, make_project, run_project
 from random_lora import RandomLora, deltas_of, random_lora
 from run.killing import made_files
 from torch import Tensor
@@ -32,7 +31,6 @@ from pivotune.pipeline.recipe.options import LoraOptions, TrainOptions
 from pivotune.pipeline.recipe.typed import options_of
 from pivotune.pipeline.run import runner
 from pivotune.pipeline.run.replay import replay
-from pivotune.pipeline.run.signals import Stopped
 from pivotune.pipeline.stages import STAGES
 from pivotune.pipeline.tensors import from_raw, to_raw
 from pivotune.pipeline.train.lora import ADAPTER
@@ -209,10 +207,7 @@ def test_it_resumes_to_the_same_bytes_and_notices_a_changed_file(
 ) -> None:
     recipe = project(tmp_path, "sd1", ", train = false" if fixed else "", export="targets = []")
     whole = run_project(recipe, tmp_path / "whole").folder
-    stopped_at(monkeypatch, 2, signal.SIGINT)
-    with pytest.raises(Stopped):
-        run_project(recipe, tmp_path / "parts")
-    monkeypatch.undo()
+    interrupt(monkeypatch, recipe, tmp_path / "parts")
     shutil.copytree(tmp_path / "parts", tmp_path / "other")
     run_project(recipe, tmp_path / "parts")
     assert made_files(tmp_path / "parts") == made_files(whole)
@@ -229,10 +224,7 @@ def test_it_resumes_to_the_same_bytes_and_notices_a_changed_file(
 
 def test_a_run_resumes_with_the_same_file_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = project(tmp_path, "sd1", export="targets = []")
-    stopped_at(monkeypatch, 2, signal.SIGINT)
-    with pytest.raises(Stopped):
-        run_project(recipe, tmp_path / "run")
-    monkeypatch.undo()
+    interrupt(monkeypatch, recipe, tmp_path / "run")
     (tmp_path / "elsewhere").mkdir()
     shutil.move(tmp_path / "base.safetensors", tmp_path / "elsewhere" / "base.safetensors")
     place = json.dumps(str(tmp_path / "elsewhere" / "base.safetensors"))
