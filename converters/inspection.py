@@ -62,7 +62,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "embeddings": embeddings,
         "lora": None if lora is None else {**lora._asdict(), "tensors": len(contents.rest)},
         "metadata": dict(stored.metadata),
-        "notes": [*notes, *_notes(stored, contents), *_vector_notes(embeddings)],
+        "notes": [*notes, *_notes(stored, contents, kinds), *_vector_notes(embeddings)],
         "programs": {name: {**verdict._asdict(), "notes": list(verdict.notes)} for name, verdict in found.items()},
         "retarget": _after_retarget(contents, kinds, found) if kind == "embedding" else [],
     }
@@ -135,14 +135,14 @@ def _length(numbers: Sequence[float]) -> float:
     return round(largest * sqrt(fsum((number / largest) ** 2 for number in numbers)), 6)
 
 
-def _notes(stored: Stored, contents: Contents) -> list[str]:
+def _notes(stored: Stored, contents: Contents, kinds: Sequence[Family]) -> list[str]:
+    several = "which fits several text encoders; pass --family"
     notes = []
     for embedding in contents.embeddings:
         for key, tensor in embedding.vectors.items():
             if UNNAMED in key:
-                notes.append(
-                    f"{embedding.name}: {tensor.shape[-1]} wide, which fits several text encoders; pass --family"
-                )
+                fits = several if kinds else "which is the width of no text encoder that is known here"
+                notes.append(f"{embedding.name}: {tensor.shape[-1]} wide, {fits}")
         live = [key for key in outputs(embedding.vectors) if any(embedding.vectors.get(key[:-4], _NONE).data)]
         if live:
             notes.append(

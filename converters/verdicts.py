@@ -59,7 +59,10 @@ def _embedding_notes(program: Program, reading: Reading, contents: Contents, fam
     for embedding, vectors in reading.embeddings.items():
         used = {split_out(key)[0] for key in vectors}
         missing = [key for key in family.widths if key not in used and _can_take(program, family, key)]
-        notes += [f"no {key} vectors: no effect on that text encoder" for key in missing]
+        there = {split_out(key)[0] for one in contents.embeddings if one.name == embedding for key in one.vectors}
+        for key in missing:
+            why = f"its {key} vectors are not found" if key in there else f"no {key} vectors"
+            notes.append(f"{why}: no effect on that text encoder")
         counts = sorted({tensor.shape[0] for tensor in vectors.values() if len(tensor.shape) > 1})
         if program.one_count and len(counts) > 1:
             notes.append(mixed_counts(program, counts))

@@ -406,3 +406,17 @@ def test_z_image_and_flux2_klein_share_key_and_width_and_are_told_apart_by_metad
     assert inspect(saved("x.safetensors", {"qwen3_4b": rows(2, 2560)}))["families"] == ["flux2-klein-4b", "z-image"]
     architecture = {"modelspec.architecture": "z-image/textual-inversion"}
     assert inspect(saved("x.safetensors", {"qwen3_4b": rows(2, 2560)}, architecture))["family"] == "z-image"
+
+
+def test_a_width_of_no_text_encoder_is_not_said_to_fit_several(saved, rows):
+    notes = inspect(saved("w.safetensors", {"emb_params": rows(2, 999)}))["notes"]
+    assert any("999 wide, which is the width of no text encoder" in note for note in notes)
+    assert not any("--family" in note for note in notes)
+
+
+def test_vectors_under_another_name_are_not_said_to_be_missing(saved, rows):
+    found = inspect(saved("x.safetensors", {"clip_l": rows(2, 768), "t5": rows(2, 4096)}))
+    notes = found["programs"]["comfyui"]["notes"]
+    assert "its t5 vectors are not found: no effect on that text encoder" in notes
+    alone = inspect(saved("y.safetensors", {"clip_l": rows(2, 768)}, {"pivotune.family": "flux"}))
+    assert "no t5 vectors: no effect on that text encoder" in alone["programs"]["comfyui"]["notes"]
