@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -164,17 +164,17 @@ class Dataset:
     def _captions(
         self, examples: Sequence[Example], choices: Sequence[float], drops: Sequence[float], number: int
     ) -> tuple[str, ...]:
-        draw, wild = generator(self.seed, "tags", number), generator(self.seed, "wildcards", number)
+        draw = cache(lambda purpose: generator(self.seed, purpose, number))  # most captions need none
         captions = []
         for example, choice, drop in zip(examples, choices, drops, strict=True):
             caption = example.captions[int(choice * len(example.captions))]
             if example.concept.wildcards:
-                caption = draw_wildcards(caption, lambda count: torch.rand(count, generator=wild).tolist())
+                caption = draw_wildcards(caption, lambda count: torch.rand(count, generator=draw("wildcards")).tolist())
             if changes_tags(example.concept):
                 caption = augment_tags(
                     caption, example.concept,
-                    lambda count: torch.rand(count, generator=draw).tolist(),
-                    lambda count: torch.randperm(count, generator=draw).tolist(),
+                    lambda count: torch.rand(count, generator=draw("tags")).tolist(),
+                    lambda count: torch.randperm(count, generator=draw("tags")).tolist(),
                 )  # fmt: skip
             captions.append("" if drop < self.caption_dropout else caption)
         return tuple(captions)
@@ -182,6 +182,8 @@ class Dataset:
     def _latents(self, encoded: Sequence[Encoded], number: int, count: int, part: slice) -> Tensor:
         mean = torch.stack([one.mean for one in encoded])
         deviation = torch.stack([one.deviation for one in encoded])
+        if not bool(deviation.any()):  # of an encoder without a distribution: no noise is drawn that nothing uses
+            return self.latents.normalize(mean)
         noise = torch.randn(count, *mean.shape[1:], generator=generator(self.seed, "latents", number))[part]
         return self.latents.normalize(mean + deviation * noise)
 
